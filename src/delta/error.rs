@@ -1,0 +1,47 @@
+//! What can go wrong in a delta.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::format::FormatError;
+
+/// An operation on a delta that failed.
+#[derive(Debug, Error)]
+pub enum DeltaError {
+    /// The storage said no. ENOSPC stays ENOSPC.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// What the storage said.
+        source: io::Error,
+    },
+    /// Durable state is damaged.
+    #[error("{file} is damaged: {source}")]
+    Damaged {
+        /// Which file of the store.
+        file: String,
+        /// In which way.
+        source: FormatError,
+    },
+    /// The data file does not have what the map says it has.
+    #[error("{file} has {has} bytes, the map needs more than {needs}: it was cut or is missing")]
+    DataMissing {
+        /// Which file of the store.
+        file: String,
+        /// Its length.
+        has: u64,
+        /// Start of the last block that should be in it.
+        needs: u64,
+    },
+    /// A partial write found a block that falls through to the base, and was not given the base's bytes.
+    #[error("the base's bytes of a partly written block are missing")]
+    NeedBase,
+}
+
+impl DeltaError {
+    pub(super) fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { operation, source }
+    }
+}

@@ -1,0 +1,406 @@
+//! Making a delta durable: the map file, flushes that join, and recovery.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::map::{Captured, LiveMap, Take, blocks_for};
+use super::ranges::RangeLock;
+use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
+use crate::format::BLOCK;
+use crate::format::journal::{HEADER, Journal, MapHeader, Record};
+use crate::format::record::MapRoot;
+use crate::io::{LiveFile, LiveHeader, MediumFile, Open, read_whole, sys};
+
+const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
+/// A map file is rewritten when it is larger than this and than four times its first record.
+const REWRITE: u64 = 256 << 10;
+/// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
+const AHEAD: u64 = 16 << 10;
+const LARGEST_MAP_FILE: u64 = 8 << 30;
+
+/// Keeps the root of a disk's durable map.
+pub trait RootStore: Send + Sync {
+    /// Durably replaces the root.
+    fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()>;
+}
+
+/// State of the map file; who has it may append.
+#[derive(Default)]
+pub(super) struct Commit {
+    root: MapRoot,
+    file: Option<Arc<dyn MediumFile>>,
+    nonce: u64,
+    tail: u64,
+    /// The file has zeros up to here.
+    filled: u64,
+    first: u64,
+    seq: u64,
+    /// The next flush writes a new map file.
+    rewrite: bool,
+    /// Size and overlap as the file has them.
+    extent: (u64, u64),
+}
+
+impl Commit {
+    pub(super) fn allocated(&self) -> u64 {
+        self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
+    }
+}
+
+/// Lets concurrent flushes join: one that comes while another runs is served by the next.
+#[derive(Default)]
+pub(super) struct FlushGate {
+    state: Mutex<Gate>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Gate {
+    running: bool,
+    /// Flushes begun.
+    begun: u64,
+    /// Flushes ended, and how the ones that somebody may still wait for ended.
+    ended: u64,
+    failed: Vec<(u64, i32)>,
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Without randomness the clock has to do: the nonce guards against stale bytes, not against enemies.
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => sys::now_ns() as u64,
+    }
+}
+
+impl Delta {
+    /// Opens the delta of a disk: by its live map after a crash of the worker, by its map file after a reboot.
+    ///
+    /// # Errors
+    /// `Damaged` and `DataMissing` when the store does not have what was acknowledged; what the storage says.
+    pub fn open(spec: DeltaSpec, footing: Footing) -> Result<Self, DeltaError> {
+        let fail = |operation| DeltaError::io(operation);
+        let data_name = data_name(spec.disk);
+        let data = match footing.medium.open(&data_name, Open::Existing) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(fail("opening the data file")(e)),
+        };
+        let identity = match &data {
+            Some(data) => data.identity().map_err(fail("opening the data file"))?,
+            None => (0, 0),
+        };
+        let (journal, commit) = open_map_file(&spec, &footing)?;
+        let live = footing.live.existing(spec.disk).map_err(fail("opening the live map"))?;
+        let live = live.filter(|live| is_ours(live, &spec, identity));
+        let taken_over = live.is_some();
+        let map = match live {
+            Some(live) => LiveMap::new(live),
+            None => replay(&spec, &footing, journal, identity)?,
+        };
+        let delta = Self {
+            spec,
+            map,
+            data: RwLock::new(data),
+            ranges: RangeLock::default(),
+            commit: Mutex::new(commit),
+            gate: FlushGate::default(),
+            unsynced: AtomicBool::new(true),
+            footing,
+        };
+        if taken_over {
+            let pending = delta.word(LiveHeader::PendingShrink);
+            if pending != 0 {
+                delta.shrink(pending - 1)?;
+            }
+        } else {
+            delta.check_data(&data_name)?;
+            delta.footing.live.publish(delta.spec.disk).map_err(fail("making the live map"))?;
+        }
+        Ok(delta)
+    }
+
+    fn check_data(&self, file: &str) -> Result<(), DeltaError> {
+        let end = self.map.data_end();
+        if end == 0 {
+            return Ok(());
+        }
+        let data = self.data.read().clone();
+        let has = data.map_or(Ok(0), |d| d.len()).map_err(DeltaError::io("opening the data file"))?;
+        let needs = (end - 1) * BLOCK;
+        if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
+    }
+
+    /// Makes everything durable that was completed before the call.
+    ///
+    /// # Errors
+    /// After a failed sync the error epoch has grown: what was written since the last flush may be lost. ENOSPC
+    /// while appending to the map file is not such a failure, the flush can be asked for again.
+    pub fn flush(&self) -> Result<(), DeltaError> {
+        let mut gate = self.gate.state.lock();
+        let mine = gate.begun + 1;
+        while gate.running && gate.ended < mine {
+            self.gate.changed.wait(&mut gate);
+        }
+        if gate.ended >= mine {
+            return match gate.failed.iter().find(|(n, _)| *n == mine) {
+                Some((_, errno)) => {
+                    Err(DeltaError::io("flush of a concurrent caller")(io::Error::from_raw_os_error(*errno)))
+                }
+                None => Ok(()),
+            };
+        }
+        gate.running = true;
+        gate.begun = mine;
+        drop(gate);
+        let result = self.flush_alone();
+        let mut gate = self.gate.state.lock();
+        gate.running = false;
+        gate.ended = mine;
+        gate.failed.retain(|(n, _)| *n + 2 > mine);
+        if let Err(error) = &result {
+            let errno = match error {
+                DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+                _ => libc::EIO,
+            };
+            gate.failed.push((mine, errno));
+        }
+        drop(gate);
+        self.gate.changed.notify_all();
+        result
+    }
+
+    fn flush_alone(&self) -> Result<(), DeltaError> {
+        let mut commit = self.commit.lock();
+        let large = commit.tail > REWRITE.max(4 * commit.first);
+        let full = commit.rewrite || large;
+        // Data written before a word is taken is synced below, before the word is journaled.
+        let was_unsynced = self.unsynced.swap(false, Ordering::AcqRel);
+        let take = if full { Take::All } else { Take::Changed };
+        let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
+        let result = (|| {
+            if was_unsynced && let Some(data) = self.data.read().clone() {
+                data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+            }
+            if captured.runs.is_empty() && extent == commit.extent {
+                return Ok(());
+            }
+            self.journal(&mut commit, extent, &captured, full)
+        })();
+        match &result {
+            Ok(()) => self.map.done(&captured),
+            Err(_) => {
+                self.unsynced.store(true, Ordering::Release);
+                self.map.failed(&captured);
+            }
+        }
+        result
+    }
+
+    fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
+        self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
+        tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
+        DeltaError::Io { operation, source }
+    }
+
+    /// Journals a size at once; the caller has the whole range.
+    pub(super) fn commit_size(&self, size: u64, overlap: u64) -> Result<(), DeltaError> {
+        let mut commit = self.commit.lock();
+        if commit.rewrite {
+            // The first map file has everything, and what it claims has to be synced.
+            let (captured, ()) = self.map.take(Take::All, || ());
+            let result = self.sync_for_rewrite().and_then(|()| {
+                self.journal(&mut commit, (size, overlap), &captured, true)
+            });
+            match &result {
+                Ok(()) => self.map.done(&captured),
+                Err(_) => self.map.failed(&captured),
+            }
+            return result;
+        }
+        self.journal(&mut commit, (size, overlap), &Captured::default(), false)
+    }
+
+    fn sync_for_rewrite(&self) -> Result<(), DeltaError> {
+        match self.data.read().clone() {
+            Some(data) => data.sync_data().map_err(|e| self.poison("syncing the data file", e)),
+            None => Ok(()),
+        }
+    }
+
+    fn journal(
+        &self,
+        commit: &mut Commit,
+        extent: (u64, u64),
+        captured: &Captured,
+        full: bool,
+    ) -> Result<(), DeltaError> {
+        let (size, overlap) = extent;
+        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: captured.runs.clone() };
+        if full { self.rewrite(commit, &record)? } else { self.append(commit, &record)? }
+        commit.extent = extent;
+        Ok(())
+    }
+
+    fn append(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
+        let Some(file) = commit.file.clone() else { return self.rewrite(commit, record) };
+        let bytes = record.encode(commit.nonce, commit.seq);
+        let end = commit.tail + bytes.len() as u64;
+        if end > commit.filled {
+            let zeros = vec![0; (end - commit.filled + AHEAD) as usize];
+            // Only a convenience: without space for it the record itself may still fit.
+            if file.write_at(&zeros, commit.filled).is_ok() {
+                commit.filled += zeros.len() as u64;
+            }
+        }
+        file.write_at(&bytes, commit.tail).map_err(DeltaError::io("appending to the map file"))?;
+        if let Err(error) = file.sync_data() {
+            // Nobody knows what of it is durable: a new file is written next time.
+            commit.rewrite = true;
+            return Err(self.poison("syncing the map file", error));
+        }
+        commit.tail = end;
+        commit.filled = commit.filled.max(end);
+        commit.seq += 1;
+        Ok(())
+    }
+
+    /// Writes a new map file that says what `record` says, and makes it the root.
+    fn rewrite(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
+        let (disk, medium) = (self.spec.disk, &self.footing.medium);
+        let header = MapHeader { disk, generation: commit.root.generation + 1, nonce: random() };
+        let mut bytes = header.encode();
+        bytes.extend(record.encode(header.nonce, 1));
+        let write = || {
+            let file = medium.open(&map_name(disk, header.generation), Open::Create)?;
+            file.set_len(0)?;
+            file.write_at(&bytes, 0)?;
+            Ok(file)
+        };
+        let file = write().map_err(DeltaError::io("writing a new map file"))?;
+        let root = MapRoot { generation: header.generation, floor: bytes.len() as u64 };
+        let durable = || {
+            file.sync_data()?;
+            medium.sync_dir("deltas")?;
+            self.footing.roots.commit(root, record.modified_ns)
+        };
+        match durable() {
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+                return Err(DeltaError::io("writing the disk's record")(e));
+            }
+            other => other.map_err(|e| self.poison("making a new map file durable", e))?,
+        }
+        if commit.root.generation != 0 {
+            // A left-over is harmless; `plyfs check` names it.
+            let _ = medium.remove(&map_name(disk, commit.root.generation));
+        }
+        let len = bytes.len() as u64;
+        *commit = Commit {
+            root,
+            file: Some(file),
+            nonce: header.nonce,
+            tail: len,
+            filled: len,
+            first: len,
+            seq: 2,
+            rewrite: false,
+            extent: (record.size, record.overlap),
+        };
+        Ok(())
+    }
+
+    /// Flushes, and notes how long the map file is, so that damage is noticed when it is opened again. The live map
+    /// goes; nobody may use the delta afterwards.
+    ///
+    /// # Errors
+    /// As [`Delta::flush`]; the live map stays then, for a next start before a reboot.
+    pub fn close(&self) -> Result<(), DeltaError> {
+        self.flush()?;
+        let mut commit = self.commit.lock();
+        let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
+        let modified = self.modified_ns();
+        if root != commit.root || modified != self.spec.modified_ns {
+            let done = self.footing.roots.commit(root, modified);
+            done.map_err(DeltaError::io("writing the disk's record"))?;
+            commit.root = root;
+        }
+        self.footing.live.remove(self.spec.disk).map_err(DeltaError::io("removing the live map"))
+    }
+}
+
+fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {
+    let word = |word| live.header(word).load(Ordering::Acquire);
+    let inode = (word(LiveHeader::Device), word(LiveHeader::Inode));
+    let ours = word(LiveHeader::Magic) == LIVE_MAGIC
+        && word(LiveHeader::Disk) == spec.disk
+        && word(LiveHeader::Boot) == sys::boot_number()
+        && (inode == data || inode == (0, 0));
+    if !ours {
+        tracing::warn!(disk = spec.disk, "a live map belongs to other files than the store's and is not used");
+    }
+    ours
+}
+
+fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>, Commit), DeltaError> {
+    let root = spec.root;
+    if root.generation == 0 {
+        let extent = (spec.size, spec.overlap);
+        return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
+    }
+    let name = map_name(spec.disk, root.generation);
+    let open = || {
+        let file = footing.medium.open(&name, Open::Existing)?;
+        let bytes = read_whole(&*file, LARGEST_MAP_FILE)?;
+        Ok((file, bytes))
+    };
+    let (file, bytes) = open().map_err(DeltaError::io("opening the map file"))?;
+    let journal = Journal::decode(&bytes, spec.disk, root.generation, root.floor)
+        .map_err(|source| DeltaError::Damaged { file: name, source })?;
+    let extent = journal.records.last().map_or((spec.size, spec.overlap), |r| (r.size, r.overlap));
+    let commit = Commit {
+        root,
+        file: Some(file),
+        nonce: journal.header.nonce,
+        tail: journal.end,
+        filled: if journal.torn { journal.end } else { bytes.len() as u64 },
+        first: HEADER as u64,
+        seq: journal.next_seq,
+        rewrite: journal.torn,
+        extent,
+    };
+    Ok((Some(journal), commit))
+}
+
+/// Makes a live map of what is durable.
+fn replay(
+    spec: &DeltaSpec,
+    footing: &Footing,
+    journal: Option<Journal>,
+    data: (u64, u64),
+) -> Result<LiveMap, DeltaError> {
+    let fail = || DeltaError::io("making the live map");
+    let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
+    let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
+    for record in journal.iter().flat_map(|j| &j.records) {
+        for run in &record.runs {
+            map.load(run).map_err(fail())?;
+        }
+        if record.size < size || !record.runs.is_empty() {
+            map.clear_from(blocks_for(record.size));
+        }
+        (size, overlap, modified) = (record.size, record.overlap, modified.max(record.modified_ns));
+    }
+    let set = |word, value| map.live().header(word).store(value, Ordering::Release);
+    set(LiveHeader::Disk, spec.disk);
+    set(LiveHeader::Device, data.0);
+    set(LiveHeader::Inode, data.1);
+    set(LiveHeader::Size, size);
+    set(LiveHeader::Overlap, overlap);
+    set(LiveHeader::Modified, modified as u64);
+    set(LiveHeader::Boot, sys::boot_number());
+    set(LiveHeader::Magic, LIVE_MAGIC);
+    Ok(map)
+}

@@ -1,0 +1,392 @@
+//! The write layer of one disk: a data file with the disk's own offsets, and a map of two bits a block.
+//!
+//! What must hold: a block is `Data` only after its bytes are in the data file; the durable map claims only what
+//! the data file durably has; the map is the only truth, holes of the data file mean nothing; a block that was
+//! `Zero` or `Data` below the overlap never falls through to the base again.
+
+mod error;
+mod flush;
+mod map;
+mod ranges;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+pub use error::DeltaError;
+pub use flush::RootStore;
+use flush::{Commit, FlushGate};
+use map::{LiveMap, blocks_for};
+use ranges::RangeLock;
+
+use crate::format::BLOCK;
+use crate::format::journal::State;
+use crate::format::record::MapRoot;
+use crate::io::{LiveHeader, LiveStore, Medium, MediumFile, Open, sys};
+
+/// Where an extent's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// In the delta.
+    Data,
+    /// Nowhere: zeros.
+    Zero,
+    /// In the base.
+    Base,
+}
+
+/// What a disk's record says of its delta.
+#[derive(Debug, Clone, Copy)]
+pub struct DeltaSpec {
+    /// Number of the disk.
+    pub disk: u64,
+    /// Bytes, when no map file has another word.
+    pub size: u64,
+    /// Bytes that fall through, when no map file has another word.
+    pub overlap: u64,
+    /// Last modification in nanoseconds since the epoch.
+    pub modified_ns: i64,
+    /// Where the durable map is.
+    pub root: MapRoot,
+}
+
+/// What a delta stands on.
+#[derive(Clone)]
+pub struct Footing {
+    /// The store.
+    pub medium: Arc<dyn Medium>,
+    /// Where live maps are.
+    pub live: Arc<dyn LiveStore>,
+    /// Keeps the root of this disk's durable map.
+    pub roots: Arc<dyn RootStore>,
+}
+
+/// The base's bytes of the blocks at both ends of a write that covers them partly.
+#[derive(Debug, Default)]
+pub struct Edges {
+    /// Of the first block.
+    pub head: Option<Box<[u8]>>,
+    /// Of the last block, when that is another one.
+    pub tail: Option<Box<[u8]>>,
+}
+
+/// Whether a size changes the file to exactly that, or only when it is larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Durable when the call returns.
+    Now,
+    /// With the next flush.
+    Flush,
+}
+
+/// The write layer of one disk.
+pub struct Delta {
+    spec: DeltaSpec,
+    footing: Footing,
+    map: LiveMap,
+    data: RwLock<Option<Arc<dyn MediumFile>>>,
+    ranges: RangeLock,
+    commit: Mutex<Commit>,
+    gate: FlushGate,
+    unsynced: AtomicBool,
+}
+
+impl std::fmt::Debug for Delta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delta").field("disk", &self.spec.disk).finish_non_exhaustive()
+    }
+}
+
+fn data_name(disk: u64) -> String {
+    format!("deltas/{disk}.data")
+}
+
+fn map_name(disk: u64, generation: u64) -> String {
+    format!("deltas/{disk}.{generation}.map")
+}
+
+impl Delta {
+    fn word(&self, word: LiveHeader) -> u64 {
+        self.map.live().header(word).load(Ordering::Acquire)
+    }
+
+    fn set_word(&self, word: LiveHeader, value: u64) {
+        self.map.live().header(word).store(value, Ordering::Release);
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.word(LiveHeader::Size)
+    }
+
+    /// Bytes from the start that fall through to the base where nothing was written.
+    pub fn overlap(&self) -> u64 {
+        self.word(LiveHeader::Overlap)
+    }
+
+    /// Failed flushes so far; a handle opened before the last one may not write.
+    pub fn error_epoch(&self) -> u64 {
+        self.word(LiveHeader::ErrorEpoch)
+    }
+
+    /// Last modification in nanoseconds since the epoch.
+    pub fn modified_ns(&self) -> i64 {
+        self.word(LiveHeader::Modified) as i64
+    }
+
+    /// Sets the time of the last modification.
+    pub fn set_modified_ns(&self, at: i64) {
+        self.set_word(LiveHeader::Modified, at as u64);
+    }
+
+    fn touch(&self) {
+        self.set_modified_ns(sys::now_ns());
+    }
+
+    /// Bytes that the delta takes in the store.
+    pub fn allocated(&self) -> io::Result<u64> {
+        let data = self.data.read().clone();
+        let map = self.commit.lock().allocated();
+        Ok(data.map_or(Ok(0), |d| d.allocated())? + map)
+    }
+
+    /// Mapping at `offset` and the end of its extent, at most `end`.
+    pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {
+        let overlap = self.overlap();
+        let (state, blocks_end) = self.map.run(offset / BLOCK, end.div_ceil(BLOCK));
+        let run_end = (blocks_end * BLOCK).min(end);
+        match state {
+            State::Data => (Mapping::Data, run_end),
+            State::Zero => (Mapping::Zero, run_end),
+            State::Unmapped if offset < overlap => (Mapping::Base, run_end.min(overlap)),
+            State::Unmapped => (Mapping::Zero, run_end),
+        }
+    }
+
+    /// Reads an extent that is `Data`; bytes that the file does not have are zeros.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), DeltaError> {
+        let data = self.data.read().clone();
+        let got = match data {
+            Some(data) => data.read_at(buf, offset).map_err(DeltaError::io("reading the delta"))?,
+            None => 0,
+        };
+        buf[got..].fill(0);
+        Ok(())
+    }
+
+    /// As [`Delta::read`] when that needs no waiting; false otherwise.
+    pub fn read_now(&self, buf: &mut [u8], offset: u64) -> bool {
+        let data = self.data.read();
+        data.as_ref().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
+    }
+
+    /// Whether a write of `offset..offset + len` needs the base's bytes of its first and its last block.
+    pub fn needs_base(&self, offset: u64, len: u64) -> (bool, bool) {
+        let (end, size) = (offset + len, self.size());
+        let falls_through = |block: u64| {
+            block * BLOCK < self.overlap() && self.map.state(block) == State::Unmapped
+        };
+        let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
+        let head = !offset.is_multiple_of(BLOCK) || (first == last && !end.is_multiple_of(BLOCK) && end < size);
+        let tail = first != last && !end.is_multiple_of(BLOCK) && end < size;
+        (head && falls_through(first), tail && falls_through(last))
+    }
+
+    fn open_data(&self) -> Result<Arc<dyn MediumFile>, DeltaError> {
+        if let Some(data) = self.data.read().as_ref() {
+            return Ok(data.clone());
+        }
+        let mut slot = self.data.write();
+        if let Some(data) = slot.as_ref() {
+            return Ok(data.clone());
+        }
+        let fail = DeltaError::io("making the data file");
+        let data = self.footing.medium.open(&data_name(self.spec.disk), Open::Create);
+        let made = data.and_then(|data| Ok((data.identity()?, data)));
+        let ((device, inode), data) = made.map_err(fail)?;
+        self.set_word(LiveHeader::Device, device);
+        self.set_word(LiveHeader::Inode, inode);
+        *slot = Some(data.clone());
+        Ok(data)
+    }
+
+    /// Writes `bytes` at `offset`; a write past the end extends the disk.
+    ///
+    /// `edges` has the base's bytes of partly covered blocks, as [`Delta::needs_base`] asked for.
+    ///
+    /// # Errors
+    /// [`DeltaError::NeedBase`] when an edge is missing; what the storage says. Then each block has its old
+    /// content, or for blocks that were `Data` before, possibly the new one.
+    pub fn write(&self, offset: u64, bytes: &[u8], edges: &Edges) -> Result<(), DeltaError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let end = offset + bytes.len() as u64;
+        let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
+        let mut range = self.ranges.lock(first, last + 1);
+        if end > self.size() {
+            // Growing touches what lies between the old and the new end, and the old end moves with every grower.
+            drop(range);
+            range = self.ranges.lock(0, u64::MAX);
+        }
+        let _range = range;
+        let size = self.size();
+        let extends = end > size;
+        if extends {
+            self.forget_beyond(size, end)?;
+        }
+        let data = self.open_data()?;
+        self.map.prepare(first, last + 1).map_err(DeltaError::io("reserving memory for the map"))?;
+        self.unsynced.store(true, Ordering::Release);
+
+        let mut head_fill = Vec::new();
+        if !offset.is_multiple_of(BLOCK) && self.map.state(first) != State::Data {
+            let mut block = self.old_block(first, edges.head.as_deref())?;
+            block.truncate((offset % BLOCK) as usize);
+            head_fill = block;
+        }
+        let mut tail_fill = Vec::new();
+        if !end.is_multiple_of(BLOCK) && end < size && self.map.state(last) != State::Data {
+            let edge = if last == first { edges.head.as_deref() } else { edges.tail.as_deref() };
+            tail_fill = self.old_block(last, edge)?.split_off((end % BLOCK) as usize);
+        }
+        // One write, so that fill and new bytes become visible as one.
+        let put = DeltaError::io("writing to the delta");
+        if head_fill.is_empty() && tail_fill.is_empty() {
+            data.write_at(bytes, offset).map_err(put)?;
+        } else {
+            let at = offset - head_fill.len() as u64;
+            let mut whole = head_fill;
+            whole.extend_from_slice(bytes);
+            whole.extend_from_slice(&tail_fill);
+            data.write_at(&whole, at).map_err(put)?;
+        }
+        self.map.set(first, last + 1, State::Data);
+        if extends {
+            self.set_word(LiveHeader::Size, end);
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// What a block that is not `Data` reads as.
+    fn old_block(&self, block: u64, base: Option<&[u8]>) -> Result<Vec<u8>, DeltaError> {
+        let overlap = self.overlap();
+        let mut out = vec![0; BLOCK as usize];
+        if self.map.state(block) == State::Unmapped && block * BLOCK < overlap {
+            let base = base.ok_or(DeltaError::NeedBase)?;
+            let below = ((overlap - block * BLOCK).min(BLOCK) as usize).min(base.len());
+            out[..below].copy_from_slice(&base[..below]);
+        }
+        Ok(out)
+    }
+
+    /// Makes sure that nothing old shows when the disk grows from `size` to `end`: whoever grows it has the range.
+    fn forget_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
+        self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
+        if let Some(data) = self.data.read().as_ref() {
+            let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
+            trim().map_err(DeltaError::io("cutting the data file"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes whole blocks `first..end` read as zeros and gives their space back.
+    ///
+    /// # Errors
+    /// ENOSPC when there is no memory for the map; the blocks are unchanged then.
+    pub fn zero_blocks(&self, first: u64, end: u64) -> Result<(), DeltaError> {
+        if first >= end {
+            return Ok(());
+        }
+        let _range = self.ranges.lock(first, end);
+        // Above the overlap nothing shines through, so forgetting is enough and costs no memory.
+        let hidden = blocks_for(self.overlap()).clamp(first, end);
+        if hidden > first {
+            self.map.prepare(first, hidden).map_err(DeltaError::io("reserving memory for the map"))?;
+            self.map.set(first, hidden, State::Zero);
+        }
+        self.map.set(hidden, end, State::Unmapped);
+        if let Some(data) = self.data.read().as_ref() {
+            // The map has the word; a filesystem that cannot punch only keeps the space.
+            if let Err(error) = data.punch(first * BLOCK, (end - first) * BLOCK) {
+                tracing::debug!(disk = self.spec.disk, %error, "space of a discard was not given back");
+            }
+            self.unsynced.store(true, Ordering::Release);
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Whether every byte of a block reads as zero without looking at data.
+    pub fn is_zero(&self, block: u64) -> bool {
+        matches!(self.extent(block * BLOCK, (block + 1) * BLOCK), (Mapping::Zero, _))
+    }
+
+    /// Reserves space for a range; what is read does not change.
+    ///
+    /// # Errors
+    /// ENOSPC when there is not enough.
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), DeltaError> {
+        self.open_data()?.allocate(offset, len).map_err(DeltaError::io("reserving space"))
+    }
+
+    /// Changes the size. What is cut off reads zeros when the disk grows again.
+    ///
+    /// # Errors
+    /// What the storage says; the size is then unchanged. A shrink is always durable at return.
+    pub fn resize(&self, size: u64, durability: Durability) -> Result<(), DeltaError> {
+        let _range = self.ranges.lock(0, u64::MAX);
+        let old = self.size();
+        if size > old {
+            self.forget_beyond(old, size)?;
+            self.set_word(LiveHeader::Size, size);
+            if durability == Durability::Now {
+                self.commit_size(size, self.overlap()).inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+            }
+        } else if size < old {
+            self.shrink(size)?;
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
+    fn shrink(&self, size: u64) -> Result<(), DeltaError> {
+        let overlap = self.overlap().min(size);
+        self.set_word(LiveHeader::PendingShrink, size + 1);
+        self.commit_size(size, overlap).inspect_err(|_| self.set_word(LiveHeader::PendingShrink, 0))?;
+        self.set_word(LiveHeader::Overlap, overlap);
+        self.set_word(LiveHeader::Size, size);
+        self.map.clear_from(blocks_for(size));
+        if let Some(data) = self.data.read().as_ref() {
+            let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
+            trim().map_err(DeltaError::io("cutting the data file"))?;
+        }
+        self.set_word(LiveHeader::PendingShrink, 0);
+        Ok(())
+    }
+
+    /// Removes everything that a disk has in the store and in memory. Nobody may use the disk any more.
+    ///
+    /// # Errors
+    /// What the storage says; calling again goes on.
+    pub fn purge(medium: &dyn Medium, live: &dyn LiveStore, disk: u64) -> io::Result<()> {
+        live.remove(disk)?;
+        let (prefix, mut any) = (format!("{disk}."), false);
+        for name in medium.list("deltas")?.iter().filter(|n| n.starts_with(&prefix)) {
+            match medium.remove(&format!("deltas/{name}")) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => any = true,
+            }
+        }
+        if any { medium.sync_dir("deltas") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,29 @@
+//! Pure encode and decode of what plyfs keeps on disk; no I/O.
+//!
+//! Every byte is specified in docs/format.md. Structures are encoded field by field, little endian, so that a
+//! change of a Rust type never changes a store. A decoder returns an error for anything it does not know:
+//! it never panics and never allocates more than the input's own length justifies.
+
+mod codec;
+pub mod journal;
+pub mod record;
+#[cfg(test)]
+mod tests;
+
+pub use codec::{Envelope, FormatError, Kind, Reader, Writer};
+
+/// Bytes of a block, the unit of a delta's map.
+pub const BLOCK: u64 = 4096;
+
+/// Largest size of a disk or base in bytes (64 TiB).
+pub const MAX_DISK_SIZE: u64 = 1 << 46;
+
+/// Whether `name` can be the name of a disk or a base: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
+pub fn valid_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    (1..=128).contains(&bytes.len())
+        && bytes[0].is_ascii_alphanumeric()
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}

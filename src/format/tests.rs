@@ -1,0 +1,179 @@
+//! Golden bytes and damage of every durable structure.
+
+use super::journal::{Journal, MapHeader, Record, Run};
+use super::record::*;
+use super::{Kind, valid_name};
+use proptest::prelude::*;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn identity() -> BaseIdentity {
+    BaseIdentity { size: 5000, mtime_ns: 77, inode: 12, digest: Some(Digest::Sha256([7; 32])) }
+}
+
+fn disk() -> DiskRecord {
+    DiskRecord {
+        id: 3,
+        name: "vm-1".into(),
+        name_seq: 9,
+        unlinked: false,
+        backing: Some(Backing { base: 2, identity: identity() }),
+        size: 8192,
+        overlap: 5000,
+        mode: 0o600,
+        uid: 1,
+        gid: 2,
+        created_ns: 10,
+        changed_ns: 11,
+        modified_ns: 12,
+        map: MapRoot { generation: 4, floor: 128 },
+    }
+}
+
+fn base() -> BaseRecord {
+    BaseRecord {
+        id: 2,
+        name: "debian".into(),
+        source: "/srv/debian.raw".into(),
+        format: ImageFormat::Raw,
+        size: 5000,
+        identity: identity(),
+        created_ns: 5,
+    }
+}
+
+fn map_file() -> Vec<u8> {
+    let header = MapHeader { disk: 3, generation: 4, nonce: 0x1234 };
+    let mut bytes = header.encode();
+    for seq in 1..=3u64 {
+        let runs = vec![
+            Run { first: seq, words: vec![1, 2] },
+            Run { first: 100, words: vec![0x5555_5555_5555_5555; 40] },
+        ];
+        let record = Record { size: 1 << 30, overlap: 4096, modified_ns: 9, runs };
+        bytes.extend(record.encode(0x1234, seq));
+    }
+    bytes
+}
+
+/// When this fails, the on-disk format has changed: bump the version of the structure and read the old one too.
+#[test]
+fn golden_bytes_bump_the_version_when_this_fails() {
+    let superblock = Superblock { uuid: [0xab; 16], created_ns: 1, next_id: 1000 };
+    assert_eq!(
+        hex(&superblock.encode()),
+        "504c5953544f52450100000020000000000000000000000000000000000000000000000000000000abababababababababababab\
+         abababab0100000000000000e8030000000000003bfce4f4"
+    );
+    assert_eq!(fnv(&base().encode()), GOLDEN_BASE, "base record");
+    assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
+    assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
+}
+const GOLDEN_BASE: u64 = 11_084_340_009_902_145_310;
+const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
+const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
+
+#[test]
+fn records_come_back_as_written() {
+    assert_eq!(DiskRecord::decode(&disk().encode()).unwrap(), disk());
+    assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
+    let journal = Journal::decode(&map_file(), 3, 4, 0).unwrap();
+    assert_eq!(journal.records.len(), 3);
+    assert_eq!(journal.records[0].runs[1].words.len(), 40);
+    assert_eq!(journal.end, map_file().len() as u64);
+    assert!(!journal.torn);
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
+    for bytes in [disk().encode(), base().encode()] {
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(DiskRecord::decode(&bad).is_err(), "bit {bit}");
+            assert!(BaseRecord::decode(&bad).is_err(), "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert!(DiskRecord::decode(&bytes[..cut]).is_err());
+            assert!(BaseRecord::decode(&bytes[..cut]).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_newer_version_is_said_to_be_newer() {
+    let mut bytes = disk().encode();
+    bytes[8] = 2;
+    let end = bytes.len() - 4;
+    let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+    bytes[end..].copy_from_slice(&sum);
+    assert_eq!(DiskRecord::decode(&bytes).unwrap_err().kind, Kind::Newer);
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_below_the_floor_is_noticed() {
+    let bytes = map_file();
+    let floor = bytes.len() as u64;
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Journal::decode(&bad, 3, 4, floor).is_err(), "bit {bit}");
+    }
+    for cut in 0..bytes.len() {
+        assert!(Journal::decode(&bytes[..cut], 3, 4, floor).is_err(), "cut {cut}");
+    }
+}
+
+#[test]
+fn without_a_floor_a_damaged_record_before_a_valid_one_is_refused_and_a_torn_tail_is_dropped() {
+    let bytes = map_file();
+    let record = (bytes.len() - super::journal::HEADER) / 3;
+    for at in super::journal::HEADER..super::journal::HEADER + 2 * record {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        assert!(Journal::decode(&bad, 3, 4, 0).is_err(), "byte {at}");
+    }
+    let mut torn = bytes.clone();
+    let last = torn.len() - 5;
+    torn[last] ^= 1;
+    let journal = Journal::decode(&torn, 3, 4, 0).unwrap();
+    assert_eq!((journal.records.len(), journal.torn), (2, true));
+    let mut padded = bytes;
+    padded.resize(65536, 0);
+    let journal = Journal::decode(&padded, 3, 4, 0).unwrap();
+    assert_eq!((journal.records.len(), journal.torn), (3, false));
+}
+
+#[test]
+fn names() {
+    for good in ["a", "A.b-c_d", "0", &"x".repeat(128)] {
+        assert!(valid_name(good), "{good}");
+    }
+    for bad in ["", ".a", "..", "a/b", "a\nb", "-a", "_a", "ä", "a b", &"x".repeat(129)] {
+        assert!(!valid_name(bad), "{bad}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = DiskRecord::decode(&bytes);
+        let _ = BaseRecord::decode(&bytes);
+        let _ = Superblock::decode(&bytes);
+        let _ = Journal::decode(&bytes, 3, 4, 0);
+    }
+
+    #[test]
+    fn a_damaged_map_file_never_panics(at in 0usize..1000, value in any::<u8>()) {
+        let mut bytes = map_file();
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let _ = Journal::decode(&bytes, 3, 4, 0);
+    }
+}

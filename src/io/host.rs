@@ -1,0 +1,107 @@
+//! The medium of a running daemon: a directory of the host.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Medium, MediumFile, Open, Space, sys};
+
+/// A directory of the host's filesystems.
+#[derive(Debug, Clone)]
+pub struct HostMedium {
+    root: PathBuf,
+    in_memory: bool,
+}
+
+impl HostMedium {
+    /// Uses the directory `root`, which has to exist.
+    pub fn new(root: &Path) -> io::Result<Self> {
+        Ok(Self { root: root.to_path_buf(), in_memory: sys::is_memory_filesystem(root)? })
+    }
+}
+
+impl Medium for HostMedium {
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(how == Open::Create).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        Ok(Arc::new(HostFile(options.open(self.root.join(name))?)))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.root.join(name))
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        File::open(self.root.join(dir))?.sync_all()
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        fs::read_dir(self.root.join(dir))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        match fs::DirBuilder::new().mode(0o700).create(self.root.join(dir)) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+    fn never_waits(&self) -> bool {
+        self.in_memory
+    }
+    fn space(&self) -> io::Result<Space> {
+        sys::space(&self.root)
+    }
+    fn root(&self) -> PathBuf {
+        self.root.clone()
+    }
+}
+
+#[derive(Debug)]
+struct HostFile(File);
+
+impl MediumFile for HostFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        sys::read_cached(self.0.as_fd(), buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        sys::fallocate(self.0.as_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        sys::fallocate(self.0.as_fd(), libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks() * 512)
+    }
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        let meta = self.0.metadata()?;
+        Ok((meta.dev(), meta.ino()))
+    }
+}

@@ -1,0 +1,81 @@
+//! Where live maps are found again by the next worker.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{LiveFile, sys};
+
+/// Keeps one live file for each disk. A file exists under its disk's number only when it is complete.
+pub trait LiveStore: Send + Sync {
+    /// The complete file of a disk, if there is one.
+    fn existing(&self, disk: u64) -> io::Result<Option<LiveFile>>;
+    /// A new, empty file; found by [`LiveStore::existing`] after [`LiveStore::publish`].
+    fn fresh(&self, disk: u64) -> io::Result<LiveFile>;
+    /// The fresh file is complete.
+    fn publish(&self, disk: u64) -> io::Result<()>;
+    /// Forgets a disk's file; no error when there is none.
+    fn remove(&self, disk: u64) -> io::Result<()>;
+}
+
+/// Files in a directory on tmpfs.
+#[derive(Debug)]
+pub struct LiveDir {
+    dir: PathBuf,
+}
+
+impl LiveDir {
+    /// Uses (and makes) `dir`, which only this user may enter.
+    ///
+    /// # Errors
+    /// `PermissionDenied` when somebody else made it, `Unsupported` when it does not live in memory.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        let meta = fs::symlink_metadata(dir)?;
+        if !meta.is_dir() || meta.uid() != sys::effective_ids().0 || meta.mode() & 0o077 != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{} belongs to somebody else or is open to others; remove it", dir.display()),
+            ));
+        }
+        if !sys::is_memory_filesystem(dir)? {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("{} is not on tmpfs; set [runtime] dir to one that is", dir.display()),
+            ));
+        }
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    fn open(&self, name: &str, create: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(create).truncate(create).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW).open(self.dir.join(name))
+    }
+}
+
+impl LiveStore for LiveDir {
+    fn existing(&self, disk: u64) -> io::Result<Option<LiveFile>> {
+        match self.open(&format!("{disk}.live"), false) {
+            Ok(file) => LiveFile::new(file).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+    fn fresh(&self, disk: u64) -> io::Result<LiveFile> {
+        LiveFile::new(self.open(&format!("{disk}.tmp"), true)?)
+    }
+    fn publish(&self, disk: u64) -> io::Result<()> {
+        fs::rename(self.dir.join(format!("{disk}.tmp")), self.dir.join(format!("{disk}.live")))
+    }
+    fn remove(&self, disk: u64) -> io::Result<()> {
+        match fs::remove_file(self.dir.join(format!("{disk}.live"))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Files: positioned reads and writes, punches, syncs; memory that outlives the worker; all system calls that the
+//! standard library has no safe word for.
+//!
+//! [`Medium`] is the fault seam: everything durable is written through it, so that a test can count the syncs,
+//! lose what was not synced, and fail any call.
+
+mod host;
+mod live;
+mod live_store;
+pub mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use host::HostMedium;
+pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader};
+pub use live_store::{LiveDir, LiveStore};
+
+/// Whether a file may be made by opening it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// It has to be there.
+    Existing,
+    /// It is made, with mode 0600, when it is not there.
+    Create,
+}
+
+/// A directory tree that holds durable state. Names are relative to its root, with `/` between the parts.
+pub trait Medium: Send + Sync {
+    /// Opens a file for reading and writing.
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>>;
+    /// Renames over whatever has the new name; durable after [`Medium::sync_dir`] of the directory.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file; durable after [`Medium::sync_dir`].
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes the entries of a directory durable.
+    fn sync_dir(&self, dir: &str) -> io::Result<()>;
+    /// Names of the files in a directory.
+    fn list(&self, dir: &str) -> io::Result<Vec<String>>;
+    /// Makes a directory, with mode 0700, unless it is there.
+    fn make_dir(&self, dir: &str) -> io::Result<()>;
+    /// Whether its files live in memory, so that writing to them never waits.
+    fn never_waits(&self) -> bool;
+    /// Bytes in all, and bytes that may still be written.
+    fn space(&self) -> io::Result<Space>;
+    /// Where it is, for messages.
+    fn root(&self) -> PathBuf;
+}
+
+/// Space of a filesystem in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// In all.
+    pub total: u64,
+    /// Not used.
+    pub free: u64,
+    /// Usable by whoever asks.
+    pub available: u64,
+}
+
+/// A file on a [`Medium`].
+pub trait MediumFile: Send + Sync {
+    /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// As `read_at`, when that needs no waiting; `None` otherwise.
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
+    /// Writes all of `buf` or fails; space for it is certain when it returns.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// fdatasync(2): the data and the size survive power loss.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Bytes of the file.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or extends the file.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Gives back the space of a range, which reads zeros from then on.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Reserves space for a range without changing what is read, or the length.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Bytes that the file takes on its filesystem.
+    fn allocated(&self) -> io::Result<u64>;
+    /// Device and inode number.
+    fn identity(&self) -> io::Result<(u64, u64)>;
+}
+
+/// Reads a whole file that is expected to be small.
+///
+/// # Errors
+/// As `read_at`; `InvalidData` when it is larger than `limit` bytes.
+pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
+    let len = file.len()?;
+    if len > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{len} bytes, more than the {limit} it may have"),
+        ));
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    let got = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+/// Replaces the file `dir/name` durably: new bytes beside it, sync, rename, sync of the directory.
+pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    stage(medium, dir, name, bytes)?;
+    medium.sync_dir(dir)
+}
+
+/// As [`replace`] without the last step, for several files that one sync of the directory makes durable.
+pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let staged = format!("{dir}/{name}.tmp");
+    let file = medium.open(&staged, Open::Create)?;
+    file.set_len(0)?;
+    file.write_at(bytes, 0)?;
+    file.sync_data()?;
+    drop(file);
+    medium.rename(&staged, &format!("{dir}/{name}"))
+}

@@ -1,0 +1,374 @@
+//! System calls that the standard library has no safe word for.
+
+use std::ffi::{CString, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::ptr;
+
+use super::Space;
+
+fn check(ret: i64) -> io::Result<i64> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn off(v: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(v).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// fallocate(2), again when a signal interrupts it.
+pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (off(offset)?, off(len)?);
+    loop {
+        // SAFETY: plain numbers and a descriptor that the caller keeps open.
+        match check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset, len) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Reads what the page cache holds; `None` when some of it would have to come from the disk.
+pub fn read_cached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+    let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: one iovec over a buffer that is borrowed for the call.
+    let got = unsafe { libc::preadv2(fd.as_raw_fd(), &iov, 1, off(offset)?, libc::RWF_NOWAIT) };
+    match check(got as i64) {
+        Ok(n) if n as usize == buf.len() => Ok(Some(n as usize)),
+        // Short: either the end of the file or the end of what is cached. The waiting read finds out.
+        Ok(_) => Ok(None),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// mmap(2) of a file, shared, for reading and writing.
+pub fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<*mut c_void> {
+    // SAFETY: a new mapping at an address the kernel chooses.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+            fd.as_raw_fd(),
+            off(offset)?,
+        )
+    };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) }
+}
+
+/// munmap(2) of what [`map_shared`] returned; the caller has no reference into it any more.
+pub fn unmap(at: *mut c_void, len: usize) {
+    // SAFETY: only called by the owner of the mapping, when it is dropped.
+    unsafe { libc::munmap(at, len) };
+}
+
+/// An unnamed file in memory.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: a constant name; the returned descriptor is owned by nobody else.
+    unsafe {
+        let fd = check(libc::memfd_create(c"plyfs".as_ptr(), libc::MFD_CLOEXEC).into())?;
+        Ok(File::from_raw_fd(fd as RawFd))
+    }
+}
+
+fn statfs(path: &Path) -> io::Result<libc::statfs> {
+    let path = c_path(path)?;
+    // SAFETY: the struct is plain numbers, zero is a value of it; the path is a C string.
+    unsafe {
+        let mut out: libc::statfs = std::mem::zeroed();
+        check(libc::statfs(path.as_ptr(), &mut out).into())?;
+        Ok(out)
+    }
+}
+
+/// Whether files under `path` live in memory (tmpfs, ramfs).
+pub fn is_memory_filesystem(path: &Path) -> io::Result<bool> {
+    const RAMFS: i64 = 0x8584_58f6;
+    Ok(matches!(statfs(path)?.f_type, libc::TMPFS_MAGIC | RAMFS))
+}
+
+/// Whether `path` lies on a FUSE filesystem.
+pub fn is_fuse(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.f_type == libc::FUSE_SUPER_MAGIC)
+}
+
+/// Space of the filesystem that holds `path`.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let s = statfs(path)?;
+    let unit = s.f_frsize as u64;
+    Ok(Space { total: s.f_blocks * unit, free: s.f_bfree * unit, available: s.f_bavail * unit })
+}
+
+/// flock(2), exclusive, without waiting; false when somebody else has it.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    // SAFETY: a descriptor and a number.
+    match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into()) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Sets or clears close-on-exec.
+pub fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
+    // SAFETY: descriptor flags; no memory is involved.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) }.into()).map(drop)
+}
+
+/// Makes `new` refer to what `old` refers to.
+pub fn replace_fd(old: BorrowedFd<'_>, new: RawFd) -> io::Result<()> {
+    // SAFETY: `new` is a descriptor of the caller's, who wants it replaced.
+    check(unsafe { libc::dup3(old.as_raw_fd(), new, libc::O_CLOEXEC) }.into()).map(drop)
+}
+
+/// Takes a descriptor that the parent process left open under a number.
+///
+/// # Safety
+/// The number has to be that of an open descriptor that nothing else in this process owns.
+pub unsafe fn inherit(fd: RawFd) -> OwnedFd {
+    // SAFETY: by the contract of this function.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A pair of connected sockets that keep message borders.
+pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: room for two descriptors, owned by nobody else afterwards.
+    unsafe {
+        check(
+            libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()).into(),
+        )?;
+        Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
+    }
+}
+
+/// User id of the process at the other end.
+pub fn peer_uid(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the buffer is a ucred and its length is given.
+    let ret = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut cred).cast(),
+            &mut len,
+        )
+    };
+    check(ret.into())?;
+    Ok(cred.uid)
+}
+
+/// Receives one descriptor over a Unix socket, as fusermount3 sends it.
+pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0u8; 1];
+    let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut control = [0u64; 8];
+    // SAFETY: the message header points at buffers that outlive the call; the control buffer is aligned for
+    // cmsghdr; a descriptor that arrives is owned by nobody else.
+    unsafe {
+        let mut msg: libc::msghdr = std::mem::zeroed();
+        msg.msg_iov = &mut iov;
+        msg.msg_iovlen = 1;
+        msg.msg_control = control.as_mut_ptr().cast();
+        msg.msg_controllen = size_of_val(&control);
+        let got = check(libc::recvmsg(socket.as_raw_fd(), &mut msg, libc::MSG_CMSG_CLOEXEC) as i64)?;
+        let cmsg = libc::CMSG_FIRSTHDR(&msg);
+        if got == 0 || cmsg.is_null() || (*cmsg).cmsg_type != libc::SCM_RIGHTS {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no descriptor came"));
+        }
+        let fd = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<RawFd>());
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// mount(2) of a FUSE descriptor.
+pub fn mount_fuse(target: &Path, options: &str) -> io::Result<()> {
+    let (target, options) = (c_path(target)?, CString::new(options).map_err(io::Error::other)?);
+    // SAFETY: C strings that outlive the call.
+    let ret = unsafe {
+        libc::mount(
+            c"plyfs".as_ptr(),
+            target.as_ptr(),
+            c"fuse.plyfs".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV,
+            options.as_ptr().cast(),
+        )
+    };
+    check(ret.into()).map(drop)
+}
+
+/// umount2(2); with `detach` also while it is in use.
+pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
+    let target = c_path(target)?;
+    let flags = match detach {
+        Detach::No => 0,
+        Detach::Yes => libc::MNT_DETACH,
+    } | libc::UMOUNT_NOFOLLOW;
+    // SAFETY: a C string that outlives the call.
+    check(unsafe { libc::umount2(target.as_ptr(), flags) }.into()).map(drop)
+}
+
+/// Whether a mount in use is taken out of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detach {
+    /// It stays and the call fails with EBUSY.
+    No,
+    /// It goes, and ends with its last user.
+    Yes,
+}
+
+/// A descriptor that becomes readable when one of the signals arrives; the signals are blocked from then on.
+pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut()).into())?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Unblocks all signals, in a child before exec.
+pub fn unblock_signals() {
+    // SAFETY: async-signal-safe calls on a local set.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, ptr::null_mut());
+    }
+}
+
+/// Reads the number of a signal from [`signal_fd`]; `None` when there is none.
+pub fn read_signal(fd: BorrowedFd<'_>) -> Option<i32> {
+    // SAFETY: the struct is plain numbers and as large as what signalfd writes.
+    unsafe {
+        let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+        let want = size_of::<libc::signalfd_siginfo>();
+        let got = libc::read(fd.as_raw_fd(), (&raw mut info).cast(), want);
+        (got == want as isize).then_some(info.ssi_signo as i32)
+    }
+}
+
+/// Waits until one of the descriptors is readable or hung up; tells which.
+pub fn poll(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Result<Vec<bool>> {
+    let mut polls: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: a slice with its length.
+    match check(unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) }.into()) {
+        Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
+        _ => Ok(polls.iter().map(|p| p.revents != 0).collect()),
+    }
+}
+
+/// read(2).
+pub fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: a buffer with its length.
+        match check(unsafe { libc::read(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) } as i64) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(|n| n as usize),
+        }
+    }
+}
+
+/// write(2); all of it or an error, as for devices and message sockets.
+pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
+    // SAFETY: a buffer with its length.
+    let put = check(unsafe { libc::write(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len()) } as i64)?;
+    if put as usize == buf.len() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::WriteZero, "short write")) }
+}
+
+/// SIGKILL for this process when its parent's thread ends; fails when the parent is gone already.
+pub fn die_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
+        if libc::getppid() as u32 == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
+    }
+}
+
+/// What of the process-wide protection against memory pressure is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protection {
+    /// Memory does not leave RAM.
+    pub locked: bool,
+    /// The kernel does not wait for this process's own writeback when it reclaims memory for it.
+    pub io_flusher: bool,
+}
+
+/// Locks memory as it is touched and marks the process as one that serves I/O, as far as it may.
+pub fn protect() -> Protection {
+    // SAFETY: numbers only.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
+        // With a limit, MCL_FUTURE would make later mappings fail.
+        let may_lock = libc::geteuid() == 0 || limit.rlim_cur == libc::RLIM_INFINITY;
+        let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        let locked = may_lock && libc::mlockall(flags) == 0;
+        const PR_SET_IO_FLUSHER: i32 = 57;
+        let io_flusher = libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0;
+        Protection { locked, io_flusher }
+    }
+}
+
+/// Raises the number of descriptors to what is allowed at most.
+pub fn raise_descriptor_limit() {
+    // SAFETY: plain struct in and out.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Effective user and group id.
+pub fn effective_ids() -> (u32, u32) {
+    // SAFETY: cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Coarse wall clock in nanoseconds since the epoch; a few nanoseconds to read, a few milliseconds fine.
+pub fn now_ns() -> i64 {
+    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: plain struct out.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &mut at) };
+    at.tv_sec * 1_000_000_000 + at.tv_nsec
+}
+
+/// Number that stands for this boot of the machine.
+pub fn boot_number() -> u64 {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    // Not 0, which means none.
+    u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+}
+
+/// Number of the thread-group; this process.
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// Touches the pages of a buffer, so that no page fault happens when the kernel copies into it.
+pub fn touch_pages(buf: &mut [u8]) {
+    for at in (0..buf.len()).step_by(4096) {
+        // SAFETY: in bounds; volatile, so that it is not left out.
+        unsafe { ptr::write_volatile(buf.as_mut_ptr().add(at), 0) };
+    }
+}

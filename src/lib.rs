@@ -1,0 +1,11 @@
+//! plyfs: many virtual disks on one shared base image.
+//!
+//! A read travels `fuse -> disk -> delta | base -> cache -> source`; docs/design.md says which module may use which.
+
+pub mod base;
+pub mod cache;
+pub mod delta;
+pub mod disk;
+pub mod format;
+pub mod io;
+pub mod source;

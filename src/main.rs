@@ -1,0 +1,7 @@
+//! The `plyfs` command: parse, run, exit code. Everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    plyfs::cli::main()
+}

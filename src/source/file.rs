@@ -1,0 +1,240 @@
+//! A base in a file on this host.
+//!
+//! Read around the page cache (O_DIRECT) where the filesystem takes it, because the block cache keeps what is
+//! worth keeping and memory would be spent twice. What must hold:
+//! - The file is never written, and no shared file offset is used for data: positional reads only.
+//! - **No byte is handed out before the file was found unchanged after the read.** A writer's modification
+//!   time is set before its bytes can be seen, so bytes of a file that is modified in place are not served.
+//!   Once changed, always changed: putting the old time back does not help.
+//! - A file that is replaced by a rename goes on being served: the old one is still open.
+
+use std::cell::Cell;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::aligned::{ALIGN, AlignedBuf};
+use super::{Identity, Source, SourceError, SourceErrorKind};
+
+/// The most that one unaligned step reads.
+const BOUNCE: usize = 256 * 1024;
+
+thread_local! {
+    static BOUNCE_BUFFER: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
+}
+
+/// A regular file, opened for reading.
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    path: PathBuf,
+    identity: Identity,
+    direct: bool,
+    changed: AtomicBool,
+}
+
+impl FileSource {
+    /// Opens a regular file; symbolic links are followed. Does not wait on a FIFO or a device.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotAFile`, `Permission`, `Empty`, or `Io`.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let fail = |error| SourceError::from_io("open", path, error);
+        // Asked before opening, because to open a device can be an action in itself; and after, because only
+        // then it holds.
+        usable(path, &std::fs::metadata(path).map_err(fail)?)?;
+        let (file, direct) = open_file(path).map_err(fail)?;
+        let metadata = file.metadata().map_err(fail)?;
+        usable(path, &metadata)?;
+        let identity = identity(&metadata);
+        Ok(Self { file, path: path.to_owned(), identity, direct, changed: AtomicBool::new(false) })
+    }
+
+    /// What [`open`](Self::open) would find, to be recorded when a base is registered.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open): a file that cannot be opened is refused now rather than at the first read.
+    pub fn identity_of(path: &Path) -> Result<Identity, SourceError> {
+        Self::open(path).map(|source| source.identity)
+    }
+
+    /// Whether reads go around the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    fn changed(&self) -> SourceError {
+        SourceError::new(SourceErrorKind::Changed, "read", &self.path)
+    }
+
+    fn refuse_changed(&self) -> Result<(), SourceError> {
+        if self.changed.load(Ordering::Acquire) { Err(self.changed()) } else { Ok(()) }
+    }
+
+    fn failed(&self, error: io::Error) -> SourceError {
+        SourceError::from_io("read", &self.path, error)
+    }
+
+    /// One step of a read: at least one byte unless at the end.
+    fn read_some(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let aligned = offset.is_multiple_of(ALIGN as u64)
+            && buf.len().is_multiple_of(ALIGN)
+            && buf.as_ptr().addr().is_multiple_of(ALIGN);
+        if !self.direct || aligned {
+            return pread(&self.file, buf, offset);
+        }
+        let skip = (offset % ALIGN as u64) as usize;
+        let want = buf.len().min(BOUNCE - skip);
+        let span = (skip + want).next_multiple_of(ALIGN);
+        let mut bounce = BOUNCE_BUFFER.take().unwrap_or_else(|| AlignedBuf::new(BOUNCE));
+        let read = pread(&self.file, &mut bounce[..span], offset - skip as u64);
+        let copied = read.map(|read| {
+            let copied = read.saturating_sub(skip).min(want);
+            buf[..copied].copy_from_slice(&bounce[skip..skip + copied]);
+            copied
+        });
+        BOUNCE_BUFFER.set(Some(bounce));
+        copied
+    }
+
+    /// `lseek` for data or holes. None: nothing there up to the end.
+    fn seek(&self, offset: u64, whence: libc::c_int) -> Result<Option<u64>, SourceError> {
+        let Ok(from) = libc::off_t::try_from(offset) else { return Ok(None) };
+        // SAFETY: the descriptor is open as long as `self.file`; lseek touches no memory of ours. It moves
+        // the shared offset of the open file, which nothing here reads from.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), from, whence) };
+        let result = u64::try_from(found).map_err(|_| io::Error::last_os_error());
+        self.check()?;
+        match result {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            // The filesystem knows no holes.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.identity.size }))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+}
+
+impl Source for FileSource {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
+        self.refuse_changed()?;
+        let left = self.identity.size.saturating_sub(offset);
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let mut done = 0;
+        while done < want {
+            // The whole rest of `buf`, although it may go past the end: that keeps an aligned read aligned.
+            match self.read_some(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) => {
+                    self.check()?;
+                    return Err(self.failed(error));
+                }
+            }
+        }
+        self.check()?;
+        if done < want {
+            let early = io::Error::new(io::ErrorKind::UnexpectedEof, "the file ended early");
+            return Err(self.failed(early));
+        }
+        Ok(want)
+    }
+
+    fn size(&self) -> u64 {
+        self.identity.size
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError> {
+        self.refuse_changed()?;
+        if offset >= self.identity.size {
+            return Ok(None);
+        }
+        self.seek(offset, libc::SEEK_DATA)
+    }
+
+    fn next_hole(&self, offset: u64) -> Result<u64, SourceError> {
+        self.refuse_changed()?;
+        if offset >= self.identity.size {
+            return Ok(self.identity.size);
+        }
+        Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.identity.size))
+    }
+
+    fn check(&self) -> Result<(), SourceError> {
+        self.refuse_changed()?;
+        let metadata = self.file.metadata().map_err(|error| self.failed(error))?;
+        if identity(&metadata).same_content(&self.identity) {
+            return Ok(());
+        }
+        if !self.changed.swap(true, Ordering::AcqRel) {
+            let path = self.path.display();
+            tracing::error!(%path, "the file of a base was changed in place; it is not served any more");
+        }
+        Err(self.changed())
+    }
+}
+
+/// Directories, devices, FIFOs and sockets are no images; neither is nothing.
+fn usable(path: &Path, metadata: &Metadata) -> Result<(), SourceError> {
+    let kind = if !metadata.is_file() {
+        SourceErrorKind::NotAFile
+    } else if metadata.len() == 0 {
+        SourceErrorKind::Empty
+    } else {
+        return Ok(());
+    };
+    Err(SourceError::new(kind, "open", path))
+}
+
+fn identity(metadata: &Metadata) -> Identity {
+    Identity {
+        size: metadata.len(),
+        mtime_s: metadata.mtime(),
+        mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    }
+}
+
+/// Opens without waiting, and around the page cache if one direct read of ours works; some filesystems take
+/// the flag and refuse the read.
+fn open_file(path: &Path) -> io::Result<(File, bool)> {
+    // O_CLOEXEC is set by the standard library.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let open = |more| OpenOptions::new().read(true).custom_flags(flags | more).open(path);
+    match open(libc::O_DIRECT) {
+        Ok(file) => {
+            let mut probe = AlignedBuf::new(ALIGN);
+            match pread(&file, &mut probe, 0) {
+                Err(error) if refuses_direct(&error) => {}
+                // Another failure is not about the flag: the reads to come report it with their offset.
+                Ok(_) | Err(_) => return Ok((file, true)),
+            }
+        }
+        Err(error) if refuses_direct(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok((open(0)?, false))
+}
+
+fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+fn pread(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(buf, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
