@@ -4,8 +4,17 @@
 
 pub mod base;
 pub mod cache;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod delta;
 pub mod disk;
 pub mod format;
+pub mod fuse;
 pub mod io;
 pub mod source;
+pub mod store;
+
+#[global_allocator]
+static ALLOCATOR: io::PrefaultingAllocator = io::PrefaultingAllocator;

@@ -212,9 +212,9 @@ impl Delta {
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
             let (captured, ()) = self.map.take(Take::All, || ());
-            let result = self.sync_for_rewrite().and_then(|()| {
-                self.journal(&mut commit, (size, overlap), &captured, true)
-            });
+            let result = self
+                .sync_for_rewrite()
+                .and_then(|()| self.journal(&mut commit, (size, overlap), &captured, true));
             match &result {
                 Ok(()) => self.map.done(&captured),
                 Err(_) => self.map.failed(&captured),
@@ -240,7 +240,11 @@ impl Delta {
     ) -> Result<(), DeltaError> {
         let (size, overlap) = extent;
         let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: captured.runs.clone() };
-        if full { self.rewrite(commit, &record)? } else { self.append(commit, &record)? }
+        if full {
+            self.rewrite(commit, &record)?
+        } else {
+            self.append(commit, &record)?
+        }
         commit.extent = extent;
         Ok(())
     }
@@ -339,7 +343,10 @@ fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {
         && word(LiveHeader::Boot) == sys::boot_number()
         && (inode == data || inode == (0, 0));
     if !ours {
-        tracing::warn!(disk = spec.disk, "a live map belongs to other files than the store's and is not used");
+        tracing::warn!(
+            disk = spec.disk,
+            "a live map belongs to other files than the store's and is not used"
+        );
     }
     ours
 }

@@ -171,7 +171,8 @@ impl LiveMap {
         }
         let mut runs: Vec<Run> = Vec::new();
         let mut add = |page_no: u64, page: &[AtomicU64; LIVE_PAGE_WORDS], word: usize| {
-            let (index, value) = (page_no * WORDS + word as u64, page[2 * BITS + word].load(Ordering::Acquire));
+            let (index, value) =
+                (page_no * WORDS + word as u64, page[2 * BITS + word].load(Ordering::Acquire));
             match runs.last_mut() {
                 Some(run) if run.first + run.words.len() as u64 == index => run.words.push(value),
                 _ => runs.push(Run { first: index, words: vec![value] }),

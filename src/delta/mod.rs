@@ -190,11 +190,11 @@ impl Delta {
     /// Whether a write of `offset..offset + len` needs the base's bytes of its first and its last block.
     pub fn needs_base(&self, offset: u64, len: u64) -> (bool, bool) {
         let (end, size) = (offset + len, self.size());
-        let falls_through = |block: u64| {
-            block * BLOCK < self.overlap() && self.map.state(block) == State::Unmapped
-        };
+        let falls_through =
+            |block: u64| block * BLOCK < self.overlap() && self.map.state(block) == State::Unmapped;
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
-        let head = !offset.is_multiple_of(BLOCK) || (first == last && !end.is_multiple_of(BLOCK) && end < size);
+        let head =
+            !offset.is_multiple_of(BLOCK) || (first == last && !end.is_multiple_of(BLOCK) && end < size);
         let tail = first != last && !end.is_multiple_of(BLOCK) && end < size;
         (head && falls_through(first), tail && falls_through(last))
     }
@@ -349,7 +349,8 @@ impl Delta {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             if durability == Durability::Now {
-                self.commit_size(size, self.overlap()).inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+                self.commit_size(size, self.overlap())
+                    .inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
             }
         } else if size < old {
             self.shrink(size)?;

@@ -142,7 +142,6 @@ impl Disk {
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
-        let touch = self.touch(offset);
         let readahead = self.stream(offset, end);
         let mut at = offset;
         while at < end {
@@ -150,7 +149,8 @@ impl Disk {
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
             match (mapping, &self.base) {
                 (Mapping::Data, _) => self.delta.read(part, at)?,
-                (Mapping::Base, Some(base)) => base.read(at, part, touch, readahead)?,
+                // `read_now` came before and counted what it found.
+                (Mapping::Base, Some(base)) => base.read(at, part, Touch::Repeat, readahead)?,
                 _ => part.fill(0),
             }
             at = stop;

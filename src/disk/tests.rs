@@ -118,11 +118,27 @@ fn read_all(disk: &Disk) -> Vec<u8> {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Write { at: u64, len: usize, seed: u8 },
-    Zero { at: u64, len: u64 },
-    Resize { to: u64 },
-    Allocate { at: u64, len: u64, grow: bool },
-    Read { at: u64, len: usize },
+    Write {
+        at: u64,
+        len: usize,
+        seed: u8,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+    },
+    Resize {
+        to: u64,
+    },
+    Allocate {
+        at: u64,
+        len: u64,
+        grow: bool,
+    },
+    Read {
+        at: u64,
+        len: usize,
+    },
     Flush,
     /// The worker dies: the live map stays.
     Crash,
@@ -139,7 +155,12 @@ fn position() -> impl Strategy<Value = u64> {
 }
 
 fn length() -> impl Strategy<Value = u64> {
-    prop_oneof![1..9000u64, (1..20u64).prop_map(|b| b * 4096), (1..40u64).prop_map(|s| s * 512), 1..100_000u64]
+    prop_oneof![
+        1..9000u64,
+        (1..20u64).prop_map(|b| b * 4096),
+        (1..40u64).prop_map(|s| s * 512),
+        1..100_000u64
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -258,7 +279,15 @@ proptest! {
 fn discard_then_reopen_never_shows_the_base() {
     let w = |at, len| (0, Op::Write { at, len, seed: 9 });
     let z = |at, len| (0, Op::Zero { at, len });
-    let ops = [w(0, 8192), z(0, 16384), (0, Op::PowerCut), w(1000, 10), (0, Op::Reopen), z(512, 512), (0, Op::Crash)];
+    let ops = [
+        w(0, 8192),
+        z(0, 16384),
+        (0, Op::PowerCut),
+        w(1000, 10),
+        (0, Op::Reopen),
+        z(512, 512),
+        (0, Op::Crash),
+    ];
     run(100_000, &[100_000], &ops);
 }
 

@@ -143,7 +143,8 @@ impl LiveFile {
             return Ok(seen);
         }
         let offset = (HEAD_PAGES + page / SEGMENT_PAGES * SEGMENT_PAGES) * PAGE;
-        let at = sys::map_shared(self.file.as_fd(), offset, (SEGMENT_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
+        let at =
+            sys::map_shared(self.file.as_fd(), offset, (SEGMENT_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
         slot.store(at, Ordering::Release);
         Ok(at)
     }

@@ -7,6 +7,7 @@
 mod host;
 mod live;
 mod live_store;
+mod prefault;
 pub mod sys;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 pub use host::HostMedium;
 pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader};
 pub use live_store::{LiveDir, LiveStore};
+pub use prefault::PrefaultingAllocator;
 
 /// Whether a file may be made by opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Space;
 
@@ -130,13 +131,20 @@ pub fn replace_fd(old: BorrowedFd<'_>, new: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup3(old.as_raw_fd(), new, libc::O_CLOEXEC) }.into()).map(drop)
 }
 
-/// Takes a descriptor that the parent process left open under a number.
+/// Takes the descriptors that the parent process left open under these numbers, once in the life of the process.
 ///
-/// # Safety
-/// The number has to be that of an open descriptor that nothing else in this process owns.
-pub unsafe fn inherit(fd: RawFd) -> OwnedFd {
-    // SAFETY: by the contract of this function.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+/// # Errors
+/// `AlreadyExists` on a second call, which would take descriptors that somebody owns; `EBADF` when one is not open.
+pub fn inherit_once<const N: usize>(fds: [RawFd; N]) -> io::Result<[OwnedFd; N]> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    for fd in fds {
+        set_cloexec(fd, true)?;
+    }
+    // SAFETY: the numbers are open, were opened by the parent, and this is the first and only time they are taken.
+    Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// A pair of connected sockets that keep message borders.
@@ -145,28 +153,11 @@ pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: room for two descriptors, owned by nobody else afterwards.
     unsafe {
         check(
-            libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()).into(),
+            libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
+                .into(),
         )?;
         Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
     }
-}
-
-/// User id of the process at the other end.
-pub fn peer_uid(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the buffer is a ucred and its length is given.
-    let ret = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &mut len,
-        )
-    };
-    check(ret.into())?;
-    Ok(cred.uid)
 }
 
 /// Receives one descriptor over a Unix socket, as fusermount3 sends it.
@@ -290,7 +281,11 @@ pub fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
 pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
     // SAFETY: a buffer with its length.
     let put = check(unsafe { libc::write(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len()) } as i64)?;
-    if put as usize == buf.len() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::WriteZero, "short write")) }
+    if put as usize == buf.len() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::WriteZero, "short write"))
+    }
 }
 
 /// SIGKILL for this process when its parent's thread ends; fails when the parent is gone already.
@@ -298,7 +293,11 @@ pub fn die_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: numbers only.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
-        if libc::getppid() as u32 == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
+        if libc::getppid() as u32 == parent {
+            Ok(())
+        } else {
+            Err(io::Error::other("the supervisor is gone"))
+        }
     }
 }
 
@@ -371,4 +370,12 @@ pub fn touch_pages(buf: &mut [u8]) {
         // SAFETY: in bounds; volatile, so that it is not left out.
         unsafe { ptr::write_volatile(buf.as_mut_ptr().add(at), 0) };
     }
+}
+
+/// Whether the connection of a /dev/fuse descriptor has ended.
+pub fn fuse_ended(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one pollfd with its count.
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+    ready == 1 && poll.revents & (libc::POLLERR | libc::POLLHUP) != 0
 }

@@ -1,0 +1,133 @@
+# Sourced by the scripts beside it: what they share. Not a program.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Cargo's target directory can be moved by the environment; the binary moves with it.
+PLYFS=${PLYFS_BIN:-${CARGO_TARGET_DIR:-$ROOT/target}/release/plyfs}
+# A machine where only root has sbin in its path still finds mke2fs and debootstrap; rustup's own place too.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
+export PATH
+
+# Every package that some script here needs. `scripts/test` asks for them in one call: apt solves them together.
+# shellcheck disable=SC2034
+TEST_PACKAGES=(fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl)
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# step TITLE COMMAND...: runs a stage, and prints its title before and its duration after.
+step() {
+    local title=$1 start=$SECONDS
+    shift
+    printf '\n==> %s\n' "$title"
+    "$@"
+    printf '<== %s: %d s\n' "$title" $((SECONDS - start))
+}
+
+installed() {
+    [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) == ii* ]]
+}
+
+# need_packages PACKAGE...: installs what is missing, or names the exact command and ends.
+need_packages() {
+    local package missing=() apt=(apt-get install -y --no-install-recommends) sudo=(env)
+    command -v dpkg-query >/dev/null || die "this script installs Debian packages; on this system install: $*"
+    for package in "$@"; do
+        installed "$package" || missing+=("$package")
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+
+    if [[ $(id -u) -ne 0 ]]; then
+        if sudo -n true 2>/dev/null; then
+            sudo=(sudo -n env)
+        elif [[ -t 0 ]] && command -v sudo >/dev/null; then
+            sudo=(sudo env)
+        else
+            qemu_pin "${missing[@]}"
+            die "missing packages; as root: apt-get update && ${apt[*]} ${PINNED[*]}"
+        fi
+    fi
+    printf 'installing: %s\n' "${missing[*]}"
+    local log
+    log=$(mktemp)
+    "${sudo[@]}" apt-get update -qq >"$log" 2>&1 || { cat "$log" >&2; die "apt-get update failed"; }
+    qemu_pin "${missing[@]}"
+    if ! "${sudo[@]}" DEBIAN_FRONTEND=noninteractive "${apt[@]}" "${PINNED[@]}" </dev/null >"$log" 2>&1; then
+        tail -n 30 "$log" >&2
+        rm -f "$log"
+        die "could not install; as root: apt-get update && ${apt[*]} ${PINNED[*]}"
+    fi
+    rm -f "$log"
+}
+
+# Sets PINNED to the arguments, with qemu-utils named in the version of qemu-system-x86 when the installed one differs.
+#
+# A newer qemu-utils (from backports, say) Breaks the older qemu-system-common that qemu-system-x86 wants, and apt
+# does not downgrade by itself: it calls qemu-system-common "not installable". Naming the version lets it.
+qemu_pin() {
+    PINNED=("$@")
+    [[ " $* " == *" qemu-system-x86 "* ]] && installed qemu-utils || return 0
+    local have want
+    have=$(dpkg-query -W -f '${Version}' qemu-utils)
+    want=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" {print $2}')
+    if [[ $have != "$want" ]] && apt-cache madison qemu-utils | awk '{print $3}' | grep -qxF "$want"; then
+        PINNED+=(--allow-downgrades "qemu-utils=$want")
+    fi
+}
+
+# need_cargo_tool CRATE BINARY: a tool that comes from crates.io and not from Debian.
+need_cargo_tool() {
+    command -v "$2" >/dev/null && return 0
+    command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain (https://rustup.rs)"
+    printf 'installing: %s (cargo)\n' "$1"
+    cargo install --locked --quiet "$1" || die "could not install $2; run: cargo install --locked $1"
+}
+
+# need_fuse: a mount needs the device and the right to use it. Says which is missing.
+need_fuse() {
+    [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the kernel module (modprobe fuse), or pass the device to this container"
+    [[ -r /dev/fuse && -w /dev/fuse ]] || die "/dev/fuse cannot be opened by $(id -un): chmod 666 /dev/fuse, or run as root"
+    [[ $(id -u) -eq 0 ]] || command -v fusermount3 >/dev/null || die "fusermount3 is missing: apt-get install fuse3"
+}
+
+# need_room DIR MIB: stop before the work and not in the middle of it.
+need_room() {
+    local free
+    free=$(df --output=avail -BM "$1" | tail -n 1 | tr -dc 0-9)
+    [[ $free -ge $2 ]] || die "$1 has $free MiB free, $2 MiB are needed; point TMPDIR or PLYFS_GUEST_CACHE elsewhere"
+}
+
+# Starts `plyfs serve ARGS...` and returns when it is ready: sets SERVE_PID and MOUNT. Its output goes to LOG.
+serve() {
+    local log=$1 line tries=0
+    shift
+    : >"$log"
+    "$PLYFS" serve "$@" >"$log" 2>&1 &
+    SERVE_PID=$!
+    until line=$(grep -m 1 '^plyfs ready ' "$log"); do
+        if ! kill -0 "$SERVE_PID" 2>/dev/null || ((++tries > 600)); then
+            cat "$log" >&2
+            die "plyfs serve did not become ready"
+        fi
+        sleep 0.05
+    done
+    MOUNT=${line#plyfs ready mount=}
+    MOUNT=${MOUNT% socket=*}
+}
+
+# For traps: ends the daemon that serve() started, if it still runs, and leaves no mount behind.
+end_serve() {
+    if [[ -n ${SERVE_PID:-} ]] && kill -0 "$SERVE_PID" 2>/dev/null; then
+        kill -TERM "$SERVE_PID" 2>/dev/null || true
+        local tries=0
+        while kill -0 "$SERVE_PID" 2>/dev/null && ((++tries < 200)); do sleep 0.05; done
+        kill -KILL "$SERVE_PID" 2>/dev/null || true
+        wait "$SERVE_PID" 2>/dev/null || true
+    fi
+    SERVE_PID=
+    if [[ -n ${MOUNT:-} ]] && grep -qF " $MOUNT fuse" /proc/self/mounts; then
+        fusermount3 -u "$MOUNT" 2>/dev/null || fusermount3 -uz "$MOUNT" 2>/dev/null || umount -l "$MOUNT" || true
+    fi
+}

@@ -1,0 +1,608 @@
+//! `plyfs check`: verifies every durable structure of a store that no daemon runs on.
+//!
+//! The numbers of the invariants are those of docs/format.md. What must hold: without `repair` nothing is written
+//! but a missing lock file; with it, only what needs no guess is changed, nothing that a live map still speaks for,
+//! and nothing that may be the last copy of somebody's data.
+
+mod delta;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::format::record::{BaseRecord, DiskRecord, Superblock};
+use crate::format::{FormatError, Kind};
+use crate::io::{HostMedium, Medium, replace, sys};
+
+const SUPERBLOCK: &str = "plyfs.store";
+const RECORD_LIMIT: u64 = 64 << 10;
+/// As the store takes numbers from the superblock.
+const ID_STEP: u64 = 4096;
+
+/// A structure that is not as docs/format.md has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Number of the invariant in docs/format.md.
+    pub invariant: u32,
+    /// `disk NAME`, `base NAME`, or a file of the store.
+    pub object: String,
+    /// What is wrong and, when it is not repairable, what to do.
+    pub message: String,
+    /// Whether it is put right.
+    pub repaired: bool,
+}
+
+/// What was looked at and what was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// In the order of the check.
+    pub findings: Vec<Finding>,
+    /// How many of each kind of structure were looked at, and what else is worth a word but no damage.
+    pub checked: Vec<(String, u64)>,
+}
+
+/// Why a store could not be checked at all.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// The path does not lead to a store.
+    #[error("{} is no store: {why}; check --store", store.display())]
+    NoStore {
+        /// The path.
+        store: PathBuf,
+        /// What is there instead.
+        why: String,
+    },
+    /// Somebody has the lock.
+    #[error(
+        "a daemon is running on store {}; stop it first: plyfs stop --store {}",
+        store.display(), store.display()
+    )]
+    Running {
+        /// The path.
+        store: PathBuf,
+    },
+    /// A newer plyfs wrote it.
+    #[error("store {}: {error}", store.display())]
+    Newer {
+        /// The path.
+        store: PathBuf,
+        /// What is newer.
+        error: FormatError,
+    },
+    /// The storage said no.
+    #[error("{operation} {}: {error}; check the disk, and run as the store's owner", path.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// With which file or directory.
+        path: PathBuf,
+        /// What the storage said.
+        error: io::Error,
+    },
+}
+
+/// Checks the store at `store`, with live maps where they are by default.
+///
+/// # Errors
+/// No store, a store in use, a newer store, or one that cannot be read at all. Damage is no error but a finding.
+pub fn run(store: &Path, repair: bool) -> Result<Report, CheckError> {
+    let repair = if repair { Repair::Yes } else { Repair::No };
+    run_with_runtime_dir(store, Path::new("/dev/shm"), repair)
+}
+
+/// Whether a check may change the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// It only reads.
+    No,
+    /// It puts right what needs no guess.
+    Yes,
+}
+
+/// As [`run`], for a daemon that keeps its live maps below another directory.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) -> Result<Report, CheckError> {
+    let no_store = |why: String| CheckError::NoStore { store: store.into(), why };
+    match fs::symlink_metadata(store.join(SUPERBLOCK)) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Err(no_store(format!("its {SUPERBLOCK} is not a regular file"))),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(no_store(format!("there is no {SUPERBLOCK} in it")));
+        }
+        Err(error) => return Err(CheckError::Io { operation: "opening", path: store.into(), error }),
+    }
+    let _lock = lock(store)?;
+    let medium = HostMedium::new(store).map_err(|error| CheckError::Io {
+        operation: "opening",
+        path: store.into(),
+        error,
+    })?;
+    let mut check = Check {
+        store,
+        medium,
+        repair,
+        live: BTreeSet::new(),
+        broken: BTreeSet::new(),
+        bases: BTreeMap::new(),
+        disks: BTreeMap::new(),
+        findings: Vec::new(),
+        torn: 0,
+        maps: 0,
+        data_files: 0,
+    };
+    check.all(runtime_dir)
+}
+
+fn lock(store: &Path) -> Result<File, CheckError> {
+    let path = store.join("lock");
+    let fail = |error| CheckError::Io { operation: "locking", path: path.clone(), error };
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    let file = match options.open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            options.write(true).create(true).mode(0o600).open(&path).map_err(fail)?
+        }
+        other => other.map_err(fail)?,
+    };
+    if sys::try_lock(&file).map_err(fail)? {
+        Ok(file)
+    } else {
+        Err(CheckError::Running { store: store.into() })
+    }
+}
+
+/// A number as plyfs writes it into a file's name: decimal, nothing before it.
+fn number(text: &str) -> Option<u64> {
+    text.parse::<u64>().ok().filter(|n| n.to_string() == text)
+}
+
+/// What a file in `deltas/` is by its name.
+enum DeltaFile {
+    Data(u64),
+    Map { disk: u64, generation: u64 },
+}
+
+fn delta_file(name: &str) -> Option<DeltaFile> {
+    if let Some(disk) = name.strip_suffix(".data") {
+        return number(disk).map(DeltaFile::Data);
+    }
+    let (disk, generation) = name.strip_suffix(".map")?.split_once('.')?;
+    Some(DeltaFile::Map { disk: number(disk)?, generation: number(generation)? })
+}
+
+struct Check<'a> {
+    store: &'a Path,
+    medium: HostMedium,
+    repair: Repair,
+    /// Disks that a live map speaks for.
+    live: BTreeSet<u64>,
+    /// Numbers of disks whose record or map cannot be read: nothing of theirs is removed.
+    broken: BTreeSet<u64>,
+    /// By the number in the file's name.
+    bases: BTreeMap<u64, BaseRecord>,
+    disks: BTreeMap<u64, DiskRecord>,
+    findings: Vec<Finding>,
+    torn: u64,
+    maps: u64,
+    data_files: u64,
+}
+
+impl Check<'_> {
+    fn all(&mut self, runtime_dir: &Path) -> Result<Report, CheckError> {
+        let superblock = self.superblock()?;
+        self.find_live_maps(runtime_dir, superblock.as_ref());
+        let bases = self.list("bases")?;
+        let disks = self.list("disks")?;
+        let deltas = self.list("deltas")?;
+        self.bases = self.records("bases", ".base", &bases, BaseRecord::decode, |r| r.id);
+        let base_files = self.bases.len() as u64;
+        self.disks = self.records("disks", ".disk", &disks, DiskRecord::decode, |r| r.id);
+        let disk_files = self.disks.len() as u64;
+        if let Some(superblock) = &superblock {
+            self.next_number(superblock, [&bases, &disks, &deltas]);
+        }
+        self.names();
+        self.backings();
+        self.sources();
+        for (id, record) in self.disks.clone() {
+            // Nobody reads a removed disk again.
+            if !record.unlinked {
+                self.check_delta(id, &record);
+            }
+        }
+        self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
+        self.unlinked(&deltas);
+        let mut checked = vec![
+            ("superblock".to_owned(), 1),
+            ("bases".to_owned(), base_files),
+            ("disks".to_owned(), disk_files),
+            ("map files".to_owned(), self.maps),
+            ("data files".to_owned(), self.data_files),
+        ];
+        if self.torn > 0 {
+            checked
+                .push(("map files with a flush that was cut off, never acknowledged".to_owned(), self.torn));
+        }
+        if !self.live.is_empty() {
+            checked
+                .push(("live maps, the next plyfs serve takes them over".to_owned(), self.live.len() as u64));
+        }
+        Ok(Report { findings: std::mem::take(&mut self.findings), checked })
+    }
+
+    fn find(&mut self, invariant: u32, object: impl Into<String>, message: impl Into<String>) {
+        self.findings.push(Finding {
+            invariant,
+            object: object.into(),
+            message: message.into(),
+            repaired: false,
+        });
+    }
+
+    /// A finding that can be put right. `disk` is the one that the repair touches.
+    fn mend(
+        &mut self,
+        invariant: u32,
+        object: impl Into<String>,
+        message: impl Into<String>,
+        disk: Option<u64>,
+        repair: impl FnOnce(&dyn Medium) -> io::Result<()>,
+    ) -> bool {
+        let mut message = message.into();
+        let mut repaired = false;
+        if disk.is_some_and(|id| self.live.contains(&id)) {
+            message.push_str(
+                "; not repaired while there is a live map of the disk: run plyfs serve and stop it first",
+            );
+        } else if self.repair == Repair::Yes {
+            match repair(&self.medium) {
+                Ok(()) => repaired = true,
+                Err(e) => message.push_str(&format!("; the repair failed: {e}")),
+            }
+        }
+        self.findings.push(Finding { invariant, object: object.into(), message, repaired });
+        repaired
+    }
+
+    /// The bytes of a file of the store, which is not written to.
+    fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let file = self.open(name)?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(io::Error::other(format!("it has more than the {limit} bytes that it may have")));
+        }
+        Ok(bytes)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.store.join(name))?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+    }
+
+    /// Names in a directory of the store, in order.
+    fn list(&mut self, dir: &'static str) -> Result<Vec<String>, CheckError> {
+        match self.medium.list(dir) {
+            Ok(mut names) => {
+                names.sort_unstable();
+                Ok(names)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.find(1, format!("{dir}/"), "the directory is missing; restore it from a backup");
+                Ok(Vec::new())
+            }
+            Err(error) => Err(CheckError::Io { operation: "reading", path: self.store.join(dir), error }),
+        }
+    }
+
+    fn superblock(&mut self) -> Result<Option<Superblock>, CheckError> {
+        let bytes = self.read(SUPERBLOCK, RECORD_LIMIT).map_err(|error| CheckError::Io {
+            operation: "reading",
+            path: self.store.join(SUPERBLOCK),
+            error,
+        })?;
+        match Superblock::decode(&bytes) {
+            Ok(superblock) => Ok(Some(superblock)),
+            Err(error) if error.kind == Kind::Newer => {
+                Err(CheckError::Newer { store: self.store.into(), error })
+            }
+            Err(error) => {
+                self.find(1, SUPERBLOCK, format!("{error}; restore it from a backup"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Which disks have a live map. Its directory's name has the store's uuid, device and inode.
+    fn find_live_maps(&mut self, runtime_dir: &Path, superblock: Option<&Superblock>) {
+        let Ok(meta) = fs::metadata(self.store) else { return };
+        let uuid = superblock.map(|s| s.uuid[..4].iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let (prefix, suffix) = match uuid {
+            Some(uuid) => (format!("plyfs-{uuid}-"), format!("{}-{}", meta.dev(), meta.ino())),
+            // Without the superblock's word, the directory's own identity has to do.
+            None => ("plyfs-".to_owned(), format!("-{}-{}", meta.dev(), meta.ino())),
+        };
+        let ours = |name: &str| {
+            name.strip_prefix(&prefix).is_some_and(|rest| {
+                if superblock.is_some() { rest == suffix } else { rest.ends_with(&suffix) }
+            })
+        };
+        for entry in fs::read_dir(runtime_dir).into_iter().flatten().flatten() {
+            if !ours(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            for live in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                self.live.extend(live.file_name().to_string_lossy().strip_suffix(".live").and_then(number));
+            }
+        }
+    }
+
+    /// Invariants 3 and 4.
+    fn records<T>(
+        &mut self,
+        dir: &str,
+        suffix: &str,
+        names: &[String],
+        decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+        id: impl Fn(&T) -> u64,
+    ) -> BTreeMap<u64, T> {
+        let mut out = BTreeMap::new();
+        for name in names {
+            let Some(wanted) = name.strip_suffix(suffix).and_then(number) else { continue };
+            let file = format!("{dir}/{name}");
+            let decoded = match self.read(&file, RECORD_LIMIT) {
+                Ok(bytes) => decode(&bytes).map_err(|e| e.to_string()),
+                Err(e) => Err(format!("it cannot be read: {e}")),
+            };
+            match decoded {
+                Ok(record) if id(&record) == wanted => {
+                    out.insert(wanted, record);
+                    continue;
+                }
+                Ok(record) => {
+                    let message =
+                        format!("it is the record of number {}; restore both from a backup", id(&record));
+                    self.find(4, file, message);
+                }
+                Err(why) => self.find(3, file, format!("{why}; restore it from a backup")),
+            }
+            if dir == "disks" {
+                self.broken.insert(wanted);
+            }
+        }
+        out
+    }
+
+    /// Invariant 2.
+    fn next_number(&mut self, superblock: &Superblock, names: [&[String]; 3]) {
+        // A file whose name begins with a number uses it, whatever else it is.
+        let used = names.into_iter().flatten().filter_map(|name| number(name.split('.').next()?)).max();
+        let Some(used) = used.filter(|used| *used >= superblock.next_id) else { return };
+        let message =
+            format!("the next number to give away is {}, but number {used} is in use", superblock.next_id);
+        let Some(next_id) = used.checked_add(ID_STEP) else {
+            self.find(2, SUPERBLOCK, message);
+            return;
+        };
+        let next = Superblock { next_id, ..superblock.clone() };
+        self.mend(2, SUPERBLOCK, message, None, |medium| replace(medium, ".", SUPERBLOCK, &next.encode()));
+    }
+
+    /// Invariant 5.
+    fn names(&mut self) {
+        let mut base_names: HashMap<String, u64> = HashMap::new();
+        for (id, record) in self.bases.clone() {
+            if let Some(other) = base_names.insert(record.name.clone(), id) {
+                let message =
+                    format!("numbers {other} and {id} have the same name; remove one of bases/N.base");
+                self.find(5, format!("base {}", record.name), message);
+            }
+        }
+        // Of all records with one name, the one with the highest number in the order of names decides, also when
+        // its disk has lost the name since.
+        let mut order: Vec<(u64, u64)> =
+            self.disks.iter().map(|(id, record)| (record.name_seq, *id)).collect();
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        let mut owners: HashMap<String, (u64, u64)> = HashMap::new();
+        for (seq, id) in order {
+            let Some(record) = self.disks.get(&id).cloned() else { continue };
+            let object = format!("disk {}", record.name);
+            match owners.get(&record.name) {
+                None => {
+                    owners.insert(record.name, (seq, id));
+                }
+                Some(_) if record.unlinked => {}
+                Some((owner_seq, owner)) if *owner_seq == seq => {
+                    let message = format!(
+                        "numbers {owner} and {id} have the same name and no order; save one of disks/N.disk \
+                         elsewhere and remove it"
+                    );
+                    self.find(5, object, message);
+                }
+                Some((_, owner)) => {
+                    let message = format!("number {id} has the name too; number {owner} replaced it");
+                    let loser = DiskRecord { unlinked: true, ..record };
+                    let done = self.mend(5, object, message, Some(id), |medium| {
+                        replace(medium, "disks", &format!("{id}.disk"), &loser.encode())
+                    });
+                    if done {
+                        // Marked only now: its files are the next start's, or the next check's, to remove.
+                        self.broken.insert(id);
+                        self.disks.insert(id, loser);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Invariant 6.
+    fn backings(&mut self) {
+        for (id, record) in self.disks.clone() {
+            let Some(backing) = record.backing.as_ref().filter(|_| !record.unlinked) else { continue };
+            let object = format!("disk {}", record.name);
+            let why = match self.bases.get(&backing.base) {
+                None => format!(
+                    "number {id} needs base number {}, whose record is missing or damaged; restore bases/{}.base",
+                    backing.base, backing.base
+                ),
+                Some(base) if base.identity != backing.identity => {
+                    format!("number {id} was made on another version of base {}; restore that one", base.name)
+                }
+                Some(base) if record.overlap > base.size => format!(
+                    "number {id} reads {} bytes through to base {}, which has {}; restore disks/{id}.disk",
+                    record.overlap, base.name, base.size
+                ),
+                Some(_) => continue,
+            };
+            self.find(6, object, why);
+        }
+    }
+
+    /// Invariant 7.
+    fn sources(&mut self) {
+        for record in self.bases.clone().into_values() {
+            let then = &record.identity;
+            let why = match fs::metadata(&record.source) {
+                Err(e) => format!("cannot be examined: {e}"),
+                Ok(now) if !now.is_file() => "is not a regular file".to_owned(),
+                Ok(now) if now.len() != then.size => format!("has {} bytes and had {}", now.len(), then.size),
+                Ok(now) if now.ino() != then.inode => "is another file than the one registered".to_owned(),
+                Ok(now) if now.mtime() * 1_000_000_000 + now.mtime_nsec() != then.mtime_ns => {
+                    "was modified since it was registered".to_owned()
+                }
+                Ok(_) => continue,
+            };
+            let message = format!("its source {} {why}; put the original file back", record.source);
+            self.find(7, format!("base {}", record.name), message);
+        }
+    }
+
+    /// Invariant 11.
+    fn strays(
+        &mut self,
+        superblock: bool,
+        bases: &[String],
+        disks: &[String],
+        deltas: &[String],
+    ) -> Result<(), CheckError> {
+        let root = self.list(".")?;
+        for (dir, names) in [(".", root.as_slice()), ("bases", bases), ("disks", disks), ("deltas", deltas)] {
+            for name in names {
+                let path = if dir == "." { name.clone() } else { format!("{dir}/{name}") };
+                let record = name.split_once('.').and_then(|(id, rest)| Some((number(id)?, rest)));
+                if name.ends_with(".tmp") {
+                    let owner = record.map(|(id, _)| id).filter(|_| dir == "disks");
+                    let last_copy = match dir {
+                        "." => !superblock,
+                        "disks" => owner.is_some_and(|id| self.broken.contains(&id)),
+                        _ => false,
+                    };
+                    if last_copy {
+                        self.find(
+                            11,
+                            path,
+                            "left by an unclean stop; kept, what it was to replace is damaged",
+                        );
+                    } else {
+                        self.stray(dir, name, owner, "left by an unclean stop");
+                    }
+                    continue;
+                }
+                match dir {
+                    "bases" if record.is_none_or(|(_, rest)| rest != "base") => self.foreign(path),
+                    "disks" if record.is_none_or(|(_, rest)| rest != "disk") => self.foreign(path),
+                    "deltas" => self.stray_delta(name, disks),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign(&mut self, path: String) {
+        self.find(11, path, "plyfs makes no file of this name; move it elsewhere");
+    }
+
+    fn stray(&mut self, dir: &str, name: &str, disk: Option<u64>, why: &str) {
+        let path = if dir == "." { name.to_owned() } else { format!("{dir}/{name}") };
+        let file = path.clone();
+        self.mend(11, path, why, disk, |medium| {
+            medium.remove(&file)?;
+            medium.sync_dir(dir)
+        });
+    }
+
+    fn stray_delta(&mut self, name: &str, disks: &[String]) {
+        let path = format!("deltas/{name}");
+        let Some(file) = delta_file(name) else { return self.foreign(path) };
+        let (DeltaFile::Data(id) | DeltaFile::Map { disk: id, .. }) = file;
+        let record = format!("{id}.disk");
+        if disks.binary_search(&record).is_err() {
+            // No order of writes leaves data without a record: then the record is what was lost.
+            let has_data = fs::symlink_metadata(self.store.join(format!("deltas/{id}.data")))
+                .is_ok_and(|meta| meta.blocks() > 0);
+            if has_data {
+                self.find(
+                    11,
+                    path,
+                    format!(
+                        "there is no disks/{record}; kept, it has data: restore that record, or remove it"
+                    ),
+                );
+            } else {
+                self.stray("deltas", name, Some(id), &format!("there is no disks/{record}"));
+            }
+            return;
+        }
+        let Some(root) = self.disks.get(&id).map(|r| r.map) else { return };
+        if let DeltaFile::Map { generation, .. } = file
+            && generation != root.generation
+        {
+            let why = format!("the map of the disk is generation {}", root.generation);
+            if self.broken.contains(&id) {
+                self.find(11, path, format!("{why}; kept, because of the other findings about it"));
+            } else {
+                self.stray("deltas", name, Some(id), &why);
+            }
+        }
+    }
+
+    /// Invariant 12.
+    fn unlinked(&mut self, deltas: &[String]) {
+        for (id, record) in self.disks.clone() {
+            if !record.unlinked || self.broken.contains(&id) {
+                continue;
+            }
+            let files: Vec<_> = deltas
+                .iter()
+                .filter(|name| {
+                    matches!(delta_file(name), Some(DeltaFile::Data(n) | DeltaFile::Map { disk: n, .. }) if n == id)
+                })
+                .map(|name| format!("deltas/{name}"))
+                .collect();
+            let message = format!("number {id} was removed, its files are still there");
+            self.mend(12, format!("disk {}", record.name), message, Some(id), |medium| {
+                // The record goes last, as in the store.
+                for file in &files {
+                    match medium.remove(file) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                        _ => {}
+                    }
+                }
+                medium.sync_dir("deltas")?;
+                medium.remove(&format!("disks/{id}.disk"))?;
+                medium.sync_dir("disks")
+            });
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Arguments that several commands share: names, sizes, digests and paths, checked before anything is sent.
+
+use std::path::{Path, PathBuf};
+
+use super::error::CliError;
+use crate::config::size::parse_size;
+
+/// Reads a name of a base or a disk.
+///
+/// The daemon holds names to the same rule; here it keeps a name from meaning anything in a URL.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    let first = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if first && rest && text.len() <= 128 {
+        return Ok(text.to_owned());
+    }
+    Err("a name is 1 to 128 letters, digits, '.', '_' or '-' of ASCII, and starts with a letter or digit"
+        .into())
+}
+
+/// Reads a size that may not be 0.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("it is 0; a size is at least 1 byte".into()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(super) fn sha256(text: &str) -> Result<String, String> {
+    digest(text, 64)
+}
+
+pub(super) fn sha512(text: &str) -> Result<String, String> {
+    digest(text, 128)
+}
+
+fn digest(text: &str, digits: usize) -> Result<String, String> {
+    if text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(format!(
+        "this digest is {digits} hexadecimal digits, and there are {} characters",
+        text.chars().count()
+    ))
+}
+
+/// Whether a source is a URL (`scheme://...`); everything else is a path.
+pub(super) fn is_url(source: &str) -> bool {
+    source.split_once("://").is_some_and(|(scheme, _)| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
+    })
+}
+
+/// Makes a path absolute against the current directory. Symbolic links and `..` stay as they are.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|source| CliError::Absolute { path: path.to_path_buf(), source })
+}

@@ -1,0 +1,84 @@
+//! `plyfs check`: verifies every structure of a store, without a daemon.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::Global;
+use super::error::CliError;
+use super::output::{chain, printable};
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs stop && plyfs check
+  plyfs check --repair
+  plyfs --json check
+
+Offline: no daemon may run on the store. Without --repair nothing is written. Each finding names the invariant of
+docs/format.md that does not hold. Status 0 only when nothing is left to repair.";
+
+/// Verify every structure of the store, offline, and name each finding
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Check {
+    /// Repair what can be repaired without a guess about data
+    #[arg(long)]
+    repair: bool,
+}
+
+impl Check {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let store = global.store()?;
+        let report = crate::check::run(&store, self.repair)
+            .map_err(|error| CliError::Check { store: store.clone(), message: chain(&error) })?;
+        let unrepaired = report.findings.iter().filter(|finding| !finding.repaired).count();
+        let findings: Vec<Value> = report
+            .findings
+            .iter()
+            .map(|finding| {
+                json!({
+                    "invariant": finding.invariant,
+                    "object": finding.object,
+                    "message": finding.message,
+                    "repaired": finding.repaired,
+                })
+            })
+            .collect();
+        let checked: Map<String, Value> =
+            report.checked.iter().map(|(what, count)| (what.clone(), json!(count))).collect();
+        let value = json!({ "store": store.to_string_lossy(), "findings": findings, "checked": checked });
+        global.output().value(&value, |_| {
+            let mut out = String::new();
+            for finding in &report.findings {
+                let line = format!(
+                    "{}: invariant {}: {}{}",
+                    finding.object,
+                    finding.invariant,
+                    finding.message,
+                    if finding.repaired { " (repaired)" } else { "" }
+                );
+                out.push_str(&printable(&line));
+                out.push('\n');
+            }
+            let counts: Vec<String> =
+                report.checked.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                out,
+                "checked {}: {} finding(s), {unrepaired} not repaired",
+                if counts.is_empty() { "nothing".to_owned() } else { printable(&counts.join(", ")) },
+                report.findings.len()
+            );
+            out
+        })?;
+        if unrepaired == 0 {
+            return Ok(());
+        }
+        let advice = if self.repair {
+            "restore what is named from a backup, or remove it"
+        } else {
+            "repair with: plyfs check --repair"
+        };
+        Err(CliError::Findings { store, unrepaired, advice })
+    }
+}

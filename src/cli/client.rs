@@ -1,0 +1,159 @@
+//! The client of the control socket: HTTP/1.1 with JSON on `<store>/control.sock`.
+//!
+//! A thousand calls of the CLI in a row have to be cheap, so a call is one thread, one connection, one request.
+
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::error::CliError;
+
+/// `sun_path` of a socket address, with the zero at its end.
+const SUN_PATH: usize = 108;
+
+pub(super) struct Client {
+    runtime: Runtime,
+    store: PathBuf,
+    socket: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorObject,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    message: String,
+}
+
+impl Client {
+    /// A client of the daemon on `store`, an absolute path. Nothing is connected yet.
+    pub(super) fn new(store: PathBuf) -> Result<Self, CliError> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(CliError::Runtime)?;
+        let socket = store.join("control.sock");
+        Ok(Self { runtime, store, socket })
+    }
+
+    pub(super) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// `action` names what is done, on which object, for errors: "create disk vm1".
+    pub(super) fn get(&self, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request(Method::GET, path, None, action)
+    }
+
+    pub(super) fn post(&self, path: &str, body: Option<&Value>, action: &str) -> Result<Value, CliError> {
+        self.request(Method::POST, path, body, action)
+    }
+
+    pub(super) fn delete(&self, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request(Method::DELETE, path, None, action)
+    }
+
+    /// Whether a daemon accepts connections. Only "nobody is there" counts as no.
+    pub(super) fn is_listening(&self) -> bool {
+        !matches!(self.connect(), Err(CliError::NoDaemon { .. }))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        action: &str,
+    ) -> Result<Value, CliError> {
+        let stream = self.connect()?;
+        let transport = |message: String| CliError::Transport {
+            action: action.to_owned(),
+            socket: self.socket.clone(),
+            message,
+        };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "plyfs");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| transport(error.to_string()))?;
+        let (status, body) = self
+            .runtime
+            .block_on(exchange(stream, request))
+            .map_err(|error| transport(super::output::chain(error.as_ref())))?;
+        answer(status, &body, action)
+    }
+
+    fn connect(&self) -> Result<UnixStream, CliError> {
+        // Blocking, because a connect that does not block fails when the daemon's backlog is full.
+        let stream = connect(&self.socket, &self.store).map_err(|source| {
+            let socket = self.socket.clone();
+            match source.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
+                    CliError::NoDaemon { store: self.store.clone(), socket, source }
+                }
+                ErrorKind::PermissionDenied => CliError::Denied { socket, source },
+                _ => CliError::Connect { socket, source },
+            }
+        })?;
+        stream
+            .set_nonblocking(true)
+            .map_err(|source| CliError::Connect { socket: self.socket.clone(), source })?;
+        Ok(stream)
+    }
+}
+
+fn connect(socket: &Path, store: &Path) -> std::io::Result<UnixStream> {
+    if socket.as_os_str().as_bytes().len() < SUN_PATH {
+        return UnixStream::connect(socket);
+    }
+    // A socket address is too small for this path; by way of the open directory it is not.
+    let dir = std::fs::File::open(store)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
+}
+
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = tokio::net::UnixStream::from_std(stream)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    connection.abort();
+    Ok((status, body))
+}
+
+fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliError> {
+    if status.is_success() {
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Value::Null);
+        }
+        return serde_json::from_slice(body).map_err(|error| CliError::Answer {
+            action: action.to_owned(),
+            problem: format!("the daemon's answer is not JSON ({error})"),
+        });
+    }
+    Err(match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(ErrorBody { error }) => CliError::Refused { message: error.message },
+        Err(_) => {
+            let text: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+            let problem = format!("the daemon answered {status} {text}");
+            CliError::Answer { action: action.to_owned(), problem: problem.trim_end().to_owned() }
+        }
+    })
+}

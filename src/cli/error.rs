@@ -1,0 +1,67 @@
+//! What can go wrong in a command. Each message is the one line of the contract: what failed, on which object, why,
+//! and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::config::ConfigError;
+
+#[derive(Debug, Error)]
+pub(super) enum CliError {
+    /// Nobody listens on the control socket.
+    #[error(
+        "no daemon is running on store {} (cannot connect to {}: {source}); start it with: plyfs serve --store {}",
+        store.display(), socket.display(), store.display()
+    )]
+    NoDaemon { store: PathBuf, socket: PathBuf, source: io::Error },
+    /// The control socket is there, but not for this user.
+    #[error(
+        "cannot connect to {}: {source}; only root and the daemon's own user may connect: run as one of them, or name \
+         your own store with --store DIR",
+        socket.display()
+    )]
+    Denied { socket: PathBuf, source: io::Error },
+    /// Any other failure to connect.
+    #[error("cannot connect to the daemon at {}: {source}; check --store", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    /// The connection broke before the whole answer was there.
+    #[error("{action}: the daemon at {} did not answer: {message}; look at the daemon's log", socket.display())]
+    Transport { action: String, socket: PathBuf, message: String },
+    /// The daemon refused. Its message is already in the form of the contract.
+    #[error("{message}")]
+    Refused { message: String },
+    /// An answer that is not of this API.
+    #[error("{action}: {problem}; check that the daemon and this command have the same version")]
+    Answer { action: String, problem: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The current directory is gone, or the path is empty.
+    #[error("cannot make {path:?} absolute: {source}; give an absolute path")]
+    Absolute { path: PathBuf, source: io::Error },
+    /// JSON cannot carry it.
+    #[error("cannot use the path {path:?}: it is not UTF-8; give the file another name")]
+    NotUtf8 { path: PathBuf },
+    /// Standard output is gone. A closed pipe is no error, see `output`.
+    #[error("cannot write to standard output: {0}; check where it goes")]
+    Stdout(io::Error),
+    #[error("cannot write man pages to {}: {source}; give a directory that can be written", dir.display())]
+    Man { dir: PathBuf, source: io::Error },
+    #[error("cannot start: {0}; try again")]
+    Runtime(io::Error),
+    #[error("cannot write logs: {0}")]
+    Logging(String),
+    /// The daemon ended with an error; its text is complete.
+    #[error("{0}")]
+    Serve(String),
+    #[error("cannot check store {}: {message}", store.display())]
+    Check { store: PathBuf, message: String },
+    #[error("store {} has {unrepaired} finding(s) that are not repaired; {advice}", store.display())]
+    Findings { store: PathBuf, unrepaired: usize, advice: &'static str },
+    #[error(
+        "the daemon on store {} is told to stop, but after {waited} {state}; close what uses the mount and wait",
+        store.display()
+    )]
+    StillRunning { store: PathBuf, waited: String, state: String },
+}

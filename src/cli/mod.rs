@@ -1,0 +1,124 @@
+//! The command line: one file per noun; every command but `serve`, `worker` and `check` is a client of the control
+//! socket.
+//!
+//! What must hold: an error is one line on standard error; the exit status is 0 when done, 1 when failed, 2 for a
+//! usage error; nothing a server or a user says reaches a terminal with its control characters.
+
+mod args;
+mod base;
+mod check;
+mod client;
+mod completions;
+mod disk;
+mod error;
+mod logging;
+mod output;
+mod serve;
+mod status;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use self::client::Client;
+use self::error::CliError;
+use self::output::Output;
+use crate::config::host;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs serve &                                     start the daemon on the default store
+  plyfs base add debian /images/debian-12.raw       register an image; nothing is copied
+  plyfs disk create vm1 --base debian --size 20G    a new disk on it, at once
+  qemu-system-x86_64 -drive file=\"$(plyfs --json disk show vm1 | jq -r .path)\",format=raw,cache=none
+  plyfs status
+  plyfs stop
+
+Sizes are bytes, or a number with K, M, G, T, P or E, powers of 1024.
+Exit status: 0 done; 1 failed; 2 usage.";
+
+/// Layered disk images for hypervisor hosts: many raw disks on one shared base
+///
+/// Every VM disk is one plain file under one mount. Reads fall through what the disk itself has written to one shared,
+/// read-only base image; ten or a thousand disks share one base, and nobody copies it.
+#[derive(Debug, Parser)]
+#[command(name = "plyfs", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Directory of the store [default: /var/lib/plyfs for root, else plyfs in the XDG data directory]
+    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_STORE")]
+    store: Option<PathBuf>,
+    /// Print JSON: an object, or for `ls` an array of objects
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Global {
+    /// The store as an absolute path.
+    fn store(&self) -> Result<PathBuf, CliError> {
+        match &self.store {
+            Some(store) => args::absolute(store),
+            None => Ok(host::default_store()?),
+        }
+    }
+
+    fn client(&self) -> Result<Client, CliError> {
+        Client::new(self.store()?)
+    }
+
+    fn output(&self) -> Output {
+        Output::new(self.json)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    #[command(subcommand)]
+    Base(base::Base),
+    #[command(subcommand)]
+    Disk(disk::Disk),
+    Status(status::Status),
+    Stop(stop::Stop),
+    Check(check::Check),
+    Completions(completions::Completions),
+    Man(completions::Man),
+    /// Serve the mount of the supervisor that started this process
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Parses the arguments of the process, runs the command and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::usage(&error),
+    };
+    let Cli { global, command } = cli;
+    let result = match command {
+        Command::Serve(serve) => serve.run(&global),
+        Command::Base(base) => base.run(&global),
+        Command::Disk(disk) => disk.run(&global),
+        Command::Status(status) => status.run(&global),
+        Command::Stop(stop) => stop.run(&global),
+        Command::Check(check) => check.run(&global),
+        Command::Completions(completions) => completions.run(&global),
+        Command::Man(man) => man.run(),
+        Command::Worker => return serve::worker(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::failure(&error),
+    }
+}

@@ -1,0 +1,80 @@
+//! `plyfs serve`: the daemon in the foreground; and the hidden `plyfs worker` that it starts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use super::error::CliError;
+use super::{Global, args, logging, output};
+use crate::config::{
+    Config, LOG_FORMAT_ENV, LOG_FORMATS, LOG_LEVEL_ENV, LOG_LEVELS, LogConfig, LogFormat, Overrides,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs serve                                        the default store, mounted on its mnt/
+  plyfs --store /srv/vm serve --mount /mnt/vm        another store, another mount
+  plyfs serve --config /etc/plyfs.toml --cache-memory 8G
+
+Prints one line, 'plyfs ready mount=DIR socket=PATH', when the mount is usable, and notifies systemd.
+SIGTERM, SIGINT and 'plyfs stop' flush, unmount and end it with status 0. Logs go to standard error.
+Flags override the configuration file, which overrides the defaults.";
+
+/// Run the daemon in the foreground: mount the store and serve it until told to stop
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Serve {
+    /// Where to mount; created when missing [default: mnt in the store]
+    #[arg(long, value_name = "DIR")]
+    mount: Option<PathBuf>,
+    /// TOML file with the configuration; unknown keys are refused
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Memory for cached blocks of bases, at least 1M [default: 1/8 of the machine's, within 64M and 16G]
+    #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
+    cache_memory: Option<u64>,
+    /// Disk space for cached blocks of bases on the network, at least 1M
+    #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
+    cache_disk: Option<u64>,
+    /// Let users other than the daemon's enter the mount [default: true as root, else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_other: Option<bool>,
+    /// How much to log [default: info]
+    #[arg(long, value_name = "LEVEL", env = LOG_LEVEL_ENV, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
+    log_level: Option<String>,
+    /// How to log; auto is human on a terminal and json elsewhere [default: auto]
+    #[arg(long, value_name = "FORMAT", env = LOG_FORMAT_ENV, value_parser = log_format())]
+    log_format: Option<LogFormat>,
+}
+
+fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    PossibleValuesParser::new(LOG_FORMATS)
+        .try_map(|name| LogFormat::from_name(&name).ok_or("it is auto, human or json"))
+}
+
+impl Serve {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let overrides = Overrides {
+            store: global.store.clone(),
+            mount: self.mount,
+            cache_memory: self.cache_memory,
+            cache_disk: self.cache_disk,
+            allow_other: self.allow_other,
+            log_level: self.log_level,
+            log_format: self.log_format,
+        };
+        let config = Config::load(self.config.as_deref(), overrides)?;
+        logging::init(&config.log)?;
+        crate::daemon::serve(config).map_err(|error| CliError::Serve(output::chain(&error)))
+    }
+}
+
+/// Runs a worker. Its configuration comes from the supervisor, and its logging from the environment that
+/// [`LogConfig::env`] describes, as it may have to log before it has read its configuration.
+pub(super) fn worker() -> ExitCode {
+    match logging::init(&LogConfig::from_env()) {
+        Ok(()) => crate::daemon::worker_main(),
+        Err(error) => output::failure(&error),
+    }
+}

@@ -1,0 +1,74 @@
+//! `plyfs status`: the daemon at a glance.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Global;
+use super::error::CliError;
+use super::output::{lines, printable};
+use crate::config::size::format_size;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs status
+  plyfs --json status | jq .cache";
+
+/// Show the daemon, its mount and caches, and how many bases and disks there are
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Status {}
+
+impl Status {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let status = global.client()?.get("/v1/status", "cannot get the status")?;
+        global.output().value(&status, human)
+    }
+}
+
+pub(super) fn human(status: &Value) -> String {
+    let text = |key: &str| match &status[key] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        other => other.to_string(),
+    };
+    let cache = |key: &str| status["cache"][key].as_u64();
+    let size = |key: &str| cache(key).map_or_else(|| "-".to_owned(), format_size);
+    let count = |key: &str| cache(key).map_or_else(|| "-".to_owned(), |count| count.to_string());
+    let uptime = status["uptime_seconds"].as_u64().unwrap_or(0);
+    let mut pairs = vec![
+        ("version", text("version")),
+        ("uptime", humantime::format_duration(Duration::from_secs(uptime)).to_string()),
+        ("store", text("store")),
+        ("mount", text("mount")),
+        ("supervisor", format!("pid {}", text("supervisor_pid"))),
+        ("worker", format!("pid {}, starts {}", text("worker_pid"), text("worker_starts"))),
+        ("bases", text("bases")),
+        ("disks", text("disks")),
+    ];
+    if status["cache"].is_object() {
+        pairs.push(("cache memory", format!("{} of {}", size("memory_used"), size("memory_limit"))));
+        pairs.push((
+            "cache reads",
+            format!("{} hits, {} misses{}", count("hits"), count("misses"), rate(status)),
+        ));
+        pairs.push((
+            "cache blocks",
+            format!("{} inserted, {} evicted", count("insertions"), count("evictions")),
+        ));
+    }
+    lines(pairs.into_iter())
+}
+
+fn rate(status: &Value) -> String {
+    let cache = &status["cache"];
+    let (Some(hits), Some(misses)) = (cache["hits"].as_u64(), cache["misses"].as_u64()) else {
+        return String::new();
+    };
+    let (hits, all) = (u128::from(hits), u128::from(hits) + u128::from(misses));
+    if all == 0 {
+        return String::new();
+    }
+    let per_mille = hits * 1000 / all;
+    format!(" ({}.{} %)", per_mille / 10, per_mille % 10)
+}

@@ -1,0 +1,113 @@
+//! `plyfs stop`: tells the daemon to stop and waits until nothing of it is left.
+
+use std::fs::{File, TryLockError};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::Global;
+use super::client::Client;
+use super::error::CliError;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs stop
+  plyfs stop --timeout 30s
+
+When it is done everything is flushed, the mount is gone and another daemon may start on the store.";
+
+/// The daemon is no child of this process, so nothing tells of its end: it is looked at this often.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Stop the daemon: flush, unmount, and wait until it is done
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Stop {
+    /// How long to wait at most, such as 30s or 5m; the daemon goes on stopping after that
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+impl Stop {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let client = global.client()?;
+        let status = client.get("/v1/status", "cannot get the status");
+        let mount = match &status {
+            Ok(status) => status["mount"].as_str().map(PathBuf::from),
+            // A daemon in trouble can still be stopped.
+            Err(CliError::Refused { .. } | CliError::Answer { .. }) => None,
+            Err(_) => return status.map(|_| ()),
+        };
+        match client.post("/v1/stop", None, "cannot stop the daemon") {
+            // It may be gone before its answer is here.
+            Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.wait(&client, mount.as_deref())?;
+        global.output().value(&json!({ "stopped": true }), |_| String::new())
+    }
+
+    fn wait(&self, client: &Client, mount: Option<&Path>) -> Result<(), CliError> {
+        let start = Instant::now();
+        loop {
+            let Some(state) = what_is_left(client, mount) else {
+                return Ok(());
+            };
+            if start.elapsed() >= self.timeout {
+                let waited = humantime::format_duration(self.timeout).to_string();
+                return Err(CliError::StillRunning { store: client.store().to_path_buf(), waited, state });
+            }
+            std::thread::sleep(INTERVAL);
+        }
+    }
+}
+
+/// The first thing that keeps the daemon from being gone.
+fn what_is_left(client: &Client, mount: Option<&Path>) -> Option<String> {
+    if client.is_listening() {
+        return Some("it still answers".to_owned());
+    }
+    if let Some(mount) = mount.filter(|mount| is_mounted(mount)) {
+        return Some(format!("{} is still mounted", mount.display()));
+    }
+    is_locked(&client.store().join("lock")).then(|| "it still holds the store's lock".to_owned())
+}
+
+fn is_mounted(mount: &Path) -> bool {
+    std::fs::read("/proc/self/mountinfo").is_ok_and(|table| has_fuse_mount(&table, mount))
+}
+
+/// Whether a line of `mountinfo` (proc(5)) is a FUSE filesystem on that mount point.
+pub(super) fn has_fuse_mount(table: &[u8], mount: &Path) -> bool {
+    table.split(|&byte| byte == b'\n').any(|line| {
+        let mut words = line.split(|&byte| byte == b' ');
+        let point = words.nth(4);
+        // Optional fields end with a dash; the type follows.
+        let kind = words.skip_while(|word| *word != b"-").nth(1);
+        kind.is_some_and(|kind| kind.starts_with(b"fuse"))
+            && point.is_some_and(|point| unescape(point) == mount.as_os_str().as_bytes())
+    })
+}
+
+/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
+            out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = after;
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    out
+}
+
+/// Whether another process holds the lock. It is taken shared and for an instant, and never when it does not exist.
+fn is_locked(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}

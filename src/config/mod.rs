@@ -1,0 +1,344 @@
+//! Configuration of the daemon: defaults, then the TOML file, then flags, become one validated [`Config`].
+//!
+//! Nothing below `daemon` reads a file, a flag or an environment variable: what a component may be told is in this
+//! struct. The supervisor hands the whole of it to its worker as JSON, so that both run on the same values.
+
+mod file;
+pub mod host;
+pub mod size;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use size::format_size;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Environment variables by which a worker is told its logging before it has read its configuration.
+pub const LOG_LEVEL_ENV: &str = "PLYFS_LOG_LEVEL";
+/// See [`LOG_LEVEL_ENV`].
+pub const LOG_FORMAT_ENV: &str = "PLYFS_LOG_FORMAT";
+
+/// Levels of logging, quietest first.
+pub const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// Names of [`LogFormat`], in the order of its variants.
+pub const LOG_FORMATS: [&str; 3] = ["auto", "human", "json"];
+
+/// Everything the daemon may be told. Paths are absolute and UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[store] path`, `--store`: directory of bases' records, deltas, the lock and the control socket.
+    /// Default: `/var/lib/plyfs` for root, else `plyfs` in the XDG data directory.
+    pub store: PathBuf,
+    /// `[mount] path`, `--mount`: the mount point. Default: `mnt` in the store. Neither `/`, nor the store, nor above it.
+    pub mount: PathBuf,
+    /// `[mount] allow_other`, `--allow-other`: whether users other than the daemon's may enter the mount.
+    /// Default: true as root, else false.
+    pub allow_other: bool,
+    /// `[mount] base_mode`: permission bits of the files in `bases/`, an octal string in TOML. Default: 0400.
+    /// Bounds: no bits beyond 0777 and no write bit, as a base is never written.
+    pub base_mode: u32,
+    /// `[cache] memory`, `--cache-memory`: bytes of memory for cached blocks of bases.
+    /// Default: 1/8 of the machine's memory, within 64 MiB and 16 GiB. Bounds: at least 1 MiB.
+    pub cache_memory: u64,
+    /// `[cache] disk`, `--cache-disk`: bytes on disk for cached blocks of bases on the network; reserved for them.
+    /// Default: none. Bounds: at least 1 MiB.
+    pub cache_disk: Option<u64>,
+    /// `[fuse] threads`: threads that read requests of the kernel. Default: 4. Bounds: 1 to 64.
+    pub fuse_threads: usize,
+    /// `[io] threads`: threads for work that may block on the store or a source. Default: 32. Bounds: 1 to 1024.
+    pub io_threads: usize,
+    /// `[runtime] dir`: directory in memory for what outlives the worker but not the machine. Default: `/dev/shm`.
+    pub runtime_dir: PathBuf,
+    /// `[log]`: see [`LogConfig`].
+    pub log: LogConfig,
+}
+
+/// Logging of the daemon, to standard error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// `[log] level`, `--log-level`. Default: `info`. Bounds: one of [`LOG_LEVELS`].
+    pub level: String,
+    /// `[log] format`, `--log-format`. Default: `auto`.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    /// One line of text, with colours on a terminal.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// The name used in the file, on the command line and in the environment.
+    pub fn name(self) -> &'static str {
+        LOG_FORMATS[self as usize]
+    }
+
+    /// The format of that name; `None` for any other text.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::Human, Self::Json].into_iter().find(|format| format.name() == name)
+    }
+}
+
+impl LogConfig {
+    /// What a child process needs in its environment to log as this one does.
+    pub fn env(&self) -> [(&'static str, &str); 2] {
+        [(LOG_LEVEL_ENV, &self.level), (LOG_FORMAT_ENV, self.format.name())]
+    }
+
+    /// The opposite of [`env`](Self::env). A variable that is absent or no valid value leaves the default.
+    pub fn from_env() -> Self {
+        let mut log = Self::default();
+        if let Ok(level) = std::env::var(LOG_LEVEL_ENV)
+            && LOG_LEVELS.contains(&level.as_str())
+        {
+            log.level = level;
+        }
+        if let Some(format) = std::env::var(LOG_FORMAT_ENV).ok().and_then(|name| LogFormat::from_name(&name))
+        {
+            log.format = format;
+        }
+        log
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if LOG_LEVELS.contains(&self.level.as_str()) {
+            return Ok(());
+        }
+        Err(invalid(
+            "log.level",
+            format!("{:?} is no level; it is one of {}", self.level, LOG_LEVELS.join(", ")),
+        ))
+    }
+}
+
+/// What the command line says; `None` leaves the file's value or the default. Relative paths are against the current
+/// directory.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--store` or its environment variable.
+    pub store: Option<PathBuf>,
+    /// `--mount`.
+    pub mount: Option<PathBuf>,
+    /// `--cache-memory`, in bytes.
+    pub cache_memory: Option<u64>,
+    /// `--cache-disk`, in bytes.
+    pub cache_disk: Option<u64>,
+    /// `--allow-other`.
+    pub allow_other: Option<bool>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
+}
+
+/// Why there is no configuration. Every message is one line.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {source}; check --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or a value it may not have.
+    #[error("configuration file {}, line {line}: {message}; correct the file", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is out of bounds, wherever it came from.
+    #[error("configuration: {key}: {message}")]
+    Invalid {
+        /// Section and key as in the file.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// There is no home directory to keep a store in.
+    #[error(
+        "cannot tell where the store is: neither XDG_DATA_HOME nor HOME is an absolute path; give --store DIR"
+    )]
+    NoDefaultStore,
+    /// A relative path, but no current directory.
+    #[error("cannot make {} absolute: {source}; give an absolute path", path.display())]
+    Relative {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+fn invalid(key: &'static str, message: String) -> ConfigError {
+    ConfigError::Invalid { key, message }
+}
+
+impl Config {
+    /// Defaults, then `file`, then `overrides`; validated.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, as [`ConfigError`].
+    pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let Some(path) = file else {
+            return Self::merge(file::File::default(), overrides);
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let file = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_path_buf(),
+            line: line_of(&text, error.span()),
+            message: error.message().lines().collect::<Vec<_>>().join(" "),
+        })?;
+        Self::merge(file, overrides)
+    }
+
+    fn merge(file: file::File, flags: Overrides) -> Result<Self, ConfigError> {
+        let store = match choose("store.path", file.store.path, flags.store)? {
+            Some(store) => store,
+            None => host::default_store()?,
+        };
+        let mount = choose("mount.path", file.mount.path, flags.mount)?.unwrap_or_else(|| store.join("mnt"));
+        let runtime_dir = choose("runtime.dir", file.runtime.dir, None)?.unwrap_or_else(|| "/dev/shm".into());
+        let default_log = LogConfig::default();
+        let config = Self {
+            store,
+            mount,
+            allow_other: flags.allow_other.or(file.mount.allow_other).unwrap_or_else(host::is_root),
+            base_mode: file.mount.base_mode.map_or(0o400, |mode| mode.0),
+            cache_memory: flags
+                .cache_memory
+                .or(file.cache.memory.map(|size| size.0))
+                .unwrap_or_else(|| default_cache_memory(host::total_memory())),
+            cache_disk: flags.cache_disk.or(file.cache.disk.map(|size| size.0)),
+            fuse_threads: file.fuse.threads.unwrap_or(4),
+            io_threads: file.io.threads.unwrap_or(32),
+            runtime_dir,
+            log: LogConfig {
+                level: flags.log_level.or(file.log.level).unwrap_or(default_log.level),
+                format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Holds every value to the bounds in its documentation.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the key of the first value that is out of bounds.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_paths()?;
+        self.validate_cache()?;
+        self.validate_threads()?;
+        self.log.validate()
+    }
+
+    fn validate_paths(&self) -> Result<(), ConfigError> {
+        for (key, path) in
+            [("store.path", &self.store), ("mount.path", &self.mount), ("runtime.dir", &self.runtime_dir)]
+        {
+            if path.to_str().is_none_or(|text| text.contains('\0')) {
+                return Err(invalid(key, format!("{path:?} is not UTF-8; choose another directory")));
+            }
+            if !path.is_absolute() {
+                return Err(invalid(key, format!("{path:?} is relative; write an absolute path")));
+            }
+        }
+        if self.store.starts_with(&self.mount) {
+            let (mount, store) = (&self.mount, &self.store);
+            return Err(invalid(
+                "mount.path",
+                format!("{mount:?} would hide the store {store:?}; mount elsewhere"),
+            ));
+        }
+        if self.base_mode & !0o555 != 0 {
+            let mode = self.base_mode;
+            return Err(invalid(
+                "mount.base_mode",
+                format!(
+                    "{mode:04o} has bits a base cannot have; only read and execute bits (0555) are possible"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_cache(&self) -> Result<(), ConfigError> {
+        for (key, bytes) in [("cache.memory", Some(self.cache_memory)), ("cache.disk", self.cache_disk)] {
+            if let Some(bytes) = bytes
+                && !(MIB..=size::MAX_SIZE).contains(&bytes)
+            {
+                return Err(invalid(
+                    key,
+                    format!("{} is out of bounds; it is at least 1M and below 8E", format_size(bytes)),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_threads(&self) -> Result<(), ConfigError> {
+        for (key, threads, limit) in
+            [("fuse.threads", self.fuse_threads, 64), ("io.threads", self.io_threads, 1024)]
+        {
+            if !(1..=limit).contains(&threads) {
+                return Err(invalid(key, format!("{threads} is out of bounds; it is 1 to {limit}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A flag is relative to where the user is; in a file there is no such place, so it has to be absolute there.
+fn choose(
+    key: &'static str,
+    file: Option<PathBuf>,
+    flag: Option<PathBuf>,
+) -> Result<Option<PathBuf>, ConfigError> {
+    match (flag, file) {
+        (Some(path), _) => match std::path::absolute(&path) {
+            Ok(absolute) => Ok(Some(absolute)),
+            Err(source) => Err(ConfigError::Relative { path, source }),
+        },
+        (None, Some(path)) if !path.is_absolute() => {
+            Err(invalid(key, format!("{path:?} is relative; write an absolute path")))
+        }
+        (None, file) => Ok(file),
+    }
+}
+
+fn default_cache_memory(total: Option<u64>) -> u64 {
+    total.map_or(64 * MIB, |total| (total / 8).clamp(64 * MIB, 16 * GIB))
+}
+
+fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> usize {
+    let end = span.map_or(0, |span| span.start).min(text.len());
+    text.as_bytes()[..end].iter().filter(|&&byte| byte == b'\n').count() + 1
+}

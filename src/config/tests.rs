@@ -1,0 +1,282 @@
+use std::path::{Path, PathBuf};
+
+use super::host::{default_store_for, effective_uid, total_memory_in};
+use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
+use super::{Config, ConfigError, LogConfig, LogFormat, Overrides, default_cache_memory, file};
+
+fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("plyfs.toml");
+    std::fs::write(&path, toml).expect("write the file");
+    Config::load(Some(&path), flags)
+}
+
+fn with_store() -> Overrides {
+    Overrides { store: Some("/srv/plyfs".into()), ..Overrides::default() }
+}
+
+fn refusal(toml: &str) -> String {
+    let message = load(toml, with_store()).expect_err(toml).to_string();
+    assert!(!message.contains('\n'), "more than one line: {message:?}");
+    message
+}
+
+#[test]
+fn sizes_that_are_accepted() {
+    for (text, bytes) in [
+        ("0", 0),
+        ("1", 1),
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("64K", 64 << 10),
+        ("64k", 64 << 10),
+        ("64KiB", 64 << 10),
+        ("64KB", 64 << 10),
+        (" 20G ", 20 << 30),
+        ("20gib", 20 << 30),
+        ("1T", 1 << 40),
+        ("2P", 2 << 50),
+        ("7E", 7 << 60),
+        ("007M", 7 << 20),
+        ("9223372036854775807", MAX_SIZE),
+    ] {
+        assert_eq!(parse_size(text), Ok(bytes), "{text:?}");
+    }
+}
+
+#[test]
+fn sizes_that_are_refused() {
+    for (text, why) in [
+        ("", SizeError::Empty),
+        ("  ", SizeError::Empty),
+        ("-5", SizeError::Negative),
+        ("-5G", SizeError::Negative),
+        ("1.5G", SizeError::Fraction),
+        ("1,5", SizeError::Fraction),
+        (".5", SizeError::Fraction),
+        ("G", SizeError::NotANumber),
+        ("+5", SizeError::NotANumber),
+        ("abc", SizeError::NotANumber),
+        ("0x10", SizeError::Unit),
+        ("20X", SizeError::Unit),
+        ("20GG", SizeError::Unit),
+        ("20iB", SizeError::Unit),
+        ("20 G x", SizeError::Unit),
+        ("20Bi", SizeError::Unit),
+        ("20é", SizeError::Unit),
+        ("٣", SizeError::NotANumber),
+        ("8E", SizeError::TooLarge),
+        ("9223372036854775808", SizeError::TooLarge),
+        ("18446744073709551615", SizeError::TooLarge),
+        ("99999999999999999999999", SizeError::TooLarge),
+        ("18014398509481985K", SizeError::TooLarge),
+    ] {
+        assert_eq!(parse_size(text), Err(why), "{text:?}");
+    }
+}
+
+#[test]
+fn sizes_for_people() {
+    for (bytes, text) in [
+        (0, "0"),
+        (1023, "1023"),
+        (1024, "1K"),
+        (1536, "1.5K"),
+        (4096, "4K"),
+        ((1 << 20) - 1, "1.0M"),
+        (20 << 30, "20G"),
+        ((20 << 30) + 1, "20.0G"),
+        (1 << 40, "1T"),
+        (MAX_SIZE, "8.0E"),
+        (u64::MAX, "16.0E"),
+    ] {
+        assert_eq!(format_size(bytes), text, "{bytes}");
+    }
+}
+
+#[test]
+fn defaults() {
+    let config = load("", with_store()).expect("an empty file is fine");
+    assert_eq!(config.store, Path::new("/srv/plyfs"));
+    assert_eq!(config.mount, Path::new("/srv/plyfs/mnt"));
+    assert_eq!(config.base_mode, 0o400);
+    assert_eq!(config.cache_disk, None);
+    assert_eq!((config.fuse_threads, config.io_threads), (4, 32));
+    assert_eq!(config.runtime_dir, Path::new("/dev/shm"));
+    assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Auto });
+    assert_eq!(config.allow_other, super::host::is_root());
+}
+
+#[test]
+fn default_cache_is_an_eighth_of_memory_within_bounds() {
+    assert_eq!(default_cache_memory(None), 64 << 20);
+    assert_eq!(default_cache_memory(Some(256 << 20)), 64 << 20);
+    assert_eq!(default_cache_memory(Some(8 << 30)), 1 << 30);
+    assert_eq!(default_cache_memory(Some(1 << 40)), 16 << 30);
+}
+
+#[test]
+fn every_key_of_the_file_arrives() {
+    let config = load(
+        r#"
+        [store]
+        path = "/a"
+        [mount]
+        path = "/b"
+        allow_other = true
+        base_mode = "0444"
+        [cache]
+        memory = "512M"
+        disk = 1073741824
+        [fuse]
+        threads = 8
+        [io]
+        threads = 64
+        [runtime]
+        dir = "/run/plyfs"
+        [log]
+        level = "debug"
+        format = "json"
+        "#,
+        Overrides::default(),
+    )
+    .expect("valid");
+    let expected = Config {
+        store: "/a".into(),
+        mount: "/b".into(),
+        allow_other: true,
+        base_mode: 0o444,
+        cache_memory: 512 << 20,
+        cache_disk: Some(1 << 30),
+        fuse_threads: 8,
+        io_threads: 64,
+        runtime_dir: "/run/plyfs".into(),
+        log: LogConfig { level: "debug".into(), format: LogFormat::Json },
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn flags_override_the_file() {
+    let flags = Overrides {
+        store: Some("/f".into()),
+        mount: Some("relative".into()),
+        cache_memory: Some(2 << 20),
+        cache_disk: Some(3 << 20),
+        allow_other: Some(false),
+        log_level: Some("warn".into()),
+        log_format: Some(LogFormat::Human),
+    };
+    let toml = "store.path = '/a'\nmount.path = '/b'\nmount.allow_other = true\ncache.memory = '1G'\n\
+                cache.disk = '1G'\nlog.level = 'trace'\nlog.format = 'json'\n";
+    let config = load(toml, flags).expect("valid");
+    assert_eq!(config.store, Path::new("/f"));
+    assert_eq!(config.mount, std::env::current_dir().expect("current directory").join("relative"));
+    assert_eq!((config.cache_memory, config.cache_disk), (2 << 20, Some(3 << 20)));
+    assert!(!config.allow_other);
+    assert_eq!(config.log, LogConfig { level: "warn".into(), format: LogFormat::Human });
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_line() {
+    for (toml, line, key) in [
+        ("typo = 1", 1, "typo"),
+        ("[store]\npath = '/a'\n[cahce]\nmemory = 1", 3, "cahce"),
+        ("[cache]\nmemory = '1G'\nmemroy = 1", 3, "memroy"),
+        ("[log]\ncolour = true", 2, "colour"),
+        ("[fuse]\nthread = 4", 2, "thread"),
+    ] {
+        let message = refusal(toml);
+        assert!(message.contains(&format!("line {line}:")), "{message}");
+        assert!(message.contains(&format!("unknown field `{key}`")), "{message}");
+    }
+}
+
+#[test]
+fn values_out_of_bounds_are_refused() {
+    for (toml, part) in [
+        ("cache.memory = '1023K'", "cache.memory"),
+        ("cache.memory = 0", "cache.memory"),
+        ("cache.memory = -1", "negative"),
+        ("cache.memory = '20X'", "unit is not known"),
+        ("cache.memory = true", "a size"),
+        ("cache.disk = 5", "cache.disk"),
+        ("fuse.threads = 0", "fuse.threads: 0 is out of bounds; it is 1 to 64"),
+        ("fuse.threads = 65", "fuse.threads"),
+        ("fuse.threads = -1", "line 1"),
+        ("io.threads = 0", "io.threads"),
+        ("io.threads = 1025", "io.threads"),
+        ("mount.base_mode = '0600'", "0600 has bits"),
+        ("mount.base_mode = '1444'", "mount.base_mode"),
+        ("mount.base_mode = '0o400'", "not an octal mode"),
+        ("mount.base_mode = '+400'", "not an octal mode"),
+        ("mount.base_mode = '888'", "not an octal mode"),
+        ("mount.base_mode = '77777777777777'", "not an octal mode"),
+        ("mount.base_mode = 400", "octal mode in a string"),
+        ("mount.path = '/'", "would hide the store"),
+        ("mount.path = '/srv'", "would hide the store"),
+        ("mount.path = '/srv/plyfs'", "would hide the store"),
+        ("mount.path = 'mnt'", "relative"),
+        ("runtime.dir = 'shm'", "relative"),
+        ("log.level = 'loud'", "log.level: \"loud\" is no level"),
+        ("log.format = 'xml'", "unknown variant `xml`"),
+        ("store.path = ", "line 1"),
+    ] {
+        let message = refusal(toml);
+        assert!(message.contains(part), "{toml}: {message}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Some(Path::new("/nowhere/plyfs.toml")), with_store()).expect_err("missing");
+    assert!(error.to_string().contains("/nowhere/plyfs.toml"), "{error}");
+}
+
+#[test]
+fn json_carries_the_whole_configuration() {
+    let config = Config::merge(file::File::default(), with_store()).expect("valid");
+    let json = serde_json::to_string(&config).expect("serialize");
+    assert_eq!(serde_json::from_str::<Config>(&json).expect("deserialize"), config);
+    let with_more = json.replacen('{', "{\"more\":1,", 1);
+    assert!(serde_json::from_str::<Config>(&with_more).is_err());
+}
+
+#[test]
+fn paths_that_json_cannot_carry_are_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let store = PathBuf::from(std::ffi::OsString::from_vec(b"/srv/\xff".to_vec()));
+    let flags = Overrides { store: Some(store), mount: Some("/mnt/plyfs".into()), ..Overrides::default() };
+    let error = Config::load(None, flags).expect_err("not UTF-8");
+    assert!(error.to_string().contains("store.path"), "{error}");
+}
+
+#[test]
+fn log_formats_have_names() {
+    for format in [LogFormat::Auto, LogFormat::Human, LogFormat::Json] {
+        assert_eq!(LogFormat::from_name(format.name()), Some(format));
+        assert_eq!(serde_json::to_value(format).expect("serialize"), format.name());
+    }
+    assert_eq!(LogFormat::from_name("xml"), None);
+}
+
+#[test]
+fn the_host_is_read_from_proc() {
+    assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t1000\t1000\n"), Some(0));
+    assert_eq!(effective_uid("Uid:\t0\t33\t0\t0\n"), Some(33));
+    assert_eq!(effective_uid("nothing"), None);
+    assert_eq!(total_memory_in("MemTotal:       1024 kB\nMemFree: 1 kB\n"), Some(1 << 20));
+    assert_eq!(total_memory_in("MemFree: 1 kB\n"), None);
+}
+
+#[test]
+fn default_stores() {
+    let store = |root, data: Option<&str>, home: Option<&str>| {
+        default_store_for(root, data.map(Into::into), home.map(Into::into)).ok()
+    };
+    assert_eq!(store(true, Some("/data"), None), Some("/var/lib/plyfs".into()));
+    assert_eq!(store(false, Some("/data"), Some("/home/a")), Some("/data/plyfs".into()));
+    assert_eq!(store(false, Some("data"), Some("/home/a")), Some("/home/a/.local/share/plyfs".into()));
+    assert_eq!(store(false, None, Some("/home/a")), Some("/home/a/.local/share/plyfs".into()));
+    assert_eq!(store(false, Some(""), Some("")), None);
+}

@@ -1,0 +1,404 @@
+//! The control socket: HTTP/1.1 with JSON under `/v1/`. Its file mode lets only root and the daemon's user in.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::channel::{Channel, FromWorker};
+use crate::config::Config;
+use crate::disk::DiskError;
+use crate::format::record::Digest;
+use crate::fuse::Node;
+use crate::fuse::kernel::KernelNotifier;
+use crate::io::sys;
+use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
+
+/// What the control socket's requests work on.
+#[derive(Clone)]
+pub struct Control {
+    /// The store.
+    pub store: Arc<Store>,
+    /// To tell the kernel of changes that did not come through it.
+    pub notifier: Arc<KernelNotifier>,
+    /// To ask the supervisor for the end.
+    pub channel: Arc<Channel>,
+    /// The configuration in force.
+    pub config: Config,
+    /// For `status`.
+    pub supervisor_pid: u32,
+    /// For `status`.
+    pub worker_starts: u64,
+    /// For `status`.
+    pub since_ns: i64,
+}
+
+/// An error as the socket reports it.
+struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let kind = error.kind();
+        let status = match kind {
+            "not_found" => StatusCode::NOT_FOUND,
+            "exists" | "in_use" => StatusCode::CONFLICT,
+            "invalid" | "unsupported" => StatusCode::BAD_REQUEST,
+            _ if error.errno() == libc::ENOSPC => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, kind, message: error.to_string() }
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl ApiError {
+    fn invalid(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind: "invalid", message: message.into() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({"error": {"kind": self.kind, "message": self.message}});
+        (self.status, Json(body)).into_response()
+    }
+}
+
+type Answer = Result<Json<Value>, ApiError>;
+
+/// Runs what may wait away from the socket's own thread.
+async fn blocking(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
+    match tokio::task::spawn_blocking(job).await {
+        Ok(done) => done.map(Json),
+        Err(_) => Err(ApiError {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            kind: "io",
+            message: "the request ended early".into(),
+        }),
+    }
+}
+
+fn rfc3339(ns: i64) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
+    humantime::format_rfc3339_nanos(at).to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
+    let bad = || ApiError::invalid(format!("{what} is not {} hexadecimal digits", 2 * N));
+    let mut out = [0; N];
+    if text.len() != 2 * N || !text.is_ascii() {
+        return Err(bad());
+    }
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+    }
+    Ok(out)
+}
+
+impl Control {
+    fn disk(&self, node: &DiskNode) -> Value {
+        let name = node.name();
+        let a = node.attributes();
+        let problem = node.problem();
+        let poisoned = node.attached().is_some_and(|d| d.delta().error_epoch() > 0);
+        let state = if problem.is_some() {
+            "failed"
+        } else if poisoned {
+            "had_errors"
+        } else {
+            "ok"
+        };
+        json!({
+            "id": node.id(),
+            "path": self.config.mount.join(format!("disks/{name}.raw")),
+            "name": name,
+            "base": node.base_name(),
+            "size": a.size,
+            "delta_bytes": a.allocated,
+            "mode": format!("{:04o}", a.mode),
+            "uid": a.uid,
+            "gid": a.gid,
+            "created": rfc3339(a.created_ns),
+            "modified": rfc3339(a.modified_ns),
+            "state": state,
+            "error": problem,
+        })
+    }
+
+    fn base(&self, node: &BaseNode, disks: usize) -> Value {
+        let record = node.record();
+        let problem = node.problem();
+        let (sha256, sha512) = match &record.identity.digest {
+            Some(Digest::Sha256(d)) => (Some(hex(d)), None),
+            Some(Digest::Sha512(d)) => (None, Some(hex(d))),
+            None => (None, None),
+        };
+        json!({
+            "id": record.id,
+            "name": record.name,
+            "path": self.config.mount.join(format!("bases/{}.raw", record.name)),
+            "source": record.source,
+            "format": "raw",
+            "size": record.size,
+            "disks": disks,
+            "cached_bytes": node.cached_bytes(),
+            "sha256": sha256,
+            "sha512": sha512,
+            "created": rfc3339(record.created_ns),
+            "state": if problem.is_some() { "failed" } else { "ok" },
+            "error": problem,
+        })
+    }
+
+    fn users_of(&self, node: &BaseNode) -> usize {
+        self.store.users().get(&node.id()).map_or(0, Vec::len)
+    }
+
+    fn status(&self) -> Value {
+        let bases = self.store.bases().len();
+        let disks = self.store.disks_after(0).len();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "mount": self.config.mount,
+            "store": self.config.store,
+            "supervisor_pid": self.supervisor_pid,
+            "worker_pid": sys::pid(),
+            "worker_starts": self.worker_starts,
+            "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
+            "bases": bases,
+            "disks": disks,
+            "unlinked_disks": self.store.unlinked().len(),
+            "damaged": self.store.damaged().iter().map(|(file, error)| json!({
+                "file": file, "error": error.to_string(),
+            })).collect::<Vec<_>>(),
+            "cache": self.store.cache().stats(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddBase {
+    name: String,
+    source: String,
+    format: Option<String>,
+    sha256: Option<String>,
+    sha512: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateDisks {
+    name: Option<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    base: Option<String>,
+    size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Resize {
+    size: u64,
+}
+
+async fn status(State(c): State<Control>) -> Answer {
+    blocking(move || Ok(c.status())).await
+}
+
+async fn list_bases(State(c): State<Control>) -> Answer {
+    blocking(move || {
+        let users = c.store.users();
+        let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
+        Ok(c.store.bases().iter().map(|b| c.base(b, count(b))).collect())
+    })
+    .await
+}
+
+async fn add_base(State(c): State<Control>, body: Result<Json<AddBase>, JsonRejection>) -> Answer {
+    let Json(new) = body?;
+    blocking(move || {
+        let object = format!("base {}", new.name);
+        match new.format.as_deref() {
+            None | Some("raw") => {}
+            Some(other) => {
+                return Err(StoreError::Unsupported {
+                    object,
+                    why: format!(
+                        "format {other} is not served yet; convert it with: qemu-img convert -O raw"
+                    ),
+                }
+                .into());
+            }
+        }
+        if new.source.contains("://") {
+            return Err(StoreError::Unsupported {
+                object,
+                why: "sources on the network are not served yet; download the image and give its path".into(),
+            }
+            .into());
+        }
+        let digest = match (&new.sha256, &new.sha512) {
+            (Some(_), Some(_)) => return Err(ApiError::invalid("give sha256 or sha512, not both")),
+            (Some(text), None) => Some(Digest::Sha256(unhex("sha256", text)?)),
+            (None, Some(text)) => Some(Digest::Sha512(unhex("sha512", text)?)),
+            (None, None) => None,
+        };
+        let node = c.store.add_base(&new.name, &new.source, digest)?;
+        Ok(c.base(&node, 0))
+    })
+    .await
+}
+
+async fn show_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
+    blocking(move || {
+        let node = c.store.base(&name)?;
+        Ok(c.base(&node, c.users_of(&node)))
+    })
+    .await
+}
+
+async fn remove_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
+    blocking(move || {
+        c.store.remove_base(&name)?;
+        let _ = c.notifier.forget_name(Node::Bases.ino(), &format!("{name}.raw"));
+        Ok(json!({"removed": [name]}))
+    })
+    .await
+}
+
+async fn list_disks(State(c): State<Control>) -> Answer {
+    blocking(move || Ok(c.store.disks_after(0).iter().map(|d| c.disk(d)).collect())).await
+}
+
+async fn create_disks(State(c): State<Control>, body: Result<Json<CreateDisks>, JsonRejection>) -> Answer {
+    let Json(new) = body?;
+    blocking(move || {
+        let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
+        if names.is_empty() {
+            return Err(ApiError::invalid("no name was given; give name or names"));
+        }
+        if new.size == Some(0) {
+            return Err(ApiError::invalid(format!(
+                "disk {}: a disk of 0 bytes is of no use; give a size",
+                names[0]
+            )));
+        }
+        let (uid, gid) = sys::effective_ids();
+        let wanted: Vec<NewDisk> = names
+            .into_iter()
+            .map(|name| NewDisk { name, base: new.base.clone(), size: new.size, mode: 0o600, uid, gid })
+            .collect();
+        let made = c.store.create_disks(&wanted)?;
+        Ok(made.iter().map(|d| c.disk(d)).collect())
+    })
+    .await
+}
+
+async fn show_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer {
+    blocking(move || Ok(c.disk(&*c.store.disk(&name)?))).await
+}
+
+async fn remove_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer {
+    blocking(move || {
+        let node = c.store.unlink(&name)?;
+        let _ = c.notifier.forget_name(Node::Disks.ino(), &format!("{name}.raw"));
+        // Whoever has it open keeps it until the last close, of which the kernel tells.
+        if matches!(c.notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
+            c.store.purge(node.id())?;
+        }
+        Ok(json!({"removed": [name]}))
+    })
+    .await
+}
+
+async fn resize_disk(
+    State(c): State<Control>,
+    Path(name): Path<String>,
+    body: Result<Json<Resize>, JsonRejection>,
+) -> Answer {
+    let Json(resize) = body?;
+    blocking(move || {
+        let node = c.store.disk(&name)?;
+        let object = format!("disk {name}");
+        if resize.size == 0 {
+            return Err(ApiError::invalid(format!("{object}: a disk of 0 bytes is of no use; give a size")));
+        }
+        let wrap = |source: DiskError| StoreError::Disk { object: object.clone(), source };
+        node.attach()?.resize(resize.size).map_err(wrap)?;
+        let _ = c.notifier.refresh(Node::Disk(node.id()).ino());
+        Ok(c.disk(&node))
+    })
+    .await
+}
+
+async fn stop(State(c): State<Control>) -> Answer {
+    blocking(move || {
+        c.channel.send(&FromWorker::Stop).map_err(|e| ApiError {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            kind: "io",
+            message: format!("the supervisor does not hear: {e}"),
+        })?;
+        Ok(json!({"stopping": true}))
+    })
+    .await
+}
+
+async fn unknown() -> ApiError {
+    ApiError { status: StatusCode::NOT_FOUND, kind: "not_found", message: "there is no such resource".into() }
+}
+
+/// Serves the socket on a thread of its own.
+///
+/// # Errors
+/// When the thread or its runtime cannot be made.
+pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
+    let listener = std::os::unix::net::UnixListener::from(listener);
+    listener.set_nonblocking(true)?;
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/bases", get(list_bases).post(add_base))
+        .route("/v1/bases/{name}", get(show_base).delete(remove_base))
+        .route("/v1/disks", get(list_disks).post(create_disks))
+        .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
+        .route("/v1/disks/{name}/resize", post(resize_disk))
+        .route("/v1/stop", post(stop))
+        .fallback(unknown)
+        .layer(DefaultBodyLimit::max(64 << 20))
+        .with_state(control);
+    let run = move || {
+        runtime.block_on(async {
+            match tokio::net::UnixListener::from_std(listener) {
+                Ok(listener) => {
+                    let _ = axum::serve(listener, router).await;
+                }
+                Err(error) => tracing::error!(%error, "the control socket is not served"),
+            }
+        });
+    };
+    std::thread::Builder::new().name("control".into()).spawn(run).map(drop)
+}

@@ -1,0 +1,50 @@
+//! The daemon: a supervisor that mounts and keeps the mount alive, and a worker that does everything else.
+//!
+//! The only place that constructs and wires everything. The supervisor holds no lock, does no I/O on disks and never
+//! grows; the first worker starts exactly as the hundredth does.
+
+mod api;
+mod channel;
+mod mount;
+mod supervisor;
+mod worker;
+
+use thiserror::Error;
+
+pub use supervisor::serve;
+pub use worker::worker_main;
+
+/// Why the daemon could not start or ended badly. The text is a whole line for the operator.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Something is wrong with the store.
+    #[error("cannot serve store {store}: {why}")]
+    Store {
+        /// Its directory.
+        store: String,
+        /// What, and what to do.
+        why: String,
+    },
+    /// Something is wrong with the mount point.
+    #[error("cannot mount on {mount}: {why}")]
+    Mount {
+        /// The mount point.
+        mount: String,
+        /// What, and what to do.
+        why: String,
+    },
+    /// The worker could not be started, or could not close the store.
+    #[error("{why}")]
+    Worker {
+        /// What, and what to do.
+        why: String,
+    },
+    /// A system call of the supervisor's failed.
+    #[error("cannot serve: {what}: {source}")]
+    System {
+        /// Which.
+        what: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,41 @@
+//! Inode numbers: fixed for the life of a store, so that every worker means the same by them.
+
+/// What an inode number stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// The mount point.
+    Root,
+    /// `disks/`.
+    Disks,
+    /// `bases/`.
+    Bases,
+    /// A disk, by its number.
+    Disk(u64),
+    /// A base, by its number.
+    Base(u64),
+}
+
+impl Node {
+    /// Its inode number.
+    pub fn ino(self) -> u64 {
+        match self {
+            Node::Root => 1,
+            Node::Disks => 2,
+            Node::Bases => 3,
+            Node::Disk(id) => 16 + 2 * id,
+            Node::Base(id) => 17 + 2 * id,
+        }
+    }
+
+    /// What the number stands for.
+    pub fn of(ino: u64) -> Option<Self> {
+        match ino {
+            1 => Some(Node::Root),
+            2 => Some(Node::Disks),
+            3 => Some(Node::Bases),
+            0 | 4..=15 => None,
+            n if n.is_multiple_of(2) => Some(Node::Disk((n - 16) / 2)),
+            n => Some(Node::Base((n - 17) / 2)),
+        }
+    }
+}

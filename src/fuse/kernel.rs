@@ -1,0 +1,132 @@
+//! What the daemon says to the kernel outside of replies: the answer to FUSE_INIT, and notifications.
+//!
+//! Source: linux/include/uapi/linux/fuse.h, protocol 7.45.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::format::{Reader, Writer};
+use crate::io::sys;
+
+const OPCODE_INIT: u32 = 26;
+const NOTIFY_INVAL_INODE: i32 = 2;
+const NOTIFY_INVAL_ENTRY: i32 = 3;
+const NOTIFY_RESEND: i32 = 7;
+const MINOR: u32 = 45;
+
+/// Largest write, and read, of one request in bytes.
+pub const MAX_WRITE: u32 = 1 << 20;
+const MAX_BACKGROUND: u16 = 256;
+
+const ASYNC_READ: u64 = 1 << 0;
+const BIG_WRITES: u64 = 1 << 5;
+const ASYNC_DIO: u64 = 1 << 15;
+const PARALLEL_DIROPS: u64 = 1 << 18;
+const MAX_PAGES: u64 = 1 << 22;
+const INIT_EXT: u64 = 1 << 30;
+const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+const HAS_RESEND: u64 = 1 << 39;
+const WANTED: u64 = ASYNC_READ
+    | BIG_WRITES
+    | ASYNC_DIO
+    | PARALLEL_DIROPS
+    | MAX_PAGES
+    | INIT_EXT
+    | DIRECT_IO_ALLOW_MMAP
+    | HAS_RESEND;
+
+fn bad(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Reads FUSE_INIT from a fresh mount and answers it. The answer holds for the life of the mount.
+///
+/// # Errors
+/// When the kernel's protocol is older than 7.40 (Linux 6.9), which a next worker could not take over.
+pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<()> {
+    let mut buf = vec![0; 64 << 10];
+    let got = sys::read(fuse, &mut buf)?;
+    let mut r = Reader::new(&buf[..got], "FUSE_INIT");
+    let short = |_| bad("FUSE_INIT is too short");
+    let _len = r.u32().map_err(short)?;
+    let opcode = r.u32().map_err(short)?;
+    let unique = r.u64().map_err(short)?;
+    r.raw(24).map_err(short)?;
+    if opcode != OPCODE_INIT {
+        return Err(bad("the first request was not FUSE_INIT"));
+    }
+    let (major, minor) = (r.u32().map_err(short)?, r.u32().map_err(short)?);
+    let (readahead, flags) = (r.u32().map_err(short)?, r.u32().map_err(short)?);
+    let flags2 = r.u32().unwrap_or(0);
+    let offered = u64::from(flags) | u64::from(flags2) << 32;
+    if major != 7 || minor < 40 || offered & HAS_RESEND == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("the kernel speaks FUSE {major}.{minor}; Linux 6.9 or newer is needed"),
+        ));
+    }
+    let flags = WANTED & offered;
+    let mut w = Writer::new();
+    w.u32(16 + 64).u32(0).u64(unique);
+    w.u32(7).u32(minor.min(MINOR)).u32(readahead).u32(flags as u32);
+    w.u16(MAX_BACKGROUND).u16(MAX_BACKGROUND / 4 * 3).u32(MAX_WRITE).u32(1);
+    w.u16((MAX_WRITE / 4096) as u16).u16(0).u32((flags >> 32) as u32);
+    w.raw(&[0; 28]);
+    sys::write(fuse, w.as_slice())
+}
+
+/// A FUSE_INIT as the kernel would send it, for the FUSE crate, which insists on a handshake.
+pub fn synthetic_init() -> Vec<u8> {
+    let mut w = Writer::new();
+    w.u32(40 + 64).u32(OPCODE_INIT).u64(2).raw(&[0; 24]);
+    let flags = u64::MAX;
+    w.u32(7).u32(MINOR).u32(MAX_WRITE).u32(flags as u32).u32((flags >> 32) as u32);
+    w.raw(&[0; 44]);
+    w.finish()
+}
+
+/// Sends notifications. Only threads that hold no lock and serve no request may: the kernel may wait for a reply
+/// to a request before it takes one.
+pub struct KernelNotifier {
+    fuse: OwnedFd,
+}
+
+impl KernelNotifier {
+    /// Uses a descriptor of the mount's connection.
+    pub fn new(fuse: OwnedFd) -> Self {
+        Self { fuse }
+    }
+
+    fn send(&self, code: i32, body: &[u8]) -> io::Result<()> {
+        let mut w = Writer::new();
+        w.u32(16 + body.len() as u32).u32(code as u32).u64(0).raw(body);
+        sys::write(self.fuse.as_fd(), w.as_slice())
+    }
+
+    /// Has the kernel queue again what the previous worker read and did not answer.
+    pub fn resend(&self) -> io::Result<()> {
+        self.send(NOTIFY_RESEND, &[])
+    }
+
+    /// Drops a cached name.
+    pub fn forget_name(&self, parent: u64, name: &str) -> io::Result<()> {
+        let mut w = Writer::new();
+        w.u64(parent).u32(name.len() as u32).u32(0).raw(name.as_bytes()).u8(0);
+        match self.send(NOTIFY_INVAL_ENTRY, w.as_slice()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Drops cached attributes of an inode, not its pages; false when the kernel does not know the inode, so that
+    /// nobody can have it open.
+    pub fn refresh(&self, ino: u64) -> io::Result<bool> {
+        let mut w = Writer::new();
+        w.u64(ino).i64(-1).i64(0);
+        match self.send(NOTIFY_INVAL_INODE, w.as_slice()) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}

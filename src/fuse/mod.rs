@@ -1,0 +1,761 @@
+//! Translates between the kernel's requests and calls on disks; the only user of the FUSE crate.
+//!
+//! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free ([`pool`]); a request
+//! that is sent again after a crash of the worker has the result that the first try had; handles and inode numbers
+//! mean the same to every worker.
+
+mod ino;
+pub mod kernel;
+pub mod pool;
+mod reply;
+pub mod session;
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::RwLock;
+
+pub use ino::Node;
+use kernel::MAX_WRITE;
+use pool::Pool;
+
+use crate::cache::Touch;
+use crate::disk::{Disk, Grow, Seek};
+use crate::io::sys;
+use crate::store::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError};
+
+/// Attributes and names are asked for anew each time: they change by the control socket as well.
+const TTL: Duration = Duration::ZERO;
+const SUFFIX: &str = ".raw";
+/// Set in the number of a request that is sent again.
+const RESENT: u64 = 1 << 63;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new({
+        let mut buffer = vec![0; MAX_WRITE as usize];
+        sys::touch_pages(&mut buffer);
+        buffer
+    });
+}
+
+/// Who owns the directories and bases, and who may read bases.
+#[derive(Debug, Clone, Copy)]
+pub struct Ownership {
+    /// Owner of the directories and bases.
+    pub uid: u32,
+    /// Their group.
+    pub gid: u32,
+    /// Permission bits of bases.
+    pub base_mode: u32,
+    /// When the mount was made, nanoseconds since the epoch.
+    pub since_ns: i64,
+}
+
+/// The filesystem that the kernel sees.
+#[derive(Clone)]
+pub struct PlyFs {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    pool: Pool,
+    owner: Ownership,
+    /// Held shared by whatever changes a disk; taken for good when the daemon stops with files open.
+    quiesce: RwLock<bool>,
+}
+
+fn os_error(errno: i32) -> Errno {
+    Errno::from_i32(errno)
+}
+
+fn fail(error: &StoreError) -> Errno {
+    let errno = error.errno();
+    if errno == libc::EIO {
+        reply::log_error(error);
+    }
+    os_error(errno)
+}
+
+fn fail_disk(node: &DiskNode, what: &'static str, error: &crate::disk::DiskError) -> Errno {
+    let errno = error.errno();
+    if errno == libc::EIO {
+        reply::log_disk_error(&node.name(), what, error);
+    }
+    os_error(errno)
+}
+
+/// The name of a disk or base from the name of its file.
+fn strip(name: &OsStr) -> Option<&str> {
+    name.to_str()?.strip_suffix(SUFFIX)
+}
+
+fn epoch(fh: FileHandle) -> u64 {
+    fh.0 & 0xffff
+}
+
+impl PlyFs {
+    /// Serves `store`; `threads` threads may wait besides `inline` of the FUSE threads.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(store: Arc<Store>, owner: Ownership, threads: usize, inline: usize) -> std::io::Result<Self> {
+        let pool = Pool::new(threads, inline)?;
+        Ok(Self { shared: Arc::new(Shared { store, pool, owner, quiesce: RwLock::new(false) }) })
+    }
+
+    /// Lets running changes end and refuses all later ones, so that the store can be closed under open files.
+    pub fn quiesce(&self) {
+        *self.shared.quiesce.write() = true;
+    }
+
+    fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// Runs what may wait; `job` gets the filesystem.
+    fn run(&self, job: impl FnOnce(&PlyFs) + Send + 'static) {
+        let fs = self.clone();
+        self.shared.pool.run(move || job(&fs));
+    }
+
+    /// Runs what may wait and changes something.
+    fn change<R: Send + 'static>(
+        &self,
+        reply: R,
+        refuse: impl FnOnce(R, Errno) + Send + 'static,
+        job: impl FnOnce(&PlyFs, R) + Send + 'static,
+    ) {
+        self.run(move |fs| {
+            let stopped = fs.shared.quiesce.read();
+            if *stopped { refuse(reply, Errno::EIO) } else { job(fs, reply) }
+        });
+    }
+
+    fn disk(&self, ino: INodeNo) -> Result<Arc<DiskNode>, Errno> {
+        match Node::of(ino.0) {
+            Some(Node::Disk(id)) => self.store().disk_by_id(id).ok_or(Errno::ESTALE),
+            Some(Node::Base(_)) => Err(Errno::EROFS),
+            Some(_) => Err(Errno::EISDIR),
+            None => Err(Errno::ESTALE),
+        }
+    }
+
+    fn base_node(&self, id: u64) -> Result<Arc<BaseNode>, Errno> {
+        self.store().base_by_id(id).ok_or(Errno::ESTALE)
+    }
+
+    fn attributes(&self, node: Node) -> Result<fuser::FileAttr, Errno> {
+        match node {
+            Node::Root | Node::Disks | Node::Bases => Ok(reply::directory(node, &self.shared.owner)),
+            Node::Disk(id) => {
+                let disk = self.store().disk_by_id(id).ok_or(Errno::ESTALE)?;
+                Ok(reply::disk(node, &disk.attributes()))
+            }
+            Node::Base(id) => Ok(reply::base(node, self.base_node(id)?.record(), &self.shared.owner)),
+        }
+    }
+
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<Node, Errno> {
+        match Node::of(parent.0) {
+            Some(Node::Root) if name == "disks" => Ok(Node::Disks),
+            Some(Node::Root) if name == "bases" => Ok(Node::Bases),
+            Some(Node::Disks) => {
+                let found = strip(name).and_then(|n| self.store().disk(n).ok());
+                Ok(Node::Disk(found.ok_or(Errno::ENOENT)?.id()))
+            }
+            Some(Node::Bases) => {
+                let found = strip(name).and_then(|n| self.store().base(n).ok());
+                Ok(Node::Base(found.ok_or(Errno::ENOENT)?.id()))
+            }
+            _ => Err(Errno::ENOENT),
+        }
+    }
+
+    /// Makes a blank disk of 0 bytes, as creat(2) does; finds the one that the first try of a resent request made.
+    fn make(&self, req: &Asker, parent: INodeNo, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
+        if Node::of(parent.0) != Some(Node::Disks) {
+            return Err(Errno::EPERM);
+        }
+        let name = name.strip_suffix(SUFFIX).ok_or(Errno::EINVAL)?;
+        let new = NewDisk {
+            name: name.into(),
+            base: None,
+            size: Some(0),
+            mode: mode & 0o7777,
+            uid: req.uid,
+            gid: req.gid,
+        };
+        match self.store().create_disks(&[new]) {
+            Ok(mut made) => made.pop().ok_or(Errno::EIO),
+            Err(StoreError::Exists { .. }) if req.resent || !req.exclusive => {
+                self.store().disk(name).map_err(|e| fail(&e))
+            }
+            Err(error) => Err(fail(&error)),
+        }
+    }
+
+    fn open_flags() -> FopenFlags {
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+    }
+
+    fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {
+        let disk = node.attach().map_err(|e| fail(&e))?;
+        Ok(FileHandle(disk.delta().error_epoch() & 0xffff))
+    }
+
+    fn write_now(
+        node: &DiskNode,
+        offset: u64,
+        data: &[u8],
+        fh: FileHandle,
+        flags: OpenFlags,
+    ) -> Result<(), Errno> {
+        let disk = node.attach().map_err(|e| fail(&e))?;
+        disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
+        if flags.0 & libc::O_DSYNC != 0 {
+            disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
+        }
+        Ok(())
+    }
+
+    fn read_slowly(&self, node: Node, offset: u64, size: usize, reply: ReplyData) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let buffer = &mut buffer[..size];
+            let got = match node {
+                Node::Disk(id) => self.store().disk_by_id(id).ok_or(Errno::ESTALE).and_then(|node| {
+                    let disk = node.attach().map_err(|e| fail(&e))?;
+                    disk.read(offset, buffer).map_err(|e| fail_disk(&node, "read", &e))
+                }),
+                Node::Base(id) => self.base_node(id).and_then(|node| {
+                    let base = node.attach().map_err(|e| fail(&e))?;
+                    let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+                    match base.read(offset, &mut buffer[..len], Touch::Repeat, 128 << 10) {
+                        Ok(()) => Ok(len),
+                        Err(error) => {
+                            reply::log_error(&error);
+                            Err(Errno::EIO)
+                        }
+                    }
+                }),
+                _ => Err(Errno::EISDIR),
+            };
+            match got {
+                Ok(len) => reply.data(&buffer[..len]),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+}
+
+/// Who asks, and how.
+#[derive(Debug, Clone, Copy)]
+struct Asker {
+    uid: u32,
+    gid: u32,
+    resent: bool,
+    exclusive: bool,
+}
+
+impl Asker {
+    fn of(req: &Request) -> Self {
+        let resent = req.unique().0 & RESENT != 0;
+        Self { uid: req.uid(), gid: req.gid(), resent, exclusive: true }
+    }
+}
+
+fn time_ns(time: TimeOrNow) -> i64 {
+    match time {
+        TimeOrNow::Now => sys::now_ns(),
+        TimeOrNow::SpecificTime(at) => match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX),
+        },
+    }
+}
+
+/// What setattr(2) changes.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    size: Option<u64>,
+    modified_ns: Option<i64>,
+}
+
+impl Change {
+    fn apply(&self, node: &DiskNode) -> Result<(), Errno> {
+        if let Some(size) = self.size {
+            let disk = node.attach().map_err(|e| fail(&e))?;
+            disk.resize(size).map_err(|e| fail_disk(node, "resize", &e))?;
+        }
+        if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
+            if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {
+                disk.delta().set_modified_ns(at);
+            }
+            let update = node.update(|record| {
+                record.mode = self.mode.map_or(record.mode, |m| m & 0o7777);
+                record.uid = self.uid.unwrap_or(record.uid);
+                record.gid = self.gid.unwrap_or(record.gid);
+                record.modified_ns = self.modified_ns.unwrap_or(record.modified_ns);
+            });
+            update.map_err(|e| fail(&e))?;
+        }
+        Ok(())
+    }
+}
+
+fn allocate(node: &DiskNode, offset: u64, len: u64, mode: i32, fh: FileHandle) -> Result<(), Errno> {
+    let disk: &Disk = node.attach().map_err(|e| fail(&e))?;
+    let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => disk.allocate(offset, len, grow, epoch(fh)),
+        libc::FALLOC_FL_PUNCH_HOLE if mode == punch => disk.zero(offset, len, epoch(fh)),
+        libc::FALLOC_FL_ZERO_RANGE => {
+            disk.zero(offset, len, epoch(fh)).and_then(|()| disk.grow(offset.saturating_add(len), grow))
+        }
+        _ => return Err(Errno::EOPNOTSUPP),
+    };
+    done.map_err(|e| fail_disk(node, "allocate", &e))
+}
+
+impl Filesystem for PlyFs {
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(parent, name) {
+            Ok(node) => self.run(move |fs| match fs.attributes(node) {
+                Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+                Err(errno) => reply.error(errno),
+            }),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        // The kernel has let go of the inode: a disk without a name is used by nobody any more.
+        if let Ok(node) = self.disk(ino)
+            && node.is_unlinked()
+        {
+            self.shared.pool.spawn({
+                let fs = self.clone();
+                move || {
+                    if let Err(error) = fs.store().purge(node.id()) {
+                        reply::log_error(&error);
+                    }
+                }
+            });
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(move |fs| match Node::of(ino.0).ok_or(Errno::ESTALE).and_then(|n| fs.attributes(n)) {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
+        self.change(reply, ReplyAttr::error, move |fs, reply| {
+            let done = match Node::of(ino.0) {
+                Some(node @ Node::Disk(_)) => {
+                    fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
+                }
+                Some(Node::Base(_)) => Err(Errno::EROFS),
+                _ => Err(Errno::EPERM),
+            };
+            match done {
+                Ok(attr) => reply.attr(&TTL, &attr),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        if mode & libc::S_IFMT != libc::S_IFREG {
+            return reply.error(Errno::EPERM);
+        }
+        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        self.change(reply, ReplyEntry::error, move |fs, reply| {
+            let made = fs.make(&asker, parent, &name, mode).and_then(|d| fs.attributes(Node::Disk(d.id())));
+            match made {
+                Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        if Node::of(parent.0) != Some(Node::Disks) {
+            return reply.error(Errno::EPERM);
+        }
+        self.change(reply, ReplyEmpty::error, move |fs, reply| {
+            match fs.store().unlink(name.strip_suffix(SUFFIX).unwrap_or_default()) {
+                Ok(_) => reply.ok(),
+                Err(StoreError::NotFound { .. }) if asker.resent => reply.ok(),
+                Err(error) => reply.error(fail(&error)),
+            }
+        });
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let resent = Asker::of(req).resent;
+        let in_disks = |ino: INodeNo| Node::of(ino.0) == Some(Node::Disks);
+        if !in_disks(parent) || !in_disks(newparent) {
+            return reply.error(Errno::EPERM);
+        }
+        let over = match flags.bits() {
+            0 => Replace::Yes,
+            bits if bits == libc::RENAME_NOREPLACE => Replace::No,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.change(reply, ReplyEmpty::error, move |fs, reply| match fs.store().rename(&from, &to, over) {
+            Ok(_) => reply.ok(),
+            Err(StoreError::NotFound { .. }) if resent && fs.store().disk(&to).is_ok() => reply.ok(),
+            Err(error) => reply.error(fail(&error)),
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.run(move |fs| {
+            let opened = match Node::of(ino.0) {
+                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| Self::open_disk(&node)),
+                Some(Node::Base(_)) if flags.acc_mode() != OpenAccMode::O_RDONLY => Err(Errno::EROFS),
+                Some(Node::Base(id)) => fs
+                    .base_node(id)
+                    .and_then(|node| node.attach().map_err(|e| fail(&e)))
+                    .map(|_| FileHandle(0)),
+                _ => Err(Errno::EISDIR),
+            };
+            match opened {
+                Ok(fh) => reply.opened(fh, Self::open_flags()),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let exclusive = flags & libc::O_EXCL != 0;
+        let (asker, name) = (Asker { exclusive, ..Asker::of(req) }, name.to_string_lossy().into_owned());
+        self.change(reply, ReplyCreate::error, move |fs, reply| {
+            let made = fs.make(&asker, parent, &name, mode).and_then(|node| {
+                let fh = Self::open_disk(&node)?;
+                Ok((fs.attributes(Node::Disk(node.id()))?, fh))
+            });
+            match made {
+                Ok((attr, fh)) => reply.created(&TTL, &attr, Generation(0), fh, Self::open_flags()),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size.min(MAX_WRITE) as usize;
+        let Some(node) = Node::of(ino.0) else { return reply.error(Errno::ESTALE) };
+        let fast = |reply: ReplyData| -> Option<ReplyData> {
+            BUFFER.with_borrow_mut(|buffer| {
+                let got = match node {
+                    Node::Disk(id) => {
+                        let disk = self.store().disk_by_id(id)?;
+                        disk.attached().and_then(|disk| disk.read_now(offset, &mut buffer[..size]))
+                    }
+                    _ => None,
+                };
+                match got {
+                    Some(len) => {
+                        reply.data(&buffer[..len]);
+                        None
+                    }
+                    None => Some(reply),
+                }
+            })
+        };
+        if let Some(reply) = fast(reply) {
+            self.run(move |fs| fs.read_slowly(node, offset, size, reply));
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let node = match self.disk(ino) {
+            Ok(node) => node,
+            Err(errno) => return reply.error(errno),
+        };
+        let len = data.len() as u32;
+        let answer = move |done: Result<(), Errno>, reply: ReplyWrite| match done {
+            Ok(()) => reply.written(len),
+            Err(errno) => reply.error(errno),
+        };
+        let memory = self.store().never_waits() && flags.0 & libc::O_DSYNC == 0;
+        let permit = self.shared.pool.try_inline();
+        if memory || permit.is_some() {
+            let stopped = self.shared.quiesce.read();
+            if *stopped {
+                return reply.error(Errno::EIO);
+            }
+            return answer(Self::write_now(&node, offset, data, fh, flags), reply);
+        }
+        let data = data.to_vec();
+        self.change(reply, ReplyWrite::error, move |_, reply| {
+            answer(Self::write_now(&node, offset, &data, fh, flags), reply);
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // close(2) promises nothing; the kernel need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.change(reply, ReplyEmpty::error, move |fs, reply| {
+            let done = match Node::of(ino.0) {
+                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
+                    let disk = node.attach().map_err(|e| fail(&e))?;
+                    disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e))
+                }),
+                _ => Ok(()),
+            };
+            match done {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        // Names are durable when the call that made them returns.
+        reply.ok();
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(dir @ (Node::Root | Node::Disks | Node::Bases)) = Node::of(ino.0) else {
+            return reply.error(Errno::ENOTDIR);
+        };
+        // The cookie of an entry is its number plus 2, so that removals move nothing.
+        let mut full = false;
+        for (at, name) in [(1, "."), (2, "..")] {
+            let node = if at == 1 { dir } else { Node::Root };
+            full = full || (offset < at && reply.add(INodeNo(node.ino()), at, FileType::Directory, name));
+        }
+        let after = offset.saturating_sub(2);
+        if !full {
+            match dir {
+                Node::Root => {
+                    for (id, node, name) in [(1, Node::Disks, "disks"), (2, Node::Bases, "bases")] {
+                        full = full
+                            || (after < id
+                                && reply.add(INodeNo(node.ino()), id + 2, FileType::Directory, name));
+                    }
+                }
+                Node::Disks => {
+                    for disk in self.store().disks_after(after) {
+                        let (id, name) = (disk.id(), disk.name() + SUFFIX);
+                        if reply.add(INodeNo(Node::Disk(id).ino()), id + 2, FileType::RegularFile, name) {
+                            break;
+                        }
+                    }
+                }
+                _ => {
+                    for base in self.store().bases().iter().filter(|b| b.id() > after) {
+                        let (id, name) = (base.id(), base.record().name.clone() + SUFFIX);
+                        if reply.add(INodeNo(Node::Base(id).ino()), id + 2, FileType::RegularFile, name) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.run(move |fs| match fs.store().space() {
+            Ok(s) => {
+                reply.statfs(s.total / 4096, s.free / 4096, s.available / 4096, 0, 0, 4096, 132, 4096);
+            }
+            Err(error) => reply.error(os_error(error.raw_os_error().unwrap_or(libc::EIO))),
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.change(reply, ReplyEmpty::error, move |fs, reply| {
+            match fs.disk(ino).and_then(|node| allocate(&node, offset, length, mode, fh)) {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.run(move |fs| {
+            let found = match Node::of(ino.0) {
+                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
+                    let disk = node.attach().map_err(|e| fail(&e))?;
+                    disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
+                }),
+                Some(Node::Base(id)) => fs.base_node(id).and_then(|node| {
+                    let base = node.attach().map_err(|e| fail(&e))?;
+                    let found = match what {
+                        _ if from >= base.size() => Ok(None),
+                        Seek::Data => base.next_data(from),
+                        Seek::Hole => base.next_hole(from).map(Some),
+                    };
+                    found.map_err(|_| Errno::EIO)
+                }),
+                _ => Err(Errno::EINVAL),
+            };
+            match found {
+                Ok(Some(at)) => reply.offset(at as i64),
+                Ok(None) => reply.error(Errno::ENXIO),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        // Once; then the kernel stops asking before every write.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel copies by reading and writing then.
+        reply.error(Errno::ENOSYS);
+    }
+}

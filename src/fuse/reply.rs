@@ -1,0 +1,87 @@
+//! Attributes as the kernel wants them, and log lines that a guest can cause, at a bounded rate.
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use super::{Node, Ownership};
+use crate::format::record::BaseRecord;
+use crate::io::sys;
+use crate::store::Attributes;
+
+fn time(ns: i64) -> SystemTime {
+    let distance = Duration::from_nanos(ns.unsigned_abs());
+    if ns < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
+}
+
+fn attr(node: Node, kind: FileType, perm: u32, owner: (u32, u32), times: (i64, i64, i64)) -> FileAttr {
+    let (created, changed, modified) = times;
+    FileAttr {
+        ino: INodeNo(node.ino()),
+        size: 0,
+        blocks: 0,
+        atime: time(modified),
+        mtime: time(modified),
+        ctime: time(changed),
+        crtime: time(created),
+        kind,
+        perm: perm as u16,
+        nlink: 1,
+        uid: owner.0,
+        gid: owner.1,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// One of the directories: entered by anybody, listed by the owner.
+pub fn directory(node: Node, owner: &Ownership) -> FileAttr {
+    let at = owner.since_ns;
+    let mut out = attr(node, FileType::Directory, 0o711, (owner.uid, owner.gid), (at, at, at));
+    out.nlink = 2;
+    out
+}
+
+/// A disk.
+pub fn disk(node: Node, a: &Attributes) -> FileAttr {
+    let times = (a.created_ns, a.changed_ns, a.modified_ns);
+    let mut out = attr(node, FileType::RegularFile, a.mode, (a.uid, a.gid), times);
+    out.size = a.size;
+    out.blocks = a.allocated.div_ceil(512);
+    out.nlink = u32::from(a.linked);
+    out
+}
+
+/// A base.
+pub fn base(node: Node, record: &BaseRecord, owner: &Ownership) -> FileAttr {
+    let times = (record.created_ns, record.created_ns, record.identity.mtime_ns);
+    let mut out = attr(node, FileType::RegularFile, owner.base_mode, (owner.uid, owner.gid), times);
+    out.size = record.size;
+    out.blocks = record.size.div_ceil(512);
+    out
+}
+
+/// At most one line in 100 ms.
+fn may_log() -> bool {
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    let now = sys::now_ns();
+    let last = LAST.load(Ordering::Relaxed);
+    now - last > 100_000_000 && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+/// Logs why a request ended in an I/O error.
+pub fn log_error(error: &dyn Display) {
+    if may_log() {
+        tracing::error!(%error, "a request failed");
+    }
+}
+
+/// Logs why a request on a disk ended in an I/O error.
+pub fn log_disk_error(disk: &str, operation: &str, error: &dyn Display) {
+    if may_log() {
+        tracing::error!(disk, operation, %error, "a request failed");
+    }
+}

@@ -1,0 +1,46 @@
+//! Serving the kernel's requests on a descriptor that somebody else mounted: how every worker starts.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use fuser::{Config, Session, SessionACL};
+
+use super::PlyFs;
+use super::kernel::{KernelNotifier, synthetic_init};
+use crate::io::sys;
+
+/// A session that is ready to run.
+pub struct Serving {
+    session: Session<PlyFs>,
+}
+
+impl Serving {
+    /// Takes over `fuse`, whose FUSE_INIT was answered by the supervisor.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn new(fs: PlyFs, fuse: &OwnedFd, threads: usize) -> io::Result<Self> {
+        let (ours, theirs) = sys::message_pair()?;
+        sys::write(ours.as_fd(), &synthetic_init())?;
+        let mut config = Config::default();
+        config.n_threads = Some(threads);
+        config.acl = SessionACL::All;
+        let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
+        // The crate's answer to the synthetic request means nothing.
+        let mut answer = [0; 256];
+        sys::read(ours.as_fd(), &mut answer)?;
+        sys::replace_fd(fuse.as_fd(), session.as_fd().as_raw_fd())?;
+        Ok(Self { session })
+    }
+
+    /// Has requests of a dead worker sent again, then serves until the mount is gone.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn run(self, notifier: &KernelNotifier) -> io::Result<()> {
+        if let Err(error) = notifier.resend() {
+            tracing::warn!(%error, "the kernel cannot send requests again");
+        }
+        self.session.run()
+    }
+}

@@ -1,0 +1,141 @@
+//! What can go wrong with the catalogue.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::disk::DiskError;
+use crate::format::FormatError;
+use crate::source::{SourceError, SourceErrorKind};
+
+/// An operation on the store that failed. The message names the object, the cause and what to do.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// No such disk or base.
+    #[error("{object}: there is none of that name; see `plyfs {noun} ls`")]
+    NotFound {
+        /// `disk NAME` or `base NAME`.
+        object: String,
+        /// The command that lists them.
+        noun: &'static str,
+    },
+    /// The name is taken.
+    #[error("{object}: exists already; choose another name or remove it first")]
+    Exists {
+        /// `disk NAME` or `base NAME`.
+        object: String,
+    },
+    /// Something needs it.
+    #[error("{object}: still needed by {users}; remove those first")]
+    InUse {
+        /// `base NAME`.
+        object: String,
+        /// Who needs it.
+        users: String,
+    },
+    /// The request makes no sense.
+    #[error("{object}: {why}")]
+    Invalid {
+        /// What it was about.
+        object: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Not built yet for this kind of object.
+    #[error("{object}: {why}")]
+    Unsupported {
+        /// What it was about.
+        object: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// A file of the store cannot be understood.
+    #[error("{file}: {source}; restore it from a backup, or see `plyfs check`")]
+    Damaged {
+        /// Which file.
+        file: String,
+        /// In which way.
+        source: FormatError,
+    },
+    /// The base is not what it was.
+    #[error("{object}: {why}")]
+    BaseChanged {
+        /// `base NAME`.
+        object: String,
+        /// In which way, and what to do.
+        why: String,
+    },
+    /// A base's source said no.
+    #[error("{object}: {source}")]
+    Source {
+        /// `base NAME`.
+        object: String,
+        /// What is wrong.
+        source: SourceError,
+    },
+    /// An attached disk said no.
+    #[error("{object}: {source}")]
+    Disk {
+        /// `disk NAME`.
+        object: String,
+        /// What is wrong.
+        source: DiskError,
+    },
+    /// The storage said no.
+    #[error("{object}: {operation}: {source}")]
+    Io {
+        /// What it was about.
+        object: String,
+        /// What was being done.
+        operation: &'static str,
+        /// What the storage said.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    pub(super) fn io(object: impl Into<String>, operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let object = object.into();
+        move |source| Self::Io { object, operation, source }
+    }
+
+    pub(super) fn invalid(object: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { object: object.into(), why: why.into() }
+    }
+
+    /// A word for programs: `not_found`, `exists`, `in_use`, `invalid`, `unsupported`, `damaged`, `changed`, `io`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::Exists { .. } => "exists",
+            Self::InUse { .. } => "in_use",
+            Self::Invalid { .. } => "invalid",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Damaged { .. } => "damaged",
+            Self::BaseChanged { .. } => "changed",
+            Self::Source { source, .. } => match source.kind() {
+                SourceErrorKind::Changed => "changed",
+                SourceErrorKind::Io => "io",
+                _ => "invalid",
+            },
+            Self::Disk { .. } | Self::Io { .. } => "io",
+        }
+    }
+
+    /// The error number that a system call reports.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound { .. } => libc::ENOENT,
+            Self::Exists { .. } => libc::EEXIST,
+            Self::InUse { .. } => libc::EBUSY,
+            Self::Invalid { .. } => libc::EINVAL,
+            Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::Disk { source, .. } => source.errno(),
+            Self::Io { source, .. } => match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => libc::ENOSPC,
+                _ => libc::EIO,
+            },
+            Self::Damaged { .. } | Self::BaseChanged { .. } | Self::Source { .. } => libc::EIO,
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! The catalogue of a store: which bases and disks there are, their records, and how they are attached.
+//!
+//! What must hold: a name change, a creation and a removal are durable when they return, each by one rename of one
+//! record; of two records with one name the one with the higher `name_seq` has it; numbers are never used twice.
+//!
+//! Locks, in order: `change` (held through local syncs), a disk's `attach`, a record, `names` (never held through
+//! a system call).
+
+mod base;
+mod error;
+mod node;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+pub use base::BaseNode;
+pub use error::StoreError;
+pub use node::{Attributes, DiskNode};
+
+use crate::cache::BlockCache;
+use crate::delta::Delta;
+use crate::format::record::{
+    Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
+};
+use crate::format::{FormatError, Kind, MAX_DISK_SIZE, valid_name};
+use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
+use crate::source::FileSource;
+
+const RECORD_LIMIT: u64 = 64 << 10;
+/// Numbers taken from the superblock at once.
+const ID_STEP: u64 = 4096;
+const SUPERBLOCK: &str = "plyfs.store";
+
+/// An open store.
+pub struct Store {
+    medium: Arc<dyn Medium>,
+    live: Arc<dyn LiveStore>,
+    cache: Arc<BlockCache>,
+    superblock: Mutex<Superblock>,
+    next_id: AtomicU64,
+    next_seq: AtomicU64,
+    change: Mutex<()>,
+    names: RwLock<Names>,
+    damaged: Vec<(String, FormatError)>,
+}
+
+#[derive(Default)]
+struct Names {
+    disks: BTreeMap<u64, Arc<DiskNode>>,
+    bases: BTreeMap<u64, Arc<BaseNode>>,
+    disk_names: HashMap<String, u64>,
+    base_names: HashMap<String, u64>,
+}
+
+/// What a new disk is to be.
+#[derive(Debug, Clone)]
+pub struct NewDisk {
+    /// Name.
+    pub name: String,
+    /// The base, or a blank disk.
+    pub base: Option<String>,
+    /// Bytes; the base's size when not given.
+    pub size: Option<u64>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+fn check_name(noun: &str, name: &str) -> Result<(), StoreError> {
+    if valid_name(name) {
+        return Ok(());
+    }
+    Err(StoreError::invalid(
+        format!("{noun} name {name:?}"),
+        "a name has 1 to 128 letters, digits, dots, underscores and hyphens, and begins with a letter or digit",
+    ))
+}
+
+fn decode_all<T>(
+    medium: &dyn Medium,
+    dir: &str,
+    suffix: &str,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+) -> io::Result<(Vec<T>, Vec<(String, FormatError)>)> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for name in medium.list(dir)? {
+        let Some(number) = name.strip_suffix(suffix) else { continue };
+        if number.parse::<u64>().is_err() {
+            continue;
+        }
+        let path = format!("{dir}/{name}");
+        let bytes = read_whole(&*medium.open(&path, Open::Existing)?, RECORD_LIMIT);
+        let decoded = match bytes {
+            Ok(bytes) => decode(&bytes),
+            Err(e) => Err(FormatError { kind: Kind::Truncated, structure: "record", detail: e.to_string() }),
+        };
+        match decoded {
+            Ok(record) => good.push(record),
+            Err(e) => bad.push((path, e)),
+        }
+    }
+    Ok((good, bad))
+}
+
+/// Reads or, in an empty directory, makes the superblock.
+///
+/// # Errors
+/// When the directory holds something else, or a store of a newer version.
+pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
+    let object = format!("store {}", medium.root().display());
+    match medium.open(SUPERBLOCK, Open::Existing) {
+        Ok(file) => {
+            let bytes = read_whole(&*file, RECORD_LIMIT).map_err(StoreError::io(object, "reading it"))?;
+            Superblock::decode(&bytes).map_err(|source| StoreError::Damaged {
+                file: medium.root().join(SUPERBLOCK).display().to_string(),
+                source,
+            })
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let make = || {
+                let mut uuid = [0; 16];
+                getrandom::fill(&mut uuid).map_err(|e| io::Error::other(e.to_string()))?;
+                let superblock = Superblock { uuid, created_ns: sys::now_ns(), next_id: 1 };
+                for dir in ["bases", "disks", "deltas"] {
+                    medium.make_dir(dir)?;
+                }
+                replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
+                Ok(superblock)
+            };
+            for dir in ["bases", "disks", "deltas"] {
+                if medium.list(dir).is_ok_and(|names| !names.is_empty()) {
+                    return Err(StoreError::invalid(
+                        object,
+                        format!(
+                            "has {dir}/ but no {SUPERBLOCK}; restore that file, or use an empty directory"
+                        ),
+                    ));
+                }
+            }
+            make().map_err(StoreError::io(object, "making it"))
+        }
+        Err(e) => Err(StoreError::io(object, "opening it")(e)),
+    }
+}
+
+impl Store {
+    /// Opens the store at `root`; whoever calls has its lock.
+    ///
+    /// # Errors
+    /// A store that is damaged as a whole, or newer. A damaged record is no error: it is in [`Store::damaged`].
+    pub fn open(
+        root: &Path,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+    ) -> Result<Self, StoreError> {
+        let object = || format!("store {}", root.display());
+        let medium = Arc::new(HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?);
+        let superblock = open_superblock(&*medium)?;
+        let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
+        let fail = || StoreError::io(object(), "reading the records");
+        let (bases, mut damaged) =
+            decode_all(&*medium, "bases", ".base", BaseRecord::decode).map_err(fail())?;
+        let (mut disks, bad) = decode_all(&*medium, "disks", ".disk", DiskRecord::decode).map_err(fail())?;
+        damaged.extend(bad);
+        for (file, error) in &damaged {
+            tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
+        }
+        let medium: Arc<dyn Medium> = medium;
+        let mut names = Names::default();
+        for record in bases {
+            names.base_names.insert(record.name.clone(), record.id);
+            names.bases.insert(record.id, Arc::new(BaseNode::new(record, cache.clone())));
+        }
+        disks.sort_by_key(|d| d.name_seq);
+        let last_seq = disks.last().map_or(0, |d| d.name_seq);
+        for record in disks {
+            let (id, name, unlinked) = (record.id, record.name.clone(), record.unlinked);
+            let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
+            let node = DiskNode::new(record, base, medium.clone(), live.clone());
+            if !unlinked && let Some(loser) = names.disk_names.insert(name, id) {
+                // A crash came between the rename of one disk and the removal of the one it replaced.
+                if let Some(loser) = names.disks.get(&loser) {
+                    loser.set_unlinked_in_memory();
+                }
+            }
+            names.disks.insert(id, Arc::new(node));
+        }
+        let next_id = superblock.next_id;
+        Ok(Self {
+            medium,
+            live,
+            cache,
+            superblock: Mutex::new(superblock),
+            next_id: AtomicU64::new(next_id),
+            next_seq: AtomicU64::new(last_seq + 1),
+            change: Mutex::new(()),
+            names: RwLock::new(names),
+            damaged,
+        })
+    }
+
+    /// Records that could not be read, with the file's name.
+    pub fn damaged(&self) -> &[(String, FormatError)] {
+        &self.damaged
+    }
+
+    /// The memory cache.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// Space of the filesystem that holds the store.
+    pub fn space(&self) -> io::Result<Space> {
+        self.medium.space()
+    }
+
+    /// Whether writes never wait, because the store lies in memory.
+    pub fn never_waits(&self) -> bool {
+        self.medium.never_waits()
+    }
+
+    fn new_id(&self) -> Result<u64, StoreError> {
+        let mut superblock = self.superblock.lock();
+        let id = self.next_id.load(Ordering::Relaxed);
+        if id >= superblock.next_id {
+            let mut next = superblock.clone();
+            next.next_id = id + ID_STEP;
+            replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
+                .map_err(StoreError::io("store", "reserving numbers"))?;
+            *superblock = next;
+        }
+        self.next_id.store(id + 1, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    /// A disk by name.
+    pub fn disk(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        let names = self.names.read();
+        names
+            .disk_names
+            .get(name)
+            .and_then(|id| names.disks.get(id))
+            .cloned()
+            .ok_or_else(|| StoreError::NotFound { object: format!("disk {name}"), noun: "disk" })
+    }
+
+    /// A disk by number; also one that is unlinked.
+    pub fn disk_by_id(&self, id: u64) -> Option<Arc<DiskNode>> {
+        self.names.read().disks.get(&id).cloned()
+    }
+
+    /// A base by name.
+    pub fn base(&self, name: &str) -> Result<Arc<BaseNode>, StoreError> {
+        let names = self.names.read();
+        names
+            .base_names
+            .get(name)
+            .and_then(|id| names.bases.get(id))
+            .cloned()
+            .ok_or_else(|| StoreError::NotFound { object: format!("base {name}"), noun: "base" })
+    }
+
+    /// A base by number.
+    pub fn base_by_id(&self, id: u64) -> Option<Arc<BaseNode>> {
+        self.names.read().bases.get(&id).cloned()
+    }
+
+    /// All disks that have a name, by number, from `after` (exclusive) on.
+    pub fn disks_after(&self, after: u64) -> Vec<Arc<DiskNode>> {
+        let names = self.names.read();
+        names.disks.range(after + 1..).map(|(_, d)| d).filter(|d| !d.is_unlinked()).cloned().collect()
+    }
+
+    /// All disks without a name, which live until their last close.
+    pub fn unlinked(&self) -> Vec<Arc<DiskNode>> {
+        self.names.read().disks.values().filter(|d| d.is_unlinked()).cloned().collect()
+    }
+
+    /// All bases, by number.
+    pub fn bases(&self) -> Vec<Arc<BaseNode>> {
+        self.names.read().bases.values().cloned().collect()
+    }
+
+    /// Names of the disks that need each base, by the base's number.
+    pub fn users(&self) -> HashMap<u64, Vec<String>> {
+        let mut out: HashMap<u64, Vec<String>> = HashMap::new();
+        for disk in self.names.read().disks.values() {
+            if let Some(base) = disk.base_id() {
+                out.entry(base).or_default().push(disk.name());
+            }
+        }
+        out
+    }
+
+    /// Registers a raw file as a base, in place.
+    ///
+    /// # Errors
+    /// A bad name, a name that is taken, a path that is not a readable regular file with at least one byte.
+    pub fn add_base(
+        &self,
+        name: &str,
+        source: &str,
+        digest: Option<Digest>,
+    ) -> Result<Arc<BaseNode>, StoreError> {
+        check_name("base", name)?;
+        let object = format!("base {name}");
+        let path = Path::new(source);
+        if !path.is_absolute() {
+            return Err(StoreError::invalid(object, format!("the path {source:?} is not absolute")));
+        }
+        if source.len() > 4096 || source.contains('\0') {
+            return Err(StoreError::invalid(object, "the path is longer than 4096 bytes or has a zero byte"));
+        }
+        let _change = self.change.lock();
+        if self.names.read().base_names.contains_key(name) {
+            return Err(StoreError::Exists { object });
+        }
+        let found = FileSource::identity_of(path)
+            .map_err(|source| StoreError::Source { object: object.clone(), source })?;
+        if found.size > MAX_DISK_SIZE {
+            return Err(StoreError::invalid(object, "it is larger than 64 TiB"));
+        }
+        let identity = BaseIdentity {
+            size: found.size,
+            mtime_ns: found.mtime_s * 1_000_000_000 + i64::from(found.mtime_ns),
+            inode: found.inode,
+            digest,
+        };
+        let record = BaseRecord {
+            id: self.new_id()?,
+            name: name.into(),
+            source: source.into(),
+            format: ImageFormat::Raw,
+            size: found.size,
+            identity,
+            created_ns: sys::now_ns(),
+        };
+        replace(&*self.medium, "bases", &format!("{}.base", record.id), &record.encode())
+            .map_err(StoreError::io(object, "writing its record"))?;
+        let node = Arc::new(BaseNode::new(record, self.cache.clone()));
+        let mut names = self.names.write();
+        names.base_names.insert(name.into(), node.id());
+        names.bases.insert(node.id(), node.clone());
+        Ok(node)
+    }
+
+    /// Forgets a base; the file it was registered from is not touched.
+    ///
+    /// # Errors
+    /// `InUse` with the names of the disks that need it.
+    pub fn remove_base(&self, name: &str) -> Result<(), StoreError> {
+        let _change = self.change.lock();
+        let base = self.base(name)?;
+        let object = format!("base {name}");
+        if let Some(mut users) = self.users().remove(&base.id()) {
+            let more = users.len().saturating_sub(10);
+            users.truncate(10);
+            let mut users = format!("disk {}", users.join(", disk "));
+            if more > 0 {
+                users.push_str(&format!(" and {more} more"));
+            }
+            return Err(StoreError::InUse { object, users });
+        }
+        let remove = || {
+            self.medium.remove(&format!("bases/{}.base", base.id()))?;
+            self.medium.sync_dir("bases")
+        };
+        remove().map_err(StoreError::io(object, "removing its record"))?;
+        let mut names = self.names.write();
+        names.base_names.remove(name);
+        names.bases.remove(&base.id());
+        Ok(())
+    }
+
+    /// Makes disks, all or none, with one sync for all of them.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
+    pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        let _change = self.change.lock();
+        let mut made = Vec::with_capacity(wanted.len());
+        let mut taken = std::collections::HashSet::new();
+        for new in wanted {
+            check_name("disk", &new.name)?;
+            let object = format!("disk {}", new.name);
+            if !taken.insert(&new.name) || self.names.read().disk_names.contains_key(&new.name) {
+                return Err(StoreError::Exists { object });
+            }
+            let base = new.base.as_deref().map(|b| self.base(b)).transpose()?;
+            if let Some(base) = &base {
+                base.attach()?;
+            }
+            let floor = base.as_ref().map_or(0, |b| b.record().size);
+            let size = match new.size.or(base.as_ref().map(|b| b.record().size)) {
+                Some(size) => size,
+                None => return Err(StoreError::invalid(object, "a blank disk needs a size; give --size")),
+            };
+            if size < floor {
+                return Err(StoreError::invalid(
+                    object,
+                    format!(
+                        "the size {size} is smaller than its base, which has {floor} bytes; give at least that"
+                    ),
+                ));
+            }
+            if size > MAX_DISK_SIZE {
+                return Err(StoreError::invalid(object, format!("the size {size} is above 64 TiB")));
+            }
+            made.push((new, base, size));
+        }
+        let mut nodes = Vec::with_capacity(made.len());
+        let write = |nodes: &mut Vec<Arc<DiskNode>>| {
+            for (new, base, size) in made {
+                let now = sys::now_ns();
+                let record = DiskRecord {
+                    id: self.new_id()?,
+                    name: new.name.clone(),
+                    name_seq: self.next_seq.fetch_add(1, Ordering::Relaxed),
+                    unlinked: false,
+                    backing: base
+                        .as_ref()
+                        .map(|b| Backing { base: b.id(), identity: b.record().identity.clone() }),
+                    size,
+                    overlap: base.as_ref().map_or(0, |b| b.record().size),
+                    mode: new.mode & 0o7777,
+                    uid: new.uid,
+                    gid: new.gid,
+                    created_ns: now,
+                    changed_ns: now,
+                    modified_ns: now,
+                    map: MapRoot::default(),
+                };
+                let (id, object) = (record.id, format!("disk {}", new.name));
+                let bytes = record.encode();
+                nodes.push(Arc::new(DiskNode::new(record, base, self.medium.clone(), self.live.clone())));
+                stage(&*self.medium, "disks", &format!("{id}.disk"), &bytes)
+                    .map_err(StoreError::io(object, "writing its record"))?;
+            }
+            self.medium.sync_dir("disks").map_err(StoreError::io("new disks", "syncing their records"))
+        };
+        if let Err(error) = write(&mut nodes) {
+            for node in nodes {
+                let _ = self.medium.remove(&format!("disks/{}.disk", node.id()));
+                let _ = self.medium.remove(&format!("disks/{}.disk.tmp", node.id()));
+            }
+            return Err(error);
+        }
+        let mut names = self.names.write();
+        for node in &nodes {
+            names.disk_names.insert(node.name(), node.id());
+            names.disks.insert(node.id(), node.clone());
+        }
+        Ok(nodes)
+    }
+
+    /// Takes a disk's name away. Its contents live until [`Store::purge`].
+    ///
+    /// # Errors
+    /// `NotFound`; what the storage says.
+    pub fn unlink(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        let _change = self.change.lock();
+        let node = self.disk(name)?;
+        node.update(|record| record.unlinked = true)?;
+        self.names.write().disk_names.remove(name);
+        Ok(node)
+    }
+
+    /// Gives a disk another name; a disk that has the new name loses it and is returned.
+    ///
+    /// # Errors
+    /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
+    pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
+        check_name("disk", to)?;
+        let _change = self.change.lock();
+        let node = self.disk(from)?;
+        let loser = self.disk(to).ok();
+        if loser.is_some() && over == Replace::No {
+            return Err(StoreError::Exists { object: format!("disk {to}") });
+        }
+        if from == to {
+            return Ok(None);
+        }
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        // This one write is the commit: with the higher number the name is this disk's.
+        node.update(|record| {
+            record.name = to.into();
+            record.name_seq = seq;
+        })?;
+        {
+            let mut names = self.names.write();
+            names.disk_names.remove(from);
+            names.disk_names.insert(to.into(), node.id());
+        }
+        if let Some(loser) = &loser {
+            loser.set_unlinked_in_memory();
+            loser.update(|record| record.unlinked = true)?;
+        }
+        Ok(loser)
+    }
+
+    /// Removes what an unlinked disk has in the store. Nobody has it open any more.
+    ///
+    /// # Errors
+    /// What the storage says; the next start of the daemon tries again.
+    pub fn purge(&self, id: u64) -> Result<(), StoreError> {
+        let _change = self.change.lock();
+        let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
+        let object = format!("removed disk {}", node.name());
+        self.names.write().disks.remove(&id);
+        let purge = || {
+            // The record goes last: as long as it is there, the next start knows what to remove.
+            Delta::purge(&*self.medium, &*self.live, id)?;
+            match self.medium.remove(&format!("disks/{id}.disk")) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => self.medium.sync_dir("disks"),
+            }
+        };
+        purge().map_err(StoreError::io(object, "removing its files"))
+    }
+
+    /// Flushes and closes every disk. The store is not used afterwards.
+    ///
+    /// # Errors
+    /// The first disk that could not be closed; the others are closed.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let mut result = Ok(());
+        for disk in disks {
+            if let Err(error) = disk.close() {
+                tracing::error!(%error, "closing a disk failed");
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+}
+
+/// Whether a rename may take a name from another disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// As rename(2).
+    Yes,
+    /// As with RENAME_NOREPLACE.
+    No,
+}

@@ -1,0 +1,223 @@
+//! A disk of the store: its record, and the attached disk once somebody uses it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::{BaseNode, StoreError};
+use crate::delta::{Delta, DeltaSpec, Footing, RootStore};
+use crate::disk::Disk;
+use crate::format::record::{DiskRecord, MapRoot};
+use crate::io::{LiveStore, Medium, replace, sys};
+
+/// One disk of a store.
+pub struct DiskNode {
+    id: u64,
+    keeper: Arc<RecordKeeper>,
+    base: Option<Arc<BaseNode>>,
+    medium: Arc<dyn Medium>,
+    live: Arc<dyn LiveStore>,
+    attach: Mutex<()>,
+    disk: OnceLock<Disk>,
+    unlinked: AtomicBool,
+}
+
+/// What stat(2) says of a disk.
+#[derive(Debug, Clone)]
+pub struct Attributes {
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that it takes in the store.
+    pub allocated: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Nanoseconds since the epoch.
+    pub created_ns: i64,
+    /// Last change of the attributes.
+    pub changed_ns: i64,
+    /// Last change of the contents.
+    pub modified_ns: i64,
+    /// Whether it has a name.
+    pub linked: bool,
+}
+
+/// Writes the record of one disk, for whoever changes a part of it.
+struct RecordKeeper {
+    medium: Arc<dyn Medium>,
+    record: Mutex<DiskRecord>,
+}
+
+impl RecordKeeper {
+    fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
+        let mut record = self.record.lock();
+        let mut next = record.clone();
+        change(&mut next);
+        replace(&*self.medium, "disks", &format!("{}.disk", next.id), &next.encode())?;
+        *record = next;
+        Ok(())
+    }
+}
+
+impl RootStore for RecordKeeper {
+    fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
+        self.update(|record| {
+            record.map = root;
+            record.modified_ns = modified_ns;
+        })
+    }
+}
+
+impl DiskNode {
+    pub(super) fn new(
+        record: DiskRecord,
+        base: Option<Arc<BaseNode>>,
+        medium: Arc<dyn Medium>,
+        live: Arc<dyn LiveStore>,
+    ) -> Self {
+        Self {
+            id: record.id,
+            unlinked: AtomicBool::new(record.unlinked),
+            keeper: Arc::new(RecordKeeper { medium: medium.clone(), record: Mutex::new(record) }),
+            base,
+            medium,
+            live,
+            attach: Mutex::new(()),
+            disk: OnceLock::new(),
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its name, or the last one it had.
+    pub fn name(&self) -> String {
+        self.keeper.record.lock().name.clone()
+    }
+
+    /// Its base's number.
+    pub fn base_id(&self) -> Option<u64> {
+        self.keeper.record.lock().backing.as_ref().map(|b| b.base)
+    }
+
+    /// Its base's name, when the base's record could be read.
+    pub fn base_name(&self) -> Option<String> {
+        self.base.as_ref().map(|b| b.record().name.clone())
+    }
+
+    /// Whether it has lost its name.
+    pub fn is_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_unlinked_in_memory(&self) {
+        self.unlinked.store(true, Ordering::Release);
+    }
+
+    /// Changes the record durably.
+    ///
+    /// # Errors
+    /// What the storage says; nothing has changed then.
+    pub fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> Result<(), StoreError> {
+        let object = format!("disk {}", self.name());
+        let stamped = |record: &mut DiskRecord| {
+            change(record);
+            record.changed_ns = sys::now_ns();
+        };
+        self.keeper.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
+        let unlinked = self.keeper.record.lock().unlinked;
+        self.unlinked.fetch_or(unlinked, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The attached disk, if it is attached: costs nothing.
+    pub fn attached(&self) -> Option<&Disk> {
+        self.disk.get()
+    }
+
+    /// The disk, attached when it was not.
+    ///
+    /// # Errors
+    /// A base that changed or is missing, a damaged map: named, and nothing is served.
+    pub fn attach(&self) -> Result<&Disk, StoreError> {
+        if let Some(disk) = self.disk.get() {
+            return Ok(disk);
+        }
+        let _attach = self.attach.lock();
+        if let Some(disk) = self.disk.get() {
+            return Ok(disk);
+        }
+        let record = self.keeper.record.lock().clone();
+        let object = format!("disk {}", record.name);
+        let base = match (&record.backing, &self.base) {
+            (None, _) => None,
+            (Some(backing), Some(base)) if base.record().identity == backing.identity => Some(base.attach()?),
+            (Some(_), Some(base)) => {
+                return Err(StoreError::BaseChanged {
+                    object,
+                    why: format!("it was made on another version of base {}", base.record().name),
+                });
+            }
+            (Some(backing), None) => {
+                return Err(StoreError::BaseChanged {
+                    object,
+                    why: format!(
+                        "the record of its base, number {}, is missing or damaged; restore bases/{}.base",
+                        backing.base, backing.base
+                    ),
+                });
+            }
+        };
+        let spec = DeltaSpec {
+            disk: self.id,
+            size: record.size,
+            overlap: record.overlap,
+            modified_ns: record.modified_ns,
+            root: record.map,
+        };
+        let footing =
+            Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() };
+        let delta = Delta::open(spec, footing).map_err(|e| StoreError::Disk { object, source: e.into() })?;
+        Ok(self.disk.get_or_init(|| Disk::new(delta, base)))
+    }
+
+    /// What stat(2) says. The disk is attached when its record alone may not know.
+    pub fn attributes(&self) -> Attributes {
+        let record = self.keeper.record.lock().clone();
+        // A disk that cannot be attached still has a name and a size to show.
+        let disk = self.attach().ok();
+        Attributes {
+            size: disk.map_or(record.size, Disk::size),
+            allocated: disk.and_then(|d| d.allocated().ok()).unwrap_or(0),
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+            created_ns: record.created_ns,
+            changed_ns: record.changed_ns.max(disk.map_or(0, |d| d.delta().modified_ns())),
+            modified_ns: disk.map_or(record.modified_ns, |d| d.delta().modified_ns()),
+            linked: !self.is_unlinked(),
+        }
+    }
+
+    /// Why it cannot be attached, if so.
+    pub fn problem(&self) -> Option<String> {
+        self.attach().err().map(|e| e.to_string())
+    }
+
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        match self.disk.get() {
+            Some(disk) => disk
+                .delta()
+                .close()
+                .map_err(|e| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() }),
+            None => Ok(()),
+        }
+    }
+}

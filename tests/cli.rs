@@ -1,0 +1,435 @@
+//! The command line without a mount: usage errors, exit statuses, what is said when no daemon runs, and what goes over
+//! the control socket, held against a server that answers what each test tells it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+
+const COMMANDS: &[&[&str]] = &[
+    &["serve"],
+    &["base"],
+    &["base", "add"],
+    &["base", "ls"],
+    &["base", "show"],
+    &["base", "rm"],
+    &["disk"],
+    &["disk", "create"],
+    &["disk", "ls"],
+    &["disk", "show"],
+    &["disk", "rm"],
+    &["disk", "resize"],
+    &["status"],
+    &["stop"],
+    &["check"],
+    &["completions"],
+    &["man"],
+];
+
+fn plyfs(store: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+    command.env("PLYFS_STORE", store).env_remove("PLYFS_LOG_LEVEL").env_remove("PLYFS_LOG_FORMAT");
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(store: &Path, args: &[&str]) -> Output {
+    plyfs(store).args(args).output().expect("run plyfs")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8 on stdout")
+}
+
+/// The one line on stderr; nothing may be on stdout.
+fn error_line(output: &Output, status: i32) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).expect("UTF-8 on stderr");
+    assert_eq!(output.status.code(), Some(status), "{stderr}");
+    assert_eq!(stdout(output), "");
+    let line = stderr.strip_suffix('\n').expect("a line");
+    assert!(!line.contains('\n'), "more than one line: {stderr}");
+    assert!(!line.contains('\u{1b}'), "an escape: {stderr:?}");
+    line.strip_prefix("plyfs: ").expect("starts with the command's name").to_owned()
+}
+
+/// Answers one connection per (status, body), and returns the requests: the request line and the body.
+fn serve(store: &Path, answers: Vec<(u16, String)>) -> JoinHandle<Vec<(String, Value)>> {
+    let listener = UnixListener::bind(store.join("control.sock")).expect("bind");
+    std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        for (status, body) in answers {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let mut data = Vec::new();
+            let mut buffer = [0; 4096];
+            let request = loop {
+                if let Some(request) = parse(&data) {
+                    break request;
+                }
+                let count = stream.read(&mut buffer).expect("read");
+                assert!(count > 0, "the request ends too early");
+                data.extend_from_slice(&buffer[..count]);
+            };
+            requests.push(request);
+            let length = body.len();
+            write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{body}").expect("answer");
+        }
+        requests
+    })
+}
+
+fn parse(data: &[u8]) -> Option<(String, Value)> {
+    let text = std::str::from_utf8(data).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let length = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .map_or(0, |(_, length)| length.parse().expect("a length"));
+    if body.len() < length {
+        return None;
+    }
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") };
+    Some((head.lines().next()?.to_owned(), body))
+}
+
+/// Runs one command against one answer.
+fn exchange(args: &[&str], status: u16, answer: &Value) -> (Output, String, Value) {
+    let store = tempfile::tempdir().expect("store");
+    let server = serve(store.path(), vec![(status, answer.to_string())]);
+    let output = run(store.path(), args);
+    let (line, body) = server.join().expect("server").pop().expect("a request");
+    (output, line, body)
+}
+
+fn refusal(kind: &str, message: &str) -> Value {
+    json!({"error": {"kind": kind, "message": message}})
+}
+
+fn disk(name: &str) -> Value {
+    json!({"id": 1, "name": name, "path": format!("/m/disks/{name}.raw"), "base": "debian", "size": 21474836480_u64,
+        "delta_bytes": 4096, "created": "2026-01-02T03:04:05Z", "state": "ready", "error": null, "more": [1]})
+}
+
+#[test]
+fn help_of_every_command() {
+    let store = tempfile::tempdir().expect("store");
+    let root: &[&str] = &[];
+    for command in COMMANDS.iter().copied().chain([root]) {
+        let output = run(store.path(), &[command, &["--help"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        let help = stdout(&output);
+        assert!(help.contains("Usage: plyfs") && help.contains("Examples:"), "{command:?}: {help}");
+    }
+    assert!(!stdout(&run(store.path(), &["--help"])).contains("  worker"));
+    assert!(stdout(&run(store.path(), &["--version"])).starts_with("plyfs "));
+}
+
+#[test]
+fn usage_errors_are_one_line_and_status_2() {
+    let store = tempfile::tempdir().expect("store");
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "subcommand"),
+        (&["frobnicate"], "frobnicate"),
+        (&["disk"], "subcommand"),
+        (&["disk", "frobnicate"], "frobnicate"),
+        (&["status", "--frobnicate"], "--frobnicate"),
+        (&["status", "extra"], "extra"),
+        (&["disk", "create"], "<NAME>"),
+        (&["disk", "create", "vm1"], "--size"),
+        (&["disk", "create", "vm1", "--size", "20X"], "unit is not known"),
+        (&["disk", "create", "vm1", "--size", "0"], "at least 1 byte"),
+        (&["disk", "create", "vm1", "--size", "-5"], "negative"),
+        (&["disk", "create", "vm1", "--size=8E"], "too large"),
+        (&["disk", "create", "vm1", "--size=1.5G"], "fraction"),
+        (&["disk", "create", "vm1", "--size="], "value"),
+        (&["disk", "create", "a/b", "--size", "1G"], "\"a/b\""),
+        (&["disk", "create", "..", "--size", "1G"], "\"..\""),
+        (&["disk", "create", "vm1", "--base", "../x"], "\"../x\""),
+        (&["disk", "show", "a\n\u{1b}[1mb"], "\"a\\n\\u{1b}[1mb\""),
+        (&["disk", "show", ""], "\"\""),
+        (&["disk", "rm"], "<NAME>"),
+        (&["disk", "resize", "vm1"], "<SIZE>"),
+        (&["disk", "resize", "vm1", "-5"], "negative"),
+        (&["disk", "resize", "vm1", "-5G"], "negative"),
+        (&["disk", "resize", "vm1", "9223372036854775808"], "too large"),
+        (&["base", "add", "b"], "<SOURCE>"),
+        (&["base", "add", "b", "s", "--format", "vhd"], "vhd"),
+        (&["base", "add", "b", "s", "--sha256", "12"], "64 hexadecimal digits"),
+        (&["base", "add", "b", "s", "--sha512", "xy"], "128 hexadecimal digits"),
+        (&["base", "show", "a?b"], "\"a?b\""),
+        (&["stop", "--timeout", "soon"], "soon"),
+        (&["serve", "--log-level", "loud"], "loud"),
+        (&["serve", "--cache-memory", "much"], "not a number"),
+        (&["completions", "tcl"], "tcl"),
+    ];
+    for (args, part) in cases {
+        let line = error_line(&run(store.path(), args), 2);
+        assert!(line.contains(part), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn without_a_daemon_every_client_command_says_how_to_start_one() {
+    let store = tempfile::tempdir().expect("store");
+    let dir = store.path().to_str().expect("UTF-8");
+    let check = |args: &[&str]| {
+        let line = error_line(&run(store.path(), args), 1);
+        assert!(
+            line.starts_with(&format!("no daemon is running on store {dir} (cannot connect to ")),
+            "{line}"
+        );
+        assert!(line.contains(&format!("{dir}/control.sock: ")), "{line}");
+        assert!(line.ends_with(&format!("start it with: plyfs serve --store {dir}")), "{line}");
+    };
+    let commands: &[&[&str]] = &[
+        &["base", "add", "b", "image.raw"],
+        &["base", "ls"],
+        &["base", "show", "b"],
+        &["disk", "create", "vm1", "--base", "b"],
+        &["disk", "ls"],
+        &["disk", "show", "vm1"],
+        &["disk", "resize", "vm1", "1G"],
+        &["status"],
+        &["stop"],
+    ];
+    for command in commands {
+        check(command);
+    }
+    // A socket that a killed daemon left.
+    drop(UnixListener::bind(store.path().join("control.sock")).expect("bind"));
+    check(&["status"]);
+    check(&["stop"]);
+}
+
+#[test]
+fn removal_without_a_daemon_says_so_once() {
+    let store = tempfile::tempdir().expect("store");
+    for noun in ["base", "disk"] {
+        let line = error_line(&run(store.path(), &[noun, "rm", "a", "b"]), 1);
+        assert!(line.starts_with("no daemon is running"), "{line}");
+    }
+}
+
+#[test]
+fn a_long_store_path_still_has_a_socket() {
+    let root = tempfile::tempdir().expect("root");
+    let store = root.path().join("d".repeat(120));
+    std::fs::create_dir(&store).expect("store");
+    let line = error_line(&run(&store, &["status"]), 1);
+    assert!(line.starts_with("no daemon is running"), "{line}");
+    // The server's side of the same: bound by a short name.
+    let link = root.path().join("s");
+    std::os::unix::fs::symlink(&store, &link).expect("link");
+    let server = serve(&link, vec![(200, "[]".into())]);
+    assert_eq!(run(&store, &["--json", "disk", "ls"]).stdout, b"[]\n");
+    server.join().expect("server");
+}
+
+#[test]
+fn create_sends_names_and_prints_paths() {
+    let (output, line, body) = exchange(
+        &["disk", "create", "vm1", "vm2", "--base", "debian"],
+        201,
+        &json!([disk("vm1"), disk("vm2")]),
+    );
+    assert_eq!(line, "POST /v1/disks HTTP/1.1");
+    assert_eq!(body, json!({"names": ["vm1", "vm2"], "base": "debian", "size": null}));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), "/m/disks/vm1.raw\n/m/disks/vm2.raw\n");
+}
+
+#[test]
+fn create_prints_an_object_for_one_name_and_an_array_for_more() {
+    let (output, _, body) =
+        exchange(&["disk", "create", "vm1", "--size", "20G", "--json"], 201, &json!([disk("vm1")]));
+    assert_eq!(body, json!({"names": ["vm1"], "base": null, "size": 21474836480_u64}));
+    assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), disk("vm1"));
+    let both = json!([disk("vm1"), disk("vm2")]);
+    let (output, ..) = exchange(&["--json", "disk", "create", "vm1", "vm2", "--size", "1"], 201, &both);
+    assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), both);
+}
+
+#[test]
+fn lists_and_objects() {
+    let disks = json!([disk("vm1"), disk("vm2")]);
+    let (output, line, _) = exchange(&["disk", "ls"], 200, &disks);
+    assert_eq!(line, "GET /v1/disks HTTP/1.1");
+    let text = stdout(&output);
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.starts_with("NAME  BASE") && text.contains(" 20G ") && text.contains(" 4K "), "{text}");
+    let (output, ..) = exchange(&["disk", "ls", "--json"], 200, &disks);
+    assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), disks);
+    let (output, line, _) = exchange(&["disk", "show", "vm1"], 200, &disk("vm1"));
+    assert_eq!(line, "GET /v1/disks/vm1 HTTP/1.1");
+    assert!(stdout(&output).contains("20G (21474836480 bytes)"), "{}", stdout(&output));
+}
+
+#[test]
+fn base_add_sends_an_absolute_path_or_the_url() {
+    let answer = json!({"name": "b", "path": "/m/bases/b.raw"});
+    let sha = "AB".repeat(32);
+    let (output, line, body) =
+        exchange(&["base", "add", "b", "x/../image.raw", "--sha256", &sha], 201, &answer);
+    assert_eq!(line, "POST /v1/bases HTTP/1.1");
+    let here = std::env::current_dir().expect("current directory");
+    assert_eq!(body["source"], here.join("x/../image.raw").to_str().expect("UTF-8"));
+    assert_eq!(body["sha256"], "ab".repeat(32));
+    assert_eq!((&body["format"], &body["sha512"]), (&json!("raw"), &Value::Null));
+    assert_eq!(stdout(&output), "/m/bases/b.raw\n");
+    let (_, _, body) =
+        exchange(&["base", "add", "b", "https://h/i.qcow2", "--format", "qcow2"], 201, &answer);
+    assert_eq!((&body["source"], &body["format"]), (&json!("https://h/i.qcow2"), &json!("qcow2")));
+}
+
+#[test]
+fn a_refusal_is_passed_on_in_one_line() {
+    let message = "cannot create disk vm1: it exists;\nchoose another \u{1b}[31mname";
+    let (output, ..) = exchange(&["disk", "create", "vm1", "--size", "1G"], 409, &refusal("exists", message));
+    assert_eq!(error_line(&output, 1), "cannot create disk vm1: it exists; choose another \\u{1b}[31mname");
+}
+
+#[test]
+fn answers_of_something_else_are_errors() {
+    for (status, answer) in [(500, json!("boom")), (404, Value::Null)] {
+        let (output, ..) = exchange(&["disk", "show", "vm1"], status, &answer);
+        let line = error_line(&output, 1);
+        assert!(line.starts_with("cannot show disk vm1: ") && line.contains(&status.to_string()), "{line}");
+    }
+    let store = tempfile::tempdir().expect("store");
+    let server = serve(store.path(), vec![(200, "<html>".into())]);
+    let line = error_line(&run(store.path(), &["status"]), 1);
+    assert!(line.contains("is not JSON"), "{line}");
+    server.join().expect("server");
+}
+
+#[test]
+fn a_daemon_that_hangs_up_is_an_error() {
+    let store = tempfile::tempdir().expect("store");
+    let listener = UnixListener::bind(store.path().join("control.sock")).expect("bind");
+    let server = std::thread::spawn(move || drop(listener.accept().expect("accept")));
+    let line = error_line(&run(store.path(), &["disk", "ls"]), 1);
+    assert!(line.starts_with("cannot list disks: the daemon at "), "{line}");
+    server.join().expect("server");
+}
+
+#[test]
+fn removal_goes_on_after_a_refusal() {
+    let store = tempfile::tempdir().expect("store");
+    let in_use =
+        refusal("in_use", "cannot remove base a: disk vm1 needs it; remove the disk first").to_string();
+    let server = serve(store.path(), vec![(409, in_use), (204, String::new())]);
+    let line = error_line(&run(store.path(), &["base", "rm", "a", "b"]), 1);
+    assert_eq!(line, "cannot remove base a: disk vm1 needs it; remove the disk first");
+    let requests = server.join().expect("server");
+    let lines: Vec<&str> = requests.iter().map(|(line, _)| line.as_str()).collect();
+    assert_eq!(lines, ["DELETE /v1/bases/a HTTP/1.1", "DELETE /v1/bases/b HTTP/1.1"]);
+}
+
+#[test]
+fn resize_sends_bytes() {
+    let (output, line, body) = exchange(&["disk", "resize", "vm1", "40G"], 200, &disk("vm1"));
+    assert_eq!(line, "POST /v1/disks/vm1/resize HTTP/1.1");
+    assert_eq!(body, json!({"size": 42949672960_u64}));
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), ""));
+}
+
+#[test]
+fn stop_waits_for_the_lock() {
+    let store = tempfile::tempdir().expect("store");
+    let lock = std::fs::File::create(store.path().join("lock")).expect("lock file");
+    lock.lock().expect("lock");
+    let status = json!({"mount": store.path().join("mnt")}).to_string();
+    let server = serve(store.path(), vec![(200, status.clone()), (202, "{}".into())]);
+    let line = error_line(&run(store.path(), &["stop", "--timeout", "100ms"]), 1);
+    assert!(line.contains("still holds the store's lock"), "{line}");
+    let requests = server.join().expect("server");
+    assert_eq!(requests[1].0, "POST /v1/stop HTTP/1.1");
+
+    std::fs::remove_file(store.path().join("control.sock")).expect("remove the socket");
+    let server = serve(store.path(), vec![(200, status), (202, "{}".into())]);
+    let mut child =
+        plyfs(store.path()).args(["stop", "--json"]).stdout(Stdio::piped()).spawn().expect("run plyfs");
+    server.join().expect("server");
+    assert!(child.try_wait().expect("wait").is_none(), "it did not wait");
+    lock.unlock().expect("unlock");
+    let output = child.wait_with_output().expect("wait");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), json!({"stopped": true}));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let store = tempfile::tempdir().expect("store");
+    for args in [&["completions", "bash"] as &[&str], &["--help"]] {
+        let mut child = plyfs(store.path())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run plyfs");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("wait");
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert_eq!(output.stderr, b"", "{args:?}");
+    }
+}
+
+#[test]
+fn a_full_output_is_an_error() {
+    let store = tempfile::tempdir().expect("store");
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let output = plyfs(store.path()).args(["completions", "bash"]).stdout(full).output().expect("run plyfs");
+    assert!(error_line(&output, 1).contains("cannot write to standard output"));
+}
+
+#[test]
+fn completions_for_the_shells() {
+    let store = tempfile::tempdir().expect("store");
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(store.path(), &["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        for word in ["resize", "base", "cache-memory"] {
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn man_pages() {
+    let store = tempfile::tempdir().expect("store");
+    let dir = store.path().join("share/man1");
+    let output = run(store.path(), &["man", dir.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(0));
+    for command in COMMANDS {
+        let name = format!("plyfs-{}.1", command.join("-"));
+        let page = std::fs::read_to_string(dir.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(page.contains(".SH NAME"), "{name}");
+    }
+    assert!(dir.join("plyfs.1").exists());
+    assert!(!dir.join("plyfs-worker.1").exists(), "a hidden command has a page");
+    let line = error_line(&run(store.path(), &["man", "/dev/null/x"]), 1);
+    assert!(line.contains("cannot write man pages to /dev/null/x"), "{line}");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_refused_before_anything_starts() {
+    let store = tempfile::tempdir().expect("store");
+    let file = store.path().join("plyfs.toml");
+    for (text, part) in [
+        ("[cahce]\n", "line 1: unknown field `cahce`"),
+        ("[fuse]\nthreads = 0\n", "fuse.threads: 0 is out of bounds"),
+    ] {
+        std::fs::write(&file, text).expect("write");
+        let line = error_line(&run(store.path(), &["serve", "--config", file.to_str().expect("UTF-8")]), 1);
+        assert!(line.contains(part), "{line}");
+    }
+    let line = error_line(&run(store.path(), &["serve", "--config", "/nonexistent.toml"]), 1);
+    assert!(line.contains("/nonexistent.toml"), "{line}");
+    let line = error_line(&run(store.path(), &["serve", "--cache-memory", "4K"]), 1);
+    assert!(line.contains("cache.memory: 4K is out of bounds"), "{line}");
+    let line = error_line(&run(store.path(), &["serve", "--mount", "/"]), 1);
+    assert!(line.contains("would hide the store"), "{line}");
+}
