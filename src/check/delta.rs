@@ -79,7 +79,7 @@ impl Check<'_> {
             if next.overlap > overlap {
                 self.broken.insert(id);
                 let message = format!(
-                    "{file}: record {seq} reads {} bytes through to the base, and it were {overlap} before; restore \
+                    "{file}: record {seq} reads {} bytes through to the base, before it were {overlap}; restore \
                      the disk from a backup",
                     next.overlap
                 );

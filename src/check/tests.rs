@@ -440,7 +440,7 @@ fn damage_anywhere_is_a_report_and_never_a_panic() {
         for at in (0..whole.len().min(300)).step_by(3) {
             flip(&path, at);
             let report = run_with_runtime_dir(&house.store(), &house.runtime(), Repair::No);
-            assert!(report.is_err() || !report.unwrap().findings.is_empty() || at >= 64, "{path:?} {at}");
+            assert!(report.is_err() || !report.unwrap().findings.is_empty(), "{path:?} {at}");
             fs::write(&path, &whole).unwrap();
         }
     }

@@ -21,8 +21,9 @@ use crate::store::open_superblock;
 
 /// How long a start waits for a lock that a dying worker still has.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// A worker that lived shorter than this counts as failing again.
-const SHORT_LIFE: Duration = Duration::from_secs(2);
+/// A worker that lived shorter than this counts as failing again; one that served and was then killed does not.
+const SHORT_LIFE: Duration = Duration::from_millis(100);
+const START_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
@@ -160,7 +161,19 @@ impl Supervisor {
     fn run(&mut self) -> Result<(), ServeError> {
         let mut announced = false;
         loop {
-            let mut worker = self.start()?;
+            let mut worker = match self.start() {
+                Ok(worker) => worker,
+                Err(error) if announced => {
+                    // The mount outlives this: requests wait until a worker can be started.
+                    tracing::error!(%error, "a worker cannot be started; trying again");
+                    std::thread::sleep(START_RETRY);
+                    if self.told_to_stop() {
+                        return mount::end(&self.path, sys::Detach::Yes).map_err(system("ending the mount"));
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             loop {
                 match self.wait(&mut worker)? {
                     Event::Ready if !announced => {
@@ -220,8 +233,8 @@ impl Supervisor {
             [self.fuse.as_fd(), theirs.as_fd(), self.listener.as_fd(), self.lock.as_fd()];
         let set = |on| shared.iter().try_for_each(|fd| sys::set_cloexec(fd.as_raw_fd(), on));
         set(false).map_err(system("starting a worker"))?;
-        let exe = std::env::current_exe().map_err(system("finding the program"))?;
-        let child = Command::new(exe)
+        // The running program, also after its file was replaced.
+        let child = Command::new("/proc/self/exe")
             .arg("worker")
             .envs(self.config.log.env())
             .env(START_ENV, json)

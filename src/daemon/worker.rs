@@ -76,10 +76,10 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
     let inline = (config.fuse_threads / 2).max(1);
-    let fs =
-        PlyFs::new(store.clone(), owner, config.io_threads, inline).map_err(|e| format!("threads: {e}"))?;
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("descriptors: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
+    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline)
+        .map_err(|e| format!("threads: {e}"))?;
     let serving =
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);

@@ -31,6 +31,8 @@ pub trait RootStore: Send + Sync {
 #[derive(Default)]
 pub(super) struct Commit {
     root: MapRoot,
+    /// Highest generation that a file was written for.
+    tried: u64,
     file: Option<Arc<dyn MediumFile>>,
     nonce: u64,
     tail: u64,
@@ -109,9 +111,14 @@ impl Delta {
             commit: Mutex::new(commit),
             gate: FlushGate::default(),
             unsynced: AtomicBool::new(true),
+            unlisted: AtomicBool::new(true),
             footing,
         };
         if taken_over {
+            if delta.error_epoch() != 0 {
+                // A sync failed under an earlier worker: what the map file has in memory may not be on the medium.
+                delta.commit.lock().rewrite = true;
+            }
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
                 delta.shrink(pending - 1)?;
@@ -184,6 +191,7 @@ impl Delta {
         let result = (|| {
             if was_unsynced && let Some(data) = self.data.read().clone() {
                 data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+                self.list_data()?;
             }
             if captured.runs.is_empty() && extent == commit.extent {
                 return Ok(());
@@ -200,6 +208,17 @@ impl Delta {
         result
     }
 
+    /// Makes the directory entry of a new data file durable, once.
+    fn list_data(&self) -> Result<(), DeltaError> {
+        if self.unlisted.swap(false, Ordering::AcqRel) {
+            self.footing.medium.sync_dir("deltas").map_err(|e| {
+                self.unlisted.store(true, Ordering::Release);
+                self.poison("syncing the directory of the data file", e)
+            })?;
+        }
+        Ok(())
+    }
+
     fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
@@ -207,21 +226,19 @@ impl Delta {
     }
 
     /// Journals a size at once; the caller has the whole range.
-    pub(super) fn commit_size(&self, size: u64, overlap: u64) -> Result<(), DeltaError> {
-        let mut commit = self.commit.lock();
+    pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
             let (captured, ()) = self.map.take(Take::All, || ());
-            let result = self
-                .sync_for_rewrite()
-                .and_then(|()| self.journal(&mut commit, (size, overlap), &captured, true));
+            let result =
+                self.sync_for_rewrite().and_then(|()| self.journal(commit, (size, overlap), &captured, true));
             match &result {
                 Ok(()) => self.map.done(&captured),
                 Err(_) => self.map.failed(&captured),
             }
             return result;
         }
-        self.journal(&mut commit, (size, overlap), &Captured::default(), false)
+        self.journal(commit, (size, overlap), &Captured::default(), false)
     }
 
     fn sync_for_rewrite(&self) -> Result<(), DeltaError> {
@@ -275,7 +292,10 @@ impl Delta {
     /// Writes a new map file that says what `record` says, and makes it the root.
     fn rewrite(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
         let (disk, medium) = (self.spec.disk, &self.footing.medium);
-        let header = MapHeader { disk, generation: commit.root.generation + 1, nonce: random() };
+        let header =
+            MapHeader { disk, generation: commit.tried.max(commit.root.generation) + 1, nonce: random() };
+        // Also after a failure: nobody knows which record is durable, so no file is written twice.
+        commit.tried = header.generation;
         let mut bytes = header.encode();
         bytes.extend(record.encode(header.nonce, 1));
         let write = || {
@@ -304,6 +324,7 @@ impl Delta {
         let len = bytes.len() as u64;
         *commit = Commit {
             root,
+            tried: header.generation,
             file: Some(file),
             nonce: header.nonce,
             tail: len,
@@ -341,7 +362,7 @@ fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {
     let ours = word(LiveHeader::Magic) == LIVE_MAGIC
         && word(LiveHeader::Disk) == spec.disk
         && word(LiveHeader::Boot) == sys::boot_number()
-        && (inode == data || inode == (0, 0));
+        && (inode == data || inode.1 == 0);
     if !ours {
         tracing::warn!(
             disk = spec.disk,
@@ -369,6 +390,7 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
     let extent = journal.records.last().map_or((spec.size, spec.overlap), |r| (r.size, r.overlap));
     let commit = Commit {
         root,
+        tried: root.generation,
         file: Some(file),
         nonce: journal.header.nonce,
         tail: journal.end,

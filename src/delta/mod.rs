@@ -93,6 +93,8 @@ pub struct Delta {
     commit: Mutex<Commit>,
     gate: FlushGate,
     unsynced: AtomicBool,
+    /// The data file's directory entry may not be durable.
+    unlisted: AtomicBool,
 }
 
 impl std::fmt::Debug for Delta {
@@ -213,6 +215,7 @@ impl Delta {
         let ((device, inode), data) = made.map_err(fail)?;
         self.set_word(LiveHeader::Device, device);
         self.set_word(LiveHeader::Inode, inode);
+        self.unlisted.store(true, Ordering::Release);
         *slot = Some(data.clone());
         Ok(data)
     }
@@ -244,7 +247,6 @@ impl Delta {
         }
         let data = self.open_data()?;
         self.map.prepare(first, last + 1).map_err(DeltaError::io("reserving memory for the map"))?;
-        self.unsynced.store(true, Ordering::Release);
 
         let mut head_fill = Vec::new();
         if !offset.is_multiple_of(BLOCK) && self.map.state(first) != State::Data {
@@ -268,10 +270,13 @@ impl Delta {
             whole.extend_from_slice(&tail_fill);
             data.write_at(&whole, at).map_err(put)?;
         }
-        self.map.set(first, last + 1, State::Data);
+        // A flush clears this before it takes words, so it has to be set between the write and the words.
+        self.unsynced.store(true, Ordering::Release);
         if extends {
+            // Before the words: a record never has words above its size, which replay would drop.
             self.set_word(LiveHeader::Size, end);
         }
+        self.map.set(first, last + 1, State::Data);
         self.touch();
         Ok(())
     }
@@ -294,6 +299,7 @@ impl Delta {
         if let Some(data) = self.data.read().as_ref() {
             let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
             trim().map_err(DeltaError::io("cutting the data file"))?;
+            self.unsynced.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -349,8 +355,7 @@ impl Delta {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             if durability == Durability::Now {
-                self.commit_size(size, self.overlap())
-                    .inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+                self.flush().inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
             }
         } else if size < old {
             self.shrink(size)?;
@@ -361,15 +366,22 @@ impl Delta {
 
     /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
+        // Held to the end: a flush in between would journal the old size and words above the cut again.
+        let mut commit = self.commit.lock();
         let overlap = self.overlap().min(size);
         self.set_word(LiveHeader::PendingShrink, size + 1);
-        self.commit_size(size, overlap).inspect_err(|_| self.set_word(LiveHeader::PendingShrink, 0))?;
+        self.commit_size(&mut commit, size, overlap)
+            .inspect_err(|_| self.set_word(LiveHeader::PendingShrink, 0))?;
         self.set_word(LiveHeader::Overlap, overlap);
         self.set_word(LiveHeader::Size, size);
         self.map.clear_from(blocks_for(size));
         if let Some(data) = self.data.read().as_ref() {
             let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
-            trim().map_err(DeltaError::io("cutting the data file"))?;
+            if let Err(error) = trim() {
+                // The size says the same, and whoever grows the disk cuts again or fails.
+                tracing::warn!(disk = self.spec.disk, %error, "the data file of a shrunk disk was not cut");
+            }
+            self.unsynced.store(true, Ordering::Release);
         }
         self.set_word(LiveHeader::PendingShrink, 0);
         Ok(())

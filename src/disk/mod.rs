@@ -296,7 +296,9 @@ impl Disk {
     /// What the storage says; see [`Delta::flush`].
     pub fn flush(&self, epoch: u64) -> Result<(), DiskError> {
         self.refuse_poisoned(epoch)?;
-        Ok(self.delta.flush()?)
+        self.delta.flush()?;
+        // A flush before this one may have failed meanwhile; that one had our writes, and a second sync proves nothing.
+        self.refuse_poisoned(epoch)
     }
 
     /// The next data or hole at or after `offset`, as lseek(2); `None` is ENXIO.

@@ -24,11 +24,12 @@ use fuser::{
 use parking_lot::RwLock;
 
 pub use ino::Node;
-use kernel::MAX_WRITE;
+use kernel::{KernelNotifier, MAX_WRITE};
 use pool::Pool;
 
 use crate::cache::Touch;
 use crate::disk::{Disk, Grow, Seek};
+use crate::format::BLOCK;
 use crate::io::sys;
 use crate::store::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError};
 
@@ -69,6 +70,7 @@ struct Shared {
     store: Arc<Store>,
     pool: Pool,
     owner: Ownership,
+    notifier: Arc<KernelNotifier>,
     /// Held shared by whatever changes a disk; taken for good when the daemon stops with files open.
     quiesce: RwLock<bool>,
 }
@@ -107,9 +109,15 @@ impl PlyFs {
     ///
     /// # Errors
     /// When threads cannot be started.
-    pub fn new(store: Arc<Store>, owner: Ownership, threads: usize, inline: usize) -> std::io::Result<Self> {
+    pub fn new(
+        store: Arc<Store>,
+        owner: Ownership,
+        notifier: Arc<KernelNotifier>,
+        threads: usize,
+        inline: usize,
+    ) -> std::io::Result<Self> {
         let pool = Pool::new(threads, inline)?;
-        Ok(Self { shared: Arc::new(Shared { store, pool, owner, quiesce: RwLock::new(false) }) })
+        Ok(Self { shared: Arc::new(Shared { store, pool, owner, notifier, quiesce: RwLock::new(false) }) })
     }
 
     /// Lets running changes end and refuses all later ones, so that the store can be closed under open files.
@@ -348,7 +356,11 @@ impl Filesystem for PlyFs {
             self.shared.pool.spawn({
                 let fs = self.clone();
                 move || {
-                    if let Err(error) = fs.store().purge(node.id()) {
+                    // Another FORGET may have come late; only the kernel knows whether it has the inode now.
+                    let gone = fs.shared.notifier.refresh(ino.0);
+                    if matches!(gone, Ok(false))
+                        && let Err(error) = fs.store().purge(node.id())
+                    {
                         reply::log_error(&error);
                     }
                 }
@@ -570,7 +582,9 @@ impl Filesystem for PlyFs {
             Ok(()) => reply.written(len),
             Err(errno) => reply.error(errno),
         };
-        let memory = self.store().never_waits() && flags.0 & libc::O_DSYNC == 0;
+        // A partial block may need the base, which waits.
+        let whole = (offset | u64::from(len)).is_multiple_of(BLOCK);
+        let memory = self.store().never_waits() && whole && flags.0 & libc::O_DSYNC == 0;
         let permit = self.shared.pool.try_inline();
         if memory || permit.is_some() {
             let stopped = self.shared.quiesce.read();

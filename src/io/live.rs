@@ -193,11 +193,13 @@ impl LiveFile {
 
 impl Drop for LiveFile {
     fn drop(&mut self) {
-        sys::unmap(self.head.cast(), (HEAD_PAGES * PAGE) as usize);
+        // SAFETY: mapped in `new`, and `self` was the only way to it.
+        unsafe { sys::unmap(self.head.cast(), (HEAD_PAGES * PAGE) as usize) };
         for slot in &self.segments {
             let at = slot.load(Ordering::Acquire);
             if !at.is_null() {
-                sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize);
+                // SAFETY: mapped in `map_segment`, and `self` was the only way to it.
+                unsafe { sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize) };
             }
         }
     }

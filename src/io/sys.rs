@@ -66,9 +66,12 @@ pub fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<*mu
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) }
 }
 
-/// munmap(2) of what [`map_shared`] returned; the caller has no reference into it any more.
-pub fn unmap(at: *mut c_void, len: usize) {
-    // SAFETY: only called by the owner of the mapping, when it is dropped.
+/// munmap(2) of what [`map_shared`] returned.
+///
+/// # Safety
+/// `at` and `len` are of a live mapping, and nobody has a reference into it any more.
+pub unsafe fn unmap(at: *mut c_void, len: usize) {
+    // SAFETY: by the contract of this function.
     unsafe { libc::munmap(at, len) };
 }
 

@@ -86,22 +86,33 @@ fn check_name(noun: &str, name: &str) -> Result<(), StoreError> {
     ))
 }
 
+/// Decoded records, and the names of files that could not be decoded.
+type Decoded<T> = (Vec<T>, Vec<(String, FormatError)>);
+
 fn decode_all<T>(
     medium: &dyn Medium,
     dir: &str,
     suffix: &str,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
-) -> io::Result<(Vec<T>, Vec<(String, FormatError)>)> {
+    id: impl Fn(&T) -> u64,
+) -> io::Result<Decoded<T>> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for name in medium.list(dir)? {
         let Some(number) = name.strip_suffix(suffix) else { continue };
-        if number.parse::<u64>().is_err() {
-            continue;
-        }
+        let Ok(number) = number.parse::<u64>() else { continue };
         let path = format!("{dir}/{name}");
-        let bytes = read_whole(&*medium.open(&path, Open::Existing)?, RECORD_LIMIT);
+        let bytes = medium.open(&path, Open::Existing).and_then(|file| read_whole(&*file, RECORD_LIMIT));
         let decoded = match bytes {
-            Ok(bytes) => decode(&bytes),
+            Ok(bytes) => decode(&bytes).and_then(|record| {
+                let is = id(&record);
+                let named = path == format!("{dir}/{is}{suffix}") && is == number;
+                let detail = || format!("it is the record of number {is}");
+                if named {
+                    Ok(record)
+                } else {
+                    Err(FormatError { kind: Kind::Value, structure: "record", detail: detail() })
+                }
+            }),
             Err(e) => Err(FormatError { kind: Kind::Truncated, structure: "record", detail: e.to_string() }),
         };
         match decoded {
@@ -169,8 +180,9 @@ impl Store {
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let (bases, mut damaged) =
-            decode_all(&*medium, "bases", ".base", BaseRecord::decode).map_err(fail())?;
-        let (mut disks, bad) = decode_all(&*medium, "disks", ".disk", DiskRecord::decode).map_err(fail())?;
+            decode_all(&*medium, "bases", ".base", BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let (mut disks, bad) =
+            decode_all(&*medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
         damaged.extend(bad);
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
@@ -184,17 +196,20 @@ impl Store {
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
         for record in disks {
-            let (id, name, unlinked) = (record.id, record.name.clone(), record.unlinked);
+            let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let node = DiskNode::new(record, base, medium.clone(), live.clone());
-            if !unlinked && let Some(loser) = names.disk_names.insert(name, id) {
+            let node = Arc::new(DiskNode::new(record, base, medium.clone(), live.clone()));
+            names.disks.insert(id, node);
+            // The highest number decides, also when that disk is unlinked by now.
+            if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
+                && !loser.is_unlinked()
+            {
                 // A crash came between the rename of one disk and the removal of the one it replaced.
-                if let Some(loser) = names.disks.get(&loser) {
-                    loser.set_unlinked_in_memory();
-                }
+                loser.update(|record| record.unlinked = true)?;
             }
-            names.disks.insert(id, Arc::new(node));
         }
+        let Names { disks, disk_names, .. } = &mut names;
+        disk_names.retain(|_, id| disks.get(id).is_some_and(|d| !d.is_unlinked()));
         let next_id = superblock.next_id;
         Ok(Self {
             medium,
@@ -294,7 +309,9 @@ impl Store {
     /// Names of the disks that need each base, by the base's number.
     pub fn users(&self) -> HashMap<u64, Vec<String>> {
         let mut out: HashMap<u64, Vec<String>> = HashMap::new();
-        for disk in self.names.read().disks.values() {
+        // A record's lock may be held through a sync: not taken under `names`.
+        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        for disk in disks {
             if let Some(base) = disk.base_id() {
                 out.entry(base).or_default().push(disk.name());
             }
@@ -521,7 +538,7 @@ impl Store {
             // The record goes last: as long as it is there, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
             match self.medium.remove(&format!("disks/{id}.disk")) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
                 _ => self.medium.sync_dir("disks"),
             }
         };

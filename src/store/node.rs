@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaSpec, Footing, RootStore};
+use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
 use crate::disk::Disk;
 use crate::format::record::{DiskRecord, MapRoot};
 use crate::io::{LiveStore, Medium, replace, sys};
@@ -15,6 +15,7 @@ use crate::io::{LiveStore, Medium, replace, sys};
 /// One disk of a store.
 pub struct DiskNode {
     id: u64,
+    base_id: Option<u64>,
     keeper: Arc<RecordKeeper>,
     base: Option<Arc<BaseNode>>,
     medium: Arc<dyn Medium>,
@@ -82,6 +83,7 @@ impl DiskNode {
     ) -> Self {
         Self {
             id: record.id,
+            base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
             keeper: Arc::new(RecordKeeper { medium: medium.clone(), record: Mutex::new(record) }),
             base,
@@ -104,7 +106,7 @@ impl DiskNode {
 
     /// Its base's number.
     pub fn base_id(&self) -> Option<u64> {
-        self.keeper.record.lock().backing.as_ref().map(|b| b.base)
+        self.base_id
     }
 
     /// Its base's name, when the base's record could be read.
@@ -175,6 +177,11 @@ impl DiskNode {
                 });
             }
         };
+        let delta = self.open_delta(&record)?;
+        Ok(self.disk.get_or_init(|| Disk::new(delta, base)))
+    }
+
+    fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
         let spec = DeltaSpec {
             disk: self.id,
             size: record.size,
@@ -184,8 +191,8 @@ impl DiskNode {
         };
         let footing =
             Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() };
-        let delta = Delta::open(spec, footing).map_err(|e| StoreError::Disk { object, source: e.into() })?;
-        Ok(self.disk.get_or_init(|| Disk::new(delta, base)))
+        Delta::open(spec, footing)
+            .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
     }
 
     /// What stat(2) says. The disk is attached when its record alone may not know.
@@ -211,13 +218,21 @@ impl DiskNode {
         self.attach().err().map(|e| e.to_string())
     }
 
+    /// Flushes and closes. A disk that an earlier worker served and this one did not is opened for it, without
+    /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
-        match self.disk.get() {
-            Some(disk) => disk
-                .delta()
-                .close()
-                .map_err(|e| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() }),
-            None => Ok(()),
+        let failed =
+            |e: DeltaError| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() };
+        if let Some(disk) = self.disk.get() {
+            return disk.delta().close().map_err(failed);
         }
+        let live = self.live.existing(self.id);
+        let live =
+            live.map_err(StoreError::io(format!("disk {}", self.name()), "looking for its live map"))?;
+        if live.is_none() {
+            return Ok(());
+        }
+        let record = self.keeper.record.lock().clone();
+        self.open_delta(&record)?.close().map_err(failed)
     }
 }

@@ -1,1 +1,543 @@
 //! Tests of the catalogue.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+use super::{NewDisk, Replace, Store, StoreError};
+use crate::cache::BlockCache;
+use crate::delta::Edges;
+use crate::format::record::{DiskRecord, Superblock};
+use crate::io::{LiveDir, sys};
+
+struct House {
+    tmp: TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        fs::create_dir(tmp.path().join("store")).unwrap();
+        fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
+        Self { tmp }
+    }
+    /// With base `b` of 8 KiB.
+    fn with_base() -> (Self, Store) {
+        let house = Self::new();
+        let store = house.open();
+        store.add_base("b", &house.source(), None).unwrap();
+        (house, store)
+    }
+    fn source(&self) -> String {
+        self.tmp.path().join("b.raw").to_str().unwrap().into()
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.tmp.path().join("store").join(name)
+    }
+    fn try_open(&self) -> Result<Store, StoreError> {
+        let live = self.tmp.path().join("live");
+        let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+        Store::open(&self.path(""), |_| Ok(Arc::new(LiveDir::new(&live)?)), cache)
+    }
+    fn open(&self) -> Store {
+        self.try_open().unwrap()
+    }
+    fn files(&self, dir: &str) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.path(dir))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn blank(name: &str) -> NewDisk {
+    NewDisk { name: name.into(), base: None, size: Some(8192), mode: 0o600, uid: 1, gid: 2 }
+}
+
+fn on(base: &str, name: &str, size: Option<u64>) -> NewDisk {
+    NewDisk { base: Some(base.into()), size, ..blank(name) }
+}
+
+fn names(store: &Store) -> Vec<String> {
+    let mut names: Vec<_> = store.disks_after(0).iter().map(|d| d.name()).collect();
+    names.sort();
+    names
+}
+
+fn write(store: &Store, name: &str) {
+    let node = store.disk(name).unwrap();
+    let delta = node.attach().unwrap().delta();
+    delta.write(0, &[1; 4096], &Edges::default()).unwrap();
+    delta.flush().unwrap();
+}
+
+#[track_caller]
+fn assert_refused<T>(result: Result<T, StoreError>, kind: &str, part: &str) {
+    let error = result.err().expect("it is refused");
+    let message = error.to_string();
+    assert_eq!(error.kind(), kind, "{message}");
+    assert!(message.contains(part), "{message:?} has no {part:?}");
+    assert!(!message.contains('\n'), "{message:?}");
+}
+
+#[test]
+fn what_is_made_is_there_after_a_reopen() {
+    let (house, store) = House::with_base();
+    assert!(names(&store).is_empty());
+    store.create_disks(&[on("b", "one", None), on("b", "two", Some(1 << 30)), blank("three")]).unwrap();
+    let look = |store: &Store| {
+        let mut all: Vec<_> = store
+            .disks_after(0)
+            .iter()
+            .map(|d| {
+                let a = d.attributes();
+                (d.id(), d.name(), d.base_name(), a.size, a.mode, a.uid, a.gid, a.created_ns, a.linked)
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    let before = look(&store);
+    assert_eq!(before.len(), 3);
+    assert_eq!(before[0].3, 8192);
+    assert_eq!(before[1].3, 1 << 30);
+    assert_eq!(before[2].2, None);
+    let base = store.base("b").unwrap().record().clone();
+    store.close().unwrap();
+    drop(store);
+    let store = house.open();
+    assert_eq!(look(&store), before);
+    assert_eq!(store.base("b").unwrap().record(), &base);
+    assert!(store.damaged().is_empty());
+    assert!(house.files("disks").iter().all(|f| f.ends_with(".disk")));
+    let after = store.disks_after(before[0].0);
+    assert_eq!(after.iter().map(|d| d.id()).collect::<Vec<_>>(), [before[1].0, before[2].0]);
+}
+
+#[test]
+fn names_that_are_none_are_refused() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[blank("fine")]).unwrap();
+    let long = "x".repeat(200);
+    for bad in ["", "..", ".", ".a", "a/b", "/", "a\nb", "a b", "-a", "ä", "a\0", &long] {
+        assert_refused(store.create_disks(&[blank(bad)]), "invalid", "1 to 128 letters");
+        assert_refused(store.add_base(bad, &house.source(), None), "invalid", "1 to 128 letters");
+        assert_refused(store.rename("fine", bad, Replace::Yes), "invalid", "1 to 128 letters");
+    }
+    store.create_disks(&[blank(&"x".repeat(128))]).unwrap();
+    assert_eq!(house.files("disks").len(), 2);
+}
+
+#[test]
+fn names_that_are_taken_are_refused() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[blank("one")]).unwrap();
+    assert_refused(store.create_disks(&[blank("one")]), "exists", "disk one");
+    assert_refused(store.add_base("b", &house.source(), None), "exists", "base b");
+    // Bases and disks have names of their own.
+    store.create_disks(&[blank("b")]).unwrap();
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let (_house, store) = House::with_base();
+    assert_refused(store.disk("x"), "not_found", "plyfs disk ls");
+    assert_refused(store.base("x"), "not_found", "plyfs base ls");
+    assert_refused(store.unlink("x"), "not_found", "disk x");
+    assert_refused(store.rename("x", "y", Replace::Yes), "not_found", "disk x");
+    assert_refused(store.remove_base("x"), "not_found", "base x");
+    assert_refused(store.create_disks(&[on("x", "one", None)]), "not_found", "base x");
+    store.purge(99).unwrap();
+}
+
+#[test]
+fn sizes() {
+    let (house, store) = House::with_base();
+    assert_refused(store.create_disks(&[NewDisk { size: None, ..blank("one") }]), "invalid", "--size");
+    assert_refused(store.create_disks(&[on("b", "one", Some(8191))]), "invalid", "8192");
+    for size in [1 << 63, u64::MAX, (1 << 46) + 1] {
+        assert_refused(store.create_disks(&[on("b", "one", Some(size))]), "invalid", "64 TiB");
+        assert_refused(
+            store.create_disks(&[NewDisk { size: Some(size), ..blank("one") }]),
+            "invalid",
+            "64 TiB",
+        );
+    }
+    assert_eq!(house.files("disks").len(), 0);
+    store
+        .create_disks(&[NewDisk { size: Some(1 << 46), ..blank("largest") }, on("b", "odd", Some(8193))])
+        .unwrap();
+    assert_eq!(house.open().disk("largest").unwrap().attributes().size, 1 << 46);
+}
+
+#[test]
+fn what_cannot_be_a_base_is_refused() {
+    let house = House::new();
+    let store = house.open();
+    let at = |name: &str| house.tmp.path().join(name).to_str().unwrap().to_owned();
+    assert_refused(store.add_base("b", &at("missing"), None), "invalid", "no such file");
+    assert_refused(store.add_base("b", &at("b.raw/x"), None), "invalid", "no such file");
+    assert_refused(store.add_base("b", &at(""), None), "invalid", "not a regular file");
+    fs::write(at("empty"), "").unwrap();
+    assert_refused(store.add_base("b", &at("empty"), None), "invalid", "empty");
+    let fifo = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
+    assert!(fifo.success());
+    assert_refused(store.add_base("b", &at("fifo"), None), "invalid", "not a regular file");
+    assert_refused(store.add_base("b", "b.raw", None), "invalid", "not absolute");
+    assert_refused(store.add_base("b", &format!("/{}", "x/".repeat(3000)), None), "invalid", "4096");
+    if sys::effective_ids().0 != 0 {
+        use std::os::unix::fs::PermissionsExt;
+        fs::write(at("closed"), "x").unwrap();
+        fs::set_permissions(at("closed"), fs::Permissions::from_mode(0)).unwrap();
+        assert_refused(store.add_base("b", &at("closed"), None), "invalid", "permission");
+    }
+    assert!(store.bases().is_empty());
+    assert_eq!(house.files("bases").len(), 0);
+}
+
+#[test]
+fn a_base_in_use_names_its_disks() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[on("b", "one", None), on("b", "two", None)]).unwrap();
+    assert_refused(store.remove_base("b"), "in_use", "disk one, disk two");
+    let one = store.unlink("one").unwrap();
+    assert_refused(store.remove_base("b"), "in_use", "disk two");
+    store.purge(one.id()).unwrap();
+    let two = store.unlink("two").unwrap();
+    store.purge(two.id()).unwrap();
+    store.remove_base("b").unwrap();
+    assert_eq!(house.files("bases").len(), 0);
+    assert!(Path::new(&house.source()).exists());
+    assert_refused(store.base("b"), "not_found", "base b");
+    let many: Vec<_> = (0..15).map(|n| on("b", &format!("n{n}"), None)).collect();
+    store.add_base("b", &house.source(), None).unwrap();
+    store.create_disks(&many).unwrap();
+    assert_refused(store.remove_base("b"), "in_use", "and 5 more");
+}
+
+#[test]
+fn a_rename_over_a_disk_leaves_one_of_that_name() {
+    let (house, store) = House::with_base();
+    let made = store.create_disks(&[blank("a"), blank("b")]).unwrap();
+    assert_refused(store.rename("a", "b", Replace::No), "exists", "disk b");
+    assert_eq!(names(&store), ["a", "b"]);
+    assert!(store.rename("a", "a", Replace::Yes).unwrap().is_none());
+    let loser = store.rename("a", "b", Replace::Yes).unwrap().unwrap();
+    assert_eq!(loser.id(), made[1].id());
+    for store in [&store, &house.open()] {
+        assert_eq!(names(store), ["b"]);
+        assert_eq!(store.disk("b").unwrap().id(), made[0].id());
+        assert_eq!(store.unlinked().len(), 1);
+    }
+    store.purge(loser.id()).unwrap();
+    assert!(store.unlinked().is_empty());
+    assert_eq!(house.files("disks").len(), 1);
+}
+
+/// `a` renamed over `b`, with the crash before the record of the loser was written. Returns number of `a` and `b`.
+fn crash_between_the_two_records(house: &House) -> (u64, u64) {
+    let store = house.open();
+    let made = store.create_disks(&[blank("a"), blank("b")]).unwrap();
+    let (a, b) = (made[0].id(), made[1].id());
+    let file = house.path(&format!("disks/{b}.disk"));
+    let old = fs::read(&file).unwrap();
+    store.rename("a", "b", Replace::Yes).unwrap();
+    fs::write(&file, old).unwrap();
+    (a, b)
+}
+
+#[test]
+fn a_crash_between_the_two_records_of_a_rename_leaves_one_of_that_name() {
+    let house = House::new();
+    let (a, b) = crash_between_the_two_records(&house);
+    let store = house.open();
+    assert_eq!(names(&store), ["b"]);
+    assert_eq!(store.disk("b").unwrap().id(), a);
+    assert_eq!(store.unlinked().iter().map(|d| d.id()).collect::<Vec<_>>(), [b]);
+    store.purge(b).unwrap();
+    assert_eq!(house.files("disks"), [format!("{a}.disk")]);
+    assert_eq!(names(&house.open()), ["b"]);
+}
+
+// BUG: Store::open marks the loser only in memory, so without a purge it comes back.
+#[test]
+fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_renamed() {
+    let house = House::new();
+    crash_between_the_two_records(&house);
+    house.open().rename("b", "c", Replace::Yes).unwrap();
+    assert_eq!(names(&house.open()), ["c"]);
+}
+
+// BUG: as above; also, of two records with one name the higher `name_seq` decides although it is unlinked.
+#[test]
+fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_removed() {
+    let house = House::new();
+    crash_between_the_two_records(&house);
+    house.open().unlink("b").unwrap();
+    assert!(names(&house.open()).is_empty());
+}
+
+#[test]
+fn a_removed_disk_is_gone_with_its_files_after_purge() {
+    let (house, store) = House::with_base();
+    let made = store.create_disks(&[blank("one"), blank("two")]).unwrap();
+    let id = made[0].id();
+    write(&store, "one");
+    write(&store, "two");
+    store.unlink("one").unwrap();
+    assert_refused(store.disk("one"), "not_found", "disk one");
+    // Its contents are there until the last close.
+    let mut buf = [0; 4096];
+    store.disk_by_id(id).unwrap().attach().unwrap().delta().read(&mut buf, 0).unwrap();
+    assert_eq!(buf, [1; 4096]);
+    store.purge(made[1].id()).unwrap();
+    assert_eq!(names(&store), ["two"], "what has a name is not purged");
+    store.close().unwrap();
+    drop((store, made));
+    let store = house.open();
+    assert_eq!(names(&store), ["two"]);
+    assert_eq!(store.unlinked().iter().map(|d| d.id()).collect::<Vec<_>>(), [id]);
+    store.purge(id).unwrap();
+    store.purge(id).unwrap();
+    let own = |f: &String| f.starts_with(&format!("{id}."));
+    assert!(!house.files("disks").iter().chain(&house.files("deltas")).any(|f| own(f)));
+    assert!(!house.files("deltas").is_empty());
+    // The name is free again.
+    store.create_disks(&[blank("one")]).unwrap();
+    let fresh = store.disk("one").unwrap();
+    assert_eq!(fresh.attributes().allocated, 0);
+}
+
+#[test]
+fn numbers_are_never_used_again() {
+    let (house, mut store) = House::with_base();
+    let mut last = store.base("b").unwrap().id();
+    for _ in 0..5 {
+        let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
+        assert!(id > last);
+        last = id;
+        store.unlink("one").unwrap();
+        store.purge(id).unwrap();
+        drop(store);
+        store = house.open();
+    }
+    let base = store.add_base("c", &house.source(), None).unwrap().id();
+    assert!(base > last);
+}
+
+#[test]
+fn a_batch_is_made_wholly_or_not_at_all() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[blank("taken")]).unwrap();
+    let before = house.files("disks");
+    assert_refused(store.create_disks(&[blank("a"), blank("a/b")]), "invalid", "a/b");
+    assert_refused(store.create_disks(&[blank("a"), blank("taken")]), "exists", "taken");
+    assert_refused(store.create_disks(&[blank("a"), blank("a")]), "exists", "disk a");
+    assert_refused(store.create_disks(&[blank("a"), on("none", "c", None)]), "not_found", "none");
+    assert_refused(store.create_disks(&[blank("a"), on("b", "c", Some(1))]), "invalid", "smaller");
+    assert_eq!(house.files("disks"), before);
+    assert_eq!(names(&store), ["taken"]);
+    assert_eq!(names(&house.open()), ["taken"]);
+    // The storage fails at the second: where its record is to be staged there is a directory.
+    let next = store.create_disks(&[blank("probe")]).unwrap()[0].id() + 1;
+    fs::create_dir(house.path(&format!("disks/{}.disk.tmp", next + 1))).unwrap();
+    assert_refused(store.create_disks(&[blank("a"), blank("c")]), "io", "disk c");
+    fs::remove_dir(house.path(&format!("disks/{}.disk.tmp", next + 1))).unwrap();
+    assert_eq!(names(&store), ["probe", "taken"]);
+    assert_eq!(names(&house.open()), ["probe", "taken"]);
+    store.create_disks(&[blank("a"), blank("c")]).unwrap();
+    store.create_disks(&[]).unwrap();
+}
+
+#[test]
+fn a_damaged_record_takes_only_its_own_disk_away() {
+    let (house, store) = House::with_base();
+    let made = store.create_disks(&[on("b", "one", None), blank("two")]).unwrap();
+    drop(store);
+    let file = house.path(&format!("disks/{}.disk", made[0].id()));
+    let whole = fs::read(&file).unwrap();
+    let check = |what: String| {
+        let store = house.open();
+        assert_eq!(names(&store), ["two"], "{what}");
+        assert_eq!(store.damaged().len(), 1, "{what}");
+        assert_eq!(store.damaged()[0].0, format!("disks/{}.disk", made[0].id()));
+        assert!(store.unlinked().is_empty());
+        assert_eq!(store.disk("two").unwrap().problem(), None);
+    };
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        fs::write(&file, bad).unwrap();
+        check(format!("byte {at}"));
+    }
+    for len in [0, 1, whole.len() - 1] {
+        fs::write(&file, &whole[..len]).unwrap();
+        check(format!("{len} bytes"));
+    }
+    fs::write(&file, vec![0; 1 << 20]).unwrap();
+    check("too long".into());
+    fs::write(&file, &whole).unwrap();
+    assert_eq!(names(&house.open()), ["one", "two"]);
+}
+
+// BUG: an error of open(2), unlike one of read(2), fails the whole store.
+#[test]
+fn a_record_that_cannot_be_opened_takes_only_its_own_disk_away() {
+    let (house, store) = House::with_base();
+    let made = store.create_disks(&[blank("one"), blank("two")]).unwrap();
+    drop(store);
+    let file = house.path(&format!("disks/{}.disk", made[0].id()));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let store = house.try_open().unwrap_or_else(|e| panic!("the store is served: {e}"));
+    assert_eq!(names(&store), ["two"]);
+    assert_eq!(store.damaged().len(), 1);
+}
+
+// BUG: the record of another number is served under that number, in place of the right one or beside it.
+#[test]
+fn a_record_under_another_number_is_damaged() {
+    let house = House::new();
+    let store = house.open();
+    let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
+    drop(store);
+    fs::copy(house.path(&format!("disks/{id}.disk")), house.path("disks/77.disk")).unwrap();
+    let store = house.open();
+    assert_eq!(names(&store), ["one"]);
+    assert_eq!(store.damaged().len(), 1);
+    assert_eq!(store.damaged()[0].0, "disks/77.disk");
+}
+
+#[test]
+fn a_damaged_base_record_is_named_by_its_disks() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[on("b", "one", None), blank("two")]).unwrap();
+    let id = store.base("b").unwrap().id();
+    drop(store);
+    let file = house.path(&format!("bases/{id}.base"));
+    let whole = fs::read(&file).unwrap();
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        fs::write(&file, bad).unwrap();
+        let store = house.open();
+        assert_eq!(store.damaged().len(), 1, "byte {at}");
+        assert!(store.bases().is_empty());
+        assert_refused(store.disk("one").unwrap().attach(), "changed", &format!("bases/{id}.base"));
+        store.disk("two").unwrap().attach().unwrap();
+    }
+}
+
+fn reseal(bytes: &mut [u8]) {
+    let end = bytes.len() - 4;
+    let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+    bytes[end..].copy_from_slice(&sum);
+}
+
+#[test]
+fn a_newer_or_damaged_superblock_is_refused() {
+    let house = House::new();
+    drop(house.open());
+    let file = house.path("plyfs.store");
+    let whole = fs::read(&file).unwrap();
+    for at in [8, 16] {
+        let mut newer = whole.clone();
+        newer[at] = 2;
+        reseal(&mut newer);
+        fs::write(&file, &newer).unwrap();
+        assert_refused(house.try_open(), "damaged", "newer");
+        assert_eq!(fs::read(&file).unwrap(), newer);
+    }
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1;
+        fs::write(&file, bad).unwrap();
+        assert_refused(house.try_open(), "damaged", "plyfs.store");
+    }
+    fs::write(&file, &whole).unwrap();
+    // A store without its superblock is not made anew over what is there.
+    house.open().create_disks(&[blank("one")]).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert_refused(house.try_open(), "invalid", "plyfs.store");
+    assert_eq!(house.files("disks").len(), 1);
+    assert!(Superblock::decode(&whole).is_ok());
+}
+
+#[test]
+fn a_base_that_changed_is_not_attached() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[on("b", "one", None)]).unwrap();
+    store.disk("one").unwrap().attach().unwrap();
+    drop(store);
+    let source = house.source();
+    let kept = format!("{source}.kept");
+    fs::copy(&source, &kept).unwrap();
+    let time = |path: &str| fs::metadata(path).unwrap().modified().unwrap();
+    let original = time(&source);
+    let file = fs::OpenOptions::new().write(true).open(&source).unwrap();
+    let refused = |why: &str| {
+        let store = house.open();
+        assert_refused(store.disk("one").unwrap().attach(), "changed", why);
+        assert_refused(store.disk("one").unwrap().attach(), "changed", &source);
+        assert_refused(store.create_disks(&[on("b", "two", None)]), "changed", &source);
+        assert!(store.base("b").unwrap().problem().is_some());
+        assert_eq!(names(&store), ["one"], "it is still listed");
+        assert_eq!(store.disk("one").unwrap().attributes().size, 8192);
+    };
+    file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
+    refused("modified");
+    file.set_len(4096).unwrap();
+    refused("4096 bytes");
+    file.set_len(8192).unwrap();
+    file.set_modified(original).unwrap();
+    house.open().disk("one").unwrap().attach().unwrap();
+    // Replaced by an equal copy with the same time: still another file.
+    fs::OpenOptions::new().write(true).open(&kept).unwrap().set_modified(original).unwrap();
+    let inode = fs::metadata(&source).unwrap().ino();
+    fs::rename(&source, format!("{source}.old")).unwrap();
+    fs::rename(&kept, &source).unwrap();
+    assert_ne!(fs::metadata(&source).unwrap().ino(), inode);
+    refused("another file");
+    fs::remove_file(&source).unwrap();
+    let store = house.open();
+    assert_refused(store.disk("one").unwrap().attach(), "invalid", &source);
+}
+
+#[test]
+fn a_disk_made_on_another_version_of_its_base_is_not_attached() {
+    let (house, store) = House::with_base();
+    let id = store.create_disks(&[on("b", "one", None)]).unwrap()[0].id();
+    drop(store);
+    let file = house.path(&format!("disks/{id}.disk"));
+    let mut record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
+    record.backing.as_mut().unwrap().identity.inode += 1;
+    fs::write(&file, record.encode()).unwrap();
+    assert_refused(house.open().disk("one").unwrap().attach(), "changed", "another version of base b");
+}
+
+#[test]
+fn attributes_are_kept() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[blank("one")]).unwrap();
+    store
+        .disk("one")
+        .unwrap()
+        .update(|r| {
+            r.mode = 0o640;
+            r.uid = 77;
+        })
+        .unwrap();
+    write(&store, "one");
+    store.close().unwrap();
+    drop(store);
+    let store = house.open();
+    let got = store.disk("one").unwrap().attributes();
+    assert_eq!((got.mode, got.uid, got.gid), (0o640, 77, 2));
+    assert_eq!(store.disk("one").unwrap().problem(), None);
+}

@@ -1,0 +1,147 @@
+//! What the directory of disks lets be done, and to whom.
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::*;
+
+fn c(path: &Path) -> CString {
+    CString::new(path.to_str().unwrap()).unwrap()
+}
+
+fn check(result: i32) -> std::io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn create_rename_and_unlink_work_as_on_any_filesystem() {
+    let mut house = House::on_disk();
+    let new = house.disk("new");
+    fs::write(&new, b"hello").unwrap();
+    let shown = house.json(&["disk", "show", "new"]);
+    assert_eq!((&shown["size"], &shown["base"]), (&5.into(), &serde_json::Value::Null));
+    assert_eq!(errno(OpenOptions::new().write(true).create_new(true).open(&new)), libc::EEXIST);
+    let old = house.create("old", false, 4096);
+    // SAFETY: both strings end with a zero.
+    let refused = check(unsafe {
+        libc::renameat2(libc::AT_FDCWD, c(&new).as_ptr(), libc::AT_FDCWD, c(&old).as_ptr(), libc::RENAME_NOREPLACE)
+    });
+    assert_eq!(errno(refused), libc::EEXIST);
+    fs::rename(&new, &old).unwrap();
+    assert_eq!(fs::read(&old).unwrap(), b"hello");
+    assert!(!new.exists());
+    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
+    house.restart();
+    assert_eq!(fs::read(&old).unwrap(), b"hello");
+    fs::remove_file(&old).unwrap();
+    assert_eq!(errno(fs::remove_file(&old)), libc::ENOENT);
+    assert_eq!(fs::read_dir(house.disks()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unlinked_open_disk_lives_until_its_last_close() {
+    let house = House::on_disk();
+    let path = house.create("d", false, 64 << 20);
+    let file = open(&path);
+    let data = Random(5).bytes(32 << 20);
+    file.write_all_at(&data, 0).unwrap();
+    file.sync_all().unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(!path.exists());
+    file.write_all_at(&[1; 100], 40 << 20).unwrap();
+    same(&read_at(&file, 0, 32 << 20), &data, "unlinked");
+    house.kill_worker();
+    same(&read_at(&file, 0, 32 << 20), &data, "unlinked, after a kill");
+    assert_eq!(read_at(&file, 40 << 20, 100), [1; 100]);
+    let used = || -> u64 {
+        let deltas = fs::read_dir(house.store().join("deltas")).unwrap();
+        deltas.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.blocks() * 512).sum()
+    };
+    assert!(used() >= 32 << 20, "{} bytes used", used());
+    drop(file);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while used() > 0 && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(used(), 0);
+}
+
+#[test]
+fn what_a_disk_cannot_be_is_refused() {
+    let house = House::on_disk();
+    let path = house.create("d", false, 4096);
+    let other = house.disk("other");
+    assert_eq!(errno(fs::create_dir(&other)), libc::EPERM);
+    assert_eq!(errno(fs::hard_link(&path, &other)), libc::EPERM);
+    assert_eq!(errno(std::os::unix::fs::symlink(&path, &other)), libc::EPERM);
+    // SAFETY: the string ends with a zero.
+    assert_eq!(errno(check(unsafe { libc::mkfifo(c(&other).as_ptr(), 0o600) })), libc::EPERM);
+    for name in ["noraw", ".raw", ".hidden.raw", "a b.raw", "-x.raw", "é.raw"] {
+        assert_eq!(errno(fs::write(house.disks().join(name), b"")), libc::EINVAL, "{name}");
+        assert_eq!(errno(fs::rename(&path, house.disks().join(name))), libc::EINVAL, "{name}");
+    }
+    assert!(fs::write(house.disks().join(format!("{}.raw", "x".repeat(128))), b"").is_ok());
+    assert!(fs::write(house.disks().join(format!("{}.raw", "x".repeat(129))), b"").is_err());
+}
+
+#[test]
+fn hundreds_of_disks_are_listed_and_removed_while_the_directory_is_read() {
+    let house = House::on_disk();
+    let names: Vec<String> = (0..300).map(|i| format!("disk-{i:03}")).collect();
+    let mut args = vec!["disk", "create", "--size", "1M"];
+    args.extend(names.iter().map(String::as_str));
+    house.ok(&args);
+    let mut found: Vec<_> =
+        fs::read_dir(house.disks()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    found.sort();
+    assert_eq!(found, names.iter().map(|n| format!("{n}.raw")).collect::<Vec<_>>());
+    let mut removed = 0;
+    for entry in fs::read_dir(house.disks()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+        removed += 1;
+    }
+    assert_eq!(removed, 300);
+    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 0);
+}
+
+fn read_as_nobody(path: &Path) -> bool {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "head", "-c", "1"]).arg(path);
+    command.output().unwrap().status.success()
+}
+
+#[test]
+fn mode_owner_and_times_are_kept_and_obeyed() {
+    let mut house = House::on_disk();
+    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = house.create("d", false, 4096);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    assert!(!read_as_nobody(&path));
+    std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    assert!(read_as_nobody(&path));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+    open(&path).set_modified(time).unwrap();
+    for round in ["at once", "after a restart"] {
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!((meta.mode(), meta.uid(), meta.gid()), (0o100_640, 65534, 65534), "{round}");
+        assert_eq!(meta.modified().unwrap(), time, "{round}");
+        assert_eq!(meta.nlink(), 1);
+        if round == "at once" {
+            house.restart();
+        }
+    }
+    let base = house.base(4096);
+    assert!(!read_as_nobody(&house.mount().join("bases/b.raw")));
+    same(&fs::read(house.mount().join("bases/b.raw")).unwrap(), &base, "base");
+    // SAFETY: plain data, filled by the call; the string ends with a zero.
+    let (result, stat) = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(c(&path).as_ptr(), &mut stat), stat)
+    };
+    assert_eq!(result, 0);
+    assert!(stat.f_blocks > 0 && stat.f_bavail > 0 && stat.f_bavail <= stat.f_blocks);
+}

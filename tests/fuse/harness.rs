@@ -1,0 +1,344 @@
+//! A daemon of its own for each test, on a store of its own, ended whatever becomes of the test.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub const SECTOR: u64 = 512;
+
+pub struct House {
+    pub dir: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl House {
+    pub fn on_disk() -> Self {
+        Self::under("/var/tmp")
+    }
+
+    pub fn in_memory() -> Self {
+        Self::under("/dev/shm")
+    }
+
+    fn under(parent: &str) -> Self {
+        let mut house = Self::unstarted(parent);
+        house.start();
+        house
+    }
+
+    /// No daemon runs, the store is not there yet.
+    pub fn unstarted(parent: &str) -> Self {
+        Self { dir: tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap(), child: None }
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub fn mount(&self) -> PathBuf {
+        self.store().join("mnt")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn disks(&self) -> PathBuf {
+        self.mount().join("disks")
+    }
+
+    pub fn disk(&self, name: &str) -> PathBuf {
+        self.disks().join(format!("{name}.raw"))
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+        command.env("PLYFS_STORE", self.store()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn start(&mut self) {
+        self.try_start(&[]).unwrap_or_else(|why| panic!("serve: {why}"));
+    }
+
+    /// The daemon's whole log when it ends before it is ready.
+    pub fn try_start(&mut self, args: &[&str]) -> Result<(), String> {
+        assert!(self.child.is_none());
+        let log = OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
+        let from = log.metadata().unwrap().len() as usize;
+        let mut command = self.command();
+        command.args(["serve", "--cache-memory", "64M"]).args(args).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.starts_with("plyfs ready ") {
+            self.child = Some(child);
+            return Ok(());
+        }
+        let status = child.wait().unwrap();
+        let log = fs::read(self.path("log")).unwrap();
+        Err(format!("{status}: {}", String::from_utf8_lossy(&log[from..])))
+    }
+
+    pub fn cli(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().unwrap()
+    }
+
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.cli(args);
+        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The line on stderr of a command that has to fail with status 1.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.cli(args);
+        assert_eq!(output.status.code(), Some(1), "plyfs {args:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        serde_json::from_str(&self.ok(&all)).unwrap()
+    }
+
+    /// Registers base `b` of `size` random bytes.
+    pub fn base(&self, size: usize) -> Vec<u8> {
+        let data = Random(7).bytes(size);
+        fs::write(self.path("b.img"), &data).unwrap();
+        self.ok(&["base", "add", "b", self.path("b.img").to_str().unwrap()]);
+        data
+    }
+
+    pub fn create(&self, name: &str, base: bool, size: u64) -> PathBuf {
+        let size = size.to_string();
+        let mut args = vec!["disk", "create", name, "--size", &size];
+        if base {
+            args.extend(["--base", "b"]);
+        }
+        self.ok(&args);
+        self.disk(name)
+    }
+
+    pub fn stop(&mut self) {
+        self.ok(&["stop"]);
+        let status = self.child.take().unwrap().wait().unwrap();
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    pub fn worker(&self) -> i32 {
+        i32::try_from(self.json(&["status"])["worker_pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Kills the worker, and waits until another one serves.
+    pub fn kill_worker(&self) {
+        let killer = Killer::new(self);
+        killer.kill();
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            let output = self.cli(&["--json", "status"]);
+            if let Ok(value) = serde_json::from_slice::<Value>(&output.stdout)
+                && value["worker_pid"].as_i64().is_some_and(|pid| pid > 0 && pid != killer.last.load(Ordering::Relaxed) as i64)
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no worker within 20 s");
+    }
+
+    /// SIGKILL of the supervisor and of the worker.
+    pub fn kill_everything(&mut self) {
+        let worker = self.worker();
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        kill(worker);
+        child.wait().unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let worker = self.cli(&["--json", "status"]).stdout;
+            let worker = serde_json::from_slice::<Value>(&worker).ok().and_then(|v| v["worker_pid"].as_i64());
+            if std::thread::panicking() {
+                eprintln!("--- log of the daemon\n{}", self.log());
+            }
+            let _ = child.kill();
+            if let Some(worker) = worker {
+                kill(worker as i32);
+            }
+            let _ = child.wait();
+        }
+        let _ = Command::new("umount").arg("-l").arg(self.mount()).stderr(Stdio::null()).status();
+        if let Ok(meta) = fs::metadata(self.store()) {
+            let end = format!("-{}-{}", meta.dev(), meta.ino());
+            for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+                let name = entry.file_name().into_string().unwrap_or_default();
+                if name.starts_with("plyfs-") && name.ends_with(&end) {
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+    }
+}
+
+fn kill(pid: i32) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Kills the worker of one daemon, found by its parent: the control socket needs the worker.
+pub struct Killer {
+    supervisor: u64,
+    last: AtomicU64,
+    pub kills: AtomicU64,
+}
+
+impl Killer {
+    pub fn new(house: &House) -> Self {
+        let supervisor = u64::from(house.child.as_ref().unwrap().id());
+        Self { supervisor, last: AtomicU64::new(0), kills: AtomicU64::new(0) }
+    }
+
+    pub fn kill(&self) {
+        let children = format!("/proc/{0}/task/{0}/children", self.supervisor);
+        let children = fs::read_to_string(children).unwrap();
+        for pid in children.split_whitespace() {
+            self.last.store(pid.parse().unwrap(), Ordering::Relaxed);
+            self.kills.fetch_add(1, Ordering::Relaxed);
+            kill(pid.parse().unwrap());
+        }
+    }
+}
+
+/// Kills the worker at every `period`, until dropped.
+pub struct Storm {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Storm {
+    pub fn new(house: &House, period: Duration, most: u64) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let killer = Killer::new(house);
+        let seen = Arc::clone(&end);
+        let thread = std::thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) && killer.kills.load(Ordering::Relaxed) < most {
+                std::thread::sleep(period);
+                killer.kill();
+            }
+            killer.kills.load(Ordering::Relaxed)
+        });
+        Self { end, thread: Some(thread) }
+    }
+
+    /// How many kills there were.
+    pub fn stop(mut self) -> u64 {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The program, or None (with a line SKIP) when it is missing; under CI a missing program is a failure.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let path = format!("{}:{home}/.cargo/bin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{name} is missing");
+        println!("SKIP: {name} is missing");
+    }
+    found
+}
+
+pub fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let tail = text.lines().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+    assert!(output.status.success(), "{command:?}: {}\n{tail}", output.status);
+    text
+}
+
+pub fn open(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub fn read_at(file: &File, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xEE; len];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    bytes
+}
+
+/// Fails naming the first byte that differs: a whole disk in a panic message helps nobody.
+#[track_caller]
+pub fn same(found: &[u8], expected: &[u8], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("{what}: byte {at:#x} is {:#x}, not {:#x}", found[at], expected[at]);
+    }
+}
+
+pub fn errno<T>(result: std::io::Result<T>) -> i32 {
+    result.err().expect("an error").raw_os_error().unwrap()
+}
+
+/// xorshift64*: the same run for the same seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 11) % end
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend(self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+pub fn fallocate(file: &File, mode: i32, at: u64, len: u64) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open, no memory is involved.
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, at as i64, len as i64) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+pub const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+pub const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;

@@ -1,0 +1,219 @@
+//! The tools that people test and use disks with.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::*;
+
+const MIB: u64 = 1 << 20;
+
+const FSX: &str = "flen = 1048576
+[opsize]
+max = 100000
+[weights]
+close_open = 1
+invalidate = 1
+mapread = 10
+mapwrite = 10
+read = 10
+write = 20
+truncate = 4
+fsync = 1
+fdatasync = 1
+posix_fallocate = 4
+punch_hole = 10
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 4
+";
+
+fn fsx(house: &House, disk: &Path, seed: u32) {
+    let Some(tool) = tool("fsx") else { return };
+    fs::write(house.path("fsx.toml"), FSX).unwrap();
+    let mut command = Command::new(tool);
+    command.current_dir(house.dir.path()).arg("-f").arg(house.path("fsx.toml"));
+    command.args(["-N", "20000", "-S", &seed.to_string(), "-P"]).arg(house.dir.path()).arg(disk);
+    run(&mut command);
+}
+
+#[test]
+fn fsx_on_a_blank_disk() {
+    let house = House::on_disk();
+    fsx(&house, &house.create("d", false, MIB), 1);
+}
+
+#[test]
+fn fsx_on_a_disk_over_a_base() {
+    let house = House::on_disk();
+    house.base(MIB as usize);
+    fsx(&house, &house.create("d", true, MIB), 2);
+}
+
+#[test]
+fn fsx_while_the_worker_is_killed_again_and_again() {
+    let house = House::on_disk();
+    house.base(MIB as usize);
+    let disk = house.create("d", true, MIB);
+    let storm = Storm::new(&house, Duration::from_millis(300), u64::MAX);
+    fsx(&house, &disk, 3);
+    assert!(storm.stop() > 0);
+}
+
+fn fio(disk: &Path, args: &[&str]) {
+    let Some(tool) = tool("fio") else { return };
+    let mut command = Command::new(tool);
+    command.args(["--name=v", "--rw=randwrite", "--direct=1", "--ioengine=libaio", "--iodepth=16"]);
+    command.args(["--verify=crc32c", "--verify_fatal=1", "--randseed=4", "--output-format=terse"]);
+    command.args(args).arg(format!("--filename={}", disk.display()));
+    let dir = tempfile::tempdir().unwrap();
+    run(command.current_dir(dir.path()));
+}
+
+const UNALIGNED: &[&str] = &[
+    "--bssplit=512/20:1536/10:4k/20:5k/10:16k/20:64k/20",
+    "--blockalign=512",
+    "--numjobs=4",
+    "--size=12m",
+    "--offset_increment=16m",
+];
+
+#[test]
+fn fio_verifies_what_it_wrote_at_depth_16() {
+    let house = House::on_disk();
+    house.base(64 << 20);
+    fio(&house.create("d", true, 64 * MIB), &["--bs=4k", "--size=64m"]);
+    fio(&house.create("e", true, 64 * MIB), UNALIGNED);
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_while_the_worker_is_killed_again_and_again() {
+    let house = House::on_disk();
+    house.base(64 << 20);
+    let one = house.create("d", true, 64 * MIB);
+    let two = house.create("e", true, 64 * MIB);
+    let storm = Storm::new(&house, Duration::from_millis(200), 20);
+    fio(&one, &["--bs=4k", "--size=64m"]);
+    fio(&two, UNALIGNED);
+    fio(&one, &["--bs=4k", "--size=64m", "--loops=2"]);
+    assert!(storm.stop() > 3);
+}
+
+#[test]
+fn qemu_tools_work_on_the_file() {
+    let (Some(img), Some(io)) = (tool("qemu-img"), tool("qemu-io")) else { return };
+    let mut house = House::on_disk();
+    let mut model = house.base(4 << 20);
+    let disk = house.create("d", true, 8 * MIB);
+    model.resize(8 << 20, 0);
+    for (k, command) in ["write -P 17 1536 9728", "write -z 65536 70144", "discard 1M 1M", "write -z -u 3M 512", "flush"]
+        .iter()
+        .enumerate()
+    {
+        let args = ["-f", "raw", "-t", "none", "-d", "unmap", "-c", command];
+        let text = run(Command::new(&io).args(args).arg(&disk));
+        assert!(!text.contains("failed"), "{k}: {command}: {text}");
+    }
+    model[1536..1536 + 9728].fill(17);
+    model[65536..65536 + 70144].fill(0);
+    model[1 << 20..2 << 20].fill(0);
+    model[3 << 20..(3 << 20) + 512].fill(0);
+    same(&fs::read(&disk).unwrap(), &model, "written by qemu-io");
+    house.restart();
+    same(&fs::read(&disk).unwrap(), &model, "after a restart");
+    let flat = house.path("flat");
+    fs::write(&flat, &model).unwrap();
+    run(Command::new(&img).args(["compare", "-f", "raw", "-F", "raw"]).args([&flat, &disk]));
+    let qcow = house.path("x.qcow2");
+    run(Command::new(&img).args(["convert", "-f", "raw", "-O", "qcow2"]).args([&disk, &qcow]));
+    let new = house.disk("new");
+    run(Command::new(&img).args(["convert", "-f", "qcow2", "-O", "raw"]).args([&qcow, &new]));
+    same(&fs::read(&new).unwrap(), &model, "converted into a new disk");
+    let text = run(Command::new(&img).args(["map", "-f", "raw", "--output=json"]).arg(&disk));
+    let map: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut end = 0;
+    for extent in map.as_array().unwrap() {
+        let (start, length) = (extent["start"].as_u64().unwrap(), extent["length"].as_u64().unwrap());
+        assert_eq!(start, end);
+        end += length;
+        let bytes = &model[start as usize..end as usize];
+        assert!(extent["zero"] == false || bytes.iter().all(|b| *b == 0), "{extent}");
+    }
+    assert_eq!(end, 8 * MIB);
+    assert!(map.as_array().unwrap().len() > 1, "no hole in {map}");
+}
+
+struct Loop(String);
+
+impl Loop {
+    fn new(disk: &Path) -> Self {
+        Self(run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(disk)).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(device: &Loop, at: std::path::PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        run(Command::new("mount").arg(&device.0).arg(&at));
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn filesystem(make: &str, make_args: &[&str], check: &str, check_args: &[&str]) {
+    let (Some(make), Some(check)) = (tool(make), tool(check)) else { return };
+    let mut house = House::on_disk();
+    house.base(32 << 20);
+    let disk = house.create("d", true, 512 * MIB);
+    let contents: Vec<Vec<u8>> = (1..40).map(|i| Random(i).bytes(100_000 * i as usize / 3)).collect();
+    let verify = |at: &Path| {
+        for (i, content) in contents.iter().enumerate().filter(|(i, _)| i % 5 != 0) {
+            same(&fs::read(at.join(format!("f{i}"))).unwrap(), content, &format!("file {i}"));
+        }
+    };
+    {
+        let device = Loop::new(&disk);
+        run(Command::new(&make).args(make_args).arg(&device.0));
+        {
+            let mounted = Mounted::new(&device, house.path("guest"));
+            for (i, content) in contents.iter().enumerate() {
+                fs::write(mounted.0.join(format!("f{i}")), content).unwrap();
+            }
+            for i in (0..contents.len()).step_by(5) {
+                fs::remove_file(mounted.0.join(format!("f{i}"))).unwrap();
+            }
+            run(Command::new("fstrim").arg(&mounted.0));
+        }
+        let mounted = Mounted::new(&device, house.path("guest"));
+        house.kill_worker();
+        verify(&mounted.0);
+    }
+    house.restart();
+    let device = Loop::new(&disk);
+    verify(&Mounted::new(&device, house.path("guest")).0);
+    run(Command::new(&check).args(check_args).arg(&device.0));
+}
+
+#[test]
+fn ext4_on_a_loop_device_is_sound() {
+    filesystem("mkfs.ext4", &["-q", "-F"], "e2fsck", &["-fn"]);
+}
+
+#[test]
+fn xfs_on_a_loop_device_is_sound() {
+    filesystem("mkfs.xfs", &["-q", "-f"], "xfs_repair", &["-n"]);
+}
