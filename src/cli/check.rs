@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::check::Repair;
 use serde_json::{Map, Value, json};
 
 use super::Global;
@@ -24,12 +25,16 @@ pub(super) struct Check {
     /// Repair what can be repaired without a guess about data
     #[arg(long)]
     repair: bool,
+    /// Where live maps are, when the daemon's `[runtime] dir` says so
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    runtime_dir: std::path::PathBuf,
 }
 
 impl Check {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let store = global.store()?;
-        let report = crate::check::run(&store, self.repair)
+        let repair = if self.repair { Repair::Yes } else { Repair::No };
+        let report = crate::check::run_with_runtime_dir(&store, &self.runtime_dir, repair)
             .map_err(|error| CliError::Check { store: store.clone(), message: chain(&error) })?;
         let unrepaired = report.findings.iter().filter(|finding| !finding.repaired).count();
         let findings: Vec<Value> = report

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -61,8 +62,10 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
     let cache = BlockCache::new(config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
+    let mut live_dir = PathBuf::new();
     let live = |superblock: &Superblock| -> io::Result<Arc<dyn LiveStore>> {
         let dir = config.runtime_dir.join(live_dir_name(superblock, &config.store)?);
+        live_dir.clone_from(&dir);
         Ok(Arc::new(LiveDir::new(&dir)?))
     };
     let store = Store::open(&config.store, live, Arc::new(cache)).map_err(|e| e.to_string())?;
@@ -100,7 +103,10 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
     }
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("reading requests: {e}"))?;
-    store.close().map_err(|e| e.to_string())
+    store.close().map_err(|e| e.to_string())?;
+    // Empty after a clean close; left when it is not.
+    let _ = std::fs::remove_dir(live_dir);
+    Ok(())
 }
 
 /// Waits for the supervisor's word to end although files are open.

@@ -184,10 +184,10 @@ impl Delta {
         let mut commit = self.commit.lock();
         let large = commit.tail > REWRITE.max(4 * commit.first);
         let full = commit.rewrite || large;
-        // Data written before a word is taken is synced below, before the word is journaled.
-        let was_unsynced = self.unsynced.swap(false, Ordering::AcqRel);
         let take = if full { Take::All } else { Take::Changed };
         let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
+        // After the words: a word is set after this flag, so the data of every word taken is synced below.
+        let was_unsynced = self.unsynced.swap(false, Ordering::AcqRel);
         let result = (|| {
             if was_unsynced && let Some(data) = self.data.read().clone() {
                 data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;

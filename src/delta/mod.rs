@@ -270,7 +270,7 @@ impl Delta {
             whole.extend_from_slice(&tail_fill);
             data.write_at(&whole, at).map_err(put)?;
         }
-        // A flush clears this before it takes words, so it has to be set between the write and the words.
+        // A flush takes words and then clears this: set between the write and the words, it is seen with them.
         self.unsynced.store(true, Ordering::Release);
         if extends {
             // Before the words: a record never has words above its size, which replay would drop.

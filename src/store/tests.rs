@@ -194,7 +194,7 @@ fn what_cannot_be_a_base_is_refused() {
     if sys::effective_ids().0 != 0 {
         use std::os::unix::fs::PermissionsExt;
         fs::write(at("closed"), "x").unwrap();
-        fs::set_permissions(at("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(at("closed"), fs::Permissions::from_mode(0o0)).unwrap();
         assert_refused(store.add_base("b", &at("closed"), None), "invalid", "permission");
     }
     assert!(store.bases().is_empty());
@@ -265,7 +265,7 @@ fn a_crash_between_the_two_records_of_a_rename_leaves_one_of_that_name() {
     assert_eq!(names(&house.open()), ["b"]);
 }
 
-// BUG: Store::open marks the loser only in memory, so without a purge it comes back.
+// A mark that was only in memory once let the loser come back without a purge.
 #[test]
 fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_renamed() {
     let house = House::new();
@@ -274,7 +274,7 @@ fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_renamed()
     assert_eq!(names(&house.open()), ["c"]);
 }
 
-// BUG: as above; also, of two records with one name the higher `name_seq` decides although it is unlinked.
+// As above; of two records with one name the higher `name_seq` decides, also when that one is unlinked.
 #[test]
 fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_removed() {
     let house = House::new();
@@ -306,7 +306,7 @@ fn a_removed_disk_is_gone_with_its_files_after_purge() {
     store.purge(id).unwrap();
     store.purge(id).unwrap();
     let own = |f: &String| f.starts_with(&format!("{id}."));
-    assert!(!house.files("disks").iter().chain(&house.files("deltas")).any(|f| own(f)));
+    assert!(!house.files("disks").iter().chain(&house.files("deltas")).any(own));
     assert!(!house.files("deltas").is_empty());
     // The name is free again.
     store.create_disks(&[blank("one")]).unwrap();
@@ -386,7 +386,7 @@ fn a_damaged_record_takes_only_its_own_disk_away() {
     assert_eq!(names(&house.open()), ["one", "two"]);
 }
 
-// BUG: an error of open(2), unlike one of read(2), fails the whole store.
+// An error of open(2) once failed the whole store, unlike one of read(2).
 #[test]
 fn a_record_that_cannot_be_opened_takes_only_its_own_disk_away() {
     let (house, store) = House::with_base();
@@ -400,7 +400,7 @@ fn a_record_that_cannot_be_opened_takes_only_its_own_disk_away() {
     assert_eq!(store.damaged().len(), 1);
 }
 
-// BUG: the record of another number is served under that number, in place of the right one or beside it.
+// The record of another number was once served in place of the right one or beside it.
 #[test]
 fn a_record_under_another_number_is_damaged() {
     let house = House::new();

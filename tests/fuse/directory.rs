@@ -27,7 +27,13 @@ fn create_rename_and_unlink_work_as_on_any_filesystem() {
     let old = house.create("old", false, 4096);
     // SAFETY: both strings end with a zero.
     let refused = check(unsafe {
-        libc::renameat2(libc::AT_FDCWD, c(&new).as_ptr(), libc::AT_FDCWD, c(&old).as_ptr(), libc::RENAME_NOREPLACE)
+        libc::renameat2(
+            libc::AT_FDCWD,
+            c(&new).as_ptr(),
+            libc::AT_FDCWD,
+            c(&old).as_ptr(),
+            libc::RENAME_NOREPLACE,
+        )
     });
     assert_eq!(errno(refused), libc::EEXIST);
     fs::rename(&new, &old).unwrap();

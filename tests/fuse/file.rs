@@ -70,7 +70,8 @@ fn random_operations(seed: u64, base: bool, mut house: House) {
             }
             17..=20 => {
                 let keep = random.below(2) == 0;
-                fallocate(&file, if keep { ZERO | libc::FALLOC_FL_KEEP_SIZE } else { ZERO }, at, len).unwrap();
+                fallocate(&file, if keep { ZERO | libc::FALLOC_FL_KEEP_SIZE } else { ZERO }, at, len)
+                    .unwrap();
                 if !keep {
                     model.resize(model.len().max(range.end), 0);
                 }
@@ -118,7 +119,10 @@ fn holes_read_zeros(file: &fs::File, model: &[u8], what: &str) {
     while at < model.len() as u64 {
         let data = seek(file, at, libc::SEEK_DATA).unwrap_or(model.len() as u64);
         assert!(data >= at, "SEEK_DATA from {at:#x} is {data:#x}\n{what}");
-        assert!(model[at as usize..data as usize].iter().all(|b| *b == 0), "data in the hole {at:#x}..{data:#x}\n{what}");
+        assert!(
+            model[at as usize..data as usize].iter().all(|b| *b == 0),
+            "data in the hole {at:#x}..{data:#x}\n{what}"
+        );
         if data == model.len() as u64 {
             return;
         }
@@ -182,7 +186,14 @@ impl Map {
     fn new(file: &fs::File, len: usize, flags: i32) -> Self {
         // SAFETY: a new mapping, nothing is replaced.
         let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                file.as_raw_fd(),
+                0,
+            )
         };
         assert_ne!(at, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
         Self { at: at.cast(), len }
@@ -242,7 +253,8 @@ fn locks_of_two_descriptors_conflict() {
     let ofd = |file: &fs::File, kind: i32, start: i64, len: i64| {
         // SAFETY: flock is plain data.
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        (lock.l_type, lock.l_whence, lock.l_start, lock.l_len) = (kind as i16, libc::SEEK_SET as i16, start, len);
+        (lock.l_type, lock.l_whence, lock.l_start, lock.l_len) =
+            (kind as i16, libc::SEEK_SET as i16, start, len);
         // SAFETY: the descriptor is open and the lock lives through the call.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }
     };

@@ -152,7 +152,9 @@ impl House {
         while Instant::now() < until {
             let output = self.cli(&["--json", "status"]);
             if let Ok(value) = serde_json::from_slice::<Value>(&output.stdout)
-                && value["worker_pid"].as_i64().is_some_and(|pid| pid > 0 && pid != killer.last.load(Ordering::Relaxed) as i64)
+                && value["worker_pid"]
+                    .as_i64()
+                    .is_some_and(|pid| pid > 0 && pid != killer.last.load(Ordering::Relaxed) as i64)
             {
                 return;
             }
@@ -279,8 +281,10 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 
 pub fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let tail = text.lines().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let tail =
+        text.lines().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
     assert!(output.status.success(), "{command:?}: {}\n{tail}", output.status);
     text
 }

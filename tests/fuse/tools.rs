@@ -107,9 +107,10 @@ fn qemu_tools_work_on_the_file() {
     let mut model = house.base(4 << 20);
     let disk = house.create("d", true, 8 * MIB);
     model.resize(8 << 20, 0);
-    for (k, command) in ["write -P 17 1536 9728", "write -z 65536 70144", "discard 1M 1M", "write -z -u 3M 512", "flush"]
-        .iter()
-        .enumerate()
+    for (k, command) in
+        ["write -P 17 1536 9728", "write -z 65536 70144", "discard 1M 1M", "write -z -u 3M 512", "flush"]
+            .iter()
+            .enumerate()
     {
         let args = ["-f", "raw", "-t", "none", "-d", "unmap", "-c", command];
         let text = run(Command::new(&io).args(args).arg(&disk));
@@ -148,7 +149,11 @@ struct Loop(String);
 
 impl Loop {
     fn new(disk: &Path) -> Self {
-        Self(run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(disk)).trim().to_owned())
+        Self(
+            run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(disk))
+                .trim()
+                .to_owned(),
+        )
     }
 }
 
