@@ -262,6 +262,12 @@ async fn add_base(State(c): State<Control>, body: Result<Json<AddBase>, JsonReje
             }
             .into());
         }
+        // A base on this daemon's own mount would wait for itself.
+        if std::fs::canonicalize(&new.source).is_ok_and(|path| path.starts_with(&c.config.mount)) {
+            let why =
+                format!("{} lies on this daemon's own mount; give a file of another filesystem", new.source);
+            return Err(StoreError::Invalid { object, why }.into());
+        }
         let digest = match (&new.sha256, &new.sha512) {
             (Some(_), Some(_)) => return Err(ApiError::invalid("give sha256 or sha512, not both")),
             (Some(text), None) => Some(Digest::Sha256(unhex("sha256", text)?)),

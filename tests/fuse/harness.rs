@@ -98,10 +98,11 @@ impl House {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The line on stderr of a command that has to fail with status 1.
+    /// The one line on stderr of a command that has to fail: with status 1, or 2 for what cannot be an argument.
     pub fn fails(&self, args: &[&str]) -> String {
         let output = self.cli(args);
-        assert_eq!(output.status.code(), Some(1), "plyfs {args:?}: {output:?}");
+        assert!(matches!(output.status.code(), Some(1 | 2)), "plyfs {args:?}: {output:?}");
+        assert_eq!(output.stderr.iter().filter(|b| **b == b'\n').count(), 1, "plyfs {args:?}: {output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
 
