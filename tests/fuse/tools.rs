@@ -29,26 +29,29 @@ posix_fadvise = 1
 copy_file_range = 4
 ";
 
-fn fsx(house: &House, disk: &Path, seed: u32) {
+fn fsx(house: &House, disk: &Path, seed: u32, operations: u32) {
     let Some(tool) = tool("fsx") else { return };
     fs::write(house.path("fsx.toml"), FSX).unwrap();
     let mut command = Command::new(tool);
     command.current_dir(house.dir.path()).arg("-f").arg(house.path("fsx.toml"));
-    command.args(["-N", "20000", "-S", &seed.to_string(), "-P"]).arg(house.dir.path()).arg(disk);
+    command
+        .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
+        .arg(house.dir.path())
+        .arg(disk);
     run(&mut command);
 }
 
 #[test]
 fn fsx_on_a_blank_disk() {
     let house = House::on_disk();
-    fsx(&house, &house.create("d", false, MIB), 1);
+    fsx(&house, &house.create("d", false, MIB), 1, 100_000);
 }
 
 #[test]
 fn fsx_on_a_disk_over_a_base() {
     let house = House::on_disk();
     house.base(MIB as usize);
-    fsx(&house, &house.create("d", true, MIB), 2);
+    fsx(&house, &house.create("d", true, MIB), 2, 100_000);
 }
 
 #[test]
@@ -57,7 +60,7 @@ fn fsx_while_the_worker_is_killed_again_and_again() {
     house.base(MIB as usize);
     let disk = house.create("d", true, MIB);
     let storm = Storm::new(&house, Duration::from_millis(300), u64::MAX);
-    fsx(&house, &disk, 3);
+    fsx(&house, &disk, 3, 20_000);
     assert!(storm.stop() > 0);
 }
 
