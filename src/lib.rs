@@ -13,6 +13,9 @@ pub mod disk;
 pub mod format;
 pub mod fuse;
 pub mod io;
+pub mod sabotage;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod source;
 pub mod store;
 

@@ -126,12 +126,26 @@ pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) ->
         path: store.into(),
         error,
     })?;
+    run_through(store, runtime_dir, repair, &medium)
+}
+
+/// As [`run_with_runtime_dir`], for a caller who has the lock: what is repaired is written through `medium`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_through(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    medium: &dyn Medium,
+) -> Result<Report, CheckError> {
     let mut check = Check {
         store,
         medium,
         repair,
         live: BTreeSet::new(),
         broken: BTreeSet::new(),
+        losers: BTreeSet::new(),
         bases: BTreeMap::new(),
         disks: BTreeMap::new(),
         findings: Vec::new(),
@@ -181,12 +195,14 @@ fn delta_file(name: &str) -> Option<DeltaFile> {
 
 struct Check<'a> {
     store: &'a Path,
-    medium: HostMedium,
+    medium: &'a dyn Medium,
     repair: Repair,
     /// Disks that a live map speaks for.
     live: BTreeSet<u64>,
     /// Numbers of disks whose record or map cannot be read: nothing of theirs is removed.
     broken: BTreeSet<u64>,
+    /// Disks that lost their name by this repair: their files are the next start's, or the next check's, to remove.
+    losers: BTreeSet<u64>,
     /// By the number in the file's name.
     bases: BTreeMap<u64, BaseRecord>,
     disks: BTreeMap<u64, DiskRecord>,
@@ -264,7 +280,7 @@ impl Check<'_> {
                 "; not repaired while there is a live map of the disk: run plyfs serve and stop it first",
             );
         } else if self.repair == Repair::Yes {
-            match repair(&self.medium) {
+            match repair(self.medium) {
                 Ok(()) => repaired = true,
                 Err(e) => message.push_str(&format!("; the repair failed: {e}")),
             }
@@ -436,8 +452,7 @@ impl Check<'_> {
                         replace(medium, "disks", &format!("{id}.disk"), &loser.encode())
                     });
                     if done {
-                        // Marked only now: its files are the next start's, or the next check's, to remove.
-                        self.broken.insert(id);
+                        self.losers.insert(id);
                         self.disks.insert(id, loser);
                     }
                 }
@@ -537,7 +552,11 @@ impl Check<'_> {
         let path = if dir == "." { name.to_owned() } else { format!("{dir}/{name}") };
         let file = path.clone();
         self.mend(11, path, why, disk, |medium| {
-            medium.remove(&file)?;
+            match medium.remove(&file) {
+                // An earlier repair of this run may have renamed it into place.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
             medium.sync_dir(dir)
         });
     }
@@ -580,7 +599,7 @@ impl Check<'_> {
     /// Invariant 12.
     fn unlinked(&mut self, deltas: &[String]) {
         for (id, record) in self.disks.clone() {
-            if !record.unlinked || self.broken.contains(&id) {
+            if !record.unlinked || self.broken.contains(&id) || self.losers.contains(&id) {
                 continue;
             }
             let files: Vec<_> = deltas

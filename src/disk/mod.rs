@@ -226,10 +226,16 @@ impl Disk {
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
         self.refuse_poisoned(epoch)?;
-        let size = self.size();
+        // Up to the end of the disk, but not of one that grows meanwhile: what is written there then stays.
+        while !self.zero_below(self.size(), offset, len, epoch)? {}
+        Ok(())
+    }
+
+    /// Zeros what of a range is below `size`; false when that is not the disk's size any more, and not all is done.
+    fn zero_below(&self, size: u64, offset: u64, len: u64, epoch: u64) -> Result<bool, DiskError> {
         let end = offset.saturating_add(len).min(size);
         if offset >= end {
-            return Ok(());
+            return Ok(true);
         }
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let whole_first = offset.div_ceil(BLOCK);
@@ -239,11 +245,16 @@ impl Disk {
             // No whole block: one or two parts.
             let border = ((first + 1) * BLOCK).min(end);
             self.zero_part(offset, border, epoch)?;
-            return self.zero_part(border, end, epoch);
+            self.zero_part(border, end, epoch)?;
+            return Ok(true);
         }
         self.zero_part(offset, whole_first * BLOCK, epoch)?;
+        if end == size {
+            return Ok(self.delta.zero_to_end(whole_first, size)?);
+        }
         self.delta.zero_blocks(whole_first, whole_end)?;
-        self.zero_part((whole_end * BLOCK).min(end), end, epoch)
+        self.zero_part((whole_end * BLOCK).min(end), end, epoch)?;
+        Ok(true)
     }
 
     /// Zeros a part of one block.

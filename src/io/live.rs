@@ -90,6 +90,27 @@ impl LiveFile {
         Self::new(self.file.try_clone()?)
     }
 
+    /// A copy of the memory as it is now, in anonymous memory.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let copy = Self::anonymous()?;
+        for at in 0..LIVE_PAGE_WORDS - 1 {
+            // SAFETY: words of the header page of two mappings that live as long as their values.
+            let (from, to) = unsafe { (&*self.head.add(at), &*copy.head.add(at)) };
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        for no in self.pages(0) {
+            let Some(page) = self.page(no) else { continue };
+            for (from, to) in page.iter().zip(copy.prepare(no)?) {
+                to.store(from.load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        Ok(copy)
+    }
+
     /// A word of the header.
     pub fn header(&self, word: LiveHeader) -> &AtomicU64 {
         // SAFETY: the head mapping has at least one page and lives as long as self.

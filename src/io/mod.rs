@@ -8,6 +8,8 @@ mod host;
 mod live;
 mod live_store;
 mod prefault;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 pub mod sys;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,8 @@ pub use host::HostMedium;
 pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader};
 pub use live_store::{LiveDir, LiveStore};
 pub use prefault::PrefaultingAllocator;
+
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Whether a file may be made by opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +116,9 @@ pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
 /// Replaces the file `dir/name` durably: new bytes beside it, sync, rename, sync of the directory.
 pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     stage(medium, dir, name, bytes)?;
+    if sabotaged(Sabotage::DirectoryNotSynced) {
+        return Ok(());
+    }
     medium.sync_dir(dir)
 }
 
@@ -121,7 +128,9 @@ pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Re
     let file = medium.open(&staged, Open::Create)?;
     file.set_len(0)?;
     file.write_at(bytes, 0)?;
-    file.sync_data()?;
+    if !sabotaged(Sabotage::RenameBeforeSync) {
+        file.sync_data()?;
+    }
     drop(file);
     medium.rename(&staged, &format!("{dir}/{name}"))
 }

@@ -31,6 +31,7 @@ use crate::format::record::{
 };
 use crate::format::{FormatError, Kind, MAX_DISK_SIZE, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
+use crate::sabotage::{Sabotage, limit, sabotaged};
 use crate::source::FileSource;
 
 const RECORD_LIMIT: u64 = 64 << 10;
@@ -145,6 +146,8 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 for dir in ["bases", "disks", "deltas"] {
                     medium.make_dir(dir)?;
                 }
+                // The superblock says that the directories are there.
+                medium.sync_dir(".")?;
                 replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
                 Ok(superblock)
             };
@@ -174,9 +177,29 @@ impl Store {
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
     ) -> Result<Self, StoreError> {
-        let object = || format!("store {}", root.display());
-        let medium = Arc::new(HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?);
+        let object = format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
+        Self::open_on(Arc::new(medium), live, cache)
+    }
+
+    /// As [`Store::open`], on any medium.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+    ) -> Result<Self, StoreError> {
+        let object = || format!("store {}", medium.root().display());
         let superblock = open_superblock(&*medium)?;
+        // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
+        // and told to clients whose request is sent again: it has to be what a power cut leaves.
+        for dir in [".", "bases", "disks", "deltas"] {
+            if !sabotaged(Sabotage::NamesNotSettled) {
+                medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
+            }
+        }
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let (bases, mut damaged) =
@@ -187,7 +210,6 @@ impl Store {
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }
-        let medium: Arc<dyn Medium> = medium;
         let mut names = Names::default();
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
@@ -249,9 +271,11 @@ impl Store {
         let id = self.next_id.load(Ordering::Relaxed);
         if id >= superblock.next_id {
             let mut next = superblock.clone();
-            next.next_id = id + ID_STEP;
-            replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
-                .map_err(StoreError::io("store", "reserving numbers"))?;
+            next.next_id = id + limit(ID_STEP, 2);
+            if !sabotaged(Sabotage::NumbersNotReserved) {
+                replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
+                    .map_err(StoreError::io("store", "reserving numbers"))?;
+            }
             *superblock = next;
         }
         self.next_id.store(id + 1, Ordering::Relaxed);
@@ -535,6 +559,10 @@ impl Store {
         let object = format!("removed disk {}", node.name());
         self.names.write().disks.remove(&id);
         let purge = || {
+            if sabotaged(Sabotage::RecordPurgedFirst) {
+                self.medium.remove(&format!("disks/{id}.disk"))?;
+                self.medium.sync_dir("disks")?;
+            }
             // The record goes last: as long as it is there, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
             match self.medium.remove(&format!("disks/{id}.disk")) {
