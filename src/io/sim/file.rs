@@ -93,11 +93,11 @@ impl Inode {
         self.resized(self.len.max(end));
     }
 
-    /// What an interrupted write may leave: some of its first whole sectors.
+    /// What an interrupted write may leave: some of its first whole sectors, but not all of it.
     pub fn write_part(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) {
         let sectors = (offset + bytes.len() as u64) / self.unit - offset / self.unit;
         let end = (offset / self.unit + rng.below(sectors + 1)) * self.unit;
-        if end > offset {
+        if end > offset && end < offset + bytes.len() as u64 {
             self.write(&bytes[..(end - offset) as usize], offset);
         }
     }
