@@ -446,3 +446,22 @@ fn damage_anywhere_is_a_report_and_never_a_panic() {
     }
     house.assert_clean();
 }
+
+#[test]
+fn five_a_replaced_disk_with_a_stray_of_its_record_is_mended_in_one_run() {
+    let house = House::new();
+    let two = house.id("two");
+    house.change("two", |record| {
+        record.name = "one".into();
+        record.name_seq += 10;
+    });
+    // Power went while the record of the one that was replaced was being written.
+    let one = fs::read_dir(house.path("disks")).unwrap().map(|f| f.unwrap().path());
+    let one = one.filter(|p| p.file_stem().unwrap().to_str() != Some(&two.to_string())).next().unwrap();
+    fs::write(one.with_extension("disk.tmp"), b"half").unwrap();
+    let findings = house.check(Repair::Yes).findings;
+    assert!(findings.len() == 2 && findings.iter().all(|f| f.repaired), "{findings:?}");
+    // What is left is the disk without a name, for the next run.
+    house.assert_mended(12, "was removed");
+    house.assert_clean();
+}

@@ -274,7 +274,8 @@ impl Delta {
         let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first);
         let full = commit.rewrite || large;
         let take = if full { Take::All } else { Take::Changed };
-        let early = sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
+        let early =
+            sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
         linger(Sabotage::NoteClearedFirst);
         let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
         // After the words: a word is set after this flag, so the data of every word taken is synced below.
@@ -325,8 +326,7 @@ impl Delta {
             let (captured, ()) = self.map.take(Take::All, || ());
             let taken = Taken { delta: self, captured, durable: false };
             let result = self.sync_for_rewrite();
-            let result =
-                result.and_then(|()| self.journal(commit, (size, overlap), &taken.captured, true));
+            let result = result.and_then(|()| self.journal(commit, (size, overlap), &taken.captured, true));
             return taken.end(result);
         }
         self.journal(commit, (size, overlap), &Captured::default(), false)

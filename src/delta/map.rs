@@ -206,7 +206,8 @@ impl LiveMap {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for (no, page) in self.live.pages(0).filter_map(|p| Some((p, self.live.page(p)?))) {
             for word in 0..WORDS as usize {
-                let bits = page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
+                let bits =
+                    page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
                 if bits & 1 << (word % 64) == 0 {
                     continue;
                 }

@@ -101,7 +101,8 @@ fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
         let waits = Arc::new(AtomicU64::new(0));
         let joiner: Arc<Mutex<Option<std::thread::JoinHandle<()>>>> = Arc::default();
         {
-            let (delta, joined, waits, joiner) = (delta.clone(), joined.clone(), waits.clone(), joiner.clone());
+            let (delta, joined, waits, joiner) =
+                (delta.clone(), joined.clone(), waits.clone(), joiner.clone());
             rig.once(call, name, Stage::Before, move || {
                 let (delta, joined, begun) = (delta.clone(), joined.clone(), waits.clone());
                 *joiner.lock() = Some(std::thread::spawn(move || {
@@ -175,7 +176,8 @@ fn a_joined_flush_reports_the_failure_of_the_one_that_served_it() {
     let begun = Arc::new(AtomicU64::new(0));
     let threads: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>> = Arc::default();
     {
-        let (delta, results, begun, threads) = (delta.clone(), results.clone(), begun.clone(), threads.clone());
+        let (delta, results, begun, threads) =
+            (delta.clone(), results.clone(), begun.clone(), threads.clone());
         rig.once(Call::SyncData, ".data", Stage::Before, move || {
             for _ in 0..4 {
                 let (delta, results, begun) = (delta.clone(), results.clone(), begun.clone());

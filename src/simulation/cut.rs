@@ -9,7 +9,7 @@ use super::Counts;
 use super::model::Survived;
 use super::world::{Watch, World};
 use crate::check::{Finding, Repair, Report, run_through};
-use crate::io::sim::{Call, Event, Keep, SimLive, SimMedium, Rng};
+use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
 use crate::io::{HostMedium, Medium, MediumFile, Open, Space};
 
 /// Cuts are cut again this often.
@@ -59,7 +59,8 @@ pub(super) fn at(watch: &Watch, event: &Event<'_>) {
             }
         }
     };
-    let note = format!("  {what:?} cut at depth {}: {:?} {:?} {}", watch.depth, event.stage, event.call, event.name);
+    let note =
+        format!("  {what:?} cut at depth {}: {:?} {:?} {}", watch.depth, event.stage, event.call, event.name);
     let mut later = model.clone();
     drop(model);
     later.log.push(note);
@@ -204,7 +205,11 @@ fn may_be(finding: &Finding) -> bool {
 }
 
 fn say(findings: &[Finding]) -> String {
-    findings.iter().map(|f| format!("[{}] {}: {}", f.invariant, f.object, f.message)).collect::<Vec<_>>().join("; ")
+    findings
+        .iter()
+        .map(|f| format!("[{}] {}: {}", f.invariant, f.object, f.message))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// Checks what a power cut left, before a daemon starts; with repair, or without, or not at all.

@@ -248,7 +248,10 @@ impl DiskModel {
             return Err(format!("disk {name}: its size is {size}, allowed are {:?}", self.size.after(what)));
         }
         if !self.mode.after(what).contains(&mode) {
-            return Err(format!("disk {name}: its mode is {mode:o}, allowed are {:?}", self.mode.after(what)));
+            return Err(format!(
+                "disk {name}: its mode is {mode:o}, allowed are {:?}",
+                self.mode.after(what)
+            ));
         }
         let mut bytes = vec![0xee; size as usize];
         let got = disk.read(0, &mut bytes).map_err(|e| format!("disk {name}: it cannot be read: {e}"))?;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::cut::DEEPEST;
 use super::model::{DiskModel, Mark, Model, Survived};
 use super::operation::{Op, any};
-use super::cut::DEEPEST;
 use super::{Campaign, Counts, cut};
 use crate::disk::{Disk, Grow};
 use crate::format::BLOCK;
@@ -86,7 +86,8 @@ impl Watch {
                     trap.skip = None;
                     trap.sprung = Some(event.call);
                     Counts::add(&self.campaign.counts.faults);
-                    let space = matches!(event.call, Call::Write | Call::Create | Call::SetLen | Call::Rename);
+                    let space =
+                        matches!(event.call, Call::Write | Call::Create | Call::SetLen | Call::Rename);
                     let errno = if space { trap.errno } else { libc::EIO };
                     return Err(io::Error::from_raw_os_error(errno));
                 }
@@ -166,7 +167,10 @@ impl World {
         }
         let depth = watch.depth + 1;
         let mut world = Self::watched(&watch.campaign, medium, live, model, rng.fork(), (depth, false));
-        world.watch.unsure.store(what == Survived::Power || watch.unsure.load(Ordering::Acquire), Ordering::Release);
+        world
+            .watch
+            .unsure
+            .store(what == Survived::Power || watch.unsure.load(Ordering::Acquire), Ordering::Release);
         let life = |world: &mut Self| -> Result<(), String> {
             if what == Survived::Power {
                 cut::check(&world.watch, &mut rng)?;
@@ -261,11 +265,8 @@ impl World {
         // A start that fails serves nobody: nothing is learned from it.
         watch.trap.lock().skip = None;
         let live = watch.live.clone();
-        let store = Store::open_on(
-            Arc::new(watch.medium.clone()),
-            |_| Ok(live),
-            watch.campaign.cache.clone(),
-        );
+        let store =
+            Store::open_on(Arc::new(watch.medium.clone()), |_| Ok(live), watch.campaign.cache.clone());
         let store = store.map_err(|e| watch.violated(&format!("the store cannot be opened: {e}")))?;
         // Not under the lock: attaching a disk calls the medium.
         let model = watch.model.lock().clone();
@@ -528,10 +529,11 @@ impl World {
             Op::Create { disks } => {
                 for set in 1u32..1 << disks.len() {
                     let mut some = before.clone();
-                    for (_, (name, base, size)) in disks.iter().enumerate().filter(|(n, _)| set >> n & 1 == 1) {
-                        let bytes = base.as_deref().map(|b| {
-                            (b, self.watch.campaign.bases[before.bases[b]].bytes.as_slice())
-                        });
+                    for (_, (name, base, size)) in disks.iter().enumerate().filter(|(n, _)| set >> n & 1 == 1)
+                    {
+                        let bytes = base
+                            .as_deref()
+                            .map(|b| (b, self.watch.campaign.bases[before.bases[b]].bytes.as_slice()));
                         some.disks.insert(name.clone(), Arc::new(DiskModel::new(*size, 0o600, bytes)));
                     }
                     after = some.clone();

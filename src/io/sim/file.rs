@@ -69,9 +69,7 @@ impl Inode {
                 self.sectors.get(&no).map_or_else(|| vec![0; self.unit as usize], |s| s.to_vec());
             let part = &mut sector[(from - start) as usize..(to - start) as usize];
             match bytes {
-                Some(bytes) => {
-                    part.copy_from_slice(&bytes[(from - offset) as usize..(to - offset) as usize])
-                }
+                Some(bytes) => part.copy_from_slice(&bytes[(from - offset) as usize..(to - offset) as usize]),
                 None => part.fill(0),
             }
             let sector: Arc<[u8]> = sector.into();
@@ -147,7 +145,11 @@ impl Inode {
         for (no, versions) in &self.pending {
             if rng.chance(keep.sectors) {
                 // Mostly the last: the others were overwritten before they were written back.
-                let at = if rng.chance(60) { versions.len() - 1 } else { rng.below(versions.len() as u64) as usize };
+                let at = if rng.chance(60) {
+                    versions.len() - 1
+                } else {
+                    rng.below(versions.len() as u64) as usize
+                };
                 match versions[at].clone() {
                     Some(sector) => sectors.insert(*no, sector),
                     None => sectors.remove(no),

@@ -37,7 +37,8 @@ impl LiveStore for SimLive {
         Ok(again)
     }
     fn publish(&self, disk: u64) -> io::Result<()> {
-        let live = self.fresh.lock().remove(&disk).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let live =
+            self.fresh.lock().remove(&disk).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         self.complete.lock().insert(disk, live);
         Ok(())
     }

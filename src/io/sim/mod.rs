@@ -326,7 +326,8 @@ impl SimMedium {
         let mut after =
             State { next_inode: state.next_inode, durable: names.clone(), names, ..State::default() };
         // In the order of names, so that a seed always cuts the same way.
-        for id in after.names.values().filter_map(|e| if let Entry::File(id) = e { Some(*id) } else { None }) {
+        for id in after.names.values().filter_map(|e| if let Entry::File(id) = e { Some(*id) } else { None })
+        {
             let inode = state.inodes.get(&id).map(|inode| inode.crash(rng, keep)).unwrap_or_default();
             after.inodes.insert(id, Arc::new(inode));
         }
