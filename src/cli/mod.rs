@@ -4,6 +4,7 @@
 //! What must hold: an error is one line on standard error; the exit status is 0 when done, 1 when failed, 2 for a
 //! usage error; nothing a server or a user says reaches a terminal with its control characters.
 
+mod again;
 mod args;
 mod base;
 mod check;

@@ -71,6 +71,10 @@ pub(super) fn human(status: &Value) -> String {
             "cache blocks",
             format!("{} inserted, {} evicted", count("insertions"), count("evictions")),
         ));
+        if status["cache"]["adopted_blocks"].is_u64() {
+            let adopted = format!("{}, {} rejected", count("adopted_blocks"), count("adopted_rejected"));
+            pairs.push(("cache blocks of earlier workers", adopted));
+        }
     }
     lines(pairs.into_iter())
 }
