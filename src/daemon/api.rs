@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::channel::{Channel, FromWorker};
+use super::confine::InForce;
 use crate::config::Config;
 use crate::disk::DiskError;
 use crate::format::record::Digest;
@@ -40,6 +41,8 @@ pub struct Control {
     pub worker_starts: u64,
     /// For `status`.
     pub since_ns: i64,
+    /// For `status`.
+    pub confinement: InForce,
 }
 
 /// An error as the socket reports it.
@@ -196,6 +199,7 @@ impl Control {
                 "file": file, "error": error.to_string(),
             })).collect::<Vec<_>>(),
             "cache": self.store.cache().stats(),
+            "confinement": self.confinement,
         })
     }
 }

@@ -5,8 +5,11 @@
 
 mod api;
 mod channel;
+mod confine;
 mod mount;
+mod opener;
 mod supervisor;
+mod syscalls;
 mod worker;
 
 use thiserror::Error;

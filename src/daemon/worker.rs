@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::api;
+use super::confine::{self, Policy};
+use super::opener::Opener;
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use crate::cache::BlockCache;
 use crate::format::record::Superblock;
@@ -15,6 +17,7 @@ use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
+use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
 
 /// The hidden command `plyfs worker`.
@@ -61,6 +64,12 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
     if start.worker_starts == 1 && !protection.locked {
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
+    // Before there is another thread, and before anything that is not the opener's business is in memory.
+    let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
+        Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
+    } else {
+        Arc::new(OpenHere)
+    };
     let cache = BlockCache::new(config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let mut live_dir = PathBuf::new();
     let live = |superblock: &Superblock| -> io::Result<Arc<dyn LiveStore>> {
@@ -68,7 +77,15 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
         live_dir.clone_from(&dir);
         Ok(Arc::new(LiveDir::new(&dir)?))
     };
-    let store = Store::open(&config.store, live, Arc::new(cache)).map_err(|e| e.to_string())?;
+    let store = Store::open_with(&config.store, live, Arc::new(cache), opener).map_err(|e| e.to_string())?;
+    // Rights go before the first request comes, and before there is another thread.
+    let confinement = confine::apply(&Policy {
+        security: &config.security,
+        store: &config.store,
+        live_dir: &live_dir,
+        memory_locked: protection.locked,
+        first: start.worker_starts == 1,
+    });
     let store = Arc::new(store);
     if start.worker_starts == 1 {
         // A fresh mount: nobody has anything open.
@@ -95,6 +112,7 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
         supervisor_pid: start.supervisor_pid,
         worker_starts: start.worker_starts,
         since_ns: start.since_ns,
+        confinement,
     };
     api::spawn(control, listener).map_err(|e| format!("control socket: {e}"))?;
     spawn_finisher(fs, store.clone(), channel.clone()).map_err(|e| format!("threads: {e}"))?;

@@ -8,15 +8,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Space;
 
-fn check(ret: i64) -> io::Result<i64> {
+pub(super) fn check(ret: i64) -> io::Result<i64> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-fn c_path(path: &Path) -> io::Result<CString> {
+pub(super) fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
@@ -355,11 +356,14 @@ pub fn now_ns() -> i64 {
     at.tv_sec * 1_000_000_000 + at.tv_nsec
 }
 
-/// Number that stands for this boot of the machine.
+/// Number that stands for this boot of the machine; read once, as a confined process may not read it later.
 pub fn boot_number() -> u64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // Not 0, which means none.
-    u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    static NUMBER: OnceLock<u64> = OnceLock::new();
+    *NUMBER.get_or_init(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Not 0, which means none.
+        u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    })
 }
 
 /// Number of the thread-group; this process.
