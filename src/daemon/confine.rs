@@ -6,6 +6,9 @@
 //!   inherit them.
 //! - What the kernel lacks is said once in the log and always in `status`; it never keeps a worker from serving.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
@@ -72,6 +75,10 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
         tracing::error!("threads were started before the worker was confined; they are not");
     }
     let core_dumps = core_dumps(security);
+    if security.core_dumps {
+        // Where a core is written by a name without a directory; landlock refuses it anywhere else.
+        let _ = std::env::set_current_dir(policy.store);
+    }
     let mut complaints = Vec::new();
     let settle = |complaints: &mut Vec<String>, what: &str, result: Result<String, String>| {
         result.unwrap_or_else(|why| {

@@ -12,6 +12,9 @@
 //!   brings the socket for its answer.
 //! - Without it no base could be attached, so a worker whose opener is gone ends, and the next one has a new opener.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

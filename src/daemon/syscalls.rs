@@ -298,7 +298,13 @@ pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> 
     }
     let allow = compile(rules, others, SeccompAction::Allow)?;
     let forbid = compile(always(FORBIDDEN), SeccompAction::Allow, SeccompAction::KillProcess)?;
-    for program in [&forbid, &allow] {
+    let mut programs = vec![forbid, allow];
+    if mode == SeccompMode::Log {
+        // What the C library has another way for is nothing that a list lacks.
+        let older = SeccompAction::Errno(libc::ENOSYS as u32);
+        programs.push(compile(always(&[libc::SYS_clone3]), SeccompAction::Allow, older)?);
+    }
+    for program in &programs {
         seccompiler::apply_filter_all_threads(program).map_err(|e| e.to_string())?;
     }
     Ok(said.into())

@@ -173,3 +173,53 @@ pub fn receive_message(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(us
         Ok((got as usize, fd))
     }
 }
+
+/// Runs `work` in a copy of this process and thread, for tests of what cannot be undone; returns its exit code, or the
+/// number of the signal that ended it, negative.
+#[cfg(test)]
+pub fn in_child(work: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child has this thread only. The C library keeps its allocator usable over fork(2), and the tests use
+    // no other lock that another thread could have held. It ends without running anything of the test's.
+    unsafe {
+        let child = libc::fork();
+        assert!(child >= 0, "fork: {}", io::Error::last_os_error());
+        if child == 0 {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+                // The harness keeps what is printed in this process, for nobody.
+                let text = panic.downcast_ref::<String>().map_or("a panic without text", String::as_str);
+                let _ = io::Write::write_all(&mut io::stderr(), format!("in the child: {text}\n").as_bytes());
+                101
+            });
+            libc::_exit(code);
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+    }
+}
+
+/// A system call by its number, with numbers only; for tests of the filter. Returns what it failed with.
+#[cfg(test)]
+pub fn bare_call(number: libc::c_long, arguments: [u64; 3]) -> Option<i32> {
+    let [a, b, c] = arguments;
+    // SAFETY: the tests give null pointers, numbers and flags with which no call touches memory in use.
+    let result = unsafe { libc::syscall(number, a, b, c, 0, 0, 0) };
+    if result == -1 { io::Error::last_os_error().raw_os_error() } else { None }
+}
+
+/// mkfifo(3), for tests.
+#[cfg(test)]
+pub fn make_fifo(path: &std::ffi::CStr) -> io::Result<()> {
+    // SAFETY: a C string.
+    check(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }.into()).map(drop)
+}
+
+/// SIGKILL for a child, for tests; returns when it is gone.
+#[cfg(test)]
+pub fn end_process(pid: i32) {
+    // SAFETY: numbers only; the status goes nowhere.
+    unsafe {
+        assert_eq!(libc::kill(pid, libc::SIGKILL), 0);
+        assert_eq!(libc::waitpid(pid, ptr::null_mut(), 0), pid);
+    }
+}

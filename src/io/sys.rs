@@ -366,6 +366,12 @@ pub fn boot_number() -> u64 {
     })
 }
 
+/// umask(2); returns the old one. It belongs to the whole process: for one with a single thread.
+pub fn set_umask(mask: u32) -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::umask(mask) }
+}
+
 /// Number of the thread-group; this process.
 pub fn pid() -> u32 {
     std::process::id()
