@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, default_cache_memory, file,
+    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, default_cache_memory,
+    file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {

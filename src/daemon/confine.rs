@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use serde::Serialize;
 
@@ -109,7 +109,9 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
     // The last, because it forbids what the others do.
     let seccomp = match (security.seccomp, &privileges) {
         (SeccompMode::Off, _) => SWITCHED_OFF.into(),
-        (mode, Ok(())) => settle(&mut complaints, "seccomp", syscalls::restrict(syscalls::Role::Worker, mode)),
+        (mode, Ok(())) => {
+            settle(&mut complaints, "seccomp", syscalls::restrict(syscalls::Role::Worker, mode))
+        }
         (_, Err(why)) => settle(&mut complaints, "seccomp", Err(why.clone())),
     };
     if policy.first {

@@ -55,6 +55,8 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_nanosleep,
+    // Rust's exit waits in it when another thread exits already; pause(2) on x86_64.
+    libc::SYS_ppoll,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
     libc::SYS_rt_sigaction,
@@ -91,8 +93,14 @@ const READING: &[c_long] = &[
 ];
 
 /// Messages on sockets that are there already; none can be made but pairs of them.
-const MESSAGES: &[c_long] =
-    &[libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_write, libc::SYS_writev];
+const MESSAGES: &[c_long] = &[
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
 
 /// What serving disks needs besides. Not on it on purpose: chmod, chown, utimes, extended attributes and links, which
 /// landlock does not hold back; the owner and mode of a disk are kept in its record.
@@ -128,21 +136,18 @@ const SERVING: &[c_long] = &[
     libc::SYS_munlock,
     libc::SYS_pidfd_open,
     libc::SYS_pipe2,
-    libc::SYS_ppoll,
     libc::SYS_preadv,
     libc::SYS_preadv2,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
     libc::SYS_readahead,
-    libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_signalfd4,
     libc::SYS_socketpair,
     libc::SYS_splice,
-    libc::SYS_sync_file_range,
     libc::SYS_syncfs,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
@@ -151,8 +156,15 @@ const SERVING: &[c_long] = &[
 
 /// Older words for calls of the lists above, which other C libraries still use.
 #[cfg(target_arch = "x86_64")]
-const READING_OLD: &[c_long] =
-    &[libc::SYS_access, libc::SYS_lstat, libc::SYS_open, libc::SYS_readlink, libc::SYS_stat, libc::SYS_time];
+const READING_OLD: &[c_long] = &[
+    libc::SYS_access,
+    libc::SYS_lstat,
+    libc::SYS_open,
+    libc::SYS_pause,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_time,
+];
 #[cfg(target_arch = "x86_64")]
 const SERVING_OLD: &[c_long] = &[
     libc::SYS_dup2,
@@ -160,12 +172,16 @@ const SERVING_OLD: &[c_long] = &[
     libc::SYS_mkdir,
     libc::SYS_poll,
     libc::SYS_rename,
+    libc::SYS_renameat,
     libc::SYS_rmdir,
     libc::SYS_unlink,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const READING_OLD: &[c_long] = &[];
-#[cfg(not(target_arch = "x86_64"))]
+/// renameat(2), by which the C library renames on this architecture, and which the libc crate does not name there.
+#[cfg(target_arch = "aarch64")]
+const SERVING_OLD: &[c_long] = &[38];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const SERVING_OLD: &[c_long] = &[];
 
 /// What ends the process: other programs, other processes' memory, mounts, namespaces, identity, the kernel itself.

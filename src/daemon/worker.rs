@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::api;
+use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use super::confine::{self, Policy};
 use super::opener::Opener;
-use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use crate::cache::BlockCache;
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;

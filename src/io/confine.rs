@@ -168,7 +168,10 @@ pub fn receive_message(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(us
             Some(OwnedFd::from_raw_fd(ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<RawFd>())))
         };
         if msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message, or the descriptor in it, found no room"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the message, or the descriptor in it, found no room",
+            ));
         }
         Ok((got as usize, fd))
     }

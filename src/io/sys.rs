@@ -314,14 +314,20 @@ pub struct Protection {
     pub io_flusher: bool,
 }
 
+/// RLIMIT_MEMLOCK: bytes that may be locked without a right to lock more; `u64::MAX` when there is no limit.
+pub fn memory_lock_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain struct out.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    limit.rlim_cur
+}
+
 /// Locks memory as it is touched and marks the process as one that serves I/O, as far as it may.
 pub fn protect() -> Protection {
+    // With a limit, MCL_FUTURE would make later mappings fail.
+    let may_lock = effective_ids().0 == 0 || memory_lock_limit() == libc::RLIM_INFINITY;
     // SAFETY: numbers only.
     unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
-        // With a limit, MCL_FUTURE would make later mappings fail.
-        let may_lock = libc::geteuid() == 0 || limit.rlim_cur == libc::RLIM_INFINITY;
         let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
         let locked = may_lock && libc::mlockall(flags) == 0;
         const PR_SET_IO_FLUSHER: i32 = 57;
