@@ -271,7 +271,7 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
     }
     if role == Role::Worker {
         // Non-blocking sockets, and whether standard error is a terminal.
-        for request in [libc::FIONBIO as u64, libc::TCGETS as u64] {
+        for request in [libc::FIONBIO, libc::TCGETS] {
             all.push((libc::SYS_ioctl, Arg::Is(1, request)));
         }
     }
