@@ -59,7 +59,10 @@ impl Upgrade {
                             upgrade["program"].as_str().unwrap_or("the new program"),
                             upgrade["from"].as_str().unwrap_or("before"),
                         );
-                        return Err(CliError::Refused { message: printable(&message) });
+                        return Err(CliError::Refused {
+                            kind: "failed".into(),
+                            message: printable(&message),
+                        });
                     }
                     _ => {}
                 }
@@ -67,7 +70,7 @@ impl Upgrade {
             if start.elapsed() >= self.timeout {
                 let waited = humantime::format_duration(self.timeout);
                 let message = format!("the upgrade is not done after {waited}; see plyfs status");
-                return Err(CliError::Refused { message });
+                return Err(CliError::Refused { kind: "timeout".into(), message });
             }
             std::thread::sleep(INTERVAL);
         }

@@ -4,5 +4,6 @@
 mod directory;
 mod file;
 mod harness;
+mod privilege;
 mod refusals;
 mod tools;
