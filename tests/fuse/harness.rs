@@ -71,12 +71,27 @@ impl House {
 
     /// The daemon's whole log when it ends before it is ready.
     pub fn try_start(&mut self, args: &[&str]) -> Result<(), String> {
+        let mut command = self.command();
+        command.args(["serve", "--cache-memory", "64M"]).args(args);
+        self.try_start_command(command)
+    }
+
+    /// The daemon as the last arguments of another program, which becomes it or ends with it.
+    pub fn start_under(&mut self, mut wrapper: Command) {
+        wrapper.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]);
+        wrapper.env("PLYFS_STORE", self.store()).stdin(Stdio::null());
+        self.start_command(wrapper);
+    }
+
+    pub fn start_command(&mut self, command: Command) {
+        self.try_start_command(command).unwrap_or_else(|why| panic!("serve: {why}"));
+    }
+
+    fn try_start_command(&mut self, mut command: Command) -> Result<(), String> {
         assert!(self.child.is_none());
         let log = OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
         let from = log.metadata().unwrap().len() as usize;
-        let mut command = self.command();
-        command.args(["serve", "--cache-memory", "64M"]).args(args).stdout(Stdio::piped()).stderr(log);
-        let mut child = command.spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         if line.starts_with("plyfs ready ") {
@@ -132,6 +147,11 @@ impl House {
 
     pub fn stop(&mut self) {
         self.ok(&["stop"]);
+        self.ended();
+    }
+
+    /// The daemon was told to stop, and ends well.
+    pub fn ended(&mut self) {
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "the daemon ended with {status}");
     }

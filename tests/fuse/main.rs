@@ -5,5 +5,6 @@ mod crashes;
 mod directory;
 mod file;
 mod harness;
+mod privilege;
 mod refusals;
 mod tools;
