@@ -125,6 +125,26 @@ fn decode_all<T>(
     Ok((good, bad))
 }
 
+/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
+/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a damaged record stays; it
+/// may be the last copy. A failure keeps a file that is in nobody's way.
+fn sweep(medium: &dyn Medium, damaged: &[(String, FormatError)]) {
+    for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
+        for name in medium.list(dir).unwrap_or_default() {
+            let Some(record) = name.strip_suffix(".tmp").filter(|record| record.ends_with(suffix)) else {
+                continue;
+            };
+            let path = format!("{dir}/{record}");
+            if damaged.iter().any(|(file, _)| *file == path) {
+                continue;
+            }
+            if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
+            }
+        }
+    }
+}
+
 /// Reads or, in an empty directory, makes the superblock.
 ///
 /// # Errors
@@ -245,6 +265,7 @@ impl Store {
         let (mut disks, bad) =
             decode_all(&*medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
         damaged.extend(bad);
+        sweep(&*medium, &damaged);
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }

@@ -257,28 +257,49 @@ impl Killer {
 /// Kills the worker at every `period`, until dropped.
 pub struct Storm {
     end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<u64>>,
+    killer: Arc<Killer>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Storm {
+    /// Kills at random intervals of 2 ms to 1 s, short and long ones as often. Not all of them short: the supervisor
+    /// makes ever longer pauses between workers that all die young.
+    pub fn at_random(house: &House, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let wait = move || {
+            let shortest = Duration::from_millis(2 << random.below(9));
+            shortest + shortest * random.below(1000) as u32 / 1000
+        };
+        Self::with(house, wait, u64::MAX)
+    }
+
     pub fn new(house: &House, period: Duration, most: u64) -> Self {
+        Self::with(house, move || period, most)
+    }
+
+    fn with(house: &House, mut wait: impl FnMut() -> Duration + Send + 'static, most: u64) -> Self {
         let end = Arc::new(AtomicBool::new(false));
-        let killer = Killer::new(house);
-        let seen = Arc::clone(&end);
+        let killer = Arc::new(Killer::new(house));
+        let (seen, kills) = (Arc::clone(&end), Arc::clone(&killer));
         let thread = std::thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) && killer.kills.load(Ordering::Relaxed) < most {
-                std::thread::sleep(period);
-                killer.kill();
+            while !seen.load(Ordering::Relaxed) && kills.kills.load(Ordering::Relaxed) < most {
+                std::thread::sleep(wait());
+                kills.kill();
             }
-            killer.kills.load(Ordering::Relaxed)
         });
-        Self { end, thread: Some(thread) }
+        Self { end, killer, thread: Some(thread) }
+    }
+
+    /// How many kills there were so far.
+    pub fn kills(&self) -> u64 {
+        self.killer.kills.load(Ordering::Relaxed)
     }
 
     /// How many kills there were.
     pub fn stop(mut self) -> u64 {
         self.end.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+        self.thread.take().unwrap().join().unwrap();
+        self.kills()
     }
 }
 
