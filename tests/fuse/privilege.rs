@@ -374,7 +374,9 @@ fn the_control_socket_is_never_open_to_others() {
 /// A copy of the program where every user can run it.
 fn public_binary(house: &House) -> PathBuf {
     let path = house.path("plyfs");
-    fs::copy(env!("CARGO_BIN_EXE_plyfs"), &path).unwrap();
+    // By another program: while this one had the copy open for writing, a child of another test could inherit that,
+    // and to run the copy would be ETXTBSY.
+    run(Command::new("cp").arg(env!("CARGO_BIN_EXE_plyfs")).arg(&path));
     path
 }
 
