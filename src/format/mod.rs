@@ -7,6 +7,7 @@
 mod codec;
 pub mod journal;
 pub mod record;
+pub mod replay;
 #[cfg(test)]
 mod tests;
 
