@@ -97,7 +97,7 @@ impl Delta {
         let (journal, commit) = open_map_file(&spec, &footing)?;
         let live = footing.live.existing(spec.disk).map_err(fail("opening the live map"))?;
         let live = live.filter(|live| is_ours(live, &spec, identity));
-        live.as_ref().map_or(Ok(()), |live| check_live(live, spec.disk))?;
+        live.as_ref().map_or(Ok(()), |live| check_live(live, &spec))?;
         let taken_over = live.is_some();
         let map = match live {
             Some(live) => LiveMap::new(live),
@@ -364,12 +364,12 @@ fn check_data(
 }
 
 /// A live map has no checksum; but numbers that are not possible would end in a map file that nobody can read.
-fn check_live(live: &LiveFile, disk: u64) -> Result<(), DeltaError> {
+fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
     let word = |word| live.header(word).load(Ordering::Acquire);
     let (size, overlap, pending) =
         (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
     let pages = live.pages(0).last().map_or(0, |last| last + 1);
-    let why = if size > MAX_DISK_SIZE || overlap > size || pending > size + 1 {
+    let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
         format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
     } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
         format!("page {} is behind the largest disk", pages - 1)
@@ -377,7 +377,7 @@ fn check_live(live: &LiveFile, disk: u64) -> Result<(), DeltaError> {
         return Ok(());
     };
     let source = FormatError { kind: Kind::Value, structure: "live map", detail: why };
-    Err(DeltaError::Damaged { file: format!("{disk}.live"), source })
+    Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
 }
 
 fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {

@@ -1,7 +1,7 @@
 //! The store's superblock and the records of bases and disks.
 
-use super::codec::{Envelope, FormatError, Reader, Writer};
-use super::{MAX_DISK_SIZE, valid_name};
+use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
+use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 1, structure: "base record" };
@@ -166,7 +166,7 @@ fn get_identity(r: &mut Reader<'_>) -> Result<BaseIdentity, FormatError> {
 /// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
 fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
-    if count <= 1 << 62 { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
+    if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
 }
 
 fn get_name(r: &mut Reader<'_>) -> Result<String, FormatError> {
@@ -210,7 +210,25 @@ impl BaseRecord {
     }
 }
 
+/// What can be read of a disk's record whose checksum is wrong. None of it is certain: it is good for keeping a name
+/// or a base that the disk may need, and for nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Salvage {
+    /// Its name, or something that looks like one.
+    pub name: String,
+    /// Its place in the order of names.
+    pub name_seq: Option<u64>,
+}
+
 impl DiskRecord {
+    /// Reads what looks like a name from bytes that [`DiskRecord::decode`] refuses.
+    pub fn salvage(bytes: &[u8]) -> Option<Salvage> {
+        let mut r = Reader::new(bytes.get(ENVELOPE_HEAD..)?, DISK.structure);
+        let _id = r.u64().ok()?;
+        let name = get_name(&mut r).ok()?;
+        Some(Salvage { name, name_seq: get_count(&mut r).ok() })
+    }
+
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();

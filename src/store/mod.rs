@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserved;
 #[cfg(test)]
 mod tests;
 
@@ -23,13 +24,14 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+use reserved::Reserved;
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
 use crate::format::record::{
     Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
 };
-use crate::format::{FormatError, Kind, MAX_DISK_SIZE, valid_name};
+use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
 use crate::source::FileSource;
 
@@ -49,6 +51,7 @@ pub struct Store {
     change: Mutex<()>,
     names: RwLock<Names>,
     damaged: Vec<(String, FormatError)>,
+    reserved: Reserved,
 }
 
 #[derive(Default)]
@@ -187,6 +190,7 @@ impl Store {
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }
+        let reserved = Reserved::of(&*medium, &damaged);
         let medium: Arc<dyn Medium> = medium;
         let mut names = Names::default();
         for record in bases {
@@ -217,10 +221,11 @@ impl Store {
             cache,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq + 1),
+            next_seq: AtomicU64::new(last_seq.max(reserved.last_seq) + 1),
             change: Mutex::new(()),
             names: RwLock::new(names),
             damaged,
+            reserved,
         })
     }
 
@@ -250,6 +255,12 @@ impl Store {
         if id >= superblock.next_id {
             let mut next = superblock.clone();
             next.next_id = id + ID_STEP;
+            if next.next_id > MAX_NUMBER {
+                return Err(StoreError::invalid(
+                    "store",
+                    "its numbers are used up; move its disks to a new store",
+                ));
+            }
             replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
                 .map_err(StoreError::io("store", "reserving numbers"))?;
             *superblock = next;
@@ -331,6 +342,7 @@ impl Store {
     ) -> Result<Arc<BaseNode>, StoreError> {
         check_name("base", name)?;
         let object = format!("base {name}");
+        self.reserved.check_base_name(name)?;
         let path = Path::new(source);
         if !path.is_absolute() {
             return Err(StoreError::invalid(object, format!("the path {source:?} is not absolute")));
@@ -388,6 +400,7 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
+        self.reserved.check_base_removal(name)?;
         let remove = || {
             self.medium.remove(&format!("bases/{}.base", base.id()))?;
             self.medium.sync_dir("bases")
@@ -409,6 +422,7 @@ impl Store {
         let mut taken = std::collections::HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
+            self.reserved.check_disk_name(&new.name)?;
             let object = format!("disk {}", new.name);
             if !taken.insert(&new.name) || self.names.read().disk_names.contains_key(&new.name) {
                 return Err(StoreError::Exists { object });
@@ -498,6 +512,7 @@ impl Store {
     /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
     pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
         check_name("disk", to)?;
+        self.reserved.check_disk_name(to)?;
         let _change = self.change.lock();
         let node = self.disk(from)?;
         let loser = self.disk(to).ok();
