@@ -6,6 +6,8 @@ use serde_json::json;
 use super::output::{Kind, fields, printable, table, usage_line};
 use super::{Cli, args, disk, status, stop};
 
+mod again;
+
 #[test]
 fn clap_finds_no_fault_in_the_definitions() {
     Cli::command().debug_assert();

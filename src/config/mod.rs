@@ -30,8 +30,10 @@ pub const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "tra
 pub const LOG_FORMATS: [&str; 3] = ["auto", "human", "json"];
 
 /// Everything the daemon may be told. Paths are absolute and UTF-8.
+///
+/// As JSON it travels between the versions of an upgrade: a field that is added later has a `serde` default, and one
+/// that is not known is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Config {
     /// `[store] path`, `--store`: directory of bases' records, deltas, the lock and the control socket.
     /// Default: `/var/lib/plyfs` for root, else `plyfs` in the XDG data directory.
@@ -62,7 +64,6 @@ pub struct Config {
 
 /// Logging of the daemon, to standard error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogConfig {
     /// `[log] level`, `--log-level`. Default: `info`. Bounds: one of [`LOG_LEVELS`].
     pub level: String,

@@ -239,7 +239,8 @@ fn json_carries_the_whole_configuration() {
     let json = serde_json::to_string(&config).expect("serialize");
     assert_eq!(serde_json::from_str::<Config>(&json).expect("deserialize"), config);
     let with_more = json.replacen('{', "{\"more\":1,", 1);
-    assert!(serde_json::from_str::<Config>(&with_more).is_err());
+    // A supervisor of a newer version may know more; what it knows beyond this is not for this worker.
+    assert_eq!(serde_json::from_str::<Config>(&with_more).expect("deserialize"), config);
 }
 
 #[test]

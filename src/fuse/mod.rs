@@ -4,6 +4,7 @@
 //! that is sent again after a crash of the worker has the result that the first try had; handles and inode numbers
 //! mean the same to every worker.
 
+pub mod guard;
 mod ino;
 pub mod kernel;
 pub mod pool;
@@ -23,6 +24,7 @@ use fuser::{
 };
 use parking_lot::RwLock;
 
+use guard::guarded;
 pub use ino::Node;
 use kernel::{KernelNotifier, MAX_WRITE};
 use pool::Pool;
@@ -227,35 +229,41 @@ impl PlyFs {
         fh: FileHandle,
         flags: OpenFlags,
     ) -> Result<(), Errno> {
-        let disk = node.attach().map_err(|e| fail(&e))?;
-        disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
-        if flags.0 & libc::O_DSYNC != 0 {
-            disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
+        guarded(|| {
+            let disk = node.attach().map_err(|e| fail(&e))?;
+            disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
+            if flags.0 & libc::O_DSYNC != 0 {
+                disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn read_into(&self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match node {
+            Node::Disk(id) => {
+                let node = self.store().disk_by_id(id).ok_or(Errno::ESTALE)?;
+                let disk = node.attach().map_err(|e| fail(&e))?;
+                disk.read(offset, buffer).map_err(|e| fail_disk(&node, "read", &e))
+            }
+            Node::Base(id) => {
+                let base = self.base_node(id)?.attach().map_err(|e| fail(&e))?.clone();
+                let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+                let done = base.read(offset, &mut buffer[..len], Touch::Repeat, 128 << 10);
+                done.map(|()| len).map_err(|error| {
+                    reply::log_error(&error);
+                    Errno::EIO
+                })
+            }
+            _ => Err(Errno::EISDIR),
         }
-        Ok(())
     }
 
     fn read_slowly(&self, node: Node, offset: u64, size: usize, reply: ReplyData) {
         BUFFER.with_borrow_mut(|buffer| {
-            let buffer = &mut buffer[..size];
-            let got = match node {
-                Node::Disk(id) => self.store().disk_by_id(id).ok_or(Errno::ESTALE).and_then(|node| {
-                    let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.read(offset, buffer).map_err(|e| fail_disk(&node, "read", &e))
-                }),
-                Node::Base(id) => self.base_node(id).and_then(|node| {
-                    let base = node.attach().map_err(|e| fail(&e))?;
-                    let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
-                    match base.read(offset, &mut buffer[..len], Touch::Repeat, 128 << 10) {
-                        Ok(()) => Ok(len),
-                        Err(error) => {
-                            reply::log_error(&error);
-                            Err(Errno::EIO)
-                        }
-                    }
-                }),
-                _ => Err(Errno::EISDIR),
-            };
+            let buffer = RefCell::new(&mut buffer[..size]);
+            let got = guarded(|| self.read_into(node, offset, &mut buffer.borrow_mut()));
+            let buffer = buffer.into_inner();
             match got {
                 Ok(len) => reply.data(&buffer[..len]),
                 Err(errno) => reply.error(errno),
@@ -543,7 +551,12 @@ impl Filesystem for PlyFs {
                 let got = match node {
                     Node::Disk(id) => {
                         let disk = self.store().disk_by_id(id)?;
-                        disk.attached().and_then(|disk| disk.read_now(offset, &mut buffer[..size]))
+                        let buffer = RefCell::new(&mut buffer[..size]);
+                        let read = || {
+                            let disk = disk.attached();
+                            Ok(disk.and_then(|disk| disk.read_now(offset, &mut buffer.borrow_mut())))
+                        };
+                        guarded(read).ok().flatten()
                     }
                     _ => None,
                 };
@@ -606,13 +619,13 @@ impl Filesystem for PlyFs {
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let done = match Node::of(ino.0) {
+            let done = guarded(|| match Node::of(ino.0) {
                 Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
                     let disk = node.attach().map_err(|e| fail(&e))?;
                     disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e))
                 }),
                 _ => Ok(()),
-            };
+            });
             match done {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
@@ -686,7 +699,7 @@ impl Filesystem for PlyFs {
         reply: ReplyEmpty,
     ) {
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            match fs.disk(ino).and_then(|node| allocate(&node, offset, length, mode, fh)) {
+            match guarded(|| fs.disk(ino).and_then(|node| allocate(&node, offset, length, mode, fh))) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -701,7 +714,7 @@ impl Filesystem for PlyFs {
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         self.run(move |fs| {
-            let found = match Node::of(ino.0) {
+            let found = guarded(|| match Node::of(ino.0) {
                 Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
                     let disk = node.attach().map_err(|e| fail(&e))?;
                     disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
@@ -716,7 +729,7 @@ impl Filesystem for PlyFs {
                     found.map_err(|_| Errno::EIO)
                 }),
                 _ => Err(Errno::EINVAL),
-            };
+            });
             match found {
                 Ok(Some(at)) => reply.offset(at as i64),
                 Ok(None) => reply.error(Errno::ENXIO),

@@ -44,6 +44,13 @@ impl Identity {
     pub fn same_content(&self, other: &Self) -> bool {
         self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
     }
+
+    /// All of it, to tell identities apart within this machine's memory; no format for disks.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let Self { size, mtime_s, mtime_ns, device, inode } = *self;
+        let words = [size, mtime_s as u64, u64::from(mtime_ns), device, inode];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
 }
 
 /// One immutable object that bytes can be read from, by any number of threads at once.

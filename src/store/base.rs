@@ -77,7 +77,12 @@ impl BaseNode {
                 ),
             });
         }
-        let base = Arc::new(Base::new(self.record.name.clone(), Arc::new(source), self.cache.clone()));
+        let base = Arc::new(Base::new(
+            self.record.id,
+            self.record.name.clone(),
+            Arc::new(source),
+            self.cache.clone(),
+        ));
         *attached = Some(base.clone());
         Ok(base)
     }

@@ -28,6 +28,7 @@ use reserved::Reserved;
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
+use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{
     Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
 };
@@ -168,6 +169,42 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
 }
 
 impl Store {
+    /// Reads the superblock and every record without changing anything, also while another process serves the store.
+    ///
+    /// # Errors
+    /// When there is something that this version does not understand because it is newer.
+    pub fn probe(root: &Path) -> Result<Superblock, StoreError> {
+        let object = || format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
+        if medium.open(SUPERBLOCK, Open::Existing).is_err() {
+            return Err(StoreError::invalid(object(), "it has no superblock"));
+        }
+        let superblock = open_superblock(&medium)?;
+        let fail = || StoreError::io(object(), "reading the records");
+        let (_, mut damaged) =
+            decode_all(&medium, "bases", ".base", BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let (disks, bad) =
+            decode_all(&medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
+        damaged.extend(bad);
+        for disk in disks.iter().filter(|d| d.map.generation != 0) {
+            let name = crate::delta::map_name(disk.id, disk.map.generation);
+            // One that is gone was replaced or removed in this moment.
+            let Ok(file) = medium.open(&name, Open::Existing) else { continue };
+            let mut header = vec![0; HEADER];
+            let read =
+                file.read_at(&mut header, 0).map_err(StoreError::io(object(), "reading a map file"))?;
+            if let Err(error) = MapHeader::decode(&header[..read]) {
+                damaged.push((name, error));
+            }
+        }
+        match damaged.into_iter().find(|(_, error)| error.kind == Kind::Newer) {
+            Some((file, source)) => {
+                Err(StoreError::Damaged { file: root.join(file).display().to_string(), source })
+            }
+            None => Ok(superblock),
+        }
+    }
+
     /// Opens the store at `root`; whoever calls has its lock.
     ///
     /// # Errors
@@ -568,7 +605,9 @@ impl Store {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let mut result = Ok(());
         for disk in disks {
-            if let Err(error) = disk.close() {
+            // Nobody can have it open any more. A worker may have died between its last close and its removal.
+            let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
+            if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
                 result = result.and(Err(error));
             }
