@@ -64,7 +64,8 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
     if start.worker_starts == 1 && !protection.locked {
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
-    // Before there is another thread, and before anything that is not the opener's business is in memory.
+    // Before there is another thread, before anything that is not the opener's business is in memory, and before the
+    // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
         Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
     } else {
