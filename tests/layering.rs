@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["disk", "delta", "base", "cache", "source", "format", "io", "sabotage"]),
     ("fuse", &["store", "disk", "cache", "format", "io"]),
     ("check", &["format", "io", "store"]),
-    ("simulation", &["store", "disk", "delta", "check", "cache", "format", "io", "sabotage"]),
+    ("simulation", &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage"]),
     ("config", &["format"]),
     (
         "daemon",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::io::sim::{Event, Keep, SimLive, SimMedium};
 use crate::sabotage::{ALL, Sabotage, simulate};
+use crate::source::OpenHere;
 use crate::store::{NewDisk, Replace, Store};
 
 fn campaign() -> (tempfile::TempDir, Arc<Campaign>) {
@@ -117,7 +118,7 @@ const NOTHING: Keep = Keep { sectors: 0, lengths: 0, entries: 0, stale: false };
 
 fn open(medium: &SimMedium, campaign: &Campaign) -> Result<Store, crate::store::StoreError> {
     let live = Arc::new(SimLive::default());
-    Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone())
+    Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone(), Arc::new(OpenHere))
 }
 
 /// What is on the medium at each call while `act` runs.
@@ -175,7 +176,8 @@ fn a_flush_of_the_next_worker_is_not_lost_with_the_record_of_the_dead_one() {
     let medium = SimMedium::new(1);
     let live = Arc::new(SimLive::default());
     let on = |medium: &SimMedium, live: Arc<SimLive>| {
-        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone()).unwrap()
+        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone(), Arc::new(OpenHere))
+            .unwrap()
     };
     let store = on(&medium, live.clone());
     store.create_disks(&[blank("a")]).unwrap();

@@ -15,6 +15,7 @@ use crate::disk::{Disk, Grow};
 use crate::format::BLOCK;
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium, Stage};
 use crate::sabotage::{Sabotage, simulate};
+use crate::source::OpenHere;
 use crate::store::{NewDisk, Replace, Store, StoreError};
 
 /// A fault that waits for its call.
@@ -265,8 +266,12 @@ impl World {
         // A start that fails serves nobody: nothing is learned from it.
         watch.trap.lock().skip = None;
         let live = watch.live.clone();
-        let store =
-            Store::open_on(Arc::new(watch.medium.clone()), |_| Ok(live), watch.campaign.cache.clone());
+        let store = Store::open_on(
+            Arc::new(watch.medium.clone()),
+            |_| Ok(live),
+            watch.campaign.cache.clone(),
+            Arc::new(OpenHere),
+        );
         let store = store.map_err(|e| watch.violated(&format!("the store cannot be opened: {e}")))?;
         // Not under the lock: attaching a disk calls the medium.
         let model = watch.model.lock().clone();

@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserved;
 #[cfg(test)]
 mod tests;
 
@@ -23,16 +24,18 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+use reserved::Reserved;
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
+use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{
     Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
 };
-use crate::format::{FormatError, Kind, MAX_DISK_SIZE, valid_name};
+use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
 use crate::sabotage::{Sabotage, limit, sabotaged};
-use crate::source::FileSource;
+use crate::source::{FileSource, OpenHere, OpenImage, Source};
 
 const RECORD_LIMIT: u64 = 64 << 10;
 /// Numbers taken from the superblock at once.
@@ -44,12 +47,14 @@ pub struct Store {
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
+    opener: Arc<dyn OpenImage>,
     superblock: Mutex<Superblock>,
     next_id: AtomicU64,
     next_seq: AtomicU64,
     change: Mutex<()>,
     names: RwLock<Names>,
     damaged: Vec<(String, FormatError)>,
+    reserved: Reserved,
 }
 
 #[derive(Default)]
@@ -124,6 +129,26 @@ fn decode_all<T>(
     Ok((good, bad))
 }
 
+/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
+/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a damaged record stays; it
+/// may be the last copy. A failure keeps a file that is in nobody's way.
+fn sweep(medium: &dyn Medium, damaged: &[(String, FormatError)]) {
+    for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
+        for name in medium.list(dir).unwrap_or_default() {
+            let Some(record) = name.strip_suffix(".tmp").filter(|record| record.ends_with(suffix)) else {
+                continue;
+            };
+            let path = format!("{dir}/{record}");
+            if damaged.iter().any(|(file, _)| *file == path) {
+                continue;
+            }
+            if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
+            }
+        }
+    }
+}
+
 /// Reads or, in an empty directory, makes the superblock.
 ///
 /// # Errors
@@ -168,6 +193,52 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
 }
 
 impl Store {
+    /// Reads the superblock, which has to be there.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged or newer.
+    pub fn superblock(root: &Path) -> Result<Superblock, StoreError> {
+        let object = || format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
+        if medium.open(SUPERBLOCK, Open::Existing).is_err() {
+            return Err(StoreError::invalid(object(), "it has no superblock"));
+        }
+        open_superblock(&medium)
+    }
+
+    /// Reads the superblock and every record without changing anything, also while another process serves the store.
+    ///
+    /// # Errors
+    /// When there is something that this version does not understand because it is newer.
+    pub fn probe(root: &Path) -> Result<Superblock, StoreError> {
+        let object = || format!("store {}", root.display());
+        let superblock = Self::superblock(root)?;
+        let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
+        let fail = || StoreError::io(object(), "reading the records");
+        let (_, mut damaged) =
+            decode_all(&medium, "bases", ".base", BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let (disks, bad) =
+            decode_all(&medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
+        damaged.extend(bad);
+        for disk in disks.iter().filter(|d| d.map.generation != 0) {
+            let name = crate::delta::map_name(disk.id, disk.map.generation);
+            // One that is gone was replaced or removed in this moment.
+            let Ok(file) = medium.open(&name, Open::Existing) else { continue };
+            let mut header = vec![0; HEADER];
+            let read =
+                file.read_at(&mut header, 0).map_err(StoreError::io(object(), "reading a map file"))?;
+            if let Err(error) = MapHeader::decode(&header[..read]) {
+                damaged.push((name, error));
+            }
+        }
+        match damaged.into_iter().find(|(_, error)| error.kind == Kind::Newer) {
+            Some((file, source)) => {
+                Err(StoreError::Damaged { file: root.join(file).display().to_string(), source })
+            }
+            None => Ok(superblock),
+        }
+    }
+
     /// Opens the store at `root`; whoever calls has its lock.
     ///
     /// # Errors
@@ -177,12 +248,25 @@ impl Store {
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
     ) -> Result<Self, StoreError> {
-        let object = format!("store {}", root.display());
-        let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
-        Self::open_on(Arc::new(medium), live, cache)
+        Self::open_with(root, live, cache, Arc::new(OpenHere))
     }
 
-    /// As [`Store::open`], on any medium.
+    /// As [`Store::open`], with somebody else who opens the files of bases.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        root: &Path,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        opener: Arc<dyn OpenImage>,
+    ) -> Result<Self, StoreError> {
+        let object = format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
+        Self::open_on(Arc::new(medium), live, cache, opener)
+    }
+
+    /// As [`Store::open_with`], on any medium.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -190,6 +274,7 @@ impl Store {
         medium: Arc<dyn Medium>,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        opener: Arc<dyn OpenImage>,
     ) -> Result<Self, StoreError> {
         let object = || format!("store {}", medium.root().display());
         let superblock = open_superblock(&*medium)?;
@@ -207,13 +292,15 @@ impl Store {
         let (mut disks, bad) =
             decode_all(&*medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
         damaged.extend(bad);
+        sweep(&*medium, &damaged);
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }
+        let reserved = Reserved::of(&*medium, &damaged);
         let mut names = Names::default();
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
-            names.bases.insert(record.id, Arc::new(BaseNode::new(record, cache.clone())));
+            names.bases.insert(record.id, Arc::new(BaseNode::new(record, cache.clone(), opener.clone())));
         }
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
@@ -237,12 +324,14 @@ impl Store {
             medium,
             live,
             cache,
+            opener,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq + 1),
+            next_seq: AtomicU64::new(last_seq.max(reserved.last_seq) + 1),
             change: Mutex::new(()),
             names: RwLock::new(names),
             damaged,
+            reserved,
         })
     }
 
@@ -272,6 +361,12 @@ impl Store {
         if id >= superblock.next_id {
             let mut next = superblock.clone();
             next.next_id = id + limit(ID_STEP, 2);
+            if next.next_id > MAX_NUMBER {
+                return Err(StoreError::invalid(
+                    "store",
+                    "its numbers are used up; move its disks to a new store",
+                ));
+            }
             if !sabotaged(Sabotage::NumbersNotReserved) {
                 replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
                     .map_err(StoreError::io("store", "reserving numbers"))?;
@@ -355,6 +450,7 @@ impl Store {
     ) -> Result<Arc<BaseNode>, StoreError> {
         check_name("base", name)?;
         let object = format!("base {name}");
+        self.reserved.check_base_name(name)?;
         let path = Path::new(source);
         if !path.is_absolute() {
             return Err(StoreError::invalid(object, format!("the path {source:?} is not absolute")));
@@ -366,7 +462,8 @@ impl Store {
         if self.names.read().base_names.contains_key(name) {
             return Err(StoreError::Exists { object });
         }
-        let found = FileSource::identity_of(path)
+        let found = FileSource::open_with(&*self.opener, path)
+            .map(|source| *source.identity())
             .map_err(|source| StoreError::Source { object: object.clone(), source })?;
         if found.size > MAX_DISK_SIZE {
             return Err(StoreError::invalid(object, "it is larger than 64 TiB"));
@@ -388,7 +485,7 @@ impl Store {
         };
         replace(&*self.medium, "bases", &format!("{}.base", record.id), &record.encode())
             .map_err(StoreError::io(object, "writing its record"))?;
-        let node = Arc::new(BaseNode::new(record, self.cache.clone()));
+        let node = Arc::new(BaseNode::new(record, self.cache.clone(), self.opener.clone()));
         let mut names = self.names.write();
         names.base_names.insert(name.into(), node.id());
         names.bases.insert(node.id(), node.clone());
@@ -412,6 +509,7 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
+        self.reserved.check_base_removal(name)?;
         let remove = || {
             self.medium.remove(&format!("bases/{}.base", base.id()))?;
             self.medium.sync_dir("bases")
@@ -433,6 +531,7 @@ impl Store {
         let mut taken = std::collections::HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
+            self.reserved.check_disk_name(&new.name)?;
             let object = format!("disk {}", new.name);
             if !taken.insert(&new.name) || self.names.read().disk_names.contains_key(&new.name) {
                 return Err(StoreError::Exists { object });
@@ -522,6 +621,7 @@ impl Store {
     /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
     pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
         check_name("disk", to)?;
+        self.reserved.check_disk_name(to)?;
         let _change = self.change.lock();
         let node = self.disk(from)?;
         let loser = self.disk(to).ok();
@@ -581,7 +681,9 @@ impl Store {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let mut result = Ok(());
         for disk in disks {
-            if let Err(error) = disk.close() {
+            // Nobody can have it open any more. A worker may have died between its last close and its removal.
+            let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
+            if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
                 result = result.and(Err(error));
             }
