@@ -54,6 +54,8 @@ impl BaseError {
             | SourceErrorKind::NotAFile
             | SourceErrorKind::Permission
             | SourceErrorKind::Empty
+            | SourceErrorKind::OwnMount
+            | SourceErrorKind::Outside
             | SourceErrorKind::Io => BaseErrorKind::Io,
         }
     }

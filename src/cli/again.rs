@@ -36,7 +36,9 @@ impl Tries {
     /// Waits before the next try; gives the error back when it is not a loss, or when it is time to give up.
     fn next(&mut self, error: CliError) -> Result<(), CliError> {
         let lost = *self.lost.get_or_insert_with(Instant::now);
-        if !matches!(error, CliError::Transport { .. }) || lost.elapsed() > PATIENCE {
+        // With "unavailable" the supervisor says that there is no worker at the moment: nothing was done.
+        let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
+        if !passes || lost.elapsed() > PATIENCE {
             return Err(error);
         }
         thread::sleep(self.pause);

@@ -21,7 +21,7 @@ pub(super) struct Status {}
 
 impl Status {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let status = global.client()?.get("/v1/status", "cannot get the status")?;
+        let status = global.client()?.get_now("/v1/status", "cannot get the status")?;
         global.output().value(&status, human)
     }
 }
@@ -76,6 +76,9 @@ pub(super) fn human(status: &Value) -> String {
             pairs.push(("cache blocks of earlier workers", adopted));
         }
     }
+    if status["confinement"].is_object() {
+        pairs.push(("confinement", confinement(&status["confinement"])));
+    }
     lines(pairs.into_iter())
 }
 
@@ -86,6 +89,25 @@ fn standby(standby: &Value) -> String {
         (None, _, Some(problem)) => format!("none: {}", printable(problem)),
         (None, _, None) => "none yet".to_owned(),
     }
+}
+
+/// What of least privilege is in force, on one line.
+fn confinement(in_force: &Value) -> String {
+    let text = |key: &str| in_force[key].as_str().map_or_else(|| "-".to_owned(), printable);
+    let names = in_force["capabilities"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names: Vec<String> = names.iter().filter_map(Value::as_str).map(printable).collect();
+    let capabilities = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
+    let locked = match in_force["memory_locked"].as_bool() {
+        Some(true) => "locked",
+        Some(false) => "not locked",
+        None => "-",
+    };
+    format!(
+        "capabilities {capabilities}, landlock {}, seccomp {}, core dumps {}, memory {locked}",
+        text("landlock"),
+        text("seccomp"),
+        text("core_dumps"),
+    )
 }
 
 fn rate(status: &Value) -> String {

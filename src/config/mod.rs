@@ -5,6 +5,7 @@
 
 mod file;
 pub mod host;
+mod security;
 pub mod size;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
 const MIB: u64 = 1 << 20;
@@ -60,6 +62,9 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// `[log]`: see [`LogConfig`].
     pub log: LogConfig,
+    /// `[security]`: see [`SecurityConfig`].
+    #[serde(default)]
+    pub security: SecurityConfig,
 }
 
 /// Logging of the daemon, to standard error.
@@ -245,6 +250,7 @@ impl Config {
                 level: flags.log_level.or(file.log.level).unwrap_or(default_log.level),
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
             },
+            security: file.security,
         };
         config.validate()?;
         Ok(config)
@@ -258,6 +264,7 @@ impl Config {
         self.validate_paths()?;
         self.validate_cache()?;
         self.validate_threads()?;
+        self.security.validate()?;
         self.log.validate()
     }
 

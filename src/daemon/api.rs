@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::channel::{Channel, FromWorker};
+use super::confine::InForce;
 use super::report::{End, Report, Upgrade, UpgradeState};
 use crate::config::Config;
 use crate::disk::DiskError;
@@ -45,6 +46,8 @@ pub struct Control {
     pub report: Arc<Mutex<Report>>,
     /// For `status`.
     pub since_ns: i64,
+    /// For `status`.
+    pub confinement: InForce,
 }
 
 /// An error as the socket reports it.
@@ -220,6 +223,7 @@ impl Control {
                 "file": file, "error": error.to_string(),
             })).collect::<Vec<_>>(),
             "cache": self.store.cache().stats(),
+            "confinement": self.confinement,
         })
     }
 }

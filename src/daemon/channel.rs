@@ -44,6 +44,9 @@ pub struct Start {
     pub since_ns: i64,
     /// Whether the worker looks at the store before it calls itself prepared: it is of another version.
     pub probe: bool,
+    /// Whether it says what this machine does not offer: the first one.
+    #[serde(default)]
+    pub warn: bool,
 }
 
 /// From the worker to the supervisor.

@@ -5,12 +5,15 @@
 
 mod api;
 mod channel;
+mod confine;
 mod handover;
 mod mount;
+mod opener;
 mod process;
 mod report;
 mod start;
 mod supervisor;
+mod syscalls;
 mod unavailable;
 mod upgrade;
 mod worker;

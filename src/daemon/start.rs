@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -78,8 +78,9 @@ pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
     // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
     let dir = File::open(store).map_err(system("opening the store"))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
-    let listener = UnixListener::bind(&short).map_err(system("making the control socket"))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-        .map_err(system("making the control socket"))?;
-    Ok(listener)
+    // Private from its first moment; a mode that is set later would let others in before. One thread runs here.
+    let mask = sys::set_umask(0o177);
+    let listener = UnixListener::bind(&short);
+    sys::set_umask(mask);
+    listener.map_err(system("making the control socket"))
 }

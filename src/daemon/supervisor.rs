@@ -16,8 +16,10 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
 use super::process::{Heard, Phase, Worker};
 use super::report::{End, Report, Standby, UpgradeState, reason};
+use super::unavailable::Wish;
 use super::upgrade::Upgrading;
 use super::{ServeError, handover, mount, start, system, unavailable};
+use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::fuse::kernel::answer_init;
 use crate::io::sys;
@@ -48,7 +50,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     };
     let cache = match cache {
         Some(cache) => cache,
-        None => sys::memory_file().map_err(system("memory for the cache"))?.into(),
+        None => BlockCache::memory_file().map_err(system("memory for the cache"))?,
     };
     let listener = start::listen(&config.store)?;
     let fuse = match fuse {
@@ -226,7 +228,14 @@ impl Supervisor {
                     Who::Active => self.hear_active()?,
                     Who::Standby => self.hear_standby()?,
                     Who::Candidate => self.hear_candidate()?,
-                    Who::Client => unavailable::answer(&self.listener, &self.why_down()),
+                    Who::Client => {
+                        let upgrade = self.report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
+                        match unavailable::answer(&self.listener, &self.why_down(), upgrade) {
+                            Some(Wish::Stop) => self.stop()?,
+                            Some(Wish::Upgrade) => self.begin_upgrade(None),
+                            None => {}
+                        }
+                    }
                 }
             }
         }
@@ -293,6 +302,7 @@ impl Supervisor {
             supervisor_pid: sys::pid(),
             since_ns: self.since_ns,
             probe,
+            warn: !self.announced,
         })
     }
 
@@ -345,6 +355,7 @@ impl Supervisor {
     /// Has a worker take over; the one before it is reaped.
     pub(super) fn hand_to(&mut self, mut worker: Worker) {
         self.report.worker_starts += 1;
+        self.activate_at = None;
         if self.report.standby.pid == Some(worker.pid) {
             self.report.standby = Standby::default();
         }

@@ -14,15 +14,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::confine::{self, InForce, Policy};
+use super::opener::Opener;
 use super::report::{Report, reason};
 use super::{api, handover};
-use crate::cache::BlockCache;
+use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::format::record::Superblock;
+use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
-use crate::fuse::{Node, Ownership, PlyFs, guard};
+use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
+use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
 
 const NAME: &CStr = c"plyfs-worker";
@@ -98,7 +102,7 @@ fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A panic that no request's guard catches ends the worker: the next one takes over from state that is sound.
+/// A panic that no request's guard catches ends the worker ([`guard`]): the next one takes over from state that is sound.
 fn end_at_panic(channel: Arc<Channel>) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let payload = info.payload();
@@ -106,8 +110,11 @@ fn end_at_panic(channel: Arc<Channel>) {
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         tracing::error!(backtrace = %Backtrace::force_capture(), "panicked{place}: {text}");
-        if !guard::is_guarded() {
+        let guard = guard::current();
+        if guard != Guard::GoesOn {
             let _ = channel.send(&FromWorker::Failed(reason(&format!("it panicked{place}: {text}"))));
+        }
+        if guard == Guard::None {
             std::process::abort();
         }
     }));
@@ -123,7 +130,9 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
 /// What a standby worker has done before it is needed.
 struct Prepared {
     cache: BlockCache,
-    protection: sys::Protection,
+    opener: Arc<dyn OpenImage>,
+    live_dir: PathBuf,
+    confinement: InForce,
 }
 
 /// What a worker is told when it is its turn.
@@ -132,20 +141,49 @@ struct Turn {
     fresh_mount: bool,
 }
 
-/// Does what takes time and needs no store. Another worker serves meanwhile: nothing of the store, the live maps or
-/// the shared cache is changed here.
+/// Does what takes time, and gives up what serving does not need. Another worker serves meanwhile: nothing of the
+/// store, the live maps or the shared cache is changed here.
 fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
+    let config = &start.config;
     let protection = sys::protect();
-    drop(cache);
-    let cache =
-        BlockCache::new(start.config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    if start.probe {
-        let superblock = Store::probe(&start.config.store).map_err(|e| e.to_string())?;
-        let dir = live_dir_name(&superblock, &start.config.store).map_err(|e| format!("the store: {e}"))?;
-        let dir = start.config.runtime_dir.join(dir);
-        Delta::probe_live(&dir).map_err(|e| format!("live maps in {}: {e}", dir.display()))?;
+    if start.warn && !protection.locked {
+        tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
-    Ok(Prepared { cache, protection })
+    let superblock = Store::superblock(&config.store).map_err(|e| e.to_string())?;
+    let name = live_dir_name(&superblock, &config.store).map_err(|e| format!("the store: {e}"))?;
+    let live_dir = config.runtime_dir.join(name);
+    if start.probe {
+        Store::probe(&config.store).map_err(|e| e.to_string())?;
+        Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
+    }
+    LiveDir::new(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
+    // Before there is another thread, and before anything that is not the opener's business is in memory.
+    let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
+        Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
+    } else {
+        Arc::new(OpenHere)
+    };
+    // Rights go before there is another thread; the standby worker already has what it keeps.
+    let confinement = confine::apply(&Policy {
+        security: &config.security,
+        store: &config.store,
+        live_dir: &live_dir,
+        memory_locked: protection.locked,
+        first: start.warn,
+    });
+    let cache =
+        BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
+    Ok(Prepared { cache, opener, live_dir, confinement })
+}
+
+/// The cache's contents may be what killed the workers before: those that die young start with an empty one.
+fn adopt(cache: &BlockCache, report: &Report) {
+    let doubtful = report.back_off_ms > 0;
+    match if doubtful { cache.adopt_nothing() } else { cache.adopt() } {
+        Adoption::Empty | Adoption::Kept => {}
+        Adoption::Dropped => tracing::info!(doubtful, "the cache of the worker before is not used"),
+        Adoption::Unusable(error) => tracing::error!(%error, "there is no memory for the cache"),
+    }
 }
 
 fn serve(
@@ -157,17 +195,10 @@ fn serve(
     listener: OwnedFd,
 ) -> Result<(), String> {
     let config = &start.config;
-    let first = turn.report.worker_starts == 1;
-    if first && !prepared.protection.locked {
-        tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
-    }
-    let mut live_dir = PathBuf::new();
-    let live = |superblock: &Superblock| -> io::Result<Arc<dyn LiveStore>> {
-        let dir = config.runtime_dir.join(live_dir_name(superblock, &config.store)?);
-        live_dir.clone_from(&dir);
-        Ok(Arc::new(LiveDir::new(&dir)?))
-    };
-    let store = Store::open(&config.store, live, Arc::new(prepared.cache)).map_err(|e| e.to_string())?;
+    let Prepared { cache, opener, live_dir, confinement } = prepared;
+    adopt(&cache, &turn.report);
+    let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
+    let store = Store::open_with(&config.store, live, Arc::new(cache), opener).map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
         // Nobody has anything open.
@@ -196,6 +227,7 @@ fn serve(
         supervisor_pid: start.supervisor_pid,
         report: report.clone(),
         since_ns: start.since_ns,
+        confinement,
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear { fs, store: store.clone(), channel: channel.clone(), report, drain })

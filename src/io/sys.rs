@@ -10,15 +10,16 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Space;
 
-fn check(ret: i64) -> io::Result<i64> {
+pub(super) fn check(ret: i64) -> io::Result<i64> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-fn c_path(path: &Path) -> io::Result<CString> {
+pub(super) fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
@@ -376,14 +377,20 @@ pub struct Protection {
     pub io_flusher: bool,
 }
 
+/// RLIMIT_MEMLOCK: bytes that may be locked without a right to lock more; `u64::MAX` when there is no limit.
+pub fn memory_lock_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain struct out.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    limit.rlim_cur
+}
+
 /// Locks memory as it is touched and marks the process as one that serves I/O, as far as it may.
 pub fn protect() -> Protection {
+    // With a limit, MCL_FUTURE would make later mappings fail.
+    let may_lock = effective_ids().0 == 0 || memory_lock_limit() == libc::RLIM_INFINITY;
     // SAFETY: numbers only.
     unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
-        // With a limit, MCL_FUTURE would make later mappings fail.
-        let may_lock = libc::geteuid() == 0 || limit.rlim_cur == libc::RLIM_INFINITY;
         let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
         let locked = may_lock && libc::mlockall(flags) == 0;
         const PR_SET_IO_FLUSHER: i32 = 57;
@@ -418,11 +425,20 @@ pub fn now_ns() -> i64 {
     at.tv_sec * 1_000_000_000 + at.tv_nsec
 }
 
-/// Number that stands for this boot of the machine.
+/// Number that stands for this boot of the machine; read once, as a confined process may not read it later.
 pub fn boot_number() -> u64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // Not 0, which means none.
-    u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    static NUMBER: OnceLock<u64> = OnceLock::new();
+    *NUMBER.get_or_init(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Not 0, which means none.
+        u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    })
+}
+
+/// umask(2); returns the old one. It belongs to the whole process: for one with a single thread.
+pub fn set_umask(mask: u32) -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::umask(mask) }
 }
 
 /// Number of the thread-group; this process.
