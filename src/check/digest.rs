@@ -47,30 +47,23 @@ impl Check<'_> {
 
 /// The digest of a file, of the same kind as `like`.
 fn digest_of(path: &str, like: &Digest) -> io::Result<Digest> {
-    let mut file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
-    let mut piece = vec![0; PIECE];
-    let mut feed = |mut update: Box<dyn FnMut(&[u8]) + '_>| -> io::Result<()> {
-        loop {
-            match file.read(&mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(n) => update(&piece[..n]),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    };
+    let file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
     Ok(match like {
-        Digest::Sha256(_) => {
-            let mut sum = Sha256::new();
-            feed(Box::new(|bytes| sum.update(bytes)))?;
-            Digest::Sha256(sum.finalize().into())
-        }
-        Digest::Sha512(_) => {
-            let mut sum = Sha512::new();
-            feed(Box::new(|bytes| sum.update(bytes)))?;
-            Digest::Sha512(sum.finalize().into())
-        }
+        Digest::Sha256(_) => Digest::Sha256(sum::<Sha256>(file)?.finalize().into()),
+        Digest::Sha512(_) => Digest::Sha512(sum::<Sha512>(file)?.finalize().into()),
     })
+}
+
+fn sum<D: sha2::Digest>(mut file: File) -> io::Result<D> {
+    let (mut sum, mut piece) = (D::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(sum),
+            Ok(n) => sum.update(&piece[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn hex(digest: &Digest) -> String {
