@@ -189,7 +189,10 @@ impl Delta {
                 data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
                 self.list_data()?;
             }
-            if captured.runs.is_empty() && extent == commit.extent {
+            // A file that is to be replaced may have, in memory or for good, a record that nobody was told is done: what
+            // it seems to say is no reason to leave it.
+            let distrusted = commit.rewrite && commit.root.generation != 0;
+            if captured.runs.is_empty() && extent == commit.extent && !distrusted {
                 return Ok(());
             }
             self.journal(&mut commit, extent, &captured, full)
