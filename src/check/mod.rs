@@ -5,6 +5,7 @@
 //! and nothing that may be the last copy of somebody's data.
 
 mod delta;
+mod digest;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -111,6 +113,19 @@ pub enum Repair {
 /// # Errors
 /// As [`run`].
 pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) -> Result<Report, CheckError> {
+    run_verifying(store, runtime_dir, repair, VerifyBases::No)
+}
+
+/// As [`run_with_runtime_dir`], and the digests of bases when asked for.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_verifying(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    verify: VerifyBases,
+) -> Result<Report, CheckError> {
     let no_store = |why: String| CheckError::NoStore { store: store.into(), why };
     match fs::symlink_metadata(store.join(SUPERBLOCK)) {
         Ok(meta) if meta.is_file() => {}
@@ -152,6 +167,9 @@ pub fn run_through(
         torn: 0,
         maps: 0,
         data_files: 0,
+        verify,
+        digests: 0,
+        without_digest: 0,
     };
     check.all(runtime_dir)
 }
@@ -210,6 +228,10 @@ struct Check<'a> {
     torn: u64,
     maps: u64,
     data_files: u64,
+    verify: VerifyBases,
+    /// Bases whose digest is right, and those that nobody gave a digest of.
+    digests: u64,
+    without_digest: u64,
 }
 
 impl Check<'_> {
@@ -244,6 +266,10 @@ impl Check<'_> {
             ("map files".to_owned(), self.maps),
             ("data files".to_owned(), self.data_files),
         ];
+        if self.verify == VerifyBases::Yes {
+            checked.push(("digests verified".to_owned(), self.digests));
+            checked.push(("bases without a digest".to_owned(), self.without_digest));
+        }
         if self.torn > 0 {
             checked
                 .push(("map files with a flush that was cut off, never acknowledged".to_owned(), self.torn));
@@ -498,7 +524,12 @@ impl Check<'_> {
                 {
                     "was modified since it was registered".to_owned()
                 }
-                Ok(_) => continue,
+                Ok(_) => {
+                    if self.verify == VerifyBases::Yes {
+                        self.verify_digest(&record);
+                    }
+                    continue;
+                }
             };
             let message = format!("its source {} {why}; put the original file back", record.source);
             self.find(7, format!("base {}", record.name), message);

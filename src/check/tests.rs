@@ -1,5 +1,7 @@
 //! Every invariant broken on purpose, named, and put right where no guess is needed.
 
+mod corruption;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

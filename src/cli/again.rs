@@ -142,7 +142,8 @@ pub(super) fn add_base(client: &Client, name: &str, body: &Value, action: &str) 
 
 /// Removes one disk or base.
 pub(super) fn remove(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
-    let since = Since::now();
+    // Without the slack: what was made a moment before the command is what it was told to remove.
+    let since = Since(SystemTime::now());
     let mut tries = Tries::new();
     loop {
         match client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}")) {

@@ -156,7 +156,7 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
         Store::probe(&config.store).map_err(|e| e.to_string())?;
         Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
     }
-    LiveDir::new(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
+    LiveDir::beside(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
     // Before there is another thread, before anything that is not the opener's business is in memory, and before the
     // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
