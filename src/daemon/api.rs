@@ -123,6 +123,7 @@ impl Control {
         let a = node.attributes();
         let problem = node.problem();
         let poisoned = node.attached().is_some_and(|d| d.delta().error_epoch() > 0);
+        let refuses = node.attached().and_then(|d| d.delta().refuses_writes());
         let state = if problem.is_some() {
             "failed"
         } else if poisoned {
@@ -144,6 +145,7 @@ impl Control {
             "modified": rfc3339(a.modified_ns),
             "state": state,
             "error": problem,
+            "refuses_writes": refuses,
         })
     }
 
@@ -178,9 +180,25 @@ impl Control {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
     }
 
+    /// Of the store's filesystem. It is full when writes of data that need new space are refused.
+    fn space(&self) -> Value {
+        // Asked first: it fills up what it can.
+        let reserve = self.store.reserve();
+        let space = self.store.space().ok();
+        json!({
+            "total_bytes": space.map(|s| s.total),
+            "available_bytes": space.map(|s| s.available),
+            "reserve_bytes": reserve.wanted,
+            "reserve_held_bytes": reserve.held,
+            "full": reserve.in_use || space.is_some_and(|s| s.free < 4096),
+        })
+    }
+
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
-        let disks = self.store.disks_after(0).len();
+        let disks = self.store.disks_after(0);
+        let refusing = |d: &Arc<DiskNode>| d.attached().is_some_and(|d| d.delta().refuses_writes().is_some());
+        let refusing: Vec<String> = disks.iter().filter(|d| refusing(d)).map(|d| d.name()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mount": self.config.mount,
@@ -190,7 +208,9 @@ impl Control {
             "worker_starts": self.worker_starts,
             "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
             "bases": bases,
-            "disks": disks,
+            "disks": disks.len(),
+            "disks_refusing_writes": refusing,
+            "space": self.space(),
             "unlinked_disks": self.store.unlinked().len(),
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),

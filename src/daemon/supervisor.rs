@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::{ServeError, mount};
 use crate::config::Config;
 use crate::fuse::kernel::answer_init;
 use crate::io::{HostMedium, sys};
-use crate::store::open_superblock;
+use crate::store::{open_superblock, with_reserve_of};
 
 /// How long a start waits for a lock that a dying worker still has.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,7 +86,7 @@ fn open_store(config: &Config) -> Result<File, ServeError> {
             ));
         }
     }
-    let mut lock = File::options()
+    let lock = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -110,21 +110,27 @@ fn open_store(config: &Config) -> Result<File, ServeError> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let write_pid = lock.set_len(0).and_then(|()| lock.write_all(sys::pid().to_string().as_bytes()));
-    write_pid.map_err(|e| said("writing its lock", e))?;
+    // Not cut before: what it has of a full filesystem somebody else would take.
+    let pid = sys::pid().to_string();
     let medium = HostMedium::new(store).map_err(|e| said("opening it", e))?;
+    let write_pid = || lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
+    with_reserve_of(&medium, write_pid).map_err(|e| said("writing its lock", e))?;
     open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
     Ok(lock)
 }
 
 fn listen(store: &Path) -> Result<UnixListener, ServeError> {
     let path = store.join("control.sock");
-    // The lock is ours, so whoever made it is gone.
-    let _ = fs::remove_file(&path);
     // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
     let dir = File::open(store).map_err(system("opening the store"))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
-    let listener = UnixListener::bind(&short).map_err(system("making the control socket"))?;
+    let medium = HostMedium::new(store).map_err(system("opening the store"))?;
+    let bind = || {
+        // The lock is ours, so whoever made it is gone.
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(&short)
+    };
+    let listener = with_reserve_of(&medium, bind).map_err(system("making the control socket"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
         .map_err(system("making the control socket"))?;
     Ok(listener)

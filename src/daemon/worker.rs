@@ -68,7 +68,8 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
         live_dir.clone_from(&dir);
         Ok(Arc::new(LiveDir::new(&dir)?))
     };
-    let store = Store::open(&config.store, live, Arc::new(cache)).map_err(|e| e.to_string())?;
+    let store =
+        Store::open(&config.store, live, Arc::new(cache), config.reserve).map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if start.worker_starts == 1 {
         // A fresh mount: nobody has anything open.

@@ -12,7 +12,7 @@ use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::BLOCK;
 use crate::format::journal::{HEADER, Journal, MapHeader, Record};
 use crate::format::record::MapRoot;
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, read_whole, sys};
+use crate::io::{LiveFile, LiveHeader, MediumFile, Open, is_full, read_whole, sys};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 /// A map file is rewritten when it is larger than this and than four times its first record.
@@ -39,6 +39,8 @@ pub(super) struct Commit {
     /// The file has zeros up to here.
     filled: u64,
     first: u64,
+    /// The file may grow to this, because there was no space for a new one.
+    patience: u64,
     seq: u64,
     /// The next flush writes a new map file.
     rewrite: bool,
@@ -112,6 +114,7 @@ impl Delta {
             gate: FlushGate::default(),
             unsynced: AtomicBool::new(true),
             unlisted: AtomicBool::new(true),
+            failure: Mutex::new(None),
             footing,
         };
         if taken_over {
@@ -182,8 +185,19 @@ impl Delta {
 
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
-        let large = commit.tail > REWRITE.max(4 * commit.first);
+        let large = commit.tail > REWRITE.max(4 * commit.first).max(commit.patience);
         let full = commit.rewrite || large;
+        match self.flush_words(&mut commit, full) {
+            Err(error) if error.is_full() && !commit.rewrite && large => {
+                // An append takes less space than a new file, and the old one is as good.
+                commit.patience = commit.tail * 2;
+                self.flush_words(&mut commit, false)
+            }
+            other => other,
+        }
+    }
+
+    fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
         let take = if full { Take::All } else { Take::Changed };
         let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
         // After the words: a word is set after this flag, so the data of every word taken is synced below.
@@ -196,7 +210,7 @@ impl Delta {
             if captured.runs.is_empty() && extent == commit.extent {
                 return Ok(());
             }
-            self.journal(&mut commit, extent, &captured, full)
+            self.journal(commit, extent, &captured, full)
         })();
         match &result {
             Ok(()) => self.map.done(&captured),
@@ -220,6 +234,7 @@ impl Delta {
     }
 
     fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
+        *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
         DeltaError::Io { operation, source }
@@ -304,7 +319,11 @@ impl Delta {
             file.write_at(&bytes, 0)?;
             Ok(file)
         };
-        let file = write().map_err(DeltaError::io("writing a new map file"))?;
+        let file = write().map_err(|e| {
+            // It was never named by a record, and takes space that may be what is missing.
+            let _ = medium.remove(&map_name(disk, header.generation));
+            DeltaError::io("writing a new map file")(e)
+        })?;
         let root = MapRoot { generation: header.generation, floor: bytes.len() as u64 };
         let durable = || {
             file.sync_data()?;
@@ -312,7 +331,9 @@ impl Delta {
             self.footing.roots.commit(root, record.modified_ns)
         };
         match durable() {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+            Err(e) if is_full(&e) => {
+                // Which of the two records is there is not known: nothing may be appended to the old map file.
+                commit.rewrite = true;
                 return Err(DeltaError::io("writing the disk's record")(e));
             }
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
@@ -330,6 +351,7 @@ impl Delta {
             tail: len,
             filled: len,
             first: len,
+            patience: 0,
             seq: 2,
             rewrite: false,
             extent: (record.size, record.overlap),
@@ -396,6 +418,7 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         tail: journal.end,
         filled: if journal.torn { journal.end } else { bytes.len() as u64 },
         first: HEADER as u64,
+        patience: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
         extent,

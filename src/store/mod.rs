@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+pub use reserve::{Reserve, ReserveState, with_reserve_of};
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
@@ -41,6 +43,7 @@ const SUPERBLOCK: &str = "plyfs.store";
 /// An open store.
 pub struct Store {
     medium: Arc<dyn Medium>,
+    reserve: Arc<Reserve>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
     superblock: Mutex<Superblock>,
@@ -165,7 +168,8 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
 }
 
 impl Store {
-    /// Opens the store at `root`; whoever calls has its lock.
+    /// Opens the store at `root`; whoever calls has its lock. `reserve` is how many bytes are kept back for
+    /// metadata, see [`Reserve::over`].
     ///
     /// # Errors
     /// A store that is damaged as a whole, or newer. A damaged record is no error: it is in [`Store::damaged`].
@@ -173,10 +177,14 @@ impl Store {
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
     ) -> Result<Self, StoreError> {
         let object = || format!("store {}", root.display());
-        let medium = Arc::new(HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?);
-        let superblock = open_superblock(&*medium)?;
+        let host = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
+        let superblock = open_superblock(&host)?;
+        let reserve = Reserve::over(Arc::new(host), reserve);
+        let reserve = Arc::new(reserve.map_err(StoreError::io(object(), "keeping space back"))?);
+        let medium = reserve.clone();
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let (bases, mut damaged) =
@@ -213,6 +221,7 @@ impl Store {
         let next_id = superblock.next_id;
         Ok(Self {
             medium,
+            reserve,
             live,
             cache,
             superblock: Mutex::new(superblock),
@@ -237,6 +246,11 @@ impl Store {
     /// Space of the filesystem that holds the store.
     pub fn space(&self) -> io::Result<Space> {
         self.medium.space()
+    }
+
+    /// The space kept back for metadata.
+    pub fn reserve(&self) -> ReserveState {
+        self.reserve.state()
     }
 
     /// Whether writes never wait, because the store lies in memory.

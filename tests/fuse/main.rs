@@ -1,8 +1,10 @@
 //! The filesystem through a real mount: one daemon per test, as root, with the tools that users point at it.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
+mod devices;
 mod directory;
 mod file;
+mod full;
 mod harness;
 mod refusals;
 mod tools;
