@@ -237,6 +237,8 @@ impl Delta {
         *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
+        // A lack of space that shows only now has lost what was acknowledged: nobody may take it for one to wait out.
+        let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
         DeltaError::Io { operation, source }
     }
 

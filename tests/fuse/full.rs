@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -245,6 +246,98 @@ fn store_disk_full(size: u64, make: &[&str]) {
     model.verify(&disk, "full, after a kill of everything");
     house.stop();
     check_is_clean(&house);
+}
+
+#[test]
+fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
+    let runtime = dir.path().join("runtime");
+    fs::create_dir(&runtime).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "none"]).arg(&runtime));
+    struct Unmount(std::path::PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(runtime.clone());
+    let config = dir.path().join("plyfs.toml");
+    fs::write(&config, format!("runtime.dir = {runtime:?}\n")).unwrap();
+    let mut house = House::unstarted("/var/tmp");
+    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    let disk = house.create("d", false, 1 << 40);
+    let file = open(&disk);
+    let mut written = Vec::new();
+    // A page of the map is 62 MiB of the disk; a write of 1 MiB may need two.
+    let refused = loop {
+        let at = written.len() as u64 * 64 * MIB;
+        match file.write_all_at(&[written.len() as u8 | 1; 4096], at) {
+            Ok(()) => written.push(at),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 1000, "no lack of memory");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    assert!(written.len() > 100, "{}", written.len());
+    let at = |n: u64| n * 64 * MIB;
+    assert_eq!(errno(file.write_all_at(&[1; 4096], at(2000))), libc::ENOSPC);
+    // What has its page of the map is written, discarded and flushed.
+    file.write_all_at(&[3; 4096], 4096).unwrap();
+    fallocate(&file, PUNCH, at(1), 4096).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(house.json(&["status"])["worker_starts"], 1);
+    assert!(house.json(&["disk", "show", "d"])["refuses_writes"].is_null());
+    // Another disk cannot be opened; it can when there is memory again.
+    let other = house.create("other", false, MIB);
+    assert_eq!(errno(File::open(&other)), libc::ENOSPC);
+    run(Command::new("mount").args(["-o", "remount,size=2M"]).arg(&runtime));
+    fs::write(&other, b"other").unwrap();
+    file.write_all_at(&[1; 4096], at(2000)).unwrap();
+    for (n, at) in written.iter().enumerate().skip(2) {
+        same(&read_at(&file, *at, 4096), &[n as u8 | 1; 4096], "written before");
+    }
+    same(&read_at(&file, at(1), 4096), &[0; 4096], "discarded");
+    same(&read_at(&file, 4096, 4096), &[3; 4096], "written meanwhile");
+    assert_eq!(house.json(&["status"])["worker_starts"], 1);
+    drop(file);
+    house.stop();
+}
+
+/// fio in the middle of whose run the filesystem becomes full: it is told ENOSPC, and each block is old or new.
+#[test]
+fn store_disk_full_in_the_middle_of_a_fio_run() {
+    let Some(fio) = tool("fio") else { return };
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
+    let volume = Volume::on_file(dir.path(), 96 * MIB, EXT4);
+    let mut house = House::with_store_at(volume.path("store"));
+    house.start();
+    let mut model = Model::new(house.base(DISK as usize));
+    let disk = house.create("d", true, DISK);
+    volume.fill_but(16 * MIB);
+    let pattern = 0x5a5a_1234_5a5a_1234u64;
+    let report = house.path("fio.json");
+    let fio = |more: &[&str]| {
+        let mut command = Command::new(&fio);
+        command.args(["--name=v", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio"]);
+        command.args(["--direct=1", "--verify=pattern", "--verify_pattern=0x34125a5a34125a5a", "--size=64m"]);
+        command.args(["--output-format=json", "--randseed=4"]).arg(format!("--output={}", report.display()));
+        command.arg(format!("--filename={}", disk.display())).args(more).current_dir(house.dir.path());
+        let status = command.status().unwrap();
+        let text = fs::read_to_string(&report).unwrap();
+        let from = text.find('{').unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text[from..]).unwrap();
+        (status.success(), json["jobs"][0]["error"].as_i64().unwrap())
+    };
+    assert_eq!(fio(&["--do_verify=0"]), (false, i64::from(libc::ENOSPC)));
+    model.may_be.iter_mut().for_each(|may_be| may_be.push(pattern));
+    model.verify(&disk, "fio ended for lack of space");
+    assert!(model.may_be.iter().any(|m| *m == [pattern]) && model.may_be.iter().any(|m| *m == [BASE]));
+    open(&disk).sync_all().unwrap();
+    volume.make_space();
+    // The same run with its verification, under the same worker.
+    assert_eq!(fio(&["--do_verify=1", "--verify_fatal=1", "--io_size=48m"]), (true, 0));
+    assert_eq!(house.json(&["status"])["worker_starts"], 1);
+    house.stop();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod devices;
 mod directory;
+mod failing;
 mod file;
 mod full;
 mod harness;
