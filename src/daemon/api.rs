@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::disk::DiskError;
 use crate::format::record::Digest;
 use crate::fuse::Node;
-use crate::fuse::kernel::KernelNotifier;
+use crate::fuse::kernel::{KernelNotifier, MAX_WRITE};
 use crate::io::sys;
 use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
@@ -180,7 +180,7 @@ impl Control {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
     }
 
-    /// Of the store's filesystem. It is full when writes of data that need new space are refused.
+    /// Of the store's filesystem. It is full when writes that need space are refused, or the largest one would be.
     fn space(&self) -> Value {
         // Asked first: it fills up what it can.
         let reserve = self.store.reserve();
@@ -190,7 +190,7 @@ impl Control {
             "available_bytes": space.map(|s| s.available),
             "reserve_bytes": reserve.wanted,
             "reserve_held_bytes": reserve.held,
-            "full": reserve.in_use || space.is_some_and(|s| s.free < 4096),
+            "full": reserve.in_use || space.is_some_and(|s| s.free < u64::from(MAX_WRITE)),
         })
     }
 
