@@ -1,23 +1,49 @@
 //! The paths of the memory cache that every read takes: a hit of one block, a hit of a large read, and an
-//! insert that has to make room.
+//! insert that has to make room; each in memory of the process and in a memory file that outlives it. Then what a
+//! new worker pays for what it takes over: once for all of it, and at the first use of a block.
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use plyfs::cache::{BLOCK, BlockCache, CacheId, Touch};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use plyfs::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 
 const MIB: u64 = 1024 * 1024;
 /// Blocks of the set that is read, in all cases less than the cache holds.
 const HOT_BLOCKS: u64 = 64 * MIB / BLOCK as u64;
 
-fn cache_with_hot_set() -> (BlockCache, CacheId) {
-    let cache = BlockCache::new(256 * MIB).expect("address space for a small cache");
-    let id = cache.register();
-    let data = vec![0x5a; BLOCK];
-    for block in 0..HOT_BLOCKS {
-        cache.insert(id, block, &data);
+#[derive(Clone, Copy)]
+enum Memory {
+    Own,
+    File,
+}
+
+impl Memory {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own memory",
+            Self::File => "memory file",
+        }
     }
-    (cache, id)
+
+    fn cache(self, bytes: u64) -> (BlockCache, CacheId) {
+        let cache = match self {
+            Self::Own => BlockCache::new(bytes),
+            Self::File => BlockCache::memory_file().and_then(|file| BlockCache::prepare(file, bytes)),
+        };
+        let cache = cache.expect("address space for a small cache");
+        cache.adopt();
+        let id = cache.register_as(Owner::new(1, b"a base"));
+        (cache, id)
+    }
+
+    fn with_hot_set(self) -> (BlockCache, CacheId) {
+        let (cache, id) = self.cache(256 * MIB);
+        let data = vec![0x5a; BLOCK];
+        for block in 0..HOT_BLOCKS {
+            cache.insert(id, block, &data);
+        }
+        (cache, id)
+    }
 }
 
 /// Visits every block once before any twice, in an order that no prefetcher follows.
@@ -27,9 +53,15 @@ fn scattered(step: &mut u64, blocks: u64) -> u64 {
 }
 
 fn hits(criterion: &mut Criterion) {
-    let (cache, id) = cache_with_hot_set();
+    for memory in [Memory::Own, Memory::File] {
+        hits_in(criterion, memory);
+    }
+}
 
-    let mut group = criterion.benchmark_group("hit");
+fn hits_in(criterion: &mut Criterion, memory: Memory) {
+    let (cache, id) = memory.with_hot_set();
+
+    let mut group = criterion.benchmark_group(format!("hit, {}", memory.name()));
     let mut buf = vec![0; BLOCK];
     group.throughput(Throughput::Bytes(BLOCK as u64));
     group.bench_function("4KiB/one block", |bencher| {
@@ -61,15 +93,20 @@ fn hits(criterion: &mut Criterion) {
 }
 
 fn inserts(criterion: &mut Criterion) {
-    let cache = BlockCache::new(64 * MIB).expect("address space for a small cache");
-    let id = cache.register();
+    for memory in [Memory::Own, Memory::File] {
+        inserts_in(criterion, memory);
+    }
+}
+
+fn inserts_in(criterion: &mut Criterion, memory: Memory) {
+    let (cache, id) = memory.cache(64 * MIB);
     let data = vec![0x5a; 64 * BLOCK];
     let mut next = 0;
     while cache.stats().evictions < HOT_BLOCKS {
         cache.insert(id, next, &data);
         next += 64;
     }
-    let mut group = criterion.benchmark_group("insert with eviction");
+    let mut group = criterion.benchmark_group(format!("insert with eviction, {}", memory.name()));
     group.throughput(Throughput::Bytes(BLOCK as u64));
     group.bench_function("4KiB", |bencher| {
         bencher.iter(|| {
@@ -88,5 +125,48 @@ fn inserts(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hits, inserts);
+fn adoption(criterion: &mut Criterion) {
+    let file = BlockCache::memory_file().expect("memfd");
+    let next = || {
+        let file = file.try_clone().expect("descriptors");
+        let cache = BlockCache::prepare(file, 256 * MIB).expect("address space for a small cache");
+        let id = cache.register_as(Owner::new(1, b"a base"));
+        (cache, id)
+    };
+    let (cache, id) = next();
+    cache.adopt();
+    cache.insert(id, 0, &vec![0x5a; 64 * MIB as usize]);
+    drop(cache);
+
+    let mut group = criterion.benchmark_group("adoption");
+    group.throughput(Throughput::Elements(HOT_BLOCKS));
+    group.bench_function("64 MiB, all shards", |bencher| {
+        bencher.iter_batched(
+            next,
+            |(cache, id)| {
+                cache.adopt();
+                assert_eq!(cache.cached_bytes(id), 64 * MIB);
+                cache
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    let mut buf = vec![0; 64 * BLOCK];
+    group.throughput(Throughput::Bytes(buf.len() as u64));
+    group.bench_function("256KiB, first use", |bencher| {
+        bencher.iter_batched_ref(
+            || {
+                let (cache, id) = next();
+                cache.adopt();
+                assert!(cache.contains(id, 0));
+                (cache, id)
+            },
+            |(cache, id)| assert_eq!(cache.read(*id, 0, &mut buf, Touch::Use), 64),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, hits, inserts, adoption);
 criterion_main!(benches);

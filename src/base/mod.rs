@@ -15,7 +15,7 @@ mod tests;
 use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::cache::{BLOCK, BlockCache, CacheId, Touch};
+use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::source::{AlignedBuf, Identity, Source, SourceError, SourceErrorKind};
 
 /// The most that one request to the source asks for.
@@ -54,6 +54,8 @@ impl BaseError {
             | SourceErrorKind::NotAFile
             | SourceErrorKind::Permission
             | SourceErrorKind::Empty
+            | SourceErrorKind::OwnMount
+            | SourceErrorKind::Outside
             | SourceErrorKind::Io => BaseErrorKind::Io,
         }
     }
@@ -84,8 +86,10 @@ pub struct Base {
 }
 
 impl Base {
-    pub fn new(name: String, source: Arc<dyn Source>, cache: Arc<BlockCache>) -> Self {
-        let id = cache.register();
+    /// `number` is the base's own, and never another's: blocks of it that an earlier worker left are used again
+    /// when the source has the same identity as then.
+    pub fn new(number: u64, name: String, source: Arc<dyn Source>, cache: Arc<BlockCache>) -> Self {
+        let id = cache.register_as(Owner::new(number, &source.identity().to_bytes()));
         let size = source.size();
         Self { name, source, cache, id, size }
     }

@@ -31,7 +31,7 @@ fn file(len: usize) -> (TempDir, PathBuf) {
 }
 
 fn file_base(path: &Path, limit: u64) -> Base {
-    Base::new("debian".into(), Arc::new(FileSource::open(path).expect("opens")), cache(limit))
+    Base::new(1, "debian".into(), Arc::new(FileSource::open(path).expect("opens")), cache(limit))
 }
 
 /// What a reader expects: the flat image, then zeros for ever.
@@ -116,7 +116,7 @@ impl Source for Recorded {
 #[test]
 fn answers_from_memory_what_was_read_before() {
     let source = Recorded::new(100_001);
-    let base = Base::new("debian".into(), source.clone(), cache(MIB));
+    let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     assert_eq!((base.name(), base.size()), ("debian", 100_001));
     let mut buf = vec![0; 5000];
     assert!(!base.read_now(3000, &mut buf, Touch::Use));
@@ -137,7 +137,7 @@ fn answers_from_memory_what_was_read_before() {
 #[test]
 fn beyond_the_end_there_are_zeros() {
     let source = Recorded::new(4097);
-    let base = Base::new("debian".into(), source.clone(), cache(MIB));
+    let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     for (offset, len) in [(0, 20_000), (4096, 4096), (4097, 10), (5000, 3), (1 << 40, 8192), (u64::MAX, 1)] {
         assert_eq!(read(&base, offset, len, 65536), expected(&source.bytes, offset, len), "{offset}+{len}");
     }
@@ -150,7 +150,7 @@ fn beyond_the_end_there_are_zeros() {
 #[test]
 fn fetches_missing_runs_as_a_whole_and_only_them() {
     let source = Recorded::new(8 * MIB as usize);
-    let base = Base::new("debian".into(), source.clone(), cache(64 * MIB));
+    let base = Base::new(1, "debian".into(), source.clone(), cache(64 * MIB));
     read(&base, 10 * 4096, 2 * 4096, 0);
     assert_eq!(source.requests(), [(10 * 4096, 2 * BLOCK)]);
     assert_eq!(read(&base, 0, 20 * 4096, 0), expected(&source.bytes, 0, 20 * 4096));
@@ -166,7 +166,7 @@ fn fetches_missing_runs_as_a_whole_and_only_them() {
 #[test]
 fn readahead_extends_the_last_run_within_the_base_and_up_to_what_is_there() {
     let source = Recorded::new(100 * BLOCK + 1);
-    let base = Base::new("debian".into(), source.clone(), cache(64 * MIB));
+    let base = Base::new(1, "debian".into(), source.clone(), cache(64 * MIB));
     read(&base, 50 * 4096, 1, 0);
     read(&base, 90 * 4096, 1, 65536);
     assert_eq!(source.requests(), [(50 * 4096, BLOCK), (90 * 4096, 11 * BLOCK)]);
@@ -184,7 +184,7 @@ fn readahead_extends_the_last_run_within_the_base_and_up_to_what_is_there() {
 #[test]
 fn a_failed_read_leaves_nothing_behind() {
     let source = Recorded::new(100_000);
-    let base = Base::new("debian".into(), source.clone(), cache(MIB));
+    let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     read(&base, 0, 4096, 0);
     let mut buf = vec![0; 8192];
     for (failure, kind) in
@@ -210,7 +210,7 @@ fn a_failed_read_leaves_nothing_behind() {
 #[test]
 fn data_and_holes_are_clipped_to_the_base() {
     let source = Recorded::new(10_000);
-    let base = Base::new("debian".into(), source, cache(MIB));
+    let base = Base::new(1, "debian".into(), source, cache(MIB));
     assert_eq!(base.next_data(9_999).expect("seeks"), Some(9_999));
     assert_eq!(base.next_data(10_000).expect("seeks"), None);
     assert_eq!(base.next_hole(5).expect("seeks"), 10_000);
@@ -220,8 +220,8 @@ fn data_and_holes_are_clipped_to_the_base() {
 #[test]
 fn a_dropped_base_leaves_the_cache() {
     let cache = cache(4 * MIB);
-    let one = Base::new("one".into(), Recorded::new(100_000), cache.clone());
-    let two = Base::new("two".into(), Recorded::new(200_000), cache.clone());
+    let one = Base::new(1, "one".into(), Recorded::new(100_000), cache.clone());
+    let two = Base::new(2, "two".into(), Recorded::new(200_000), cache.clone());
     read(&one, 0, 100_000, 0);
     assert_eq!(two.cached_bytes(), 0, "bases share no blocks");
     read(&two, 0, 8192, 0);

@@ -1,26 +1,105 @@
-//! The memory that holds cached blocks: one anonymous mapping, cut into disjoint regions, one for each shard.
+//! The memory that holds cached blocks: one mapping, cut into disjoint regions, one for each shard.
 //!
-//! It exists so that all `unsafe` of the cache is on this page. What must hold: regions never overlap, each
-//! is reached only through its owner (`&`/`&mut` of the [`Region`]), and the mapping lives as long as any
-//! region of it.
+//! It exists so that all `unsafe` of the cache is on this page. The mapping is anonymous, or it is a *memory file*
+//! (memfd) that somebody keeps open beyond this process: then it also has a page of words that describe it and four
+//! words beside each block, and the next process finds all of it again. What must hold: regions never overlap, each
+//! is reached only through its owner (`&`/`&mut` of the [`Region`]), and the mapping lives as long as any region of
+//! it.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::BLOCK;
 
-/// One anonymous, private mapping. Unmapped when the last region is dropped.
-struct Mapping {
+/// The words beside one block. What they mean is in [`tags`](super::tags).
+pub(super) type TagWords = [AtomicU64; 4];
+
+/// Words of the page at the start of a memory file.
+pub(super) const HEADER_WORDS: usize = BLOCK / 8;
+
+/// One mapping. Unmapped when the last region is dropped.
+pub(super) struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
+    /// The memory file.
+    file: Option<OwnedFd>,
 }
 
-// SAFETY: `Mapping` is only an address range; nothing is read or written through it. Access goes through
-// `Region`.
+// SAFETY: `Mapping` is an address range, of which it reads and writes only the header, and that by atomic words. The
+// rest is reached through `Region`.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; it has no method that takes `&self` and touches the memory.
+// SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// `bytes` at an address of the kernel's choice. Kept out of core dumps: it is large, and not the worker's state.
+    fn new(bytes: usize, file: Option<OwnedFd>) -> io::Result<Self> {
+        let kind = if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+        let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(ptr::null_mut(), bytes, access, kind | libc::MAP_NORESERVE, fd, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { start, bytes, file };
+        // SAFETY: the range was mapped just now. Both are only hints (the first: fewer TLB misses on copies); their
+        // failure changes nothing.
+        unsafe {
+            libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTDUMP);
+        }
+        Ok(mapping)
+    }
+
+    /// The page that describes the file; none of an anonymous mapping.
+    pub(super) fn header(&self) -> Option<&[AtomicU64; HEADER_WORDS]> {
+        self.file.as_ref()?;
+        // SAFETY: the mapping of a file begins with this page; it is aligned as a page, every bit pattern is a value
+        // of an atomic word, and nobody makes any other kind of reference to it.
+        Some(unsafe { self.start.cast::<[AtomicU64; HEADER_WORDS]>().as_ref() })
+    }
+
+    /// Makes a range of the file real memory, so that touching it cannot fail any more. Nothing to do for an
+    /// anonymous mapping, for which the kernel accounts at mmap(2) where it accounts strictly.
+    ///
+    /// # Errors
+    /// `ENOSPC` when there is no memory.
+    fn allocate(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        match &self.file {
+            Some(_) if bytes == 0 => Ok(()),
+            Some(file) => fallocate(file, 0, offset, bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives all memory of the file back; it reads zeros from then on.
+    ///
+    /// # Errors
+    /// What fallocate(2) reports.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        match &self.file {
+            Some(file) => {
+                fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, self.bytes)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the header real memory.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub(super) fn allocate_header(&self) -> io::Result<()> {
+        self.allocate(0, BLOCK)
+    }
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
@@ -35,7 +114,9 @@ impl Drop for Mapping {
 pub(super) struct Region {
     start: NonNull<u8>,
     blocks: usize,
-    _mapping: Arc<Mapping>,
+    /// Of a memory file: where its `blocks` tags are in the mapping, bytes.
+    tags: Option<usize>,
+    mapping: Arc<Mapping>,
 }
 
 // SAFETY: a `Region` is the only way to its bytes (they overlap no other region), as with a `Box<[u8]>`.
@@ -49,8 +130,9 @@ impl Region {
     pub(super) fn block(&self, index: u32) -> &[u8; BLOCK] {
         let index = index as usize;
         assert!(index < self.blocks);
-        // SAFETY: in bounds by the assertion; the memory is mapped, initialised (zeros) and aligned for
-        // bytes; `&self` keeps writers of this region out for the life of the reference.
+        // SAFETY: in bounds by the assertion; the memory is mapped, initialised (zeros, or what an earlier process
+        // left, which has ended) and aligned for bytes; `&self` keeps writers of this region out for the life of the
+        // reference.
         unsafe { self.start.add(index * BLOCK).cast::<[u8; BLOCK]>().as_ref() }
     }
 
@@ -60,46 +142,154 @@ impl Region {
         // SAFETY: as in `block`; `&mut self` makes the reference the only one into this region.
         unsafe { self.start.add(index * BLOCK).cast::<[u8; BLOCK]>().as_mut() }
     }
+
+    /// The words beside a block; none in an anonymous mapping.
+    pub(super) fn tag(&self, index: u32) -> Option<&TagWords> {
+        let index = index as usize;
+        assert!(index < self.blocks);
+        let at = self.tags? + index * size_of::<TagWords>();
+        // SAFETY: `layout` puts `blocks` tags of this region at `tags`, inside the mapping and aligned for words;
+        // every bit pattern is a value of an atomic word, and nobody makes any other kind of reference to them.
+        Some(unsafe { self.mapping.start.add(at).cast::<TagWords>().as_ref() })
+    }
+
+    /// The mapping that this is a part of.
+    pub(super) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Makes `count` blocks from `first` on, and the words beside them, real memory.
+    ///
+    /// # Errors
+    /// `ENOSPC` when there is none.
+    pub(super) fn allocate(&self, first: u32, count: usize) -> io::Result<()> {
+        self.allocate_tags(first, count)?;
+        // SAFETY: both are addresses in the one mapping.
+        let start = unsafe { self.start.byte_offset_from(self.mapping.start) } as usize;
+        self.mapping.allocate(start + first as usize * BLOCK, count * BLOCK)
+    }
+
+    /// Makes the words beside `count` blocks real memory.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub(super) fn allocate_tags(&self, first: u32, count: usize) -> io::Result<()> {
+        assert!(first as usize + count <= self.blocks);
+        match self.tags {
+            Some(tags) => {
+                let word = size_of::<TagWords>();
+                self.mapping.allocate(tags + first as usize * word, count * word)
+            }
+            None => Ok(()),
+        }
+    }
 }
 
-/// Maps memory for `count` regions of `blocks` blocks each. The memory is reserved as address space only and
-/// becomes real on first touch (or at once under `mlockall(MCL_FUTURE)` without `MCL_ONFAULT`).
+/// Where the parts are in a mapping, bytes from its start.
+struct Layout {
+    tags: Option<usize>,
+    data: usize,
+    bytes: usize,
+}
+
+/// An anonymous mapping is blocks only. A memory file is the header, all tags, and, from a full block on, all blocks.
+fn layout(count: usize, blocks: usize, in_file: bool) -> io::Result<Layout> {
+    let all = count.checked_mul(blocks);
+    let head = if in_file {
+        all.and_then(|all| all.checked_mul(size_of::<TagWords>()))
+            .and_then(|tags| tags.checked_add(BLOCK))
+            .and_then(|head| head.checked_next_multiple_of(BLOCK))
+    } else {
+        Some(0)
+    };
+    let bytes = all
+        .and_then(|all| all.checked_mul(BLOCK))
+        .and_then(|data| data.checked_add(head?))
+        .filter(|bytes| isize::try_from(*bytes).is_ok());
+    match (head, bytes) {
+        (Some(data), Some(bytes)) => {
+            Ok(Layout { tags: in_file.then_some(BLOCK), data, bytes: bytes.max(BLOCK) })
+        }
+        _ => Err(io::ErrorKind::OutOfMemory.into()),
+    }
+}
+
+/// Maps memory for `count` regions of `blocks` blocks each: anonymous, or of `file`, which is made longer when it is
+/// too short for them. The memory is reserved as address space only and becomes real on first touch (or at once under
+/// `mlockall(MCL_FUTURE)` without `MCL_ONFAULT`). Nothing of the file's contents is touched here.
 ///
 /// # Errors
-/// What `mmap` reports, or `OutOfMemory` when the size is beyond the address space.
-pub(super) fn regions(count: usize, blocks: usize) -> io::Result<Vec<Region>> {
-    let region = blocks.checked_mul(BLOCK);
-    let bytes = region
-        .and_then(|region| region.checked_mul(count))
-        .filter(|bytes| isize::try_from(*bytes).is_ok())
-        .ok_or(io::ErrorKind::OutOfMemory)?
-        .max(BLOCK);
-    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no existing memory.
-    let start = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+/// What the system calls report, or `OutOfMemory` when the size is beyond the address space.
+pub(super) fn regions(
+    count: usize,
+    blocks: usize,
+    file: Option<OwnedFd>,
+) -> io::Result<(Arc<Mapping>, Vec<Region>)> {
+    let layout = layout(count, blocks, file.is_some())?;
+    if let Some(file) = &file {
+        grow(file, layout.bytes)?;
     }
-    let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-    // SAFETY: the range was mapped just now. Only a hint: fewer TLB misses on copies; its failure changes
-    // nothing.
-    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-    let mapping = Arc::new(Mapping { start, bytes });
-    Ok((0..count)
+    let mapping = Arc::new(Mapping::new(layout.bytes, file)?);
+    let regions = (0..count)
         .map(|index| Region {
-            // SAFETY: `count * blocks * BLOCK <= bytes`, so the start of each region is inside the mapping
-            // or, for regions of no blocks, at its start.
-            start: unsafe { start.add(index * blocks * BLOCK) },
+            // SAFETY: `data + count * blocks * BLOCK <= bytes`, so the start of each region is inside the mapping
+            // or, for regions of no blocks, at its end at most.
+            start: unsafe { mapping.start.add(layout.data + index * blocks * BLOCK) },
             blocks,
-            _mapping: Arc::clone(&mapping),
+            tags: layout.tags.map(|tags| tags + index * blocks * size_of::<TagWords>()),
+            mapping: Arc::clone(&mapping),
         })
-        .collect())
+        .collect();
+    Ok((mapping, regions))
+}
+
+/// An empty memory file that can grow and can never become shorter, so that a mapping of it never faults. Closed on
+/// exec.
+///
+/// # Errors
+/// What the system calls report.
+pub(super) fn memory_file() -> io::Result<OwnedFd> {
+    // SAFETY: a constant name; the returned descriptor is owned by nobody else.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"plyfs-cache".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: a descriptor and numbers.
+    let sealed =
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL) };
+    if sealed < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
+}
+
+/// Makes the file `bytes` long if it is shorter.
+fn grow(file: &OwnedFd, bytes: usize) -> io::Result<()> {
+    let length = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    // SAFETY: plain numbers are in the struct, zero is a value of each; the descriptor is open.
+    let done = unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        match libc::fstat(file.as_raw_fd(), &mut stat) {
+            0 if stat.st_size >= length => 0,
+            0 => libc::ftruncate(file.as_raw_fd(), length),
+            failed => failed,
+        }
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// fallocate(2), again when a signal interrupts it.
+fn fallocate(file: &OwnedFd, mode: i32, offset: usize, bytes: usize) -> io::Result<()> {
+    loop {
+        // SAFETY: plain numbers, below the length of a mapping, and a descriptor that is open.
+        let done =
+            unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, bytes as libc::off_t) };
+        if done == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }

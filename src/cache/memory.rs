@@ -6,45 +6,42 @@
 //! while its key is there enters the main queue at once. The main queue gives a block one more round for each
 //! use. A scan fills the small queue and the ghost list and leaves the main queue alone.
 //!
-//! What must hold in each shard: every key of the table is in exactly one of the two queues, and owns one
-//! slot; slots are either owned, on the free list, or not yet used; an eviction does a bounded number of
-//! steps.
-//!
 //! 64 neighbouring blocks share a shard, so a read of 256 KiB takes one or two locks. Copies happen under the
 //! shard's lock: that is what makes pins and reference counts unnecessary.
+//!
+//! A cache in a memory file outlives its worker. Each shard looks at what was left for it when it is used first, and
+//! each block is compared with its sum when it is used first; so the time from one worker to the next does not grow
+//! with the cache.
 
-use std::collections::VecDeque;
 use std::io;
-use std::mem;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use hashbrown::{HashMap, HashTable};
-use parking_lot::Mutex;
+use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
-use super::arena::{self, Region};
-
-/// Bytes of one block of this cache, which is the block of the delta's map too.
-pub const BLOCK: usize = 4096;
+use super::BLOCK;
+use super::arena::{self, Mapping};
+use super::shard::{Contents, Key, Origin, Shard, bookkeeping};
+use super::tags::{self, BLOCK_BITS, MAX_SHARDS, Owner, Shape, Tag, mix};
 
 /// Neighbouring blocks that live in one shard.
 const RUN: u64 = 64;
-const MAX_SHARDS: usize = 64;
 /// Shards are not made smaller than this: runs are spread over shards as a whole, and in shards of a few runs
 /// some would be overfull while others are empty.
 const MIN_SHARD_BLOCKS: usize = 1024;
-const BLOCK_BITS: u32 = 44;
 const MAX_BASES: u32 = 1 << (u64::BITS - BLOCK_BITS);
-/// Uses counted at most; also the rounds that a block stays in the main queue without being used.
-const MAX_USES: u8 = 3;
-/// A block used this often (its first use included) is worth the main queue.
-const PROMOTE_USES: u8 = 2;
-/// The longest search for a victim under the lock; then the next one in line goes, used or not.
-const MAX_STEPS: usize = 256;
-
 /// The address space of one base in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CacheId(u32);
+pub struct CacheId {
+    id: u32,
+    /// Decides, with the block, which shard; the same in every worker for the same owner.
+    salt: u64,
+    /// None when the blocks end with this process.
+    owner: Option<Owner>,
+}
 
 /// Whether a read counts as a use of the blocks it touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +69,32 @@ pub struct CacheStats {
     pub insertions: u64,
     /// Blocks that went out to make room. [`BlockCache::forget`] is not an eviction.
     pub evictions: u64,
+    /// Blocks that an earlier worker left and that were taken over.
+    pub adopted_blocks: u64,
+    /// What an earlier worker left and was not taken over, or was dropped at its first use, because it was not sound.
+    pub adopted_rejected: u64,
+}
+
+/// What became of the contents of a memory file.
+#[derive(Debug)]
+pub enum Adoption {
+    /// The file was empty.
+    Empty,
+    /// They are taken over, as far as they prove sound.
+    Kept,
+    /// They are of another layout or size, and were dropped.
+    Dropped,
+    /// The file cannot be used; the cache holds nothing.
+    Unusable(io::Error),
 }
 
 /// The block LRU in memory. All methods take `&self` and may be called from any thread.
 pub struct BlockCache {
     shards: Box<[Mutex<Shard>]>,
+    mapping: Arc<Mapping>,
+    shape: Shape,
+    /// Ids of the bases that are attached or had blocks left to them.
+    owners: Mutex<HashMap<Owner, u32>>,
     shard_bits: u32,
     limit: u64,
     next_id: AtomicU32,
@@ -84,21 +102,46 @@ pub struct BlockCache {
 }
 
 impl BlockCache {
-    /// A cache of at most `limit_bytes` bytes, bookkeeping included. A limit too small for a single block
-    /// gives a cache that holds nothing, which is slow and right.
+    /// A cache of at most `limit_bytes` bytes, bookkeeping included, in memory of this process alone. A limit too
+    /// small for a single block gives a cache that holds nothing, which is slow and right.
     ///
     /// # Errors
     /// When the address space for it cannot be mapped.
     pub fn new(limit_bytes: u64) -> io::Result<Self> {
+        Self::build(limit_bytes, None)
+    }
+
+    /// A file for [`prepare`](Self::prepare), to be kept open by whoever outlives the workers. It is in memory, has
+    /// no name, grows by itself, and is closed on exec.
+    ///
+    /// # Errors
+    /// What memfd_create(2) reports.
+    pub fn memory_file() -> io::Result<OwnedFd> {
+        arena::memory_file()
+    }
+
+    /// As [`new`](Self::new), over a [`memory_file`](Self::memory_file). Until [`adopt`](Self::adopt) it holds
+    /// nothing and takes nothing, and does not look at the contents, because another worker may be using them.
+    ///
+    /// # Errors
+    /// When the file cannot be made large enough, or cannot be mapped.
+    pub fn prepare(file: OwnedFd, limit_bytes: u64) -> io::Result<Self> {
+        Self::build(limit_bytes, Some(file))
+    }
+
+    fn build(limit_bytes: u64, file: Option<OwnedFd>) -> io::Result<Self> {
         let limit = usize::try_from(limit_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let wanted = (limit / BLOCK / MIN_SHARD_BLOCKS).clamp(1, MAX_SHARDS);
         let shard_bits = wanted.ilog2();
-        let count = 1usize << shard_bits;
-        let blocks = blocks_in(limit / count);
-        let shards =
-            arena::regions(count, blocks)?.into_iter().map(|region| Mutex::new(Shard::new(region))).collect();
+        let shards = 1usize << shard_bits;
+        let blocks = blocks_in(limit / shards, file.is_some());
+        let (mapping, regions) = arena::regions(shards, blocks, file)?;
+        let regions = regions.into_iter().enumerate();
         Ok(Self {
-            shards,
+            shards: regions.map(|(index, region)| Mutex::new(Shard::new(index, region))).collect(),
+            mapping,
+            shape: Shape { shards, blocks },
+            owners: Mutex::new(HashMap::new()),
             shard_bits,
             limit: limit_bytes,
             next_id: AtomicU32::new(0),
@@ -106,20 +149,89 @@ impl BlockCache {
         })
     }
 
-    /// A new, empty address space. Ids are never reused; after about a million of them, further ones are
-    /// valid and hold nothing.
+    /// Takes the memory file over. To be called once, when no other worker uses it any more. Fast, whatever the size:
+    /// each shard looks at what it has when it is used first.
+    pub fn adopt(&self) -> Adoption {
+        let Some(header) = self.mapping.header() else { return Adoption::Empty };
+        // Touching memory that the machine refuses would be a signal; this is an error.
+        if let Err(error) = self.mapping.allocate_header() {
+            return Adoption::Unusable(error);
+        }
+        let adoption = if self.shape.is_in(header) {
+            Adoption::Kept
+        } else {
+            let blank = Shape::is_blank(header);
+            if let Err(error) = self.start_over() {
+                return Adoption::Unusable(error);
+            }
+            if blank { Adoption::Empty } else { Adoption::Dropped }
+        };
+        self.inherit();
+        adoption
+    }
+
+    /// As [`adopt`](Self::adopt), but drops whatever there is: for a worker whose predecessors died for no reason
+    /// that anybody knows.
+    pub fn adopt_nothing(&self) -> Adoption {
+        if self.mapping.header().is_some()
+            && let Err(error) = self.start_over()
+        {
+            return Adoption::Unusable(error);
+        }
+        self.inherit();
+        Adoption::Dropped
+    }
+
+    /// Empties the file and describes it anew.
+    fn start_over(&self) -> io::Result<()> {
+        self.mapping.clear()?;
+        self.mapping.allocate_header()?;
+        if let Some(header) = self.mapping.header() {
+            self.shape.write(header);
+        }
+        Ok(())
+    }
+
+    fn inherit(&self) {
+        for shard in &self.shards {
+            shard.lock().inherit();
+        }
+    }
+
+    /// A new, empty address space, whose blocks end with this process. Ids are never reused; after about a million of
+    /// them, further ones are valid and hold nothing.
     pub fn register(&self) -> CacheId {
-        let id = self
-            .next_id
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |id| (id < MAX_BASES).then_some(id + 1));
-        CacheId(id.unwrap_or(MAX_BASES))
+        let id = self.next_id();
+        CacheId { id, salt: u64::from(id) << BLOCK_BITS, owner: None }
+    }
+
+    /// The address space of a base. Its blocks outlive this process when the cache is in a memory file; it begins with
+    /// those that were left to it. Whoever registers it has to hold its source to the identity that is in `owner`.
+    pub fn register_as(&self, owner: Owner) -> CacheId {
+        CacheId { id: self.id_of(owner), salt: owner.salt(), owner: Some(owner) }
+    }
+
+    fn id_of(&self, owner: Owner) -> u32 {
+        *self.owners.lock().entry(owner).or_insert_with(|| self.next_id())
+    }
+
+    fn next_id(&self) -> u32 {
+        let next = |id| (id < MAX_BASES).then_some(id + 1);
+        self.next_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(MAX_BASES)
     }
 
     /// Drops every block of `id`. A read of that base that is still under way may insert a few more; they age
     /// out.
     pub fn forget(&self, id: CacheId) {
-        for shard in &self.shards {
-            shard.lock().forget(id.0);
+        if let Some(owner) = id.owner {
+            let mut owners = self.owners.lock();
+            // Who registers as this owner again begins anew.
+            if owners.get(&owner) == Some(&id.id) {
+                owners.remove(&owner);
+            }
+        }
+        for index in 0..self.shards.len() {
+            self.lock(index).forget(id.id);
         }
     }
 
@@ -134,7 +246,7 @@ impl BlockCache {
             let Some(key) = key(id, block) else { break };
             let run = run_from(block, blocks - done);
             let part = &mut buf[done * BLOCK..(done + run) * BLOCK];
-            let copied = self.shard(id, block).lock().read(key, part, touch);
+            let copied = self.shard(id, block).read(key, part, touch);
             done += copied;
             if copied < run {
                 break;
@@ -155,12 +267,12 @@ impl BlockCache {
     ) -> bool {
         debug_assert!(offset_in_block + buf.len() <= BLOCK);
         let Some(key) = key(id, block) else { return false };
-        self.shard(id, block).lock().read_part(key, offset_in_block, buf, touch)
+        self.shard(id, block).read_part(key, offset_in_block, buf, touch)
     }
 
     /// Whether the block is cached now. Not a use.
     pub fn contains(&self, id: CacheId, block: u64) -> bool {
-        key(id, block).is_some_and(|key| self.shard(id, block).lock().contains(key))
+        key(id, block).is_some_and(|key| self.shard(id, block).contains(key))
     }
 
     /// How many blocks from `first_block` on are not cached, up to `max` and to the first one that is. Not a
@@ -171,7 +283,7 @@ impl BlockCache {
             let block = first_block + done as u64;
             let Some(key) = key(id, block) else { return max };
             let run = run_from(block, max - done);
-            let shard = self.shard(id, block).lock();
+            let shard = self.shard(id, block);
             let missing = (0..run as u64).take_while(|step| !shard.contains(key + step)).count();
             done += missing;
             if missing < run {
@@ -202,7 +314,16 @@ impl BlockCache {
             let block = first_block + done as u64;
             let Some(key) = key(id, block) else { return };
             let run = run_from(block, blocks - done);
-            self.shard(id, block).lock().insert(key, &data[done * BLOCK..(done + run) * BLOCK], uses);
+            let part = &data[done * BLOCK..(done + run) * BLOCK];
+            let mut sums = [0; RUN as usize];
+            // Before the lock: this takes about as long as the copy.
+            let lasting = self.mapping.header().and(id.owner).map(|owner| {
+                for ((sum, bytes), block) in sums.iter_mut().zip(part.chunks_exact(BLOCK)).zip(block..) {
+                    *sum = tags::sum(owner, block, bytes);
+                }
+                (owner, &sums[..run])
+            });
+            self.shard(id, block).insert(key, part, Origin { uses, lasting });
             done += run;
         }
     }
@@ -215,7 +336,7 @@ impl BlockCache {
 
     /// Bytes of this base's blocks that are cached now.
     pub fn cached_bytes(&self, id: CacheId) -> u64 {
-        let blocks: u64 = self.shards.iter().map(|shard| shard.lock().blocks_of(id.0)).sum();
+        let blocks: u64 = (0..self.shards.len()).map(|index| self.lock(index).blocks_of(id.id)).sum();
         blocks * BLOCK as u64
     }
 
@@ -226,34 +347,57 @@ impl BlockCache {
             misses: self.misses.load(Ordering::Relaxed),
             ..CacheStats::default()
         };
-        for shard in &self.shards {
-            let shard = shard.lock();
-            stats.memory_used += (shard.table.len() * BLOCK + bookkeeping(shard.slots.blocks())) as u64;
-            stats.hits += shard.hits;
-            stats.insertions += shard.insertions;
-            stats.evictions += shard.evictions;
+        for index in 0..self.shards.len() {
+            let shard = self.lock(index);
+            let counters = shard.counters();
+            stats.memory_used += shard.memory_used() as u64;
+            stats.hits += counters.hits;
+            stats.insertions += counters.insertions;
+            stats.evictions += counters.evictions;
+            stats.adopted_blocks += counters.adopted;
+            stats.adopted_rejected += counters.rejected;
         }
         stats
     }
 
     /// Neighbouring runs go to different shards (within a window of as many runs as there are shards, each
     /// gets one), and windows are shuffled, so that neither a large read nor a stride meets one shard only.
-    fn shard(&self, id: CacheId, block: u64) -> &Mutex<Shard> {
+    fn shard(&self, id: CacheId, block: u64) -> MutexGuard<'_, Shard> {
+        self.lock(self.index(id.salt, block))
+    }
+
+    fn index(&self, salt: u64, block: u64) -> usize {
         let run = block / RUN;
         let window = run >> self.shard_bits;
-        let index = run ^ hash(u64::from(id.0) << BLOCK_BITS | window);
-        &self.shards[(index & ((1 << self.shard_bits) - 1)) as usize]
+        let index = run ^ mix(salt ^ window);
+        (index & ((1 << self.shard_bits) - 1)) as usize
+    }
+
+    fn lock(&self, index: usize) -> MutexGuard<'_, Shard> {
+        let mut shard = self.shards[index].lock();
+        if shard.contents() == Contents::Inherited {
+            self.adopt_shard(index, &mut shard);
+        }
+        shard
+    }
+
+    #[cold]
+    fn adopt_shard(&self, index: usize, shard: &mut Shard) {
+        shard.adopt(|tag: &Tag| {
+            let id = CacheId { id: self.id_of(tag.owner), salt: tag.owner.salt(), owner: Some(tag.owner) };
+            key(id, tag.block).filter(|_| self.index(id.salt, tag.block) == index)
+        });
     }
 
     #[cfg(test)]
     pub(super) fn capacity_blocks(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().slots.blocks()).sum()
+        self.shards.iter().map(|shard| shard.lock().capacity_blocks()).sum()
     }
 
     #[cfg(test)]
     pub(super) fn assert_consistent(&self) {
-        for shard in &self.shards {
-            shard.lock().assert_consistent();
+        for index in 0..self.shards.len() {
+            self.lock(index).assert_consistent();
         }
     }
 }
@@ -265,268 +409,20 @@ fn run_from(block: u64, max: usize) -> usize {
 
 /// Base and block in one word; the keys of a run are consecutive. None for what is beyond the cache's address
 /// space.
-fn key(id: CacheId, block: u64) -> Option<u64> {
-    (id.0 < MAX_BASES && block >> BLOCK_BITS == 0).then_some(u64::from(id.0) << BLOCK_BITS | block)
-}
-
-fn base_of(key: u64) -> u32 {
-    (key >> BLOCK_BITS) as u32
-}
-
-/// Folded multiplication: two instructions, and every bit of the key reaches both ends of the hash, which
-/// `hashbrown` uses separately. Keys are not chosen by an attacker in a way that pays: a shard only gets
-/// slower for its own base.
-fn hash(key: u64) -> u64 {
-    let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * 0xe703_7ed1_a0b4_28db;
-    product as u64 ^ (product >> 64) as u64
-}
-
-/// The most memory that the bookkeeping of a shard of `blocks` blocks takes. Tables are made for twice their
-/// content: then deletions leave no tombstones to speak of, and they never grow.
-fn bookkeeping(blocks: usize) -> usize {
-    let buckets = (blocks * 2).max(14) * 8 / 7 + 1;
-    let buckets = buckets.next_power_of_two();
-    let table = buckets * (mem::size_of::<Entry>() + 1) + 64;
-    let ghost_table = buckets * (mem::size_of::<u64>() + 1) + 64;
-    let queues = 3 * blocks * mem::size_of::<u64>();
-    let free = blocks * mem::size_of::<u32>();
-    mem::size_of::<Mutex<Shard>>() + table + ghost_table + queues + free
+fn key(id: CacheId, block: u64) -> Option<Key> {
+    (id.id < MAX_BASES && block >> BLOCK_BITS == 0).then_some(u64::from(id.id) << BLOCK_BITS | block)
 }
 
 /// The most blocks that fit into `bytes` together with their bookkeeping.
-fn blocks_in(bytes: usize) -> usize {
+fn blocks_in(bytes: usize, in_file: bool) -> usize {
     let (mut fits, mut too_many) = (0, (bytes / BLOCK).min(u32::MAX as usize - 1) + 1);
     while too_many - fits > 1 {
         let middle = fits + (too_many - fits) / 2;
-        if middle * BLOCK + bookkeeping(middle) <= bytes {
+        if middle * BLOCK + bookkeeping(middle, in_file) <= bytes {
             fits = middle;
         } else {
             too_many = middle;
         }
     }
     fits
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    key: u64,
-    slot: u32,
-    uses: u8,
-}
-
-impl Entry {
-    fn touch(&mut self, touch: Touch) {
-        match touch {
-            Touch::Use => self.uses = (self.uses + 1).min(MAX_USES),
-            Touch::Repeat => {}
-        }
-    }
-}
-
-struct Shard {
-    table: HashTable<Entry>,
-    slots: Region,
-    small: VecDeque<u64>,
-    main: VecDeque<u64>,
-    ghost: Ghost,
-    /// The small queue gives up blocks when it is longer than this.
-    small_target: usize,
-    /// Slots from here on were never used.
-    fresh: u32,
-    free: Vec<u32>,
-    /// Blocks held for each base, without zeros.
-    held: HashMap<u32, u64>,
-    hits: u64,
-    insertions: u64,
-    evictions: u64,
-}
-
-impl Shard {
-    fn new(slots: Region) -> Self {
-        let blocks = slots.blocks();
-        Self {
-            table: HashTable::with_capacity(blocks * 2),
-            small: VecDeque::with_capacity(blocks),
-            main: VecDeque::with_capacity(blocks),
-            ghost: Ghost::new(blocks),
-            small_target: blocks / 10,
-            fresh: 0,
-            free: Vec::with_capacity(blocks),
-            held: HashMap::new(),
-            hits: 0,
-            insertions: 0,
-            evictions: 0,
-            slots,
-        }
-    }
-
-    fn contains(&self, key: u64) -> bool {
-        self.table.find(hash(key), |entry| entry.key == key).is_some()
-    }
-
-    fn blocks_of(&self, base: u32) -> u64 {
-        self.held.get(&base).copied().unwrap_or(0)
-    }
-
-    fn read(&mut self, first: u64, buf: &mut [u8], touch: Touch) -> usize {
-        let mut copied = 0;
-        for (key, part) in (first..).zip(buf.chunks_exact_mut(BLOCK)) {
-            let Some(entry) = self.table.find_mut(hash(key), |entry| entry.key == key) else { break };
-            entry.touch(touch);
-            part.copy_from_slice(self.slots.block(entry.slot));
-            copied += 1;
-        }
-        self.hits += copied as u64;
-        copied
-    }
-
-    fn read_part(&mut self, key: u64, offset: usize, buf: &mut [u8], touch: Touch) -> bool {
-        let Some(entry) = self.table.find_mut(hash(key), |entry| entry.key == key) else { return false };
-        entry.touch(touch);
-        buf.copy_from_slice(&self.slots.block(entry.slot)[offset..offset + buf.len()]);
-        self.hits += 1;
-        true
-    }
-
-    fn insert(&mut self, first: u64, data: &[u8], uses: u8) {
-        for (key, bytes) in (first..).zip(data.chunks_exact(BLOCK)) {
-            if self.contains(key) {
-                continue;
-            }
-            let Some(slot) = self.take_slot() else { return };
-            self.slots.block_mut(slot).copy_from_slice(bytes);
-            let returns = self.ghost.take(key);
-            let uses = if returns { 0 } else { uses };
-            self.table.insert_unique(hash(key), Entry { key, slot, uses }, |entry| hash(entry.key));
-            if returns { &mut self.main } else { &mut self.small }.push_back(key);
-            *self.held.entry(base_of(key)).or_insert(0) += 1;
-            self.insertions += 1;
-        }
-    }
-
-    /// None only in a shard without slots.
-    fn take_slot(&mut self) -> Option<u32> {
-        if let Some(slot) = self.free.pop() {
-            return Some(slot);
-        }
-        if (self.fresh as usize) < self.slots.blocks() {
-            self.fresh += 1;
-            return Some(self.fresh - 1);
-        }
-        self.evict()
-    }
-
-    fn evict(&mut self) -> Option<u32> {
-        for step in 1.. {
-            let from_small = self.small.len() > self.small_target || self.main.is_empty();
-            let queue = if from_small { &mut self.small } else { &mut self.main };
-            let key = queue.pop_front()?;
-            let Ok(mut found) = self.table.find_entry(hash(key), |entry| entry.key == key) else {
-                debug_assert!(false, "a queued key is not in the table");
-                continue;
-            };
-            let entry = found.get_mut();
-            if step < MAX_STEPS {
-                if from_small && entry.uses >= PROMOTE_USES {
-                    entry.uses = 0;
-                    self.main.push_back(key);
-                    continue;
-                }
-                if !from_small && entry.uses > 0 {
-                    entry.uses -= 1;
-                    self.main.push_back(key);
-                    continue;
-                }
-            }
-            let slot = entry.slot;
-            found.remove();
-            if from_small {
-                self.ghost.remember(key);
-            }
-            self.release(base_of(key));
-            self.evictions += 1;
-            return Some(slot);
-        }
-        None
-    }
-
-    fn release(&mut self, base: u32) {
-        if let Some(count) = self.held.get_mut(&base) {
-            *count -= 1;
-            if *count == 0 {
-                self.held.remove(&base);
-            }
-        }
-    }
-
-    fn forget(&mut self, base: u32) {
-        if self.held.remove(&base).is_none() {
-            return;
-        }
-        let free = &mut self.free;
-        self.table.retain(|entry| {
-            let keep = base_of(entry.key) != base;
-            if !keep {
-                free.push(entry.slot);
-            }
-            keep
-        });
-        self.small.retain(|key| base_of(*key) != base);
-        self.main.retain(|key| base_of(*key) != base);
-    }
-
-    #[cfg(test)]
-    fn assert_consistent(&self) {
-        let mut queued: Vec<u64> = self.small.iter().chain(&self.main).copied().collect();
-        queued.sort_unstable();
-        let mut keys: Vec<u64> = self.table.iter().map(|entry| entry.key).collect();
-        keys.sort_unstable();
-        assert_eq!(queued, keys, "queues and table hold the same keys, once");
-        let mut slots: Vec<u32> =
-            self.table.iter().map(|entry| entry.slot).chain(self.free.iter().copied()).collect();
-        slots.sort_unstable();
-        assert_eq!(slots, (0..self.fresh).collect::<Vec<_>>(), "each slot is owned or free, once");
-        assert_eq!(self.held.values().sum::<u64>(), keys.len() as u64);
-        assert!(
-            self.ghost.keys.len() <= self.ghost.order.len() && self.ghost.order.len() <= self.ghost.limit
-        );
-        let real = self.table.allocation_size()
-            + self.ghost.keys.allocation_size()
-            + (self.small.capacity() + self.main.capacity() + self.ghost.order.capacity())
-                * mem::size_of::<u64>()
-            + self.free.capacity() * mem::size_of::<u32>();
-        assert!(real <= bookkeeping(self.slots.blocks()), "bookkeeping grew to {real} bytes");
-    }
-}
-
-/// Keys of blocks that were evicted after one use, the latest `limit` of them.
-struct Ghost {
-    keys: HashTable<u64>,
-    /// Oldest first. A key that came back stays here until its turn; at worst its next stay is cut short.
-    order: VecDeque<u64>,
-    limit: usize,
-}
-
-impl Ghost {
-    fn new(limit: usize) -> Self {
-        Self { keys: HashTable::with_capacity(limit * 2), order: VecDeque::with_capacity(limit), limit }
-    }
-
-    fn take(&mut self, key: u64) -> bool {
-        self.keys.find_entry(hash(key), |known| *known == key).is_ok_and(|found| {
-            found.remove();
-            true
-        })
-    }
-
-    fn remember(&mut self, key: u64) {
-        if self.order.len() >= self.limit
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.take(oldest);
-        }
-        self.order.push_back(key);
-        let found = self.keys.entry(hash(key), |known| *known == key, |known| hash(*known));
-        found.insert(key);
-    }
 }

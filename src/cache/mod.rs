@@ -8,11 +8,19 @@
 //! - **Memory is bounded** by the limit given at the start, bookkeeping included, whatever is read.
 //! - **One scan does not throw out what the others work with**: S3-FIFO ([`memory`]) keeps blocks that were
 //!   used once apart from blocks that were used again.
-//! - Nothing here waits for anything but a short lock: no system call, no source, no allocation on a hit.
+//! - Nothing here waits for anything but a short lock: no source, no system call on a hit, no allocation on a hit.
+//! - **What one worker left is never believed by the next** ([`tags`]): a cache in a memory file outlives its worker,
+//!   and a block of it is used only after its sum, which covers whose block it is, was compared.
 
 mod arena;
 pub mod memory;
+mod shard;
+mod tags;
 #[cfg(test)]
 mod tests;
 
-pub use memory::{BLOCK, BlockCache, CacheId, CacheStats, Touch};
+pub use memory::{Adoption, BlockCache, CacheId, CacheStats, Touch};
+pub use tags::Owner;
+
+/// Bytes of one block of this cache, which is the block of the delta's map too.
+pub const BLOCK: usize = 4096;

@@ -6,6 +6,8 @@ use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 
 use super::{BLOCK, BlockCache, CacheId, Touch};
 
+mod adoption;
+
 const MIB: u64 = 1024 * 1024;
 
 fn cache(limit: u64) -> BlockCache {

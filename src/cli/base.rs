@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::Global;
+use super::again;
 use super::args;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, table};
@@ -127,8 +128,8 @@ impl Base {
                     "sha256": sha256,
                     "sha512": sha512,
                 });
-                let base =
-                    global.client()?.post("/v1/bases", Some(&body), &format!("cannot add base {name}"))?;
+                let action = format!("cannot add base {name}");
+                let base = again::add_base(&global.client()?, &name, &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
             Self::Ls => {

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use super::again;
 use super::error::CliError;
 
 /// `sun_path` of a socket address, with the zero at its end.
@@ -35,6 +36,8 @@ struct ErrorBody {
 
 #[derive(Deserialize)]
 struct ErrorObject {
+    #[serde(default)]
+    kind: String,
     message: String,
 }
 
@@ -51,15 +54,26 @@ impl Client {
         &self.store
     }
 
-    /// `action` names what is done, on which object, for errors: "create disk vm1".
+    /// Asks, again when the connection breaks. `action` names what is done, on which object, for errors: "create disk
+    /// vm1".
     pub(super) fn get(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.request(Method::GET, path, None, action)
+        again::repeat(|| self.request(Method::GET, path, None, action))
+    }
+
+    /// Sends once; `Transport` leaves open whether it was done.
+    /// As [`get`](Self::get), but says at once that no worker serves, and why.
+    pub(super) fn get_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
+        match self.request(Method::GET, path, None, action) {
+            Err(CliError::Transport { .. }) => self.get(path, action),
+            done => done,
+        }
     }
 
     pub(super) fn post(&self, path: &str, body: Option<&Value>, action: &str) -> Result<Value, CliError> {
         self.request(Method::POST, path, body, action)
     }
 
+    /// As [`post`](Self::post).
     pub(super) fn delete(&self, path: &str, action: &str) -> Result<Value, CliError> {
         self.request(Method::DELETE, path, None, action)
     }
@@ -149,7 +163,7 @@ fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliErr
         });
     }
     Err(match serde_json::from_slice::<ErrorBody>(body) {
-        Ok(ErrorBody { error }) => CliError::Refused { message: error.message },
+        Ok(ErrorBody { error }) => CliError::Refused { kind: error.kind, message: error.message },
         Err(_) => {
             let text: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
             let problem = format!("the daemon answered {status} {text}");

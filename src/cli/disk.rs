@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Global;
+use super::again;
 use super::args;
 use super::error::CliError;
 use super::output::{Column, Kind, complain, fields, printable, table};
@@ -126,7 +127,8 @@ impl Disk {
             Self::Resize { name, size } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));
-                let disk = global.client()?.post(&path, Some(&json!({ "size": size })), &action)?;
+                let (client, body) = (global.client()?, json!({ "size": size }));
+                let disk = again::repeat(|| client.post(&path, Some(&body), &action))?;
                 // The kernel learns the new size with the next attributes that it asks for. That somebody cannot see
                 // the file, or another mount namespace has it, does not undo the resize.
                 if let Some(path) = disk["path"].as_str() {
@@ -139,12 +141,11 @@ impl Disk {
 }
 
 fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u64>) -> Result<(), CliError> {
-    let body = json!({ "names": names, "base": base, "size": size });
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let mut disks = global.client()?.post("/v1/disks", Some(&body), &action)?;
+    let mut disks = again::create_disks(&global.client()?, names, base, size, &action)?;
     // An object, as every command but `ls` prints, when one disk was asked for.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)
         && list.len() == 1
@@ -166,7 +167,7 @@ pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<()
     let mut removed = Vec::new();
     let mut failed = Vec::new();
     for name in names {
-        match client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}")) {
+        match again::remove(&client, noun, name) {
             Ok(_) => removed.push(name),
             Err(error @ CliError::Refused { .. }) => failed.push(error),
             // Without a daemon, or with one that does not answer, the rest would fail in the same way.

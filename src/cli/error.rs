@@ -31,7 +31,7 @@ pub(super) enum CliError {
     Transport { action: String, socket: PathBuf, message: String },
     /// The daemon refused. Its message is already in the form of the contract.
     #[error("{message}")]
-    Refused { message: String },
+    Refused { kind: String, message: String },
     /// An answer that is not of this API.
     #[error("{action}: {problem}; check that the daemon and this command have the same version")]
     Answer { action: String, problem: String },
@@ -64,4 +64,14 @@ pub(super) enum CliError {
         store.display()
     )]
     StillRunning { store: PathBuf, waited: String, state: String },
+}
+
+impl CliError {
+    /// Whether the daemon refused for this kind of reason.
+    pub(super) fn is(&self, reason: &str) -> bool {
+        match self {
+            Self::Refused { kind, .. } => kind == reason,
+            _ => false,
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! What must hold: an error is one line on standard error; the exit status is 0 when done, 1 when failed, 2 for a
 //! usage error; nothing a server or a user says reaches a terminal with its control characters.
 
+mod again;
 mod args;
 mod base;
 mod check;
@@ -18,6 +19,7 @@ mod status;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -91,6 +93,7 @@ enum Command {
     Disk(disk::Disk),
     Status(status::Status),
     Stop(stop::Stop),
+    Upgrade(upgrade::Upgrade),
     Check(check::Check),
     Completions(completions::Completions),
     Man(completions::Man),
@@ -101,6 +104,9 @@ enum Command {
 
 /// Parses the arguments of the process, runs the command and says how it went.
 pub fn main() -> ExitCode {
+    if crate::daemon::resumes() {
+        return serve::resume();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
@@ -112,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Disk(disk) => disk.run(&global),
         Command::Status(status) => status.run(&global),
         Command::Stop(stop) => stop.run(&global),
+        Command::Upgrade(upgrade) => upgrade.run(&global),
         Command::Check(check) => check.run(&global),
         Command::Completions(completions) => completions.run(&global),
         Command::Man(man) => man.run(),

@@ -78,3 +78,13 @@ pub(super) fn worker() -> ExitCode {
         Err(error) => output::failure(&error),
     }
 }
+
+/// Goes on as the supervisor that was another program a moment ago; the arguments were that program's.
+pub(super) fn resume() -> ExitCode {
+    // Without logging it serves as well.
+    let done = crate::daemon::resume(|config| drop(logging::init(&config.log)));
+    match done.map_err(|error| CliError::Serve(output::chain(&error))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::failure(&error),
+    }
+}

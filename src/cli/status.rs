@@ -21,7 +21,7 @@ pub(super) struct Status {}
 
 impl Status {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let status = global.client()?.get("/v1/status", "cannot get the status")?;
+        let status = global.client()?.get_now("/v1/status", "cannot get the status")?;
         global.output().value(&status, human)
     }
 }
@@ -43,6 +43,7 @@ pub(super) fn human(status: &Value) -> String {
         ("mount", text("mount")),
         ("supervisor", format!("pid {}", text("supervisor_pid"))),
         ("worker", format!("pid {}, starts {}", text("worker_pid"), text("worker_starts"))),
+        ("standby", standby(&status["standby"])),
         ("bases", text("bases")),
         ("disks", text("disks")),
     ];
@@ -58,6 +59,20 @@ pub(super) fn human(status: &Value) -> String {
         let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
     }
+    if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
+        let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push((
+            "last worker end",
+            format!("{} at {}, served {} ms", word("why"), word("at"), end["served_ms"]),
+        ));
+    }
+    if let Some(state) = status["upgrade"]["state"].as_str() {
+        let word = |key: &str| status["upgrade"][key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push((
+            "upgrade",
+            format!("{} at {}: {} to {}", printable(state), word("at"), word("from"), word("to")),
+        ));
+    }
     if status["cache"].is_object() {
         pairs.push(("cache memory", format!("{} of {}", size("memory_used"), size("memory_limit"))));
         pairs.push((
@@ -68,8 +83,43 @@ pub(super) fn human(status: &Value) -> String {
             "cache blocks",
             format!("{} inserted, {} evicted", count("insertions"), count("evictions")),
         ));
+        if status["cache"]["adopted_blocks"].is_u64() {
+            let adopted = format!("{}, {} rejected", count("adopted_blocks"), count("adopted_rejected"));
+            pairs.push(("cache blocks of earlier workers", adopted));
+        }
+    }
+    if status["confinement"].is_object() {
+        pairs.push(("confinement", confinement(&status["confinement"])));
     }
     lines(pairs.into_iter())
+}
+
+fn standby(standby: &Value) -> String {
+    match (standby["pid"].as_u64(), standby["prepared"].as_bool(), standby["problem"].as_str()) {
+        (Some(pid), Some(true), _) => format!("pid {pid}, prepared"),
+        (Some(pid), _, _) => format!("pid {pid}, preparing"),
+        (None, _, Some(problem)) => format!("none: {}", printable(problem)),
+        (None, _, None) => "none yet".to_owned(),
+    }
+}
+
+/// What of least privilege is in force, on one line.
+fn confinement(in_force: &Value) -> String {
+    let text = |key: &str| in_force[key].as_str().map_or_else(|| "-".to_owned(), printable);
+    let names = in_force["capabilities"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names: Vec<String> = names.iter().filter_map(Value::as_str).map(printable).collect();
+    let capabilities = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
+    let locked = match in_force["memory_locked"].as_bool() {
+        Some(true) => "locked",
+        Some(false) => "not locked",
+        None => "-",
+    };
+    format!(
+        "capabilities {capabilities}, landlock {}, seccomp {}, core dumps {}, memory {locked}",
+        text("landlock"),
+        text("seccomp"),
+        text("core_dumps"),
+    )
 }
 
 fn rate(status: &Value) -> String {

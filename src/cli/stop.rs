@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Global;
+use super::again;
 use super::client::Client;
 use super::error::CliError;
 
@@ -40,7 +41,8 @@ impl Stop {
             Err(CliError::Refused { .. } | CliError::Answer { .. }) => None,
             Err(_) => return status.map(|_| ()),
         };
-        match client.post("/v1/stop", None, "cannot stop the daemon") {
+        // Told twice it stops once; a worker that died of something else may not have passed it on.
+        match again::repeat(|| client.post("/v1/stop", None, "cannot stop the daemon")) {
             // It may be gone before its answer is here.
             Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
             Err(error) => return Err(error),

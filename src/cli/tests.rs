@@ -6,6 +6,8 @@ use serde_json::json;
 use super::output::{Kind, fields, printable, table, usage_line};
 use super::{Cli, args, disk, status, stop};
 
+mod again;
+
 #[test]
 fn clap_finds_no_fault_in_the_definitions() {
     Cli::command().debug_assert();
@@ -140,8 +142,17 @@ fn status_for_people() {
         "worker_starts": 2, "uptime_seconds": 3661, "bases": 1, "disks": 3,
         "cache": {"memory_limit": 1 << 30, "memory_used": 1536, "hits": 999, "misses": 1, "insertions": 5,
                   "evictions": 0},
+        "confinement": {"capabilities": ["ipc_lock"], "landlock": "off (old)", "seccomp": "on", "core_dumps": "off",
+                        "memory_locked": false},
     }));
-    for part in ["1h 1m 1s", "pid 10", "pid -, starts 2", "1.5K of 1G", "999 hits, 1 misses (99.9 %)"] {
+    for part in [
+        "capabilities ipc_lock, landlock off (old), seccomp on, core dumps off, memory not locked",
+        "1h 1m 1s",
+        "pid 10",
+        "pid -, starts 2",
+        "1.5K of 1G",
+        "999 hits, 1 misses (99.9 %)",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     // Whatever an older or newer daemon leaves out.

@@ -21,6 +21,7 @@ pub(super) struct File {
     pub io: Threads,
     pub runtime: Runtime,
     pub log: Log,
+    pub security: super::SecurityConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,6 +5,7 @@
 
 mod file;
 pub mod host;
+mod security;
 pub mod size;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
 const MIB: u64 = 1 << 20;
@@ -30,8 +32,10 @@ pub const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "tra
 pub const LOG_FORMATS: [&str; 3] = ["auto", "human", "json"];
 
 /// Everything the daemon may be told. Paths are absolute and UTF-8.
+///
+/// As JSON it travels between the versions of an upgrade: a field that is added later has a `serde` default, and one
+/// that is not known is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Config {
     /// `[store] path`, `--store`: directory of bases' records, deltas, the lock and the control socket.
     /// Default: `/var/lib/plyfs` for root, else `plyfs` in the XDG data directory.
@@ -62,11 +66,13 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// `[log]`: see [`LogConfig`].
     pub log: LogConfig,
+    /// `[security]`: see [`SecurityConfig`].
+    #[serde(default)]
+    pub security: SecurityConfig,
 }
 
 /// Logging of the daemon, to standard error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogConfig {
     /// `[log] level`, `--log-level`. Default: `info`. Bounds: one of [`LOG_LEVELS`].
     pub level: String,
@@ -249,6 +255,7 @@ impl Config {
                 level: flags.log_level.or(file.log.level).unwrap_or(default_log.level),
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
             },
+            security: file.security,
         };
         config.validate()?;
         Ok(config)
@@ -263,6 +270,7 @@ impl Config {
         self.validate_reserve()?;
         self.validate_cache()?;
         self.validate_threads()?;
+        self.security.validate()?;
         self.log.validate()
     }
 

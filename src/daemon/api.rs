@@ -2,24 +2,30 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::channel::{Channel, FromWorker};
+use super::confine::InForce;
+use super::report::{End, Report, Upgrade, UpgradeState};
 use crate::config::Config;
 use crate::disk::DiskError;
 use crate::format::record::Digest;
-use crate::fuse::Node;
-use crate::fuse::kernel::{KernelNotifier, MAX_WRITE};
+use crate::fuse::kernel::KernelNotifier;
+use crate::fuse::{Node, guard};
 use crate::io::sys;
 use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
@@ -36,10 +42,12 @@ pub struct Control {
     pub config: Config,
     /// For `status`.
     pub supervisor_pid: u32,
-    /// For `status`.
-    pub worker_starts: u64,
+    /// What the supervisor knows of its workers.
+    pub report: Arc<Mutex<Report>>,
     /// For `status`.
     pub since_ns: i64,
+    /// For `status`.
+    pub confinement: InForce,
 }
 
 /// An error as the socket reports it.
@@ -176,11 +184,19 @@ impl Control {
         })
     }
 
+    fn tell_supervisor(&self, message: &FromWorker) -> Result<(), ApiError> {
+        self.channel.send(message).map_err(|e| ApiError {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            kind: "io",
+            message: format!("the supervisor does not hear: {e}"),
+        })
+    }
+
     fn users_of(&self, node: &BaseNode) -> usize {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
     }
 
-    /// Of the store's filesystem. It is full when writes that need space are refused, or the largest one would be.
+    /// Of the store's filesystem. It is full when writes that need space are refused.
     fn space(&self) -> Value {
         // Asked first: it fills up what it can.
         let reserve = self.store.reserve();
@@ -190,7 +206,7 @@ impl Control {
             "available_bytes": space.map(|s| s.available),
             "reserve_bytes": reserve.wanted,
             "reserve_held_bytes": reserve.held,
-            "full": reserve.in_use || space.is_some_and(|s| s.free < u64::from(MAX_WRITE)),
+            "full": reserve.full,
         })
     }
 
@@ -199,13 +215,24 @@ impl Control {
         let disks = self.store.disks_after(0);
         let refusing = |d: &Arc<DiskNode>| d.attached().is_some_and(|d| d.delta().refuses_writes().is_some());
         let refusing: Vec<String> = disks.iter().filter(|d| refusing(d)).map(|d| d.name()).collect();
+        let report = self.report.lock().clone();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mount": self.config.mount,
             "store": self.config.store,
             "supervisor_pid": self.supervisor_pid,
             "worker_pid": sys::pid(),
-            "worker_starts": self.worker_starts,
+            "worker_starts": report.worker_starts,
+            "supervisor_version": report.supervisor_version,
+            "worker_ends": report.ends.iter().map(end).collect::<Vec<_>>(),
+            "back_off_ms": report.back_off_ms,
+            "standby": {
+                "pid": report.standby.pid,
+                "prepared": report.standby.prepared,
+                "problem": report.standby.problem,
+            },
+            "upgrade": report.upgrade.as_ref().map(upgrade_json),
+            "caught_panics": guard::panics(),
             "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
             "bases": bases,
             "disks": disks.len(),
@@ -216,8 +243,31 @@ impl Control {
                 "file": file, "error": error.to_string(),
             })).collect::<Vec<_>>(),
             "cache": self.store.cache().stats(),
+            "confinement": self.confinement,
         })
     }
+}
+
+fn end(end: &End) -> Value {
+    json!({"at": rfc3339(end.at_ns), "pid": end.pid, "why": end.why, "served_ms": end.served_ms})
+}
+
+fn upgrade_json(upgrade: &Upgrade) -> Value {
+    json!({
+        "number": upgrade.number,
+        "state": upgrade.state,
+        "program": upgrade.program,
+        "from": upgrade.from,
+        "to": upgrade.to,
+        "why": upgrade.why,
+        "at": rfc3339(upgrade.at_ns),
+    })
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpgradeTo {
+    program: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -384,12 +434,30 @@ async fn resize_disk(
 
 async fn stop(State(c): State<Control>) -> Answer {
     blocking(move || {
-        c.channel.send(&FromWorker::Stop).map_err(|e| ApiError {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            kind: "io",
-            message: format!("the supervisor does not hear: {e}"),
-        })?;
+        c.tell_supervisor(&FromWorker::Stop)?;
         Ok(json!({"stopping": true}))
+    })
+    .await
+}
+
+/// Begins an upgrade; how it goes is told by `status`, where its number is one higher than before.
+async fn upgrade(State(c): State<Control>, body: Bytes) -> Answer {
+    let wanted: UpgradeTo = match body.is_empty() {
+        true => UpgradeTo::default(),
+        false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
+    };
+    blocking(move || {
+        if wanted.program.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(ApiError::invalid("program: give an absolute path"));
+        }
+        let before = c.report.lock().upgrade.clone();
+        if let Some(running) = before.as_ref().filter(|u| u.state == UpgradeState::Running) {
+            let message =
+                format!("an upgrade to {} is under way; wait for its end", running.program.display());
+            return Err(ApiError { status: StatusCode::CONFLICT, kind: "in_use", message });
+        }
+        c.tell_supervisor(&FromWorker::Upgrade(wanted.program))?;
+        Ok(json!({"number": before.map_or(0, |u| u.number) + 1}))
     })
     .await
 }
@@ -398,15 +466,17 @@ async fn unknown() -> ApiError {
     ApiError { status: StatusCode::NOT_FOUND, kind: "not_found", message: "there is no such resource".into() }
 }
 
-/// Serves the socket on a thread of its own.
+/// Serves the socket on a thread of its own, until `drain` is notified: then requests that have begun are answered,
+/// new ones wait in the socket, and the supervisor is told.
 ///
 /// # Errors
 /// When the thread or its runtime cannot be made.
-pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
+pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
+    let channel = control.channel.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/bases", get(list_bases).post(add_base))
@@ -415,6 +485,7 @@ pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))
         .route("/v1/stop", post(stop))
+        .route("/v1/upgrade", post(upgrade))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(64 << 20))
         .with_state(control);
@@ -422,7 +493,9 @@ pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let _ = axum::serve(listener, router).await;
+                    let drained = async move { drain.notified().await };
+                    let _ = axum::serve(listener, router).with_graceful_shutdown(drained).await;
+                    let _ = channel.send(&FromWorker::Drained);
                 }
                 Err(error) => tracing::error!(%error, "the control socket is not served"),
             }

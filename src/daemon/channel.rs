@@ -1,46 +1,75 @@
-//! Messages between the supervisor and its worker, over a socket pair that keeps message borders.
+//! Messages between the supervisor and its workers, over a socket pair that keeps message borders.
+//!
+//! Supervisor and worker may be of different versions while an upgrade is under way. What [`Start`] says of
+//! `protocol` and `channel` never changes; the rest belongs to the protocol of that number. Fields that are added
+//! later have a default, fields that are not known are ignored.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
+use super::report::Report;
 use crate::config::Config;
 use crate::io::sys;
 
 /// Environment variable that carries the [`Start`] of a worker.
 pub const START_ENV: &str = "PLYFS_WORKER";
+/// Number of the protocol that is spoken here; a release that raises it still speaks the one before, so that an
+/// upgrade in steps never needs the mount to end.
+pub const PROTOCOL: u32 = 1;
+/// Longest message in bytes.
+const LONGEST: usize = 64 << 10;
 
 /// What a worker is told when it is started.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
+    /// Number of the protocol.
+    pub protocol: u32,
+    /// This worker's end of the channel.
+    pub channel: RawFd,
     /// The daemon's configuration.
     pub config: Config,
     /// /dev/fuse, mounted and past FUSE_INIT.
     pub fuse: RawFd,
-    /// This worker's end of the channel.
-    pub channel: RawFd,
     /// The control socket, listening.
     pub listener: RawFd,
     /// The store's lock, held.
     pub lock: RawFd,
+    /// Memory of the block cache, which outlives workers.
+    pub cache: RawFd,
     /// The supervisor.
     pub supervisor_pid: u32,
-    /// Workers started so far, this one included.
-    pub worker_starts: u64,
-    /// When the supervisor started, nanoseconds since the epoch.
+    /// When the mount was made, nanoseconds since the epoch.
     pub since_ns: i64,
+    /// Whether the worker looks at the store before it calls itself prepared: it is of another version.
+    pub probe: bool,
+    /// Whether it says what this machine does not offer: the first one.
+    #[serde(default)]
+    pub warn: bool,
 }
 
 /// From the worker to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromWorker {
+    /// Everything that needs no store is done.
+    Prepared {
+        /// Its version.
+        version: String,
+        /// Newest hand-over (`super::handover`) that a supervisor of that version reads.
+        #[serde(default)]
+        hand_over: u32,
+    },
     /// Requests are being served.
     Ready,
     /// An operator asked for the end.
     Stop,
-    /// The worker cannot start, or could not close the store.
+    /// An operator asked for the program at this path, or for the one that is installed now.
+    Upgrade(Option<std::path::PathBuf>),
+    /// Requests of the control socket have been answered, new ones wait.
+    Drained,
+    /// The worker cannot start, could not close the store, or panicked.
     Failed(String),
 }
 
@@ -48,6 +77,17 @@ pub enum FromWorker {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromSupervisor {
+    /// Take over: no other worker runs.
+    Activate {
+        /// For `status`.
+        report: Report,
+        /// Nobody can have anything open: the mount was made a moment ago.
+        fresh_mount: bool,
+    },
+    /// Something of this changed.
+    Report(Report),
+    /// Answer the requests of the control socket that have begun, take no new ones, say `Drained`.
+    Drain,
     /// Close the store and exit, although files are open.
     Finish,
 }
@@ -57,16 +97,21 @@ pub enum FromSupervisor {
 pub struct Channel(pub OwnedFd);
 
 impl Channel {
-    /// Sends one message.
+    /// Sends one message; never waits.
+    ///
+    /// # Errors
+    /// When the other end is gone or has not read for long, or the message is longer than 64 KiB.
     pub fn send(&self, message: &impl Serialize) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(message)?;
-        bytes.truncate(60_000);
-        sys::write(self.0.as_fd(), &bytes)
+        let bytes = serde_json::to_vec(message)?;
+        if bytes.len() > LONGEST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        sys::send_now(self.0.as_fd(), &bytes)
     }
 
     /// Waits for one message; `None` when the other end is gone.
     pub fn receive<T: for<'a> Deserialize<'a>>(&self) -> io::Result<Option<T>> {
-        let mut bytes = vec![0; 64 << 10];
+        let mut bytes = vec![0; LONGEST];
         let got = sys::read(self.0.as_fd(), &mut bytes)?;
         if got == 0 { Ok(None) } else { Ok(Some(serde_json::from_slice(&bytes[..got])?)) }
     }

@@ -5,14 +5,28 @@
 
 mod api;
 mod channel;
+mod confine;
+mod handover;
 mod mount;
+mod opener;
+mod process;
+mod report;
+mod start;
 mod supervisor;
+mod syscalls;
+mod unavailable;
+mod upgrade;
 mod worker;
 
 use thiserror::Error;
 
+pub use handover::{resume, resumes};
 pub use supervisor::serve;
 pub use worker::worker_main;
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
+}
 
 /// Why the daemon could not start or ended badly. The text is a whole line for the operator.
 #[derive(Debug, Error)]

@@ -1,279 +1,508 @@
-//! The supervisor: store lock, mount, FUSE_INIT, control socket; then it starts workers until it is told to stop.
+//! The supervisor: store lock, mount, FUSE_INIT, control socket; then it keeps one worker serving and one prepared to
+//! take over, until it is told to stop.
 //!
-//! It keeps the descriptor of the mount, so that a worker's death is a pause for the disks' users.
+//! It keeps the descriptor of the mount, so that a worker's death is a pause for the disks' users. One thread, one
+//! loop; it never waits for a worker that lives, nor for a disk.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
-use super::{ServeError, mount};
+use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
+use super::handover::HandOver;
+use super::process::{Heard, Phase, Worker};
+use super::report::{End, Report, Standby, UpgradeState, reason};
+use super::unavailable::Wish;
+use super::upgrade::Upgrading;
+use super::{ServeError, handover, mount, start, system, unavailable};
+use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::fuse::kernel::answer_init;
-use crate::io::{HostMedium, sys};
-use crate::store::{open_superblock, with_reserve_of};
+use crate::io::sys;
 
-/// How long a start waits for a lock that a dying worker still has.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// A worker that lived shorter than this counts as failing again; one that served and was then killed does not.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
-const START_RETRY: Duration = Duration::from_millis(500);
+/// The first wait before a standby worker is tried again; it doubles up to the longest.
+const STANDBY_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-
-fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
-    move |source| ServeError::System { what, source }
-}
-
-fn store_error(config: &Config, why: impl Into<String>) -> ServeError {
-    ServeError::Store { store: config.store.display().to_string(), why: why.into() }
-}
+/// After so long without a worker, clients of the control socket are told why.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Serves in the foreground until SIGTERM, SIGINT or `plyfs stop`.
 ///
 /// # Errors
 /// When the store, the mount point or the first worker cannot be used; when the store could not be closed.
 pub fn serve(config: Config) -> Result<(), ServeError> {
-    let signals = sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).map_err(system("signals"))?;
+    let signals = signals()?;
     sys::raise_descriptor_limit();
-    let lock = open_store(&config)?;
-    let path = mount::prepare(&config)?;
-    let listener = listen(&config.store)?;
-    let fuse = mount::begin(&config, &path)?;
-    let config = Config { mount: path.clone(), ..config };
-    let mut supervisor = Supervisor {
+    let program = std::env::current_exe().map_err(system("finding this program"))?;
+    // Before anything else looks at the mount point: nobody would answer.
+    let found = handover::find(&config);
+    let kept = found.is_some();
+    let lock = start::open_store(&config)?;
+    let (path, fuse, cache, since_ns) = match found {
+        Some(found) => (found.mount, Some(found.fuse), found.cache, found.since_ns),
+        None => (mount::prepare(&config)?, None, None, sys::now_ns()),
+    };
+    let cache = match cache {
+        Some(cache) => cache,
+        None => BlockCache::memory_file().map_err(system("memory for the cache"))?,
+    };
+    let listener = start::listen(&config.store)?;
+    let fuse = match fuse {
+        Some(fuse) => fuse,
+        None => {
+            let fuse = mount::begin(&config, &path)?;
+            if let Err(error) = answer_init(fuse.as_fd()) {
+                let _ = mount::end(&path, sys::Detach::Yes);
+                return Err(system("answering FUSE_INIT")(error));
+            }
+            handover::keep(&config, &path, since_ns, fuse.as_fd(), cache.as_fd());
+            fuse
+        }
+    };
+    let config = Config { mount: path, ..config };
+    let report = Report { supervisor_version: env!("CARGO_PKG_VERSION").into(), ..Report::default() };
+    let worker_program = this_program()?;
+    let things = Things {
         config,
-        path,
+        program,
+        worker_program,
         signals,
-        lock,
+        lock: lock.into(),
         listener,
         fuse,
-        starts: 0,
-        short_lives: 0,
-        since_ns: sys::now_ns(),
-        failure: None,
+        cache,
+        since_ns,
     };
-    let result = answer_init(supervisor.fuse.as_fd()).map_err(system("answering FUSE_INIT"));
-    let result = result.and_then(|()| supervisor.run());
-    if result.is_err() {
-        let _ = mount::end(&supervisor.path, sys::Detach::Yes);
+    let mut supervisor = Supervisor::new(things, report);
+    supervisor.fresh_mount = !kept;
+    let result = supervisor.activate().and_then(|()| supervisor.run());
+    if result.is_err() && !(kept && !supervisor.announced) {
+        let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
     result
 }
 
-/// Makes the directory when missing, takes the lock, and looks at the superblock.
-fn open_store(config: &Config) -> Result<File, ServeError> {
-    let store = &config.store;
-    let said = |what: &str, e: std::io::Error| store_error(config, format!("{what}: {e}"));
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o711).create(store).map_err(|e| said("making the directory", e))?;
-    if sys::is_fuse(store).map_err(|e| said("looking at the directory", e))? {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let ours = mounts.lines().any(|line| {
-            let target = line.split(' ').nth(4).unwrap_or("/nowhere");
-            line.contains(" fuse.plyfs ") && fs::canonicalize(store).is_ok_and(|s| s.starts_with(target))
-        });
-        if ours {
-            return Err(store_error(
-                config,
-                "it lies on a mount of plyfs; choose a directory of a local filesystem",
-            ));
-        }
-    }
-    let lock = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(store.join("lock"))
-        .map_err(|e| said("opening its lock", e))?;
-    let begun = Instant::now();
-    while !sys::try_lock(&lock).map_err(|e| said("taking its lock", e))? {
-        let pid = fs::read_to_string(store.join("lock")).unwrap_or_default().trim().to_owned();
-        let alive = !pid.is_empty() && Path::new("/proc").join(&pid).exists();
-        if alive || begun.elapsed() > LOCK_PATIENCE {
-            return Err(store_error(
-                config,
-                format!(
-                    "another daemon (process {pid}) has it; stop that one first: plyfs stop --store {}",
-                    store.display()
-                ),
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    // Not cut before: what it has of a full filesystem somebody else would take.
-    let pid = sys::pid().to_string();
-    let medium = HostMedium::new(store).map_err(|e| said("opening it", e))?;
-    let write_pid = || lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
-    with_reserve_of(&medium, write_pid).map_err(|e| said("writing its lock", e))?;
-    open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
-    Ok(lock)
-}
-
-fn listen(store: &Path) -> Result<UnixListener, ServeError> {
-    let path = store.join("control.sock");
-    // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
-    let dir = File::open(store).map_err(system("opening the store"))?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
-    let medium = HostMedium::new(store).map_err(system("opening the store"))?;
-    let bind = || {
-        // The lock is ours, so whoever made it is gone.
-        let _ = fs::remove_file(&path);
-        UnixListener::bind(&short)
+/// Goes on where another version of the program stopped, in the same process.
+pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
+    let missing = || system("taking over from the program before")(std::io::ErrorKind::InvalidData.into());
+    let Ok([_, fuse, lock, listener, cache, channel]) = <[OwnedFd; 6]>::try_from(fds) else {
+        return Err(missing());
     };
-    let listener = with_reserve_of(&medium, bind).map_err(system("making the control socket"))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
-        .map_err(system("making the control socket"))?;
-    Ok(listener)
+    let HandOver { config, program, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    report.supervisor_version = env!("CARGO_PKG_VERSION").into();
+    let listener = UnixListener::from(listener);
+    let worker_program = this_program()?;
+    let signals = signals()?;
+    let things = Things { config, program, worker_program, signals, lock, listener, fuse, cache, since_ns };
+    let mut supervisor = Supervisor::new(things, report);
+    let worker = Worker {
+        pid: worker_pid,
+        channel: Channel(channel),
+        phase: Phase::Serving,
+        since: Instant::now(),
+        failure: None,
+        version: Some(worker_version),
+        hand_over: handover::FORMAT,
+    };
+    // Started by way of a descriptor, whose number would be the name.
+    sys::set_process_name(c"plyfs");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor goes on");
+    supervisor.announced = true;
+    supervisor.active = Some(worker);
+    supervisor.standby_at = Some(Instant::now());
+    supervisor.tell_report();
+    let result = supervisor.run();
+    if result.is_err() {
+        let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
+    }
+    let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
+    result
 }
 
-struct Supervisor {
-    config: Config,
-    path: PathBuf,
-    signals: OwnedFd,
-    lock: File,
-    listener: UnixListener,
-    fuse: OwnedFd,
-    starts: u64,
+fn signals() -> Result<OwnedFd, ServeError> {
+    sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).map_err(system("signals"))
+}
+
+/// The running program, also after its file was replaced.
+fn this_program() -> Result<File, ServeError> {
+    File::open("/proc/self/exe").map_err(system("opening this program"))
+}
+
+/// What lasts as long as the mount.
+pub(super) struct Things {
+    pub config: Config,
+    /// The path that `plyfs upgrade` looks at.
+    pub program: PathBuf,
+    /// The program that workers are started from.
+    pub worker_program: File,
+    pub signals: OwnedFd,
+    pub lock: OwnedFd,
+    pub listener: UnixListener,
+    pub fuse: OwnedFd,
+    pub cache: OwnedFd,
+    pub since_ns: i64,
+}
+
+/// See the module.
+pub(super) struct Supervisor {
+    pub(super) things: Things,
+    pub(super) report: Report,
+    /// The worker that serves, or takes over. While there is none, `activate_at` says when the next one is tried.
+    pub(super) active: Option<Worker>,
+    pub(super) standby: Option<Worker>,
+    pub(super) upgrading: Option<Upgrading>,
+    /// The first worker has served.
+    announced: bool,
+    fresh_mount: bool,
+    stopping: bool,
+    /// The operator wants the end, which waits for a hand-over to be over.
+    stop_wanted: bool,
     short_lives: u32,
-    since_ns: i64,
-    failure: Option<String>,
+    standby_failures: u32,
+    activate_at: Option<Instant>,
+    pub(super) standby_at: Option<Instant>,
+    /// Since when nobody serves.
+    down_since: Option<Instant>,
+    /// How it all ends.
+    outcome: Option<Result<(), ServeError>>,
 }
 
-/// Why the wait for a worker ended.
-enum Event {
-    Ready,
-    Stop,
-    Died(ExitStatus),
+impl std::ops::Deref for Supervisor {
+    type Target = Things;
+    fn deref(&self) -> &Things {
+        &self.things
+    }
 }
 
-struct Running {
-    child: Child,
-    channel: Channel,
-    begun: Instant,
-    hung_up: bool,
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Signals,
+    Active,
+    Standby,
+    Candidate,
+    Client,
 }
 
 impl Supervisor {
+    fn new(things: Things, report: Report) -> Self {
+        Self {
+            things,
+            report,
+            active: None,
+            standby: None,
+            upgrading: None,
+            announced: false,
+            fresh_mount: false,
+            stopping: false,
+            stop_wanted: false,
+            short_lives: 0,
+            standby_failures: 0,
+            activate_at: None,
+            standby_at: None,
+            down_since: None,
+            outcome: None,
+        }
+    }
+
     fn run(&mut self) -> Result<(), ServeError> {
-        let mut announced = false;
         loop {
-            let mut worker = match self.start() {
-                Ok(worker) => worker,
-                Err(error) if announced => {
-                    // The mount outlives this: requests wait until a worker can be started.
-                    tracing::error!(%error, "a worker cannot be started; trying again");
-                    std::thread::sleep(START_RETRY);
-                    if self.told_to_stop() {
-                        return mount::end(&self.path, sys::Detach::Yes).map_err(system("ending the mount"));
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            loop {
-                match self.wait(&mut worker)? {
-                    Event::Ready if !announced => {
-                        announced = true;
-                        self.announce();
-                    }
-                    Event::Ready => {
-                        tracing::info!(pid = worker.child.id(), starts = self.starts, "a new worker serves")
-                    }
-                    Event::Stop => return self.stop(worker),
-                    Event::Died(status) => {
-                        if !announced {
-                            let why =
-                                self.failure.take().unwrap_or(format!("the worker ended at start: {status}"));
-                            return Err(ServeError::Worker { why });
+            if let Some(outcome) = self.outcome.take() {
+                return outcome;
+            }
+            self.do_what_is_due()?;
+            for who in self.wait()? {
+                match who {
+                    Who::Signals => {
+                        if self.told_to_stop() {
+                            self.stop()?;
                         }
-                        if !self.is_mounted() {
-                            tracing::warn!("the mount was ended from outside");
-                            return self.ended(status);
+                    }
+                    Who::Active => self.hear_active()?,
+                    Who::Standby => self.hear_standby()?,
+                    Who::Candidate => self.hear_candidate()?,
+                    Who::Client => {
+                        let upgrade = self.report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
+                        match unavailable::answer(&self.listener, &self.why_down(), upgrade) {
+                            Some(Wish::Stop) => self.stop()?,
+                            Some(Wish::Upgrade) => self.begin_upgrade(None),
+                            None => {}
                         }
-                        tracing::error!(%status, starts = self.starts, "the worker died; the next one takes over");
-                        self.pause(worker.begun.elapsed())?;
-                        break;
                     }
                 }
             }
         }
     }
 
-    fn is_mounted(&self) -> bool {
-        // A connection that has ended says ENODEV at once; poll(2) says POLLERR.
-        !sys::fuse_ended(self.fuse.as_fd())
+    fn is_silent(&self) -> bool {
+        self.down_since.is_some_and(|since| since.elapsed() >= SILENCE)
+    }
+
+    /// Waits until somebody says something, or until something is due.
+    fn wait(&self) -> Result<Vec<Who>, ServeError> {
+        let candidate = self.upgrading.as_ref().and_then(|u| u.candidate.as_ref());
+        let mut watched: Vec<(Who, BorrowedFd<'_>)> = vec![(Who::Signals, self.signals.as_fd())];
+        let workers = [
+            (Who::Active, self.active.as_ref()),
+            (Who::Standby, self.standby.as_ref()),
+            (Who::Candidate, candidate),
+        ];
+        watched.extend(workers.into_iter().filter_map(|(who, w)| Some((who, w?.channel.0.as_fd()))));
+        if self.is_silent() {
+            watched.push((Who::Client, self.listener.as_fd()));
+        }
+        let deadlines = [
+            self.activate_at,
+            self.standby_at,
+            self.upgrading.as_ref().map(|u| u.deadline),
+            self.down_since.filter(|_| !self.is_silent()).map(|since| since + SILENCE),
+        ];
+        let timeout = deadlines.into_iter().flatten().min().map_or(-1, |at| {
+            let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+            i32::try_from(left).unwrap_or(i32::MAX)
+        });
+        let fds: Vec<BorrowedFd<'_>> = watched.iter().map(|(_, fd)| *fd).collect();
+        let ready = sys::poll(&fds, timeout).map_err(system("poll"))?;
+        Ok(watched.iter().zip(ready).filter(|(_, ready)| *ready).map(|((who, _), _)| *who).collect())
+    }
+
+    fn do_what_is_due(&mut self) -> Result<(), ServeError> {
+        let now = Instant::now();
+        if self.activate_at.is_some_and(|at| at <= now) {
+            self.activate_at = None;
+            self.activate()?;
+        }
+        if self.standby_at.is_some_and(|at| at <= now) {
+            self.standby_at = None;
+            self.start_standby();
+        }
+        if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
+            self.upgrade_is_late()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
+        let shared = [self.fuse.as_fd(), self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
+        Worker::start(program, &shared, &self.config.log, |channel| Start {
+            protocol: PROTOCOL,
+            channel,
+            config: self.config.clone(),
+            fuse: self.fuse.as_raw_fd(),
+            listener: self.listener.as_raw_fd(),
+            lock: self.lock.as_raw_fd(),
+            cache: self.cache.as_raw_fd(),
+            supervisor_pid: sys::pid(),
+            since_ns: self.since_ns,
+            probe,
+            warn: !self.announced,
+        })
+    }
+
+    fn start_standby(&mut self) {
+        if self.standby.is_some() || self.stopping {
+            return;
+        }
+        match self.start_worker(&self.worker_program, false) {
+            Ok(worker) => {
+                self.report.standby = Standby { pid: Some(worker.pid), prepared: false, problem: None };
+                self.standby = Some(worker);
+            }
+            Err(error) => self.standby_failed(&error.to_string()),
+        }
+    }
+
+    fn standby_failed(&mut self, why: &str) {
+        // Said once in a row; the status has the last reason.
+        if self.standby_failures == 0 {
+            tracing::error!(why, "a standby worker could not be prepared; a takeover will take longer");
+        }
+        self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
+        self.standby_failures += 1;
+        let wait = STANDBY_RETRY * (1 << self.standby_failures.min(6));
+        self.standby_at = Some(Instant::now() + wait);
+        self.tell_report();
+    }
+
+    /// Has the standby worker take over, or a new one when there is none.
+    fn activate(&mut self) -> Result<(), ServeError> {
+        let worker = match self.standby.take() {
+            Some(worker) => Ok(worker),
+            None => self.start_worker(&self.worker_program, false),
+        };
+        match worker {
+            Ok(worker) => {
+                self.hand_to(worker);
+                Ok(())
+            }
+            Err(error) if self.announced => {
+                // The mount outlives this: requests wait until a worker can be started.
+                tracing::error!(%error, "a worker cannot be started; trying again");
+                self.activate_at = Some(Instant::now() + STANDBY_RETRY);
+                Ok(())
+            }
+            Err(error) => Err(system("starting a worker")(error)),
+        }
+    }
+
+    /// Has a worker take over; the one before it is reaped.
+    pub(super) fn hand_to(&mut self, mut worker: Worker) {
+        self.report.worker_starts += 1;
+        self.activate_at = None;
+        if self.report.standby.pid == Some(worker.pid) {
+            self.report.standby = Standby::default();
+        }
+        worker.phase = Phase::Activated;
+        worker.since = Instant::now();
+        let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
+        worker.tell(&message);
+        self.down_since.get_or_insert_with(Instant::now);
+        self.active = Some(worker);
+    }
+
+    pub(super) fn tell_report(&self) {
+        if let Some(active) = &self.active {
+            active.tell(&FromSupervisor::Report(self.report.clone()));
+        }
+    }
+
+    fn hear_active(&mut self) -> Result<(), ServeError> {
+        let Some(worker) = &mut self.active else { return Ok(()) };
+        match worker.listen().map_err(system("waiting for the worker"))? {
+            Heard::Said(FromWorker::Prepared { version, hand_over }) => {
+                (worker.version, worker.hand_over) = (Some(version), hand_over);
+            }
+            Heard::Said(FromWorker::Ready) => self.serving()?,
+            Heard::Said(FromWorker::Stop) => self.stop()?,
+            Heard::Said(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
+            Heard::Said(FromWorker::Drained) => self.drained(),
+            Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
+            Heard::Ended(status) => self.active_ended(status)?,
+        }
+        Ok(())
+    }
+
+    fn serving(&mut self) -> Result<(), ServeError> {
+        let Some(worker) = &mut self.active else { return Ok(()) };
+        worker.phase = Phase::Serving;
+        let (pid, took) = (worker.pid, worker.since.elapsed());
+        self.down_since = None;
+        self.fresh_mount = false;
+        self.standby_at = Some(Instant::now());
+        if !self.announced {
+            self.announced = true;
+            self.announce();
+        } else {
+            tracing::info!(pid, starts = self.report.worker_starts, ?took, "a new worker serves");
+        }
+        self.upgrade_serves();
+        if self.stop_wanted && self.upgrading.is_none() { self.stop() } else { Ok(()) }
     }
 
     fn announce(&self) {
         let socket = self.config.store.join("control.sock");
-        println!("plyfs ready mount={} socket={}", self.path.display(), socket.display());
+        println!("plyfs ready mount={} socket={}", self.config.mount.display(), socket.display());
         let _ = std::io::stdout().flush();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     }
 
-    fn start(&mut self) -> Result<Running, ServeError> {
-        let (ours, theirs) = sys::message_pair().map_err(system("making the channel"))?;
-        self.starts += 1;
-        let start = Start {
-            config: self.config.clone(),
-            fuse: self.fuse.as_raw_fd(),
-            channel: theirs.as_raw_fd(),
-            listener: self.listener.as_raw_fd(),
-            lock: self.lock.as_raw_fd(),
-            supervisor_pid: sys::pid(),
-            worker_starts: self.starts,
-            since_ns: self.since_ns,
-        };
-        let json = serde_json::to_string(&start).map_err(|e| system("starting a worker")(e.into()))?;
-        let shared: [BorrowedFd<'_>; 4] =
-            [self.fuse.as_fd(), theirs.as_fd(), self.listener.as_fd(), self.lock.as_fd()];
-        let set = |on| shared.iter().try_for_each(|fd| sys::set_cloexec(fd.as_raw_fd(), on));
-        set(false).map_err(system("starting a worker"))?;
-        // The running program, also after its file was replaced.
-        let child = Command::new("/proc/self/exe")
-            .arg("worker")
-            .envs(self.config.log.env())
-            .env(START_ENV, json)
-            .stdin(Stdio::null())
-            // The terminal's Ctrl-C is for the supervisor.
-            .process_group(0)
-            .spawn();
-        set(true).map_err(system("starting a worker"))?;
-        let child = child.map_err(system("starting a worker"))?;
-        Ok(Running { child, channel: Channel(ours), begun: Instant::now(), hung_up: false })
+    fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
+        let Some(worker) = self.active.take() else { return Ok(()) };
+        let why = worker.why(status);
+        let served = worker.since.elapsed();
+        if self.stopping || !self.announced {
+            self.outcome = Some(if self.stopping {
+                self.ended(&worker, status)
+            } else {
+                Err(ServeError::Worker { why })
+            });
+            return Ok(());
+        }
+        // A connection that has ended says ENODEV at once; poll(2) says POLLERR.
+        if sys::fuse_ended(self.fuse.as_fd()) {
+            tracing::warn!("the mount was ended from outside");
+            self.end_others();
+            self.outcome = Some(self.ended(&worker, status));
+            return Ok(());
+        }
+        self.down_since.get_or_insert_with(Instant::now);
+        let planned = self.upgrading.as_ref().is_some_and(Upgrading::ended_the_worker);
+        if !planned {
+            let starts = self.report.worker_starts;
+            tracing::error!(why, starts, ?served, "the worker ended; the next one takes over");
+            let served_ms = served.as_millis() as u64;
+            self.report.ended(End { at_ns: sys::now_ns(), pid: worker.pid, why: reason(&why), served_ms });
+        }
+        if self.upgrade_worker_ended(&why)? {
+            return Ok(());
+        }
+        let wait = self.back_off(served);
+        self.report.back_off_ms = wait.as_millis() as u64;
+        if wait.is_zero() {
+            return self.activate();
+        }
+        tracing::error!(?wait, "workers keep ending soon; the next one is put off");
+        self.activate_at = Some(Instant::now() + wait);
+        Ok(())
     }
 
-    /// Waits for the next thing that matters.
-    fn wait(&mut self, worker: &mut Running) -> Result<Event, ServeError> {
-        loop {
-            if worker.hung_up {
-                // Reaped before anything else starts: no write of its comes late.
-                let status = worker.child.wait().map_err(system("waiting for the worker"))?;
-                return Ok(Event::Died(status));
+    /// How long the next start is put off when workers die young.
+    fn back_off(&mut self, lived: Duration) -> Duration {
+        self.short_lives = if lived < SHORT_LIFE { self.short_lives + 1 } else { 0 };
+        // The first deaths are answered at once.
+        match self.short_lives.saturating_sub(5).min(8) {
+            0 => Duration::ZERO,
+            exponent => LONGEST_BACKOFF.min(Duration::from_millis(20 << exponent)),
+        }
+    }
+
+    fn why_down(&self) -> String {
+        let down = self.down_since.map_or(0, |since| since.elapsed().as_secs());
+        let last = match self.report.ends.last() {
+            Some(end) => format!("the last one ended after {} ms: {}", end.served_ms, end.why),
+            None => "it is being started".to_owned(),
+        };
+        let next = match (&self.active, self.activate_at) {
+            (Some(worker), _) => format!("worker {} is taking over", worker.pid),
+            (None, Some(at)) => {
+                format!(
+                    "the next one is tried in {} ms",
+                    at.saturating_duration_since(Instant::now()).as_millis()
+                )
             }
-            let ready =
-                sys::poll(&[self.signals.as_fd(), worker.channel.0.as_fd()], -1).map_err(system("poll"))?;
-            if ready[1] {
-                match worker.channel.receive::<FromWorker>() {
-                    Ok(Some(FromWorker::Ready)) => return Ok(Event::Ready),
-                    Ok(Some(FromWorker::Stop)) => return Ok(Event::Stop),
-                    Ok(Some(FromWorker::Failed(why))) => self.failure = Some(why),
-                    Ok(None) | Err(_) => worker.hung_up = true,
-                }
-            } else if ready[0] && self.told_to_stop() {
-                return Ok(Event::Stop);
+            (None, None) => "none is being started".to_owned(),
+        };
+        format!(
+            "no worker has served for {down} s; {last}; {next}; disks wait until then, see the daemon's log"
+        )
+    }
+
+    fn hear_standby(&mut self) -> Result<(), ServeError> {
+        let Some(worker) = &mut self.standby else { return Ok(()) };
+        match worker.listen().map_err(system("waiting for the standby worker"))? {
+            Heard::Said(FromWorker::Prepared { version, hand_over }) => {
+                (worker.version, worker.hand_over, worker.phase) =
+                    (Some(version), hand_over, Phase::Prepared);
+                self.standby_failures = 0;
+                self.report.standby = Standby { pid: Some(worker.pid), prepared: true, problem: None };
+                self.tell_report();
+            }
+            Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
+            Heard::Said(other) => tracing::warn!(?other, "a standby worker has nothing to say but that"),
+            Heard::Ended(status) => {
+                let why = worker.why(status);
+                self.standby = None;
+                self.standby_failed(&why);
             }
         }
+        Ok(())
     }
 
     fn told_to_stop(&self) -> bool {
@@ -284,44 +513,65 @@ impl Supervisor {
         stop
     }
 
-    /// Waits before the next start when workers die young.
-    fn pause(&mut self, lived: Duration) -> Result<(), ServeError> {
-        self.short_lives = if lived < SHORT_LIFE { self.short_lives + 1 } else { 0 };
-        // The first deaths are answered at once.
-        let exponent = self.short_lives.saturating_sub(5).min(8);
-        let wait = if exponent == 0 {
-            Duration::ZERO
-        } else {
-            LONGEST_BACKOFF.min(Duration::from_millis(20 << exponent))
-        };
-        std::thread::sleep(wait);
-        Ok(())
+    /// Ends the workers that do not serve.
+    pub(super) fn end_others(&mut self) {
+        self.standby_at = None;
+        let candidate = self.upgrading.take().and_then(|u| u.candidate);
+        for worker in self.standby.take().into_iter().chain(candidate) {
+            let _ = worker.kill();
+        }
     }
 
-    fn stop(&mut self, mut worker: Running) -> Result<(), ServeError> {
+    fn stop(&mut self) -> Result<(), ServeError> {
+        if self.stopping {
+            return Ok(());
+        }
+        if self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
+            self.stop_wanted = true;
+            return Ok(());
+        }
+        self.stopping = true;
+        self.activate_at = None;
+        if let Some(upgrade) = &mut self.report.upgrade
+            && upgrade.state == UpgradeState::Running
+        {
+            upgrade.state = UpgradeState::Failed;
+        }
+        self.end_others();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        match mount::end(&self.path, sys::Detach::No) {
+        handover::forget();
+        let Some(worker) = &self.active else {
+            mount::end(&self.config.mount, sys::Detach::Yes).map_err(system("ending the mount"))?;
+            let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
+            self.outcome = Some(Err(ServeError::Worker {
+                why: format!(
+                    "no worker could close the store{last}; what was written and not flushed is in memory until the \
+                     next reboot; start again with: plyfs serve --store {}",
+                    self.config.store.display()
+                ),
+            }));
+            return Ok(());
+        };
+        match mount::end(&self.config.mount, sys::Detach::No) {
             Ok(()) => {}
             Err(error) => {
                 tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
-                mount::end(&self.path, sys::Detach::Yes).map_err(system("ending the mount"))?;
-                let _ = worker.channel.send(&FromSupervisor::Finish);
+                mount::end(&self.config.mount, sys::Detach::Yes).map_err(system("ending the mount"))?;
+                worker.tell(&FromSupervisor::Finish);
             }
         }
-        loop {
-            if let Event::Died(status) = self.wait(&mut worker)? {
-                return self.ended(status);
-            }
-        }
+        Ok(())
     }
 
-    fn ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
+    fn ended(&self, worker: &Worker, status: ExitStatus) -> Result<(), ServeError> {
         if status.success() {
             return Ok(());
         }
-        let why = self.failure.take().unwrap_or(format!("the worker ended badly while stopping: {status}"));
-        Err(ServeError::Worker {
-            why: format!("{why}; start again with: plyfs serve --store {}", self.config.store.display()),
-        })
+        let why = match &worker.failure {
+            Some(failure) => failure.clone(),
+            None => format!("the worker ended badly while stopping: {status}"),
+        };
+        let store = self.config.store.display();
+        Err(ServeError::Worker { why: format!("{why}; start again with: plyfs serve --store {store}") })
     }
 }

@@ -1,51 +1,123 @@
-//! The worker: takes over the mount, serves it, and closes the store when the mount is gone.
+//! The worker: prepares what needs no store, waits until it is its turn, takes over the mount, serves it, and closes
+//! the store when the mount is gone.
 
+use std::backtrace::Backtrace;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::api;
-use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
-use crate::cache::BlockCache;
+use parking_lot::Mutex;
+
+use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::confine::{self, InForce, Policy};
+use super::opener::Opener;
+use super::report::{Report, reason};
+use super::{api, handover};
+use crate::cache::{Adoption, BlockCache};
+use crate::delta::Delta;
 use crate::format::record::Superblock;
+use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
+use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
+
+const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
 pub fn worker_main() -> ExitCode {
-    let start: Start = match std::env::var(START_ENV).map(|json| serde_json::from_str(&json)) {
-        Ok(Ok(start)) => start,
-        _ => {
-            eprintln!("plyfs: the worker is started by `plyfs serve`; run that instead");
-            return ExitCode::from(2);
-        }
+    let Ok(json) = std::env::var(START_ENV) else {
+        eprintln!("plyfs: the worker is started by `plyfs serve`; run that instead");
+        return ExitCode::from(2);
     };
+    sys::set_process_name(NAME);
     sys::unblock_signals();
+    let start = match serde_json::from_str::<Start>(&json) {
+        Ok(start) if start.protocol == PROTOCOL => start,
+        other => return refuse(&json, other.err()),
+    };
     if sys::die_with_parent(start.supervisor_pid).is_err() {
         return ExitCode::FAILURE;
     }
-    let fds = [start.fuse, start.channel, start.listener, start.lock];
-    let Ok([fuse, channel, listener, lock]) = sys::inherit_once(fds) else {
+    let fds = [start.fuse, start.channel, start.listener, start.lock, start.cache];
+    let inherited = sys::inherit_once(&fds).map(<[OwnedFd; 5]>::try_from);
+    let Ok(Ok([fuse, channel, listener, lock, cache])) = inherited else {
         return ExitCode::FAILURE;
     };
     let channel = Arc::new(Channel(channel));
-    match serve(&start, fuse, &channel, listener) {
+    end_at_panic(channel.clone());
+    let done = prepare(&start, cache).and_then(|prepared| {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let said = channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT });
+        said.map_err(|e| format!("the supervisor is gone: {e}"))?;
+        loop {
+            match channel.receive().map_err(|e| format!("what the supervisor says is not understood: {e}"))? {
+                Some(FromSupervisor::Activate { report, fresh_mount }) => {
+                    return serve(&start, Turn { report, fresh_mount }, prepared, fuse, &channel, listener);
+                }
+                Some(FromSupervisor::Report(_) | FromSupervisor::Drain) => {}
+                Some(FromSupervisor::Finish) | None => return Ok(()),
+            }
+        }
+    });
+    match done {
         Ok(()) => {
             drop(lock);
             ExitCode::SUCCESS
         }
         Err(why) => {
             tracing::error!(error = why, "the worker ends");
-            let _ = channel.send(&FromWorker::Failed(why));
+            let _ = channel.send(&FromWorker::Failed(reason(&why)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells a supervisor of another version that this program is not for it.
+fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
+    let value: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+    let protocol = &value["protocol"];
+    let why = match error {
+        Some(error) if *protocol == PROTOCOL => {
+            format!("what the supervisor says is not understood: {error}")
+        }
+        _ => {
+            format!("the supervisor speaks protocol {protocol}, this plyfs {PROTOCOL}; upgrade step by step")
+        }
+    };
+    let channel = value["channel"].as_i64().and_then(|fd| i32::try_from(fd).ok());
+    if let Some(Ok(mut fds)) = channel.map(|fd| sys::inherit_once(&[fd]))
+        && let Some(channel) = fds.pop()
+    {
+        let _ = Channel(channel).send(&FromWorker::Failed(why.clone()));
+    }
+    eprintln!("plyfs: {why}");
+    ExitCode::FAILURE
+}
+
+/// A panic that no request's guard catches ends the worker ([`guard`]): the next one takes over from state that is sound.
+fn end_at_panic(channel: Arc<Channel>) {
+    std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+        let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        tracing::error!(backtrace = %Backtrace::force_capture(), "panicked{place}: {text}");
+        let guard = guard::current();
+        if guard != Guard::GoesOn {
+            let _ = channel.send(&FromWorker::Failed(reason(&format!("it panicked{place}: {text}"))));
+        }
+        if guard == Guard::None {
+            std::process::abort();
+        }
+    }));
 }
 
 /// Where the live maps of a store are: of this store in this place, not of a copy of it.
@@ -55,24 +127,82 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
     Ok(format!("plyfs-{uuid}-{}-{}", meta.dev(), meta.ino()))
 }
 
-fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd) -> Result<(), String> {
+/// What a standby worker has done before it is needed.
+struct Prepared {
+    cache: BlockCache,
+    opener: Arc<dyn OpenImage>,
+    live_dir: PathBuf,
+    confinement: InForce,
+}
+
+/// What a worker is told when it is its turn.
+struct Turn {
+    report: Report,
+    fresh_mount: bool,
+}
+
+/// Does what takes time, and gives up what serving does not need. Another worker serves meanwhile: nothing of the
+/// store, the live maps or the shared cache is changed here.
+fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     let config = &start.config;
     let protection = sys::protect();
-    if start.worker_starts == 1 && !protection.locked {
+    if start.warn && !protection.locked {
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
-    let cache = BlockCache::new(config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    let mut live_dir = PathBuf::new();
-    let live = |superblock: &Superblock| -> io::Result<Arc<dyn LiveStore>> {
-        let dir = config.runtime_dir.join(live_dir_name(superblock, &config.store)?);
-        live_dir.clone_from(&dir);
-        Ok(Arc::new(LiveDir::new(&dir)?))
+    let superblock = Store::superblock(&config.store).map_err(|e| e.to_string())?;
+    let name = live_dir_name(&superblock, &config.store).map_err(|e| format!("the store: {e}"))?;
+    let live_dir = config.runtime_dir.join(name);
+    if start.probe {
+        Store::probe(&config.store).map_err(|e| e.to_string())?;
+        Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
+    }
+    LiveDir::new(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
+    // Before there is another thread, and before anything that is not the opener's business is in memory.
+    let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
+        Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
+    } else {
+        Arc::new(OpenHere)
     };
-    let store =
-        Store::open(&config.store, live, Arc::new(cache), config.reserve).map_err(|e| e.to_string())?;
+    // Rights go before there is another thread; the standby worker already has what it keeps.
+    let confinement = confine::apply(&Policy {
+        security: &config.security,
+        store: &config.store,
+        live_dir: &live_dir,
+        memory_locked: protection.locked,
+        first: start.warn,
+    });
+    let cache =
+        BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
+    Ok(Prepared { cache, opener, live_dir, confinement })
+}
+
+/// The cache's contents may be what killed the workers before: those that die young start with an empty one.
+fn adopt(cache: &BlockCache, report: &Report) {
+    let doubtful = report.back_off_ms > 0;
+    match if doubtful { cache.adopt_nothing() } else { cache.adopt() } {
+        Adoption::Empty | Adoption::Kept => {}
+        Adoption::Dropped => tracing::info!(doubtful, "the cache of the worker before is not used"),
+        Adoption::Unusable(error) => tracing::error!(%error, "there is no memory for the cache"),
+    }
+}
+
+fn serve(
+    start: &Start,
+    turn: Turn,
+    prepared: Prepared,
+    fuse: OwnedFd,
+    channel: &Arc<Channel>,
+    listener: OwnedFd,
+) -> Result<(), String> {
+    let config = &start.config;
+    let Prepared { cache, opener, live_dir, confinement } = prepared;
+    adopt(&cache, &turn.report);
+    let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+        .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
-    if start.worker_starts == 1 {
-        // A fresh mount: nobody has anything open.
+    if turn.fresh_mount {
+        // Nobody has anything open.
         for node in store.unlinked() {
             store.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
         }
@@ -88,18 +218,22 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
+    let report = Arc::new(Mutex::new(turn.report));
+    let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {
         store: store.clone(),
         notifier: notifier.clone(),
         channel: channel.clone(),
         config: config.clone(),
         supervisor_pid: start.supervisor_pid,
-        worker_starts: start.worker_starts,
+        report: report.clone(),
         since_ns: start.since_ns,
+        confinement,
     };
-    api::spawn(control, listener).map_err(|e| format!("control socket: {e}"))?;
-    spawn_finisher(fs, store.clone(), channel.clone()).map_err(|e| format!("threads: {e}"))?;
-    if start.worker_starts > 1 {
+    api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
+    spawn_ear(Ear { fs, store: store.clone(), channel: channel.clone(), report, drain })
+        .map_err(|e| format!("threads: {e}"))?;
+    if !turn.fresh_mount {
         spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
     }
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
@@ -110,22 +244,48 @@ fn serve(start: &Start, fuse: OwnedFd, channel: &Arc<Channel>, listener: OwnedFd
     Ok(())
 }
 
-/// Waits for the supervisor's word to end although files are open.
-fn spawn_finisher(fs: PlyFs, store: Arc<Store>, channel: Arc<Channel>) -> io::Result<()> {
-    let finish = move || {
-        if let Ok(Some(FromSupervisor::Finish)) = channel.receive() {
-            fs.quiesce();
-            let code = match store.close() {
-                Ok(()) => 0,
-                Err(error) => {
-                    let _ = channel.send(&FromWorker::Failed(error.to_string()));
-                    1
+/// Listens to the supervisor.
+struct Ear {
+    fs: PlyFs,
+    store: Arc<Store>,
+    channel: Arc<Channel>,
+    report: Arc<Mutex<Report>>,
+    drain: Arc<tokio::sync::Notify>,
+}
+
+impl Ear {
+    fn listen(&self) {
+        loop {
+            match self.channel.receive() {
+                Ok(Some(FromSupervisor::Report(report))) => *self.report.lock() = report,
+                Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
+                Ok(Some(FromSupervisor::Finish)) => self.finish(),
+                Ok(Some(FromSupervisor::Activate { .. })) => tracing::error!("told to take over twice"),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    tracing::error!(%error, "what the supervisor says is not understood");
                 }
-            };
-            std::process::exit(code);
+                // The supervisor has ended, and this process is about to.
+                Ok(None) | Err(_) => return,
+            }
         }
-    };
-    std::thread::Builder::new().name("finisher".into()).spawn(finish).map(drop)
+    }
+
+    /// Closes the store although files are open, and ends this process.
+    fn finish(&self) -> ! {
+        self.fs.quiesce();
+        let code = match self.store.close() {
+            Ok(()) => 0,
+            Err(error) => {
+                let _ = self.channel.send(&FromWorker::Failed(reason(&error.to_string())));
+                1
+            }
+        };
+        std::process::exit(code)
+    }
+}
+
+fn spawn_ear(ear: Ear) -> io::Result<()> {
+    std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
 }
 
 /// Removes disks that lost their name and their last user while no worker could be told.

@@ -36,6 +36,18 @@ pub enum DeltaError {
         /// Start of the last block that should be in it.
         needs: u64,
     },
+    /// Memory of a worker of another version.
+    #[error(
+        "the live map of disk number {disk} has layout {has}, this plyfs knows {knows}; start the version that made it"
+    )]
+    LiveLayout {
+        /// Number of the disk.
+        disk: u64,
+        /// Its layout.
+        has: u64,
+        /// The layout of this version.
+        knows: u64,
+    },
     /// A partial write found a block that falls through to the base, and was not given the base's bytes.
     #[error("the base's bytes of a partly written block are missing")]
     NeedBase,

@@ -1,6 +1,7 @@
 //! Making a delta durable: the map file, flushes that join, and recovery.
 
-use std::io;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -99,7 +100,10 @@ impl Delta {
         };
         let (journal, commit) = open_map_file(&spec, &footing)?;
         let live = footing.live.existing(spec.disk).map_err(fail("opening the live map"))?;
-        let live = live.filter(|live| is_ours(live, &spec, identity));
+        let live = match live {
+            Some(live) if is_ours(&live, &spec, identity)? => Some(live),
+            _ => None,
+        };
         let taken_over = live.is_some();
         let map = match live {
             Some(live) => LiveMap::new(live),
@@ -380,8 +384,19 @@ impl Delta {
     }
 }
 
-fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {
+/// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
+pub(super) fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
+    const NAME: u64 = (1 << 48) - 1;
+    if magic & NAME == LIVE_MAGIC & NAME && magic != LIVE_MAGIC {
+        let (has, knows) = (magic >> 48, LIVE_MAGIC >> 48);
+        return Err(DeltaError::LiveLayout { disk, has, knows });
+    }
+    Ok(())
+}
+
+fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Result<bool, DeltaError> {
     let word = |word| live.header(word).load(Ordering::Acquire);
+    check_layout(spec.disk, word(LiveHeader::Magic))?;
     let inode = (word(LiveHeader::Device), word(LiveHeader::Inode));
     let ours = word(LiveHeader::Magic) == LIVE_MAGIC
         && word(LiveHeader::Disk) == spec.disk
@@ -393,7 +408,34 @@ fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> bool {
             "a live map belongs to other files than the store's and is not used"
         );
     }
-    ours
+    Ok(ours)
+}
+
+impl Delta {
+    /// Whether this version can take over the live maps in `dir`, which another worker may be using.
+    ///
+    /// # Errors
+    /// `LiveLayout` when one has another layout; what the storage says.
+    pub fn probe_live(dir: &Path) -> Result<(), DeltaError> {
+        let fail = || DeltaError::io("reading a live map");
+        let entries = match std::fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(fail())?,
+        };
+        for entry in entries {
+            let name = entry.map_err(fail())?.file_name();
+            let disk = name.to_str().and_then(|n| n.strip_suffix(".live")).and_then(|n| n.parse().ok());
+            let Some(disk) = disk else { continue };
+            let mut magic = [0; 8];
+            match std::fs::File::open(dir.join(&name)).and_then(|mut file| file.read_exact(&mut magic)) {
+                // It was removed in this moment.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(fail())?,
+            }
+            check_layout(disk, u64::from_le_bytes(magic))?;
+        }
+        Ok(())
+    }
 }
 
 fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>, Commit), DeltaError> {

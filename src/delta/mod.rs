@@ -121,7 +121,7 @@ fn data_name(disk: u64) -> String {
     format!("deltas/{disk}.data")
 }
 
-fn map_name(disk: u64, generation: u64) -> String {
+pub(crate) fn map_name(disk: u64, generation: u64) -> String {
     format!("deltas/{disk}.{generation}.map")
 }
 

@@ -76,7 +76,7 @@ impl Rig {
             let source = Arc::new(FileSource::open(&path).unwrap());
             // Small, so that blocks come and go.
             let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-            Arc::new(Base::new("base".into(), source, cache))
+            Arc::new(Base::new(1, "base".into(), source, cache))
         });
         let medium = Arc::new(HostMedium::new(dir.path()).unwrap());
         medium.make_dir("deltas").unwrap();

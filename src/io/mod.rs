@@ -4,6 +4,7 @@
 //! [`Medium`] is the fault seam: everything durable is written through it, so that a test can count the syncs,
 //! lose what was not synced, and fail any call.
 
+pub mod confine;
 mod host;
 mod live;
 mod live_store;

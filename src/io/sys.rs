@@ -1,22 +1,25 @@
 //! System calls that the standard library has no safe word for.
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, OsString, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Space;
 
-fn check(ret: i64) -> io::Result<i64> {
+pub(super) fn check(ret: i64) -> io::Result<i64> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-fn c_path(path: &Path) -> io::Result<CString> {
+pub(super) fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
@@ -50,7 +53,10 @@ pub fn read_cached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Resul
     }
 }
 
-/// What FS_IOC_FIEMAP takes and gives (linux/fiemap.h), with room for some extents.
+/// The request of ioctl(2) that lists a file's extents.
+pub const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+
+/// What [`FS_IOC_FIEMAP`] takes and gives (linux/fiemap.h), with room for some extents.
 #[repr(C)]
 struct ExtentQuery {
     start: u64,
@@ -76,7 +82,6 @@ struct FileExtent {
 /// Whether every byte of a range has space of its own on the filesystem, so that writing it needs none: written,
 /// preallocated, or reserved for delayed allocation. False where writes are never in place (btrfs).
 pub fn has_space(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
-    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
     const LAST: u32 = 0x1;
     const NOT_IN_PLACE: u32 = 0x8 | 0x200 | 0x2000; // encoded, inline, shared
     let (mut at, end) = (offset, offset + len);
@@ -213,17 +218,71 @@ pub fn replace_fd(old: BorrowedFd<'_>, new: RawFd) -> io::Result<()> {
 /// Takes the descriptors that the parent process left open under these numbers, once in the life of the process.
 ///
 /// # Errors
-/// `AlreadyExists` on a second call, which would take descriptors that somebody owns; `EBADF` when one is not open.
-pub fn inherit_once<const N: usize>(fds: [RawFd; N]) -> io::Result<[OwnedFd; N]> {
+/// `AlreadyExists` on a second call, which would take descriptors that somebody owns; `InvalidInput` when a number
+/// comes twice; `EBADF` when one is not open.
+pub fn inherit_once(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::SeqCst) {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    for fd in fds {
-        set_cloexec(fd, true)?;
+    for (n, fd) in fds.iter().enumerate() {
+        if *fd < 3 || fds[..n].contains(fd) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        set_cloexec(*fd, true)?;
     }
-    // SAFETY: the numbers are open, were opened by the parent, and this is the first and only time they are taken.
-    Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+    // SAFETY: the numbers are open, differ, were opened by the parent or before exec, and this is the first and only
+    // time they are taken.
+    Ok(fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect())
+}
+
+/// Sends a signal to a child of this process that was not waited for yet.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::kill(pid as libc::pid_t, signal) }.into()).map(drop)
+}
+
+/// Waits until a child has ended, and reaps it.
+pub fn wait(pid: u32) -> io::Result<ExitStatus> {
+    let mut status = 0;
+    loop {
+        // SAFETY: room for the status.
+        match check(unsafe { libc::waitpid(pid as libc::pid_t, &mut status, 0) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(|_| ExitStatus::from_raw(status)),
+        }
+    }
+}
+
+/// execve(2): this process goes on as another program, with its descriptors that do not close, its children and its
+/// blocked signals (which `std`'s own exec would unblock). Returns only the error.
+pub fn exec(program: &Path, arguments: &[OsString], environment: &[(OsString, OsString)]) -> io::Error {
+    let pair = |(key, value): &(OsString, OsString)| {
+        CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).map_err(io::Error::other)
+    };
+    let word = |word: &OsString| CString::new(word.as_bytes()).map_err(io::Error::other);
+    let prepared = (|| {
+        let arguments: Vec<CString> = arguments.iter().map(word).collect::<io::Result<_>>()?;
+        let environment: Vec<CString> = environment.iter().map(pair).collect::<io::Result<_>>()?;
+        Ok((c_path(program)?, arguments, environment))
+    })();
+    let (program, arguments, environment) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return error,
+    };
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(&arguments), pointers(&environment));
+    // SAFETY: C strings and arrays that end with null and outlive the call.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Names this process for `ps` and `top`; 15 bytes of it are shown.
+pub fn set_process_name(name: &CStr) {
+    // SAFETY: a C string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// A pair of connected sockets that keep message borders.
@@ -367,6 +426,13 @@ pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Sends a whole message on a socket without waiting; `WouldBlock` when the other end does not read.
+pub fn send_now(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: a buffer with its length.
+    check(unsafe { libc::send(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), flags) } as i64).map(drop)
+}
+
 /// SIGKILL for this process when its parent's thread ends; fails when the parent is gone already.
 pub fn die_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: numbers only.
@@ -389,14 +455,20 @@ pub struct Protection {
     pub io_flusher: bool,
 }
 
+/// RLIMIT_MEMLOCK: bytes that may be locked without a right to lock more; `u64::MAX` when there is no limit.
+pub fn memory_lock_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain struct out.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    limit.rlim_cur
+}
+
 /// Locks memory as it is touched and marks the process as one that serves I/O, as far as it may.
 pub fn protect() -> Protection {
+    // With a limit, MCL_FUTURE would make later mappings fail.
+    let may_lock = effective_ids().0 == 0 || memory_lock_limit() == libc::RLIM_INFINITY;
     // SAFETY: numbers only.
     unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
-        // With a limit, MCL_FUTURE would make later mappings fail.
-        let may_lock = libc::geteuid() == 0 || limit.rlim_cur == libc::RLIM_INFINITY;
         let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
         let locked = may_lock && libc::mlockall(flags) == 0;
         const PR_SET_IO_FLUSHER: i32 = 57;
@@ -431,11 +503,20 @@ pub fn now_ns() -> i64 {
     at.tv_sec * 1_000_000_000 + at.tv_nsec
 }
 
-/// Number that stands for this boot of the machine.
+/// Number that stands for this boot of the machine; read once, as a confined process may not read it later.
 pub fn boot_number() -> u64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // Not 0, which means none.
-    u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    static NUMBER: OnceLock<u64> = OnceLock::new();
+    *NUMBER.get_or_init(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Not 0, which means none.
+        u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
+    })
+}
+
+/// umask(2); returns the old one. It belongs to the whole process: for one with a single thread.
+pub fn set_umask(mask: u32) -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::umask(mask) }
 }
 
 /// Number of the thread-group; this process.

@@ -9,14 +9,15 @@
 //! - A file that is replaced by a rename goes on being served: the old one is still open.
 
 use std::cell::Cell;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::aligned::{ALIGN, AlignedBuf};
+use super::open::{OpenHere, OpenImage, Opened, pread, usable};
 use super::{Identity, Source, SourceError, SourceErrorKind};
 
 /// The most that one unaligned step reads.
@@ -42,12 +43,16 @@ impl FileSource {
     /// # Errors
     /// `NotFound`, `NotAFile`, `Permission`, `Empty`, or `Io`.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let fail = |error| SourceError::from_io("open", path, error);
-        // Asked before opening, because to open a device can be an action in itself; and after, because only
-        // then it holds.
-        usable(path, &std::fs::metadata(path).map_err(fail)?)?;
-        let (file, direct) = open_file(path).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
+        Self::open_with(&OpenHere, path)
+    }
+
+    /// As [`open`](Self::open), by somebody who may open it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(opener: &dyn OpenImage, path: &Path) -> Result<Self, SourceError> {
+        let Opened { file, direct } = opener.open(path)?;
+        let metadata = file.metadata().map_err(|error| SourceError::from_io("open", path, error))?;
         usable(path, &metadata)?;
         let identity = identity(&metadata);
         Ok(Self { file, path: path.to_owned(), identity, direct, changed: AtomicBool::new(false) })
@@ -183,18 +188,6 @@ impl Source for FileSource {
     }
 }
 
-/// Directories, devices, FIFOs and sockets are no images; neither is nothing.
-fn usable(path: &Path, metadata: &Metadata) -> Result<(), SourceError> {
-    let kind = if !metadata.is_file() {
-        SourceErrorKind::NotAFile
-    } else if metadata.len() == 0 {
-        SourceErrorKind::Empty
-    } else {
-        return Ok(());
-    };
-    Err(SourceError::new(kind, "open", path))
-}
-
 fn identity(metadata: &Metadata) -> Identity {
     Identity {
         size: metadata.len(),
@@ -202,39 +195,5 @@ fn identity(metadata: &Metadata) -> Identity {
         mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
         device: metadata.dev(),
         inode: metadata.ino(),
-    }
-}
-
-/// Opens without waiting, and around the page cache if one direct read of ours works; some filesystems take
-/// the flag and refuse the read.
-fn open_file(path: &Path) -> io::Result<(File, bool)> {
-    // O_CLOEXEC is set by the standard library.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let open = |more| OpenOptions::new().read(true).custom_flags(flags | more).open(path);
-    match open(libc::O_DIRECT) {
-        Ok(file) => {
-            let mut probe = AlignedBuf::new(ALIGN);
-            match pread(&file, &mut probe, 0) {
-                Err(error) if refuses_direct(&error) => {}
-                // Another failure is not about the flag: the reads to come report it with their offset.
-                Ok(_) | Err(_) => return Ok((file, true)),
-            }
-        }
-        Err(error) if refuses_direct(&error) => {}
-        Err(error) => return Err(error),
-    }
-    Ok((open(0)?, false))
-}
-
-fn refuses_direct(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
-}
-
-fn pread(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    loop {
-        match file.read_at(buf, offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }

@@ -9,6 +9,7 @@
 
 mod aligned;
 pub mod file;
+mod open;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use aligned::AlignedBuf;
 pub use file::FileSource;
+pub use open::{OpenHere, OpenImage, Opened};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -43,6 +45,13 @@ impl Identity {
     /// The same content as far as metadata can tell: size and modification time.
     pub fn same_content(&self, other: &Self) -> bool {
         self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
+    }
+
+    /// All of it, to tell identities apart within this machine's memory; no format for disks.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let Self { size, mtime_s, mtime_ns, device, inode } = *self;
+        let words = [size, mtime_s as u64, u64::from(mtime_ns), device, inode];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 }
 
@@ -93,6 +102,10 @@ pub enum SourceErrorKind {
     Permission,
     /// It has no bytes, so it cannot be a disk.
     Empty,
+    /// It lies on the daemon's own mount.
+    OwnMount,
+    /// It lies outside the directories that the files of bases have to be in.
+    Outside,
     /// It is not the object any more that was opened.
     Changed,
     /// Anything else that the system reported.
@@ -151,6 +164,13 @@ impl fmt::Display for SourceError {
             SourceErrorKind::Empty => {
                 ("it is empty", "an image has at least one byte; check that the copy is complete")
             }
+            SourceErrorKind::OwnMount => {
+                ("it lies on this daemon's own mount", "give a file of another filesystem")
+            }
+            SourceErrorKind::Outside => (
+                "it lies outside the directories for bases",
+                "move the file, or name its directory in [security] base_dirs and restart the daemon",
+            ),
             SourceErrorKind::Changed => (
                 "its size or modification time is not what it was when it was opened",
                 "a base must never change; restore the original file, or add the new one as a new base",

@@ -9,18 +9,19 @@ use super::StoreError;
 use crate::base::Base;
 use crate::cache::BlockCache;
 use crate::format::record::BaseRecord;
-use crate::source::{FileSource, Source};
+use crate::source::{FileSource, OpenImage, Source};
 
 /// One base of a store.
 pub struct BaseNode {
     record: BaseRecord,
     cache: Arc<BlockCache>,
+    opener: Arc<dyn OpenImage>,
     attached: Mutex<Option<Arc<Base>>>,
 }
 
 impl BaseNode {
-    pub(super) fn new(record: BaseRecord, cache: Arc<BlockCache>) -> Self {
-        Self { record, cache, attached: Mutex::new(None) }
+    pub(super) fn new(record: BaseRecord, cache: Arc<BlockCache>, opener: Arc<dyn OpenImage>) -> Self {
+        Self { record, cache, opener, attached: Mutex::new(None) }
     }
 
     /// Its number.
@@ -56,7 +57,7 @@ impl BaseNode {
             return Ok(base.clone());
         }
         let object = format!("base {}", self.record.name);
-        let source = FileSource::open(Path::new(&self.record.source))
+        let source = FileSource::open_with(&*self.opener, Path::new(&self.record.source))
             .map_err(|source| StoreError::Source { object: object.clone(), source })?;
         let (now, then) = (*source.identity(), &self.record.identity);
         let mtime_ns = now.mtime_s * 1_000_000_000 + i64::from(now.mtime_ns);
@@ -77,7 +78,12 @@ impl BaseNode {
                 ),
             });
         }
-        let base = Arc::new(Base::new(self.record.name.clone(), Arc::new(source), self.cache.clone()));
+        let base = Arc::new(Base::new(
+            self.record.id,
+            self.record.name.clone(),
+            Arc::new(source),
+            self.cache.clone(),
+        ));
         *attached = Some(base.clone());
         Ok(base)
     }

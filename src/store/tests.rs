@@ -541,3 +541,36 @@ fn attributes_are_kept() {
     assert_eq!((got.mode, got.uid, got.gid), (0o640, 77, 2));
     assert_eq!(store.disk("one").unwrap().problem(), None);
 }
+
+#[test]
+fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
+    let (house, store) = House::with_base();
+    store.create_disks(&[blank("one"), blank("two")]).unwrap();
+    let (one, two) = (store.disk("one").unwrap().id(), store.disk("two").unwrap().id());
+    drop(store);
+    let record = |id: u64| format!("disks/{id}.disk");
+    let left = [
+        "plyfs.store.tmp".to_owned(),
+        "bases/1.base.tmp".to_owned(),
+        "bases/77.base.tmp".to_owned(),
+        format!("{}.tmp", record(one)),
+        format!("{}.tmp", record(900)),
+        // May be the last copy, see below.
+        format!("{}.tmp", record(two)),
+        // Not of plyfs.
+        "disks/notes.tmp".to_owned(),
+    ];
+    for file in &left {
+        fs::copy(house.path(&record(two)), house.path(file)).unwrap();
+    }
+    fs::write(house.path(&record(two)), "damaged").unwrap();
+    let store = house.open();
+    assert_eq!(store.damaged().len(), 1);
+    assert_eq!(names(&store), ["one"]);
+    for file in &left[..5] {
+        assert!(!house.path(file).exists(), "{file} is still there");
+    }
+    for file in &left[5..] {
+        assert!(house.path(file).exists(), "{file} is gone");
+    }
+}

@@ -38,8 +38,17 @@ fn writes_are_seen_by_their_disk_alone_and_persist() {
     assert_eq!(house.json(&["base", "show", "b"])["disks"], 2);
 }
 
+/// When the worker is killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kills {
+    /// When no operation is under way; the daemon is restarted, too.
+    Between,
+    /// At any moment.
+    During,
+}
+
 /// Write, read, punch, zero, truncate, fsync, kill and restart at 512 bytes and at odd bytes, against a flat model.
-fn random_operations(seed: u64, base: bool, mut house: House) {
+fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
     const MOST: u64 = 600 * 1024 + 512;
     let mut model = if base { house.base(400 * 1024 + 512) } else { Vec::new() };
     house.create("d", base, MOST);
@@ -47,7 +56,11 @@ fn random_operations(seed: u64, base: bool, mut house: House) {
     let mut random = Random(seed);
     let mut file = open(&house.disk("d"));
     let mut done = Vec::new();
-    for step in 0..600 {
+    let storm = (kills == Kills::During).then(|| Storm::at_random(&house, seed));
+    for step in 0.. {
+        if step >= 600 && storm.as_ref().is_none_or(|storm| storm.kills() >= 25) {
+            break;
+        }
         let grain = [1, SECTOR, SECTOR, 4096, 65536][random.below(5) as usize];
         let size = model.len() as u64;
         let at = random.below(size.max(1)) / grain * grain;
@@ -94,8 +107,8 @@ fn random_operations(seed: u64, base: bool, mut house: House) {
             }
             28 => file.sync_all().unwrap(),
             29 => file.sync_data().unwrap(),
-            30 if step % 4 == 0 => house.kill_worker(),
-            31 if step % 8 == 0 => {
+            30 if step % 4 == 0 && kills == Kills::Between => house.kill_worker(),
+            31 if step % 8 == 0 && kills == Kills::Between => {
                 drop(file);
                 house.restart();
                 file = open(&house.disk("d"));
@@ -106,7 +119,18 @@ fn random_operations(seed: u64, base: bool, mut house: House) {
             same(&fs::read(house.disk("d")).unwrap(), &model, &done.join("\n"));
             holes_read_zeros(&file, &model, &done.join("\n"));
         }
+        // What a failure names: enough of it.
+        if done.len() > 600 {
+            done.drain(..300);
+        }
     }
+    let Some(storm) = storm else { return };
+    assert!(storm.stop() >= 25);
+    drop(file);
+    house.restart();
+    same(&fs::read(house.disk("d")).unwrap(), &model, "after the storm and a restart");
+    house.stop();
+    house.ok(&["check"]);
 }
 
 fn seek(file: &fs::File, at: u64, whence: i32) -> Option<u64> {
@@ -133,13 +157,20 @@ fn holes_read_zeros(file: &fs::File, model: &[u8], what: &str) {
 
 #[test]
 fn random_operations_on_a_base_match_a_flat_model() {
-    random_operations(11, true, House::on_disk());
-    random_operations(12, true, House::in_memory());
+    random_operations(11, true, House::on_disk(), Kills::Between);
+    random_operations(12, true, House::in_memory(), Kills::Between);
 }
 
 #[test]
 fn random_operations_on_a_blank_disk_match_a_flat_model() {
-    random_operations(13, false, House::on_disk());
+    random_operations(13, false, House::on_disk(), Kills::Between);
+}
+
+#[test]
+fn random_operations_with_kills_during_them_match_a_flat_model() {
+    random_operations(14, true, House::on_disk(), Kills::During);
+    random_operations(15, true, House::in_memory(), Kills::During);
+    random_operations(16, false, House::on_disk(), Kills::During);
 }
 
 #[test]

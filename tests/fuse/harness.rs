@@ -81,12 +81,27 @@ impl House {
 
     /// The daemon's whole log when it ends before it is ready.
     pub fn try_start(&mut self, args: &[&str]) -> Result<(), String> {
+        let mut command = self.command();
+        command.args(["serve", "--cache-memory", "64M"]).args(args);
+        self.try_start_command(command)
+    }
+
+    /// The daemon as the last arguments of another program, which becomes it or ends with it.
+    pub fn start_under(&mut self, mut wrapper: Command) {
+        wrapper.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]);
+        wrapper.env("PLYFS_STORE", self.store()).stdin(Stdio::null());
+        self.start_command(wrapper);
+    }
+
+    pub fn start_command(&mut self, command: Command) {
+        self.try_start_command(command).unwrap_or_else(|why| panic!("serve: {why}"));
+    }
+
+    fn try_start_command(&mut self, mut command: Command) -> Result<(), String> {
         assert!(self.child.is_none());
         let log = OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
         let from = log.metadata().unwrap().len() as usize;
-        let mut command = self.command();
-        command.args(["serve", "--cache-memory", "64M"]).args(args).stdout(Stdio::piped()).stderr(log);
-        let mut child = command.spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         if line.starts_with("plyfs ready ") {
@@ -142,6 +157,11 @@ impl House {
 
     pub fn stop(&mut self) {
         self.ok(&["stop"]);
+        self.ended();
+    }
+
+    /// The daemon was told to stop, and ends well.
+    pub fn ended(&mut self) {
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "the daemon ended with {status}");
     }
@@ -247,28 +267,49 @@ impl Killer {
 /// Kills the worker at every `period`, until dropped.
 pub struct Storm {
     end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<u64>>,
+    killer: Arc<Killer>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Storm {
+    /// Kills at random intervals of 2 ms to 1 s, short and long ones as often. Not all of them short: the supervisor
+    /// makes ever longer pauses between workers that all die young.
+    pub fn at_random(house: &House, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let wait = move || {
+            let shortest = Duration::from_millis(2 << random.below(9));
+            shortest + shortest * random.below(1000) as u32 / 1000
+        };
+        Self::with(house, wait, u64::MAX)
+    }
+
     pub fn new(house: &House, period: Duration, most: u64) -> Self {
+        Self::with(house, move || period, most)
+    }
+
+    fn with(house: &House, mut wait: impl FnMut() -> Duration + Send + 'static, most: u64) -> Self {
         let end = Arc::new(AtomicBool::new(false));
-        let killer = Killer::new(house);
-        let seen = Arc::clone(&end);
+        let killer = Arc::new(Killer::new(house));
+        let (seen, kills) = (Arc::clone(&end), Arc::clone(&killer));
         let thread = std::thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) && killer.kills.load(Ordering::Relaxed) < most {
-                std::thread::sleep(period);
-                killer.kill();
+            while !seen.load(Ordering::Relaxed) && kills.kills.load(Ordering::Relaxed) < most {
+                std::thread::sleep(wait());
+                kills.kill();
             }
-            killer.kills.load(Ordering::Relaxed)
         });
-        Self { end, thread: Some(thread) }
+        Self { end, killer, thread: Some(thread) }
+    }
+
+    /// How many kills there were so far.
+    pub fn kills(&self) -> u64 {
+        self.killer.kills.load(Ordering::Relaxed)
     }
 
     /// How many kills there were.
     pub fn stop(mut self) -> u64 {
         self.end.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+        self.thread.take().unwrap().join().unwrap();
+        self.kills()
     }
 }
 

@@ -1,11 +1,13 @@
 //! The filesystem through a real mount: one daemon per test, as root, with the tools that users point at it.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
+mod crashes;
 mod devices;
 mod directory;
 mod failing;
 mod file;
 mod full;
 mod harness;
+mod privilege;
 mod refusals;
 mod tools;

@@ -64,6 +64,20 @@ fn fsx_while_the_worker_is_killed_again_and_again() {
     assert!(storm.stop() > 0);
 }
 
+#[test]
+fn fsx_while_the_worker_is_killed_at_random_moments() {
+    for (base, seed) in [(true, 4), (false, 5)] {
+        let mut house = House::on_disk();
+        house.base(MIB as usize);
+        let disk = house.create("d", base, MIB);
+        let storm = Storm::at_random(&house, u64::from(seed));
+        fsx(&house, &disk, seed, 20_000);
+        assert!(storm.stop() > 5);
+        house.stop();
+        house.ok(&["check"]);
+    }
+}
+
 fn fio(disk: &Path, args: &[&str]) {
     let Some(tool) = tool("fio") else { return };
     let mut command = Command::new(tool);

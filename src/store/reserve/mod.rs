@@ -51,6 +51,8 @@ pub struct ReserveState {
     pub held: u64,
     /// A part was given back: data gets no new space.
     pub in_use: bool,
+    /// That, or a write of data found no space, and there is hardly more since.
+    pub full: bool,
 }
 
 struct Shared {
@@ -66,6 +68,9 @@ struct Shared {
     /// The reserve's file, when it could be made.
     file: Mutex<Option<Arc<dyn MediumFile>>>,
     logged_ns: AtomicI64,
+    /// Bytes said to be free, + 1, when a write of data found no space; 0: none did. Filesystems keep some of what they
+    /// call free for themselves, so that alone says little.
+    refused_at: AtomicU64,
 }
 
 fn no_space() -> io::Error {
@@ -116,6 +121,7 @@ impl Reserve {
             gate: RwLock::new(()),
             file: Mutex::new(None),
             logged_ns: AtomicI64::new(0),
+            refused_at: AtomicU64::new(0),
         };
         if wanted == 0 {
             // A reserve of an earlier configuration.
@@ -137,7 +143,13 @@ impl Reserve {
     pub fn state(&self) -> ReserveState {
         let shared = &self.shared;
         let whole = shared.refill();
-        ReserveState { wanted: shared.wanted, held: shared.held.load(Ordering::Relaxed), in_use: !whole }
+        let held = shared.held.load(Ordering::Relaxed);
+        let refused_at = shared.refused_at.load(Ordering::Relaxed);
+        let refused = refused_at > 0 && shared.inner.space().is_ok_and(|s| s.free < refused_at + MIB);
+        if !refused {
+            shared.refused_at.store(0, Ordering::Relaxed);
+        }
+        ReserveState { wanted: shared.wanted, held, in_use: !whole, full: refused || !whole }
     }
 }
 
@@ -353,7 +365,13 @@ impl MediumFile for DataFile {
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let _gate = self.shared.admit(&*self.inner, offset, buf.len() as u64)?;
-        self.inner.write_at(buf, offset)
+        self.inner.write_at(buf, offset).inspect_err(|error| {
+            if is_full(error)
+                && let Ok(space) = self.shared.inner.space()
+            {
+                self.shared.refused_at.store(space.free + 1, Ordering::Relaxed);
+            }
+        })
     }
     fn write_reserved(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         match self.write_at(buf, offset) {

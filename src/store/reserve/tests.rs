@@ -242,12 +242,16 @@ fn metadata_gets_the_reserve_and_data_does_not() {
         let small = Small::new(64 * MIB);
         small.0.lock().full = errno;
         let reserve = small.reserve(WANTED);
-        assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false });
+        assert_eq!(
+            reserve.state(),
+            ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: false }
+        );
         let data = reserve.open("deltas/1.data", Open::Create).unwrap();
         data.write_at(&[1; 8192], 0).unwrap();
         data.allocate(1 << 20, 8192).unwrap();
         small.fill();
         assert!(is_no_space(data.write_at(&[1; 4096], 8192)));
+        assert!(reserve.state().full && !reserve.state().in_use);
         replace(&*reserve, "disks", "1.disk", &[2; 4096]).unwrap();
         let state = reserve.state();
         assert!(state.in_use && state.held < WANTED, "{state:?}");
@@ -268,7 +272,10 @@ fn metadata_gets_the_reserve_and_data_does_not() {
         assert!(is_no_space(data.write_at(&[1; 4096], 8192)) || !reserve.state().in_use);
         small.grow(8 * MIB);
         data.write_at(&[1; 4096], 8192).unwrap();
-        assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false });
+        assert_eq!(
+            reserve.state(),
+            ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: false }
+        );
     }
 }
 
@@ -283,7 +290,7 @@ fn metadata_uses_the_whole_reserve_and_fails_after_it() {
     assert!(is_no_space(map.write_at(&[1; 4096], WANTED)));
     map.set_len(0).unwrap();
     reserve.sync_dir("deltas").unwrap();
-    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false });
+    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: false });
 }
 
 #[test]
@@ -309,7 +316,7 @@ fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
     let held = reserve.state().held;
     drop(reserve);
     let reserve = small.reserve(WANTED);
-    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held, in_use: true });
+    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held, in_use: true, full: true });
     // Before the store is open: for the lock and the control socket.
     let mut tries = 0;
     small.fill();
@@ -324,7 +331,7 @@ fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
     assert!(!small.reserve(WANTED).state().in_use);
     assert_eq!(
         small.reserve(2 * MIB).state(),
-        ReserveState { wanted: 2 * MIB, held: 2 * MIB, in_use: false }
+        ReserveState { wanted: 2 * MIB, held: 2 * MIB, in_use: false, full: false }
     );
     small.reserve(0);
     assert!(!small.names().contains(&RESERVE.into()));

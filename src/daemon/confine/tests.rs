@@ -1,0 +1,307 @@
+//! Each in a process of its own, because nothing here can be undone.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::{InForce, Policy, apply};
+use crate::config::{SeccompMode, SecurityConfig};
+use crate::io::confine::{bare_call, in_child};
+use crate::io::sys;
+
+/// A directory with a store's directories, a directory for live maps, and a file that is none of the worker's
+/// business.
+fn house() -> TempDir {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for part in ["store/bases", "store/disks", "store/deltas", "run/live"] {
+        fs::create_dir_all(dir.path().join(part)).unwrap();
+    }
+    fs::write(dir.path().join("secret"), "secret").unwrap();
+    dir
+}
+
+fn confine(dir: &Path, security: &SecurityConfig) -> InForce {
+    apply(&Policy {
+        security,
+        store: &dir.join("store"),
+        live_dir: &dir.join("run/live"),
+        memory_locked: false,
+        first: false,
+    })
+}
+
+/// Runs `work` in a confined process; it has to come to its end.
+#[track_caller]
+fn confined(security: &SecurityConfig, work: impl FnOnce(&Path, InForce)) {
+    let dir = house();
+    let code = in_child(|| {
+        let in_force = confine(dir.path(), security);
+        work(dir.path(), in_force);
+        7
+    });
+    assert_eq!(code, 7, "the confined process did not come to its end (101: a panic, negative: a signal)");
+}
+
+fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+fn is_root() -> bool {
+    sys::effective_ids().0 == 0
+}
+
+#[test]
+fn everything_is_in_force_here() {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    confined(&SecurityConfig::default(), |_, in_force| {
+        // Signals and abstract sockets came with Linux 6.12.
+        let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());
+        let new = (numbers.next(), numbers.next()) >= (Some(6), Some(12));
+        assert_eq!(in_force.landlock == "full", new, "{}", in_force.landlock);
+        assert!(new || in_force.landlock.starts_with("partial"), "{}", in_force.landlock);
+        assert_eq!(in_force.seccomp, "on");
+        assert_eq!(in_force.core_dumps, "off");
+        assert_eq!(in_force.capabilities, Vec::<String>::new());
+        assert!(!in_force.memory_locked);
+    });
+}
+
+#[test]
+fn switched_off_means_off_and_says_so() {
+    let security = SecurityConfig {
+        capabilities: false,
+        landlock: false,
+        seccomp: SeccompMode::Off,
+        core_dumps: true,
+        base_dirs: Vec::new(),
+    };
+    confined(&security, |dir, in_force| {
+        assert_eq!(in_force.landlock, "off (configuration)");
+        assert_eq!(in_force.seccomp, "off (configuration)");
+        assert_eq!(in_force.core_dumps, "on");
+        assert_eq!(in_force.capabilities.is_empty(), !is_root());
+        // The counterpart of what is refused below, so that those refusals are known to be ours.
+        assert_eq!(fs::read(dir.join("secret")).unwrap(), b"secret");
+        fs::write(dir.join("new"), "x").unwrap();
+        fs::set_permissions(dir.join("secret"), fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(bare_call(libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0]), None);
+    });
+}
+
+#[test]
+fn the_store_and_the_live_maps_stay_usable() {
+    confined(&SecurityConfig::default(), |dir, _| {
+        for part in ["store", "store/deltas", "run/live"] {
+            let (a, b) = (dir.join(part).join("a"), dir.join(part).join("b"));
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&a).unwrap();
+            file.write_all_at(b"bytes", 10).unwrap();
+            file.sync_data().unwrap();
+            sys::fallocate(file.as_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, 4096)
+                .unwrap();
+            file.set_len(3).unwrap();
+            fs::rename(&a, &b).unwrap();
+            File::open(dir.join(part)).unwrap().sync_all().unwrap();
+            assert_eq!(
+                fs::read_dir(dir.join(part)).unwrap().filter(|e| e.as_ref().unwrap().path() == b).count(),
+                1
+            );
+            fs::remove_file(&b).unwrap();
+        }
+        fs::create_dir(dir.join("store/more")).unwrap();
+        fs::rename(dir.join("store/more"), dir.join("store/deltas/more")).unwrap();
+        sys::space(&dir.join("store")).unwrap();
+        fs::remove_dir(dir.join("run/live")).unwrap();
+    });
+}
+
+#[test]
+fn files_outside_are_out_of_reach() {
+    confined(&SecurityConfig::default(), |dir, _| {
+        // A way out through a link in the store is none.
+        symlink_by_call(&dir.join("secret"), &dir.join("store/link"));
+        for path in [dir.join("secret"), "/etc/shadow".into(), "/etc/passwd".into(), "/dev/fuse".into()] {
+            assert_eq!(errno(File::open(&path)), Some(libc::EACCES), "{path:?}");
+        }
+        for path in
+            [dir.join("new"), dir.join("run/new"), "/dev/shm/plyfs-new".into(), "/tmp/plyfs-new".into()]
+        {
+            assert_eq!(errno(File::create(&path)), Some(libc::EACCES), "{path:?}");
+        }
+        assert_eq!(errno(fs::read_dir(dir)), Some(libc::EACCES));
+        assert_eq!(errno(fs::rename(dir.join("secret"), dir.join("store/secret"))), Some(libc::EACCES));
+        assert_eq!(errno(fs::remove_file(dir.join("secret"))), Some(libc::EACCES));
+        assert_eq!(errno(fs::create_dir(dir.join("run/dir"))), Some(libc::EACCES));
+        // What landlock does not know, the filter does.
+        let open = fs::Permissions::from_mode(0o777);
+        assert_eq!(errno(fs::set_permissions(dir.join("secret"), open)), Some(libc::ENOSYS));
+        assert_eq!(errno(chown(dir.join("secret"), Some(65534), None)), Some(libc::ENOSYS));
+    });
+}
+
+/// symlink(2) is on no list, so that there is no link to try; the answer is what is tested.
+fn symlink_by_call(target: &Path, link: &Path) {
+    assert_eq!(errno(symlink(target, link)), Some(libc::ENOSYS));
+}
+
+#[test]
+fn a_link_in_the_store_leads_nowhere() {
+    let dir = house();
+    symlink(dir.path().join("secret"), dir.path().join("store/link")).unwrap();
+    let code = in_child(|| {
+        confine(dir.path(), &SecurityConfig::default());
+        i32::from(errno(File::open(dir.path().join("store/link"))) != Some(libc::EACCES))
+    });
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn no_network_no_programs_no_new_code() {
+    confined(&SecurityConfig::default(), |_, _| {
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET] {
+            let socket = bare_call(libc::SYS_socket, [family as u64, libc::SOCK_STREAM as u64, 0]);
+            assert_eq!(socket, Some(libc::ENOSYS), "{family}");
+        }
+        let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        assert_eq!(bare_call(libc::SYS_mmap, [0, 4096, executable]), Some(libc::ENOSYS));
+        assert_eq!(bare_call(libc::SYS_mprotect, [0, 0, executable]), Some(libc::ENOSYS));
+        // A process of its own is not a thread; a signal to another process is none of its business.
+        assert_eq!(bare_call(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]), Some(libc::ENOSYS));
+        assert_eq!(bare_call(libc::SYS_kill, [1, 0, 0]), Some(libc::ENOSYS));
+        assert_eq!(bare_call(libc::SYS_tgkill, [1, 1, 0]), Some(libc::ENOSYS));
+        assert_eq!(bare_call(libc::SYS_io_uring_setup, [1, 0, 0]), Some(libc::ENOSYS));
+    });
+}
+
+#[test]
+fn calls_of_an_intruder_end_the_process() {
+    for (name, call) in [
+        ("execve", libc::SYS_execve),
+        ("ptrace", libc::SYS_ptrace),
+        ("mount", libc::SYS_mount),
+        ("bpf", libc::SYS_bpf),
+        ("setuid", libc::SYS_setuid),
+        ("unshare", libc::SYS_unshare),
+        ("process_vm_readv", libc::SYS_process_vm_readv),
+    ] {
+        for seccomp in [SeccompMode::On, SeccompMode::Log] {
+            let dir = house();
+            let code = in_child(|| {
+                confine(dir.path(), &SecurityConfig { seccomp, ..SecurityConfig::default() });
+                bare_call(call, [0; 3]);
+                1
+            });
+            assert_eq!(code, -libc::SIGSYS, "{name} with {seccomp:?}");
+        }
+    }
+}
+
+#[test]
+fn logging_lets_calls_through() {
+    let security = SecurityConfig { seccomp: SeccompMode::Log, ..SecurityConfig::default() };
+    confined(&security, |_, in_force| {
+        assert_eq!(in_force.seccomp, "log");
+        assert_eq!(bare_call(libc::SYS_socket, [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0]), None);
+    });
+}
+
+#[test]
+fn threads_memory_and_backtraces_still_work() {
+    confined(&SecurityConfig::default(), |_, _| {
+        let thread = std::thread::Builder::new().name("late".into()).stack_size(256 << 10);
+        let sum = thread.spawn(|| vec![1u8; 64 << 20].iter().map(|b| u64::from(*b)).sum::<u64>()).unwrap();
+        assert_eq!(sum.join().unwrap(), 64 << 20);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::task::spawn_blocking(|| std::thread::sleep(std::time::Duration::from_millis(1)))
+                .await
+                .unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        });
+        let trace = std::backtrace::Backtrace::force_capture().to_string();
+        assert!(trace.contains("confine::tests"), "{trace}");
+        let mut file = sys::memory_file().unwrap();
+        file.write_all(b"in memory").unwrap();
+        std::io::stderr().write_all(b"").unwrap();
+    });
+}
+
+#[test]
+fn an_abort_is_an_abort() {
+    let dir = house();
+    let code = in_child(|| {
+        confine(dir.path(), &SecurityConfig::default());
+        std::process::abort()
+    });
+    assert_eq!(code, -libc::SIGABRT, "the filter must not turn it into anything else");
+}
+
+#[test]
+fn no_right_is_left_in_any_set() {
+    confined(&SecurityConfig::default(), |_, _| {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+            line.trim_start_matches(':').trim().to_owned()
+        };
+        let sets: &[_] =
+            if is_root() { &["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] } else { &["CapEff"] };
+        for set in sets {
+            assert_eq!(u64::from_str_radix(&value(set), 16).unwrap(), 0, "{set}");
+        }
+        assert_eq!(value("NoNewPrivs"), "1");
+        assert_eq!(value("Seccomp"), "2");
+    });
+}
+
+/// A store that root took over from somebody else is served, which root without any right could not do.
+#[test]
+fn a_store_of_somebody_else_keeps_the_one_right_it_needs() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let dir = house();
+    for part in ["store", "store/bases", "store/disks", "store/deltas"] {
+        chown(dir.path().join(part), Some(65534), Some(65534)).unwrap();
+        fs::set_permissions(dir.path().join(part), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let code = in_child(|| {
+        let in_force = confine(dir.path(), &SecurityConfig::default());
+        assert_eq!(in_force.capabilities, ["dac_override"]);
+        fs::write(dir.path().join("store/deltas/1.data"), "x").unwrap();
+        assert_eq!(errno(File::open(dir.path().join("secret"))), Some(libc::EACCES), "landlock holds it");
+        7
+    });
+    assert_eq!(code, 7);
+}
+
+/// Why CAP_IPC_LOCK is kept: all memory to come is locked, and what is over RLIMIT_MEMLOCK would not be given.
+#[test]
+fn locked_memory_needs_the_right_to_lock() {
+    const MORE: usize = 256 << 20;
+    let dir = house();
+    let grows = |memory_locked| {
+        in_child(|| {
+            if !sys::protect().locked {
+                return 3;
+            }
+            apply(&Policy {
+                security: &SecurityConfig::default(),
+                store: &dir.path().join("store"),
+                live_dir: &dir.path().join("run/live"),
+                memory_locked,
+                first: false,
+            });
+            // Not touched, and so not used.
+            i32::from(Vec::<u8>::new().try_reserve_exact(MORE).is_ok())
+        })
+    };
+    match grows(true) {
+        3 => println!("SKIP: memory cannot be locked here"),
+        with => assert_eq!((with, grows(false)), (1, i32::from(sys::memory_lock_limit() > MORE as u64))),
+    }
+}

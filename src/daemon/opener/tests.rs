@@ -1,0 +1,163 @@
+//! Each in a process of its own: the opener is forked by a process with one thread.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::Opener;
+use crate::config::{Config, Overrides};
+use crate::io::confine::{end_process, in_child, make_fifo};
+use crate::io::sys;
+use crate::source::{FileSource, OpenImage, Source, SourceErrorKind};
+
+fn house() -> (TempDir, Config) {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for part in ["store", "mnt/disks", "images", "images-other"] {
+        fs::create_dir_all(dir.path().join(part)).unwrap();
+    }
+    for image in ["images/a.img", "images-other/b.img", "mnt/disks/c.raw"] {
+        fs::write(dir.path().join(image), [0x5a; 8192]).unwrap();
+    }
+    let flags = Overrides {
+        store: Some(dir.path().join("store")),
+        mount: Some(dir.path().join("mnt")),
+        ..Overrides::default()
+    };
+    let config = Config::load(None, flags).unwrap();
+    (dir, config)
+}
+
+#[track_caller]
+fn with_opener(config: &Config, work: impl FnOnce(Opener)) {
+    let code = in_child(|| {
+        work(Opener::start(config).unwrap());
+        7
+    });
+    assert_eq!(code, 7, "101: a panic, negative: a signal");
+}
+
+fn kind(opener: &Opener, path: &Path) -> SourceErrorKind {
+    opener.open(path).expect_err("must be refused").kind()
+}
+
+#[test]
+fn it_opens_as_the_daemon_itself_would() {
+    let (dir, config) = house();
+    let path = |name: &str| dir.path().join(name);
+    let fifo = CString::new(path("images/fifo").as_os_str().as_bytes()).unwrap();
+    fs::write(path("images/empty"), "").unwrap();
+    symlink(path("images/a.img"), path("images/link")).unwrap();
+    with_opener(&config, |opener| {
+        for name in ["images/a.img", "images/link", "images-other/b.img"] {
+            let source = FileSource::open_with(&opener, &path(name)).unwrap();
+            let direct = FileSource::open(&path(name)).unwrap();
+            assert_eq!(source.identity(), direct.identity());
+            assert_eq!(source.is_direct(), direct.is_direct());
+            let mut bytes = [0; 100];
+            assert_eq!(source.read_at(&mut bytes, 5000).unwrap(), 100);
+            assert_eq!(bytes, [0x5a; 100]);
+        }
+        assert_eq!(kind(&opener, &path("images/nothing")), SourceErrorKind::NotFound);
+        assert_eq!(kind(&opener, &path("images")), SourceErrorKind::NotAFile);
+        assert_eq!(kind(&opener, &path("images/empty")), SourceErrorKind::Empty);
+        assert_eq!(kind(&opener, Path::new("/dev/zero")), SourceErrorKind::NotAFile);
+        assert_eq!(kind(&opener, Path::new("/proc/self/environ")), SourceErrorKind::Empty);
+        assert!(make_fifo(&fifo).is_ok());
+        assert_eq!(kind(&opener, &path("images/fifo")), SourceErrorKind::NotAFile);
+        let long = PathBuf::from(format!("/{}", "a".repeat(5000)));
+        let error = opener.open(&long).expect_err("too long").io_error().and_then(|e| e.raw_os_error());
+        assert_eq!(error, Some(libc::ENAMETOOLONG));
+        // And nothing of that has done it harm.
+        assert!(opener.open(&path("images/a.img")).is_ok());
+    });
+}
+
+#[test]
+fn what_it_opens_cannot_be_written() {
+    let (dir, config) = house();
+    with_opener(&config, |opener| {
+        let opened = opener.open(&dir.path().join("images/a.img")).unwrap();
+        let error = opened.file.write_at(b"x", 0).expect_err("read-only").raw_os_error();
+        assert_eq!(error, Some(libc::EBADF));
+        assert!(opened.file.set_len(0).is_err());
+    });
+}
+
+#[test]
+fn the_daemons_own_mount_is_refused() {
+    let (dir, config) = house();
+    symlink(dir.path().join("mnt/disks/c.raw"), dir.path().join("images/link")).unwrap();
+    with_opener(&config, |opener| {
+        for name in ["mnt/disks/c.raw", "images/link", "images/../mnt/disks/c.raw"] {
+            let error = opener.open(&dir.path().join(name)).expect_err(name);
+            assert_eq!(error.kind(), SourceErrorKind::OwnMount);
+            assert!(error.to_string().contains("own mount"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn directories_for_bases_are_held_to() {
+    let (dir, mut config) = house();
+    config.security.base_dirs = vec![dir.path().join("images")];
+    symlink(dir.path().join("images-other/b.img"), dir.path().join("images/out")).unwrap();
+    symlink(dir.path().join("images/a.img"), dir.path().join("in")).unwrap();
+    with_opener(&config, |opener| {
+        assert!(opener.open(&dir.path().join("images/a.img")).is_ok());
+        assert!(opener.open(&dir.path().join("in")).is_ok(), "where the link leads is what counts");
+        for name in ["images-other/b.img", "images/out", "images/../images-other/b.img"] {
+            let error = opener.open(&dir.path().join(name)).expect_err(name);
+            assert_eq!(error.kind(), SourceErrorKind::Outside);
+            assert!(error.to_string().contains("base_dirs"), "{error}");
+        }
+    });
+}
+
+/// Without capabilities of its own a worker as root still serves the images of any user.
+#[test]
+fn images_of_other_users_can_be_bases_of_root() {
+    if sys::effective_ids().0 != 0 {
+        println!("SKIP: needs root");
+        return;
+    }
+    let (dir, config) = house();
+    let image = dir.path().join("images/a.img");
+    for path in [&image, &dir.path().join("images")] {
+        chown(path, Some(65534), Some(65534)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    with_opener(&config, |opener| assert!(opener.open(&image).is_ok()));
+}
+
+#[test]
+fn many_ask_at_once() {
+    let (dir, config) = house();
+    let image = dir.path().join("images/a.img");
+    with_opener(&config, |opener| {
+        std::thread::scope(|scope| {
+            for _ in 0..40 {
+                scope.spawn(|| (0..20).for_each(|_| assert!(opener.open(&image).is_ok())));
+            }
+        });
+    });
+}
+
+/// One that is gone is no error of a base: the process ends, and its supervisor starts the next.
+#[test]
+fn a_worker_without_its_opener_ends() {
+    let (dir, config) = house();
+    let image = dir.path().join("images/a.img");
+    let code = in_child(|| {
+        let opener = Opener::start(&config).unwrap();
+        assert!(opener.open(&image).is_ok());
+        let children = fs::read_to_string(format!("/proc/self/task/{0}/children", sys::pid())).unwrap();
+        end_process(children.trim().parse().unwrap());
+        let _ = opener.open(&image);
+        7
+    });
+    assert_eq!(code, -libc::SIGABRT);
+}

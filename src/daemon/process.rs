@@ -1,0 +1,141 @@
+//! A worker as the supervisor sees it: a child process and a channel.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
+use super::handover::RESUME_ENV;
+use crate::config::LogConfig;
+use crate::io::sys;
+
+/// How far a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It does what needs no store.
+    Preparing,
+    /// It waits to be activated.
+    Prepared,
+    /// It was told to take over.
+    Activated,
+    /// It serves.
+    Serving,
+}
+
+/// A running worker. Dropping it does not end it: the supervisor's death does (PDEATHSIG).
+#[derive(Debug)]
+pub struct Worker {
+    /// Its process; a child that nobody else waits for.
+    pub pid: u32,
+    /// The supervisor's end.
+    pub channel: Channel,
+    /// How far it is.
+    pub phase: Phase,
+    /// When it was started, or told to take over.
+    pub since: Instant,
+    /// What it said it could not do.
+    pub failure: Option<String>,
+    /// Its version, once it has said so.
+    pub version: Option<String>,
+    /// Newest hand-over that its version reads.
+    pub hand_over: u32,
+}
+
+/// What came from a worker.
+#[derive(Debug)]
+pub enum Heard {
+    /// A message.
+    Said(FromWorker),
+    /// The end, and how; it is reaped.
+    Ended(ExitStatus),
+}
+
+impl Worker {
+    /// Starts the worker of `program` (also after its file was replaced); `start` is given its end of the channel,
+    /// `shared` are the descriptors that it names.
+    ///
+    /// # Errors
+    /// When the process cannot be made, or the program is none.
+    pub fn start(
+        program: &File,
+        shared: &[BorrowedFd<'_>],
+        log: &LogConfig,
+        start: impl FnOnce(i32) -> Start,
+    ) -> io::Result<Self> {
+        let (ours, theirs) = sys::message_pair()?;
+        let json = serde_json::to_string(&start(theirs.as_raw_fd()))?;
+        let inherited = || shared.iter().copied().chain([theirs.as_fd()]);
+        let set = |on| inherited().try_for_each(|fd| sys::set_cloexec(fd.as_raw_fd(), on));
+        let child = set(false).and_then(|()| {
+            Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+                .arg("worker")
+                .envs(log.env())
+                .env(START_ENV, json)
+                .env_remove(RESUME_ENV)
+                .stdin(Stdio::null())
+                // The terminal's Ctrl-C is for the supervisor.
+                .process_group(0)
+                .spawn()
+        });
+        set(true)?;
+        let pid = child?.id();
+        Ok(Self {
+            pid,
+            channel: Channel(ours),
+            phase: Phase::Preparing,
+            since: Instant::now(),
+            failure: None,
+            version: None,
+            hand_over: 0,
+        })
+    }
+
+    /// Sends a message; one that does not take it is ended, which is noticed when it is listened to.
+    pub fn tell(&self, message: &FromSupervisor) {
+        if let Err(error) = self.channel.send(message) {
+            if error.raw_os_error() != Some(libc::EPIPE) {
+                tracing::error!(%error, pid = self.pid, "the worker does not listen and is ended");
+            }
+            // It is not reaped yet, so the number is its own.
+            let _ = sys::kill(self.pid, libc::SIGKILL);
+        }
+    }
+
+    /// The next message or the end; waits for it.
+    ///
+    /// # Errors
+    /// When the child cannot be waited for, which is no state to go on in.
+    pub fn listen(&mut self) -> io::Result<Heard> {
+        match self.channel.receive::<FromWorker>() {
+            Ok(Some(message)) => Ok(Heard::Said(message)),
+            Ok(None) => sys::wait(self.pid).map(Heard::Ended),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.failure = Some(format!("a message of it was not understood: {error}"));
+                }
+                self.kill().map(Heard::Ended)
+            }
+        }
+    }
+
+    /// Ends it and waits until nothing of it runs any more.
+    ///
+    /// # Errors
+    /// As [`Worker::listen`].
+    pub fn kill(&self) -> io::Result<ExitStatus> {
+        // It is not reaped yet, so the number is its own.
+        let _ = sys::kill(self.pid, libc::SIGKILL);
+        sys::wait(self.pid)
+    }
+
+    /// Why it ended, in words.
+    pub fn why(&self, status: ExitStatus) -> String {
+        match &self.failure {
+            Some(failure) => format!("{failure} ({status})"),
+            None => status.to_string(),
+        }
+    }
+}

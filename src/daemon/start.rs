@@ -1,0 +1,91 @@
+//! What a daemon does before there is a mount: the store's directory, its lock, the control socket.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{ServeError, system};
+use crate::config::Config;
+use crate::io::{HostMedium, sys};
+use crate::store::{open_superblock, with_reserve_of};
+
+/// How long a start waits for a lock that a dying worker still has.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+fn store_error(config: &Config, why: impl Into<String>) -> ServeError {
+    ServeError::Store { store: config.store.display().to_string(), why: why.into() }
+}
+
+/// Makes the directory when missing, takes the lock, and looks at the superblock.
+pub fn open_store(config: &Config) -> Result<File, ServeError> {
+    let store = &config.store;
+    let said = |what: &str, e: std::io::Error| store_error(config, format!("{what}: {e}"));
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o711).create(store).map_err(|e| said("making the directory", e))?;
+    if sys::is_fuse(store).map_err(|e| said("looking at the directory", e))? {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let ours = mounts.lines().any(|line| {
+            let target = line.split(' ').nth(4).unwrap_or("/nowhere");
+            line.contains(" fuse.plyfs ") && fs::canonicalize(store).is_ok_and(|s| s.starts_with(target))
+        });
+        if ours {
+            return Err(store_error(
+                config,
+                "it lies on a mount of plyfs; choose a directory of a local filesystem",
+            ));
+        }
+    }
+    let lock = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(store.join("lock"))
+        .map_err(|e| said("opening its lock", e))?;
+    let begun = Instant::now();
+    while !sys::try_lock(&lock).map_err(|e| said("taking its lock", e))? {
+        let pid = fs::read_to_string(store.join("lock")).unwrap_or_default().trim().to_owned();
+        let alive = !pid.is_empty() && Path::new("/proc").join(&pid).exists();
+        if alive || begun.elapsed() > LOCK_PATIENCE {
+            return Err(store_error(
+                config,
+                format!(
+                    "another daemon (process {pid}) has it; stop that one first: plyfs stop --store {}",
+                    store.display()
+                ),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Not cut before: what it has of a full filesystem somebody else would take.
+    let pid = sys::pid().to_string();
+    let medium = HostMedium::new(store).map_err(|e| said("opening it", e))?;
+    let write_pid = || lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
+    with_reserve_of(&medium, write_pid).map_err(|e| said("writing its lock", e))?;
+    open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
+    Ok(lock)
+}
+
+/// Binds the control socket; only root and this user may connect.
+pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
+    let path = store.join("control.sock");
+    // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
+    let dir = File::open(store).map_err(system("opening the store"))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
+    // Private from its first moment; a mode that is set later would let others in before. One thread runs here.
+    let mask = sys::set_umask(0o177);
+    let bind = || {
+        // The lock is ours, so whoever made it is gone.
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(&short)
+    };
+    let medium = HostMedium::new(store);
+    let listener = medium.and_then(|medium| with_reserve_of(&medium, bind));
+    sys::set_umask(mask);
+    listener.map_err(system("making the control socket"))
+}

@@ -1,0 +1,327 @@
+//! Which system calls a worker and its opener may make, and what happens to the others.
+//!
+//! Two filters each, of which the stricter word counts:
+//! - A call that is on no list fails with ENOSYS, as if the kernel were older: libraries know that answer and take
+//!   their older way. It does not end the worker, because the request that led to it would be sent again, to the
+//!   next worker, for ever.
+//! - A call that only somebody who has taken the process over makes ([`FORBIDDEN`]) ends it at once. The next worker
+//!   starts from clean memory, and for everybody else that is a pause.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+use crate::config::SeccompMode;
+use crate::io::sys;
+
+/// Whose filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Serves disks.
+    Worker,
+    /// Opens the files of bases.
+    Opener,
+}
+
+/// Memory, threads, signals, time, the end: what the C library and Rust's runtime do in every program.
+const RUNTIME: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_get_robust_list,
+    libc::SYS_getcpu,
+    libc::SYS_getcwd,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getrandom,
+    libc::SYS_getrusage,
+    libc::SYS_gettid,
+    libc::SYS_gettimeofday,
+    libc::SYS_getuid,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    // Rust's exit waits in it when another thread exits already; pause(2) on x86_64.
+    libc::SYS_ppoll,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_sigaltstack,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+];
+
+/// Opening and looking at a file, reading it, and what goes with it.
+const READING: &[c_long] = &[
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+];
+
+/// Messages on sockets that are there already; none can be made but pairs of them.
+const MESSAGES: &[c_long] = &[
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// What serving disks needs besides. Not on it on purpose: chmod, chown, utimes, extended attributes and links, which
+/// landlock does not hold back; the owner and mode of a disk are kept in its record.
+///
+/// Sources on the network will add socket(2) with AF_INET, AF_INET6 and AF_UNIX (by [`Arg`]), connect(2), bind(2) of
+/// a resolver, sendmmsg(2); io_uring would add its three calls.
+const SERVING: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_close_range,
+    libc::SYS_copy_file_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_memfd_create,
+    libc::SYS_mincore,
+    libc::SYS_mkdirat,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mlockall,
+    libc::SYS_msync,
+    libc::SYS_munlock,
+    libc::SYS_pidfd_open,
+    libc::SYS_pipe2,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_readahead,
+    libc::SYS_renameat2,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_signalfd4,
+    libc::SYS_socketpair,
+    libc::SYS_splice,
+    libc::SYS_syncfs,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_unlinkat,
+];
+
+/// Older words for calls of the lists above, which other C libraries still use.
+#[cfg(target_arch = "x86_64")]
+const READING_OLD: &[c_long] = &[
+    libc::SYS_access,
+    libc::SYS_lstat,
+    libc::SYS_open,
+    libc::SYS_pause,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_time,
+];
+#[cfg(target_arch = "x86_64")]
+const SERVING_OLD: &[c_long] = &[
+    libc::SYS_dup2,
+    libc::SYS_epoll_wait,
+    libc::SYS_mkdir,
+    libc::SYS_poll,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_rmdir,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const READING_OLD: &[c_long] = &[];
+/// renameat(2), by which the C library renames on this architecture, and which the libc crate does not name there.
+#[cfg(target_arch = "aarch64")]
+const SERVING_OLD: &[c_long] = &[38];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const SERVING_OLD: &[c_long] = &[];
+
+/// What ends the process: other programs, other processes' memory, mounts, namespaces, identity, the kernel itself.
+const FORBIDDEN: &[c_long] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_bpf,
+    libc::SYS_capset,
+    libc::SYS_chroot,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_finit_module,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_init_module,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_mount,
+    libc::SYS_move_mount,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_personality,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pivot_root,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_setfsgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setgid,
+    libc::SYS_setgroups,
+    libc::SYS_setns,
+    libc::SYS_setregid,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setreuid,
+    libc::SYS_settimeofday,
+    libc::SYS_setuid,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+];
+
+/// A condition on one argument.
+enum Arg {
+    Is(u8, u64),
+    /// These bits are as in the value.
+    Bits {
+        arg: u8,
+        mask: u64,
+        value: u64,
+    },
+}
+
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_IO_FLUSHER: u64 = 57;
+
+/// Calls that are allowed with some arguments only; one of the conditions of a call has to hold.
+fn conditional(role: Role) -> Vec<(c_long, Arg)> {
+    let pid = u64::from(sys::pid());
+    let executable = libc::PROT_EXEC as u64;
+    let mut all = vec![
+        // Threads, not processes. clone3(2), whose arguments no filter can see, is on no list: the C library then
+        // calls this.
+        (
+            libc::SYS_clone,
+            Arg::Bits { arg: 0, mask: libc::CLONE_THREAD as u64, value: libc::CLONE_THREAD as u64 },
+        ),
+        // No memory that can be run but what the program came with.
+        (libc::SYS_mmap, Arg::Bits { arg: 2, mask: executable, value: 0 }),
+        (libc::SYS_mprotect, Arg::Bits { arg: 2, mask: executable, value: 0 }),
+        // Signals to itself: abort(3), and faults that are raised again.
+        (libc::SYS_tgkill, Arg::Is(0, pid)),
+        (libc::SYS_prlimit64, Arg::Is(0, 0)),
+        (libc::SYS_prlimit64, Arg::Is(0, pid)),
+    ];
+    for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {
+        all.push((libc::SYS_prctl, Arg::Is(0, option)));
+    }
+    if role == Role::Worker {
+        // Non-blocking sockets, whether standard error is a terminal, and what space a file has.
+        for request in [libc::FIONBIO, libc::TCGETS, sys::FS_IOC_FIEMAP] {
+            all.push((libc::SYS_ioctl, Arg::Is(1, request)));
+        }
+    }
+    all
+}
+
+fn allowed(role: Role) -> Vec<c_long> {
+    let mut lists = vec![RUNTIME, READING, READING_OLD, MESSAGES];
+    if role == Role::Worker {
+        lists.extend([SERVING, SERVING_OLD]);
+    }
+    lists.concat()
+}
+
+/// Installs both filters for all threads; says which mode is in force.
+pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> {
+    let (others, said) = match mode {
+        SeccompMode::On => (SeccompAction::Errno(libc::ENOSYS as u32), "on"),
+        SeccompMode::Log => (SeccompAction::Log, "log"),
+        SeccompMode::Off => return Ok("off (configuration)".into()),
+    };
+    let compile = |rules, mismatch, matched| -> Result<BpfProgram, String> {
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
+        let filter = SeccompFilter::new(rules, mismatch, matched, arch).map_err(|e| e.to_string())?;
+        BpfProgram::try_from(filter).map_err(|e| e.to_string())
+    };
+    let always = |calls: &[c_long]| calls.iter().map(|call| (*call, Vec::new())).collect::<BTreeMap<_, _>>();
+    let mut rules = always(&allowed(role));
+    for (call, arg) in conditional(role) {
+        let condition = match arg {
+            Arg::Is(arg, value) => {
+                SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+            }
+            Arg::Bits { arg, mask, value } => {
+                SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)
+            }
+        };
+        let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
+        rules.entry(call).or_default().push(rule.map_err(|e| e.to_string())?);
+    }
+    let allow = compile(rules, others, SeccompAction::Allow)?;
+    let forbid = compile(always(FORBIDDEN), SeccompAction::Allow, SeccompAction::KillProcess)?;
+    let mut programs = vec![forbid, allow];
+    if mode == SeccompMode::Log {
+        // What the C library has another way for is nothing that a list lacks.
+        let older = SeccompAction::Errno(libc::ENOSYS as u32);
+        programs.push(compile(always(&[libc::SYS_clone3]), SeccompAction::Allow, older)?);
+    }
+    for program in &programs {
+        seccompiler::apply_filter_all_threads(program).map_err(|e| e.to_string())?;
+    }
+    Ok(said.into())
+}

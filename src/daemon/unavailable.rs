@@ -1,0 +1,91 @@
+//! The control socket's answer while no worker serves: why, instead of silence.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use serde_json::json;
+
+/// How long one client may take. The supervisor has nothing more urgent to do meanwhile than to start a worker.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What a client wants that needs no worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// `POST /v1/stop`.
+    Stop,
+    /// `POST /v1/upgrade` to the program that is installed now: it may be what makes workers live again.
+    Upgrade,
+}
+
+/// Answers one client that waits, if any: with 503 and the reason, unless its wish can be granted.
+pub fn answer(listener: &UnixListener, message: &str, upgrade: u64) -> Option<Wish> {
+    // A worker made the socket one that does not block.
+    let (mut client, _) = listener.accept().ok()?;
+    client.set_nonblocking(false).ok()?;
+    client.set_read_timeout(Some(PATIENCE)).ok()?;
+    client.set_write_timeout(Some(PATIENCE)).ok()?;
+    // What a client has said is read before the socket closes, or the answer may not reach it.
+    let mut request = [0; 64 << 10];
+    let got = client.read(&mut request).ok()?;
+    let (request, body) = split(&request[..got])?;
+    let (wish, status, body) = match request {
+        b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", json!({"stopping": true})),
+        b"POST /v1/upgrade HTTP/1.1" if body.is_empty() => {
+            (Some(Wish::Upgrade), "202 Accepted", json!({"number": upgrade}))
+        }
+        _ => (None, "503 Service Unavailable", json!({"error": {"kind": "unavailable", "message": message}})),
+    };
+    let body = body.to_string();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close");
+    let _ = write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    wish
+}
+
+/// The first line and the body, as far as they are here.
+fn split(request: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = request.windows(4).position(|w| w == b"\r\n\r\n")?;
+    let line = request.split(|b| *b == b'\r').next()?;
+    Some((line, &request[end + 4..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn ask(request: &str) -> (Option<Wish>, String) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("bind");
+        let mut client = UnixStream::connect(&path).expect("connect");
+        client.write_all(request.as_bytes()).expect("write");
+        let wish = answer(&listener, "the last one \"ended\"", 7);
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("read");
+        (wish, text)
+    }
+
+    #[test]
+    fn clients_hear_why_nobody_serves() {
+        let (wish, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(wish, None);
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        assert!(text.contains(r#""kind":"unavailable""#) && text.contains(r#"\"ended\""#), "{text}");
+    }
+
+    #[test]
+    fn an_end_and_an_upgrade_need_no_worker() {
+        let (wish, text) = ask("POST /v1/stop HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(wish, Some(Wish::Stop));
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(wish, Some(Wish::Upgrade));
+        assert!(text.contains(r#"{"number":7}"#), "{text}");
+        // Another program is the worker's business: it reads the whole request.
+        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n{\"program\":\"/x\"}");
+        assert_eq!(wish, None);
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    }
+}

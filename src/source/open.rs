@@ -1,0 +1,92 @@
+//! Opening the file of an image: only for reading, never waiting, around the page cache where that works.
+//!
+//! A trait, because the process that serves disks gives up the right to open files of the host, and asks another
+//! one that may only read. What must hold for both: what is opened is a regular file that is not empty.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::aligned::{ALIGN, AlignedBuf};
+use super::{SourceError, SourceErrorKind};
+
+/// An image's file, open for reading.
+#[derive(Debug)]
+pub struct Opened {
+    /// The file.
+    pub file: File,
+    /// Whether it was opened with O_DIRECT, and a direct read of ours works.
+    pub direct: bool,
+}
+
+/// Somebody who may open the files of images.
+pub trait OpenImage: Send + Sync {
+    /// Opens a regular file; symbolic links are followed. Does not wait on a FIFO or a device.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotAFile`, `Permission`, `Empty`, or `Io`.
+    fn open(&self, path: &Path) -> Result<Opened, SourceError>;
+}
+
+/// Opens in this process.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenHere;
+
+impl OpenImage for OpenHere {
+    fn open(&self, path: &Path) -> Result<Opened, SourceError> {
+        let fail = |error| SourceError::from_io("open", path, error);
+        // Asked before opening, because to open a device can be an action in itself; and after, because only
+        // then it holds.
+        usable(path, &std::fs::metadata(path).map_err(fail)?)?;
+        let (file, direct) = open_file(path).map_err(fail)?;
+        usable(path, &file.metadata().map_err(fail)?)?;
+        Ok(Opened { file, direct })
+    }
+}
+
+/// Directories, devices, FIFOs and sockets are no images; neither is nothing.
+pub(super) fn usable(path: &Path, metadata: &Metadata) -> Result<(), SourceError> {
+    let kind = if !metadata.is_file() {
+        SourceErrorKind::NotAFile
+    } else if metadata.len() == 0 {
+        SourceErrorKind::Empty
+    } else {
+        return Ok(());
+    };
+    Err(SourceError::new(kind, "open", path))
+}
+
+/// Opens without waiting, and around the page cache if one direct read of ours works; some filesystems take
+/// the flag and refuse the read.
+fn open_file(path: &Path) -> io::Result<(File, bool)> {
+    // O_CLOEXEC is set by the standard library.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let open = |more| OpenOptions::new().read(true).custom_flags(flags | more).open(path);
+    match open(libc::O_DIRECT) {
+        Ok(file) => {
+            let mut probe = AlignedBuf::new(ALIGN);
+            match pread(&file, &mut probe, 0) {
+                Err(error) if refuses_direct(&error) => {}
+                // Another failure is not about the flag: the reads to come report it with their offset.
+                Ok(_) | Err(_) => return Ok((file, true)),
+            }
+        }
+        Err(error) if refuses_direct(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok((open(0)?, false))
+}
+
+fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+pub(super) fn pread(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(buf, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

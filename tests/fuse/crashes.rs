@@ -1,0 +1,51 @@
+//! Deaths of the worker while users of every kind are at work. The long runs are scripts/crash-campaign and
+//! scripts/crash-guest.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::*;
+
+/// The campaign itself, with few kills: all its clients and all its comparisons.
+#[test]
+fn crash_campaign_in_short() {
+    if tool("fio").is_none() || tool("python3").is_none() {
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/crash-campaign");
+    let text = run(Command::new(script)
+        .args(["--kills", "40", "--seed", "3"])
+        .env("PLYFS_BIN", env!("CARGO_BIN_EXE_plyfs")));
+    assert!(text.contains("crash campaign passed: 4"), "{text}");
+}
+
+/// The control socket outlives the worker; a command that meets its death waits for the next one and does its work
+/// once.
+#[test]
+fn commands_wait_for_the_next_worker() {
+    let mut house = House::on_disk();
+    house.base(1 << 20);
+    let storm = Storm::at_random(&house, 21);
+    let mut round = 0;
+    while storm.kills() < 25 {
+        let names: Vec<String> = (0..3).map(|i| format!("r{round}-{i}")).collect();
+        let made = house.json(&["disk", "create", &names[0], &names[1], &names[2], "--base", "b"]);
+        let made: Vec<&str> = made.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
+        assert_eq!(made, names);
+        house.ok(&["disk", "resize", &names[0], "3M"]);
+        assert_eq!(house.json(&["disk", "show", &names[0]])["size"], 3 << 20);
+        assert_eq!(house.json(&["status"])["disks"], round + 3);
+        house.ok(&["disk", "rm", &names[0], &names[1]]);
+        let source = house.path("b.img");
+        house.ok(&["base", "add", "again", source.to_str().unwrap()]);
+        house.ok(&["base", "rm", "again"]);
+        // What is refused is refused, however often the worker dies.
+        assert!(house.fails(&["disk", "create", &names[2], "--base", "b"]).contains("exists"));
+        assert!(house.fails(&["disk", "rm", &names[0]]).contains(&names[0]));
+        round += 1;
+    }
+    assert!(storm.stop() >= 25);
+    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), round);
+    house.stop();
+    house.ok(&["check"]);
+}
