@@ -141,7 +141,7 @@ pub fn run_verifying(
         path: store.into(),
         error,
     })?;
-    run_through(store, runtime_dir, repair, &medium)
+    run_through(store, runtime_dir, repair, verify, &medium)
 }
 
 /// As [`run_with_runtime_dir`], for a caller who has the lock: what is repaired is written through `medium`.
@@ -152,6 +152,7 @@ pub fn run_through(
     store: &Path,
     runtime_dir: &Path,
     repair: Repair,
+    verify: VerifyBases,
     medium: &dyn Medium,
 ) -> Result<Report, CheckError> {
     let mut check = Check {

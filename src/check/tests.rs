@@ -55,7 +55,7 @@ impl House {
             let dir = self.runtime().join(live_name(&self.store()));
             Ok(Arc::new(LiveDir::new(&dir)?) as Arc<dyn LiveStore>)
         };
-        Store::open(&self.store(), live, Arc::new(BlockCache::new(1 << 20).unwrap())).unwrap()
+        Store::open(&self.store(), live, Arc::new(BlockCache::new(1 << 20).unwrap()), None).unwrap()
     }
     fn check(&self, repair: Repair) -> Report {
         run_with_runtime_dir(&self.store(), &self.runtime(), repair).unwrap()

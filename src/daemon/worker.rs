@@ -199,7 +199,8 @@ fn serve(
     let Prepared { cache, opener, live_dir, confinement } = prepared;
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), opener).map_err(|e| e.to_string())?;
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+        .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
         // Nobody has anything open.

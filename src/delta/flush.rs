@@ -15,7 +15,7 @@ use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
 use crate::format::record::MapRoot;
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, sys};
+use crate::io::{LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
@@ -53,6 +53,8 @@ pub(super) struct Commit {
     /// The file has zeros up to here.
     filled: u64,
     first: u64,
+    /// The file may grow to this, because there was no space for a new one.
+    patience: u64,
     seq: u64,
     /// The next flush writes a new map file.
     rewrite: bool,
@@ -165,6 +167,7 @@ impl Delta {
             redone: AtomicU64::new(0),
             unsynced: AtomicBool::new(true),
             unlisted: AtomicBool::new(true),
+            failure: Mutex::new(None),
             footing,
         };
         if taken_over {
@@ -267,8 +270,19 @@ impl Delta {
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
         self.refuse_lost()?;
-        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first);
+        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first).max(commit.patience);
         let full = commit.rewrite || large;
+        match self.flush_words(&mut commit, full) {
+            Err(error) if error.is_full() && !commit.rewrite && large => {
+                // An append takes less space than a new file, and the old one is as good.
+                commit.patience = commit.tail * 2;
+                self.flush_words(&mut commit, false)
+            }
+            other => other,
+        }
+    }
+
+    fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
         let take = if full { Take::All } else { Take::Changed };
         let early =
             sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
@@ -280,7 +294,7 @@ impl Delta {
         let captured = &taken.captured;
         let result = (|| {
             if sabotaged(Sabotage::MapBeforeData) {
-                self.journal(&mut commit, extent, captured, full)?;
+                self.journal(commit, extent, captured, full)?;
             }
             if was_unsynced
                 && !sabotaged(Sabotage::DataNotSynced)
@@ -290,9 +304,9 @@ impl Delta {
                 self.list_data()?;
             }
             if captured.runs.is_empty() && extent == commit.extent && !commit.rewrite {
-                return self.prove(&mut commit);
+                return self.prove(commit);
             }
-            self.journal(&mut commit, extent, captured, full)
+            self.journal(commit, extent, captured, full)
         })();
         taken.end(result)
     }
@@ -309,8 +323,11 @@ impl Delta {
     }
 
     fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
+        *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
+        // A lack of space that shows only now has lost what was acknowledged: nobody may take it for one to wait out.
+        let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
         DeltaError::Io { operation, source }
     }
 
@@ -431,7 +448,11 @@ impl Delta {
             file.write_at(&bytes, 0)?;
             Ok(file)
         };
-        let file = write().map_err(DeltaError::io("writing a new map file"))?;
+        let file = write().map_err(|e| {
+            // It was never named by a record, and takes space that may be what is missing.
+            let _ = medium.remove(&map_name(disk, header.generation));
+            DeltaError::io("writing a new map file")(e)
+        })?;
         let root = MapRoot { generation: header.generation, floor: bytes.len() as u64 };
         let durable = || {
             file.sync_data()?;
@@ -441,7 +462,7 @@ impl Delta {
         // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
         commit.rewrite = true;
         match durable() {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+            Err(e) if is_full(&e) => {
                 return Err(DeltaError::io("writing the disk's record")(e));
             }
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
@@ -459,6 +480,7 @@ impl Delta {
             tail: len,
             filled: len,
             first: len,
+            patience: 0,
             seq: 2,
             rewrite: false,
             unproven: false,
@@ -613,6 +635,7 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         tail: journal.end,
         filled: if journal.torn { journal.end } else { len },
         first: HEADER as u64,
+        patience: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
         unproven: false,

@@ -75,6 +75,18 @@ pub struct Edges {
     pub head: Option<Box<[u8]>>,
     /// Of the last block, when that is another one.
     pub tail: Option<Box<[u8]>>,
+    /// Which space the write may take.
+    pub space: WriteSpace,
+}
+
+/// Which space a write may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WriteSpace {
+    /// What is free.
+    #[default]
+    Free,
+    /// What the store keeps back too: it is a part of a discard.
+    Reserved,
 }
 
 /// Whether a size changes the file to exactly that, or only when it is larger.
@@ -101,6 +113,8 @@ pub struct Delta {
     redone: AtomicU64,
     /// The data file's directory entry may not be durable.
     unlisted: AtomicBool,
+    /// How the last flush that failed did.
+    failure: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Delta {
@@ -139,6 +153,23 @@ impl Delta {
     /// Failed flushes so far; a handle opened before the last one may not write.
     pub fn error_epoch(&self) -> u64 {
         self.word(LiveHeader::ErrorEpoch)
+    }
+
+    /// Notes that somebody opened the disk, who may write, whatever failed before.
+    pub fn opened(&self) {
+        self.set_word(LiveHeader::OpenedEpoch, self.error_epoch());
+    }
+
+    /// Why writes are refused until the disk is opened again, when they are.
+    pub fn refuses_writes(&self) -> Option<String> {
+        if self.error_epoch() == self.word(LiveHeader::OpenedEpoch) {
+            return None;
+        }
+        let why = self.failure.lock().clone();
+        Some(format!(
+            "a flush failed: {}",
+            why.as_deref().unwrap_or("under an earlier worker, whose log says why")
+        ))
     }
 
     /// Last modification in nanoseconds since the epoch.
@@ -266,15 +297,21 @@ impl Delta {
             tail_fill = self.old_block(last, edge)?.split_off((end % BLOCK) as usize);
         }
         // One write, so that fill and new bytes become visible as one.
-        let put = DeltaError::io("writing to the delta");
+        let put = |bytes: &[u8], at| {
+            let done = match edges.space {
+                WriteSpace::Free => data.write_at(bytes, at),
+                WriteSpace::Reserved => data.write_reserved(bytes, at),
+            };
+            done.map_err(DeltaError::io("writing to the delta"))
+        };
         if head_fill.is_empty() && tail_fill.is_empty() {
-            data.write_at(bytes, offset).map_err(put)?;
+            put(bytes, offset)?;
         } else {
             let at = offset - head_fill.len() as u64;
             let mut whole = head_fill;
             whole.extend_from_slice(bytes);
             whole.extend_from_slice(&tail_fill);
-            data.write_at(&whole, at).map_err(put)?;
+            put(&whole, at)?;
         }
         // A flush takes words and then clears this: set between the write and the words, it is seen with them.
         self.unsynced.store(true, Ordering::Release);

@@ -48,6 +48,8 @@ pub enum LiveHeader {
     Modified = 8,
     /// Boot that it belongs to.
     Boot = 9,
+    /// The error epoch when the disk was last opened.
+    OpenedEpoch = 10,
 }
 
 /// One disk's live map.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Counts;
 use super::model::Survived;
 use super::world::{Watch, World};
-use crate::check::{Finding, Repair, Report, run_through};
+use crate::check::{Finding, Repair, Report, VerifyBases, run_through};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
 use crate::io::{HostMedium, Medium, MediumFile, Open, Space};
 
@@ -186,7 +186,7 @@ fn run(watch: &Watch, mirror: &Mirror, repair: Repair) -> Result<Report, String>
     Counts::add(&counts.checks);
     let host = HostMedium::new(&mirror.root).map_err(|e| e.to_string())?;
     let both = Both { host, simulated: watch.medium.clone() };
-    let report = run_through(&mirror.root, &no_live_maps(watch), repair, &both);
+    let report = run_through(&mirror.root, &no_live_maps(watch), repair, VerifyBases::No, &both);
     let report = report.map_err(|e| format!("the check failed: {e}"))?;
     for _ in report.findings.iter().filter(|f| f.repaired) {
         Counts::add(&counts.repairs);

@@ -118,7 +118,13 @@ const NOTHING: Keep = Keep { sectors: 0, lengths: 0, entries: 0, stale: false };
 
 fn open(medium: &SimMedium, campaign: &Campaign) -> Result<Store, crate::store::StoreError> {
     let live = Arc::new(SimLive::default());
-    Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone(), Arc::new(OpenHere))
+    Store::open_on(
+        Arc::new(medium.clone()),
+        |_| Ok(live),
+        campaign.cache.clone(),
+        Some(0),
+        Arc::new(OpenHere),
+    )
 }
 
 /// What is on the medium at each call while `act` runs.
@@ -176,8 +182,14 @@ fn a_flush_of_the_next_worker_is_not_lost_with_the_record_of_the_dead_one() {
     let medium = SimMedium::new(1);
     let live = Arc::new(SimLive::default());
     let on = |medium: &SimMedium, live: Arc<SimLive>| {
-        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), campaign.cache.clone(), Arc::new(OpenHere))
-            .unwrap()
+        Store::open_on(
+            Arc::new(medium.clone()),
+            |_| Ok(live),
+            campaign.cache.clone(),
+            Some(0),
+            Arc::new(OpenHere),
+        )
+        .unwrap()
     };
     let store = on(&medium, live.clone());
     store.create_disks(&[blank("a")]).unwrap();

@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserve;
 mod reserved;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+pub use reserve::{Reserve, ReserveState, with_reserve_of};
 use reserved::Reserved;
 
 use crate::cache::BlockCache;
@@ -45,6 +47,7 @@ const SUPERBLOCK: &str = "plyfs.store";
 /// An open store.
 pub struct Store {
     medium: Arc<dyn Medium>,
+    reserve: Arc<Reserve>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
     opener: Arc<dyn OpenImage>,
@@ -239,7 +242,8 @@ impl Store {
         }
     }
 
-    /// Opens the store at `root`; whoever calls has its lock.
+    /// Opens the store at `root`; whoever calls has its lock. `reserve` is how many bytes are kept back for
+    /// metadata, see [`Reserve::over`].
     ///
     /// # Errors
     /// A store that is damaged as a whole, or newer. A damaged record is no error: it is in [`Store::damaged`].
@@ -247,8 +251,9 @@ impl Store {
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
     ) -> Result<Self, StoreError> {
-        Self::open_with(root, live, cache, Arc::new(OpenHere))
+        Self::open_with(root, live, cache, reserve, Arc::new(OpenHere))
     }
 
     /// As [`Store::open`], with somebody else who opens the files of bases.
@@ -259,11 +264,12 @@ impl Store {
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
         opener: Arc<dyn OpenImage>,
     ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
-        Self::open_on(Arc::new(medium), live, cache, opener)
+        Self::open_on(Arc::new(medium), live, cache, reserve, opener)
     }
 
     /// As [`Store::open_with`], on any medium.
@@ -274,9 +280,11 @@ impl Store {
         medium: Arc<dyn Medium>,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
         opener: Arc<dyn OpenImage>,
     ) -> Result<Self, StoreError> {
-        let object = || format!("store {}", medium.root().display());
+        let root = medium.root();
+        let object = || format!("store {}", root.display());
         let superblock = open_superblock(&*medium)?;
         // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
         // and told to clients whose request is sent again: it has to be what a power cut leaves.
@@ -285,6 +293,10 @@ impl Store {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
         }
+        let reserve =
+            Reserve::over(medium, reserve).map_err(StoreError::io(object(), "keeping space back"))?;
+        let reserve = Arc::new(reserve);
+        let medium = reserve.clone();
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let (bases, mut damaged) =
@@ -322,6 +334,7 @@ impl Store {
         let next_id = superblock.next_id;
         Ok(Self {
             medium,
+            reserve,
             live,
             cache,
             opener,
@@ -348,6 +361,11 @@ impl Store {
     /// Space of the filesystem that holds the store.
     pub fn space(&self) -> io::Result<Space> {
         self.medium.space()
+    }
+
+    /// The space kept back for metadata.
+    pub fn reserve(&self) -> ReserveState {
+        self.reserve.state()
     }
 
     /// Whether writes never wait, because the store lies in memory.
