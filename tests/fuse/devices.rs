@@ -67,8 +67,8 @@ impl Volume {
         // What the filesystem would not give to one call it may give to the next, and after a sync.
         let mut tries = 0;
         while tries < 3 {
-            match file.write(&[0xFF; 512]) {
-                Ok(_) => tries = 0,
+            match file.write_all(&[0xFF; 512]) {
+                Ok(()) => tries = 0,
                 Err(error) => {
                     assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "filling: {error}");
                     tries += 1;
