@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// A module and what it may name of the crate. A module may always name itself.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("sabotage", &[]),
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
     ("source", &[]),

@@ -458,8 +458,8 @@ fn five_a_replaced_disk_with_a_stray_of_its_record_is_mended_in_one_run() {
         record.name_seq += 10;
     });
     // Power went while the record of the one that was replaced was being written.
-    let one = fs::read_dir(house.path("disks")).unwrap().map(|f| f.unwrap().path());
-    let one = one.filter(|p| p.file_stem().unwrap().to_str() != Some(&two.to_string())).next().unwrap();
+    let mut one = fs::read_dir(house.path("disks")).unwrap().map(|f| f.unwrap().path());
+    let one = one.find(|p| p.file_stem().unwrap().to_str() != Some(&two.to_string())).unwrap();
     fs::write(one.with_extension("disk.tmp"), b"half").unwrap();
     let findings = house.check(Repair::Yes).findings;
     assert!(findings.len() == 2 && findings.iter().all(|f| f.repaired), "{findings:?}");

@@ -348,7 +348,17 @@ impl Delta {
             return Ok(());
         }
         if let Some(data) = self.data.read().as_ref() {
-            let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
+            let trim = || {
+                let len = data.len()?;
+                if len > size {
+                    data.set_len(size)?;
+                }
+                // The block in which the disk ended is in the file as a whole from here on. Otherwise its next
+                // write would extend the file, and a power cut could keep the bytes and lose the length: a torn
+                // block.
+                let end = size.next_multiple_of(BLOCK);
+                if end > size && len > end - BLOCK { data.set_len(end) } else { Ok(()) }
+            };
             trim().map_err(DeltaError::io("cutting the data file"))?;
             self.unsynced.store(true, Ordering::Release);
         }

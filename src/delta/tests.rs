@@ -24,6 +24,7 @@ struct Rig {
     medium: SimMedium,
     live: Arc<SimLive>,
     roots: Arc<Roots>,
+    overlap: u64,
 }
 
 impl Rig {
@@ -31,9 +32,10 @@ impl Rig {
         let medium = SimMedium::new(1);
         medium.make_dir("deltas").unwrap();
         medium.sync_dir(".").unwrap();
-        Self { medium, live: Arc::default(), roots: Arc::default() }
+        Self { medium, live: Arc::default(), roots: Arc::default(), overlap: 0 }
     }
-    fn open(&self, overlap: u64) -> Arc<Delta> {
+    fn open(&self) -> Arc<Delta> {
+        let overlap = self.overlap;
         let spec = DeltaSpec { disk: 1, size: 65_536, overlap, modified_ns: 0, root: *self.roots.0.lock() };
         let footing = Footing {
             medium: Arc::new(self.medium.clone()),
@@ -48,8 +50,9 @@ impl Rig {
             medium: self.medium.crash(&mut Rng::new(7), keep),
             live: Arc::default(),
             roots: Arc::new(Roots(Mutex::new(*self.roots.0.lock()))),
+            overlap: self.overlap,
         };
-        let delta = after.open(0);
+        let delta = after.open();
         (after, delta)
     }
     /// Runs `act` once, at the first call of this kind to a file whose name ends so.
@@ -95,7 +98,7 @@ fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
         (Call::SyncDir, "deltas"),
     ] {
         let rig = Rig::new();
-        let delta = rig.open(0);
+        let delta = rig.open();
         put(&delta, 3, 7);
         let joined: Arc<Mutex<Option<Result<(), DeltaError>>>> = Arc::default();
         let waits = Arc::new(AtomicU64::new(0));
@@ -131,7 +134,7 @@ fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
 #[test]
 fn a_panic_in_a_shrink_does_not_cut_what_is_written_later() {
     let rig = Rig::new();
-    let delta = rig.open(0);
+    let delta = rig.open();
     put(&delta, 9, 1);
     delta.flush().unwrap();
     rig.once(Call::SyncData, ".map", Stage::Before, || panic!("the medium panics"));
@@ -141,17 +144,17 @@ fn a_panic_in_a_shrink_does_not_cut_what_is_written_later() {
     put(&delta, 10, 2);
     // The worker dies, the next one takes the live map over.
     drop(delta);
-    let delta = rig.open(0);
+    let delta = rig.open();
     assert_eq!((delta.size(), byte(&delta, 9), byte(&delta, 10)), (65_536, 1, 2));
 }
 
 #[test]
 fn blocks_that_a_failed_sync_lost_are_written_again_before_they_are_claimed() {
     for seed in 0..20 {
-        let rig = Rig { medium: SimMedium::new(seed), ..Rig::new() };
+        let rig = Rig { medium: SimMedium::new(seed), overlap: 65_536, ..Rig::new() };
         rig.medium.make_dir("deltas").unwrap();
         rig.medium.sync_dir(".").unwrap();
-        let delta = rig.open(65_536);
+        let delta = rig.open();
         (0..8).for_each(|block| put(&delta, block, 5));
         rig.fail(Call::SyncData, ".data", libc::EIO);
         delta.flush().unwrap_err();
@@ -170,7 +173,7 @@ fn blocks_that_a_failed_sync_lost_are_written_again_before_they_are_claimed() {
 #[test]
 fn a_joined_flush_reports_the_failure_of_the_one_that_served_it() {
     let rig = Rig::new();
-    let delta = rig.open(0);
+    let delta = rig.open();
     put(&delta, 0, 1);
     let results: Arc<Mutex<Vec<bool>>> = Arc::default();
     let begun = Arc::new(AtomicU64::new(0));
@@ -206,7 +209,7 @@ fn a_joined_flush_reports_the_failure_of_the_one_that_served_it() {
 fn a_write_during_the_sync_of_a_flush_is_synced_by_the_next() {
     for stage in [Stage::Before, Stage::After] {
         let rig = Rig::new();
-        let delta = rig.open(0);
+        let delta = rig.open();
         put(&delta, 0, 1);
         {
             let delta = delta.clone();
@@ -258,7 +261,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
     // The worker dies between the size in memory and the record, and between the record and its sync.
     for (call, stage) in [(Call::Write, Stage::Before), (Call::SyncData, Stage::Before)] {
         let rig = Rig::new();
-        let delta = rig.open(0);
+        let delta = rig.open();
         put(&delta, 0, 1);
         delta.flush().unwrap();
         rig.once(call, ".map", stage, || panic!("the worker dies"));
@@ -272,8 +275,8 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
         }
         delta.resize(100_000, Durability::Now).unwrap();
         let (medium, live) = left.lock().take().unwrap();
-        let next = Rig { medium, live: Arc::new(live), roots: rig.roots.clone() };
-        let delta = next.open(0);
+        let next = Rig { medium, live: Arc::new(live), roots: rig.roots.clone(), overlap: 0 };
+        let delta = next.open();
         delta.resize(100_000, Durability::Now).unwrap();
         delta.flush().unwrap();
         let (_after, cut) = next.cut(NOTHING);
@@ -285,7 +288,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
 fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
     for keep in [ALL, NOTHING] {
         let rig = Rig::new();
-        let delta = rig.open(0);
+        let delta = rig.open();
         (0..4).for_each(|block| put(&delta, block, 1));
         delta.flush().unwrap();
         (0..8).for_each(|block| put(&delta, block, 2));
@@ -300,7 +303,7 @@ fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
 #[test]
 fn zeroing_up_to_the_end_leaves_a_disk_that_has_grown_alone() {
     let rig = Rig::new();
-    let delta = rig.open(0);
+    let delta = rig.open();
     delta.resize(6000, Durability::Now).unwrap();
     delta.write(5000, &[1; 100], &Edges::default()).unwrap();
     // The caller took 6000 for the end; the disk has grown since, within the last block.
@@ -311,4 +314,30 @@ fn zeroing_up_to_the_end_leaves_a_disk_that_has_grown_alone() {
     assert_eq!(buf, [9; 1000]);
     assert!(delta.zero_to_end(1, 7000).unwrap());
     assert!(delta.is_zero(1));
+}
+
+#[test]
+fn a_block_in_which_the_disk_ended_is_not_torn_when_it_is_overwritten_after_growth() {
+    for written_to in [9000, 65_536] {
+        let rig = Rig::new();
+        let delta = rig.open();
+        if written_to == 9000 {
+            delta.resize(9000, Durability::Now).unwrap();
+        }
+        delta.write(8192, &vec![1; written_to - 8192], &Edges::default()).unwrap();
+        delta.resize(9000, Durability::Now).unwrap();
+        delta.flush().unwrap();
+        delta.resize(65_536, Durability::Now).unwrap();
+        put(&delta, 2, 2);
+        let (_after, cut) = rig.cut(Keep { lengths: 0, ..ALL });
+        let mut buf = [9; BLOCK as usize];
+        cut.read(&mut buf, 8192).unwrap();
+        let old = |n: usize| u8::from(n < 9000 - 8192);
+        assert!(
+            buf.iter().all(|b| *b == 2) || buf.iter().enumerate().all(|(n, b)| *b == old(n)),
+            "torn: {} and {}",
+            buf[0],
+            buf[4095]
+        );
+    }
 }

@@ -86,7 +86,7 @@ impl Campaign {
         // One ends within a block, one with a block.
         for (no, len) in [100_001usize, 65_536].into_iter().enumerate() {
             let mut rng = Rng::new(no as u64);
-            let mut bytes: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
+            let mut bytes: Vec<u8> = (0..len).map(|_| rng.number() as u8).collect();
             bytes[8192..16384].fill(0);
             let path = dir.join(format!("base{no}.raw"));
             fs::write(&path, &bytes)?;

@@ -279,7 +279,12 @@ impl DiskModel {
             }
             Survived::Worker => {
                 // What the dead worker had begun may reach the medium yet, or not.
+                let shrunk = size < self.size();
                 now.size.failed(size);
+                if shrunk {
+                    // A shrink that had begun was completed, durably, by whoever opened the disk.
+                    now.finish_resize();
+                }
                 now.mode.failed(mode);
             }
         }

@@ -65,7 +65,7 @@ fn range(rng: &mut Rng, end: u64) -> (u64, u64) {
 
 /// Contents that differ from all others in every 8 bytes.
 fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
-    let stamp = rng.next() as u32 | 1;
+    let stamp = rng.number() as u32 | 1;
     let mut out: Vec<u8> =
         (0..len / 8 + 1).flat_map(|n| (n << 32 | u64::from(stamp)).to_le_bytes()).collect();
     out.truncate(len as usize);

@@ -144,7 +144,7 @@ impl World {
     /// A whole history, from an empty directory on.
     pub fn first_life(campaign: &Arc<Campaign>, seed: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
-        let medium = SimMedium::new(rng.next());
+        let medium = SimMedium::new(rng.number());
         let mut world =
             Self::watched(campaign, medium, SimLive::default(), Model::default(), rng.fork(), (0, false));
         world.open(Survived::Worker)?;
@@ -198,7 +198,7 @@ impl World {
         const THREADS: u64 = 3;
         const BLOCKS: u64 = 48;
         let mut rng = Rng::new(seed);
-        let medium = SimMedium::new(rng.next());
+        let medium = SimMedium::new(rng.number());
         let start = (SimLive::default(), Model::default());
         let mut world = Self::watched(campaign, medium, start.0, start.1, rng.fork(), (DEEPEST, true));
         world.open(Survived::Worker)?;
@@ -217,7 +217,7 @@ impl World {
                     let _switches = simulate(fault);
                     for _ in 0..12 {
                         let own = rng.below(BLOCKS / THREADS) * THREADS + thread;
-                        let (at, stamp) = (own * BLOCK + rng.below(3) * 512, rng.next() as u8 | 1);
+                        let (at, stamp) = (own * BLOCK + rng.below(3) * 512, rng.number() as u8 | 1);
                         let op = match rng.below(8) {
                             0..3 if thread == THREADS - 1 => {
                                 Op::Resize { disk: disk.clone(), to: BLOCKS * BLOCK + rng.below(70_000) }

@@ -155,7 +155,7 @@ impl Inode {
                     None => sectors.remove(no),
                 };
             } else if keep.stale && !self.durable.contains_key(no) && no * self.unit >= self.durable_len {
-                let garbage: Vec<u8> = (0..self.unit).map(|_| rng.next() as u8).collect();
+                let garbage: Vec<u8> = (0..self.unit).map(|_| rng.number() as u8).collect();
                 sectors.insert(*no, garbage.into());
             }
         }

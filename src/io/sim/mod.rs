@@ -36,7 +36,7 @@ impl Rng {
         Self(seed)
     }
     /// The next number (splitmix64).
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -45,7 +45,7 @@ impl Rng {
     }
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.number() % n
     }
     /// True `percent` times in a hundred.
     pub fn chance(&mut self, percent: u64) -> bool {
@@ -57,7 +57,7 @@ impl Rng {
     }
     /// Another source of numbers that does not disturb this one's later numbers.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.number())
     }
 }
 
