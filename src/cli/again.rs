@@ -5,7 +5,8 @@
 //! see a pause then and no error; so do users of the command line:
 //! - what only asks is asked again, and so is what may be done twice (a resize to the same size);
 //! - before a creation or a removal is sent again, it is looked at what the first try did. What was asked for and came
-//!   into being since then is taken for what that try made, as open(2) without O_EXCL would.
+//!   into being since then is taken for what that try made, as open(2) without O_EXCL would; what is removed is told
+//!   by its number.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -140,22 +141,28 @@ pub(super) fn add_base(client: &Client, name: &str, body: &Value, action: &str) 
     }
 }
 
-/// Removes one disk or base.
+/// Removes one disk or base: the one that has the name now, whoever takes it meanwhile.
 pub(super) fn remove(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
-    let since = Since::now();
+    let Some(object) = show(client, noun, name)? else {
+        // To be refused in the daemon's words.
+        return repeat(|| delete(client, noun, name));
+    };
     let mut tries = Tries::new();
     loop {
-        match client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}")) {
+        match delete(client, noun, name) {
             Err(error) if tries.lost.is_some() && error.is("not_found") => break,
             Err(error) => tries.next(error)?,
             done => return done,
         }
-        // One of that name which is younger than the command is somebody else's, and not to be removed.
-        if show(client, noun, name)?.is_none_or(|object| since.made(&object)) {
+        if show(client, noun, name)?.is_none_or(|now| now["id"] != object["id"]) {
             break;
         }
     }
     Ok(json!({ "removed": [name] }))
+}
+
+fn delete(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
+    client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}"))
 }
 
 fn show(client: &Client, noun: &str, name: &str) -> Result<Option<Value>, CliError> {

@@ -109,7 +109,8 @@ impl House {
 
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);
-        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&said));
         String::from_utf8(output.stdout).unwrap()
     }
 
