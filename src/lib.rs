@@ -5,12 +5,15 @@
 pub mod base;
 pub mod cache;
 pub mod check;
+#[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod delta;
 pub mod disk;
 pub mod format;
+#[cfg(feature = "daemon")]
 pub mod fuse;
 pub mod io;
 pub mod source;

@@ -18,7 +18,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
-use crate::format::{FormatError, Kind};
+use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
 
 const SUPERBLOCK: &str = "plyfs.store";
@@ -390,7 +390,7 @@ impl Check<'_> {
         let Some(used) = used.filter(|used| *used >= superblock.next_id) else { return };
         let message =
             format!("the next number to give away is {}, but number {used} is in use", superblock.next_id);
-        let Some(next_id) = used.checked_add(ID_STEP) else {
+        let Some(next_id) = used.checked_add(ID_STEP).filter(|next| *next <= MAX_NUMBER) else {
             self.find(2, SUPERBLOCK, message);
             return;
         };
@@ -477,7 +477,10 @@ impl Check<'_> {
                 Ok(now) if !now.is_file() => "is not a regular file".to_owned(),
                 Ok(now) if now.len() != then.size => format!("has {} bytes and had {}", now.len(), then.size),
                 Ok(now) if now.ino() != then.inode => "is another file than the one registered".to_owned(),
-                Ok(now) if now.mtime() * 1_000_000_000 + now.mtime_nsec() != then.mtime_ns => {
+                Ok(now)
+                    if now.mtime().wrapping_mul(1_000_000_000).wrapping_add(now.mtime_nsec())
+                        != then.mtime_ns =>
+                {
                     "was modified since it was registered".to_owned()
                 }
                 Ok(_) => continue,

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::confine;
 use crate::config::Config;
@@ -152,27 +153,51 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     let dirs: Vec<PathBuf> = config.security.base_dirs.iter().map(real).collect();
     confine::opener(&config.security, &dirs);
     // The mount's path came without symbolic links from the supervisor; to look at it here would be to touch it.
-    let rules = Arc::new(Rules { mount: config.mount.clone(), dirs });
-    for _ in 1..THREADS {
-        let (rules, socket) = (Arc::clone(&rules), socket.try_clone()?);
-        let thread = std::thread::Builder::new().name("open".into()).stack_size(STACK);
-        thread.spawn(move || {
-            serve(&rules, &socket);
-            std::process::exit(0);
-        })?;
-    }
-    serve(&rules, socket);
+    let rules = Rules { mount: config.mount.clone(), dirs };
+    let threads = Arc::new(Threads { rules, idle: AtomicUsize::new(1), all: AtomicUsize::new(1) });
+    serve(&threads, socket);
     Ok(())
 }
 
+/// They are made as they are needed: most workers ask for a few files, one after the other.
+struct Threads {
+    rules: Rules,
+    idle: AtomicUsize,
+    all: AtomicUsize,
+}
+
+impl Threads {
+    /// One is busy from now on. Sees to it that another one waits, as far as possible.
+    fn one_is_busy(self: &Arc<Self>, socket: &OwnedFd) {
+        if self.idle.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        // Where that fails, the request is answered all the same, and the next one waits for it.
+        if self.all.fetch_add(1, Ordering::AcqRel) >= THREADS || self.start_one(socket).is_err() {
+            self.all.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn start_one(self: &Arc<Self>, socket: &OwnedFd) -> io::Result<()> {
+        let (threads, socket) = (Arc::clone(self), socket.try_clone()?);
+        let thread = std::thread::Builder::new().name("open".into()).stack_size(STACK).spawn(move || {
+            serve(&threads, &socket);
+            std::process::exit(0);
+        });
+        thread.map(|_| _ = self.idle.fetch_add(1, Ordering::AcqRel))
+    }
+}
+
 /// Answers until the worker is gone. Each message goes to one of the threads that wait.
-fn serve(rules: &Rules, socket: &OwnedFd) {
+fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
     let mut request = vec![0; process::MAX_MESSAGE];
     loop {
         match process::receive_message(socket.as_fd(), &mut request) {
             Ok((0, _)) => return,
             Ok((got, Some(reply))) => {
-                answer(rules, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
+                threads.one_is_busy(socket);
+                answer(&threads.rules, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
+                threads.idle.fetch_add(1, Ordering::AcqRel);
             }
             // Without a socket to answer on there is nothing to do; who asked sees that it was closed.
             Ok((_, None)) => {}

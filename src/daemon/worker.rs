@@ -21,9 +21,10 @@ use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::format::record::Superblock;
+use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
-use crate::fuse::{Node, Ownership, PlyFs, guard};
+use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
@@ -101,7 +102,7 @@ fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A panic that no request's guard catches ends the worker: the next one takes over from state that is sound.
+/// A panic that no request's guard catches ends the worker ([`guard`]): the next one takes over from state that is sound.
 fn end_at_panic(channel: Arc<Channel>) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let payload = info.payload();
@@ -109,8 +110,11 @@ fn end_at_panic(channel: Arc<Channel>) {
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         tracing::error!(backtrace = %Backtrace::force_capture(), "panicked{place}: {text}");
-        if !guard::is_guarded() {
+        let guard = guard::current();
+        if guard != Guard::GoesOn {
             let _ = channel.send(&FromWorker::Failed(reason(&format!("it panicked{place}: {text}"))));
+        }
+        if guard == Guard::None {
             std::process::abort();
         }
     }));
@@ -153,7 +157,8 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
         Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
     }
     LiveDir::new(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
-    // Before there is another thread, and before anything that is not the opener's business is in memory.
+    // Before there is another thread, before anything that is not the opener's business is in memory, and before the
+    // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
         Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
     } else {

@@ -7,20 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::map::{Captured, LiveMap, Take, blocks_for};
+use super::map::{Captured, LiveMap, Take};
 use super::ranges::RangeLock;
 use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
-use crate::format::BLOCK;
-use crate::format::journal::{HEADER, Journal, MapHeader, Record};
+use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
 use crate::format::record::MapRoot;
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, read_whole, sys};
+use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
+use crate::io::{LiveFile, LiveHeader, MediumFile, Open, sys};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 /// A map file is rewritten when it is larger than this and than four times its first record.
 const REWRITE: u64 = 256 << 10;
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
-const LARGEST_MAP_FILE: u64 = 8 << 30;
 
 /// Keeps the root of a disk's durable map.
 pub trait RootStore: Send + Sync {
@@ -102,10 +101,15 @@ impl Delta {
             Some(live) if is_ours(&live, &spec, identity)? => Some(live),
             _ => None,
         };
+        live.as_ref().map_or(Ok(()), |live| check_live(live, &spec))?;
         let taken_over = live.is_some();
         let map = match live {
             Some(live) => LiveMap::new(live),
-            None => replay(&spec, &footing, journal, identity)?,
+            None => {
+                // Before the map is made: what does not fit takes no memory.
+                check_data(journal.as_ref(), data.as_deref(), &data_name)?;
+                replay(&spec, &footing, journal, identity)?
+            }
         };
         let delta = Self {
             spec,
@@ -128,21 +132,9 @@ impl Delta {
                 delta.shrink(pending - 1)?;
             }
         } else {
-            delta.check_data(&data_name)?;
             delta.footing.live.publish(delta.spec.disk).map_err(fail("making the live map"))?;
         }
         Ok(delta)
-    }
-
-    fn check_data(&self, file: &str) -> Result<(), DeltaError> {
-        let end = self.map.data_end();
-        if end == 0 {
-            return Ok(());
-        }
-        let data = self.data.read().clone();
-        let has = data.map_or(Ok(0), |d| d.len()).map_err(DeltaError::io("opening the data file"))?;
-        let needs = (end - 1) * BLOCK;
-        if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
     }
 
     /// Makes everything durable that was completed before the call.
@@ -360,6 +352,38 @@ impl Delta {
     }
 }
 
+/// The data file has the blocks that the map file says it has.
+fn check_data(
+    journal: Option<&Journal>,
+    data: Option<&dyn MediumFile>,
+    file: &str,
+) -> Result<(), DeltaError> {
+    let end = journal.map_or(0, |journal| journal.map.data_end());
+    if end == 0 {
+        return Ok(());
+    }
+    let has = data.map_or(Ok(0), MediumFile::len).map_err(DeltaError::io("opening the data file"))?;
+    let needs = (end - 1) * BLOCK;
+    if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
+}
+
+/// A live map has no checksum; but numbers that are not possible would end in a map file that nobody can read.
+fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
+    let word = |word| live.header(word).load(Ordering::Acquire);
+    let (size, overlap, pending) =
+        (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
+    let pages = live.pages(0).last().map_or(0, |last| last + 1);
+    let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
+        format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
+    } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
+        format!("page {} is behind the largest disk", pages - 1)
+    } else {
+        return Ok(());
+    };
+    let source = FormatError { kind: Kind::Value, structure: "live map", detail: why };
+    Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
+}
+
 /// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
 pub(super) fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
     const NAME: u64 = (1 << 48) - 1;
@@ -421,22 +445,39 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
     }
     let name = map_name(spec.disk, root.generation);
-    let open = || {
-        let file = footing.medium.open(&name, Open::Existing)?;
-        let bytes = read_whole(&*file, LARGEST_MAP_FILE)?;
-        Ok((file, bytes))
+    let fail = || DeltaError::io("opening the map file");
+    let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
+    let len = file.len().map_err(fail())?;
+    let expected = Expected {
+        disk: spec.disk,
+        generation: root.generation,
+        floor: root.floor,
+        size: spec.size,
+        overlap: spec.overlap,
+        modified_ns: spec.modified_ns,
     };
-    let (file, bytes) = open().map_err(DeltaError::io("opening the map file"))?;
-    let journal = Journal::decode(&bytes, spec.disk, root.generation, root.floor)
-        .map_err(|source| DeltaError::Damaged { file: name, source })?;
-    let extent = journal.records.last().map_or((spec.size, spec.overlap), |r| (r.size, r.overlap));
+    let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
+        let why = match journal.raised {
+            // What was cut off would show the base again.
+            Some(raised) => format!("record {} has a larger overlap than the one before", raised.seq),
+            None if journal.records == 0 => "it has no record".to_owned(),
+            None => return Ok(journal),
+        };
+        Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
+    });
+    let journal = match journal {
+        Ok(journal) => journal,
+        Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
+        Err(ReadError::Source(error)) => return Err(DeltaError::io("reading the map file")(error)),
+    };
+    let extent = (journal.size, journal.overlap);
     let commit = Commit {
         root,
         tried: root.generation,
         file: Some(file),
         nonce: journal.header.nonce,
         tail: journal.end,
-        filled: if journal.torn { journal.end } else { bytes.len() as u64 },
+        filled: if journal.torn { journal.end } else { len },
         first: HEADER as u64,
         seq: journal.next_seq,
         rewrite: journal.torn,
@@ -455,14 +496,10 @@ fn replay(
     let fail = || DeltaError::io("making the live map");
     let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
-    for record in journal.iter().flat_map(|j| &j.records) {
-        for run in &record.runs {
-            map.load(run).map_err(fail())?;
-        }
-        if record.size < size || !record.runs.is_empty() {
-            map.clear_from(blocks_for(record.size));
-        }
-        (size, overlap, modified) = (record.size, record.overlap, modified.max(record.modified_ns));
+    if let Some(mut journal) = journal {
+        (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
+        journal.map.forget_zeros_above(overlap);
+        map.load(&journal.map).map_err(fail())?;
     }
     let set = |word, value| map.live().header(word).store(value, Ordering::Release);
     set(LiveHeader::Disk, spec.disk);

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::format::BLOCK;
 use crate::format::journal::{Run, State, WORD_BLOCKS};
+use crate::format::replay::{Replay, Words};
+use crate::format::{BLOCK, MAX_DISK_SIZE};
 use crate::io::{LIVE_PAGE_WORDS, LiveFile};
 
 const BITS: usize = 8;
@@ -56,6 +57,9 @@ fn mask(from: u64, to: u64) -> u64 {
 }
 
 impl LiveMap {
+    /// No map has more pages.
+    pub const PAGES_OF_LARGEST_DISK: u64 = (MAX_DISK_SIZE / BLOCK / WORD_BLOCKS).div_ceil(WORDS);
+
     /// Uses a live file; what an earlier worker had not made durable is dirty again.
     pub fn new(live: LiveFile) -> Self {
         let map = Self { live, dirty_pages: Mutex::new(Vec::new()), publish: RwLock::new(()) };
@@ -232,30 +236,21 @@ impl LiveMap {
     ///
     /// # Errors
     /// ENOSPC when the memory filesystem is full.
-    pub fn load(&self, run: &Run) -> io::Result<()> {
-        for (word, value) in (run.first..).zip(&run.words) {
-            let page = word / WORDS;
-            if *value == 0 && self.live.page(page).is_none() {
-                continue;
-            }
-            self.live.prepare(page)?[2 * BITS + (word % WORDS) as usize].store(*value, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// One behind the last block in state `Data`; 0 when there is none.
-    pub fn data_end(&self) -> u64 {
-        let mut last = 0;
-        for (no, page) in self.live.pages(0).filter_map(|p| Some((p, self.live.page(p)?))) {
-            for word in 0..WORDS as usize {
-                let value = page[2 * BITS + word].load(Ordering::Acquire) & EVEN;
+    pub fn load(&self, replay: &Replay) -> io::Result<()> {
+        for (first, words) in replay.words() {
+            let (len, value): (u64, &dyn Fn(u64) -> u64) = match words {
+                Words::Same(len, value) => (len, &move |_| value),
+                Words::Each(words) => (words.len() as u64, &move |at| words[at as usize]),
+            };
+            for at in 0..len {
+                let (word, value) = (first + at, value(at));
                 if value != 0 {
-                    let pair = u64::from((63 - value.leading_zeros()) / 2);
-                    last = last.max((no * WORDS + word as u64) * WORD_BLOCKS + pair + 1);
+                    let page = self.live.prepare(word / WORDS)?;
+                    page[2 * BITS + (word % WORDS) as usize].store(value, Ordering::Release);
                 }
             }
         }
-        last
+        Ok(())
     }
 }
 

@@ -191,7 +191,9 @@ pub struct Envelope {
     pub structure: &'static str,
 }
 
-const HEAD: usize = 8 + 2 + 2 + 4 + 3 * 8;
+/// Bytes of an envelope before its payload.
+pub(super) const ENVELOPE_HEAD: usize = 8 + 2 + 2 + 4 + 3 * 8;
+const HEAD: usize = ENVELOPE_HEAD;
 
 impl Envelope {
     /// Wraps `payload`; no feature bit is set by this version.

@@ -1,6 +1,11 @@
 //! The map file: a header, then records that each carry the state of one flush (docs/format.md, "Map file").
 
+use std::convert::Infallible;
+
+use thiserror::Error;
+
 use super::codec::{FormatError, Kind, Reader, Writer};
+use super::replay::{Replay, Words};
 use super::{BLOCK, MAX_DISK_SIZE};
 
 /// Bytes of a map file's header.
@@ -9,6 +14,21 @@ pub const HEADER: usize = 64;
 pub const RECORD_HEADER: usize = 32;
 /// Blocks described by one word of the map.
 pub const WORD_BLOCKS: u64 = 32;
+
+/// Words of the map of the largest disk.
+const MAX_WORDS: u64 = MAX_DISK_SIZE / BLOCK / WORD_BLOCKS;
+/// More than a map file of the largest disk ever has: four times a record with all its words, and one more record.
+const LARGEST_MAP_FILE: u64 = 8 * MAX_WORDS * 8;
+/// Bytes of the file in memory at once.
+const WINDOW: u64 = 256 << 10;
+/// Words that are decoded at once.
+const PIECE: usize = 512;
+/// Bytes of a record's header that its checksum covers.
+const CHECKED_HEAD: usize = 24;
+/// Bytes of a payload before the runs.
+const PAYLOAD_HEAD: usize = 32;
+/// Bytes of a run before its words.
+const RUN_HEAD: usize = 24;
 
 const MAGIC: &[u8; 8] = b"PLYMAP\0\0";
 const VERSION: u16 = 1;
@@ -148,41 +168,6 @@ impl Record {
         w.raw(&payload);
         w.finish()
     }
-
-    fn decode(payload: &[u8]) -> Result<Self, FormatError> {
-        let mut r = Reader::new(payload, "map record");
-        let (size, overlap, modified_ns) = (r.u64()?, r.u64()?, r.i64()?);
-        if size > MAX_DISK_SIZE || overlap > size {
-            return Err(r.bad(format!("size {size}, overlap {overlap}")));
-        }
-        let count = r.u32()?;
-        r.u32()?;
-        let limit = MAX_DISK_SIZE / BLOCK / WORD_BLOCKS;
-        let mut runs = Vec::new();
-        for _ in 0..count {
-            let (first, len, repeat) = (r.u64()?, r.u64()?, r.u64()?);
-            if first.checked_add(len).is_none_or(|end| end > limit) {
-                return Err(r.bad(format!("run of {len} words at {first} is outside of the largest disk")));
-            }
-            let words = if repeat == 1 {
-                vec![r.u64()?; len as usize]
-            } else if repeat == 0 {
-                if len > r.left() as u64 / 8 {
-                    return Err(r.bad("run is longer than its record"));
-                }
-                (0..len).map(|_| r.u64()).collect::<Result<_, _>>()?
-            } else {
-                return Err(r.bad(format!("run type {repeat} is not known")));
-            };
-            // The pair 11 is not a state.
-            if words.iter().any(|w: &u64| w & (w >> 1) & 0x5555_5555_5555_5555 != 0) {
-                return Err(r.bad("a block has a state that does not exist"));
-            }
-            runs.push(Run { first, words });
-        }
-        r.end()?;
-        Ok(Self { size, overlap, modified_ns, runs })
-    }
 }
 
 /// What a map file says.
@@ -190,8 +175,18 @@ impl Record {
 pub struct Journal {
     /// Its header.
     pub header: MapHeader,
-    /// All valid records in order.
-    pub records: Vec<Record>,
+    /// How many valid records it has.
+    pub records: u64,
+    /// What they add up to.
+    pub map: Replay,
+    /// Size of the disk after the last one.
+    pub size: u64,
+    /// Overlap after the last one.
+    pub overlap: u64,
+    /// The latest modification that any of them has.
+    pub modified_ns: i64,
+    /// The first record with an overlap above the one before it, which no plyfs writes.
+    pub raised: Option<Raised>,
     /// Offset behind the last valid record.
     pub end: u64,
     /// Sequence number of the next record.
@@ -200,68 +195,360 @@ pub struct Journal {
     pub torn: bool,
 }
 
-fn record_at(bytes: &[u8], nonce: u64) -> Option<(u64, &[u8], usize)> {
-    let head = bytes.get(..RECORD_HEADER)?;
-    let mut r = Reader::new(head, STRUCTURE);
-    let (magic, _zero, seq, len) = (r.u32().ok()?, r.u32().ok()?, r.u64().ok()?, r.u64().ok()?);
-    let sum = r.u32().ok()?;
-    if magic != RECORD_MAGIC || r.u32().ok()? != 0 {
-        return None;
+/// A record with an overlap above the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Raised {
+    /// Its sequence number.
+    pub seq: u64,
+    /// Its overlap.
+    pub overlap: u64,
+    /// The one before.
+    pub before: u64,
+}
+
+/// What a disk's record knows of its map file, and of the disk as it was before the first record of that file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Number of the disk.
+    pub disk: u64,
+    /// Generation.
+    pub generation: u64,
+    /// The file has to be valid up to here, in bytes.
+    pub floor: u64,
+    /// Size of the disk when it was made.
+    pub size: u64,
+    /// Overlap when it was made.
+    pub overlap: u64,
+    /// Last modification that the record has.
+    pub modified_ns: i64,
+}
+
+/// Why a map file could not be replayed.
+#[derive(Debug, Error)]
+pub enum ReadError<E> {
+    /// It is damaged, or of a newer plyfs.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Its bytes could not be read.
+    #[error("{0}")]
+    Source(E),
+}
+
+/// A piece of the file in memory, so that a large file is never there as a whole.
+struct Window<F> {
+    /// Fills a buffer from an offset; fewer bytes only at the end of the file.
+    read: F,
+    /// Bytes of the file.
+    len: u64,
+    bytes: Vec<u8>,
+    /// Where in the file `bytes` begin.
+    start: u64,
+}
+
+impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
+    fn new(read: F, len: u64) -> Self {
+        Self { read, len, bytes: Vec::new(), start: 0 }
     }
-    let end = RECORD_HEADER.checked_add(usize::try_from(len).ok()?)?;
-    let payload = bytes.get(RECORD_HEADER..end)?;
-    (checksum(nonce, &head[..24], payload) == sum).then_some((seq, payload, end))
+
+    /// Up to `most` bytes at `at`, at most [`WINDOW`]; fewer only at the end of the file.
+    fn get(&mut self, at: u64, most: u64) -> Result<&[u8], ReadError<E>> {
+        let want = most.min(WINDOW).min(self.len.saturating_sub(at)) as usize;
+        let has = self.bytes.len() as u64;
+        if at < self.start || at + want as u64 > self.start + has {
+            let wanted = WINDOW.min(self.len.saturating_sub(at)) as usize;
+            self.bytes.resize(wanted, 0);
+            self.start = at;
+            let got = (self.read)(&mut self.bytes, at).map_err(ReadError::Source)?;
+            if got < wanted {
+                // Somebody cut the file meanwhile.
+                self.bytes.truncate(got);
+                self.len = at + got as u64;
+            }
+        }
+        let from = (at - self.start) as usize;
+        let to = (from + want).min(self.bytes.len());
+        Ok(&self.bytes[from.min(to)..to])
+    }
+
+    /// What is in memory at `at`: not less than a record's header, but at the end of the file.
+    fn some(&mut self, at: u64) -> Result<&[u8], ReadError<E>> {
+        let here = (self.start + self.bytes.len() as u64).saturating_sub(at);
+        self.get(at, if at < self.start { RECORD_HEADER as u64 } else { here.max(RECORD_HEADER as u64) })
+    }
+
+    /// Exactly `n` bytes at `at`.
+    fn exactly(&mut self, at: u64, n: usize) -> Result<&[u8], ReadError<E>> {
+        let bytes = self.get(at, n as u64)?;
+        let left = bytes.len();
+        if left < n {
+            let detail = format!("{n} bytes wanted at {at}, {left} left");
+            return Err(FormatError::new(Kind::Truncated, STRUCTURE, detail).into());
+        }
+        Ok(bytes)
+    }
+
+    /// What the header at `at` says, when that has the form of a record that ends in the file; no checksum yet.
+    fn head(&mut self, at: u64) -> Result<Option<Head>, ReadError<E>> {
+        let len = self.len;
+        let bytes = self.get(at, RECORD_HEADER as u64)?;
+        if bytes.len() < RECORD_HEADER {
+            return Ok(None);
+        }
+        let mut r = Reader::new(bytes, STRUCTURE);
+        let (magic, zero, seq, payload) = (r.u32()?, r.u32()?, r.u64()?, r.u64()?);
+        let (sum, reserved) = (r.u32()?, r.u32()?);
+        let room = len.saturating_sub(at + RECORD_HEADER as u64);
+        let is_record = magic == RECORD_MAGIC && zero == 0 && reserved == 0 && payload <= room;
+        Ok((is_record && payload.is_multiple_of(8)).then_some(Head { seq, payload, sum }))
+    }
+
+    /// Whether the record at `at` has its checksum.
+    fn is_whole(&mut self, at: u64, head: &Head, nonce: u64) -> Result<bool, ReadError<E>> {
+        let mut sum = crc32c::crc32c(&nonce.to_le_bytes());
+        sum = crc32c::crc32c_append(sum, self.exactly(at, CHECKED_HEAD)?);
+        let (mut at, end) = (at + RECORD_HEADER as u64, at + head.len());
+        while at < end {
+            let bytes = self.get(at, end - at)?;
+            if bytes.is_empty() {
+                return Ok(false);
+            }
+            sum = crc32c::crc32c_append(sum, bytes);
+            at += bytes.len() as u64;
+        }
+        Ok(sum == head.sum)
+    }
+}
+
+/// Header of a record.
+struct Head {
+    seq: u64,
+    payload: u64,
+    sum: u32,
+}
+
+impl Head {
+    fn len(&self) -> u64 {
+        RECORD_HEADER as u64 + self.payload
+    }
+}
+
+fn impossible<E>(detail: impl Into<String>) -> ReadError<E> {
+    FormatError::new(Kind::Value, "map record", detail).into()
+}
+
+/// Whether a word has a pair 11, which is not a state.
+fn has_no_state(word: u64) -> bool {
+    word & (word >> 1) & 0x5555_5555_5555_5555 != 0
 }
 
 impl Journal {
-    /// Reads a whole map file of `disk`, which has to be valid through `floor` bytes.
+    /// As [`Journal::read`], of bytes in memory.
     ///
-    /// A damaged record that a valid one follows, or that lies below the floor, is an error: it was
-    /// acknowledged. Behind that, the first damaged record is where a cut-off flush began.
-    pub fn decode(bytes: &[u8], disk: u64, generation: u64, floor: u64) -> Result<Self, FormatError> {
-        let header = MapHeader::decode(bytes)?;
-        if (header.disk, header.generation) != (disk, generation) {
-            return Err(FormatError::new(
-                Kind::Value,
-                STRUCTURE,
-                format!(
-                    "it is generation {} of disk number {}, not {generation} of {disk}",
-                    header.generation, header.disk
-                ),
-            ));
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn decode(bytes: &[u8], expected: &Expected) -> Result<Self, FormatError> {
+        let read = |buf: &mut [u8], at: u64| -> Result<usize, Infallible> {
+            let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+            let n = rest.len().min(buf.len());
+            buf[..n].copy_from_slice(&rest[..n]);
+            Ok(n)
+        };
+        Self::read(read, bytes.len() as u64, expected).map_err(|error| match error {
+            ReadError::Format(error) => error,
+            ReadError::Source(never) => match never {},
+        })
+    }
+
+    /// Replays a map file of `len` bytes. `read` fills a buffer from an offset, with fewer bytes only at the end of
+    /// the file. Memory and time are bounded by the length of the file.
+    ///
+    /// A damaged record that a valid one follows, or that lies below the floor, is an error: it was acknowledged.
+    /// Behind that, the first damaged record is where a cut-off flush began.
+    ///
+    /// # Errors
+    /// `Format` for damage, `Source` when `read` fails.
+    pub fn read<E>(
+        read: impl FnMut(&mut [u8], u64) -> Result<usize, E>,
+        len: u64,
+        expected: &Expected,
+    ) -> Result<Self, ReadError<E>> {
+        let fail = |kind, detail| Err(FormatError::new(kind, STRUCTURE, detail).into());
+        if len > LARGEST_MAP_FILE {
+            return fail(Kind::Value, format!("{len} bytes, more than the {LARGEST_MAP_FILE} it may have"));
         }
-        let mut out = Self { header, records: Vec::new(), end: HEADER as u64, next_seq: 1, torn: false };
-        let mut at = HEADER;
-        while let Some((seq, payload, len)) = bytes.get(at..).and_then(|b| record_at(b, header.nonce)) {
-            if seq != out.next_seq {
+        let mut file = Window::new(read, len);
+        let header = MapHeader::decode(file.get(0, HEADER as u64)?)?;
+        if (header.disk, header.generation) != (expected.disk, expected.generation) {
+            return fail(
+                Kind::Value,
+                format!(
+                    "it is generation {} of disk number {}, not {} of {}",
+                    header.generation, header.disk, expected.generation, expected.disk
+                ),
+            );
+        }
+        let mut out = Self {
+            header,
+            records: 0,
+            map: Replay::default(),
+            size: expected.size,
+            overlap: expected.overlap,
+            modified_ns: expected.modified_ns,
+            raised: None,
+            end: HEADER as u64,
+            next_seq: 1,
+            torn: false,
+        };
+        while let Some(head) = file.head(out.end)? {
+            if head.seq != out.next_seq || !file.is_whole(out.end, &head, header.nonce)? {
                 break;
             }
-            out.records.push(Record::decode(payload)?);
+            out.replay(&mut file, &head)?;
+            out.records += 1;
             out.next_seq += 1;
-            at += len;
+            out.end += head.len();
         }
-        out.end = at as u64;
-        if out.end < floor {
-            let kind = if (bytes.len() as u64) < floor { Kind::Truncated } else { Kind::Checksum };
-            return Err(FormatError::new(
+        if out.end < expected.floor {
+            let kind = if file.len < expected.floor { Kind::Truncated } else { Kind::Checksum };
+            let (end, floor) = (out.end, expected.floor);
+            return fail(
                 kind,
-                STRUCTURE,
-                format!("damaged at byte {at}, it was complete up to {floor} when last closed"),
-            ));
+                format!("damaged at byte {end}, it was complete up to {floor} when last closed"),
+            );
         }
-        let rest = bytes.get(at..).unwrap_or_default();
-        if rest.iter().any(|b| *b != 0) {
-            out.torn = true;
-            for start in (0..rest.len()).step_by(8) {
-                if record_at(&rest[start..], header.nonce).is_some_and(|(seq, _, _)| seq >= out.next_seq) {
-                    return Err(FormatError::new(
-                        Kind::Checksum,
-                        STRUCTURE,
-                        format!("damaged at byte {at}, a complete record follows at {}", at + start),
-                    ));
+        out.tail(&mut file)?;
+        Ok(out)
+    }
+
+    /// Sets what the record at `self.end` says; its checksum is right.
+    fn replay<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>>(
+        &mut self,
+        file: &mut Window<F>,
+        head: &Head,
+    ) -> Result<(), ReadError<E>> {
+        let (mut at, end) = (self.end + RECORD_HEADER as u64, self.end + head.len());
+        let payload_ends = || impossible("a run is longer than its record");
+        if head.payload < PAYLOAD_HEAD as u64 {
+            return Err(payload_ends());
+        }
+        let mut r = Reader::new(file.exactly(at, PAYLOAD_HEAD)?, "map record");
+        let (size, overlap, modified_ns) = (r.u64()?, r.u64()?, r.i64()?);
+        let (runs, reserved) = (r.u32()?, r.u32()?);
+        if size > MAX_DISK_SIZE || overlap > size || reserved != 0 {
+            return Err(impossible(format!("size {size}, overlap {overlap}")));
+        }
+        at += PAYLOAD_HEAD as u64;
+        // Words behind the size are forgotten below; they are not even set.
+        let keep = size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
+        let mut behind = 0;
+        for _ in 0..runs {
+            if end - at < RUN_HEAD as u64 {
+                return Err(payload_ends());
+            }
+            let mut r = Reader::new(file.exactly(at, RUN_HEAD)?, "map record");
+            let (first, len, kind) = (r.u64()?, r.u64()?, r.u64()?);
+            at += RUN_HEAD as u64;
+            let Some(last) = first.checked_add(len).filter(|last| *last <= MAX_WORDS && len > 0) else {
+                return Err(impossible(format!(
+                    "run of {len} words at {first} is outside of the largest disk"
+                )));
+            };
+            if first < behind {
+                return Err(impossible(format!("run at word {first} follows one that ends at {behind}")));
+            }
+            behind = last;
+            let mut set = |first: u64, words: Words<'_>| {
+                let room = keep.saturating_sub(first);
+                match words {
+                    Words::Same(len, value) => self.map.set(first, Words::Same(len.min(room), value)),
+                    Words::Each(words) => {
+                        self.map.set(first, Words::Each(&words[..words.len().min(room as usize)]));
+                    }
                 }
+            };
+            match kind {
+                1 if end - at >= 8 => {
+                    let value = Reader::new(file.exactly(at, 8)?, "map record").u64()?;
+                    if has_no_state(value) {
+                        return Err(impossible("a block has a state that does not exist"));
+                    }
+                    set(first, Words::Same(len, value));
+                    at += 8;
+                }
+                0 if len <= (end - at) / 8 => {
+                    let mut word = first;
+                    while word < last {
+                        let n = (last - word).min(PIECE as u64) as usize;
+                        let mut words = [0; PIECE];
+                        let bytes = file.exactly(at, n * 8)?;
+                        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+                            *word = Reader::new(bytes, "map record").u64()?;
+                        }
+                        if words.iter().any(|word| has_no_state(*word)) {
+                            return Err(impossible("a block has a state that does not exist"));
+                        }
+                        set(word, Words::Each(&words[..n]));
+                        at += n as u64 * 8;
+                        word += n as u64;
+                    }
+                }
+                0 | 1 => return Err(payload_ends()),
+                other => return Err(impossible(format!("run type {other} is not known"))),
             }
         }
-        Ok(out)
+        if at != end {
+            return Err(impossible(format!("{} bytes too many", end - at)));
+        }
+        if overlap > self.overlap && self.raised.is_none() {
+            self.raised = Some(Raised { seq: head.seq, overlap, before: self.overlap });
+        }
+        if size < self.size || runs > 0 {
+            self.map.clear_from(size.div_ceil(BLOCK));
+        }
+        (self.size, self.overlap) = (size, overlap);
+        self.modified_ns = self.modified_ns.max(modified_ns);
+        Ok(())
+    }
+
+    /// Looks at what is behind the last valid record: zeros, the torn tail of a flush, or damage.
+    fn tail<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>>(
+        &mut self,
+        file: &mut Window<F>,
+    ) -> Result<(), ReadError<E>> {
+        // What looks like a record is summed up to the end that it claims. Words never have the bits of a record's
+        // magic, so there is at most a handful of such places; many would take the square of the file's length.
+        let mut budget = 2 * file.len.saturating_sub(self.end) + (1 << 20);
+        let mut at = self.end;
+        loop {
+            let bytes = file.some(at)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let len = bytes.len();
+            let Some(skip) = bytes.iter().position(|b| *b != 0) else {
+                at += len as u64;
+                continue;
+            };
+            self.torn = true;
+            // Records begin at multiples of 8 from the last one.
+            let here = at + skip as u64;
+            at = here - (here - self.end) % 8;
+            let Some(head) = file.head(at)?.filter(|head| head.seq >= self.next_seq) else {
+                at += 8;
+                continue;
+            };
+            let damaged = |detail: String| Err(FormatError::new(Kind::Checksum, STRUCTURE, detail).into());
+            if head.len() > budget {
+                return damaged(format!(
+                    "damaged at byte {}, and too much behind it looks like a record",
+                    self.end
+                ));
+            }
+            budget -= head.len();
+            if file.is_whole(at, &head, self.header.nonce)? {
+                return damaged(format!("damaged at byte {}, a complete record follows at {at}", self.end));
+            }
+            at += 8;
+        }
     }
 }

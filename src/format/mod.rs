@@ -7,6 +7,7 @@
 mod codec;
 pub mod journal;
 pub mod record;
+pub mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,9 @@ pub const BLOCK: u64 = 4096;
 
 /// Largest size of a disk or base in bytes (64 TiB).
 pub const MAX_DISK_SIZE: u64 = 1 << 46;
+
+/// Largest number, order of names and generation: far above what counting reaches, and far below running over.
+pub const MAX_NUMBER: u64 = 1 << 62;
 
 /// Whether `name` can be the name of a disk or a base: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
 pub fn valid_name(name: &str) -> bool {

@@ -1,7 +1,7 @@
 //! The store's superblock and the records of bases and disks.
 
-use super::codec::{Envelope, FormatError, Reader, Writer};
-use super::{MAX_DISK_SIZE, valid_name};
+use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
+use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 1, structure: "base record" };
@@ -30,7 +30,7 @@ impl Superblock {
         let mut r = Reader::new(SUPERBLOCK.open(bytes)?, SUPERBLOCK.structure);
         let mut uuid = [0; 16];
         uuid.copy_from_slice(r.raw(16)?);
-        let out = Self { uuid, created_ns: r.i64()?, next_id: r.u64()? };
+        let out = Self { uuid, created_ns: r.i64()?, next_id: get_count(&mut r)? };
         r.end()?;
         Ok(out)
     }
@@ -163,6 +163,12 @@ fn get_identity(r: &mut Reader<'_>) -> Result<BaseIdentity, FormatError> {
     Ok(BaseIdentity { size, mtime_ns, inode, digest })
 }
 
+/// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
+fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
+    let count = r.u64()?;
+    if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
+}
+
 fn get_name(r: &mut Reader<'_>) -> Result<String, FormatError> {
     let name = r.text()?;
     if valid_name(&name) { Ok(name) } else { Err(r.bad(format!("{name:?} is not a name"))) }
@@ -189,7 +195,7 @@ impl BaseRecord {
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut r = Reader::new(BASE.open(bytes)?, BASE.structure);
-        let id = r.u64()?;
+        let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
         let source = r.text()?;
         let format = match r.u8()? {
@@ -204,7 +210,25 @@ impl BaseRecord {
     }
 }
 
+/// What can be read of a disk's record whose checksum is wrong. None of it is certain: it is good for keeping a name
+/// or a base that the disk may need, and for nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Salvage {
+    /// Its name, or something that looks like one.
+    pub name: String,
+    /// Its place in the order of names.
+    pub name_seq: Option<u64>,
+}
+
 impl DiskRecord {
+    /// Reads what looks like a name from bytes that [`DiskRecord::decode`] refuses.
+    pub fn salvage(bytes: &[u8]) -> Option<Salvage> {
+        let mut r = Reader::new(bytes.get(ENVELOPE_HEAD..)?, DISK.structure);
+        let _id = r.u64().ok()?;
+        let name = get_name(&mut r).ok()?;
+        Some(Salvage { name, name_seq: get_count(&mut r).ok() })
+    }
+
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
@@ -227,9 +251,9 @@ impl DiskRecord {
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut r = Reader::new(DISK.open(bytes)?, DISK.structure);
-        let id = r.u64()?;
+        let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
-        let name_seq = r.u64()?;
+        let name_seq = get_count(&mut r)?;
         let unlinked = match r.u8()? {
             0 => false,
             1 => true,
@@ -237,7 +261,7 @@ impl DiskRecord {
         };
         let backing = match r.u8()? {
             0 => None,
-            1 => Some(Backing { base: r.u64()?, identity: get_identity(&mut r)? }),
+            1 => Some(Backing { base: get_count(&mut r)?, identity: get_identity(&mut r)? }),
             other => return Err(r.bad(format!("backing type {other} is not known"))),
         };
         let (size, overlap) = (get_size(&mut r)?, get_size(&mut r)?);
@@ -258,7 +282,7 @@ impl DiskRecord {
             created_ns: r.i64()?,
             changed_ns: r.i64()?,
             modified_ns: r.i64()?,
-            map: MapRoot { generation: r.u64()?, floor: r.u64()? },
+            map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
         };
         r.end()?;
         Ok(out)

@@ -1,8 +1,11 @@
 //! Golden bytes and damage of every durable structure.
 
-use super::journal::{Journal, MapHeader, Record, Run};
+mod bounds;
+
+use super::journal::{Expected, Journal, MapHeader, Record, Run};
 use super::record::*;
-use super::{Kind, valid_name};
+use super::replay::Words;
+use super::{FormatError, Kind, valid_name};
 use proptest::prelude::*;
 
 fn hex(bytes: &[u8]) -> String {
@@ -62,6 +65,19 @@ fn map_file() -> Vec<u8> {
     bytes
 }
 
+fn each(words: Words<'_>) -> Vec<u64> {
+    match words {
+        Words::Same(len, value) => vec![value; len as usize],
+        Words::Each(words) => words.to_vec(),
+    }
+}
+
+/// As the record of disk 3 has it.
+fn decode(bytes: &[u8], floor: u64) -> Result<Journal, FormatError> {
+    let (size, overlap) = (1 << 30, 8192);
+    Journal::decode(bytes, &Expected { disk: 3, generation: 4, floor, size, overlap, modified_ns: 0 })
+}
+
 /// When this fails, the on-disk format has changed: bump the version of the structure and read the old one too.
 #[test]
 fn golden_bytes_bump_the_version_when_this_fails() {
@@ -83,9 +99,13 @@ const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
 fn records_come_back_as_written() {
     assert_eq!(DiskRecord::decode(&disk().encode()).unwrap(), disk());
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
-    let journal = Journal::decode(&map_file(), 3, 4, 0).unwrap();
-    assert_eq!(journal.records.len(), 3);
-    assert_eq!(journal.records[0].runs[1].words.len(), 40);
+    let journal = decode(&map_file(), 0).unwrap();
+    assert_eq!((journal.records, journal.raised), (3, None));
+    assert_eq!((journal.size, journal.overlap, journal.modified_ns), (1 << 30, 4096, 9));
+    // Words 1 to 4 by three records that overlap, then 40 full ones from word 100 on.
+    assert_eq!(journal.map.data_end(), 140 * 32);
+    let words: Vec<u64> = journal.map.words().flat_map(|(_, words)| each(words)).collect();
+    assert_eq!(words[..6], [0, 1, 1, 1, 2, 0]);
     assert_eq!(journal.end, map_file().len() as u64);
     assert!(!journal.torn);
 }
@@ -123,10 +143,10 @@ fn every_flipped_bit_and_every_cut_below_the_floor_is_noticed() {
     for bit in 0..bytes.len() * 8 {
         let mut bad = bytes.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        assert!(Journal::decode(&bad, 3, 4, floor).is_err(), "bit {bit}");
+        assert!(decode(&bad, floor).is_err(), "bit {bit}");
     }
     for cut in 0..bytes.len() {
-        assert!(Journal::decode(&bytes[..cut], 3, 4, floor).is_err(), "cut {cut}");
+        assert!(decode(&bytes[..cut], floor).is_err(), "cut {cut}");
     }
 }
 
@@ -137,17 +157,17 @@ fn without_a_floor_a_damaged_record_before_a_valid_one_is_refused_and_a_torn_tai
     for at in super::journal::HEADER..super::journal::HEADER + 2 * record {
         let mut bad = bytes.clone();
         bad[at] ^= 0x10;
-        assert!(Journal::decode(&bad, 3, 4, 0).is_err(), "byte {at}");
+        assert!(decode(&bad, 0).is_err(), "byte {at}");
     }
     let mut torn = bytes.clone();
     let last = torn.len() - 5;
     torn[last] ^= 1;
-    let journal = Journal::decode(&torn, 3, 4, 0).unwrap();
-    assert_eq!((journal.records.len(), journal.torn), (2, true));
+    let journal = decode(&torn, 0).unwrap();
+    assert_eq!((journal.records, journal.torn), (2, true));
     let mut padded = bytes;
     padded.resize(65536, 0);
-    let journal = Journal::decode(&padded, 3, 4, 0).unwrap();
-    assert_eq!((journal.records.len(), journal.torn), (3, false));
+    let journal = decode(&padded, 0).unwrap();
+    assert_eq!((journal.records, journal.torn), (3, false));
 }
 
 #[test]
@@ -166,7 +186,7 @@ proptest! {
         let _ = DiskRecord::decode(&bytes);
         let _ = BaseRecord::decode(&bytes);
         let _ = Superblock::decode(&bytes);
-        let _ = Journal::decode(&bytes, 3, 4, 0);
+        let _ = decode(&bytes, 0);
     }
 
     #[test]
@@ -174,6 +194,6 @@ proptest! {
         let mut bytes = map_file();
         let at = at % bytes.len();
         bytes[at] = value;
-        let _ = Journal::decode(&bytes, 3, 4, 0);
+        let _ = decode(&bytes, 0);
     }
 }

@@ -1,9 +1,12 @@
 //! A panic in one request is that request's alone.
 //!
 //! Requests may run twice (docs/design.md, "Replays"), so one that panics is tried once more; when it panics again it
-//! is an I/O error of its own, and nobody else notices. Only work that leaves nothing half done in memory when it is
-//! unwound may be guarded: reads, writes, discards, flushes. Changes of names are not, they panic to the end of the
-//! worker, and the next one reads what is durable.
+//! is an I/O error of its own, and nobody else notices.
+//! - Work that leaves nothing half done in memory when it is unwound, reads, writes, discards, flushes, is tried again
+//!   at once ([`guarded`]).
+//! - Changes of names and records are not of that kind. After a panic in one the worker ends, the next one reads what
+//!   is durable, and gets the request again ([`once`]). When it panics there too, it is refused before that worker
+//!   ends, or it would end all that follow.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,20 +14,43 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fuser::Errno;
 
+/// What becomes of a panic in this thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// It ends the worker.
+    None,
+    /// It is caught, and the worker goes on.
+    GoesOn,
+    /// It is caught, and the worker ends when the request is answered.
+    Ends,
+}
+
 thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
+    static GUARD: Cell<Guard> = const { Cell::new(Guard::None) };
+    static DOOMED: Cell<bool> = const { Cell::new(false) };
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Whether a panic of this thread is caught.
-pub fn is_guarded() -> bool {
-    GUARDED.get()
+/// What becomes of a panic in this thread now.
+pub fn current() -> Guard {
+    GUARD.get()
 }
 
 /// Panics that were caught since the process began.
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
+}
+
+fn caught<T>(guard: Guard, work: impl FnOnce() -> T) -> Option<T> {
+    let outer = GUARD.replace(guard);
+    // What unwinding leaves behind is sound, or is not used again: see the module.
+    let done = catch_unwind(AssertUnwindSafe(work));
+    GUARD.set(outer);
+    if done.is_err() {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+    }
+    done.ok()
 }
 
 /// Runs `work`; once more when it panics; EIO when it panics again.
@@ -33,17 +59,33 @@ pub fn panics() -> u64 {
 /// Those of `work`, and EIO.
 pub fn guarded<T>(work: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..2 {
-        let outer = GUARDED.replace(true);
-        // What unwinding leaves behind is sound: see the module.
-        let done = catch_unwind(AssertUnwindSafe(&work));
-        GUARDED.set(outer);
-        match done {
-            Ok(done) => return done,
-            Err(_) => PANICS.fetch_add(1, Ordering::Relaxed),
-        };
+        if let Some(done) = caught(Guard::GoesOn, &work) {
+            return done;
+        }
     }
     tracing::error!("a request panicked twice and is refused");
     Err(Errno::EIO)
+}
+
+/// Runs `work`. When it panics and the request was `resent`, EIO: this thread has to ask [`is_doomed`] after
+/// the answer.
+///
+/// # Errors
+/// Those of `work`, and EIO.
+pub fn once<T>(resent: bool, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    caught(Guard::Ends, work).unwrap_or_else(|| {
+        if !resent {
+            std::process::abort();
+        }
+        tracing::error!("a request panicked under two workers and is refused");
+        DOOMED.set(true);
+        Err(Errno::EIO)
+    })
+}
+
+/// Whether the worker has to end now that the request is answered; once for each time that it has to.
+pub fn is_doomed() -> bool {
+    DOOMED.replace(false)
 }
 
 #[cfg(test)]
@@ -57,12 +99,12 @@ mod tests {
         let tries = Cell::new(0);
         let done = guarded(|| {
             tries.set(tries.get() + 1);
-            assert!(is_guarded());
+            assert_eq!(current(), Guard::GoesOn);
             assert!(tries.get() != 1, "the first try");
             Ok(tries.get())
         });
         assert!(matches!(done, Ok(2)));
-        assert!(!is_guarded());
+        assert_eq!(current(), Guard::None);
     }
 
     #[test]
@@ -71,5 +113,14 @@ mod tests {
         let done: Result<(), Errno> = guarded(|| panic!("always"));
         assert_eq!(done.map_err(i32::from), Err(libc::EIO));
         assert!(panics() >= before + 2);
+    }
+
+    #[test]
+    fn a_change_that_panics_again_is_refused_before_the_worker_ends() {
+        assert!(matches!(once(true, || Ok(5)), Ok(5)));
+        assert!(!is_doomed());
+        let done: Result<(), Errno> = once(true, || panic!("again"));
+        assert_eq!(done.map_err(i32::from), Err(libc::EIO));
+        assert!(is_doomed() && !is_doomed());
     }
 }

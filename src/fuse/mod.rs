@@ -4,6 +4,7 @@
 //! that is sent again after a crash of the worker has the result that the first try had; handles and inode numbers
 //! mean the same to every worker.
 
+mod change;
 pub mod guard;
 mod ino;
 pub mod kernel;
@@ -24,13 +25,14 @@ use fuser::{
 };
 use parking_lot::RwLock;
 
+use change::{Change, allocate, time_ns};
 use guard::guarded;
 pub use ino::Node;
 use kernel::{KernelNotifier, MAX_WRITE};
 use pool::Pool;
 
 use crate::cache::Touch;
-use crate::disk::{Disk, Grow, Seek};
+use crate::disk::Seek;
 use crate::format::BLOCK;
 use crate::io::sys;
 use crate::store::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError};
@@ -102,6 +104,13 @@ fn strip(name: &OsStr) -> Option<&str> {
     name.to_str()?.strip_suffix(SUFFIX)
 }
 
+fn answer(done: Result<(), Errno>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
 fn epoch(fh: FileHandle) -> u64 {
     fh.0 & 0xffff
 }
@@ -146,7 +155,14 @@ impl PlyFs {
     ) {
         self.run(move |fs| {
             let stopped = fs.shared.quiesce.read();
-            if *stopped { refuse(reply, Errno::EIO) } else { job(fs, reply) }
+            if *stopped {
+                refuse(reply, Errno::EIO)
+            } else {
+                job(fs, reply)
+            }
+            if guard::is_doomed() {
+                std::process::abort();
+            }
         });
     }
 
@@ -288,63 +304,6 @@ impl Asker {
     }
 }
 
-fn time_ns(time: TimeOrNow) -> i64 {
-    match time {
-        TimeOrNow::Now => sys::now_ns(),
-        TimeOrNow::SpecificTime(at) => match at.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
-            Err(before) => -i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX),
-        },
-    }
-}
-
-/// What setattr(2) changes.
-#[derive(Debug, Clone, Copy)]
-struct Change {
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    size: Option<u64>,
-    modified_ns: Option<i64>,
-}
-
-impl Change {
-    fn apply(&self, node: &DiskNode) -> Result<(), Errno> {
-        if let Some(size) = self.size {
-            let disk = node.attach().map_err(|e| fail(&e))?;
-            disk.resize(size).map_err(|e| fail_disk(node, "resize", &e))?;
-        }
-        if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
-            if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {
-                disk.delta().set_modified_ns(at);
-            }
-            let update = node.update(|record| {
-                record.mode = self.mode.map_or(record.mode, |m| m & 0o7777);
-                record.uid = self.uid.unwrap_or(record.uid);
-                record.gid = self.gid.unwrap_or(record.gid);
-                record.modified_ns = self.modified_ns.unwrap_or(record.modified_ns);
-            });
-            update.map_err(|e| fail(&e))?;
-        }
-        Ok(())
-    }
-}
-
-fn allocate(node: &DiskNode, offset: u64, len: u64, mode: i32, fh: FileHandle) -> Result<(), Errno> {
-    let disk: &Disk = node.attach().map_err(|e| fail(&e))?;
-    let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
-    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
-        0 => disk.allocate(offset, len, grow, epoch(fh)),
-        libc::FALLOC_FL_PUNCH_HOLE if mode == punch => disk.zero(offset, len, epoch(fh)),
-        libc::FALLOC_FL_ZERO_RANGE => {
-            disk.zero(offset, len, epoch(fh)).and_then(|()| disk.grow(offset.saturating_add(len), grow))
-        }
-        _ => return Err(Errno::EOPNOTSUPP),
-    };
-    done.map_err(|e| fail_disk(node, "allocate", &e))
-}
-
 impl Filesystem for PlyFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name) {
@@ -385,7 +344,7 @@ impl Filesystem for PlyFs {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -402,11 +361,12 @@ impl Filesystem for PlyFs {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
+        let resent = Asker::of(req).resent;
         self.change(reply, ReplyAttr::error, move |fs, reply| {
             let done = match Node::of(ino.0) {
-                Some(node @ Node::Disk(_)) => {
+                Some(node @ Node::Disk(_)) => guard::once(resent, || {
                     fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
-                }
+                }),
                 Some(Node::Base(_)) => Err(Errno::EROFS),
                 _ => Err(Errno::EPERM),
             };
@@ -432,7 +392,8 @@ impl Filesystem for PlyFs {
         }
         let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
         self.change(reply, ReplyEntry::error, move |fs, reply| {
-            let made = fs.make(&asker, parent, &name, mode).and_then(|d| fs.attributes(Node::Disk(d.id())));
+            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode))
+                .and_then(|d| fs.attributes(Node::Disk(d.id())));
             match made {
                 Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
                 Err(errno) => reply.error(errno),
@@ -454,11 +415,12 @@ impl Filesystem for PlyFs {
             return reply.error(Errno::EPERM);
         }
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            match fs.store().unlink(name.strip_suffix(SUFFIX).unwrap_or_default()) {
-                Ok(_) => reply.ok(),
-                Err(StoreError::NotFound { .. }) if asker.resent => reply.ok(),
-                Err(error) => reply.error(fail(&error)),
-            }
+            let unlink = || match fs.store().unlink(name.strip_suffix(SUFFIX).unwrap_or_default()) {
+                Ok(_) => Ok(()),
+                Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
+                Err(error) => Err(fail(&error)),
+            };
+            answer(guard::once(asker.resent, unlink), reply);
         });
     }
 
@@ -484,10 +446,13 @@ impl Filesystem for PlyFs {
         };
         let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (from.to_owned(), to.to_owned());
-        self.change(reply, ReplyEmpty::error, move |fs, reply| match fs.store().rename(&from, &to, over) {
-            Ok(_) => reply.ok(),
-            Err(StoreError::NotFound { .. }) if resent && fs.store().disk(&to).is_ok() => reply.ok(),
-            Err(error) => reply.error(fail(&error)),
+        self.change(reply, ReplyEmpty::error, move |fs, reply| {
+            let rename = || match fs.store().rename(&from, &to, over) {
+                Ok(_) => Ok(()),
+                Err(StoreError::NotFound { .. }) if resent && fs.store().disk(&to).is_ok() => Ok(()),
+                Err(error) => Err(fail(&error)),
+            };
+            answer(guard::once(resent, rename), reply);
         });
     }
 
@@ -522,7 +487,7 @@ impl Filesystem for PlyFs {
         let exclusive = flags & libc::O_EXCL != 0;
         let (asker, name) = (Asker { exclusive, ..Asker::of(req) }, name.to_string_lossy().into_owned());
         self.change(reply, ReplyCreate::error, move |fs, reply| {
-            let made = fs.make(&asker, parent, &name, mode).and_then(|node| {
+            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode)).and_then(|node| {
                 let fh = Self::open_disk(&node)?;
                 Ok((fs.attributes(Node::Disk(node.id()))?, fh))
             });
@@ -626,10 +591,7 @@ impl Filesystem for PlyFs {
                 }),
                 _ => Ok(()),
             });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
-            }
+            answer(done, reply);
         });
     }
 
@@ -699,10 +661,7 @@ impl Filesystem for PlyFs {
         reply: ReplyEmpty,
     ) {
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            match guarded(|| fs.disk(ino).and_then(|node| allocate(&node, offset, length, mode, fh))) {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
-            }
+            answer(guarded(|| fs.disk(ino).and_then(|n| allocate(&n, offset, length, mode, fh))), reply);
         });
     }
 

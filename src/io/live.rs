@@ -77,7 +77,16 @@ impl LiveFile {
         }
         let head = sys::map_shared(file.as_fd(), 0, (HEAD_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
         let segments = (0..SEGMENTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        Ok(Self { file, head, segments, grow: Mutex::new(()) })
+        let live = Self { file, head, segments, grow: Mutex::new(()) };
+        // Touching a page behind the end would be a SIGBUS.
+        let pages = live.pages(0).last().map_or(0, |last| last + 1);
+        if live.file.metadata()?.len() < (HEAD_PAGES + pages) * PAGE {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file was cut, it has fewer pages than it says",
+            ));
+        }
+        Ok(live)
     }
 
     /// One made for tests, in anonymous memory.
@@ -174,7 +183,8 @@ impl LiveFile {
 
     /// Numbers of the pages that were prepared, from `first` up.
     pub fn pages(&self, first: u64) -> impl Iterator<Item = u64> + '_ {
-        let words = self.header_extra().load(Ordering::Acquire).max(LIVE_PAGE_WORDS as u64);
+        let words = self.header_extra().load(Ordering::Acquire);
+        let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
         (first / 64..words).flat_map(move |word| {
             let mut bits = self.summary(word * 64).map_or(0, |(w, _)| w.load(Ordering::Acquire));
             if word == first / 64 {

@@ -48,7 +48,18 @@ impl LiveDir {
                 format!("{} is not on tmpfs; set [runtime] dir to one that is", dir.display()),
             ));
         }
-        Ok(Self { dir: dir.to_path_buf() })
+        let live = Self { dir: dir.to_path_buf() };
+        live.sweep();
+        Ok(live)
+    }
+
+    /// Removes what an earlier worker did not complete: nobody else makes live maps here, and nobody looks for these.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let unfinished = entry.path().extension().is_some_and(|extension| extension == "tmp");
+            // Only memory is at stake.
+            let _ = if unfinished { fs::remove_file(entry.path()) } else { Ok(()) };
+        }
     }
 
     fn open(&self, name: &str, create: bool) -> io::Result<File> {

@@ -34,3 +34,50 @@ fn replaced_files_have_the_new_bytes() {
     assert!(read_whole(&*file, 0).is_err());
     assert_eq!(medium.list("d").unwrap(), ["x"]);
 }
+
+#[test]
+fn a_live_file_that_was_cut_is_an_error_and_no_signal() {
+    let file = sys::memory_file().unwrap();
+    let live = LiveFile::new(file.try_clone().unwrap()).unwrap();
+    live.prepare(0).unwrap();
+    live.prepare(70).unwrap();
+    drop(live);
+    let whole = file.metadata().unwrap().len();
+    file.set_len(whole - 4096).unwrap();
+    let error = LiveFile::new(file.try_clone().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("was cut"), "{error}");
+    file.set_len(whole).unwrap();
+    assert_eq!(LiveFile::new(file).unwrap().pages(0).collect::<Vec<_>>(), [0, 70]);
+}
+
+#[test]
+fn a_live_file_that_says_it_has_any_number_of_pages_is_walked_to_its_end() {
+    use std::os::unix::fs::FileExt;
+    let file = sys::memory_file().unwrap();
+    LiveFile::new(file.try_clone().unwrap()).unwrap().prepare(5).unwrap();
+    // The last word of the header page: how many words of the summary are in use.
+    file.write_all_at(&u64::MAX.to_le_bytes(), 511 * 8).unwrap();
+    let live = LiveFile::new(file).unwrap();
+    assert_eq!(live.pages(0).collect::<Vec<_>>(), [5]);
+    assert!(live.page(u64::MAX).is_none());
+}
+
+#[test]
+fn live_maps_that_a_dead_worker_did_not_complete_are_removed() {
+    let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dir = tmp.path().join("live");
+    let live = LiveDir::new(&dir).unwrap();
+    live.fresh(1).unwrap();
+    live.publish(1).unwrap();
+    live.fresh(2).unwrap();
+    let names = || {
+        let mut all: Vec<_> =
+            std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(), ["1.live", "2.tmp"]);
+    let next = LiveDir::new(&dir).unwrap();
+    assert_eq!(names(), ["1.live"]);
+    assert!(next.existing(1).unwrap().is_some() && next.existing(2).unwrap().is_none());
+}

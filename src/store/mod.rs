@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserved;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+use reserved::Reserved;
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
@@ -30,7 +32,7 @@ use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{
     Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
 };
-use crate::format::{FormatError, Kind, MAX_DISK_SIZE, valid_name};
+use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
 use crate::source::{FileSource, OpenHere, OpenImage, Source};
 
@@ -51,6 +53,7 @@ pub struct Store {
     change: Mutex<()>,
     names: RwLock<Names>,
     damaged: Vec<(String, FormatError)>,
+    reserved: Reserved,
 }
 
 #[derive(Default)]
@@ -269,6 +272,7 @@ impl Store {
         for (file, error) in &damaged {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }
+        let reserved = Reserved::of(&*medium, &damaged);
         let medium: Arc<dyn Medium> = medium;
         let mut names = Names::default();
         for record in bases {
@@ -300,10 +304,11 @@ impl Store {
             opener,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq + 1),
+            next_seq: AtomicU64::new(last_seq.max(reserved.last_seq) + 1),
             change: Mutex::new(()),
             names: RwLock::new(names),
             damaged,
+            reserved,
         })
     }
 
@@ -333,6 +338,12 @@ impl Store {
         if id >= superblock.next_id {
             let mut next = superblock.clone();
             next.next_id = id + ID_STEP;
+            if next.next_id > MAX_NUMBER {
+                return Err(StoreError::invalid(
+                    "store",
+                    "its numbers are used up; move its disks to a new store",
+                ));
+            }
             replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
                 .map_err(StoreError::io("store", "reserving numbers"))?;
             *superblock = next;
@@ -414,6 +425,7 @@ impl Store {
     ) -> Result<Arc<BaseNode>, StoreError> {
         check_name("base", name)?;
         let object = format!("base {name}");
+        self.reserved.check_base_name(name)?;
         let path = Path::new(source);
         if !path.is_absolute() {
             return Err(StoreError::invalid(object, format!("the path {source:?} is not absolute")));
@@ -472,6 +484,7 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
+        self.reserved.check_base_removal(name)?;
         let remove = || {
             self.medium.remove(&format!("bases/{}.base", base.id()))?;
             self.medium.sync_dir("bases")
@@ -493,6 +506,7 @@ impl Store {
         let mut taken = std::collections::HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
+            self.reserved.check_disk_name(&new.name)?;
             let object = format!("disk {}", new.name);
             if !taken.insert(&new.name) || self.names.read().disk_names.contains_key(&new.name) {
                 return Err(StoreError::Exists { object });
@@ -582,6 +596,7 @@ impl Store {
     /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
     pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
         check_name("disk", to)?;
+        self.reserved.check_disk_name(to)?;
         let _change = self.change.lock();
         let node = self.disk(from)?;
         let loser = self.disk(to).ok();
@@ -637,7 +652,9 @@ impl Store {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let mut result = Ok(());
         for disk in disks {
-            if let Err(error) = disk.close() {
+            // Nobody can have it open any more. A worker may have died between its last close and its removal.
+            let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
+            if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
                 result = result.and(Err(error));
             }

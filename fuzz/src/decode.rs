@@ -1,0 +1,183 @@
+//! Decoders of everything durable: no panic, nothing that runs over, no memory that the input does not justify.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use plyfs::config::size::{MAX_SIZE, format_size, parse_size};
+use plyfs::delta::{Delta, DeltaSpec, Footing};
+use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
+use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
+use plyfs::format::{MAX_DISK_SIZE, valid_name};
+use plyfs::io::{LiveFile, sys};
+
+use crate::medium::{Lives, Memory, Roots};
+
+/// First byte: 0 to decode as it is, else with the checksum put right, so that the fuzzer gets past it.
+fn mended(data: &[u8], mend: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let Some((how, rest)) = data.split_first() else { return Vec::new() };
+    let mut bytes = rest.to_vec();
+    if *how != 0 {
+        mend(&mut bytes);
+    }
+    bytes
+}
+
+/// Puts the checksum and the length of an envelope right.
+fn mend_envelope(bytes: &mut Vec<u8>) {
+    if bytes.len() < 44 {
+        return;
+    }
+    let end = bytes.len() - 4;
+    bytes[12..16].copy_from_slice(&(end as u32 - 40).to_le_bytes());
+    let sum = crc32c::crc32c(&bytes[..end]);
+    bytes[end..].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Puts the checksums of a map file right, as far as its records follow each other.
+pub fn mend_map_file(bytes: &mut [u8]) {
+    if bytes.len() < HEADER {
+        return;
+    }
+    let sum = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&sum.to_le_bytes());
+    let nonce: [u8; 8] = bytes[36..44].try_into().expect("8 bytes");
+    let mut at = HEADER;
+    while let Some(head) = bytes.get(at..at + RECORD_HEADER) {
+        let len = u64::from_le_bytes(head[16..24].try_into().expect("8 bytes"));
+        let start = at + RECORD_HEADER;
+        let Some(end) = usize::try_from(len).ok().and_then(|len| start.checked_add(len)) else { return };
+        let Some(payload) = bytes.get(start..end) else { return };
+        let sum = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&nonce), &head[..24]), payload);
+        bytes[at + 24..at + 28].copy_from_slice(&sum.to_le_bytes());
+        at = end;
+    }
+}
+
+/// Superblock, base record, disk record.
+pub fn records(data: &[u8]) {
+    let bytes = mended(data, mend_envelope);
+    if let Ok(superblock) = Superblock::decode(&bytes) {
+        assert!(superblock.next_id.checked_add(1 << 32).is_some());
+        assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
+    }
+    if let Ok(base) = BaseRecord::decode(&bytes) {
+        assert!(valid_name(&base.name) && base.size <= MAX_DISK_SIZE);
+        assert_eq!(BaseRecord::decode(&base.encode()), Ok(base));
+    }
+    if let Ok(disk) = DiskRecord::decode(&bytes) {
+        assert!(valid_name(&disk.name) && disk.overlap <= disk.size && disk.size <= MAX_DISK_SIZE);
+        assert_eq!(DiskRecord::decode(&disk.encode()), Ok(disk));
+    }
+}
+
+/// A map file, replayed as a whole and in pieces of odd lengths.
+pub fn map_file(data: &[u8]) {
+    let bytes = mended(data, |bytes| mend_map_file(bytes));
+    let expected =
+        Expected { disk: 3, generation: 4, floor: 0, size: 1 << 30, overlap: 8192, modified_ns: 0 };
+    let whole = Journal::decode(&bytes, &expected);
+    let read = |buf: &mut [u8], at: u64| {
+        let rest = &bytes[bytes.len().min(at as usize)..];
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok::<_, ()>(n)
+    };
+    let pieces = Journal::read(read, bytes.len() as u64, &expected);
+    assert_eq!(whole.is_ok(), pieces.is_ok());
+    if let Ok(mut journal) = whole {
+        assert!(journal.end <= bytes.len() as u64 && journal.overlap <= journal.size);
+        assert!(journal.map.memory() <= 64 * bytes.len() as u64, "{} bytes", journal.map.memory());
+        let end = journal.map.data_end();
+        assert!(end <= journal.size.div_ceil(4096), "block {end} of a disk of {} bytes", journal.size);
+        journal.map.forget_zeros_above(journal.overlap);
+        assert_eq!(journal.map.data_end(), end);
+    }
+}
+
+const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c;
+
+/// A live map as a file has it: header words, then pages. What it can be flushed to can be opened again.
+pub fn live_map(data: &[u8]) {
+    let mut words = data.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let mut next = || words.next().unwrap_or(0);
+    let file: File = sys::memory_file().expect("memory");
+    let len = next();
+    let live = LiveFile::new(file.try_clone().expect("a descriptor")).expect("an empty one");
+    for _ in 0..len % 4 {
+        let page = next() % 1_100_000;
+        if let Ok(page) = live.prepare(page) {
+            for _ in 0..8 {
+                let at = next();
+                let word = next();
+                // Whoever writes states writes only those that exist.
+                let word = if at % 512 >= 16 { word & !(word >> 1 & 0x5555_5555_5555_5555) } else { word };
+                page[(at % 512) as usize].store(word, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+    drop(live);
+    let header = [LIVE_MAGIC, 9, 0, 0, next(), next(), next(), next(), next(), sys::boot_number()];
+    for (at, word) in (0u64..).zip(header) {
+        file.write_all_at(&word.to_le_bytes(), at * 8).expect("memory");
+    }
+    if len & 4 != 0 {
+        file.write_all_at(&next().to_le_bytes(), 511 * 8).expect("memory");
+    }
+    if len & 8 != 0 {
+        file.write_all_at(&next().to_le_bytes(), 4096 + (next() % 32_000) * 8).expect("memory");
+    }
+    if len & 16 != 0 {
+        file.set_len(next() % (1 << 22)).expect("memory");
+    }
+    let lives = Arc::new(Lives::default());
+    let Ok(live) = LiveFile::new(file) else { return };
+    lives.insert(9, live);
+    let medium = Arc::new(Memory::default());
+    let roots = Arc::new(Roots::new(medium.clone()));
+    let open = || {
+        let root: MapRoot = roots.root();
+        let spec = DeltaSpec { disk: 9, size: 1 << 20, overlap: 1 << 19, modified_ns: 0, root };
+        let footing = Footing { medium: medium.clone(), live: lives.clone(), roots: roots.clone() };
+        Delta::open(spec, footing)
+    };
+    let Ok(delta) = open() else { return };
+    let size = delta.size();
+    assert!(size <= MAX_DISK_SIZE && delta.overlap() <= size);
+    let mut at = 0;
+    for _ in 0..64 {
+        if at >= size {
+            break;
+        }
+        let (_, end) = delta.extent(at, size);
+        assert!(end > at);
+        at = end;
+    }
+    delta.flush().expect("nothing fails here");
+    drop(delta);
+    lives.forget();
+    // Without a data file a `Data` block is missing, which is a reason. Damage of what we wrote is none.
+    match open() {
+        Ok(delta) => assert_eq!(delta.size(), size),
+        Err(plyfs::delta::DeltaError::DataMissing { .. }) => {}
+        Err(error) => panic!("what was flushed cannot be opened: {error}"),
+    }
+}
+
+/// Sizes and names as people write them.
+pub fn text(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(bytes) = parse_size(&text) {
+        assert!(bytes <= MAX_SIZE);
+        let shown = format_size(bytes);
+        // A fraction is rounded, and is no size for the parser; everything else comes back.
+        if let Ok(again) = parse_size(&shown) {
+            assert_eq!(again, bytes, "{shown}");
+        } else {
+            assert!(shown.contains('.'), "{shown}");
+        }
+    }
+    if valid_name(&text) {
+        assert!(!text.contains(['/', '\0', ' ']) && text != "." && text != ".." && text.len() <= 128);
+    }
+}

@@ -1,0 +1,5 @@
+//! What the fuzz targets do. It is a library so that `cargo test` here runs the corpus without a fuzzer.
+
+pub mod decode;
+pub mod disk;
+pub mod medium;

@@ -1,0 +1,215 @@
+//! What a map file adds up to: the words of a map after all its records.
+//!
+//! A record of a few bytes may speak for 2^29 words. What must hold: the memory and the time that a replay takes are
+//! bounded by the bytes that were read, never by the numbers in them. So a run of one repeated word is kept as such,
+//! whatever its length, and only words that were stored one by one take memory each.
+
+use std::collections::BTreeMap;
+
+use super::BLOCK;
+use super::journal::WORD_BLOCKS;
+
+/// Words in a page. Small: a single word at an address of its own costs a page.
+const PAGE: u64 = 64;
+/// The lower bit of each block: the state `Data`.
+const EVEN: u64 = 0x5555_5555_5555_5555;
+
+/// Pages that follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stretch {
+    /// So many pages of one word.
+    Same(u64, u64),
+    /// One page.
+    Page(Box<[u64; PAGE as usize]>),
+}
+
+impl Stretch {
+    fn pages(&self) -> u64 {
+        match self {
+            Stretch::Same(pages, _) => *pages,
+            Stretch::Page(_) => 1,
+        }
+    }
+}
+
+/// Words with their values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words<'a> {
+    /// So many of one value.
+    Same(u64, u64),
+    /// Each its own.
+    Each(&'a [u64]),
+}
+
+/// A map as a sparse array of words; what was never set is 0.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// By the number of the first page; they do not overlap, and no `Same` is of zeros.
+    stretches: BTreeMap<u64, Stretch>,
+}
+
+impl Replay {
+    /// Sets the words from `first` on.
+    pub fn set(&mut self, first: u64, words: Words<'_>) {
+        match words {
+            Words::Same(len, value) => self.set_same(first, first.saturating_add(len), value),
+            Words::Each(mut words) => {
+                let mut first = first;
+                while !words.is_empty() {
+                    let at = (first % PAGE) as usize;
+                    let (head, rest) = words.split_at(words.len().min(PAGE as usize - at));
+                    // Zeros need no page of their own.
+                    if self.at(first / PAGE).is_some() || head.iter().any(|word| *word != 0) {
+                        self.page(first / PAGE)[at..at + head.len()].copy_from_slice(head);
+                    }
+                    (first, words) = (first + head.len() as u64, rest);
+                }
+            }
+        }
+    }
+
+    /// Words of one page.
+    fn set_within(&mut self, first: u64, end: u64, value: u64) {
+        if first < end && (value != 0 || self.at(first / PAGE).is_some()) {
+            let at = (first % PAGE) as usize;
+            self.page(first / PAGE)[at..at + (end - first) as usize].fill(value);
+        }
+    }
+
+    fn set_same(&mut self, first: u64, end: u64, value: u64) {
+        let (from, to) = (first.div_ceil(PAGE), end / PAGE);
+        if from > to {
+            return self.set_within(first, end, value);
+        }
+        self.set_within(first, from * PAGE, value);
+        if from < to {
+            self.cut(from, to);
+            if value != 0 {
+                self.stretches.insert(from, Stretch::Same(to - from, value));
+            }
+        }
+        self.set_within(to * PAGE, end, value);
+    }
+
+    /// Where the stretch with this page begins.
+    fn at(&self, page: u64) -> Option<u64> {
+        let (start, stretch) = self.stretches.range(..=page).next_back()?;
+        (page - start < stretch.pages()).then_some(*start)
+    }
+
+    /// Makes `page` the first of a stretch, when one has it.
+    fn split(&mut self, page: u64) {
+        if let Some(start) = self.at(page).filter(|start| *start < page)
+            && let Some(Stretch::Same(pages, value)) = self.stretches.get_mut(&start)
+        {
+            let (rest, value) = (*pages - (page - start), *value);
+            *pages = page - start;
+            self.stretches.insert(page, Stretch::Same(rest, value));
+        }
+    }
+
+    /// Forgets the pages `from..to`.
+    fn cut(&mut self, from: u64, to: u64) {
+        self.split(from);
+        self.split(to);
+        while let Some(start) = self.stretches.range(from..to).next().map(|(start, _)| *start) {
+            self.stretches.remove(&start);
+        }
+    }
+
+    /// A page with a value for each of its words.
+    fn page(&mut self, page: u64) -> &mut [u64; PAGE as usize] {
+        self.split(page);
+        self.split(page + 1);
+        let stretch = self.stretches.entry(page).or_insert(Stretch::Same(1, 0));
+        if let Stretch::Same(_, value) = stretch {
+            *stretch = Stretch::Page(Box::new([*value; PAGE as usize]));
+        }
+        match stretch {
+            Stretch::Page(words) => words,
+            Stretch::Same(..) => unreachable!("made a page above"),
+        }
+    }
+
+    /// Forgets the blocks at and past `block`.
+    pub fn clear_from(&mut self, block: u64) {
+        let word = block / WORD_BLOCKS;
+        self.cut(word / PAGE + 1, u64::MAX);
+        if self.at(word / PAGE).is_some() {
+            let page = self.page(word / PAGE);
+            let at = (word % PAGE) as usize;
+            page[at] &= (1 << (2 * (block % WORD_BLOCKS))) - 1;
+            page[at + 1..].fill(0);
+        }
+    }
+
+    /// Forgets `Zero` where nothing shines through anyway: above `overlap` bytes, a block that was never written
+    /// reads the same, for good, because an overlap never grows. A map in memory then costs what the data costs.
+    pub fn forget_zeros_above(&mut self, overlap: u64) {
+        // Whole words only; one that has both kinds of blocks is worth nothing.
+        let first = overlap.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
+        self.split(first.div_ceil(PAGE));
+        for (start, stretch) in self.stretches.range_mut(first / PAGE..) {
+            match stretch {
+                Stretch::Same(_, value) if *start >= first.div_ceil(PAGE) => {
+                    *value &= zeros_forgotten(*value)
+                }
+                Stretch::Same(..) => {}
+                Stretch::Page(words) => {
+                    for (word, value) in (start * PAGE..).zip(words.iter_mut()) {
+                        if word >= first {
+                            *value &= zeros_forgotten(*value);
+                        }
+                    }
+                }
+            }
+        }
+        self.stretches.retain(|_, stretch| !matches!(stretch, Stretch::Same(_, 0)));
+    }
+
+    /// One behind the last block in the data file; 0 when there is none.
+    pub fn data_end(&self) -> u64 {
+        for (page, stretch) in self.stretches.iter().rev() {
+            let last = match stretch {
+                Stretch::Same(pages, value) => {
+                    (value & EVEN != 0).then(|| ((page + pages) * PAGE - 1, *value))
+                }
+                Stretch::Page(words) => words
+                    .iter()
+                    .rposition(|word| word & EVEN != 0)
+                    .map(|at| (page * PAGE + at as u64, words[at])),
+            };
+            if let Some((word, value)) = last {
+                let pair = u64::from((63 - (value & EVEN).leading_zeros()) / 2);
+                return word * WORD_BLOCKS + pair + 1;
+            }
+        }
+        0
+    }
+
+    /// The words that were set, in order; zeros may be among them, and what is left out is zero.
+    pub fn words(&self) -> impl Iterator<Item = (u64, Words<'_>)> {
+        self.stretches.iter().map(|(page, stretch)| {
+            let words = match stretch {
+                Stretch::Same(pages, value) => Words::Same(pages * PAGE, *value),
+                Stretch::Page(words) => Words::Each(words.as_slice()),
+            };
+            (page * PAGE, words)
+        })
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub fn memory(&self) -> u64 {
+        let page = |stretch: &Stretch| match stretch {
+            Stretch::Same(..) => 0,
+            Stretch::Page(_) => PAGE * 8,
+        };
+        self.stretches.values().map(|stretch| 32 + page(stretch)).sum()
+    }
+}
+
+/// Which bits of a word stay when its `Zero` blocks are forgotten: both of every `Data` block.
+fn zeros_forgotten(value: u64) -> u64 {
+    let data = value & EVEN;
+    data | data << 1
+}
