@@ -25,7 +25,8 @@ const CLOCK_SLACK: Duration = Duration::from_millis(20);
 
 /// Paces the tries.
 struct Tries {
-    lost: Option<Instant>,
+    /// The first loss.
+    lost: Option<(Instant, CliError)>,
     pause: Duration,
 }
 
@@ -36,11 +37,14 @@ impl Tries {
 
     /// Waits before the next try; gives the error back when it is not a loss, or when it is time to give up.
     fn next(&mut self, error: CliError) -> Result<(), CliError> {
-        let lost = *self.lost.get_or_insert_with(Instant::now);
         // With "unavailable" the supervisor says that there is no worker at the moment: nothing was done.
         let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
-        if !passes || lost.elapsed() > PATIENCE {
-            return Err(error);
+        match self.lost.take() {
+            None if passes => self.lost = Some((Instant::now(), error)),
+            Some(first) if passes && first.0.elapsed() <= PATIENCE => self.lost = Some(first),
+            // The daemon has ended, and not only its worker. That the answer was lost says more than that.
+            Some((_, lost)) if matches!(error, CliError::NoDaemon { .. }) => return Err(lost),
+            _ => return Err(error),
         }
         thread::sleep(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);

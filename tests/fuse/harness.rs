@@ -162,6 +162,10 @@ impl House {
         self.start();
     }
 
+    pub fn supervisor(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
+    }
+
     pub fn worker(&self) -> i32 {
         i32::try_from(self.json(&["status"])["worker_pid"].as_i64().unwrap()).unwrap()
     }

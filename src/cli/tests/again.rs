@@ -120,6 +120,8 @@ fn without_a_daemon_nobody_waits() {
     let client = daemon.client();
     // The listener goes with the first request.
     let error = client.get("/v1/status", "cannot ask").expect_err("nobody is there any more");
+    assert!(matches!(error, CliError::Transport { .. }), "{error}");
+    let error = client.get("/v1/status", "cannot ask").expect_err("nor is anybody now");
     assert!(matches!(error, CliError::NoDaemon { .. }), "{error}");
     daemon.end();
 }
