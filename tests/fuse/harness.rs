@@ -119,7 +119,8 @@ impl House {
 
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);
-        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&said));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -169,6 +170,10 @@ impl House {
     pub fn restart(&mut self) {
         self.stop();
         self.start();
+    }
+
+    pub fn supervisor(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
     }
 
     pub fn worker(&self) -> i32 {
