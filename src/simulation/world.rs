@@ -270,6 +270,7 @@ impl World {
             Arc::new(watch.medium.clone()),
             |_| Ok(live),
             watch.campaign.cache.clone(),
+            Some(0),
             Arc::new(OpenHere),
         );
         let store = store.map_err(|e| watch.violated(&format!("the store cannot be opened: {e}")))?;
