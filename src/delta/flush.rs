@@ -430,9 +430,7 @@ impl Delta {
         let header =
             MapHeader { disk, generation: commit.tried.max(commit.root.generation) + 1, nonce: random() };
         // Also after a failure: nobody knows which record is durable, so no file is written twice.
-        if !sabotaged(Sabotage::GenerationReused) {
-            commit.tried = header.generation;
-        }
+        commit.tried = header.generation;
         let mut bytes = header.encode();
         bytes.extend(record.encode(header.nonce, 1));
         let write = || {
