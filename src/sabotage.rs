@@ -34,8 +34,6 @@ pub enum Sabotage {
     RecordPurgedFirst,
     /// A start does not make the names durable that an earlier worker left.
     NamesNotSettled,
-    /// A map file's generation is used again after its writing failed, or was cut off.
-    GenerationReused,
     /// The directory entry of a data file is not made durable by a flush that appends.
     EntryNotListed,
     /// A flush clears the note that the data file was written to before it takes the words.
@@ -49,7 +47,7 @@ pub enum Sabotage {
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 19] = [
+pub const ALL: [Sabotage; 18] = [
     Sabotage::DataNotSynced,
     Sabotage::MapBeforeData,
     Sabotage::ChecksumIgnored,
@@ -63,7 +61,6 @@ pub const ALL: [Sabotage; 19] = [
     Sabotage::NumbersNotReserved,
     Sabotage::RecordPurgedFirst,
     Sabotage::NamesNotSettled,
-    Sabotage::GenerationReused,
     Sabotage::EntryNotListed,
     Sabotage::NoteClearedFirst,
     Sabotage::SizeAfterWords,

@@ -342,6 +342,11 @@ impl Delta {
             let result = result.and_then(|()| self.journal(commit, (size, overlap), &taken.captured, true));
             return taken.end(result);
         }
+        if size > commit.extent.0 {
+            // A cut after growth that was not flushed: the file was cut to the old end for it, and that has to be
+            // durable before a record says that there is more.
+            self.sync_for_rewrite()?;
+        }
         self.journal(commit, (size, overlap), &Captured::default(), false)
     }
 
@@ -405,7 +410,12 @@ impl Delta {
                 commit.filled += zeros.len() as u64;
             }
         }
-        file.write_at(&bytes, commit.tail).map_err(DeltaError::io("appending to the map file"))?;
+        if let Err(error) = file.write_at(&bytes, commit.tail) {
+            // What is missing of it may be zeros that are there already: then it counts, though the caller is told
+            // that it failed. A new file has only what is.
+            commit.rewrite = true;
+            return Err(DeltaError::io("appending to the map file")(error));
+        }
         self.sync_map(commit, &file)?;
         commit.tail = end;
         commit.filled = commit.filled.max(end);
@@ -437,9 +447,7 @@ impl Delta {
         let header =
             MapHeader { disk, generation: commit.tried.max(commit.root.generation) + 1, nonce: random() };
         // Also after a failure: nobody knows which record is durable, so no file is written twice.
-        if !sabotaged(Sabotage::GenerationReused) {
-            commit.tried = header.generation;
-        }
+        commit.tried = header.generation;
         let mut bytes = header.encode();
         bytes.extend(record.encode(header.nonce, 1));
         let write = || {

@@ -341,3 +341,37 @@ fn a_block_in_which_the_disk_ended_is_not_torn_when_it_is_overwritten_after_grow
         );
     }
 }
+
+#[test]
+fn a_resize_that_failed_does_not_come_back_when_its_record_was_written_up_to_its_zeros() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 0, 1);
+    delta.flush().unwrap();
+    // An earlier record leaves zeros ahead; the last eight bytes of a record without runs are zeros as well.
+    delta.resize(70_000, Durability::Now).unwrap();
+    rig.fail(Call::Write, "1.1.map", libc::EIO);
+    delta.resize(80_000, Durability::Now).unwrap_err();
+    assert_eq!(delta.size(), 70_000);
+    delta.flush().unwrap();
+    assert_eq!(rig.roots.0.lock().generation, 2, "a new file, without what was left");
+    let (_after, cut) = rig.cut(ALL);
+    assert_eq!(cut.size(), 70_000);
+}
+
+#[test]
+fn a_shrink_after_growth_that_was_not_flushed_shows_nothing_old() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 1, 7);
+    delta.flush().unwrap();
+    // The cut of the data file is in flight.
+    delta.resize(4496, Durability::Now).unwrap();
+    put(&delta, 8, 1);
+    delta.resize(9000, Durability::Now).unwrap();
+    let (_after, cut) = rig.cut(NOTHING);
+    assert_eq!(cut.size(), 9000);
+    let mut buf = [9; BLOCK as usize];
+    cut.read(&mut buf, 4096).unwrap();
+    assert!(buf[..400].iter().all(|b| *b == 7) && buf[400..].iter().all(|b| *b == 0));
+}

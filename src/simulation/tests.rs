@@ -71,7 +71,6 @@ fn likely(fault: Sabotage) -> u64 {
         Sabotage::ChecksumIgnored | Sabotage::WordsNotGivenBack | Sabotage::RecordPurgedFirst => 2,
         Sabotage::GrowthNotCut | Sabotage::NamesNotSettled => 4,
         Sabotage::LostNotRedone => 6,
-        Sabotage::GenerationReused => 19,
         _ => 1,
     }
 }
@@ -99,7 +98,7 @@ fn every_deliberate_fault_is_caught() {
     // The same seeds find nothing without a fault, so that what is found below is the fault's.
     let (_dir, control) = campaign();
     let guard = simulate(None);
-    for seed in [1, 2, 4, 6, 19] {
+    for seed in [1, 2, 4, 6] {
         assert_eq!(control.history(seed), Ok(()));
         assert_eq!(control.crowd(seed, None), Ok(()));
     }
