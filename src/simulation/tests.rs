@@ -39,7 +39,7 @@ fn show(campaign: &Campaign, since: Instant) {
 }
 
 #[test]
-fn flushed_data_survives_a_power_cut_at_any_point() {
+fn power_loss_keeps_what_was_flushed() {
     let since = Instant::now();
     let (_dir, campaign) = campaign();
     let (cuts, seed) = (number("PLYFS_POWER_CUTS", 3000), number("PLYFS_POWER_SEED", 1));
