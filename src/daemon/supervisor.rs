@@ -82,7 +82,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
-    if result.is_err() && !(kept && !supervisor.announced) {
+    if result.is_err() && (!kept || supervisor.announced) {
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));

@@ -16,6 +16,8 @@ pub const SECTOR: u64 = 512;
 
 pub struct House {
     pub dir: tempfile::TempDir,
+    /// Not below `dir`.
+    elsewhere: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -36,11 +38,19 @@ impl House {
 
     /// No daemon runs, the store is not there yet.
     pub fn unstarted(parent: &str) -> Self {
-        Self { dir: tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap(), child: None }
+        let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap();
+        Self { dir, elsewhere: None, child: None }
+    }
+
+    /// With the store on a filesystem of its own; the log and all else are where there is space. Not started.
+    pub fn with_store_at(store: PathBuf) -> Self {
+        let mut house = Self::unstarted("/var/tmp");
+        house.elsewhere = Some(store);
+        house
     }
 
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.elsewhere.clone().unwrap_or_else(|| self.dir.path().join("store"))
     }
 
     pub fn mount(&self) -> PathBuf {

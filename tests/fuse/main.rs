@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
 mod crashes;
+mod devices;
 mod directory;
+mod failing;
 mod file;
+mod full;
 mod harness;
 mod privilege;
 mod refusals;
