@@ -156,13 +156,22 @@ pub(super) fn remove(client: &Client, noun: &str, name: &str) -> Result<Value, C
         match delete(client, noun, name) {
             Err(error) if tries.lost.is_some() && error.is("not_found") => break,
             Err(error) => tries.next(error)?,
-            done => return done,
+            Ok(_) => break,
         }
         if show(client, noun, name)?.is_none_or(|now| now["id"] != object["id"]) {
             break;
         }
     }
+    done(&object);
     Ok(json!({ "removed": [name] }))
+}
+
+/// The kernel forgets a name that is gone when somebody looks it up, and the daemon gives the space back when the kernel
+/// has forgotten.
+fn done(object: &Value) {
+    if let Some(path) = object["path"].as_str() {
+        let _ = std::fs::symlink_metadata(path);
+    }
 }
 
 fn delete(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {

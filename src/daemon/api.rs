@@ -361,7 +361,6 @@ async fn show_base(State(c): State<Control>, Path(name): Path<String>) -> Answer
 async fn remove_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         c.store.remove_base(&name)?;
-        let _ = c.notifier.forget_name(Node::Bases.ino(), &format!("{name}.raw"));
         Ok(json!({"removed": [name]}))
     })
     .await
@@ -402,7 +401,7 @@ async fn show_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer
 async fn remove_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         let node = c.store.unlink(&name)?;
-        let _ = c.notifier.forget_name(Node::Disks.ino(), &format!("{name}.raw"));
+        c.notifier.forget_names(Node::Disk(node.id()).ino());
         // Whoever has it open keeps it until the last close, of which the kernel tells.
         if matches!(c.notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
             c.store.purge(node.id())?;

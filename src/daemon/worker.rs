@@ -294,7 +294,7 @@ fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<
     let reap = move || {
         for node in store.unlinked() {
             // The worker that removed it may have died before it told the kernel, whose name would keep the disk.
-            let _ = notifier.forget_name(Node::Disks.ino(), &format!("{}.raw", node.name()));
+            notifier.forget_names(Node::Disk(node.id()).ino());
             if matches!(notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
                 store.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
             }
