@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::client::Client;
 use super::error::CliError;
 use super::output::{lines, printable};
 use super::{Global, args};
@@ -38,8 +39,8 @@ impl Upgrade {
             Some(program) => Some(json!({"program": args::absolute(program)?})),
             None => None,
         };
-        let number = client.post("/v1/upgrade", body.as_ref(), "cannot upgrade")?["number"].as_u64();
         let start = Instant::now();
+        let number = self.begin(&client, body.as_ref(), start)?;
         loop {
             let upgrade = match client.get("/v1/status", "cannot get the status") {
                 Ok(status) => status["upgrade"].clone(),
@@ -49,7 +50,7 @@ impl Upgrade {
                 }
                 Err(error) => return Err(error),
             };
-            if upgrade["number"].as_u64() >= number && upgrade["number"].is_u64() {
+            if upgrade["number"].as_u64().is_some_and(|n| n >= number) {
                 match upgrade["state"].as_str() {
                     Some("done") => return global.output().value(&upgrade, human),
                     Some("failed") => {
@@ -71,6 +72,42 @@ impl Upgrade {
                 let waited = humantime::format_duration(self.timeout);
                 let message = format!("the upgrade is not done after {waited}; see plyfs status");
                 return Err(CliError::Refused { kind: "timeout".into(), message });
+            }
+            std::thread::sleep(INTERVAL);
+        }
+    }
+}
+
+impl Upgrade {
+    /// Has an upgrade begin; its number. A worker that dies before it answers may have passed the word on.
+    fn begin(&self, client: &Client, body: Option<&Value>, start: Instant) -> Result<u64, CliError> {
+        let number = || -> Result<u64, CliError> {
+            let status = client.get_now("/v1/status", "cannot get the status")?;
+            Ok(status["upgrade"]["number"].as_u64().unwrap_or(0))
+        };
+        // A daemon without a worker can be told as well, but not asked.
+        let before = match number() {
+            Err(error) if error.is("unavailable") => None,
+            other => Some(other?),
+        };
+        let mut lost = false;
+        loop {
+            let error = match client.post("/v1/upgrade", body, "cannot upgrade") {
+                Ok(answer) => return Ok(answer["number"].as_u64().unwrap_or(0)),
+                Err(error) => error,
+            };
+            let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
+            if !passes && !(lost && error.is("in_use")) {
+                return Err(error);
+            }
+            lost |= passes;
+            if let (Some(before), Ok(now)) = (before, number())
+                && now > before
+            {
+                return Ok(before + 1);
+            }
+            if start.elapsed() >= self.timeout {
+                return Err(error);
             }
             std::thread::sleep(INTERVAL);
         }
