@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
+use super::gate::FlushGate;
 use super::guard::scopeguard;
 use super::map::{Captured, LiveMap, Take};
 use super::ranges::RangeLock;
@@ -23,6 +24,9 @@ const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 const REWRITE: u64 = 256 << 10;
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
+/// Bits of [`LiveHeader::Syncing`].
+const SYNCING_DATA: u64 = 1;
+const SYNCING_MAP: u64 = 2;
 /// Blocks that are read and written again at once.
 const REDO_BLOCKS: usize = 64;
 
@@ -68,23 +72,6 @@ impl Commit {
     pub(super) fn allocated(&self) -> u64 {
         self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
     }
-}
-
-/// Lets concurrent flushes join: one that comes while another runs is served by the next.
-#[derive(Default)]
-pub(super) struct FlushGate {
-    state: Mutex<Gate>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Gate {
-    running: bool,
-    /// Flushes begun.
-    begun: u64,
-    /// Flushes ended, and how the ones that somebody may still wait for ended.
-    ended: u64,
-    failed: Vec<(u64, i32)>,
 }
 
 /// Words that a flush has taken: durable, or given back, however the flush ends.
@@ -172,9 +159,15 @@ impl Delta {
         };
         if taken_over {
             delta.commit.lock().unproven = true;
-            if delta.error_epoch() != 0 {
+            // A sync failed under an earlier worker, or it was killed in the middle of one: that may have failed too,
+            // and the kernel reports a failure once, to whoever asked.
+            let syncing = delta.word(LiveHeader::Syncing);
+            let failed = delta.error_epoch() != 0;
+            if failed || syncing & SYNCING_DATA != 0 {
                 delta.lost.store(1, Ordering::Release);
-                // A sync failed under an earlier worker: what the map file has in memory may not be on the medium.
+            }
+            if failed || syncing & SYNCING_MAP != 0 {
+                // What the map file has in memory may not be on the medium.
                 delta.commit.lock().rewrite = true;
             }
             let pending = delta.word(LiveHeader::PendingShrink);
@@ -232,39 +225,13 @@ impl Delta {
 
     /// As [`Delta::flush`], for somebody who has the whole range and has called [`Delta::redo_lost`].
     pub(super) fn flush_joined(&self) -> Result<(), DeltaError> {
-        let mut gate = self.gate.state.lock();
-        let mine = gate.begun + 1;
-        while gate.running && gate.ended < mine {
-            self.gate.changed.wait(&mut gate);
-        }
-        if gate.ended >= mine {
-            return match gate.failed.iter().find(|(n, _)| *n == mine) {
-                Some((_, errno)) => {
-                    Err(DeltaError::io("flush of a concurrent caller")(io::Error::from_raw_os_error(*errno)))
-                }
-                None => Ok(()),
-            };
-        }
-        gate.running = true;
-        gate.begun = mine;
-        drop(gate);
-        // Those who joined are told so when this unwinds.
-        let failed = Cell::new(Some(libc::EIO));
-        let _lead = scopeguard(|| {
-            let mut gate = self.gate.state.lock();
-            gate.running = false;
-            gate.ended = mine;
-            gate.failed.retain(|(n, _)| *n + 2 > mine);
-            gate.failed.extend(failed.get().map(|errno| (mine, errno)));
-            drop(gate);
-            self.gate.changed.notify_all();
-        });
-        let result = self.flush_alone();
-        failed.set(result.as_ref().err().map(|error| match error {
+        let errno = |error: &DeltaError| match error {
             DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             _ => libc::EIO,
-        }));
-        result
+        };
+        let of_another =
+            |errno| DeltaError::io("flush of a concurrent caller")(io::Error::from_raw_os_error(errno));
+        self.gate.join(|| self.flush_alone(), errno, of_another)
     }
 
     fn flush_alone(&self) -> Result<(), DeltaError> {
@@ -365,9 +332,21 @@ impl Delta {
                 self.lost.fetch_add(1, Ordering::AcqRel);
             }
         });
+        self.sync_begins(SYNCING_DATA);
         data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+        self.sync_ended(SYNCING_DATA);
         synced.set(true);
         Ok(())
+    }
+
+    /// Notes for the next worker that this one may die without having heard how a sync ended.
+    fn sync_begins(&self, what: u64) {
+        self.map.live().header(LiveHeader::Syncing).fetch_or(what, Ordering::AcqRel);
+    }
+
+    /// It succeeded, or another file has what it was for.
+    fn sync_ended(&self, what: u64) {
+        self.map.live().header(LiveHeader::Syncing).fetch_and(!what, Ordering::AcqRel);
     }
 
     /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
@@ -435,7 +414,9 @@ impl Delta {
         // Until it succeeds, nobody knows what of the file is durable: a new one is written next time.
         commit.rewrite = true;
         if !sabotaged(Sabotage::JournalNotSynced) {
+            self.sync_begins(SYNCING_MAP);
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
+            self.sync_ended(SYNCING_MAP);
         }
         (commit.rewrite, commit.unproven) = (false, false);
         Ok(())
@@ -475,9 +456,10 @@ impl Delta {
             }
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
         }
-        if commit.root.generation != 0 {
-            // A left-over is harmless; `plyfs check` names it.
-            let _ = medium.remove(&map_name(disk, commit.root.generation));
+        self.sync_ended(SYNCING_MAP);
+        // With those of rewrites that failed in between. A left-over is harmless; `plyfs check` names it.
+        for before in commit.root.generation.max(1)..header.generation {
+            let _ = medium.remove(&map_name(disk, before));
         }
         let len = bytes.len() as u64;
         *commit = Commit {

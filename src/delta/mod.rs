@@ -6,12 +6,14 @@
 
 mod error;
 mod flush;
+mod gate;
 mod guard;
 mod map;
 mod ranges;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +22,8 @@ use parking_lot::{Mutex, RwLock};
 
 pub use error::DeltaError;
 pub use flush::RootStore;
-use flush::{Commit, FlushGate, Whole};
+use flush::{Commit, Whole};
+use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
@@ -439,7 +442,15 @@ impl Delta {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             if durability == Durability::Now {
-                self.flush_joined().inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+                // Also when the medium panics.
+                let durable = Cell::new(false);
+                let _undo = scopeguard(|| {
+                    if !durable.get() {
+                        self.set_word(LiveHeader::Size, old);
+                    }
+                });
+                self.flush_joined()?;
+                durable.set(true);
             }
         } else if size < old {
             self.shrink(size)?;

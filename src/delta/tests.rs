@@ -1,5 +1,7 @@
 //! Tests of the delta on a medium that fails, panics, and has something else run in the middle of a call.
 
+mod interrupted;
+
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
