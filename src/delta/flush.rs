@@ -66,11 +66,18 @@ pub(super) struct Commit {
     unproven: bool,
     /// Size and overlap as the file has them.
     extent: (u64, u64),
+    /// The disk was removed: no file of it is made any more.
+    retired: bool,
 }
 
 impl Commit {
     pub(super) fn allocated(&self) -> u64 {
         self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
+    }
+
+    fn refuse_retired(&self) -> Result<(), DeltaError> {
+        let removed = || io::Error::new(io::ErrorKind::NotFound, "the disk was removed");
+        if self.retired { Err(DeltaError::io("flush")(removed())) } else { Ok(()) }
     }
 }
 
@@ -236,6 +243,7 @@ impl Delta {
 
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
+        commit.refuse_retired()?;
         self.refuse_lost()?;
         let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first).max(commit.patience);
         let full = commit.rewrite || large;
@@ -300,6 +308,7 @@ impl Delta {
 
     /// Journals a size at once; the caller has the whole range.
     pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
+        commit.refuse_retired()?;
         self.refuse_lost()?;
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
@@ -475,8 +484,14 @@ impl Delta {
             rewrite: false,
             unproven: false,
             extent: (record.size, record.overlap),
+            retired: false,
         };
         Ok(())
+    }
+
+    /// Its files are about to be removed: waits for a flush that runs, and has all later ones fail.
+    pub fn retire(&self) {
+        self.commit.lock().retired = true;
     }
 
     /// Flushes, and notes how long the map file is, so that damage is noticed when it is opened again. The live map
@@ -630,6 +645,7 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         rewrite: journal.torn,
         unproven: false,
         extent,
+        retired: false,
     };
     Ok((Some(journal), commit))
 }

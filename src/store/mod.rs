@@ -676,6 +676,7 @@ impl Store {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
         let object = format!("removed disk {}", node.name());
         self.names.write().disks.remove(&id);
+        node.retire();
         let purge = || {
             if sabotaged(Sabotage::RecordPurgedFirst) {
                 self.medium.remove(&format!("disks/{id}.disk"))?;

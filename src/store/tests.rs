@@ -629,3 +629,26 @@ fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
         assert!(house.path(file).exists(), "{file} is gone");
     }
 }
+
+#[test]
+fn a_removed_disk_that_somebody_still_knows_leaves_nothing_behind() {
+    for attached in [false, true] {
+        let house = House::new();
+        let store = house.open();
+        store.create_disks(&[blank("a")]).unwrap();
+        if attached {
+            write(&store, "a");
+        }
+        // As a request of the control socket that found it before it was removed.
+        let node = store.disk("a").unwrap();
+        store.unlink("a").unwrap();
+        store.purge(node.id()).unwrap();
+        let resized = node.attach().map(|disk| disk.resize(1 << 20));
+        assert!(!matches!(resized, Ok(Ok(()))), "attached: {attached}");
+        assert!(node.update(|record| record.mode = 0o644).is_err());
+        store.close().unwrap();
+        for dir in ["disks", "deltas", "../live"] {
+            assert!(house.files(dir).is_empty(), "{dir} has {:?}, attached: {attached}", house.files(dir));
+        }
+    }
+}
