@@ -156,6 +156,7 @@ impl Delta {
             data: RwLock::new(data),
             ranges: RangeLock::default(),
             commit: Mutex::new(commit),
+            map_bytes: AtomicU64::new(0),
             gate: FlushGate::default(),
             lost: AtomicU64::new(0),
             redone: AtomicU64::new(0),

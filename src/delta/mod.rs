@@ -109,6 +109,8 @@ pub struct Delta {
     data: RwLock<Option<Arc<dyn MediumFile>>>,
     ranges: RangeLock,
     commit: Mutex<Commit>,
+    /// What the map file took when somebody looked.
+    map_bytes: AtomicU64,
     gate: FlushGate,
     unsynced: AtomicBool,
     /// How many syncs of the data file failed, and up to which of them the lost bytes were written again.
@@ -189,10 +191,14 @@ impl Delta {
         self.set_modified_ns(sys::now_ns());
     }
 
-    /// Bytes that the delta takes in the store.
+    /// Bytes that the delta takes in the store; while a flush runs, its map file counts as it was last seen.
     pub fn allocated(&self) -> io::Result<u64> {
         let data = self.data.read().clone();
-        let map = self.commit.lock().allocated();
+        // Whoever only looks does not wait for a sync.
+        if let Some(commit) = self.commit.try_lock() {
+            self.map_bytes.store(commit.allocated(), Ordering::Relaxed);
+        }
+        let map = self.map_bytes.load(Ordering::Relaxed);
         Ok(data.map_or(Ok(0), |d| d.allocated())? + map)
     }
 

@@ -53,8 +53,11 @@ pub struct Attributes {
 /// Writes the record of one disk, for whoever changes a part of it.
 struct RecordKeeper {
     medium: Arc<dyn Medium>,
+    /// As it is durable; never locked through a system call, so that nobody who asks waits for a sync.
     record: Mutex<DiskRecord>,
-    /// The disk's files are being removed, or are gone; changed with the record locked.
+    /// Held while the record is replaced.
+    replacing: Mutex<()>,
+    /// The disk's files are being removed, or are gone; set with `replacing` held.
     retired: AtomicBool,
 }
 
@@ -64,14 +67,14 @@ fn removed() -> io::Error {
 
 impl RecordKeeper {
     fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
-        let mut record = self.record.lock();
+        let _replacing = self.replacing.lock();
         if self.retired.load(Ordering::Acquire) {
             return Err(removed());
         }
-        let mut next = record.clone();
+        let mut next = self.record.lock().clone();
         change(&mut next);
         replace(&*self.medium, "disks", &format!("{}.disk", next.id), &next.encode())?;
-        *record = next;
+        *self.record.lock() = next;
         Ok(())
     }
 }
@@ -99,6 +102,7 @@ impl DiskNode {
             keeper: Arc::new(RecordKeeper {
                 medium: medium.clone(),
                 record: Mutex::new(record),
+                replacing: Mutex::new(()),
                 retired: AtomicBool::new(false),
             }),
             base,
@@ -139,7 +143,7 @@ impl DiskNode {
     pub(super) fn retire(&self) {
         let _opening = self.opening.lock();
         {
-            let _record = self.keeper.record.lock();
+            let _replacing = self.keeper.replacing.lock();
             self.keeper.retired.store(true, Ordering::Release);
         }
         if let Some(disk) = self.disk.get() {
