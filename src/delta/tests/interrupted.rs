@@ -102,3 +102,32 @@ fn a_failed_sync_of_the_map_that_no_worker_lived_to_hear_of_is_made_up_for() {
     killed_in_a_failing_sync(".map", true);
     killed_in_a_failing_sync(".map", false);
 }
+
+#[test]
+fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
+    const WRITERS: u64 = 8;
+    const ROUNDS: u64 = 200;
+    let lock = Arc::new(RangeLock::default());
+    let (rounds, had_it) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let write = |n: u64| {
+        let (lock, rounds, had_it) = (lock.clone(), rounds.clone(), had_it.clone());
+        std::thread::spawn(move || {
+            while rounds.fetch_add(1, Ordering::AcqRel) < WRITERS * ROUNDS && !had_it.load(Ordering::Acquire)
+            {
+                let _range = lock.lock(n, n + 1);
+                // As long as a write takes: there is always one that has not ended.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        })
+    };
+    let writers: Vec<_> = (0..WRITERS).map(write).collect();
+    while rounds.load(Ordering::Acquire) < 2 * WRITERS {
+        std::thread::yield_now();
+    }
+    let whole = lock.lock(0, u64::MAX);
+    let seen = rounds.load(Ordering::Acquire);
+    had_it.store(true, Ordering::Release);
+    drop(whole);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert!(seen < WRITERS * ROUNDS, "it had to wait until nobody wrote any more");
+}
