@@ -181,7 +181,7 @@ impl Delta {
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
                 delta.redo_lost(Whole::Held)?;
-                delta.shrink(pending - 1)?;
+                delta.complete_shrink(pending - 1)?;
             }
         } else {
             delta.footing.live.publish(delta.spec.disk).map_err(fail("making the live map"))?;

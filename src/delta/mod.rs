@@ -470,12 +470,23 @@ impl Delta {
 
     /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
-        // Held to the end: a flush in between would journal the old size and words above the cut again.
-        let mut commit = self.commit.lock();
-        let overlap = self.overlap().min(size);
         self.set_word(LiveHeader::PendingShrink, size + 1);
         // Also when the medium panics: a note that stays would cut what is written later.
         let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
+        self.cut(size)
+    }
+
+    /// Completes a cut that an earlier worker began. The note stays until that is done: the live map may have a part.
+    fn complete_shrink(&self, size: u64) -> Result<(), DeltaError> {
+        self.cut(size)?;
+        self.set_word(LiveHeader::PendingShrink, 0);
+        Ok(())
+    }
+
+    fn cut(&self, size: u64) -> Result<(), DeltaError> {
+        // Held to the end: a flush in between would journal the old size and words above the cut again.
+        let mut commit = self.commit.lock();
+        let overlap = self.overlap().min(size);
         if !sabotaged(Sabotage::ShrinkNotJournaled) {
             self.commit_size(&mut commit, size, overlap)?;
         }

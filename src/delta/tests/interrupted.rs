@@ -131,3 +131,24 @@ fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     assert!(seen < WRITERS * ROUNDS, "it had to wait until nobody wrote any more");
 }
+
+#[test]
+fn a_cut_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
+    let rig = Rig { overlap: 65_536, ..Rig::new() };
+    let delta = rig.open();
+    put(&delta, 2, 2);
+    put(&delta, 9, 9);
+    delta.flush().unwrap();
+    // As a worker leaves it that dies between the overlap and the size.
+    delta.set_word(LiveHeader::PendingShrink, 4 * BLOCK + 1);
+    delta.set_word(LiveHeader::Overlap, 4 * BLOCK);
+    drop(delta);
+    // The zeros that are written ahead, and the record.
+    rig.fail(Call::Write, ".map", libc::ENOSPC);
+    rig.fail(Call::Write, ".map", libc::ENOSPC);
+    assert!(rig.try_open().is_err());
+    let delta = rig.open();
+    assert_eq!((delta.size(), delta.overlap()), (4 * BLOCK, 4 * BLOCK));
+    delta.resize(65_536, Durability::Now).unwrap();
+    assert_eq!([1, 2, 5, 9].map(|block| byte(&delta, block)), [0xba, 2, 0, 0]);
+}
