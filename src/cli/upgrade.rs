@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::client::Client;
 use super::error::CliError;
 use super::output::{lines, printable};
 use super::{Global, args};
@@ -38,8 +39,9 @@ impl Upgrade {
             Some(program) => Some(json!({"program": args::absolute(program)?})),
             None => None,
         };
-        let number = client.post("/v1/upgrade", body.as_ref(), "cannot upgrade")?["number"].as_u64();
         let start = Instant::now();
+        let number = begin(&client, body.as_ref())?;
+        let wanted = body.as_ref().map(|body| &body["program"]);
         loop {
             let upgrade = match client.get("/v1/status", "cannot get the status") {
                 Ok(status) => status["upgrade"].clone(),
@@ -49,7 +51,13 @@ impl Upgrade {
                 }
                 Err(error) => return Err(error),
             };
-            if upgrade["number"].as_u64() >= number && upgrade["number"].is_u64() {
+            if upgrade["number"].as_u64().is_some_and(|at| at >= number) {
+                // Two that were begun in one moment are one: the first one's.
+                if wanted.is_some_and(|wanted| *wanted != upgrade["program"] && upgrade["state"] != "running") {
+                    let other = upgrade["program"].as_str().unwrap_or("another program");
+                    let message = format!("cannot upgrade: an upgrade to {other} came first; try again");
+                    return Err(CliError::Refused { kind: "in_use".into(), message: printable(&message) });
+                }
                 match upgrade["state"].as_str() {
                     Some("done") => return global.output().value(&upgrade, human),
                     Some("failed") => {
@@ -73,6 +81,23 @@ impl Upgrade {
                 return Err(CliError::Refused { kind: "timeout".into(), message });
             }
             std::thread::sleep(INTERVAL);
+        }
+    }
+}
+
+/// Has an upgrade begin; its number. A worker may die before it has passed the wish on, or before it has said so.
+fn begin(client: &Client, body: Option<&Value>) -> Result<u64, CliError> {
+    let number = |status: Result<Value, CliError>| status.map(|s| s["upgrade"]["number"].as_u64().unwrap_or(0));
+    let before = number(client.get_now("/v1/status", "cannot get the status"));
+    loop {
+        match (client.post("/v1/upgrade", body, "cannot upgrade"), &before) {
+            (Err(CliError::Transport { .. }), Ok(before)) => {
+                let now = number(client.get("/v1/status", "cannot get the status"))?;
+                if now > *before {
+                    return Ok(now);
+                }
+            }
+            (done, _) => return Ok(done?["number"].as_u64().unwrap_or(u64::MAX)),
         }
     }
 }

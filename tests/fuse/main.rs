@@ -4,7 +4,10 @@
 mod crashes;
 mod directory;
 mod file;
+mod death;
 mod harness;
 mod privilege;
+mod process;
 mod refusals;
+mod upgrade;
 mod tools;
