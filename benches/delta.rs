@@ -37,7 +37,8 @@ fn scattered(n: &mut u64) -> u64 {
 fn benches(c: &mut Criterion) {
     let dir = tempfile::tempdir_in("/dev/shm").expect("tmpfs");
     let block = vec![7u8; 4096];
-    let edges = || Edges { head: Some(vec![1; 4096].into()), tail: Some(vec![2; 4096].into()) };
+    let edges =
+        || Edges { head: Some(vec![1; 4096].into()), tail: Some(vec![2; 4096].into()), ..Edges::default() };
 
     let delta_1 = delta(dir.path(), 1);
     let mut n = 0;

@@ -16,6 +16,9 @@ pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
 pub mod io;
+pub mod sabotage;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod source;
 pub mod store;
 

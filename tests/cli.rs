@@ -320,12 +320,14 @@ fn removal_goes_on_after_a_refusal() {
     let store = tempfile::tempdir().expect("store");
     let in_use =
         refusal("in_use", "cannot remove base a: disk vm1 needs it; remove the disk first").to_string();
-    let server = serve(store.path(), vec![(409, in_use), (204, String::new())]);
+    let shown = || (200, json!({"id": 1}).to_string());
+    let server = serve(store.path(), vec![shown(), (409, in_use), shown(), (204, String::new())]);
     let line = error_line(&run(store.path(), &["base", "rm", "a", "b"]), 1);
     assert_eq!(line, "cannot remove base a: disk vm1 needs it; remove the disk first");
     let requests = server.join().expect("server");
     let lines: Vec<&str> = requests.iter().map(|(line, _)| line.as_str()).collect();
-    assert_eq!(lines, ["DELETE /v1/bases/a HTTP/1.1", "DELETE /v1/bases/b HTTP/1.1"]);
+    let expected = ["GET /v1/bases/a", "DELETE /v1/bases/a", "GET /v1/bases/b", "DELETE /v1/bases/b"];
+    assert_eq!(lines, expected.map(|line| format!("{line} HTTP/1.1")));
 }
 
 #[test]

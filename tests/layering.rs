@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 /// A module and what it may name of the crate. A module may always name itself.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("format", &[]),
-    ("io", &[]),
+    ("sabotage", &[]),
+    ("format", &["sabotage"]),
+    ("io", &["sabotage"]),
     ("source", &[]),
     ("cache", &[]),
     ("base", &["cache", "source", "format"]),
-    ("delta", &["format", "io"]),
+    ("delta", &["format", "io", "sabotage"]),
     ("disk", &["delta", "base", "cache", "format"]),
-    ("store", &["disk", "delta", "base", "cache", "source", "format", "io"]),
+    ("store", &["disk", "delta", "base", "cache", "source", "format", "io", "sabotage"]),
     ("fuse", &["store", "disk", "cache", "format", "io"]),
     ("check", &["format", "io", "store"]),
+    ("simulation", &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage"]),
     ("config", &["format"]),
     (
         "daemon",

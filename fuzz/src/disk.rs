@@ -103,7 +103,7 @@ fn base() -> Arc<Base> {
     let make = || {
         let identity = Identity { size: BASE as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
         let cache = Arc::new(BlockCache::new(1 << 20).expect("memory"));
-        Arc::new(Base::new("base".into(), Arc::new(Image(pattern(BASE, 0xa5), identity)), cache))
+        Arc::new(Base::new(1, "base".into(), Arc::new(Image(pattern(BASE, 0xa5), identity)), cache))
     };
     SHARED.get_or_init(make).clone()
 }

@@ -5,6 +5,7 @@
 //! and nothing that may be the last copy of somebody's data.
 
 mod delta;
+mod digest;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -111,6 +113,19 @@ pub enum Repair {
 /// # Errors
 /// As [`run`].
 pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) -> Result<Report, CheckError> {
+    run_verifying(store, runtime_dir, repair, VerifyBases::No)
+}
+
+/// As [`run_with_runtime_dir`], and the digests of bases when asked for.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_verifying(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    verify: VerifyBases,
+) -> Result<Report, CheckError> {
     let no_store = |why: String| CheckError::NoStore { store: store.into(), why };
     match fs::symlink_metadata(store.join(SUPERBLOCK)) {
         Ok(meta) if meta.is_file() => {}
@@ -126,18 +141,36 @@ pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) ->
         path: store.into(),
         error,
     })?;
+    run_through(store, runtime_dir, repair, verify, &medium)
+}
+
+/// As [`run_with_runtime_dir`], for a caller who has the lock: what is repaired is written through `medium`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_through(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    verify: VerifyBases,
+    medium: &dyn Medium,
+) -> Result<Report, CheckError> {
     let mut check = Check {
         store,
         medium,
         repair,
         live: BTreeSet::new(),
         broken: BTreeSet::new(),
+        losers: BTreeSet::new(),
         bases: BTreeMap::new(),
         disks: BTreeMap::new(),
         findings: Vec::new(),
         torn: 0,
         maps: 0,
         data_files: 0,
+        verify,
+        digests: 0,
+        without_digest: 0,
     };
     check.all(runtime_dir)
 }
@@ -181,12 +214,14 @@ fn delta_file(name: &str) -> Option<DeltaFile> {
 
 struct Check<'a> {
     store: &'a Path,
-    medium: HostMedium,
+    medium: &'a dyn Medium,
     repair: Repair,
     /// Disks that a live map speaks for.
     live: BTreeSet<u64>,
     /// Numbers of disks whose record or map cannot be read: nothing of theirs is removed.
     broken: BTreeSet<u64>,
+    /// Disks that lost their name by this repair: their files are the next start's, or the next check's, to remove.
+    losers: BTreeSet<u64>,
     /// By the number in the file's name.
     bases: BTreeMap<u64, BaseRecord>,
     disks: BTreeMap<u64, DiskRecord>,
@@ -194,6 +229,10 @@ struct Check<'a> {
     torn: u64,
     maps: u64,
     data_files: u64,
+    verify: VerifyBases,
+    /// Bases whose digest is right, and those that nobody gave a digest of.
+    digests: u64,
+    without_digest: u64,
 }
 
 impl Check<'_> {
@@ -228,6 +267,10 @@ impl Check<'_> {
             ("map files".to_owned(), self.maps),
             ("data files".to_owned(), self.data_files),
         ];
+        if self.verify == VerifyBases::Yes {
+            checked.push(("digests verified".to_owned(), self.digests));
+            checked.push(("bases without a digest".to_owned(), self.without_digest));
+        }
         if self.torn > 0 {
             checked
                 .push(("map files with a flush that was cut off, never acknowledged".to_owned(), self.torn));
@@ -264,7 +307,7 @@ impl Check<'_> {
                 "; not repaired while there is a live map of the disk: run plyfs serve and stop it first",
             );
         } else if self.repair == Repair::Yes {
-            match repair(&self.medium) {
+            match repair(self.medium) {
                 Ok(()) => repaired = true,
                 Err(e) => message.push_str(&format!("; the repair failed: {e}")),
             }
@@ -436,8 +479,7 @@ impl Check<'_> {
                         replace(medium, "disks", &format!("{id}.disk"), &loser.encode())
                     });
                     if done {
-                        // Marked only now: its files are the next start's, or the next check's, to remove.
-                        self.broken.insert(id);
+                        self.losers.insert(id);
                         self.disks.insert(id, loser);
                     }
                 }
@@ -483,7 +525,12 @@ impl Check<'_> {
                 {
                     "was modified since it was registered".to_owned()
                 }
-                Ok(_) => continue,
+                Ok(_) => {
+                    if self.verify == VerifyBases::Yes {
+                        self.verify_digest(&record);
+                    }
+                    continue;
+                }
             };
             let message = format!("its source {} {why}; put the original file back", record.source);
             self.find(7, format!("base {}", record.name), message);
@@ -540,7 +587,11 @@ impl Check<'_> {
         let path = if dir == "." { name.to_owned() } else { format!("{dir}/{name}") };
         let file = path.clone();
         self.mend(11, path, why, disk, |medium| {
-            medium.remove(&file)?;
+            match medium.remove(&file) {
+                // An earlier repair of this run may have renamed it into place.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
             medium.sync_dir(dir)
         });
     }
@@ -583,7 +634,7 @@ impl Check<'_> {
     /// Invariant 12.
     fn unlinked(&mut self, deltas: &[String]) {
         for (id, record) in self.disks.clone() {
-            if !record.unlinked || self.broken.contains(&id) {
+            if !record.unlinked || self.broken.contains(&id) || self.losers.contains(&id) {
                 continue;
             }
             let files: Vec<_> = deltas

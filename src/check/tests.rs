@@ -1,5 +1,7 @@
 //! Every invariant broken on purpose, named, and put right where no guess is needed.
 
+mod corruption;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ impl House {
             let dir = self.runtime().join(live_name(&self.store()));
             Ok(Arc::new(LiveDir::new(&dir)?) as Arc<dyn LiveStore>)
         };
-        Store::open(&self.store(), live, Arc::new(BlockCache::new(1 << 20).unwrap())).unwrap()
+        Store::open(&self.store(), live, Arc::new(BlockCache::new(1 << 20).unwrap()), None).unwrap()
     }
     fn check(&self, repair: Repair) -> Report {
         run_with_runtime_dir(&self.store(), &self.runtime(), repair).unwrap()
@@ -444,5 +446,24 @@ fn damage_anywhere_is_a_report_and_never_a_panic() {
             fs::write(&path, &whole).unwrap();
         }
     }
+    house.assert_clean();
+}
+
+#[test]
+fn five_a_replaced_disk_with_a_stray_of_its_record_is_mended_in_one_run() {
+    let house = House::new();
+    let two = house.id("two");
+    house.change("two", |record| {
+        record.name = "one".into();
+        record.name_seq += 10;
+    });
+    // Power went while the record of the one that was replaced was being written.
+    let mut one = fs::read_dir(house.path("disks")).unwrap().map(|f| f.unwrap().path());
+    let one = one.find(|p| p.file_stem().unwrap().to_str() != Some(&two.to_string())).unwrap();
+    fs::write(one.with_extension("disk.tmp"), b"half").unwrap();
+    let findings = house.check(Repair::Yes).findings;
+    assert!(findings.len() == 2 && findings.iter().all(|f| f.repaired), "{findings:?}");
+    // What is left is the disk without a name, for the next run.
+    house.assert_mended(12, "was removed");
     house.assert_clean();
 }

@@ -5,7 +5,8 @@
 //! see a pause then and no error; so do users of the command line:
 //! - what only asks is asked again, and so is what may be done twice (a resize to the same size);
 //! - before a creation or a removal is sent again, it is looked at what the first try did. What was asked for and came
-//!   into being since then is taken for what that try made, as open(2) without O_EXCL would.
+//!   into being since then is taken for what that try made, as open(2) without O_EXCL would; what is removed is told
+//!   by its number.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +25,8 @@ const CLOCK_SLACK: Duration = Duration::from_millis(20);
 
 /// Paces the tries.
 struct Tries {
-    lost: Option<Instant>,
+    /// The first loss.
+    lost: Option<(Instant, CliError)>,
     pause: Duration,
 }
 
@@ -35,11 +37,14 @@ impl Tries {
 
     /// Waits before the next try; gives the error back when it is not a loss, or when it is time to give up.
     fn next(&mut self, error: CliError) -> Result<(), CliError> {
-        let lost = *self.lost.get_or_insert_with(Instant::now);
         // With "unavailable" the supervisor says that there is no worker at the moment: nothing was done.
         let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
-        if !passes || lost.elapsed() > PATIENCE {
-            return Err(error);
+        match self.lost.take() {
+            None if passes => self.lost = Some((Instant::now(), error)),
+            Some(first) if passes && first.0.elapsed() <= PATIENCE => self.lost = Some(first),
+            // The daemon has ended, and not only its worker. That the answer was lost says more than that.
+            Some((_, lost)) if matches!(error, CliError::NoDaemon { .. }) => return Err(lost),
+            _ => return Err(error),
         }
         thread::sleep(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -152,22 +157,37 @@ pub(super) fn add_base(client: &Client, name: &str, body: &Value, action: &str) 
     }
 }
 
-/// Removes one disk or base.
+/// Removes one disk or base: the one that has the name now, whoever takes it meanwhile.
 pub(super) fn remove(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
-    let since = Since::now();
+    let Some(object) = show(client, noun, name)? else {
+        // To be refused in the daemon's words.
+        return repeat(|| delete(client, noun, name));
+    };
     let mut tries = Tries::new();
     loop {
-        match client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}")) {
+        match delete(client, noun, name) {
             Err(error) if tries.lost.is_some() && error.is("not_found") => break,
             Err(error) => tries.next(error)?,
-            done => return done,
+            Ok(_) => break,
         }
-        // One of that name which is younger than the command is somebody else's, and not to be removed.
-        if show(client, noun, name)?.is_none_or(|object| since.made(&object)) {
+        if show(client, noun, name)?.is_none_or(|now| now["id"] != object["id"]) {
             break;
         }
     }
+    done(&object);
     Ok(json!({ "removed": [name] }))
+}
+
+/// The kernel forgets a name that is gone when somebody looks it up, and the daemon gives the space back when the kernel
+/// has forgotten.
+fn done(object: &Value) {
+    if let Some(path) = object["path"].as_str() {
+        let _ = std::fs::symlink_metadata(path);
+    }
+}
+
+fn delete(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
+    client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}"))
 }
 
 fn show(client: &Client, noun: &str, name: &str) -> Result<Option<Value>, CliError> {

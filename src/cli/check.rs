@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::check::Repair;
+use crate::check::{Repair, VerifyBases};
 use serde_json::{Map, Value, json};
 
 use super::Global;
@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   plyfs stop && plyfs check
   plyfs check --repair
+  plyfs check --verify-bases
   plyfs --json check
 
 Offline: no daemon may run on the store. Without --repair nothing is written. Each finding names the invariant of
@@ -25,6 +26,9 @@ pub(super) struct Check {
     /// Repair what can be repaired without a guess about data
     #[arg(long)]
     repair: bool,
+    /// Compare the digest of each base that was added with --sha256 or --sha512; reads these bases as a whole
+    #[arg(long)]
+    verify_bases: bool,
     /// Where live maps are, when the daemon's `[runtime] dir` says so
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     runtime_dir: std::path::PathBuf,
@@ -34,7 +38,8 @@ impl Check {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let store = global.store()?;
         let repair = if self.repair { Repair::Yes } else { Repair::No };
-        let report = crate::check::run_with_runtime_dir(&store, &self.runtime_dir, repair)
+        let verify = if self.verify_bases { VerifyBases::Yes } else { VerifyBases::No };
+        let report = crate::check::run_verifying(&store, &self.runtime_dir, repair, verify)
             .map_err(|error| CliError::Check { store: store.clone(), message: chain(&error) })?;
         let unrepaired = report.findings.iter().filter(|finding| !finding.repaired).count();
         let findings: Vec<Value> = report

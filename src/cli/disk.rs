@@ -49,7 +49,7 @@ const COLUMNS: [Column; 7] = [
     ("PATH", "path", Kind::Text),
 ];
 
-const FIELDS: [Column; 9] = [
+const FIELDS: [Column; 10] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -59,6 +59,7 @@ const FIELDS: [Column; 9] = [
     ("created", "created", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
+    ("refuses writes", "refuses_writes", Kind::Text),
 ];
 
 /// Create, list, resize and remove disks: each is one raw file under the mount

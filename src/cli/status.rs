@@ -47,6 +47,18 @@ pub(super) fn human(status: &Value) -> String {
         ("bases", text("bases")),
         ("disks", text("disks")),
     ];
+    if let (Some(total), Some(available)) =
+        (status["space"]["total_bytes"].as_u64(), status["space"]["available_bytes"].as_u64())
+    {
+        let full =
+            if status["space"]["full"] == true { "; full: writes that need space are refused" } else { "" };
+        pairs
+            .push(("space", format!("{} of {} available{full}", format_size(available), format_size(total))));
+    }
+    if let Some(disks) = status["disks_refusing_writes"].as_array().filter(|disks| !disks.is_empty()) {
+        let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
+        pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
+    }
     if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
         let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
         pairs.push((

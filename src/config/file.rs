@@ -28,6 +28,7 @@ pub(super) struct File {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Store {
     pub path: Option<PathBuf>,
+    pub reserve: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -40,6 +40,10 @@ pub struct Config {
     /// `[store] path`, `--store`: directory of bases' records, deltas, the lock and the control socket.
     /// Default: `/var/lib/plyfs` for root, else `plyfs` in the XDG data directory.
     pub store: PathBuf,
+    /// `[store] reserve`: bytes of the store's filesystem kept back, so that discards, flushes and removals work when
+    /// it is full. Default: 1/256 of the filesystem, within 4 MiB and 64 MiB; 1 MiB in memory. Bounds: 0 (none), or
+    /// 1 MiB to 64 GiB; at most 1/16 of the filesystem is taken.
+    pub reserve: Option<u64>,
     /// `[mount] path`, `--mount`: the mount point. Default: `mnt` in the store. Neither `/`, nor the store, nor above it.
     pub mount: PathBuf,
     /// `[mount] allow_other`, `--allow-other`: whether users other than the daemon's may enter the mount.
@@ -235,6 +239,7 @@ impl Config {
         let default_log = LogConfig::default();
         let config = Self {
             store,
+            reserve: file.store.reserve.map(|size| size.0),
             mount,
             allow_other: flags.allow_other.or(file.mount.allow_other).unwrap_or_else(host::is_root),
             base_mode: file.mount.base_mode.map_or(0o400, |mode| mode.0),
@@ -262,6 +267,7 @@ impl Config {
     /// [`ConfigError::Invalid`] with the key of the first value that is out of bounds.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_paths()?;
+        self.validate_reserve()?;
         self.validate_cache()?;
         self.validate_threads()?;
         self.security.validate()?;
@@ -296,6 +302,16 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    fn validate_reserve(&self) -> Result<(), ConfigError> {
+        match self.reserve {
+            Some(bytes) if bytes != 0 && !(MIB..=64 * GIB).contains(&bytes) => Err(invalid(
+                "store.reserve",
+                format!("{} is out of bounds; it is 0 (none), or 1M to 64G", format_size(bytes)),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn validate_cache(&self) -> Result<(), ConfigError> {

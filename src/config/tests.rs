@@ -104,6 +104,7 @@ fn defaults() {
     assert_eq!(config.mount, Path::new("/srv/plyfs/mnt"));
     assert_eq!(config.base_mode, 0o400);
     assert_eq!(config.cache_disk, None);
+    assert_eq!(config.reserve, None);
     assert_eq!((config.fuse_threads, config.io_threads), (4, 32));
     assert_eq!(config.runtime_dir, Path::new("/dev/shm"));
     assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Auto });
@@ -127,6 +128,7 @@ fn every_key_of_the_file_arrives() {
         r#"
         [store]
         path = "/a"
+        reserve = "32M"
         [mount]
         path = "/b"
         allow_other = true
@@ -155,6 +157,7 @@ fn every_key_of_the_file_arrives() {
     .expect("valid");
     let expected = Config {
         store: "/a".into(),
+        reserve: Some(32 << 20),
         mount: "/b".into(),
         allow_other: true,
         base_mode: 0o444,
@@ -220,6 +223,8 @@ fn values_out_of_bounds_are_refused() {
         ("cache.memory = '20X'", "unit is not known"),
         ("cache.memory = true", "a size"),
         ("cache.disk = 5", "cache.disk"),
+        ("store.reserve = '1023K'", "store.reserve: 1023K is out of bounds"),
+        ("store.reserve = '65G'", "store.reserve"),
         ("fuse.threads = 0", "fuse.threads: 0 is out of bounds; it is 1 to 64"),
         ("fuse.threads = 65", "fuse.threads"),
         ("fuse.threads = -1", "line 1"),

@@ -131,6 +131,7 @@ impl Control {
         let a = node.attributes();
         let problem = node.problem();
         let poisoned = node.attached().is_some_and(|d| d.delta().error_epoch() > 0);
+        let refuses = node.attached().and_then(|d| d.delta().refuses_writes());
         let state = if problem.is_some() {
             "failed"
         } else if poisoned {
@@ -152,6 +153,7 @@ impl Control {
             "modified": rfc3339(a.modified_ns),
             "state": state,
             "error": problem,
+            "refuses_writes": refuses,
         })
     }
 
@@ -194,9 +196,25 @@ impl Control {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
     }
 
+    /// Of the store's filesystem. It is full when writes that need space are refused.
+    fn space(&self) -> Value {
+        // Asked first: it fills up what it can.
+        let reserve = self.store.reserve();
+        let space = self.store.space().ok();
+        json!({
+            "total_bytes": space.map(|s| s.total),
+            "available_bytes": space.map(|s| s.available),
+            "reserve_bytes": reserve.wanted,
+            "reserve_held_bytes": reserve.held,
+            "full": reserve.full,
+        })
+    }
+
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
-        let disks = self.store.disks_after(0).len();
+        let disks = self.store.disks_after(0);
+        let refusing = |d: &Arc<DiskNode>| d.attached().is_some_and(|d| d.delta().refuses_writes().is_some());
+        let refusing: Vec<String> = disks.iter().filter(|d| refusing(d)).map(|d| d.name()).collect();
         let report = self.report.lock().clone();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -217,7 +235,9 @@ impl Control {
             "caught_panics": guard::panics(),
             "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
             "bases": bases,
-            "disks": disks,
+            "disks": disks.len(),
+            "disks_refusing_writes": refusing,
+            "space": self.space(),
             "unlinked_disks": self.store.unlinked().len(),
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),
@@ -341,7 +361,6 @@ async fn show_base(State(c): State<Control>, Path(name): Path<String>) -> Answer
 async fn remove_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         c.store.remove_base(&name)?;
-        let _ = c.notifier.forget_name(Node::Bases.ino(), &format!("{name}.raw"));
         Ok(json!({"removed": [name]}))
     })
     .await
@@ -382,7 +401,7 @@ async fn show_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer
 async fn remove_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         let node = c.store.unlink(&name)?;
-        let _ = c.notifier.forget_name(Node::Disks.ino(), &format!("{name}.raw"));
+        c.notifier.forget_names(Node::Disk(node.id()).ino());
         // Whoever has it open keeps it until the last close, of which the kernel tells.
         if matches!(c.notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
             c.store.purge(node.id())?;

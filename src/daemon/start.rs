@@ -1,9 +1,8 @@
 //! What a daemon does before there is a mount: the store's directory, its lock, the control socket.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{ServeError, system};
 use crate::config::Config;
 use crate::io::{HostMedium, sys};
-use crate::store::open_superblock;
+use crate::store::{open_superblock, with_reserve_of};
 
 /// How long a start waits for a lock that a dying worker still has.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +38,7 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
             ));
         }
     }
-    let mut lock = File::options()
+    let lock = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -63,9 +62,11 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let write_pid = lock.set_len(0).and_then(|()| lock.write_all(sys::pid().to_string().as_bytes()));
-    write_pid.map_err(|e| said("writing its lock", e))?;
+    // Not cut before: what it has of a full filesystem somebody else would take.
+    let pid = sys::pid().to_string();
     let medium = HostMedium::new(store).map_err(|e| said("opening it", e))?;
+    let write_pid = || lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64));
+    with_reserve_of(&medium, write_pid).map_err(|e| said("writing its lock", e))?;
     open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
     Ok(lock)
 }
@@ -80,14 +81,18 @@ fn lives(pid: &str) -> bool {
 /// Binds the control socket; only root and this user may connect.
 pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
     let path = store.join("control.sock");
-    // The lock is ours, so whoever made it is gone.
-    let _ = fs::remove_file(&path);
     // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
     let dir = File::open(store).map_err(system("opening the store"))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
     // Private from its first moment; a mode that is set later would let others in before. One thread runs here.
     let mask = sys::set_umask(0o177);
-    let listener = UnixListener::bind(&short);
+    let bind = || {
+        // The lock is ours, so whoever made it is gone.
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(&short)
+    };
+    let medium = HostMedium::new(store);
+    let listener = medium.and_then(|medium| with_reserve_of(&medium, bind));
     sys::set_umask(mask);
     listener.map_err(system("making the control socket"))
 }

@@ -87,7 +87,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
     // A mount that was kept is kept on when it was not even taken over.
-    if result.is_err() && !(kept && !supervisor.announced) {
+    if result.is_err() && (!kept || supervisor.announced) {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }

@@ -270,8 +270,8 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
         all.push((libc::SYS_prctl, Arg::Is(0, option)));
     }
     if role == Role::Worker {
-        // Non-blocking sockets, and whether standard error is a terminal.
-        for request in [libc::FIONBIO, libc::TCGETS] {
+        // Non-blocking sockets, whether standard error is a terminal, and what space a file has.
+        for request in [libc::FIONBIO, libc::TCGETS, sys::FS_IOC_FIEMAP] {
             all.push((libc::SYS_ioctl, Arg::Is(1, request)));
         }
     }

@@ -159,7 +159,7 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
         Store::probe(&config.store).map_err(|e| e.to_string())?;
         Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
     }
-    LiveDir::new(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
+    LiveDir::beside(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
     // Before there is another thread, before anything that is not the opener's business is in memory, and before the
     // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
@@ -202,7 +202,8 @@ fn serve(
     let Prepared { cache, opener, live_dir, confinement } = prepared;
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), opener).map_err(|e| e.to_string())?;
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+        .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
         // Nobody has anything open.
@@ -295,6 +296,8 @@ fn spawn_ear(ear: Ear) -> io::Result<()> {
 fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<()> {
     let reap = move || {
         for node in store.unlinked() {
+            // The worker that removed it may have died before it told the kernel, whose name would keep the disk.
+            notifier.forget_names(Node::Disk(node.id()).ino());
             if matches!(notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
                 store.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
             }

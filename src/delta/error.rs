@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::format::FormatError;
+use crate::io::is_full;
 
 /// An operation on a delta that failed.
 #[derive(Debug, Error)]
@@ -53,6 +54,11 @@ pub enum DeltaError {
 }
 
 impl DeltaError {
+    /// Whether space was missing: nothing was lost, and asking again may help.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+
     pub(super) fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { operation, source }
     }

@@ -1,25 +1,39 @@
 //! Making a delta durable: the map file, flushes that join, and recovery.
 
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::guard::scopeguard;
 use super::map::{Captured, LiveMap, Take};
 use super::ranges::RangeLock;
 use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
 use crate::format::record::MapRoot;
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, sys};
+use crate::io::{LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
+use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 /// A map file is rewritten when it is larger than this and than four times its first record.
 const REWRITE: u64 = 256 << 10;
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
+/// Blocks that are read and written again at once.
+const REDO_BLOCKS: usize = 64;
+
+/// Whether the caller has the whole range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// It has.
+    Held,
+    /// It has none of it.
+    Free,
+}
 
 /// Keeps the root of a disk's durable map.
 pub trait RootStore: Send + Sync {
@@ -39,9 +53,13 @@ pub(super) struct Commit {
     /// The file has zeros up to here.
     filled: u64,
     first: u64,
+    /// The file may grow to this, because there was no space for a new one.
+    patience: u64,
     seq: u64,
     /// The next flush writes a new map file.
     rewrite: bool,
+    /// An earlier worker may have written records that it did not sync.
+    unproven: bool,
     /// Size and overlap as the file has them.
     extent: (u64, u64),
 }
@@ -67,6 +85,33 @@ struct Gate {
     /// Flushes ended, and how the ones that somebody may still wait for ended.
     ended: u64,
     failed: Vec<(u64, i32)>,
+}
+
+/// Words that a flush has taken: durable, or given back, however the flush ends.
+struct Taken<'a> {
+    delta: &'a Delta,
+    captured: Captured,
+    durable: bool,
+}
+
+impl Taken<'_> {
+    fn end(mut self, result: Result<(), DeltaError>) -> Result<(), DeltaError> {
+        self.durable = result.is_ok();
+        result
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.durable {
+            self.delta.map.done(&self.captured);
+            return;
+        }
+        self.delta.unsynced.store(true, Ordering::Release);
+        if !sabotaged(Sabotage::WordsNotGivenBack) {
+            self.delta.map.failed(&self.captured);
+        }
+    }
 }
 
 fn random() -> u64 {
@@ -118,17 +163,23 @@ impl Delta {
             ranges: RangeLock::default(),
             commit: Mutex::new(commit),
             gate: FlushGate::default(),
+            lost: AtomicU64::new(0),
+            redone: AtomicU64::new(0),
             unsynced: AtomicBool::new(true),
             unlisted: AtomicBool::new(true),
+            failure: Mutex::new(None),
             footing,
         };
         if taken_over {
+            delta.commit.lock().unproven = true;
             if delta.error_epoch() != 0 {
+                delta.lost.store(1, Ordering::Release);
                 // A sync failed under an earlier worker: what the map file has in memory may not be on the medium.
                 delta.commit.lock().rewrite = true;
             }
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
+                delta.redo_lost(Whole::Held)?;
                 delta.shrink(pending - 1)?;
             }
         } else {
@@ -143,6 +194,44 @@ impl Delta {
     /// After a failed sync the error epoch has grown: what was written since the last flush may be lost. ENOSPC
     /// while appending to the map file is not such a failure, the flush can be asked for again.
     pub fn flush(&self) -> Result<(), DeltaError> {
+        self.redo_lost(Whole::Free)?;
+        self.flush_joined()
+    }
+
+    /// Writes again what a failed sync may have lost, so that the next record claims no block whose bytes are not
+    /// there. The page cache still has the bytes, but the kernel takes them for written.
+    ///
+    /// # Errors
+    /// What the storage says; the next flush tries again.
+    pub(super) fn redo_lost(&self, whole: Whole) -> Result<(), DeltaError> {
+        let lost = self.lost.load(Ordering::Acquire);
+        if lost == self.redone.load(Ordering::Acquire) || sabotaged(Sabotage::LostNotRedone) {
+            return Ok(());
+        }
+        let failed = DeltaError::io("writing again what a failed sync may have lost");
+        let redo = || -> io::Result<()> {
+            let Some(data) = self.data.read().clone() else { return Ok(()) };
+            // Read before the words: what is written from here on is dirty in the kernel by itself.
+            for (first, end) in self.map.unflushed_data() {
+                for from in (first..end).step_by(REDO_BLOCKS) {
+                    let to = end.min(from + REDO_BLOCKS as u64);
+                    let _range = (whole == Whole::Free).then(|| self.ranges.lock(from, to));
+                    let mut bytes = vec![0; ((to - from) * BLOCK) as usize];
+                    let got = data.read_at(&mut bytes, from * BLOCK)?;
+                    data.write_at(&bytes[..got], from * BLOCK)?;
+                }
+            }
+            Ok(())
+        };
+        redo().map_err(failed)?;
+        self.unsynced.store(true, Ordering::Release);
+        // Not for a sync that failed meanwhile.
+        self.redone.fetch_max(lost, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// As [`Delta::flush`], for somebody who has the whole range and has called [`Delta::redo_lost`].
+    pub(super) fn flush_joined(&self) -> Result<(), DeltaError> {
         let mut gate = self.gate.state.lock();
         let mine = gate.begun + 1;
         while gate.running && gate.ended < mine {
@@ -159,54 +248,72 @@ impl Delta {
         gate.running = true;
         gate.begun = mine;
         drop(gate);
+        // Those who joined are told so when this unwinds.
+        let failed = Cell::new(Some(libc::EIO));
+        let _lead = scopeguard(|| {
+            let mut gate = self.gate.state.lock();
+            gate.running = false;
+            gate.ended = mine;
+            gate.failed.retain(|(n, _)| *n + 2 > mine);
+            gate.failed.extend(failed.get().map(|errno| (mine, errno)));
+            drop(gate);
+            self.gate.changed.notify_all();
+        });
         let result = self.flush_alone();
-        let mut gate = self.gate.state.lock();
-        gate.running = false;
-        gate.ended = mine;
-        gate.failed.retain(|(n, _)| *n + 2 > mine);
-        if let Err(error) = &result {
-            let errno = match error {
-                DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
-                _ => libc::EIO,
-            };
-            gate.failed.push((mine, errno));
-        }
-        drop(gate);
-        self.gate.changed.notify_all();
+        failed.set(result.as_ref().err().map(|error| match error {
+            DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            _ => libc::EIO,
+        }));
         result
     }
 
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
-        let large = commit.tail > REWRITE.max(4 * commit.first);
+        self.refuse_lost()?;
+        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first).max(commit.patience);
         let full = commit.rewrite || large;
+        match self.flush_words(&mut commit, full) {
+            Err(error) if error.is_full() && !commit.rewrite && large => {
+                // An append takes less space than a new file, and the old one is as good.
+                commit.patience = commit.tail * 2;
+                self.flush_words(&mut commit, false)
+            }
+            other => other,
+        }
+    }
+
+    fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
         let take = if full { Take::All } else { Take::Changed };
+        let early =
+            sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
+        linger(Sabotage::NoteClearedFirst);
         let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
         // After the words: a word is set after this flag, so the data of every word taken is synced below.
-        let was_unsynced = self.unsynced.swap(false, Ordering::AcqRel);
+        let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
+        let taken = Taken { delta: self, captured, durable: false };
+        let captured = &taken.captured;
         let result = (|| {
-            if was_unsynced && let Some(data) = self.data.read().clone() {
-                data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+            if sabotaged(Sabotage::MapBeforeData) {
+                self.journal(commit, extent, captured, full)?;
+            }
+            if was_unsynced
+                && !sabotaged(Sabotage::DataNotSynced)
+                && let Some(data) = self.data.read().clone()
+            {
+                self.sync_data(&*data)?;
                 self.list_data()?;
             }
-            if captured.runs.is_empty() && extent == commit.extent {
-                return Ok(());
+            if captured.runs.is_empty() && extent == commit.extent && !commit.rewrite {
+                return self.prove(commit);
             }
-            self.journal(&mut commit, extent, &captured, full)
+            self.journal(commit, extent, captured, full)
         })();
-        match &result {
-            Ok(()) => self.map.done(&captured),
-            Err(_) => {
-                self.unsynced.store(true, Ordering::Release);
-                self.map.failed(&captured);
-            }
-        }
-        result
+        taken.end(result)
     }
 
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
-        if self.unlisted.swap(false, Ordering::AcqRel) {
+        if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
             self.footing.medium.sync_dir("deltas").map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
@@ -216,32 +323,62 @@ impl Delta {
     }
 
     fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
+        *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
+        // A lack of space that shows only now has lost what was acknowledged: nobody may take it for one to wait out.
+        let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
         DeltaError::Io { operation, source }
     }
 
     /// Journals a size at once; the caller has the whole range.
     pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
+        self.refuse_lost()?;
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
             let (captured, ()) = self.map.take(Take::All, || ());
-            let result =
-                self.sync_for_rewrite().and_then(|()| self.journal(commit, (size, overlap), &captured, true));
-            match &result {
-                Ok(()) => self.map.done(&captured),
-                Err(_) => self.map.failed(&captured),
-            }
-            return result;
+            let taken = Taken { delta: self, captured, durable: false };
+            let result = self.sync_for_rewrite();
+            let result = result.and_then(|()| self.journal(commit, (size, overlap), &taken.captured, true));
+            return taken.end(result);
+        }
+        if size > commit.extent.0 {
+            // A cut after growth that was not flushed: the file was cut to the old end for it, and that has to be
+            // durable before a record says that there is more.
+            self.sync_for_rewrite()?;
         }
         self.journal(commit, (size, overlap), &Captured::default(), false)
     }
 
     fn sync_for_rewrite(&self) -> Result<(), DeltaError> {
         match self.data.read().clone() {
-            Some(data) => data.sync_data().map_err(|e| self.poison("syncing the data file", e)),
+            Some(data) => self.sync_data(&*data),
             None => Ok(()),
         }
+    }
+
+    fn sync_data(&self, data: &dyn MediumFile) -> Result<(), DeltaError> {
+        // Also when the medium panics.
+        let synced = Cell::new(false);
+        let _failed = scopeguard(|| {
+            if !synced.get() {
+                self.lost.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+        synced.set(true);
+        Ok(())
+    }
+
+    /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
+    fn refuse_lost(&self) -> Result<(), DeltaError> {
+        if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
+            && !sabotaged(Sabotage::LostNotRedone)
+        {
+            let error = io::Error::from_raw_os_error(libc::EIO);
+            return Err(DeltaError::io("flush after a failed one")(error));
+        }
+        Ok(())
     }
 
     fn journal(
@@ -267,21 +404,40 @@ impl Delta {
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
         if end > commit.filled {
-            let zeros = vec![0; (end - commit.filled + AHEAD) as usize];
+            let zeros = vec![0; (end - commit.filled + limit(AHEAD, 2 << 10)) as usize];
             // Only a convenience: without space for it the record itself may still fit.
             if file.write_at(&zeros, commit.filled).is_ok() {
                 commit.filled += zeros.len() as u64;
             }
         }
-        file.write_at(&bytes, commit.tail).map_err(DeltaError::io("appending to the map file"))?;
-        if let Err(error) = file.sync_data() {
-            // Nobody knows what of it is durable: a new file is written next time.
+        if let Err(error) = file.write_at(&bytes, commit.tail) {
+            // What is missing of it may be zeros that are there already: then it counts, though the caller is told
+            // that it failed. A new file has only what is.
             commit.rewrite = true;
-            return Err(self.poison("syncing the map file", error));
+            return Err(DeltaError::io("appending to the map file")(error));
         }
+        self.sync_map(commit, &file)?;
         commit.tail = end;
         commit.filled = commit.filled.max(end);
         commit.seq += 1;
+        Ok(())
+    }
+
+    /// Syncs the records that an earlier worker wrote: they have been read, and nobody knows whether they are durable.
+    fn prove(&self, commit: &mut Commit) -> Result<(), DeltaError> {
+        match commit.file.clone() {
+            Some(file) if commit.unproven => self.sync_map(commit, &file),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_map(&self, commit: &mut Commit, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
+        // Until it succeeds, nobody knows what of the file is durable: a new one is written next time.
+        commit.rewrite = true;
+        if !sabotaged(Sabotage::JournalNotSynced) {
+            file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
+        }
+        (commit.rewrite, commit.unproven) = (false, false);
         Ok(())
     }
 
@@ -300,15 +456,21 @@ impl Delta {
             file.write_at(&bytes, 0)?;
             Ok(file)
         };
-        let file = write().map_err(DeltaError::io("writing a new map file"))?;
+        let file = write().map_err(|e| {
+            // It was never named by a record, and takes space that may be what is missing.
+            let _ = medium.remove(&map_name(disk, header.generation));
+            DeltaError::io("writing a new map file")(e)
+        })?;
         let root = MapRoot { generation: header.generation, floor: bytes.len() as u64 };
         let durable = || {
             file.sync_data()?;
             medium.sync_dir("deltas")?;
             self.footing.roots.commit(root, record.modified_ns)
         };
+        // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
+        commit.rewrite = true;
         match durable() {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+            Err(e) if is_full(&e) => {
                 return Err(DeltaError::io("writing the disk's record")(e));
             }
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
@@ -326,8 +488,10 @@ impl Delta {
             tail: len,
             filled: len,
             first: len,
+            patience: 0,
             seq: 2,
             rewrite: false,
+            unproven: false,
             extent: (record.size, record.overlap),
         };
         Ok(())
@@ -479,8 +643,10 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         tail: journal.end,
         filled: if journal.torn { journal.end } else { len },
         first: HEADER as u64,
+        patience: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
+        unproven: false,
         extent,
     };
     Ok((Some(journal), commit))
@@ -498,7 +664,8 @@ fn replay(
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
     if let Some(mut journal) = journal {
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
-        journal.map.forget_zeros_above(overlap);
+        let forget = if sabotaged(Sabotage::ZeroForgotten) { 0 } else { overlap };
+        journal.map.forget_zeros_above(forget);
         map.load(&journal.map).map_err(fail())?;
     }
     let set = |word, value| map.live().header(word).store(value, Ordering::Release);

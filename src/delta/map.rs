@@ -205,6 +205,29 @@ impl LiveMap {
         (Captured { runs, pages }, with())
     }
 
+    /// Runs of `Data` blocks in words that are not durable.
+    pub fn unflushed_data(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for (no, page) in self.live.pages(0).filter_map(|p| Some((p, self.live.page(p)?))) {
+            for word in 0..WORDS as usize {
+                let bits =
+                    page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
+                if bits & 1 << (word % 64) == 0 {
+                    continue;
+                }
+                let value = page[2 * BITS + word].load(Ordering::Acquire);
+                let first = (no * WORDS + word as u64) * WORD_BLOCKS;
+                for block in (0..WORD_BLOCKS).filter(|b| value >> (2 * b) & 3 == State::Data as u64) {
+                    match runs.last_mut() {
+                        Some((_, end)) if *end == first + block => *end += 1,
+                        _ => runs.push((first + block, first + block + 1)),
+                    }
+                }
+            }
+        }
+        runs
+    }
+
     /// The words are durable.
     pub fn done(&self, captured: &Captured) {
         for page in captured.pages.iter().filter_map(|p| self.live.page(*p)) {

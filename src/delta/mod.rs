@@ -6,6 +6,7 @@
 
 mod error;
 mod flush;
+mod guard;
 mod map;
 mod ranges;
 #[cfg(test)]
@@ -13,13 +14,14 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 pub use error::DeltaError;
 pub use flush::RootStore;
-use flush::{Commit, FlushGate};
+use flush::{Commit, FlushGate, Whole};
+use guard::scopeguard;
 use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
 
@@ -27,6 +29,7 @@ use crate::format::BLOCK;
 use crate::format::journal::State;
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, LiveStore, Medium, MediumFile, Open, sys};
+use crate::sabotage::{Sabotage, linger, sabotaged};
 
 /// Where an extent's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,18 @@ pub struct Edges {
     pub head: Option<Box<[u8]>>,
     /// Of the last block, when that is another one.
     pub tail: Option<Box<[u8]>>,
+    /// Which space the write may take.
+    pub space: WriteSpace,
+}
+
+/// Which space a write may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WriteSpace {
+    /// What is free.
+    #[default]
+    Free,
+    /// What the store keeps back too: it is a part of a discard.
+    Reserved,
 }
 
 /// Whether a size changes the file to exactly that, or only when it is larger.
@@ -93,8 +108,13 @@ pub struct Delta {
     commit: Mutex<Commit>,
     gate: FlushGate,
     unsynced: AtomicBool,
+    /// How many syncs of the data file failed, and up to which of them the lost bytes were written again.
+    lost: AtomicU64,
+    redone: AtomicU64,
     /// The data file's directory entry may not be durable.
     unlisted: AtomicBool,
+    /// How the last flush that failed did.
+    failure: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Delta {
@@ -133,6 +153,23 @@ impl Delta {
     /// Failed flushes so far; a handle opened before the last one may not write.
     pub fn error_epoch(&self) -> u64 {
         self.word(LiveHeader::ErrorEpoch)
+    }
+
+    /// Notes that somebody opened the disk, who may write, whatever failed before.
+    pub fn opened(&self) {
+        self.set_word(LiveHeader::OpenedEpoch, self.error_epoch());
+    }
+
+    /// Why writes are refused until the disk is opened again, when they are.
+    pub fn refuses_writes(&self) -> Option<String> {
+        if self.error_epoch() == self.word(LiveHeader::OpenedEpoch) {
+            return None;
+        }
+        let why = self.failure.lock().clone();
+        Some(format!(
+            "a flush failed: {}",
+            why.as_deref().unwrap_or("under an earlier worker, whose log says why")
+        ))
     }
 
     /// Last modification in nanoseconds since the epoch.
@@ -260,23 +297,34 @@ impl Delta {
             tail_fill = self.old_block(last, edge)?.split_off((end % BLOCK) as usize);
         }
         // One write, so that fill and new bytes become visible as one.
-        let put = DeltaError::io("writing to the delta");
+        let put = |bytes: &[u8], at| {
+            let done = match edges.space {
+                WriteSpace::Free => data.write_at(bytes, at),
+                WriteSpace::Reserved => data.write_reserved(bytes, at),
+            };
+            done.map_err(DeltaError::io("writing to the delta"))
+        };
         if head_fill.is_empty() && tail_fill.is_empty() {
-            data.write_at(bytes, offset).map_err(put)?;
+            put(bytes, offset)?;
         } else {
             let at = offset - head_fill.len() as u64;
             let mut whole = head_fill;
             whole.extend_from_slice(bytes);
             whole.extend_from_slice(&tail_fill);
-            data.write_at(&whole, at).map_err(put)?;
+            put(&whole, at)?;
         }
         // A flush takes words and then clears this: set between the write and the words, it is seen with them.
         self.unsynced.store(true, Ordering::Release);
-        if extends {
+        let late = sabotaged(Sabotage::SizeAfterWords);
+        if extends && !late {
             // Before the words: a record never has words above its size, which replay would drop.
             self.set_word(LiveHeader::Size, end);
         }
         self.map.set(first, last + 1, State::Data);
+        if extends && late {
+            linger(Sabotage::SizeAfterWords);
+            self.set_word(LiveHeader::Size, end);
+        }
         self.touch();
         Ok(())
     }
@@ -296,8 +344,21 @@ impl Delta {
     /// Makes sure that nothing old shows when the disk grows from `size` to `end`: whoever grows it has the range.
     fn forget_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
         self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
+        if sabotaged(Sabotage::GrowthNotCut) {
+            return Ok(());
+        }
         if let Some(data) = self.data.read().as_ref() {
-            let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
+            let trim = || {
+                let len = data.len()?;
+                if len > size {
+                    data.set_len(size)?;
+                }
+                // The block in which the disk ended is in the file as a whole from here on. Otherwise its next
+                // write would extend the file, and a power cut could keep the bytes and lose the length: a torn
+                // block.
+                let end = size.next_multiple_of(BLOCK);
+                if end > size && len > end - BLOCK { data.set_len(end) } else { Ok(()) }
+            };
             trim().map_err(DeltaError::io("cutting the data file"))?;
             self.unsynced.store(true, Ordering::Release);
         }
@@ -313,6 +374,28 @@ impl Delta {
             return Ok(());
         }
         let _range = self.ranges.lock(first, end);
+        self.zero_locked(first, end)
+    }
+
+    /// As [`Delta::zero_blocks`] up to the end of the disk, with its last block though it may be a part of one, as
+    /// long as the disk ends at `size`: false, and nothing is done, when it has grown or shrunk.
+    ///
+    /// # Errors
+    /// As [`Delta::zero_blocks`].
+    pub fn zero_to_end(&self, first: u64, size: u64) -> Result<bool, DeltaError> {
+        let end = blocks_for(size);
+        // Whoever grows the disk has all of it, so the size stays as long as any block is held.
+        let _range = self.ranges.lock(first, end.max(first + 1));
+        if self.size() != size {
+            return Ok(false);
+        }
+        if first < end {
+            self.zero_locked(first, end)?;
+        }
+        Ok(true)
+    }
+
+    fn zero_locked(&self, first: u64, end: u64) -> Result<(), DeltaError> {
         // Above the overlap nothing shines through, so forgetting is enough and costs no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {
@@ -350,15 +433,19 @@ impl Delta {
     /// What the storage says; the size is then unchanged. A shrink is always durable at return.
     pub fn resize(&self, size: u64, durability: Durability) -> Result<(), DeltaError> {
         let _range = self.ranges.lock(0, u64::MAX);
+        self.redo_lost(Whole::Held)?;
         let old = self.size();
         if size > old {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             if durability == Durability::Now {
-                self.flush().inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+                self.flush_joined().inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
             }
         } else if size < old {
             self.shrink(size)?;
+        } else if durability == Durability::Now {
+            // Perhaps sent again: the worker that set the size may have died before it was durable.
+            self.flush_joined()?;
         }
         self.touch();
         Ok(())
@@ -370,8 +457,15 @@ impl Delta {
         let mut commit = self.commit.lock();
         let overlap = self.overlap().min(size);
         self.set_word(LiveHeader::PendingShrink, size + 1);
-        self.commit_size(&mut commit, size, overlap)
-            .inspect_err(|_| self.set_word(LiveHeader::PendingShrink, 0))?;
+        // Also when the medium panics: a note that stays would cut what is written later.
+        let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
+        if !sabotaged(Sabotage::ShrinkNotJournaled) {
+            self.commit_size(&mut commit, size, overlap)?;
+        }
+        if sabotaged(Sabotage::ShrinkNotAlone) {
+            drop(commit);
+            linger(Sabotage::ShrinkNotAlone);
+        }
         self.set_word(LiveHeader::Overlap, overlap);
         self.set_word(LiveHeader::Size, size);
         self.map.clear_from(blocks_for(size));
@@ -383,7 +477,6 @@ impl Delta {
             }
             self.unsynced.store(true, Ordering::Release);
         }
-        self.set_word(LiveHeader::PendingShrink, 0);
         Ok(())
     }
 

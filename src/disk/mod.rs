@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::base::{Base, BaseError};
 use crate::cache::Touch;
-use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping};
+use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
 
 /// Largest readahead in bytes.
@@ -193,6 +193,10 @@ impl Disk {
     /// [`DiskError::Poisoned`] after a failed flush; what the storage says. A block then reads as before or as
     /// written.
     pub fn write(&self, offset: u64, bytes: &[u8], epoch: u64) -> Result<(), DiskError> {
+        self.write_with(offset, bytes, WriteSpace::Free, epoch)
+    }
+
+    fn write_with(&self, offset: u64, bytes: &[u8], space: WriteSpace, epoch: u64) -> Result<(), DiskError> {
         self.refuse_poisoned(epoch)?;
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > MAX_DISK_SIZE) {
             return Err(DiskError::TooLarge);
@@ -201,7 +205,7 @@ impl Disk {
             return Ok(());
         }
         let len = bytes.len() as u64;
-        let mut edges = Edges::default();
+        let mut edges = Edges { space, ..Edges::default() };
         // A block never starts to fall through, so this ends: at most once more for each edge, when the disk's end
         // moved in between.
         for _ in 0..8 {
@@ -226,10 +230,16 @@ impl Disk {
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
         self.refuse_poisoned(epoch)?;
-        let size = self.size();
+        // Up to the end of the disk, but not of one that grows meanwhile: what is written there then stays.
+        while !self.zero_below(self.size(), offset, len, epoch)? {}
+        Ok(())
+    }
+
+    /// Zeros what of a range is below `size`; false when that is not the disk's size any more, and not all is done.
+    fn zero_below(&self, size: u64, offset: u64, len: u64, epoch: u64) -> Result<bool, DiskError> {
         let end = offset.saturating_add(len).min(size);
         if offset >= end {
-            return Ok(());
+            return Ok(true);
         }
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let whole_first = offset.div_ceil(BLOCK);
@@ -239,11 +249,21 @@ impl Disk {
             // No whole block: one or two parts.
             let border = ((first + 1) * BLOCK).min(end);
             self.zero_part(offset, border, epoch)?;
-            return self.zero_part(border, end, epoch);
+            self.zero_part(border, end, epoch)?;
+            return Ok(true);
         }
-        self.zero_part(offset, whole_first * BLOCK, epoch)?;
+        // First what gives space back; parts of blocks may need some.
+        if end == size {
+            if !self.delta.zero_to_end(whole_first, size)? {
+                return Ok(false);
+            }
+            self.zero_part(offset, whole_first * BLOCK, epoch)?;
+            return Ok(true);
+        }
         self.delta.zero_blocks(whole_first, whole_end)?;
-        self.zero_part((whole_end * BLOCK).min(end), end, epoch)
+        self.zero_part(offset, whole_first * BLOCK, epoch)?;
+        self.zero_part((whole_end * BLOCK).min(end), end, epoch)?;
+        Ok(true)
     }
 
     /// Zeros a part of one block.
@@ -251,7 +271,7 @@ impl Disk {
         if from >= to || self.delta.is_zero(from / BLOCK) {
             return Ok(());
         }
-        self.write(from, &vec![0; (to - from) as usize], epoch)
+        self.write_with(from, &vec![0; (to - from) as usize], WriteSpace::Reserved, epoch)
     }
 
     /// Reserves space for a range, and grows the disk to hold it when `grow` says so.

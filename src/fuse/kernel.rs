@@ -10,8 +10,9 @@ use crate::io::sys;
 
 const OPCODE_INIT: u32 = 26;
 const NOTIFY_INVAL_INODE: i32 = 2;
-const NOTIFY_INVAL_ENTRY: i32 = 3;
 const NOTIFY_RESEND: i32 = 7;
+/// Since Linux 6.18.
+const NOTIFY_PRUNE: i32 = 9;
 const MINOR: u32 = 45;
 
 /// Largest write, and read, of one request in bytes.
@@ -108,14 +109,16 @@ impl KernelNotifier {
         self.send(NOTIFY_RESEND, &[])
     }
 
-    /// Drops a cached name.
-    pub fn forget_name(&self, parent: u64, name: &str) -> io::Result<()> {
+    /// Has the kernel drop the names that it keeps of an inode and nobody uses; with the last one it forgets the inode.
+    ///
+    /// Names are looked up again at each use, so this only gives space back sooner; an older kernel refuses it. The
+    /// notification that drops one name by its directory (FUSE_NOTIFY_INVAL_ENTRY) must not be used: it waits, not to
+    /// be killed, for the lock of the directory, which whoever creates a file there holds until he is answered. A worker
+    /// that is killed at that moment never ends, so no other is started, and nobody answers.
+    pub fn forget_names(&self, ino: u64) {
         let mut w = Writer::new();
-        w.u64(parent).u32(name.len() as u32).u32(0).raw(name.as_bytes()).u8(0);
-        match self.send(NOTIFY_INVAL_ENTRY, w.as_slice()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        w.u32(1).u32(0).u64(0).u64(ino);
+        let _ = self.send(NOTIFY_PRUNE, w.as_slice());
     }
 
     /// Drops cached attributes of an inode, not its pages; false when the kernel does not know the inode, so that

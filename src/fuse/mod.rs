@@ -235,6 +235,7 @@ impl PlyFs {
 
     fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {
         let disk = node.attach().map_err(|e| fail(&e))?;
+        disk.delta().opened();
         Ok(FileHandle(disk.delta().error_epoch() & 0xffff))
     }
 

@@ -100,6 +100,9 @@ impl MediumFile for HostFile {
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.blocks() * 512)
     }
+    fn has_space(&self, offset: u64, len: u64) -> io::Result<bool> {
+        sys::has_space(self.0.as_fd(), offset, len)
+    }
     fn identity(&self) -> io::Result<(u64, u64)> {
         let meta = self.0.metadata()?;
         Ok((meta.dev(), meta.ino()))

@@ -48,6 +48,8 @@ pub enum LiveHeader {
     Modified = 8,
     /// Boot that it belongs to.
     Boot = 9,
+    /// The error epoch when the disk was last opened.
+    OpenedEpoch = 10,
 }
 
 /// One disk's live map.
@@ -97,6 +99,27 @@ impl LiveFile {
     /// The same memory mapped again, as a next worker would.
     pub fn reopen(&self) -> io::Result<Self> {
         Self::new(self.file.try_clone()?)
+    }
+
+    /// A copy of the memory as it is now, in anonymous memory.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let copy = Self::anonymous()?;
+        for at in 0..LIVE_PAGE_WORDS - 1 {
+            // SAFETY: words of the header page of two mappings that live as long as their values.
+            let (from, to) = unsafe { (&*self.head.add(at), &*copy.head.add(at)) };
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        for no in self.pages(0) {
+            let Some(page) = self.page(no) else { continue };
+            for (from, to) in page.iter().zip(copy.prepare(no)?) {
+                to.store(from.load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        Ok(copy)
     }
 
     /// A word of the header.

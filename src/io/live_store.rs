@@ -31,6 +31,16 @@ impl LiveDir {
     /// # Errors
     /// `PermissionDenied` when somebody else made it, `Unsupported` when it does not live in memory.
     pub fn new(dir: &Path) -> io::Result<Self> {
+        let live = Self::beside(dir)?;
+        live.sweep();
+        Ok(live)
+    }
+
+    /// As [`LiveDir::new`], while another worker may be using it: nothing in it is touched.
+    ///
+    /// # Errors
+    /// As [`LiveDir::new`].
+    pub fn beside(dir: &Path) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
@@ -48,9 +58,7 @@ impl LiveDir {
                 format!("{} is not on tmpfs; set [runtime] dir to one that is", dir.display()),
             ));
         }
-        let live = Self { dir: dir.to_path_buf() };
-        live.sweep();
-        Ok(live)
+        Ok(Self { dir: dir.to_path_buf() })
     }
 
     /// Removes what an earlier worker did not complete: nobody else makes live maps here, and nobody looks for these.

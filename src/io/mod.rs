@@ -9,6 +9,8 @@ mod host;
 mod live;
 mod live_store;
 mod prefault;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 pub mod sys;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,8 @@ pub use host::HostMedium;
 pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader};
 pub use live_store::{LiveDir, LiveStore};
 pub use prefault::PrefaultingAllocator;
+
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Whether a file may be made by opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,10 @@ pub trait MediumFile: Send + Sync {
     fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
     /// Writes all of `buf` or fails; space for it is certain when it returns.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// As `write_at`, for a little that may have space kept back for it: the zeros of a discard.
+    fn write_reserved(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(buf, offset)
+    }
     /// fdatasync(2): the data and the size survive power loss.
     fn sync_data(&self) -> io::Result<()>;
     /// Bytes of the file.
@@ -88,8 +96,17 @@ pub trait MediumFile: Send + Sync {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Bytes that the file takes on its filesystem.
     fn allocated(&self) -> io::Result<u64>;
+    /// Whether a write of a range needs no new space; false also when nobody knows.
+    fn has_space(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Device and inode number.
     fn identity(&self) -> io::Result<(u64, u64)>;
+}
+
+/// Whether an operation failed because the filesystem, or what the user may have of it, is used up.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Reads a whole file that is expected to be small.
@@ -113,16 +130,27 @@ pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
 /// Replaces the file `dir/name` durably: new bytes beside it, sync, rename, sync of the directory.
 pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     stage(medium, dir, name, bytes)?;
+    if sabotaged(Sabotage::DirectoryNotSynced) {
+        return Ok(());
+    }
     medium.sync_dir(dir)
 }
 
 /// As [`replace`] without the last step, for several files that one sync of the directory makes durable.
 pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     let staged = format!("{dir}/{name}.tmp");
-    let file = medium.open(&staged, Open::Create)?;
-    file.set_len(0)?;
-    file.write_at(bytes, 0)?;
-    file.sync_data()?;
-    drop(file);
-    medium.rename(&staged, &format!("{dir}/{name}"))
+    let put = || {
+        let file = medium.open(&staged, Open::Create)?;
+        file.set_len(0)?;
+        file.write_at(bytes, 0)?;
+        if !sabotaged(Sabotage::RenameBeforeSync) {
+            file.sync_data()?;
+        }
+        drop(file);
+        medium.rename(&staged, &format!("{dir}/{name}"))
+    };
+    put().inspect_err(|_| {
+        // Space that is missing already; a left-over has no meaning.
+        let _ = medium.remove(&staged);
+    })
 }

@@ -53,6 +53,84 @@ pub fn read_cached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Resul
     }
 }
 
+/// The request of ioctl(2) that lists a file's extents.
+pub const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+
+/// What [`FS_IOC_FIEMAP`] takes and gives (linux/fiemap.h), with room for some extents.
+#[repr(C)]
+struct ExtentQuery {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FileExtent; 32],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FileExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved_flags: [u32; 3],
+}
+
+/// Whether every byte of a range has space of its own on the filesystem, so that writing it needs none: written,
+/// preallocated, or reserved for delayed allocation. False where writes are never in place (btrfs).
+pub fn has_space(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
+    const LAST: u32 = 0x1;
+    const NOT_IN_PLACE: u32 = 0x8 | 0x200 | 0x2000; // encoded, inline, shared
+    let (mut at, end) = (offset, offset + len);
+    // SAFETY: plain numbers, of which zero is a value; the descriptor is open for the call.
+    let kind = unsafe {
+        let mut out: libc::statfs = std::mem::zeroed();
+        check(libc::fstatfs(fd.as_raw_fd(), &mut out).into())?;
+        out.f_type
+    };
+    if kind == libc::BTRFS_SUPER_MAGIC {
+        return Ok(false);
+    }
+    while at < end {
+        let mut query = ExtentQuery {
+            start: at,
+            length: end - at,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: 32,
+            reserved: 0,
+            extents: [FileExtent::default(); 32],
+        };
+        // SAFETY: the struct is laid out as the kernel's, with room for as many extents as it says.
+        match check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FIEMAP, &mut query) }.into()) {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return has_pages(fd, at, end),
+            Err(e) => return Err(e),
+        }
+        let found = &query.extents[..(query.mapped_extents as usize).min(32)];
+        for extent in found {
+            if extent.logical > at || extent.flags & NOT_IN_PLACE != 0 {
+                return Ok(false);
+            }
+            at = at.max(extent.logical + extent.length);
+        }
+        if found.last().is_none_or(|last| last.flags & LAST != 0) {
+            break;
+        }
+    }
+    Ok(at >= end)
+}
+
+/// As [`has_space`] by the file's holes, for tmpfs.
+fn has_pages(fd: BorrowedFd<'_>, offset: u64, end: u64) -> io::Result<bool> {
+    // SAFETY: numbers only; the file's position is used by nobody.
+    let hole = check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_HOLE) })?;
+    Ok(hole as u64 >= end)
+}
+
 /// mmap(2) of a file, shared, for reading and writing.
 pub fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<*mut c_void> {
     // SAFETY: a new mapping at an address the kernel chooses.

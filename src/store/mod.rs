@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod reserve;
 mod reserved;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use parking_lot::{Mutex, RwLock};
 pub use base::BaseNode;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+pub use reserve::{Reserve, ReserveState, with_reserve_of};
 use reserved::Reserved;
 
 use crate::cache::BlockCache;
@@ -34,6 +36,7 @@ use crate::format::record::{
 };
 use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
+use crate::sabotage::{Sabotage, limit, sabotaged};
 use crate::source::{FileSource, OpenHere, OpenImage, Source};
 
 const RECORD_LIMIT: u64 = 64 << 10;
@@ -44,6 +47,7 @@ const SUPERBLOCK: &str = "plyfs.store";
 /// An open store.
 pub struct Store {
     medium: Arc<dyn Medium>,
+    reserve: Arc<Reserve>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
     opener: Arc<dyn OpenImage>,
@@ -170,6 +174,8 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 for dir in ["bases", "disks", "deltas"] {
                     medium.make_dir(dir)?;
                 }
+                // The superblock says that the directories are there.
+                medium.sync_dir(".")?;
                 replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
                 Ok(superblock)
             };
@@ -236,7 +242,8 @@ impl Store {
         }
     }
 
-    /// Opens the store at `root`; whoever calls has its lock.
+    /// Opens the store at `root`; whoever calls has its lock. `reserve` is how many bytes are kept back for
+    /// metadata, see [`Reserve::over`].
     ///
     /// # Errors
     /// A store that is damaged as a whole, or newer. A damaged record is no error: it is in [`Store::damaged`].
@@ -244,8 +251,9 @@ impl Store {
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
     ) -> Result<Self, StoreError> {
-        Self::open_with(root, live, cache, Arc::new(OpenHere))
+        Self::open_with(root, live, cache, reserve, Arc::new(OpenHere))
     }
 
     /// As [`Store::open`], with somebody else who opens the files of bases.
@@ -256,11 +264,39 @@ impl Store {
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
+        reserve: Option<u64>,
         opener: Arc<dyn OpenImage>,
     ) -> Result<Self, StoreError> {
+        let object = format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
+        Self::open_on(Arc::new(medium), live, cache, reserve, opener)
+    }
+
+    /// As [`Store::open_with`], on any medium.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        reserve: Option<u64>,
+        opener: Arc<dyn OpenImage>,
+    ) -> Result<Self, StoreError> {
+        let root = medium.root();
         let object = || format!("store {}", root.display());
-        let medium = Arc::new(HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?);
         let superblock = open_superblock(&*medium)?;
+        // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
+        // and told to clients whose request is sent again: it has to be what a power cut leaves.
+        for dir in [".", "bases", "disks", "deltas"] {
+            if !sabotaged(Sabotage::NamesNotSettled) {
+                medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
+            }
+        }
+        let reserve =
+            Reserve::over(medium, reserve).map_err(StoreError::io(object(), "keeping space back"))?;
+        let reserve = Arc::new(reserve);
+        let medium = reserve.clone();
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let (bases, mut damaged) =
@@ -273,7 +309,6 @@ impl Store {
             tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
         }
         let reserved = Reserved::of(&*medium, &damaged);
-        let medium: Arc<dyn Medium> = medium;
         let mut names = Names::default();
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
@@ -299,6 +334,7 @@ impl Store {
         let next_id = superblock.next_id;
         Ok(Self {
             medium,
+            reserve,
             live,
             cache,
             opener,
@@ -327,6 +363,11 @@ impl Store {
         self.medium.space()
     }
 
+    /// The space kept back for metadata.
+    pub fn reserve(&self) -> ReserveState {
+        self.reserve.state()
+    }
+
     /// Whether writes never wait, because the store lies in memory.
     pub fn never_waits(&self) -> bool {
         self.medium.never_waits()
@@ -337,15 +378,17 @@ impl Store {
         let id = self.next_id.load(Ordering::Relaxed);
         if id >= superblock.next_id {
             let mut next = superblock.clone();
-            next.next_id = id + ID_STEP;
+            next.next_id = id + limit(ID_STEP, 2);
             if next.next_id > MAX_NUMBER {
                 return Err(StoreError::invalid(
                     "store",
                     "its numbers are used up; move its disks to a new store",
                 ));
             }
-            replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
-                .map_err(StoreError::io("store", "reserving numbers"))?;
+            if !sabotaged(Sabotage::NumbersNotReserved) {
+                replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
+                    .map_err(StoreError::io("store", "reserving numbers"))?;
+            }
             *superblock = next;
         }
         self.next_id.store(id + 1, Ordering::Relaxed);
@@ -634,6 +677,10 @@ impl Store {
         let object = format!("removed disk {}", node.name());
         self.names.write().disks.remove(&id);
         let purge = || {
+            if sabotaged(Sabotage::RecordPurgedFirst) {
+                self.medium.remove(&format!("disks/{id}.disk"))?;
+                self.medium.sync_dir("disks")?;
+            }
             // The record goes last: as long as it is there, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
             match self.medium.remove(&format!("disks/{id}.disk")) {

@@ -41,7 +41,7 @@ impl House {
     fn try_open(&self) -> Result<Store, StoreError> {
         let live = self.tmp.path().join("live");
         let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-        Store::open(&self.path(""), |_| Ok(Arc::new(LiveDir::new(&live)?)), cache)
+        Store::open(&self.path(""), |_| Ok(Arc::new(LiveDir::new(&live)?)), cache, None)
     }
     fn open(&self) -> Store {
         self.try_open().unwrap()

@@ -1,10 +1,19 @@
 //! Deaths of the worker while users of every kind are at work. The long runs are scripts/crash-campaign and
 //! scripts/crash-guest.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use plyfs::format::record::DiskRecord;
 
 use crate::harness::*;
+
+fn signal(pid: i32, number: i32) {
+    // SAFETY: no memory is involved.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0);
+}
 
 /// The campaign itself, with few kills: all its clients and all its comparisons.
 #[test]
@@ -48,4 +57,32 @@ fn commands_wait_for_the_next_worker() {
     assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), round);
     house.stop();
     house.ok(&["check"]);
+}
+
+/// The worker died after `disk rm` was committed and before the kernel heard of it: the kernel still has the name, and
+/// nobody may ever look it up again.
+#[test]
+fn a_removal_that_the_kernel_never_heard_of_is_finished_by_the_next_worker() {
+    let house = House::on_disk();
+    house.base(1 << 20);
+    let path = house.create("gone", true, 1 << 20);
+    fs::write(&path, [1; 100_000]).unwrap();
+    fs::metadata(&path).unwrap();
+    let id = house.json(&["disk", "show", "gone"])["id"].as_u64().unwrap();
+    let record = house.store().join(format!("disks/{id}.disk"));
+
+    signal(house.supervisor(), libc::SIGSTOP);
+    Killer::new(&house).kill();
+    let mut unlinked = DiskRecord::decode(&fs::read(&record).unwrap()).unwrap();
+    unlinked.unlinked = true;
+    fs::write(&record, unlinked.encode()).unwrap();
+    signal(house.supervisor(), libc::SIGCONT);
+
+    let until = Instant::now() + Duration::from_secs(20);
+    while house.json(&["status"])["unlinked_disks"] != 0 {
+        assert!(Instant::now() < until, "the disk that was removed still takes space");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!record.exists());
+    assert_eq!(errno(fs::metadata(&path)), libc::ENOENT);
 }

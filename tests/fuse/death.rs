@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -218,40 +218,104 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
     Ok((String::from_utf8_lossy(&bytes[..got]).into_owned(), fds))
 }
 
+/// A user of two disks in a process of its own. This one must not have files open on a mount that nobody serves: what
+/// it starts inherits them until exec closes them, and that asks the mount.
+struct Guest {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Guest {
+    const DIR_ENV: &str = "PLYFS_TEST_GUEST";
+
+    fn new(house: &House) -> Self {
+        house.create("a", false, SIZE);
+        house.create("quiet", false, SIZE);
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "death::guest", "--nocapture"]).env(Self::DIR_ENV, house.dir.path());
+        let dir = house.dir.path().to_owned();
+        let mut guest = Self { child: command.stdout(Stdio::null()).spawn().unwrap(), dir };
+        guest.answers(0);
+        guest
+    }
+
+    /// The files that it has open work; it met no error.
+    fn answers(&mut self, number: u32) {
+        fs::write(self.dir.join(format!("ask-{number}")), "").unwrap();
+        let seen = self.dir.join(format!("seen-{number}"));
+        until("an answer of the guest", || (seen.exists() || self.has_ended()).then_some(()));
+        assert!(!self.has_ended(), "the guest met an error");
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What disk `a` has to contain.
+    fn stop(mut self) -> Vec<u8> {
+        fs::write(self.dir.join("stop"), "").unwrap();
+        assert!(self.child.wait().unwrap().success());
+        fs::read(self.dir.join("model")).unwrap()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        // It may be waiting for a mount that a failed test has left; the next to go is that mount.
+        let _ = self.child.try_wait();
+    }
+}
+
+/// Not a test by itself: what [`Guest`] runs.
+#[test]
+fn guest() {
+    let Some(dir) = std::env::var_os(Guest::DIR_ENV).map(PathBuf::from) else { return };
+    let disks = dir.join("store/mnt/disks");
+    let client = Client::new(&disks.join("a.raw"), SIZE, 5);
+    let quiet = open(&disks.join("quiet.raw"));
+    quiet.write_all_at(b"acknowledged", 12345).unwrap();
+    let mut number = 0;
+    while !dir.join("stop").exists() {
+        if dir.join(format!("ask-{number}")).exists() {
+            assert!(client.is_fine());
+            same(&read_at(&quiet, 12345, 12), b"acknowledged", "through an open file");
+            quiet.write_all_at(b"acknowledged", 12345).unwrap();
+            fs::write(dir.join(format!("seen-{number}")), "").unwrap();
+            number += 1;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::write(dir.join("model"), client.stop()).unwrap();
+}
+
 #[test]
 fn a_mount_that_the_service_manager_keeps_outlives_everything() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);
     assert_eq!(manager.names().len(), 3, "{:?}", manager.names());
-    house.base(1 << 20);
-    let path = house.create("a", true, SIZE);
-    let client = Client::new(&path, SIZE, 5);
-    let file = open(&house.create("quiet", false, SIZE));
-    file.write_all_at(b"acknowledged", 12345).unwrap();
+    let mut guest = Guest::new(&house);
     let since = house.status()["uptime_seconds"].clone();
-    for round in 0..3 {
-        if round == 1 {
+    for round in 1..4 {
+        if round == 2 {
             // What is kept is kept for the next version too.
             house.ok(&["upgrade"]);
         }
         house.kill_supervisor();
         manager.start(&mut house);
-        assert!(client.is_fine());
-        same(&read_at(&file, 12345, 12), b"acknowledged", "through an open file");
-        file.write_all_at(b"acknowledged", 12345).unwrap();
+        guest.answers(round);
         assert_eq!(manager.names().len(), 3, "{:?}", manager.names());
         house.prepared();
     }
     assert!(house.log().contains("the mount was kept by the service manager"));
     assert!(house.status()["uptime_seconds"].as_u64() >= since.as_u64());
-    let model = client.stop();
-    drop(file);
+    let model = guest.stop();
     house.stop();
     assert!(manager.has_said("STOPPING=1"));
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
     manager.start(&mut house);
-    same(&read_at(&open(&path), 0, SIZE as usize), &model, "after the stop");
+    same(&read_at(&open(&house.disk("a")), 0, SIZE as usize), &model, "after the stop");
 }
 
 #[test]
@@ -259,31 +323,24 @@ fn older_mounts_in_the_descriptor_store_are_told_apart() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);
-    house.create("a", false, SIZE);
-    // What a service manager kept of a mount that has ended; it comes in any order.
-    let dead: Vec<(String, OwnedFd)> = {
-        let kept = manager.kept.lock().unwrap();
-        let number = |name: &str| name.rsplit('-').next().unwrap().parse::<u64>().unwrap();
-        kept.iter()
-            .map(|(name, _)| {
-                let n = number(name);
-                let fd = OwnedFd::from(File::options().read(true).write(true).open("/dev/null").unwrap());
-                (name.replace(&n.to_string(), &(n - 1).to_string()), fd)
-            })
-            .collect()
-    };
-    let file = open(&house.disk("a"));
-    file.write_all_at(b"here", 0).unwrap();
+    let mut guest = Guest::new(&house);
     house.kill_supervisor();
-    let mut dead = dead.into_iter();
     {
+        // What is left of a mount that has ended; a service manager passes things in any order.
         let mut kept = manager.kept.lock().unwrap();
-        kept.insert(0, dead.next().unwrap());
+        let number: u64 = kept[0].0.rsplit('-').next().unwrap().parse().unwrap();
+        let older = |(name, _): &(String, OwnedFd)| {
+            let fd = OwnedFd::from(File::options().read(true).write(true).open("/dev/null").unwrap());
+            (name.replace(&number.to_string(), &(number - 1).to_string()), fd)
+        };
+        let mut dead: Vec<(String, OwnedFd)> = kept.iter().map(older).collect();
+        kept.insert(0, dead.pop().unwrap());
         kept.extend(dead);
     }
     manager.start(&mut house);
-    same(&read_at(&file, 0, 4), b"here", "through an open file");
+    guest.answers(1);
     until("only the mount that lives", || (manager.names().len() == 3).then_some(()));
+    guest.stop();
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub const SECTOR: u64 = 512;
 
 pub struct House {
     pub dir: tempfile::TempDir,
+    /// Not below `dir`.
+    elsewhere: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -36,11 +38,19 @@ impl House {
 
     /// No daemon runs, the store is not there yet.
     pub fn unstarted(parent: &str) -> Self {
-        Self { dir: tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap(), child: None }
+        let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap();
+        Self { dir, elsewhere: None, child: None }
+    }
+
+    /// With the store on a filesystem of its own; the log and all else are where there is space. Not started.
+    pub fn with_store_at(store: PathBuf) -> Self {
+        let mut house = Self::unstarted("/var/tmp");
+        house.elsewhere = Some(store);
+        house
     }
 
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.elsewhere.clone().unwrap_or_else(|| self.dir.path().join("store"))
     }
 
     pub fn mount(&self) -> PathBuf {
@@ -103,11 +113,6 @@ impl House {
         Err(format!("{status}: {}", String::from_utf8_lossy(&log[from..])))
     }
 
-    /// The supervisor's process.
-    pub fn supervisor(&self) -> i32 {
-        self.child.as_ref().unwrap().id() as i32
-    }
-
     /// SIGKILL of the supervisor, with which the worker dies.
     pub fn kill_supervisor(&mut self) {
         let mut child = self.child.take().unwrap();
@@ -145,7 +150,8 @@ impl House {
 
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);
-        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        assert!(output.status.success(), "plyfs {args:?}: {}", String::from_utf8_lossy(&said));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -195,6 +201,10 @@ impl House {
     pub fn restart(&mut self) {
         self.stop();
         self.start();
+    }
+
+    pub fn supervisor(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
     }
 
     pub fn worker(&self) -> i32 {

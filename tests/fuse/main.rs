@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
 mod crashes;
-mod directory;
-mod file;
 mod death;
+mod devices;
+mod directory;
+mod failing;
+mod file;
+mod full;
 mod harness;
 mod privilege;
 mod process;
 mod refusals;
-mod upgrade;
 mod tools;
+mod upgrade;

@@ -62,7 +62,7 @@ fn a_store_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_killed_daemon_loses_nothing_and_its_dead_mount_is_cleaned_up() {
+fn crash_of_the_daemon_loses_nothing_and_its_dead_mount_is_cleaned_up() {
     let mut house = House::on_disk();
     let mut model = house.base(1 << 20);
     let disk = house.create("d", true, 1 << 20);
@@ -122,7 +122,7 @@ fn disks_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_base_that_changed_fails_its_disks_and_no_others() {
+fn base_changed_fails_its_disks_and_no_others() {
     let mut house = House::on_disk();
     house.base(1 << 20);
     let disk = house.create("d", true, 1 << 20);

@@ -100,13 +100,13 @@ fn an_upgrade_under_load_goes_unnoticed() {
         assert_eq!(program(pid), next, "{pid}");
     };
     let (worker, standby) = house.prepared();
-    [supervisor, worker, standby].map(runs_it);
+    [supervisor, worker, standby].into_iter().for_each(runs_it);
     still_locked();
 
     // The new supervisor does what the first one did.
     house.kill_worker();
     let (worker, standby) = house.prepared();
-    [worker, standby].map(runs_it);
+    [worker, standby].into_iter().for_each(runs_it);
     still_locked();
     house.ok(&["upgrade", "--program", env!("CARGO_BIN_EXE_plyfs")]);
     still_locked();

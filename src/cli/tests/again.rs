@@ -120,6 +120,8 @@ fn without_a_daemon_nobody_waits() {
     let client = daemon.client();
     // The listener goes with the first request.
     let error = client.get("/v1/status", "cannot ask").expect_err("nobody is there any more");
+    assert!(matches!(error, CliError::Transport { .. }), "{error}");
+    let error = client.get("/v1/status", "cannot ask").expect_err("nor is anybody now");
     assert!(matches!(error, CliError::NoDaemon { .. }), "{error}");
     daemon.end();
 }
@@ -180,15 +182,18 @@ fn a_disk_that_was_there_before_or_is_another_is_not_taken_for_ours() {
 
 #[test]
 fn a_removal_is_done_once() {
+    let numbered = |id: u64| json!({"name": "a", "id": id});
     let daemon = Daemon::playing(vec![
+        Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
-        Answer("GET /v1/disks/a", 200, disk("a", None, 4096, -5)),
+        Answer("GET /v1/disks/a", 200, numbered(1)),
         Answer("DELETE /v1/disks/a", 200, json!({"removed": ["a"]})),
     ]);
     again::remove(&daemon.client(), "disk", "a").expect("removed by the second");
     daemon.end();
 
     let daemon = Daemon::playing(vec![
+        Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 404, refused("not_found")),
     ]);
@@ -197,13 +202,19 @@ fn a_removal_is_done_once() {
 
     // Somebody made a new one of that name in between.
     let daemon = Daemon::playing(vec![
+        Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
-        Answer("GET /v1/disks/a", 200, disk("a", None, 4096, 1)),
+        Answer("GET /v1/disks/a", 200, numbered(2)),
     ]);
     again::remove(&daemon.client(), "disk", "a").expect("removed by the first");
     daemon.end();
 
-    let daemon = Daemon::playing(vec![Answer("DELETE /v1/disks/a", 404, refused("not_found"))]);
+    // What was never there is not removed, whatever gets lost.
+    let daemon = Daemon::playing(vec![
+        Answer("GET /v1/disks/a", 404, refused("not_found")),
+        Lost("DELETE /v1/disks/a"),
+        Answer("DELETE /v1/disks/a", 404, refused("not_found")),
+    ]);
     again::remove(&daemon.client(), "disk", "a").expect_err("it was never there");
     daemon.end();
 }

@@ -1,0 +1,75 @@
+//! The digest of a base's source, compared with the one that its operator gave.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+use super::Check;
+use crate::format::record::{BaseRecord, Digest};
+
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 20;
+
+/// Whether the digests of bases are compared, which reads each base as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerifyBases {
+    /// Only size, modification time and inode.
+    No,
+    /// The digest too, of each base that has one.
+    Yes,
+}
+
+impl Check<'_> {
+    /// The part of invariant 7 that is asked for. The source is the one that was registered, as far as its inode tells.
+    pub(super) fn verify_digest(&mut self, record: &BaseRecord) {
+        let Some(expected) = &record.identity.digest else {
+            self.without_digest += 1;
+            return;
+        };
+        let object = format!("base {}", record.name);
+        match digest_of(&record.source, expected) {
+            Ok(found) if found == *expected => self.digests += 1,
+            Ok(found) => {
+                let message = format!(
+                    "its source {} has the digest {} and should have {}; put the original file back",
+                    record.source,
+                    hex(&found),
+                    hex(expected)
+                );
+                self.find(7, object, message);
+            }
+            Err(e) => self.find(7, object, format!("its source {} cannot be read: {e}", record.source)),
+        }
+    }
+}
+
+/// The digest of a file, of the same kind as `like`.
+fn digest_of(path: &str, like: &Digest) -> io::Result<Digest> {
+    let file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
+    Ok(match like {
+        Digest::Sha256(_) => Digest::Sha256(sum::<Sha256>(file)?.finalize().into()),
+        Digest::Sha512(_) => Digest::Sha512(sum::<Sha512>(file)?.finalize().into()),
+    })
+}
+
+fn sum<D: sha2::Digest>(mut file: File) -> io::Result<D> {
+    let (mut sum, mut piece) = (D::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(sum),
+            Ok(n) => sum.update(&piece[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn hex(digest: &Digest) -> String {
+    let bytes: &[u8] = match digest {
+        Digest::Sha256(bytes) => bytes,
+        Digest::Sha512(bytes) => bytes,
+    };
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

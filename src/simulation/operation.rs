@@ -1,0 +1,139 @@
+//! Operations on a store, and what each makes of the model.
+
+use crate::io::sim::Rng;
+
+use super::model::Names;
+
+/// One operation of a history.
+#[derive(Debug, Clone)]
+pub(super) enum Op {
+    Write { disk: String, at: u64, bytes: Vec<u8> },
+    Zero { disk: String, at: u64, len: u64 },
+    Grow { disk: String, to: u64 },
+    Resize { disk: String, to: u64 },
+    Flush { disk: String },
+    Mode { disk: String, mode: u32 },
+    Create { disks: Vec<(String, Option<String>, u64)> },
+    Rename { from: String, to: String },
+    Unlink { disk: String },
+    Purge,
+    AddBase { name: String, source: usize },
+    RemoveBase { name: String },
+    Close,
+    WorkerDies,
+    PowerCut,
+}
+
+impl Op {
+    /// For the log: contents are long.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Write { disk, at, bytes } => {
+                format!("write {disk} {at}+{} ({:02x?})", bytes.len(), &bytes[..bytes.len().min(4)])
+            }
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const BASES: [&str; 2] = ["x", "y"];
+/// Largest disk.
+const SPAN: u64 = 700_000;
+
+fn size(rng: &mut Rng) -> u64 {
+    let span = *rng.pick(&[20_000, 150_000, 150_000, SPAN]);
+    match rng.below(3) {
+        0 => 1 + rng.below(span),
+        1 => (1 + rng.below(span / 4096)) * 4096,
+        _ => (1 + rng.below(span / 512)) * 512,
+    }
+}
+
+fn range(rng: &mut Rng, end: u64) -> (u64, u64) {
+    let unit = *rng.pick(&[1, 512, 4096, 4096]);
+    let at = rng.below(end / unit + 1) * unit;
+    let len = match rng.below(8) {
+        0 => 1 + rng.below(600),
+        1..4 => 4096,
+        4 | 5 => (1 + rng.below(8)) * 4096,
+        6 => 1 + rng.below(30_000),
+        _ => *rng.pick(&[65_536, 131_072, 262_144, 1 << 20]),
+    };
+    (at, len)
+}
+
+/// Contents that differ from all others in every 8 bytes.
+fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
+    let stamp = rng.number() as u32 | 1;
+    let mut out: Vec<u8> =
+        (0..len / 8 + 1).flat_map(|n| (n << 32 | u64::from(stamp)).to_le_bytes()).collect();
+    out.truncate(len as usize);
+    out
+}
+
+/// Something that can be done to a store with these names.
+pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
+    let disks: Vec<&String> = names.disks.keys().collect();
+    let free: Vec<&str> = NAMES.into_iter().filter(|n| !names.disks.contains_key(*n)).collect();
+    let create = |rng: &mut Rng| {
+        let mut free = free.clone();
+        let mut disks = Vec::new();
+        for _ in 0..(1 + rng.below(2)).min(free.len() as u64) {
+            let name = free.remove(rng.below(free.len() as u64) as usize);
+            let bases: Vec<&String> = names.bases.keys().collect();
+            let base = (!bases.is_empty() && rng.chance(60)).then(|| (*rng.pick(&bases)).clone());
+            let size = if base.is_some() { 100_001 + rng.below(2) * rng.below(60_000) } else { size(rng) };
+            disks.push((name.to_owned(), base, size));
+        }
+        Op::Create { disks }
+    };
+    if disks.is_empty() || (disks.len() < 2 && rng.chance(30)) {
+        if names.bases.is_empty() && rng.chance(60) {
+            return Op::AddBase { name: (*rng.pick(&BASES)).into(), source: rng.below(2) as usize };
+        }
+        return create(rng);
+    }
+    let disk = (*rng.pick(&disks)).clone();
+    let now = names.disks[&disk].size();
+    match rng.below(100) {
+        0..36 => {
+            let beyond = if rng.chance(25) { 20_000 } else { 0 };
+            let (at, len) = range(rng, now + beyond);
+            let bytes = if rng.chance(5) { vec![0; len as usize] } else { bytes(rng, len) };
+            Op::Write { disk, at, bytes }
+        }
+        36..47 => {
+            let (at, len) = range(rng, now);
+            Op::Zero { disk, at, len: if rng.chance(15) { SPAN * 2 } else { len } }
+        }
+        47..50 => Op::Grow { disk, to: now + rng.below(30_000) },
+        50..60 => {
+            let to = match rng.below(4) {
+                0 => now,
+                1 => now + rng.below(40_000),
+                2 => rng.below(now + 1),
+                _ => size(rng),
+            };
+            Op::Resize { disk, to }
+        }
+        60..74 => Op::Flush { disk },
+        74 => Op::Mode { disk, mode: rng.below(0o1000) as u32 },
+        75..79 if !free.is_empty() => create(rng),
+        75..82 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },
+        82..86 => Op::Unlink { disk },
+        86..88 => Op::Purge,
+        88..90 => {
+            let name = *rng.pick(&BASES);
+            let used = names.disks.values().any(|d| d.base.as_deref() == Some(name));
+            match names.bases.contains_key(name) {
+                true if used => Op::Flush { disk },
+                true => Op::RemoveBase { name: name.into() },
+                false => Op::AddBase { name: name.into(), source: rng.below(2) as usize },
+            }
+        }
+        90..94 => Op::Close,
+        94..98 => Op::WorkerDies,
+        _ => Op::PowerCut,
+    }
+}

@@ -1,0 +1,415 @@
+//! Disks, bases and records under which the storage fails, and the rows of the contract's case table.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::devices::{LoopDevice, Volume};
+use crate::harness::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A disk of nbdkit's that fails as long as a file is there.
+struct BadDisk {
+    server: Child,
+    dir: PathBuf,
+}
+
+impl BadDisk {
+    fn new(dir: &Path, size: u64) -> Option<Self> {
+        let (nbdkit, nbdfuse) = (tool("nbdkit")?, tool("nbdfuse")?);
+        let at = dir.join("nbd");
+        fs::create_dir(&at).unwrap();
+        fs::write(dir.join("image"), b"").unwrap();
+        File::options().write(true).open(dir.join("image")).unwrap().set_len(size).unwrap();
+        let mut server = Command::new(nbdfuse)
+            .arg(at.join("disk"))
+            .args(["--command"])
+            .arg(nbdkit)
+            .args(["-s", "--exit-with-parent", "--filter=error", "file"])
+            .arg(dir.join("image"))
+            .args(["error=EIO", "error-rate=100%"])
+            .arg(format!("error-file={}", dir.join("fail").display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while fs::metadata(at.join("disk")).map_or(true, |m| m.len() != size) {
+            assert!(Instant::now() < until && server.try_wait().unwrap().is_none(), "nbdfuse does not serve");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Self { server, dir: dir.to_owned() })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("nbd/disk")
+    }
+
+    fn fails(&self) {
+        fs::write(self.dir.join("fail"), b"").unwrap();
+    }
+
+    fn works(&self) {
+        fs::remove_file(self.dir.join("fail")).unwrap();
+    }
+}
+
+impl Drop for BadDisk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.dir.join("fail"));
+        let _ = Command::new("umount").arg("-l").arg(self.dir.join("nbd")).status();
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Lets system calls of a process on one file fail, until dropped.
+struct Strace(Child);
+
+impl Strace {
+    fn new(house: &House, path: &Path, inject: &str) -> Option<Self> {
+        let mut child = Command::new(tool("strace")?)
+            .args(["-f", "-p", &house.worker().to_string(), "-P", path.to_str().unwrap()])
+            .args(["-e", &format!("inject={inject}"), "-o", house.path("strace").to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says when it is attached, once for the process and all its threads.
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.next().expect("strace says something").unwrap();
+        assert!(line.contains("attached"), "{line}");
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Self(child))
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // SIGINT: it detaches.
+        // SAFETY: no memory is involved.
+        unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
+        let _ = self.0.wait();
+    }
+}
+
+/// The data file of a disk.
+fn data_file(house: &House, name: &str) -> PathBuf {
+    let id = house.json(&["disk", "show", name])["id"].as_u64().unwrap();
+    house.store().join(format!("deltas/{id}.data"))
+}
+
+fn drop_caches() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::sync() };
+    fs::write("/proc/sys/vm/drop_caches", b"3").unwrap();
+}
+
+#[test]
+fn io_error_under_a_disk_after_a_failed_fsync_it_refuses_writes_until_it_is_reopened() {
+    let house = House::on_disk();
+    let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
+    let (file, other) = (open(&bad), open(&good));
+    for file in [&file, &other] {
+        file.write_all_at(&[1; 8192], 0).unwrap();
+        file.sync_all().unwrap();
+        file.write_all_at(&[2; 8192], 4096).unwrap();
+    }
+    {
+        let Some(_strace) = Strace::new(&house, &data_file(&house, "bad"), "fdatasync:error=EIO:when=1")
+        else {
+            return;
+        };
+        assert_eq!(errno(file.sync_all()), libc::EIO);
+    }
+    // No strace now: a sync would succeed, and prove nothing.
+    assert_eq!(errno(file.sync_all()), libc::EIO);
+    assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
+    assert_eq!(errno(fallocate(&file, PUNCH, 0, 4096)), libc::EIO);
+    same(&read_at(&file, 0, 4096), &[1; 4096], "reads go on");
+    let why = house.json(&["disk", "show", "bad"]);
+    let text = why["refuses_writes"].as_str().unwrap_or_else(|| panic!("{why}"));
+    assert!(text.contains("a flush failed: syncing the data file: Input/output error"), "{text}");
+    assert_eq!(house.json(&["status"])["disks_refusing_writes"], serde_json::json!(["bad"]));
+    assert!(house.ok(&["status"]).contains("bad; a flush failed"));
+    assert!(house.log().contains("a flush failed"), "{}", house.log());
+    // Also under the next worker.
+    house.kill_worker();
+    assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
+    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_string());
+    // The other disk does not notice.
+    other.write_all_at(&[4; 4096], 0).unwrap();
+    other.sync_all().unwrap();
+    assert!(house.json(&["disk", "show", "good"])["refuses_writes"].is_null());
+    drop(file);
+    let file = open(&bad);
+    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
+    file.write_all_at(&[5; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    same(&read_at(&file, 0, 12288)[4096..], &[2; 8192], "what was written before");
+}
+
+#[test]
+fn io_error_under_a_disk_is_an_error_of_that_range_and_that_disk() {
+    let house = House::on_disk();
+    let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
+    let (file, other) = (open(&bad), open(&good));
+    file.write_all_at(&[1; 65536], 0).unwrap();
+    other.write_all_at(&[1; 65536], 0).unwrap();
+    {
+        let calls = "pwrite64,pread64,preadv2:error=EIO";
+        let Some(_strace) = Strace::new(&house, &data_file(&house, "bad"), calls) else { return };
+        assert_eq!(errno(file.write_all_at(&[2; 4096], 0)), libc::EIO);
+        assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 4096)), libc::EIO);
+        same(&read_at(&file, 65536, 4096), &[0; 4096], "a range that needs no storage");
+        other.write_all_at(&[2; 4096], 0).unwrap();
+        same(&read_at(&other, 0, 4096), &[2; 4096], "the other disk");
+        other.sync_all().unwrap();
+    }
+    same(&read_at(&file, 0, 65536), &[1; 65536], "as before the failed write");
+    // A failed write is no failed flush.
+    file.write_all_at(&[3; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
+}
+
+#[test]
+fn io_error_under_a_store_on_a_disk_that_really_fails() {
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
+    let Some(bad_disk) = BadDisk::new(dir.path(), 96 * MIB) else { return };
+    // Without a journal: errors of its own would make the whole filesystem read-only.
+    let make = ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
+    let device = LoopDevice::new(&bad_disk.file());
+    let volume = Volume::new(device, dir.path().join("volume"), &make, "errors=continue");
+    let healthy = House::on_disk();
+    let elsewhere = open(&healthy.create("d", false, MIB));
+    let mut house = House::with_store_at(volume.path("store"));
+    house.start();
+    let (one, two) = (house.create("one", false, 8 * MIB), house.create("two", false, 8 * MIB));
+    let (file, other) = (open(&one), open(&two));
+    let content = Random(5).bytes(4 << 20);
+    for file in [&file, &other] {
+        file.write_all_at(&content, 0).unwrap();
+        file.sync_all().unwrap();
+    }
+    drop_caches();
+    bad_disk.fails();
+    assert_eq!(errno(file.read_exact_at(&mut vec![0; 65536], MIB)), libc::EIO);
+    same(&read_at(&file, 6 * MIB, 4096), &[0; 4096], "a range that needs no storage");
+    bad_disk.works();
+    same(&read_at(&file, 0, 4 << 20), &content, "when it works again");
+    let refused = house.json(&["status"])["disks_refusing_writes"].clone();
+    assert_eq!(refused, serde_json::json!([]));
+
+    // Written back while it fails: the flush that has it fails, for that disk alone.
+    file.write_all_at(&content, 0).unwrap();
+    bad_disk.fails();
+    assert_eq!(errno(file.sync_all()), libc::EIO);
+    elsewhere.write_all_at(&[1; 4096], 0).unwrap();
+    elsewhere.sync_all().unwrap();
+    bad_disk.works();
+    assert_eq!(errno(file.sync_all()), libc::EIO);
+    assert_eq!(errno(file.write_all_at(&[1; 4096], 0)), libc::EIO);
+    assert_eq!(house.json(&["status"])["disks_refusing_writes"], serde_json::json!(["one"]));
+    other.write_all_at(&[9; 4096], 0).unwrap();
+    other.sync_all().unwrap();
+    drop(file);
+    let file = open(&one);
+    file.write_all_at(&content, 0).unwrap();
+    file.sync_all().unwrap();
+    drop((file, other));
+    house.stop();
+    let output = house.cli(&["check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    house.start();
+    same(&fs::read(&one).unwrap()[..4 << 20], &content, "after a restart");
+    same(&fs::read(&two).unwrap()[4096..4 << 20], &content[4096..], "the other disk after a restart");
+    house.stop();
+}
+
+#[test]
+fn io_error_under_a_base_is_an_error_of_that_range_and_nothing_wrong_is_kept() {
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
+    let Some(bad_disk) = BadDisk::new(dir.path(), 16 * MIB) else { return };
+    let content = Random(6).bytes(16 << 20);
+    let base = bad_disk.file();
+    File::options().write(true).open(&base).unwrap().write_all(&content).unwrap();
+    let house = House::on_disk();
+    house.ok(&["base", "add", "b", base.to_str().unwrap()]);
+    let file = open(&house.create("d", true, 16 * MIB));
+    let other = open(&house.create("blank", false, MIB));
+    same(&read_at(&file, 0, 65536), &content[..65536], "while it works");
+    file.write_all_at(&[7; 4096], 8 * MIB).unwrap();
+    drop_caches();
+    bad_disk.fails();
+    assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 4 * MIB)), libc::EIO);
+    // A partial write needs the base's bytes, a whole one does not.
+    assert_eq!(errno(file.write_all_at(&[1; 100], 5 * MIB)), libc::EIO);
+    file.write_all_at(&[8; 4096], 9 * MIB).unwrap();
+    same(&read_at(&file, 0, 65536), &content[..65536], "what is in memory");
+    same(&read_at(&file, 8 * MIB, 4096), &[7; 4096], "what the disk has itself");
+    other.write_all_at(&[1; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    bad_disk.works();
+    let mut expected = content;
+    expected[8 << 20..(8 << 20) + 4096].fill(7);
+    expected[9 << 20..(9 << 20) + 4096].fill(8);
+    same(&read_at(&file, 0, 16 << 20), &expected, "when it works again");
+}
+
+#[test]
+fn io_error_of_a_record_takes_that_disk_away_and_no_other() {
+    let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
+    let Some(bad_disk) = BadDisk::new(dir.path(), MIB) else { return };
+    let mut house = House::on_disk();
+    house.create("lost", false, MIB);
+    let kept = house.create("kept", false, MIB);
+    fs::write(&kept, b"fine").unwrap();
+    let id = house.json(&["disk", "show", "lost"])["id"].as_u64().unwrap();
+    house.stop();
+    // The record lies on a disk that fails.
+    let name = format!("disks/{id}.disk");
+    let record = fs::read(house.store().join(&name)).unwrap();
+    File::options().write(true).open(bad_disk.file()).unwrap().write_all(&record).unwrap();
+    run(Command::new("mount").arg("--bind").arg(bad_disk.file()).arg(house.store().join(&name)));
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(house.store().join(&name));
+    drop_caches();
+    bad_disk.fails();
+    house.start();
+    let status = house.json(&["status"]);
+    assert_eq!(status["damaged"][0]["file"], name, "{status}");
+    assert!(house.log().contains(&name), "{}", house.log());
+    assert!(!house.disk("lost").exists());
+    assert_eq!(&fs::read(&kept).unwrap()[..4], b"fine");
+}
+
+#[test]
+fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
+    let house = House::on_disk();
+    let disk = house.create("d", false, MIB);
+    let file = open(&disk);
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    let Some(strace) = tool("strace") else { return };
+    let out = house.path("strace");
+    let traced = |what: &dyn Fn()| -> Vec<String> {
+        let mut child = Command::new(&strace)
+            .args([
+                "-f",
+                "-y",
+                "-p",
+                &house.worker().to_string(),
+                "-e",
+                "trace=pwrite64,fdatasync,writev,write",
+            ])
+            .arg("-o")
+            .arg(&out)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.next().expect("strace says something").unwrap().contains("attached"));
+        what();
+        drop(Strace(child));
+        fs::read_to_string(&out).unwrap().lines().map(str::to_owned).collect()
+    };
+    // Where the call with these parts is in the trace.
+    let place = |lines: &[String], parts: &[&str]| {
+        let found = lines.iter().position(|line| parts.iter().all(|part| line.contains(part)));
+        found.unwrap_or_else(|| panic!("no {parts:?} in {}", lines.join("\n")))
+    };
+    let synchronous = fs::OpenOptions::new().write(true).custom_flags(libc::O_DSYNC).open(&disk).unwrap();
+    let fsync: &dyn Fn() = &|| {
+        file.write_all_at(&[2; 4096], 8192).unwrap();
+        file.sync_all().unwrap();
+    };
+    let dsync: &dyn Fn() = &|| synchronous.write_all_at(&[2; 4096], 16384).unwrap();
+    for what in [fsync, dsync] {
+        let lines = traced(what);
+        let written = place(&lines, &["pwrite64", ".data>"]);
+        let data = place(&lines, &["fdatasync", ".data>"]);
+        let journal = place(&lines, &["pwrite64", ".map>"]);
+        let map = place(&lines, &["fdatasync", ".map>"]);
+        let answer = lines.iter().rposition(|line| line.contains("/dev/fuse")).expect("an answer");
+        assert!(
+            written < data && data < journal && journal < map && map < answer,
+            "{written} {data} {journal} {map} {answer}: {}",
+            lines.join("\n")
+        );
+    }
+}
+
+#[test]
+fn punched_hole_zero_range_discard_and_detect_zeroes_read_zeros_for_good() {
+    let Some(io) = tool("qemu-io") else { return };
+    let mut house = House::on_disk();
+    let mut model = house.base(8 << 20);
+    let disk = house.create("d", true, 8 * MIB);
+    let file = open(&disk);
+    file.write_all_at(&vec![5; 4 << 20], 0).unwrap();
+    model[..4 << 20].fill(5);
+    file.sync_all().unwrap();
+    let used = |house: &House| house.json(&["disk", "show", "d"])["delta_bytes"].as_u64().unwrap();
+    let before = used(&house);
+    // Over data of the disk, and over the base.
+    for (mode, at) in [(PUNCH, 0), (ZERO, MIB), (PUNCH, 5 * MIB), (ZERO, 6 * MIB + 512)] {
+        fallocate(&file, mode, at, 512 << 10).unwrap();
+        model[at as usize..at as usize + (512 << 10)].fill(0);
+    }
+    for (options, command, at) in [
+        ("discard=unmap", "discard 2M 512k", 2 * MIB),
+        ("discard=unmap,detect-zeroes=unmap", "write -P 0 3M 512k", 3 * MIB),
+        ("discard=unmap,detect-zeroes=unmap", "write -P 0 7M 512k", 7 * MIB),
+    ] {
+        let spec = format!("driver=raw,{options},file.driver=file,file.filename={}", disk.display());
+        let text = run(Command::new(&io).args(["--image-opts", "-t", "none", "-c", command, &spec]));
+        assert!(!text.contains("failed"), "{command}: {text}");
+        model[at as usize..at as usize + (512 << 10)].fill(0);
+    }
+    same(&read_at(&file, 0, 8 << 20), &model, "zeroed");
+    assert!(used(&house) <= before - (2 << 20) + 65536, "{before} bytes before, {} after", used(&house));
+    file.sync_all().unwrap();
+    drop(file);
+    house.kill_worker();
+    same(&fs::read(&disk).unwrap(), &model, "under the next worker");
+    house.restart();
+    same(&fs::read(&disk).unwrap(), &model, "after a restart");
+    assert!(used(&house) <= before - (2 << 20) + 65536);
+}
+
+#[test]
+fn base_vanished_or_corrupt_fails_its_disks_and_comes_back() {
+    let mut house = House::on_disk();
+    let model = house.base(MIB as usize);
+    let disk = house.create("d", true, MIB);
+    let (at, away) = (house.path("b.img"), house.path("away.img"));
+    // While it is served: the file is open, its name is not needed.
+    fs::rename(&at, &away).unwrap();
+    same(&fs::read(&disk).unwrap(), &model, "vanished while served");
+    house.restart();
+    assert_eq!(errno(File::open(&disk)), libc::EIO);
+    let shown = house.json(&["disk", "show", "d"]);
+    assert!(shown["error"].as_str().unwrap().contains(at.to_str().unwrap()), "{shown}");
+    fs::rename(&away, &at).unwrap();
+    same(&fs::read(&disk).unwrap(), &model, "back again");
+    // Written to while it is served: what is not in memory is refused, never mixed.
+    house.restart();
+    let file = open(&disk);
+    let bad = File::options().write(true).open(&at).unwrap();
+    bad.write_all_at(&[0xBB; 4096], 512 << 10).unwrap();
+    assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 512 << 10)), libc::EIO);
+    assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 0)), libc::EIO);
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    same(&read_at(&file, 0, 4096), &[1; 4096], "what the disk has itself");
+    assert!(house.log().contains("b.img"), "{}", house.log());
+}
