@@ -63,6 +63,18 @@ pub(super) fn repeat(once: impl Fn() -> Result<Value, CliError>) -> Result<Value
     }
 }
 
+/// As [`repeat`], but that no worker serves is an answer.
+pub(super) fn until_answered(once: impl Fn() -> Result<Value, CliError>) -> Result<Value, CliError> {
+    let mut tries = Tries::new();
+    loop {
+        match once() {
+            Err(error) if error.is("unavailable") => return Err(error),
+            Err(error) => tries.next(error)?,
+            done => return done,
+        }
+    }
+}
+
 /// Creates disks; an array of them in the order of `names`.
 pub(super) fn create_disks(
     client: &Client,

@@ -60,15 +60,12 @@ impl Client {
         again::repeat(|| self.request(Method::GET, path, None, action))
     }
 
-    /// Sends once; `Transport` leaves open whether it was done.
     /// As [`get`](Self::get), but says at once that no worker serves, and why.
     pub(super) fn get_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        match self.request(Method::GET, path, None, action) {
-            Err(CliError::Transport { .. }) => self.get(path, action),
-            done => done,
-        }
+        again::until_answered(|| self.request(Method::GET, path, None, action))
     }
 
+    /// Sends once; `Transport` leaves open whether it was done.
     pub(super) fn post(&self, path: &str, body: Option<&Value>, action: &str) -> Result<Value, CliError> {
         self.request(Method::POST, path, body, action)
     }

@@ -34,7 +34,7 @@ pub(super) struct Stop {
 impl Stop {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let client = global.client()?;
-        let status = client.get("/v1/status", "cannot get the status");
+        let status = client.get_now("/v1/status", "cannot get the status");
         let mount = match &status {
             Ok(status) => status["mount"].as_str().map(PathBuf::from),
             // A daemon in trouble can still be stopped.

@@ -41,6 +41,7 @@ impl Upgrade {
         };
         let start = Instant::now();
         let number = self.begin(&client, body.as_ref(), start)?;
+        let wanted = body.as_ref().map(|body| &body["program"]);
         loop {
             let upgrade = match client.get("/v1/status", "cannot get the status") {
                 Ok(status) => status["upgrade"].clone(),
@@ -50,7 +51,14 @@ impl Upgrade {
                 }
                 Err(error) => return Err(error),
             };
-            if upgrade["number"].as_u64().is_some_and(|n| n >= number) {
+            if upgrade["number"].as_u64().is_some_and(|at| at >= number) {
+                // Two that were begun in one moment are one: the first one's.
+                if wanted.is_some_and(|wanted| *wanted != upgrade["program"] && upgrade["state"] != "running")
+                {
+                    let other = upgrade["program"].as_str().unwrap_or("another program");
+                    let message = format!("cannot upgrade: an upgrade to {other} came first; try again");
+                    return Err(CliError::Refused { kind: "in_use".into(), message: printable(&message) });
+                }
                 match upgrade["state"].as_str() {
                     Some("done") => return global.output().value(&upgrade, human),
                     Some("failed") => {

@@ -449,14 +449,19 @@ async fn upgrade(State(c): State<Control>, body: Bytes) -> Answer {
         if wanted.program.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(ApiError::invalid("program: give an absolute path"));
         }
-        let before = c.report.lock().upgrade.clone();
-        if let Some(running) = before.as_ref().filter(|u| u.state == UpgradeState::Running) {
-            let message =
-                format!("an upgrade to {} is under way; wait for its end", running.program.display());
+        let mut report = c.report.lock();
+        if report.upgrade.as_ref().is_some_and(|u| u.state == UpgradeState::Running) {
+            let message = "an upgrade is under way; wait for its end".to_owned();
             return Err(ApiError { status: StatusCode::CONFLICT, kind: "in_use", message });
         }
+        let number = report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
+        let program = wanted.program.clone().unwrap_or_default();
         c.tell_supervisor(&FromWorker::Upgrade(wanted.program))?;
-        Ok(json!({"number": before.map_or(0, |u| u.number) + 1}))
+        // Until the supervisor says how it goes: whoever asks in the meantime would wait for somebody else's.
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (state, at_ns) = (UpgradeState::Running, sys::now_ns());
+        report.upgrade = Some(Upgrade { number, state, program, from: version, to: None, why: None, at_ns });
+        Ok(json!({"number": number}))
     })
     .await
 }

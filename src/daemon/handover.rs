@@ -6,12 +6,15 @@
 //!
 //! Source of the protocol: sd_notify(3), FDSTORE=1 and FDNAME=; sd_listen_fds(3).
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
@@ -23,13 +26,17 @@ use crate::io::sys;
 
 /// Environment variable with the number of the descriptor of a [`HandOver`].
 pub const RESUME_ENV: &str = "PLYFS_RESUME";
+/// Set for a child that only finds out whether it could go on.
+const REHEARSE_ENV: &str = "PLYFS_REHEARSE";
+/// How long a rehearsal may take; a worker serves meanwhile.
+const REHEARSAL: Duration = Duration::from_secs(10);
 /// Newest format that is read and written here.
 pub const FORMAT: u32 = 1;
 
-/// Names in the descriptor store.
-const FUSE: &str = "plyfs-fuse";
-const CACHE: &str = "plyfs-cache";
-const STATE: &str = "plyfs-state";
+/// What is in the descriptor store, as part of its name.
+const FUSE: &str = "fuse";
+const CACHE: &str = "cache";
+const STATE: &str = "state";
 
 /// What a supervisor tells its successor in the same process. Descriptors are numbers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,6 +96,34 @@ fn in_memory(value: &impl Serialize) -> io::Result<File> {
     Ok(file)
 }
 
+/// Has the program try, in a child, whether it is one and understands `state`: after exec there is no way back.
+fn rehearse(program: &Path, state: &File, arguments: &[OsString]) -> io::Result<()> {
+    sys::set_cloexec(state.as_raw_fd(), false)?;
+    let child = Command::new(program)
+        .args(arguments.iter().skip(1))
+        .env(RESUME_ENV, state.as_raw_fd().to_string())
+        .env(REHEARSE_ENV, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
+    sys::set_cloexec(state.as_raw_fd(), true)?;
+    let (mut child, begun) = (child?, Instant::now());
+    loop {
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => {
+                return Err(io::Error::other(format!("it cannot go on as the supervisor: {status}")));
+            }
+            None if begun.elapsed() > REHEARSAL => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(io::Error::other("it does not say whether it can go on as the supervisor"));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
 /// Goes on as another program, whose supervisor takes `state`; returns only when that is not possible, with the
 /// reason, and nothing has changed.
 pub fn become_program(program: &Path, state: &HandOver, shared: &[BorrowedFd<'_>]) -> io::Error {
@@ -96,13 +131,16 @@ pub fn become_program(program: &Path, state: &HandOver, shared: &[BorrowedFd<'_>
         Ok(file) => file,
         Err(error) => return error,
     };
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Err(error) = rehearse(program, &file, &arguments) {
+        return error;
+    }
     let all = || shared.iter().copied().chain([file.as_fd()]);
     let set = |on| all().try_for_each(|fd| sys::set_cloexec(fd.as_raw_fd(), on));
     let environment: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(key, _)| key != RESUME_ENV)
         .chain([(RESUME_ENV.into(), file.as_raw_fd().to_string().into())])
         .collect();
-    let arguments: Vec<OsString> = std::env::args_os().collect();
     let error = match set(false) {
         Ok(()) => sys::exec(program, &arguments, &environment),
         Err(error) => error,
@@ -132,12 +170,22 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         if state.format > FORMAT {
             return Err(io::Error::other("it was written by a newer plyfs"));
         }
+        if std::env::var_os(REHEARSE_ENV).is_some() {
+            return Ok(None);
+        }
         let numbers = [number, state.fuse, state.lock, state.listener, state.cache, state.channel];
-        Ok((state, sys::inherit_once(&numbers)?))
+        Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
-    let (state, fds) = read().map_err(system("taking over from the program before"))?;
+    let read = read().map_err(system("taking over from the program before"))?;
+    let Some((state, fds)) = read else { return Ok(()) };
     logging(&state.config);
     super::supervisor::resume(state, fds)
+}
+
+/// Name of a descriptor in the store. The mount's number is in it: what belongs together is found by it, and the
+/// order in which a service manager passes what it keeps says nothing.
+fn stored_name(kind: &str, since_ns: i64) -> String {
+    format!("plyfs-{kind}-{since_ns}")
 }
 
 /// Gives the descriptors of a mount to the service manager, if there is one that keeps them.
@@ -151,9 +199,10 @@ pub fn keep(config: &Config, mount: &Path, since_ns: i64, fuse: BorrowedFd<'_>, 
         mounts: [config.mount.clone(), mount.to_path_buf()],
         since_ns,
     };
-    fn send(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
-        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
-    }
+    let send = |kind: &str, fd: BorrowedFd<'_>| -> io::Result<()> {
+        let name = stored_name(kind, since_ns);
+        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(&name)], &[fd])
+    };
     let sent = in_memory(&kept).and_then(|state| {
         send(STATE, state.as_fd())?;
         send(CACHE, cache)?;
@@ -165,29 +214,77 @@ pub fn keep(config: &Config, mount: &Path, since_ns: i64, fuse: BorrowedFd<'_>, 
     }
 }
 
-/// Has the service manager forget the mount: nobody is to wait for a daemon that does not come.
-pub fn forget() {
-    for name in [FUSE, CACHE, STATE] {
+/// Has the service manager forget the mount of that number: nobody is to wait for a daemon that does not come.
+pub fn forget(since_ns: i64) {
+    for kind in [FUSE, CACHE, STATE] {
+        let name = stored_name(kind, since_ns);
         let _ =
-            sd_notify::notify(false, &[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(name)]);
+            sd_notify::notify(false, &[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(&name)]);
     }
 }
 
-/// The mount of this store that the service manager kept, if it is alive.
+/// The mount of this store that the service manager kept, if it is alive. What cannot be used is given up.
 pub fn find(config: &Config) -> Option<Found> {
-    let listed: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names(true).ok()?.collect();
+    let listed: Vec<(RawFd, String)> = match sd_notify::listen_fds_with_names(true) {
+        Ok(listed) => listed.collect(),
+        Err(error) => {
+            tracing::warn!(%error, "what the service manager passed is not understood");
+            return None;
+        }
+    };
     let numbers: Vec<RawFd> = listed.iter().map(|(fd, _)| *fd).collect();
     if numbers.is_empty() {
         return None;
     }
-    let fds = sys::inherit_once(&numbers).ok()?;
-    // The newest of each name: older ones belong to mounts that have ended.
-    let mut named: HashMap<String, OwnedFd> = listed.into_iter().map(|(_, name)| name).zip(fds).collect();
-    let (fuse, state) = (named.remove(FUSE)?, named.remove(STATE)?);
+    let fds = match sys::inherit_once(&numbers) {
+        Ok(fds) => fds,
+        Err(error) => {
+            tracing::warn!(%error, "the descriptors that the service manager passed cannot be taken");
+            return None;
+        }
+    };
+    // By number of the mount, the newest first.
+    let mut mounts: BTreeMap<Reverse<i64>, HashMap<String, OwnedFd>> = BTreeMap::new();
+    for ((_, name), fd) in listed.into_iter().zip(fds) {
+        let words = name.strip_prefix("plyfs-").and_then(|rest| rest.split_once('-'));
+        match words.and_then(|(kind, number)| Some((kind, number.parse().ok()?))) {
+            Some((kind, number)) => {
+                mounts.entry(Reverse(number)).or_default().insert(kind.to_owned(), fd);
+            }
+            None => tracing::warn!(name, "a descriptor of the service manager's is not known and not used"),
+        }
+    }
+    let mut found = None;
+    for (Reverse(since_ns), fds) in mounts {
+        match usable(config, fds) {
+            Ok(this) if found.is_none() => {
+                tracing::info!(mount = %this.mount.display(), "the mount was kept by the service manager");
+                found = Some(this);
+            }
+            Ok(this) => give_up(since_ns, &this.mount.display().to_string(), "there is a newer one"),
+            Err((mount, why)) => give_up(since_ns, &mount, &why),
+        }
+    }
+    found
+}
+
+fn give_up(since_ns: i64, mount: &str, why: &str) {
+    tracing::warn!(mount, why, "a mount that the service manager kept is not used and ends");
+    forget(since_ns);
+}
+
+/// The mount of which these are the descriptors, or where it is and why it is of no use.
+fn usable(config: &Config, mut fds: HashMap<String, OwnedFd>) -> Result<Found, (String, String)> {
+    let nowhere = |why: String| ("-".to_owned(), why);
+    let (Some(fuse), Some(state)) = (fds.remove(FUSE), fds.remove(STATE)) else {
+        return Err(nowhere("descriptors that belong to it are missing".to_owned()));
+    };
     let mut json = Vec::new();
     let mut state = File::from(state);
-    state.seek(SeekFrom::Start(0)).and_then(|_| state.read_to_end(&mut json)).ok()?;
-    let kept: Kept = serde_json::from_slice(&json).ok()?;
+    let read = state.seek(SeekFrom::Start(0)).and_then(|_| state.read_to_end(&mut json));
+    let kept: Kept = read
+        .and_then(|_| Ok(serde_json::from_slice(&json)?))
+        .map_err(|error| nowhere(format!("its description is not understood: {error}")))?;
     let [configured, mount] = kept.mounts;
     let why = if kept.format > FORMAT {
         "it was written by a newer plyfs"
@@ -196,10 +293,7 @@ pub fn find(config: &Config) -> Option<Found> {
     } else if sys::fuse_ended(fuse.as_fd()) {
         "it has ended"
     } else {
-        tracing::info!(mount = %mount.display(), "the mount was kept by the service manager");
-        return Some(Found { fuse, cache: named.remove(CACHE), mount, since_ns: kept.since_ns });
+        return Ok(Found { fuse, cache: fds.remove(CACHE), mount, since_ns: kept.since_ns });
     };
-    tracing::warn!(mount = %mount.display(), why, "a mount that the service manager kept is not used");
-    forget();
-    None
+    Err((mount.display().to_string(), why.to_owned()))
 }

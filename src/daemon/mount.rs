@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::ServeError;
 use crate::config::Config;
@@ -35,10 +37,39 @@ fn mounts() -> io::Result<Vec<(PathBuf, String)>> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
+/// How long the kernel may take to say what is on the mount point.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Makes the mount point fit: made when missing, cleaned of a dead mount, refused when it is in use.
 ///
 /// Returns its path without symbolic links.
 pub fn prepare(config: &Config) -> Result<PathBuf, ServeError> {
+    // Whoever looks at a mount that lives and that nobody serves waits for ever: one that a service manager keeps for
+    // a daemon that is to come, or somebody else's. This thread does not look.
+    let (done, result) = mpsc::channel();
+    let own = config.clone();
+    let look = move || drop(done.send(prepare_here(&own)));
+    let thread = std::thread::Builder::new().name("mount point".into()).spawn(look);
+    let thread = thread.map_err(|e| refuse(&config.mount, e.to_string()))?;
+    match result.recv_timeout(PATIENCE) {
+        Ok(result) => {
+            // What comes next wants to be the only thread.
+            let _ = thread.join();
+            result
+        }
+        Err(_) => Err(refuse(
+            &config.mount,
+            format!(
+                "nobody answers there for {} s: a mount is there whose daemon is gone or hangs. When the service manager \
+                 keeps it (systemctl status plyfs), start the service; to give it up: umount -l {}",
+                PATIENCE.as_secs(),
+                config.mount.display()
+            ),
+        )),
+    }
+}
+
+fn prepare_here(config: &Config) -> Result<PathBuf, ServeError> {
     let mount = config.mount.as_path();
     let said = |what: &str, e: io::Error| refuse(mount, format!("{what}: {e}"));
     let parent = mount.parent().unwrap_or(Path::new("/"));

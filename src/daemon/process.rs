@@ -111,7 +111,9 @@ impl Worker {
     pub fn listen(&mut self) -> io::Result<Heard> {
         match self.channel.receive::<FromWorker>() {
             Ok(Some(message)) => Ok(Heard::Said(message)),
-            Ok(None) => sys::wait(self.pid).map(Heard::Ended),
+            // It is ending, or it closed the channel and lives on, as programs do that are no workers. The status of
+            // one that is ending stays what it is.
+            Ok(None) => self.kill().map(Heard::Ended),
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
                     self.failure = Some(format!("a message of it was not understood: {error}"));
@@ -137,5 +139,15 @@ impl Worker {
             Some(failure) => format!("{failure} ({status})"),
             None => status.to_string(),
         }
+    }
+}
+
+/// Reaps children that are not workers: as the first process of a container, a supervisor inherits the openers of
+/// workers that ended.
+pub fn reap_strangers(workers: &[u32]) {
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    for pid in children.filter(|pid| !workers.contains(pid)) {
+        sys::reap(pid);
     }
 }

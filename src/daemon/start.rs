@@ -50,7 +50,7 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
     let begun = Instant::now();
     while !sys::try_lock(&lock).map_err(|e| said("taking its lock", e))? {
         let pid = fs::read_to_string(store.join("lock")).unwrap_or_default().trim().to_owned();
-        let alive = !pid.is_empty() && Path::new("/proc").join(&pid).exists();
+        let alive = !pid.is_empty() && lives(&pid);
         if alive || begun.elapsed() > LOCK_PATIENCE {
             return Err(store_error(
                 config,
@@ -69,6 +69,13 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
     with_reserve_of(&medium, write_pid).map_err(|e| said("writing its lock", e))?;
     open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
     Ok(lock)
+}
+
+/// Whether a process is there and is more than the status that its parent has not asked for.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Binds the control socket; only root and this user may connect.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
-use super::process::{Heard, Phase, Worker};
+use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::report::{End, Report, Standby, UpgradeState, reason};
 use super::unavailable::Wish;
 use super::upgrade::Upgrading;
@@ -29,6 +29,10 @@ const SHORT_LIFE: Duration = Duration::from_millis(100);
 /// The first wait before a standby worker is tried again; it doubles up to the longest.
 const STANDBY_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How long a worker may take to serve when there is nothing left for it but to close the store.
+const CLOSING_TAKE_OVER: Duration = Duration::from_secs(20);
+/// So many workers may die while the store is being closed before it is left to the next start.
+const CLOSINGS: u32 = 3;
 /// After so long without a worker, clients of the control socket are told why.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -82,7 +86,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
+    // A mount that was kept is kept on when it was not even taken over.
     if result.is_err() && (!kept || supervisor.announced) {
+        handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
@@ -120,6 +126,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     supervisor.tell_report();
     let result = supervisor.run();
     if result.is_err() {
+        handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
@@ -161,9 +168,13 @@ pub(super) struct Supervisor {
     /// The first worker has served.
     announced: bool,
     fresh_mount: bool,
-    stopping: bool,
+    pub(super) stopping: Stopping,
     /// The operator wants the end, which waits for a hand-over to be over.
-    stop_wanted: bool,
+    pub(super) stop_wanted: bool,
+    /// Workers that died while they closed the store.
+    closings: u32,
+    /// When a worker that takes over only to close the store has taken too long.
+    closing_at: Option<Instant>,
     short_lives: u32,
     standby_failures: u32,
     activate_at: Option<Instant>,
@@ -179,6 +190,17 @@ impl std::ops::Deref for Supervisor {
     fn deref(&self) -> &Things {
         &self.things
     }
+}
+
+/// How far the end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stopping {
+    /// It is not wanted, or waits.
+    No,
+    /// The mount is gone; the worker sees that, and closes the store.
+    Unmounted,
+    /// The mount is out of sight and somebody has files open; the worker is told to close the store all the same.
+    Detached,
 }
 
 /// Whose turn it is.
@@ -201,8 +223,10 @@ impl Supervisor {
             upgrading: None,
             announced: false,
             fresh_mount: false,
-            stopping: false,
+            stopping: Stopping::No,
             stop_wanted: false,
+            closings: 0,
+            closing_at: None,
             short_lives: 0,
             standby_failures: 0,
             activate_at: None,
@@ -229,7 +253,9 @@ impl Supervisor {
                     Who::Standby => self.hear_standby()?,
                     Who::Candidate => self.hear_candidate()?,
                     Who::Client => {
-                        let upgrade = self.report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
+                        // While one is under way there is no other.
+                        let next = self.report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
+                        let upgrade = (self.upgrading.is_none() && !self.is_ending()).then_some(next);
                         match unavailable::answer(&self.listener, &self.why_down(), upgrade) {
                             Some(Wish::Stop) => self.stop()?,
                             Some(Wish::Upgrade) => self.begin_upgrade(None),
@@ -239,6 +265,11 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// The end is wanted or has begun.
+    pub(super) fn is_ending(&self) -> bool {
+        self.stop_wanted || self.stopping != Stopping::No
     }
 
     fn is_silent(&self) -> bool {
@@ -261,6 +292,7 @@ impl Supervisor {
         let deadlines = [
             self.activate_at,
             self.standby_at,
+            self.closing_at,
             self.upgrading.as_ref().map(|u| u.deadline),
             self.down_since.filter(|_| !self.is_silent()).map(|since| since + SILENCE),
         ];
@@ -286,6 +318,21 @@ impl Supervisor {
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_is_late()?;
         }
+        if self.closing_at.is_some_and(|at| at <= now) {
+            self.closing_at = None;
+            if let Some(worker) = &mut self.active {
+                worker.failure = None;
+                tracing::error!(
+                    pid = worker.pid,
+                    "a worker that is to close the store does not even take over"
+                );
+                let _ = sys::kill(worker.pid, libc::SIGKILL);
+            }
+        }
+        // However a hand-over ended, the end that waited for it is due.
+        if self.stop_wanted && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
+            self.stop()?;
+        }
         Ok(())
     }
 
@@ -307,7 +354,7 @@ impl Supervisor {
     }
 
     fn start_standby(&mut self) {
-        if self.standby.is_some() || self.stopping {
+        if self.standby.is_some() || self.stopping != Stopping::No {
             return;
         }
         match self.start_worker(&self.worker_program, false) {
@@ -322,7 +369,10 @@ impl Supervisor {
     fn standby_failed(&mut self, why: &str) {
         // Said once in a row; the status has the last reason.
         if self.standby_failures == 0 {
-            tracing::error!(why, "a standby worker could not be prepared; a takeover will take longer");
+            tracing::error!(
+                why,
+                "the standby worker ended; until another is prepared a takeover takes longer"
+            );
         }
         self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
         self.standby_failures += 1;
@@ -364,6 +414,15 @@ impl Supervisor {
         let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
         worker.tell(&message);
         self.down_since.get_or_insert_with(Instant::now);
+        match self.stopping {
+            Stopping::No => {}
+            // It notices by itself that there is nothing to serve.
+            Stopping::Unmounted => self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER),
+            Stopping::Detached => {
+                worker.tell(&FromSupervisor::Finish);
+                self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
+            }
+        }
         self.active = Some(worker);
     }
 
@@ -392,6 +451,8 @@ impl Supervisor {
     fn serving(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.active else { return Ok(()) };
         worker.phase = Phase::Serving;
+        // To close the store may take as long as it takes.
+        self.closing_at = None;
         let (pid, took) = (worker.pid, worker.since.elapsed());
         self.down_since = None;
         self.fresh_mount = false;
@@ -403,10 +464,13 @@ impl Supervisor {
             tracing::info!(pid, starts = self.report.worker_starts, ?took, "a new worker serves");
         }
         self.upgrade_serves();
-        if self.stop_wanted && self.upgrading.is_none() { self.stop() } else { Ok(()) }
+        Ok(())
     }
 
     fn announce(&self) {
+        if self.stopping != Stopping::No {
+            return;
+        }
         let socket = self.config.store.join("control.sock");
         println!("plyfs ready mount={} socket={}", self.config.mount.display(), socket.display());
         let _ = std::io::stdout().flush();
@@ -417,12 +481,11 @@ impl Supervisor {
         let Some(worker) = self.active.take() else { return Ok(()) };
         let why = worker.why(status);
         let served = worker.since.elapsed();
-        if self.stopping || !self.announced {
-            self.outcome = Some(if self.stopping {
-                self.ended(&worker, status)
-            } else {
-                Err(ServeError::Worker { why })
-            });
+        if self.stopping != Stopping::No {
+            return self.closing_worker_ended(&worker, status);
+        }
+        if !self.announced {
+            self.outcome = Some(Err(ServeError::Worker { why }));
             return Ok(());
         }
         // A connection that has ended says ENODEV at once; poll(2) says POLLERR.
@@ -450,6 +513,26 @@ impl Supervisor {
         }
         tracing::error!(?wait, "workers keep ending soon; the next one is put off");
         self.activate_at = Some(Instant::now() + wait);
+        Ok(())
+    }
+
+    /// A worker that was killed while it closed the store is replaced like any other: what was written is to be
+    /// durable when the daemon has stopped. One that says what it cannot do is not asked again.
+    fn closing_worker_ended(&mut self, worker: &Worker, status: ExitStatus) -> Result<(), ServeError> {
+        self.closing_at = None;
+        self.closings += 1;
+        if status.success() || worker.failure.is_some() || !self.announced || self.closings > CLOSINGS {
+            self.outcome = Some(self.ended(worker, status));
+            return Ok(());
+        }
+        tracing::error!(
+            why = worker.why(status),
+            "the worker ended while it closed the store; another one goes on"
+        );
+        self.activate()?;
+        if self.active.is_none() {
+            self.outcome = Some(self.ended(worker, status));
+        }
         Ok(())
     }
 
@@ -506,9 +589,17 @@ impl Supervisor {
     }
 
     fn told_to_stop(&self) -> bool {
-        let mut stop = false;
+        let (mut stop, mut child) = (false, false);
         while let Some(signal) = sys::read_signal(self.signals.as_fd()) {
-            stop |= signal != libc::SIGCHLD;
+            match signal {
+                libc::SIGCHLD => child = true,
+                _ => stop = true,
+            }
+        }
+        if child {
+            let candidate = self.upgrading.as_ref().and_then(|u| u.candidate.as_ref());
+            let workers = [self.active.as_ref(), self.standby.as_ref(), candidate];
+            reap_strangers(&workers.into_iter().flatten().map(|w| w.pid).collect::<Vec<_>>());
         }
         stop
     }
@@ -523,25 +614,38 @@ impl Supervisor {
     }
 
     fn stop(&mut self) -> Result<(), ServeError> {
-        if self.stopping {
+        if self.stopping != Stopping::No {
             return Ok(());
         }
-        if self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
-            self.stop_wanted = true;
+        self.stop_wanted = self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over);
+        if self.stop_wanted {
             return Ok(());
         }
-        self.stopping = true;
-        self.activate_at = None;
         if let Some(upgrade) = &mut self.report.upgrade
             && upgrade.state == UpgradeState::Running
         {
             upgrade.state = UpgradeState::Failed;
         }
+        // Somebody has to close the store.
+        if self.active.is_none() {
+            self.activate()?;
+        }
+        self.activate_at = None;
         self.end_others();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        handover::forget();
+        handover::forget(self.since_ns);
+        self.stopping = match mount::end(&self.config.mount, sys::Detach::No) {
+            Ok(()) => Stopping::Unmounted,
+            Err(error) => {
+                tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
+                // It may have been taken out of sight by somebody else.
+                if let Err(error) = mount::end(&self.config.mount, sys::Detach::Yes) {
+                    tracing::warn!(%error, "the mount cannot be detached");
+                }
+                Stopping::Detached
+            }
+        };
         let Some(worker) = &self.active else {
-            mount::end(&self.config.mount, sys::Detach::Yes).map_err(system("ending the mount"))?;
             let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
             self.outcome = Some(Err(ServeError::Worker {
                 why: format!(
@@ -552,13 +656,11 @@ impl Supervisor {
             }));
             return Ok(());
         };
-        match mount::end(&self.config.mount, sys::Detach::No) {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
-                mount::end(&self.config.mount, sys::Detach::Yes).map_err(system("ending the mount"))?;
-                worker.tell(&FromSupervisor::Finish);
-            }
+        if self.stopping == Stopping::Detached {
+            worker.tell(&FromSupervisor::Finish);
+        }
+        if worker.phase != Phase::Serving {
+            self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
         }
         Ok(())
     }

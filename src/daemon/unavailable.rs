@@ -19,7 +19,9 @@ pub enum Wish {
 }
 
 /// Answers one client that waits, if any: with 503 and the reason, unless its wish can be granted.
-pub fn answer(listener: &UnixListener, message: &str, upgrade: u64) -> Option<Wish> {
+///
+/// `upgrade` is the number of an upgrade that may begin.
+pub fn answer(listener: &UnixListener, message: &str, upgrade: Option<u64>) -> Option<Wish> {
     // A worker made the socket one that does not block.
     let (mut client, _) = listener.accept().ok()?;
     client.set_nonblocking(false).ok()?;
@@ -31,9 +33,13 @@ pub fn answer(listener: &UnixListener, message: &str, upgrade: u64) -> Option<Wi
     let (request, body) = split(&request[..got])?;
     let (wish, status, body) = match request {
         b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", json!({"stopping": true})),
-        b"POST /v1/upgrade HTTP/1.1" if body.is_empty() => {
-            (Some(Wish::Upgrade), "202 Accepted", json!({"number": upgrade}))
-        }
+        b"POST /v1/upgrade HTTP/1.1" if body == Body::None => match upgrade {
+            Some(number) => (Some(Wish::Upgrade), "202 Accepted", json!({"number": number})),
+            None => {
+                let message = "an upgrade is under way, or the daemon is stopping; wait for its end";
+                (None, "409 Conflict", json!({"error": {"kind": "in_use", "message": message}}))
+            }
+        },
         _ => (None, "503 Service Unavailable", json!({"error": {"kind": "unavailable", "message": message}})),
     };
     let body = body.to_string();
@@ -42,11 +48,22 @@ pub fn answer(listener: &UnixListener, message: &str, upgrade: u64) -> Option<Wi
     wish
 }
 
-/// The first line and the body, as far as they are here.
-fn split(request: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Whether a request has a body; what it says is not read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    None,
+    Some,
+}
+
+/// The first line, and whether there is a body: by the header, as it may not be here yet.
+fn split(request: &[u8]) -> Option<(&[u8], Body)> {
     let end = request.windows(4).position(|w| w == b"\r\n\r\n")?;
     let line = request.split(|b| *b == b'\r').next()?;
-    Some((line, &request[end + 4..]))
+    let head = request[..end].to_ascii_lowercase();
+    let mut fields = head.split(|b| *b == b'\n').filter_map(|field| field.strip_prefix(b"content-length:"));
+    let is_none = fields.all(|length| length.trim_ascii() == b"0") && request.len() == end + 4;
+    let chunked = head.windows(18).any(|w| w == b"transfer-encoding:");
+    Some((line, if is_none && !chunked { Body::None } else { Body::Some }))
 }
 
 #[cfg(test)]
@@ -56,12 +73,16 @@ mod tests {
     use super::*;
 
     fn ask(request: &str) -> (Option<Wish>, String) {
+        ask_with(request, Some(7))
+    }
+
+    fn ask_with(request: &str, upgrade: Option<u64>) -> (Option<Wish>, String) {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).expect("bind");
         let mut client = UnixStream::connect(&path).expect("connect");
         client.write_all(request.as_bytes()).expect("write");
-        let wish = answer(&listener, "the last one \"ended\"", 7);
+        let wish = answer(&listener, "the last one \"ended\"", upgrade);
         let mut text = String::new();
         client.read_to_string(&mut text).expect("read");
         (wish, text)
@@ -83,9 +104,17 @@ mod tests {
         let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n");
         assert_eq!(wish, Some(Wish::Upgrade));
         assert!(text.contains(r#"{"number":7}"#), "{text}");
+        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(wish, Some(Wish::Upgrade), "{text}");
+        let (wish, text) = ask_with("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n", None);
+        assert_eq!(wish, None);
+        assert!(text.starts_with("HTTP/1.1 409 ") && text.contains("under way"), "{text}");
         // Another program is the worker's business: it reads the whole request.
         let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n{\"program\":\"/x\"}");
         assert_eq!(wish, None);
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        // The body may come later than the head.
+        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\nContent-Length: 16\r\n\r\n");
+        assert_eq!(wish, None, "{text}");
     }
 }

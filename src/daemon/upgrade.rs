@@ -6,7 +6,8 @@
 //! 2. The old worker answers the control requests that have begun (`Drain`), then is killed and reaped: from here on
 //!    it is a takeover like any other. When the candidate dies before it serves, the standby worker of the old version
 //!    takes over.
-//! 3. The supervisor goes on as the new program by exec, with its descriptors. When that is not possible it stays and
+//! 3. The supervisor goes on as the new program by exec, with its descriptors, after a child of that program has shown
+//!    that it understands what is handed over. When that is not possible it stays and
 //!    says so; only its own version is old then.
 
 use std::fs::File;
@@ -67,7 +68,9 @@ impl Upgrading {
 impl Supervisor {
     /// Starts the candidate.
     pub(super) fn begin_upgrade(&mut self, program: Option<PathBuf>) {
-        if self.upgrading.is_some() {
+        if self.upgrading.is_some() || self.is_ending() {
+            // Who asked was told of one that now is not.
+            self.tell_report();
             return;
         }
         let path = program.unwrap_or_else(|| self.things.program.clone());
@@ -117,6 +120,7 @@ impl Supervisor {
                 (worker.version, worker.hand_over, worker.phase) =
                     (Some(version.clone()), hand_over, Phase::Prepared);
                 (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN);
+                tracing::info!(version, "the new version is prepared and the old one makes room");
                 if let Some(upgrade) = &mut self.report.upgrade {
                     upgrade.to = Some(version);
                 }
@@ -222,6 +226,10 @@ impl Supervisor {
         tracing::info!(program = %self.things.program.display(), "the new version serves");
         // The standby worker is of the old version.
         self.end_others();
+        // When the end is wanted, this version is good enough for it; and the wish does not travel.
+        if self.stop_wanted {
+            return;
+        }
         if let Err(why) = self.become_new() {
             tracing::warn!(why, "the supervisor stays what it was");
             if let Some(upgrade) = &mut self.report.upgrade {

@@ -96,7 +96,10 @@ fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
     if let Some(Ok(mut fds)) = channel.map(|fd| sys::inherit_once(&[fd]))
         && let Some(channel) = fds.pop()
     {
-        let _ = Channel(channel).send(&FromWorker::Failed(why.clone()));
+        let channel = Channel(channel);
+        let _ = channel.send(&FromWorker::Failed(why.clone()));
+        // It ends with this process: the supervisor kills one that closes it and lives.
+        std::mem::forget(channel);
     }
     eprintln!("plyfs: {why}");
     ExitCode::FAILURE

@@ -254,6 +254,12 @@ pub fn wait(pid: u32) -> io::Result<ExitStatus> {
     }
 }
 
+/// Reaps a child if it has ended; does not wait for it.
+pub fn reap(pid: u32) {
+    // SAFETY: numbers, and no status is wanted.
+    unsafe { libc::waitpid(pid as libc::pid_t, ptr::null_mut(), libc::WNOHANG) };
+}
+
 /// execve(2): this process goes on as another program, with its descriptors that do not close, its children and its
 /// blocked signals (which `std`'s own exec would unblock). Returns only the error.
 pub fn exec(program: &Path, arguments: &[OsString], environment: &[(OsString, OsString)]) -> io::Error {

@@ -97,7 +97,7 @@ impl House {
         self.try_start_command(command).unwrap_or_else(|why| panic!("serve: {why}"));
     }
 
-    fn try_start_command(&mut self, mut command: Command) -> Result<(), String> {
+    pub fn try_start_command(&mut self, mut command: Command) -> Result<(), String> {
         assert!(self.child.is_none());
         let log = OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
         let from = log.metadata().unwrap().len() as usize;
@@ -111,6 +111,37 @@ impl House {
         let status = child.wait().unwrap();
         let log = fs::read(self.path("log")).unwrap();
         Err(format!("{status}: {}", String::from_utf8_lossy(&log[from..])))
+    }
+
+    /// SIGKILL of the supervisor, with which the worker dies.
+    pub fn kill_supervisor(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// The status, as soon as somebody can say it.
+    pub fn status(&self) -> Value {
+        until("a status", || serde_json::from_slice(&self.cli(&["--json", "status"]).stdout).ok())
+    }
+
+    /// The worker that serves and the one that is prepared to take over.
+    pub fn prepared(&self) -> (i32, i32) {
+        until("a prepared standby worker", || {
+            let status = self.status();
+            let pid = |value: &Value| value.as_i64().map(|pid| pid as i32);
+            let standby = pid(&status["standby"]["pid"]).filter(|_| status["standby"]["prepared"] == true);
+            Some((pid(&status["worker_pid"])?, standby?))
+        })
+    }
+
+    /// Where the live maps are.
+    pub fn live_dir(&self) -> Option<PathBuf> {
+        let meta = fs::metadata(self.store()).ok()?;
+        let end = format!("-{}-{}", meta.dev(), meta.ino());
+        let mut entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        let is_ours = |name: &str| name.starts_with("plyfs-") && name.ends_with(&end);
+        entries.find_map(|e| is_ours(e.file_name().to_str()?).then(|| e.path()))
     }
 
     pub fn cli(&self, args: &[&str]) -> Output {
@@ -241,8 +272,31 @@ impl Drop for House {
 }
 
 fn kill(pid: i32) {
+    signal(pid, libc::SIGKILL);
+}
+
+pub fn signal(pid: i32, signal: i32) {
     // SAFETY: no memory is involved.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Asks every few milliseconds until there is an answer; fails after a minute.
+#[track_caller]
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(Instant::now() < end, "no {what} within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Children of a process, zombies among them.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// Kills the worker of one daemon, found by its parent: the control socket needs the worker.

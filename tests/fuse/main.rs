@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
 mod crashes;
+mod death;
 mod devices;
 mod directory;
 mod failing;
@@ -9,5 +10,7 @@ mod file;
 mod full;
 mod harness;
 mod privilege;
+mod process;
 mod refusals;
 mod tools;
+mod upgrade;

@@ -1,0 +1,326 @@
+//! The supervisor and its workers: takeovers, workers that keep dying, an end that comes at any moment.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{House, Random, children, open, read_at, run, same, signal, tool, until};
+
+/// A client that writes, reads back, compares and flushes one disk through one open file until it is told to end.
+pub struct Client {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<(Vec<u8>, u64)>>,
+}
+
+impl Client {
+    pub fn new(path: &Path, size: u64, seed: u64) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let (seen, path) = (Arc::clone(&end), path.to_path_buf());
+        let thread = std::thread::spawn(move || {
+            let file = open(&path);
+            let mut model = read_at(&file, 0, size as usize);
+            let (mut random, mut rounds) = (Random(seed), 0);
+            while !seen.load(Ordering::Relaxed) {
+                let len = 1 + random.below(64 << 10);
+                let at = random.below(size - len);
+                let bytes = random.bytes(len as usize);
+                file.write_all_at(&bytes, at).unwrap_or_else(|e| panic!("write: {e}"));
+                model[at as usize..(at + len) as usize].copy_from_slice(&bytes);
+                let at = random.below(size - len);
+                same(&read_at(&file, at, len as usize), &model[at as usize..(at + len) as usize], "read");
+                if rounds % 16 == 0 {
+                    file.sync_data().unwrap_or_else(|e| panic!("flush: {e}"));
+                }
+                rounds += 1;
+            }
+            same(&read_at(&file, 0, size as usize), &model, "the whole disk");
+            (model, rounds)
+        });
+        Self { end, thread: Some(thread) }
+    }
+
+    /// What the disk has to contain.
+    pub fn stop(mut self) -> Vec<u8> {
+        self.end.store(true, Ordering::Relaxed);
+        let (model, rounds) = self.thread.take().unwrap().join().unwrap();
+        assert!(rounds > 0);
+        model
+    }
+
+    /// A client that has met an error has ended.
+    pub fn is_fine(&self) -> bool {
+        !self.thread.as_ref().unwrap().is_finished()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a process has open: kinds and files, without the numbers that change.
+fn open_files(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let link = |e: std::io::Result<fs::DirEntry>| fs::read_link(e.unwrap().path()).ok();
+    let kind = |path: std::path::PathBuf| {
+        let text = path.display().to_string();
+        text.split_once(":[").map_or(text.clone(), |(kind, _)| kind.to_owned())
+    };
+    let mut all: Vec<String> = entries.filter_map(link).map(kind).collect();
+    all.sort();
+    all
+}
+
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+#[test]
+fn the_standby_takes_over_and_another_is_prepared() {
+    let house = House::on_disk();
+    let disk = open(&house.create("a", false, 1 << 20));
+    disk.write_all_at(b"before", 4096).unwrap();
+    let (worker, standby) = house.prepared();
+    signal(worker, libc::SIGKILL);
+    same(&read_at(&disk, 4096, 6), b"before", "after the worker");
+    let (next, after) = house.prepared();
+    assert_eq!(next, standby, "somebody else took over");
+    assert!(![worker, standby].contains(&after));
+
+    // The standby alone: nobody notices.
+    let before = house.status();
+    signal(after, libc::SIGKILL);
+    let another = until("another standby", || Some(house.prepared()).filter(|(_, s)| *s != after));
+    assert_eq!(another.0, standby, "the worker went with its standby");
+    let now = house.status();
+    assert_eq!(now["worker_starts"], before["worker_starts"]);
+    assert_eq!(now["worker_ends"], before["worker_ends"]);
+
+    // Both in one moment.
+    signal(another.1, libc::SIGKILL);
+    signal(another.0, libc::SIGKILL);
+    same(&read_at(&disk, 4096, 6), b"before", "after both");
+    let (worker, standby) = house.prepared();
+    for old in [another.0, another.1] {
+        assert!(old != worker && old != standby);
+    }
+    let end = house.status()["worker_ends"].as_array().unwrap().last().unwrap().clone();
+    assert!(end["why"].as_str().unwrap().contains("SIGKILL"), "{end}");
+}
+
+#[test]
+fn nothing_grows_with_kills_and_upgrades() {
+    let house = House::on_disk();
+    let arguments = || fs::read(format!("/proc/{}/cmdline", house.supervisor())).unwrap();
+    let arguments_before = arguments();
+    let look = |pids: (i32, i32)| {
+        let (worker, standby) = pids;
+        [open_files(house.supervisor()), open_files(worker), open_files(standby)]
+    };
+    // As it is after one of each: an upgraded supervisor need not be a copy of the first one.
+    house.kill_worker();
+    house.ok(&["upgrade"]);
+    let before = look(house.prepared());
+    for round in 0..20 {
+        let (worker, _) = house.prepared();
+        signal(worker, libc::SIGKILL);
+        until("another worker", || (house.status()["worker_pid"] != worker).then_some(()));
+        if round % 4 == 0 {
+            // One that is not ready to take over yet.
+            let standby = house.status()["standby"]["pid"].as_i64();
+            standby.into_iter().for_each(|pid| signal(pid as i32, libc::SIGKILL));
+        }
+    }
+    for _ in 0..20 {
+        house.ok(&["upgrade"]);
+    }
+    // The connection of a command that has ended may be open for another moment.
+    let mut after = None;
+    until(&format!("files as before ({before:#?}"), || {
+        let pids = house.prepared();
+        after = Some(look(pids));
+        (after.as_ref() == Some(&before)).then_some(())
+    });
+    let (worker, standby) = house.prepared();
+    let mut expected = vec![worker, standby];
+    let mut found = children(house.supervisor());
+    (expected.sort_unstable(), found.sort_unstable());
+    assert_eq!(found, expected, "children of the supervisor");
+    assert_eq!(arguments(), arguments_before);
+    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", house.supervisor())).unwrap().trim(), "plyfs");
+    for pid in [worker, standby] {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(!environment.contains("PLYFS_RESUME=") && !environment.contains("LISTEN_"), "{environment}");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        assert_eq!(blocked.trim(), "0000000000000000", "signals that {pid} blocks");
+    }
+}
+
+#[test]
+fn the_first_process_of_a_container_buries_what_it_inherits() {
+    if tool("unshare").is_none() {
+        return;
+    }
+    let mut house = House::unstarted("/var/tmp");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    house.start_under(unshare);
+    let supervisor = children(house.supervisor())[0];
+    for _ in 0..5 {
+        let starts = house.status()["worker_starts"].clone();
+        // Workers have openers, which outlive them for a moment.
+        let worker = children(supervisor).into_iter().find(|pid| state(*pid) != Some('Z')).unwrap();
+        signal(worker, libc::SIGKILL);
+        until("another worker", || (house.status()["worker_starts"] != starts).then_some(()));
+        house.prepared();
+    }
+    until("an end of all zombies", || {
+        let zombies = children(supervisor).into_iter().filter(|pid| state(*pid) == Some('Z')).count();
+        (zombies == 0).then_some(())
+    });
+    house.stop();
+}
+
+#[test]
+fn workers_that_keep_dying_are_put_off_and_it_is_said_why() {
+    let house = House::on_disk();
+    let client = Client::new(&house.create("a", false, 4 << 20), 4 << 20, 1);
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        for pid in children(house.supervisor()) {
+            signal(pid, libc::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    let status = house.status();
+    assert!(status["back_off_ms"].as_u64().unwrap() > 0, "{status}");
+    let ends = status["worker_ends"].as_array().unwrap();
+    assert!(
+        ends.len() > 5 && ends.iter().all(|end| end["why"].as_str().unwrap().contains("SIGKILL")),
+        "{status}"
+    );
+    assert!(house.log().contains("workers keep ending soon"));
+    // One that lives for a while ends it.
+    let (worker, _) = house.prepared();
+    until("a worker that served for a while", || {
+        let ended = house.status()["worker_ends"].as_array().unwrap().last().unwrap().clone();
+        let at = humantime::parse_rfc3339(ended["at"].as_str().unwrap()).unwrap();
+        (at.elapsed().unwrap() > Duration::from_millis(500)).then_some(())
+    });
+    signal(worker, libc::SIGKILL);
+    until("another worker", || (house.status()["worker_pid"] != worker).then_some(()));
+    assert_eq!(house.status()["back_off_ms"], 0);
+    assert!(client.is_fine());
+    client.stop();
+}
+
+/// Leaves a worker that does not do what it was told: it takes over and is stopped.
+fn nobody_serves(house: &House) -> i32 {
+    let (worker, standby) = house.prepared();
+    signal(standby, libc::SIGSTOP);
+    signal(worker, libc::SIGKILL);
+    standby
+}
+
+#[test]
+fn while_nobody_serves_the_status_says_so() {
+    let house = House::on_disk();
+    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
+    let stopped = nobody_serves(&house);
+    // Sent in the first second it waits until somebody can answer, be it the supervisor.
+    let why = house.fails(&["status"]);
+    assert!(why.contains("no worker has served") && why.contains(&stopped.to_string()), "{why}");
+    assert!(why.contains("SIGKILL"), "{why}");
+    signal(stopped, libc::SIGCONT);
+    assert_eq!(house.status()["worker_pid"], stopped);
+    client.stop();
+}
+
+#[test]
+fn a_stop_while_nobody_serves_closes_the_store() {
+    let mut house = House::on_disk();
+    let path = house.create("a", false, 1 << 20);
+    open(&path).write_all_at(b"not flushed", 8192).unwrap();
+    nobody_serves(&house);
+    // Only the live map has the bytes, and it goes with a clean end.
+    house.stop();
+    assert_eq!(house.live_dir(), None);
+    house.start();
+    same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
+}
+
+#[test]
+fn a_worker_that_dies_while_the_store_is_closed_is_replaced() {
+    for files_are_open in [false, true] {
+        let mut house = House::on_disk();
+        let path = house.create("a", false, 1 << 20);
+        let file = open(&path);
+        file.write_all_at(b"not flushed", 8192).unwrap();
+        let file = files_are_open.then_some(file);
+        let (worker, _) = house.prepared();
+        signal(worker, libc::SIGSTOP);
+        signal(house.supervisor(), libc::SIGTERM);
+        until("an end of the mount", || (!is_mounted(&house.mount())).then_some(()));
+        signal(worker, libc::SIGKILL);
+        house.ended();
+        drop(file);
+        assert_eq!(house.live_dir(), None);
+        house.start();
+        same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
+    }
+}
+
+#[test]
+fn a_mount_that_somebody_detached_ends_cleanly() {
+    let mut house = House::on_disk();
+    let path = house.create("a", false, 1 << 20);
+    let file = open(&path);
+    file.write_all_at(b"not flushed", 8192).unwrap();
+    run(Command::new("umount").arg("-l").arg(house.mount()));
+    house.stop();
+    drop(file);
+    assert_eq!(house.live_dir(), None);
+    house.start();
+    same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
+}
+
+#[test]
+fn a_store_that_becomes_readable_again_needs_no_restart() {
+    let house = House::on_disk();
+    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
+    let (worker, standby) = house.prepared();
+    let superblock = house.store().join("superblock");
+    let good = fs::read(&superblock).unwrap();
+    let mut bad = good.clone();
+    bad[20] ^= 1;
+    fs::write(&superblock, &bad).unwrap();
+    signal(standby, libc::SIGKILL);
+    signal(worker, libc::SIGKILL);
+    let why = until("a reason", || {
+        let output = house.cli(&["status"]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        (text.contains("superblock") && text.contains("tried in")).then_some(text)
+    });
+    assert!(why.contains("no worker has served"), "{why}");
+    assert!(client.is_fine());
+    fs::write(&superblock, &good).unwrap();
+    let status: Value = house.status();
+    assert!(status["worker_ends"].to_string().contains("superblock"), "{status}");
+    client.stop();
+}
