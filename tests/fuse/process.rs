@@ -253,6 +253,23 @@ fn while_nobody_serves_the_status_says_so() {
 }
 
 #[test]
+fn a_worker_that_does_not_take_over_is_replaced() {
+    let house = House::on_disk();
+    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
+    let stuck = nobody_serves(&house);
+    // Nobody lets it go on: the supervisor has to notice by itself.
+    let status = until("another worker", || {
+        let output = house.cli(&["--json", "status"]);
+        output.status.success().then(|| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap())
+    });
+    assert_ne!(status["worker_pid"], stuck);
+    let why = status["worker_ends"].as_array().unwrap().last().unwrap()["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("did not take over"), "{why}");
+    assert!(client.is_fine());
+    client.stop();
+}
+
+#[test]
 fn a_stop_while_nobody_serves_closes_the_store() {
     let mut house = House::on_disk();
     let path = house.create("a", false, 1 << 20);
