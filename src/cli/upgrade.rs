@@ -53,7 +53,8 @@ impl Upgrade {
             };
             if upgrade["number"].as_u64().is_some_and(|at| at >= number) {
                 // Two that were begun in one moment are one: the first one's.
-                if wanted.is_some_and(|wanted| *wanted != upgrade["program"] && upgrade["state"] != "running") {
+                if wanted.is_some_and(|wanted| *wanted != upgrade["program"] && upgrade["state"] != "running")
+                {
                     let other = upgrade["program"].as_str().unwrap_or("another program");
                     let message = format!("cannot upgrade: an upgrade to {other} came first; try again");
                     return Err(CliError::Refused { kind: "in_use".into(), message: printable(&message) });
@@ -87,7 +88,8 @@ impl Upgrade {
 
 /// Has an upgrade begin; its number. A worker may die before it has passed the wish on, or before it has said so.
 fn begin(client: &Client, body: Option<&Value>) -> Result<u64, CliError> {
-    let number = |status: Result<Value, CliError>| status.map(|s| s["upgrade"]["number"].as_u64().unwrap_or(0));
+    let number =
+        |status: Result<Value, CliError>| status.map(|s| s["upgrade"]["number"].as_u64().unwrap_or(0));
     let before = number(client.get_now("/v1/status", "cannot get the status"));
     loop {
         match (client.post("/v1/upgrade", body, "cannot upgrade"), &before) {

@@ -111,7 +111,9 @@ fn rehearse(program: &Path, state: &File, arguments: &[OsString]) -> io::Result<
     loop {
         match child.try_wait()? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(io::Error::other(format!("it cannot go on as the supervisor: {status}"))),
+            Some(status) => {
+                return Err(io::Error::other(format!("it cannot go on as the supervisor: {status}")));
+            }
             None if begun.elapsed() > REHEARSAL => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -322,7 +322,10 @@ impl Supervisor {
             self.closing_at = None;
             if let Some(worker) = &mut self.active {
                 worker.failure = None;
-                tracing::error!(pid = worker.pid, "a worker that is to close the store does not even take over");
+                tracing::error!(
+                    pid = worker.pid,
+                    "a worker that is to close the store does not even take over"
+                );
                 let _ = sys::kill(worker.pid, libc::SIGKILL);
             }
         }
@@ -366,7 +369,10 @@ impl Supervisor {
     fn standby_failed(&mut self, why: &str) {
         // Said once in a row; the status has the last reason.
         if self.standby_failures == 0 {
-            tracing::error!(why, "the standby worker ended; until another is prepared a takeover takes longer");
+            tracing::error!(
+                why,
+                "the standby worker ended; until another is prepared a takeover takes longer"
+            );
         }
         self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
         self.standby_failures += 1;
@@ -519,7 +525,10 @@ impl Supervisor {
             self.outcome = Some(self.ended(worker, status));
             return Ok(());
         }
-        tracing::error!(why = worker.why(status), "the worker ended while it closed the store; another one goes on");
+        tracing::error!(
+            why = worker.why(status),
+            "the worker ended while it closed the store; another one goes on"
+        );
         self.activate()?;
         if self.active.is_none() {
             self.outcome = Some(self.ended(worker, status));

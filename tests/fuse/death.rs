@@ -40,7 +40,11 @@ fn all_that_was_acknowledged_survives_the_death_of_both() {
                 }
             }
         }
-        if round % 2 == 0 { house.kill_supervisor() } else { house.kill_everything() }
+        if round % 2 == 0 {
+            house.kill_supervisor()
+        } else {
+            house.kill_everything()
+        }
         house.start();
         for (path, model) in paths.iter().zip(&models) {
             same(&read_at(&open(path), 0, SIZE as usize), model, "after the death");

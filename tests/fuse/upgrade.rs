@@ -67,11 +67,13 @@ fn an_upgrade_under_load_goes_unnoticed() {
     let supervisor = house.supervisor();
     let size = 8 << 20;
     let paths: Vec<PathBuf> = (0..4).map(|n| house.create(&format!("d{n}"), false, size)).collect();
-    let clients: Vec<Client> = paths.iter().zip(1..).map(|(path, seed)| Client::new(path, size, seed)).collect();
+    let clients: Vec<Client> =
+        paths.iter().zip(1..).map(|(path, seed)| Client::new(path, size, seed)).collect();
     let locked = house.create("locked", false, 1 << 20);
     let (holder, other) = (open(&locked), open(&locked));
     // SAFETY: no memory is involved.
-    let flock = |file: &fs::File| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 };
+    let flock =
+        |file: &fs::File| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 };
     assert!(flock(&holder) && lock(&holder, libc::F_OFD_SETLK));
     holder.write_all_at(b"held", 0).unwrap();
     let still_locked = || {
@@ -153,7 +155,10 @@ fn a_program_that_is_none_changes_nothing() {
         (r#"say '"ready"'; say '"drained"'; exit 4"#, "exit status: 4"),
         (r#"say '{"failed":"no luck\ntoday"}'; exit 1"#, "no luck today"),
         // It closes its channel and lives on.
-        ("for n in /proc/$$/fd/*; do n=${n##*/}; ((n > 2)) && eval \"exec $n>&-\"; done; exec sleep 600", "SIGKILL"),
+        (
+            "for n in /proc/$$/fd/*; do n=${n##*/}; ((n > 2)) && eval \"exec $n>&-\"; done; exec sleep 600",
+            "SIGKILL",
+        ),
     ];
     for (text, why) in scripts {
         script(&house, "worker", text);
@@ -243,7 +248,7 @@ fn an_end_that_is_wanted_while_versions_change_is_not_forgotten() {
     until("a prepared version", || house.log().contains("makes room").then_some(()));
     signal(house.supervisor(), libc::SIGTERM);
     house.ended();
-    assert_eq!(house.live_dir(), None);
+    assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
     house.start();
     same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
 }
