@@ -229,8 +229,10 @@ impl PlyFs {
         }
     }
 
+    /// NOFLUSH: the kernel would wait for the writes of others before it asks for a flush at close(2), which promises
+    /// nothing. A process that only inherited a file, and closes it at exec, must not hang while no worker serves.
     fn open_flags() -> FopenFlags {
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH
     }
 
     fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {

@@ -144,6 +144,12 @@ impl House {
         entries.find_map(|e| is_ours(e.file_name().to_str()?).then(|| e.path()))
     }
 
+    /// What says that the store was not stopped cleanly.
+    pub fn live_maps(&self) -> Vec<PathBuf> {
+        let dir = self.live_dir().and_then(|dir| fs::read_dir(dir).ok());
+        dir.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    }
+
     pub fn cli(&self, args: &[&str]) -> Output {
         self.command().args(args).output().unwrap()
     }
