@@ -162,7 +162,8 @@ fn nothing_grows_with_kills_and_upgrades() {
     let (worker, standby) = house.prepared();
     let mut expected = vec![worker, standby];
     let mut found = children(house.supervisor());
-    (expected.sort_unstable(), found.sort_unstable());
+    expected.sort_unstable();
+    found.sort_unstable();
     assert_eq!(found, expected, "children of the supervisor");
     assert_eq!(arguments(), arguments_before);
     assert_eq!(fs::read_to_string(format!("/proc/{}/comm", house.supervisor())).unwrap().trim(), "plyfs");
