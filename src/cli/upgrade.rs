@@ -40,7 +40,7 @@ impl Upgrade {
             None => None,
         };
         let start = Instant::now();
-        let number = begin(&client, body.as_ref())?;
+        let number = self.begin(&client, body.as_ref(), start)?;
         let wanted = body.as_ref().map(|body| &body["program"]);
         loop {
             let upgrade = match client.get("/v1/status", "cannot get the status") {
@@ -86,20 +86,38 @@ impl Upgrade {
     }
 }
 
-/// Has an upgrade begin; its number. A worker may die before it has passed the wish on, or before it has said so.
-fn begin(client: &Client, body: Option<&Value>) -> Result<u64, CliError> {
-    let number =
-        |status: Result<Value, CliError>| status.map(|s| s["upgrade"]["number"].as_u64().unwrap_or(0));
-    let before = number(client.get_now("/v1/status", "cannot get the status"));
-    loop {
-        match (client.post("/v1/upgrade", body, "cannot upgrade"), &before) {
-            (Err(CliError::Transport { .. }), Ok(before)) => {
-                let now = number(client.get("/v1/status", "cannot get the status"))?;
-                if now > *before {
-                    return Ok(now);
-                }
+impl Upgrade {
+    /// Has an upgrade begin; its number. A worker that dies before it answers may have passed the word on.
+    fn begin(&self, client: &Client, body: Option<&Value>, start: Instant) -> Result<u64, CliError> {
+        let number = || -> Result<u64, CliError> {
+            let status = client.get_now("/v1/status", "cannot get the status")?;
+            Ok(status["upgrade"]["number"].as_u64().unwrap_or(0))
+        };
+        // A daemon without a worker can be told as well, but not asked.
+        let before = match number() {
+            Err(error) if error.is("unavailable") => None,
+            other => Some(other?),
+        };
+        let mut lost = false;
+        loop {
+            let error = match client.post("/v1/upgrade", body, "cannot upgrade") {
+                Ok(answer) => return Ok(answer["number"].as_u64().unwrap_or(0)),
+                Err(error) => error,
+            };
+            let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
+            if !(passes || lost && error.is("in_use")) {
+                return Err(error);
             }
-            (done, _) => return Ok(done?["number"].as_u64().unwrap_or(u64::MAX)),
+            lost |= passes;
+            if let (Some(before), Ok(now)) = (before, number())
+                && now > before
+            {
+                return Ok(before + 1);
+            }
+            if start.elapsed() >= self.timeout {
+                return Err(error);
+            }
+            std::thread::sleep(INTERVAL);
         }
     }
 }

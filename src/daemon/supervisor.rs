@@ -31,6 +31,10 @@ const STANDBY_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// How long a worker may take to serve when there is nothing left for it but to close the store.
 const CLOSING_TAKE_OVER: Duration = Duration::from_secs(20);
+/// A worker that has not taken over after so long is ended, and another one tried. It doubles each time up to the
+/// longest: what it waits for may be a slow disk.
+const FIRST_TAKE_OVER: Duration = Duration::from_secs(10);
+const LONGEST_TAKE_OVER: Duration = Duration::from_secs(600);
 /// So many workers may die while the store is being closed before it is left to the next start.
 const CLOSINGS: u32 = 3;
 /// After so long without a worker, clients of the control socket are told why.
@@ -175,6 +179,9 @@ pub(super) struct Supervisor {
     closings: u32,
     /// When a worker that takes over only to close the store has taken too long.
     closing_at: Option<Instant>,
+    /// When the worker that takes over has taken too long, and how many have.
+    late_at: Option<Instant>,
+    late: u32,
     short_lives: u32,
     standby_failures: u32,
     activate_at: Option<Instant>,
@@ -227,6 +234,8 @@ impl Supervisor {
             stop_wanted: false,
             closings: 0,
             closing_at: None,
+            late_at: None,
+            late: 0,
             short_lives: 0,
             standby_failures: 0,
             activate_at: None,
@@ -290,6 +299,7 @@ impl Supervisor {
             watched.push((Who::Client, self.listener.as_fd()));
         }
         let deadlines = [
+            self.late_at,
             self.activate_at,
             self.standby_at,
             self.closing_at,
@@ -326,6 +336,16 @@ impl Supervisor {
                     pid = worker.pid,
                     "a worker that is to close the store does not even take over"
                 );
+                let _ = sys::kill(worker.pid, libc::SIGKILL);
+            }
+        }
+        if self.late_at.is_some_and(|at| at <= now) {
+            self.late_at = None;
+            self.late += 1;
+            if let Some(worker) = &mut self.active {
+                let why = format!("it did not take over within {} s", worker.since.elapsed().as_secs());
+                tracing::error!(pid = worker.pid, why, "another worker is tried");
+                worker.failure = Some(why);
                 let _ = sys::kill(worker.pid, libc::SIGKILL);
             }
         }
@@ -415,7 +435,12 @@ impl Supervisor {
         worker.tell(&message);
         self.down_since.get_or_insert_with(Instant::now);
         match self.stopping {
-            Stopping::No => {}
+            // An upgrade has a deadline of its own, and a first start on a cold disk takes what it takes.
+            Stopping::No if self.upgrading.is_some() || !self.announced => {}
+            Stopping::No => {
+                let patience = FIRST_TAKE_OVER.saturating_mul(1 << self.late.min(10)).min(LONGEST_TAKE_OVER);
+                self.late_at = Some(Instant::now() + patience);
+            }
             // It notices by itself that there is nothing to serve.
             Stopping::Unmounted => self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER),
             Stopping::Detached => {
@@ -453,6 +478,7 @@ impl Supervisor {
         worker.phase = Phase::Serving;
         // To close the store may take as long as it takes.
         self.closing_at = None;
+        (self.late_at, self.late) = (None, 0);
         let (pid, took) = (worker.pid, worker.since.elapsed());
         self.down_since = None;
         self.fresh_mount = false;
@@ -478,6 +504,7 @@ impl Supervisor {
     }
 
     fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
+        self.late_at = None;
         let Some(worker) = self.active.take() else { return Ok(()) };
         let why = worker.why(status);
         let served = worker.since.elapsed();
@@ -645,6 +672,8 @@ impl Supervisor {
                 Stopping::Detached
             }
         };
+        // From here on there is another bound for it.
+        self.late_at = None;
         let Some(worker) = &self.active else {
             let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
             self.outcome = Some(Err(ServeError::Worker {

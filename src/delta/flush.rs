@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
+use super::gate::FlushGate;
 use super::guard::scopeguard;
 use super::map::{Captured, LiveMap, Take};
 use super::ranges::RangeLock;
@@ -23,6 +24,9 @@ const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 const REWRITE: u64 = 256 << 10;
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
+/// Bits of [`LiveHeader::Syncing`].
+const SYNCING_DATA: u64 = 1;
+const SYNCING_MAP: u64 = 2;
 /// Blocks that are read and written again at once.
 const REDO_BLOCKS: usize = 64;
 
@@ -62,29 +66,19 @@ pub(super) struct Commit {
     unproven: bool,
     /// Size and overlap as the file has them.
     extent: (u64, u64),
+    /// The disk was removed: no file of it is made any more.
+    retired: bool,
 }
 
 impl Commit {
     pub(super) fn allocated(&self) -> u64 {
         self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
     }
-}
 
-/// Lets concurrent flushes join: one that comes while another runs is served by the next.
-#[derive(Default)]
-pub(super) struct FlushGate {
-    state: Mutex<Gate>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Gate {
-    running: bool,
-    /// Flushes begun.
-    begun: u64,
-    /// Flushes ended, and how the ones that somebody may still wait for ended.
-    ended: u64,
-    failed: Vec<(u64, i32)>,
+    fn refuse_retired(&self) -> Result<(), DeltaError> {
+        let removed = || io::Error::new(io::ErrorKind::NotFound, "the disk was removed");
+        if self.retired { Err(DeltaError::io("flush")(removed())) } else { Ok(()) }
+    }
 }
 
 /// Words that a flush has taken: durable, or given back, however the flush ends.
@@ -162,6 +156,7 @@ impl Delta {
             data: RwLock::new(data),
             ranges: RangeLock::default(),
             commit: Mutex::new(commit),
+            map_bytes: AtomicU64::new(0),
             gate: FlushGate::default(),
             lost: AtomicU64::new(0),
             redone: AtomicU64::new(0),
@@ -172,15 +167,21 @@ impl Delta {
         };
         if taken_over {
             delta.commit.lock().unproven = true;
-            if delta.error_epoch() != 0 {
+            // A sync failed under an earlier worker, or it was killed in the middle of one: that may have failed too,
+            // and the kernel reports a failure once, to whoever asked.
+            let syncing = delta.word(LiveHeader::Syncing);
+            let failed = delta.error_epoch() != 0;
+            if failed || syncing & SYNCING_DATA != 0 {
                 delta.lost.store(1, Ordering::Release);
-                // A sync failed under an earlier worker: what the map file has in memory may not be on the medium.
+            }
+            if failed || syncing & SYNCING_MAP != 0 {
+                // What the map file has in memory may not be on the medium.
                 delta.commit.lock().rewrite = true;
             }
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
                 delta.redo_lost(Whole::Held)?;
-                delta.shrink(pending - 1)?;
+                delta.complete_shrink(pending - 1)?;
             }
         } else {
             delta.footing.live.publish(delta.spec.disk).map_err(fail("making the live map"))?;
@@ -232,43 +233,18 @@ impl Delta {
 
     /// As [`Delta::flush`], for somebody who has the whole range and has called [`Delta::redo_lost`].
     pub(super) fn flush_joined(&self) -> Result<(), DeltaError> {
-        let mut gate = self.gate.state.lock();
-        let mine = gate.begun + 1;
-        while gate.running && gate.ended < mine {
-            self.gate.changed.wait(&mut gate);
-        }
-        if gate.ended >= mine {
-            return match gate.failed.iter().find(|(n, _)| *n == mine) {
-                Some((_, errno)) => {
-                    Err(DeltaError::io("flush of a concurrent caller")(io::Error::from_raw_os_error(*errno)))
-                }
-                None => Ok(()),
-            };
-        }
-        gate.running = true;
-        gate.begun = mine;
-        drop(gate);
-        // Those who joined are told so when this unwinds.
-        let failed = Cell::new(Some(libc::EIO));
-        let _lead = scopeguard(|| {
-            let mut gate = self.gate.state.lock();
-            gate.running = false;
-            gate.ended = mine;
-            gate.failed.retain(|(n, _)| *n + 2 > mine);
-            gate.failed.extend(failed.get().map(|errno| (mine, errno)));
-            drop(gate);
-            self.gate.changed.notify_all();
-        });
-        let result = self.flush_alone();
-        failed.set(result.as_ref().err().map(|error| match error {
+        let errno = |error: &DeltaError| match error {
             DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             _ => libc::EIO,
-        }));
-        result
+        };
+        let of_another =
+            |errno| DeltaError::io("flush of a concurrent caller")(io::Error::from_raw_os_error(errno));
+        self.gate.join(|| self.flush_alone(), errno, of_another)
     }
 
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
+        commit.refuse_retired()?;
         self.refuse_lost()?;
         let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first).max(commit.patience);
         let full = commit.rewrite || large;
@@ -333,6 +309,7 @@ impl Delta {
 
     /// Journals a size at once; the caller has the whole range.
     pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
+        commit.refuse_retired()?;
         self.refuse_lost()?;
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
@@ -365,9 +342,21 @@ impl Delta {
                 self.lost.fetch_add(1, Ordering::AcqRel);
             }
         });
+        self.sync_begins(SYNCING_DATA);
         data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+        self.sync_ended(SYNCING_DATA);
         synced.set(true);
         Ok(())
+    }
+
+    /// Notes for the next worker that this one may die without having heard how a sync ended.
+    fn sync_begins(&self, what: u64) {
+        self.map.live().header(LiveHeader::Syncing).fetch_or(what, Ordering::AcqRel);
+    }
+
+    /// It succeeded, or another file has what it was for.
+    fn sync_ended(&self, what: u64) {
+        self.map.live().header(LiveHeader::Syncing).fetch_and(!what, Ordering::AcqRel);
     }
 
     /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
@@ -435,7 +424,9 @@ impl Delta {
         // Until it succeeds, nobody knows what of the file is durable: a new one is written next time.
         commit.rewrite = true;
         if !sabotaged(Sabotage::JournalNotSynced) {
+            self.sync_begins(SYNCING_MAP);
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
+            self.sync_ended(SYNCING_MAP);
         }
         (commit.rewrite, commit.unproven) = (false, false);
         Ok(())
@@ -475,9 +466,10 @@ impl Delta {
             }
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
         }
-        if commit.root.generation != 0 {
-            // A left-over is harmless; `plyfs check` names it.
-            let _ = medium.remove(&map_name(disk, commit.root.generation));
+        self.sync_ended(SYNCING_MAP);
+        // With those of rewrites that failed in between. A left-over is harmless; `plyfs check` names it.
+        for before in commit.root.generation.max(1)..header.generation {
+            let _ = medium.remove(&map_name(disk, before));
         }
         let len = bytes.len() as u64;
         *commit = Commit {
@@ -493,8 +485,14 @@ impl Delta {
             rewrite: false,
             unproven: false,
             extent: (record.size, record.overlap),
+            retired: false,
         };
         Ok(())
+    }
+
+    /// Its files are about to be removed: waits for a flush that runs, and has all later ones fail.
+    pub fn retire(&self) {
+        self.commit.lock().retired = true;
     }
 
     /// Flushes, and notes how long the map file is, so that damage is noticed when it is opened again. The live map
@@ -648,6 +646,7 @@ fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>
         rewrite: journal.torn,
         unproven: false,
         extent,
+        retired: false,
     };
     Ok((Some(journal), commit))
 }

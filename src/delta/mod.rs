@@ -6,12 +6,14 @@
 
 mod error;
 mod flush;
+mod gate;
 mod guard;
 mod map;
 mod ranges;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +22,8 @@ use parking_lot::{Mutex, RwLock};
 
 pub use error::DeltaError;
 pub use flush::RootStore;
-use flush::{Commit, FlushGate, Whole};
+use flush::{Commit, Whole};
+use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
@@ -106,6 +109,8 @@ pub struct Delta {
     data: RwLock<Option<Arc<dyn MediumFile>>>,
     ranges: RangeLock,
     commit: Mutex<Commit>,
+    /// What the map file took when somebody looked.
+    map_bytes: AtomicU64,
     gate: FlushGate,
     unsynced: AtomicBool,
     /// How many syncs of the data file failed, and up to which of them the lost bytes were written again.
@@ -186,10 +191,14 @@ impl Delta {
         self.set_modified_ns(sys::now_ns());
     }
 
-    /// Bytes that the delta takes in the store.
+    /// Bytes that the delta takes in the store; while a flush runs, its map file counts as it was last seen.
     pub fn allocated(&self) -> io::Result<u64> {
         let data = self.data.read().clone();
-        let map = self.commit.lock().allocated();
+        // Whoever only looks does not wait for a sync.
+        if let Some(commit) = self.commit.try_lock() {
+            self.map_bytes.store(commit.allocated(), Ordering::Relaxed);
+        }
+        let map = self.map_bytes.load(Ordering::Relaxed);
         Ok(data.map_or(Ok(0), |d| d.allocated())? + map)
     }
 
@@ -439,7 +448,15 @@ impl Delta {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             if durability == Durability::Now {
-                self.flush_joined().inspect_err(|_| self.set_word(LiveHeader::Size, old))?;
+                // Also when the medium panics.
+                let durable = Cell::new(false);
+                let _undo = scopeguard(|| {
+                    if !durable.get() {
+                        self.set_word(LiveHeader::Size, old);
+                    }
+                });
+                self.flush_joined()?;
+                durable.set(true);
             }
         } else if size < old {
             self.shrink(size)?;
@@ -453,12 +470,23 @@ impl Delta {
 
     /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
-        // Held to the end: a flush in between would journal the old size and words above the cut again.
-        let mut commit = self.commit.lock();
-        let overlap = self.overlap().min(size);
         self.set_word(LiveHeader::PendingShrink, size + 1);
         // Also when the medium panics: a note that stays would cut what is written later.
         let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
+        self.cut(size)
+    }
+
+    /// Completes a cut that an earlier worker began. The note stays until that is done: the live map may have a part.
+    fn complete_shrink(&self, size: u64) -> Result<(), DeltaError> {
+        self.cut(size)?;
+        self.set_word(LiveHeader::PendingShrink, 0);
+        Ok(())
+    }
+
+    fn cut(&self, size: u64) -> Result<(), DeltaError> {
+        // Held to the end: a flush in between would journal the old size and words above the cut again.
+        let mut commit = self.commit.lock();
+        let overlap = self.overlap().min(size);
         if !sabotaged(Sabotage::ShrinkNotJournaled) {
             self.commit_size(&mut commit, size, overlap)?;
         }

@@ -1,5 +1,7 @@
 //! Tests of the delta on a medium that fails, panics, and has something else run in the middle of a call.
 
+mod interrupted;
+
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -35,6 +37,9 @@ impl Rig {
         Self { medium, live: Arc::default(), roots: Arc::default(), overlap: 0 }
     }
     fn open(&self) -> Arc<Delta> {
+        self.try_open().unwrap()
+    }
+    fn try_open(&self) -> Result<Arc<Delta>, DeltaError> {
         let overlap = self.overlap;
         let spec = DeltaSpec { disk: 1, size: 65_536, overlap, modified_ns: 0, root: *self.roots.0.lock() };
         let footing = Footing {
@@ -42,7 +47,7 @@ impl Rig {
             live: self.live.clone(),
             roots: self.roots.clone(),
         };
-        Arc::new(Delta::open(spec, footing).unwrap())
+        Delta::open(spec, footing).map(Arc::new)
     }
     /// The delta after a power cut now.
     fn cut(&self, keep: Keep) -> (Self, Arc<Delta>) {

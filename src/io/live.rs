@@ -50,6 +50,8 @@ pub enum LiveHeader {
     Boot = 9,
     /// The error epoch when the disk was last opened.
     OpenedEpoch = 10,
+    /// Which files are being synced: a worker that dies meanwhile has not heard whether that failed.
+    Syncing = 11,
 }
 
 /// One disk's live map.

@@ -3,8 +3,8 @@
 //! What must hold: a name change, a creation and a removal are durable when they return, each by one rename of one
 //! record; of two records with one name the one with the higher `name_seq` has it; numbers are never used twice.
 //!
-//! Locks, in order: `change` (held through local syncs), a disk's `attach`, a record, `names` (never held through
-//! a system call).
+//! Locks, in order: `change` (held through local syncs), a disk's `attach` and `opening`, the replacement of a record,
+//! `names` and the record in memory (never held through a system call).
 
 mod base;
 mod error;
@@ -676,6 +676,7 @@ impl Store {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
         let object = format!("removed disk {}", node.name());
         self.names.write().disks.remove(&id);
+        node.retire();
         let purge = || {
             if sabotaged(Sabotage::RecordPurgedFirst) {
                 self.medium.remove(&format!("disks/{id}.disk"))?;

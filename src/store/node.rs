@@ -21,6 +21,8 @@ pub struct DiskNode {
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     attach: Mutex<()>,
+    /// Held while its files are opened, not while its base's is, for which nobody who removes a disk is to wait.
+    opening: Mutex<()>,
     disk: OnceLock<Disk>,
     unlinked: AtomicBool,
 }
@@ -51,16 +53,28 @@ pub struct Attributes {
 /// Writes the record of one disk, for whoever changes a part of it.
 struct RecordKeeper {
     medium: Arc<dyn Medium>,
+    /// As it is durable; never locked through a system call, so that nobody who asks waits for a sync.
     record: Mutex<DiskRecord>,
+    /// Held while the record is replaced.
+    replacing: Mutex<()>,
+    /// The disk's files are being removed, or are gone; set with `replacing` held.
+    retired: AtomicBool,
+}
+
+fn removed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the disk was removed")
 }
 
 impl RecordKeeper {
     fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
-        let mut record = self.record.lock();
-        let mut next = record.clone();
+        let _replacing = self.replacing.lock();
+        if self.retired.load(Ordering::Acquire) {
+            return Err(removed());
+        }
+        let mut next = self.record.lock().clone();
         change(&mut next);
         replace(&*self.medium, "disks", &format!("{}.disk", next.id), &next.encode())?;
-        *record = next;
+        *self.record.lock() = next;
         Ok(())
     }
 }
@@ -85,11 +99,17 @@ impl DiskNode {
             id: record.id,
             base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
-            keeper: Arc::new(RecordKeeper { medium: medium.clone(), record: Mutex::new(record) }),
+            keeper: Arc::new(RecordKeeper {
+                medium: medium.clone(),
+                record: Mutex::new(record),
+                replacing: Mutex::new(()),
+                retired: AtomicBool::new(false),
+            }),
             base,
             medium,
             live,
             attach: Mutex::new(()),
+            opening: Mutex::new(()),
             disk: OnceLock::new(),
         }
     }
@@ -117,6 +137,18 @@ impl DiskNode {
     /// Whether it has lost its name.
     pub fn is_unlinked(&self) -> bool {
         self.unlinked.load(Ordering::Acquire)
+    }
+
+    /// From here on nobody makes a file of it: not who found it by its name before it was removed, either.
+    pub(super) fn retire(&self) {
+        let _opening = self.opening.lock();
+        {
+            let _replacing = self.keeper.replacing.lock();
+            self.keeper.retired.store(true, Ordering::Release);
+        }
+        if let Some(disk) = self.disk.get() {
+            disk.delta().retire();
+        }
     }
 
     pub(super) fn set_unlinked_in_memory(&self) {
@@ -177,6 +209,10 @@ impl DiskNode {
                 });
             }
         };
+        let _opening = self.opening.lock();
+        if self.keeper.retired.load(Ordering::Acquire) {
+            return Err(StoreError::io(object, "attaching it")(removed()));
+        }
         let delta = self.open_delta(&record)?;
         Ok(self.disk.get_or_init(|| Disk::new(delta, base)))
     }

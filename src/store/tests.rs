@@ -3,16 +3,19 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::{NewDisk, Replace, Store, StoreError};
 use crate::cache::BlockCache;
 use crate::delta::Edges;
 use crate::format::record::{DiskRecord, Superblock};
+use crate::io::sim::{Call, Event, SimLive, SimMedium, Stage};
 use crate::io::{LiveDir, sys};
+use crate::source::OpenHere;
 
 struct House {
     tmp: TempDir,
@@ -628,4 +631,55 @@ fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
     for file in &left[5..] {
         assert!(house.path(file).exists(), "{file} is gone");
     }
+}
+
+#[test]
+fn a_removed_disk_that_somebody_still_knows_leaves_nothing_behind() {
+    for attached in [false, true] {
+        let house = House::new();
+        let store = house.open();
+        store.create_disks(&[blank("a")]).unwrap();
+        if attached {
+            write(&store, "a");
+        }
+        // As a request of the control socket that found it before it was removed.
+        let node = store.disk("a").unwrap();
+        store.unlink("a").unwrap();
+        store.purge(node.id()).unwrap();
+        let resized = node.attach().map(|disk| disk.resize(1 << 20));
+        assert!(!matches!(resized, Ok(Ok(()))), "attached: {attached}");
+        assert!(node.update(|record| record.mode = 0o644).is_err());
+        store.close().unwrap();
+        for dir in ["disks", "deltas", "../live"] {
+            assert!(house.files(dir).is_empty(), "{dir} has {:?}, attached: {attached}", house.files(dir));
+        }
+    }
+}
+
+#[test]
+fn stat_of_a_disk_does_not_wait_for_its_flush() {
+    let medium = SimMedium::new(1);
+    let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+    let live: Arc<SimLive> = Arc::default();
+    let store =
+        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere)).unwrap();
+    store.create_disks(&[blank("a")]).unwrap();
+    let node = store.disk("a").unwrap();
+    node.attach().unwrap().delta().write(0, &[1; 4096], &Edges::default()).unwrap();
+    let (asked, answers) = (node.clone(), Arc::new(Mutex::new(Vec::new())));
+    let seen = answers.clone();
+    medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::SyncData && event.stage == Stage::Before {
+            let (node, (tell, hear)) = (asked.clone(), mpsc::channel());
+            std::thread::spawn(move || tell.send((node.attributes().size, node.name())));
+            // Only for a test that fails: it would wait for this call.
+            seen.lock().push((event.name.to_owned(), hear.recv_timeout(Duration::from_secs(10)).ok()));
+        }
+        Ok(())
+    })));
+    node.attach().unwrap().delta().flush().unwrap();
+    medium.set_hook(None);
+    let answers = answers.lock();
+    assert_eq!(answers.len(), 3, "data, map and record are synced: {answers:?}");
+    assert!(answers.iter().all(|(_, answer)| *answer == Some((8192, "a".into()))), "{answers:?}");
 }

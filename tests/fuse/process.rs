@@ -16,7 +16,7 @@ use crate::harness::{House, Random, children, open, read_at, run, same, signal, 
 /// A client that writes, reads back, compares and flushes one disk through one open file until it is told to end.
 pub struct Client {
     end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<(Vec<u8>, u64)>>,
+    thread: Option<JoinHandle<Vec<u8>>>,
 }
 
 impl Client {
@@ -27,7 +27,8 @@ impl Client {
             let file = open(&path);
             let mut model = read_at(&file, 0, size as usize);
             let (mut random, mut rounds) = (Random(seed), 0);
-            while !seen.load(Ordering::Relaxed) {
+            // One round at least, however soon it is told to end.
+            while rounds == 0 || !seen.load(Ordering::Relaxed) {
                 let len = 1 + random.below(64 << 10);
                 let at = random.below(size - len);
                 let bytes = random.bytes(len as usize);
@@ -41,7 +42,7 @@ impl Client {
                 rounds += 1;
             }
             same(&read_at(&file, 0, size as usize), &model, "the whole disk");
-            (model, rounds)
+            model
         });
         Self { end, thread: Some(thread) }
     }
@@ -49,9 +50,7 @@ impl Client {
     /// What the disk has to contain.
     pub fn stop(mut self) -> Vec<u8> {
         self.end.store(true, Ordering::Relaxed);
-        let (model, rounds) = self.thread.take().unwrap().join().unwrap();
-        assert!(rounds > 0);
-        model
+        self.thread.take().unwrap().join().unwrap()
     }
 
     /// A client that has met an error has ended.
@@ -246,6 +245,23 @@ fn while_nobody_serves_the_status_says_so() {
     assert!(why.contains("SIGKILL"), "{why}");
     signal(stopped, libc::SIGCONT);
     assert_eq!(house.status()["worker_pid"], stopped);
+    client.stop();
+}
+
+#[test]
+fn a_worker_that_does_not_take_over_is_replaced() {
+    let house = House::on_disk();
+    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
+    let stuck = nobody_serves(&house);
+    // Nobody lets it go on: the supervisor has to notice by itself.
+    let status = until("another worker", || {
+        let output = house.cli(&["--json", "status"]);
+        output.status.success().then(|| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap())
+    });
+    assert_ne!(status["worker_pid"], stuck);
+    let why = status["worker_ends"].as_array().unwrap().last().unwrap()["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("did not take over"), "{why}");
+    assert!(client.is_fine());
     client.stop();
 }
 

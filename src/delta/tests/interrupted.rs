@@ -1,0 +1,154 @@
+//! What somebody must not miss because he, or the worker, did not run at that moment.
+
+use super::super::gate::Turns;
+use super::*;
+
+#[test]
+fn whoever_waits_for_a_flush_hears_that_it_failed_however_late_he_asks() {
+    let mut turns = Turns::default();
+    let first = turns.arrive();
+    assert_eq!(turns.outcome(first), None);
+    // Two come while the first runs; one of them does not get to run until three more have failed.
+    let (leader, late) = (turns.arrive(), turns.arrive());
+    assert_eq!(leader, late);
+    turns.end(first, None);
+    assert_eq!(turns.outcome(leader), None);
+    turns.end(leader, Some(libc::ENOSPC));
+    for _ in 0..3 {
+        let next = turns.arrive();
+        assert_eq!(turns.outcome(next), None);
+        turns.end(next, Some(libc::EIO));
+    }
+    assert_eq!(turns.outcome(late), Some(Err(libc::ENOSPC)));
+    let last = turns.arrive();
+    assert_eq!(turns.outcome(last), None);
+    turns.end(last, None);
+}
+
+#[test]
+fn map_files_of_flushes_that_failed_are_removed_by_the_one_that_succeeds() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 3, 7);
+    for call in [Call::SyncData, Call::SyncDir, Call::SyncData] {
+        rig.fail(call, if call == Call::SyncDir { "deltas" } else { ".map" }, libc::EIO);
+        delta.flush().unwrap_err();
+    }
+    delta.flush().unwrap();
+    let files = rig.medium.list("deltas").unwrap();
+    let maps: Vec<_> = files.iter().filter(|name| name.ends_with(".map")).collect();
+    assert_eq!(maps.len(), 1, "{maps:?}");
+    let (_after, delta) = rig.cut(NOTHING);
+    assert_eq!(byte(&delta, 3), 7);
+}
+
+#[test]
+fn a_panic_in_a_growth_leaves_the_size_as_it_was() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    rig.once(Call::SyncData, ".map", Stage::Before, || panic!("the medium panics"));
+    let panicked = catch_unwind(AssertUnwindSafe(|| delta.resize(1 << 20, Durability::Now)));
+    assert!(panicked.is_err());
+    rig.medium.set_hook(None);
+    assert_eq!(delta.size(), 65_536);
+    delta.flush().unwrap();
+    let (_after, delta) = rig.cut(NOTHING);
+    assert_eq!(delta.size(), 65_536);
+}
+
+/// A worker that is killed in the middle of a sync that fails: the kernel has reported the failure, to nobody. What
+/// the next worker says is durable has to be.
+fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
+    let rig = Rig::new();
+    let delta = rig.open();
+    if flushed_before {
+        put(&delta, 1, 1);
+        delta.flush().unwrap();
+    }
+    put(&delta, 3, 7);
+    let left: Arc<Mutex<Option<SimLive>>> = Arc::default();
+    let (live, slot) = (rig.live.clone(), left.clone());
+    let hook: Hook = Arc::new(move |event: &Event<'_>| {
+        let here = event.call == Call::SyncData && event.name.ends_with(name);
+        if here && event.stage == Stage::Before && slot.lock().is_none() {
+            *slot.lock() = Some(live.fork()?);
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    });
+    let roots = *rig.roots.0.lock();
+    rig.medium.set_hook(Some(hook));
+    delta.flush().unwrap_err();
+    rig.medium.set_hook(None);
+    let live = Arc::new(left.lock().take().unwrap());
+    let next = Rig { medium: rig.medium.fork(), live, roots: Arc::new(Roots(Mutex::new(roots))), overlap: 0 };
+    let delta = next.open();
+    assert_eq!(byte(&delta, 3), 7);
+    delta.flush().unwrap();
+    for keep in [NOTHING, ALL] {
+        let (_after, delta) = next.cut(keep);
+        assert_eq!(byte(&delta, 3), 7, "{name}, flushed before: {flushed_before}");
+    }
+}
+
+#[test]
+fn a_failed_sync_of_data_that_no_worker_lived_to_hear_of_is_made_up_for() {
+    killed_in_a_failing_sync(".data", false);
+    killed_in_a_failing_sync(".data", true);
+}
+
+#[test]
+fn a_failed_sync_of_the_map_that_no_worker_lived_to_hear_of_is_made_up_for() {
+    killed_in_a_failing_sync(".map", true);
+    killed_in_a_failing_sync(".map", false);
+}
+
+#[test]
+fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
+    const WRITERS: u64 = 8;
+    const ROUNDS: u64 = 200;
+    let lock = Arc::new(RangeLock::default());
+    let (rounds, had_it) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let write = |n: u64| {
+        let (lock, rounds, had_it) = (lock.clone(), rounds.clone(), had_it.clone());
+        std::thread::spawn(move || {
+            while rounds.fetch_add(1, Ordering::AcqRel) < WRITERS * ROUNDS && !had_it.load(Ordering::Acquire)
+            {
+                let _range = lock.lock(n, n + 1);
+                // As long as a write takes: there is always one that has not ended.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        })
+    };
+    let writers: Vec<_> = (0..WRITERS).map(write).collect();
+    while rounds.load(Ordering::Acquire) < 2 * WRITERS {
+        std::thread::yield_now();
+    }
+    let whole = lock.lock(0, u64::MAX);
+    let seen = rounds.load(Ordering::Acquire);
+    had_it.store(true, Ordering::Release);
+    drop(whole);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert!(seen < WRITERS * ROUNDS, "it had to wait until nobody wrote any more");
+}
+
+#[test]
+fn a_cut_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
+    let rig = Rig { overlap: 65_536, ..Rig::new() };
+    let delta = rig.open();
+    put(&delta, 2, 2);
+    put(&delta, 9, 9);
+    delta.flush().unwrap();
+    // As a worker leaves it that dies between the overlap and the size.
+    delta.set_word(LiveHeader::PendingShrink, 4 * BLOCK + 1);
+    delta.set_word(LiveHeader::Overlap, 4 * BLOCK);
+    drop(delta);
+    // The zeros that are written ahead, and the record.
+    rig.fail(Call::Write, ".map", libc::ENOSPC);
+    rig.fail(Call::Write, ".map", libc::ENOSPC);
+    assert!(rig.try_open().is_err());
+    let delta = rig.open();
+    assert_eq!((delta.size(), delta.overlap()), (4 * BLOCK, 4 * BLOCK));
+    delta.resize(65_536, Durability::Now).unwrap();
+    assert_eq!([1, 2, 5, 9].map(|block| byte(&delta, block)), [0xba, 2, 0, 0]);
+}
