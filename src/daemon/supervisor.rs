@@ -634,6 +634,7 @@ impl Supervisor {
     /// Ends the workers that do not serve.
     pub(super) fn end_others(&mut self) {
         self.standby_at = None;
+        self.report.standby = Standby::default();
         let candidate = self.upgrading.take().and_then(|u| u.candidate);
         for worker in self.standby.take().into_iter().chain(candidate) {
             let _ = worker.kill();
@@ -657,7 +658,8 @@ impl Supervisor {
         if self.active.is_none() {
             self.activate()?;
         }
-        self.activate_at = None;
+        // From here on the end has its own deadline.
+        (self.activate_at, self.late_at) = (None, None);
         self.end_others();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         handover::forget(self.since_ns);

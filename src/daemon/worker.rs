@@ -235,8 +235,15 @@ fn serve(
         confinement,
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
-    spawn_ear(Ear { fs, store: store.clone(), channel: channel.clone(), report, drain })
-        .map_err(|e| format!("threads: {e}"))?;
+    spawn_ear(Ear {
+        fs,
+        store: store.clone(),
+        live_dir: live_dir.clone(),
+        channel: channel.clone(),
+        report,
+        drain,
+    })
+    .map_err(|e| format!("threads: {e}"))?;
     if !turn.fresh_mount {
         spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
     }
@@ -252,6 +259,7 @@ fn serve(
 struct Ear {
     fs: PlyFs,
     store: Arc<Store>,
+    live_dir: PathBuf,
     channel: Arc<Channel>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
@@ -278,7 +286,11 @@ impl Ear {
     fn finish(&self) -> ! {
         self.fs.quiesce();
         let code = match self.store.close() {
-            Ok(()) => 0,
+            Ok(()) => {
+                // Empty after a clean close.
+                let _ = std::fs::remove_dir(&self.live_dir);
+                0
+            }
             Err(error) => {
                 let _ = self.channel.send(&FromWorker::Failed(reason(&error.to_string())));
                 1

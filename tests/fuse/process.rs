@@ -23,6 +23,7 @@ impl Client {
     pub fn new(path: &Path, size: u64, seed: u64) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let (seen, path) = (Arc::clone(&end), path.to_path_buf());
+        let (first, begun) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let file = open(&path);
             let mut model = read_at(&file, 0, size as usize);
@@ -40,10 +41,13 @@ impl Client {
                     file.sync_data().unwrap_or_else(|e| panic!("flush: {e}"));
                 }
                 rounds += 1;
+                let _ = first.send(());
             }
             same(&read_at(&file, 0, size as usize), &model, "the whole disk");
             model
         });
+        // What a test does next meets a client at work.
+        let _ = begun.recv();
         Self { end, thread: Some(thread) }
     }
 
