@@ -105,7 +105,7 @@ impl Upgrade {
                 Err(error) => error,
             };
             let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
-            if !(passes || (lost && error.is("in_use"))) {
+            if !(passes || lost && error.is("in_use")) {
                 return Err(error);
             }
             lost |= passes;

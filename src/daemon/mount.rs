@@ -60,8 +60,8 @@ pub fn prepare(config: &Config) -> Result<PathBuf, ServeError> {
         Err(_) => Err(refuse(
             &config.mount,
             format!(
-                "nobody answers there for {} s: a mount is there whose daemon is gone or hangs. When the service manager \
-                 keeps it (systemctl status plyfs), start the service; to give it up: umount -l {}",
+                "nobody answers there for {} s: a mount is there whose daemon is gone or hangs. When the service \
+                 manager keeps it (systemctl status plyfs), start the service; to give it up: umount -l {}",
                 PATIENCE.as_secs(),
                 config.mount.display()
             ),

@@ -674,6 +674,8 @@ impl Supervisor {
                 Stopping::Detached
             }
         };
+        // From here on there is another bound for it.
+        self.late_at = None;
         let Some(worker) = &self.active else {
             let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
             self.outcome = Some(Err(ServeError::Worker {

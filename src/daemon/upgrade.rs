@@ -7,8 +7,8 @@
 //!    it is a takeover like any other. When the candidate dies before it serves, the standby worker of the old version
 //!    takes over.
 //! 3. The supervisor goes on as the new program by exec, with its descriptors, after a child of that program has shown
-//!    that it understands what is handed over. When that is not possible it stays and
-//!    says so; only its own version is old then.
+//!    that it understands what is handed over. When that is not possible it stays and says so; only its own version
+//!    is old then.
 
 use std::fs::File;
 use std::os::fd::AsFd;
