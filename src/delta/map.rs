@@ -144,6 +144,17 @@ impl LiveMap {
         }
     }
 
+    /// Notes a block as written since the last flush, whose state is what it was.
+    pub fn note(&self, block: u64) {
+        let _publish = self.publish.read();
+        let (page_no, word, _) = place(block);
+        if let Some(page) = self.live.page(page_no)
+            && page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0
+        {
+            self.dirty_pages.lock().push(page_no);
+        }
+    }
+
     /// Forgets what is mapped at and above block `first`; not journaled, a record's size says the same.
     pub fn clear_from(&self, first: u64) {
         let _publish = self.publish.read();

@@ -357,19 +357,24 @@ impl Delta {
             return Ok(());
         }
         if let Some(data) = self.data.read().as_ref() {
+            let (last, border) = (size / BLOCK, size.next_multiple_of(BLOCK));
+            let partial = border > size && self.map.state(last) == State::Data;
             let trim = || {
-                let len = data.len()?;
-                if len > size {
+                if data.len()? > size {
                     data.set_len(size)?;
                 }
                 // The block in which the disk ended is in the file as a whole from here on. Otherwise its next
                 // write would extend the file, and a power cut could keep the bytes and lose the length: a torn
-                // block.
-                let end = size.next_multiple_of(BLOCK);
-                if end > size && len > end - BLOCK { data.set_len(end) } else { Ok(()) }
+                // block. Its zeros are written, because those of a cut may be lost with a sync that failed.
+                let zeros = [0; BLOCK as usize];
+                if partial { data.write_reserved(&zeros[..(border - size) as usize], size) } else { Ok(()) }
             };
             trim().map_err(DeltaError::io("cutting the data file"))?;
             self.unsynced.store(true, Ordering::Release);
+            if partial {
+                // When the next sync fails it is written again like the others.
+                self.map.note(last);
+            }
         }
         Ok(())
     }
