@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
-use crate::source::{AlignedBuf, Identity, Source, SourceError, SourceErrorKind};
+use crate::source::{AlignedBuf, Arrival, Identity, Source, SourceError, SourceErrorKind};
 
 /// The most that one request to the source asks for.
 const MAX_FETCH: usize = 1024 * 1024;
@@ -32,6 +32,8 @@ thread_local! {
 pub enum BaseErrorKind {
     /// The source is not what it was; what is cached is still right and is still served.
     Changed,
+    /// It has to be fetched first: to be asked again when [`BaseError::arrival`] says so.
+    NotHere,
     /// The source could not be read.
     Io,
 }
@@ -50,12 +52,16 @@ impl BaseError {
     pub fn kind(&self) -> BaseErrorKind {
         match self.cause.kind() {
             SourceErrorKind::Changed => BaseErrorKind::Changed,
+            SourceErrorKind::NotHere => BaseErrorKind::NotHere,
             SourceErrorKind::NotFound
             | SourceErrorKind::NotAFile
             | SourceErrorKind::Permission
             | SourceErrorKind::Empty
             | SourceErrorKind::OwnMount
             | SourceErrorKind::Outside
+            | SourceErrorKind::Denied
+            | SourceErrorKind::Unreachable
+            | SourceErrorKind::Protocol
             | SourceErrorKind::Io => BaseErrorKind::Io,
         }
     }
@@ -68,6 +74,11 @@ impl BaseError {
     /// Where in the virtual disk the failed request to the source began, bytes.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// When to ask again, of an error that is no failure.
+    pub fn arrival(&self) -> Option<&Arrival> {
+        self.cause.arrival()
     }
 
     /// What the source said.

@@ -6,22 +6,29 @@
 //!   have changed, every read from then on fails with [`SourceErrorKind::Changed`]; bytes of two versions are
 //!   never mixed.
 //! - It never writes.
+//! - It waits for a disk of this host at most. A source whose bytes lie behind a network says
+//!   [`SourceErrorKind::NotHere`] with an [`Arrival`]; whoever asked asks again once that is there.
 
 mod aligned;
+mod arrival;
 pub mod file;
 mod open;
+mod remote;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use aligned::AlignedBuf;
+pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
+pub use remote::{Fetch, Purpose, RemoteSource, Stall};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -58,10 +65,11 @@ impl Identity {
 /// One immutable object that bytes can be read from, by any number of threads at once.
 pub trait Source: Send + Sync {
     /// Fills `buf` with the bytes from `offset` on, any alignment. Returns how many there were, which is less
-    /// than `buf.len()` only at the end of the object. May wait for a disk or a network.
+    /// than `buf.len()` only at the end of the object. May wait for a disk, never for a network.
     ///
     /// # Errors
-    /// `Changed` when the object is not the one that was opened any more (then nothing in `buf` may be used),
+    /// `NotHere` when bytes have to be fetched first: they are under way, and [`SourceError::arrival`] tells when to
+    /// ask again. `Changed` when the object is not the one that was opened any more (then nothing in `buf` may be used),
     /// `Io` when reading failed.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError>;
 
@@ -89,6 +97,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// As [`read_at`](Self::read_at).
     fn check(&self) -> Result<(), SourceError>;
+
+    /// Says that these ranges will be read soon, each of them (start, length) in bytes. Does not wait. A source that
+    /// fetches does so now, in few requests; for others there is nothing to do.
+    fn announce(&self, _ranges: &[(u64, u64)]) {}
+
+    /// Whether a read may wait for more than the disk that the host runs on.
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 /// What kind of failure, for callers that decide by it.
@@ -108,24 +125,40 @@ pub enum SourceErrorKind {
     Outside,
     /// It is not the object any more that was opened.
     Changed,
+    /// It has to be fetched first; see [`SourceError::arrival`].
+    NotHere,
+    /// Its server does not let this host read it: credentials are missing or wrong, or it is not there any more.
+    Denied,
+    /// Its server cannot be reached, or fails, for longer than was allowed.
+    Unreachable,
+    /// Its server answers in a way that cannot be trusted to be the bytes that were asked for.
+    Protocol,
     /// Anything else that the system reported.
     Io,
 }
 
-/// A failure of a source. The message is complete in itself (what failed, on which path, why, what to do), so
+/// A failure of a source. The message is complete in itself (what failed, on which object, why, what to do), so
 /// `std::error::Error::source` adds nothing; the system's error is at [`io_error`](Self::io_error).
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub struct SourceError {
     kind: SourceErrorKind,
-    path: PathBuf,
+    /// A path, or a URL without its query and user info.
+    object: String,
     operation: &'static str,
-    io: Option<io::Error>,
+    io: Option<Arc<io::Error>>,
+    /// Why, and what to do, where the kind alone does not say it.
+    detail: Option<(String, String)>,
+    arrival: Option<Arrival>,
 }
 
 impl SourceError {
     /// `operation` completes "cannot ... the path", as "open" or "read".
     pub fn new(kind: SourceErrorKind, operation: &'static str, path: &Path) -> Self {
-        Self { kind, path: path.to_owned(), operation, io: None }
+        Self::of(kind, operation, path.display().to_string())
+    }
+
+    fn of(kind: SourceErrorKind, operation: &'static str, object: String) -> Self {
+        Self { kind, object, operation, io: None, detail: None, arrival: None }
     }
 
     /// With the kind that follows from the system's error.
@@ -135,26 +168,52 @@ impl SourceError {
             io::ErrorKind::PermissionDenied => SourceErrorKind::Permission,
             _ => SourceErrorKind::Io,
         };
-        Self { kind, path: path.to_owned(), operation, io: Some(error) }
+        Self { io: Some(Arc::new(error)), ..Self::new(kind, operation, path) }
+    }
+
+    /// Of an object that is no file: `object` is a URL as it is shown to people ([`RemoteSource::shown`]). The message is "cannot
+    /// `operation` `object`: `why`; `advice`".
+    pub fn remote(
+        kind: SourceErrorKind,
+        operation: &'static str,
+        object: impl Into<String>,
+        why: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { detail: Some((why.into(), advice.into())), ..Self::of(kind, operation, object.into()) }
+    }
+
+    /// The bytes are under way.
+    pub fn not_here(object: impl Into<String>, arrival: Arrival) -> Self {
+        Self { arrival: Some(arrival), ..Self::of(SourceErrorKind::NotHere, "read", object.into()) }
     }
 
     pub fn kind(&self) -> SourceErrorKind {
         self.kind
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The path, or the URL without what is secret.
+    pub fn object(&self) -> &str {
+        &self.object
     }
 
     /// What the system reported, if it was the system that failed.
     pub fn io_error(&self) -> Option<&io::Error> {
-        self.io.as_ref()
+        self.io.as_deref()
+    }
+
+    /// When to ask again, of an error that is no failure ([`SourceErrorKind::NotHere`]).
+    pub fn arrival(&self) -> Option<&Arrival> {
+        self.arrival.as_ref()
     }
 }
 
 impl fmt::Display for SourceError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "cannot {} {}: ", self.operation, self.path.display())?;
+        write!(out, "cannot {} {}: ", self.operation, self.object)?;
+        if let Some((why, advice)) = &self.detail {
+            return write!(out, "{why}; {advice}");
+        }
         let (why, advice) = match self.kind {
             SourceErrorKind::NotFound => ("no such file", "check the path as the daemon sees it"),
             SourceErrorKind::NotAFile => ("it is not a regular file", "give the path of an image file"),
@@ -175,6 +234,14 @@ impl fmt::Display for SourceError {
                 "its size or modification time is not what it was when it was opened",
                 "a base must never change; restore the original file, or add the new one as a new base",
             ),
+            SourceErrorKind::NotHere => ("it has to be fetched first", "wait"),
+            SourceErrorKind::Denied => ("its server refuses it", "check the URL and the credentials"),
+            SourceErrorKind::Unreachable => {
+                ("its server cannot be reached", "check the server and the network")
+            }
+            SourceErrorKind::Protocol => {
+                ("its server does not answer as it should", "check the server, or take another mirror")
+            }
             SourceErrorKind::Io => {
                 if let Some(error) = &self.io {
                     write!(out, "{error}; ")?;

@@ -24,7 +24,7 @@ fn file(len: usize) -> (TempDir, PathBuf) {
 fn open_fails(path: &Path, kind: SourceErrorKind, text: &str) {
     let error = FileSource::open(path).expect_err("must be refused");
     assert_eq!(error.kind(), kind);
-    assert_eq!(error.path(), path);
+    assert_eq!(error.object(), path.display().to_string());
     let message = error.to_string();
     assert!(message.contains(text) && message.contains(&path.display().to_string()), "{message}");
     assert_eq!(FileSource::identity_of(path).expect_err("must be refused").kind(), kind);

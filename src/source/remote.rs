@@ -1,0 +1,67 @@
+//! The line between the cache of fetched bytes and the network.
+//!
+//! A [`RemoteSource`] knows how to get a range of one immutable object and nothing of caches, blocks or readers. What
+//! must hold: it delivers the bytes of the object that was pinned, or fails; a byte that it delivered came with status
+//! 206, the exact range, the pinned size and validator, in an answer that is complete up to that byte.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::SourceError;
+
+/// Why bytes are fetched. Decides priority (in this order) and how long it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// A reader waits.
+    Demand,
+    /// A reader is expected to be there next.
+    Readahead,
+    /// A trace of an earlier boot says so.
+    Prefetch,
+    /// The whole object is to be here in the end.
+    Hydrate,
+}
+
+/// A fetch under way.
+pub type Fetch = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send>>;
+
+/// Since when reads wait for a server, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// When the first request failed after the last one that succeeded.
+    pub since: SystemTime,
+    /// What failed, without anything secret.
+    pub why: String,
+}
+
+/// One immutable object behind a network. See the module.
+pub trait RemoteSource: Send + Sync {
+    /// Bytes of the object.
+    fn size(&self) -> u64;
+
+    /// The URL, or the first of several, without query and user info.
+    fn shown(&self) -> String;
+
+    /// Gets the bytes of `range`, which is not empty and lies inside the object. `deliver` is called with them in
+    /// order, in pieces of any size, as they come; it does not wait. A transfer that breaks is taken up where it broke.
+    /// A server that is down is asked again until the deadline of the base, or for as long as it takes when there is
+    /// none; for any purpose but [`Purpose::Demand`] a few times only.
+    ///
+    /// The future ends when all bytes were delivered. Dropped, the request is given up.
+    ///
+    /// # Errors
+    /// `Changed`, `Denied`, `Protocol` when asking again cannot help; `Unreachable` after the deadline. What was
+    /// delivered before is right all the same, except with `Changed`.
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        deliver: Box<dyn FnMut(&[u8]) + Send>,
+    ) -> Fetch;
+
+    /// Whether reads wait for the server now.
+    fn stall(&self) -> Option<Stall>;
+}
