@@ -15,6 +15,7 @@ pub mod disk;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
+pub mod image;
 pub mod io;
 pub mod sabotage;
 #[cfg(any(test, feature = "simulation"))]
