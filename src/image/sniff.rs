@@ -18,7 +18,8 @@ fn method(head: &[u8]) -> Option<(&'static str, &'static [&'static str])> {
 
 fn whole(format: Format, name: &str) -> ImageError {
     let what = format!("the file is compressed as a whole, with {name}, and cannot be read from the middle");
-    let advice = "decompress it, or give the image as qcow2 with compressed clusters (qemu-img convert -c -O qcow2)";
+    let advice =
+        "decompress it, or give the image as qcow2 with compressed clusters (qemu-img convert -c -O qcow2)";
     ImageError::unsupported(format, what, advice)
 }
 

@@ -151,7 +151,9 @@ impl Header {
         let needs = self.l1_entries;
         if has.max(needs) > MAX_L1 / 8 {
             let what = format!("its L1 table has {} entries, more than 32 MiB", has.max(needs));
-            return Err(unsupported(what, "convert it with larger clusters: qemu-img convert -O qcow2").at(36));
+            return Err(
+                unsupported(what, "convert it with larger clusters: qemu-img convert -O qcow2").at(36)
+            );
         }
         if has < needs {
             return Err(invalid(format!("its L1 table has {has} entries, and the disk needs {needs}")).at(36));
@@ -189,7 +191,11 @@ fn unsupported(what: String, advice: &str) -> ImageError {
 
 fn data_file() -> ImageError {
     let what = "it keeps its data in another file, and an image may not say which files are read";
-    ImageError::refused(Format::Qcow2, what, "make one file of it where it is trusted: qemu-img convert -O qcow2")
+    ImageError::refused(
+        Format::Qcow2,
+        what,
+        "make one file of it where it is trusted: qemu-img convert -O qcow2",
+    )
 }
 
 fn cut(head: &[u8], what: &str) -> ImageError {
@@ -239,10 +245,12 @@ impl Extensions {
             let last = position + 8 + usize::try_from(len).map_err(|_| cut(head, "a header extension"))?;
             let data = head.get(position + 8..last).ok_or_else(|| cut(head, "a header extension"))?;
             match kind {
-                FEATURE_NAMES => found.names.extend(data.chunks_exact(48).filter(|e| e[0] == 0).map(|entry| {
-                    let name = entry[2..].split(|byte| *byte == 0).next().unwrap_or_default();
-                    (entry[1], harmless(name))
-                })),
+                FEATURE_NAMES => {
+                    found.names.extend(data.chunks_exact(48).filter(|e| e[0] == 0).map(|entry| {
+                        let name = entry[2..].split(|byte| *byte == 0).next().unwrap_or_default();
+                        (entry[1], harmless(name))
+                    }))
+                }
                 ENCRYPTION => found.encryption = Some(at),
                 DATA_FILE_NAME => found.data_file = Some(at),
                 _ => {}
@@ -316,7 +324,9 @@ fn backing(head: &[u8], offset: u64, cluster: u64, chain: Chain) -> Result<Optio
         };
     }
     if len == 0 || len > 1023 || offset < 72 || offset.checked_add(len).is_none_or(|end| end > cluster) {
-        let what = format!("the name of its backing file, {len} bytes at {offset:#x}, is not in the header's cluster");
+        let what = format!(
+            "the name of its backing file, {len} bytes at {offset:#x}, is not in the header's cluster"
+        );
         return Err(invalid(what).at(8));
     }
     let end = usize::try_from(offset + len).map_err(|_| cut(head, "the name of the backing file"))?;
@@ -325,9 +335,11 @@ fn backing(head: &[u8], offset: u64, cluster: u64, chain: Chain) -> Result<Optio
     match chain {
         Chain::OnBacking => Ok(Some(name)),
         Chain::Alone => {
-            let what =
-                format!("it is on top of a backing file (\"{name}\"), and an image may not say which files are read");
-            let advice = "name the file yourself with --backing, or make one file of both: qemu-img convert -O qcow2";
+            let what = format!(
+                "it is on top of a backing file (\"{name}\"), and an image may not say which files are read"
+            );
+            let advice =
+                "name the file yourself with --backing, or make one file of both: qemu-img convert -O qcow2";
             Err(ImageError::refused(Format::Qcow2, what, advice).at(8))
         }
     }

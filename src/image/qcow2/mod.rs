@@ -186,7 +186,8 @@ impl Image for Qcow2 {
         };
         if let Err(bad) = inflated {
             out.clear();
-            let text = format!("its compressed cluster of guest offset {:#x} is bad: {}", what.guest, bad.why());
+            let text =
+                format!("its compressed cluster of guest offset {:#x} is bad: {}", what.guest, bad.why());
             return Err(header::invalid(text).at(what.at));
         }
         out.truncate(what.len as usize);

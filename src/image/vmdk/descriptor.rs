@@ -51,7 +51,10 @@ impl Descriptor {
             }
             let Some((key, value)) = line.split_once('=') else {
                 let shown = shown(line);
-                return Err(invalid(format!("line {} of its descriptor is no line of one: \"{shown}\"", number + 1)));
+                return Err(invalid(format!(
+                    "line {} of its descriptor is no line of one: \"{shown}\"",
+                    number + 1
+                )));
             };
             let value = value.trim().trim_matches('"');
             let seen = match key.trim().to_ascii_lowercase().as_str() {
@@ -72,20 +75,29 @@ impl Descriptor {
             () if kind.eq_ignore_ascii_case("monolithicSparse") => Kind::MonolithicSparse,
             () if kind.eq_ignore_ascii_case("streamOptimized") => Kind::StreamOptimized,
             () => {
-                let what = format!("it is of type \"{}\", and only monolithicSparse and streamOptimized are read", shown(&kind));
+                let what = format!(
+                    "it is of type \"{}\", and only monolithicSparse and streamOptimized are read",
+                    shown(&kind)
+                );
                 return Err(unsupported(what, CONVERT));
             }
         };
         match extents {
             1 => Ok(Self { kind }),
             0 => Err(invalid("its descriptor names no extent".into())),
-            _ => Err(refused(format!("its disk consists of {extents} extents, and only this file is read"), SEVERAL)),
+            _ => Err(refused(
+                format!("its disk consists of {extents} extents, and only this file is read"),
+                SEVERAL,
+            )),
         }
     }
 }
 
 fn on_parent(parent: &str) -> ImageError {
-    let what = format!("it is on top of another image (parent \"{}\"), and an image may not say which files are read", shown(parent));
+    let what = format!(
+        "it is on top of another image (parent \"{}\"), and an image may not say which files are read",
+        shown(parent)
+    );
     refused(what, SEVERAL)
 }
 

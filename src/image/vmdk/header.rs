@@ -78,8 +78,10 @@ impl Header {
             }
             _ => None,
         };
-        let descriptor = descriptor.ok_or_else(|| invalid("its descriptor is not inside of the file".into()).at(28))?;
-        let descriptor = Descriptor::parse(descriptor, header.size / SECTOR).map_err(|error| error.at(start * SECTOR))?;
+        let descriptor =
+            descriptor.ok_or_else(|| invalid("its descriptor is not inside of the file".into()).at(28))?;
+        let descriptor =
+            Descriptor::parse(descriptor, header.size / SECTOR).map_err(|error| error.at(start * SECTOR))?;
         if (descriptor.kind == Kind::StreamOptimized) != header.compressed {
             let what = format!(
                 "its descriptor says {}, and its grains are {}compressed",
@@ -101,11 +103,16 @@ impl Header {
     fn sector(head: &[u8], file_size: u64, at: u64) -> Result<Self, ImageError> {
         let version = word(head, 4)?;
         if !(1..=3).contains(&version) {
-            return Err(unsupported(format!("it has version {version}, and only 1 to 3 are read"), CONVERT).at(at + 4));
+            return Err(unsupported(format!("it has version {version}, and only 1 to 3 are read"), CONVERT)
+                .at(at + 4));
         }
         let flags = word(head, 8)?;
         if flags & !KNOWN != 0 {
-            return Err(unsupported(format!("it has flags that are not known: {:#x}", flags & !KNOWN), CONVERT).at(at + 8));
+            return Err(unsupported(
+                format!("it has flags that are not known: {:#x}", flags & !KNOWN),
+                CONVERT,
+            )
+            .at(at + 8));
         }
         if flags & NEWLINES != 0 && head.get(73..77) != Some(b"\n \r\n") {
             let what = "its line ends were changed: it was copied as text";
@@ -142,7 +149,11 @@ impl Header {
         let header = Self { size, grain: grain * SECTOR, entries, directory, zero_grains, compressed };
         let needs = header.tables() * 4;
         if needs > MAX_DIRECTORY {
-            return Err(unsupported(format!("its grain directory has {needs} bytes, more than 32 MiB"), CONVERT).at(at + 12));
+            return Err(unsupported(
+                format!("its grain directory has {needs} bytes, more than 32 MiB"),
+                CONVERT,
+            )
+            .at(at + 12));
         }
         if let Some(start) = directory
             && (start < SECTOR || start.checked_add(needs).is_none_or(|end| end > file_size))

@@ -101,8 +101,11 @@ impl Vmdk {
     /// Tables lie inside of the file, on nothing else that was read, and none on another.
     fn check_and_announce(&self, header: &Header, at: u64, directory: &[u32]) -> Result<(), ImageError> {
         let (file_size, each) = (self.source.size(), header.entries * 4);
-        let mut tables: Vec<u64> =
-            directory.iter().filter(|sector| **sector != 0).map(|sector| u64::from(*sector) * SECTOR).collect();
+        let mut tables: Vec<u64> = directory
+            .iter()
+            .filter(|sector| **sector != 0)
+            .map(|sector| u64::from(*sector) * SECTOR)
+            .collect();
         tables.sort_unstable();
         for (index, table) in tables.iter().copied().enumerate() {
             let wrong = if table + each > file_size {
@@ -133,7 +136,8 @@ impl Vmdk {
         let bytes = fetch::bytes(&*self.source, at, len as usize).inspect_err(|error| {
             if error.arrival().is_some() {
                 let next = map.directory[index..].iter().filter(|sector| **sector != 0).take(NEIGHBOURS);
-                let mut ranges: Vec<(u64, u64)> = next.map(|sector| (u64::from(*sector) * SECTOR, len)).collect();
+                let mut ranges: Vec<(u64, u64)> =
+                    next.map(|sector| (u64::from(*sector) * SECTOR, len)).collect();
                 ranges.sort_unstable();
                 self.source.announce(&ranges);
             }
@@ -167,9 +171,11 @@ impl Image for Vmdk {
         }
         let input = fetch::bytes(&*self.source, what.at, what.bytes as usize)?;
         let grain = |why: &str| {
-            invalid(format!("its compressed grain of guest offset {:#x} is bad: {why}", what.guest)).at(what.at)
+            invalid(format!("its compressed grain of guest offset {:#x} is bad: {why}", what.guest))
+                .at(what.at)
         };
-        let (marker, data) = input.split_at_checked(MARKER).ok_or_else(|| grain("the file ends within its marker"))?;
+        let (marker, data) =
+            input.split_at_checked(MARKER).ok_or_else(|| grain("the file ends within its marker"))?;
         let first = u64::from_le_bytes(marker[..8].try_into().expect("8 bytes"));
         let len = u32::from_le_bytes(marker[8..].try_into().expect("4 bytes")) as usize;
         if first.checked_mul(SECTOR) != Some(what.guest) {
@@ -211,7 +217,8 @@ impl walk::Step for Walk<'_> {
         let index = (offset / span) as usize;
         if self.map.directory[index] == 0 {
             let many = left.div_ceil(span) as usize;
-            let gap = self.map.directory[index..].iter().take(many + 1).take_while(|sector| **sector == 0).count();
+            let gap =
+                self.map.directory[index..].iter().take(many + 1).take_while(|sector| **sector == 0).count();
             return Ok((Extent::Zero, (index + gap) as u64 * span - offset));
         }
         if self.held.as_ref().is_none_or(|(held, _)| *held != index) {
