@@ -17,6 +17,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::opener::Opener;
 use super::report::{Report, reason};
+use super::sources::HostSources;
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
@@ -202,7 +203,8 @@ fn serve(
     let Prepared { cache, opener, live_dir, confinement } = prepared;
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+    let sources = Arc::new(HostSources::new(opener));
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources)
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
