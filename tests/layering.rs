@@ -10,7 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
     ("source", &[]),
-    ("cache", &[]),
+    ("cache", &["format", "io", "sabotage"]),
     ("base", &["cache", "source", "format"]),
     ("delta", &["format", "io", "sabotage"]),
     ("disk", &["delta", "base", "cache", "format"]),
