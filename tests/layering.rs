@@ -10,7 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
     ("source", &[]),
-    ("cache", &[]),
+    ("cache", &["format", "io", "sabotage"]),
     ("image", &["source", "format"]),
     ("base", &["cache", "source", "format", "image"]),
     ("delta", &["format", "io", "sabotage"]),
