@@ -9,6 +9,7 @@
 //!
 //! Formats: raw, where the virtual disk is the source.
 
+pub mod readahead;
 #[cfg(test)]
 mod tests;
 
