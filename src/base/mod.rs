@@ -12,7 +12,7 @@
 //! comes out is kept in memory.
 
 pub mod lazy;
-mod readahead;
+pub mod readahead;
 mod stack;
 #[cfg(test)]
 mod tests;
