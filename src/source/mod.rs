@@ -12,6 +12,8 @@
 mod aligned;
 mod arrival;
 pub mod file;
+#[cfg(feature = "daemon")]
+pub mod http;
 mod open;
 mod remote;
 #[cfg(test)]
