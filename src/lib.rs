@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod delta;
 pub mod disk;
+pub mod events;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;

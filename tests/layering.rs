@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
     ("source", &[]),
+    ("events", &[]),
     ("cache", &[]),
     ("base", &["cache", "source", "format"]),
     ("delta", &["format", "io", "sabotage"]),
@@ -21,7 +22,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["format"]),
     (
         "daemon",
-        &["base", "cache", "check", "config", "delta", "disk", "format", "fuse", "io", "source", "store"],
+        &[
+            "base", "cache", "check", "config", "delta", "disk", "events", "format", "fuse", "io", "source",
+            "store",
+        ],
     ),
     ("cli", &["config", "daemon", "check"]),
 ];
