@@ -22,6 +22,7 @@ pub mod sabotage;
 pub mod simulation;
 pub mod source;
 pub mod store;
+pub mod trace;
 
 #[global_allocator]
 static ALLOCATOR: io::PrefaultingAllocator = io::PrefaultingAllocator;

@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &["sabotage"]),
     ("source", &[]),
     ("events", &[]),
+    ("trace", &["events", "format", "io"]),
     ("cache", &[]),
     ("base", &["cache", "source", "format"]),
     ("delta", &["format", "io", "sabotage"]),
