@@ -16,6 +16,7 @@ pub mod events;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
+pub mod image;
 pub mod io;
 pub mod sabotage;
 #[cfg(any(test, feature = "simulation"))]
