@@ -10,6 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
     ("source", &[]),
+    ("events", &[]),
+    ("trace", &["events", "format", "io"]),
     ("cache", &["format", "io", "sabotage"]),
     ("image", &["source", "format"]),
     ("base", &["cache", "source", "format", "image"]),
@@ -22,7 +24,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["format"]),
     (
         "daemon",
-        &["base", "cache", "check", "config", "delta", "disk", "format", "fuse", "io", "source", "store"],
+        &[
+            "base", "cache", "check", "config", "delta", "disk", "events", "format", "fuse", "io", "source",
+            "store",
+        ],
     ),
     ("cli", &["config", "daemon", "check"]),
 ];

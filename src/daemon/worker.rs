@@ -21,6 +21,7 @@ use super::sources::HostSources;
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
+use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
@@ -201,6 +202,8 @@ fn serve(
 ) -> Result<(), String> {
     let config = &start.config;
     let Prepared { cache, opener, live_dir, confinement } = prepared;
+    let events = Events::new();
+    events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
     let sources = Arc::new(HostSources::new(opener));
@@ -235,6 +238,8 @@ fn serve(
         report: report.clone(),
         since_ns: start.since_ns,
         confinement,
+        events,
+        serving_since_ns: sys::now_ns(),
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {

@@ -84,6 +84,14 @@ impl Writer {
         let len = u16::try_from(v.len()).expect("field is bounded by the caller");
         self.u16(len).raw(v)
     }
+    /// Appends a number in groups of 7 bits, the lowest first; all bytes but the last have the highest bit set.
+    pub fn varint(&mut self, mut v: u64) -> &mut Self {
+        while v >= 0x80 {
+            self.u8(v as u8 | 0x80);
+            v >>= 7;
+        }
+        self.u8(v as u8)
+    }
     /// The bytes written so far.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
@@ -161,6 +169,25 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self) -> Result<String, FormatError> {
         let bytes = self.bytes()?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.bad("text is not UTF-8"))
+    }
+    /// Takes a number as [`Writer::varint`] writes it: in as few bytes as possible, or it is refused.
+    pub fn varint(&mut self) -> Result<u64, FormatError> {
+        let mut v = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            v |= bits << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift != 0 {
+                    return Err(self.bad("a number has more bytes than it needs"));
+                }
+                return Ok(v);
+            }
+        }
+        Err(self.bad("a number has more than 64 bits"))
     }
     /// Bytes not taken yet.
     pub fn left(&self) -> usize {
