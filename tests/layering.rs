@@ -9,7 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sabotage", &[]),
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
-    ("source", &[]),
+    ("source", &["config"]),
     ("cache", &[]),
     ("base", &["cache", "source", "format"]),
     ("delta", &["format", "io", "sabotage"]),
