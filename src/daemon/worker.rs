@@ -17,6 +17,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::opener::Opener;
 use super::report::{Report, reason};
+use super::secrets::Keeper;
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
@@ -26,6 +27,7 @@ use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
+use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
 
@@ -136,6 +138,13 @@ struct Prepared {
     opener: Arc<dyn OpenImage>,
     live_dir: PathBuf,
     confinement: InForce,
+    web: Web,
+}
+
+/// What bases on the network need, and what could not be had any more once the worker is confined.
+struct Web {
+    _network: Network,
+    _credentials: Arc<dyn Credentials>,
 }
 
 /// What a worker is told when it is its turn.
@@ -167,6 +176,14 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     } else {
         Arc::new(OpenHere)
     };
+    let keeper = Keeper::start(config).map_err(|e| format!("starting the keeper of secrets: {e}"))?;
+    let web = Web {
+        _network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+        _credentials: match keeper {
+            Some(keeper) => Arc::new(keeper),
+            None => Arc::new(NoCredentials),
+        },
+    };
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let confinement = confine::apply(&Policy {
         security: &config.security,
@@ -177,7 +194,7 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, live_dir, confinement })
+    Ok(Prepared { cache, opener, live_dir, confinement, web })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -199,7 +216,7 @@ fn serve(
     listener: OwnedFd,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live_dir, confinement } = prepared;
+    let Prepared { cache, opener, live_dir, confinement, web: _web } = prepared;
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)

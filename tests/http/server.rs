@@ -408,8 +408,9 @@ fn answer(
     let send = |out: &mut Box<dyn Stream>, head: &[u8], body: &[u8]| -> io::Result<()> {
         out.write_all(head)?;
         for piece in body.chunks(64 << 10) {
-            out.write_all(piece)?;
+            // Before: who has received it may look at once.
             shared.body_bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            out.write_all(piece)?;
         }
         out.flush()
     };
