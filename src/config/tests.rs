@@ -4,8 +4,8 @@ use std::time::Duration;
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, CredentialConfig, HttpConfig, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, default_cache_memory,
-    file,
+    Config, ConfigError, CredentialConfig, HttpConfig, LogConfig, LogFormat, Overrides, SeccompMode,
+    SecurityConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -313,7 +313,10 @@ fn values_out_of_bounds_are_refused() {
         ("[[http.credentials]]\nurl = 'https://h/'\nbearer_file = 'a'", "not an absolute path"),
         ("[[http.credentials]]\nurl = 'https://h/'\ncommand = ['token']", "absolute path of a program"),
         ("[[http.credentials]]\nurl = 'https://h/'\ncommand = []", "absolute path of a program"),
-        ("[[http.credentials]]\nurl = 'https://h/'\nbearer_file = '/a'\nrenew = '10ms'", "renew of https://h/"),
+        (
+            "[[http.credentials]]\nurl = 'https://h/'\nbearer_file = '/a'\nrenew = '10ms'",
+            "renew of https://h/",
+        ),
         ("[[http.credentials]]\nbearer_file = '/a'", "missing field `url`"),
         ("[[http.credentials]]\nurl = 'https://h/'\ntoken = 'secret'", "unknown field `token`"),
     ] {

@@ -119,9 +119,7 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
     // The last, because it forbids what the others do.
     let seccomp = match (security.seccomp, &privileges) {
         (SeccompMode::Off, _) => SWITCHED_OFF.into(),
-        (mode, Ok(())) => {
-            settle(&mut complaints, "seccomp", syscalls::restrict(worker_role(security), mode))
-        }
+        (mode, Ok(())) => settle(&mut complaints, "seccomp", syscalls::restrict(worker_role(security), mode)),
         (_, Err(why)) => settle(&mut complaints, "seccomp", Err(why.clone())),
     };
     if policy.first {
@@ -258,7 +256,8 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     let network = policy.security.network;
     if network {
         // Where the name servers are written down anew by putting another file in its place, that one is read, too.
-        let dir = std::fs::canonicalize("/etc/resolv.conf").ok().and_then(|file| Some(file.parent()?.to_owned()));
+        let dir =
+            std::fs::canonicalize("/etc/resolv.conf").ok().and_then(|file| Some(file.parent()?.to_owned()));
         rules.extend(dir.filter(|dir| dir.starts_with("/run")).map(|dir| (dir, ReadFile.into())));
     }
     let mut ruleset = ruleset(network)?;

@@ -94,7 +94,9 @@ impl Credentials for Keeper {
         match self.ask(number) {
             Ok(answer) => answer,
             Err(error) if super::opener::gone(&error) => {
-                tracing::error!("the keeper of secrets is gone; this worker ends so that the next one has another");
+                tracing::error!(
+                    "the keeper of secrets is gone; this worker ends so that the next one has another"
+                );
                 std::process::abort();
             }
             Err(error) => Err(format!("asking for them: {error}")),
@@ -139,9 +141,9 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
 /// The files, when there are no commands.
 fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     let file = |credential| match CredentialConfig::source(credential) {
-        Some(CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path)) => {
-            Some(path)
-        }
+        Some(
+            CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
+        ) => Some(path),
         Some(CredentialSource::Command(_)) | None => None,
     };
     http.credentials.iter().map(file).collect()
@@ -169,12 +171,13 @@ fn answer(credential: Option<&CredentialConfig>, reply: &OwnedFd) {
 
 fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
     match credential.source() {
-        Some(CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path)) => {
-            read(path).map_err(|why| format!("{}: {why}", path.display()))
-        }
+        Some(
+            CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
+        ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
         Some(CredentialSource::Command(command)) => {
             let (program, arguments) = command.split_first().ok_or("there is no program")?;
-            execute(program, arguments, &credential.url, COMMAND_TIME).map_err(|why| format!("{program}: {why}"))
+            execute(program, arguments, &credential.url, COMMAND_TIME)
+                .map_err(|why| format!("{program}: {why}"))
         }
         None => Err("there is no source of them".into()),
     }
@@ -183,7 +186,8 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
 fn read(path: &Path) -> Result<Secret, String> {
     let said = |error: io::Error| error.to_string();
     // Without waiting for the other end of a FIFO.
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(said)?;
+    let file =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(said)?;
     if !file.metadata().map_err(said)?.is_file() {
         return Err("it is not a regular file".into());
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plyfs::config::{CredentialConfig, HttpConfig};
 use plyfs::source::Purpose;
@@ -118,6 +118,10 @@ fn credentials_have_a_time() {
     let reading = client.start(&source, 0..10, Purpose::Demand);
     until("a read waits", || source.stall().is_some_and(|stall| stall.why.contains("no such file")));
     assert_eq!(server.requests().len(), 0, "nothing is sent without them");
+    let (asked, since) = (purse.asked.load(Ordering::SeqCst), Instant::now());
+    std::thread::sleep(Duration::from_millis(300));
+    let more = purse.asked.load(Ordering::SeqCst) - asked;
+    assert!(more as u64 <= since.elapsed().as_secs() + 1, "asked for {more} times more in a moment");
     purse.put(0, "one");
     client.wait(reading.done).unwrap();
     purse.put(0, "two");
@@ -194,8 +198,11 @@ fn proxies_for_http_are_asked_in_full() {
     let object = Object::new(MIB);
     let proxy = Server::start(object.clone());
     let url = proxy.url("").replacen("http://", "http://me:pass%3Aword@", 1);
-    let client =
-        Client::made_of(&quick(), through(Some(url), None, Some("direct.invalid,10.0.0.0/8")), Arc::new(NoCredentials));
+    let client = Client::made_of(
+        &quick(),
+        through(Some(url), None, Some("direct.invalid,10.0.0.0/8")),
+        Arc::new(NoCredentials),
+    );
     let source = client.open("http://images.invalid/a?b", &object);
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
     let request = &proxy.requests()[0];
@@ -224,7 +231,10 @@ fn proxies_for_https_connect_us() {
     }
     let requests = proxy.requests();
     assert_eq!(requests.len(), 1, "the connection is kept");
-    assert_eq!((requests[0].method.as_str(), &*requests[0].target), ("CONNECT", &*format!("localhost:{}", to.port())));
+    assert_eq!(
+        (requests[0].method.as_str(), &*requests[0].target),
+        ("CONNECT", &*format!("localhost:{}", to.port()))
+    );
     assert_eq!(requests[0].header("authorization"), None);
     proxy.on(|_| Reply::status(407));
     let client = Client::made_of(&config, through(None, Some(proxy.url("")), None), Arc::new(NoCredentials));
@@ -241,13 +251,19 @@ fn proxies_come_from_the_variables_that_everybody_knows() {
     assert_eq!(read(&[]), Proxies::default());
     let found = read(&[("HTTPS_PROXY", "http://s:1"), ("http_proxy", "http://p:1"), ("NO_PROXY", "a,b")]);
     assert_eq!(found, through(Some("http://p:1".into()), Some("http://s:1".into()), Some("a,b")));
-    let found = read(&[("ALL_PROXY", "http://all:1"), ("https_proxy", "http://s:1"), ("HTTPS_PROXY", "http://S:1")]);
+    let found =
+        read(&[("ALL_PROXY", "http://all:1"), ("https_proxy", "http://s:1"), ("HTTPS_PROXY", "http://S:1")]);
     assert_eq!(found, through(Some("http://all:1".into()), Some("http://s:1".into()), None));
     assert_eq!(read(&[("http_proxy", " ")]), Proxies::default());
     let found = read(&[("http_proxy", "http://user:hidden@p:1")]);
     assert!(!format!("{found:?}").contains("hidden"));
-    let client = Client::made_of(&quick(), through(Some("socks5://u:hidden@p:1".into()), None, None), Arc::new(NoCredentials));
-    let why = fails(client.probe("http://h.invalid/a"), Unreachable, &["socks5://p:1", "neither http nor https"]);
+    let client = Client::made_of(
+        &quick(),
+        through(Some("socks5://u:hidden@p:1".into()), None, None),
+        Arc::new(NoCredentials),
+    );
+    let why =
+        fails(client.probe("http://h.invalid/a"), Unreachable, &["socks5://p:1", "neither http nor https"]);
     assert!(!why.contains("hidden"), "{why}");
 }
 
@@ -274,22 +290,28 @@ fn http2_over_tls() {
             let (acceptor, object) = (acceptor.clone(), served.clone());
             tokio::spawn(async move {
                 let stream = acceptor.accept(stream).await.unwrap();
-                let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                    let object = object.clone();
-                    async move {
-                        assert_eq!(request.version(), hyper::Version::HTTP_2);
-                        let range = request.headers()["range"].to_str().unwrap().to_owned();
-                        let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
-                        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-                        let last = last.min(object.bytes.len() - 1);
-                        let body = Bytes::copy_from_slice(&object.bytes[first..=last]);
-                        hyper::Response::builder()
-                            .status(206)
-                            .header("content-range", format!("bytes {first}-{last}/{}", object.bytes.len()))
-                            .header("etag", object.etag.clone().unwrap())
-                            .body(Full::new(body))
-                    }
-                });
+                let service =
+                    hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                        let object = object.clone();
+                        async move {
+                            assert_eq!(request.version(), hyper::Version::HTTP_2);
+                            let range = request.headers()["range"].to_str().unwrap().to_owned();
+                            let (first, last) =
+                                range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+                            let (first, last): (usize, usize) =
+                                (first.parse().unwrap(), last.parse().unwrap());
+                            let last = last.min(object.bytes.len() - 1);
+                            let body = Bytes::copy_from_slice(&object.bytes[first..=last]);
+                            hyper::Response::builder()
+                                .status(206)
+                                .header(
+                                    "content-range",
+                                    format!("bytes {first}-{last}/{}", object.bytes.len()),
+                                )
+                                .header("etag", object.etag.clone().unwrap())
+                                .body(Full::new(body))
+                        }
+                    });
                 let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;
             });
@@ -350,7 +372,8 @@ fn secrets_are_in_no_log_and_no_error() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let network = plyfs::source::http::Network::prepare(&config, proxies);
         said.push(format!("{network:?} {config:?}"));
-        let http = plyfs::source::http::Http::new(&config, &network, purse, runtime.handle().clone()).unwrap();
+        let http =
+            plyfs::source::http::Http::new(&config, &network, purse, runtime.handle().clone()).unwrap();
         let with_user = |url: String| url.replacen("http://", "http://user:HIDDEN-password@", 1);
         let urls = [
             with_user(server.url("/a?key=HIDDEN-query#HIDDEN-fragment")),
@@ -377,7 +400,11 @@ fn secrets_are_in_no_log_and_no_error() {
         for reply in replies {
             for server in [&server, &other, &proxy] {
                 let reply = reply.clone();
-                server.on(move |request| if request.target.starts_with("/t") { Reply::status(403) } else { reply.clone() });
+                server.on(
+                    move |request| {
+                        if request.target.starts_with("/t") { Reply::status(403) } else { reply.clone() }
+                    },
+                );
             }
             for url in &urls {
                 said.push(plyfs::source::http::shown(url));
@@ -391,7 +418,9 @@ fn secrets_are_in_no_log_and_no_error() {
                 };
                 let source = http.open(std::slice::from_ref(url), crate::harness::identity(&object), options);
                 said.push(source.shown());
-                if let Err(error) = runtime.block_on(source.clone().fetch(0..10, Purpose::Demand, Box::new(|_| {}))) {
+                if let Err(error) =
+                    runtime.block_on(source.clone().fetch(0..10, Purpose::Demand, Box::new(|_| {})))
+                {
                     said.push(format!("{error} {error:?}"));
                 }
                 said.push(format!("{:?}", source.stall()));
@@ -408,6 +437,9 @@ fn secrets_are_in_no_log_and_no_error() {
             assert!(!line.contains("HIDDEN"), "{line}");
         }
     }
-    let sent = server.requests().iter().any(|request| request.header("authorization") == Some("Bearer HIDDEN-token"));
+    let sent = server
+        .requests()
+        .iter()
+        .any(|request| request.header("authorization") == Some("Bearer HIDDEN-token"));
     assert!(sent, "there was something to hide");
 }

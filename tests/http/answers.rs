@@ -1,8 +1,8 @@
 //! What a server may answer, and what becomes of it.
 
+use plyfs::source::Purpose;
 use plyfs::source::SourceErrorKind::{Protocol, Unreachable};
 use plyfs::source::http::RemoteOptions;
-use plyfs::source::Purpose;
 
 use crate::harness::{Client, MIB, fails};
 use crate::server::{Object, Reply, Server};
@@ -53,11 +53,19 @@ fn error_pages_and_empty_bodies_are_no_data() {
             "multipart/byteranges",
         ),
         (
-            Reply::Status(206, vec![("Content-Range".into(), range.into()), ("ETag".into(), "\"v1\"".into())], page.clone()),
+            Reply::Status(
+                206,
+                vec![("Content-Range".into(), range.into()), ("ETag".into(), "\"v1\"".into())],
+                page.clone(),
+            ),
             "27 bytes for a range of 10000",
         ),
         (
-            Reply::Status(206, vec![("Content-Range".into(), range.into()), ("ETag".into(), "\"v1\"".into())], Vec::new()),
+            Reply::Status(
+                206,
+                vec![("Content-Range".into(), range.into()), ("ETag".into(), "\"v1\"".into())],
+                Vec::new(),
+            ),
             "0 bytes for a range of 10000",
         ),
         (Reply::Chunked(true), "more bytes than the range has"),
@@ -121,7 +129,8 @@ fn a_whole_file_is_cut_to_the_range_or_refused() {
     // Of another version, the length of which is the same.
     let other = Object::seeded(24 * MIB, 2);
     server.set_object(other);
-    let options = RemoteOptions { deadline: Some(std::time::Duration::from_millis(500)), ..Default::default() };
+    let options =
+        RemoteOptions { deadline: Some(std::time::Duration::from_millis(500)), ..Default::default() };
     let source = client.open_with(&[&server.url("/a")], &object, options);
     fails(client.read(&source, 0..10), Unreachable, &["status 200 and something else"]);
 }
@@ -189,7 +198,11 @@ fn out_of_range_is_asked_again_past_the_caches() {
     fails(client.read(&source, 100..200), Protocol, &["bytes 100 to 199 are outside (416)"]);
     // What it has is shorter: another object.
     server.on(|_| Reply::Status(416, vec![("Content-Range".into(), "bytes */50".into())], Vec::new()));
-    fails(client.read(&source, 100..200), plyfs::source::SourceErrorKind::Changed, &["it has 50 bytes, not 1048576"]);
+    fails(
+        client.read(&source, 100..200),
+        plyfs::source::SourceErrorKind::Changed,
+        &["it has 50 bytes, not 1048576"],
+    );
 }
 
 /// A body without a length counts when its end was seen.

@@ -101,7 +101,8 @@ impl Client {
     }
 
     pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("it takes for ever") })
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("it takes for ever") })
     }
 }
 
@@ -134,7 +135,11 @@ pub fn identity(object: &Object) -> HttpIdentity {
 
 /// It fails, in this way, and says these things, on one line.
 #[track_caller]
-pub fn fails<T: std::fmt::Debug>(result: Result<T, SourceError>, kind: SourceErrorKind, parts: &[&str]) -> String {
+pub fn fails<T: std::fmt::Debug>(
+    result: Result<T, SourceError>,
+    kind: SourceErrorKind,
+    parts: &[&str],
+) -> String {
     let error = result.expect_err("it must fail");
     let text = error.to_string();
     assert_eq!(error.kind(), kind, "{text}");

@@ -53,7 +53,8 @@ fn requests_carry_the_condition() {
     // A server that takes any condition for failed is asked without.
     let server = Server::start(object.clone());
     let source = client.open(&server.url("/a"), &object);
-    server.on(|request| if request.header("if-match").is_some() { Reply::status(412) } else { Reply::Object });
+    server
+        .on(|request| if request.header("if-match").is_some() { Reply::status(412) } else { Reply::Object });
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
     assert!(client.read(&source, 10..20).unwrap() == object.bytes[10..20]);
     assert_eq!(server.requests().len(), 3);
@@ -71,8 +72,16 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
     type Said = Option<&'static str>;
     type Row = ((Said, Said), (Said, Said), [(Strictness, &'static str); 3]);
     let rows: Vec<Row> = vec![
-        ((Some("\"a\""), Some(DATE)), (Some("\"a\""), Some(DATE)), [(Strong, ""), (Weak, ""), (SizeOnly, "")]),
-        ((Some("\"a\""), Some(DATE)), (Some("\"a\""), Some(LATER)), [(Strong, ""), (Weak, ""), (SizeOnly, "")]),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"a\""), Some(DATE)),
+            [(Strong, ""), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"a\""), Some(LATER)),
+            [(Strong, ""), (Weak, ""), (SizeOnly, "")],
+        ),
         (
             (Some("\"a\""), Some(DATE)),
             (Some("\"b\""), Some(DATE)),
@@ -96,7 +105,11 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
         (
             (Some("\"a\""), Some(DATE)),
             (None, None),
-            [(Strong, "protocol: without the ETag"), (Weak, "protocol: without ETag and Last-Modified"), (SizeOnly, "")],
+            [
+                (Strong, "protocol: without the ETag"),
+                (Weak, "protocol: without ETag and Last-Modified"),
+                (SizeOnly, ""),
+            ],
         ),
         ((None, Some(DATE)), (None, Some(DATE)), [(Strong, ""), (Weak, ""), (SizeOnly, "")]),
         (
@@ -110,7 +123,11 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
             [(Strong, "protocol: without Last-Modified"), (Weak, "protocol: without"), (SizeOnly, "")],
         ),
         ((Some("W/\"a\""), None), (Some("W/\"a\""), None), [(Weak, ""), (SizeOnly, ""), (SizeOnly, "")]),
-        ((Some("W/\"a\""), None), (Some("W/\"b\""), None), [(Weak, "changed: ETag"), (SizeOnly, ""), (SizeOnly, "")]),
+        (
+            (Some("W/\"a\""), None),
+            (Some("W/\"b\""), None),
+            [(Weak, "changed: ETag"), (SizeOnly, ""), (SizeOnly, "")],
+        ),
     ];
     let bytes = Object::new(100_000);
     let object = |(etag, date): (Said, Said)| Object {
@@ -130,13 +147,17 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
                 let (first, last) = request.range().unwrap();
                 let mut lines = vec![("Content-Range".to_owned(), format!("bytes {first}-{last}/100000"))];
                 lines.extend(sent_object.etag.iter().map(|etag| ("ETag".to_owned(), etag.clone())));
-                lines.extend(sent_object.last_modified.iter().map(|at| ("Last-Modified".to_owned(), at.clone())));
+                lines.extend(
+                    sent_object.last_modified.iter().map(|at| ("Last-Modified".to_owned(), at.clone())),
+                );
                 Reply::Status(206, lines, sent_object.bytes[first as usize..=last as usize].to_vec())
             });
             let read = client.read(&source, 5..50);
             let case = format!("{pinned:?} {sent:?} {strictness:?}");
             match says.split_once(": ") {
-                None => assert!(read.unwrap_or_else(|e| panic!("{case}: {e}")) == bytes.bytes[5..50], "{case}"),
+                None => {
+                    assert!(read.unwrap_or_else(|e| panic!("{case}: {e}")) == bytes.bytes[5..50], "{case}")
+                }
                 Some(("changed", part)) => drop(fails(read, Changed, &[part])),
                 Some((_, part)) => drop(fails(read, Protocol, &[part])),
             }
@@ -181,7 +202,10 @@ fn a_mirror_with_another_build_is_left_out() {
     let source = client.open_with(&urls, &object, RemoteOptions::default());
     for at in 0..5 {
         let range = at * 1000..at * 1000 + 1000;
-        assert!(client.read(&source, range.clone()).unwrap() == object.bytes[range.start as usize..range.end as usize]);
+        assert!(
+            client.read(&source, range.clone()).unwrap()
+                == object.bytes[range.start as usize..range.end as usize]
+        );
     }
     assert!(other.requests().len() <= 2, "it is not asked again: {}", other.requests().len());
     // When the last of them is another, too, that is what is said.

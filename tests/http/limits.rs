@@ -61,7 +61,8 @@ fn whoever_gives_up_gives_its_place_back() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     server.on(|_| Reply::Stall(0));
-    let client = Client::with(&HttpConfig { max_requests: 2, stall_timeout: Duration::from_secs(600), ..quick() });
+    let client =
+        Client::with(&HttpConfig { max_requests: 2, stall_timeout: Duration::from_secs(600), ..quick() });
     let source = client.open(&server.url("/a"), &object);
     let reads: Vec<_> = (0..10).map(|at| client.start(&source, at..at + 1, Purpose::Demand)).collect();
     server.wait_for_requests(1);

@@ -34,13 +34,17 @@ fn a_target_is_used_until_it_is_over() {
         let Pair { object, origin, target, client } = pair();
         let source = client.open(&origin.url("/image"), &object);
         for at in 0..10 {
-            assert!(client.read(&source, at..at + 100).unwrap() == object.bytes[at as usize..at as usize + 100]);
+            assert!(
+                client.read(&source, at..at + 100).unwrap() == object.bytes[at as usize..at as usize + 100]
+            );
         }
         assert_eq!((origin.requests().len(), target.requests().len()), (1, 10));
         assert!(target.requests().iter().all(|request| request.target == "/signed?signature=0"));
-        target.on(move |request| {
-            if request.target.ends_with("=0") { Reply::status(status) } else { Reply::Object }
-        });
+        target.on(
+            move |request| {
+                if request.target.ends_with("=0") { Reply::status(status) } else { Reply::Object }
+            },
+        );
         assert!(client.read(&source, 5..10).unwrap() == object.bytes[5..10], "{status}");
         assert_eq!((origin.requests().len(), target.requests().len()), (2, 12));
         // And when the new one is refused as well, that is the end of it.
@@ -55,7 +59,8 @@ fn a_redirect_says_how_long_it_holds() {
     let Pair { object, origin, target, client } = pair();
     let to = target.url("/signed");
     origin.on(move |_| {
-        let lines = vec![("Location".into(), to.clone()), ("Cache-Control".into(), "private, max-age=1".into())];
+        let lines =
+            vec![("Location".into(), to.clone()), ("Cache-Control".into(), "private, max-age=1".into())];
         Reply::Status(307, lines, b"moved".to_vec())
     });
     let source = client.open(&origin.url("/image"), &object);
@@ -74,7 +79,8 @@ fn one_finds_out_where_a_url_leads() {
     let to = target.url("/signed");
     origin.on(move |_| Reply::After(Duration::from_millis(200), Box::new(Reply::redirect(&to))));
     let source = client.open(&origin.url("/image"), &object);
-    let all: Vec<_> = (0..8).map(|at| client.start(&source, at * 10..at * 10 + 10, Purpose::Demand)).collect();
+    let all: Vec<_> =
+        (0..8).map(|at| client.start(&source, at * 10..at * 10 + 10, Purpose::Demand)).collect();
     for (at, reading) in all.into_iter().enumerate() {
         assert!(client.wait(reading.done).unwrap() == object.bytes[at * 10..at * 10 + 10]);
     }

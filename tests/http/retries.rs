@@ -103,7 +103,11 @@ fn a_deadline_ends_the_waiting() {
     let source = client.open_with(&[&server.url("/a")], &object, options);
     server.stop();
     let begin = Instant::now();
-    fails(client.read(&source, 0..10), Unreachable, &["has not given it for 700ms", "refused", "check the server"]);
+    fails(
+        client.read(&source, 0..10),
+        Unreachable,
+        &["has not given it for 700ms", "refused", "check the server"],
+    );
     assert!(begin.elapsed() >= Duration::from_millis(700));
     assert_eq!(source.stall(), None);
     // It counts from the first failure after the last byte, so one that crawls is not cut off.
@@ -222,7 +226,9 @@ fn what_is_refused_is_an_error_now_and_not_for_ever() {
     let server = Server::start(object.clone());
     let client = Client::new();
     let source = client.open(&server.url("/a?token=secret"), &object);
-    for (status, why) in [(401, "asks for credentials"), (403, "forbids"), (404, "nothing there"), (410, "any more")] {
+    for (status, why) in
+        [(401, "asks for credentials"), (403, "forbids"), (404, "nothing there"), (410, "any more")]
+    {
         server.on(move |_| Reply::status(status));
         let text = fails(client.read(&source, 0..10), Denied, &[why, &status.to_string(), "check the URL"]);
         assert!(!text.contains("secret"), "{text}");

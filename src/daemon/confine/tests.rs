@@ -220,7 +220,8 @@ fn bases_on_the_network_are_within_reach() {
         }
         // A name that no file has: a name server is asked, or there is none to ask. Not a call that is refused.
         let unknown = ["http://plyfs-test.invalid/a".to_owned()];
-        let error = runtime.block_on(http.probe(&unknown, &RemoteOptions::default())).unwrap_err().to_string();
+        let error =
+            runtime.block_on(http.probe(&unknown, &RemoteOptions::default())).unwrap_err().to_string();
         assert!(!error.contains("not implemented") && !error.contains("denied"), "{error}");
         7
     });

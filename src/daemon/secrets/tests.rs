@@ -46,7 +46,9 @@ fn a_program_that_hangs_is_ended_with_its_children() {
     let pid = dir.path().join("pid");
     let begin = Instant::now();
     // The second one closes its output, and does not end; the child of the first holds it open.
-    for script in [format!("sleep 1000 & echo $! > {0}; sleep 1000", pid.display()), "exec >&-; sleep 1000".into()] {
+    for script in
+        [format!("sleep 1000 & echo $! > {0}; sleep 1000", pid.display()), "exec >&-; sleep 1000".into()]
+    {
         let why = shell(&script, Duration::from_millis(500)).unwrap_err();
         assert!(why.contains("longer than 500ms"), "{why}");
     }
@@ -98,7 +100,8 @@ fn house(command: bool) -> (TempDir, Config) {
         command: command.map(|script| vec!["/bin/sh".into(), "-c".into(), script.into()]),
         renew: None,
     };
-    config.http.credentials = vec![credential(Some("secrets/token"), None), credential(Some("secrets/link"), None)];
+    config.http.credentials =
+        vec![credential(Some("secrets/token"), None), credential(Some("secrets/link"), None)];
     if command {
         config.http.credentials.push(credential(None, Some("echo printed")));
     }
