@@ -12,6 +12,7 @@ mod opener;
 mod process;
 mod report;
 mod secrets;
+mod sources;
 mod start;
 mod supervisor;
 mod syscalls;
