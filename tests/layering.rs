@@ -9,7 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sabotage", &[]),
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
-    ("source", &[]),
+    ("source", &["config"]),
     ("events", &[]),
     ("trace", &["events", "format", "io"]),
     ("cache", &["format", "io", "sabotage"]),
