@@ -1,6 +1,7 @@
 //! Golden bytes and damage of every durable structure.
 
 mod bounds;
+mod cache;
 
 use super::journal::{Expected, Journal, MapHeader, Record, Run};
 use super::record::*;

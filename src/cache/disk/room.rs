@@ -18,7 +18,7 @@ use super::{CACHE_BLOCK, DiskCache, EvictReason, MIB, Shared};
 
 /// Evicted at once, at most, beyond what is needed.
 const BATCH: u64 = 64 * MIB;
-/// A batch is at most this part of the bound.
+/// A batch is at most this part of what is cached.
 const BATCH_PART: u64 = 64;
 /// Cold blocks go while they are more than this part.
 const COLD_PART: u64 = 4;
@@ -44,7 +44,8 @@ impl Shared {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|now| *now <= self.limit)
         });
-        taken.is_ok().then_some(Room { shared: self, bytes })
+        // Not `then_some`: a room that was not taken must not be given back.
+        taken.is_ok().then(|| Room { shared: self, bytes })
     }
 
     /// Bytes that are missing to the floor when `more` are written.
@@ -143,8 +144,8 @@ impl DiskCache {
                 *classes.entry(class).or_default() += blocks;
             }
         }
-        let need = need.max((self.shared.limit / BATCH_PART).min(BATCH));
-        let mut victims = choose(classes, need.div_ceil(CACHE_BLOCK));
+        let batch = (self.shared.used.load(Ordering::Relaxed) / BATCH_PART).min(BATCH) / CACHE_BLOCK;
+        let mut victims = choose(classes, need.div_ceil(CACHE_BLOCK).max(batch));
         let mut gone = 0;
         for source in &sources {
             if victims.is_empty() {

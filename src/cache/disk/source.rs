@@ -127,7 +127,7 @@ impl CachedSource {
             (files, index.pieces(first, run), run, moved)
         };
         self.shared.moved(moved * CACHE_BLOCK);
-        self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.note_use();
         let buf = &mut buf[..self.bytes_of(first, run) as usize];
         // An error or too few bytes: the blocks are looked at one by one, because one bad sector is one bad block.
         let got = files.blocks.read_at(buf, first * CACHE_BLOCK).unwrap_or(0);
@@ -141,6 +141,10 @@ impl CachedSource {
             }
         }
         run
+    }
+
+    fn note_use(&self) {
+        self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn matches(&self, block: u64, bytes: &[u8], sum: u64) -> bool {
@@ -336,6 +340,7 @@ impl CachedSource {
         if !cache.admit(self) {
             return false;
         }
+        self.note_use();
         let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
         let mut writer = self.writer.lock();
         if self.is_detached() {
