@@ -1,4 +1,4 @@
-//! Invariant 13: the cache of fetched blocks.
+//! Invariant 14: the cache of fetched blocks.
 
 use std::io;
 
@@ -19,7 +19,7 @@ impl Check<'_> {
             error,
         })?;
         self.findings.extend(found.into_iter().map(|found| Finding {
-            invariant: 13,
+            invariant: 14,
             object: found.file,
             message: found.message,
             repaired: found.repaired,

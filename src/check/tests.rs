@@ -498,14 +498,14 @@ fn the_cache_of_fetched_blocks_is_checked_and_what_is_damaged_of_it_goes() {
     house.assert_clean();
     let found = verifying(Repair::No);
     assert!(
-        found.len() == 1 && found[0].invariant == 13 && found[0].message.contains("block 1"),
+        found.len() == 1 && found[0].invariant == 14 && found[0].message.contains("block 1"),
         "{found:?}"
     );
     assert!(verifying(Repair::Yes)[0].repaired);
     assert_eq!(verifying(Repair::No), []);
     assert_eq!(open().attach(key, 3 * CACHE_BLOCK).present_run(0, 9), 1);
     fs::write(house.store().join(format!("cache/{key}.sums")), "?").unwrap();
-    assert_eq!(house.check(Repair::No).findings[0].invariant, 13, "the structure is always checked");
+    assert_eq!(house.check(Repair::No).findings[0].invariant, 14, "the structure is always checked");
     house.check(Repair::Yes);
     assert_eq!(fs::read_dir(house.store().join("cache")).unwrap().count(), 0);
     house.assert_clean();
