@@ -11,6 +11,7 @@ pub mod record;
 pub mod replay;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 pub use codec::{Envelope, FormatError, Kind, Reader, Writer};
 
