@@ -27,7 +27,7 @@ fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
         let n = rng.below(3) as u8;
         let source = cache.attach(key(n), SIZE);
         let first = rng.below(source.blocks());
-        let some = (1 + rng.below(90)).min(source.blocks() - first);
+        let some = (1 + rng.below(20)).min(source.blocks() - first);
         match rng.below(20) {
             0..9 => put(&source, first, some),
             9..14 => {
@@ -49,7 +49,7 @@ fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
 
 #[test]
 fn any_call_may_fail_at_any_time() {
-    let limits = Limits { bytes: Some(150 * CACHE_BLOCK), bases: Some(2), free_floor: 0 };
+    let limits = Limits { bytes: Some(70 * CACHE_BLOCK), bases: Some(2), free_floor: 0 };
     let mut hit = 0;
     for call in ALL {
         for errno in [libc::EIO, libc::ENOSPC] {
