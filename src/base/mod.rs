@@ -24,6 +24,7 @@ pub use stack::Layer;
 use stack::{Coming, Stack};
 
 use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
+use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
 pub use crate::source::Arrival;
 use crate::source::{AlignedBuf, Purpose, Source, SourceError, SourceErrorKind};
@@ -136,6 +137,7 @@ pub struct Base {
     cache: Arc<BlockCache>,
     id: CacheId,
     remote: bool,
+    traffic: Arc<Traffic>,
 }
 
 impl Base {
@@ -143,15 +145,23 @@ impl Base {
     /// worker left are used again when the source has the same identity as then.
     pub fn new(number: u64, name: String, source: Arc<dyn Source>, cache: Arc<BlockCache>) -> Self {
         let size = source.size();
-        Self::layered(number, name, size, vec![Layer { source, image: None }], cache)
+        let traffic = Events::new().base(number, &name);
+        Self::layered(number, name, size, vec![Layer { source, image: None }], cache, traffic)
     }
 
-    /// Of an image and what is below it. `size`: bytes of the virtual disk.
-    pub fn layered(number: u64, name: String, size: u64, layers: Vec<Layer>, cache: Arc<BlockCache>) -> Self {
+    /// Of an image and what is below it. `size`: bytes of the virtual disk; `traffic` counts what is read.
+    pub fn layered(
+        number: u64,
+        name: String,
+        size: u64,
+        layers: Vec<Layer>,
+        cache: Arc<BlockCache>,
+        traffic: Arc<Traffic>,
+    ) -> Self {
         let stack = Stack::new(layers, size);
         let id = cache.register_as(Owner::new(number, &stack.identity()));
         let remote = stack.sources().any(Source::is_remote);
-        Self { name, stack, cache, id, remote }
+        Self { name, stack, cache, id, remote, traffic }
     }
 
     pub fn name(&self) -> &str {
@@ -284,13 +294,20 @@ impl Base {
             done += copied * BLOCK;
             block += copied as u64;
             if copied < whole {
-                return done;
+                return self.found(done);
             }
         }
         if done < buf.len() && self.cache.read_part(self.id, block, 0, &mut buf[done..], touch) {
             done = buf.len();
         }
-        done
+        self.found(done)
+    }
+
+    fn found(&self, bytes: usize) -> usize {
+        if bytes > 0 {
+            self.traffic.add(Reason::Memory, bytes as u64);
+        }
+        bytes
     }
 
     /// Reads the missing blocks at `offset` from the sources, keeps them, and copies to `buf`, which lies
@@ -333,6 +350,10 @@ impl Base {
             }
         }
         blocks[inside..].fill(0);
+        if !self.remote {
+            // Others count for themselves what they had to fetch.
+            self.traffic.add(Reason::Demand, inside as u64);
+        }
         Ok(())
     }
 

@@ -40,10 +40,6 @@ impl Stack {
         self.size
     }
 
-    pub fn top(&self) -> Option<&dyn Source> {
-        self.layers.first().map(|layer| &*layer.source)
-    }
-
     /// Its only file, when that is the disk.
     pub fn raw(&self) -> Option<&dyn Source> {
         match &self.layers[..] {

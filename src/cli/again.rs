@@ -179,10 +179,19 @@ pub(super) fn add_base(client: &Client, name: &str, body: &Value, action: &str) 
         }
         if let Some(base) = show(client, "base", name)?
             && since.made(&base)
-            && ["source", "format"].iter().all(|key| base[key] == body[key])
+            && base["source"] == shown(&body["source"])
+            && (body["format"].is_null() || base["format"] == body["format"])
         {
             return Ok(base);
         }
+    }
+}
+
+/// As the daemon shows it.
+fn shown(source: &Value) -> Value {
+    match source.as_str() {
+        Some(url) if super::args::is_url(url) => crate::source::http::shown(url).into(),
+        _ => source.clone(),
     }
 }
 

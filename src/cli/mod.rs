@@ -21,6 +21,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -152,7 +152,9 @@ impl CredentialConfig {
             || rest.contains(['@', '?', '#', '\\'])
             || rest.chars().any(|c| c.is_control() || c.is_whitespace())
         {
-            return refuse("url is scheme, host, port and path: no user, query, fragment or white space".into());
+            return refuse(
+                "url is scheme, host, port and path: no user, query, fragment or white space".into(),
+            );
         }
         let url = &self.url;
         match self.source() {

@@ -6,7 +6,9 @@
 mod api;
 mod channel;
 mod confine;
+mod copy;
 mod handover;
+mod hydrate;
 mod mount;
 mod opener;
 mod process;

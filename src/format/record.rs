@@ -230,7 +230,7 @@ fn put_identity(w: &mut Writer, identity: &BaseIdentity, version: u16) {
 fn get_identity(r: &mut Reader<'_>, version: u16) -> Result<BaseIdentity, FormatError> {
     let size = r.u64()?;
     let kind = if version > 1 { r.u8()? } else { 0 };
-    let mut text = |r: &mut Reader<'_>| match r.u8()? {
+    let text = |r: &mut Reader<'_>| match r.u8()? {
         0 => Ok(None),
         1 => r.text().map(Some),
         other => Err(r.bad(format!("presence of a validator is {other}"))),

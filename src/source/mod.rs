@@ -56,6 +56,12 @@ impl Identity {
         self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
     }
 
+    /// Of an object that is no file of this host: `name` is its own and no other's.
+    pub fn named(size: u64, name: [u8; 32]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| name[at * 8 + byte]));
+        Self { size, mtime_s: word(0) as i64, mtime_ns: word(1) as u32, device: word(2), inode: word(3) }
+    }
+
     /// All of it, to tell identities apart within this machine's memory; no format for disks.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Self { size, mtime_s, mtime_ns, device, inode } = *self;
@@ -189,6 +195,13 @@ impl SourceError {
         advice: impl Into<String>,
     ) -> Self {
         Self { detail: Some((why.into(), advice.into())), ..Self::of(kind, operation, object.into()) }
+    }
+
+    /// A file that is not what it was, with the way in which it is not.
+    pub fn changed(path: &str, why: &str) -> Self {
+        let why = format!("it changed since it was registered: {why}");
+        let advice = "put the original file back, its disks are useless on any other";
+        Self::remote(SourceErrorKind::Changed, "read", path, why, advice)
     }
 
     /// The bytes are under way.

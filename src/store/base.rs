@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use super::StoreError;
 use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
+use crate::events::{Events, Traffic};
 use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Validator};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
@@ -33,6 +34,9 @@ pub trait Sources: Send + Sync {
     /// # Errors
     /// As [`file`](Self::file), unless all of it is in the store.
     fn copied(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
+
+    /// What counts the base's traffic.
+    fn traffic(&self, base: &BaseRecord) -> Arc<Traffic>;
 }
 
 /// Without a network.
@@ -48,6 +52,10 @@ impl<O: OpenImage> Sources for O {
 
     fn copied(&self, _base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         Ok(Arc::new(self.file(Path::new(&file.source))?))
+    }
+
+    fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
+        Events::new().base(base.id, &base.name)
     }
 }
 
@@ -170,8 +178,9 @@ impl BaseNode {
             let image = reader(file.format).map(open);
             layers.push(Layer { source, image });
         }
+        let traffic = self.sources.traffic(&record);
         let (id, name) = (record.id, record.name.clone());
-        let base = Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone()));
+        let base = Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic));
         *attached = Some(base.clone());
         Ok(base)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::transit::{Transit, Unit};
-use super::{CACHE_BLOCK, MAX_REQUEST, Shared, gave_up, short};
+use super::{CACHE_BLOCK, MAX_REQUEST, Shared, gave_up, reason, short};
 use crate::source::{Purpose, SourceError};
 
 /// Blocks that are given to the cache at once, bytes.
@@ -81,6 +81,9 @@ struct Receiver {
     shared: Arc<Shared>,
     /// The next block that is not complete, and what there is of it.
     next: u64,
+    /// Where the blocks end that are wanted for the purpose; behind them is what may be wanted next.
+    wanted_to: u64,
+    purpose: Purpose,
     part: Vec<u8>,
     units: std::vec::IntoIter<Arc<Unit>>,
     /// Complete ones that the cache does not have yet, and the first one's number.
@@ -90,7 +93,6 @@ struct Receiver {
 
 impl Receiver {
     fn receive(&mut self, mut bytes: &[u8]) {
-        self.shared.counters.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         while !bytes.is_empty() && self.next * CACHE_BLOCK < self.shared.size {
             let length = self.shared.block_len(self.next);
             let take = bytes.len().min(length - self.part.len());
@@ -106,6 +108,8 @@ impl Receiver {
         let Some(unit) = self.units.next() else { return };
         let block: Arc<[u8]> = self.part.as_slice().into();
         self.part.clear();
+        let purpose = if self.next < self.wanted_to { self.purpose } else { Purpose::Readahead };
+        self.shared.traffic.add(reason(purpose), block.len() as u64);
         self.next += 1;
         unit.arrived(block.clone());
         self.complete.push((unit, block));
@@ -144,15 +148,13 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run) {
     let blocks = run.first..run.end();
     let bytes = bytes_of(shared, blocks.clone());
     let range = blocks.start * CACHE_BLOCK..blocks.start * CACHE_BLOCK + bytes;
-    let wanted = if purpose == Purpose::Demand { run.wanted } else { 0 };
-    let ahead = bytes - bytes_of(shared, blocks.start..blocks.start + wanted as u64);
-    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-    shared.counters.ahead.fetch_add(ahead, Ordering::Relaxed);
     shared.in_transit.fetch_add(bytes, Ordering::Relaxed);
     let under_way = UnderWay::new(shared, purpose);
     let receiver = Arc::new(parking_lot::Mutex::new(Receiver {
         shared: shared.clone(),
         next: run.first,
+        wanted_to: run.first + run.wanted as u64,
+        purpose,
         part: Vec::with_capacity(CACHE_BLOCK as usize),
         units: run.units.into_iter(),
         complete: Vec::new(),

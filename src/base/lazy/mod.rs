@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::readahead::Readahead;
+use crate::cache::disk::CachedSource;
+use crate::events::{Reason, Traffic};
 use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
@@ -30,7 +32,7 @@ use fetch::Fetching;
 use transit::{Found, Transit, Unit, Who, arrival_of};
 
 /// Bytes of a cache block: the unit of fetching and keeping.
-pub const CACHE_BLOCK: u64 = 16 * 1024;
+pub const CACHE_BLOCK: u64 = crate::cache::disk::CACHE_BLOCK;
 
 /// The most that one request asks for, bytes.
 const MAX_REQUEST: u64 = 4 << 20;
@@ -63,28 +65,28 @@ impl Keep for KeepNothing {
     fn insert(&self, _first: u64, _data: &[u8]) {}
 }
 
-/// Counters since it was attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LazyStats {
-    /// Bytes that readers found without waiting for the network.
-    pub hit_bytes: u64,
-    /// Bytes that readers had to wait for.
-    pub miss_bytes: u64,
-    /// Bytes that came from the network.
-    pub fetched_bytes: u64,
-    /// Requests to the network.
-    pub requests: u64,
-    /// Bytes of blocks that came before a reader asked for them, by readahead, prefetch or hydration.
-    pub ahead_bytes: u64,
+impl Keep for CachedSource {
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        Self::read(self, first, buf)
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        Self::contains(self, block)
+    }
+
+    fn insert(&self, first: u64, data: &[u8]) {
+        Self::insert(self, first, data);
+    }
 }
 
-#[derive(Default)]
-struct Counters {
-    hit: AtomicU64,
-    miss: AtomicU64,
-    fetched: AtomicU64,
-    requests: AtomicU64,
-    ahead: AtomicU64,
+/// Why bytes were fetched, for the counters.
+fn reason(purpose: Purpose) -> Reason {
+    match purpose {
+        Purpose::Demand => Reason::Demand,
+        Purpose::Readahead => Reason::Readahead,
+        Purpose::Prefetch => Reason::Prefetch,
+        Purpose::Hydrate => Reason::Hydrate,
+    }
 }
 
 /// See the module.
@@ -103,7 +105,7 @@ struct Shared {
     in_transit: AtomicU64,
     /// Readers' requests under way.
     demand: AtomicU64,
-    counters: Counters,
+    traffic: Arc<Traffic>,
 }
 
 struct Table {
@@ -112,12 +114,13 @@ struct Table {
 }
 
 impl LazySource {
-    /// `identity` tells this object's blocks in the memory cache from all others'.
+    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts.
     pub fn new(
         remote: Arc<dyn RemoteSource>,
         keep: Arc<dyn Keep>,
         spawn: Arc<dyn Spawn>,
         identity: Identity,
+        traffic: Arc<Traffic>,
     ) -> Self {
         let size = remote.size();
         let table =
@@ -132,27 +135,19 @@ impl LazySource {
                 table: Mutex::new(table),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
-                counters: Counters::default(),
+                traffic,
             }),
-        }
-    }
-
-    /// Counters.
-    pub fn stats(&self) -> LazyStats {
-        let c = &self.shared.counters;
-        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        LazyStats {
-            hit_bytes: get(&c.hit),
-            miss_bytes: get(&c.miss),
-            fetched_bytes: get(&c.fetched),
-            requests: get(&c.requests),
-            ahead_bytes: get(&c.ahead),
         }
     }
 
     /// Since when reads wait for the server.
     pub fn stall(&self) -> Option<Stall> {
         self.shared.remote.stall()
+    }
+
+    /// Whether nothing is under way, and all that came was given to the cache.
+    pub fn is_settled(&self) -> bool {
+        self.shared.in_transit.load(Ordering::Relaxed) == 0
     }
 
     /// Whether a reader's request is under way.
@@ -231,7 +226,9 @@ impl Shared {
             }
             block += 1;
         }
-        self.counters.hit.fetch_add(hit, Ordering::Relaxed);
+        if hit > 0 {
+            self.traffic.add(Reason::Disk, hit);
+        }
         Ok(missing)
     }
 
@@ -346,8 +343,6 @@ impl Source for LazySource {
             shared.hit(first, end - first);
             return Ok(length);
         }
-        let bytes: u64 = missing.iter().map(|block| shared.block_len(*block) as u64).sum();
-        shared.counters.miss.fetch_add(bytes, Ordering::Relaxed);
         Err(shared.not_here(shared.demand(&missing, first, end - first)))
     }
 

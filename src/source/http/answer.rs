@@ -195,13 +195,16 @@ fn whole(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
     plain(headers)?;
     let kind = text(headers, header::CONTENT_TYPE).map_or("no type".into(), printable);
     let Some(length) = number(headers, header::CONTENT_LENGTH) else {
-        let why = format!("it answers a request for a range with status 200 and a body of any length ({kind})");
+        let why =
+            format!("it answers a request for a range with status 200 and a body of any length ({kind})");
         return Err(Failure::Protocol(why));
     };
     let found = identity(headers, length);
     if verdict(&found, asked) != Verdict::Same {
         // An error page, a login, a holding page: not a new version of the image, which would have come as a range.
-        return Err(Failure::again(format!("it answers status 200 and something else ({kind}, {length} bytes)")));
+        return Err(Failure::again(format!(
+            "it answers status 200 and something else ({kind}, {length} bytes)"
+        )));
     }
     let ranges = "it answers a request for a range with the whole file (status 200)";
     match asked.pinned {

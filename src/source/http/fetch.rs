@@ -58,14 +58,17 @@ impl Remote {
 
     /// The mirror to ask: the first that works; when none does, the one that may be asked soonest.
     fn pick(self: &Arc<Self>, refused: &[Option<Failure>]) -> Option<usize> {
-        let usable = |number: &usize| refused[*number].is_none() && self.mirrors[*number].out.lock().is_none();
+        let usable =
+            |number: &usize| refused[*number].is_none() && self.mirrors[*number].out.lock().is_none();
         let all: Vec<usize> = (0..self.mirrors.len()).filter(usable).collect();
         let down = |number: &usize| self.http.origin(&self.mirrors[*number].origin()).down_until();
         let works = all.iter().copied().find(|number| down(number).is_none());
         if works.is_some() {
             // Those that were to be asked before it: whether they are back is found out aside, not by a reader.
             let before = all.iter().take_while(|number| Some(**number) != works);
-            for number in before.filter(|number| down(number).is_some_and(|at| at <= tokio::time::Instant::now())) {
+            for number in
+                before.filter(|number| down(number).is_some_and(|at| at <= tokio::time::Instant::now()))
+            {
                 self.check(*number);
             }
         }
@@ -96,7 +99,11 @@ impl Remote {
         let mirror = &self.mirrors[number];
         let mut out = mirror.out.lock();
         if out.is_none() {
-            tracing::error!(url = mirror.shown, why, "another object than the base's; this URL is not used any more");
+            tracing::error!(
+                url = mirror.shown,
+                why,
+                "another object than the base's; this URL is not used any more"
+            );
             *out = Some(why.to_owned());
         }
     }

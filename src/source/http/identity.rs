@@ -73,7 +73,9 @@ impl HttpIdentity {
                 (Some(etag), _) if !is_weak(etag) => Ok(()),
                 (Some(_), _) => Err("its server sends a weak ETag".into()),
                 (None, Some(modified)) if was_over(modified, date) => Ok(()),
-                (None, Some(_)) => Err("its server sends no ETag, and a Last-Modified that is not over yet".into()),
+                (None, Some(_)) => {
+                    Err("its server sends no ETag, and a Last-Modified that is not over yet".into())
+                }
                 (None, None) => Err("its server sends neither ETag nor Last-Modified".into()),
             },
         }

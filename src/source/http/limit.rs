@@ -79,8 +79,7 @@ impl Slots {
     }
 }
 
-const ORDER: [Purpose; PURPOSES] =
-    [Purpose::Demand, Purpose::Readahead, Purpose::Prefetch, Purpose::Hydrate];
+const ORDER: [Purpose; PURPOSES] = [Purpose::Demand, Purpose::Readahead, Purpose::Prefetch, Purpose::Hydrate];
 
 impl Drop for Slot {
     fn drop(&mut self) {

@@ -51,7 +51,10 @@ enum Place {
     Unknown,
     /// At the URL itself.
     Here,
-    At { url: Url, until: Option<Instant> },
+    At {
+        url: Url,
+        until: Option<Instant>,
+    },
 }
 
 /// One request.
@@ -193,11 +196,11 @@ impl Mirror {
             let own = self.user.as_ref().filter(|_| origin(url) == origin(&self.url));
             let lent = if own.is_some() { None } else { http.keyring.lend(url).await? };
             let (slots, mut pass) = http.enter(url, ask).await;
-            let mut request = http
-                .client
-                .get(url.clone())
-                .header(header::ACCEPT_ENCODING, "identity")
-                .header(header::RANGE, format!("bytes={}-{}", ask.asked.range.start, ask.asked.range.end - 1));
+            let mut request =
+                http.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").header(
+                    header::RANGE,
+                    format!("bytes={}-{}", ask.asked.range.start, ask.asked.range.end - 1),
+                );
             if let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
                 && let Some(etag) = pinned.strong_etag()
                 && !self.without_condition.load(Ordering::Relaxed)

@@ -147,7 +147,11 @@ impl Http {
     /// # Errors
     /// `Denied`, `Protocol` or `Unreachable`, of the first URL, when none answers; `Protocol` when two of them have
     /// different objects, or what they say is not enough for `options.strictness`.
-    pub async fn probe(self: &Arc<Self>, urls: &[String], options: &RemoteOptions) -> Result<Probed, SourceError> {
+    pub async fn probe(
+        self: &Arc<Self>,
+        urls: &[String],
+        options: &RemoteOptions,
+    ) -> Result<Probed, SourceError> {
         let mirrors = urls.iter().map(|url| Mirror::new(url)).collect::<Result<Vec<_>, _>>()?;
         let strictness = options.strictness;
         let limit = options.deadline;
@@ -155,13 +159,16 @@ impl Http {
             .into_iter()
             .map(|mirror| {
                 let (this, shown) = (self.clone(), mirror.shown.clone());
-                let task = self.runtime.spawn(async move { this.probe_one(&mirror, strictness, limit).await });
+                let task =
+                    self.runtime.spawn(async move { this.probe_one(&mirror, strictness, limit).await });
                 (shown, EndedWithUs(task))
             })
             .collect();
         let (mut first, mut refusal): (Option<(String, Probed)>, _) = (None, None);
         for (shown, mut task) in asked {
-            let result = (&mut task.0).await.unwrap_or_else(|_| Err(failed(&shown, &Failure::again("it was given up"))));
+            let result = (&mut task.0)
+                .await
+                .unwrap_or_else(|_| Err(failed(&shown, &Failure::again("it was given up"))));
             match (result, &first) {
                 (Ok(probed), None) => first = Some((shown, probed)),
                 (Ok(probed), Some((other, pinned))) => same(&shown, &probed, other, pinned, strictness)?,
@@ -268,7 +275,11 @@ impl Http {
         loop {
             let own = ask.slots.get(ask.purpose).await;
             // Without waiting for itself where both are the same.
-            let all = if Arc::ptr_eq(ask.slots, &self.slots) { Slot::none() } else { self.slots.get(ask.purpose).await };
+            let all = if Arc::ptr_eq(ask.slots, &self.slots) {
+                Slot::none()
+            } else {
+                self.slots.get(ask.purpose).await
+            };
             if ask.anyway {
                 return ([own, all], origin.enter_anyway());
             }
@@ -307,7 +318,13 @@ impl<T> Drop for EndedWithUs<T> {
 }
 
 /// Two mirrors of a new base have to have one object.
-fn same(shown: &str, probed: &Probed, other: &str, pinned: &Probed, strictness: Strictness) -> Result<(), SourceError> {
+fn same(
+    shown: &str,
+    probed: &Probed,
+    other: &str,
+    pinned: &Probed,
+    strictness: Strictness,
+) -> Result<(), SourceError> {
     let Probed { identity, head } = probed;
     let said = identity::Said {
         size: identity.size,
@@ -337,8 +354,12 @@ fn insufficient(shown: &str, why: String) -> SourceError {
 fn failed(shown: &str, failure: &Failure) -> SourceError {
     let remote = |kind, why: &str, advice| SourceError::remote(kind, "read", shown, why, advice);
     match failure {
-        Failure::Again { why, .. } => remote(SourceErrorKind::Unreachable, why, "check the server and the network"),
-        Failure::Denied { why, .. } => remote(SourceErrorKind::Denied, why, "check the URL and the credentials"),
+        Failure::Again { why, .. } => {
+            remote(SourceErrorKind::Unreachable, why, "check the server and the network")
+        }
+        Failure::Denied { why, .. } => {
+            remote(SourceErrorKind::Denied, why, "check the URL and the credentials")
+        }
         Failure::Another(why) => remote(
             SourceErrorKind::Changed,
             why,
@@ -352,9 +373,11 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         Failure::Protocol(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or take another mirror")
         }
-        Failure::Moved { .. } => {
-            remote(SourceErrorKind::Protocol, "it is somewhere else", "check the server, or take another mirror")
-        }
+        Failure::Moved { .. } => remote(
+            SourceErrorKind::Protocol,
+            "it is somewhere else",
+            "check the server, or take another mirror",
+        ),
     }
 }
 

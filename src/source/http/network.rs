@@ -83,7 +83,10 @@ impl Network {
             network.problem = network.proxies().err();
         }
         if let Some(problem) = &network.problem {
-            tracing::error!(problem, "bases on the network cannot be read; correct it and restart the daemon");
+            tracing::error!(
+                problem,
+                "bases on the network cannot be read; correct it and restart the daemon"
+            );
         }
         network
     }
@@ -112,7 +115,13 @@ impl Network {
     /// The client. Its connections are made and kept by the runtime in which requests are made.
     pub(super) fn client(&self, config: &HttpConfig) -> Result<Client, SourceError> {
         let refuse = |what: &str, why: String| {
-            SourceError::remote(SourceErrorKind::Protocol, "use", what, why, "see [http] of the configuration")
+            SourceError::remote(
+                SourceErrorKind::Protocol,
+                "use",
+                what,
+                why,
+                "see [http] of the configuration",
+            )
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)

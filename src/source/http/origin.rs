@@ -47,13 +47,8 @@ pub(super) struct Down {
 
 impl Origin {
     pub fn new() -> Arc<Self> {
-        let state = State {
-            failures: 0,
-            epoch: 0,
-            not_before: Instant::now(),
-            trying: false,
-            why: String::new(),
-        };
+        let state =
+            State { failures: 0, epoch: 0, not_before: Instant::now(), trying: false, why: String::new() };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 

@@ -212,7 +212,8 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
     let text = std::str::from_utf8(secret.bytes()).map_err(|_| "they are not text")?;
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, value: &str| -> Result<(), String> {
-        let mut value = HeaderValue::from_str(value).map_err(|_| "they have characters that no header can have")?;
+        let mut value =
+            HeaderValue::from_str(value).map_err(|_| "they have characters that no header can have")?;
         value.set_sensitive(true);
         headers.append(name, value);
         Ok(())
@@ -236,7 +237,9 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
         Kind::Headers | Kind::Either => {
             for line in trimmed.lines().map(str::trim).filter(|line| !line.is_empty()) {
                 let pair = line.split_once(':').map(|(name, value)| (name.trim(), value.trim()));
-                let Some((name, value)) = pair else { return Err("a line is not of the form Name: value".into()) };
+                let Some((name, value)) = pair else {
+                    return Err("a line is not of the form Name: value".into());
+                };
                 let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
                     return Err("a name of a header is none".into());
                 };
@@ -276,9 +279,14 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_standard() {
-        for (bytes, text) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
-        {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(*base64(bytes.as_bytes()), text);
         }
         assert_eq!(*base64(&[0xfb, 0xff, 0xbe]), "+/++");
@@ -321,9 +329,15 @@ mod tests {
             })
         };
         assert_eq!(lines(Kind::Bearer, " abc\n").unwrap(), ["authorization: Bearer abc"]);
-        assert_eq!(lines(Kind::Basic, "Aladdin:open sesame\n").unwrap(), ["authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]);
+        assert_eq!(
+            lines(Kind::Basic, "Aladdin:open sesame\n").unwrap(),
+            ["authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]
+        );
         assert_eq!(lines(Kind::Either, "eyJ0.a-b_c==\n").unwrap(), ["authorization: Bearer eyJ0.a-b_c=="]);
-        assert_eq!(lines(Kind::Either, "X-Auth-Token: 5\n\nX-More:6").unwrap(), ["x-auth-token: 5", "x-more: 6"]);
+        assert_eq!(
+            lines(Kind::Either, "X-Auth-Token: 5\n\nX-More:6").unwrap(),
+            ["x-auth-token: 5", "x-more: 6"]
+        );
         for (kind, text) in [
             (Kind::Bearer, ""),
             (Kind::Bearer, "a\nb"),
