@@ -1,15 +1,15 @@
 //! Images from outside, which are hostile until proven otherwise: no panic, bounded time and memory, nothing outside
 //! of the file.
 //!
-//! An input is a sparse file, so that tables can be far apart and inputs short: flags (bit 0: on a backing image), the
-//! length in three bytes, then pieces of {sector in two bytes, length in two, bytes}. All little endian.
+//! An input is a sparse file, so that tables can be far apart and inputs short: flags (bit 0: on a backing image),
+//! the length in three bytes, then pieces of {sector in two bytes, length in two, bytes}. All little endian.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use plyfs::image::{self, Chain, Compressed, Extent, Format, HEAD, Image, ImageErrorKind, Method};
 use plyfs::source::{Arrival, Identity, Source, SourceError};
-
-use parking_lot::Mutex;
 
 /// Of a file.
 const MOST: usize = 1 << 20;
@@ -49,18 +49,18 @@ pub fn pack(chain: Chain, file: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Of which every other read has to be asked for again.
+/// Of which each range has to be asked for again, every other time.
 struct Memory {
     file: Vec<u8>,
     identity: Identity,
-    reads: Mutex<u64>,
+    here: Mutex<HashSet<(u64, usize)>>,
 }
 
 impl Source for Memory {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
-        let mut reads = self.reads.lock();
-        *reads += 1;
-        if *reads % 2 == 1 {
+        let mut here = self.here.lock();
+        if !here.remove(&(offset, buf.len())) {
+            here.insert((offset, buf.len()));
             return Err(SourceError::not_here("memory", Arrival::new().1));
         }
         // The most that is read at once: an L1 table.
@@ -93,7 +93,7 @@ impl Source for Memory {
     }
 }
 
-/// Again until it is here. Every call keeps what it read, so the number of tries is bounded by the number of reads.
+/// Again until it is here. A call has a bounded number of reads, and each is refused once in the worst case.
 fn persist<T>(mut run: impl FnMut() -> Result<T, image::ImageError>) -> Result<T, image::ImageError> {
     for _ in 0..200 {
         match run() {
@@ -119,7 +119,7 @@ pub fn run(format: Format, data: &[u8]) {
     assert!(found.size <= plyfs::format::MAX_DISK_SIZE);
     assert!(found.unit.is_power_of_two() && (512..=2 << 20).contains(&found.unit));
     let identity = Identity { size, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
-    let source = Arc::new(Memory { file, identity, reads: Mutex::new(0) });
+    let source = Arc::new(Memory { file, identity, here: Mutex::default() });
     let image = image::open(format, source, found.size, chain);
     let (mut at, mut budget) = (0, 8 << 20u64);
     for _ in 0..300 {
