@@ -4,7 +4,8 @@
 //! window in the output, and so has a zstd frame that is decompressed at once, whatever window it declares.
 //!
 //! Why these: flate2 on miniz_oxide is Rust without `unsafe`. For zstd the C library, which decompressed 1.1 GB/s
-//! where ruzstd came to 0.2 and flate2 to 0.36 (64 KiB clusters of programs, one core), is fuzzed without end by OSS-Fuzz, and is built without its legacy formats.
+//! where ruzstd came to 0.2 and flate2 to 0.36 (64 KiB clusters of programs, one core), is fuzzed without end by
+//! OSS-Fuzz, and is built without its legacy formats.
 
 use std::cell::RefCell;
 

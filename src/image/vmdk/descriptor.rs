@@ -114,8 +114,8 @@ fn extent(rest: &str, sectors: u64) -> Result<(), ImageError> {
     let (has, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if !kind.eq_ignore_ascii_case("SPARSE") {
         let what = format!(
-            "its descriptor has an extent of type \"{}\", which is in another file, and an image may not say which files \
-             are read",
+            "its descriptor has an extent of type \"{}\", which is in another file, and an image may not say \
+             which files are read",
             shown(kind)
         );
         return Err(refused(what, SEVERAL));
