@@ -145,7 +145,7 @@ impl Header {
         }
         let directory = match long(head, 56)? {
             AT_END if compressed => None,
-            sector => Some(sector.checked_mul(SECTOR).unwrap_or(u64::MAX)),
+            sector => Some(sector.saturating_mul(SECTOR)),
         };
         let zero_grains = flags & ZERO_GRAINS != 0;
         let header = Self { size, grain: grain * SECTOR, entries, directory, zero_grains, compressed };
