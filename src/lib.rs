@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod delta;
 pub mod disk;
+pub mod events;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
@@ -22,6 +23,7 @@ pub mod sabotage;
 pub mod simulation;
 pub mod source;
 pub mod store;
+pub mod trace;
 
 #[global_allocator]
 static ALLOCATOR: io::PrefaultingAllocator = io::PrefaultingAllocator;

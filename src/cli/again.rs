@@ -75,6 +75,35 @@ pub(super) fn until_answered(once: impl Fn() -> Result<Value, CliError>) -> Resu
     }
 }
 
+/// Follows something that goes on for as long as the daemon does: `once` does so until the worker ends, and says whether
+/// it was connected. Workers come and go; it is the end when `once` says so (`Ok`), or when there is no daemon any more.
+pub(super) fn follow(mut once: impl FnMut() -> (Heard, Result<(), CliError>)) -> Result<(), CliError> {
+    let mut tries = Tries::new();
+    loop {
+        match once() {
+            (_, Ok(())) => return Ok(()),
+            // There is a daemon, and it looks for a worker.
+            (_, Err(error)) if error.is("unavailable") => {
+                tries = Tries::new();
+                thread::sleep(LONGEST_PAUSE);
+            }
+            (heard, Err(error)) => {
+                if heard == Heard::Something {
+                    tries = Tries::new();
+                }
+                tries.next(error)?;
+            }
+        }
+    }
+}
+
+/// What came of one try to follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    Something,
+}
+
 /// Creates disks; an array of them in the order of `names`.
 pub(super) fn create_disks(
     client: &Client,

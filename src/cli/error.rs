@@ -55,6 +55,9 @@ pub(super) enum CliError {
     /// The daemon ended with an error; its text is complete.
     #[error("{0}")]
     Serve(String),
+    /// What was followed is over.
+    #[error("the daemon on store {} has ended; nothing follows", store.display())]
+    Ended { store: PathBuf },
     #[error("cannot check store {}: {message}", store.display())]
     Check { store: PathBuf, message: String },
     #[error("store {} has {unrepaired} finding(s) that are not repaired; {advice}", store.display())]

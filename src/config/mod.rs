@@ -5,6 +5,7 @@
 
 mod file;
 pub mod host;
+mod http;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -69,6 +71,9 @@ pub struct Config {
     /// `[security]`: see [`SecurityConfig`].
     #[serde(default)]
     pub security: SecurityConfig,
+    /// `[http]`: see [`HttpConfig`].
+    #[serde(default)]
+    pub http: HttpConfig,
 }
 
 /// Logging of the daemon, to standard error.
@@ -256,6 +261,7 @@ impl Config {
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
             },
             security: file.security,
+            http: file.http,
         };
         config.validate()?;
         Ok(config)
@@ -271,6 +277,7 @@ impl Config {
         self.validate_cache()?;
         self.validate_threads()?;
         self.security.validate()?;
+        self.http.validate()?;
         self.log.validate()
     }
 

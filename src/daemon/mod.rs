@@ -11,6 +11,7 @@ mod mount;
 mod opener;
 mod process;
 mod report;
+mod sources;
 mod start;
 mod supervisor;
 mod syscalls;

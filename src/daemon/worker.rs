@@ -17,9 +17,11 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::opener::Opener;
 use super::report::{Report, reason};
+use super::sources::HostSources;
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
+use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
@@ -200,9 +202,12 @@ fn serve(
 ) -> Result<(), String> {
     let config = &start.config;
     let Prepared { cache, opener, live_dir, confinement } = prepared;
+    let events = Events::new();
+    events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+    let sources = Arc::new(HostSources::new(opener));
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources)
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
@@ -233,6 +238,8 @@ fn serve(
         report: report.clone(),
         since_ns: start.since_ns,
         confinement,
+        events,
+        serving_since_ns: sys::now_ns(),
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {

@@ -1,5 +1,9 @@
 //! The control socket: HTTP/1.1 with JSON under `/v1/`. Its file mode lets only root and the daemon's user in.
 
+mod events;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -8,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,6 +27,7 @@ use super::confine::InForce;
 use super::report::{End, Report, Upgrade, UpgradeState};
 use crate::config::Config;
 use crate::disk::DiskError;
+use crate::events::Events;
 use crate::format::record::Digest;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::{Node, guard};
@@ -48,6 +53,16 @@ pub struct Control {
     pub since_ns: i64,
     /// For `status`.
     pub confinement: InForce,
+    /// What happens to bases and caches.
+    pub events: Events,
+    /// When this worker began to serve.
+    pub serving_since_ns: i64,
+}
+
+impl FromRef<Control> for Events {
+    fn from_ref(control: &Control) -> Self {
+        control.events.clone()
+    }
 }
 
 /// An error as the socket reports it.
@@ -160,7 +175,7 @@ impl Control {
     fn base(&self, node: &BaseNode, disks: usize) -> Value {
         let record = node.record();
         let problem = node.problem();
-        let (sha256, sha512) = match &record.identity.digest {
+        let (sha256, sha512) = match &record.image.identity.digest {
             Some(Digest::Sha256(d)) => (Some(hex(d)), None),
             Some(Digest::Sha512(d)) => (None, Some(hex(d))),
             None => (None, None),
@@ -169,9 +184,9 @@ impl Control {
             "id": record.id,
             "name": record.name,
             "path": self.config.mount.join(format!("bases/{}.raw", record.name)),
-            "source": record.source,
+            "source": record.image.source,
             "format": "raw",
-            "size": record.size,
+            "size": record.size(),
             "disks": disks,
             "cached_bytes": node.cached_bytes(),
             // Digests are recorded; nothing compares them with the contents yet.
@@ -244,6 +259,7 @@ impl Control {
             })).collect::<Vec<_>>(),
             "cache": self.store.cache().stats(),
             "confinement": self.confinement,
+            "events": events::summary(&self.events, self.serving_since_ns),
         })
     }
 }
@@ -481,6 +497,7 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
+    let bus = control.events.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/bases", get(list_bases).post(add_base))
@@ -488,6 +505,7 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/disks", get(list_disks).post(create_disks))
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))
+        .route("/v1/events", get(events::events))
         .route("/v1/stop", post(stop))
         .route("/v1/upgrade", post(upgrade))
         .fallback(unknown)
@@ -497,8 +515,9 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let drained = async move { drain.notified().await };
-                    let _ = axum::serve(listener, router).with_graceful_shutdown(drained).await;
+                    let ticking = tokio::spawn(events::tick(bus.clone()));
+                    events::serve_until(listener, router, drain, bus).await;
+                    ticking.abort();
                     let _ = channel.send(&FromWorker::Drained);
                 }
                 Err(error) => tracing::error!(%error, "the control socket is not served"),
