@@ -90,6 +90,8 @@ pub(super) enum Base {
         #[arg(value_parser = args::name)]
         name: String,
     },
+    #[command(subcommand)]
+    Trace(super::trace::BaseTrace),
     /// Remove bases that no disk needs
     #[command(after_help = RM_EXAMPLES)]
     Rm {
@@ -142,6 +144,7 @@ impl Base {
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
                 global.output().value(&base, |base| fields(base, &FIELDS))
             }
+            Self::Trace(trace) => trace.run(global),
             Self::Rm { names } => super::disk::remove(global, "base", &names),
         }
     }

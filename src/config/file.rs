@@ -22,6 +22,7 @@ pub(super) struct File {
     pub runtime: Runtime,
     pub log: Log,
     pub security: super::SecurityConfig,
+    pub trace: super::TraceConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -9,12 +9,14 @@ mod security;
 pub mod size;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::trace::TraceConfig;
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -69,6 +71,9 @@ pub struct Config {
     /// `[security]`: see [`SecurityConfig`].
     #[serde(default)]
     pub security: SecurityConfig,
+    /// `[trace]`: see [`TraceConfig`].
+    #[serde(default)]
+    pub trace: TraceConfig,
 }
 
 /// Logging of the daemon, to standard error.
@@ -256,6 +261,7 @@ impl Config {
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
             },
             security: file.security,
+            trace: file.trace,
         };
         config.validate()?;
         Ok(config)
@@ -271,6 +277,7 @@ impl Config {
         self.validate_cache()?;
         self.validate_threads()?;
         self.security.validate()?;
+        self.trace.validate()?;
         self.log.validate()
     }
 

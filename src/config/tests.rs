@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, default_cache_memory,
-    file,
+    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, TraceConfig,
+    default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -112,6 +112,9 @@ fn defaults() {
     let security = config.security;
     assert!(security.capabilities && security.landlock && !security.core_dumps);
     assert_eq!((security.seccomp, security.base_dirs), (SeccompMode::On, Vec::new()));
+    let trace = config.trace;
+    assert!(trace.auto && trace.prefetch);
+    assert_eq!((trace.idle_seconds, trace.longest_seconds), (30, 300));
 }
 
 #[test]
@@ -151,6 +154,11 @@ fn every_key_of_the_file_arrives() {
         seccomp = "log"
         core_dumps = true
         base_dirs = ["/images", "/srv/images"]
+        [trace]
+        auto = false
+        prefetch = false
+        idle_seconds = 7
+        longest_seconds = 90
         "#,
         Overrides::default(),
     )
@@ -174,6 +182,7 @@ fn every_key_of_the_file_arrives() {
             core_dumps: true,
             base_dirs: vec!["/images".into(), "/srv/images".into()],
         },
+        trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
     };
     assert_eq!(config, expected);
 }
@@ -249,6 +258,9 @@ fn values_out_of_bounds_are_refused() {
         ("security.base_dirs = ['images']", "security.base_dirs: \"images\" is not an absolute path"),
         ("security.base_dirs = ['/images']\nsecurity.landlock = false", "held by landlock"),
         ("security.confine = true", "unknown field `confine`"),
+        ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; it is 1 to 3600"),
+        ("trace.longest_seconds = 86401", "trace.longest_seconds: 86401 is out of bounds"),
+        ("trace.automatic = true", "unknown field `automatic`"),
     ] {
         let message = refusal(toml);
         assert!(message.contains(part), "{toml}: {message}");

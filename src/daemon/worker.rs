@@ -10,6 +10,7 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -29,6 +30,7 @@ use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
+use crate::trace::{Automatic, Limits};
 
 const NAME: &CStr = c"plyfs-worker";
 
@@ -208,6 +210,13 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let limits = Limits {
+        idle: Duration::from_secs(config.trace.idle_seconds),
+        longest: Duration::from_secs(config.trace.longest_seconds),
+        ..Limits::default()
+    };
+    let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
+    store.trace(limits, automatic, events.clone());
     if turn.fresh_mount {
         // Nobody has anything open.
         for node in store.unlinked() {
