@@ -7,7 +7,7 @@ use std::path::Path;
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::record::{
-    Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
+    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot, Superblock, Validator,
 };
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
 
@@ -60,16 +60,25 @@ fn traces() {
 }
 
 fn records() {
-    let identity = |digest| BaseIdentity { size: 5000, mtime_ns: 77, inode: 12, digest };
+    let identity = |digest| BaseIdentity {
+        size: 5000,
+        validator: Validator::File { mtime_ns: 77, inode: 12 },
+        digest,
+    };
     let superblock = Superblock { uuid: [0xab; 16], created_ns: 1, next_id: 1000 }.encode();
     let base = BaseRecord {
         id: 2,
         name: "debian".into(),
-        source: "/srv/debian.raw".into(),
-        format: ImageFormat::Raw,
-        size: 5000,
-        identity: identity(Some(Digest::Sha512([7; 64]))),
+        image: ImageFile {
+            source: "/srv/debian.raw".into(),
+            mirrors: Vec::new(),
+            format: ImageFormat::Raw,
+            disk_size: 5000,
+            identity: identity(Some(Digest::Sha512([7; 64]))),
+        },
+        backing: Vec::new(),
         created_ns: 5,
+        options: BaseOptions::default(),
     };
     let disk = DiskRecord {
         id: 3,

@@ -23,6 +23,7 @@ pub(super) struct File {
     pub log: Log,
     pub security: super::SecurityConfig,
     pub trace: super::TraceConfig,
+    pub http: super::HttpConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

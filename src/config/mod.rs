@@ -5,6 +5,7 @@
 
 mod file;
 pub mod host;
+mod http;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::trace::TraceConfig;
+pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -74,6 +76,9 @@ pub struct Config {
     /// `[trace]`: see [`TraceConfig`].
     #[serde(default)]
     pub trace: TraceConfig,
+    /// `[http]`: see [`HttpConfig`].
+    #[serde(default)]
+    pub http: HttpConfig,
 }
 
 /// Logging of the daemon, to standard error.
@@ -262,6 +267,7 @@ impl Config {
             },
             security: file.security,
             trace: file.trace,
+            http: file.http,
         };
         config.validate()?;
         Ok(config)
@@ -278,6 +284,7 @@ impl Config {
         self.validate_threads()?;
         self.security.validate()?;
         self.trace.validate()?;
+        self.http.validate()?;
         self.log.validate()
     }
 

@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, TraceConfig,
-    default_cache_memory, file,
+    Config, ConfigError, HttpConfig, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig,
+    TraceConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -154,6 +154,7 @@ fn every_key_of_the_file_arrives() {
         seccomp = "log"
         core_dumps = true
         base_dirs = ["/images", "/srv/images"]
+        network = false
         [trace]
         auto = false
         prefetch = false
@@ -181,7 +182,9 @@ fn every_key_of_the_file_arrives() {
             seccomp: SeccompMode::Log,
             core_dumps: true,
             base_dirs: vec!["/images".into(), "/srv/images".into()],
+            network: false,
         },
+        http: HttpConfig::default(),
         trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
     };
     assert_eq!(config, expected);

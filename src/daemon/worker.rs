@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::confine::{self, InForce, Policy};
 use super::opener::Opener;
+use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
+use super::sources::HostSources;
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
@@ -207,7 +209,8 @@ fn serve(
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+    let sources = Arc::new(HostSources::new(opener));
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources)
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     let limits = Limits {
@@ -216,7 +219,12 @@ fn serve(
         ..Limits::default()
     };
     let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
-    store.trace(limits, automatic, events.clone());
+    let tracer = store.trace(limits, automatic, events.clone());
+    // Without a cache that keeps what is fetched early there is nothing to gain.
+    if config.trace.prefetch && config.cache_disk != Some(0) {
+        let prefetcher = Prefetcher::new(&store);
+        tracer.prefetch_with(move |base| prefetcher.play(base));
+    }
     if turn.fresh_mount {
         // Nobody has anything open.
         for node in store.unlinked() {

@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
 pub struct Envelope {
     /// First eight bytes of the file.
     pub magic: [u8; 8],
-    /// Newest version this code reads and the one it writes.
+    /// Newest version this code reads.
     pub version: u16,
     /// For error messages.
     pub structure: &'static str,
@@ -225,8 +225,13 @@ const HEAD: usize = ENVELOPE_HEAD;
 impl Envelope {
     /// Wraps `payload`; no feature bit is set by this version.
     pub fn seal(&self, payload: &[u8]) -> Vec<u8> {
+        self.seal_as(self.version, payload)
+    }
+
+    /// As [`seal`](Self::seal), for a payload that an older version reads as well.
+    pub fn seal_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
         let mut w = Writer::new();
-        w.raw(&self.magic).u16(self.version).u16(0);
+        w.raw(&self.magic).u16(version).u16(0);
         w.u32(u32::try_from(payload.len()).expect("records are small"));
         w.u64(0).u64(0).u64(0);
         w.raw(payload);
@@ -237,6 +242,11 @@ impl Envelope {
 
     /// The payload of `bytes`, when magic, version, features, length and checksum are right.
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
+        self.open_any(bytes).map(|(payload, _)| payload)
+    }
+
+    /// As [`open`](Self::open), with the version that the payload has: 1 to the newest.
+    pub fn open_any<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u16), FormatError> {
         let fail = |kind, detail: String| Err(FormatError::new(kind, self.structure, detail));
         let mut r = Reader::new(bytes, self.structure);
         let magic = r.raw(8)?;
@@ -274,6 +284,6 @@ impl Envelope {
                 format!("unknown incompatible features {incompatible:#x}; use a newer plyfs"),
             );
         }
-        Ok(&bytes[HEAD..end])
+        Ok((&bytes[HEAD..end], version))
     }
 }

@@ -82,3 +82,9 @@ pub(super) fn zstd(mut input: &[u8], out: &mut [u8]) -> Result<(), Bad> {
         Ok(())
     })
 }
+
+/// What this thread's context has allocated.
+#[cfg(test)]
+pub(super) fn zstd_memory() -> usize {
+    ZSTD.with_borrow(|slot| slot.as_ref().map_or(0, DCtx::sizeof))
+}

@@ -12,6 +12,8 @@
 mod aligned;
 mod arrival;
 pub mod file;
+#[cfg(feature = "daemon")]
+pub mod http;
 mod open;
 mod remote;
 #[cfg(test)]
@@ -28,7 +30,7 @@ pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
-pub use remote::{Fetch, Purpose, RemoteSource, Stall};
+pub use remote::{Fetch, Purpose, RemoteSource, Spawn, Stall};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -98,9 +100,15 @@ pub trait Source: Send + Sync {
     /// As [`read_at`](Self::read_at).
     fn check(&self) -> Result<(), SourceError>;
 
-    /// Says that these ranges will be read soon, each of them (start, length) in bytes. Does not wait. A source that
-    /// fetches does so now, in few requests; for others there is nothing to do.
+    /// Says that these ranges will be read, each of them (start, length) in bytes. Does not wait. A source that fetches
+    /// does so now, in few requests, as far as nobody does already; for others there is nothing to do.
     fn announce(&self, _ranges: &[(u64, u64)]) {}
+
+    /// As [`announce`](Self::announce), for another purpose than a reader's. Returns when those are here that are
+    /// under way now; none when all are here. Less than was asked for may be under way.
+    fn prefetch(&self, _ranges: &[(u64, u64)], _purpose: Purpose) -> Option<Arrival> {
+        None
+    }
 
     /// Whether a read may wait for more than the disk that the host runs on.
     fn is_remote(&self) -> bool {

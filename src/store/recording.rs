@@ -2,8 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
+use sha2::{Digest, Sha256};
+
 use super::{BaseNode, Store, StoreError};
 use crate::events::Events;
+use crate::format::record::Validator;
 use crate::format::trace::Origin;
 use crate::trace::{Automatic, Limits, Recorded, Subject, TraceStore, Tracer};
 
@@ -14,8 +17,22 @@ impl BaseNode {
     /// It, as a recording knows it.
     pub fn subject(&self) -> Subject {
         let record = self.record();
-        let origin = record.identity.digest.clone().map_or(Origin::Unknown, Origin::Digest);
-        Subject { base: record.id, name: record.name.clone(), size: record.size, origin }
+        let identity = &record.image.identity;
+        let origin = match (&identity.digest, &identity.validator) {
+            (Some(digest), _) => Origin::Digest(digest.clone()),
+            (None, Validator::Http { etag, last_modified }) => {
+                let mut sum = Sha256::new();
+                for text in [etag, last_modified] {
+                    let text = text.as_deref().unwrap_or_default();
+                    sum.update((text.len() as u64).to_le_bytes());
+                    sum.update(text);
+                }
+                Origin::Validator(sum.finalize().into())
+            }
+            // Of a file there is nothing to say that holds on another host.
+            (None, Validator::File { .. }) => Origin::Unknown,
+        };
+        Subject { base: record.id, name: record.name.clone(), size: record.size(), origin }
     }
 }
 

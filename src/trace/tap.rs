@@ -13,9 +13,15 @@ const AT_ONCE: usize = 8;
 /// One for each disk. Without a recorder a read costs one load.
 pub struct Tap {
     disk: u64,
+    /// There is something to do when the base is read.
     open: AtomicBool,
     slot: RwLock<Slot>,
+    /// To be run at the first read.
+    first: Mutex<Option<First>>,
 }
+
+/// Must not wait.
+type First = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone)]
 pub(super) enum Slot {
@@ -65,7 +71,7 @@ impl Arm {
 impl Tap {
     /// Of the disk of that number.
     pub fn new(disk: u64) -> Self {
-        Self { disk, open: AtomicBool::new(false), slot: RwLock::new(Slot::Closed) }
+        Self { disk, open: AtomicBool::new(false), slot: RwLock::new(Slot::Closed), first: Mutex::default() }
     }
 
     /// Notes a read of the base, when somebody records.
@@ -74,10 +80,11 @@ impl Tap {
             return;
         }
         let arm = match &*self.slot.read() {
-            Slot::Closed => return,
+            Slot::Closed => None,
             Slot::Recording(recorder) => return recorder.note(offset, len),
-            Slot::Armed(arm) => arm.clone(),
+            Slot::Armed(arm) => Some(arm.clone()),
         };
+        let Some(arm) = arm else { return self.first() };
         let mut slot = self.slot.write();
         // Others may have come first, with another arm even.
         if let Slot::Armed(now) = &*slot
@@ -89,7 +96,26 @@ impl Tap {
         }
     }
 
-    /// Whether somebody records, or will.
+    fn first(&self) {
+        let first = self.first.lock().take();
+        if let Some(first) = first {
+            // Nothing more to do, unless a recording began meanwhile.
+            let slot = self.slot.write();
+            self.open.store(!matches!(*slot, Slot::Closed), Ordering::Relaxed);
+            drop(slot);
+            first();
+        }
+    }
+
+    /// Has `first` run when the base is read, unless a recording begins before that: its reads are to be the guest's own.
+    pub(super) fn at_first_read(&self, first: First) {
+        let slot = self.slot.write();
+        *self.first.lock() = Some(first);
+        self.open.store(true, Ordering::Relaxed);
+        drop(slot);
+    }
+
+    /// Whether somebody records, or will, or wants to know of the first read.
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Relaxed)
     }
@@ -101,7 +127,8 @@ impl Tap {
 
     pub(super) fn set(&self, new: Slot) {
         let mut slot = self.slot.write();
-        self.open.store(!matches!(new, Slot::Closed), Ordering::Relaxed);
+        let waits = self.first.lock().is_some();
+        self.open.store(waits || !matches!(new, Slot::Closed), Ordering::Relaxed);
         *slot = new;
     }
 }

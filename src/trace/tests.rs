@@ -428,3 +428,22 @@ fn after_a_power_cut_there_is_the_old_trace_or_the_new_one() {
     let after = TraceStore::new(Arc::new(medium.crash(&mut Rng::new(1), keep)));
     assert_eq!(after.load(9).expect("reads"), Some(one(2)));
 }
+
+#[test]
+fn a_trace_is_played_at_the_first_read_of_each_disk() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let played = Arc::new(Mutex::new(Vec::new()));
+    let list = played.clone();
+    tracer.prefetch_with(move |base| list.lock().push(base));
+    let (one, two, bare) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)), Arc::new(Tap::new(3)));
+    tracer.save(9, &trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }])).expect("saves");
+    tracer.attached(&one, false, &subject(9));
+    tracer.attached(&two, true, &subject(9));
+    tracer.attached(&bare, true, &subject(10));
+    assert!(played.lock().is_empty(), "nobody reads yet");
+    for tap in [&one, &one, &two, &bare] {
+        tap.note(0, BLOCK);
+    }
+    assert_eq!(*played.lock(), [9, 9]);
+    assert!(!one.is_open() && !two.is_open(), "later reads cost a load");
+}

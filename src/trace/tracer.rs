@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -106,7 +106,11 @@ pub struct Tracer {
     sessions: Mutex<Vec<Session>>,
     /// Bases that have a trace, readable or not.
     known: Mutex<BTreeSet<u64>>,
+    prefetch: OnceLock<Prefetch>,
 }
+
+/// Given the number of a base that has a trace and begins to be read. Must not wait.
+type Prefetch = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Tracer {
     /// With the traces that are in the store.
@@ -116,7 +120,8 @@ impl Tracer {
             Vec::new()
         });
         let known = Mutex::new(known.into_iter().collect());
-        Self { store, limits, automatic, events, sessions: Mutex::default(), known }
+        let (sessions, prefetch) = (Mutex::default(), OnceLock::new());
+        Self { store, limits, automatic, events, sessions, known, prefetch }
     }
 
     /// The traces in the store. To change them use [`save`](Self::save) and [`remove`](Self::remove).
@@ -124,9 +129,21 @@ impl Tracer {
         &self.store
     }
 
+    /// From now on `prefetch` is told when a disk whose base has a trace is read for the first time.
+    pub fn prefetch_with(&self, prefetch: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.prefetch.set(Arc::new(prefetch));
+    }
+
     /// A disk is there to be read. When it was never written to and its base has no trace, its first boot may become
-    /// that. Does not wait.
+    /// that; when there is a trace, it is played at the first read. Does not wait.
     pub fn attached(&self, tap: &Arc<Tap>, written: bool, subject: &Subject) {
+        if let Some(prefetch) = self.prefetch.get()
+            && self.known.lock().contains(&subject.base)
+        {
+            let (prefetch, base) = (prefetch.clone(), subject.base);
+            tap.at_first_read(Box::new(move || prefetch(base)));
+            return;
+        }
         if self.automatic == Automatic::No || written || self.known.lock().contains(&subject.base) {
             return;
         }

@@ -176,7 +176,7 @@ impl Control {
     fn base(&self, node: &BaseNode, disks: usize) -> Value {
         let record = node.record();
         let problem = node.problem();
-        let (sha256, sha512) = match &record.identity.digest {
+        let (sha256, sha512) = match &record.image.identity.digest {
             Some(Digest::Sha256(d)) => (Some(hex(d)), None),
             Some(Digest::Sha512(d)) => (None, Some(hex(d))),
             None => (None, None),
@@ -185,9 +185,9 @@ impl Control {
             "id": record.id,
             "name": record.name,
             "path": self.config.mount.join(format!("bases/{}.raw", record.name)),
-            "source": record.source,
+            "source": record.image.source,
             "format": "raw",
-            "size": record.size,
+            "size": record.size(),
             "disks": disks,
             "cached_bytes": node.cached_bytes(),
             // Digests are recorded; nothing compares them with the contents yet.

@@ -78,6 +78,7 @@ fn switched_off_means_off_and_says_so() {
         seccomp: SeccompMode::Off,
         core_dumps: true,
         base_dirs: Vec::new(),
+        network: true,
     };
     confined(&security, |dir, in_force| {
         assert_eq!(in_force.landlock, "off (configuration)");

@@ -101,6 +101,7 @@ impl Header {
 
     /// `at` is where in the file `head` begins, for messages.
     fn sector(head: &[u8], file_size: u64, at: u64) -> Result<Self, ImageError> {
+        let _: [u8; SECTOR as usize] = bytes(head, 0)?;
         let version = word(head, 4)?;
         if !(1..=3).contains(&version) {
             return Err(unsupported(format!("it has version {version}, and only 1 to 3 are read"), CONVERT)

@@ -1,0 +1,281 @@
+//! Connections through two links, one for each direction. Threads that block: timers of an event loop are too coarse
+//! for a millisecond.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::link::Link;
+
+/// Bytes that one read takes from a connection: what it sends before another has its turn.
+const PIECE: usize = 32 * 1024;
+/// Bytes of one direction of one connection on the way: a receive window. Far more than 1 Gbit/s times 10 ms.
+const WINDOW: usize = 8 << 20;
+
+/// What kind of network it is.
+pub struct Settings {
+    /// Where connections go.
+    pub to: String,
+    /// From a byte that is sent to the answer's.
+    pub round_trip: Duration,
+    /// Of all connections together, in each direction.
+    pub bytes_per_second: f64,
+    /// A connection breaks after so many bytes, on average; 0: never.
+    pub drop_every: u64,
+    /// Of the dice for that.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let (round_trip, bytes_per_second) = (Duration::from_millis(10), 125e6);
+        Self { to: String::new(), round_trip, bytes_per_second, drop_every: 0, seed: 1 }
+    }
+}
+
+/// What passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// All that were made.
+    pub connections: u64,
+    pub open: u64,
+    /// Bytes to the server, and from it.
+    pub up: u64,
+    pub down: u64,
+    /// Connections that were broken on purpose.
+    pub dropped: u64,
+}
+
+impl Stats {
+    pub fn to_json(self) -> String {
+        let Self { connections, open, up, down, dropped } = self;
+        format!(
+            r#"{{"connections":{connections},"open":{open},"up":{up},"down":{down},"dropped":{dropped}}}"#
+        )
+    }
+}
+
+/// See the module. A clone is the same proxy.
+#[derive(Clone)]
+pub struct Proxy(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    up: Link,
+    down: Link,
+    connections: AtomicU64,
+    dropped: AtomicU64,
+    passed: [AtomicU64; 2],
+    refusing: AtomicBool,
+    stopped: Mutex<bool>,
+    resumed: Condvar,
+    open: Mutex<HashMap<u64, [TcpStream; 2]>>,
+    dice: Mutex<u64>,
+}
+
+/// One direction of one connection: what is on its way.
+struct Pipe {
+    state: Mutex<OnTheWay>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct OnTheWay {
+    /// When it arrives, and what; nothing is the end.
+    pieces: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+    /// The receiver is gone.
+    broken: bool,
+}
+
+impl Proxy {
+    pub fn new(settings: Settings) -> Self {
+        let link = || Link::new(settings.bytes_per_second, settings.round_trip / 2);
+        Self(Arc::new(Shared {
+            up: link(),
+            down: link(),
+            connections: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            passed: [AtomicU64::new(0), AtomicU64::new(0)],
+            refusing: AtomicBool::new(false),
+            stopped: Mutex::new(false),
+            resumed: Condvar::new(),
+            open: Mutex::new(HashMap::new()),
+            dice: Mutex::new(settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            settings,
+        }))
+    }
+
+    /// Accepts connections, for ever.
+    pub fn serve(&self, listener: &TcpListener) {
+        loop {
+            let client = match listener.accept() {
+                Ok((client, _)) => client,
+                Err(error) => {
+                    // Out of descriptors, most likely: without a pause this would spin.
+                    eprintln!("latency-proxy: cannot accept: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            };
+            if self.0.refusing.load(Ordering::SeqCst) {
+                continue;
+            }
+            let shared = self.0.clone();
+            thread::spawn(move || shared.connect(client));
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        let read = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        Stats {
+            connections: read(&self.0.connections),
+            open: self.0.open.lock().expect("not poisoned").len() as u64,
+            up: read(&self.0.passed[0]),
+            down: read(&self.0.passed[1]),
+            dropped: read(&self.0.dropped),
+        }
+    }
+
+    /// Nothing passes any more, as when a cable is out; connections stay.
+    pub fn stop(&self) {
+        *self.0.stopped.lock().expect("not poisoned") = true;
+    }
+
+    pub fn resume(&self) {
+        *self.0.stopped.lock().expect("not poisoned") = false;
+        self.0.resumed.notify_all();
+    }
+
+    /// Breaks all connections.
+    pub fn drop_all(&self) {
+        for ends in self.0.open.lock().expect("not poisoned").values() {
+            close(ends);
+            self.0.dropped.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether new connections are closed at once.
+    pub fn refuse(&self, refuse: bool) {
+        self.0.refusing.store(refuse, Ordering::SeqCst);
+    }
+}
+
+fn close(ends: &[TcpStream; 2]) {
+    for end in ends {
+        // It may be closed already.
+        let _ = end.shutdown(Shutdown::Both);
+    }
+}
+
+impl Shared {
+    fn connect(self: Arc<Self>, client: TcpStream) {
+        let number = self.connections.fetch_add(1, Ordering::SeqCst);
+        // Here the handshake took no time; at that distance the first byte leaves a round trip later.
+        let begin = Instant::now() + self.settings.round_trip;
+        let server = match TcpStream::connect(&self.settings.to) {
+            Ok(server) => server,
+            Err(error) => {
+                eprintln!("latency-proxy: cannot reach {}: {error}", self.settings.to);
+                return;
+            }
+        };
+        let clone = |stream: &TcpStream| stream.try_clone().expect("there are descriptors left");
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).expect("a TCP socket");
+        }
+        self.open.lock().expect("not poisoned").insert(number, [clone(&client), clone(&server)]);
+        let mut threads = Vec::new();
+        for (from, to, direction) in [(&client, &server, 0), (&server, &client, 1)] {
+            let pipe = Arc::new(Pipe { state: Mutex::default(), changed: Condvar::new() });
+            let (shared, ends, other) = (self.clone(), [clone(from), clone(to)], pipe.clone());
+            threads.push(thread::spawn(move || shared.receive(&ends, &other, direction, begin)));
+            let (shared, ends) = (self.clone(), [clone(from), clone(to)]);
+            threads.push(thread::spawn(move || shared.deliver(&ends, &pipe, direction)));
+        }
+        for thread in threads {
+            let _ = thread.join();
+        }
+        self.open.lock().expect("not poisoned").remove(&number);
+    }
+
+    /// Takes bytes from one end and puts them on the wire.
+    fn receive(&self, ends: &[TcpStream; 2], pipe: &Pipe, direction: usize, begin: Instant) {
+        thread::sleep(begin.saturating_duration_since(Instant::now()));
+        let link = if direction == 0 { &self.up } else { &self.down };
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let length = (&ends[0]).read(&mut buffer).unwrap_or(0);
+            let (arrives, wait) = link.send(length);
+            let mut state = pipe.state.lock().expect("not poisoned");
+            while state.bytes > WINDOW && !state.broken {
+                state = pipe.changed.wait(state).expect("not poisoned");
+            }
+            if state.broken {
+                return;
+            }
+            state.bytes += length;
+            state.pieces.push_back((arrives, buffer[..length].to_vec()));
+            pipe.changed.notify_all();
+            drop(state);
+            if length == 0 {
+                return;
+            }
+            thread::sleep(wait);
+        }
+    }
+
+    /// Hands over at the other end what has arrived there.
+    fn deliver(&self, ends: &[TcpStream; 2], pipe: &Pipe, direction: usize) {
+        loop {
+            let mut state = pipe.state.lock().expect("not poisoned");
+            let (arrives, piece) = loop {
+                match state.pieces.pop_front() {
+                    Some(piece) => break piece,
+                    None => state = pipe.changed.wait(state).expect("not poisoned"),
+                }
+            };
+            drop(state);
+            thread::sleep(arrives.saturating_duration_since(Instant::now()));
+            let mut stopped = self.stopped.lock().expect("not poisoned");
+            while *stopped {
+                stopped = self.resumed.wait(stopped).expect("not poisoned");
+            }
+            drop(stopped);
+            if piece.is_empty() {
+                let _ = ends[1].shutdown(Shutdown::Write);
+                return;
+            }
+            let broken = self.breaks(piece.len());
+            if broken {
+                self.dropped.fetch_add(1, Ordering::SeqCst);
+            }
+            // Counted before the receiver can see it, so that who has got all bytes finds them in the count.
+            self.passed[direction].fetch_add(piece.len() as u64, Ordering::SeqCst);
+            if broken || (&ends[1]).write_all(&piece).is_err() {
+                close(ends);
+                pipe.state.lock().expect("not poisoned").broken = true;
+                pipe.changed.notify_all();
+                return;
+            }
+            pipe.state.lock().expect("not poisoned").bytes -= piece.len();
+            pipe.changed.notify_all();
+        }
+    }
+
+    /// Throws the dice for so many bytes.
+    fn breaks(&self, bytes: usize) -> bool {
+        if self.settings.drop_every == 0 {
+            return false;
+        }
+        let mut dice = self.dice.lock().expect("not poisoned");
+        *dice ^= *dice << 13;
+        *dice ^= *dice >> 7;
+        *dice ^= *dice << 17;
+        ((*dice >> 11) as f64 / (1u64 << 53) as f64) < bytes as f64 / self.settings.drop_every as f64
+    }
+}
