@@ -157,7 +157,7 @@ impl BaseTrace {
             Self::Export { name, file } => {
                 let action = format!("cannot export the trace of base {name}");
                 let bytes = client.get_bytes(&format!("{}/file", path(&name)), &action)?;
-                std::fs::write(&file, &bytes).map_err(|source| CliError::File {
+                std::fs::write(&file, &bytes).map_err(|source| CliError::Carry {
                     action,
                     path: file.clone(),
                     source,
@@ -167,7 +167,7 @@ impl BaseTrace {
             }
             Self::Import { name, file } => {
                 let action = format!("cannot import a trace for base {name}");
-                let bytes = std::fs::read(&file).map_err(|source| CliError::File {
+                let bytes = std::fs::read(&file).map_err(|source| CliError::Carry {
                     action: action.clone(),
                     path: file.clone(),
                     source,
