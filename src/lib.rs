@@ -12,15 +12,18 @@ pub mod config;
 pub mod daemon;
 pub mod delta;
 pub mod disk;
+pub mod events;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
+pub mod image;
 pub mod io;
 pub mod sabotage;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod source;
 pub mod store;
+pub mod trace;
 
 #[global_allocator]
 static ALLOCATOR: io::PrefaultingAllocator = io::PrefaultingAllocator;

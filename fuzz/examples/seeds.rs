@@ -7,8 +7,9 @@ use std::path::Path;
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::record::{
-    Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
+    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot, Superblock, Validator,
 };
+use plyfs::format::trace::{Origin, Trace, TraceEntry};
 
 const DATA: u64 = 0x5555_5555_5555_5555;
 const ZERO: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -32,17 +33,52 @@ fn changed(bytes: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
     out
 }
 
+fn traces() {
+    let entry = |first, blocks, at_ms| TraceEntry { first, blocks, at_ms };
+    let trace = Trace {
+        base: "debian".into(),
+        size: 2 << 30,
+        origin: Origin::Digest(Digest::Sha256([7; 32])),
+        recorded_ns: 5,
+        entries: vec![entry(0, 1, 0), entry(524_287, 1, 0), entry(256, 32, 7), entry(288, 4, 1000)],
+    };
+    let encoded = |trace: &Trace| trace.encode().expect("a trace");
+    both("trace", "plain", &encoded(&trace));
+    both("trace", "empty", &encoded(&Trace { entries: vec![], origin: Origin::Unknown, ..trace.clone() }));
+    both("trace", "validator", &encoded(&Trace { origin: Origin::Validator([9; 32]), ..trace.clone() }));
+    let many = (0..2000).map(|n| entry(n * 7919 % 524_000, 1 + n % 200, n as u32 * 3)).collect();
+    both("trace", "many", &encoded(&Trace { entries: many, ..trace.clone() }));
+    let bytes = encoded(&trace);
+    // Behind the envelope: a name of 2 + 6 bytes, the size, the time, the origin of 33, the count.
+    let (size, count) = (40 + 8, 40 + 8 + 16 + 33);
+    both("trace", "2-63-bytes", &changed(&bytes, size, &(1u64 << 63).to_le_bytes()));
+    both("trace", "small-base", &changed(&bytes, size, &4096u64.to_le_bytes()));
+    both("trace", "count-lie", &changed(&bytes, count, &u32::MAX.to_le_bytes()));
+    both("trace", "length-runs-over", &changed(&bytes, count + 5, &[0xff; 9]));
+    both("trace", "before-the-start", &changed(&bytes, count + 4, &[1]));
+    both("trace", "cut", &bytes[..bytes.len() - 7]);
+}
+
 fn records() {
-    let identity = |digest| BaseIdentity { size: 5000, mtime_ns: 77, inode: 12, digest };
+    let identity = |digest| BaseIdentity {
+        size: 5000,
+        validator: Validator::File { mtime_ns: 77, inode: 12 },
+        digest,
+    };
     let superblock = Superblock { uuid: [0xab; 16], created_ns: 1, next_id: 1000 }.encode();
     let base = BaseRecord {
         id: 2,
         name: "debian".into(),
-        source: "/srv/debian.raw".into(),
-        format: ImageFormat::Raw,
-        size: 5000,
-        identity: identity(Some(Digest::Sha512([7; 64]))),
+        image: ImageFile {
+            source: "/srv/debian.raw".into(),
+            mirrors: Vec::new(),
+            format: ImageFormat::Raw,
+            disk_size: 5000,
+            identity: identity(Some(Digest::Sha512([7; 64]))),
+        },
+        backing: Vec::new(),
         created_ns: 5,
+        options: BaseOptions::default(),
     };
     let disk = DiskRecord {
         id: 3,
@@ -188,6 +224,7 @@ fn text() {
 
 fn main() {
     records();
+    traces();
     map_file();
     live_map();
     text();

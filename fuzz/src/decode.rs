@@ -8,8 +8,10 @@ use plyfs::config::size::{MAX_SIZE, format_size, parse_size};
 use plyfs::delta::{Delta, DeltaSpec, Footing};
 use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
 use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
-use plyfs::format::{MAX_DISK_SIZE, valid_name};
+use plyfs::format::trace::Trace;
+use plyfs::format::{BLOCK, MAX_DISK_SIZE, valid_name};
 use plyfs::io::{LiveFile, sys};
+use plyfs::trace::Player;
 
 use crate::medium::{Lives, Memory, Roots};
 
@@ -69,6 +71,23 @@ pub fn records(data: &[u8]) {
         assert!(valid_name(&disk.name) && disk.overlap <= disk.size && disk.size <= MAX_DISK_SIZE);
         assert_eq!(DiskRecord::decode(&disk.encode()), Ok(disk));
     }
+}
+
+/// A trace that somebody imports, and what would be fetched for it.
+pub fn trace(data: &[u8]) {
+    let bytes = mended(data, mend_envelope);
+    let Ok(trace) = Trace::decode(&bytes) else { return };
+    assert!(valid_name(&trace.base) && trace.size <= MAX_DISK_SIZE);
+    assert!(trace.entries.len() * 3 <= bytes.len() && trace.blocks() <= trace.size.div_ceil(BLOCK));
+    let again = trace.encode().expect("what was read can be written");
+    assert_eq!(Trace::decode(&again).as_ref(), Ok(&trace));
+    // A base may be as large as it says; the first of what is fetched is enough.
+    let mut bytes = 0;
+    for range in Player::new(&trace, trace.size).take(100_000) {
+        assert!(range.start < range.end && range.end <= trace.size && range.end - range.start <= 1 << 20);
+        bytes += range.end - range.start;
+    }
+    assert!(bytes <= trace.blocks() * BLOCK + trace.entries.len() as u64 * (64 << 10));
 }
 
 /// A map file, replayed as a whole and in pieces of odd lengths.

@@ -24,6 +24,11 @@ fn records() {
 }
 
 #[test]
+fn trace() {
+    each("trace", decode::trace);
+}
+
+#[test]
 fn map_file() {
     each("map_file", decode::map_file);
 }

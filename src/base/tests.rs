@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use proptest::prelude::{ProptestConfig, any, prop_oneof, proptest};
 use tempfile::TempDir;
 
-use super::{Base, BaseErrorKind};
+use super::{Base, BaseErrorKind, Cause};
 use crate::cache::{BLOCK, BlockCache, Touch};
 use crate::source::{FileSource, Identity, Source, SourceError, SourceErrorKind};
 
@@ -193,7 +193,7 @@ fn a_failed_read_leaves_nothing_behind() {
         *source.failure.lock() = Some(failure);
         let error = base.read(100, &mut buf, Touch::Use, 4096).expect_err("must fail");
         assert_eq!((error.kind(), error.offset(), error.base()), (kind, 4096, "debian"));
-        assert_eq!(error.cause().kind(), failure);
+        assert!(matches!(error.cause(), Cause::Source(cause) if cause.kind() == failure), "{error:?}");
         let message = error.to_string();
         assert!(
             message.starts_with("base debian: reading 12288 bytes at offset 4096: cannot read /images/"),

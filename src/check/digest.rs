@@ -24,23 +24,23 @@ pub enum VerifyBases {
 impl Check<'_> {
     /// The part of invariant 7 that is asked for. The source is the one that was registered, as far as its inode tells.
     pub(super) fn verify_digest(&mut self, record: &BaseRecord) {
-        let Some(expected) = &record.identity.digest else {
+        let Some(expected) = &record.image.identity.digest else {
             self.without_digest += 1;
             return;
         };
         let object = format!("base {}", record.name);
-        match digest_of(&record.source, expected) {
+        match digest_of(&record.image.source, expected) {
             Ok(found) if found == *expected => self.digests += 1,
             Ok(found) => {
                 let message = format!(
                     "its source {} has the digest {} and should have {}; put the original file back",
-                    record.source,
+                    record.image.source,
                     hex(&found),
                     hex(expected)
                 );
                 self.find(7, object, message);
             }
-            Err(e) => self.find(7, object, format!("its source {} cannot be read: {e}", record.source)),
+            Err(e) => self.find(7, object, format!("its source {} cannot be read: {e}", record.image.source)),
         }
     }
 }

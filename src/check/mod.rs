@@ -19,7 +19,7 @@ pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::format::record::{BaseRecord, DiskRecord, Superblock};
+use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Superblock, Validator};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
 
@@ -97,6 +97,26 @@ pub enum CheckError {
 pub fn run(store: &Path, repair: bool) -> Result<Report, CheckError> {
     let repair = if repair { Repair::Yes } else { Repair::No };
     run_with_runtime_dir(store, Path::new("/dev/shm"), repair)
+}
+
+/// What is wrong with a file of a base, as far as its metadata tell.
+fn why_changed(file: &ImageFile) -> Option<String> {
+    let Validator::File { mtime_ns, inode } = file.identity.validator else { return None };
+    let now = match fs::metadata(&file.source) {
+        Err(e) => return Some(format!("cannot be examined: {e}")),
+        Ok(now) => now,
+    };
+    if !now.is_file() {
+        Some("is not a regular file".into())
+    } else if now.len() != file.identity.size {
+        Some(format!("has {} bytes and had {}", now.len(), file.identity.size))
+    } else if now.ino() != inode {
+        Some("is another file than the one registered".into())
+    } else if now.mtime().wrapping_mul(1_000_000_000).wrapping_add(now.mtime_nsec()) != mtime_ns {
+        Some("was modified since it was registered".into())
+    } else {
+        None
+    }
 }
 
 /// Whether a check may change the store.
@@ -497,12 +517,14 @@ impl Check<'_> {
                     "number {id} needs base number {}, whose record is missing or damaged; restore bases/{}.base",
                     backing.base, backing.base
                 ),
-                Some(base) if base.identity != backing.identity => {
+                Some(base) if base.image.identity != backing.identity => {
                     format!("number {id} was made on another version of base {}; restore that one", base.name)
                 }
-                Some(base) if record.overlap > base.size => format!(
+                Some(base) if record.overlap > base.size() => format!(
                     "number {id} reads {} bytes through to base {}, which has {}; restore disks/{id}.disk",
-                    record.overlap, base.name, base.size
+                    record.overlap,
+                    base.name,
+                    base.size()
                 ),
                 Some(_) => continue,
             };
@@ -510,30 +532,22 @@ impl Check<'_> {
         }
     }
 
-    /// Invariant 7.
+    /// Invariant 7. What lies behind a network is not asked for here.
     fn sources(&mut self) {
         for record in self.bases.clone().into_values() {
-            let then = &record.identity;
-            let why = match fs::metadata(&record.source) {
-                Err(e) => format!("cannot be examined: {e}"),
-                Ok(now) if !now.is_file() => "is not a regular file".to_owned(),
-                Ok(now) if now.len() != then.size => format!("has {} bytes and had {}", now.len(), then.size),
-                Ok(now) if now.ino() != then.inode => "is another file than the one registered".to_owned(),
-                Ok(now)
-                    if now.mtime().wrapping_mul(1_000_000_000).wrapping_add(now.mtime_nsec())
-                        != then.mtime_ns =>
-                {
-                    "was modified since it was registered".to_owned()
+            let object = format!("base {}", record.name);
+            let mut sound = true;
+            for file in std::iter::once(&record.image).chain(&record.backing) {
+                if let Some(why) = why_changed(file) {
+                    sound = false;
+                    let message = format!("its source {} {why}; put the original file back", file.source);
+                    self.find(7, object.clone(), message);
                 }
-                Ok(_) => {
-                    if self.verify == VerifyBases::Yes {
-                        self.verify_digest(&record);
-                    }
-                    continue;
-                }
-            };
-            let message = format!("its source {} {why}; put the original file back", record.source);
-            self.find(7, format!("base {}", record.name), message);
+            }
+            let is_file = matches!(record.image.identity.validator, Validator::File { .. });
+            if sound && is_file && self.verify == VerifyBases::Yes {
+                self.verify_digest(&record);
+            }
         }
     }
 

@@ -246,7 +246,7 @@ fn five_a_replaced_disk_does_not_come_back_when_its_replacement_is_removed() {
 #[test]
 fn six_backing() {
     let house = House::new();
-    house.change("one", |r| r.backing.as_mut().unwrap().identity.inode += 1);
+    house.change("one", |r| r.backing.as_mut().unwrap().identity.size += 1);
     house.assert_lasting(6, "another version of base b");
     let house = House::new();
     house.change("one", |r| r.backing.as_mut().unwrap().base = 99);

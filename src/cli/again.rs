@@ -75,6 +75,35 @@ pub(super) fn until_answered(once: impl Fn() -> Result<Value, CliError>) -> Resu
     }
 }
 
+/// Follows something that goes on for as long as the daemon does: `once` does so until the worker ends, and says whether
+/// it was connected. Workers come and go; it is the end when `once` says so (`Ok`), or when there is no daemon any more.
+pub(super) fn follow(mut once: impl FnMut() -> (Heard, Result<(), CliError>)) -> Result<(), CliError> {
+    let mut tries = Tries::new();
+    loop {
+        match once() {
+            (_, Ok(())) => return Ok(()),
+            // There is a daemon, and it looks for a worker.
+            (_, Err(error)) if error.is("unavailable") => {
+                tries = Tries::new();
+                thread::sleep(LONGEST_PAUSE);
+            }
+            (heard, Err(error)) => {
+                if heard == Heard::Something {
+                    tries = Tries::new();
+                }
+                tries.next(error)?;
+            }
+        }
+    }
+}
+
+/// What came of one try to follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    Something,
+}
+
 /// Creates disks; an array of them in the order of `names`.
 pub(super) fn create_disks(
     client: &Client,
@@ -150,10 +179,19 @@ pub(super) fn add_base(client: &Client, name: &str, body: &Value, action: &str) 
         }
         if let Some(base) = show(client, "base", name)?
             && since.made(&base)
-            && ["source", "format"].iter().all(|key| base[key] == body[key])
+            && base["source"] == shown(&body["source"])
+            && (body["format"].is_null() || base["format"] == body["format"])
         {
             return Ok(base);
         }
+    }
+}
+
+/// As the daemon shows it.
+fn shown(source: &Value) -> Value {
+    match source.as_str() {
+        Some(url) if super::args::is_url(url) => crate::source::http::shown(url).into(),
+        _ => source.clone(),
     }
 }
 

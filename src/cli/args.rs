@@ -27,6 +27,15 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A duration of whole seconds.
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    let time = crate::config::parse_duration(text).ok_or("write a time such as 30s, 10m or 2h")?;
+    match u32::try_from(time.as_secs()) {
+        Ok(seconds) if seconds > 0 => Ok(seconds),
+        _ => Err("it is at least 1s".into()),
+    }
+}
+
 pub(super) fn sha256(text: &str) -> Result<String, String> {
     digest(text, 64)
 }

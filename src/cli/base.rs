@@ -1,6 +1,6 @@
 //! `plyfs base`: shared, read-only images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use super::again;
 use super::args;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, table};
+use super::work;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,6 +34,15 @@ Examples:
 
 Refuses while a disk still needs the base, and names the disks. The image itself is never touched.";
 
+const HYDRATE_EXAMPLES: &str = "\
+Examples:
+  plyfs base hydrate debian
+  plyfs base hydrate debian --rate 20M
+  plyfs base hydrate debian --background
+
+Works for a base in a file of this host too: its copy in the store is read from then on. Goes on by itself after a
+restart of the daemon. What is hydrated is never evicted to make room.";
+
 const COLUMNS: [Column; 7] = [
     ("NAME", "name", Kind::Text),
     ("FORMAT", "format", Kind::Text),
@@ -43,7 +53,7 @@ const COLUMNS: [Column; 7] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-const FIELDS: [Column; 12] = [
+const FIELDS: [Column; 19] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -52,10 +62,17 @@ const FIELDS: [Column; 12] = [
     ("size", "size", Kind::Size),
     ("disks", "disks", Kind::Number),
     ("cached", "cached_bytes", Kind::Size),
+    ("percent", "cached_percent", Kind::Text),
+    ("in memory", "memory_bytes", Kind::Size),
+    ("pinned", "pinned", Kind::Text),
+    ("complete", "complete", Kind::Text),
+    ("verified", "digest_verified", Kind::Text),
     ("sha256", "sha256", Kind::Text),
     ("created", "created", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
+    ("waiting since", "waiting_since", Kind::Text),
+    ("waiting for", "waiting_for", Kind::Text),
 ];
 
 /// Register, list and remove bases: the shared, read-only images that disks start from
@@ -69,10 +86,36 @@ pub(super) enum Base {
         #[arg(value_parser = args::name)]
         name: String,
         /// Path or URL of the image
-        source: String,
-        /// Format of the image
-        #[arg(long, value_enum, default_value = "raw")]
-        format: Format,
+        #[arg(required_unless_present = "source_file")]
+        source: Option<String>,
+        /// Read the path or URL from the first line of a file, to keep it from whoever sees command lines
+        #[arg(long, value_name = "FILE", conflicts_with = "source")]
+        source_file: Option<PathBuf>,
+        /// Format of the image; without it, what the name ends in says: .qcow2, .vmdk, all else is raw
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        /// Another URL of the same content; may be given more than once
+        #[arg(long = "mirror", value_name = "URL")]
+        mirrors: Vec<String>,
+        /// Path or URL of the image below this one; may be given more than once, the nearest first
+        #[arg(long = "backing", value_name = "SOURCE")]
+        backing: Vec<String>,
+        /// What of a server's answer has to be as it was: `strong` (ETag, or Last-Modified), `weak` (a weak ETag is
+        /// enough), `size`
+        #[arg(long, value_enum, default_value = "strong")]
+        identity: Identity,
+        /// How long a read waits for a server that is down, such as 30s; without it: until it is back
+        #[arg(long, value_name = "TIME", value_parser = args::seconds)]
+        deadline: Option<u32>,
+        /// Requests at a time
+        #[arg(long, value_name = "N")]
+        max_requests: Option<u32>,
+        /// Bytes per second
+        #[arg(long, value_name = "SIZE", value_parser = args::size)]
+        max_rate: Option<u64>,
+        /// Never evict what was fetched of it to make room
+        #[arg(long)]
+        pin: bool,
         /// Digest that the image file must have
         #[arg(long, value_name = "HEX", value_parser = args::sha256, conflicts_with = "sha512")]
         sha256: Option<String>,
@@ -89,6 +132,43 @@ pub(super) enum Base {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
+    },
+    /// Fetch all of a base into the store; once it is there, and has its digest, no server is needed
+    #[command(after_help = HYDRATE_EXAMPLES)]
+    Hydrate {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// Bytes per second
+        #[arg(long, value_name = "SIZE", value_parser = args::size)]
+        rate: Option<u64>,
+        /// Return at once; `plyfs base show` tells how far it is
+        #[arg(long)]
+        background: bool,
+    },
+    /// Read what is in the store of a base and compare it with its checksums and its digest
+    #[command(after_help = "Examples:\n  plyfs base verify debian")]
+    Verify {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Drop what was fetched of a base; it is fetched again when it is read
+    #[command(after_help = "Examples:\n  plyfs base evict debian")]
+    Evict {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Keep what was fetched of a base when others need room
+    #[command(after_help = "Examples:\n  plyfs base pin debian\n  plyfs base pin debian --off")]
+    Pin {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// No longer
+        #[arg(long)]
+        off: bool,
     },
     /// Remove bases that no disk needs
     #[command(after_help = RM_EXAMPLES)]
@@ -117,14 +197,66 @@ impl Format {
     }
 }
 
+/// How much of a server's answer has to be as it was.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Identity {
+    Strong,
+    Weak,
+    Size,
+}
+
+impl Identity {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Strong => "strong",
+            Self::Weak => "weak",
+            Self::Size => "size",
+        }
+    }
+}
+
+/// Of a file that has a path or a URL in it.
+fn first_line(path: &Path) -> Result<String, CliError> {
+    let fail = |source| CliError::File { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
 impl Base {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Add { name, source, format, sha256, sha512 } => {
+            Self::Add {
+                name,
+                source,
+                source_file,
+                format,
+                mirrors,
+                backing,
+                identity,
+                deadline,
+                max_requests,
+                max_rate,
+                pin,
+                sha256,
+                sha512,
+            } => {
+                let source = match source_file {
+                    Some(path) => first_line(&path)?,
+                    None => source.unwrap_or_default(),
+                };
+                let below = |source| Ok(json!({"source": absolute_source(source)?}));
+                let backing = backing.into_iter().map(below).collect::<Result<Vec<_>, CliError>>()?;
                 let body = json!({
                     "name": name,
                     "source": absolute_source(source)?,
-                    "format": format.name(),
+                    "format": format.map(Format::name),
+                    "mirrors": mirrors,
+                    "backing": backing,
+                    "identity": identity.name(),
+                    "deadline_seconds": deadline,
+                    "max_requests": max_requests,
+                    "max_rate": max_rate,
+                    "pinned": pin,
                     "sha256": sha256,
                     "sha512": sha512,
                 });
@@ -141,6 +273,28 @@ impl Base {
                     .client()?
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
                 global.output().value(&base, |base| fields(base, &FIELDS))
+            }
+            Self::Hydrate { name, rate, background } => {
+                work::run(global, &name, "hydrate", &json!({"rate": rate}), background)
+            }
+            Self::Verify { name } => work::run(global, &name, "verify", &json!({}), false),
+            Self::Evict { name } => {
+                let action = format!("cannot evict base {name}");
+                let done = again::repeat(|| {
+                    global.client()?.post(&format!("/v1/bases/{name}/evict"), None, &action)
+                })?;
+                global.output().value(&done, |done| {
+                    let bytes = done["evicted_bytes"].as_u64().unwrap_or(0);
+                    format!("{name}: {} dropped\n", crate::config::size::format_size(bytes))
+                })
+            }
+            Self::Pin { name, off } => {
+                let action = format!("cannot pin base {name}");
+                let body = json!({"pinned": !off});
+                let base = again::repeat(|| {
+                    global.client()?.post(&format!("/v1/bases/{name}/pin"), Some(&body), &action)
+                })?;
+                global.output().value(&base, |_| String::new())
             }
             Self::Rm { names } => super::disk::remove(global, "base", &names),
         }

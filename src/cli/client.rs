@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -22,6 +22,7 @@ use super::error::CliError;
 
 /// `sun_path` of a socket address, with the zero at its end.
 const SUN_PATH: usize = 108;
+const LONGEST_LINE: usize = 1 << 20;
 
 pub(super) struct Client {
     runtime: Runtime,
@@ -75,6 +76,44 @@ impl Client {
         self.request(Method::DELETE, path, None, action)
     }
 
+    /// Gets an answer of lines and gives each to `line`, as it comes, until the answer ends or `line` fails.
+    pub(super) fn lines(
+        &self,
+        path: &str,
+        action: &str,
+        mut line: impl FnMut(&str) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let stream = self.connect()?;
+        let request = Request::get(path).header(header::HOST, "plyfs").body(Full::new(Bytes::new()));
+        let request = request.map_err(|error| self.transport(action, error.to_string()))?;
+        let lost = |error: Box<dyn std::error::Error + Send + Sync>| {
+            self.transport(action, super::output::chain(error.as_ref()))
+        };
+        self.runtime.block_on(async {
+            let mut body = match begin(stream, request).await.map_err(lost)? {
+                (status, body) if status.is_success() => body,
+                (status, body) => {
+                    let text = body.collect().await.map_err(|error| lost(error.into()))?.to_bytes();
+                    return answer(status, &text, action).map(drop);
+                }
+            };
+            let mut rest: Vec<u8> = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame.map_err(|error| lost(error.into()))?.into_data() else { continue };
+                rest.extend_from_slice(&data);
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let text: Vec<u8> = rest.drain(..=end).collect();
+                    line(String::from_utf8_lossy(&text).trim_end())?;
+                }
+                if rest.len() > LONGEST_LINE {
+                    let problem = "the daemon's answer has a line without an end".to_owned();
+                    return Err(CliError::Answer { action: action.to_owned(), problem });
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Whether a daemon accepts connections. Only "nobody is there" counts as no.
     pub(super) fn is_listening(&self) -> bool {
         !matches!(self.connect(), Err(CliError::NoDaemon { .. }))
@@ -88,11 +127,7 @@ impl Client {
         action: &str,
     ) -> Result<Value, CliError> {
         let stream = self.connect()?;
-        let transport = |message: String| CliError::Transport {
-            action: action.to_owned(),
-            socket: self.socket.clone(),
-            message,
-        };
+        let transport = |message: String| self.transport(action, message);
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "plyfs");
         if !body.is_empty() {
@@ -105,6 +140,11 @@ impl Client {
             .block_on(exchange(stream, request))
             .map_err(|error| transport(super::output::chain(error.as_ref())))?;
         answer(status, &body, action)
+    }
+
+    /// The connection broke.
+    pub(super) fn transport(&self, action: &str, message: String) -> CliError {
+        CliError::Transport { action: action.to_owned(), socket: self.socket.clone(), message }
     }
 
     fn connect(&self) -> Result<UnixStream, CliError> {
@@ -135,18 +175,20 @@ fn connect(socket: &Path, store: &Path) -> std::io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
 }
 
-async fn exchange(
-    stream: UnixStream,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Broken> {
+    let (status, body) = begin(stream, request).await?;
+    Ok((status, body.collect().await?.to_bytes()))
+}
+
+/// Sends the request and gets the head of the answer. The connection ends with the body.
+async fn begin(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Incoming), Broken> {
     let stream = tokio::net::UnixStream::from_std(stream)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+    tokio::spawn(connection);
     let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    connection.abort();
-    Ok((status, body))
+    Ok((response.status(), response.into_body()))
 }
 
 fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliError> {

@@ -43,6 +43,9 @@ pub(super) enum CliError {
     /// JSON cannot carry it.
     #[error("cannot use the path {path:?}: it is not UTF-8; give the file another name")]
     NotUtf8 { path: PathBuf },
+    /// A file that the command line names.
+    #[error("cannot read {}: {source}; check the path", path.display())]
+    File { path: PathBuf, source: io::Error },
     /// Standard output is gone. A closed pipe is no error, see `output`.
     #[error("cannot write to standard output: {0}; check where it goes")]
     Stdout(io::Error),
@@ -55,6 +58,9 @@ pub(super) enum CliError {
     /// The daemon ended with an error; its text is complete.
     #[error("{0}")]
     Serve(String),
+    /// What was followed is over.
+    #[error("the daemon on store {} has ended; nothing follows", store.display())]
+    Ended { store: PathBuf },
     #[error("cannot check store {}: {message}", store.display())]
     Check { store: PathBuf, message: String },
     #[error("store {} has {unrepaired} finding(s) that are not repaired; {advice}", store.display())]

@@ -12,6 +12,7 @@ mod client;
 mod completions;
 mod disk;
 mod error;
+mod events;
 mod logging;
 mod output;
 mod serve;
@@ -20,6 +21,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +94,7 @@ enum Command {
     #[command(subcommand)]
     Disk(disk::Disk),
     Status(status::Status),
+    Events(events::Events),
     Stop(stop::Stop),
     Upgrade(upgrade::Upgrade),
     Check(check::Check),
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
         Command::Status(status) => status.run(&global),
+        Command::Events(events) => events.run(&global),
         Command::Stop(stop) => stop.run(&global),
         Command::Upgrade(upgrade) => upgrade.run(&global),
         Command::Check(check) => check.run(&global),

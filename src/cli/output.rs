@@ -30,11 +30,24 @@ impl Output {
 
 /// Writes to standard output. A reader that went away (`plyfs disk ls | head`) is no error.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
+    print_on(text).map(drop)
+}
+
+/// As [`print`], and says whether somebody still reads.
+pub(super) fn print_on(text: &str) -> Result<Reader, CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != IoErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() == IoErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(CliError::Stdout(error)),
+        Ok(()) => Ok(Reader::There),
     }
+}
+
+/// Who reads what is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    There,
+    Gone,
 }
 
 /// Says on standard error why the command failed.

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 
 use super::output::{Kind, fields, printable, table, usage_line};
-use super::{Cli, args, disk, status, stop};
+use super::{Cli, args, disk, events, status, stop};
 
 mod again;
 
@@ -168,4 +168,18 @@ fn mounts_are_found_by_path_and_type() {
     assert!(!stop::has_fuse_mount(table, Path::new("/srv/a")));
     assert!(!stop::has_fuse_mount(table, Path::new("/srv/plain")), "another filesystem on the same path");
     assert!(!stop::has_fuse_mount(b"", Path::new("/")));
+}
+
+#[test]
+fn events_for_people() {
+    let event = json!({"at": "2026-11-21T10:00:00.123456789Z", "event": "base.miss", "base": "debian", "bytes": 1 << 20,
+        "count": 16, "reason": "demand", "number": 4, "worker": 77});
+    assert_eq!(
+        events::human(&event),
+        "2026-11-21T10:00:00.123Z  base.miss        debian  1M in 16  demand\n"
+    );
+    let lost = events::human(&json!({"event": "lost", "count": 12}));
+    assert!(lost.contains("lost 12 events"), "{lost}");
+    let hostile = json!({"event": "base.error", "base": "b", "reason": "a\nb\u{1b}[2J"});
+    assert_eq!(events::human(&hostile), "-  base.error       b  a\\nb\\u{1b}[2J\n");
 }

@@ -21,7 +21,9 @@ pub(super) struct File {
     pub io: Threads,
     pub runtime: Runtime,
     pub log: Log,
+    pub hydrate: Hydrate,
     pub security: super::SecurityConfig,
+    pub http: super::HttpConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -44,6 +46,15 @@ pub(super) struct Mount {
 pub(super) struct Cache {
     pub memory: Option<Size>,
     pub disk: Option<Size>,
+    pub disk_bases: Option<usize>,
+    pub disk_free: Option<Size>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Hydrate {
+    pub auto: Option<bool>,
+    pub rate: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]

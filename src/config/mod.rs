@@ -5,6 +5,7 @@
 
 mod file;
 pub mod host;
+mod http;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -55,9 +57,16 @@ pub struct Config {
     /// `[cache] memory`, `--cache-memory`: bytes of memory for cached blocks of bases.
     /// Default: 1/8 of the machine's memory, within 64 MiB and 16 GiB. Bounds: at least 1 MiB.
     pub cache_memory: u64,
-    /// `[cache] disk`, `--cache-disk`: bytes on disk for cached blocks of bases on the network; reserved for them.
-    /// Default: none. Bounds: at least 1 MiB.
+    /// `[cache] disk`, `--cache-disk`: bytes on disk for blocks that were fetched. Default: a tenth of the store's
+    /// filesystem, at most 64 GiB. Bounds: 0 (nothing is kept), or at least 1 MiB.
     pub cache_disk: Option<u64>,
+    /// `[cache] disk_bases`: of how many images something is kept. Default: any number. Bounds: at least 1.
+    #[serde(default)]
+    pub cache_disk_bases: Option<usize>,
+    /// `[cache] disk_free`: bytes that fetched blocks leave free on the filesystem. Default: a twentieth of it, at least
+    /// 1 GiB, never more than a quarter. Bounds: below 8E.
+    #[serde(default)]
+    pub cache_disk_free: Option<u64>,
     /// `[fuse] threads`: threads that read requests of the kernel. Default: 4. Bounds: 1 to 64.
     pub fuse_threads: usize,
     /// `[io] threads`: threads for work that may block on the store or a source. Default: 32. Bounds: 1 to 1024.
@@ -66,9 +75,37 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// `[log]`: see [`LogConfig`].
     pub log: LogConfig,
+    /// `[hydrate]`: see [`HydrateConfig`].
+    #[serde(default)]
+    pub hydrate: HydrateConfig,
     /// `[security]`: see [`SecurityConfig`].
     #[serde(default)]
     pub security: SecurityConfig,
+    /// `[http]`: see [`HttpConfig`].
+    #[serde(default)]
+    pub http: HttpConfig,
+}
+
+/// When whole bases are fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HydrateConfig {
+    /// `[hydrate] auto`: every new base, without being asked. Default: false.
+    pub auto: bool,
+    /// `[hydrate] rate`: bytes per second, unless somebody says another. Default: as fast as it goes. Bounds: at least
+    /// 64 KiB.
+    pub rate: Option<u64>,
+}
+
+impl HydrateConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        match self.rate {
+            Some(rate) if !(64 << 10..=size::MAX_SIZE).contains(&rate) => Err(invalid(
+                "hydrate.rate",
+                format!("{} is out of bounds; it is at least 64K", format_size(rate)),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Logging of the daemon, to standard error.
@@ -248,6 +285,8 @@ impl Config {
                 .or(file.cache.memory.map(|size| size.0))
                 .unwrap_or_else(|| default_cache_memory(host::total_memory())),
             cache_disk: flags.cache_disk.or(file.cache.disk.map(|size| size.0)),
+            cache_disk_bases: file.cache.disk_bases,
+            cache_disk_free: file.cache.disk_free.map(|size| size.0),
             fuse_threads: file.fuse.threads.unwrap_or(4),
             io_threads: file.io.threads.unwrap_or(32),
             runtime_dir,
@@ -255,7 +294,12 @@ impl Config {
                 level: flags.log_level.or(file.log.level).unwrap_or(default_log.level),
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
             },
+            hydrate: HydrateConfig {
+                auto: file.hydrate.auto.unwrap_or(false),
+                rate: file.hydrate.rate.map(|s| s.0),
+            },
             security: file.security,
+            http: file.http,
         };
         config.validate()?;
         Ok(config)
@@ -270,7 +314,9 @@ impl Config {
         self.validate_reserve()?;
         self.validate_cache()?;
         self.validate_threads()?;
+        self.hydrate.validate()?;
         self.security.validate()?;
+        self.http.validate()?;
         self.log.validate()
     }
 
@@ -315,7 +361,11 @@ impl Config {
     }
 
     fn validate_cache(&self) -> Result<(), ConfigError> {
-        for (key, bytes) in [("cache.memory", Some(self.cache_memory)), ("cache.disk", self.cache_disk)] {
+        if self.cache_disk_bases == Some(0) {
+            return Err(invalid("cache.disk_bases", "0 is out of bounds; it is at least 1".into()));
+        }
+        let disk = self.cache_disk.filter(|bytes| *bytes != 0);
+        for (key, bytes) in [("cache.memory", Some(self.cache_memory)), ("cache.disk", disk)] {
             if let Some(bytes) = bytes
                 && !(MIB..=size::MAX_SIZE).contains(&bytes)
             {

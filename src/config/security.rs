@@ -22,6 +22,8 @@ pub struct SecurityConfig {
     /// `[security] base_dirs`: directories that the files of bases have to be in, symbolic links resolved. Default:
     /// none, which means anywhere. Needs `landlock`. Bounds: absolute paths, UTF-8.
     pub base_dirs: Vec<PathBuf>,
+    /// `[security] network`: whether the worker may make connections, for bases on the network. Default: true.
+    pub network: bool,
 }
 
 impl Default for SecurityConfig {
@@ -32,6 +34,7 @@ impl Default for SecurityConfig {
             seccomp: SeccompMode::On,
             core_dumps: false,
             base_dirs: Vec::new(),
+            network: true,
         }
     }
 }

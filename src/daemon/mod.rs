@@ -6,11 +6,14 @@
 mod api;
 mod channel;
 mod confine;
+mod copy;
 mod handover;
+mod hydrate;
 mod mount;
 mod opener;
 mod process;
 mod report;
+mod sources;
 mod start;
 mod supervisor;
 mod syscalls;

@@ -15,17 +15,21 @@ use parking_lot::Mutex;
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::confine::{self, InForce, Policy};
+use super::hydrate::Hydrations;
 use super::opener::Opener;
 use super::report::{Report, reason};
+use super::sources::{HostSources, Kept};
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
+use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
+use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
 
@@ -134,6 +138,8 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
 struct Prepared {
     cache: BlockCache,
     opener: Arc<dyn OpenImage>,
+    credentials: Arc<dyn Credentials>,
+    network: Network,
     live_dir: PathBuf,
     confinement: InForce,
 }
@@ -162,6 +168,8 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     LiveDir::beside(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
     // Before there is another thread, before anything that is not the opener's business is in memory, and before the
     // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
+    let network = Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok()));
+    let credentials: Arc<dyn Credentials> = Arc::new(NoCredentials);
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
         Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
     } else {
@@ -177,7 +185,7 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, live_dir, confinement })
+    Ok(Prepared { cache, opener, credentials, network, live_dir, confinement })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -199,10 +207,15 @@ fn serve(
     listener: OwnedFd,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live_dir, confinement } = prepared;
+    let Prepared { cache, opener, credentials, network, live_dir, confinement } = prepared;
+    let events = Events::new();
+    events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
-    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, opener)
+    let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
+    let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
+    let sources = Arc::new(sources.map_err(|e| format!("threads: {e}"))?);
+    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
     if turn.fresh_mount {
@@ -222,6 +235,7 @@ fn serve(
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
+    let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone());
     let report = Arc::new(Mutex::new(turn.report));
     let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {
@@ -233,6 +247,10 @@ fn serve(
         report: report.clone(),
         since_ns: start.since_ns,
         confinement,
+        events,
+        sources: sources.clone(),
+        hydrations: hydrations.clone(),
+        serving_since_ns: sys::now_ns(),
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {
@@ -247,9 +265,11 @@ fn serve(
     if !turn.fresh_mount {
         spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
     }
+    hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("reading requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;
+    sources.flush();
     // Empty after a clean close; left when it is not.
     let _ = std::fs::remove_dir(live_dir);
     Ok(())

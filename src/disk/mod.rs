@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::base::{Base, BaseError};
+use crate::base::{Arrival, Base, BaseError};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
@@ -39,6 +39,8 @@ pub enum DiskError {
 
 impl DiskError {
     /// The error number that a system call reports: ENOSPC stays ENOSPC, everything unexpected is EIO.
+    ///
+    /// An error that only says that something has to come first ([`DiskError::arrival`]) has none; EIO stands for it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::TooLarge => libc::EFBIG,
@@ -48,6 +50,17 @@ impl DiskError {
                 _ => libc::EIO,
             },
             _ => libc::EIO,
+        }
+    }
+}
+
+impl DiskError {
+    /// When to run the operation again, of an error that is no failure: bytes of the base have to be fetched first.
+    /// Nothing was changed.
+    pub fn arrival(&self) -> Option<&Arrival> {
+        match self {
+            Self::Base(error) => error.arrival(),
+            Self::Delta(_) | Self::Poisoned | Self::TooLarge => None,
         }
     }
 }
@@ -85,6 +98,11 @@ impl Disk {
     /// The write layer, for its size, times and errors.
     pub fn delta(&self) -> &Delta {
         &self.delta
+    }
+
+    /// Whether what falls through is read from a file of this host, with nothing to decode.
+    pub fn is_plain(&self) -> bool {
+        self.base.as_ref().is_none_or(|base| base.is_plain())
     }
 
     /// Bytes of the disk.
@@ -143,6 +161,7 @@ impl Disk {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
         let readahead = self.stream(offset, end);
+        let mut coming: Option<BaseError> = None;
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
@@ -150,12 +169,20 @@ impl Disk {
             match (mapping, &self.base) {
                 (Mapping::Data, _) => self.delta.read(part, at)?,
                 // `read_now` came before and counted what it found.
-                (Mapping::Base, Some(base)) => base.read(at, part, Touch::Repeat, readahead)?,
+                (Mapping::Base, Some(base)) => {
+                    if let Err(error) = base.read(at, part, Touch::Repeat, readahead) {
+                        // All that is missing is fetched at once.
+                        coming = Some(BaseError::join(coming, error)?);
+                    }
+                }
                 _ => part.fill(0),
             }
             at = stop;
         }
-        Ok(len)
+        match coming {
+            Some(error) => Err(error.into()),
+            None => Ok(len),
+        }
     }
 
     /// Notes a read and says how far to read ahead of it: nothing until reads follow each other.

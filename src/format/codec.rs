@@ -84,6 +84,14 @@ impl Writer {
         let len = u16::try_from(v.len()).expect("field is bounded by the caller");
         self.u16(len).raw(v)
     }
+    /// Appends a number in groups of 7 bits, the lowest first; all bytes but the last have the highest bit set.
+    pub fn varint(&mut self, mut v: u64) -> &mut Self {
+        while v >= 0x80 {
+            self.u8(v as u8 | 0x80);
+            v >>= 7;
+        }
+        self.u8(v as u8)
+    }
     /// The bytes written so far.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
@@ -162,6 +170,25 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes()?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.bad("text is not UTF-8"))
     }
+    /// Takes a number as [`Writer::varint`] writes it: in as few bytes as possible, or it is refused.
+    pub fn varint(&mut self) -> Result<u64, FormatError> {
+        let mut v = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            v |= bits << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift != 0 {
+                    return Err(self.bad("a number has more bytes than it needs"));
+                }
+                return Ok(v);
+            }
+        }
+        Err(self.bad("a number has more than 64 bits"))
+    }
     /// Bytes not taken yet.
     pub fn left(&self) -> usize {
         self.rest.len()
@@ -185,7 +212,7 @@ impl<'a> Reader<'a> {
 pub struct Envelope {
     /// First eight bytes of the file.
     pub magic: [u8; 8],
-    /// Newest version this code reads and the one it writes.
+    /// Newest version this code reads.
     pub version: u16,
     /// For error messages.
     pub structure: &'static str,
@@ -198,8 +225,13 @@ const HEAD: usize = ENVELOPE_HEAD;
 impl Envelope {
     /// Wraps `payload`; no feature bit is set by this version.
     pub fn seal(&self, payload: &[u8]) -> Vec<u8> {
+        self.seal_as(self.version, payload)
+    }
+
+    /// As [`seal`](Self::seal), for a payload that an older version reads as well.
+    pub fn seal_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
         let mut w = Writer::new();
-        w.raw(&self.magic).u16(self.version).u16(0);
+        w.raw(&self.magic).u16(version).u16(0);
         w.u32(u32::try_from(payload.len()).expect("records are small"));
         w.u64(0).u64(0).u64(0);
         w.raw(payload);
@@ -210,6 +242,11 @@ impl Envelope {
 
     /// The payload of `bytes`, when magic, version, features, length and checksum are right.
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
+        self.open_any(bytes).map(|(payload, _)| payload)
+    }
+
+    /// As [`open`](Self::open), with the version that the payload has: 1 to the newest.
+    pub fn open_any<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u16), FormatError> {
         let fail = |kind, detail: String| Err(FormatError::new(kind, self.structure, detail));
         let mut r = Reader::new(bytes, self.structure);
         let magic = r.raw(8)?;
@@ -247,6 +284,6 @@ impl Envelope {
                 format!("unknown incompatible features {incompatible:#x}; use a newer plyfs"),
             );
         }
-        Ok(&bytes[HEAD..end])
+        Ok((&bytes[HEAD..end], version))
     }
 }

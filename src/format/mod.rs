@@ -4,12 +4,14 @@
 //! change of a Rust type never changes a store. A decoder returns an error for anything it does not know:
 //! it never panics and never allocates more than the input's own length justifies.
 
+pub mod cache;
 mod codec;
 pub mod journal;
 pub mod record;
 pub mod replay;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 pub use codec::{Envelope, FormatError, Kind, Reader, Writer};
 

@@ -4,8 +4,8 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 1, structure: "base record" };
-const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 1, structure: "disk record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 2, structure: "base record" };
+const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 2, structure: "disk record" };
 
 /// Identity of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,10 @@ impl Superblock {
 pub enum ImageFormat {
     /// The file is the disk.
     Raw,
+    /// QEMU's qcow2, versions 2 and 3.
+    Qcow2,
+    /// VMware's VMDK: monolithicSparse or streamOptimized.
+    Vmdk,
 }
 
 /// A content digest as given by the operator.
@@ -52,17 +56,78 @@ pub enum Digest {
     Sha512([u8; 64]),
 }
 
+/// How a changed source is noticed, besides its size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Validator {
+    /// A file of this host.
+    File {
+        /// Modification time in nanoseconds since the epoch.
+        mtime_ns: i64,
+        /// Inode number.
+        inode: u64,
+    },
+    /// An object of an HTTP server, RFC 9110 section 8.8, as the server sent them.
+    Http {
+        /// The ETag, with its quotes, and `W/` when it is weak.
+        etag: Option<String>,
+        /// Last-Modified.
+        last_modified: Option<String>,
+    },
+}
+
 /// What a base has to be, so that a changed file is noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseIdentity {
     /// Bytes of the source file.
     pub size: u64,
-    /// Modification time in nanoseconds since the epoch.
-    pub mtime_ns: i64,
-    /// Inode number of the source file.
-    pub inode: u64,
+    /// What else tells a changed one.
+    pub validator: Validator,
     /// Content digest, when given.
     pub digest: Option<Digest>,
+}
+
+/// One file of a base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFile {
+    /// Absolute path, or URL.
+    pub source: String,
+    /// URLs of the same content.
+    pub mirrors: Vec<String>,
+    /// Format.
+    pub format: ImageFormat,
+    /// Bytes of its virtual disk.
+    pub disk_size: u64,
+    /// What it was at registration.
+    pub identity: BaseIdentity,
+}
+
+/// What of an object of a server has to be the same from answer to answer, besides the size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strictness {
+    /// A strong ETag, or Last-Modified where there is none.
+    #[default]
+    Strong,
+    /// A weak ETag is as good.
+    Weak,
+    /// Nothing.
+    SizeOnly,
+}
+
+/// How a base is fetched and kept. May change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BaseOptions {
+    /// How its server's answers are held to its identity.
+    pub strictness: Strictness,
+    /// Seconds after which a read that waits for the server fails; 0: never.
+    pub deadline_s: u32,
+    /// Requests at a time; 0: as many as the daemon may.
+    pub max_requests: u32,
+    /// Bytes per second; 0: as fast as it goes.
+    pub max_rate: u64,
+    /// What is fetched of it is not evicted for others.
+    pub pinned: bool,
+    /// All of it is to be in the store.
+    pub hydrate: bool,
 }
 
 /// A registered base.
@@ -72,16 +137,14 @@ pub struct BaseRecord {
     pub id: u64,
     /// Name.
     pub name: String,
-    /// Absolute path.
-    pub source: String,
-    /// Format of the source.
-    pub format: ImageFormat,
-    /// Bytes of the virtual disk.
-    pub size: u64,
-    /// What the source was at registration.
-    pub identity: BaseIdentity,
+    /// The file that is the image.
+    pub image: ImageFile,
+    /// The files below it, the nearest first, as its operator named them.
+    pub backing: Vec<ImageFile>,
     /// Nanoseconds since the epoch.
     pub created_ns: i64,
+    /// How it is fetched and kept.
+    pub options: BaseOptions,
 }
 
 /// A disk's reference to its base.
@@ -135,8 +198,28 @@ pub struct DiskRecord {
     pub map: MapRoot,
 }
 
-fn put_identity(w: &mut Writer, identity: &BaseIdentity) {
-    w.u64(identity.size).i64(identity.mtime_ns).u64(identity.inode);
+/// Version 1 knows files only.
+fn put_identity(w: &mut Writer, identity: &BaseIdentity, version: u16) {
+    w.u64(identity.size);
+    if version > 1 {
+        w.u8(match identity.validator {
+            Validator::File { .. } => 0,
+            Validator::Http { .. } => 1,
+        });
+    }
+    match &identity.validator {
+        Validator::File { mtime_ns, inode } => {
+            w.i64(*mtime_ns).u64(*inode);
+        }
+        Validator::Http { etag, last_modified } => {
+            for text in [etag, last_modified] {
+                match text {
+                    None => w.u8(0),
+                    Some(text) => w.u8(1).bytes(text.as_bytes()),
+                };
+            }
+        }
+    }
     match &identity.digest {
         None => w.u8(0),
         Some(Digest::Sha256(d)) => w.u8(1).raw(d),
@@ -144,8 +227,19 @@ fn put_identity(w: &mut Writer, identity: &BaseIdentity) {
     };
 }
 
-fn get_identity(r: &mut Reader<'_>) -> Result<BaseIdentity, FormatError> {
-    let (size, mtime_ns, inode) = (r.u64()?, r.i64()?, r.u64()?);
+fn get_identity(r: &mut Reader<'_>, version: u16) -> Result<BaseIdentity, FormatError> {
+    let size = r.u64()?;
+    let kind = if version > 1 { r.u8()? } else { 0 };
+    let text = |r: &mut Reader<'_>| match r.u8()? {
+        0 => Ok(None),
+        1 => r.text().map(Some),
+        other => Err(r.bad(format!("presence of a validator is {other}"))),
+    };
+    let validator = match kind {
+        0 => Validator::File { mtime_ns: r.i64()?, inode: r.u64()? },
+        1 => Validator::Http { etag: text(r)?, last_modified: text(r)? },
+        other => return Err(r.bad(format!("validator type {other} is not known"))),
+    };
     let digest = match r.u8()? {
         0 => None,
         1 => {
@@ -160,7 +254,88 @@ fn get_identity(r: &mut Reader<'_>) -> Result<BaseIdentity, FormatError> {
         }
         other => return Err(r.bad(format!("digest type {other} is not known"))),
     };
-    Ok(BaseIdentity { size, mtime_ns, inode, digest })
+    Ok(BaseIdentity { size, validator, digest })
+}
+
+fn put_format(w: &mut Writer, format: ImageFormat) {
+    w.u8(match format {
+        ImageFormat::Raw => 0,
+        ImageFormat::Qcow2 => 1,
+        ImageFormat::Vmdk => 2,
+    });
+}
+
+fn get_format(r: &mut Reader<'_>, version: u16) -> Result<ImageFormat, FormatError> {
+    match (version, r.u8()?) {
+        (_, 0) => Ok(ImageFormat::Raw),
+        (2.., 1) => Ok(ImageFormat::Qcow2),
+        (2.., 2) => Ok(ImageFormat::Vmdk),
+        (_, other) => Err(r.bad(format!("image format {other} is not known"))),
+    }
+}
+
+impl BaseIdentity {
+    /// Whether version 1 can say it.
+    fn is_old(&self) -> bool {
+        matches!(self.validator, Validator::File { .. })
+    }
+}
+
+impl ImageFile {
+    /// The most mirrors, and the most files below an image.
+    pub const MAX_FILES: usize = 16;
+
+    fn put(&self, w: &mut Writer) {
+        w.bytes(self.source.as_bytes());
+        put_format(w, self.format);
+        w.u64(self.disk_size);
+        put_identity(w, &self.identity, 2);
+        w.u8(self.mirrors.len() as u8);
+        for mirror in &self.mirrors {
+            w.bytes(mirror.as_bytes());
+        }
+    }
+
+    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let source = r.text()?;
+        let format = get_format(r, 2)?;
+        let disk_size = get_size(r)?;
+        let identity = get_identity(r, 2)?;
+        let mirrors = r.u8()?;
+        if usize::from(mirrors) > Self::MAX_FILES {
+            return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
+        }
+        let mirrors = (0..mirrors).map(|_| r.text()).collect::<Result<_, _>>()?;
+        Ok(Self { source, mirrors, format, disk_size, identity })
+    }
+}
+
+impl BaseOptions {
+    fn put(&self, w: &mut Writer) {
+        w.u8(match self.strictness {
+            Strictness::Strong => 0,
+            Strictness::Weak => 1,
+            Strictness::SizeOnly => 2,
+        });
+        w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
+        w.u8(self.pinned.into()).u8(self.hydrate.into());
+    }
+
+    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let strictness = match r.u8()? {
+            0 => Strictness::Strong,
+            1 => Strictness::Weak,
+            2 => Strictness::SizeOnly,
+            other => return Err(r.bad(format!("strictness {other} is not known"))),
+        };
+        let (deadline_s, max_requests, max_rate) = (r.u32()?, r.u32()?, r.u64()?);
+        let flag = |r: &mut Reader<'_>| match r.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(r.bad(format!("a flag is {other}"))),
+        };
+        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned: flag(r)?, hydrate: flag(r)? })
+    }
 }
 
 /// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
@@ -180,33 +355,61 @@ fn get_size(r: &mut Reader<'_>) -> Result<u64, FormatError> {
 }
 
 impl BaseRecord {
-    /// The bytes of the file.
+    /// Bytes of the virtual disk.
+    pub fn size(&self) -> u64 {
+        self.image.disk_size
+    }
+
+    /// The bytes of the file. What version 1 can say is written as version 1, which every plyfs reads.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        w.u64(self.id).bytes(self.name.as_bytes()).bytes(self.source.as_bytes());
-        w.u8(match self.format {
-            ImageFormat::Raw => 0,
-        });
-        w.u64(self.size);
-        put_identity(&mut w, &self.identity);
+        w.u64(self.id).bytes(self.name.as_bytes());
+        let image = &self.image;
+        let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
+        if old && self.backing.is_empty() && self.options == BaseOptions::default() {
+            w.bytes(image.source.as_bytes());
+            put_format(&mut w, image.format);
+            w.u64(image.disk_size);
+            put_identity(&mut w, &image.identity, 1);
+            w.i64(self.created_ns);
+            return BASE.seal_as(1, &w.finish());
+        }
+        image.put(&mut w);
+        w.u8(self.backing.len() as u8);
+        for file in &self.backing {
+            file.put(&mut w);
+        }
         w.i64(self.created_ns);
+        self.options.put(&mut w);
         BASE.seal(&w.finish())
     }
+
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut r = Reader::new(BASE.open(bytes)?, BASE.structure);
+        let (payload, version) = BASE.open_any(bytes)?;
+        let mut r = Reader::new(payload, BASE.structure);
         let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
-        let source = r.text()?;
-        let format = match r.u8()? {
-            0 => ImageFormat::Raw,
-            other => return Err(r.bad(format!("image format {other} is not known"))),
+        let record = if version == 1 {
+            let source = r.text()?;
+            let format = get_format(&mut r, version)?;
+            let size = get_size(&mut r)?;
+            let identity = get_identity(&mut r, version)?;
+            let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
+            let created_ns = r.i64()?;
+            Self { id, name, image, backing: Vec::new(), created_ns, options: BaseOptions::default() }
+        } else {
+            let image = ImageFile::get(&mut r)?;
+            let below = r.u8()?;
+            if usize::from(below) > ImageFile::MAX_FILES {
+                return Err(r.bad(format!("{below} files, at most {} can be", ImageFile::MAX_FILES)));
+            }
+            let backing = (0..below).map(|_| ImageFile::get(&mut r)).collect::<Result<_, _>>()?;
+            let created_ns = r.i64()?;
+            Self { id, name, image, backing, created_ns, options: BaseOptions::get(&mut r)? }
         };
-        let size = get_size(&mut r)?;
-        let identity = get_identity(&mut r)?;
-        let created_ns = r.i64()?;
         r.end()?;
-        Ok(Self { id, name, source, format, size, identity, created_ns })
+        Ok(record)
     }
 }
 
@@ -232,6 +435,8 @@ impl DiskRecord {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
+        let version =
+            if self.backing.as_ref().is_none_or(|backing| backing.identity.is_old()) { 1 } else { 2 };
         w.u64(self.id).bytes(self.name.as_bytes()).u64(self.name_seq).u8(self.unlinked.into());
         match &self.backing {
             None => {
@@ -239,18 +444,19 @@ impl DiskRecord {
             }
             Some(backing) => {
                 w.u8(1).u64(backing.base);
-                put_identity(&mut w, &backing.identity);
+                put_identity(&mut w, &backing.identity, version);
             }
         }
         w.u64(self.size).u64(self.overlap);
         w.u32(self.mode).u32(self.uid).u32(self.gid);
         w.i64(self.created_ns).i64(self.changed_ns).i64(self.modified_ns);
         w.u64(self.map.generation).u64(self.map.floor);
-        DISK.seal(&w.finish())
+        DISK.seal_as(version, &w.finish())
     }
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut r = Reader::new(DISK.open(bytes)?, DISK.structure);
+        let (payload, version) = DISK.open_any(bytes)?;
+        let mut r = Reader::new(payload, DISK.structure);
         let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
         let name_seq = get_count(&mut r)?;
@@ -261,7 +467,7 @@ impl DiskRecord {
         };
         let backing = match r.u8()? {
             0 => None,
-            1 => Some(Backing { base: get_count(&mut r)?, identity: get_identity(&mut r)? }),
+            1 => Some(Backing { base: get_count(&mut r)?, identity: get_identity(&mut r, version)? }),
             other => return Err(r.bad(format!("backing type {other} is not known"))),
         };
         let (size, overlap) = (get_size(&mut r)?, get_size(&mut r)?);

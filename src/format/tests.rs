@@ -1,6 +1,7 @@
 //! Golden bytes and damage of every durable structure.
 
 mod bounds;
+mod trace;
 
 use super::journal::{Expected, Journal, MapHeader, Record, Run};
 use super::record::*;
@@ -17,7 +18,11 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 fn identity() -> BaseIdentity {
-    BaseIdentity { size: 5000, mtime_ns: 77, inode: 12, digest: Some(Digest::Sha256([7; 32])) }
+    BaseIdentity {
+        size: 5000,
+        validator: Validator::File { mtime_ns: 77, inode: 12 },
+        digest: Some(Digest::Sha256([7; 32])),
+    }
 }
 
 fn disk() -> DiskRecord {
@@ -43,12 +48,55 @@ fn base() -> BaseRecord {
     BaseRecord {
         id: 2,
         name: "debian".into(),
-        source: "/srv/debian.raw".into(),
-        format: ImageFormat::Raw,
-        size: 5000,
-        identity: identity(),
+        image: ImageFile {
+            source: "/srv/debian.raw".into(),
+            mirrors: Vec::new(),
+            format: ImageFormat::Raw,
+            disk_size: 5000,
+            identity: identity(),
+        },
+        backing: Vec::new(),
         created_ns: 5,
+        options: BaseOptions::default(),
     }
+}
+
+/// What only version 2 can say.
+fn far_base() -> BaseRecord {
+    let identity = |etag: Option<&str>| BaseIdentity {
+        size: 700,
+        validator: Validator::Http {
+            etag: etag.map(Into::into),
+            last_modified: Some("Sat, 21 Nov 2026 10:00:00 GMT".into()),
+        },
+        digest: Some(Digest::Sha512([9; 64])),
+    };
+    let image = ImageFile {
+        source: "https://images.example.org/debian.qcow2".into(),
+        mirrors: vec!["http://mirror.example.org/debian.qcow2".into()],
+        format: ImageFormat::Qcow2,
+        disk_size: 1 << 31,
+        identity: identity(Some("\"abc\"")),
+    };
+    let below = ImageFile {
+        format: ImageFormat::Vmdk,
+        mirrors: Vec::new(),
+        identity: identity(None),
+        ..image.clone()
+    };
+    let options = BaseOptions {
+        strictness: Strictness::Weak,
+        deadline_s: 30,
+        max_requests: 4,
+        max_rate: 1 << 20,
+        pinned: true,
+        hydrate: false,
+    };
+    BaseRecord { image, backing: vec![below], options, ..base() }
+}
+
+fn far_disk() -> DiskRecord {
+    DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity }), ..disk() }
 }
 
 fn map_file() -> Vec<u8> {
@@ -90,7 +138,11 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&base().encode()), GOLDEN_BASE, "base record");
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
+    assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
+    assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
 }
+const GOLDEN_BASE_2: u64 = 7_740_496_562_827_603_169;
+const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
 const GOLDEN_BASE: u64 = 11_084_340_009_902_145_310;
 const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
 const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
@@ -99,6 +151,13 @@ const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
 fn records_come_back_as_written() {
     assert_eq!(DiskRecord::decode(&disk().encode()).unwrap(), disk());
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
+    assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
+    assert_eq!(BaseRecord::decode(&far_base().encode()).unwrap(), far_base());
+    // A plyfs of before reads what it could have written.
+    assert_eq!((base().encode()[8], disk().encode()[8]), (1, 1));
+    assert_eq!((far_base().encode()[8], far_disk().encode()[8]), (2, 2));
+    let pinned = BaseRecord { options: BaseOptions { pinned: true, ..BaseOptions::default() }, ..base() };
+    assert_eq!((pinned.encode()[8], BaseRecord::decode(&pinned.encode()).unwrap()), (2, pinned));
     let journal = decode(&map_file(), 0).unwrap();
     assert_eq!((journal.records, journal.raised), (3, None));
     assert_eq!((journal.size, journal.overlap, journal.modified_ns), (1 << 30, 4096, 9));
@@ -112,7 +171,7 @@ fn records_come_back_as_written() {
 
 #[test]
 fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
-    for bytes in [disk().encode(), base().encode()] {
+    for bytes in [disk().encode(), base().encode(), far_disk().encode(), far_base().encode()] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -129,7 +188,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
 #[test]
 fn a_newer_version_is_said_to_be_newer() {
     let mut bytes = disk().encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let end = bytes.len() - 4;
     let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
     bytes[end..].copy_from_slice(&sum);

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use fuser::{Errno, FileHandle, TimeOrNow};
 
+use super::wait::Stop;
 use super::{epoch, fail, fail_disk};
 use crate::disk::{Disk, Grow};
 use crate::io::sys;
@@ -33,7 +34,7 @@ impl Change {
     pub(super) fn apply(&self, node: &DiskNode) -> Result<(), Errno> {
         if let Some(size) = self.size {
             let disk = node.attach().map_err(|e| fail(&e))?;
-            disk.resize(size).map_err(|e| fail_disk(node, "resize", &e))?;
+            disk.resize(size).map_err(|e| fail_disk(node, "resize", &e).errno())?;
         }
         if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
             if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {
@@ -57,7 +58,7 @@ pub(super) fn allocate(
     len: u64,
     mode: i32,
     fh: FileHandle,
-) -> Result<(), Errno> {
+) -> Result<(), Stop> {
     let disk: &Disk = node.attach().map_err(|e| fail(&e))?;
     let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -67,7 +68,7 @@ pub(super) fn allocate(
         libc::FALLOC_FL_ZERO_RANGE => {
             disk.zero(offset, len, epoch(fh)).and_then(|()| disk.grow(offset.saturating_add(len), grow))
         }
-        _ => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EOPNOTSUPP.into()),
     };
     done.map_err(|e| fail_disk(node, "allocate", &e))
 }

@@ -57,14 +57,14 @@ fn caught<T>(guard: Guard, work: impl FnOnce() -> T) -> Option<T> {
 ///
 /// # Errors
 /// Those of `work`, and EIO.
-pub fn guarded<T>(work: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+pub fn guarded<T, E: From<Errno>>(work: impl Fn() -> Result<T, E>) -> Result<T, E> {
     for _ in 0..2 {
         if let Some(done) = caught(Guard::GoesOn, &work) {
             return done;
         }
     }
     tracing::error!("a request panicked twice and is refused");
-    Err(Errno::EIO)
+    Err(Errno::EIO.into())
 }
 
 /// Runs `work`. When it panics and the request was `resent`, EIO: this thread has to ask [`is_doomed`] after
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn one_panic_is_not_seen_by_anybody() {
         let tries = Cell::new(0);
-        let done = guarded(|| {
+        let done: Result<_, Errno> = guarded(|| {
             tries.set(tries.get() + 1);
             assert_eq!(current(), Guard::GoesOn);
             assert!(tries.get() != 1, "the first try");

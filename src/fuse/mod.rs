@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod pool;
 mod reply;
 pub mod session;
+mod wait;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -30,7 +31,9 @@ use guard::guarded;
 pub use ino::Node;
 use kernel::{KernelNotifier, MAX_WRITE};
 use pool::Pool;
+use wait::{Attempt, Kind, Stop};
 
+use crate::base::Arrival;
 use crate::cache::Touch;
 use crate::disk::Seek;
 use crate::format::BLOCK;
@@ -91,12 +94,23 @@ fn fail(error: &StoreError) -> Errno {
     os_error(errno)
 }
 
-fn fail_disk(node: &DiskNode, what: &'static str, error: &crate::disk::DiskError) -> Errno {
+fn fail_disk(node: &DiskNode, what: &'static str, error: &crate::disk::DiskError) -> Stop {
+    if let Some(arrival) = error.arrival() {
+        return Stop::Wait(arrival.clone());
+    }
     let errno = error.errno();
     if errno == libc::EIO {
         reply::log_disk_error(&node.name(), what, error);
     }
-    os_error(errno)
+    Stop::Errno(os_error(errno))
+}
+
+fn fail_base(error: &crate::base::BaseError) -> Stop {
+    if let Some(arrival) = error.arrival() {
+        return Stop::Wait(arrival.clone());
+    }
+    reply::log_error(error);
+    Stop::Errno(Errno::EIO)
 }
 
 /// The name of a disk or base from the name of its file.
@@ -247,18 +261,16 @@ impl PlyFs {
         data: &[u8],
         fh: FileHandle,
         flags: OpenFlags,
-    ) -> Result<(), Errno> {
-        guarded(|| {
-            let disk = node.attach().map_err(|e| fail(&e))?;
-            disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
-            if flags.0 & libc::O_DSYNC != 0 {
-                disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
-            }
-            Ok(())
-        })
+    ) -> Result<(), Stop> {
+        let disk = node.attach().map_err(|e| fail(&e))?;
+        disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
+        if flags.0 & libc::O_DSYNC != 0 {
+            disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
+        }
+        Ok(())
     }
 
-    fn read_into(&self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read_into(&self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
         match node {
             Node::Disk(id) => {
                 let node = self.store().disk_by_id(id).ok_or(Errno::ESTALE)?;
@@ -269,25 +281,29 @@ impl PlyFs {
                 let base = self.base_node(id)?.attach().map_err(|e| fail(&e))?.clone();
                 let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
                 let done = base.read(offset, &mut buffer[..len], Touch::Repeat, 128 << 10);
-                done.map(|()| len).map_err(|error| {
-                    reply::log_error(&error);
-                    Errno::EIO
-                })
+                done.map(|()| len).map_err(|error| fail_base(&error))
             }
-            _ => Err(Errno::EISDIR),
+            _ => Err(Errno::EISDIR.into()),
         }
     }
 
-    fn read_slowly(&self, node: Node, offset: u64, size: usize, reply: ReplyData) {
-        BUFFER.with_borrow_mut(|buffer| {
+    /// `held`: what earlier tries waited for.
+    fn read_slowly(&self, node: Node, offset: u64, size: usize, reply: ReplyData, mut held: Vec<Arrival>) {
+        let wait = BUFFER.with_borrow_mut(|buffer| {
             let buffer = RefCell::new(&mut buffer[..size]);
             let got = guarded(|| self.read_into(node, offset, &mut buffer.borrow_mut()));
             let buffer = buffer.into_inner();
             match got {
                 Ok(len) => reply.data(&buffer[..len]),
-                Err(errno) => reply.error(errno),
+                Err(Stop::Errno(errno)) => reply.error(errno),
+                Err(Stop::Wait(arrival)) => return Some((arrival, reply)),
             }
+            None
         });
+        if let Some((arrival, reply)) = wait {
+            held.push(arrival.clone());
+            self.when(&arrival, move |fs| fs.read_slowly(node, offset, size, reply, held));
+        }
     }
 }
 
@@ -524,7 +540,7 @@ impl Filesystem for PlyFs {
                             let disk = disk.attached();
                             Ok(disk.and_then(|disk| disk.read_now(offset, &mut buffer.borrow_mut())))
                         };
-                        guarded(read).ok().flatten()
+                        guarded::<_, Errno>(read).ok().flatten()
                     }
                     _ => None,
                 };
@@ -538,7 +554,9 @@ impl Filesystem for PlyFs {
             })
         };
         if let Some(reply) = fast(reply) {
-            self.run(move |fs| fs.read_slowly(node, offset, size, reply));
+            let (plain, fs) = (self.is_plain(node), self.clone());
+            let job = move || fs.read_slowly(node, offset, size, reply, Vec::new());
+            if plain { self.shared.pool.run(job) } else { self.shared.pool.spawn(job) }
         }
     }
 
@@ -563,21 +581,33 @@ impl Filesystem for PlyFs {
             Ok(()) => reply.written(len),
             Err(errno) => reply.error(errno),
         };
-        // A partial block may need the base, which waits.
+        // A partial block may need the base.
         let whole = (offset | u64::from(len)).is_multiple_of(BLOCK);
         let memory = self.store().never_waits() && whole && flags.0 & libc::O_DSYNC == 0;
-        let permit = self.shared.pool.try_inline();
+        let plain = whole || node.attached().is_some_and(crate::disk::Disk::is_plain);
+        let permit = if plain { self.shared.pool.try_inline() } else { None };
+        let mut arrival = None;
         if memory || permit.is_some() {
             let stopped = self.shared.quiesce.read();
             if *stopped {
                 return reply.error(Errno::EIO);
             }
-            return answer(Self::write_now(&node, offset, data, fh, flags), reply);
+            match guarded(|| Self::write_now(&node, offset, data, fh, flags)) {
+                Ok(()) => return answer(Ok(()), reply),
+                Err(Stop::Errno(errno)) => return answer(Err(errno), reply),
+                Err(Stop::Wait(what)) => arrival = Some(what),
+            }
         }
         let data = data.to_vec();
-        self.change(reply, ReplyWrite::error, move |_, reply| {
-            answer(Self::write_now(&node, offset, &data, fh, flags), reply);
-        });
+        let attempt = Attempt::new(
+            Kind::Changes,
+            move |_| Self::write_now(&node, offset, &data, fh, flags),
+            move |done| answer(done, reply),
+        );
+        match arrival {
+            Some(arrival) => attempt.wait(self, &arrival),
+            None => self.attempt(false, attempt),
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -587,10 +617,10 @@ impl Filesystem for PlyFs {
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let done = guarded(|| match Node::of(ino.0) {
+            let done: Result<(), Errno> = guarded(|| match Node::of(ino.0) {
                 Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
                     let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e))
+                    disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e).errno())
                 }),
                 _ => Ok(()),
             });
@@ -663,9 +693,9 @@ impl Filesystem for PlyFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            answer(guarded(|| fs.disk(ino).and_then(|n| allocate(&n, offset, length, mode, fh))), reply);
-        });
+        let plain = Node::of(ino.0).is_some_and(|node| self.is_plain(node));
+        let work = move |fs: &PlyFs| allocate(&*fs.disk(ino)?, offset, length, mode, fh);
+        self.attempt(plain, Attempt::new(Kind::Changes, work, move |done| answer(done, reply)));
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -675,29 +705,30 @@ impl Filesystem for PlyFs {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.run(move |fs| {
-            let found = guarded(|| match Node::of(ino.0) {
-                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
-                    let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
-                }),
-                Some(Node::Base(id)) => fs.base_node(id).and_then(|node| {
-                    let base = node.attach().map_err(|e| fail(&e))?;
-                    let found = match what {
-                        _ if from >= base.size() => Ok(None),
-                        Seek::Data => base.next_data(from),
-                        Seek::Hole => base.next_hole(from).map(Some),
-                    };
-                    found.map_err(|_| Errno::EIO)
-                }),
-                _ => Err(Errno::EINVAL),
-            });
-            match found {
-                Ok(Some(at)) => reply.offset(at as i64),
-                Ok(None) => reply.error(Errno::ENXIO),
-                Err(errno) => reply.error(errno),
+        let Some(node) = Node::of(ino.0) else { return reply.error(Errno::EINVAL) };
+        let work = move |fs: &PlyFs| match node {
+            Node::Disk(_) => {
+                let node = fs.disk(ino)?;
+                let disk = node.attach().map_err(|e| fail(&e))?;
+                disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
             }
-        });
+            Node::Base(id) => {
+                let base = fs.base_node(id)?.attach().map_err(|e| fail(&e))?;
+                let found = match what {
+                    _ if from >= base.size() => Ok(None),
+                    Seek::Data => base.next_data(from),
+                    Seek::Hole => base.next_hole(from).map(Some),
+                };
+                found.map_err(|error| fail_base(&error))
+            }
+            _ => Err(Errno::EINVAL.into()),
+        };
+        let answer = move |found: Result<Option<u64>, Errno>| match found {
+            Ok(Some(at)) => reply.offset(at as i64),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(errno) => reply.error(errno),
+        };
+        self.attempt(self.is_plain(node), Attempt::new(Kind::Reads, work, answer));
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {

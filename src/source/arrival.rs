@@ -44,6 +44,18 @@ impl Arrival {
         Self { state: self.state.clone(), _keep: Some(keep) }
     }
 
+    /// One that has happened when all of these have; it keeps what they keep.
+    pub fn all(arrivals: Vec<Self>) -> Self {
+        let (arrived, all) = Self::new();
+        // Dropped by the last of those that let go of it.
+        let arrived = Arc::new(arrived);
+        for arrival in &arrivals {
+            let arrived = arrived.clone();
+            arrival.then(move || drop(arrived));
+        }
+        all.keeping(Arc::new(arrivals))
+    }
+
     /// Runs `then` once it has happened: at once, when it has; else on the thread that makes it happen, which `then`
     /// must not keep.
     pub fn then(&self, then: impl FnOnce() + Send + 'static) {

@@ -12,6 +12,8 @@
 mod aligned;
 mod arrival;
 pub mod file;
+#[cfg(feature = "daemon")]
+pub mod http;
 mod open;
 mod remote;
 #[cfg(test)]
@@ -28,7 +30,7 @@ pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
-pub use remote::{Fetch, Purpose, RemoteSource, Stall};
+pub use remote::{Fetch, Purpose, RemoteSource, Spawn, Stall};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -52,6 +54,12 @@ impl Identity {
     /// The same content as far as metadata can tell: size and modification time.
     pub fn same_content(&self, other: &Self) -> bool {
         self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
+    }
+
+    /// Of an object that is no file of this host: `name` is its own and no other's.
+    pub fn named(size: u64, name: [u8; 32]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| name[at * 8 + byte]));
+        Self { size, mtime_s: word(0) as i64, mtime_ns: word(1) as u32, device: word(2), inode: word(3) }
     }
 
     /// All of it, to tell identities apart within this machine's memory; no format for disks.
@@ -98,9 +106,15 @@ pub trait Source: Send + Sync {
     /// As [`read_at`](Self::read_at).
     fn check(&self) -> Result<(), SourceError>;
 
-    /// Says that these ranges will be read soon, each of them (start, length) in bytes. Does not wait. A source that
-    /// fetches does so now, in few requests; for others there is nothing to do.
+    /// Says that these ranges will be read, each of them (start, length) in bytes. Does not wait. A source that fetches
+    /// does so now, in few requests, as far as nobody does already; for others there is nothing to do.
     fn announce(&self, _ranges: &[(u64, u64)]) {}
+
+    /// As [`announce`](Self::announce), for another purpose than a reader's. Returns when those are here that are
+    /// under way now; none when all are here. Less than was asked for may be under way.
+    fn prefetch(&self, _ranges: &[(u64, u64)], _purpose: Purpose) -> Option<Arrival> {
+        None
+    }
 
     /// Whether a read may wait for more than the disk that the host runs on.
     fn is_remote(&self) -> bool {
@@ -181,6 +195,13 @@ impl SourceError {
         advice: impl Into<String>,
     ) -> Self {
         Self { detail: Some((why.into(), advice.into())), ..Self::of(kind, operation, object.into()) }
+    }
+
+    /// A file that is not what it was, with the way in which it is not.
+    pub fn changed(path: &str, why: &str) -> Self {
+        let why = format!("it changed since it was registered: {why}");
+        let advice = "put the original file back, its disks are useless on any other";
+        Self::remote(SourceErrorKind::Changed, "read", path, why, advice)
     }
 
     /// The bytes are under way.

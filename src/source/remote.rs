@@ -37,6 +37,14 @@ pub struct Stall {
     pub why: String,
 }
 
+/// Somewhere to run what waits for a network.
+pub trait Spawn: Send + Sync {
+    /// Runs a future to its end, with others, on threads that nothing else may keep.
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>);
+    /// Runs what waits for a disk.
+    fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>);
+}
+
 /// One immutable object behind a network. See the module.
 pub trait RemoteSource: Send + Sync {
     /// Bytes of the object.

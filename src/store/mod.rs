@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod register;
 mod reserve;
 mod reserved;
 #[cfg(test)]
@@ -22,22 +23,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-pub use base::BaseNode;
+pub use base::{BaseNode, Sources, why_changed};
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
 use reserved::Reserved;
 
 use crate::cache::BlockCache;
 use crate::delta::Delta;
 use crate::format::journal::{HEADER, MapHeader};
-use crate::format::record::{
-    Backing, BaseIdentity, BaseRecord, Digest, DiskRecord, ImageFormat, MapRoot, Superblock,
-};
+use crate::format::record::{Backing, BaseRecord, DiskRecord, MapRoot, Superblock};
 use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
 use crate::sabotage::{Sabotage, limit, sabotaged};
-use crate::source::{FileSource, OpenHere, OpenImage, Source};
+use crate::source::OpenHere;
 
 const RECORD_LIMIT: u64 = 64 << 10;
 /// Numbers taken from the superblock at once.
@@ -50,7 +50,7 @@ pub struct Store {
     reserve: Arc<Reserve>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
-    opener: Arc<dyn OpenImage>,
+    sources: Arc<dyn Sources>,
     superblock: Mutex<Superblock>,
     next_id: AtomicU64,
     next_seq: AtomicU64,
@@ -265,11 +265,11 @@ impl Store {
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
-        opener: Arc<dyn OpenImage>,
+        sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
-        Self::open_on(Arc::new(medium), live, cache, reserve, opener)
+        Self::open_on(Arc::new(medium), live, cache, reserve, sources)
     }
 
     /// As [`Store::open_with`], on any medium.
@@ -281,7 +281,7 @@ impl Store {
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
-        opener: Arc<dyn OpenImage>,
+        sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
         let root = medium.root();
         let object = || format!("store {}", root.display());
@@ -312,7 +312,8 @@ impl Store {
         let mut names = Names::default();
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
-            names.bases.insert(record.id, Arc::new(BaseNode::new(record, cache.clone(), opener.clone())));
+            let node = BaseNode::new(record, medium.clone(), cache.clone(), sources.clone());
+            names.bases.insert(node.id(), Arc::new(node));
         }
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
@@ -337,7 +338,7 @@ impl Store {
             reserve,
             live,
             cache,
-            opener,
+            sources,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
             next_seq: AtomicU64::new(last_seq.max(reserved.last_seq) + 1),
@@ -456,60 +457,6 @@ impl Store {
         out
     }
 
-    /// Registers a raw file as a base, in place.
-    ///
-    /// # Errors
-    /// A bad name, a name that is taken, a path that is not a readable regular file with at least one byte.
-    pub fn add_base(
-        &self,
-        name: &str,
-        source: &str,
-        digest: Option<Digest>,
-    ) -> Result<Arc<BaseNode>, StoreError> {
-        check_name("base", name)?;
-        let object = format!("base {name}");
-        self.reserved.check_base_name(name)?;
-        let path = Path::new(source);
-        if !path.is_absolute() {
-            return Err(StoreError::invalid(object, format!("the path {source:?} is not absolute")));
-        }
-        if source.len() > 4096 || source.contains('\0') {
-            return Err(StoreError::invalid(object, "the path is longer than 4096 bytes or has a zero byte"));
-        }
-        let _change = self.change.lock();
-        if self.names.read().base_names.contains_key(name) {
-            return Err(StoreError::Exists { object });
-        }
-        let found = FileSource::open_with(&*self.opener, path)
-            .map(|source| *source.identity())
-            .map_err(|source| StoreError::Source { object: object.clone(), source })?;
-        if found.size > MAX_DISK_SIZE {
-            return Err(StoreError::invalid(object, "it is larger than 64 TiB"));
-        }
-        let identity = BaseIdentity {
-            size: found.size,
-            mtime_ns: found.mtime_s * 1_000_000_000 + i64::from(found.mtime_ns),
-            inode: found.inode,
-            digest,
-        };
-        let record = BaseRecord {
-            id: self.new_id()?,
-            name: name.into(),
-            source: source.into(),
-            format: ImageFormat::Raw,
-            size: found.size,
-            identity,
-            created_ns: sys::now_ns(),
-        };
-        replace(&*self.medium, "bases", &format!("{}.base", record.id), &record.encode())
-            .map_err(StoreError::io(object, "writing its record"))?;
-        let node = Arc::new(BaseNode::new(record, self.cache.clone(), self.opener.clone()));
-        let mut names = self.names.write();
-        names.base_names.insert(name.into(), node.id());
-        names.bases.insert(node.id(), node.clone());
-        Ok(node)
-    }
-
     /// Forgets a base; the file it was registered from is not touched.
     ///
     /// # Errors
@@ -558,8 +505,8 @@ impl Store {
             if let Some(base) = &base {
                 base.attach()?;
             }
-            let floor = base.as_ref().map_or(0, |b| b.record().size);
-            let size = match new.size.or(base.as_ref().map(|b| b.record().size)) {
+            let floor = base.as_ref().map_or(0, |b| b.record().size());
+            let size = match new.size.or(base.as_ref().map(|b| b.record().size())) {
                 Some(size) => size,
                 None => return Err(StoreError::invalid(object, "a blank disk needs a size; give --size")),
             };
@@ -587,9 +534,9 @@ impl Store {
                     unlinked: false,
                     backing: base
                         .as_ref()
-                        .map(|b| Backing { base: b.id(), identity: b.record().identity.clone() }),
+                        .map(|b| Backing { base: b.id(), identity: b.record().image.identity.clone() }),
                     size,
-                    overlap: base.as_ref().map_or(0, |b| b.record().size),
+                    overlap: base.as_ref().map_or(0, |b| b.record().size()),
                     mode: new.mode & 0o7777,
                     uid: new.uid,
                     gid: new.gid,

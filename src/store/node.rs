@@ -192,7 +192,9 @@ impl DiskNode {
         let object = format!("disk {}", record.name);
         let base = match (&record.backing, &self.base) {
             (None, _) => None,
-            (Some(backing), Some(base)) if base.record().identity == backing.identity => Some(base.attach()?),
+            (Some(backing), Some(base)) if base.record().image.identity == backing.identity => {
+                Some(base.attach()?)
+            }
             (Some(_), Some(base)) => {
                 return Err(StoreError::BaseChanged {
                     object,

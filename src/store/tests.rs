@@ -574,7 +574,7 @@ fn a_disk_made_on_another_version_of_its_base_is_not_attached() {
     drop(store);
     let file = house.path(&format!("disks/{id}.disk"));
     let mut record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
-    record.backing.as_mut().unwrap().identity.inode += 1;
+    record.backing.as_mut().unwrap().identity.size += 1;
     fs::write(&file, record.encode()).unwrap();
     assert_refused(house.open().disk("one").unwrap().attach(), "changed", "another version of base b");
 }

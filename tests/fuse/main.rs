@@ -5,6 +5,7 @@ mod crashes;
 mod death;
 mod devices;
 mod directory;
+mod events;
 mod failing;
 mod file;
 mod full;

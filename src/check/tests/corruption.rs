@@ -206,9 +206,9 @@ fn seven_digest_of_a_base() {
     let path = fs::read_dir(house.path("bases")).unwrap().next().unwrap().unwrap().path();
     let with = |digest: Digest| {
         let mut record = BaseRecord::decode(&fs::read(&path).unwrap()).unwrap();
-        record.identity.digest = Some(digest);
+        record.image.identity.digest = Some(digest);
         fs::write(&path, record.encode()).unwrap();
-        house.change("one", |r| r.backing.as_mut().unwrap().identity = record.identity.clone());
+        house.change("one", |r| r.backing.as_mut().unwrap().identity = record.image.identity.clone());
     };
     // sha256sum and sha512sum of 8192 bytes 7.
     let sum = |program: &str| {

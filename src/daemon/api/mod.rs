@@ -1,5 +1,10 @@
 //! The control socket: HTTP/1.1 with JSON under `/v1/`. Its file mode lets only root and the daemon's user in.
 
+mod bases;
+mod events;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -8,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,14 +25,16 @@ use tokio::sync::Notify;
 
 use super::channel::{Channel, FromWorker};
 use super::confine::InForce;
+use super::hydrate::Hydrations;
 use super::report::{End, Report, Upgrade, UpgradeState};
+use super::sources::HostSources;
 use crate::config::Config;
 use crate::disk::DiskError;
-use crate::format::record::Digest;
+use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::{Node, guard};
 use crate::io::sys;
-use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
+use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
 /// What the control socket's requests work on.
 #[derive(Clone)]
@@ -48,6 +55,20 @@ pub struct Control {
     pub since_ns: i64,
     /// For `status`.
     pub confinement: InForce,
+    /// What happens to bases and caches.
+    pub events: Events,
+    /// Where bases come from.
+    pub sources: Arc<HostSources>,
+    /// Work on whole bases.
+    pub hydrations: Hydrations,
+    /// When this worker began to serve.
+    pub serving_since_ns: i64,
+}
+
+impl FromRef<Control> for Events {
+    fn from_ref(control: &Control) -> Self {
+        control.events.clone()
+    }
 }
 
 /// An error as the socket reports it.
@@ -109,6 +130,10 @@ fn rfc3339(ns: i64) -> String {
     humantime::format_rfc3339_nanos(at).to_string()
 }
 
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -157,43 +182,12 @@ impl Control {
         })
     }
 
-    fn base(&self, node: &BaseNode, disks: usize) -> Value {
-        let record = node.record();
-        let problem = node.problem();
-        let (sha256, sha512) = match &record.identity.digest {
-            Some(Digest::Sha256(d)) => (Some(hex(d)), None),
-            Some(Digest::Sha512(d)) => (None, Some(hex(d))),
-            None => (None, None),
-        };
-        json!({
-            "id": record.id,
-            "name": record.name,
-            "path": self.config.mount.join(format!("bases/{}.raw", record.name)),
-            "source": record.source,
-            "format": "raw",
-            "size": record.size,
-            "disks": disks,
-            "cached_bytes": node.cached_bytes(),
-            // Digests are recorded; nothing compares them with the contents yet.
-            "digest_verified": false,
-            "sha256": sha256,
-            "sha512": sha512,
-            "created": rfc3339(record.created_ns),
-            "state": if problem.is_some() { "failed" } else { "ok" },
-            "error": problem,
-        })
-    }
-
     fn tell_supervisor(&self, message: &FromWorker) -> Result<(), ApiError> {
         self.channel.send(message).map_err(|e| ApiError {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "io",
             message: format!("the supervisor does not hear: {e}"),
         })
-    }
-
-    fn users_of(&self, node: &BaseNode) -> usize {
-        self.store.users().get(&node.id()).map_or(0, Vec::len)
     }
 
     /// Of the store's filesystem. It is full when writes that need space are refused.
@@ -242,8 +236,10 @@ impl Control {
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),
             })).collect::<Vec<_>>(),
-            "cache": self.store.cache().stats(),
+            "cache": self.cache(),
+            "waiting": self.waiting(),
             "confinement": self.confinement,
+            "events": events::summary(&self.events, self.serving_since_ns),
         })
     }
 }
@@ -272,16 +268,6 @@ struct UpgradeTo {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AddBase {
-    name: String,
-    source: String,
-    format: Option<String>,
-    sha256: Option<String>,
-    sha512: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct CreateDisks {
     name: Option<String>,
     #[serde(default)]
@@ -298,72 +284,6 @@ struct Resize {
 
 async fn status(State(c): State<Control>) -> Answer {
     blocking(move || Ok(c.status())).await
-}
-
-async fn list_bases(State(c): State<Control>) -> Answer {
-    blocking(move || {
-        let users = c.store.users();
-        let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
-        Ok(c.store.bases().iter().map(|b| c.base(b, count(b))).collect())
-    })
-    .await
-}
-
-async fn add_base(State(c): State<Control>, body: Result<Json<AddBase>, JsonRejection>) -> Answer {
-    let Json(new) = body?;
-    blocking(move || {
-        let object = format!("base {}", new.name);
-        match new.format.as_deref() {
-            None | Some("raw") => {}
-            Some(other) => {
-                return Err(StoreError::Unsupported {
-                    object,
-                    why: format!(
-                        "format {other} is not served yet; convert it with: qemu-img convert -O raw"
-                    ),
-                }
-                .into());
-            }
-        }
-        if new.source.contains("://") {
-            return Err(StoreError::Unsupported {
-                object,
-                why: "sources on the network are not served yet; download the image and give its path".into(),
-            }
-            .into());
-        }
-        // A base on this daemon's own mount would wait for itself.
-        if std::fs::canonicalize(&new.source).is_ok_and(|path| path.starts_with(&c.config.mount)) {
-            let why =
-                format!("{} lies on this daemon's own mount; give a file of another filesystem", new.source);
-            return Err(StoreError::Invalid { object, why }.into());
-        }
-        let digest = match (&new.sha256, &new.sha512) {
-            (Some(_), Some(_)) => return Err(ApiError::invalid("give sha256 or sha512, not both")),
-            (Some(text), None) => Some(Digest::Sha256(unhex("sha256", text)?)),
-            (None, Some(text)) => Some(Digest::Sha512(unhex("sha512", text)?)),
-            (None, None) => None,
-        };
-        let node = c.store.add_base(&new.name, &new.source, digest)?;
-        Ok(c.base(&node, 0))
-    })
-    .await
-}
-
-async fn show_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
-    blocking(move || {
-        let node = c.store.base(&name)?;
-        Ok(c.base(&node, c.users_of(&node)))
-    })
-    .await
-}
-
-async fn remove_base(State(c): State<Control>, Path(name): Path<String>) -> Answer {
-    blocking(move || {
-        c.store.remove_base(&name)?;
-        Ok(json!({"removed": [name]}))
-    })
-    .await
 }
 
 async fn list_disks(State(c): State<Control>) -> Answer {
@@ -481,13 +401,19 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
+    let bus = control.events.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/bases", get(list_bases).post(add_base))
-        .route("/v1/bases/{name}", get(show_base).delete(remove_base))
+        .route("/v1/bases", get(bases::list).post(bases::add))
+        .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
+        .route("/v1/bases/{name}/pin", post(bases::pin))
+        .route("/v1/bases/{name}/evict", post(bases::evict))
+        .route("/v1/bases/{name}/hydrate", post(bases::hydrate))
+        .route("/v1/bases/{name}/verify", post(bases::verify))
         .route("/v1/disks", get(list_disks).post(create_disks))
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))
+        .route("/v1/events", get(events::events))
         .route("/v1/stop", post(stop))
         .route("/v1/upgrade", post(upgrade))
         .fallback(unknown)
@@ -497,8 +423,9 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let drained = async move { drain.notified().await };
-                    let _ = axum::serve(listener, router).with_graceful_shutdown(drained).await;
+                    let ticking = tokio::spawn(events::tick(bus.clone()));
+                    events::serve_until(listener, router, drain, bus).await;
+                    ticking.abort();
                     let _ = channel.send(&FromWorker::Drained);
                 }
                 Err(error) => tracing::error!(%error, "the control socket is not served"),

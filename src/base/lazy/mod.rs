@@ -1,0 +1,391 @@
+//! A source behind a network: its bytes come block by block, when they are needed, and are kept.
+//!
+//! A read takes what is in transit, then what the cache of fetched blocks keeps, and starts fetching the rest; it never
+//! waits for the network (see [`Arrival`]). What must hold:
+//! - Bytes reach a reader and the cache only from a [`RemoteSource`] that vouches for them, or from the cache after it
+//!   compared their sum.
+//! - Readers come first: a block goes to those who wait for it before it goes to the cache, and reads of cached
+//!   blocks take no lock that anybody holds while waiting.
+//! - The result never depends on what the cache keeps.
+//!
+//! Locks: [`Shared::table`] is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
+//! is asked (`contains`) under it by the readahead, and its locks are inside as well.
+
+mod fetch;
+#[cfg(test)]
+mod tests;
+mod transit;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::readahead::Readahead;
+use crate::cache::disk::CachedSource;
+use crate::events::{Reason, Traffic};
+use crate::source::{
+    Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+};
+use fetch::Fetching;
+use transit::{Found, Transit, Unit, Who, arrival_of};
+
+/// Bytes of a cache block: the unit of fetching and keeping.
+pub const CACHE_BLOCK: u64 = crate::cache::disk::CACHE_BLOCK;
+
+/// The most that one request asks for, bytes.
+const MAX_REQUEST: u64 = 4 << 20;
+/// Bytes in transit above which nothing is fetched that no reader waits for.
+const MAX_TRANSIT: u64 = 96 << 20;
+
+/// Where fetched blocks are kept. Best effort: what was put there may be gone.
+pub trait Keep: Send + Sync {
+    /// Fills `buf` from the start of block `first` on with whole blocks (the last of the object may be short) as far
+    /// as they are there without a gap. Returns how many.
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize;
+    /// Whether a block is there, as far as is known without reading it.
+    fn contains(&self, block: u64) -> bool;
+    /// Keeps whole blocks.
+    fn insert(&self, first: u64, data: &[u8]);
+}
+
+/// Keeps nothing.
+pub struct KeepNothing;
+
+impl Keep for KeepNothing {
+    fn read(&self, _first: u64, _buf: &mut [u8]) -> usize {
+        0
+    }
+
+    fn contains(&self, _block: u64) -> bool {
+        false
+    }
+
+    fn insert(&self, _first: u64, _data: &[u8]) {}
+}
+
+impl Keep for CachedSource {
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        Self::read(self, first, buf)
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        Self::contains(self, block)
+    }
+
+    fn insert(&self, first: u64, data: &[u8]) {
+        Self::insert(self, first, data);
+    }
+}
+
+/// Why bytes were fetched, for the counters.
+fn reason(purpose: Purpose) -> Reason {
+    match purpose {
+        Purpose::Demand => Reason::Demand,
+        Purpose::Readahead => Reason::Readahead,
+        Purpose::Prefetch => Reason::Prefetch,
+        Purpose::Hydrate => Reason::Hydrate,
+    }
+}
+
+/// See the module.
+pub struct LazySource {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    remote: Arc<dyn RemoteSource>,
+    keep: Arc<dyn Keep>,
+    spawn: Arc<dyn Spawn>,
+    identity: Identity,
+    size: u64,
+    table: Mutex<Table>,
+    /// Bytes that are under way or not yet given to the cache.
+    in_transit: AtomicU64,
+    /// Readers' requests under way.
+    demand: AtomicU64,
+    traffic: Arc<Traffic>,
+}
+
+struct Table {
+    transit: Transit,
+    readahead: Readahead,
+}
+
+impl LazySource {
+    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts.
+    pub fn new(
+        remote: Arc<dyn RemoteSource>,
+        keep: Arc<dyn Keep>,
+        spawn: Arc<dyn Spawn>,
+        identity: Identity,
+        traffic: Arc<Traffic>,
+    ) -> Self {
+        let size = remote.size();
+        let table =
+            Table { transit: Transit::default(), readahead: Readahead::new(size.div_ceil(CACHE_BLOCK)) };
+        Self {
+            shared: Arc::new(Shared {
+                remote,
+                keep,
+                spawn,
+                identity,
+                size,
+                table: Mutex::new(table),
+                in_transit: AtomicU64::new(0),
+                demand: AtomicU64::new(0),
+                traffic,
+            }),
+        }
+    }
+
+    /// Since when reads wait for the server.
+    pub fn stall(&self) -> Option<Stall> {
+        self.shared.remote.stall()
+    }
+
+    /// Whether nothing is under way, and all that came was given to the cache.
+    pub fn is_settled(&self) -> bool {
+        self.shared.in_transit.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether a reader's request is under way.
+    pub fn is_busy(&self) -> bool {
+        self.shared.demand.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Shared {
+    fn block_len(&self, block: u64) -> usize {
+        (self.size - block * CACHE_BLOCK).min(CACHE_BLOCK) as usize
+    }
+
+    fn present(&self, transit: &Transit, block: u64) -> bool {
+        transit.get(block).is_some() || self.keep.contains(block)
+    }
+
+    /// Copies the part of a block that `buf` (bytes of the object from `offset` on) covers. Returns bytes.
+    fn copy_block(block: u64, bytes: &[u8], buf: &mut [u8], offset: u64) -> u64 {
+        let start = block * CACHE_BLOCK;
+        let from = start.max(offset);
+        let to = (start + bytes.len() as u64).min(offset + buf.len() as u64);
+        let part = &bytes[(from - start) as usize..(to - start) as usize];
+        buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(part);
+        to - from
+    }
+
+    /// Fills `buf` with the part of one block, if that is kept. Returns bytes.
+    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Option<u64> {
+        let mut bounce = vec![0; self.block_len(block)];
+        (self.keep.read(block, &mut bounce) == 1).then(|| Self::copy_block(block, &bounce, buf, offset))
+    }
+
+    /// Fills `buf`, which lies inside the object, or says which blocks are missing.
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<Vec<u64>, SourceError> {
+        let stop = offset + buf.len() as u64;
+        let (first, end) = (offset / CACHE_BLOCK, stop.div_ceil(CACHE_BLOCK));
+        let is_whole = |block: u64| {
+            block * CACHE_BLOCK >= offset && block * CACHE_BLOCK + self.block_len(block) as u64 <= stop
+        };
+        let mut missing = Vec::new();
+        let mut hit = 0;
+        // What is in transit goes first: it gets into the cache before it leaves the table.
+        let units: Vec<Option<Arc<Unit>>> = {
+            let table = self.table.lock();
+            (first..end).map(|block| table.transit.get(block)).collect()
+        };
+        let unit = |block: u64| units[(block - first) as usize].as_ref();
+        let mut block = first;
+        while block < end {
+            match unit(block).map(|unit| unit.find()) {
+                Some(Found::Here { bytes, awaited }) => {
+                    let copied = Self::copy_block(block, &bytes, buf, offset);
+                    // Who waited for it was counted when it was missed.
+                    hit += if awaited { 0 } else { copied };
+                }
+                Some(Found::Failed(error)) => return Err(error),
+                Some(Found::Coming) => missing.push(block),
+                None if is_whole(block) => {
+                    let run = (block..end).take_while(|b| unit(*b).is_none() && is_whole(*b)).count() as u64;
+                    let from = block * CACHE_BLOCK;
+                    let to = ((block + run) * CACHE_BLOCK).min(self.size);
+                    let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
+                    let kept = self.keep.read(block, part) as u64;
+                    hit += (kept * CACHE_BLOCK).min(part.len() as u64);
+                    block += kept;
+                    if kept == run {
+                        continue;
+                    }
+                    missing.push(block);
+                }
+                None => match self.read_part(block, buf, offset) {
+                    Some(copied) => hit += copied,
+                    None => missing.push(block),
+                },
+            }
+            block += 1;
+        }
+        if hit > 0 {
+            self.traffic.add(Reason::Disk, hit);
+        }
+        Ok(missing)
+    }
+
+    /// Sees to it that everything of `ranges` that is missing is under way.
+    fn start(self: &Arc<Self>, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Arrival> {
+        let mut fetching = Fetching::new(self, purpose);
+        let mut waiting = Vec::new();
+        let full = || purpose != Purpose::Demand && self.in_transit.load(Ordering::Relaxed) > MAX_TRANSIT;
+        for (offset, length) in ranges {
+            let end = offset.saturating_add(*length).min(self.size).div_ceil(CACHE_BLOCK);
+            for block in offset / CACHE_BLOCK..end {
+                let mut table = self.table.lock();
+                if let Some(unit) = table.transit.get(block) {
+                    waiting.push(unit);
+                } else if !full() && !self.keep.contains(block) {
+                    waiting.push(fetching.add(&mut table.transit, block));
+                }
+            }
+        }
+        fetching.go();
+        (!waiting.is_empty()).then(|| arrival_of(waiting, Who::Other))
+    }
+
+    /// Fetches `missing` for a reader, and what the readahead expects next. Returns when they are here.
+    fn demand(self: &Arc<Self>, missing: &[u64], first: u64, count: u64) -> Arrival {
+        let mut fetching = Fetching::new(self, Purpose::Demand);
+        let mut waiting = Vec::with_capacity(missing.len());
+        let mut ahead = Vec::new();
+        {
+            let mut table = self.table.lock();
+            for block in missing {
+                let known = table.transit.get(*block);
+                waiting.push(match known {
+                    Some(unit) => unit,
+                    None => fetching.add(&mut table.transit, *block),
+                });
+            }
+            let Table { transit, readahead } = &mut *table;
+            let advice = readahead.read(first, count, true, &|block| self.present(transit, block));
+            self.plan(transit, advice.ranges, &mut fetching, &mut ahead);
+        }
+        let arrival = arrival_of(waiting, Who::Reader);
+        fetching.go();
+        for fetching in ahead {
+            fetching.go();
+        }
+        arrival
+    }
+
+    /// Tells the readahead of a read that found everything.
+    fn hit(self: &Arc<Self>, first: u64, count: u64) {
+        let mut ahead = Vec::new();
+        {
+            let mut table = self.table.lock();
+            let Table { transit, readahead } = &mut *table;
+            let advice = readahead.read(first, count, false, &|block| self.present(transit, block));
+            if advice.ranges.is_empty() {
+                return;
+            }
+            let mut none = Fetching::new(self, Purpose::Demand);
+            self.plan(transit, advice.ranges, &mut none, &mut ahead);
+        }
+        for fetching in ahead {
+            fetching.go();
+        }
+    }
+
+    /// What is read ahead goes behind the readers' own request where it follows on it, else into requests of its own.
+    fn plan(
+        self: &Arc<Self>,
+        transit: &mut Transit,
+        ranges: Vec<(u64, u64)>,
+        demand: &mut Fetching,
+        ahead: &mut Vec<Fetching>,
+    ) {
+        if self.in_transit.load(Ordering::Relaxed) > MAX_TRANSIT {
+            return;
+        }
+        let blocks = self.size.div_ceil(CACHE_BLOCK);
+        for (first, count) in ranges {
+            let mut separate = Fetching::new(self, Purpose::Readahead);
+            for block in first..first.saturating_add(count).min(blocks) {
+                if self.present(transit, block) {
+                    continue;
+                }
+                if demand.ends_at(block) {
+                    demand.add_ahead(transit, block);
+                } else {
+                    separate.add(transit, block);
+                }
+            }
+            ahead.push(separate);
+        }
+    }
+
+    fn not_here(&self, arrival: Arrival) -> SourceError {
+        SourceError::not_here(self.remote.shown(), arrival)
+    }
+}
+
+impl Source for LazySource {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
+        let shared = &self.shared;
+        let length = usize::try_from(shared.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        if length == 0 {
+            return Ok(0);
+        }
+        let buf = &mut buf[..length];
+        let (first, end) = (offset / CACHE_BLOCK, (offset + length as u64).div_ceil(CACHE_BLOCK));
+        let missing = shared.read(buf, offset)?;
+        if missing.is_empty() {
+            shared.hit(first, end - first);
+            return Ok(length);
+        }
+        Err(shared.not_here(shared.demand(&missing, first, end - first)))
+    }
+
+    fn size(&self) -> u64 {
+        self.shared.size
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError> {
+        Ok((offset < self.shared.size).then_some(offset))
+    }
+
+    fn next_hole(&self, offset: u64) -> Result<u64, SourceError> {
+        Ok(self.shared.size.max(offset))
+    }
+
+    fn check(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn announce(&self, ranges: &[(u64, u64)]) {
+        drop(self.shared.start(ranges, Purpose::Demand));
+    }
+
+    fn prefetch(&self, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Arrival> {
+        self.shared.start(ranges, purpose)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+/// A source that breaks its word.
+fn short(object: &str) -> SourceError {
+    let early = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "fewer bytes came than were promised");
+    SourceError::from_io("read", Path::new(object), early)
+}
+
+/// Whether asking again, for a reader, may help where a fetch of another purpose gave up.
+fn gave_up(error: &SourceError) -> bool {
+    error.kind() == SourceErrorKind::Unreachable
+}

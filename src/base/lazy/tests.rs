@@ -1,0 +1,376 @@
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+
+use parking_lot::Condvar;
+
+use super::*;
+use crate::events::Events;
+use crate::source::Fetch;
+
+/// Runs each future on a thread of its own.
+struct Threads;
+
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Spawn for Threads {
+    fn spawn(&self, mut future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) {
+        thread::spawn(move || {
+            let waker = Waker::from(Arc::new(Unpark(thread::current())));
+            while let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                thread::park();
+            }
+        });
+    }
+
+    fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>) {
+        thread::spawn(job);
+    }
+}
+
+/// What the next requests do.
+type Answer = Box<dyn FnMut(&Range<u64>, Purpose) -> Option<SourceErrorKind> + Send>;
+
+/// A server in memory.
+struct Server {
+    bytes: Vec<u8>,
+    /// Bytes that are delivered at once.
+    piece: usize,
+    requests: Mutex<Vec<(Range<u64>, Purpose)>>,
+    answer: Mutex<Answer>,
+    /// Requests stop before their first byte while it is closed.
+    open: Mutex<bool>,
+    opened: Condvar,
+    /// Whether only a part of what was asked for comes.
+    cut: AtomicBool,
+}
+
+impl Server {
+    fn new(len: usize, piece: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: (0..len as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect(),
+            piece,
+            requests: Mutex::default(),
+            answer: Mutex::new(Box::new(|_, _| None)),
+            open: Mutex::new(true),
+            opened: Condvar::new(),
+            cut: AtomicBool::new(false),
+        })
+    }
+
+    fn set_open(&self, open: bool) {
+        *self.open.lock() = open;
+        self.opened.notify_all();
+    }
+
+    fn requests(&self) -> Vec<Range<u64>> {
+        self.requests.lock().iter().map(|(range, _)| range.clone()).collect()
+    }
+
+    /// How often each block was asked for, at most.
+    fn most_asked(&self) -> usize {
+        let mut count = HashMap::new();
+        for range in self.requests() {
+            assert!(range.start.is_multiple_of(CACHE_BLOCK) && range.start < range.end);
+            for block in range.start / CACHE_BLOCK..range.end.div_ceil(CACHE_BLOCK) {
+                *count.entry(block).or_insert(0) += 1;
+            }
+        }
+        count.into_values().max().unwrap_or(0)
+    }
+}
+
+impl RemoteSource for Server {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn shown(&self) -> String {
+        "http://server/image".into()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        mut deliver: Box<dyn FnMut(&[u8]) + Send>,
+    ) -> Fetch {
+        self.requests.lock().push((range.clone(), purpose));
+        Box::pin(async move {
+            let mut open = self.open.lock();
+            while !*open {
+                self.opened.wait(&mut open);
+            }
+            drop(open);
+            if let Some(kind) = (self.answer.lock())(&range, purpose) {
+                return Err(SourceError::remote(kind, "read", self.shown(), "the test says so", "nothing"));
+            }
+            let mut bytes = &self.bytes[range.start as usize..range.end as usize];
+            if self.cut.load(Ordering::Relaxed) {
+                bytes = &bytes[..bytes.len() / 2];
+            }
+            bytes.chunks(self.piece).for_each(|piece| deliver(piece));
+            Ok(())
+        })
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        None
+    }
+}
+
+/// Keeps whole blocks; may lose any of them at any time.
+#[derive(Default)]
+struct Shelf {
+    blocks: Mutex<HashMap<u64, Vec<u8>>>,
+}
+
+impl Keep for Shelf {
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        let blocks = self.blocks.lock();
+        let mut done = 0;
+        for (part, block) in buf.chunks_mut(CACHE_BLOCK as usize).zip(first..) {
+            match blocks.get(&block) {
+                Some(bytes) if bytes.len() == part.len() => part.copy_from_slice(bytes),
+                _ => return done,
+            }
+            done += 1;
+        }
+        done
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        self.blocks.lock().contains_key(&block)
+    }
+
+    fn insert(&self, first: u64, data: &[u8]) {
+        let mut blocks = self.blocks.lock();
+        for (bytes, block) in data.chunks(CACHE_BLOCK as usize).zip(first..) {
+            blocks.insert(block, bytes.to_vec());
+        }
+    }
+}
+
+fn lazy(server: &Arc<Server>, keep: Arc<dyn Keep>) -> LazySource {
+    let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 };
+    LazySource::new(server.clone(), keep, Arc::new(Threads), identity, Events::new().base(1, "debian"))
+}
+
+/// Bytes that readers found, and bytes that came, for whatever reason.
+fn counted(source: &LazySource) -> (u64, u64) {
+    let bytes = |reasons: &[Reason]| reasons.iter().map(|r| source.shared.traffic.total(*r).bytes).sum();
+    (bytes(&[Reason::Disk]), bytes(&[Reason::Demand, Reason::Readahead, Reason::Prefetch, Reason::Hydrate]))
+}
+
+/// As a request does: again, holding what was waited for, until it needs nothing more.
+fn read(source: &LazySource, offset: u64, len: usize) -> Result<Vec<u8>, SourceError> {
+    let mut held = Vec::new();
+    loop {
+        let mut buf = vec![0xee; len];
+        match source.read_at(&mut buf, offset) {
+            Ok(read) => {
+                buf.truncate(read);
+                return Ok(buf);
+            }
+            Err(error) => match error.arrival() {
+                Some(arrival) => {
+                    held.push(arrival.clone());
+                    assert!(held.len() < 1000, "a read that does not end");
+                    arrival.wait();
+                }
+                None => return Err(error),
+            },
+        }
+    }
+}
+
+fn assert_reads(source: &LazySource, server: &Server, offset: u64, len: usize) {
+    let end = (offset as usize + len).min(server.bytes.len());
+    assert!(read(source, offset, len).unwrap() == server.bytes[offset as usize..end], "{offset}+{len}");
+}
+
+/// Once nothing is in transit any more, everything that came is on the shelf.
+fn settle(source: &LazySource) {
+    while source.shared.in_transit.load(Ordering::Relaxed) > 0 {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn reads_are_those_of_the_object_whatever_is_kept_and_however_it_comes() {
+    const LEN: usize = 3 * (1 << 20) + 777;
+    for (seed, piece) in [(1u64, 100), (2, 16384), (3, 40_000), (4, 1 << 22)] {
+        let keeps: [Arc<dyn Keep>; 2] = [Arc::new(Shelf::default()), Arc::new(KeepNothing)];
+        for keep in keeps {
+            let server = Server::new(LEN, piece);
+            let source = Arc::new(lazy(&server, keep));
+            let threads = (0..4u64).map(|n| {
+                let (source, server) = (source.clone(), server.clone());
+                thread::spawn(move || {
+                    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) + n;
+                    let mut next = |below: u64| {
+                        state ^= state << 13;
+                        state ^= state >> 7;
+                        state ^= state << 17;
+                        state % below
+                    };
+                    for _ in 0..60 {
+                        let offset = next(LEN as u64);
+                        let len = [1, 512, 4096, 16384, 100_000, 400_000][next(6) as usize];
+                        assert_reads(&source, &server, offset, len);
+                    }
+                })
+            });
+            threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_block_is_fetched_once_however_many_ask() {
+    let server = Server::new(1 << 20, 5000);
+    server.set_open(false);
+    let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
+    let readers: Vec<_> = (0..10)
+        .map(|n| {
+            let (source, server) = (source.clone(), server.clone());
+            thread::spawn(move || assert_reads(&source, &server, n * 100, 300_000))
+        })
+        .collect();
+    // All of them have asked when this one, the last, has.
+    let mut buf = vec![0; 300_000];
+    let arrival = source.read_at(&mut buf, 0).unwrap_err().arrival().cloned().unwrap();
+    assert!(!arrival.has_happened());
+    server.set_open(true);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    settle(&source);
+    drop(arrival);
+    assert_reads(&source, &server, 0, 300_000);
+    assert_eq!(server.most_asked(), 1, "{:?}", server.requests());
+    let (hit, fetched) = counted(&source);
+    assert!(hit >= 300_000 && fetched >= 300_000, "{hit} {fetched}");
+}
+
+#[test]
+fn neighbouring_misses_are_one_request() {
+    let server = Server::new(4 << 20, 1 << 20);
+    let source = lazy(&server, Arc::new(Shelf::default()));
+    assert_reads(&source, &server, 5, 1 << 20);
+    assert_eq!(server.requests().first().unwrap().start, 0);
+    assert!(server.requests()[0].end >= (1 << 20) + 5);
+    settle(&source);
+    assert_eq!(counted(&source).0, 0);
+    assert_reads(&source, &server, 5, 1 << 20);
+    assert_eq!((counted(&source).0, server.most_asked()), (1 << 20, 1));
+}
+
+#[test]
+fn who_goes_away_takes_nobody_along() {
+    let server = Server::new(1 << 20, 1 << 20);
+    server.set_open(false);
+    let source = Arc::new(lazy(&server, Arc::new(KeepNothing)));
+    let mut buf = vec![0; 4096];
+    // Asks, and never comes back.
+    drop(source.read_at(&mut buf, 0).unwrap_err());
+    let other = {
+        let (source, server) = (source.clone(), server.clone());
+        thread::spawn(move || assert_reads(&source, &server, 0, 4096))
+    };
+    server.set_open(true);
+    other.join().unwrap();
+    assert_eq!(server.most_asked(), 1);
+}
+
+#[test]
+fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
+    for kind in [SourceErrorKind::Changed, SourceErrorKind::Denied, SourceErrorKind::Unreachable] {
+        let server = Server::new(1 << 20, 1 << 20);
+        server.set_open(false);
+        *server.answer.lock() = Box::new(move |_, _| Some(kind));
+        let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let source = source.clone();
+                thread::spawn(move || read(&source, 20_000, 10).unwrap_err().kind())
+            })
+            .collect();
+        server.set_open(true);
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), kind);
+        }
+        *server.answer.lock() = Box::new(|_, _| None);
+        // Who comes while somebody still holds the failure shares it.
+        while read(&source, 20_000, 10).is_err() {
+            thread::yield_now();
+        }
+        assert_reads(&source, &server, 20_000, 10);
+    }
+}
+
+#[test]
+fn a_transfer_that_ends_early_is_an_error_and_nobody_hangs() {
+    let server = Server::new(1 << 20, 1 << 20);
+    server.cut.store(true, Ordering::Relaxed);
+    let source = lazy(&server, Arc::new(KeepNothing));
+    let error = read(&source, 0, 200_000).unwrap_err();
+    assert_eq!(error.kind(), SourceErrorKind::Io, "{error}");
+    server.cut.store(false, Ordering::Relaxed);
+    assert_reads(&source, &server, 0, 200_000);
+}
+
+#[test]
+fn a_reader_that_joined_a_prefetch_is_not_given_up_with_it() {
+    let server = Server::new(1 << 20, 1 << 20);
+    server.set_open(false);
+    *server.answer.lock() =
+        Box::new(|_, purpose| (purpose != Purpose::Demand).then_some(SourceErrorKind::Unreachable));
+    let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
+    let arrival = source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).unwrap();
+    let mut buf = vec![0; 4096];
+    let joined = source.read_at(&mut buf, 500_000).unwrap_err().arrival().cloned().unwrap();
+    server.set_open(true);
+    arrival.wait();
+    joined.wait();
+    assert_reads(&source, &server, 500_000, 4096);
+    assert!(server.requests.lock().iter().any(|(_, purpose)| *purpose == Purpose::Demand));
+    // What nobody reads was not asked for again.
+    assert!(server.requests().iter().filter(|range| range.contains(&0)).count() == 1);
+}
+
+#[test]
+fn what_was_lost_from_the_cache_is_fetched_again() {
+    let server = Server::new(1 << 20, 1 << 20);
+    let shelf = Arc::new(Shelf::default());
+    let source = lazy(&server, shelf.clone());
+    assert_reads(&source, &server, 0, 1 << 20);
+    settle(&source);
+    shelf.blocks.lock().remove(&7);
+    assert_reads(&source, &server, 0, 1 << 20);
+    // A block that is not whole is as good as none.
+    settle(&source);
+    shelf.blocks.lock().get_mut(&9).unwrap().truncate(5);
+    assert_reads(&source, &server, 0, 1 << 20);
+    assert_eq!(server.most_asked(), 2);
+}
+
+#[test]
+fn a_prefetch_says_when_everything_is_here() {
+    let server = Server::new((1 << 20) + 5, 1 << 16);
+    let source = lazy(&server, Arc::new(Shelf::default()));
+    while let Some(arrival) = source.prefetch(&[(0, u64::MAX)], Purpose::Hydrate) {
+        arrival.wait();
+    }
+    settle(&source);
+    let before = server.requests().len();
+    assert_reads(&source, &server, 0, (1 << 20) + 5);
+    assert_eq!((server.requests().len(), server.most_asked()), (before, 1));
+    assert!(read(&source, (1 << 20) + 5, 10).unwrap().is_empty());
+}

@@ -1,0 +1,150 @@
+//! Cache blocks between the network and the cache: under way, or here and still held by somebody.
+//!
+//! What must hold:
+//! - A block is fetched once, however many ask for it: who comes later finds it here and waits for the same bytes.
+//! - A block leaves the table only when nobody holds it: the fetch that brings it, the writer that puts it into the
+//!   cache, or a reader's [`Arrival`]. So a reader that comes back for what it waited for finds it, or why it failed.
+//! - Nobody is called back under a lock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::source::{Arrival, Arrived, SourceError};
+
+/// One cache block under way.
+pub(super) struct Unit {
+    state: Mutex<State>,
+}
+
+enum State {
+    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: a reader is among
+    /// them.
+    Coming {
+        waiters: Vec<Arc<Arrived>>,
+        read: bool,
+    },
+    Here {
+        bytes: Arc<[u8]>,
+        awaited: bool,
+    },
+    Failed(SourceError),
+    /// It did not come, and no reader waited for it: as if it had never been asked for.
+    Abandoned,
+}
+
+/// What a reader finds.
+pub(super) enum Found {
+    Coming,
+    /// `awaited`: somebody waited for it.
+    Here {
+        bytes: Arc<[u8]>,
+        awaited: bool,
+    },
+    Failed(SourceError),
+}
+
+impl Unit {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: false }) })
+    }
+
+    pub fn find(&self) -> Found {
+        match &*self.state.lock() {
+            // Nobody gets hold of an abandoned one any more ([`Transit::get`]); who had it waits for nothing.
+            State::Coming { .. } | State::Abandoned => Found::Coming,
+            State::Here { bytes, awaited } => Found::Here { bytes: bytes.clone(), awaited: *awaited },
+            State::Failed(error) => Found::Failed(error.clone()),
+        }
+    }
+
+    /// Lets go of `waiter` when it is here.
+    fn wait(&self, waiter: Arc<Arrived>, who: Who) {
+        if let State::Coming { waiters, read } = &mut *self.state.lock() {
+            waiters.push(waiter);
+            *read |= who == Who::Reader;
+        }
+    }
+
+    fn settle(&self, state: impl FnOnce(bool) -> State) {
+        let before = {
+            let mut now = self.state.lock();
+            let State::Coming { read, .. } = &*now else { return };
+            let state = state(*read);
+            std::mem::replace(&mut *now, state)
+        };
+        // Without the lock: this may run the readers' next try.
+        drop(before);
+    }
+
+    pub fn arrived(&self, bytes: Arc<[u8]>) {
+        self.settle(|awaited| State::Here { bytes, awaited });
+    }
+
+    pub fn failed(&self, error: SourceError) {
+        self.settle(|_| State::Failed(error));
+    }
+
+    /// It will not come, unless a reader waits for it. Returns whether one does.
+    #[must_use]
+    pub fn abandon(&self) -> bool {
+        let before = {
+            let mut now = self.state.lock();
+            match &*now {
+                State::Coming { read: true, .. } => return true,
+                State::Coming { .. } => std::mem::replace(&mut *now, State::Abandoned),
+                _ => return false,
+            }
+        };
+        drop(before);
+        false
+    }
+}
+
+/// Who waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Somebody who has to have it.
+    Reader,
+    /// Somebody who would like to have it here.
+    Other,
+}
+
+/// An arrival that has happened when each of `units` is here or will not come. It holds them.
+pub(super) fn arrival_of(units: Vec<Arc<Unit>>, who: Who) -> Arrival {
+    let (arrived, arrival) = Arrival::new();
+    let arrived = Arc::new(arrived);
+    for unit in &units {
+        unit.wait(arrived.clone(), who);
+    }
+    drop(arrived);
+    arrival.keeping(Arc::new(units))
+}
+
+/// The blocks of one source that are in transit.
+#[derive(Default)]
+pub(super) struct Transit {
+    units: HashMap<u64, Weak<Unit>>,
+    /// How many entries there may be before those that nobody holds are dropped.
+    sweep_at: usize,
+}
+
+impl Transit {
+    pub fn get(&self, block: u64) -> Option<Arc<Unit>> {
+        let unit = self.units.get(&block)?.upgrade()?;
+        let abandoned = matches!(&*unit.state.lock(), State::Abandoned);
+        (!abandoned).then_some(unit)
+    }
+
+    /// A new unit for a block that has none.
+    pub fn insert(&mut self, block: u64) -> Arc<Unit> {
+        if self.units.len() >= self.sweep_at {
+            self.units.retain(|_, unit| unit.strong_count() > 0);
+            self.sweep_at = (self.units.len() * 2).max(256);
+        }
+        let unit = Unit::new();
+        self.units.insert(block, Arc::downgrade(&unit));
+        unit
+    }
+}

@@ -1,0 +1,173 @@
+//! The offline check of the cache's directory. Nothing of it is anybody's last copy, so repair is removal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::files::{Files, Named, blocks_name, chunks_of, named, sums_name};
+use super::{CACHE_BLOCK, DIR, SourceKey};
+use crate::format::cache::{HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, block_sum, decode_slot, slot_place};
+use crate::io::Medium;
+
+/// Whether a check may change the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// It only reads.
+    No,
+    /// It drops what is not sound.
+    Yes,
+}
+
+/// Whether the bytes are compared with their sums, which reads all that is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sums {
+    /// Only the structure.
+    Believe,
+    /// All bytes.
+    Compare,
+}
+
+/// Something of the cache that is not as docs/format.md has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheFinding {
+    /// File of the store.
+    pub file: String,
+    /// What is wrong.
+    pub message: String,
+    /// Whether it was dropped.
+    pub repaired: bool,
+}
+
+/// Checks the cache of a store that nobody uses.
+///
+/// # Errors
+/// When the directory cannot be read. That it is missing is no finding.
+pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<CacheFinding>> {
+    let names = match medium.list(DIR) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut check = Check { medium, sums, repair, findings: Vec::new() };
+    let (mut blocks, mut with_sums) = (BTreeSet::new(), BTreeSet::new());
+    for name in names {
+        match named(&name) {
+            Some(Named::Blocks(key)) => blocks.insert(key),
+            Some(Named::Sums(key)) => with_sums.insert(key),
+            None => {
+                let message = "plyfs makes no file of this name; move it elsewhere".to_owned();
+                check.findings.push(CacheFinding { file: format!("{DIR}/{name}"), message, repaired: false });
+                true
+            }
+        };
+    }
+    for key in blocks.difference(&with_sums) {
+        check.source_goes(key, blocks_name(key), "there are no sums of these blocks");
+    }
+    for key in with_sums.difference(&blocks) {
+        check.source_goes(key, sums_name(key), "there are no blocks for these sums");
+    }
+    for key in with_sums.intersection(&blocks) {
+        if let Err(error) = check.source(key) {
+            check.source_goes(key, sums_name(key), &error.to_string());
+        }
+    }
+    Ok(check.findings)
+}
+
+struct Check<'a> {
+    medium: &'a dyn Medium,
+    sums: Sums,
+    repair: Repair,
+    findings: Vec<CacheFinding>,
+}
+
+impl Check<'_> {
+    fn find(&mut self, file: String, message: &str, mend: impl FnOnce(&dyn Medium) -> io::Result<()>) {
+        let mut finding = CacheFinding { file, message: message.to_owned(), repaired: false };
+        if self.repair == Repair::Yes {
+            match mend(self.medium) {
+                Ok(()) => finding.repaired = true,
+                Err(e) => finding.message.push_str(&format!("; the repair failed: {e}")),
+            }
+        }
+        self.findings.push(finding);
+    }
+
+    fn source_goes(&mut self, key: &SourceKey, file: String, why: &str) {
+        self.find(file, &format!("{why}; all that is cached of this source is of no use"), |medium| {
+            Files::remove(medium, key)?;
+            medium.sync_dir(DIR)
+        });
+    }
+
+    /// An error is the whole source's.
+    fn source(&mut self, key: &SourceKey) -> io::Result<()> {
+        let files = Files::open(self.medium, key)?;
+        let decoded = files.header()?;
+        let mut header = decoded.header;
+        if header.key != key.0 {
+            return Err(io::Error::other("its header is of another source"));
+        }
+        if let Some(damaged) = decoded.damaged {
+            let why = format!("one of the two copies of its header is damaged: {damaged}");
+            self.find(sums_name(key), &why, |_| files.write_header(&mut header));
+        }
+        let (blocks, chunks) = (header.size.div_ceil(CACHE_BLOCK), chunks_of(header.size));
+        let slots = files.sums.len()?.saturating_sub(HEADER_AREA) / SLOT;
+        if slots > 2 * chunks + 64 {
+            return Err(io::Error::other(format!("{slots} slots for {chunks} chunks")));
+        }
+        let mut owners: BTreeMap<u64, u32> = BTreeMap::new();
+        let (mut bytes, mut block_bytes) = (vec![0; SLOT as usize], vec![0; CACHE_BLOCK as usize]);
+        for no in 0..slots as u32 {
+            if files.sums.read_at(&mut bytes, slot_place(no))? < bytes.len() {
+                break;
+            }
+            let slot = decode_slot(&key.0, no, &bytes).map_err(io::Error::other)?;
+            if slot.sums.iter().all(|sum| *sum == 0) {
+                continue;
+            }
+            let wrong = match slot.chunk {
+                None => Some("is damaged".to_owned()),
+                Some(chunk) if chunk >= chunks => Some(format!("speaks of chunk {chunk} of {chunks}")),
+                Some(chunk) => {
+                    owners.insert(chunk, no).map(|other| format!("and slot {other} speak of one chunk"))
+                }
+            };
+            if let Some(wrong) = wrong {
+                let zeros = vec![0; SLOT as usize];
+                self.find(sums_name(key), &format!("slot {no} {wrong}"), |_| {
+                    files.sums.write_at(&zeros, slot_place(no))
+                });
+                continue;
+            }
+            let first = slot.chunk.unwrap_or(0) * SLOT_BLOCKS;
+            for (at, sum) in slot.sums.iter().enumerate().filter(|(_, sum)| **sum != 0) {
+                let block = first + at as u64;
+                let wrong = if block >= blocks {
+                    Some("lies behind the end of its source".to_owned())
+                } else if self.sums == Sums::Compare {
+                    let len = CACHE_BLOCK.min(header.size - block * CACHE_BLOCK) as usize;
+                    let buf = &mut block_bytes[..len];
+                    match files.blocks.read_at(buf, block * CACHE_BLOCK) {
+                        Ok(got) if got == len && block_sum(&key.0, block, buf) == *sum => None,
+                        Ok(_) => Some("does not match its sum".to_owned()),
+                        Err(e) => Some(format!("cannot be read: {e}")),
+                    }
+                } else {
+                    None
+                };
+                if let Some(wrong) = wrong {
+                    let place = slot_place(no) + SUMS_AT + at as u64 * 8;
+                    self.find(blocks_name(key), &format!("block {block} {wrong}"), |_| {
+                        files.sums.write_at(&[0; 8], place)?;
+                        files.blocks.punch(block * CACHE_BLOCK, CACHE_BLOCK)
+                    });
+                }
+            }
+        }
+        if self.repair == Repair::Yes {
+            files.sums.sync_data()?;
+        }
+        Ok(())
+    }
+}

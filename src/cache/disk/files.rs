@@ -1,0 +1,193 @@
+//! The two files of a cached source: its blocks at the source's own offsets, and their sums.
+
+use std::io;
+use std::sync::Arc;
+
+use super::index::{Index, Piece};
+use super::{DIR, SourceKey};
+use crate::format::cache::{
+    Ages, CACHE_BLOCK, CacheHeader, DecodedHeader, HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, decode_slot,
+    encode_ages, encode_slot, slot_place,
+};
+use crate::io::{Medium, MediumFile, Open};
+
+/// Slots that are read at once.
+const BATCH: u64 = 1024;
+
+pub(super) struct Files {
+    pub blocks: Arc<dyn MediumFile>,
+    pub sums: Arc<dyn MediumFile>,
+}
+
+/// What a file in the cache's directory is by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    Blocks(SourceKey),
+    Sums(SourceKey),
+}
+
+pub(super) fn named(name: &str) -> Option<Named> {
+    let (hex, suffix) = name.split_once('.')?;
+    let key = SourceKey::from_hex(hex)?;
+    match suffix {
+        "blocks" => Some(Named::Blocks(key)),
+        "sums" => Some(Named::Sums(key)),
+        _ => None,
+    }
+}
+
+pub(super) fn blocks_name(key: &SourceKey) -> String {
+    format!("{DIR}/{key}.blocks")
+}
+
+pub(super) fn sums_name(key: &SourceKey) -> String {
+    format!("{DIR}/{key}.sums")
+}
+
+/// Chunks of a source.
+pub(super) fn chunks_of(size: u64) -> u64 {
+    size.div_ceil(CACHE_BLOCK).div_ceil(SLOT_BLOCKS)
+}
+
+impl Files {
+    /// New and empty ones, with this header.
+    pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
+        medium.make_dir(DIR)?;
+        let key = SourceKey(header.key);
+        let sums = medium.open(&sums_name(&key), Open::Create)?;
+        sums.set_len(0)?;
+        let blocks = medium.open(&blocks_name(&key), Open::Create)?;
+        blocks.set_len(0)?;
+        let files = Self { blocks, sums };
+        for _ in 0..2 {
+            files.write_copy(header)?;
+        }
+        sums_area(&files)?;
+        Ok(files)
+    }
+
+    pub fn open(medium: &dyn Medium, key: &SourceKey) -> io::Result<Self> {
+        let sums = medium.open(&sums_name(key), Open::Existing)?;
+        let blocks = medium.open(&blocks_name(key), Open::Existing)?;
+        Ok(Self { blocks, sums })
+    }
+
+    pub fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
+        // The sums first: blocks without them have no meaning, and the next start removes them.
+        for name in [sums_name(key), blocks_name(key)] {
+            match medium.remove(&name) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn header(&self) -> io::Result<DecodedHeader> {
+        let mut area = vec![0; HEADER_AREA as usize];
+        let got = self.sums.read_at(&mut area, 0)?;
+        CacheHeader::decode(&area[..got]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    fn write_copy(&self, header: &mut CacheHeader) -> io::Result<()> {
+        header.sequence += 1;
+        self.sums.write_at(&header.encode(), CacheHeader::place(header.sequence))
+    }
+
+    /// Replaces both copies durably; one of them is sound at any time.
+    pub fn write_header(&self, header: &mut CacheHeader) -> io::Result<()> {
+        for _ in 0..2 {
+            self.write_copy(header)?;
+            self.sums.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Reads the sums of blocks, in order.
+    pub fn read_sums(&self, pieces: &[Piece]) -> io::Result<Vec<u64>> {
+        let mut out = Vec::with_capacity(pieces.iter().map(|p| p.blocks as usize).sum());
+        let mut bytes = [0; (SLOT_BLOCKS * 8) as usize];
+        for piece in pieces {
+            let bytes = &mut bytes[..(piece.blocks * 8) as usize];
+            bytes.fill(0);
+            self.sums.read_at(bytes, sum_place(piece))?;
+            out.extend(bytes.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)));
+        }
+        Ok(out)
+    }
+
+    /// Writes the sums of blocks into a slot that their chunk has already; 0 for blocks that go.
+    pub fn write_sums(&self, piece: &Piece, sums: &[u64]) -> io::Result<()> {
+        let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        self.sums.write_at(&bytes, sum_place(piece))
+    }
+
+    /// Writes a slot for a chunk that had none.
+    pub fn write_slot(
+        &self,
+        key: &SourceKey,
+        chunk: u64,
+        piece: &Piece,
+        ages: &Ages,
+        sums: &[u64],
+    ) -> io::Result<()> {
+        let mut all = [0; SLOT_BLOCKS as usize];
+        all[piece.at as usize..(piece.at + piece.blocks) as usize].copy_from_slice(sums);
+        self.sums.write_at(&encode_slot(&key.0, piece.slot, chunk, ages, &all), slot_place(piece.slot))
+    }
+
+    pub fn write_ages(&self, key: &SourceKey, slot: u32, chunk: u32, ages: &Ages) -> io::Result<()> {
+        let place = slot_place(slot) + crate::format::cache::AGES_AT;
+        self.sums.write_at(&encode_ages(&key.0, chunk.into(), ages), place)
+    }
+
+    /// Fills `index` from the file; how many reads failed. What cannot be read is not here.
+    pub fn load(&self, header: &CacheHeader, index: &mut Index) -> io::Result<u64> {
+        let (blocks, chunks) = (header.size.div_ceil(CACHE_BLOCK), chunks_of(header.size));
+        let slots = self.sums.len()?.saturating_sub(HEADER_AREA) / SLOT;
+        // A chunk has one slot; some more were lost to reads that failed. A file with more of them lies.
+        let slots = slots.min(2 * chunks + 64);
+        let mut bytes = vec![0; (BATCH.min(slots) * SLOT) as usize];
+        let (mut first, mut errors) = (0, 0);
+        while first < slots {
+            let count = BATCH.min(slots - first);
+            let bytes = &mut bytes[..(count * SLOT) as usize];
+            let got = match self.sums.read_at(bytes, slot_place(first as u32)) {
+                Ok(got) => got,
+                Err(_) => {
+                    // Slots of this part are not used again until the file is made anew.
+                    errors += 1;
+                    index.skip_slots((first + count) as u32);
+                    0
+                }
+            };
+            for (slot, bytes) in (first as u32..).zip(bytes[..got].chunks_exact(SLOT as usize)) {
+                let Ok(found) = decode_slot(&header.key, slot, bytes) else { continue };
+                let mut present = 0;
+                for (at, sum) in found.sums.iter().enumerate() {
+                    present |= u64::from(*sum != 0) << at;
+                }
+                let chunk = found.chunk.filter(|chunk| *chunk < chunks);
+                present &= super::index::mask(0, chunk.map_or(0, |c| blocks - c * SLOT_BLOCKS));
+                let known = match chunk.filter(|_| present != 0) {
+                    Some(chunk) => index.found(chunk as u32, slot, present, found.ages),
+                    None => false,
+                };
+                if !known {
+                    index.found_free(slot);
+                }
+            }
+            first += count;
+        }
+        Ok(errors)
+    }
+}
+
+/// Lengthens the file to the end of its header, so that a file of another length was cut.
+fn sums_area(files: &Files) -> io::Result<()> {
+    files.sums.set_len(HEADER_AREA)
+}
+
+fn sum_place(piece: &Piece) -> u64 {
+    slot_place(piece.slot) + SUMS_AT + piece.at * 8
+}

@@ -1,0 +1,348 @@
+//! Which blocks of one source are here, and when each was used last; in memory only.
+//!
+//! A *chunk* is 64 blocks (1 MiB of the source) and has a slot in the sums file. Only chunks of which something is
+//! here take memory: 120 bytes, and the tree around them, so 1 TiB that is cached wholly takes 120 MiB and a source that
+//! is not cached takes none, whatever its size.
+//!
+//! Use is counted in *generations*: a number that grows each time a sixty-fourth of the cache's bytes came in or were
+//! used again. Of each block one byte is kept: the generation of its last use above a base that is the source's own,
+//! and whether it was used again in a later generation than it came (*hot*), which is what a scan does not do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::files::Files;
+use crate::format::cache::{Ages, SLOT_BLOCKS};
+
+/// In the age of a block: used again after it came.
+pub(super) const HOT: u8 = 0x80;
+const SPAN: u64 = 127;
+
+const CHUNK: usize = SLOT_BLOCKS as usize;
+
+#[derive(Debug, Clone)]
+pub(super) struct Chunk {
+    pub slot: u32,
+    /// A bit for each block.
+    pub present: u64,
+    pub ages: [u8; CHUNK],
+    /// The ages are not those of the file.
+    aged: bool,
+}
+
+/// Blocks whose sums lie beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub slot: u32,
+    /// The first block's place in its chunk.
+    pub at: u64,
+    pub blocks: u64,
+}
+
+/// What sort of block, for eviction: those of one class are as good as each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Class {
+    pub generation: u64,
+    pub hot: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Index {
+    /// None as long as nothing was cached of this source.
+    pub files: Option<Arc<Files>>,
+    chunks: BTreeMap<u32, Chunk>,
+    /// Blocks that are here.
+    blocks: u64,
+    free_slots: Vec<u32>,
+    next_slot: u32,
+    base: u64,
+    counts: Counts,
+}
+
+struct Counts([u64; 256]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; 256])
+    }
+}
+
+fn split(block: u64) -> (u32, u64) {
+    ((block / SLOT_BLOCKS) as u32, block % SLOT_BLOCKS)
+}
+
+/// Bits of `blocks` blocks from place `at` of a chunk.
+pub(super) fn mask(at: u64, blocks: u64) -> u64 {
+    let ones = if blocks >= SLOT_BLOCKS { u64::MAX } else { (1 << blocks) - 1 };
+    ones << at
+}
+
+impl Index {
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    pub fn contains(&self, block: u64) -> bool {
+        let (chunk, at) = split(block);
+        self.chunks.get(&chunk).is_some_and(|c| c.present & (1 << at) != 0)
+    }
+
+    /// How many of the `max` blocks from `first` are here, or are not, without a gap.
+    pub fn run(&self, first: u64, max: u64, present: bool) -> u64 {
+        let mut done = 0;
+        while done < max {
+            let (chunk, at) = split(first + done);
+            let Some(bits) = self.chunks.get(&chunk).map(|c| c.present) else {
+                if present {
+                    break;
+                }
+                // As far as the next chunk with anything in it.
+                let next = self
+                    .chunks
+                    .range(chunk..)
+                    .next()
+                    .map_or(u64::MAX, |(no, _)| u64::from(*no) * SLOT_BLOCKS);
+                done = next.saturating_sub(first).min(max);
+                continue;
+            };
+            let bits = if present { bits } else { !bits };
+            let here = u64::from((!(bits >> at)).trailing_zeros()).min(SLOT_BLOCKS - at);
+            done += here;
+            if here < SLOT_BLOCKS - at {
+                break;
+            }
+        }
+        done.min(max)
+    }
+
+    /// The first block at or after `from` that is here.
+    pub fn next_present(&self, from: u64) -> Option<u64> {
+        let (first, at) = split(from);
+        self.chunks.range(first..).find_map(|(no, chunk)| {
+            let bits = if *no == first { chunk.present & (u64::MAX << at) } else { chunk.present };
+            (bits != 0).then(|| u64::from(*no) * SLOT_BLOCKS + u64::from(bits.trailing_zeros()))
+        })
+    }
+
+    /// Where the sums of blocks that are here lie.
+    pub fn pieces(&self, first: u64, blocks: u64) -> Vec<Piece> {
+        let mut out = Vec::with_capacity((blocks / SLOT_BLOCKS + 2) as usize);
+        let mut block = first;
+        while block < first + blocks {
+            let (chunk, at) = split(block);
+            let count = (SLOT_BLOCKS - at).min(first + blocks - block);
+            if let Some(chunk) = self.chunks.get(&chunk) {
+                out.push(Piece { slot: chunk.slot, at, blocks: count });
+            }
+            block += count;
+        }
+        out
+    }
+
+    /// The slot of a block's chunk, if it has one.
+    pub fn slot(&self, block: u64) -> Option<u32> {
+        self.chunks.get(&split(block).0).map(|c| c.slot)
+    }
+
+    /// A slot that no chunk has. It is lost to the others until it is published or given back.
+    pub fn take_slot(&mut self) -> u32 {
+        self.free_slots.pop().unwrap_or_else(|| {
+            self.next_slot += 1;
+            self.next_slot - 1
+        })
+    }
+
+    pub fn give_slot_back(&mut self, slot: u32) {
+        self.free_slots.push(slot);
+    }
+
+    /// A slot of the file that may be used for any chunk.
+    pub fn found_free(&mut self, slot: u32) {
+        self.next_slot = self.next_slot.max(slot + 1);
+        self.free_slots.push(slot);
+    }
+
+    /// Slots that could not be read, and are left alone.
+    pub fn skip_slots(&mut self, below: u32) {
+        self.next_slot = self.next_slot.max(below);
+    }
+
+    /// What an earlier worker left of a chunk; false when the chunk is there already.
+    pub fn found(&mut self, chunk: u32, slot: u32, present: u64, ages: Option<Ages>) -> bool {
+        if self.chunks.contains_key(&chunk) {
+            return false;
+        }
+        self.next_slot = self.next_slot.max(slot + 1);
+        let base = self.base;
+        self.chunks.insert(chunk, Chunk { slot, present: 0, ages: [0; CHUNK], aged: false });
+        for at in (0..SLOT_BLOCKS).filter(|at| present & (1 << at) != 0) {
+            let (generation, hot) = ages.map_or((base, 0), |a| {
+                let age = a.ages[at as usize];
+                (a.base + u64::from(age & !HOT), age & HOT)
+            });
+            self.add(chunk, at, generation, hot);
+        }
+        true
+    }
+
+    /// The highest generation of any block.
+    pub fn newest(&self) -> u64 {
+        (0..=SPAN).rev().find(|age| self.count(*age) > 0).map_or(0, |age| self.base + age)
+    }
+
+    fn count(&self, age: u64) -> u64 {
+        self.counts.0[age as usize] + self.counts.0[age as usize | usize::from(HOT)]
+    }
+
+    /// The age byte of a generation; moves the base when it is too far away.
+    fn age(&mut self, generation: u64) -> u8 {
+        if self.blocks == 0 {
+            self.base = generation.saturating_sub(SPAN / 2);
+        } else if generation > self.base + SPAN {
+            let base = generation - SPAN / 2;
+            let less = (base - self.base).min(SPAN) as u8;
+            self.counts = Counts::default();
+            for chunk in self.chunks.values_mut() {
+                for at in (0..CHUNK).filter(|at| chunk.present & (1 << at) != 0) {
+                    let age = chunk.ages[at];
+                    chunk.ages[at] = (age & HOT) | (age & !HOT).saturating_sub(less);
+                    self.counts.0[usize::from(chunk.ages[at])] += 1;
+                }
+                chunk.aged = true;
+            }
+            self.base = base;
+        }
+        generation.saturating_sub(self.base).min(SPAN) as u8
+    }
+
+    fn add(&mut self, chunk: u32, at: u64, generation: u64, hot: u8) {
+        let age = self.age(generation) | hot;
+        let Some(chunk) = self.chunks.get_mut(&chunk) else { return };
+        debug_assert!(chunk.present & (1 << at) == 0);
+        chunk.present |= 1 << at;
+        chunk.ages[at as usize] = age;
+        self.counts.0[usize::from(age)] += 1;
+        self.blocks += 1;
+    }
+
+    /// Blocks of one chunk are here from now on, with their sums in `slot`.
+    pub fn publish(&mut self, first: u64, blocks: u64, slot: u32, generation: u64) {
+        let (no, at) = split(first);
+        self.chunks.entry(no).or_insert(Chunk { slot, present: 0, ages: [0; CHUNK], aged: true }).aged = true;
+        for at in at..at + blocks {
+            self.add(no, at, generation, 0);
+        }
+    }
+
+    /// The ages that blocks which come now will have, for a slot that is written before they are published.
+    pub fn ages_of_new(&mut self, first: u64, blocks: u64, generation: u64) -> Ages {
+        let age = self.age(generation);
+        let mut ages = [0; CHUNK];
+        let (_, at) = split(first);
+        ages[at as usize..(at + blocks) as usize].fill(age);
+        Ages { base: self.base, ages }
+    }
+
+    /// Notes a use of blocks that are here; how many of them were not used in this generation before.
+    pub fn touch(&mut self, first: u64, blocks: u64, generation: u64) -> u64 {
+        let age = self.age(generation);
+        let (mut moved, mut block) = (0, first);
+        while block < first + blocks {
+            let (no, at) = split(block);
+            let count = (SLOT_BLOCKS - at).min(first + blocks - block);
+            if let Some(chunk) = self.chunks.get_mut(&no) {
+                for at in (at..at + count).filter(|at| chunk.present & (1 << at) != 0) {
+                    let was = chunk.ages[at as usize];
+                    if was & !HOT < age {
+                        chunk.ages[at as usize] = age | HOT;
+                        self.counts.0[usize::from(was)] -= 1;
+                        self.counts.0[usize::from(age | HOT)] += 1;
+                        chunk.aged = true;
+                        moved += 1;
+                    }
+                }
+            }
+            block += count;
+        }
+        moved
+    }
+
+    /// A block is not here any more; where its sum is.
+    pub fn clear(&mut self, block: u64) -> Option<u32> {
+        let (no, at) = split(block);
+        let chunk = self.chunks.get_mut(&no)?;
+        if chunk.present & (1 << at) == 0 {
+            return None;
+        }
+        chunk.present &= !(1 << at);
+        self.counts.0[usize::from(chunk.ages[at as usize])] -= 1;
+        self.blocks -= 1;
+        let (slot, empty) = (chunk.slot, chunk.present == 0);
+        if empty {
+            self.chunks.remove(&no);
+            self.free_slots.push(slot);
+        }
+        Some(slot)
+    }
+
+    /// Nothing is here any more; how many blocks there were.
+    pub fn clear_all(&mut self) -> u64 {
+        let blocks = self.blocks;
+        *self = Self { files: self.files.take(), ..Self::default() };
+        blocks
+    }
+
+    /// How many blocks there are of each class.
+    pub fn classes(&self) -> impl Iterator<Item = (Class, u64)> + '_ {
+        let counts = self.counts.0.iter().enumerate().filter(|(_, count)| **count > 0);
+        counts.map(|(age, count)| (self.class(age as u8), *count))
+    }
+
+    fn class(&self, age: u8) -> Class {
+        Class { generation: self.base + u64::from(age & !HOT), hot: age & HOT != 0 }
+    }
+
+    /// The class of a block that is here.
+    pub fn class_of(&self, block: u64) -> Option<Class> {
+        let (no, at) = split(block);
+        let chunk = self.chunks.get(&no).filter(|c| c.present & (1 << at) != 0)?;
+        Some(self.class(chunk.ages[at as usize]))
+    }
+
+    /// Blocks that `wanted` says of from chunk `from` on, of at most `chunks` chunks; and where to go on.
+    pub fn select(
+        &self,
+        from: u32,
+        chunks: usize,
+        mut wanted: impl FnMut(Class) -> bool,
+    ) -> (Vec<(u64, Class)>, Option<u32>) {
+        let mut out = Vec::new();
+        let mut rest = self.chunks.range(from..);
+        for (no, chunk) in rest.by_ref().take(chunks) {
+            for at in (0..SLOT_BLOCKS).filter(|at| chunk.present & (1 << at) != 0) {
+                let class = self.class(chunk.ages[at as usize]);
+                if wanted(class) {
+                    out.push((u64::from(*no) * SLOT_BLOCKS + at, class));
+                }
+            }
+        }
+        (out, rest.next().map(|(no, _)| *no))
+    }
+
+    /// Slots whose ages are not in the file, at most `max`; they are taken for written.
+    pub fn take_aged(&mut self, max: usize) -> Vec<(u32, u32, Ages)> {
+        let base = self.base;
+        let aged = self.chunks.iter_mut().filter(|(_, chunk)| chunk.aged).take(max);
+        aged.map(|(no, chunk)| {
+            chunk.aged = false;
+            (chunk.slot, *no, Ages { base, ages: chunk.ages })
+        })
+        .collect()
+    }
+
+    /// The next run of blocks at or after `from` and below `end` that are not here.
+    pub fn next_gap(&self, from: u64, end: u64) -> Option<(u64, u64)> {
+        let start = from + self.run(from, end.saturating_sub(from), true);
+        (start < end).then(|| (start, self.run(start, end - start, false)))
+    }
+}

@@ -1,0 +1,217 @@
+//! Room for what comes in: the bounds, and what goes when one is met.
+//!
+//! The order in which blocks go is that of 2Q in coarse steps. Blocks that were used once since they came are *cold*,
+//! the others *hot*; of both the oldest generation goes first. Cold ones go as long as they are more than a quarter
+//! of what may go, so a scan replaces itself and leaves what is used again and again alone; below that, hot ones
+//! go, so that what was hot once does not stay for ever.
+//!
+//! What must hold: an eviction that finds nothing gives up, and so does one that frees nothing on the filesystem
+//! (some give space back late). Batches are large, so that looking for blocks costs little per block.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::index::Class;
+use super::source::CachedSource;
+use super::{CACHE_BLOCK, DiskCache, EvictReason, MIB, Shared};
+
+/// Evicted at once, at most, beyond what is needed.
+const BATCH: u64 = 64 * MIB;
+/// A batch is at most this part of the bound.
+const BATCH_PART: u64 = 64;
+/// Cold blocks go while they are more than this part.
+const COLD_PART: u64 = 4;
+/// Chunks that are looked at under one lock of an index.
+const LOOKED_AT: usize = 1024;
+/// Others may take the room that was made; then it is made again, this often.
+const ROUNDS: usize = 4;
+
+/// Bytes that are counted as used and not yet anybody's.
+pub(super) struct Room<'a> {
+    shared: &'a Shared,
+    pub bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shared.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn take(&self, bytes: u64) -> Option<Room<'_>> {
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|now| *now <= self.limit)
+        });
+        taken.is_ok().then_some(Room { shared: self, bytes })
+    }
+
+    /// Bytes that are missing to the floor when `more` are written.
+    fn below_floor(&self, more: u64) -> u64 {
+        match self.medium.space() {
+            Ok(space) => (self.free_floor.saturating_add(more)).saturating_sub(space.available),
+            // Then nobody knows, and the write itself will tell.
+            Err(_) => 0,
+        }
+    }
+}
+
+impl DiskCache {
+    /// Lets a source that has no files have some, when there may be as many; another one may have to go.
+    pub(super) fn admit(&self, source: &CachedSource) -> bool {
+        let Some(most) = self.shared.bases else { return true };
+        if source.has_files() {
+            return true;
+        }
+        let _sweep = self.shared.sweep.lock();
+        loop {
+            let sources = self.sources();
+            let with_files = sources.iter().filter(|s| s.has_files());
+            if with_files.clone().count() < most {
+                return true;
+            }
+            let unpinned = with_files.filter(|s| !s.is_pinned());
+            match unpinned.min_by_key(|s| s.used_at.load(Ordering::Relaxed)) {
+                Some(oldest) if most > 0 => {
+                    oldest.reset(EvictReason::Bases);
+                    if oldest.has_files() {
+                        return false;
+                    }
+                }
+                _ => {
+                    self.shared.degrade("as many sources as may be are cached, and all of them are pinned");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Room for `bytes` more; `None`: there is none, and why is known to whoever looks.
+    pub(super) fn room_for(&self, bytes: u64) -> Option<Room<'_>> {
+        let shared = &*self.shared;
+        if bytes > shared.limit {
+            // Configured so small that it is a cache of nothing: that is no failure.
+            return None;
+        }
+        for _ in 0..ROUNDS {
+            let Some(room) = shared.take(bytes) else {
+                let used = shared.used.load(Ordering::Relaxed);
+                let need = (used + bytes).saturating_sub(shared.limit);
+                if self.make_room(need, EvictReason::Space) == 0
+                    && shared.used.load(Ordering::Relaxed) >= used
+                {
+                    shared.degrade("it is full, and nothing of it may be evicted");
+                    return None;
+                }
+                continue;
+            };
+            let missing = shared.below_floor(bytes);
+            if missing == 0 {
+                return Some(room);
+            }
+            drop(room);
+            if self.make_room(missing, EvictReason::Floor) == 0 || shared.below_floor(bytes) >= missing {
+                break;
+            }
+        }
+        shared.degrade("its filesystem has no more free space than is to stay free");
+        None
+    }
+
+    /// Holds the bounds against others who write to the filesystem, and against a bound that became smaller.
+    pub(super) fn keep_bounds(&self) {
+        let shared = &*self.shared;
+        let over = shared.used.load(Ordering::Relaxed).saturating_sub(shared.limit);
+        if over > 0 {
+            self.make_room(over, EvictReason::Space);
+        }
+        let missing = shared.below_floor(0);
+        if missing > 0 {
+            self.make_room(missing, EvictReason::Floor);
+        }
+    }
+
+    /// Evicts at least `need` bytes if so many may go; returns how many went.
+    fn make_room(&self, need: u64, reason: EvictReason) -> u64 {
+        let _sweep = self.shared.sweep.lock();
+        let sources: Vec<Arc<CachedSource>> =
+            self.sources().into_iter().filter(|s| s.has_files() && !s.is_pinned()).collect();
+        let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
+        for source in &sources {
+            for (class, blocks) in source.index.lock().classes() {
+                *classes.entry(class).or_default() += blocks;
+            }
+        }
+        let need = need.max((self.shared.limit / BATCH_PART).min(BATCH));
+        let mut victims = choose(classes, need.div_ceil(CACHE_BLOCK));
+        let mut gone = 0;
+        for source in &sources {
+            if victims.is_empty() {
+                break;
+            }
+            gone += source.evict_some(&mut victims, reason);
+        }
+        gone
+    }
+}
+
+/// How many blocks of which class are to go, for `need` blocks in all.
+fn choose(mut classes: BTreeMap<Class, u64>, need: u64) -> BTreeMap<Class, u64> {
+    let mut victims = BTreeMap::new();
+    let mut left: u64 = classes.values().sum();
+    let mut cold: u64 = classes.iter().filter(|(class, _)| !class.hot).map(|(_, blocks)| blocks).sum();
+    let mut need = need.min(left);
+    while need > 0 {
+        let hot_turn = cold * COLD_PART <= left;
+        let oldest = classes.keys().find(|class| class.hot == hot_turn).or(classes.keys().next()).copied();
+        let Some(class) = oldest else { break };
+        let blocks = classes.remove(&class).unwrap_or(0);
+        // Only as far as it is this one's turn.
+        let turn = match (class.hot, hot_turn) {
+            (false, false) if cold < left => (cold - left / COLD_PART).max(1),
+            _ => blocks,
+        };
+        let take = blocks.min(need).min(turn);
+        *victims.entry(class).or_default() += take;
+        if take < blocks {
+            classes.insert(class, blocks - take);
+        }
+        need -= take;
+        left -= take;
+        if !class.hot {
+            cold -= take;
+        }
+    }
+    victims
+}
+
+impl CachedSource {
+    /// Evicts blocks of these classes, as many as each says, and takes them off.
+    fn evict_some(&self, victims: &mut BTreeMap<Class, u64>, reason: EvictReason) -> u64 {
+        let (mut from, mut blocks, mut bytes) = (Some(0), 0, 0);
+        while let Some(chunk) = from.filter(|_| !victims.is_empty()) {
+            let (files, chosen, next) = {
+                let index = self.index.lock();
+                let Some(files) = index.files.clone() else { break };
+                let (chosen, next) = index.select(chunk, LOOKED_AT, |class| match victims.get_mut(&class) {
+                    Some(1) => victims.remove(&class).is_some(),
+                    Some(left) => {
+                        *left -= 1;
+                        true
+                    }
+                    None => false,
+                });
+                (files, chosen, next)
+            };
+            from = next;
+            if !chosen.is_empty() {
+                let chosen: Vec<_> = chosen.into_iter().map(|(block, class)| (block, Some(class))).collect();
+                let gone = self.drop_blocks(&mut self.writer.lock(), &files, &chosen);
+                (blocks, bytes) = (blocks + gone.0, bytes + gone.1);
+            }
+        }
+        self.shared.went(&self.key, blocks, bytes, reason);
+        bytes
+    }
+}

@@ -1,0 +1,584 @@
+//! The cached part of one source.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::files::Files;
+use super::index::{Class, Index, Piece};
+use super::{CACHE_BLOCK, DiskCache, EvictReason, Shared, SourceKey, count};
+use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
+use crate::sabotage::{Sabotage, sabotaged};
+
+/// Ages of chunks that are written while nothing else of the source is.
+const AGED: usize = 1024;
+
+/// What is cached of one source. All methods may be called from any thread, and wait for the local disk at most.
+pub struct CachedSource {
+    pub(super) key: SourceKey,
+    size: u64,
+    pub(super) shared: Arc<Shared>,
+    cache: Weak<DiskCache>,
+    /// Held while the files are changed.
+    pub(super) writer: Mutex<Writer>,
+    /// Held for moments; no file is touched under it.
+    pub(super) index: Mutex<Index>,
+    pinned: AtomicBool,
+    verified: AtomicBool,
+    /// Another source has its key now.
+    detached: AtomicBool,
+    /// Its files may have bytes that no sum speaks for.
+    pub(super) unsettled: AtomicBool,
+    blocks_dirty: AtomicBool,
+    sums_dirty: AtomicBool,
+    /// [`Shared::uses`] when it was used last.
+    pub(super) used_at: AtomicU64,
+}
+
+pub(super) struct Writer {
+    header: CacheHeader,
+    /// The file does not have this header.
+    stale: bool,
+}
+
+impl CachedSource {
+    pub(super) fn new(key: SourceKey, size: u64, shared: &Arc<Shared>, cache: Weak<DiskCache>) -> Self {
+        let header = CacheHeader { sequence: 0, key: key.0, size, pinned: false, verified: false };
+        Self {
+            key,
+            size,
+            shared: shared.clone(),
+            cache,
+            writer: Mutex::new(Writer { header, stale: false }),
+            index: Mutex::default(),
+            pinned: AtomicBool::new(false),
+            verified: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
+            unsettled: AtomicBool::new(false),
+            blocks_dirty: AtomicBool::new(false),
+            sums_dirty: AtomicBool::new(false),
+            used_at: AtomicU64::new(0),
+        }
+    }
+
+    /// What an earlier worker left of it.
+    pub(super) fn take_over(&self, header: CacheHeader, index: Index) {
+        let mut writer = self.writer.lock();
+        self.pinned.store(header.pinned, Ordering::Relaxed);
+        self.verified.store(header.verified, Ordering::Relaxed);
+        self.unsettled.store(true, Ordering::Relaxed);
+        self.used_at.store(index.newest(), Ordering::Relaxed);
+        self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
+        *writer = Writer { header, stale: false };
+        *self.index.lock() = index;
+        self.shared.used.fetch_add(self.cached_bytes(), Ordering::Relaxed);
+    }
+
+    /// Whose contents.
+    pub fn key(&self) -> &SourceKey {
+        &self.key
+    }
+
+    /// Bytes of the source.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Cache blocks of the source; the last may be short.
+    pub fn blocks(&self) -> u64 {
+        self.size.div_ceil(CACHE_BLOCK)
+    }
+
+    /// Bytes of some of its blocks.
+    fn bytes_of(&self, first: u64, blocks: u64) -> u64 {
+        ((first + blocks) * CACHE_BLOCK).min(self.size).saturating_sub(first * CACHE_BLOCK)
+    }
+
+    /// How many blocks from `first` on `len` bytes are; the last one may be short at the end of the source.
+    fn blocks_in(&self, first: u64, len: usize) -> u64 {
+        let len = len as u64;
+        if first >= self.blocks() {
+            0
+        } else if len >= self.size - first * CACHE_BLOCK {
+            self.blocks() - first
+        } else {
+            len / CACHE_BLOCK
+        }
+    }
+
+    /// Fills `buf` with whole cache blocks from number `first` on (the last block of the source may be short), as far as
+    /// they are here without a gap; returns how many. What is behind them in `buf` is undefined.
+    pub fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        let wanted = self.blocks_in(first, buf.len());
+        let sound = self.read_sound(first, wanted, buf);
+        count(&self.shared.counters.hits, sound);
+        count(&self.shared.counters.misses, wanted - sound);
+        sound as usize
+    }
+
+    fn read_sound(&self, first: u64, wanted: u64, buf: &mut [u8]) -> u64 {
+        let (files, pieces, run, moved) = {
+            let mut index = self.index.lock();
+            let run = index.run(first, wanted, true);
+            let Some(files) = index.files.clone().filter(|_| run > 0) else { return 0 };
+            let moved = index.touch(first, run, self.shared.generation());
+            (files, index.pieces(first, run), run, moved)
+        };
+        self.shared.moved(moved * CACHE_BLOCK);
+        self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let buf = &mut buf[..self.bytes_of(first, run) as usize];
+        // An error or too few bytes: the blocks are looked at one by one, because one bad sector is one bad block.
+        let got = files.blocks.read_at(buf, first * CACHE_BLOCK).unwrap_or(0);
+        let sums = files.read_sums(&pieces).unwrap_or_default();
+        for (at, bytes) in buf.chunks_mut(CACHE_BLOCK as usize).enumerate() {
+            let block = first + at as u64;
+            let whole = at * CACHE_BLOCK as usize + bytes.len() <= got;
+            let sound = whole && sums.get(at).is_some_and(|sum| self.matches(block, bytes, *sum));
+            if !sound && !self.read_again(block, bytes) {
+                return at as u64;
+            }
+        }
+        run
+    }
+
+    fn matches(&self, block: u64, bytes: &[u8], sum: u64) -> bool {
+        sum != 0 && (block_sum(&self.key.0, block, bytes) == sum || sabotaged(Sabotage::ChecksumIgnored))
+    }
+
+    /// Reads a block that did not match while nobody changes the files. What still does not match is damaged, and
+    /// dropped.
+    fn read_again(&self, block: u64, bytes: &mut [u8]) -> bool {
+        let mut writer = self.writer.lock();
+        let (files, pieces) = {
+            let index = self.index.lock();
+            match index.files.clone().filter(|_| index.contains(block)) {
+                Some(files) => (files, index.pieces(block, 1)),
+                // It was evicted meanwhile.
+                None => return false,
+            }
+        };
+        let read = files.blocks.read_at(bytes, block * CACHE_BLOCK);
+        let reason = match read.and_then(|got| Ok((got, files.read_sums(&pieces)?))) {
+            Ok((got, sums)) if got == bytes.len() && self.matches(block, bytes, sums[0]) => return true,
+            Ok(_) => {
+                count(&self.shared.counters.corrupt_blocks, 1);
+                tracing::debug!(key = %self.key, block, "a cached block does not match its sum");
+                EvictReason::Corrupt
+            }
+            Err(error) => {
+                count(&self.shared.counters.read_errors, 1);
+                tracing::debug!(key = %self.key, block, %error, "a cached block cannot be read");
+                EvictReason::ReadError
+            }
+        };
+        let (blocks, gone) = self.drop_blocks(&mut writer, &files, &[(block, None)]);
+        drop(writer);
+        self.shared.went(&self.key, blocks, gone, reason);
+        false
+    }
+
+    /// Drops those of the blocks, which ascend, that are here and of the class given; returns how many, and how many
+    /// bytes.
+    pub(super) fn drop_blocks(
+        &self,
+        writer: &mut Writer,
+        files: &Files,
+        victims: &[(u64, Option<Class>)],
+    ) -> (u64, u64) {
+        let mut runs: Vec<(u64, u64, u32)> = Vec::new();
+        let mut bytes = 0;
+        {
+            let mut index = self.index.lock();
+            for (block, class) in victims {
+                // Used again since it was chosen.
+                if class.is_some() && index.class_of(*block) != *class {
+                    continue;
+                }
+                let Some(slot) = index.clear(*block) else { continue };
+                bytes += self.bytes_of(*block, 1);
+                match runs.last_mut() {
+                    Some((first, blocks, of)) if *of == slot && *first + *blocks == *block => *blocks += 1,
+                    _ => runs.push((*block, 1, slot)),
+                }
+            }
+        }
+        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        if runs.is_empty() {
+            return (0, 0);
+        }
+        self.not_verified(writer, files);
+        self.sums_dirty.store(true, Ordering::Relaxed);
+        // The sums go first: a crash between leaves bytes that the next start punches, and no block that seems damaged.
+        for (first, blocks, slot) in &runs {
+            let piece = Piece { slot: *slot, at: first % SLOT_BLOCKS, blocks: *blocks };
+            if let Err(error) = files.write_sums(&piece, &vec![0; *blocks as usize]) {
+                self.shared.write_failed("writing the cache's sums", &error);
+            }
+        }
+        let mut at = 0;
+        while let Some((first, mut blocks, _)) = runs.get(at).copied() {
+            at += 1;
+            while let Some((_, more, _)) = runs.get(at).filter(|next| next.0 == first + blocks) {
+                blocks += more;
+                at += 1;
+            }
+            if let Err(error) = files.blocks.punch(first * CACHE_BLOCK, blocks * CACHE_BLOCK) {
+                self.unsettled.store(true, Ordering::Relaxed);
+                self.shared.write_failed("giving back space of the cache", &error);
+            }
+        }
+        (runs.iter().map(|run| run.1).sum(), bytes)
+    }
+
+    /// Before a block goes: a power cut must not leave the note without the block.
+    fn not_verified(&self, writer: &mut Writer, files: &Files) {
+        self.verified.store(false, Ordering::Relaxed);
+        if !std::mem::take(&mut writer.header.verified) {
+            return;
+        }
+        writer.stale = true;
+        match files.write_header(&mut writer.header) {
+            Ok(()) => writer.stale = false,
+            // Nothing comes in until it is written.
+            Err(error) => self.shared.write_failed("writing a header of the cache", &error),
+        }
+    }
+
+    /// Whether a block is here, as far as is known without reading it.
+    pub fn contains(&self, block: u64) -> bool {
+        self.index.lock().contains(block)
+    }
+
+    /// How many of the `max` blocks from `first` on are not here, without a gap; the end of the source ends it.
+    pub fn missing_run(&self, first: u64, max: u64) -> u64 {
+        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), false)
+    }
+
+    /// How many of the `max` blocks from `first` on are here, without a gap.
+    pub fn present_run(&self, first: u64, max: u64) -> u64 {
+        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), true)
+    }
+
+    /// The first block at or after `from` that is here.
+    pub fn next_present(&self, from: u64) -> Option<u64> {
+        self.index.lock().next_present(from)
+    }
+
+    /// The first block at or after `from` that is not here.
+    pub fn next_missing(&self, from: u64) -> Option<u64> {
+        let end = self.blocks();
+        let at = from + self.present_run(from, end.saturating_sub(from));
+        (at < end).then_some(at)
+    }
+
+    /// Bytes of it that are here.
+    pub fn cached_bytes(&self) -> u64 {
+        self.bytes_in(&self.index.lock())
+    }
+
+    fn bytes_in(&self, index: &Index) -> u64 {
+        let last = self.blocks().saturating_sub(1);
+        let short = if index.contains(last) { self.blocks() * CACHE_BLOCK - self.size } else { 0 };
+        index.blocks() * CACHE_BLOCK - short
+    }
+
+    /// Whether all of it is here.
+    pub fn is_complete(&self) -> bool {
+        self.index.lock().blocks() == self.blocks()
+    }
+
+    pub(super) fn has_files(&self) -> bool {
+        self.index.lock().files.is_some()
+    }
+
+    pub(super) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Relaxed)
+    }
+
+    /// Keeps fetched blocks: `data` is whole blocks from number `first` on, the last block of the source may be short.
+    /// What is here already is not written again. Best effort: when it does not work, nothing is here that was not
+    /// before, and whoever reads goes to the source.
+    pub fn insert(&self, first: u64, data: &[u8]) {
+        let Some(cache) = self.cache.upgrade() else { return };
+        let end = first + self.blocks_in(first, data.len());
+        let mut block = first;
+        while block < end {
+            if !self.shared.loaded.load(Ordering::Acquire)
+                || !self.shared.health.may_write()
+                || self.is_detached()
+            {
+                return;
+            }
+            let blocks = (SLOT_BLOCKS - block % SLOT_BLOCKS).min(end - block);
+            let from = ((block - first) * CACHE_BLOCK) as usize;
+            let bytes = &data[from..from + self.bytes_of(block, blocks) as usize];
+            if !self.insert_chunk(&cache, block, blocks, bytes) {
+                return;
+            }
+            block += blocks;
+        }
+    }
+
+    /// Blocks of one chunk; false: no more of them.
+    fn insert_chunk(&self, cache: &DiskCache, first: u64, blocks: u64, data: &[u8]) -> bool {
+        let missing =
+            |index: &Index| (first..first + blocks).filter(|block| !index.contains(*block)).count() as u64;
+        let wanted = missing(&self.index.lock());
+        if wanted == 0 {
+            return true;
+        }
+        if !cache.admit(self) {
+            return false;
+        }
+        let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
+        let mut writer = self.writer.lock();
+        if self.is_detached() {
+            return false;
+        }
+        match self.write_missing(&mut writer, first, first + blocks, data, &mut room.bytes) {
+            Ok(()) => {
+                self.shared.worked();
+                true
+            }
+            Err(error) => {
+                self.shared.write_failed("writing to the cache", &error);
+                false
+            }
+        }
+    }
+
+    /// Writes what is not here of `first..end`, taking its bytes from `room`.
+    fn write_missing(
+        &self,
+        writer: &mut Writer,
+        first: u64,
+        end: u64,
+        data: &[u8],
+        room: &mut u64,
+    ) -> io::Result<()> {
+        let files = self.files_for_writing(writer)?;
+        let mut from = first;
+        loop {
+            let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
+            from = start + blocks;
+            let len = self.bytes_of(start, blocks);
+            // Others may have come and gone since the room was made.
+            if len > *room {
+                return Ok(());
+            }
+            let at = ((start - first) * CACHE_BLOCK) as usize;
+            let bytes = &data[at..at + len as usize];
+            if let Err(error) = self.write_blocks(&files, start, blocks, bytes) {
+                // Space that was taken for a part of it.
+                if files.blocks.punch(start * CACHE_BLOCK, blocks * CACHE_BLOCK).is_err() {
+                    self.unsettled.store(true, Ordering::Relaxed);
+                }
+                return Err(error);
+            }
+            *room -= len;
+            count(&self.shared.counters.insertions, blocks);
+            count(&self.shared.unsynced, len);
+            self.shared.moved(len);
+        }
+    }
+
+    fn write_blocks(&self, files: &Files, first: u64, blocks: u64, bytes: &[u8]) -> io::Result<()> {
+        let sums: Vec<u64> = (first..)
+            .zip(bytes.chunks(CACHE_BLOCK as usize))
+            .map(|(block, bytes)| block_sum(&self.key.0, block, bytes))
+            .collect();
+        files.blocks.write_at(bytes, first * CACHE_BLOCK)?;
+        self.blocks_dirty.store(true, Ordering::Relaxed);
+        let generation = self.shared.generation();
+        let (chunk, at) = (first / SLOT_BLOCKS, first % SLOT_BLOCKS);
+        let (slot, ages) = {
+            let mut index = self.index.lock();
+            match index.slot(first) {
+                Some(slot) => (slot, None),
+                None => (index.take_slot(), Some(index.ages_of_new(first, blocks, generation))),
+            }
+        };
+        let piece = Piece { slot, at, blocks };
+        let written = match &ages {
+            Some(ages) => files.write_slot(&self.key, chunk, &piece, ages, &sums),
+            None => files.write_sums(&piece, &sums),
+        };
+        self.sums_dirty.store(true, Ordering::Relaxed);
+        if let Err(error) = written {
+            // A part of the sums may be there, of blocks that are punched now: they must not seem damaged.
+            let _ = files.write_sums(&piece, &vec![0; blocks as usize]);
+            if ages.is_some() {
+                self.index.lock().give_slot_back(slot);
+            }
+            return Err(error);
+        }
+        self.index.lock().publish(first, blocks, slot, generation);
+        Ok(())
+    }
+
+    /// The files, with a header that says no more than is so.
+    fn files_for_writing(&self, writer: &mut Writer) -> io::Result<Arc<Files>> {
+        let files = self.index.lock().files.clone();
+        let files = match files {
+            Some(files) => files,
+            None => {
+                writer.header.pinned = self.is_pinned();
+                writer.header.verified = false;
+                let files = Arc::new(Files::create(&*self.shared.medium, &mut writer.header)?);
+                writer.stale = false;
+                self.shared.names.store(true, Ordering::Relaxed);
+                self.index.lock().files = Some(files.clone());
+                files
+            }
+        };
+        if writer.stale {
+            files.write_header(&mut writer.header)?;
+            writer.stale = false;
+        }
+        Ok(files)
+    }
+
+    /// Drops all of it that is cached, pinned or not; returns how many bytes. It stays pinned when it is.
+    pub fn evict(&self, reason: EvictReason) -> u64 {
+        let bytes = self.empty(reason, self.is_pinned());
+        self.shared.health.hope();
+        bytes
+    }
+
+    /// Drops all of it, and its files.
+    pub(super) fn reset(&self, reason: EvictReason) -> u64 {
+        self.pinned.store(false, Ordering::Relaxed);
+        self.empty(reason, false)
+    }
+
+    /// As `reset`; and nothing comes in any more.
+    pub(super) fn detach(&self, reason: EvictReason) -> u64 {
+        self.detached.store(true, Ordering::Relaxed);
+        self.reset(reason)
+    }
+
+    fn empty(&self, reason: EvictReason, keep_files: bool) -> u64 {
+        let mut writer = self.writer.lock();
+        let (files, blocks, bytes) = {
+            let mut index = self.index.lock();
+            let bytes = self.bytes_in(&index);
+            let blocks = index.clear_all();
+            let files = if keep_files { index.files.clone() } else { index.files.take() };
+            (files, blocks, bytes)
+        };
+        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.verified.store(false, Ordering::Relaxed);
+        if let Some(files) = files {
+            self.not_verified(&mut writer, &files);
+            self.sums_dirty.store(true, Ordering::Relaxed);
+            // Others may have them open, and space is wanted now.
+            let cut =
+                files.sums.set_len(crate::format::cache::HEADER_AREA).and_then(|()| files.blocks.set_len(0));
+            let gone = if keep_files {
+                cut
+            } else {
+                self.shared.names.store(true, Ordering::Relaxed);
+                Files::remove(&*self.shared.medium, &self.key).and(cut)
+            };
+            if let Err(error) = gone {
+                self.unsettled.store(true, Ordering::Relaxed);
+                self.shared.write_failed("dropping cached blocks", &error);
+            }
+        }
+        drop(writer);
+        self.shared.went(&self.key, blocks, bytes, reason);
+        bytes
+    }
+
+    /// With `true` nothing of it is evicted to make room, now and after a restart, until it is `false` again.
+    pub fn pin(&self, pinned: bool) {
+        self.pinned.store(pinned, Ordering::Relaxed);
+        if !pinned {
+            self.shared.health.hope();
+        }
+        self.change_header(|header| header.pinned = pinned, pinned);
+    }
+
+    /// Notes durably that all of it was compared with the digest that the operator gave. It has to be complete; the
+    /// note goes when a block goes.
+    pub fn set_verified(&self, verified: bool) {
+        if verified && (!self.is_complete() || self.sync().is_err()) {
+            return;
+        }
+        if self.change_header(|header| header.verified = verified, false) || !verified {
+            self.verified.store(verified, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether all of it is here and was compared with the operator's digest.
+    pub fn is_verified(&self) -> bool {
+        self.verified.load(Ordering::Relaxed) && self.is_complete()
+    }
+
+    /// Changes the header on disk too, when there is one or it is to be made; whether that was done.
+    fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
+        let mut writer = self.writer.lock();
+        let old = writer.header.clone();
+        change(&mut writer.header);
+        let make = make && self.shared.loaded.load(Ordering::Acquire) && !self.is_detached();
+        if !make && !self.has_files() {
+            return false;
+        }
+        writer.stale |= writer.header != old;
+        match self.files_for_writing(&mut writer) {
+            Ok(_) => true,
+            Err(error) => {
+                self.shared.write_failed("writing a header of the cache", &error);
+                false
+            }
+        }
+    }
+
+    /// Makes what is cached of it durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
+        self.write_ages(&files)?;
+        {
+            let mut writer = self.writer.lock();
+            if writer.stale && self.has_files() {
+                self.files_for_writing(&mut writer)?;
+            }
+        }
+        // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
+        for (dirty, file) in [(&self.blocks_dirty, &files.blocks), (&self.sums_dirty, &files.sums)] {
+            if dirty.swap(false, Ordering::Relaxed)
+                && let Err(error) = file.sync_data()
+            {
+                dirty.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_ages(&self, files: &Arc<Files>) -> io::Result<()> {
+        loop {
+            let _writer = self.writer.lock();
+            let aged = {
+                let mut index = self.index.lock();
+                if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files)) {
+                    return Ok(());
+                }
+                index.take_aged(AGED)
+            };
+            for (slot, chunk, ages) in &aged {
+                files.write_ages(&self.key, *slot, *chunk, ages)?;
+                self.sums_dirty.store(true, Ordering::Relaxed);
+            }
+            if aged.len() < AGED {
+                return Ok(());
+            }
+        }
+    }
+}

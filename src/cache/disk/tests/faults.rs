@@ -1,0 +1,202 @@
+//! Storage that refuses: any call, any time. The cache never fails, never lies, says so once, and comes back.
+
+use super::*;
+use crate::io::Open;
+use crate::io::sim::{Call, Fault};
+
+const SIZE: u64 = 200 * CACHE_BLOCK - 9;
+const ALL: [Call; 9] = [
+    Call::Open,
+    Call::Create,
+    Call::Read,
+    Call::Write,
+    Call::SyncData,
+    Call::SetLen,
+    Call::Punch,
+    Call::Remove,
+    Call::SyncDir,
+];
+
+fn fault(call: Call, name: &str, skip: u64, times: u64, errno: i32) -> Fault {
+    Fault { call, name: name.into(), skip, times, errno }
+}
+
+/// Some of everything, on a cache that has something already.
+fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
+    for _ in 0..25 {
+        let n = rng.below(3) as u8;
+        let source = cache.attach(key(n), SIZE);
+        let first = rng.below(source.blocks());
+        let some = (1 + rng.below(90)).min(source.blocks() - first);
+        match rng.below(20) {
+            0..9 => put(&source, first, some),
+            9..14 => {
+                get(&source, first, some);
+            }
+            14 => {
+                source.evict(EvictReason::Asked);
+            }
+            15 => cache.remove(&key(n)),
+            16 => source.pin(rng.chance(30)),
+            17 => source.set_verified(true),
+            18 => cache.tick(),
+            _ => {
+                let _ = cache.flush();
+            }
+        }
+    }
+}
+
+#[test]
+fn any_call_may_fail_at_any_time() {
+    let limits = Limits { bytes: Some(150 * CACHE_BLOCK), bases: Some(2), free_floor: 0 };
+    let mut hit = 0;
+    for call in ALL {
+        for errno in [libc::EIO, libc::ENOSPC] {
+            for skip in 0..12 {
+                let mut rng = Rng::new(skip * 100 + errno as u64);
+                let medium = SimMedium::new(skip);
+                let (cache, told) = open_with(medium.clone(), limits);
+                put(&cache.attach(key(0), SIZE), 0, 50);
+                medium.plan(fault(call, DIR, skip * skip, 1 + rng.below(4), errno));
+                work(&cache, &mut rng);
+                let again = open_with(medium.clone(), limits).0;
+                work(&again, &mut rng);
+                hit += cache.stats().write_errors + cache.stats().read_errors;
+                let told = told.degradations();
+                assert!(told.windows(2).all(|w| w[0].is_some() != w[1].is_some()), "each once: {told:?}");
+                // When it is over everything works again, and everything that is found is right.
+                medium.forget_faults();
+                for _ in 0..140 {
+                    again.tick();
+                }
+                (0..3).for_each(|n| again.remove(&key(n)));
+                let source = again.attach(key(1), SIZE);
+                put(&source, 0, 70);
+                assert_eq!(get(&source, 0, 70), 70, "{call:?} {errno} {skip}: {:?}", again.stats());
+                assert_eq!(again.stats().degraded, None);
+                assert_eq!(again.stats().used_bytes, 70 * CACHE_BLOCK, "{call:?} {errno} {skip}");
+                again.flush().unwrap();
+                drop((source, again));
+                let last = open_with(medium, limits).0;
+                assert_eq!(get(&last.attach(key(1), SIZE), 0, 70), 70, "{call:?} {errno} {skip}");
+            }
+        }
+    }
+    assert!(hit > 100, "{hit} faults are too few");
+}
+
+#[test]
+fn a_full_filesystem_degrades_once_and_keeps_nothing_of_what_was_cut_off() {
+    let medium = SimMedium::new(1);
+    let (cache, told) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    put(&source, 0, 10);
+    medium.plan(fault(Call::Write, ".blocks", 0, u64::MAX, libc::ENOSPC));
+    for block in 10..200 {
+        put(&source, block, 1);
+        if block % 10 == 0 {
+            cache.tick();
+        }
+    }
+    let errors = cache.stats().write_errors;
+    assert!((2..8).contains(&errors), "{errors}: tried again, and rarely");
+    assert_eq!(told.degradations().len(), 1);
+    assert!(told.degradations()[0].as_ref().unwrap().contains("No space left"));
+    assert_eq!((get(&source, 0, 11), cache.stats().used_bytes), (10, 10 * CACHE_BLOCK));
+    let file = medium.open(&format!("{DIR}/{}.blocks", key(1)), Open::Existing).unwrap();
+    assert_eq!(file.allocated().unwrap(), 10 * CACHE_BLOCK);
+    medium.forget_faults();
+    for _ in 0..70 {
+        cache.tick();
+    }
+    put(&source, 10, 1);
+    assert_eq!((get(&source, 0, 11), told.degradations().len(), cache.stats().degraded), (11, 2, None));
+}
+
+#[test]
+fn one_bad_sector_costs_one_block() {
+    let medium = SimMedium::new(1);
+    let (cache, told) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    put(&source, 0, 8);
+    // The read of all fails, and then those of blocks 0 to 2 succeed.
+    medium.plan(fault(Call::Read, ".blocks", 0, 1, libc::EIO));
+    medium.plan(fault(Call::Read, ".blocks", 3, 1, libc::EIO));
+    assert_eq!(get(&source, 0, 8), 3);
+    assert_eq!((cache.stats().read_errors, cache.stats().corrupt_blocks), (1, 0));
+    assert_eq!(told.gone(EvictReason::ReadError), CACHE_BLOCK);
+    assert_eq!(get(&source, 4, 4), 4);
+    put(&source, 3, 1);
+    assert_eq!(get(&source, 0, 8), 8);
+    medium.plan(fault(Call::Read, ".sums", 0, 1, libc::EIO));
+    assert_eq!(get(&source, 0, 8), 8, "tried again");
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_a_cache_of_nothing_until_it_can() {
+    let medium = SimMedium::new(1);
+    put(&open(&medium).attach(key(1), SIZE), 0, 5);
+    medium.plan(fault(Call::MakeDir, DIR, 0, 3, libc::EACCES));
+    let (cache, told) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    put(&source, 5, 5);
+    source.pin(true);
+    assert_eq!((get(&source, 0, 5), told.degradations().len()), (0, 1));
+    assert!(told.degradations()[0].as_ref().unwrap().contains("Permission denied"));
+    for _ in 0..20 {
+        cache.tick();
+    }
+    assert_eq!((get(&source, 0, 10), told.degradations().len()), (5, 2), "what was there is found");
+    put(&source, 5, 5);
+    assert_eq!(get(&source, 0, 10), 10);
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_said_and_survived() {
+    let medium = SimMedium::new(1);
+    medium.open(DIR, Open::Create).unwrap();
+    let (cache, told) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    put(&source, 0, 5);
+    cache.tick();
+    assert_eq!((get(&source, 0, 5), told.degradations().len()), (0, 1));
+    cache.flush().unwrap();
+}
+
+#[test]
+fn what_fails_works_and_fails_again_is_tried_ever_more_rarely() {
+    let medium = SimMedium::new(1);
+    let (cache, told) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    // Writes work, syncs never do.
+    medium.plan(fault(Call::SyncData, DIR, 0, u64::MAX, libc::EIO));
+    for tick in 0..1000 {
+        put(&source, tick % 190, 1);
+        if tick % 190 == 189 {
+            source.evict(EvictReason::Asked);
+        }
+        cache.tick();
+    }
+    let said = told.degradations().len();
+    assert!((4..60).contains(&said), "{said} times in 1000 s");
+}
+
+#[test]
+fn a_header_that_cannot_be_written_keeps_blocks_out() {
+    let medium = SimMedium::new(1);
+    let size = 4 * CACHE_BLOCK;
+    let cache = open(&medium);
+    let source = cache.attach(key(1), size);
+    put(&source, 0, 4);
+    source.set_verified(true);
+    medium.plan(fault(Call::Write, ".sums", 0, 3, libc::EIO));
+    // The note that it was verified cannot be taken back on disk.
+    source.evict(EvictReason::Asked);
+    drop((source, cache));
+    medium.forget_faults();
+    let source = open(&medium).attach(key(1), size);
+    assert!(!source.is_verified());
+    put(&source, 0, 4);
+    assert!(!source.is_verified());
+}

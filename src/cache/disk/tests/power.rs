@@ -1,0 +1,211 @@
+//! Power goes, or the worker dies, at any call of the medium, and again in the life after that: never a wrong byte.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::io::sim::{Call, Event, Hook, Keep, Stage};
+use crate::sabotage::{Sabotage, simulate};
+
+const DEEPEST: u64 = 3;
+const SIZE: u64 = 20 * CACHE_BLOCK + 100;
+
+#[derive(Default)]
+struct Counts {
+    cuts: AtomicU64,
+    kills: AtomicU64,
+    kept: AtomicU64,
+    torn: AtomicU64,
+    wrong: AtomicU64,
+}
+
+/// What must be there after a power cut, because a flush said so.
+type Promised = Arc<Mutex<BTreeSet<(u8, u64)>>>;
+
+struct Life {
+    medium: SimMedium,
+    promised: Promised,
+    counts: Arc<Counts>,
+    rng: Mutex<Rng>,
+    depth: u64,
+}
+
+fn limits() -> Limits {
+    Limits { bytes: Some(30 * CACHE_BLOCK), bases: Some(2), free_floor: 0 }
+}
+
+/// Reads everything; blocks that are right. Wrong ones are counted: with a deliberate fault they are the point.
+fn survey(cache: &Arc<DiskCache>, counts: &Counts) -> BTreeSet<(u8, u64)> {
+    let mut right = BTreeSet::new();
+    for n in 0..3 {
+        let source = cache.attach(key(n), SIZE);
+        let verified = source.is_verified();
+        for block in 0..source.blocks() {
+            let expected = contents(&key(n), SIZE, block, 1);
+            let mut buf = vec![0xee; expected.len()];
+            if source.read(block, &mut buf) == 1 {
+                if buf == expected {
+                    right.insert((n, block));
+                } else {
+                    counts.wrong.fetch_add(1, Ordering::Relaxed);
+                }
+            } else {
+                assert!(!verified, "block {block} of a verified source is not here");
+            }
+        }
+    }
+    right
+}
+
+impl Life {
+    fn hook(self: &Arc<Self>) -> Hook {
+        let life = Arc::downgrade(self);
+        Arc::new(move |event: &Event<'_>| {
+            if let Some(life) = life.upgrade() {
+                life.at(event);
+            }
+            Ok(())
+        })
+    }
+
+    fn at(&self, event: &Event<'_>) {
+        if self.depth >= DEEPEST || matches!(event.call, Call::Read | Call::Open) {
+            return;
+        }
+        let mut rng = {
+            let mut rng = self.rng.lock();
+            let percent = [30, 6, 3][self.depth as usize];
+            if !rng.chance(percent) {
+                return;
+            }
+            rng.fork()
+        };
+        let power = rng.chance(75);
+        let (medium, promised) = if power {
+            self.counts.cuts.fetch_add(1, Ordering::Relaxed);
+            let keep = Keep::any(&mut rng);
+            (self.medium.crash(&mut rng, keep), self.promised.lock().clone())
+        } else {
+            self.counts.kills.fetch_add(1, Ordering::Relaxed);
+            (self.medium.fork(), BTreeSet::new())
+        };
+        let _ = event.stage == Stage::After;
+        live(medium, promised, power, &self.counts, rng, self.depth + 1);
+    }
+}
+
+fn live(
+    medium: SimMedium,
+    promised: BTreeSet<(u8, u64)>,
+    after_power: bool,
+    counts: &Arc<Counts>,
+    mut rng: Rng,
+    depth: u64,
+) {
+    if depth > 0 && rng.chance(20) {
+        // The offline check first: its repair may be cut too, and must leave what is sound.
+        check(&medium, Sums::Compare, Repair::Yes).unwrap();
+        assert_eq!(check(&medium, Sums::Compare, Repair::Yes).unwrap(), []);
+    }
+    let life = Arc::new(Life {
+        medium: medium.clone(),
+        promised: Promised::default(),
+        counts: counts.clone(),
+        rng: Mutex::new(rng.fork()),
+        depth,
+    });
+    *life.promised.lock() = promised.clone();
+    medium.set_hook(Some(life.hook()));
+    let (cache, told) = open_with(medium.clone(), limits());
+    if depth > 0 {
+        let right = survey(&cache, counts);
+        counts.kept.fetch_add(right.len() as u64, Ordering::Relaxed);
+        let torn = cache.stats().corrupt_blocks;
+        counts.torn.fetch_add(torn, Ordering::Relaxed);
+        if after_power {
+            let lost: Vec<_> = promised.difference(&right).collect();
+            assert!(lost.is_empty(), "flushed, and gone after a power cut: {lost:?}");
+        } else {
+            assert_eq!(torn, 0, "a kill leaves no block that seems damaged");
+        }
+    }
+    for _ in 0..if depth == 0 { 40 } else { 5 } {
+        let n = rng.below(3) as u8;
+        let source = cache.attach(key(n), SIZE);
+        let first = rng.below(source.blocks());
+        let some = (1 + rng.below(12)).min(source.blocks() - first);
+        let what = rng.below(100);
+        // What may evict ends the promise before it begins.
+        if what < 60 || (75..90).contains(&what) {
+            life.promised.lock().clear();
+        }
+        match what {
+            0..60 => put(&source, first, some),
+            60..75 => {
+                survey(&cache, counts);
+            }
+            75..78 => {
+                source.evict(EvictReason::Asked);
+            }
+            78..80 => cache.remove(&key(n)),
+            80..85 => source.pin(rng.chance(40)),
+            85..90 => {
+                put(&source, 0, source.blocks());
+                source.set_verified(true);
+            }
+            90..95 => cache.tick(),
+            _ => {
+                cache.flush().unwrap();
+                let here = (0..3).flat_map(|n| {
+                    let source = cache.attach(key(n), SIZE);
+                    (0..source.blocks()).filter(|b| source.contains(*b)).map(|b| (n, b)).collect::<Vec<_>>()
+                });
+                *life.promised.lock() = here.collect();
+            }
+        }
+    }
+    survey(&cache, counts);
+    assert_eq!(cache.stats().write_errors, 0);
+    assert_eq!(told.gone(EvictReason::ReadError), 0);
+    medium.set_hook(None);
+}
+
+fn campaign(seeds: std::ops::Range<u64>) -> Arc<Counts> {
+    let counts = Arc::new(Counts::default());
+    for seed in seeds {
+        let before = counts.wrong.load(Ordering::Relaxed);
+        live(SimMedium::new(seed), BTreeSet::new(), false, &counts, Rng::new(seed), 0);
+        if counts.wrong.load(Ordering::Relaxed) > before {
+            break;
+        }
+    }
+    counts
+}
+
+#[test]
+fn power_cuts_and_kills_leave_no_wrong_byte() {
+    let counts = campaign(0..60);
+    let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    eprintln!(
+        "{} cuts, {} kills; {} blocks kept, {} torn ones dropped",
+        get(&counts.cuts),
+        get(&counts.kills),
+        get(&counts.kept),
+        get(&counts.torn)
+    );
+    assert_eq!(get(&counts.wrong), 0);
+    assert!(get(&counts.cuts) >= 2000, "{} cuts are too few", get(&counts.cuts));
+    assert!(get(&counts.torn) > 100, "cuts tear nothing: the medium is too kind");
+    assert!(get(&counts.kept) > 1000);
+}
+
+#[test]
+fn the_campaign_finds_a_cache_that_believes_everything() {
+    let seen = Rc::new(RefCell::new(0));
+    let _simulating = simulate(Some(Sabotage::ChecksumIgnored));
+    let counts = campaign(0..20);
+    *seen.borrow_mut() += counts.wrong.load(Ordering::Relaxed);
+    assert!(*seen.borrow() > 0);
+}

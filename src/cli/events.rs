@@ -1,0 +1,126 @@
+//! `plyfs events`: what happens to bases and caches.
+
+use std::cell::Cell;
+
+use serde_json::Value;
+
+use super::Global;
+use super::again::{self, Heard};
+use super::client::Client;
+use super::error::CliError;
+use super::output::{Reader, print_on, printable};
+use crate::config::size::format_size;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs events                                      what happened lately
+  plyfs events --follow                             what happens, until interrupted
+  plyfs --json events --follow | jq 'select(.event == \"base.waiting\")'
+
+Bytes found in a cache, fetched and evicted are summed up: one line a second for each base and reason. With --json and
+--follow each line is an object. Whoever reads too slowly loses events, and a line `lost` says how many. A worker that is
+replaced is followed by the next one; the command ends when the daemon does, with status 1.";
+
+/// Show what happens to bases and caches: hits, misses, evictions, servers that do not answer
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Events {
+    /// Go on with what happens from now on, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+}
+
+impl Events {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let client = global.client()?;
+        if self.follow { follow(&client, global.json) } else { recent(&client, global) }
+    }
+}
+
+fn recent(client: &Client, global: &Global) -> Result<(), CliError> {
+    let action = "cannot get the events";
+    let recent = again::repeat(|| {
+        let mut events = Vec::new();
+        client.lines("/v1/events", action, |text| {
+            events.push(parse(text, action)?);
+            Ok(())
+        })?;
+        Ok(Value::Array(events))
+    })?;
+    global.output().value(&recent, |recent| recent.as_array().into_iter().flatten().map(human).collect())
+}
+
+fn follow(client: &Client, json: bool) -> Result<(), CliError> {
+    let action = "cannot follow events";
+    // Worker and number of the last event.
+    let mut last: Option<(u64, u64)> = None;
+    let gone = Cell::new(false);
+    let ended = again::follow(|| {
+        let mut heard = Heard::Nothing;
+        let path = match last {
+            None => "/v1/events?follow=true".to_owned(),
+            Some((worker, number)) => format!("/v1/events?follow=true&after={number}&worker={worker}"),
+        };
+        let done = client.lines(&path, action, |text| {
+            let event = parse(text, action)?;
+            heard = Heard::Something;
+            if let (Some(worker), Some(number)) = (event["worker"].as_u64(), event["number"].as_u64()) {
+                last = Some((worker, number));
+            }
+            if event["event"] == "following" {
+                return Ok(());
+            }
+            let line = if json { format!("{event}\n") } else { human(&event) };
+            if print_on(&line)? == Reader::Gone {
+                gone.set(true);
+                return Err(client.transport(action, "nobody reads".to_owned()));
+            }
+            Ok(())
+        });
+        let done = match done {
+            _ if gone.get() => Ok(()),
+            // It was told to end, for the next one to serve.
+            Ok(()) => Err(client.transport(action, "the worker ended".to_owned())),
+            failed => failed,
+        };
+        (heard, done)
+    });
+    match ended {
+        Err(CliError::Transport { .. }) if last.is_some() && !client.is_listening() => {
+            Err(CliError::Ended { store: client.store().to_owned() })
+        }
+        other => other,
+    }
+}
+
+fn parse(text: &str, action: &str) -> Result<Value, CliError> {
+    serde_json::from_str(text).map_err(|error| CliError::Answer {
+        action: action.to_owned(),
+        problem: format!("the daemon's answer is not JSON ({error})"),
+    })
+}
+
+/// One line; what is not known is left out, but for the base, so that columns stay.
+pub(super) fn human(event: &Value) -> String {
+    let text = |key: &str| event[key].as_str().map_or_else(|| "-".to_owned(), printable);
+    if event["event"] == "lost" {
+        return format!("lost {} events: this reader is too slow\n", event["count"]);
+    }
+    let at = text("at");
+    // Milliseconds are enough for people.
+    let at = at.split_once('.').map_or(at.clone(), |(whole, part)| format!("{whole}.{:.3}Z", part));
+    let mut line = format!("{at}  {:<15}  {}", text("event"), text("base"));
+    if let Some(bytes) = event["bytes"].as_u64() {
+        line += &format!("  {}", format_size(bytes));
+    }
+    if let Some(count) = event["count"].as_u64() {
+        line += &format!(" in {count}");
+    }
+    if event["reason"].is_string() {
+        line += &format!("  {}", text("reason"));
+    }
+    if event["since"].is_string() {
+        line += &format!("  since {}", text("since"));
+    }
+    line + "\n"
+}

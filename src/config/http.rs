@@ -1,0 +1,241 @@
+//! `[http]`: sources on the network.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::file::Size;
+use super::size::format_size;
+use super::{ConfigError, invalid};
+
+/// Longest of each duration.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// How servers are asked. Limits of one base are kept with the base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// `[http] ca_file`: certificates in PEM that are trusted besides the system's. Read when a worker starts.
+    /// Default: none. Bounds: an absolute path, UTF-8.
+    pub ca_file: Option<PathBuf>,
+    /// `[http] max_requests`: requests that run at once, of all bases together. Default: 16. Bounds: 1 to 256.
+    pub max_requests: u32,
+    /// `[http] max_rate`: bytes per second, of all bases together. Default: no limit. Bounds: at least 64 KiB.
+    #[serde(deserialize_with = "size")]
+    pub max_rate: Option<u64>,
+    /// `[http] connect_timeout`: how long a connection may take, TLS and proxy included. Default: 10 s.
+    /// Bounds: 100 ms to 1 day.
+    #[serde(deserialize_with = "duration")]
+    pub connect_timeout: Duration,
+    /// `[http] stall_timeout`: for how long a server may send nothing before the request is given up and made again.
+    /// Default: 30 s. Bounds: 100 ms to 1 day.
+    #[serde(deserialize_with = "duration")]
+    pub stall_timeout: Duration,
+    /// `[http] user_agent`: Default: `plyfs/VERSION`. Bounds: printable ASCII, 1 to 200 bytes.
+    pub user_agent: String,
+    /// `[[http.credentials]]`: who plyfs is, by URL. Default: none. Bounds: at most 64.
+    pub credentials: Vec<CredentialConfig>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            max_requests: 16,
+            max_rate: None,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            user_agent: concat!("plyfs/", env!("CARGO_PKG_VERSION")).into(),
+            credentials: Vec::new(),
+        }
+    }
+}
+
+/// Where the credentials for some URLs are. The secrets themselves are never in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialConfig {
+    /// `url`: the scope: scheme, host and port have to be the same, the path begins with this one, whole segments. Of
+    /// several that fit, the longest counts.
+    pub url: String,
+    /// `bearer_file`: a file with a token, for `Authorization: Bearer`.
+    #[serde(default)]
+    pub bearer_file: Option<PathBuf>,
+    /// `basic_file`: a file with `user:password`.
+    #[serde(default)]
+    pub basic_file: Option<PathBuf>,
+    /// `header_file`: a file with header lines, `Name: value`.
+    #[serde(default)]
+    pub header_file: Option<PathBuf>,
+    /// `command`: a program (absolute path) and its arguments, which prints a token, or header lines. It runs with
+    /// the rights of the daemon, an environment of its own, for at most 10 s.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+    /// `renew`: how long what was read counts before it is read again. Default: until a server refuses it.
+    /// Bounds: 1 s to 1 day.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub renew: Option<Duration>,
+}
+
+/// Where a secret comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialSource<'a> {
+    /// A token in a file.
+    Bearer(&'a std::path::Path),
+    /// User and password in a file.
+    Basic(&'a std::path::Path),
+    /// Header lines in a file.
+    Headers(&'a std::path::Path),
+    /// What a program prints.
+    Command(&'a [String]),
+}
+
+impl CredentialConfig {
+    /// The one source that a valid configuration has.
+    pub fn source(&self) -> Option<CredentialSource<'_>> {
+        let Self { bearer_file, basic_file, header_file, command, .. } = self;
+        match (bearer_file, basic_file, header_file, command) {
+            (Some(path), None, None, None) => Some(CredentialSource::Bearer(path)),
+            (None, Some(path), None, None) => Some(CredentialSource::Basic(path)),
+            (None, None, Some(path), None) => Some(CredentialSource::Headers(path)),
+            (None, None, None, Some(command)) => Some(CredentialSource::Command(command)),
+            _ => None,
+        }
+    }
+}
+
+impl HttpConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(path) = &self.ca_file {
+            absolute("http.ca_file", path)?;
+        }
+        if !(1..=256).contains(&self.max_requests) {
+            let count = self.max_requests;
+            return Err(invalid("http.max_requests", format!("{count} is out of bounds; it is 1 to 256")));
+        }
+        if let Some(rate) = self.max_rate
+            && !((64 << 10)..=super::size::MAX_SIZE).contains(&rate)
+        {
+            let rate = format_size(rate);
+            return Err(invalid("http.max_rate", format!("{rate} is out of bounds; it is at least 64K")));
+        }
+        for (key, value) in
+            [("http.connect_timeout", self.connect_timeout), ("http.stall_timeout", self.stall_timeout)]
+        {
+            if !(Duration::from_millis(100)..=DAY).contains(&value) {
+                return Err(invalid(key, format!("{value:?} is out of bounds; it is 100ms to 1d")));
+            }
+        }
+        let agent = &self.user_agent;
+        if !(1..=200).contains(&agent.len()) || !agent.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            let message = "it is printable ASCII of 1 to 200 bytes".into();
+            return Err(invalid("http.user_agent", message));
+        }
+        if self.credentials.len() > 64 {
+            return Err(invalid("http.credentials", "there are more than 64".into()));
+        }
+        self.credentials.iter().try_for_each(CredentialConfig::validate)
+    }
+}
+
+impl CredentialConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |message: String| Err(invalid("http.credentials", message));
+        let Some(rest) = ["http://", "https://"].into_iter().find_map(|scheme| self.url.strip_prefix(scheme))
+        else {
+            // Not shown: somebody may have written a secret into it.
+            return refuse("url has to begin with http:// or https://".into());
+        };
+        if rest.is_empty()
+            || rest.starts_with('/')
+            || rest.contains(['@', '?', '#', '\\'])
+            || rest.chars().any(|c| c.is_control() || c.is_whitespace())
+        {
+            return refuse(
+                "url is scheme, host, port and path: no user, query, fragment or white space".into(),
+            );
+        }
+        let url = &self.url;
+        match self.source() {
+            None => {
+                return refuse(format!(
+                    "{url} needs one of bearer_file, basic_file, header_file and command, not more"
+                ));
+            }
+            Some(CredentialSource::Command(command)) => {
+                if !command.first().is_some_and(|program| program.starts_with('/')) {
+                    return refuse(format!("command of {url} begins with the absolute path of a program"));
+                }
+                if command.iter().any(|word| word.contains('\0')) {
+                    return refuse(format!("command of {url} has a NUL in it"));
+                }
+            }
+            Some(
+                CredentialSource::Bearer(path)
+                | CredentialSource::Basic(path)
+                | CredentialSource::Headers(path),
+            ) => absolute("http.credentials", path)?,
+        }
+        match self.renew {
+            Some(renew) if !(Duration::from_secs(1)..=DAY).contains(&renew) => {
+                refuse(format!("renew of {url} is out of bounds; it is 1s to 1d"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError> {
+    if path.is_absolute() && path.to_str().is_some_and(|text| !text.contains('\0')) {
+        return Ok(());
+    }
+    Err(invalid(key, format!("{path:?} is not an absolute path in UTF-8; write one")))
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
+}
+
+/// As it is written in the file; as JSON carries it between processes, it is what serde makes of it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Json(Duration),
+}
+
+impl Written {
+    fn read<E: serde::de::Error>(self) -> Result<Duration, E> {
+        match self {
+            Self::Json(duration) => Ok(duration),
+            Self::Text(text) => parse_duration(&text)
+                .ok_or_else(|| E::custom(format!("{text:?} is not a time; write 500ms, 30s, 10m, 2h or 1d"))),
+        }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Written::deserialize(deserializer)?.read()
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    Option::<Written>::deserialize(deserializer)?.map(Written::read).transpose()
+}
+
+/// Reads a duration: a whole number and one of `ms`, `s`, `m`, `h` and `d`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        "d" => seconds(86_400),
+        _ => None,
+    }
+}

@@ -1,0 +1,102 @@
+//! A file of this host as something that is fetched, so that a copy of it can be made in the store.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use parking_lot::Mutex;
+
+use crate::source::{
+    Arrival, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+};
+
+/// Bytes that are read at once.
+const PIECE: u64 = 1 << 20;
+
+/// See the module.
+pub struct CopiedFile {
+    path: String,
+    size: u64,
+    /// None when it is gone; then everything has to be in the store.
+    original: Option<Arc<FileSource>>,
+    spawn: Arc<dyn Spawn>,
+}
+
+impl CopiedFile {
+    /// `original` is what was registered.
+    pub fn new(path: &str, size: u64, original: Option<Arc<FileSource>>, spawn: Arc<dyn Spawn>) -> Self {
+        Self { path: path.into(), size, original, spawn }
+    }
+}
+
+impl RemoteSource for CopiedFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn shown(&self) -> String {
+        self.path.clone()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        _purpose: Purpose,
+        mut deliver: Box<dyn FnMut(&[u8]) + Send>,
+    ) -> Fetch {
+        let (done, arrival) = Arrival::new();
+        let result = Arc::new(Mutex::new(None));
+        let (this, slot) = (self.clone(), result.clone());
+        self.spawn.spawn_blocking(Box::new(move || {
+            *slot.lock() = Some(this.read(range, &mut *deliver));
+            drop(done);
+        }));
+        Box::pin(Done { arrival, result })
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        None
+    }
+}
+
+impl CopiedFile {
+    fn read(&self, range: Range<u64>, deliver: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
+        let Some(original) = &self.original else {
+            let why = "the file is gone or changed, and this part of it is not in the store";
+            let advice = "put the original file back";
+            return Err(SourceError::remote(SourceErrorKind::NotFound, "read", &self.path, why, advice));
+        };
+        let mut piece = vec![0; PIECE.min(range.end - range.start) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            let want = (range.end - at).min(PIECE) as usize;
+            let read = original.read_at(&mut piece[..want], at)?;
+            if read == 0 {
+                break;
+            }
+            deliver(&piece[..read]);
+            at += read as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Ready when the arrival has happened.
+struct Done {
+    arrival: Arrival,
+    result: Arc<Mutex<Option<Result<(), SourceError>>>>,
+}
+
+impl Future for Done {
+    type Output = Result<(), SourceError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if !self.arrival.has_happened() {
+            let waker = context.waker().clone();
+            self.arrival.then(move || waker.wake());
+            return Poll::Pending;
+        }
+        Poll::Ready(self.result.lock().take().unwrap_or(Ok(())))
+    }
+}

@@ -1,0 +1,221 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+
+use super::{Event, Events, Heard, Kind, LISTENERS, Listener, QUEUE, RECENT, Reason, Total};
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What a listener hears without waiting, and whether that was the end.
+fn hear(listener: &mut Listener) -> (Vec<Heard>, bool) {
+    let mut out = Vec::new();
+    loop {
+        match listener.poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(heard)) => out.push(heard),
+            Poll::Ready(None) => return (out, true),
+            Poll::Pending => return (out, false),
+        }
+    }
+}
+
+fn numbers(heard: &[Heard]) -> Vec<u64> {
+    let number = |heard: &Heard| match heard {
+        Heard::Event(told) => Some(told.number),
+        Heard::Lost(_) => None,
+    };
+    heard.iter().filter_map(number).collect()
+}
+
+fn error(text: &str) -> Event {
+    Event::of_base(Kind::BaseError, "b").because(text.to_owned())
+}
+
+#[test]
+fn who_listens_hears_what_comes_after_in_order() {
+    let events = Events::new();
+    events.emit(error("before"));
+    let mut one = events.listen(None).expect("room");
+    events.emit(error("first"));
+    let mut two = events.listen(Some(0)).expect("room");
+    events.emit(error("second"));
+    assert_eq!(numbers(&hear(&mut one).0), [2, 3]);
+    assert_eq!(numbers(&hear(&mut two).0), [1, 2, 3]);
+    assert_eq!(events.state().listeners, 2);
+    drop(one);
+    assert_eq!(events.state().listeners, 1);
+    events.emit(error("third"));
+    let (heard, end) = hear(&mut two);
+    assert_eq!((numbers(&heard), end), (vec![4], false));
+    let Heard::Event(told) = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!(told.event.reason.as_deref(), Some("third"));
+    assert!(told.at_ns > 1_700_000_000_000_000_000);
+}
+
+#[test]
+fn who_waits_is_woken_once_for_each_wait() {
+    let events = Events::new();
+    let mut listener = events.listen(None).expect("room");
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut context = Context::from_waker(&waker);
+    assert!(listener.poll_next(&mut context).is_pending());
+    events.emit(error("a"));
+    events.emit(error("b"));
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+    assert!(listener.poll_next(&mut context).is_ready());
+    assert!(listener.poll_next(&mut context).is_ready());
+    assert!(listener.poll_next(&mut context).is_pending());
+    events.close();
+    assert_eq!(woken.0.load(Ordering::SeqCst), 2);
+    assert_eq!(listener.poll_next(&mut context), Poll::Ready(None));
+}
+
+#[test]
+fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
+    let events = Events::new();
+    let mut slow = events.listen(None).expect("room");
+    let all = QUEUE as u64 + 7;
+    for _ in 0..all {
+        events.emit(error("x"));
+    }
+    let (heard, _) = hear(&mut slow);
+    assert_eq!(heard[0], Heard::Lost(7));
+    assert_eq!(numbers(&heard), (8..=all).collect::<Vec<_>>());
+    assert_eq!(events.state().lost, 7);
+    // It is told once.
+    events.emit(error("y"));
+    assert_eq!(numbers(&hear(&mut slow).0), [all + 1]);
+}
+
+#[test]
+fn what_comes_every_second_does_not_push_out_what_is_rare() {
+    let events = Events::new();
+    events.emit(Event::of_base(Kind::BaseChanged, "b"));
+    for _ in 0..3 * RECENT {
+        events.emit(Event::of_base(Kind::BaseHit, "b").bytes(1));
+    }
+    let recent = events.recent(0);
+    assert_eq!(recent.len(), RECENT + 1);
+    assert_eq!(recent[0].event.kind, Kind::BaseChanged);
+    assert!(recent.is_sorted_by_key(|told| told.number));
+    assert_eq!(events.recent(recent[RECENT - 1].number).len(), 1);
+    // A listener's queue holds all of it.
+    const { assert!(QUEUE >= 2 * RECENT) };
+}
+
+#[test]
+fn the_end_comes_after_what_was_told_before() {
+    let events = Events::new();
+    let mut listener = events.listen(None).expect("room");
+    events.emit(error("last"));
+    events.close();
+    let (heard, end) = hear(&mut listener);
+    assert_eq!((numbers(&heard), end), (vec![1], true));
+    let (heard, end) = hear(&mut events.listen(Some(0)).expect("room"));
+    assert_eq!((numbers(&heard), end), (vec![1], true));
+}
+
+#[test]
+fn there_are_only_so_many_listeners() {
+    let events = Events::new();
+    let mut all: Vec<_> = (0..LISTENERS).map(|_| events.listen(None).expect("room")).collect();
+    assert!(events.listen(None).is_none());
+    all.pop();
+    assert!(events.listen(None).is_some());
+}
+
+#[test]
+fn long_reasons_are_cut_between_characters() {
+    let event = Event::new(Kind::CacheDegraded).because("\u{e4}".repeat(1000) + "x");
+    let reason = event.reason.expect("a reason");
+    assert!(reason.len() <= 515 && reason.ends_with("\u{e4}..."), "{reason}");
+    let short = Event::new(Kind::CacheDegraded).because("full").reason;
+    assert_eq!(short.as_deref(), Some("full"));
+}
+
+#[test]
+fn traffic_is_told_once_a_tick_and_adds_up() {
+    let events = Events::new();
+    let traffic = events.base(4, "debian");
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let traffic = traffic.clone();
+            thread::spawn(move || (0..10_000).for_each(|_| traffic.add(Reason::Memory, 4096)))
+        })
+        .collect();
+    let mut listener = events.listen(None).expect("room");
+    traffic.add(Reason::Demand, 16384);
+    for _ in 0..5 {
+        events.tick();
+    }
+    threads.into_iter().for_each(|thread| thread.join().expect("counts"));
+    events.tick();
+    events.tick();
+    let (heard, _) = hear(&mut listener);
+    assert!(heard.len() <= 7, "{heard:?}");
+    let mut hits = Total::default();
+    for heard in &heard {
+        let Heard::Event(told) = heard else { panic!("{heard:?}") };
+        let event = &told.event;
+        assert_eq!(event.base.as_deref(), Some("debian"));
+        match (event.kind, event.reason.as_deref()) {
+            (Kind::BaseHit, Some("memory")) => {
+                hits.bytes += event.bytes.expect("bytes");
+                hits.count += event.count.expect("a count");
+            }
+            (Kind::BaseMiss, Some("demand")) => assert_eq!(event.bytes, Some(16384)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(hits, Total { count: 40_000, bytes: 40_000 * 4096 });
+    assert_eq!(traffic.total(Reason::Memory), hits);
+    assert_eq!(traffic.total(Reason::Disk), Total::default());
+    // The same base has the same counters.
+    assert_eq!(events.base(4, "debian").total(Reason::Memory), hits);
+}
+
+#[test]
+fn a_base_that_is_forgotten_has_told_everything() {
+    let events = Events::new();
+    let traffic = events.base(1, "a");
+    traffic.add(Reason::Asked, 100);
+    events.forget(1);
+    let recent = events.recent(0);
+    assert_eq!(recent.len(), 1);
+    assert_eq!((recent[0].event.kind, recent[0].event.bytes), (Kind::BaseEvict, Some(100)));
+    assert!(events.bases().is_empty());
+}
+
+#[test]
+fn every_reason_has_a_place_and_a_name_of_its_own() {
+    let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    for (at, reason) in Reason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, at);
+        assert!(reason.kind().is_traffic());
+    }
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), Reason::ALL.len());
+}
+
+/// docs/semantics.md is what users read.
+#[test]
+fn events_are_documented() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/semantics.md");
+    let text = std::fs::read_to_string(path).expect("the documentation");
+    for kind in Kind::ALL {
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{}`", kind.name())));
+        let row = row.unwrap_or_else(|| panic!("{} has no row", kind.name()));
+        for reason in Reason::ALL.iter().filter(|reason| reason.kind() == kind) {
+            assert!(row.contains(&format!("`{}`", reason.name())), "{}: {}", kind.name(), reason.name());
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Bases on web servers: HTTP/1.1 and HTTP/2, with and without TLS.
+//!
+//! The client below is a library's; what is here is what makes it a source: which answers can be trusted
+//! ([`answer`]), which object they are about ([`identity`]), when a server is asked again ([`origin`]), where a URL
+//! leads ([`mirror`]), who may ask ([`secrets`]), how much at once ([`limit`]). docs/design.md, "HTTP sources", has
+//! the decisions and the table of failures. What must hold:
+//! - Nothing waits on a thread; what is returned is polled in the runtime that was given.
+//! - A byte is passed on only out of an answer that proves to be about the pinned object and the range.
+//! - URLs are shown by [`shown`] only; secrets are in no message.
+
+mod answer;
+mod fetch;
+mod identity;
+mod limit;
+mod mirror;
+mod network;
+mod origin;
+mod secrets;
+#[cfg(test)]
+mod tests;
+mod url;
+mod wait;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use reqwest::{Client, Url, header};
+use tokio::runtime::Handle;
+
+use super::{Purpose, RemoteSource, SourceError, SourceErrorKind};
+use crate::config::HttpConfig;
+use answer::{Asked, Failure};
+use fetch::Remote;
+pub use identity::{HttpIdentity, Strictness};
+use limit::{Rate, Slot, Slots};
+use mirror::{Ask, Mirror};
+pub use network::{Network, Proxies};
+use origin::{Origin, Pass};
+use secrets::Keyring;
+pub use secrets::{Credentials, NoCredentials, Secret};
+pub use url::{check_url, shown};
+use wait::Wait;
+
+/// Bytes that the first request asks for.
+const HEAD: u64 = 64 << 10;
+/// How often and for how long it is tried.
+const PROBE_TRIES: u32 = 3;
+const PROBE_PAUSE: Duration = Duration::from_millis(300);
+/// States of origins that are kept although nothing uses them.
+const IDLE_ORIGINS: usize = 256;
+
+/// What one base wants of its servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// How much of the identity has to be the same.
+    pub strictness: Strictness,
+    /// How long after the first failure a read fails. None: it waits for as long as it takes.
+    pub deadline: Option<Duration>,
+    /// Requests that run at once.
+    pub max_requests: Option<u32>,
+    /// Bytes per second.
+    pub max_rate: Option<u64>,
+}
+
+/// What the first request learnt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// To be pinned.
+    pub identity: HttpIdentity,
+    /// The first bytes of the object: 64 KiB, or all when it has less.
+    pub head: Vec<u8>,
+}
+
+/// What was done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpCounters {
+    /// Requests sent, whatever became of them.
+    pub requests: u64,
+    /// Those that had to be made again.
+    pub retries: u64,
+    /// Bytes of bodies received.
+    pub bytes: u64,
+}
+
+#[derive(Default)]
+struct Count {
+    requests: AtomicU64,
+    retries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Count {
+    fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+    fn retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+    fn bytes(&self, count: usize) {
+        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// All of this host's business with web servers; one per process.
+pub struct Http {
+    client: Client,
+    config: HttpConfig,
+    slots: Arc<Slots>,
+    rate: Rate,
+    origins: Mutex<HashMap<String, Arc<Origin>>>,
+    keyring: Keyring,
+    runtime: Handle,
+    problem: Option<String>,
+    count: Count,
+}
+
+impl Http {
+    /// `network` was prepared when there still were rights to read it.
+    ///
+    /// # Errors
+    /// `Protocol`, when there can be no client at all.
+    pub fn new(
+        config: &HttpConfig,
+        network: &Network,
+        credentials: Arc<dyn Credentials>,
+        runtime: Handle,
+    ) -> Result<Arc<Self>, SourceError> {
+        Ok(Arc::new(Self {
+            client: network.client(config)?,
+            slots: Slots::new(config.max_requests),
+            rate: Rate::new(config.max_rate),
+            origins: Mutex::default(),
+            keyring: Keyring::new(config, credentials),
+            runtime,
+            problem: network.problem().map(str::to_owned),
+            count: Count::default(),
+            config: config.clone(),
+        }))
+    }
+
+    /// Learns what an object is by one ranged GET of its first bytes, from the first URL that answers. The others are
+    /// asked at the same time: those that answer have to have the same object.
+    ///
+    /// # Errors
+    /// `Denied`, `Protocol` or `Unreachable`, of the first URL, when none answers; `Protocol` when two of them have
+    /// different objects, or what they say is not enough for `options.strictness`.
+    pub async fn probe(
+        self: &Arc<Self>,
+        urls: &[String],
+        options: &RemoteOptions,
+    ) -> Result<Probed, SourceError> {
+        let mirrors = urls.iter().map(|url| Mirror::new(url)).collect::<Result<Vec<_>, _>>()?;
+        let strictness = options.strictness;
+        let limit = options.deadline;
+        let asked: Vec<_> = mirrors
+            .into_iter()
+            .map(|mirror| {
+                let (this, shown) = (self.clone(), mirror.shown.clone());
+                let task =
+                    self.runtime.spawn(async move { this.probe_one(&mirror, strictness, limit).await });
+                (shown, EndedWithUs(task))
+            })
+            .collect();
+        let (mut first, mut refusal): (Option<(String, Probed)>, _) = (None, None);
+        for (shown, mut task) in asked {
+            let result = (&mut task.0)
+                .await
+                .unwrap_or_else(|_| Err(failed(&shown, &Failure::again("it was given up"))));
+            match (result, &first) {
+                (Ok(probed), None) => first = Some((shown, probed)),
+                (Ok(probed), Some((other, pinned))) => same(&shown, &probed, other, pinned, strictness)?,
+                (Err(error), _) => {
+                    tracing::warn!(%error, "a URL of a new base");
+                    refusal = refusal.or(Some(error));
+                }
+            }
+        }
+        let none = || failed("no URL", &Failure::Protocol("there is none to ask".into()));
+        first.map(|(_, probed)| probed).ok_or_else(|| refusal.unwrap_or_else(none))
+    }
+
+    async fn probe_one(
+        &self,
+        mirror: &Mirror,
+        strictness: Strictness,
+        deadline: Option<Duration>,
+    ) -> Result<Probed, SourceError> {
+        if let Some(problem) = &self.problem {
+            return Err(failed(&mirror.shown, &Failure::again(problem)));
+        }
+        let longest = self.answer_timeout() + self.config.stall_timeout;
+        let wait = Wait::new(None, Some(deadline.map_or(longest, |deadline| deadline.min(longest))));
+        let (mut tries, mut fresh) = (0, false);
+        loop {
+            tries += 1;
+            let once = self.probe_once(mirror, &wait, fresh);
+            let failure = tokio::select! {
+                done = once => match done {
+                    Ok((probed, date)) => {
+                        return match probed.identity.suffices(strictness, date.as_deref()) {
+                            Ok(()) => Ok(probed),
+                            Err(why) => Err(insufficient(&mirror.shown, why)),
+                        };
+                    }
+                    Err(failure) => failure,
+                },
+                () = wait.over() => return Err(failed(&mirror.shown, &Failure::again("it does not answer in time"))),
+            };
+            match &failure {
+                Failure::Again { why, .. } if tries < PROBE_TRIES => {
+                    wait.failed(why);
+                    tokio::time::sleep(PROBE_PAUSE * tries).await;
+                }
+                Failure::OutOfRange(_) if !fresh => fresh = true,
+                _ => return Err(failed(&mirror.shown, &failure)),
+            }
+        }
+    }
+
+    async fn probe_once(
+        &self,
+        mirror: &Mirror,
+        wait: &Wait,
+        fresh: bool,
+    ) -> Result<(Probed, Option<String>), Failure> {
+        let asked = Asked { range: 0..HEAD, pinned: None };
+        let ask = Ask { asked, purpose: Purpose::Demand, fresh, slots: &self.slots, wait, anyway: true };
+        let transfer = mirror.ask(self, &ask).await?;
+        let identity = transfer.body.identity.clone();
+        if i64::try_from(identity.size).is_err() {
+            return Err(Failure::Protocol(format!("it says that it has {} bytes", identity.size)));
+        }
+        let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
+        let mut head = Vec::new();
+        fetch::read(self, None, transfer, wait, &mut |bytes| head.extend_from_slice(bytes)).await?;
+        Ok((Probed { identity, head }, date))
+    }
+
+    /// An object that was probed before, maybe by another process. Asks nobody anything.
+    pub fn open(
+        self: &Arc<Self>,
+        urls: &[String],
+        identity: HttpIdentity,
+        options: RemoteOptions,
+    ) -> Arc<dyn RemoteSource> {
+        Arc::new(Remote::new(self.clone(), urls, identity, options))
+    }
+
+    /// What was done since the start.
+    pub fn counters(&self) -> HttpCounters {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Count { requests, retries, bytes } = &self.count;
+        HttpCounters { requests: get(requests), retries: get(retries), bytes: get(bytes) }
+    }
+
+    fn origin(&self, name: &str) -> Arc<Origin> {
+        let mut origins = self.origins.lock();
+        if let Some(origin) = origins.get(name) {
+            return origin.clone();
+        }
+        if origins.len() >= IDLE_ORIGINS {
+            origins.retain(|_, origin| Arc::strong_count(origin) > 1 || origin.down_until().is_some());
+        }
+        let origin = Origin::new();
+        origins.insert(name.to_owned(), origin.clone());
+        origin
+    }
+
+    /// Waits until a request may be made: a slot for it, and its server not known to be down.
+    async fn enter(&self, url: &Url, ask: &Ask<'_>) -> ([Slot; 2], Pass) {
+        let origin = self.origin(&url::origin(url));
+        loop {
+            let own = ask.slots.get(ask.purpose).await;
+            // Without waiting for itself where both are the same.
+            let all = if Arc::ptr_eq(ask.slots, &self.slots) {
+                Slot::none()
+            } else {
+                self.slots.get(ask.purpose).await
+            };
+            if ask.anyway {
+                return ([own, all], origin.enter_anyway());
+            }
+            match origin.enter() {
+                Ok(pass) => return ([own, all], pass),
+                Err(down) => {
+                    // Whoever waits for a server keeps no slot from others.
+                    drop((own, all));
+                    ask.wait.failed(&down.why);
+                    down.over().await;
+                }
+            }
+        }
+    }
+
+    /// Waits, and fails, while there is something wrong with the configuration that only a restart mends.
+    async fn usable(&self) -> Result<(), Failure> {
+        let Some(problem) = &self.problem else { return Ok(()) };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Err(Failure::again(problem))
+    }
+
+    /// Until the first line of an answer is here.
+    fn answer_timeout(&self) -> Duration {
+        self.config.connect_timeout.saturating_add(self.config.stall_timeout)
+    }
+}
+
+/// A task that ends when whoever waits for it goes away.
+struct EndedWithUs<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for EndedWithUs<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Two mirrors of a new base have to have one object.
+fn same(
+    shown: &str,
+    probed: &Probed,
+    other: &str,
+    pinned: &Probed,
+    strictness: Strictness,
+) -> Result<(), SourceError> {
+    let Probed { identity, head } = probed;
+    let said = identity::Said {
+        size: identity.size,
+        etag: identity.etag.as_deref(),
+        last_modified: identity.last_modified.as_deref(),
+    };
+    let why = match pinned.identity.compare(strictness, &said) {
+        identity::Verdict::Same if *head == pinned.head => return Ok(()),
+        identity::Verdict::Same => "it begins with other bytes".into(),
+        identity::Verdict::Another(why) | identity::Verdict::Unproven(why) => why,
+    };
+    Err(SourceError::remote(
+        SourceErrorKind::Protocol,
+        "use",
+        shown,
+        format!("it is another object than {other}: {why}"),
+        "all URLs of a base have one object; where only their tags differ, choose a weaker check and give a digest",
+    ))
+}
+
+fn insufficient(shown: &str, why: String) -> SourceError {
+    let advice = "choose a weaker check for this base (weak, or size alone), and give a digest of the image";
+    SourceError::remote(SourceErrorKind::Protocol, "use", shown, why, advice)
+}
+
+/// The error of a source that follows from a failure.
+fn failed(shown: &str, failure: &Failure) -> SourceError {
+    let remote = |kind, why: &str, advice| SourceError::remote(kind, "read", shown, why, advice);
+    match failure {
+        Failure::Again { why, .. } => {
+            remote(SourceErrorKind::Unreachable, why, "check the server and the network")
+        }
+        Failure::Denied { why, .. } => {
+            remote(SourceErrorKind::Denied, why, "check the URL and the credentials")
+        }
+        Failure::Another(why) => remote(
+            SourceErrorKind::Changed,
+            why,
+            "a base must never change; restore the original image there, or add the new one as a new base",
+        ),
+        Failure::Precondition => remote(
+            SourceErrorKind::Changed,
+            "it is not the version any more that was added (412)",
+            "a base must never change; restore the original image there, or add the new one as a new base",
+        ),
+        Failure::Protocol(why) | Failure::OutOfRange(why) => {
+            remote(SourceErrorKind::Protocol, why, "check the server, or take another mirror")
+        }
+        Failure::Moved { .. } => remote(
+            SourceErrorKind::Protocol,
+            "it is somewhere else",
+            "check the server, or take another mirror",
+        ),
+    }
+}
+
+/// What a client's error says, without the URL.
+fn words(error: &reqwest::Error) -> String {
+    let mut all = Vec::<String>::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if all.last().is_none_or(|last| !last.contains(&text)) {
+            all.push(text);
+        }
+        next = error.source();
+    }
+    // The outer ones say that it failed, the inner ones why.
+    let inner = all.len().saturating_sub(2);
+    let text = all[inner..].join(": ");
+    match (text.is_empty(), error.is_timeout()) {
+        (true, true) => "it timed out".into(),
+        (true, false) => "the request failed".into(),
+        (false, _) => text.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect(),
+    }
+}

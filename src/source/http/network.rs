@@ -1,0 +1,166 @@
+//! What of this host's surroundings the network needs: trusted certificates and proxies. Gathered before the worker
+//! gives up its rights, and used after.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, NoProxy, Proxy};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::shown;
+use crate::config::HttpConfig;
+use crate::source::{SourceError, SourceErrorKind};
+
+/// Proxies as the environment names them. Their URLs may hold passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For http.
+    pub http: Option<String>,
+    /// For https: by CONNECT.
+    pub https: Option<String>,
+    /// Hosts, domains, addresses and networks that are asked directly, with commas between them.
+    pub none_for: Option<String>,
+}
+
+impl Proxies {
+    /// From variables that everybody knows: `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, also in capitals.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Self {
+        let one = |name: &str| {
+            let found = get(name).or_else(|| get(&name.to_ascii_uppercase()));
+            found.filter(|value| !value.trim().is_empty())
+        };
+        let all = one("all_proxy");
+        Self {
+            http: one("http_proxy").or_else(|| all.clone()),
+            https: one("https_proxy").or(all),
+            none_for: one("no_proxy"),
+        }
+    }
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |url: &Option<String>| url.as_deref().map(shown);
+        out.debug_struct("Proxies")
+            .field("http", &shown(&self.http))
+            .field("https", &shown(&self.https))
+            .field("none_for", &self.none_for)
+            .finish()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Network {
+    roots: RootCertStore,
+    proxies: Proxies,
+    /// What is wrong with it. Nothing is fetched then, and reads wait: another way than the one that was asked for
+    /// would not be right, and a worker that did not start would take the disks with it that need no network.
+    problem: Option<String>,
+}
+
+impl Network {
+    /// Reads the system's certificates and those of the configuration. Starts no thread.
+    pub fn prepare(config: &HttpConfig, proxies: Proxies) -> Self {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        let (_, ignored) = roots.add_parsable_certificates(found.certs);
+        tracing::debug!(certificates = roots.len(), ignored, "certificates of the system");
+        for error in found.errors {
+            tracing::debug!(%error, "certificates of the system");
+        }
+        let extra = config.ca_file.as_deref().map(|path| add(&mut roots, path));
+        let problem = extra.and_then(Result::err);
+        if roots.is_empty() {
+            tracing::info!("there are no certificates of the system; https works with [http] ca_file only");
+        }
+        let mut network = Self { roots, proxies, problem };
+        if network.problem.is_none() {
+            network.problem = network.proxies().err();
+        }
+        if let Some(problem) = &network.problem {
+            tracing::error!(
+                problem,
+                "bases on the network cannot be read; correct it and restart the daemon"
+            );
+        }
+        network
+    }
+
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn proxies(&self) -> Result<Vec<Proxy>, String> {
+        let not_for = || self.proxies.none_for.as_deref().and_then(NoProxy::from_string);
+        let one = |url: &Option<String>, make: fn(&str) -> reqwest::Result<Proxy>| {
+            let Some(url) = url else { return Ok(None) };
+            let refuse = |why: &str| format!("the proxy {}: {why}", shown(url));
+            // What has no scheme is http, as everywhere.
+            let scheme = url.split_once("://").map_or("http", |(scheme, _)| scheme);
+            if !matches!(scheme, "http" | "https") {
+                return Err(refuse("it is neither http nor https"));
+            }
+            make(url).map(|proxy| Some(proxy.no_proxy(not_for()))).map_err(|_| refuse("it is not a URL"))
+        };
+        let http = one(&self.proxies.http, |url| Proxy::http(url))?;
+        let https = one(&self.proxies.https, |url| Proxy::https(url))?;
+        Ok(http.into_iter().chain(https).collect())
+    }
+
+    /// The client. Its connections are made and kept by the runtime in which requests are made.
+    pub(super) fn client(&self, config: &HttpConfig) -> Result<Client, SourceError> {
+        let refuse = |what: &str, why: String| {
+            SourceError::remote(
+                SourceErrorKind::Protocol,
+                "use",
+                what,
+                why,
+                "see [http] of the configuration",
+            )
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| refuse("TLS", error.to_string()))?
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut builder = Client::builder()
+            .user_agent(&config.user_agent)
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .connect_timeout(config.connect_timeout)
+            .pool_max_idle_per_host(config.max_requests as usize)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .tcp_keepalive(Duration::from_secs(30))
+            // Many requests share one connection. A dead one has to be found out, because nothing else ends it.
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .http2_keep_alive_timeout(config.stall_timeout.min(Duration::from_secs(20)))
+            // At 10 ms and 1 Gbit/s 1.2 MiB are under way; the windows of the standard let 64 KiB.
+            .http2_initial_stream_window_size(4 << 20)
+            .http2_initial_connection_window_size(16 << 20);
+        for proxy in self.proxies().unwrap_or_default() {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map_err(|error| refuse("the HTTP client", super::words(&error)))
+    }
+}
+
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    let at = |why: &dyn fmt::Display| format!("[http] ca_file {}: {why}", path.display());
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| at(&error))?;
+    let mut count = 0;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| at(&error))?;
+        roots.add(certificate).map_err(|error| at(&error))?;
+        count += 1;
+    }
+    if count == 0 { Err(at(&"there is no certificate in it")) } else { Ok(()) }
+}

@@ -1,0 +1,98 @@
+//! URLs: what may be one, and what of it people may see.
+
+use reqwest::Url;
+
+use crate::source::{SourceError, SourceErrorKind};
+
+/// Longest URL that is taken, in bytes.
+const MAX_URL: usize = 4096;
+
+/// A URL as it is shown to people: without user info, query and fragment, where secrets are. Everything that is logged
+/// or displayed goes through it. Of what is no URL even less is left.
+pub fn shown(url: &str) -> String {
+    if let Ok(mut parsed) = Url::parse(url)
+        && parsed.has_host()
+    {
+        // They fail for URLs without a host only.
+        let _ = parsed.set_username("");
+        let _ = parsed.set_password(None);
+        parsed.set_query(None);
+        parsed.set_fragment(None);
+        return parsed.into();
+    }
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let text = url[..end].rsplit_once('@').map_or(&url[..end], |(_, rest)| rest);
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Whether something can be a source: http or https, a host, no control characters, not too long.
+///
+/// # Errors
+/// `Protocol`, with what is wrong.
+pub fn check_url(url: &str) -> Result<(), SourceError> {
+    parse(url).map(drop)
+}
+
+pub(super) fn parse(text: &str) -> Result<Url, SourceError> {
+    let refuse = |why: &str| {
+        let mut shown = shown(text);
+        if let Some((at, _)) = shown.char_indices().nth(200) {
+            shown.truncate(at);
+            shown.push_str("...");
+        }
+        let advice = "write a URL such as https://images.example.org/debian.qcow2";
+        Err(SourceError::remote(SourceErrorKind::Protocol, "use", shown, why, advice))
+    };
+    if text.len() > MAX_URL {
+        return refuse("it is longer than 4096 bytes");
+    }
+    // The parser would take some of them away without a word.
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return refuse("it has white space or control characters");
+    }
+    let Ok(url) = Url::parse(text) else { return refuse("it is not a URL") };
+    if !matches!(url.scheme(), "http" | "https") {
+        return refuse("it is neither http nor https");
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return refuse("it names no host");
+    }
+    Ok(url)
+}
+
+/// Scheme, host and port: whom a request goes to.
+pub(super) fn origin(url: &Url) -> String {
+    let port = url.port_or_known_default().unwrap_or(0);
+    format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default())
+}
+
+/// User name and password out of a URL, which are taken away from it.
+pub(super) fn take_user_info(url: &mut Url) -> Option<(String, String)> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let user = percent_decode(url.username());
+    let password = percent_decode(url.password().unwrap_or_default());
+    // They fail for URLs without a host only.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Some((user, password))
+}
+
+fn percent_decode(text: &str) -> String {
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16)).map(|d| d as u8);
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while at < bytes.len() {
+        match (bytes[at], digit(bytes.get(at + 1)), digit(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(high << 4 | low);
+                at += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

@@ -1,0 +1,424 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::{Automatic, End, Limits, Player, RecordError, Recorder, Subject, Tap, TraceStore, Tracer};
+use crate::events::{Events, Kind};
+use crate::format::BLOCK;
+use crate::format::record::Digest;
+use crate::format::trace::{Origin, Trace, TraceEntry};
+use crate::io::sim::{Call, Fault, Keep, Rng, SimMedium};
+use crate::io::{Medium, Open};
+
+const SIZE: u64 = 64 << 20;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// A recorder with a clock that the test turns.
+struct Watched {
+    recorder: Recorder,
+    start: Instant,
+    ms: AtomicU64,
+}
+
+impl Watched {
+    fn new(size: u64) -> Self {
+        Self {
+            recorder: Recorder::new(size, Limits::default()),
+            start: Instant::now(),
+            ms: AtomicU64::new(0),
+        }
+    }
+    fn now(&self) -> Instant {
+        self.start + Duration::from_millis(self.ms.load(Ordering::Relaxed))
+    }
+    fn at(&self, ms: u64) -> &Self {
+        self.ms.store(ms, Ordering::Relaxed);
+        self
+    }
+    fn note(&self, offset: u64, len: u64) -> &Self {
+        self.recorder.note_at(1, offset, len, || self.now());
+        self
+    }
+    fn entries(&self) -> Vec<(u64, u64, u32)> {
+        self.recorder.entries().iter().map(|e| (e.first, e.blocks, e.at_ms)).collect()
+    }
+}
+
+#[test]
+fn the_first_read_of_a_block_counts_in_order_and_time() {
+    let watched = Watched::new(SIZE);
+    watched.at(500).note(0, 512).note(512, 512);
+    watched.at(520).note(8 * BLOCK + 1, 2 * BLOCK);
+    watched.at(525).note(11 * BLOCK, BLOCK);
+    watched.at(600).note(12 * BLOCK, BLOCK);
+    // What was seen in the middle is left out, on both sides there is something new.
+    watched.at(700).note(7 * BLOCK, 8 * BLOCK).note(0, BLOCK);
+    assert_eq!(watched.entries(), [(0, 1, 0), (8, 4, 20), (12, 1, 100), (7, 1, 200), (13, 2, 200)]);
+    assert_eq!(watched.recorder.bytes(), 9 * BLOCK);
+    // Nothing beyond the end, wherever a read ends.
+    watched.note(SIZE - BLOCK, 10 * BLOCK).note(SIZE, BLOCK).note(u64::MAX - 5, 100).note(50 * BLOCK, 0);
+    assert_eq!(watched.entries()[5..], [(SIZE / BLOCK - 1, 1, 200)]);
+}
+
+#[test]
+fn an_odd_end_is_a_block() {
+    let watched = Watched::new(BLOCK + 1);
+    watched.note(0, 10 * BLOCK);
+    assert_eq!(watched.entries(), [(0, 2, 0)]);
+}
+
+#[test]
+fn recordings_end_by_themselves() {
+    let ms = Duration::from_millis;
+    let begun = || {
+        let watched = Watched::new(4 << 30);
+        assert_eq!(
+            watched.recorder.ended(watched.now() + Duration::from_secs(9999)),
+            None,
+            "nothing was read"
+        );
+        watched.note(0, BLOCK);
+        watched
+    };
+    let idle = begun();
+    assert_eq!(idle.recorder.ended(idle.now() + ms(29_999)), None);
+    // What was read before is nothing new.
+    idle.at(20_000).note(0, BLOCK);
+    assert_eq!(idle.recorder.ended(idle.start + ms(30_000)), Some(End::Idle));
+    idle.note(BLOCK, BLOCK);
+    assert_eq!(idle.entries().len(), 1, "it is over");
+
+    let long = begun();
+    for second in 1..300 {
+        long.at(second * 1000).note(second * 8 * BLOCK, BLOCK);
+        assert_eq!(long.recorder.ended(long.now()), None);
+    }
+    assert_eq!(long.recorder.ended(long.start + ms(300_000)), Some(End::Time));
+
+    let much = begun();
+    much.note(0, (1 << 30) - BLOCK);
+    assert_eq!(much.recorder.ended(much.now()), None);
+    much.note(1 << 30, BLOCK);
+    assert_eq!(much.recorder.ended(much.now()), Some(End::Bytes));
+
+    let asked = begun();
+    asked.recorder.end(End::Asked);
+    asked.recorder.end(End::Bytes);
+    assert_eq!(asked.recorder.ended(asked.start + ms(300_000)), Some(End::Asked));
+}
+
+#[test]
+fn memory_is_bounded_whatever_the_base_claims_to_be() {
+    let watched = Watched::new(1 << 46);
+    for page in 0..5000 {
+        watched.note(page << 28, BLOCK);
+    }
+    assert_eq!(watched.recorder.ended(watched.now()), Some(End::Entries));
+    assert_eq!(watched.entries().len(), 4096);
+}
+
+#[test]
+fn only_the_disk_that_read_first_is_recorded() {
+    let recorder = Recorder::new(SIZE, Limits::default());
+    assert_eq!(recorder.owner(), None);
+    recorder.note(7, 0, BLOCK);
+    recorder.note(8, 8 * BLOCK, BLOCK);
+    assert_eq!(recorder.owner(), Some(7));
+    assert_eq!(recorder.bytes(), BLOCK);
+}
+
+#[test]
+fn threads_that_read_the_same_note_each_block_once() {
+    let recorder = Arc::new(Recorder::new(SIZE, Limits::default()));
+    let threads: Vec<_> = (0..4u64)
+        .map(|seed| {
+            let recorder = recorder.clone();
+            thread::spawn(move || {
+                for n in 0..20_000u64 {
+                    let at = (n * 7919 + seed * 13) % (SIZE / BLOCK);
+                    recorder.note(1, at * BLOCK, 3 * BLOCK);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("notes"));
+    let mut seen = vec![0u8; (SIZE / BLOCK) as usize];
+    for entry in recorder.entries() {
+        for block in entry.first..entry.first + entry.blocks {
+            seen[block as usize] += 1;
+        }
+    }
+    assert!(seen.iter().all(|n| *n == 1), "{:?}", seen.iter().position(|n| *n != 1));
+    assert_eq!(recorder.bytes(), SIZE);
+}
+
+proptest! {
+    #[test]
+    fn a_recording_agrees_with_a_flat_list(reads in proptest::collection::vec((0..300_000u64, 0..20_000u64), 0..60)) {
+        let size = 290_000;
+        let watched = Watched::new(size);
+        let mut seen = std::collections::BTreeSet::new();
+        let mut order = Vec::new();
+        for (offset, len) in reads {
+            watched.note(offset, len);
+            let end = (offset + len).min(size.next_multiple_of(BLOCK));
+            for block in offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK) {
+                if seen.insert(block) {
+                    order.push(block);
+                }
+            }
+        }
+        let entries = watched.recorder.entries();
+        let noted: Vec<u64> = entries.iter().flat_map(|e| e.first..e.first + e.blocks).collect();
+        prop_assert_eq!(noted, order);
+    }
+
+    #[test]
+    fn a_player_fetches_all_of_a_trace_and_little_else(
+        list in proptest::collection::vec((0..4000u64, 1..40u64), 0..200), cut in 1..5000u64,
+    ) {
+        let entries: Vec<_> =
+            list.into_iter().map(|(first, blocks)| TraceEntry { first, blocks, at_ms: 0 }).collect();
+        let size = cut * BLOCK - 7;
+        let ranges: Vec<_> = Player::new(&trace(entries.clone()), size).collect();
+        let blocks = |range: &std::ops::Range<u64>| range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let fetched: std::collections::BTreeSet<u64> = ranges.iter().flat_map(blocks).collect();
+        let wanted: std::collections::BTreeSet<u64> =
+            entries.iter().flat_map(|e| e.first..e.first + e.blocks).filter(|block| *block < cut).collect();
+        prop_assert!(wanted.is_subset(&fetched));
+        for range in &ranges {
+            prop_assert!(range.start < range.end && range.end <= size && range.end - range.start <= MIB);
+        }
+        // Nothing is farther from what is wanted than a gap.
+        for block in fetched.difference(&wanted) {
+            let near = wanted.range(block.saturating_sub(16)..block + 17).next();
+            prop_assert!(near.is_some(), "block {}", block);
+        }
+    }
+}
+
+fn trace(entries: Vec<TraceEntry>) -> Trace {
+    Trace { base: "b".into(), size: SIZE, origin: Origin::Unknown, recorded_ns: 0, entries }
+}
+
+#[test]
+fn a_player_merges_neighbours_of_a_window_and_keeps_the_order_of_windows() {
+    let entry = |at: u64, len: u64| TraceEntry { first: at / BLOCK, blocks: len / BLOCK, at_ms: 0 };
+    let mut player = Player::new(
+        &trace(vec![
+            entry(32 * MIB, 256 * KIB),
+            entry(0, 4 * KIB),
+            entry(64 * KIB, 252 * KIB),
+            // The second window: next to what the first had, but later.
+            entry(32 * MIB + 256 * KIB, 512 * KIB),
+            entry(40 * MIB, 3 * MIB),
+        ]),
+        SIZE,
+    );
+    assert_eq!(player.left(), 1024 * KIB + 3 * MIB);
+    assert_eq!(player.next(), Some(0..316 * KIB));
+    assert_eq!(player.next(), Some(32 * MIB..32 * MIB + 256 * KIB));
+    assert_eq!(player.left(), 512 * KIB + 3 * MIB);
+    assert_eq!(player.next(), Some(32 * MIB + 256 * KIB..32 * MIB + 768 * KIB));
+    let rest: Vec<_> = player.collect();
+    assert_eq!(rest, [40 * MIB..41 * MIB, 41 * MIB..42 * MIB, 42 * MIB..43 * MIB]);
+}
+
+fn subject(base: u64) -> Subject {
+    Subject { base, name: format!("b{base}"), size: SIZE, origin: Origin::Unknown }
+}
+
+fn tracer(medium: &SimMedium, automatic: Automatic) -> (Tracer, Events) {
+    let events = Events::new();
+    let store = TraceStore::new(Arc::new(medium.clone()));
+    (Tracer::new(store, Limits::default(), automatic, events.clone()), events)
+}
+
+/// What a boot looks like.
+fn boot(tap: &Tap) {
+    for n in 0..300u64 {
+        tap.note(n * 7919 % (SIZE / BLOCK) * BLOCK, BLOCK);
+    }
+}
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(31)
+}
+
+#[test]
+fn the_first_boot_of_a_base_becomes_its_trace() {
+    let (tracer, events) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let taps: Vec<_> = (1..=3).map(|disk| Arc::new(Tap::new(disk))).collect();
+    taps.iter().for_each(|tap| tracer.attached(tap, false, &subject(9)));
+    assert!(taps.iter().all(|tap| tap.is_open()));
+    // Not the first that was there, but the first that reads.
+    boot(&taps[1]);
+    taps[0].note(0, SIZE);
+    assert_eq!(tracer.recording(), [2]);
+    tracer.tick(Instant::now());
+    assert!(tracer.store().load(9).expect("reads").is_none());
+    tracer.tick(later());
+    let trace = tracer.store().load(9).expect("reads").expect("a trace");
+    assert_eq!((trace.base.as_str(), trace.size, trace.blocks()), ("b9", SIZE, 300));
+    assert!(!tracer.is_recording() && taps.iter().all(|tap| !tap.is_open()));
+    let told = &events.recent(0)[0].event;
+    assert_eq!((told.kind, told.bytes), (Kind::TraceRecorded, Some(300 * BLOCK)));
+    // It has one now.
+    tracer.attached(&taps[0], false, &subject(9));
+    assert!(!taps[0].is_open());
+    assert_eq!(tracer.player(&subject(9)).expect("a player").left(), 300 * BLOCK);
+    // Until it is removed.
+    assert!(tracer.remove(9).expect("removes") && !tracer.remove(9).expect("nothing"));
+    tracer.attached(&taps[0], false, &subject(9));
+    assert!(taps[0].is_open());
+}
+
+#[test]
+fn what_is_no_first_boot_is_not_kept() {
+    let medium = SimMedium::new(1);
+    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    let (written, one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)), Arc::new(Tap::new(3)));
+    tracer.attached(&written, true, &subject(9));
+    assert!(!written.is_open(), "it was booted before");
+    tracer.attached(&one, false, &subject(9));
+    tracer.attached(&two, false, &subject(9));
+    // Somebody looks at a partition table.
+    one.note(0, 64 * KIB);
+    tracer.tick(later());
+    assert!(tracer.store().load(9).expect("reads").is_none());
+    assert!(one.is_open() && two.is_open());
+    // Somebody copies the disk.
+    for at in (0..SIZE).step_by(MIB as usize) {
+        one.note(at, MIB);
+    }
+    tracer.tick(later());
+    assert!(tracer.store().load(9).expect("reads").is_none());
+    assert!(!one.is_open() && two.is_open());
+    boot(&two);
+    tracer.close();
+    assert_eq!(tracer.store().load(9).expect("reads").expect("a trace").blocks(), 300);
+    // The next worker knows.
+    let (next, _) = super::tests::tracer(&medium, Automatic::Yes);
+    next.attached(&one, false, &subject(9));
+    assert!(!one.is_open());
+    next.attached(&one, false, &subject(10));
+    assert!(one.is_open());
+    // Its disks were removed.
+    drop(one);
+    next.tick(Instant::now());
+    assert!(!next.is_recording());
+}
+
+#[test]
+fn whoever_asks_gets_a_recording() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::No);
+    let (one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)));
+    tracer.attached(&one, false, &subject(9));
+    assert!(!one.is_open());
+    assert!(matches!(tracer.stop(1), Err(RecordError::None)));
+    tracer.record(&one, subject(9)).expect("begins");
+    let again = tracer.record(&two, subject(9)).expect_err("one at a time");
+    assert_eq!(again.to_string(), "a recording of base b9 by disk number 1 is under way");
+    assert!(matches!(tracer.stop(1), Err(RecordError::Empty)));
+    tracer.record(&one, subject(9)).expect("begins");
+    one.note(0, BLOCK);
+    two.note(BLOCK, BLOCK);
+    let recorded = tracer.stop(1).expect("kept, however small");
+    assert_eq!((recorded.entries, recorded.bytes, recorded.end), (1, BLOCK, End::Asked));
+    assert!(!one.is_open());
+}
+
+#[test]
+fn whoever_asks_goes_before_what_began_by_itself() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let (one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)));
+    tracer.attached(&one, false, &subject(9));
+    boot(&one);
+    tracer.record(&two, subject(9)).expect("begins");
+    assert!(!one.is_open() && two.is_open());
+    // Another disk that comes is not noted.
+    let three = Arc::new(Tap::new(3));
+    tracer.attached(&three, false, &subject(9));
+    assert!(!three.is_open());
+    two.note(0, BLOCK);
+    tracer.tick(later());
+    assert_eq!(tracer.store().load(9).expect("reads").expect("a trace").blocks(), 1);
+}
+
+#[test]
+fn a_trace_of_another_image_is_not_played() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let digest = |n| Origin::Digest(Digest::Sha256([n; 32]));
+    let entries = vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }];
+    tracer.save(9, &Trace { origin: digest(1), ..trace(entries) }).expect("saves");
+    assert!(tracer.player(&Subject { origin: digest(1), ..subject(9) }).is_some());
+    assert!(tracer.player(&subject(9)).is_some());
+    assert!(tracer.player(&Subject { origin: digest(2), ..subject(9) }).is_none());
+    assert!(tracer.player(&Subject { size: SIZE + 1, ..subject(9) }).is_none());
+    assert!(tracer.player(&subject(8)).is_none());
+}
+
+#[test]
+fn a_damaged_trace_is_named_and_not_played() {
+    let medium = SimMedium::new(1);
+    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    tracer.save(9, &trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }])).expect("saves");
+    medium.open("traces/9.trace", Open::Existing).expect("a file").write_at(&[1], 50).expect("writes");
+    assert!(tracer.player(&subject(9)).is_none());
+    let list = tracer.store().list().expect("lists");
+    let why = list[0].trace.as_ref().expect_err("damaged");
+    assert!(why.contains("checksum"), "{why}");
+    assert!(tracer.remove(9).expect("removes"));
+}
+
+#[test]
+fn a_full_store_loses_the_recording_and_nothing_else() {
+    let medium = SimMedium::new(1);
+    let (tracer, events) = tracer(&medium, Automatic::Yes);
+    let old = trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }]);
+    tracer.save(9, &old).expect("saves");
+    let tap = Arc::new(Tap::new(1));
+    tracer.record(&tap, subject(9)).expect("begins");
+    boot(&tap);
+    let full = Fault { call: Call::Write, name: ".trace".into(), skip: 0, times: 1, errno: libc::ENOSPC };
+    medium.plan(full);
+    let error = tracer.stop(1).expect_err("no space");
+    assert!(error.to_string().contains("os error 28"), "{error}");
+    assert_eq!(tracer.store().load(9).expect("reads"), Some(old));
+    assert!(events.recent(0).is_empty() && !tap.is_open());
+    assert_eq!(medium.list("traces").expect("lists"), ["9.trace"]);
+}
+
+#[test]
+fn after_a_power_cut_there_is_the_old_trace_or_the_new_one() {
+    let one = |first| trace(vec![TraceEntry { first, blocks: 1, at_ms: 0 }]);
+    let medium = SimMedium::new(1);
+    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    let rng = Mutex::new(Rng::new(5));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (cut, cuts) = (medium.clone(), seen.clone());
+    medium.set_hook(Some(Arc::new(move |_| {
+        for _ in 0..20 {
+            let mut rng = rng.lock();
+            let keep = Keep::any(&mut rng);
+            let after = TraceStore::new(Arc::new(cut.crash(&mut rng, keep)));
+            cuts.lock().push(after.load(9).expect("never half a trace"));
+        }
+        Ok(())
+    })));
+    tracer.save(9, &one(1)).expect("saves");
+    let first = seen.lock().len();
+    tracer.save(9, &one(2)).expect("saves");
+    medium.set_hook(None);
+    let seen = seen.lock();
+    assert!(seen[..first].iter().all(|found| found.as_ref().is_none_or(|found| *found == one(1))));
+    assert!(seen[first..].iter().all(|found| *found == Some(one(1)) || *found == Some(one(2))));
+    let keep = Keep { sectors: 0, lengths: 0, entries: 0, stale: false };
+    let after = TraceStore::new(Arc::new(medium.crash(&mut Rng::new(1), keep)));
+    assert_eq!(after.load(9).expect("reads"), Some(one(2)));
+}

@@ -1,0 +1,117 @@
+//! `plyfs events`: through the death of workers, upgrades and the end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{House, until};
+
+/// A follower, and what it printed so far.
+struct Follower {
+    child: Child,
+    lines: Receiver<Value>,
+}
+
+impl Follower {
+    fn of(house: &House) -> Self {
+        let before = house.status()["events"]["listeners"].as_u64().unwrap();
+        let mut child = house
+            .command()
+            .args(["--json", "events", "--follow"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (send, lines) = channel();
+        let stdout: BufReader<ChildStdout> = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                let line = line.unwrap();
+                if send.send(serde_json::from_str(&line).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        until("a listener", || (house.status()["events"]["listeners"] == before + 1).then_some(()));
+        Self { child, lines }
+    }
+
+    /// The next event of that kind.
+    fn hears(&self, kind: &str) -> Value {
+        loop {
+            let event = self.lines.recv_timeout(Duration::from_secs(60)).expect(kind);
+            if event["event"] == kind {
+                return event;
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn following_goes_on_with_the_next_worker() {
+    let mut house = House::on_disk();
+    let first = &house.json(&["events"])[0];
+    assert_eq!((first["event"].as_str(), first["number"].as_u64()), (Some("worker.started"), Some(1)));
+    assert_eq!(first["worker"].as_i64(), Some(house.worker().into()));
+    let mut follower = Follower::of(&house);
+    house.kill_worker();
+    let after_death = follower.hears("worker.started")["worker"].as_i64().unwrap();
+    assert_eq!(after_death, i64::from(house.worker()));
+    house.prepared();
+    house.ok(&["upgrade"]);
+    let after_upgrade = follower.hears("worker.started")["worker"].as_i64().unwrap();
+    assert_ne!(after_upgrade, after_death);
+    until("a listener of the new worker", || (house.status()["events"]["listeners"] == 1).then_some(()));
+    house.stop();
+    let status = follower.child.wait().unwrap();
+    assert_eq!(status.code(), Some(1));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut follower.child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("has ended") && said.lines().count() == 1, "{said}");
+}
+
+/// An upgrade waits 5 s for requests that do not end; a follower's is told to.
+#[test]
+fn followers_hold_up_neither_an_upgrade_nor_the_end() {
+    let mut house = House::on_disk();
+    let _followers: Vec<_> = (0..3).map(|_| Follower::of(&house)).collect();
+    house.prepared();
+    let log = house.log().len();
+    let begun = Instant::now();
+    house.ok(&["upgrade"]);
+    let took = begun.elapsed();
+    let log = house.log()[log..].to_owned();
+    assert!(!log.contains("cut off"), "{took:?}: {log}");
+    house.stop();
+}
+
+#[test]
+fn a_reader_that_went_away_ends_the_command() {
+    let house = House::on_disk();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "\"$0\" events --follow | head -n 1"]).arg(env!("CARGO_BIN_EXE_plyfs"));
+    command.env("PLYFS_STORE", house.store()).stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    until("a listener", || (house.status()["events"]["listeners"] == 1).then_some(()));
+    // The first line ends head, the second the command.
+    house.kill_worker();
+    until("a listener of the new worker", || {
+        (house.status()["events"]["listeners"].as_u64() <= Some(1)).then_some(())
+    });
+    house.prepared();
+    house.kill_worker();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("worker.started") && text.lines().count() == 1, "{text}");
+}
