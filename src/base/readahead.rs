@@ -73,8 +73,6 @@ struct Habit {
     join_now: [u64; 2],
     /// Of a gap in front that is larger than that, to what was read just now: so many blocks of its beginning.
     head: u64,
-    /// And so many of its end.
-    tail: u64,
     /// The largest such gap.
     head_gap: u64,
     /// Guessed further on, where the read follows others: quarters of what was read in a row.
@@ -105,7 +103,6 @@ const NUMBERS: Numbers = Numbers {
             join: [32, 6],
             join_now: [6, 16],
             head: 4,
-            tail: 0,
             head_gap: 48,
             follow: 0,
         },
@@ -117,7 +114,6 @@ const NUMBERS: Numbers = Numbers {
             join: [4, 4],
             join_now: [192, 4],
             head: 24,
-            tail: 0,
             head_gap: 48,
             follow: 0,
         },
@@ -129,7 +125,6 @@ const NUMBERS: Numbers = Numbers {
             join: [8, 80],
             join_now: [4, 128],
             head: 32,
-            tail: 0,
             head_gap: 128,
             follow: 0,
         },
@@ -141,7 +136,6 @@ const NUMBERS: Numbers = Numbers {
             join: [192, 6],
             join_now: [16, 96],
             head: 4,
-            tail: 0,
             head_gap: 48,
             follow: 6,
         },
@@ -153,7 +147,6 @@ const NUMBERS: Numbers = Numbers {
             join: [24, 16],
             join_now: [48, 96],
             head: 24,
-            tail: 0,
             head_gap: 128,
             follow: 6,
         },
@@ -280,7 +273,7 @@ impl Readahead {
             near = near.max(self.numbers.first);
         }
         let follow = if run > end - first { (run * habit.follow / 4).min(REQUEST) } else { 0 };
-        let mut behind = if down { follow } else { 0 };
+        let behind = if down { follow } else { 0 };
         if !down {
             near = near.max(end + follow);
         }
@@ -299,7 +292,6 @@ impl Readahead {
                 joined_before = Some(previous + 1);
             } else if now && gap <= habit.head_gap {
                 head = Some((previous + 1, previous + 1 + habit.head.min(gap)));
-                behind = behind.max(habit.tail.min(gap));
             }
         }
         let mut dense = None;

@@ -12,7 +12,7 @@ const GAP: &[u64] = &[0, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128
 fn dials(numbers: &mut Numbers) -> Vec<(&mut u64, &'static [u64])> {
     let mut dials: Vec<(&mut u64, &'static [u64])> = Vec::new();
     for habit in &mut numbers.habits {
-        let super::Habit { longest: _, ahead, dense, density, join, join_now, head, tail, head_gap, follow } =
+        let super::Habit { longest: _, ahead, dense, density, join, join_now, head, head_gap, follow } =
             habit;
         dials.push((ahead, SMALL));
         dials.push((dense, &[0, 4, 8, 16, 32, 64]));
@@ -20,7 +20,6 @@ fn dials(numbers: &mut Numbers) -> Vec<(&mut u64, &'static [u64])> {
         dials.extend(join.iter_mut().map(|gap| (gap, GAP)));
         dials.extend(join_now.iter_mut().map(|gap| (gap, GAP)));
         dials.push((head, &[0, 4, 8, 12, 16, 24, 32]));
-        dials.push((tail, &[0, 2, 4, 8, 12, 16, 24]));
         dials.push((follow, &[0, 1, 2, 3, 4, 6, 8]));
         dials.push((head_gap, &[48, 64, 96, 128, 192]));
     }
