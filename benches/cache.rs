@@ -3,9 +3,12 @@
 //! new worker pays for what it takes over: once for all of it, and at the first use of a block.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use plyfs::cache::disk::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
 use plyfs::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
+use plyfs::io::HostMedium;
 
 const MIB: u64 = 1024 * 1024;
 /// Blocks of the set that is read, in all cases less than the cache holds.
@@ -168,5 +171,48 @@ fn adoption(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hits, inserts, adoption);
+struct Nobody;
+
+impl Watch for Nobody {
+    fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}
+    fn degraded(&self, _: Option<&str>) {}
+}
+
+/// The persistent cache on a filesystem in memory: what it costs beside the two reads of files.
+fn disk(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+    let medium = Arc::new(HostMedium::new(dir.path()).expect("it was just made"));
+    let limits = Limits { bytes: Some(256 * MIB), bases: None, free_floor: 0 };
+    let cache = DiskCache::open(medium, limits, Arc::new(Nobody));
+    let blocks = 64 * MIB / CACHE_BLOCK;
+    let source = cache.attach(SourceKey([1; 32]), 64 * MIB);
+    let mut buf: Vec<u8> = (0..64 * MIB).map(|n| (n * 7 / 3) as u8).collect();
+    source.insert(0, &buf);
+
+    let mut group = criterion.benchmark_group("disk cache");
+    let mut step = 0;
+    for count in [1, 16, 64] {
+        let buf = &mut buf[..(count * CACHE_BLOCK) as usize];
+        group.throughput(Throughput::Bytes(buf.len() as u64));
+        group.bench_function(format!("{} KiB, hit", count * CACHE_BLOCK / 1024), |bencher| {
+            bencher.iter(|| {
+                let block = scattered(&mut step, blocks - count);
+                assert_eq!(source.read(block, buf), count as usize);
+            });
+        });
+    }
+    let other = cache.attach(SourceKey([2; 32]), 1 << 40);
+    let buf = &buf[..(16 * CACHE_BLOCK) as usize];
+    group.throughput(Throughput::Bytes(buf.len() as u64));
+    let mut block = 0;
+    group.bench_function("256 KiB, insert with eviction", |bencher| {
+        bencher.iter(|| {
+            other.insert(block, buf);
+            block += 16;
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, hits, inserts, adoption, disk);
 criterion_main!(benches);

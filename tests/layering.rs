@@ -9,7 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sabotage", &[]),
     ("format", &["sabotage"]),
     ("io", &["sabotage"]),
-    ("source", &[]),
+    ("source", &["config"]),
     ("events", &[]),
     ("trace", &["events", "format", "io"]),
     ("cache", &["format", "io", "sabotage"]),
@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("disk", &["delta", "base", "cache", "format"]),
     ("store", &["disk", "delta", "base", "cache", "events", "image", "source", "format", "io", "sabotage"]),
     ("fuse", &["store", "disk", "base", "cache", "format", "io"]),
-    ("check", &["format", "io", "store"]),
+    ("check", &["cache", "format", "io", "store"]),
     ("simulation", &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage"]),
     ("config", &["format"]),
     (

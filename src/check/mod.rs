@@ -4,6 +4,7 @@
 //! but a missing lock file; with it, only what needs no guess is changed, nothing that a live map still speaks for,
 //! and nothing that may be the last copy of somebody's data.
 
+mod cache;
 mod delta;
 mod digest;
 #[cfg(test)]
@@ -280,6 +281,7 @@ impl Check<'_> {
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
         self.unlinked(&deltas);
+        self.cache()?;
         let mut checked = vec![
             ("superblock".to_owned(), 1),
             ("bases".to_owned(), base_files),

@@ -467,3 +467,46 @@ fn five_a_replaced_disk_with_a_stray_of_its_record_is_mended_in_one_run() {
     house.assert_mended(12, "was removed");
     house.assert_clean();
 }
+
+#[test]
+fn the_cache_of_fetched_blocks_is_checked_and_what_is_damaged_of_it_goes() {
+    use crate::cache::disk::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
+    struct Nobody;
+    impl Watch for Nobody {
+        fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}
+        fn degraded(&self, why: Option<&str>) {
+            panic!("{why:?}");
+        }
+    }
+    let house = House::new();
+    let open = || {
+        let medium = Arc::new(crate::io::HostMedium::new(&house.store()).unwrap());
+        DiskCache::open(medium, Limits { bytes: Some(1 << 20), bases: None, free_floor: 0 }, Arc::new(Nobody))
+    };
+    let key = SourceKey([5; 32]);
+    open().attach(key, 3 * CACHE_BLOCK).insert(0, &[9; 3 * CACHE_BLOCK as usize]);
+    house.assert_clean();
+    let verifying = |repair| {
+        let verify = super::VerifyBases::Yes;
+        super::run_verifying(&house.store(), &house.runtime(), repair, verify).unwrap().findings
+    };
+    assert_eq!(verifying(Repair::No), []);
+    let blocks = house.store().join(format!("cache/{key}.blocks"));
+    let mut bytes = fs::read(&blocks).unwrap();
+    bytes[CACHE_BLOCK as usize] = 8;
+    fs::write(&blocks, bytes).unwrap();
+    house.assert_clean();
+    let found = verifying(Repair::No);
+    assert!(
+        found.len() == 1 && found[0].invariant == 14 && found[0].message.contains("block 1"),
+        "{found:?}"
+    );
+    assert!(verifying(Repair::Yes)[0].repaired);
+    assert_eq!(verifying(Repair::No), []);
+    assert_eq!(open().attach(key, 3 * CACHE_BLOCK).present_run(0, 9), 1);
+    fs::write(house.store().join(format!("cache/{key}.sums")), "?").unwrap();
+    assert_eq!(house.check(Repair::No).findings[0].invariant, 14, "the structure is always checked");
+    house.check(Repair::Yes);
+    assert_eq!(fs::read_dir(house.store().join("cache")).unwrap().count(), 0);
+    house.assert_clean();
+}

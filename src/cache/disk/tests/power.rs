@@ -1,16 +1,20 @@
 //! Power goes, or the worker dies, at any call of the medium, and again in the life after that: never a wrong byte.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
-use crate::io::sim::{Call, Event, Hook, Keep, Stage};
+use crate::io::sim::{Call, Event, Hook, Keep};
 use crate::sabotage::{Sabotage, simulate};
 
 const DEEPEST: u64 = 3;
-const SIZE: u64 = 20 * CACHE_BLOCK + 100;
+/// Blocks that are worked with: few, because the medium keeps every 64 bytes by themselves, and around the ends of
+/// chunks. The last source is small, so that it can be complete.
+const BLOCKS: [&[u64]; 3] = [&[0, 1, 2, 62, 63, 64, 128], &[1, 2, 3, 64, 65, 66, 129], &[0, 1, 2, 3]];
+
+fn size(n: u8) -> u64 {
+    if n == 2 { 3 * CACHE_BLOCK + 100 } else { 129 * CACHE_BLOCK + 100 }
+}
 
 #[derive(Default)]
 struct Counts {
@@ -30,20 +34,22 @@ struct Life {
     counts: Arc<Counts>,
     rng: Mutex<Rng>,
     depth: u64,
+    /// What a power cut tore before this life was found and dropped.
+    surveyed: AtomicBool,
 }
 
 fn limits() -> Limits {
-    Limits { bytes: Some(30 * CACHE_BLOCK), bases: Some(2), free_floor: 0 }
+    Limits { bytes: Some(12 * CACHE_BLOCK), bases: Some(2), free_floor: 0 }
 }
 
 /// Reads everything; blocks that are right. Wrong ones are counted: with a deliberate fault they are the point.
 fn survey(cache: &Arc<DiskCache>, counts: &Counts) -> BTreeSet<(u8, u64)> {
     let mut right = BTreeSet::new();
     for n in 0..3 {
-        let source = cache.attach(key(n), SIZE);
+        let source = cache.attach(key(n), size(n));
         let verified = source.is_verified();
-        for block in 0..source.blocks() {
-            let expected = contents(&key(n), SIZE, block, 1);
+        for block in BLOCKS[n as usize].iter().copied() {
+            let expected = contents(&key(n), size(n), block, 1);
             let mut buf = vec![0xee; expected.len()];
             if source.read(block, &mut buf) == 1 {
                 if buf == expected {
@@ -91,15 +97,15 @@ impl Life {
             self.counts.kills.fetch_add(1, Ordering::Relaxed);
             (self.medium.fork(), BTreeSet::new())
         };
-        let _ = event.stage == Stage::After;
-        live(medium, promised, power, &self.counts, rng, self.depth + 1);
+        let torn = power || !self.surveyed.load(Ordering::Relaxed);
+        live(medium, promised, torn, &self.counts, rng, self.depth + 1);
     }
 }
 
 fn live(
     medium: SimMedium,
     promised: BTreeSet<(u8, u64)>,
-    after_power: bool,
+    may_be_torn: bool,
     counts: &Arc<Counts>,
     mut rng: Rng,
     depth: u64,
@@ -115,6 +121,7 @@ fn live(
         counts: counts.clone(),
         rng: Mutex::new(rng.fork()),
         depth,
+        surveyed: AtomicBool::new(depth == 0),
     });
     *life.promised.lock() = promised.clone();
     medium.set_hook(Some(life.hook()));
@@ -124,18 +131,16 @@ fn live(
         counts.kept.fetch_add(right.len() as u64, Ordering::Relaxed);
         let torn = cache.stats().corrupt_blocks;
         counts.torn.fetch_add(torn, Ordering::Relaxed);
-        if after_power {
-            let lost: Vec<_> = promised.difference(&right).collect();
-            assert!(lost.is_empty(), "flushed, and gone after a power cut: {lost:?}");
-        } else {
-            assert_eq!(torn, 0, "a kill leaves no block that seems damaged");
-        }
+        let lost: Vec<_> = promised.difference(&right).collect();
+        assert!(lost.is_empty(), "flushed, and gone after a power cut: {lost:?}");
+        assert!(may_be_torn || torn == 0, "a kill leaves no block that seems damaged");
+        life.surveyed.store(true, Ordering::Relaxed);
     }
     for _ in 0..if depth == 0 { 40 } else { 5 } {
         let n = rng.below(3) as u8;
-        let source = cache.attach(key(n), SIZE);
-        let first = rng.below(source.blocks());
-        let some = (1 + rng.below(12)).min(source.blocks() - first);
+        let source = cache.attach(key(n), size(n));
+        let first = *rng.pick(BLOCKS[n as usize]);
+        let some = (1 + rng.below(3)).min(source.blocks() - first);
         let what = rng.below(100);
         // What may evict ends the promise before it begins.
         if what < 60 || (75..90).contains(&what) {
@@ -152,6 +157,7 @@ fn live(
             78..80 => cache.remove(&key(n)),
             80..85 => source.pin(rng.chance(40)),
             85..90 => {
+                let source = cache.attach(key(2), size(2));
                 put(&source, 0, source.blocks());
                 source.set_verified(true);
             }
@@ -159,8 +165,9 @@ fn live(
             _ => {
                 cache.flush().unwrap();
                 let here = (0..3).flat_map(|n| {
-                    let source = cache.attach(key(n), SIZE);
-                    (0..source.blocks()).filter(|b| source.contains(*b)).map(|b| (n, b)).collect::<Vec<_>>()
+                    let source = cache.attach(key(n), size(n));
+                    let blocks = BLOCKS[n as usize].iter().copied();
+                    blocks.filter(|b| source.contains(*b)).map(|b| (n, b)).collect::<Vec<_>>()
                 });
                 *life.promised.lock() = here.collect();
             }
@@ -203,9 +210,7 @@ fn power_cuts_and_kills_leave_no_wrong_byte() {
 
 #[test]
 fn the_campaign_finds_a_cache_that_believes_everything() {
-    let seen = Rc::new(RefCell::new(0));
     let _simulating = simulate(Some(Sabotage::ChecksumIgnored));
     let counts = campaign(0..20);
-    *seen.borrow_mut() += counts.wrong.load(Ordering::Relaxed);
-    assert!(*seen.borrow() > 0);
+    assert!(counts.wrong.load(Ordering::Relaxed) > 0);
 }
