@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use parking_lot::Mutex;
 
 use crate::source::{
-    Arrival, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    Arrival, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
 
 /// Bytes that are read at once.
@@ -43,7 +43,7 @@ impl RemoteSource for CopiedFile {
         self: Arc<Self>,
         range: Range<u64>,
         _purpose: Purpose,
-        mut deliver: Box<dyn FnMut(&[u8]) + Send>,
+        mut deliver: Deliver,
     ) -> Fetch {
         let (done, arrival) = Arrival::new();
         let result = Arc::new(Mutex::new(None));

@@ -19,7 +19,6 @@ use crate::source::{Fetch, Purpose, RemoteSource, SourceError, Stall};
 const TRIES: u32 = 4;
 const TRIED_FOR: Duration = Duration::from_secs(30);
 
-type Deliver = Box<dyn FnMut(&[u8]) + Send>;
 
 /// One object behind one or several URLs.
 pub(super) struct Remote {
