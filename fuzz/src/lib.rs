@@ -2,4 +2,5 @@
 
 pub mod decode;
 pub mod disk;
+pub mod image;
 pub mod medium;

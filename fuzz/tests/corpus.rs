@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use plyfs_fuzz::{decode, disk};
+use plyfs::image::Format;
+use plyfs_fuzz::{decode, disk, image};
 
 fn each(target: &str, mut run: impl FnMut(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -50,4 +51,14 @@ fn disk() {
             disk::run(&history);
         }
     });
+}
+
+#[test]
+fn image_qcow2() {
+    each("image_qcow2", |data| image::run(Format::Qcow2, data));
+}
+
+#[test]
+fn image_vmdk() {
+    each("image_vmdk", |data| image::run(Format::Vmdk, data));
 }

@@ -32,17 +32,20 @@ mod tests;
 use std::collections::VecDeque;
 
 use map::{Kind, Map};
-use stream::{Following, Streams};
+use stream::{Following, REQUEST, Streams};
 
 /// Bytes of a cache block.
 pub const BLOCK: u64 = 16 * 1024;
 
 /// Regions of 1 MiB that are remembered: 16 GiB of what was read, in less than 1.5 MiB of memory.
 const REGIONS: usize = 16 * 1024;
-/// A kind of guess is held back when less than a quarter of so many guessed blocks was read.
-const ENOUGH: u32 = 384;
-/// While it is held back, one guess in so many is made.
+/// A kind of guess is judged when it has guessed so many blocks, and held back when less than one in [`LEAST`] was
+/// read. That is few, because a boot reads late much of what was guessed early; who reads at random reaches less.
+const ENOUGH: u32 = 256;
+const LEAST: u32 = 16;
+/// While it is held back, one guess in so many is made, and none of more than [`PROBE_BLOCKS`].
 const PROBE: u32 = 32;
+const PROBE_BLOCKS: u64 = 8;
 /// Nothing is looked for further away, blocks.
 const FAR: u64 = 256;
 
@@ -72,56 +75,86 @@ struct Habit {
     head: u64,
     /// The largest such gap.
     head_gap: u64,
+    /// Guessed further on, where the read follows others: quarters of what was read in a row.
+    follow: u64,
 }
 
 /// The numbers of the policy.
 #[derive(Clone, Copy, Debug)]
 struct Numbers {
-    habits: [Habit; 3],
+    habits: [Habit; 5],
     /// So many different reads ago is "just now".
     now: u64,
     /// A guess that ends so close to what was read goes on to there.
     bridge: u64,
     /// So many 64ths of an aligned region have to be read for the rest to be guessed.
     thick: u64,
+    /// Guessed when the very first block is read: up to this one.
+    first: u64,
 }
 
 const NUMBERS: Numbers = Numbers {
     habits: [
         Habit {
-            longest: 3,
-            ahead: 4,
+            longest: 1,
+            ahead: 1,
             dense: 64,
-            density: 102,
-            join: [12, 0],
-            join_now: [64, 16],
-            head: 0,
-            head_gap: 128,
+            density: 96,
+            join: [32, 6],
+            join_now: [6, 16],
+            head: 4,
+            head_gap: 48,
+            follow: 0,
+        },
+        Habit {
+            longest: 3,
+            ahead: 0,
+            dense: 4,
+            density: 24,
+            join: [4, 4],
+            join_now: [192, 4],
+            head: 24,
+            head_gap: 48,
+            follow: 0,
         },
         Habit {
             longest: 6,
             ahead: 1,
             dense: 0,
-            density: 64,
-            join: [12, 2],
-            join_now: [48, 192],
-            head: 0,
+            density: 48,
+            join: [8, 80],
+            join_now: [4, 128],
+            head: 32,
             head_gap: 128,
+            follow: 0,
+        },
+        Habit {
+            longest: 8,
+            ahead: 1,
+            dense: 0,
+            density: 32,
+            join: [192, 6],
+            join_now: [16, 96],
+            head: 4,
+            head_gap: 48,
+            follow: 6,
         },
         Habit {
             longest: u64::MAX,
             ahead: 1,
             dense: 0,
-            density: 64,
-            join: [16, 24],
-            join_now: [80, 80],
-            head: 4,
-            head_gap: 64,
+            density: 16,
+            join: [24, 16],
+            join_now: [48, 96],
+            head: 24,
+            head_gap: 128,
+            follow: 6,
         },
     ],
-    now: 6,
-    bridge: 6,
+    now: 3,
+    bridge: 2,
     thick: 51,
+    first: 32,
 };
 
 /// How a kind of guess pays, in blocks; both are halved now and then, so that what was long ago counts less.
@@ -133,17 +166,26 @@ struct Score {
 }
 
 impl Score {
-    fn pays(&mut self) -> bool {
-        if self.guessed < ENOUGH || self.used >= self.guessed / 4 {
-            return true;
+    /// How many blocks of such a guess are to be guessed.
+    fn allowed(&mut self, blocks: u64) -> u64 {
+        if self.guessed < ENOUGH || self.used >= self.guessed / LEAST {
+            return blocks;
         }
         self.held_back += 1;
-        self.held_back.is_multiple_of(PROBE)
+        if self.held_back.is_multiple_of(PROBE) { blocks.min(PROBE_BLOCKS) } else { 0 }
+    }
+
+    /// So many guessed blocks were read. Whatever is held back is then tried again at once.
+    fn use_up(&mut self, blocks: u32) {
+        self.used += blocks;
+        if blocks > 0 {
+            self.held_back = PROBE - 1;
+        }
     }
 
     fn guess(&mut self, blocks: u32) {
         self.guessed += blocks;
-        while self.guessed > 8 * ENOUGH {
+        while self.guessed > 2 * ENOUGH {
             self.guessed /= 2;
             self.used /= 2;
         }
@@ -191,16 +233,19 @@ impl Readahead {
         }
         let marked = self.map.mark(first, end);
         for (score, used) in self.scores.iter_mut().zip(marked.used) {
-            score.used += used;
+            score.use_up(used);
         }
         let mut ranges = Vec::new();
-        let stream = self.streams.read(first, end);
-        match stream {
-            Following::No if missing => self.around(first, end, &mut ranges),
-            Following::No => {}
+        // What is read again and is here needs nothing, and says nothing of what comes next: others boot from it too.
+        if marked.new == 0 && !missing {
+            return Advice::default();
+        }
+        match self.streams.read(first, end) {
+            Following::No { run, down } if missing => self.around(first, end, run, down, &mut ranges),
+            Following::No { .. } => {}
             Following::Yes(ahead) => {
                 for (from, to) in ahead {
-                    self.guess(from, to, Kind::Stream, &mut ranges);
+                    self.guess(from, to, Kind::Stream, first, &mut ranges);
                 }
             }
         }
@@ -212,7 +257,7 @@ impl Readahead {
     }
 
     /// Guesses around a read that missed and belongs to no stream.
-    fn around(&mut self, first: u64, end: u64, ranges: &mut Vec<(u64, u64)>) {
+    fn around(&mut self, first: u64, end: u64, run: u64, down: bool, ranges: &mut Vec<(u64, u64)>) {
         let Numbers { habits, bridge, thick, .. } = self.numbers;
         let Some(habit) = habits.into_iter().find(|habit| end - first <= habit.longest) else { return };
 
@@ -223,6 +268,14 @@ impl Readahead {
             {
                 near = near.max(end + size);
             }
+        }
+        if first == 0 {
+            near = near.max(self.numbers.first);
+        }
+        let follow = if run > end - first { (run * habit.follow / 4).min(REQUEST) } else { 0 };
+        let behind = if down { follow } else { 0 };
+        if !down {
+            near = near.max(end + follow);
         }
         let next = self.map.next(end, end + FAR);
         let previous = self.map.previous(first.saturating_sub(FAR), first);
@@ -237,8 +290,8 @@ impl Readahead {
             let (gap, now) = (first - previous - 1, just_now(previous));
             if gap <= largest(now, 1) {
                 joined_before = Some(previous + 1);
-            } else if now && habit.head > 0 && gap <= habit.head_gap {
-                head = Some((previous + 1, previous + 1 + habit.head));
+            } else if now && gap <= habit.head_gap {
+                head = Some((previous + 1, previous + 1 + habit.head.min(gap)));
             }
         }
         let mut dense = None;
@@ -257,12 +310,12 @@ impl Readahead {
 
         let (mut low, mut high) = (first, end);
         let mut add = |kind: Kind, from: u64, to: u64| {
-            // What is read or guessed already is not counted again.
-            if from < to && self.allow(kind, from, to) {
+            if let Some((from, to)) = self.allow(kind, from, to, first) {
                 (low, high) = (low.min(from), high.max(to));
             }
         };
         add(Kind::Near, end, near);
+        add(Kind::Near, first.saturating_sub(behind), first);
         if let Some(next) = joined_after {
             add(Kind::Join, end, next);
         }
@@ -275,37 +328,37 @@ impl Readahead {
         }
         if high > end
             && let Some(next) = self.map.next(high, high + bridge + 1)
-            && self.allow(Kind::Near, high, next)
+            && let Some((_, to)) = self.allow(Kind::Near, high, next, first)
         {
-            high = next;
+            high = to;
         }
         if low < first
             && let Some(previous) = self.map.previous(low.saturating_sub(bridge + 1), low)
-            && self.allow(Kind::Near, previous + 1, low)
+            && let Some((from, _)) = self.allow(Kind::Near, previous + 1, low, first)
         {
-            low = previous + 1;
+            low = from;
         }
         ranges.extend([(end, high.min(self.blocks)), (low, first)]);
         if let Some((from, to)) = head {
-            self.guess(from, to, Kind::Join, ranges);
+            self.guess(from, to, Kind::Join, first, ranges);
         }
     }
 
-    fn guess(&mut self, from: u64, to: u64, kind: Kind, ranges: &mut Vec<(u64, u64)>) {
+    fn guess(&mut self, from: u64, to: u64, kind: Kind, reader: u64, ranges: &mut Vec<(u64, u64)>) {
+        ranges.extend(self.allow(kind, from, to, reader));
+    }
+
+    /// What of such a guess is made, the part next to the block where the reader is; that is noted.
+    fn allow(&mut self, kind: Kind, from: u64, to: u64, reader: u64) -> Option<(u64, u64)> {
         let to = to.min(self.blocks);
-        if from < to && self.allow(kind, from, to) {
-            ranges.push((from, to));
+        if from >= to {
+            return None;
         }
-    }
-
-    /// Whether such a guess is made; then it is noted.
-    fn allow(&mut self, kind: Kind, from: u64, to: u64) -> bool {
         let score = &mut self.scores[kind as usize];
-        if !score.pays() {
-            return false;
-        }
-        score.guess(self.map.guess(from, to.min(self.blocks).max(from), kind));
-        true
+        let blocks = score.allowed(to - from);
+        let (from, to) = if from >= reader { (from, from + blocks) } else { (to - blocks, to) };
+        score.guess(self.map.guess(from, to, kind));
+        (from < to).then_some((from, to))
     }
 }
 

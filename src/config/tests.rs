@@ -1,10 +1,11 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, LogConfig, LogFormat, Overrides, SeccompMode, SecurityConfig, default_cache_memory,
-    file,
+    Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, Overrides,
+    SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -111,7 +112,13 @@ fn defaults() {
     assert_eq!(config.allow_other, super::host::is_root());
     let security = config.security;
     assert!(security.capabilities && security.landlock && !security.core_dumps);
+    assert!(security.network);
     assert_eq!((security.seccomp, security.base_dirs), (SeccompMode::On, Vec::new()));
+    assert_eq!(config.http, HttpConfig::default());
+    config.http.validate().expect("the defaults are within the bounds");
+    let trace = config.trace;
+    assert!(trace.auto && trace.prefetch);
+    assert_eq!((trace.idle_seconds, trace.longest_seconds), (30, 300));
 }
 
 #[test]
@@ -135,6 +142,8 @@ fn every_key_of_the_file_arrives() {
         base_mode = "0444"
         [cache]
         memory = "512M"
+        disk_bases = 5
+        disk_free = "3G"
         disk = 1073741824
         [fuse]
         threads = 8
@@ -151,6 +160,29 @@ fn every_key_of_the_file_arrives() {
         seccomp = "log"
         core_dumps = true
         base_dirs = ["/images", "/srv/images"]
+        network = false
+        [hydrate]
+        auto = true
+        rate = "2M"
+        [http]
+        ca_file = "/etc/ca.pem"
+        max_requests = 8
+        max_rate = "100M"
+        connect_timeout = "2500ms"
+        stall_timeout = "1m"
+        user_agent = "plyfs at home"
+        [[http.credentials]]
+        url = "https://images.example.org/private/"
+        bearer_file = "/secrets/token"
+        renew = "10m"
+        [[http.credentials]]
+        url = "http://other:8080"
+        command = ["/usr/bin/token", "now"]
+        [trace]
+        auto = false
+        prefetch = false
+        idle_seconds = 7
+        longest_seconds = 90
         "#,
         Overrides::default(),
     )
@@ -163,6 +195,8 @@ fn every_key_of_the_file_arrives() {
         base_mode: 0o444,
         cache_memory: 512 << 20,
         cache_disk: Some(1 << 30),
+        cache_disk_bases: Some(5),
+        cache_disk_free: Some(3 << 30),
         fuse_threads: 8,
         io_threads: 64,
         runtime_dir: "/run/plyfs".into(),
@@ -173,7 +207,36 @@ fn every_key_of_the_file_arrives() {
             seccomp: SeccompMode::Log,
             core_dumps: true,
             base_dirs: vec!["/images".into(), "/srv/images".into()],
+            network: false,
         },
+        http: HttpConfig {
+            ca_file: Some("/etc/ca.pem".into()),
+            max_requests: 8,
+            max_rate: Some(100 << 20),
+            connect_timeout: Duration::from_millis(2500),
+            stall_timeout: Duration::from_secs(60),
+            user_agent: "plyfs at home".into(),
+            credentials: vec![
+                CredentialConfig {
+                    url: "https://images.example.org/private/".into(),
+                    bearer_file: Some("/secrets/token".into()),
+                    basic_file: None,
+                    header_file: None,
+                    command: None,
+                    renew: Some(Duration::from_secs(600)),
+                },
+                CredentialConfig {
+                    url: "http://other:8080".into(),
+                    bearer_file: None,
+                    basic_file: None,
+                    header_file: None,
+                    command: Some(vec!["/usr/bin/token".into(), "now".into()]),
+                    renew: None,
+                },
+            ],
+        },
+        hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
+        trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
     };
     assert_eq!(config, expected);
 }
@@ -249,6 +312,33 @@ fn values_out_of_bounds_are_refused() {
         ("security.base_dirs = ['images']", "security.base_dirs: \"images\" is not an absolute path"),
         ("security.base_dirs = ['/images']\nsecurity.landlock = false", "held by landlock"),
         ("security.confine = true", "unknown field `confine`"),
+        ("http.ca_file = 'ca.pem'", "http.ca_file: \"ca.pem\" is not an absolute path"),
+        ("http.max_requests = 0", "http.max_requests: 0 is out of bounds; it is 1 to 256"),
+        ("http.max_requests = 257", "http.max_requests"),
+        ("http.max_rate = '63K'", "http.max_rate: 63K is out of bounds"),
+        ("http.connect_timeout = '99ms'", "http.connect_timeout: 99ms is out of bounds"),
+        ("http.stall_timeout = '25h'", "http.stall_timeout"),
+        ("http.stall_timeout = '1 week'", "is not a time"),
+        ("http.user_agent = ''", "http.user_agent"),
+        ("http.user_agent = \"a\\nb\"", "http.user_agent"),
+        ("http.proxy = 'http://p'", "unknown field `proxy`"),
+        ("[[http.credentials]]\nurl = 'ftp://h/'\nbearer_file = '/a'", "begin with http"),
+        ("[[http.credentials]]\nurl = 'https://u:p@h/'\nbearer_file = '/a'", "no user, query"),
+        ("[[http.credentials]]\nurl = 'https://'\nbearer_file = '/a'", "scheme, host"),
+        ("[[http.credentials]]\nurl = 'https://h/'", "needs one of bearer_file"),
+        ("[[http.credentials]]\nurl = 'https://h/'\nbearer_file = '/a'\nbasic_file = '/b'", "needs one of"),
+        ("[[http.credentials]]\nurl = 'https://h/'\nbearer_file = 'a'", "not an absolute path"),
+        ("[[http.credentials]]\nurl = 'https://h/'\ncommand = ['token']", "absolute path of a program"),
+        ("[[http.credentials]]\nurl = 'https://h/'\ncommand = []", "absolute path of a program"),
+        (
+            "[[http.credentials]]\nurl = 'https://h/'\nbearer_file = '/a'\nrenew = '10ms'",
+            "renew of https://h/",
+        ),
+        ("[[http.credentials]]\nbearer_file = '/a'", "missing field `url`"),
+        ("[[http.credentials]]\nurl = 'https://h/'\ntoken = 'secret'", "unknown field `token`"),
+        ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; it is 1 to 3600"),
+        ("trace.longest_seconds = 86401", "trace.longest_seconds: 86401 is out of bounds"),
+        ("trace.automatic = true", "unknown field `automatic`"),
     ] {
         let message = refusal(toml);
         assert!(message.contains(part), "{toml}: {message}");
@@ -263,7 +353,17 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn json_carries_the_whole_configuration() {
-    let config = Config::merge(file::File::default(), with_store()).expect("valid");
+    let mut config = Config::merge(file::File::default(), with_store()).expect("valid");
+    config.http.max_rate = Some(1 << 20);
+    config.http.connect_timeout = Duration::from_millis(1500);
+    config.http.credentials = vec![CredentialConfig {
+        url: "https://h/".into(),
+        bearer_file: Some("/a".into()),
+        basic_file: None,
+        header_file: None,
+        command: None,
+        renew: Some(Duration::from_secs(5)),
+    }];
     let json = serde_json::to_string(&config).expect("serialize");
     assert_eq!(serde_json::from_str::<Config>(&json).expect("deserialize"), config);
     let with_more = json.replacen('{', "{\"more\":1,", 1);

@@ -54,13 +54,23 @@ pub struct InForce {
 
 const SWITCHED_OFF: &str = "off (configuration)";
 
-/// What a process reads outside of the store once it is confined, each with its reason. Sources on the network will
-/// need /etc/resolv.conf, /etc/hosts, /etc/nsswitch.conf, /etc/gai.conf and the certificates here.
+/// What a process reads outside of the store once it is confined, each with its reason.
 const READ_ONLY: [(&str, &str); 4] = [
     ("/proc/self", "a backtrace reads maps"),
     ("/proc/self/exe", "a backtrace reads the names of functions"),
     ("/sys/devices/system/cpu/online", "the C library asks for the number of processors"),
     ("/proc/sys/kernel/random/boot_id", "whether live maps are of this boot"),
+];
+
+/// What finding the addresses of a server needs besides. Certificates are read before ([`Network::prepare`]).
+///
+/// [`Network::prepare`]: crate::source::http::Network::prepare
+const RESOLVING: [(&str, &str); 5] = [
+    ("/etc/resolv.conf", "which name servers there are"),
+    ("/etc/hosts", "names without a name server"),
+    ("/etc/nsswitch.conf", "which of them is asked first"),
+    ("/etc/host.conf", "the same, in an older place"),
+    ("/etc/gai.conf", "which of several addresses is tried first"),
 ];
 
 /// Gives up, in this thread and those it will make, what serving does not need.
@@ -109,9 +119,7 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
     // The last, because it forbids what the others do.
     let seccomp = match (security.seccomp, &privileges) {
         (SeccompMode::Off, _) => SWITCHED_OFF.into(),
-        (mode, Ok(())) => {
-            settle(&mut complaints, "seccomp", syscalls::restrict(syscalls::Role::Worker, mode))
-        }
+        (mode, Ok(())) => settle(&mut complaints, "seccomp", syscalls::restrict(worker_role(security), mode)),
         (_, Err(why)) => settle(&mut complaints, "seccomp", Err(why.clone())),
     };
     if policy.first {
@@ -120,6 +128,10 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
         }
     }
     InForce { capabilities, landlock, seccomp, core_dumps, memory_locked: policy.memory_locked }
+}
+
+fn worker_role(security: &SecurityConfig) -> syscalls::Role {
+    if security.network { syscalls::Role::NetworkWorker } else { syscalls::Role::Worker }
 }
 
 /// The same for the opener, which may read files and nothing else: all files, or those below `dirs`.
@@ -209,11 +221,14 @@ fn keep_capabilities(keep: &CapsHashSet) -> Result<(), String> {
 
 /// Everything of files, the network and other processes that landlock knows is out of reach, but for what a rule
 /// gives back.
-fn ruleset() -> Result<landlock::RulesetCreated, String> {
+///
+/// With `network` connections are not its business: a base may be on any port, and which ones is not known yet.
+fn ruleset(network: bool) -> Result<landlock::RulesetCreated, String> {
     let said = |error: landlock::RulesetError| error.to_string();
+    let net = if network { AccessNet::BindTcp.into() } else { AccessNet::from_all(ABI::V4) };
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI::V4)))
+        .and_then(|ruleset| ruleset.handle_access(net))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
         .map_err(said)
@@ -238,12 +253,20 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
         // root or the daemon's user made.
         rules.push((runtime_dir.into(), RemoveDir.into()));
     }
-    let mut ruleset = ruleset()?;
+    let network = policy.security.network;
+    if network {
+        // Where the name servers are written down anew by putting another file in its place, that one is read, too.
+        let dir =
+            std::fs::canonicalize("/etc/resolv.conf").ok().and_then(|file| Some(file.parent()?.to_owned()));
+        rules.extend(dir.filter(|dir| dir.starts_with("/run")).map(|dir| (dir, ReadFile.into())));
+    }
+    let mut ruleset = ruleset(network)?;
     for (path, access) in rules {
         let fd = PathFd::new(&path).map_err(|error| error.to_string())?;
         ruleset = ruleset.add_rule(PathBeneath::new(fd, access)).map_err(|error| error.to_string())?;
     }
-    for (path, _reason) in READ_ONLY {
+    let resolving = RESOLVING.iter().filter(|_| network);
+    for (path, _reason) in READ_ONLY.iter().chain(resolving) {
         // Where it is missing nobody reads it.
         let Ok(fd) = PathFd::new(path) else { continue };
         let access = if Path::new(path).is_dir() { ReadFile | ReadDir } else { ReadFile.into() };
@@ -253,7 +276,7 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
 }
 
 fn landlock_opener(dirs: &[PathBuf]) -> Result<String, String> {
-    let mut ruleset = ruleset()?;
+    let mut ruleset = ruleset(false)?;
     let all = [PathBuf::from("/")];
     for dir in if dirs.is_empty() { &all } else { dirs } {
         match PathFd::new(dir) {

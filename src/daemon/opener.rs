@@ -111,7 +111,8 @@ impl OpenImage for Opener {
     }
 }
 
-fn gone(error: &io::Error) -> bool {
+/// Whether the process at the other end is not there any more.
+pub(super) fn gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected

@@ -23,6 +23,8 @@ use crate::io::sys;
 pub(super) enum Role {
     /// Serves disks.
     Worker,
+    /// The same, with bases on the network.
+    NetworkWorker,
     /// Opens the files of bases.
     Opener,
 }
@@ -105,8 +107,7 @@ const MESSAGES: &[c_long] = &[
 /// What serving disks needs besides. Not on it on purpose: chmod, chown, utimes, extended attributes and links, which
 /// landlock does not hold back; the owner and mode of a disk are kept in its record.
 ///
-/// Sources on the network will add socket(2) with AF_INET, AF_INET6 and AF_UNIX (by [`Arg`]), connect(2), bind(2) of
-/// a resolver, sendmmsg(2); io_uring would add its three calls.
+/// io_uring would add its three calls.
 const SERVING: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_close_range,
@@ -153,6 +154,10 @@ const SERVING: &[c_long] = &[
     libc::SYS_timerfd_settime,
     libc::SYS_unlinkat,
 ];
+
+/// Making connections and finding addresses; socket(2) is among the conditional ones. Not on it on purpose: bind(2) and
+/// listen(2), because nobody is to connect to a worker.
+const CONNECTING: &[c_long] = &[libc::SYS_connect, libc::SYS_sendmmsg];
 
 /// Older words for calls of the lists above, which other C libraries still use.
 #[cfg(target_arch = "x86_64")]
@@ -269,7 +274,15 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
     for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {
         all.push((libc::SYS_prctl, Arg::Is(0, option)));
     }
-    if role == Role::Worker {
+    if role == Role::NetworkWorker {
+        // Neither AF_UNIX, behind which the host's own services are, nor AF_NETLINK: the C library does without.
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            all.push((libc::SYS_socket, Arg::Is(0, family as u64)));
+        }
+        // How large a name server's answer is.
+        all.push((libc::SYS_ioctl, Arg::Is(1, libc::FIONREAD)));
+    }
+    if role != Role::Opener {
         // Non-blocking sockets, whether standard error is a terminal, and what space a file has.
         for request in [libc::FIONBIO, libc::TCGETS, sys::FS_IOC_FIEMAP] {
             all.push((libc::SYS_ioctl, Arg::Is(1, request)));
@@ -280,8 +293,11 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
 
 fn allowed(role: Role) -> Vec<c_long> {
     let mut lists = vec![RUNTIME, READING, READING_OLD, MESSAGES];
-    if role == Role::Worker {
+    if role != Role::Opener {
         lists.extend([SERVING, SERVING_OLD]);
+    }
+    if role == Role::NetworkWorker {
+        lists.push(CONNECTING);
     }
     lists.concat()
 }

@@ -10,6 +10,7 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -17,7 +18,9 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::hydrate::Hydrations;
 use super::opener::Opener;
+use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
+use super::secrets::Keeper;
 use super::sources::{HostSources, Kept};
 use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
@@ -32,6 +35,7 @@ use crate::io::{LiveDir, LiveStore, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
+use crate::trace::{Automatic, Limits};
 
 const NAME: &CStr = c"plyfs-worker";
 
@@ -138,10 +142,15 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
 struct Prepared {
     cache: BlockCache,
     opener: Arc<dyn OpenImage>,
-    credentials: Arc<dyn Credentials>,
-    network: Network,
     live_dir: PathBuf,
     confinement: InForce,
+    web: Web,
+}
+
+/// What bases on the network need, and what could not be had any more once the worker is confined.
+struct Web {
+    network: Network,
+    credentials: Arc<dyn Credentials>,
 }
 
 /// What a worker is told when it is its turn.
@@ -168,12 +177,18 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     LiveDir::beside(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
     // Before there is another thread, before anything that is not the opener's business is in memory, and before the
     // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
-    let network = Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok()));
-    let credentials: Arc<dyn Credentials> = Arc::new(NoCredentials);
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
         Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
     } else {
         Arc::new(OpenHere)
+    };
+    let keeper = Keeper::start(config).map_err(|e| format!("starting the keeper of secrets: {e}"))?;
+    let web = Web {
+        network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+        credentials: match keeper {
+            Some(keeper) => Arc::new(keeper),
+            None => Arc::new(NoCredentials),
+        },
     };
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let confinement = confine::apply(&Policy {
@@ -185,7 +200,7 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, credentials, network, live_dir, confinement })
+    Ok(Prepared { cache, opener, live_dir, confinement, web })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -207,7 +222,7 @@ fn serve(
     listener: OwnedFd,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, credentials, network, live_dir, confinement } = prepared;
+    let Prepared { cache, opener, live_dir, confinement, web: Web { network, credentials } } = prepared;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
@@ -218,6 +233,18 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let limits = Limits {
+        idle: Duration::from_secs(config.trace.idle_seconds),
+        longest: Duration::from_secs(config.trace.longest_seconds),
+        ..Limits::default()
+    };
+    let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
+    let tracer = store.trace(limits, automatic, events.clone());
+    // Without a cache that keeps what is fetched early there is nothing to gain.
+    if config.trace.prefetch && config.cache_disk != Some(0) {
+        let prefetcher = Prefetcher::new(&store);
+        tracer.prefetch_with(move |base| prefetcher.play(base));
+    }
     if turn.fresh_mount {
         // Nobody has anything open.
         for node in store.unlinked() {

@@ -3,8 +3,9 @@
 //! The output is never longer than the buffer and nothing else is allocated by what the input says: deflate has its
 //! window in the output, and so has a zstd frame that is decompressed at once, whatever window it declares.
 //!
-//! Why these: flate2 on miniz_oxide is Rust without `unsafe`. For zstd the C library, which decompressed 1.1 GB/s here
-//! where ruzstd came to 0.2, is fuzzed without end by OSS-Fuzz, and is built without its legacy formats.
+//! Why these: flate2 on miniz_oxide is Rust without `unsafe`. For zstd the C library, which decompressed 1.1 GB/s
+//! where ruzstd came to 0.2 and flate2 to 0.36 (64 KiB clusters of programs, one core), is fuzzed without end by
+//! OSS-Fuzz, and is built without its legacy formats.
 
 use std::cell::RefCell;
 

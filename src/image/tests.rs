@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Chain, Compressed, Extent, Format, HEAD, Image, ImageError, ImageErrorKind, inspect, open};
+use super::{Chain, Extent, Format, HEAD, Image, ImageError, ImageErrorKind, inspect, open};
 use crate::source::{Arrival, Identity, Source, SourceError, SourceErrorKind};
 
 /// Of the persistent cache.

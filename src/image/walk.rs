@@ -2,8 +2,8 @@
 
 use super::{Extent, ImageError};
 
-/// How many clusters one call looks at. With that, and with [`TABLES`], it comes to an end soon whatever the tables say;
-/// a run that goes on is found by the next call.
+/// How many clusters one call looks at. With that, and with [`TABLES`], it comes to an end soon whatever the tables
+/// say; a run that goes on is found by the next call.
 const STEPS: usize = 1 << 14;
 
 /// How many tables one call reads or looks up.

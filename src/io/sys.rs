@@ -242,6 +242,12 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid as libc::pid_t, signal) }.into()).map(drop)
 }
 
+/// Sends a signal to a child that was not waited for yet, and that leads a process group, and to all of that group.
+pub fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::kill(-(pid as libc::pid_t), signal) }.into()).map(drop)
+}
+
 /// Waits until a child has ended, and reaps it.
 pub fn wait(pid: u32) -> io::Result<ExitStatus> {
     let mut status = 0;

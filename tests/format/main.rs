@@ -1,7 +1,7 @@
 //! Image files as other programs make them, read byte by byte and compared with what those programs read.
 //!
-//! Needs qemu-img and qemu-io. `PLYFS_EVERY_IMAGE=1` makes every combination (some minutes) instead of a sample in which
-//! each pair of settings occurs.
+//! Needs qemu-img and qemu-io. `PLYFS_EVERY_IMAGE=1` makes every combination (1867 images of qcow2 alone, some
+//! minutes) instead of a sample in which each pair of settings occurs.
 
 mod qcow2;
 mod vmdk;

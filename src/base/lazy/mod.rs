@@ -257,17 +257,20 @@ impl Shared {
         let mut fetching = Fetching::new(self, Purpose::Demand);
         let mut waiting = Vec::with_capacity(missing.len());
         let mut ahead = Vec::new();
+        // A read that only waits for what is under way already is no reason to guess once more.
+        let mut unknown = false;
         {
             let mut table = self.table.lock();
             for block in missing {
                 let known = table.transit.get(*block);
+                unknown |= known.is_none();
                 waiting.push(match known {
                     Some(unit) => unit,
                     None => fetching.add(&mut table.transit, *block),
                 });
             }
             let Table { transit, readahead } = &mut *table;
-            let advice = readahead.read(first, count, true, &|block| self.present(transit, block));
+            let advice = readahead.read(first, count, unknown, &|block| self.present(transit, block));
             self.plan(transit, advice.ranges, &mut fetching, &mut ahead);
         }
         let arrival = arrival_of(waiting, Who::Reader);

@@ -110,13 +110,6 @@ impl Replay {
         }
     }
 
-    /// Lets time pass in which the reader reads nothing.
-    pub(super) fn think(&mut self, seconds: f64) {
-        let until = self.now + seconds;
-        while self.step(until) {}
-        self.now = until;
-    }
-
     /// Until everything that was asked for is here.
     pub(super) fn finish(&mut self) {
         while self.step(f64::INFINITY) {}

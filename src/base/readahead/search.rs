@@ -12,17 +12,20 @@ const GAP: &[u64] = &[0, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128
 fn dials(numbers: &mut Numbers) -> Vec<(&mut u64, &'static [u64])> {
     let mut dials: Vec<(&mut u64, &'static [u64])> = Vec::new();
     for habit in &mut numbers.habits {
-        let super::Habit { longest: _, ahead, dense, density, join, join_now, head, head_gap } = habit;
+        let super::Habit { longest: _, ahead, dense, density, join, join_now, head, head_gap, follow } =
+            habit;
         dials.push((ahead, SMALL));
         dials.push((dense, &[0, 4, 8, 16, 32, 64]));
         dials.push((density, &[16, 24, 32, 40, 48, 64, 80, 96, 112]));
         dials.extend(join.iter_mut().map(|gap| (gap, GAP)));
         dials.extend(join_now.iter_mut().map(|gap| (gap, GAP)));
         dials.push((head, &[0, 4, 8, 12, 16, 24, 32]));
+        dials.push((follow, &[0, 1, 2, 3, 4, 6, 8]));
         dials.push((head_gap, &[48, 64, 96, 128, 192]));
     }
     dials.push((&mut numbers.now, &[1, 2, 3, 4, 6, 8, 12, 16, 24]));
     dials.push((&mut numbers.bridge, SMALL));
+    dials.push((&mut numbers.first, &[0, 16, 32, 64, 128]));
     dials.push((&mut numbers.thick, &[24, 28, 32, 36, 40, 45, 51, 58]));
     dials
 }
@@ -52,7 +55,7 @@ fn cost(numbers: Numbers, traces: &[(Vec<(u64, u64)>, u64)], budget: f64) -> f64
 fn search_for_numbers() {
     let setting =
         |name: &str, default: f64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
-    let (steps, budget) = (setting("STEPS", 20_000.0) as u64, setting("BUDGET", 1.26));
+    let (steps, budget) = (setting("STEPS", 20_000.0) as u64, setting("BUDGET", 1.28));
     let mut random = setting("SEED", 1.0) as u64 * 0x9e37_79b9_7f4a_7c15 | 1;
     let mut next = move || {
         random ^= random << 13;
@@ -68,7 +71,7 @@ fn search_for_numbers() {
     let (mut best, mut best_cost) = (now, now_cost);
     for step in 0..steps {
         let left = 1.0 - step as f64 / steps as f64;
-        let temperature = 0.25 * left * left + 1e-4;
+        let temperature = 0.06 * left * left + 1e-4;
         let mut tried = now;
         for _ in 0..1 + next() % 3 {
             let mut dials = dials(&mut tried);

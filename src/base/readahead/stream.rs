@@ -27,8 +27,8 @@ struct Stream {
 
 /// What a read has to do with streams.
 pub(super) enum Following {
-    /// It belongs to none, or to none that is one yet.
-    No,
+    /// It belongs to none, or to none that is one yet: so many blocks were read in a row, and which way.
+    No { run: u64, down: bool },
     /// It does; these ranges (first, end) are to be fetched, the nearest one first.
     Yes(Vec<(u64, u64)>),
 }
@@ -66,7 +66,7 @@ impl Streams {
             } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|s| s.at) {
                 *oldest = new;
             }
-            return Following::No;
+            return Following::No { run: end - first, down: false };
         };
         let stream = &mut self.streams[index];
         stream.at = now;
@@ -86,7 +86,7 @@ impl Streams {
         let stream = *stream;
         let run = stream.high - stream.low;
         if run < RUN || stream.reads < READS {
-            return Following::No;
+            return Following::No { run, down: stream.down };
         }
         let going = self.streams.iter().filter(|s| s.reads >= READS && now - s.at < STALE).count() as u64;
         let window = (run / 2).min(self.longest).min((ALL_AHEAD / going.max(1)).max(REQUEST));

@@ -5,13 +5,19 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
+use self::server::{Object, Server, Tls};
 use super::{InForce, Policy, apply};
-use crate::config::{SeccompMode, SecurityConfig};
+use crate::config::{HttpConfig, SeccompMode, SecurityConfig};
 use crate::io::confine::{bare_call, in_child};
 use crate::io::sys;
+use crate::source::http::{Http, Network, NoCredentials, Proxies, RemoteOptions};
+
+#[path = "../../../tests/http/server.rs"]
+mod server;
 
 /// A directory with a store's directories, a directory for live maps, and a file that is none of the worker's
 /// business.
@@ -78,6 +84,7 @@ fn switched_off_means_off_and_says_so() {
         seccomp: SeccompMode::Off,
         core_dumps: true,
         base_dirs: Vec::new(),
+        network: false,
     };
     confined(&security, |dir, in_force| {
         assert_eq!(in_force.landlock, "off (configuration)");
@@ -160,20 +167,65 @@ fn a_link_in_the_store_leads_nowhere() {
 
 #[test]
 fn no_network_no_programs_no_new_code() {
+    let without = SecurityConfig { network: false, ..SecurityConfig::default() };
+    for (security, inet) in [(without, Some(libc::ENOSYS)), (SecurityConfig::default(), None)] {
+        confined(&security, |_, _| {
+            for family in [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_VSOCK] {
+                let socket = bare_call(libc::SYS_socket, [family as u64, libc::SOCK_STREAM as u64, 0]);
+                assert_eq!(socket, Some(libc::ENOSYS), "{family}");
+            }
+            for family in [libc::AF_INET, libc::AF_INET6] {
+                let socket = bare_call(libc::SYS_socket, [family as u64, libc::SOCK_STREAM as u64, 0]);
+                assert!(socket == inet || socket == Some(libc::EAFNOSUPPORT), "{family}: {socket:?}");
+            }
+            // Nobody connects to a worker.
+            assert_eq!(bare_call(libc::SYS_bind, [0; 3]), Some(libc::ENOSYS));
+            assert_eq!(bare_call(libc::SYS_listen, [0; 3]), Some(libc::ENOSYS));
+            let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+            assert_eq!(bare_call(libc::SYS_mmap, [0, 4096, executable]), Some(libc::ENOSYS));
+            assert_eq!(bare_call(libc::SYS_mprotect, [0, 0, executable]), Some(libc::ENOSYS));
+            // A process of its own is not a thread; a signal to another process is none of its business.
+            assert_eq!(bare_call(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]), Some(libc::ENOSYS));
+            assert_eq!(bare_call(libc::SYS_kill, [1, 0, 0]), Some(libc::ENOSYS));
+            assert_eq!(bare_call(libc::SYS_tgkill, [1, 1, 0]), Some(libc::ENOSYS));
+            assert_eq!(bare_call(libc::SYS_io_uring_setup, [1, 0, 0]), Some(libc::ENOSYS));
+        });
+    }
+}
+
+/// A confined worker finds addresses and reads from servers, with TLS and without, and leaves files alone meanwhile.
+#[test]
+fn bases_on_the_network_are_within_reach() {
+    let object = Object::new(300_000);
+    let tls = Tls::new(&[b"http/1.1"]);
+    let (plain, secure) = (Server::start(object.clone()), Server::start_tls(object.clone(), &tls));
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let ca_file = dir.path().join("ca.pem");
+    fs::write(&ca_file, &tls.ca_pem).unwrap();
+    let http = HttpConfig { ca_file: Some(ca_file), ..HttpConfig::default() };
     confined(&SecurityConfig::default(), |_, _| {
-        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET] {
-            let socket = bare_call(libc::SYS_socket, [family as u64, libc::SOCK_STREAM as u64, 0]);
-            assert_eq!(socket, Some(libc::ENOSYS), "{family}");
-        }
-        let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        assert_eq!(bare_call(libc::SYS_mmap, [0, 4096, executable]), Some(libc::ENOSYS));
-        assert_eq!(bare_call(libc::SYS_mprotect, [0, 0, executable]), Some(libc::ENOSYS));
-        // A process of its own is not a thread; a signal to another process is none of its business.
-        assert_eq!(bare_call(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]), Some(libc::ENOSYS));
-        assert_eq!(bare_call(libc::SYS_kill, [1, 0, 0]), Some(libc::ENOSYS));
-        assert_eq!(bare_call(libc::SYS_tgkill, [1, 1, 0]), Some(libc::ENOSYS));
-        assert_eq!(bare_call(libc::SYS_io_uring_setup, [1, 0, 0]), Some(libc::ENOSYS));
+        // What was not loaded before cannot be any more.
+        assert_eq!(errno(File::open(http.ca_file.as_ref().unwrap())), Some(libc::EACCES));
     });
+    let house = house();
+    let code = in_child(|| {
+        let network = Network::prepare(&http, Proxies::default());
+        confine(house.path(), &SecurityConfig::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let http = Http::new(&http, &network, Arc::new(NoCredentials), runtime.handle().clone()).unwrap();
+        for (server, scheme) in [(&plain, "http"), (&secure, "https")] {
+            let url = format!("{scheme}://localhost:{}/a", server.address().port());
+            let probed = runtime.block_on(http.probe(&[url], &RemoteOptions::default())).unwrap();
+            assert!(probed.head == object.bytes[..64 << 10]);
+        }
+        // A name that no file has: a name server is asked, or there is none to ask. Not a call that is refused.
+        let unknown = ["http://plyfs-test.invalid/a".to_owned()];
+        let error =
+            runtime.block_on(http.probe(&unknown, &RemoteOptions::default())).unwrap_err().to_string();
+        assert!(!error.contains("not implemented") && !error.contains("denied"), "{error}");
+        7
+    });
+    assert_eq!(code, 7, "101: a panic, negative: a signal");
 }
 
 #[test]

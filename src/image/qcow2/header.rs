@@ -215,8 +215,8 @@ fn u64_at(head: &[u8], at: usize) -> Result<u64, ImageError> {
     bytes.map(|bytes| u64::from_be_bytes(*bytes)).ok_or_else(|| cut(head, "the header"))
 }
 
-/// What matters of the header extensions. Bitmaps and the format of the backing file do not, nor does what is unknown:
-/// that is how they are defined.
+/// What matters of the header extensions. Bitmaps and the format of the backing file do not, nor does what is
+/// unknown: that is how they are defined.
 #[derive(Default)]
 struct Extensions {
     /// Bit number and name of incompatible features.

@@ -4,8 +4,8 @@
 //! table, are found there. L2 tables are read in slices and judged entry by entry. Not looked at: refcounts (a reader
 //! does not need them, which is also why an image marked dirty is fine), snapshots, bitmaps.
 //!
-//! Few round trips: the start of the file is read together with what `qemu-img` puts there (L1 and first L2 table, for
-//! clusters of 64 KiB), and L2 tables are announced together.
+//! Few round trips: the start of the file is read together with what `qemu-img` puts there (L1 and first L2 table,
+//! for clusters of 64 KiB), and L2 tables are announced together.
 
 pub mod entry;
 pub mod header;

@@ -1,7 +1,7 @@
 //! The text inside a VMDK image that says what it consists of.
 //!
-//! Read only to refuse: whatever it names, the one file that was given is all that is ever read. An extent that is not
-//! this file itself is how an image asks for files of the host (CVE-2022-47951).
+//! Read only to refuse: whatever it names, the one file that was given is all that is ever read. An extent that is
+//! not this file itself is how an image asks for files of the host (CVE-2022-47951).
 
 use super::header::{CONVERT, invalid, refused, unsupported};
 use crate::image::ImageError;
@@ -114,7 +114,8 @@ fn extent(rest: &str, sectors: u64) -> Result<(), ImageError> {
     let (has, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if !kind.eq_ignore_ascii_case("SPARSE") {
         let what = format!(
-            "its descriptor has an extent of type \"{}\", which is in another file, and an image may not say which files are read",
+            "its descriptor has an extent of type \"{}\", which is in another file, and an image may not say \
+             which files are read",
             shown(kind)
         );
         return Err(refused(what, SEVERAL));

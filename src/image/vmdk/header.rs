@@ -1,6 +1,7 @@
 //! The sector that a sparse extent of VMDK begins with, and the same at its end.
 //!
-//! After VMware's "Virtual Disk Format 5.0" and QEMU's block/vmdk.c. Everything is little endian, in sectors of 512 bytes.
+//! After VMware's "Virtual Disk Format 5.0" and QEMU's block/vmdk.c. Everything is little endian, in sectors of 512
+//! bytes.
 
 use super::descriptor::{Descriptor, Kind};
 use crate::format::MAX_DISK_SIZE;
@@ -144,7 +145,7 @@ impl Header {
         }
         let directory = match long(head, 56)? {
             AT_END if compressed => None,
-            sector => Some(sector.checked_mul(SECTOR).unwrap_or(u64::MAX)),
+            sector => Some(sector.saturating_mul(SECTOR)),
         };
         let zero_grains = flags & ZERO_GRAINS != 0;
         let header = Self { size, grain: grain * SECTOR, entries, directory, zero_grains, compressed };
@@ -204,7 +205,8 @@ fn other_kinds(head: &[u8]) -> Result<(), ImageError> {
     }
     let text = head.iter().position(|byte| !byte.is_ascii_whitespace()).map(|from| &head[from..]);
     if text.is_some_and(|text| text.starts_with(b"# Disk DescriptorFile") || text.starts_with(b"version=")) {
-        let what = "it is a descriptor that names the files of the disk, and an image may not say which files are read";
+        let what = "it is a descriptor that names the files of the disk, and an image may not say which files are \
+                    read";
         let advice = "make one file of the disk where it is trusted: qemu-img convert -O qcow2";
         return Err(refused(what.into(), advice));
     }

@@ -1,6 +1,7 @@
 //! VMDK in one file: monolithicSparse, and streamOptimized as it is in OVA files.
 //!
-//! A grain directory is read and judged once; grain tables (2 KiB for 32 MiB of the disk) are read one by one and kept.
+//! A grain directory is read and judged once; grain tables (2 KiB for 32 MiB of the disk) are read one by one and
+//! kept.
 //! Own code, because `imago` (0.2.6) reads flat extents only, which are in other files.
 
 pub mod descriptor;
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::source::Source;
 
-/// All grain tables together are announced when they take no more than this; else those around the one that is missing.
+/// All grain tables together are announced when they take no more than this; else those around the missing one.
 const ANNOUNCE: u64 = 4 << 20;
 
 /// How many tables are announced around one that is missing: 1 GiB of the disk.

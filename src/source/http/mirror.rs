@@ -24,6 +24,8 @@ use super::{Http, shown, words};
 use crate::source::{Purpose, SourceError};
 
 const MAX_HOPS: usize = 10;
+/// Others may find out where it leads as fast as this one finds that it is over; not for ever.
+const MAX_ROUNDS: usize = 6;
 /// The body of a redirect or an error is read up to here, to keep the connection.
 const MAX_DRAIN: u64 = 16 << 10;
 /// And for as long.
@@ -137,30 +139,32 @@ impl Mirror {
 
     /// An answer to use, from wherever the URL leads.
     pub async fn ask(&self, http: &Http, ask: &Ask<'_>) -> Result<Transfer, Failure> {
-        let mut alone = None;
-        loop {
-            if let Some(url) = self.known() {
-                match self.once(http, &url, ask).await {
-                    Err(Failure::Moved { .. }) => self.forget(&url),
-                    Err(Failure::Denied { status: 401 | 403 | 404 | 410, .. }) if url != self.url => {
-                        tracing::debug!(url = self.shown, "the target of a redirect is over");
+        for _ in 0..MAX_ROUNDS {
+            let Some(url) = self.known() else {
+                // One finds out; the others then know, and do not wait for each other any more.
+                let alone = self.resolving.lock().await;
+                if self.known().is_some() {
+                    drop(alone);
+                    continue;
+                }
+                return self.resolve(http, ask).await;
+            };
+            match self.once(http, &url, ask).await {
+                Err(Failure::Moved { .. }) => self.forget(&url),
+                Err(Failure::Denied { status: 401 | 403 | 404 | 410, .. }) if url != self.url => {
+                    tracing::debug!(url = self.shown, "the target of a redirect is over");
+                    self.forget(&url);
+                }
+                Err(again @ Failure::Again { .. }) => {
+                    if url != self.url {
                         self.forget(&url);
                     }
-                    Err(again @ Failure::Again { .. }) => {
-                        if url != self.url {
-                            self.forget(&url);
-                        }
-                        return Err(again);
-                    }
-                    other => return other,
+                    return Err(again);
                 }
+                other => return other,
             }
-            if alone.is_some() {
-                return self.resolve(http, ask).await;
-            }
-            // One finds out; the others then know.
-            alone = Some(self.resolving.lock().await);
         }
+        Err(Failure::again("it leads to another place each time"))
     }
 
     async fn resolve(&self, http: &Http, ask: &Ask<'_>) -> Result<Transfer, Failure> {

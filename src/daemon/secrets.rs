@@ -1,0 +1,248 @@
+//! The keeper of secrets: a process that reads credentials for the worker, which itself can read no file of the host
+//! and run no program.
+//!
+//! What must hold:
+//! - It reads the files and runs the commands that the configuration names, by number; nothing that the worker says
+//!   makes it read or run anything else.
+//! - It is there only where the configuration has credentials. Without commands it is confined as the opener is, to
+//!   the directories of those files; commands are the operator's own programs and have the rights of the daemon.
+//! - What it reads goes to the worker and nowhere else. It keeps nothing of the worker but one socket and standard
+//!   error, and dies with it.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::confine;
+use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
+use crate::io::{confine as process, sys};
+use crate::source::http::{Credentials, Secret};
+
+/// Longest secret in bytes; a message has one byte more.
+const LONGEST: usize = process::MAX_MESSAGE - 1;
+const COMMAND_TIME: Duration = Duration::from_secs(10);
+const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How often it is looked whether a program that has closed its output has ended, too.
+const LOOK: Duration = Duration::from_millis(5);
+
+const GIVEN: u8 = 1;
+const REFUSED: u8 = 0;
+
+/// The worker's end.
+pub struct Keeper {
+    socket: OwnedFd,
+}
+
+impl Keeper {
+    /// Starts the process, if there is anything to keep. Only while this one has a single thread.
+    ///
+    /// # Errors
+    /// When there are other threads, or no process can be made.
+    pub fn start(config: &Config) -> io::Result<Option<Self>> {
+        if config.http.credentials.is_empty() {
+            return Ok(None);
+        }
+        let (ours, theirs) = sys::message_pair()?;
+        match process::fork()? {
+            process::Forked::Parent(pid) => {
+                tracing::debug!(pid, "the keeper of secrets runs");
+                Ok(Some(Self { socket: ours }))
+            }
+            process::Forked::Child => {
+                let code = match run(config, &theirs) {
+                    Ok(()) => 0,
+                    Err(error) => {
+                        tracing::error!(%error, "the keeper of secrets ends");
+                        1
+                    }
+                };
+                std::process::exit(code);
+            }
+        }
+    }
+
+    fn ask(&self, number: usize) -> io::Result<Result<Secret, String>> {
+        let (ours, theirs) = sys::message_pair()?;
+        let number = u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+        process::send_message(self.socket.as_fd(), &number, Some(theirs.as_fd()))?;
+        drop(theirs);
+        let mut answer = vec![0; process::MAX_MESSAGE];
+        let (got, _) = process::receive_message(ours.as_fd(), &mut answer)?;
+        answer.truncate(got);
+        match answer.split_first() {
+            Some((&GIVEN, secret)) => {
+                let secret = Secret::new(secret.to_vec());
+                zeroize::Zeroize::zeroize(&mut answer);
+                Ok(Ok(secret))
+            }
+            Some((_, why)) => Ok(Err(String::from_utf8_lossy(why).into_owned())),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl Credentials for Keeper {
+    fn get(&self, number: usize) -> Result<Secret, String> {
+        match self.ask(number) {
+            Ok(answer) => answer,
+            Err(error) if super::opener::gone(&error) => {
+                tracing::error!(
+                    "the keeper of secrets is gone; this worker ends so that the next one has another"
+                );
+                std::process::abort();
+            }
+            Err(error) => Err(format!("asking for them: {error}")),
+        }
+    }
+}
+
+/// The child. Returns when the worker is gone.
+fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
+    process::set_name(c"plyfs-secrets");
+    process::close_all_but(socket.as_fd())?;
+    std::env::set_current_dir("/")?;
+    match files(&config.http) {
+        Some(files) => {
+            // The directory, because a secret is renewed by putting another file in its place.
+            let parent = |path: &&Path| path.parent().map(Path::to_owned);
+            let dirs: Vec<PathBuf> = files.iter().filter_map(parent).collect();
+            confine::opener(&config.security, &dirs);
+        }
+        None => {
+            let _ = process::no_new_privileges();
+            let _ = process::forbid_core_dumps();
+        }
+    }
+    let mut request = [0; 4];
+    loop {
+        match process::receive_message(socket.as_fd(), &mut request) {
+            Ok((0, _)) => return Ok(()),
+            Ok((4, Some(reply))) => {
+                let credential = config.http.credentials.get(u32::from_le_bytes(request) as usize).cloned();
+                // Each in a thread of its own: a program may take its time. The worker asks for one at a time.
+                let thread = std::thread::Builder::new().name("secret".into());
+                let _ = thread.spawn(move || answer(credential.as_ref(), &reply));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The files, when there are no commands.
+fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
+    let file = |credential| match CredentialConfig::source(credential) {
+        Some(
+            CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
+        ) => Some(path),
+        Some(CredentialSource::Command(_)) | None => None,
+    };
+    http.credentials.iter().map(file).collect()
+}
+
+fn answer(credential: Option<&CredentialConfig>, reply: &OwnedFd) {
+    let found = match credential {
+        Some(credential) => obtain(credential),
+        None => Err("there are none of this number".into()),
+    };
+    let mut message = zeroize::Zeroizing::new(Vec::with_capacity(process::MAX_MESSAGE));
+    match &found {
+        Ok(secret) => {
+            message.push(GIVEN);
+            message.extend_from_slice(secret.bytes());
+        }
+        Err(why) => {
+            message.push(REFUSED);
+            message.extend(why.bytes().take(LONGEST));
+        }
+    }
+    // When the asker is gone, so is the question.
+    let _ = process::send_message(reply.as_fd(), &message, None);
+}
+
+fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
+    match credential.source() {
+        Some(
+            CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
+        ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
+        Some(CredentialSource::Command(command)) => {
+            let (program, arguments) = command.split_first().ok_or("there is no program")?;
+            execute(program, arguments, &credential.url, COMMAND_TIME)
+                .map_err(|why| format!("{program}: {why}"))
+        }
+        None => Err("there is no source of them".into()),
+    }
+}
+
+fn read(path: &Path) -> Result<Secret, String> {
+    let said = |error: io::Error| error.to_string();
+    // Without waiting for the other end of a FIFO.
+    let file =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(said)?;
+    if !file.metadata().map_err(said)?.is_file() {
+        return Err("it is not a regular file".into());
+    }
+    limited(file).map_err(said)?
+}
+
+/// Up to the end, or an error when that is too far.
+fn limited(from: impl Read) -> io::Result<Result<Secret, String>> {
+    let mut bytes = Vec::with_capacity(LONGEST + 1);
+    from.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
+    let all = bytes.len();
+    let secret = Secret::new(bytes);
+    Ok(if all > LONGEST { Err(format!("it is longer than {LONGEST} bytes")) } else { Ok(secret) })
+}
+
+fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Result<Secret, String> {
+    let end = Instant::now() + time;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", COMMAND_PATH)
+        .env("PLYFS_URL", url)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // What programs say of their failures has had secrets in it before.
+        .stderr(Stdio::null())
+        // Its own children end with it.
+        .process_group(0)
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let output = child.stdout.take().ok_or("it has no output")?;
+    let (send, receive) = mpsc::channel();
+    let reader = std::thread::Builder::new().name("output".into());
+    let reading = reader.spawn(move || _ = send.send(limited(output)));
+    let secret = match reading {
+        Ok(_) => receive.recv_timeout(time).map_err(|_| format!("it takes longer than {time:?}")),
+        Err(error) => Err(error.to_string()),
+    };
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status),
+            Ok(None) if secret.is_ok() && Instant::now() < end => std::thread::sleep(LOOK),
+            Ok(None) | Err(_) => {
+                // It was not reaped, so the number is its own.
+                let _ = sys::kill_group(child.id(), libc::SIGKILL);
+                let _ = child.wait();
+                break None;
+            }
+        }
+    };
+    let secret = secret?.map_err(|error| error.to_string())??;
+    match status {
+        Some(status) if status.success() => Ok(secret),
+        Some(status) => Err(format!("it failed ({status})")),
+        None => Err(format!("it takes longer than {time:?}")),
+    }
+}

@@ -1,0 +1,168 @@
+//! The process itself is tried in processes of their own: it is forked by one with a single thread.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::{Keeper, LONGEST, execute, read};
+use crate::config::{Config, CredentialConfig, Overrides};
+use crate::io::confine::{end_process, in_child};
+use crate::io::sys;
+use crate::source::http::{Credentials, Secret};
+
+fn shell(script: &str, time: Duration) -> Result<Secret, String> {
+    execute("/bin/sh", &["-c".into(), script.into()], "https://h/", time)
+}
+
+fn text(secret: Result<Secret, String>) -> String {
+    String::from_utf8(secret.unwrap().bytes().to_vec()).unwrap()
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_program_prints_a_secret() {
+    assert_eq!(text(shell("echo token", LONG)), "token\n");
+    assert_eq!(text(shell("printf %s \"$PLYFS_URL\"", LONG)), "https://h/");
+    let environment = text(shell("/usr/bin/env", LONG));
+    for line in environment.lines() {
+        let name = line.split_once('=').unwrap().0;
+        // The shell's own ones besides.
+        assert!(["PATH", "PLYFS_URL", "PWD", "SHLVL", "_", "OLDPWD"].contains(&name), "{line}");
+    }
+    let why = shell("echo hidden; echo hidden >&2; exit 3", LONG).unwrap_err();
+    assert!(why.contains("exit status: 3") && !why.contains("hidden"), "{why}");
+    let why = shell("head -c 9000 /dev/zero", LONG).unwrap_err();
+    assert!(why.contains(&format!("longer than {LONGEST} bytes")), "{why}");
+    assert!(execute("/no/such/program", &[], "https://h/", LONG).unwrap_err().contains("No such file"));
+}
+
+#[test]
+fn a_program_that_hangs_is_ended_with_its_children() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let pid = dir.path().join("pid");
+    let begin = Instant::now();
+    // The second one closes its output, and does not end; the child of the first holds it open.
+    for script in
+        [format!("sleep 1000 & echo $! > {0}; sleep 1000", pid.display()), "exec >&-; sleep 1000".into()]
+    {
+        let why = shell(&script, Duration::from_millis(500)).unwrap_err();
+        assert!(why.contains("longer than 500ms"), "{why}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(100));
+    let child = fs::read_to_string(&pid).unwrap();
+    let gone = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    while !gone() {
+        assert!(begin.elapsed() < Duration::from_secs(100), "its child lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn only_regular_files_are_read() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = dir.path().join("token");
+    fs::write(&path, "abc\n").unwrap();
+    assert_eq!(text(read(&path)), "abc\n");
+    fs::write(&path, vec![b'a'; LONGEST + 1]).unwrap();
+    assert!(read(&path).unwrap_err().contains("longer"));
+    assert!(read(dir.path()).is_err());
+    assert!(read(Path::new("/dev/zero")).unwrap_err().contains("not a regular file"));
+    assert!(read(&dir.path().join("none")).unwrap_err().contains("No such file"));
+}
+
+fn house(command: bool) -> (TempDir, Config) {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    for part in ["store", "secrets", "other"] {
+        fs::create_dir(dir.path().join(part)).unwrap();
+    }
+    fs::write(dir.path().join("secrets/token"), "first").unwrap();
+    fs::set_permissions(dir.path().join("secrets/token"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(dir.path().join("other/token"), "other").unwrap();
+    std::os::unix::fs::symlink(dir.path().join("other/token"), dir.path().join("secrets/link")).unwrap();
+    let flags = Overrides {
+        store: Some(dir.path().join("store")),
+        mount: Some(dir.path().join("mnt")),
+        ..Overrides::default()
+    };
+    let mut config = Config::load(None, flags).unwrap();
+    let credential = |file: Option<&str>, command: Option<&str>| CredentialConfig {
+        url: "https://h/".into(),
+        bearer_file: file.map(|file| dir.path().join(file)),
+        basic_file: None,
+        header_file: None,
+        command: command.map(|script| vec!["/bin/sh".into(), "-c".into(), script.into()]),
+        renew: None,
+    };
+    config.http.credentials =
+        vec![credential(Some("secrets/token"), None), credential(Some("secrets/link"), None)];
+    if command {
+        config.http.credentials.push(credential(None, Some("echo printed")));
+    }
+    (dir, config)
+}
+
+#[track_caller]
+fn with_keeper(config: &Config, work: impl FnOnce(Keeper)) {
+    let code = in_child(|| {
+        work(Keeper::start(config).unwrap().unwrap());
+        7
+    });
+    assert_eq!(code, 7, "101: a panic, negative: a signal");
+}
+
+#[test]
+fn the_keeper_reads_what_the_configuration_names() {
+    let (dir, config) = house(false);
+    with_keeper(&config, |keeper| {
+        assert_eq!(text(keeper.get(0)), "first");
+        // Renewed as such files are.
+        fs::write(dir.path().join("secrets/new"), "second").unwrap();
+        fs::rename(dir.path().join("secrets/new"), dir.path().join("secrets/token")).unwrap();
+        assert_eq!(text(keeper.get(0)), "second");
+        // Its directories only: what a link in them leads to is somewhere else.
+        let why = keeper.get(1).unwrap_err();
+        assert!(why.contains("secrets/link") && why.contains("denied"), "{why}");
+        assert!(keeper.get(7).unwrap_err().contains("none of this number"));
+        fs::remove_file(dir.path().join("secrets/token")).unwrap();
+        let why = keeper.get(0).unwrap_err();
+        assert!(why.contains("secrets/token") && why.contains("No such file"), "{why}");
+    });
+}
+
+#[test]
+fn the_keeper_runs_what_the_configuration_names() {
+    let (_dir, config) = house(true);
+    with_keeper(&config, |keeper| {
+        assert_eq!(text(keeper.get(2)), "printed\n");
+        assert_eq!(text(keeper.get(0)), "first");
+        assert_eq!(text(keeper.get(1)), "other", "with the rights of the daemon");
+    });
+}
+
+#[test]
+fn without_credentials_there_is_no_keeper() {
+    let (_dir, mut config) = house(false);
+    config.http.credentials.clear();
+    assert_eq!(in_child(|| i32::from(Keeper::start(&config).unwrap().is_none())), 1);
+}
+
+#[test]
+fn a_worker_without_its_keeper_ends() {
+    let (_dir, config) = house(false);
+    let code = in_child(|| {
+        let keeper = Keeper::start(&config).unwrap().unwrap();
+        assert_eq!(text(keeper.get(0)), "first");
+        let children = fs::read_to_string(format!("/proc/self/task/{0}/children", sys::pid())).unwrap();
+        end_process(children.trim().parse().unwrap());
+        let _ = keeper.get(0);
+        7
+    });
+    assert_eq!(code, -libc::SIGABRT);
+}

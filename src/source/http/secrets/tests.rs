@@ -1,0 +1,77 @@
+use super::{Kind, Secret, base64, covers, headers};
+use reqwest::Url;
+
+#[test]
+fn base64_is_that_of_the_standard() {
+    for (bytes, text) in [
+        ("", ""),
+        ("f", "Zg=="),
+        ("fo", "Zm8="),
+        ("foo", "Zm9v"),
+        ("foob", "Zm9vYg=="),
+        ("foobar", "Zm9vYmFy"),
+    ] {
+        assert_eq!(*base64(bytes.as_bytes()), text);
+    }
+    assert_eq!(*base64(&[0xfb, 0xff, 0xbe]), "+/++");
+}
+
+#[test]
+fn scopes_end_at_a_segment() {
+    for (scope, url, inside) in [
+        ("https://h/", "https://h/a/b?c", true),
+        ("https://h", "https://h/a", true),
+        ("https://h/a", "https://h/a", true),
+        ("https://h/a", "https://h/a/b", true),
+        ("https://h/a", "https://h/ab", false),
+        ("https://h/a/", "https://h/a/b", true),
+        ("https://h/a/", "https://h/a", false),
+        ("https://h/a/", "https://h/a/../b", false),
+        ("https://h/a/", "https://h/a/%2e%2e/b", false),
+        ("https://h/a/", "https://h/a/..%2Fb", false),
+        ("https://h/", "http://h/", false),
+        ("https://h/", "https://h:8443/", false),
+        ("https://h:443/", "https://h/", true),
+        ("https://h/", "https://hh/", false),
+        ("https://h/", "https://h.evil.example/", false),
+        ("https://H/", "https://h/", true),
+    ] {
+        let parse = |text| Url::parse(text).unwrap();
+        assert_eq!(covers(&parse(scope), &parse(url)), inside, "{scope} {url}");
+    }
+}
+
+#[test]
+fn what_may_be_credentials() {
+    let lines = |kind, text: &str| {
+        headers(kind, &Secret::new(text.into())).map(|headers| {
+            let line = |(name, value): (&_, &reqwest::header::HeaderValue)| {
+                assert!(value.is_sensitive());
+                format!("{name}: {}", value.to_str().unwrap())
+            };
+            headers.iter().map(line).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(lines(Kind::Bearer, " abc\n").unwrap(), ["authorization: Bearer abc"]);
+    assert_eq!(
+        lines(Kind::Basic, "Aladdin:open sesame\n").unwrap(),
+        ["authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]
+    );
+    assert_eq!(lines(Kind::Either, "eyJ0.a-b_c==\n").unwrap(), ["authorization: Bearer eyJ0.a-b_c=="]);
+    assert_eq!(lines(Kind::Either, "X-Auth-Token: 5\n\nX-More:6").unwrap(), ["x-auth-token: 5", "x-more: 6"]);
+    for (kind, text) in [
+        (Kind::Bearer, ""),
+        (Kind::Bearer, "a\nb"),
+        (Kind::Bearer, "a\u{1}b"),
+        (Kind::Basic, "nobody"),
+        (Kind::Headers, "token"),
+        (Kind::Headers, "Range: bytes=0-1"),
+        (Kind::Headers, "Host: other"),
+        (Kind::Headers, "a b: c"),
+        (Kind::Either, "two words"),
+    ] {
+        let why = lines(kind, text).expect_err(text);
+        assert!(text.is_empty() || !why.contains(text), "{why}");
+    }
+    assert_eq!(format!("{:?}", Secret::new("hidden".into())), "Secret(..)");
+}

@@ -1,0 +1,246 @@
+//! One object, or another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use plyfs::source::Purpose;
+use plyfs::source::SourceErrorKind::{Changed, Protocol};
+use plyfs::source::http::{RemoteOptions, Strictness};
+
+use crate::harness::{Client, MIB, fails, identity};
+use crate::server::{Object, Reply, Server};
+
+fn options(strictness: Strictness) -> RemoteOptions {
+    RemoteOptions { strictness, ..RemoteOptions::default() }
+}
+
+/// The image was replaced under the same URL in mid-read.
+#[test]
+fn an_image_that_is_replaced_is_an_error_for_good() {
+    for new in [Object::seeded(MIB, 2), Object::new(MIB + 1), Object::new(MIB - 1)] {
+        let object = Object::new(MIB);
+        let server = Server::start(object.clone());
+        let client = Client::new();
+        let source = client.open(&server.url("/a"), &object);
+        // Broken off in the middle; the rest would come from the new one.
+        let replaced = new.clone();
+        server.on(move |request| match request.number {
+            0 => Reply::Cut(300_000),
+            _ => Reply::Of(replaced.clone()),
+        });
+        let reading = client.start(&source, 0..MIB as u64, Purpose::Demand);
+        let bytes = reading.bytes.clone();
+        fails(client.wait(reading.done), Changed, &["restore the original image", "as a new base"]);
+        let bytes = bytes.lock().unwrap();
+        assert!(bytes.len() == 300_000 && **bytes == object.bytes[..300_000], "no byte of the new one");
+        // Once changed, always changed; and nobody is asked any more.
+        server.on(|_| Reply::Object);
+        let before = server.requests().len();
+        fails(client.read(&source, 0..10), Changed, &["as a new base"]);
+        assert_eq!(server.requests().len(), before);
+    }
+}
+
+#[test]
+fn requests_carry_the_condition() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    client.read(&source, 0..10).unwrap();
+    assert_eq!(server.requests()[0].header("if-match"), Some("\"v1\""));
+    assert_eq!(server.requests()[0].header("if-range"), None, "a splice");
+    // A server that takes any condition for failed is asked without.
+    let server = Server::start(object.clone());
+    let source = client.open(&server.url("/a"), &object);
+    server
+        .on(|request| if request.header("if-match").is_some() { Reply::status(412) } else { Reply::Object });
+    assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
+    assert!(client.read(&source, 10..20).unwrap() == object.bytes[10..20]);
+    assert_eq!(server.requests().len(), 3);
+    server.on(|_| Reply::status(412));
+    fails(client.read(&source, 0..10), Changed, &["412"]);
+}
+
+/// Weak ETags; an ETag that differs between the nodes of a CDN. Each by name, how strict is up to the base.
+#[test]
+fn validators_are_compared_as_strictly_as_the_base_says() {
+    use Strictness::{SizeOnly, Strong, Weak};
+    const DATE: &str = "Mon, 02 Feb 2026 10:00:00 GMT";
+    const LATER: &str = "Mon, 02 Feb 2026 10:00:01 GMT";
+    // Pinned tag and date, sent tag and date; then what each strictness says: "" is right.
+    type Said = Option<&'static str>;
+    type Row = ((Said, Said), (Said, Said), [(Strictness, &'static str); 3]);
+    let rows: Vec<Row> = vec![
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"a\""), Some(DATE)),
+            [(Strong, ""), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"a\""), Some(LATER)),
+            [(Strong, ""), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"b\""), Some(DATE)),
+            [(Strong, "changed: its ETag is \"b\", not \"a\""), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("\"b\""), Some(LATER)),
+            [(Strong, "changed: ETag"), (Weak, "changed: ETag"), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (Some("W/\"a\""), Some(LATER)),
+            [(Strong, "protocol: weak ETag"), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (None, Some(DATE)),
+            [(Strong, "protocol: without the ETag"), (Weak, ""), (SizeOnly, "")],
+        ),
+        (
+            (Some("\"a\""), Some(DATE)),
+            (None, None),
+            [
+                (Strong, "protocol: without the ETag"),
+                (Weak, "protocol: without ETag and Last-Modified"),
+                (SizeOnly, ""),
+            ],
+        ),
+        ((None, Some(DATE)), (None, Some(DATE)), [(Strong, ""), (Weak, ""), (SizeOnly, "")]),
+        (
+            (None, Some(DATE)),
+            (None, Some(LATER)),
+            [(Strong, "changed: Last-Modified"), (Weak, "changed: Last-Modified"), (SizeOnly, "")],
+        ),
+        (
+            (None, Some(DATE)),
+            (Some("\"a\""), None),
+            [(Strong, "protocol: without Last-Modified"), (Weak, "protocol: without"), (SizeOnly, "")],
+        ),
+        ((Some("W/\"a\""), None), (Some("W/\"a\""), None), [(Weak, ""), (SizeOnly, ""), (SizeOnly, "")]),
+        (
+            (Some("W/\"a\""), None),
+            (Some("W/\"b\""), None),
+            [(Weak, "changed: ETag"), (SizeOnly, ""), (SizeOnly, "")],
+        ),
+    ];
+    let bytes = Object::new(100_000);
+    let object = |(etag, date): (Said, Said)| Object {
+        etag: etag.map(str::to_owned),
+        last_modified: date.map(str::to_owned),
+        ..bytes.clone()
+    };
+    let client = Client::new();
+    for (pinned, sent, results) in rows {
+        for (strictness, says) in results {
+            let server = Server::start(object(sent));
+            // The condition is the server's way to say the same.
+            server.on(|_| Reply::With(Vec::new()));
+            let source = client.open_with(&[&server.url("/a")], &object(pinned), options(strictness));
+            let sent_object = object(sent);
+            server.on(move |request| {
+                let (first, last) = request.range().unwrap();
+                let mut lines = vec![("Content-Range".to_owned(), format!("bytes {first}-{last}/100000"))];
+                lines.extend(sent_object.etag.iter().map(|etag| ("ETag".to_owned(), etag.clone())));
+                lines.extend(
+                    sent_object.last_modified.iter().map(|at| ("Last-Modified".to_owned(), at.clone())),
+                );
+                Reply::Status(206, lines, sent_object.bytes[first as usize..=last as usize].to_vec())
+            });
+            let read = client.read(&source, 5..50);
+            let case = format!("{pinned:?} {sent:?} {strictness:?}");
+            match says.split_once(": ") {
+                None => {
+                    assert!(read.unwrap_or_else(|e| panic!("{case}: {e}")) == bytes.bytes[5..50], "{case}")
+                }
+                Some(("changed", part)) => drop(fails(read, Changed, &[part])),
+                Some((_, part)) => drop(fails(read, Protocol, &[part])),
+            }
+        }
+    }
+}
+
+/// What a base can be told by is settled when it is added.
+#[test]
+fn too_little_to_tell_by_is_refused_when_a_base_is_added() {
+    use Strictness::{SizeOnly, Strong, Weak};
+    let client = Client::new();
+    let server = Server::start(Object::new(1000));
+    let probe = |etag: Option<&str>, date: Option<&str>, strictness| {
+        server.set_object(Object {
+            etag: etag.map(str::to_owned),
+            last_modified: date.map(str::to_owned),
+            ..Object::new(1000)
+        });
+        client.probe_all(&[&server.url("/a")], strictness)
+    };
+    fails(probe(Some("W/\"a\""), None, Strong), Protocol, &["weak ETag", "weaker check"]);
+    fails(probe(None, None, Strong), Protocol, &["neither ETag nor Last-Modified"]);
+    fails(probe(None, None, Weak), Protocol, &["neither ETag nor Last-Modified"]);
+    // The server's clock says 12:00:00.
+    let now = Some("Sat, 21 Nov 2026 12:00:00 GMT");
+    fails(probe(None, now, Strong), Protocol, &["not over yet"]);
+    fails(probe(None, Some("yesterday"), Strong), Protocol, &["not over yet"]);
+    probe(None, Some("Sat, 21 Nov 2026 11:59:59 GMT"), Strong).unwrap();
+    probe(Some("W/\"a\""), None, Weak).unwrap();
+    probe(None, now, Weak).unwrap();
+    probe(None, None, SizeOnly).unwrap();
+}
+
+/// Mirrors serve different builds: the one that does is left out, with its name.
+#[test]
+fn a_mirror_with_another_build_is_left_out() {
+    let object = Object::new(MIB);
+    let (good, other) = (Server::start(object.clone()), Server::start(Object::seeded(MIB, 2)));
+    let client = Client::new();
+    let urls = [&*other.url("/a"), &*good.url("/a")];
+    let source = client.open_with(&urls, &object, RemoteOptions::default());
+    for at in 0..5 {
+        let range = at * 1000..at * 1000 + 1000;
+        assert!(
+            client.read(&source, range.clone()).unwrap()
+                == object.bytes[range.start as usize..range.end as usize]
+        );
+    }
+    assert!(other.requests().len() <= 2, "it is not asked again: {}", other.requests().len());
+    // When the last of them is another, too, that is what is said.
+    good.set_object(Object::seeded(MIB, 3));
+    fails(client.read(&source, 0..10), Changed, &["ETag"]);
+    // A base that is added wants one object.
+    good.set_object(object.clone());
+    let why = fails(client.probe_all(&urls, Strictness::Strong), Protocol, &["another object than"]);
+    assert!(why.contains(&good.url("/a")) && why.contains(&other.url("/a")), "{why}");
+    let why = fails(client.probe_all(&urls, Strictness::SizeOnly), Protocol, &["begins with other bytes"]);
+    assert!(why.contains("digest"), "{why}");
+    other.set_object(Object { etag: Some("\"its-own\"".into()), ..object.clone() });
+    fails(client.probe_all(&urls, Strictness::Strong), Protocol, &["its ETag is"]);
+    client.probe_all(&urls, Strictness::Weak).unwrap();
+    other.set_object(object.clone());
+    assert_eq!(client.probe_all(&urls, Strictness::Strong).unwrap().identity, identity(&object));
+}
+
+/// A redirector that sends us to a mirror with another build is asked once more.
+#[test]
+fn a_redirector_may_have_chosen_a_mirror_that_is_behind() {
+    let object = Object::new(MIB);
+    let (good, other) = (Server::start(object.clone()), Server::start(Object::seeded(MIB, 2)));
+    let redirector = Server::start(Object::new(0));
+    let (first, second) = (other.url("/a"), good.url("/a"));
+    let bad_only = Arc::new(AtomicBool::new(false));
+    let only = bad_only.clone();
+    redirector.on(move |request| {
+        Reply::redirect(if request.number == 0 || only.load(Ordering::SeqCst) { &first } else { &second })
+    });
+    let client = Client::new();
+    let source = client.open(&redirector.url("/image"), &object);
+    assert!(client.read(&source, 0..1000).unwrap() == object.bytes[..1000]);
+    assert_eq!(redirector.requests().len(), 2);
+    bad_only.store(true, Ordering::SeqCst);
+    let source = client.open(&redirector.url("/image"), &object);
+    fails(client.read(&source, 0..1000), Changed, &["ETag"]);
+}

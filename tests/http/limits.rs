@@ -1,0 +1,104 @@
+//! How much at once, and how fast.
+
+use std::time::{Duration, Instant};
+
+use plyfs::config::HttpConfig;
+use plyfs::source::Purpose;
+use plyfs::source::http::RemoteOptions;
+
+use crate::harness::{Client, MIB, quick, until};
+use crate::server::{Object, Reply, Server};
+
+fn slow(server: &Server) {
+    server.on(|_| Reply::After(Duration::from_millis(100), Box::new(Reply::Object)));
+}
+
+#[test]
+fn no_more_requests_at_once_than_are_allowed() {
+    let object = Object::new(MIB);
+    for (all, own, most) in [(3, None, 3), (16, Some(2), 2), (2, Some(50), 2), (1, None, 1)] {
+        let server = Server::start(object.clone());
+        slow(&server);
+        let client = Client::with(&HttpConfig { max_requests: all, ..quick() });
+        let options = RemoteOptions { max_requests: own, ..RemoteOptions::default() };
+        let source = client.open_with(&[&server.url("/a")], &object, options);
+        let reads: Vec<_> = (0..10).map(|at| client.start(&source, at..at + 1, Purpose::Demand)).collect();
+        for reading in reads {
+            client.wait(reading.done).unwrap();
+        }
+        // The first finds out where the URL leads, and is alone.
+        assert_eq!(server.most_at_once(), most, "{all} {own:?}");
+    }
+}
+
+/// A reader does not wait until hydration is done.
+#[test]
+fn readers_come_first() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    slow(&server);
+    let client = Client::with(&HttpConfig { max_requests: 4, ..quick() });
+    let source = client.open(&server.url("/a"), &object);
+    client.read(&source, 0..1).unwrap();
+    let hydration: Vec<_> =
+        (0..40).map(|at| client.start(&source, 1000 + at..1001 + at, Purpose::Hydrate)).collect();
+    server.wait_for_requests(4);
+    assert!(server.most_at_once() <= 3, "one is left for readers");
+    for at in 0..5 {
+        client.read(&source, at..at + 1).unwrap();
+    }
+    let requests = server.requests();
+    let done = requests.iter().filter(|request| request.range().unwrap().0 >= 1000).count();
+    assert!(done < 30, "{done} of 40 were done before 5 reads");
+    for reading in hydration {
+        client.wait(reading.done).unwrap();
+    }
+}
+
+/// A read that is given up while it waits for its turn, or has it, keeps nothing.
+#[test]
+fn whoever_gives_up_gives_its_place_back() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    server.on(|_| Reply::Stall(0));
+    let client =
+        Client::with(&HttpConfig { max_requests: 2, stall_timeout: Duration::from_secs(600), ..quick() });
+    let source = client.open(&server.url("/a"), &object);
+    let reads: Vec<_> = (0..10).map(|at| client.start(&source, at..at + 1, Purpose::Demand)).collect();
+    server.wait_for_requests(1);
+    for reading in &reads {
+        reading.task.abort();
+    }
+    server.on(|_| Reply::Object);
+    for at in 0..10 {
+        client.read(&source, at..at + 1).unwrap();
+    }
+}
+
+#[test]
+fn bytes_come_no_faster_than_is_allowed() {
+    let object = Object::new(2 * MIB);
+    let server = Server::start(object.clone());
+    let rate = Some(MIB as u64);
+    for (all, own) in [(rate, None), (None, rate)] {
+        let client = Client::with(&HttpConfig { max_rate: all, ..quick() });
+        let options = RemoteOptions { max_rate: own, ..RemoteOptions::default() };
+        let source = client.open_with(&[&server.url("/a")], &object, options);
+        let begin = Instant::now();
+        assert!(client.read(&source, 0..2 * MIB as u64).unwrap() == *object.bytes);
+        assert!(begin.elapsed() >= Duration::from_millis(1800), "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn everything_is_counted() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    client.probe(&server.url("/a")).unwrap();
+    let source = client.open(&server.url("/a"), &object);
+    client.read(&source, 0..1000).unwrap();
+    let counters = client.http.counters();
+    assert_eq!((counters.requests, counters.retries, counters.bytes), (2, 0, (64 << 10) + 1000));
+    until("the server is through", || server.body_bytes() == (64 << 10) + 1000);
+}

@@ -1,0 +1,180 @@
+//! Where a URL leads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use plyfs::source::Purpose;
+use plyfs::source::SourceErrorKind::{Denied, Protocol};
+
+use crate::harness::{Client, MIB, fails, quick, until};
+use crate::server::{Object, Reply, Server, Tls};
+
+struct Pair {
+    object: Object,
+    origin: Server,
+    target: Server,
+    client: Client,
+}
+
+/// A server that sends everybody to another one, with a signature that changes.
+fn pair() -> Pair {
+    let object = Object::new(MIB);
+    let (origin, target) = (Server::start(Object::new(0)), Server::start(object.clone()));
+    let to = target.url("/signed");
+    let given = AtomicUsize::new(0);
+    origin.on(move |_| Reply::redirect(format!("{to}?signature={}", given.fetch_add(1, Ordering::SeqCst))));
+    Pair { object, origin, target, client: Client::new() }
+}
+
+/// A redirect followed again for every block took three quarters of the time; the signed target expired an hour later.
+#[test]
+fn a_target_is_used_until_it_is_over() {
+    for status in [401, 403, 404, 410] {
+        let Pair { object, origin, target, client } = pair();
+        let source = client.open(&origin.url("/image"), &object);
+        for at in 0..10 {
+            assert!(
+                client.read(&source, at..at + 100).unwrap() == object.bytes[at as usize..at as usize + 100]
+            );
+        }
+        assert_eq!((origin.requests().len(), target.requests().len()), (1, 10));
+        assert!(target.requests().iter().all(|request| request.target == "/signed?signature=0"));
+        target.on(
+            move |request| {
+                if request.target.ends_with("=0") { Reply::status(status) } else { Reply::Object }
+            },
+        );
+        assert!(client.read(&source, 5..10).unwrap() == object.bytes[5..10], "{status}");
+        assert_eq!((origin.requests().len(), target.requests().len()), (2, 12));
+        // And when the new one is refused as well, that is the end of it.
+        target.on(move |_| Reply::status(status));
+        fails(client.read(&source, 5..10), Denied, &[&status.to_string(), "credentials"]);
+        assert_eq!(origin.requests().len(), 3);
+    }
+}
+
+#[test]
+fn a_redirect_says_how_long_it_holds() {
+    let Pair { object, origin, target, client } = pair();
+    let to = target.url("/signed");
+    origin.on(move |_| {
+        let lines =
+            vec![("Location".into(), to.clone()), ("Cache-Control".into(), "private, max-age=1".into())];
+        Reply::Status(307, lines, b"moved".to_vec())
+    });
+    let source = client.open(&origin.url("/image"), &object);
+    client.read(&source, 0..10).unwrap();
+    client.read(&source, 0..10).unwrap();
+    assert_eq!(origin.requests().len(), 1);
+    until("the redirect is over", || {
+        client.read(&source, 0..10).unwrap();
+        origin.requests().len() == 2
+    });
+}
+
+#[test]
+fn one_finds_out_where_a_url_leads() {
+    let Pair { object, origin, target, client } = pair();
+    let to = target.url("/signed");
+    origin.on(move |_| Reply::After(Duration::from_millis(200), Box::new(Reply::redirect(&to))));
+    let source = client.open(&origin.url("/image"), &object);
+    let all: Vec<_> =
+        (0..8).map(|at| client.start(&source, at * 10..at * 10 + 10, Purpose::Demand)).collect();
+    for (at, reading) in all.into_iter().enumerate() {
+        assert!(client.wait(reading.done).unwrap() == object.bytes[at * 10..at * 10 + 10]);
+    }
+    assert_eq!((origin.requests().len(), target.requests().len()), (1, 8));
+}
+
+#[test]
+fn redirects_have_an_end() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let last = Arc::new(AtomicUsize::new(10));
+    let hops = last.clone();
+    server.on(move |request| {
+        let at: usize = request.target.trim_start_matches('/').parse().unwrap();
+        if at == hops.load(Ordering::SeqCst) { Reply::Object } else { Reply::redirect(format!("{}", at + 1)) }
+    });
+    // Relative ones.
+    let source = client.open(&server.url("/0"), &object);
+    assert!(client.read(&source, 0..100).unwrap() == object.bytes[..100]);
+    last.store(11, Ordering::SeqCst);
+    let source = client.open(&server.url("/0"), &object);
+    fails(client.read(&source, 0..100), Protocol, &["more than 10 times"]);
+    assert_eq!(server.requests().len(), 11 + 11);
+    server.on(|_| Reply::redirect("/0"));
+    fails(client.probe(&server.url("/0")), Protocol, &["more than 10 times"]);
+}
+
+#[test]
+fn redirects_lead_to_web_servers_only() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    for (to, why) in [
+        ("file:///etc/passwd", "neither http nor https"),
+        ("ftp://host/a", "neither http nor https"),
+        ("http://[broken/", "not a URL"),
+        ("", "more than 10 times"),
+    ] {
+        server.on(move |_| Reply::redirect(to));
+        fails(client.probe(&server.url("/a")), Protocol, &[why]);
+    }
+}
+
+#[test]
+fn https_never_becomes_http() {
+    let object = Object::new(MIB);
+    let tls = Tls::new(&[]);
+    let (secure, plain) = (Server::start_tls(object.clone(), &tls), Server::start(object.clone()));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &tls.ca_pem).unwrap();
+    let client = Client::with(&plyfs::config::HttpConfig { ca_file: Some(file.path().into()), ..quick() });
+    let to = plain.url("/a?secret=1");
+    secure.on(move |_| Reply::redirect(&to));
+    let why = fails(client.probe(&secure.url("/a")), Protocol, &["from https to http"]);
+    assert!(!why.contains("secret"), "{why}");
+    assert_eq!(plain.requests().len(), 0);
+    // The other way is fine.
+    let to = secure.url("/a");
+    plain.on(move |_| Reply::redirect(&to));
+    secure.on(|_| Reply::Object);
+    client.probe(&plain.url("/a")).unwrap();
+}
+
+/// A target that is down is not asked for ever while the URL leads somewhere else by now.
+#[test]
+fn a_target_that_fails_is_looked_up_again() {
+    let Pair { object, origin, mut target, client } = pair();
+    let source = client.open(&origin.url("/image"), &object);
+    client.read(&source, 0..10).unwrap();
+    let other = Server::start(object.clone());
+    let to = other.url("/signed");
+    origin.on(move |_| Reply::redirect(&to));
+    target.stop();
+    assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
+    assert_eq!(other.requests().len(), 1);
+}
+
+/// What was meant for one server goes to no other: user and password in the URL.
+#[test]
+fn user_and_password_stay_with_their_server() {
+    let Pair { object, origin, target, client } = pair();
+    let seen = Arc::new(AtomicBool::new(false));
+    let (to, noted) = (target.url("/signed"), seen.clone());
+    origin.on(move |request| {
+        let right = request.header("authorization") == Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        noted.store(right, Ordering::SeqCst);
+        // A redirect cannot give us an identity either.
+        Reply::redirect(to.replacen("http://", "http://eve:evil@", 1))
+    });
+    let url = origin.url("/image").replacen("http://", "http://Aladdin:open%20sesame@", 1);
+    let source = client.open(&url, &object);
+    assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
+    assert!(seen.load(Ordering::SeqCst));
+    assert_eq!(target.requests()[0].header("authorization"), None);
+    assert!(!source.shown().contains("Aladdin") && source.shown().contains("/image"), "{}", source.shown());
+}

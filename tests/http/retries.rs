@@ -1,0 +1,287 @@
+//! Servers that fail, are slow, or go away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use plyfs::config::HttpConfig;
+use plyfs::source::Purpose;
+use plyfs::source::SourceErrorKind::{Denied, Unreachable};
+use plyfs::source::http::RemoteOptions;
+
+use crate::harness::{Client, MIB, fails, quick, until};
+use crate::server::{Object, Reply, Server};
+
+#[test]
+fn passing_failures_pass() {
+    let object = Object::new(MIB);
+    for reply in [
+        Reply::status(408),
+        Reply::status(425),
+        Reply::status(429),
+        Reply::status(500),
+        Reply::status(502),
+        Reply::status(503),
+        Reply::status(504),
+        Reply::status(599),
+        Reply::Close,
+        Reply::Cut(0),
+        Reply::Stall(0),
+        Reply::Raw(b"HTTP/1.1 2".to_vec()),
+        Reply::Raw(b"what?\r\n\r\n".to_vec()),
+        Reply::After(Duration::from_secs(20), Box::new(Reply::Object)),
+    ] {
+        let server = Server::start(object.clone());
+        // Shorter than a server takes for the last of them.
+        let config = HttpConfig { connect_timeout: Duration::from_millis(300), ..quick() };
+        let client = Client::with(&config);
+        let source = client.open(&server.url("/a"), &object);
+        let first = reply.clone();
+        server.on(move |request| if request.number < 2 { first.clone() } else { Reply::Object });
+        assert!(client.read(&source, 10..5000).unwrap() == object.bytes[10..5000], "{reply:?}");
+        assert_eq!(server.requests().len(), 3, "{reply:?}");
+        assert_eq!(source.stall(), None);
+        assert_eq!(client.http.counters().retries, 2);
+    }
+}
+
+/// A transfer that breaks is taken up where it broke.
+#[test]
+fn a_broken_transfer_goes_on_where_it_broke() {
+    let object = Object::new(4 * MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    server.on(|request| match request.number {
+        0 => Reply::Cut(1_000_001),
+        1 => Reply::Stall(500_000),
+        2 => Reply::Cut(0),
+        3 => Reply::Cut(1),
+        _ => Reply::Object,
+    });
+    let bytes = client.read(&source, 100..object.bytes.len() as u64).unwrap();
+    assert!(bytes == object.bytes[100..]);
+    let ranges: Vec<u64> = server.requests().iter().map(|request| request.range().unwrap().0).collect();
+    assert_eq!(ranges, [100, 1_000_101, 1_500_101, 1_500_101, 1_500_102]);
+    assert!(server.requests().iter().all(|request| request.range().unwrap().1 == 4 * MIB as u64 - 1));
+}
+
+/// The server goes away: reads wait, and go on by themselves when it is back.
+#[test]
+fn reads_wait_for_a_server_that_is_away() {
+    let object = Object::new(MIB);
+    let mut server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    client.read(&source, 0..10).unwrap();
+    assert_eq!(source.stall(), None);
+    server.stop();
+    let reads: Vec<_> =
+        (0..20).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
+    until("reads wait", || source.stall().is_some());
+    let stall = source.stall().unwrap();
+    assert!(stall.why.contains("refused"), "{}", stall.why);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(source.stall().unwrap().since, stall.since, "the first failure counts");
+    // One that is given up changes nothing for the others.
+    let mut reads = reads.into_iter();
+    reads.next().unwrap().task.abort();
+    server.start_again();
+    for (at, reading) in reads.enumerate() {
+        let at = (at + 1) * 100;
+        assert!(client.wait(reading.done).unwrap() == object.bytes[at..at + 100]);
+    }
+    assert_eq!(source.stall(), None);
+}
+
+#[test]
+fn a_deadline_ends_the_waiting() {
+    let object = Object::new(MIB);
+    let mut server = Server::start(object.clone());
+    let client = Client::new();
+    let options = RemoteOptions { deadline: Some(Duration::from_millis(700)), ..RemoteOptions::default() };
+    let source = client.open_with(&[&server.url("/a")], &object, options);
+    server.stop();
+    let begin = Instant::now();
+    fails(
+        client.read(&source, 0..10),
+        Unreachable,
+        &["has not given it for 700ms", "refused", "check the server"],
+    );
+    assert!(begin.elapsed() >= Duration::from_millis(700));
+    assert_eq!(source.stall(), None);
+    // It counts from the first failure after the last byte, so one that crawls is not cut off.
+    server.start_again();
+    server.on(|_| Reply::Cut(50_000));
+    assert!(client.read(&source, 0..MIB as u64).unwrap() == *object.bytes);
+    assert_eq!(server.requests().len(), MIB.div_ceil(50_000));
+}
+
+/// Nobody waits for these; whoever wants them later asks again.
+#[test]
+fn only_what_a_reader_wants_is_tried_for_ever() {
+    let object = Object::new(MIB);
+    for purpose in [Purpose::Readahead, Purpose::Prefetch, Purpose::Hydrate] {
+        let server = Server::start(object.clone());
+        let client = Client::new();
+        let source = client.open(&server.url("/a"), &object);
+        server.on(|_| Reply::status(500));
+        fails(client.read_for(&source, 0..10, purpose), Unreachable, &["500"]);
+        assert_eq!(server.requests().len(), 4, "{purpose:?}");
+        assert_eq!(source.stall(), None, "nobody reads");
+    }
+}
+
+/// 429 without back-off became a storm of requests.
+#[test]
+fn a_server_that_is_overloaded_is_left_alone() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    client.read(&source, 0..10).unwrap();
+    server.forget_requests();
+    let since = Instant::now();
+    server.on(move |_| {
+        if since.elapsed() < Duration::from_millis(1500) {
+            Reply::Status(429, vec![("Retry-After".into(), "2".into())], Vec::new())
+        } else {
+            Reply::Object
+        }
+    });
+    let reads: Vec<_> =
+        (0..100).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
+    server.wait_for_requests(1);
+    until("reads wait", || source.stall().is_some());
+    // Those that were under way at once, and nothing more until the time is over: one by one then.
+    std::thread::sleep(Duration::from_millis(1000));
+    let early = server.requests().len();
+    assert!(early <= 16, "{early} requests in the time that it wanted to be left alone");
+    for (at, reading) in reads.into_iter().enumerate() {
+        assert!(client.wait(reading.done).unwrap() == object.bytes[at * 100..at * 100 + 100]);
+    }
+    assert!(since.elapsed() >= Duration::from_secs(2), "Retry-After counts");
+    let all = server.requests().len();
+    assert!(all <= early + 100, "{all} requests for 100 reads, {early} of them refused");
+}
+
+/// However many wait, a server that is down is asked by one at a time, further and further apart.
+#[test]
+fn a_server_that_is_down_is_asked_by_one() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (running, max) = (now.clone(), most.clone());
+    server.on(|_| Reply::status(503));
+    let _ = client.read_for(&source, 0..10, Purpose::Readahead);
+    server.forget_requests();
+    server.on(move |_| {
+        max.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(50));
+        running.fetch_sub(1, Ordering::SeqCst);
+        Reply::status(503)
+    });
+    let begin = Instant::now();
+    let reads: Vec<_> =
+        (0..50).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
+    server.wait_for_requests(3);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    // The pauses are 1.6 s and 3.2 s by now, less at most a half.
+    assert!(begin.elapsed() >= Duration::from_millis(1600), "{:?}", begin.elapsed());
+    for reading in reads {
+        reading.task.abort();
+    }
+}
+
+/// One asker's cancellation failed everybody who waited; a failed start hung all readers. Here: the one request that
+/// may run while a server is down is given up, and another takes its place.
+#[test]
+fn whoever_goes_away_takes_nobody_along() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a"), &object);
+    server.on(|request| match request.number {
+        0 => Reply::status(503),
+        1 => Reply::After(Duration::from_secs(3), Box::new(Reply::Object)),
+        _ => Reply::Object,
+    });
+    let config_timeout = Duration::from_secs(5);
+    let first = client.start(&source, 0..100, Purpose::Demand);
+    server.wait_for_requests(2);
+    let begin = Instant::now();
+    let second = client.start(&source, 100..200, Purpose::Demand);
+    until("the second waits", || source.stall().is_some());
+    first.task.abort();
+    assert!(client.wait(second.done).unwrap() == object.bytes[100..200]);
+    assert!(begin.elapsed() < config_timeout);
+    assert!(first.bytes.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_refused_is_an_error_now_and_not_for_ever() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let client = Client::new();
+    let source = client.open(&server.url("/a?token=secret"), &object);
+    for (status, why) in
+        [(401, "asks for credentials"), (403, "forbids"), (404, "nothing there"), (410, "any more")]
+    {
+        server.on(move |_| Reply::status(status));
+        let text = fails(client.read(&source, 0..10), Denied, &[why, &status.to_string(), "check the URL"]);
+        assert!(!text.contains("secret"), "{text}");
+        fails(client.probe(&server.url("/a")), Denied, &[why]);
+    }
+    server.on(|_| Reply::Object);
+    client.read(&source, 0..10).unwrap();
+}
+
+#[test]
+fn another_mirror_takes_over() {
+    let object = Object::new(MIB);
+    let (mut first, second) = (Server::start(object.clone()), Server::start(object.clone()));
+    let client = Client::new();
+    let urls = [&*first.url("/a"), &*second.url("/a")];
+    let source = client.open_with(&urls, &object, RemoteOptions::default());
+    client.read(&source, 0..10).unwrap();
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 0), "the first is the first");
+    // In the middle of a transfer.
+    first.on(|_| Reply::Cut(1000));
+    assert!(client.read(&source, 0..MIB as u64).unwrap() == *object.bytes);
+    assert_eq!(second.requests()[0].range(), Some((1000, MIB as u64 - 1)));
+    first.stop();
+    for _ in 0..5 {
+        assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
+    }
+    // Refused by one, given by the other.
+    first.on(|_| Reply::status(404));
+    first.start_again();
+    assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
+    first.on(|_| Reply::status(204));
+    assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
+    // Back in its place when it works.
+    first.on(|_| Reply::Object);
+    until("the first is asked again", || {
+        let before = first.requests().iter().filter(|request| request.range() == Some((20, 29))).count();
+        client.read(&source, 20..30).unwrap();
+        first.requests().iter().filter(|request| request.range() == Some((20, 29))).count() > before
+    });
+    // When a base is added, one that is away is no hindrance.
+    first.stop();
+    let probed = client.probe_all(&urls, Default::default()).unwrap();
+    assert_eq!(probed.identity, crate::harness::identity(&object));
+}
+
+#[test]
+fn nobody_there_is_said_soon_when_a_base_is_added() {
+    let mut server = Server::start(Object::new(MIB));
+    let url = server.url("/a?secret");
+    server.stop();
+    let client = Client::new();
+    let why = fails(client.probe(&url), Unreachable, &["cannot read http://127.0.0.1", "refused"]);
+    assert!(!why.contains("secret"), "{why}");
+    let why = fails(client.probe("http://no-such-host.invalid/a"), Unreachable, &["no-such-host.invalid/a"]);
+    assert!(why.contains("dns") || why.contains("lookup") || why.contains("resolve"), "{why}");
+}
