@@ -97,12 +97,7 @@ impl RemoteSource for Server {
         "http://server/image".into()
     }
 
-    fn fetch(
-        self: Arc<Self>,
-        range: Range<u64>,
-        purpose: Purpose,
-        mut deliver: Deliver,
-    ) -> Fetch {
+    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, mut deliver: Deliver) -> Fetch {
         self.requests.lock().push((range.clone(), purpose));
         Box::pin(async move {
             let mut open = self.open.lock();
