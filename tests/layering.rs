@@ -16,8 +16,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "format", "image"]),
     ("delta", &["format", "io", "sabotage"]),
-    ("disk", &["delta", "base", "cache", "format"]),
-    ("store", &["disk", "delta", "base", "cache", "events", "image", "source", "format", "io", "sabotage"]),
+    ("disk", &["delta", "base", "cache", "format", "trace"]),
+    (
+        "store",
+        &["disk", "delta", "base", "cache", "image", "source", "format", "io", "sabotage", "events", "trace"],
+    ),
     ("fuse", &["store", "disk", "base", "cache", "format", "io"]),
     ("check", &["cache", "format", "io", "store"]),
     ("simulation", &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage"]),
@@ -33,7 +36,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Of a module, only these items.
-const ONLY: &[(&str, &str, &[&str])] = &[("disk", "cache", &["Touch"]), ("fuse", "cache", &["Touch"])];
+const ONLY: &[(&str, &str, &[&str])] =
+    &[("disk", "trace", &["Tap"]), ("disk", "cache", &["Touch"]), ("fuse", "cache", &["Touch"])];
 
 /// `unsafe` may be here and in src/io/.
 const UNSAFE: &[(&str, usize)] = &[("src/cache/arena.rs", usize::MAX), ("src/source/file.rs", 1)];

@@ -9,6 +9,7 @@ mod delta;
 mod digest;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -280,6 +281,7 @@ impl Check<'_> {
             }
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
+        let traces = self.traces(&bases)?;
         self.unlinked(&deltas);
         self.cache()?;
         let mut checked = vec![
@@ -289,6 +291,9 @@ impl Check<'_> {
             ("map files".to_owned(), self.maps),
             ("data files".to_owned(), self.data_files),
         ];
+        if traces > 0 {
+            checked.push(("traces".to_owned(), traces));
+        }
         if self.verify == VerifyBases::Yes {
             checked.push(("digests verified".to_owned(), self.digests));
             checked.push(("bases without a digest".to_owned(), self.without_digest));

@@ -53,7 +53,7 @@ impl Tries {
 }
 
 /// Does what may be done more than once until there is an answer.
-pub(super) fn repeat(once: impl Fn() -> Result<Value, CliError>) -> Result<Value, CliError> {
+pub(super) fn repeat<T>(once: impl Fn() -> Result<T, CliError>) -> Result<T, CliError> {
     let mut tries = Tries::new();
     loop {
         match once() {

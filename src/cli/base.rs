@@ -133,6 +133,8 @@ pub(super) enum Base {
         #[arg(value_parser = args::name)]
         name: String,
     },
+    #[command(subcommand)]
+    Trace(super::trace::BaseTrace),
     /// Fetch all of a base into the store; once it is there, and has its digest, no server is needed
     #[command(after_help = HYDRATE_EXAMPLES)]
     Hydrate {
@@ -274,6 +276,7 @@ impl Base {
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
                 global.output().value(&base, |base| fields(base, &FIELDS))
             }
+            Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
                 work::run(global, &name, "hydrate", &json!({"rate": rate}), background)
             }

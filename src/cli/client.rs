@@ -71,6 +71,26 @@ impl Client {
         self.request(Method::POST, path, body, action)
     }
 
+    /// Asks for a file, again when the connection breaks.
+    pub(super) fn get_bytes(&self, path: &str, action: &str) -> Result<Vec<u8>, CliError> {
+        let get = || {
+            let (status, body) = self.exchange(Method::GET, path, Bytes::new(), action)?;
+            // An error is JSON, as everywhere.
+            if status.is_success() {
+                Ok(body.to_vec())
+            } else {
+                answer(status, &body, action).map(|_| Vec::new())
+            }
+        };
+        again::repeat(get)
+    }
+
+    /// Sends a file once.
+    pub(super) fn put_bytes(&self, path: &str, bytes: Vec<u8>, action: &str) -> Result<Value, CliError> {
+        let (status, body) = self.exchange(Method::PUT, path, Bytes::from(bytes), action)?;
+        answer(status, &body, action)
+    }
+
     /// As [`post`](Self::post).
     pub(super) fn delete(&self, path: &str, action: &str) -> Result<Value, CliError> {
         self.request(Method::DELETE, path, None, action)
@@ -126,20 +146,28 @@ impl Client {
         body: Option<&Value>,
         action: &str,
     ) -> Result<Value, CliError> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let (status, body) = self.exchange(method, path, Bytes::from(body), action)?;
+        answer(status, &body, action)
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        action: &str,
+    ) -> Result<(StatusCode, Bytes), CliError> {
         let stream = self.connect()?;
         let transport = |message: String| self.transport(action, message);
-        let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "plyfs");
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| transport(error.to_string()))?;
-        let (status, body) = self
-            .runtime
+        let request = request.body(Full::new(body)).map_err(|error| transport(error.to_string()))?;
+        self.runtime
             .block_on(exchange(stream, request))
-            .map_err(|error| transport(super::output::chain(error.as_ref())))?;
-        answer(status, &body, action)
+            .map_err(|error| transport(super::output::chain(error.as_ref())))
     }
 
     /// The connection broke.

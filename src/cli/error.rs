@@ -37,6 +37,9 @@ pub(super) enum CliError {
     Answer { action: String, problem: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A file of the user's that something is carried to or from.
+    #[error("{action}: {}: {source}; check the path", path.display())]
+    Carry { action: String, path: PathBuf, source: io::Error },
     /// The current directory is gone, or the path is empty.
     #[error("cannot make {path:?} absolute: {source}; give an absolute path")]
     Absolute { path: PathBuf, source: io::Error },

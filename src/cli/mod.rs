@@ -20,6 +20,7 @@ mod status;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod upgrade;
 mod work;
 
@@ -93,6 +94,8 @@ enum Command {
     Base(base::Base),
     #[command(subcommand)]
     Disk(disk::Disk),
+    #[command(subcommand)]
+    Trace(trace::Trace),
     Status(status::Status),
     Events(events::Events),
     Stop(stop::Stop),
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(&global),
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
+        Command::Trace(trace) => trace.run(&global),
         Command::Status(status) => status.run(&global),
         Command::Events(events) => events.run(&global),
         Command::Stop(stop) => stop.run(&global),

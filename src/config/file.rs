@@ -23,6 +23,7 @@ pub(super) struct File {
     pub log: Log,
     pub hydrate: Hydrate,
     pub security: super::SecurityConfig,
+    pub trace: super::TraceConfig,
     pub http: super::HttpConfig,
 }
 

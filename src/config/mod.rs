@@ -10,12 +10,14 @@ mod security;
 pub mod size;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::trace::TraceConfig;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
@@ -81,6 +83,9 @@ pub struct Config {
     /// `[security]`: see [`SecurityConfig`].
     #[serde(default)]
     pub security: SecurityConfig,
+    /// `[trace]`: see [`TraceConfig`].
+    #[serde(default)]
+    pub trace: TraceConfig,
     /// `[http]`: see [`HttpConfig`].
     #[serde(default)]
     pub http: HttpConfig,
@@ -299,6 +304,7 @@ impl Config {
                 rate: file.hydrate.rate.map(|s| s.0),
             },
             security: file.security,
+            trace: file.trace,
             http: file.http,
         };
         config.validate()?;
@@ -316,6 +322,7 @@ impl Config {
         self.validate_threads()?;
         self.hydrate.validate()?;
         self.security.validate()?;
+        self.trace.validate()?;
         self.http.validate()?;
         self.log.validate()
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, CredentialConfig, HttpConfig, LogConfig, LogFormat, Overrides, SeccompMode,
-    SecurityConfig, default_cache_memory, file,
+    Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, Overrides,
+    SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -116,6 +116,9 @@ fn defaults() {
     assert_eq!((security.seccomp, security.base_dirs), (SeccompMode::On, Vec::new()));
     assert_eq!(config.http, HttpConfig::default());
     config.http.validate().expect("the defaults are within the bounds");
+    let trace = config.trace;
+    assert!(trace.auto && trace.prefetch);
+    assert_eq!((trace.idle_seconds, trace.longest_seconds), (30, 300));
 }
 
 #[test]
@@ -139,6 +142,8 @@ fn every_key_of_the_file_arrives() {
         base_mode = "0444"
         [cache]
         memory = "512M"
+        disk_bases = 5
+        disk_free = "3G"
         disk = 1073741824
         [fuse]
         threads = 8
@@ -156,6 +161,9 @@ fn every_key_of_the_file_arrives() {
         core_dumps = true
         base_dirs = ["/images", "/srv/images"]
         network = false
+        [hydrate]
+        auto = true
+        rate = "2M"
         [http]
         ca_file = "/etc/ca.pem"
         max_requests = 8
@@ -170,6 +178,11 @@ fn every_key_of_the_file_arrives() {
         [[http.credentials]]
         url = "http://other:8080"
         command = ["/usr/bin/token", "now"]
+        [trace]
+        auto = false
+        prefetch = false
+        idle_seconds = 7
+        longest_seconds = 90
         "#,
         Overrides::default(),
     )
@@ -182,6 +195,8 @@ fn every_key_of_the_file_arrives() {
         base_mode: 0o444,
         cache_memory: 512 << 20,
         cache_disk: Some(1 << 30),
+        cache_disk_bases: Some(5),
+        cache_disk_free: Some(3 << 30),
         fuse_threads: 8,
         io_threads: 64,
         runtime_dir: "/run/plyfs".into(),
@@ -220,6 +235,8 @@ fn every_key_of_the_file_arrives() {
                 },
             ],
         },
+        hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
+        trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
     };
     assert_eq!(config, expected);
 }
@@ -319,6 +336,9 @@ fn values_out_of_bounds_are_refused() {
         ),
         ("[[http.credentials]]\nbearer_file = '/a'", "missing field `url`"),
         ("[[http.credentials]]\nurl = 'https://h/'\ntoken = 'secret'", "unknown field `token`"),
+        ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; it is 1 to 3600"),
+        ("trace.longest_seconds = 86401", "trace.longest_seconds: 86401 is out of bounds"),
+        ("trace.automatic = true", "unknown field `automatic`"),
     ] {
         let message = refusal(toml);
         assert!(message.contains(part), "{toml}: {message}");

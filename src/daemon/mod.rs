@@ -11,6 +11,7 @@ mod handover;
 mod hydrate;
 mod mount;
 mod opener;
+mod prefetch;
 mod process;
 mod report;
 mod secrets;

@@ -10,6 +10,7 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -17,6 +18,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::hydrate::Hydrations;
 use super::opener::Opener;
+use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
 use super::secrets::Keeper;
 use super::sources::{HostSources, Kept};
@@ -30,9 +32,10 @@ use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
-use crate::source::http::{Credentials, Network, Proxies};
+use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
+use crate::trace::{Automatic, Limits};
 
 const NAME: &CStr = c"plyfs-worker";
 
@@ -230,6 +233,18 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let limits = Limits {
+        idle: Duration::from_secs(config.trace.idle_seconds),
+        longest: Duration::from_secs(config.trace.longest_seconds),
+        ..Limits::default()
+    };
+    let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
+    let tracer = store.trace(limits, automatic, events.clone());
+    // Without a cache that keeps what is fetched early there is nothing to gain.
+    if config.trace.prefetch && config.cache_disk != Some(0) {
+        let prefetcher = Prefetcher::new(&store);
+        tracer.prefetch_with(move |base| prefetcher.play(base));
+    }
     if turn.fresh_mount {
         // Nobody has anything open.
         for node in store.unlinked() {

@@ -16,6 +16,7 @@ use crate::base::{Arrival, Base, BaseError};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
+use crate::trace::Tap;
 
 /// Largest readahead in bytes.
 const READAHEAD: u64 = 512 << 10;
@@ -69,6 +70,7 @@ impl DiskError {
 pub struct Disk {
     delta: Delta,
     base: Option<Arc<Base>>,
+    tap: Option<Arc<Tap>>,
     /// Where the last read ended, and how far readahead has grown.
     stream_end: AtomicU64,
     stream_window: AtomicU64,
@@ -92,7 +94,21 @@ pub enum Seek {
 impl Disk {
     /// Puts a delta over a base, or over nothing.
     pub fn new(delta: Delta, base: Option<Arc<Base>>) -> Self {
-        Self { delta, base, stream_end: AtomicU64::new(u64::MAX), stream_window: AtomicU64::new(0) }
+        let (stream_end, stream_window) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        Self { delta, base, tap: None, stream_end, stream_window }
+    }
+
+    /// With somebody who may want to know what is read from the base.
+    #[must_use]
+    pub fn tapped(self, tap: Arc<Tap>) -> Self {
+        Self { tap: Some(tap), ..self }
+    }
+
+    /// What is read from the base is noted before it is here: the order of asking is what a trace is about.
+    fn note(&self, offset: u64, len: usize) {
+        if let Some(tap) = &self.tap {
+            tap.note(offset, len as u64);
+        }
     }
 
     /// The write layer, for its size, times and errors.
@@ -137,7 +153,10 @@ impl Disk {
                 }
                 Mapping::Data => self.delta.read_now(part, at),
                 Mapping::Base => match &self.base {
-                    Some(base) => base.read_now(at, part, touch),
+                    Some(base) => {
+                        self.note(at, part.len());
+                        base.read_now(at, part, touch)
+                    }
                     None => {
                         part.fill(0);
                         true
@@ -170,6 +189,7 @@ impl Disk {
                 (Mapping::Data, _) => self.delta.read(part, at)?,
                 // `read_now` came before and counted what it found.
                 (Mapping::Base, Some(base)) => {
+                    self.note(at, part.len());
                     if let Err(error) = base.read(at, part, Touch::Repeat, readahead) {
                         // All that is missing is fetched at once.
                         coming = Some(BaseError::join(coming, error)?);
@@ -203,6 +223,7 @@ impl Disk {
         if let Some(base) = &self.base
             && below > 0
         {
+            self.note(block * BLOCK, below);
             base.read(block * BLOCK, &mut out[..below], Touch::Use, 0)?;
         }
         Ok(out)

@@ -94,7 +94,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(super) fn io(object: impl Into<String>, operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(object: impl Into<String>, operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         let object = object.into();
         move |source| Self::Io { object, operation, source }
     }

@@ -9,6 +9,7 @@
 mod base;
 mod error;
 mod node;
+mod recording;
 mod register;
 mod reserve;
 mod reserved;
@@ -26,6 +27,7 @@ use parking_lot::{Mutex, RwLock};
 pub use base::{BaseNode, Sources, why_changed};
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+use recording::Recording;
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
 use reserved::Reserved;
@@ -58,6 +60,7 @@ pub struct Store {
     names: RwLock<Names>,
     damaged: Vec<(String, FormatError)>,
     reserved: Reserved,
+    recording: Recording,
 }
 
 #[derive(Default)]
@@ -310,6 +313,7 @@ impl Store {
         }
         let reserved = Reserved::of(&*medium, &damaged);
         let mut names = Names::default();
+        let recording = Recording::default();
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
             let node = BaseNode::new(record, medium.clone(), cache.clone(), sources.clone());
@@ -320,7 +324,7 @@ impl Store {
         for record in disks {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let node = Arc::new(DiskNode::new(record, base, medium.clone(), live.clone()));
+            let node = Arc::new(DiskNode::new(record, base, medium.clone(), live.clone(), recording.clone()));
             names.disks.insert(id, node);
             // The highest number decides, also when that disk is unlinked by now.
             if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
@@ -346,6 +350,7 @@ impl Store {
             names: RwLock::new(names),
             damaged,
             reserved,
+            recording,
         })
     }
 
@@ -480,6 +485,10 @@ impl Store {
             self.medium.sync_dir("bases")
         };
         remove().map_err(StoreError::io(object, "removing its record"))?;
+        if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {
+            // The next start tries again.
+            tracing::warn!(base = name, %error, "its trace cannot be removed");
+        }
         let mut names = self.names.write();
         names.base_names.remove(name);
         names.bases.remove(&base.id());
@@ -547,7 +556,8 @@ impl Store {
                 };
                 let (id, object) = (record.id, format!("disk {}", new.name));
                 let bytes = record.encode();
-                nodes.push(Arc::new(DiskNode::new(record, base, self.medium.clone(), self.live.clone())));
+                let (medium, live) = (self.medium.clone(), self.live.clone());
+                nodes.push(Arc::new(DiskNode::new(record, base, medium, live, self.recording.clone())));
                 stage(&*self.medium, "disks", &format!("{id}.disk"), &bytes)
                     .map_err(StoreError::io(object, "writing its record"))?;
             }
@@ -644,6 +654,9 @@ impl Store {
     /// # Errors
     /// The first disk that could not be closed; the others are closed.
     pub fn close(&self) -> Result<(), StoreError> {
+        if let Some(tracer) = self.tracer() {
+            tracer.close();
+        }
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let mut result = Ok(());
         for disk in disks {

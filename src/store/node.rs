@@ -6,11 +6,13 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::recording::Recording;
 use super::{BaseNode, StoreError};
 use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
 use crate::disk::Disk;
 use crate::format::record::{DiskRecord, MapRoot};
 use crate::io::{LiveStore, Medium, replace, sys};
+use crate::trace::Tap;
 
 /// One disk of a store.
 pub struct DiskNode {
@@ -25,6 +27,8 @@ pub struct DiskNode {
     opening: Mutex<()>,
     disk: OnceLock<Disk>,
     unlinked: AtomicBool,
+    recording: Recording,
+    tap: Arc<Tap>,
 }
 
 /// What stat(2) says of a disk.
@@ -94,9 +98,11 @@ impl DiskNode {
         base: Option<Arc<BaseNode>>,
         medium: Arc<dyn Medium>,
         live: Arc<dyn LiveStore>,
+        recording: Recording,
     ) -> Self {
+        let id = record.id;
         Self {
-            id: record.id,
+            id,
             base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
             keeper: Arc::new(RecordKeeper {
@@ -111,6 +117,8 @@ impl DiskNode {
             attach: Mutex::new(()),
             opening: Mutex::new(()),
             disk: OnceLock::new(),
+            tap: Arc::new(Tap::new(id)),
+            recording,
         }
     }
 
@@ -171,6 +179,11 @@ impl DiskNode {
         Ok(())
     }
 
+    /// Where its reads of the base are recorded.
+    pub(super) fn tap(&self) -> &Arc<Tap> {
+        &self.tap
+    }
+
     /// The attached disk, if it is attached: costs nothing.
     pub fn attached(&self) -> Option<&Disk> {
         self.disk.get()
@@ -216,7 +229,12 @@ impl DiskNode {
             return Err(StoreError::io(object, "attaching it")(removed()));
         }
         let delta = self.open_delta(&record)?;
-        Ok(self.disk.get_or_init(|| Disk::new(delta, base)))
+        let disk = self.disk.get_or_init(|| Disk::new(delta, base).tapped(self.tap.clone()));
+        if let (Some(tracer), Some(base)) = (self.recording.get(), &self.base) {
+            let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
+            tracer.attached(&self.tap, written, &base.subject());
+        }
+        Ok(disk)
     }
 
     fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {

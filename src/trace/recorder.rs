@@ -54,8 +54,6 @@ pub struct Recorder {
     blocks: u64,
     limits: Limits,
     over: AtomicBool,
-    /// The disk whose boot it is: the first that reads. 0 before that.
-    owner: AtomicU64,
     /// Which blocks were noted; made as they are needed.
     pages: Box<[OnceLock<Box<[AtomicU64]>>]>,
     made: AtomicUsize,
@@ -80,31 +78,19 @@ impl Recorder {
             blocks,
             limits,
             over: AtomicBool::new(false),
-            owner: AtomicU64::new(0),
             pages: (0..pages).map(|_| OnceLock::new()).collect(),
             made: AtomicUsize::new(0),
             list: Mutex::default(),
         }
     }
 
-    /// Notes that `disk` reads `len` bytes of the base at `offset`; nothing when another disk was the first to read.
-    /// A read of nothing new takes no lock.
-    pub fn note(&self, disk: u64, offset: u64, len: u64) {
-        self.note_at(disk, offset, len, Instant::now);
+    /// Notes a read of `len` bytes of the base at `offset`. One that reads nothing new takes no lock.
+    pub fn note(&self, offset: u64, len: u64) {
+        self.note_at(offset, len, Instant::now);
     }
 
-    pub(super) fn note_at(&self, disk: u64, offset: u64, len: u64, now: impl Fn() -> Instant) {
+    pub(super) fn note_at(&self, offset: u64, len: u64, now: impl Fn() -> Instant) {
         if self.over.load(Ordering::Relaxed) {
-            return;
-        }
-        let owner = match self.owner.load(Ordering::Relaxed) {
-            0 => self
-                .owner
-                .compare_exchange(0, disk, Ordering::Relaxed, Ordering::Relaxed)
-                .map_or_else(|is| is, |_| disk),
-            owner => owner,
-        };
-        if owner != disk {
             return;
         }
         let end = offset.saturating_add(len).div_ceil(BLOCK).min(self.blocks);
@@ -196,11 +182,6 @@ impl Recorder {
             self.end_with(&mut list, End::Idle);
         }
         list.end
-    }
-
-    /// The disk that reads, once one does.
-    pub fn owner(&self) -> Option<u64> {
-        Some(self.owner.load(Ordering::Relaxed)).filter(|disk| *disk != 0)
     }
 
     /// Bytes noted so far.

@@ -41,7 +41,7 @@ impl Watched {
         self
     }
     fn note(&self, offset: u64, len: u64) -> &Self {
-        self.recorder.note_at(1, offset, len, || self.now());
+        self.recorder.note_at(offset, len, || self.now());
         self
     }
     fn entries(&self) -> Vec<(u64, u64, u32)> {
@@ -123,16 +123,6 @@ fn memory_is_bounded_whatever_the_base_claims_to_be() {
 }
 
 #[test]
-fn only_the_disk_that_read_first_is_recorded() {
-    let recorder = Recorder::new(SIZE, Limits::default());
-    assert_eq!(recorder.owner(), None);
-    recorder.note(7, 0, BLOCK);
-    recorder.note(8, 8 * BLOCK, BLOCK);
-    assert_eq!(recorder.owner(), Some(7));
-    assert_eq!(recorder.bytes(), BLOCK);
-}
-
-#[test]
 fn threads_that_read_the_same_note_each_block_once() {
     let recorder = Arc::new(Recorder::new(SIZE, Limits::default()));
     let threads: Vec<_> = (0..4u64)
@@ -141,7 +131,7 @@ fn threads_that_read_the_same_note_each_block_once() {
             thread::spawn(move || {
                 for n in 0..20_000u64 {
                     let at = (n * 7919 + seed * 13) % (SIZE / BLOCK);
-                    recorder.note(1, at * BLOCK, 3 * BLOCK);
+                    recorder.note(at * BLOCK, 3 * BLOCK);
                 }
             })
         })
@@ -256,10 +246,11 @@ fn the_first_boot_of_a_base_becomes_its_trace() {
     let taps: Vec<_> = (1..=3).map(|disk| Arc::new(Tap::new(disk))).collect();
     taps.iter().for_each(|tap| tracer.attached(tap, false, &subject(9)));
     assert!(taps.iter().all(|tap| tap.is_open()));
-    // Not the first that was there, but the first that reads.
+    // Not the first that was there, and not the first that read something.
+    taps[0].note(0, BLOCK);
     boot(&taps[1]);
-    taps[0].note(0, SIZE);
-    assert_eq!(tracer.recording(), [2]);
+    taps[0].note(0, 2 * BLOCK);
+    assert_eq!(tracer.recording(), [1, 2]);
     tracer.tick(Instant::now());
     assert!(tracer.store().load(9).expect("reads").is_none());
     tracer.tick(later());
@@ -299,6 +290,8 @@ fn what_is_no_first_boot_is_not_kept() {
     tracer.tick(later());
     assert!(tracer.store().load(9).expect("reads").is_none());
     assert!(!one.is_open() && two.is_open());
+    one.note(0, BLOCK);
+    assert!(tracer.recording().is_empty());
     boot(&two);
     tracer.close();
     assert_eq!(tracer.store().load(9).expect("reads").expect("a trace").blocks(), 300);
@@ -312,6 +305,19 @@ fn what_is_no_first_boot_is_not_kept() {
     drop(one);
     next.tick(Instant::now());
     assert!(!next.is_recording());
+}
+
+#[test]
+fn of_many_first_boots_at_once_a_few_are_recorded() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let taps: Vec<_> = (1..=50).map(|disk| Arc::new(Tap::new(disk))).collect();
+    taps.iter().for_each(|tap| tracer.attached(tap, false, &subject(9)));
+    // All are armed, and the last is as good as the first.
+    taps.iter().rev().for_each(|tap| boot(tap));
+    assert_eq!(tracer.recording(), (43..=50).rev().collect::<Vec<_>>());
+    tracer.tick(later());
+    assert!(tracer.store().load(9).expect("reads").is_some());
+    assert!(taps.iter().all(|tap| !tap.is_open()));
 }
 
 #[test]
@@ -421,4 +427,23 @@ fn after_a_power_cut_there_is_the_old_trace_or_the_new_one() {
     let keep = Keep { sectors: 0, lengths: 0, entries: 0, stale: false };
     let after = TraceStore::new(Arc::new(medium.crash(&mut Rng::new(1), keep)));
     assert_eq!(after.load(9).expect("reads"), Some(one(2)));
+}
+
+#[test]
+fn a_trace_is_played_at_the_first_read_of_each_disk() {
+    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let played = Arc::new(Mutex::new(Vec::new()));
+    let list = played.clone();
+    tracer.prefetch_with(move |base| list.lock().push(base));
+    let (one, two, bare) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)), Arc::new(Tap::new(3)));
+    tracer.save(9, &trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }])).expect("saves");
+    tracer.attached(&one, false, &subject(9));
+    tracer.attached(&two, true, &subject(9));
+    tracer.attached(&bare, true, &subject(10));
+    assert!(played.lock().is_empty(), "nobody reads yet");
+    for tap in [&one, &one, &two, &bare] {
+        tap.note(0, BLOCK);
+    }
+    assert_eq!(*played.lock(), [9, 9]);
+    assert!(!one.is_open() && !two.is_open(), "later reads cost a load");
 }

@@ -1,16 +1,17 @@
 //! Which boots are recorded, and what becomes of the recordings.
 //!
-//! A base without a trace gets one from the first boot: the disk on it that was never written to and is the first to
-//! read. What is not a boot is told from one when it ends: a look at a partition table is too little, a copy of the
-//! disk jumps too rarely. Whoever asks for a recording gets it, whatever it is.
+//! A base without a trace gets one from the first boot: of all disks on it that were never written to, the first of
+//! which what it read looks like a boot when it ends. A look at a partition table is too little, a copy of the disk
+//! jumps too rarely. Whoever asks for a recording gets it, whatever it is.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::tap::{Arm, Slot};
 use super::{End, Limits, Player, Recorder, Tap, TraceStore};
 use crate::events::{Event, Events, Kind};
 use crate::format::BLOCK;
@@ -46,9 +47,15 @@ pub struct Subject {
 
 struct Session {
     subject: Subject,
-    recorder: Arc<Recorder>,
     taps: Vec<Weak<Tap>>,
-    automatic: Automatic,
+    how: How,
+}
+
+enum How {
+    /// Somebody asked for a recording of the only tap's disk.
+    Asked(Arc<Recorder>),
+    /// The first boot of any of the taps' disks.
+    Automatic(Arc<Arm>),
 }
 
 /// A recording that has ended and is kept.
@@ -99,7 +106,11 @@ pub struct Tracer {
     sessions: Mutex<Vec<Session>>,
     /// Bases that have a trace, readable or not.
     known: Mutex<BTreeSet<u64>>,
+    prefetch: OnceLock<Prefetch>,
 }
+
+/// Given the number of a base that has a trace and begins to be read. Must not wait.
+type Prefetch = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Tracer {
     /// With the traces that are in the store.
@@ -109,7 +120,8 @@ impl Tracer {
             Vec::new()
         });
         let known = Mutex::new(known.into_iter().collect());
-        Self { store, limits, automatic, events, sessions: Mutex::default(), known }
+        let (sessions, prefetch) = (Mutex::default(), OnceLock::new());
+        Self { store, limits, automatic, events, sessions, known, prefetch }
     }
 
     /// The traces in the store. To change them use [`save`](Self::save) and [`remove`](Self::remove).
@@ -117,28 +129,35 @@ impl Tracer {
         &self.store
     }
 
+    /// From now on `prefetch` is told when a disk whose base has a trace is read for the first time.
+    pub fn prefetch_with(&self, prefetch: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.prefetch.set(Arc::new(prefetch));
+    }
+
     /// A disk is there to be read. When it was never written to and its base has no trace, its first boot may become
-    /// that. Does not wait.
+    /// that; when there is a trace, it is played at the first read. Does not wait.
     pub fn attached(&self, tap: &Arc<Tap>, written: bool, subject: &Subject) {
+        if let Some(prefetch) = self.prefetch.get()
+            && self.known.lock().contains(&subject.base)
+        {
+            let (prefetch, base) = (prefetch.clone(), subject.base);
+            tap.at_first_read(Box::new(move || prefetch(base)));
+            return;
+        }
         if self.automatic == Automatic::No || written || self.known.lock().contains(&subject.base) {
             return;
         }
         let mut sessions = self.sessions.lock();
-        let session = match sessions.iter_mut().position(|session| session.subject.base == subject.base) {
-            Some(at) => &mut sessions[at],
-            None => {
-                sessions.push(Session {
-                    subject: subject.clone(),
-                    recorder: Arc::new(Recorder::new(subject.size, self.limits)),
-                    taps: Vec::new(),
-                    automatic: Automatic::Yes,
-                });
-                sessions.last_mut().expect("just pushed")
-            }
-        };
-        if session.automatic == Automatic::Yes {
-            tap.set(Some(session.recorder.clone()));
-            session.taps.retain(|tap| tap.strong_count() > 0);
+        let at = sessions.iter().position(|session| session.subject.base == subject.base);
+        let at = at.unwrap_or_else(|| {
+            let how = How::Automatic(Arc::new(Arm::new(subject.size, self.limits)));
+            sessions.push(Session { subject: subject.clone(), taps: Vec::new(), how });
+            sessions.len() - 1
+        });
+        let session = &mut sessions[at];
+        if let How::Automatic(arm) = &session.how {
+            tap.set(Slot::Armed(arm.clone()));
+            session.taps.retain(|other| other.strong_count() > 0 && other.as_ptr() != Arc::as_ptr(tap));
             session.taps.push(Arc::downgrade(tap));
         }
     }
@@ -150,16 +169,15 @@ impl Tracer {
     pub fn record(&self, tap: &Arc<Tap>, subject: Subject) -> Result<(), RecordError> {
         let mut sessions = self.sessions.lock();
         if let Some(at) = sessions.iter().position(|session| session.subject.base == subject.base) {
-            if sessions[at].automatic == Automatic::No {
+            if matches!(sessions[at].how, How::Asked(_)) {
                 let disk = sessions[at].taps.first().and_then(Weak::upgrade).map_or(0, |tap| tap.disk());
                 return Err(RecordError::UnderWay { base: subject.name, disk });
             }
             sessions.remove(at).close();
         }
         let recorder = Arc::new(Recorder::new(subject.size, self.limits));
-        tap.set(Some(recorder.clone()));
-        let taps = vec![Arc::downgrade(tap)];
-        sessions.push(Session { subject, recorder, taps, automatic: Automatic::No });
+        tap.set(Slot::Recording(recorder.clone()));
+        sessions.push(Session { subject, taps: vec![Arc::downgrade(tap)], how: How::Asked(recorder) });
         Ok(())
     }
 
@@ -169,20 +187,21 @@ impl Tracer {
     /// # Errors
     /// `None` when there is none, `Empty` when the disk has read nothing, `Io` when it cannot be kept.
     pub fn stop(&self, disk: u64) -> Result<Recorded, RecordError> {
-        let session = {
+        let (session, recorder) = {
             let mut sessions = self.sessions.lock();
-            let of_disk = |session: &Session| match session.automatic {
-                Automatic::No => {
-                    session.taps.iter().any(|tap| tap.upgrade().is_some_and(|tap| tap.disk() == disk))
-                }
-                Automatic::Yes => session.recorder.owner() == Some(disk),
-            };
-            let at = sessions.iter().position(of_disk).ok_or(RecordError::None)?;
-            sessions.remove(at)
+            let found = sessions.iter().enumerate().find_map(|(at, session)| {
+                session
+                    .recorders()
+                    .into_iter()
+                    .find(|(of, _)| *of == disk)
+                    .map(|(_, recorder)| (at, recorder))
+            });
+            let (at, recorder) = found.ok_or(RecordError::None)?;
+            (sessions.remove(at), recorder)
         };
         session.close();
-        session.recorder.end(End::Asked);
-        self.keep(&session, End::Asked)
+        recorder.end(End::Asked);
+        self.keep(&session.subject, &recorder, End::Asked)
     }
 
     /// Whether there is anything to do for [`tick`](Self::tick).
@@ -190,31 +209,42 @@ impl Tracer {
         !self.sessions.lock().is_empty()
     }
 
-    /// Numbers of the disks that are being recorded, that is that have read something.
+    /// Numbers of the disks that are being recorded.
     pub fn recording(&self) -> Vec<u64> {
-        self.sessions.lock().iter().filter_map(|session| session.recorder.owner()).collect()
+        self.sessions.lock().iter().flat_map(Session::recorders).map(|(disk, _)| disk).collect()
     }
 
     /// Keeps the recordings that have ended. To be called every second or so; may wait for the store.
     pub fn tick(&self, now: Instant) {
-        let ended: Vec<(Session, End)> = {
-            let mut sessions = self.sessions.lock();
-            let mut out = Vec::new();
-            let mut at = 0;
-            while at < sessions.len() {
-                // A base that was removed, or whose disks were.
-                if sessions[at].taps.iter().all(|tap| tap.strong_count() == 0) {
-                    sessions.remove(at);
-                } else if let Some(end) = sessions[at].recorder.ended(now) {
-                    out.push((sessions.remove(at), end));
-                } else {
-                    at += 1;
+        let mut kept = Vec::new();
+        self.sessions.lock().retain(|session| {
+            // A base that was removed, or whose disks were.
+            if session.taps.iter().all(|tap| tap.strong_count() == 0) {
+                return false;
+            }
+            let ended = session
+                .recorders()
+                .into_iter()
+                .filter_map(|(disk, recorder)| recorder.ended(now).map(|end| (disk, recorder, end)));
+            for (disk, recorder, end) in ended {
+                match &session.how {
+                    How::Automatic(arm) if !is_a_boot(&recorder, end) => {
+                        let slot =
+                            if is_a_copy(&recorder, end) { Slot::Closed } else { Slot::Armed(arm.clone()) };
+                        arm.end(disk);
+                        session.tap_of(disk).into_iter().for_each(|tap| tap.set(slot.clone()));
+                    }
+                    _ => {
+                        session.close();
+                        kept.push((session.subject.clone(), recorder, end));
+                        return false;
+                    }
                 }
             }
-            out
-        };
-        for (session, end) in ended {
-            self.end(session, end);
+            true
+        });
+        for (subject, recorder, end) in kept {
+            self.keep_or_say(&subject, &recorder, end);
         }
     }
 
@@ -223,39 +253,26 @@ impl Tracer {
         let sessions = std::mem::take(&mut *self.sessions.lock());
         for session in sessions {
             session.close();
-            session.recorder.end(End::Asked);
-            if session.automatic == Automatic::No || session.is_a_boot(End::Asked) {
-                self.keep_or_say(&session, End::Asked);
+            for (_, recorder) in session.recorders() {
+                recorder.end(End::Asked);
+                if matches!(session.how, How::Asked(_)) || is_a_boot(&recorder, End::Asked) {
+                    self.keep_or_say(&session.subject, &recorder, End::Asked);
+                    break;
+                }
             }
         }
     }
 
-    fn end(&self, session: Session, end: End) {
-        session.close();
-        if session.automatic == Automatic::No || session.is_a_boot(end) {
-            self.keep_or_say(&session, end);
-            return;
-        }
-        // The next one that boots, then. Who copies now is not it.
-        let owner = session.recorder.owner();
-        let copies = end != End::Idle || session.recorder.bytes() >= SMALLEST_BOOT;
-        for tap in session.taps.iter().filter_map(Weak::upgrade) {
-            if !copies || Some(tap.disk()) != owner {
-                self.attached(&tap, false, &session.subject);
-            }
-        }
-    }
-
-    fn keep_or_say(&self, session: &Session, end: End) {
-        match self.keep(session, end) {
+    fn keep_or_say(&self, subject: &Subject, recorder: &Recorder, end: End) {
+        match self.keep(subject, recorder, end) {
             Ok(_) | Err(RecordError::Empty) => {}
-            Err(error) => tracing::warn!(base = session.subject.name, %error, "a recording is lost"),
+            Err(error) => tracing::warn!(base = subject.name, %error, "a recording is lost"),
         }
     }
 
-    fn keep(&self, session: &Session, end: End) -> Result<Recorded, RecordError> {
-        let Subject { base, name, size, origin } = session.subject.clone();
-        let entries = session.recorder.entries();
+    fn keep(&self, subject: &Subject, recorder: &Recorder, end: End) -> Result<Recorded, RecordError> {
+        let Subject { base, name, size, origin } = subject.clone();
+        let entries = recorder.entries();
         if entries.is_empty() {
             return Err(RecordError::Empty);
         }
@@ -311,17 +328,33 @@ impl Session {
     /// Nothing more is noted.
     fn close(&self) {
         for tap in self.taps.iter().filter_map(Weak::upgrade) {
-            tap.set(None);
+            tap.set(Slot::Closed);
         }
     }
 
-    fn is_a_boot(&self, end: End) -> bool {
-        if matches!(end, End::Bytes | End::Entries) {
-            return false;
-        }
-        let entries = self.recorder.entries();
-        let jumps = entries.windows(2).filter(|pair| pair[0].first + pair[0].blocks != pair[1].first).count();
-        let bytes = self.recorder.bytes();
-        bytes >= SMALLEST_BOOT && bytes / (jumps as u64 + 1) < COPY
+    fn tap_of(&self, disk: u64) -> Option<Arc<Tap>> {
+        self.taps.iter().filter_map(Weak::upgrade).find(|tap| tap.disk() == disk)
     }
+
+    /// Which disks are being recorded.
+    fn recorders(&self) -> Vec<(u64, Arc<Recorder>)> {
+        match &self.how {
+            How::Automatic(arm) => arm.running(),
+            How::Asked(recorder) => {
+                let disk = self.taps.first().and_then(Weak::upgrade).map(|tap| tap.disk());
+                disk.map(|disk| (disk, recorder.clone())).into_iter().collect()
+            }
+        }
+    }
+}
+
+/// Somebody reads all of a disk, from one end to the other.
+fn is_a_copy(recorder: &Recorder, end: End) -> bool {
+    let entries = recorder.entries();
+    let jumps = entries.windows(2).filter(|pair| pair[0].first + pair[0].blocks != pair[1].first).count();
+    matches!(end, End::Bytes | End::Entries) || recorder.bytes() / (jumps as u64 + 1) >= COPY
+}
+
+fn is_a_boot(recorder: &Recorder, end: End) -> bool {
+    recorder.bytes() >= SMALLEST_BOOT && !is_a_copy(recorder, end)
 }

@@ -14,4 +14,5 @@ mod privilege;
 mod process;
 mod refusals;
 mod tools;
+mod traces;
 mod upgrade;

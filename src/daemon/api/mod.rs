@@ -4,6 +4,7 @@ mod bases;
 mod events;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -402,6 +403,7 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
     let bus = control.events.clone();
+    let ticked = control.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
@@ -413,6 +415,10 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/disks", get(list_disks).post(create_disks))
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))
+        .route("/v1/bases/{name}/trace", get(traces::show).delete(traces::remove))
+        .route("/v1/bases/{name}/trace/file", get(traces::export).put(traces::import))
+        .route("/v1/traces", get(traces::list))
+        .route("/v1/disks/{name}/trace", post(traces::record).delete(traces::stop))
         .route("/v1/events", get(events::events))
         .route("/v1/stop", post(stop))
         .route("/v1/upgrade", post(upgrade))
@@ -423,9 +429,10 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let ticking = tokio::spawn(events::tick(bus.clone()));
+                    let ticking =
+                        [tokio::spawn(events::tick(bus.clone())), tokio::spawn(traces::tick(ticked))];
                     events::serve_until(listener, router, drain, bus).await;
-                    ticking.abort();
+                    ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     let _ = channel.send(&FromWorker::Drained);
                 }
                 Err(error) => tracing::error!(%error, "the control socket is not served"),

@@ -280,6 +280,17 @@ fn metadata_gets_the_reserve_and_data_does_not() {
 }
 
 #[test]
+fn a_trace_takes_nothing_of_what_is_kept_back() {
+    let small = Small::new(64 * MIB);
+    let reserve = small.reserve(WANTED);
+    replace(&*reserve, "traces", "1.trace", &[1; 8192]).unwrap();
+    small.fill();
+    assert!(is_no_space(replace(&*reserve, "traces", "2.trace", &[1; 8192])));
+    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: true });
+    assert!(!small.names().iter().any(|name| name.ends_with(".tmp")), "{:?}", small.names());
+}
+
+#[test]
 fn metadata_uses_the_whole_reserve_and_fails_after_it() {
     let small = Small::new(64 * MIB);
     let reserve = small.reserve(WANTED);

@@ -1,0 +1,189 @@
+//! `plyfs trace` and `plyfs base trace`: recordings of boots.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::again;
+use super::args;
+use super::error::CliError;
+use super::output::{Column, Kind, fields, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs trace record vm1            what vm1 reads from now on is the trace of its base
+  plyfs trace record vm1 --stop     that is enough, keep it
+  plyfs base trace show debian";
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  plyfs trace record vm1
+  plyfs trace record vm1 --stop
+
+The first boot of a base is recorded without being asked. A recording begins with the first read, and ends when nothing
+new was read for 30 s, after 5 minutes, after 1 GiB, or with --stop. It replaces the trace that the base has. A worker
+that ends loses it, except at `plyfs stop`.";
+
+const BASE_EXAMPLES: &str = "\
+Examples:
+  plyfs base trace ls
+  plyfs base trace export debian debian-12.trace
+  plyfs base trace import debian debian-12.trace
+  plyfs base trace rm debian
+
+A trace is a small file: which blocks a boot read, in which order and when. On a host that has it, they are fetched
+before the guest asks for them. It can travel with the image.";
+
+const COLUMNS: [Column; 7] = [
+    ("BASE", "base", Kind::Text),
+    ("BYTES", "bytes", Kind::Size),
+    ("ENTRIES", "entries", Kind::Number),
+    ("MS", "duration_ms", Kind::Number),
+    ("FILE", "file_bytes", Kind::Size),
+    ("RECORDED", "recorded", Kind::Text),
+    ("ERROR", "error", Kind::Text),
+];
+
+const FIELDS: [Column; 13] = [
+    ("base", "base", Kind::Text),
+    ("disk", "disk", Kind::Text),
+    ("recorded on base", "recorded_on", Kind::Text),
+    ("recorded", "recorded", Kind::Text),
+    ("size of the base", "size", Kind::Size),
+    ("origin", "origin", Kind::Text),
+    ("fits the base", "fits", Kind::Text),
+    ("read", "bytes", Kind::Size),
+    ("entries", "entries", Kind::Number),
+    ("milliseconds", "duration_ms", Kind::Number),
+    ("prefetched", "prefetch_bytes", Kind::Size),
+    ("file", "file_bytes", Kind::Size),
+    ("error", "error", Kind::Text),
+];
+
+/// Record what a boot reads, so that the next one finds it here
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(super) enum Trace {
+    /// Record what a disk reads of its base from now on, as the trace of that base
+    #[command(after_help = RECORD_EXAMPLES)]
+    Record {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        disk: String,
+        /// End the recording and keep it
+        #[arg(long)]
+        stop: bool,
+    },
+}
+
+/// List, show and carry the traces of bases: what their boots read
+#[derive(Debug, Subcommand)]
+#[command(after_help = BASE_EXAMPLES)]
+pub(super) enum BaseTrace {
+    /// List the traces
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  plyfs base trace ls\n  plyfs --json base trace ls"
+    )]
+    Ls,
+    /// Show the trace of a base
+    #[command(after_help = "Examples:\n  plyfs base trace show debian")]
+    Show {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Write the trace of a base to a file
+    #[command(after_help = "Examples:\n  plyfs base trace export debian debian-12.trace")]
+    Export {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// The file; one that is there is replaced
+        file: PathBuf,
+    },
+    /// Take a trace from a file, instead of the one that the base has
+    #[command(after_help = "Examples:\n  plyfs base trace import debian debian-12.trace")]
+    Import {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// The file
+        file: PathBuf,
+    },
+    /// Remove traces; the next first boot is recorded
+    #[command(after_help = "Examples:\n  plyfs base trace rm debian")]
+    Rm {
+        /// Names of the bases
+        #[arg(required = true, value_name = "NAME", value_parser = args::name)]
+        names: Vec<String>,
+    },
+}
+
+impl Trace {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let Self::Record { disk, stop } = self;
+        let client = global.client()?;
+        let path = format!("/v1/disks/{disk}/trace");
+        if stop {
+            // Not sent again: a worker that ended has lost the recording, and says so.
+            let trace = client.delete(&path, &format!("cannot end the recording of disk {disk}"))?;
+            return global.output().value(&trace, |trace| fields(trace, &FIELDS));
+        }
+        let action = format!("cannot record disk {disk}");
+        let recording = client.post(&path, None, &action)?;
+        global.output().value(&recording, |recording| {
+            let base = recording["base"].as_str().unwrap_or("-");
+            format!("recording what disk {disk} reads of base {base}; keep it with: plyfs trace record {disk} --stop\n")
+        })
+    }
+}
+
+impl BaseTrace {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let client = global.client()?;
+        let path = |name: &str| format!("/v1/bases/{name}/trace");
+        match self {
+            Self::Ls => {
+                let traces = client.get("/v1/traces", "cannot list traces")?;
+                global.output().value(&traces, |traces| table(traces, &COLUMNS))
+            }
+            Self::Show { name } => {
+                let trace = client.get(&path(&name), &format!("cannot show the trace of base {name}"))?;
+                global.output().value(&trace, |trace| fields(trace, &FIELDS))
+            }
+            Self::Export { name, file } => {
+                let action = format!("cannot export the trace of base {name}");
+                let bytes = client.get_bytes(&format!("{}/file", path(&name)), &action)?;
+                std::fs::write(&file, &bytes).map_err(|source| CliError::Carry {
+                    action,
+                    path: file.clone(),
+                    source,
+                })?;
+                let done = json!({"base": name, "file": file, "file_bytes": bytes.len()});
+                global.output().value(&done, |_| String::new())
+            }
+            Self::Import { name, file } => {
+                let action = format!("cannot import a trace for base {name}");
+                let bytes = std::fs::read(&file).map_err(|source| CliError::Carry {
+                    action: action.clone(),
+                    path: file.clone(),
+                    source,
+                })?;
+                let put = || client.put_bytes(&format!("{}/file", path(&name)), bytes.clone(), &action);
+                let trace = again::repeat(put)?;
+                global.output().value(&trace, |_| String::new())
+            }
+            Self::Rm { names } => {
+                let mut removed = Vec::new();
+                for name in names {
+                    client.delete(&path(&name), &format!("cannot remove the trace of base {name}"))?;
+                    removed.push(Value::from(name));
+                }
+                global.output().value(&json!({ "removed": removed }), |_| String::new())
+            }
+        }
+    }
+}

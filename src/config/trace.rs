@@ -1,0 +1,40 @@
+//! `[trace]`: what is recorded of boots, and played back ahead of later ones.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, invalid};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceConfig {
+    /// `[trace] auto`: whether the first boot of a base that has no trace is recorded. Default: true.
+    pub auto: bool,
+    /// `[trace] prefetch`: whether the blocks of a base's trace are fetched as soon as a disk on it is read. Default:
+    /// true.
+    pub prefetch: bool,
+    /// `[trace] idle_seconds`: a recording ends when nothing new was read for so long. Default: 30. Bounds: 1 to 3600.
+    pub idle_seconds: u64,
+    /// `[trace] longest_seconds`: a recording ends so long after its first read. Default: 300. Bounds: 1 to 86400.
+    pub longest_seconds: u64,
+}
+
+impl Default for TraceConfig {
+    fn default() -> Self {
+        Self { auto: true, prefetch: true, idle_seconds: 30, longest_seconds: 300 }
+    }
+}
+
+impl TraceConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        for (key, seconds, most) in [
+            ("trace.idle_seconds", self.idle_seconds, 3600),
+            ("trace.longest_seconds", self.longest_seconds, 86_400),
+        ] {
+            if !(1..=most).contains(&seconds) {
+                return Err(invalid(key, format!("{seconds} is out of bounds; it is 1 to {most}")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! Traces of boots, from the first read through the mount to the file that travels.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::harness::{House, Random, open, read_at, same, until};
+
+const MIB: u64 = 1 << 20;
+
+/// A daemon for whom a recording ends a second after the last new read.
+fn quick() -> House {
+    let mut house = House::unstarted("/var/tmp");
+    let config = house.path("config.toml");
+    fs::write(&config, "[trace]\nidle_seconds = 1\n").unwrap();
+    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    house
+}
+
+/// What a boot looks like: small pieces from everywhere. Returns how many bytes.
+fn boot(disk: &Path, size: u64) -> u64 {
+    let file = open(disk);
+    let mut blocks: Vec<u64> = (0..size / 4096).collect();
+    let mut random = Random(5);
+    for n in 0..400 {
+        let at = n + random.below((blocks.len() - n) as u64) as usize;
+        blocks.swap(n, at);
+        read_at(&file, blocks[n] * 4096, 4096);
+    }
+    400 * 4096
+}
+
+fn traces(house: &House) -> Vec<Value> {
+    house.json(&["base", "trace", "ls"]).as_array().unwrap().clone()
+}
+
+#[test]
+fn the_first_boot_of_a_base_is_recorded_and_travels() {
+    let mut house = quick();
+    let data = house.base(16 * MIB as usize);
+    let (one, two) = (house.create("one", true, 16 * MIB), house.create("two", true, 20 * MIB));
+    // A look at the partition table is no boot.
+    read_at(&open(&one), 0, 65536);
+    let bytes = boot(&two, 16 * MIB);
+    until("a trace", || (!traces(&house).is_empty()).then_some(()));
+    let shown = house.json(&["base", "trace", "show", "b"]);
+    assert_eq!((shown["bytes"].as_u64(), shown["size"].as_u64()), (Some(bytes), Some(16 * MIB)));
+    assert!(shown["file_bytes"].as_u64() < Some(4096) && shown["fits"] == true, "{shown}");
+    assert!(
+        shown["entries"].as_u64() <= Some(400) && shown["prefetch_ranges"].as_u64() < Some(400),
+        "{shown}"
+    );
+    let events = house.json(&["events"]);
+    let told = events.as_array().unwrap().iter().find(|e| e["event"] == "trace.recorded").unwrap();
+    assert_eq!((told["base"].as_str(), told["bytes"].as_u64()), (Some("b"), Some(bytes)));
+    // The second boot reads other things, and is not recorded.
+    same(&read_at(&open(&one), 0, data.len()), &data, "one");
+    let file = house.path("b.trace");
+    let path = file.to_str().unwrap();
+    house.ok(&["base", "trace", "export", "b", path]);
+    let exported = fs::read(&file).unwrap();
+    assert_eq!(exported, fs::read(house.store().join("traces/1.trace")).unwrap());
+    house.restart();
+    assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
+    house.ok(&["base", "trace", "rm", "b"]);
+    assert!(house.fails(&["base", "trace", "show", "b"]).contains("plyfs base trace ls"));
+    assert!(house.fails(&["base", "trace", "rm", "b"]).contains("trace of base b"));
+    house.ok(&["base", "trace", "import", "b", path]);
+    assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
+
+    // What is no trace, or one of another image.
+    let mut damaged = exported.clone();
+    damaged[60] ^= 1;
+    fs::write(house.path("damaged"), damaged).unwrap();
+    let said = house.fails(&["base", "trace", "import", "b", house.path("damaged").to_str().unwrap()]);
+    assert!(said.contains("checksum"), "{said}");
+    fs::write(house.path("other.img"), vec![1; 5000]).unwrap();
+    house.ok(&["base", "add", "other", house.path("other.img").to_str().unwrap()]);
+    let said = house.fails(&["base", "trace", "import", "other", path]);
+    assert!(said.contains("16777216") && said.contains("5000"), "{said}");
+    assert!(house.fails(&["base", "trace", "import", "none", path]).contains("none of that name"));
+    assert!(house.fails(&["base", "trace", "import", "b", "/no/file"]).contains("/no/file"));
+    assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
+
+    // With the base goes its trace.
+    house.ok(&["disk", "rm", "one", "two"]);
+    house.ok(&["base", "rm", "b"]);
+    assert!(traces(&house).is_empty());
+    assert_eq!(fs::read_dir(house.store().join("traces")).unwrap().count(), 0);
+    house.stop();
+    house.ok(&["check"]);
+}
+
+#[test]
+fn whoever_asks_gets_a_recording_of_one_disk() {
+    let mut house = House::on_disk();
+    house.base(4 * MIB as usize);
+    let (one, two) = (house.create("one", true, 4 * MIB), house.create("two", true, 4 * MIB));
+    house.create("blank", false, MIB);
+    assert!(house.fails(&["trace", "record", "blank"]).contains("it has no base"));
+    assert!(house.fails(&["trace", "record", "none"]).contains("none of that name"));
+    assert!(house.fails(&["trace", "record", "one", "--stop"]).contains("not being recorded"));
+    house.ok(&["trace", "record", "one"]);
+    assert!(house.fails(&["trace", "record", "two"]).contains("under way"));
+    assert!(house.fails(&["trace", "record", "one", "--stop"]).contains("nothing was read"));
+    house.ok(&["trace", "record", "one"]);
+    // In memory or not, written over or not: what counts is what falls through.
+    std::os::unix::fs::FileExt::write_all_at(&open(&one), &[1; 4096], 8192).unwrap();
+    for _ in 0..2 {
+        read_at(&open(&one), 0, 5 * 4096);
+        read_at(&open(&two), MIB, 4096);
+    }
+    std::os::unix::fs::FileExt::write_all_at(&open(&one), &[1; 100], 2 * MIB + 100).unwrap();
+    let trace = house.json(&["trace", "record", "one", "--stop"]);
+    // Blocks 0, 1, 3 and 4, and the one that was copied up.
+    assert_eq!(trace["bytes"].as_u64(), Some(5 * 4096), "{trace}");
+    assert_eq!(trace["disk"], "one");
+
+    // `stop` keeps what is being recorded.
+    house.ok(&["trace", "record", "two"]);
+    read_at(&open(&two), MIB, 8192);
+    house.restart();
+    assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(8192));
+    house.stop();
+    house.ok(&["check"]);
+}
+
+#[test]
+fn a_damaged_trace_costs_nothing_but_itself() {
+    let mut house = House::on_disk();
+    let data = house.base(4 * MIB as usize);
+    let one = house.create("one", true, 4 * MIB);
+    house.ok(&["trace", "record", "one"]);
+    read_at(&open(&one), MIB, 8192);
+    house.ok(&["trace", "record", "one", "--stop"]);
+    house.stop();
+    let file = house.store().join("traces/1.trace");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[50] ^= 4;
+    fs::write(&file, &bytes).unwrap();
+    fs::write(house.store().join("traces/77.trace"), &bytes).unwrap();
+    fs::write(house.store().join("traces/1.trace.tmp"), b"half").unwrap();
+    house.start();
+    same(&read_at(&open(&one), 0, data.len()), &data, "one");
+    let list = traces(&house);
+    assert!(list.len() == 1 && list[0]["error"].as_str().unwrap().contains("checksum"), "{list:?}");
+    assert!(house.fails(&["base", "trace", "export", "b", "/dev/null"]).contains("checksum"));
+    assert!(!house.store().join("traces/77.trace").exists(), "the trace of no base");
+    house.stop();
+    let found = house.cli(&["check"]);
+    let text = String::from_utf8(found.stdout).unwrap();
+    assert!(
+        !found.status.success() && text.contains("traces/1.trace") && text.contains("1.trace.tmp"),
+        "{text}"
+    );
+    house.ok(&["check", "--repair"]);
+    house.ok(&["check"]);
+    assert_eq!(fs::read_dir(house.store().join("traces")).unwrap().count(), 0);
+}
