@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use parking_lot::Mutex;
 
 use crate::source::{
-    Arrival, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    Arrival, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
+    Stall,
 };
 
 /// Bytes that are read at once.
@@ -39,12 +40,7 @@ impl RemoteSource for CopiedFile {
         self.path.clone()
     }
 
-    fn fetch(
-        self: Arc<Self>,
-        range: Range<u64>,
-        _purpose: Purpose,
-        mut deliver: Box<dyn FnMut(&[u8]) + Send>,
-    ) -> Fetch {
+    fn fetch(self: Arc<Self>, range: Range<u64>, _purpose: Purpose, mut deliver: Deliver) -> Fetch {
         let (done, arrival) = Arrival::new();
         let result = Arc::new(Mutex::new(None));
         let (this, slot) = (self.clone(), result.clone());

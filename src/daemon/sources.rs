@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -26,7 +26,9 @@ use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::format::record::{self, BaseRecord, Digest, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{Credentials, Http, HttpIdentity, Network, RemoteOptions, Strictness};
-use crate::source::{FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, Spawn, Stall};
+use crate::source::{
+    FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+};
 use crate::store::{Sources, why_changed};
 
 /// Threads that drive requests, and those that wait for the cache's disk.
@@ -129,6 +131,8 @@ pub struct HostSources {
     kept: Kept,
     events: Events,
     known: Mutex<HashMap<Name, Known>>,
+    /// Bases that were told to wait, by number: their names, and since when.
+    waiting: Mutex<HashMap<u64, (String, SystemTime)>>,
 }
 
 impl HostSources {
@@ -152,7 +156,7 @@ impl HostSources {
             .build()?;
         let http =
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
-        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default() })
+        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default(), waiting: Mutex::default() })
     }
 
     /// To ask servers.
@@ -173,6 +177,41 @@ impl HostSources {
     /// What is kept of a file of a base, whether or not anybody has it attached.
     pub fn kept(&self, file: &ImageFile) -> Arc<CachedSource> {
         self.kept.cache.attach(key_of(file), file.identity.size)
+    }
+
+    /// Tells which bases began to wait for their servers since the last time, which do not wait any more, and which
+    /// failed. To be called now and then.
+    pub fn tick(&self) {
+        let known: Vec<(u64, Arc<LazySource>)> = {
+            let known = self.known.lock();
+            known.iter().filter_map(|((id, _), known)| Some((*id, known.source.upgrade()?))).collect()
+        };
+        let mut waiting = self.waiting.lock();
+        let mut still = HashMap::new();
+        for (id, source) in known {
+            let name = source.base().to_owned();
+            if let Some(stall) = source.stall() {
+                if !waiting.contains_key(&id) && !still.contains_key(&id) {
+                    let event = Event::of_base(Kind::BaseWaiting, &name).because(stall.why.clone());
+                    self.events.emit(event.since(stall.since));
+                }
+                still.insert(id, (name.clone(), stall.since));
+            }
+            if let Some(error) = source.take_failure() {
+                let kind = match error.kind() {
+                    SourceErrorKind::Changed => Kind::BaseChanged,
+                    _ => Kind::BaseError,
+                };
+                tracing::error!(base = name, %error, "a base cannot be read");
+                self.events.emit(Event::of_base(kind, &name).because(error.to_string()));
+            }
+        }
+        for (id, (name, since)) in waiting.drain() {
+            if !still.contains_key(&id) {
+                self.events.emit(Event::of_base(Kind::BaseResumed, &name).since(since));
+            }
+        }
+        *waiting = still;
     }
 
     /// Makes what is kept durable.

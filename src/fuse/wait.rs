@@ -41,13 +41,16 @@ pub(super) enum Kind {
     Changes,
 }
 
+type Work<T> = Box<dyn Fn(&PlyFs) -> Result<T, Stop> + Send>;
+type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
+
 /// A request that may have to be run more than once.
 pub(super) struct Attempt<T> {
-    pub kind: Kind,
-    pub work: Box<dyn Fn(&PlyFs) -> Result<T, Stop> + Send>,
-    pub answer: Box<dyn FnOnce(Result<T, Errno>) + Send>,
+    kind: Kind,
+    work: Work<T>,
+    answer: Answer<T>,
     /// What earlier tries waited for.
-    pub held: Vec<Arrival>,
+    held: Vec<Arrival>,
 }
 
 impl<T: 'static> Attempt<T> {

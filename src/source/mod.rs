@@ -30,7 +30,7 @@ pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
-pub use remote::{Fetch, Purpose, RemoteSource, Spawn, Stall};
+pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -154,7 +154,10 @@ pub enum SourceErrorKind {
 /// A failure of a source. The message is complete in itself (what failed, on which object, why, what to do), so
 /// `std::error::Error::source` adds nothing; the system's error is at [`io_error`](Self::io_error).
 #[derive(Clone, Debug, thiserror::Error)]
-pub struct SourceError {
+pub struct SourceError(Box<Inner>);
+
+#[derive(Clone, Debug)]
+struct Inner {
     kind: SourceErrorKind,
     /// A path, or a URL without its query and user info.
     object: String,
@@ -172,7 +175,7 @@ impl SourceError {
     }
 
     fn of(kind: SourceErrorKind, operation: &'static str, object: String) -> Self {
-        Self { kind, object, operation, io: None, detail: None, arrival: None }
+        Self(Box::new(Inner { kind, object, operation, io: None, detail: None, arrival: None }))
     }
 
     /// With the kind that follows from the system's error.
@@ -182,7 +185,9 @@ impl SourceError {
             io::ErrorKind::PermissionDenied => SourceErrorKind::Permission,
             _ => SourceErrorKind::Io,
         };
-        Self { io: Some(Arc::new(error)), ..Self::new(kind, operation, path) }
+        let mut this = Self::new(kind, operation, path);
+        this.0.io = Some(Arc::new(error));
+        this
     }
 
     /// Of an object that is no file: `object` is a URL as it is shown to people ([`RemoteSource::shown`]). The message is "cannot
@@ -194,7 +199,9 @@ impl SourceError {
         why: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { detail: Some((why.into(), advice.into())), ..Self::of(kind, operation, object.into()) }
+        let mut this = Self::of(kind, operation, object.into());
+        this.0.detail = Some((why.into(), advice.into()));
+        this
     }
 
     /// A file that is not what it was, with the way in which it is not.
@@ -206,36 +213,38 @@ impl SourceError {
 
     /// The bytes are under way.
     pub fn not_here(object: impl Into<String>, arrival: Arrival) -> Self {
-        Self { arrival: Some(arrival), ..Self::of(SourceErrorKind::NotHere, "read", object.into()) }
+        let mut this = Self::of(SourceErrorKind::NotHere, "read", object.into());
+        this.0.arrival = Some(arrival);
+        this
     }
 
     pub fn kind(&self) -> SourceErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// The path, or the URL without what is secret.
     pub fn object(&self) -> &str {
-        &self.object
+        &self.0.object
     }
 
     /// What the system reported, if it was the system that failed.
     pub fn io_error(&self) -> Option<&io::Error> {
-        self.io.as_deref()
+        self.0.io.as_deref()
     }
 
     /// When to ask again, of an error that is no failure ([`SourceErrorKind::NotHere`]).
     pub fn arrival(&self) -> Option<&Arrival> {
-        self.arrival.as_ref()
+        self.0.arrival.as_ref()
     }
 }
 
 impl fmt::Display for SourceError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "cannot {} {}: ", self.operation, self.object)?;
-        if let Some((why, advice)) = &self.detail {
+        write!(out, "cannot {} {}: ", self.0.operation, self.0.object)?;
+        if let Some((why, advice)) = &self.0.detail {
             return write!(out, "{why}; {advice}");
         }
-        let (why, advice) = match self.kind {
+        let (why, advice) = match self.0.kind {
             SourceErrorKind::NotFound => ("no such file", "check the path as the daemon sees it"),
             SourceErrorKind::NotAFile => ("it is not a regular file", "give the path of an image file"),
             SourceErrorKind::Permission => {
@@ -264,7 +273,7 @@ impl fmt::Display for SourceError {
                 ("its server does not answer as it should", "check the server, or take another mirror")
             }
             SourceErrorKind::Io => {
-                if let Some(error) = &self.io {
+                if let Some(error) = &self.0.io {
                     write!(out, "{error}; ")?;
                 }
                 return write!(out, "check the disk and the filesystem that it lies on");

@@ -25,6 +25,9 @@ pub enum Purpose {
     Hydrate,
 }
 
+/// Who gets the bytes of a fetch, piece by piece.
+pub type Deliver = Box<dyn FnMut(&[u8]) + Send>;
+
 /// A fetch under way.
 pub type Fetch = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send>>;
 
@@ -63,12 +66,7 @@ pub trait RemoteSource: Send + Sync {
     /// # Errors
     /// `Changed`, `Denied`, `Protocol` when asking again cannot help; `Unreachable` after the deadline. What was
     /// delivered before is right all the same, except with `Changed`.
-    fn fetch(
-        self: Arc<Self>,
-        range: Range<u64>,
-        purpose: Purpose,
-        deliver: Box<dyn FnMut(&[u8]) + Send>,
-    ) -> Fetch;
+    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, deliver: Deliver) -> Fetch;
 
     /// Whether reads wait for the server now.
     fn stall(&self) -> Option<Stall>;

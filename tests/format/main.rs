@@ -84,7 +84,10 @@ fn open(format: Format, path: &Path, chain: Chain) -> (Arc<dyn Image>, Arc<dyn S
 }
 
 /// The bytes of a range, of images on top of each other.
-fn read(chain: &[(Arc<dyn Image>, Arc<dyn Source>)], offset: u64, out: &mut [u8]) {
+/// An image and its file.
+type Part = (Arc<dyn Image>, Arc<dyn Source>);
+
+fn read(chain: &[Part], offset: u64, out: &mut [u8]) {
     let Some(((image, source), under)) = chain.split_first() else { return out.fill(0) };
     let (mut at, mut inflated, mut which) = (0, Vec::new(), None);
     while at < out.len() {

@@ -10,9 +10,12 @@ mod failing;
 mod file;
 mod full;
 mod harness;
+mod lazy;
 mod privilege;
 mod process;
 mod refusals;
+#[path = "../http/server.rs"]
+mod server;
 mod tools;
 mod traces;
 mod upgrade;

@@ -78,9 +78,9 @@ fn reads_wait_for_a_server_that_is_away() {
     server.stop();
     let reads: Vec<_> =
         (0..20).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
-    until("reads wait", || source.stall().is_some());
+    // A connection that was there may break off first.
+    until("reads wait", || source.stall().is_some_and(|stall| stall.why.contains("refused")));
     let stall = source.stall().unwrap();
-    assert!(stall.why.contains("refused"), "{}", stall.why);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(source.stall().unwrap().since, stall.since, "the first failure counts");
     // One that is given up changes nothing for the others.

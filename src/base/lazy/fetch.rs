@@ -187,6 +187,9 @@ fn give_up(shared: &Arc<Shared>, purpose: Purpose, first: u64, units: Vec<Arc<Un
     let blocks = first..first + units.len() as u64;
     shared.in_transit.fetch_sub(bytes_of(shared, blocks), Ordering::Relaxed);
     let again = purpose != Purpose::Demand && gave_up(&error);
+    if !again {
+        *shared.failure.lock() = Some(error.clone());
+    }
     let mut runs: Vec<Run> = Vec::new();
     for (unit, block) in units.into_iter().zip(first..) {
         if !again {

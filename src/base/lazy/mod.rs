@@ -106,6 +106,8 @@ struct Shared {
     /// Readers' requests under way.
     demand: AtomicU64,
     traffic: Arc<Traffic>,
+    /// The last failure that a reader was told, until somebody asks.
+    failure: Mutex<Option<SourceError>>,
 }
 
 struct Table {
@@ -136,13 +138,24 @@ impl LazySource {
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
                 traffic,
+                failure: Mutex::new(None),
             }),
         }
+    }
+
+    /// Name of the base that it is read for.
+    pub fn base(&self) -> &str {
+        self.shared.traffic.base()
     }
 
     /// Since when reads wait for the server.
     pub fn stall(&self) -> Option<Stall> {
         self.shared.remote.stall()
+    }
+
+    /// The last failure that readers were told, once.
+    pub fn take_failure(&self) -> Option<SourceError> {
+        self.shared.failure.lock().take()
     }
 
     /// Whether nothing is under way, and all that came was given to the cache.

@@ -1,14 +1,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 
 use parking_lot::Condvar;
 
 use super::*;
 use crate::events::Events;
-use crate::source::Fetch;
+use crate::source::{Deliver, Fetch};
 
 /// Runs each future on a thread of its own.
 struct Threads;
@@ -25,7 +25,7 @@ impl Spawn for Threads {
     fn spawn(&self, mut future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) {
         thread::spawn(move || {
             let waker = Waker::from(Arc::new(Unpark(thread::current())));
-            while let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            while future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
                 thread::park();
             }
         });
@@ -97,12 +97,7 @@ impl RemoteSource for Server {
         "http://server/image".into()
     }
 
-    fn fetch(
-        self: Arc<Self>,
-        range: Range<u64>,
-        purpose: Purpose,
-        mut deliver: Box<dyn FnMut(&[u8]) + Send>,
-    ) -> Fetch {
+    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, mut deliver: Deliver) -> Fetch {
         self.requests.lock().push((range.clone(), purpose));
         Box::pin(async move {
             let mut open = self.open.lock();
@@ -117,7 +112,7 @@ impl RemoteSource for Server {
             if self.cut.load(Ordering::Relaxed) {
                 bytes = &bytes[..bytes.len() / 2];
             }
-            bytes.chunks(self.piece).for_each(|piece| deliver(piece));
+            bytes.chunks(self.piece).for_each(&mut deliver);
             Ok(())
         })
     }

@@ -56,7 +56,7 @@ fn search_for_numbers() {
     let setting =
         |name: &str, default: f64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (steps, budget) = (setting("STEPS", 20_000.0) as u64, setting("BUDGET", 1.28));
-    let mut random = setting("SEED", 1.0) as u64 * 0x9e37_79b9_7f4a_7c15 | 1;
+    let mut random = (setting("SEED", 1.0) as u64 * 0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move || {
         random ^= random << 13;
         random ^= random >> 7;

@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
 use super::{ApiError, rfc3339};
+use crate::daemon::sources::HostSources;
 use crate::events::{Events, Heard, Kind, Listener, Reason, Told, Traffic};
 use crate::io::sys;
 
@@ -164,12 +165,13 @@ pub fn traffic_of(traffic: &Traffic) -> Map<String, Value> {
 }
 
 /// Makes events of what was counted, for ever.
-pub async fn tick(events: Events) {
+pub async fn tick(events: Events, sources: Arc<HostSources>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         events.tick();
+        sources.tick();
     }
 }
 

@@ -402,6 +402,7 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
+    let sources = control.sources.clone();
     let bus = control.events.clone();
     let ticked = control.clone();
     let router = Router::new()
@@ -429,8 +430,10 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let ticking =
-                        [tokio::spawn(events::tick(bus.clone())), tokio::spawn(traces::tick(ticked))];
+                    let ticking = [
+                        tokio::spawn(events::tick(bus.clone(), sources)),
+                        tokio::spawn(traces::tick(ticked)),
+                    ];
                     events::serve_until(listener, router, drain, bus).await;
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     let _ = channel.send(&FromWorker::Drained);

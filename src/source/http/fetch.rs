@@ -13,13 +13,11 @@ use super::limit::{Rate, Slots};
 use super::mirror::{Ask, Mirror, Transfer};
 use super::wait::{Stalls, Wait};
 use super::{Http, RemoteOptions, failed, words};
-use crate::source::{Fetch, Purpose, RemoteSource, SourceError, Stall};
+use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, Stall};
 
 /// For a purpose for which nobody waits it is tried so often, and not for longer.
 const TRIES: u32 = 4;
 const TRIED_FOR: Duration = Duration::from_secs(30);
-
-type Deliver = Box<dyn FnMut(&[u8]) + Send>;
 
 /// One object behind one or several URLs.
 pub(super) struct Remote {

@@ -1,0 +1,442 @@
+//! Bases on a web server, through the mount.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crate::harness::{House, Random, open, read_at, run, same, signal, until};
+use crate::server::{Object, Reply, Server};
+
+const MIB: usize = 1 << 20;
+
+fn served(len: usize) -> (House, Server, Arc<Vec<u8>>) {
+    let object = Object::new(len);
+    let bytes = object.bytes.clone();
+    (House::on_disk(), Server::start(object), bytes)
+}
+
+fn add(house: &House, name: &str, url: &str, more: &[&str]) {
+    house.ok(&[&["base", "add", name, url], more].concat());
+    house.ok(&["disk", "create", name, "--base", name]);
+}
+
+fn whole(house: &House, name: &str, len: usize) -> Vec<u8> {
+    read_at(&open(&house.disk(name)), 0, len)
+}
+
+/// Everything that was fetched is in the cache, so that a kill costs nothing.
+fn settled(house: &House, name: &str, bytes: usize) {
+    until("all of it to be kept", || {
+        (house.json(&["base", "show", name])["cached_bytes"].as_u64()? >= bytes as u64).then_some(())
+    });
+}
+
+#[test]
+fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
+    let (mut house, server, bytes) = served(5 * MIB + 123);
+    add(&house, "b", &server.url("/b.img"), &[]);
+    let requests = server.requests();
+    assert_eq!(
+        (requests.len(), requests[0].method.as_str(), requests[0].range()),
+        (1, "GET", Some((0, 65535)))
+    );
+    house.ok(&["disk", "create", "two", "--base", "b"]);
+    // Several readers of several disks at once.
+    let readers: Vec<_> = ["b", "two", "b", "two"]
+        .into_iter()
+        .map(|name| {
+            let (path, bytes) = (house.disk(name), bytes.clone());
+            thread::spawn(move || same(&read_at(&open(&path), 0, bytes.len()), &bytes, "a reader"))
+        })
+        .collect();
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    assert_eq!(server.body_bytes(), bytes.len() as u64, "each byte comes once");
+    settled(&house, "b", bytes.len());
+    let shown = house.json(&["base", "show", "b"]);
+    assert_eq!(
+        (shown["complete"].as_bool(), shown["cached_percent"].as_f64()),
+        (Some(true), Some(100.0)),
+        "{shown}"
+    );
+
+    // Another name, another worker, another daemon: nothing comes again.
+    let before = server.requests().len();
+    house.kill_worker();
+    same(&whole(&house, "two", bytes.len()), &bytes, "the next worker");
+    house.restart();
+    same(&whole(&house, "b", bytes.len()), &bytes, "the next daemon");
+    assert_eq!(server.requests().len(), before);
+    let status = house.status();
+    assert_eq!(status["cache"]["disk"]["used_bytes"].as_u64(), Some(bytes.len() as u64), "{status}");
+    house.ok(&["base", "evict", "b"]);
+    assert_eq!(house.json(&["base", "show", "b"])["cached_bytes"].as_u64(), Some(0));
+    house.restart();
+    same(&whole(&house, "b", bytes.len()), &bytes, "after it was evicted");
+    assert!(server.requests().len() > before);
+}
+
+#[test]
+fn writes_of_parts_of_blocks_wait_for_the_base_and_are_right() {
+    let (house, server, bytes) = served(2 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    let file = open(&house.disk("b"));
+    let mut model = bytes.to_vec();
+    let mut random = Random(7);
+    for n in 0..200u64 {
+        let at = random.below(2 * MIB as u64 - 5000);
+        let data = vec![n as u8; 1 + random.below(5000) as usize];
+        if n % 3 == 0 {
+            crate::harness::fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, 700)
+                .unwrap();
+            model[at as usize..at as usize + 700].fill(0);
+        } else {
+            file.write_all_at(&data, at).unwrap();
+            model[at as usize..at as usize + data.len()].copy_from_slice(&data);
+        }
+    }
+    same(&whole(&house, "b", model.len()), &model, "after writes");
+}
+
+#[test]
+fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
+    let (mut house, mut server, bytes) = served(4 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    same(&read_at(&open(&house.disk("b")), 0, 4096), &bytes[..4096], "the head");
+    let blank = house.create("blank", false, MIB as u64);
+    server.stop();
+    let waits = {
+        let (path, bytes) = (house.disk("b"), bytes.clone());
+        thread::spawn(move || same(&read_at(&open(&path), 0, bytes.len()), &bytes, "who waited"))
+    };
+    // A write of a part of a block needs the base as well; more of them than there are threads.
+    let writers: Vec<_> = (0..40u64)
+        .map(|n| {
+            let path = house.disk("b");
+            thread::spawn(move || open(&path).write_all_at(&[7; 10], 3 * MIB as u64 + n * 16384 + 5).unwrap())
+        })
+        .collect();
+    let waiting = until("the base to wait", || {
+        house.status()["waiting"].as_array().filter(|bases| !bases.is_empty()).map(|bases| bases[0].clone())
+    });
+    assert_eq!(waiting["base"], "b");
+    assert!(waiting["why"].as_str().is_some_and(|why| why.contains("refused")), "{waiting}");
+    assert_eq!(house.json(&["base", "show", "b"])["state"], "waiting");
+    // What is here is read, what needs no base is written, disks come and go.
+    same(&read_at(&open(&house.disk("b")), 0, 4096), &bytes[..4096], "what is cached");
+    open(&blank).write_all_at(&[1; 4096], 0).unwrap();
+    house.ok(&["disk", "create", "other", "--base", "b"]);
+    house.ok(&["disk", "rm", "other"]);
+    // Those who wait go on waiting under the next worker, and under the next version.
+    house.kill_worker();
+    until("the next worker to wait", || (!house.status()["waiting"].as_array()?.is_empty()).then_some(()));
+    house.ok(&["upgrade"]);
+    assert!(!waits.is_finished());
+    server.start_again();
+    waits.join().unwrap();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    let mut model = bytes.to_vec();
+    (0..40).for_each(|n| model[3 * MIB + n * 16384 + 5..][..10].fill(7));
+    same(&whole(&house, "b", model.len()), &model, "at the end");
+    until("nobody to wait", || house.status()["waiting"].as_array()?.is_empty().then_some(()));
+    let events = house.json(&["events"]);
+    let told = |name: &str| events.as_array().unwrap().iter().any(|e| e["event"] == name && e["base"] == "b");
+    assert!(told("base.waiting") || told("base.resumed"), "{events}");
+
+    // Nobody who stops the daemon waits for a server.
+    house.ok(&["base", "evict", "b"]);
+    server.stop();
+    let mut stuck = Command::new("dd")
+        .arg(format!("if={}", house.mount().join("bases/b.raw").display()))
+        .args(["of=/dev/null", "bs=1M", "status=none"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("dd to wait", || (!house.status()["waiting"].as_array()?.is_empty()).then_some(()));
+    signal(house.supervisor(), libc::SIGTERM);
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
+    house.ended();
+}
+
+#[test]
+fn a_deadline_ends_a_read_and_the_next_one_works() {
+    let (house, mut server, bytes) = served(MIB);
+    add(&house, "b", &server.url("/b"), &["--deadline", "1s"]);
+    server.stop();
+    let file = open(&house.disk("b"));
+    let error = file.read_exact_at(&mut [0; 4096], 500_000).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    until("it to be told", || house.log().contains("a base cannot be read").then_some(()));
+    server.start_again();
+    until("a read that works", || file.read_exact_at(&mut [0; 4096], 500_000).ok());
+    same(&whole(&house, "b", bytes.len()), &bytes, "after the deadline");
+}
+
+#[test]
+fn an_image_that_changes_is_an_error_and_never_a_mixture() {
+    let (house, server, bytes) = served(4 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    let file = open(&house.disk("b"));
+    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "of the first version");
+    settled(&house, "b", 100_000);
+    server.set_object(Object::seeded(4 * MIB, 2));
+    let error = file.read_exact_at(&mut vec![0; MIB], 3 * MIB as u64).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "what was kept of the first version");
+    until("the event", || {
+        let events = house.json(&["events"]);
+        events.as_array()?.iter().any(|e| e["event"] == "base.changed" && e["base"] == "b").then_some(())
+    });
+    // The new one is a base of its own.
+    add(&house, "new", &server.url("/b"), &[]);
+    same(&whole(&house, "new", 4 * MIB), &server.object().bytes, "the new version");
+}
+
+#[test]
+fn bits_that_flip_in_the_cache_cost_a_fetch_and_nothing_else() {
+    let (mut house, server, bytes) = served(3 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    same(&whole(&house, "b", bytes.len()), &bytes, "cold");
+    settled(&house, "b", bytes.len());
+    let mut random = Random(11);
+    for round in 0..4 {
+        house.stop();
+        for entry in fs::read_dir(house.store().join("cache")).unwrap() {
+            let path = entry.unwrap().path();
+            let len = fs::metadata(&path).unwrap().len();
+            let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            for _ in 0..if round == 3 { 500 } else { 5 } {
+                let at = random.below(len);
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                byte[0] ^= 1 << random.below(8);
+                file.write_all_at(&byte, at).unwrap();
+            }
+        }
+        house.start();
+        same(&whole(&house, "b", bytes.len()), &bytes, "after bits flipped");
+        settled(&house, "b", bytes.len());
+    }
+    let findings =
+        Command::new(env!("CARGO_BIN_EXE_plyfs")).args(["--store"]).arg(house.store()).arg("status").output();
+    assert!(findings.unwrap().status.success());
+}
+
+#[test]
+fn kills_at_any_time_never_show_a_wrong_byte() {
+    let (house, server, bytes) = served(8 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    let done = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = (0..3u64)
+        .map(|n| {
+            let (path, bytes, done) = (house.disk("b"), bytes.clone(), done.clone());
+            thread::spawn(move || {
+                let (file, mut random) = (open(&path), Random(n + 1));
+                while done.load(Ordering::Relaxed) == 0 {
+                    let len = 1 + random.below(300_000) as usize;
+                    let at = random.below((bytes.len() - len) as u64);
+                    same(&read_at(&file, at, len), &bytes[at as usize..at as usize + len], "under kills");
+                }
+            })
+        })
+        .collect();
+    for n in 0..6 {
+        thread::sleep(std::time::Duration::from_millis(150));
+        house.kill_worker();
+        if n % 2 == 0 {
+            house.ok(&["base", "evict", "b"]);
+        }
+    }
+    done.store(1, Ordering::Relaxed);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    same(&whole(&house, "b", bytes.len()), &bytes, "after kills");
+}
+
+#[test]
+fn a_small_cache_and_none_at_all_are_slower_and_right() {
+    for size in ["0", "1M"] {
+        let object = Object::new(4 * MIB);
+        let bytes = object.bytes.clone();
+        let server = Server::start(object);
+        let mut house = House::unstarted("/var/tmp");
+        house.try_start(&["--cache-disk", size, "--cache-memory", "1M"]).unwrap();
+        add(&house, "b", &server.url("/b"), &[]);
+        for _ in 0..2 {
+            same(&whole(&house, "b", bytes.len()), &bytes, size);
+        }
+        let shown = house.json(&["base", "show", "b"]);
+        assert!(shown["cached_bytes"].as_u64().unwrap() <= MIB as u64, "{shown}");
+        if size == "0" {
+            assert!(house.fails(&["base", "hydrate", "b"]).contains("--cache-disk"));
+        }
+        house.stop();
+    }
+}
+
+#[test]
+fn one_content_under_two_names_is_fetched_once_when_the_digest_says_so() {
+    let (house, server, bytes) = served(MIB);
+    let path = house.path("image");
+    fs::write(&path, &*bytes).unwrap();
+    let sum = run(Command::new("sha256sum").arg(&path)).split_whitespace().next().unwrap().to_owned();
+    add(&house, "one", &server.url("/one"), &["--sha256", &sum]);
+    same(&whole(&house, "one", MIB), &bytes, "one");
+    settled(&house, "one", MIB);
+    let before = server.body_bytes();
+    add(&house, "two", &server.url("/other/place"), &["--sha256", &sum]);
+    let probe = server.body_bytes();
+    same(&whole(&house, "two", MIB), &bytes, "two");
+    assert_eq!(server.body_bytes(), probe, "only the probe of {} bytes", probe - before);
+    // What one of them still needs stays.
+    house.ok(&["disk", "rm", "one"]);
+    house.ok(&["base", "rm", "one"]);
+    assert_eq!(house.json(&["base", "show", "two"])["complete"], true);
+    house.ok(&["disk", "rm", "two"]);
+    house.ok(&["base", "rm", "two"]);
+    let left: Vec<_> =
+        fs::read_dir(house.store().join("cache")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_hydrated_base_needs_no_server_and_no_file() {
+    let (mut house, mut server, bytes) = served(6 * MIB + 5);
+    let path = house.path("image.raw");
+    fs::write(&path, &*bytes).unwrap();
+    let sum = run(Command::new("sha256sum").arg(&path)).split_whitespace().next().unwrap().to_owned();
+    add(&house, "far", &server.url("/b"), &["--sha256", &sum]);
+    add(&house, "near", path.to_str().unwrap(), &[]);
+    for name in ["far", "near"] {
+        let said = house.ok(&["base", "hydrate", name, "--rate", "100M"]);
+        assert!(said.contains(if name == "far" { "the digest matches" } else { "no digest" }), "{said}");
+        let shown = house.json(&["base", "show", name]);
+        assert_eq!(
+            (shown["complete"].as_bool(), shown["pinned"].as_bool()),
+            (Some(true), Some(true)),
+            "{shown}"
+        );
+    }
+    assert_eq!(house.json(&["base", "show", "far"])["digest_verified"], true);
+    let requests = server.requests().len();
+    server.stop();
+    fs::remove_file(&path).unwrap();
+    house.restart();
+    for name in ["far", "near"] {
+        same(&whole(&house, name, bytes.len()), &bytes, name);
+        assert!(house.ok(&["base", "verify", name]).contains("are here"));
+    }
+    assert_eq!(server.requests().len(), requests);
+
+    // One whose bytes are not those of its digest.
+    server.start_again();
+    server.set_object(Object::seeded(MIB, 3));
+    add(&house, "wrong", &server.url("/wrong"), &["--sha512", &"ab".repeat(64)]);
+    let said = house.fails(&["base", "hydrate", "wrong"]);
+    assert!(said.contains("digest"), "{said}");
+    let shown = house.json(&["base", "show", "wrong"]);
+    assert_eq!((shown["digest_verified"].as_bool(), shown["cached_bytes"].as_u64()), (Some(false), Some(0)));
+}
+
+#[test]
+fn hydration_goes_on_after_a_kill_and_when_the_server_is_back() {
+    let (house, mut server, bytes) = served(6 * MIB);
+    add(&house, "b", &server.url("/b"), &[]);
+    house.ok(&["base", "hydrate", "b", "--rate", "2M", "--background"]);
+    settled(&house, "b", MIB);
+    house.kill_worker();
+    server.stop();
+    thread::sleep(std::time::Duration::from_millis(300));
+    server.start_again();
+    until("all of it", || (house.json(&["base", "show", "b"])["complete"] == true).then_some(()));
+    same(&whole(&house, "b", bytes.len()), &bytes, "hydrated");
+}
+
+#[test]
+fn nothing_secret_is_shown_anywhere() {
+    let (mut house, mut server, bytes) = served(MIB);
+    let url = server.url("/b?signature=hushhush").replace("http://", "http://somebody:openSesame@");
+    let file = house.path("url");
+    fs::write(&file, format!("{url}\n")).unwrap();
+    house.ok(&["base", "add", "b", "--source-file", file.to_str().unwrap()]);
+    house.ok(&["disk", "create", "b", "--base", "b"]);
+    same(&whole(&house, "b", MIB), &bytes, "with a password");
+    let asked = server.requests();
+    assert!(asked.iter().all(|r| r.header("authorization").is_some() && r.target.contains("hushhush")));
+    house.ok(&["base", "evict", "b"]);
+    house.restart();
+    server.on(|_| Reply::status(403));
+    assert!(open(&house.disk("b")).read_exact_at(&mut [0; 10], 5 * 100_000).is_err());
+    server.stop();
+    let mut shown = house.log();
+    for args in [&["base", "ls"][..], &["base", "show", "b"], &["status"], &["events"], &["disk", "ls"]] {
+        shown += &house.ok(args);
+        shown += &house.json(args).to_string();
+    }
+    for secret in ["openSesame", "hushhush", "b3BlblNlc2FtZQ", "somebody"] {
+        assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn images_of_every_kind_read_as_qemu_img_reads_them() {
+    if crate::harness::tool("qemu-img").is_none() {
+        return;
+    }
+    let (mut house, server, _) = served(1);
+    let raw = house.path("raw.img");
+    let mut random = Random(3);
+    // Zeros, text and noise, an end that is no multiple of anything.
+    let mut bytes = vec![0; 3 * MIB + 1536];
+    for n in 0..12 {
+        let part = if n % 2 == 0 { random.bytes(70_000) } else { vec![n as u8; 90_000] };
+        bytes[n * 250_000..][..part.len()].copy_from_slice(&part);
+    }
+    fs::write(&raw, &bytes).unwrap();
+    let convert = |options: &[&str], to: &Path| {
+        run(Command::new("qemu-img").args(["convert", "-f", "raw"]).args(options).arg(&raw).arg(to));
+    };
+    let cases: [(&str, &[&str]); 8] = [
+        ("v2", &["-O", "qcow2", "-o", "compat=0.10"]),
+        ("c512", &["-O", "qcow2", "-o", "cluster_size=512"]),
+        ("c2m", &["-O", "qcow2", "-o", "cluster_size=2M"]),
+        ("zlib", &["-O", "qcow2", "-c"]),
+        ("zstd", &["-O", "qcow2", "-c", "-o", "compression_type=zstd,cluster_size=4k"]),
+        ("ext", &["-O", "qcow2", "-o", "extended_l2=on,cluster_size=64k"]),
+        ("mono", &["-O", "vmdk", "-o", "subformat=monolithicSparse"]),
+        ("stream", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),
+    ];
+    for (name, options) in cases {
+        let suffix = if options[1] == "vmdk" { "vmdk" } else { "qcow2" };
+        let file = house.path(&format!("{name}.{suffix}"));
+        convert(options, &file);
+        server.set_object(Object {
+            bytes: Arc::new(fs::read(&file).unwrap()),
+            ..Object::seeded(1, name.len() as u64 + options.len() as u64 * 100)
+        });
+        add(&house, name, &server.url(&format!("/{name}.{suffix}")), &[]);
+        add(&house, &format!("{name}-here"), file.to_str().unwrap(), &[]);
+        for disk in [name.to_owned(), format!("{name}-here")] {
+            let path = house.disk(&disk);
+            run(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", suffix]).arg(&path).arg(&file));
+            same(&read_at(&open(&path), 0, bytes.len()), &bytes, &disk);
+        }
+    }
+    house.restart();
+    for (name, _) in cases {
+        same(&whole(&house, name, bytes.len()), &bytes, name);
+    }
+    // A chain of which the operator names every file.
+    let top = house.path("top.qcow2");
+    let below = house.path("zlib.qcow2");
+    run(Command::new("qemu-img").args(["create", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&below).arg(&top));
+    run(Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 9 100k 50k"]).arg(&top));
+    let refused = house.fails(&["base", "add", "top", top.to_str().unwrap()]);
+    assert!(refused.contains("backing"), "{refused}");
+    add(&house, "top", top.to_str().unwrap(), &["--backing", below.to_str().unwrap()]);
+    bytes[102_400..102_400 + 51_200].fill(9);
+    same(&whole(&house, "top", bytes.len()), &bytes, "top");
+}
