@@ -265,7 +265,7 @@ fn a_version_that_cannot_read_the_store_is_refused() {
     let bases = house.store().join("bases");
     let record = fs::read_dir(&bases).unwrap().next().unwrap().unwrap().path();
     let mut bytes = fs::read(record).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 255;
     let end = bytes.len() - 4;
     let sum = crc32c::crc32c(&bytes[..end]);
     bytes[end..].copy_from_slice(&sum.to_le_bytes());

@@ -41,6 +41,21 @@ pub(super) struct Writer {
     header: CacheHeader,
     /// The file does not have this header.
     stale: bool,
+    /// What the file says is durable. A killed worker may have taken "verified" back and not synced that.
+    settled: bool,
+}
+
+impl Writer {
+    /// Makes the file say durably what the header says.
+    fn settle(&mut self, files: &Files) -> io::Result<()> {
+        if self.stale {
+            files.write_header(&mut self.header)?;
+        } else if !self.settled {
+            files.sums.sync_data()?;
+        }
+        (self.stale, self.settled) = (false, true);
+        Ok(())
+    }
 }
 
 impl CachedSource {
@@ -51,7 +66,7 @@ impl CachedSource {
             size,
             shared: shared.clone(),
             cache,
-            writer: Mutex::new(Writer { header, stale: false }),
+            writer: Mutex::new(Writer { header, stale: false, settled: true }),
             index: Mutex::default(),
             pinned: AtomicBool::new(false),
             verified: AtomicBool::new(false),
@@ -75,7 +90,7 @@ impl CachedSource {
         self.shared.names.store(true, Ordering::Relaxed);
         self.used_at.store(index.newest(), Ordering::Relaxed);
         self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
-        *writer = Writer { header, stale: false };
+        *writer = Writer { header, stale: false, settled: false };
         *self.index.lock() = index;
         self.shared.used.fetch_add(self.cached_bytes(), Ordering::Relaxed);
     }
@@ -243,14 +258,10 @@ impl CachedSource {
     /// Before a block goes: a power cut must not leave the note without the block.
     fn not_verified(&self, writer: &mut Writer, files: &Files) {
         self.verified.store(false, Ordering::Relaxed);
-        if !std::mem::take(&mut writer.header.verified) {
-            return;
-        }
-        writer.stale = true;
-        match files.write_header(&mut writer.header) {
-            Ok(()) => writer.stale = false,
-            // Nothing comes in until it is written.
-            Err(error) => self.shared.write_failed("writing a header of the cache", &error),
+        writer.stale |= std::mem::take(&mut writer.header.verified);
+        // If this fails, nothing comes in until it has worked.
+        if let Err(error) = writer.settle(files) {
+            self.shared.write_failed("writing a header of the cache", &error);
         }
     }
 
@@ -440,16 +451,13 @@ impl CachedSource {
                 writer.header.pinned = self.is_pinned();
                 writer.header.verified = false;
                 let files = Arc::new(Files::create(&*self.shared.medium, &mut writer.header)?);
-                writer.stale = false;
+                (writer.stale, writer.settled) = (false, true);
                 self.shared.names.store(true, Ordering::Relaxed);
                 self.index.lock().files = Some(files.clone());
                 files
             }
         };
-        if writer.stale {
-            files.write_header(&mut writer.header)?;
-            writer.stale = false;
-        }
+        writer.settle(&files)?;
         Ok(files)
     }
 

@@ -223,6 +223,38 @@ fn verified_means_complete_and_goes_with_any_block() {
 }
 
 #[test]
+fn a_killed_worker_may_not_have_synced_that_it_took_verified_back() {
+    use crate::io::sim::{Call, Keep, Stage};
+    let size = 5 * CACHE_BLOCK;
+    let medium = SimMedium::new(1);
+    let cache = open(&medium);
+    let source = cache.attach(key(1), size);
+    put(&source, 0, 5);
+    cache.flush().unwrap();
+    source.set_verified(true);
+    let killed = Arc::new(Mutex::new(None));
+    let (at_sync, now) = (killed.clone(), medium.clone());
+    medium.set_hook(Some(Arc::new(move |event| {
+        if (event.call, event.stage) == (Call::SyncData, Stage::Before) {
+            at_sync.lock().get_or_insert_with(|| now.fork());
+        }
+        Ok(())
+    })));
+    source.evict(EvictReason::Asked);
+    medium.set_hook(None);
+    let medium = killed.lock().take().unwrap();
+    let source = open(&medium).attach(key(1), size);
+    assert!(source.is_complete() && !source.is_verified());
+    let files = source.index.lock().files.clone().unwrap();
+    source.drop_blocks(&mut source.writer.lock(), &files, &[(3, None)]);
+    for seed in 0..300 {
+        let keep = Keep { sectors: 50, lengths: 100, entries: 100, stale: false };
+        let source = open(&medium.crash(&mut Rng::new(seed), keep)).attach(key(1), size);
+        assert!(!source.is_verified() || get(&source, 0, 5) == 5, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_key_with_another_size_begins_anew() {
     let medium = SimMedium::new(1);
     let (cache, told) = open_with(medium.clone(), ROOM);

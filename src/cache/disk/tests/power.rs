@@ -193,7 +193,7 @@ fn campaign(seeds: std::ops::Range<u64>) -> Arc<Counts> {
 
 #[test]
 fn power_cuts_and_kills_leave_no_wrong_byte() {
-    let counts = campaign(0..60);
+    let counts = campaign(0..12);
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     eprintln!(
         "{} cuts, {} kills; {} blocks kept, {} torn ones dropped",
