@@ -6,10 +6,10 @@
 //!
 //! | guess | when | why it is good |
 //! | --- | --- | --- |
-//! | near | a read misses | what follows a small read belongs to the same file, directory or table |
-//! | join | a read misses not far from blocks that were read, closer still when not just now | both belong to one file: a program's header and its end are read first, then what is between. A large gap is filled from its beginning |
-//! | dense | half of an aligned region of 512 KiB to 4 MiB was read | the rest follows: tables of inodes, directories, what was installed together |
-//! | stream | reads follow each other, either way | the classic readahead: up to [`Readahead::LONGEST`] ahead, in requests of 1 MiB |
+//! | near | a read misses | what follows a small read belongs to the same file, directory or table; what follows reads in a row is read next |
+//! | join | a read misses not far from what was read, further when that was just now | both belong to one file: of a program the header and the end are read first, then what is between. A gap that is too large is filled from its beginning |
+//! | dense | most of an aligned region of 512 KiB to 4 MiB was read | the rest follows: tables of inodes, directories, what was installed together |
+//! | stream | more than 1 MiB in a row, either way | the classic readahead: as far ahead as half of what was read in a row, at most [`Readahead::LONGEST`], in requests of 1 MiB |
 //!
 //! What must hold:
 //! - A guess of each kind is scored when its block is read. A kind of which too little was used is held back: then only
@@ -17,8 +17,9 @@
 //! - Repeating a read changes nothing: the same read is run again after each arrival.
 //! - Memory is bounded whatever the object's size ([`REGIONS`]); what was forgotten counts as never read.
 //!
-//! The numbers in [`HABITS`] and below were chosen by search over recorded boots (tests/data/README.md) replayed on a
-//! simulated link of 1 Gbit/s, 10 ms away; `readahead/tests.rs` replays them and holds the bounds.
+//! The numbers in [`NUMBERS`] come from `scripts/search-readahead`: recorded boots (tests/data/README.md) replayed on a
+//! simulated link of 1 Gbit/s, 10 ms away. `readahead/tests.rs` replays them and holds the bounds, and prints the figures
+//! with `--nocapture`.
 
 #[cfg(test)]
 mod link;

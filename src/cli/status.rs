@@ -59,6 +59,10 @@ pub(super) fn human(status: &Value) -> String {
         let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
     }
+    for base in status["waiting"].as_array().into_iter().flatten() {
+        let word = |key: &str| base[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push(("waiting", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
+    }
     if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
         let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
         pairs.push((
@@ -86,6 +90,22 @@ pub(super) fn human(status: &Value) -> String {
         if status["cache"]["adopted_blocks"].is_u64() {
             let adopted = format!("{}, {} rejected", count("adopted_blocks"), count("adopted_rejected"));
             pairs.push(("cache blocks of earlier workers", adopted));
+        }
+    }
+    let disk = &status["cache"]["disk"];
+    if disk.is_object() {
+        let size = |key: &str| disk[key].as_u64().map_or_else(|| "-".to_owned(), format_size);
+        pairs.push(("cache disk", format!("{} of {}", size("used_bytes"), size("limit_bytes"))));
+        let count = |key: &str| disk[key].as_u64().unwrap_or(0);
+        let damaged = count("corrupt_blocks") + count("read_errors");
+        if damaged > 0 {
+            pairs.push((
+                "cache disk damage",
+                format!("{damaged} blocks, each is fetched again when it is read"),
+            ));
+        }
+        if let Some(why) = disk["degraded"].as_str() {
+            pairs.push(("cache disk problem", format!("{}; nothing more is kept", printable(why))));
         }
     }
     if status["confinement"].is_object() {

@@ -30,6 +30,8 @@ const AT_ONCE: usize = 4;
 const GIVE_WAY: Duration = Duration::from_millis(5);
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often it is fetched when what was kept turns out to be damaged.
+const TRIES: u32 = 3;
 /// Bytes that are compared at once.
 const READ: u64 = 1 << 20;
 
@@ -182,9 +184,7 @@ impl Hydrations {
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
             let result = match what {
-                What::Hydrate => {
-                    this.fetch_all(&node_, &job_, rate).and_then(|()| this.compare(&node_, &job_))
-                }
+                What::Hydrate => this.fetch_and_compare(&node_, &job_, rate),
                 What::Verify => this.compare(&node_, &job_),
             };
             this.tell(&node_, what, &result);
@@ -217,6 +217,26 @@ impl Hydrations {
         match self.store.base_by_id(node.id()) {
             Some(_) => Ok(()),
             None => Err("the base was removed".into()),
+        }
+    }
+
+    /// A block that is found to be damaged when it is compared is fetched again.
+    fn fetch_and_compare(
+        &self,
+        node: &Arc<BaseNode>,
+        job: &Job,
+        rate: Option<u64>,
+    ) -> Result<Option<bool>, String> {
+        let mut tries = 0;
+        loop {
+            self.fetch_all(node, job, rate)?;
+            let result = self.compare(node, job);
+            tries += 1;
+            let another = job.progress.lock().digest_matches == Some(false);
+            let complete = files(node.record()).all(|file| self.sources.kept(file).is_complete());
+            if result.is_ok() || another || complete || tries == TRIES {
+                return result;
+            }
         }
     }
 
@@ -308,7 +328,7 @@ impl Hydrations {
             let far = node.options().hydrate || matches!(file.identity.validator, Validator::Http { .. });
             let note = |bytes| job.note(State::Verifying, before + bytes);
             verdict = match far {
-                true => self.compare_kept(node, file, &note)?.or(verdict),
+                true => self.compare_kept(node, file, job, &note)?.or(verdict),
                 false => self.compare_file(file, &note)?.or(verdict),
             };
             before += file.identity.size;
@@ -320,6 +340,7 @@ impl Hydrations {
         &self,
         node: &BaseNode,
         file: &ImageFile,
+        job: &Job,
         note: &dyn Fn(u64),
     ) -> Result<Option<bool>, String> {
         let kept = self.sources.kept(file);
@@ -344,6 +365,7 @@ impl Hydrations {
             }
             (true, Some(false)) => {
                 kept.evict(EvictReason::Changed);
+                job.progress.lock().digest_matches = Some(false);
                 let name = &node.record().name;
                 let why =
                     "it does not have the digest that it was registered with; what was fetched is dropped";
@@ -354,7 +376,9 @@ impl Hydrations {
             (false, _) => {
                 let (here, all) = (kept.cached_bytes(), kept.size());
                 match node.options().hydrate {
-                    true => Err(format!("{here} of {all} bytes are here; it is fetched again")),
+                    true => {
+                        Err(format!("{here} of {all} bytes are here and sound; check the disk of the store"))
+                    }
                     false => Ok(None),
                 }
             }

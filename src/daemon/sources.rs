@@ -299,7 +299,9 @@ impl HostSources {
             return source;
         }
         let kept = self.kept.cache.attach(key, file.identity.size);
-        kept.pin(base.options.pinned || base.options.hydrate);
+        if base.options.pinned || base.options.hydrate {
+            kept.pin(true);
+        }
         let keep: Arc<dyn Keep> = match self.kept.cache.stats().limit_bytes {
             0 => Arc::new(KeepNothing),
             _ => kept.clone(),

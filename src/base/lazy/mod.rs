@@ -255,7 +255,10 @@ impl Shared {
             for block in offset / CACHE_BLOCK..end {
                 let mut table = self.table.lock();
                 if let Some(unit) = table.transit.get(block) {
-                    waiting.push(unit);
+                    // What has come and is on its way to the cache is here.
+                    if matches!(unit.find(), Found::Coming) {
+                        waiting.push(unit);
+                    }
                 } else if !full() && !self.keep.contains(block) {
                     waiting.push(fetching.add(&mut table.transit, block));
                 }

@@ -312,7 +312,8 @@ fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
 
 #[test]
 fn a_transfer_that_ends_early_is_an_error_and_nobody_hangs() {
-    let server = Server::new(1 << 20, 1 << 20);
+    // The read is all of it: nothing that is read ahead comes behind.
+    let server = Server::new(200_000, 1 << 20);
     server.cut.store(true, Ordering::Relaxed);
     let source = lazy(&server, Arc::new(KeepNothing));
     let error = read(&source, 0, 200_000).unwrap_err();
@@ -354,6 +355,46 @@ fn what_was_lost_from_the_cache_is_fetched_again() {
     shelf.blocks.lock().get_mut(&9).unwrap().truncate(5);
     assert_reads(&source, &server, 0, 1 << 20);
     assert_eq!(server.most_asked(), 2);
+}
+
+/// A shelf that takes nothing until it is opened.
+#[derive(Default)]
+struct SlowShelf {
+    shelf: Shelf,
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Keep for SlowShelf {
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        self.shelf.read(first, buf)
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        self.shelf.contains(block)
+    }
+
+    fn insert(&self, first: u64, data: &[u8]) {
+        let mut open = self.open.lock();
+        while !*open {
+            self.opened.wait(&mut open);
+        }
+        self.shelf.insert(first, data);
+    }
+}
+
+#[test]
+fn a_prefetch_does_not_wait_for_the_disk_that_keeps_it() {
+    let server = Server::new(1 << 20, 1 << 16);
+    let shelf = Arc::new(SlowShelf::default());
+    let source = lazy(&server, shelf.clone());
+    source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).unwrap().wait();
+    // It has come. Whoever plays a trace would take it for lost if there were more to wait for, and give up.
+    assert!(source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).is_none());
+    *shelf.open.lock() = true;
+    shelf.opened.notify_all();
+    settle(&source);
+    assert_eq!(server.most_asked(), 1);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, ApiError, Control, blocking, hex, rfc3339, unhex};
 use crate::cache::disk::{CachedSource, EvictReason};
-use crate::daemon::sources::options_of;
+use crate::daemon::sources::{key_of, options_of};
 use crate::format::record::{
     BaseIdentity, BaseOptions, Digest, ImageFile, ImageFormat, Strictness, Validator,
 };
@@ -258,8 +258,9 @@ pub(super) async fn pin(
     blocking(move || {
         let node = c.store.base(&name)?;
         let options = node.set_options(|options| options.pinned = pinned)?;
+        let pinned = options.pinned || options.hydrate;
         for file in c.fetched_files(&node) {
-            c.sources.kept(file).pin(options.pinned || options.hydrate);
+            c.sources.kept(file).pin(pinned || c.is_pinned_by_another(&node, file));
         }
         Ok(c.base(&node, c.users_of(&node)))
     })
@@ -317,6 +318,16 @@ pub(super) async fn verify(State(c): State<Control>, Path(name): Path<String>) -
 impl Control {
     pub(super) fn users_of(&self, node: &BaseNode) -> usize {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
+    }
+
+    /// Whether another base has the same contents and wants them to stay.
+    fn is_pinned_by_another(&self, node: &BaseNode, file: &ImageFile) -> bool {
+        let key = key_of(file);
+        self.store.bases().iter().any(|other| {
+            let options = other.options();
+            let wants = other.id() != node.id() && (options.pinned || options.hydrate);
+            wants && self.fetched_files(other).any(|file| key_of(file) == key)
+        })
     }
 
     /// Those of its files that are kept block by block.
