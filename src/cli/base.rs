@@ -15,6 +15,7 @@ use super::work;
 const EXAMPLES: &str = "\
 Examples:
   plyfs base add debian /images/debian-12.raw
+  plyfs base add debian https://images.example.org/debian-12.qcow2
   plyfs base ls
   plyfs base show debian
   plyfs base rm debian";
@@ -22,8 +23,10 @@ Examples:
 const ADD_EXAMPLES: &str = "\
 Examples:
   plyfs base add debian /images/debian-12.raw
-  plyfs base add debian debian-12.qcow2 --format qcow2
   plyfs base add debian ./debian-12.raw --sha256 \"$(sha256sum < debian-12.raw | cut -d' ' -f1)\"
+  plyfs base add debian https://images.example.org/debian-12.qcow2
+  plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
+  plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
 
 A format is never guessed: a raw image is raw, whatever its bytes say. The image must not change while it is a base.
 Prints the path of the base's file in the mount.";

@@ -4,7 +4,8 @@
 //! - A reader comes first: nothing is asked for while a reader's request is under way.
 //! - It can end at any moment. What is to be hydrated is in the base's record, what is here is in the cache; the next
 //!   worker goes on with what is missing.
-//! - What does not have its digest is dropped as a whole, and nobody is given a byte of it again.
+//! - What does not have its digest is dropped as a whole, and the work has failed. The base is not refused by that:
+//!   who reads it reads from its server, as before.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
