@@ -27,6 +27,11 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads a size that may be 0.
+pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
 /// A duration of whole seconds.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
     let time = crate::config::parse_duration(text).ok_or("write a time such as 30s, 10m or 2h")?;

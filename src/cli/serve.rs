@@ -34,8 +34,9 @@ pub(super) struct Serve {
     /// Memory for cached blocks of bases, at least 1M [default: 1/8 of the machine's, within 64M and 16G]
     #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
     cache_memory: Option<u64>,
-    /// Disk space for cached blocks of bases on the network, at least 1M
-    #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
+    /// Disk space for what was fetched of bases, at least 1M, or 0 to keep nothing [default: 1/10 of the filesystem, at
+    /// most 64G]
+    #[arg(long, value_name = "SIZE", value_parser = args::size_or_zero, allow_hyphen_values = true)]
     cache_disk: Option<u64>,
     /// Let users other than the daemon's enter the mount [default: true as root, else false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
