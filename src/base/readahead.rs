@@ -13,11 +13,11 @@
 //!
 //! What must hold:
 //! - A guess of each kind is scored when its block is read. A kind of which too little was used is held back: then only
-//!   every [`PROBE`]th guess is made, to notice when it pays again. So whoever reads at random fetches what it reads.
+//!   every `PROBE`th guess is made, to notice when it pays again. So whoever reads at random fetches what it reads.
 //! - Repeating a read changes nothing: the same read is run again after each arrival.
-//! - Memory is bounded whatever the object's size ([`REGIONS`]); what was forgotten counts as never read.
+//! - Memory is bounded whatever the object's size (`REGIONS`); what was forgotten counts as never read.
 //!
-//! The numbers in [`NUMBERS`] come from `scripts/search-readahead`: recorded boots (tests/data/README.md) replayed on a
+//! The numbers in `NUMBERS` come from `scripts/search-readahead`: recorded boots (tests/data/README.md) replayed on a
 //! simulated link of 1 Gbit/s, 10 ms away. `readahead/tests.rs` replays them and holds the bounds, and prints the figures
 //! with `--nocapture`.
 

@@ -8,7 +8,7 @@
 //!   blocks take no lock that anybody holds while waiting.
 //! - The result never depends on what the cache keeps.
 //!
-//! Locks: [`Shared::table`] is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
+//! Locks: `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
 //! is asked (`contains`) under it by the readahead, and its locks are inside as well.
 
 mod fetch;

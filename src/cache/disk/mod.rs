@@ -9,9 +9,9 @@
 //! - **A damaged block heals**: it is dropped, counted, and fetched again by whoever wants it.
 //! - **Space is bounded** by bytes of cached blocks, by how much stays free on the filesystem, and by a number of
 //!   sources; the least recently used blocks of all sources go first, and a scan does not throw out what is used again
-//!   and again ([`room`]).
+//!   and again (`room`).
 //! - **A cache that is full or failing is a cache that takes nothing new**: no call fails, nothing is tried in a loop
-//!   ([`health`]).
+//!   (`health`).
 //! - A read takes one short lock in memory and waits for no insert, eviction or sync.
 //!
 //! Locks, in this order: `sweep` (one eviction at a time), a source's `writer` (held while its files are changed),

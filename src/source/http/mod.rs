@@ -1,8 +1,8 @@
 //! Bases on web servers: HTTP/1.1 and HTTP/2, with and without TLS.
 //!
 //! The client below is a library's; what is here is what makes it a source: which answers can be trusted
-//! ([`answer`]), which object they are about ([`identity`]), when a server is asked again ([`origin`]), where a URL
-//! leads ([`mirror`]), who may ask ([`secrets`]), how much at once ([`limit`]). docs/design.md, "HTTP sources", has
+//! (`answer`), which object they are about (`identity`), when a server is asked again (`origin`), where a URL
+//! leads (`mirror`), who may ask (`secrets`), how much at once (`limit`). docs/design.md, "HTTP sources", has
 //! the decisions and the table of failures. What must hold:
 //! - Nothing waits on a thread; what is returned is polled in the runtime that was given.
 //! - A byte is passed on only out of an answer that proves to be about the pinned object and the range.
