@@ -50,6 +50,10 @@ fn main() {
         eprintln!("latency-proxy: cannot listen on {listen}: {error}; choose another address");
         exit(1);
     });
+    settings.own_cost = proxy::own_cost(settings.round_trip).unwrap_or_else(|error| {
+        eprintln!("latency-proxy: cannot measure itself: {error}");
+        exit(1);
+    });
     let proxy = Proxy::new(settings);
     println!("listening {}", listener.local_addr().expect("it listens"));
     if !control {

@@ -2,7 +2,7 @@
 //! for a millisecond.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -22,6 +22,8 @@ pub struct Settings {
     pub to: String,
     /// From a byte that is sent to the answer's.
     pub round_trip: Duration,
+    /// What the proxy itself takes of that: threads that are woken, timers that are late. See [`own_cost`].
+    pub own_cost: Duration,
     /// Of all connections together, in each direction.
     pub bytes_per_second: f64,
     /// A connection breaks after so many bytes, on average; 0: never.
@@ -33,7 +35,14 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let (round_trip, bytes_per_second) = (Duration::from_millis(10), 125e6);
-        Self { to: String::new(), round_trip, bytes_per_second, drop_every: 0, seed: 1 }
+        Self {
+            to: String::new(),
+            round_trip,
+            own_cost: Duration::ZERO,
+            bytes_per_second,
+            drop_every: 0,
+            seed: 1,
+        }
     }
 }
 
@@ -57,6 +66,41 @@ impl Stats {
             r#"{{"connections":{connections},"open":{open},"up":{up},"down":{down},"dropped":{dropped}}}"#
         )
     }
+}
+
+/// What a round trip through a proxy takes on this machine above what it should take: the median of some, there and
+/// back to a server that echoes.
+pub fn own_cost(round_trip: Duration) -> io::Result<Duration> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let settings = Settings { to: server.local_addr()?.to_string(), round_trip, ..Settings::default() };
+    let to = listener.local_addr()?;
+    thread::spawn(move || {
+        let (mut stream, _) = server.accept().ok()?;
+        stream.set_nodelay(true).ok()?;
+        let mut byte = [0];
+        while stream.read(&mut byte).is_ok_and(|read| read > 0) {
+            stream.write_all(&byte).ok()?;
+        }
+        Some(())
+    });
+    let proxy = Proxy::new(settings);
+    thread::spawn(move || {
+        let (client, _) = listener.accept().ok()?;
+        proxy.0.connect(client);
+        Some(())
+    });
+    let mut client = TcpStream::connect(to)?;
+    client.set_nodelay(true)?;
+    let mut times = Vec::new();
+    for _ in 0..31 {
+        let begin = Instant::now();
+        client.write_all(&[1])?;
+        client.read_exact(&mut [0])?;
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    Ok(times[times.len() / 2].saturating_sub(round_trip).min(round_trip / 2))
 }
 
 /// See the module. A clone is the same proxy.
@@ -94,7 +138,8 @@ struct OnTheWay {
 
 impl Proxy {
     pub fn new(settings: Settings) -> Self {
-        let link = || Link::new(settings.bytes_per_second, settings.round_trip / 2);
+        let way = settings.round_trip.saturating_sub(settings.own_cost) / 2;
+        let link = || Link::new(settings.bytes_per_second, way);
         Self(Arc::new(Shared {
             up: link(),
             down: link(),
