@@ -19,6 +19,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use stack::Layer;
 use stack::{Coming, Stack};
@@ -138,6 +139,8 @@ pub struct Base {
     id: CacheId,
     remote: bool,
     traffic: Arc<Traffic>,
+    /// Its contents are not what its operator said: nothing of it is given to anybody.
+    refused: AtomicBool,
 }
 
 impl Base {
@@ -161,7 +164,7 @@ impl Base {
         let stack = Stack::new(layers, size);
         let id = cache.register_as(Owner::new(number, &stack.identity()));
         let remote = stack.sources().any(Source::is_remote);
-        Self { name, stack, cache, id, remote, traffic }
+        Self { name, stack, cache, id, remote, traffic, refused: AtomicBool::new(false) }
     }
 
     pub fn name(&self) -> &str {
@@ -171,6 +174,22 @@ impl Base {
     /// Bytes of the virtual disk; any number.
     pub fn size(&self) -> u64 {
         self.stack.size()
+    }
+
+    /// Gives nothing of it to anybody from now on: its contents do not have their digest.
+    pub fn refuse(&self) {
+        self.refused.store(true, Ordering::Release);
+        self.cache.forget(self.id);
+    }
+
+    fn check_refused(&self, offset: u64, length: u64) -> Result<(), BaseError> {
+        if !self.refused.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let why = "its contents do not have the digest that it was registered with";
+        let advice = "check the digest and the image, and add it as a new base";
+        let cause = SourceError::remote(SourceErrorKind::Changed, "read", self.name.clone(), why, advice);
+        Err(self.failed(offset, length, cause.into()))
     }
 
     /// Bytes of it that are in memory.
@@ -188,6 +207,7 @@ impl Base {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn check(&self) -> Result<(), BaseError> {
+        self.check_refused(0, 0)?;
         self.stack.check().map_err(|cause| self.failed(0, 0, cause.into()))
     }
 
@@ -208,6 +228,9 @@ impl Base {
     /// way.
     #[must_use]
     pub fn read_now(&self, offset: u64, buf: &mut [u8], touch: Touch) -> bool {
+        if self.refused.load(Ordering::Relaxed) {
+            return false;
+        }
         let inside = self.zero_past_end(offset, buf);
         self.cached(offset, &mut buf[..inside], touch) == inside
     }
@@ -221,6 +244,7 @@ impl Base {
     /// `NotHere` when something has to be fetched first, all of it being under way; `Changed` or `Io`. Then the content
     /// of `buf` is undefined.
     pub fn read(&self, offset: u64, buf: &mut [u8], touch: Touch, readahead: u32) -> Result<(), BaseError> {
+        self.check_refused(offset, buf.len() as u64)?;
         let inside = self.zero_past_end(offset, buf);
         let readahead = if self.remote { 0 } else { readahead };
         let mut coming = Coming::default();

@@ -117,13 +117,15 @@ pub struct Hydrations {
     store: Arc<Store>,
     sources: Arc<HostSources>,
     events: Events,
+    /// Bytes per second, unless somebody says another.
+    rate: Option<u64>,
     jobs: Arc<Mutex<HashMap<u64, Arc<Job>>>>,
 }
 
 impl Hydrations {
-    /// None yet.
-    pub fn new(store: Arc<Store>, sources: Arc<HostSources>, events: Events) -> Self {
-        Self { store, sources, events, jobs: Arc::default() }
+    /// None yet; `rate` is the most bytes per second unless somebody says another.
+    pub fn new(store: Arc<Store>, sources: Arc<HostSources>, events: Events, rate: Option<u64>) -> Self {
+        Self { store, sources, events, rate, jobs: Arc::default() }
     }
 
     /// Goes on with what an earlier worker began.
@@ -136,7 +138,7 @@ impl Hydrations {
             };
             if node.options().hydrate
                 && !files(record).all(done)
-                && let Err(error) = self.begin(&node, What::Hydrate, None)
+                && let Err(error) = self.begin(&node, What::Hydrate, self.rate)
             {
                 tracing::error!(%error, base = record.name, "it is not hydrated");
             }
@@ -153,11 +155,21 @@ impl Hydrations {
     /// # Errors
     /// When that cannot be noted in its record, or there is no thread.
     pub fn hydrate(&self, node: &Arc<BaseNode>, rate: Option<u64>) -> Result<(), StoreError> {
+        let total: u64 = files(node.record()).map(|file| file.identity.size).sum();
+        let limit = self.sources.cache().stats().limit_bytes;
+        if total > limit {
+            let why = format!(
+                "it has {total} bytes, and the cache on disk has room for {limit}; start the daemon with a larger \
+                 --cache-disk"
+            );
+            return Err(StoreError::Invalid { object: format!("base {}", node.record().name), why });
+        }
+        node.attach()?;
         node.set_options(|options| options.hydrate = true)?;
         // Who attaches it from now on reads the copy, as far as there is one.
         node.detach();
         files(node.record()).for_each(|file| self.sources.kept(file).pin(true));
-        self.begin(node, What::Hydrate, rate)
+        self.begin(node, What::Hydrate, rate.or(self.rate))
     }
 
     /// Begins to compare what is here of a base with its digest.
@@ -287,6 +299,9 @@ impl Hydrations {
         let (began, mut asked) = (Instant::now(), 0u64);
         while let Some(first) = kept.next_missing(at) {
             self.gone(node)?;
+            if !node.options().hydrate {
+                return Err("it is not to be hydrated any more".into());
+            }
             while source.is_busy() {
                 std::thread::sleep(GIVE_WAY);
             }
@@ -366,6 +381,9 @@ impl Hydrations {
             }
             (true, Some(false)) => {
                 kept.evict(EvictReason::Changed);
+                if let Err(error) = node.refuse() {
+                    tracing::error!(%error, "a base without its digest is refused until the next start only");
+                }
                 job.progress.lock().digest_matches = Some(false);
                 let name = &node.record().name;
                 let why =

@@ -262,7 +262,7 @@ fn serve(
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
-    let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone());
+    let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);
     let report = Arc::new(Mutex::new(turn.report));
     let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {

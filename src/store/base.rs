@@ -1,7 +1,7 @@
 //! A registered base, and the files behind it once somebody needs them.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -86,6 +86,8 @@ pub struct BaseNode {
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
     attached: Mutex<Option<Arc<Base>>>,
+    /// All that disks may still have, this one and those from before it was let go of.
+    handed_out: Mutex<Vec<Weak<Base>>>,
 }
 
 impl BaseNode {
@@ -96,7 +98,15 @@ impl BaseNode {
         sources: Arc<dyn Sources>,
     ) -> Self {
         let options = RwLock::new(record.options);
-        Self { record, options, medium, cache, sources, attached: Mutex::new(None) }
+        Self {
+            record,
+            options,
+            medium,
+            cache,
+            sources,
+            attached: Mutex::new(None),
+            handed_out: Mutex::default(),
+        }
     }
 
     /// Its number.
@@ -154,6 +164,18 @@ impl BaseNode {
         self.attached.lock().clone()
     }
 
+    /// Gives nothing of it to anybody any more, now and after a restart: its contents do not have their digest.
+    ///
+    /// # Errors
+    /// What the storage says of noting it; it is refused until the next start all the same.
+    pub fn refuse(&self) -> Result<(), StoreError> {
+        // First what keeps it from being attached again.
+        let noted = self.set_options(|options| options.refused = true);
+        self.detach();
+        self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.refuse());
+        noted.map(drop)
+    }
+
     /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
     pub fn detach(&self) {
         self.attached.lock().take();
@@ -169,6 +191,14 @@ impl BaseNode {
             return Ok(base.clone());
         }
         let record = BaseRecord { options: self.options(), ..self.record.clone() };
+        if record.options.refused {
+            return Err(StoreError::BaseChanged {
+                object: self.object(),
+                why: "its contents do not have the digest that it was registered with; check the digest and the \
+                      image, and add it as a new base"
+                    .into(),
+            });
+        }
         let mut layers = Vec::with_capacity(1 + record.backing.len());
         let files = std::iter::once(&record.image).chain(&record.backing);
         for (index, file) in files.enumerate() {
@@ -181,6 +211,10 @@ impl BaseNode {
         let traffic = self.sources.traffic(&record);
         let (id, name) = (record.id, record.name.clone());
         let base = Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic));
+        let mut handed_out = self.handed_out.lock();
+        handed_out.retain(|base| base.strong_count() > 0);
+        handed_out.push(Arc::downgrade(&base));
+        drop(handed_out);
         *attached = Some(base.clone());
         Ok(base)
     }

@@ -271,9 +271,8 @@ fn a_small_cache_and_none_at_all_are_slower_and_right() {
         }
         let shown = house.json(&["base", "show", "b"]);
         assert!(shown["cached_bytes"].as_u64().unwrap() <= MIB as u64, "{shown}");
-        if size == "0" {
-            assert!(house.fails(&["base", "hydrate", "b"]).contains("--cache-disk"));
-        }
+        let said = house.fails(&["base", "hydrate", "b"]);
+        assert!(said.contains("--cache-disk"), "{said}");
         house.stop();
     }
 }
@@ -331,15 +330,35 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
         assert!(house.ok(&["base", "verify", name]).contains("are here"));
     }
     assert_eq!(server.requests().len(), requests);
+    // The copy is all that there is.
+    let said = house.fails(&["base", "evict", "near"]);
+    assert!(said.contains("no such file"), "{said}");
+    house.stop();
+    let check =
+        Command::new(env!("CARGO_BIN_EXE_plyfs")).arg("--store").arg(house.store()).arg("check").output();
+    let check = check.unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    house.start();
 
     // One whose bytes are not those of its digest.
     server.start_again();
     server.set_object(Object::seeded(MIB, 3));
     add(&house, "wrong", &server.url("/wrong"), &["--sha512", &"ab".repeat(64)]);
+    let before = open(&house.disk("wrong"));
+    read_at(&before, 0, 8192);
     let said = house.fails(&["base", "hydrate", "wrong"]);
     assert!(said.contains("digest"), "{said}");
+    assert_eq!(before.read_exact_at(&mut [0; 10], 0).unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(before);
     let shown = house.json(&["base", "show", "wrong"]);
     assert_eq!((shown["digest_verified"].as_bool(), shown["cached_bytes"].as_u64()), (Some(false), Some(0)));
+    // Nobody gets a byte of it, who had it open or not, now and later.
+    for _ in 0..2 {
+        assert_eq!(house.json(&["base", "show", "wrong"])["state"], "failed");
+        let read = fs::File::open(house.disk("wrong")).and_then(|file| file.read_exact_at(&mut [0; 10], 0));
+        assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
+        house.restart();
+    }
 }
 
 #[test]

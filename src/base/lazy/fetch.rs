@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::transit::{Transit, Unit};
-use super::{CACHE_BLOCK, MAX_REQUEST, Shared, gave_up, reason, short};
+use super::{CACHE_BLOCK, MAX_REQUEST, MAX_UNKEPT, Shared, gave_up, reason, short};
 use crate::source::{Purpose, SourceError};
 
 /// Blocks that are given to the cache at once, bytes.
@@ -126,6 +126,11 @@ impl Receiver {
             return;
         }
         let shared = self.shared.clone();
+        if shared.in_transit.load(Ordering::Relaxed) > MAX_UNKEPT {
+            let bytes: usize = blocks.iter().map(|(_, bytes)| bytes.len()).sum();
+            shared.in_transit.fetch_sub(bytes as u64, Ordering::Relaxed);
+            return;
+        }
         self.shared.spawn.spawn_blocking(Box::new(move || {
             let mut data = Vec::with_capacity(blocks.len() * CACHE_BLOCK as usize);
             for (_, bytes) in &blocks {

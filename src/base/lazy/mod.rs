@@ -38,6 +38,8 @@ pub const CACHE_BLOCK: u64 = crate::cache::disk::CACHE_BLOCK;
 const MAX_REQUEST: u64 = 4 << 20;
 /// Bytes in transit above which nothing is fetched that no reader waits for.
 const MAX_TRANSIT: u64 = 96 << 20;
+/// Bytes in transit above which what came for readers is not kept: the cache's disk is slower than the network.
+const MAX_UNKEPT: u64 = 256 << 20;
 
 /// Where fetched blocks are kept. Best effort: what was put there may be gone.
 pub trait Keep: Send + Sync {

@@ -13,7 +13,8 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, Digest, ImageFile, ImageFormat, Strictness, Validator,
 };
 use crate::source::http::{check_url, shown};
-use crate::store::{BaseNode, NewBase, NewFile, StoreError};
+use crate::source::{Source, SourceError};
+use crate::store::{BaseNode, NewBase, NewFile, Sources, StoreError, why_changed};
 
 /// Longest of a deadline: a year.
 const MAX_DEADLINE: u32 = 366 * 24 * 3600;
@@ -129,6 +130,7 @@ impl AddBase {
             max_rate: self.max_rate.unwrap_or(0),
             pinned: self.pinned,
             hydrate: false,
+            refused: false,
         })
     }
 
@@ -203,8 +205,11 @@ pub(super) async fn add(State(c): State<Control>, body: Result<Json<AddBase>, Js
         if let Some(head) = head {
             keep_head(&c.sources.kept(&node.record().image), &head);
         }
-        if c.config.hydrate.auto {
-            c.hydrations.hydrate(&node, c.config.hydrate.rate)?;
+        if c.config.hydrate.auto
+            && let Err(error) = c.hydrations.hydrate(&node, None)
+        {
+            // It is a base all the same.
+            tracing::warn!(%error, "a new base is not hydrated");
         }
         Ok(c.base(&node, 0))
     })
@@ -270,8 +275,24 @@ pub(super) async fn pin(
 pub(super) async fn evict(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         let node = c.store.base(&name)?;
+        if node.options().hydrate {
+            // What is dropped has to be found where it came from: of a server that is asked for, of a file now.
+            for file in c.fetched_files(&node).filter(|file| !is_url(&file.source)) {
+                let wrap = |source| StoreError::Source { object: format!("base {name}"), source };
+                let original = c.sources.file(std::path::Path::new(&file.source)).map_err(wrap)?;
+                if let Some(why) = why_changed(file, original.identity()) {
+                    return Err(wrap(SourceError::changed(&file.source, &why)).into());
+                }
+            }
+        }
         let evicted: u64 =
             c.fetched_files(&node).map(|file| c.sources.kept(file).evict(EvictReason::Asked)).sum();
+        let options = node.options();
+        if options.hydrate {
+            c.fetched_files(&node).for_each(|file| c.sources.kept(file).pin(options.pinned));
+            node.set_options(|options| options.hydrate = false)?;
+            node.detach();
+        }
         Ok(json!({"name": name, "evicted_bytes": evicted}))
     })
     .await
@@ -293,7 +314,6 @@ pub(super) async fn hydrate(
     let Json(Hydrate { rate }) = body?;
     blocking(move || {
         let node = c.store.base(&name)?;
-        let rate = rate.or(c.config.hydrate.rate);
         if rate == Some(0) {
             return Err(ApiError::invalid("rate: 0 bytes per second would never end; leave it away"));
         }
