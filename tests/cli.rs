@@ -292,7 +292,8 @@ fn base_add_sends_an_absolute_path_or_the_url() {
     let here = std::env::current_dir().expect("current directory");
     assert_eq!(body["source"], here.join("x/../image.raw").to_str().expect("UTF-8"));
     assert_eq!(body["sha256"], "ab".repeat(32));
-    assert_eq!((&body["format"], &body["sha512"]), (&json!("raw"), &Value::Null));
+    // What the format is when nobody says is the daemon's business.
+    assert_eq!((&body["format"], &body["sha512"]), (&Value::Null, &Value::Null));
     assert_eq!(stdout(&output), "/m/bases/b.raw\n");
     let (_, _, body) =
         exchange(&["base", "add", "b", "https://h/i.qcow2", "--format", "qcow2"], 201, &answer);
