@@ -64,7 +64,7 @@ pub fn records(data: &[u8]) {
         assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
     }
     if let Ok(base) = BaseRecord::decode(&bytes) {
-        assert!(valid_name(&base.name) && base.size <= MAX_DISK_SIZE);
+        assert!(valid_name(&base.name) && base.size() <= MAX_DISK_SIZE);
         assert_eq!(BaseRecord::decode(&base.encode()), Ok(base));
     }
     if let Ok(disk) = DiskRecord::decode(&bytes) {
