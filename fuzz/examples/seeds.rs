@@ -7,7 +7,8 @@ use std::path::Path;
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::record::{
-    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot, Superblock, Validator,
+    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
+    Superblock, Validator,
 };
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
 
@@ -60,11 +61,8 @@ fn traces() {
 }
 
 fn records() {
-    let identity = |digest| BaseIdentity {
-        size: 5000,
-        validator: Validator::File { mtime_ns: 77, inode: 12 },
-        digest,
-    };
+    let identity =
+        |digest| BaseIdentity { size: 5000, validator: Validator::File { mtime_ns: 77, inode: 12 }, digest };
     let superblock = Superblock { uuid: [0xab; 16], created_ns: 1, next_id: 1000 }.encode();
     let base = BaseRecord {
         id: 2,
@@ -111,7 +109,12 @@ fn records() {
         "disk-path-as-name",
         &DiskRecord { name: "../../etc/passwd".into(), ..disk.clone() }.encode(),
     );
-    both("records", "base-long-source", &BaseRecord { source: "/x".repeat(9000), ..base.clone() }.encode());
+    both(
+        "records",
+        "base-long-source",
+        &BaseRecord { image: ImageFile { source: "/x".repeat(9000), ..base.image.clone() }, ..base.clone() }
+            .encode(),
+    );
     let disk = disk.encode();
     both("records", "length-lie", &changed(&disk, 12, &u32::MAX.to_le_bytes()));
     both("records", "name-length-lie", &changed(&disk, 48, &u16::MAX.to_le_bytes()));
