@@ -4,8 +4,7 @@
 //! - A reader comes first: nothing is asked for while a reader's request is under way.
 //! - It can end at any moment. What is to be hydrated is in the base's record, what is here is in the cache; the next
 //!   worker goes on with what is missing.
-//! - What does not have its digest is dropped as a whole, and the work has failed. The base is not refused by that:
-//!   who reads it reads from its server, as before.
+//! - What does not have its digest is dropped as a whole, and the base is refused: nobody is given a byte of it again.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
