@@ -11,6 +11,7 @@ mod handover;
 mod hydrate;
 mod mount;
 mod opener;
+mod outcome;
 mod prefetch;
 mod process;
 mod report;
@@ -26,6 +27,7 @@ mod worker;
 use thiserror::Error;
 
 pub use handover::{resume, resumes};
+pub use outcome::{End, Outcome};
 pub use supervisor::serve;
 pub use worker::worker_main;
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
+use super::outcome::Outcome;
 use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::report::{End, Report, Standby, UpgradeState, reason};
 use super::unavailable::Wish;
@@ -87,6 +88,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         cache,
         since_ns,
     };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
@@ -95,6 +97,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
     result
 }
@@ -111,6 +114,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let worker_program = this_program()?;
     let signals = signals()?;
     let things = Things { config, program, worker_program, signals, lock, listener, fuse, cache, since_ns };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     let worker = Worker {
         pid: worker_pid,
@@ -133,6 +137,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
     result
 }

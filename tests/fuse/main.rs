@@ -14,8 +14,10 @@ mod lazy;
 mod privilege;
 mod process;
 mod refusals;
+mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod stopping;
 mod tools;
 mod traces;
 mod upgrade;
