@@ -4,7 +4,7 @@
 //! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
 //! `cache::disk::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -209,10 +209,12 @@ impl HostSources {
     pub fn settle(&self, bases: &[BaseRecord]) {
         let cache = &self.kept.cache;
         let candidates = || -> Vec<u64> {
+            let own = |base| files(base).map(move |file| keys_of(base, file, false).own);
+            let owned: HashSet<SourceKey> = bases.iter().flat_map(own).collect();
             let older = |file: &ImageFile| {
                 let key = older_key(file);
-                file.identity.digest.is_none()
-                    && (cache.find(&key).is_some() || cache.trouble(&key).is_some())
+                let kept = cache.find(&key).is_some() || cache.trouble(&key).is_some();
+                kept && file.identity.digest.is_none() && !owned.contains(&key)
             };
             bases.iter().filter(|base| wants(base) && files(base).any(older)).map(|base| base.id).collect()
         };
@@ -239,7 +241,7 @@ impl HostSources {
             }
         }
         // Of bases that are gone, or that want nothing kept any more.
-        let pinned: std::collections::HashSet<SourceKey> = pinned.into_iter().collect();
+        let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
         for source in cache.sources().into_iter().filter(|source| !pinned.contains(source.key())) {
             source.unpin();
         }
@@ -388,7 +390,9 @@ impl HostSources {
             Validator::File { .. } => {
                 let original = self.original(base, file)?;
                 let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
-                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, spawn))
+                let (opener, wanted) = (self.opener.clone(), file.clone());
+                let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
+                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
             }
         };
         Ok(self.lazy(base, file, remote))
@@ -396,13 +400,7 @@ impl HostSources {
 
     /// The file of this host, which may be gone once all of it is here.
     fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
-        let opened = self.file(Path::new(&file.source)).and_then(|source| {
-            match why_changed(file, source.identity()) {
-                None => Ok(source),
-                Some(why) => Err(SourceError::changed(&file.source, &why)),
-            }
-        });
-        match opened {
+        match open_original(&*self.opener, file) {
             Ok(source) => Ok(Some(Arc::new(source))),
             Err(error) if self.contents(base, file).is_complete(Reach::Proven) => {
                 tracing::debug!(%error, "a base is served from its copy");
@@ -456,6 +454,15 @@ impl Sources for HostSources {
 
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
         self.events.base(base.id, &base.name)
+    }
+}
+
+/// A file of this host, when it is what was registered.
+fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource, SourceError> {
+    let source = FileSource::open_with(opener, Path::new(&file.source))?;
+    match why_changed(file, source.identity()) {
+        None => Ok(source),
+        Some(why) => Err(SourceError::changed(&file.source, &why)),
     }
 }
 

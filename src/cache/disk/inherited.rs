@@ -2,7 +2,7 @@
 //!
 //! That version gave contents without a digest a key that a later object at the same place may have, too. What a base was
 //! to keep for good at the first start of a later version must not be lost for that, so these bases go on with the old
-//! key; all others, and every base that comes later, have one of their own. The list is written once.
+//! key; all others, and every base that comes later, have one of their own. The list is written once, when there is one.
 
 use std::io;
 
@@ -15,8 +15,7 @@ use crate::io::{Open, read_whole, replace};
 const LIMIT: u64 = 65_536;
 
 impl DiskCache {
-    /// Numbers of the bases on the list. At the first call on a store `candidates` are those: they may be none when
-    /// nothing is cached, since then there is nothing to inherit.
+    /// Numbers of the bases on the list, ascending. As long as there is no list, `candidates` are those.
     ///
     /// # Errors
     /// When the list cannot be read or written. One that is damaged is an error as well: nothing is guessed.
@@ -35,6 +34,9 @@ impl DiskCache {
         let mut bases = candidates();
         bases.sort_unstable();
         bases.truncate(MAX_INHERITED);
+        if bases.is_empty() {
+            return Ok(bases);
+        }
         medium.make_dir(DIR)?;
         replace(medium, DIR, INHERITED, &encode_inherited(&bases))?;
         Ok(bases)

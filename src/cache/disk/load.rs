@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::files::{self, Named, named};
+use super::files::{self, INHERITED, Named, named};
 use super::index::Index;
 use super::open::Files;
 use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
@@ -47,6 +47,10 @@ impl DiskCache {
             match named(name) {
                 Some(Named::Sums(key)) => found.entry(key).or_default().insert(true),
                 Some(Named::Blocks(key)) => found.entry(key).or_default().insert(false),
+                // One that was being written.
+                None if *name == format!("{INHERITED}.tmp") => {
+                    medium.remove(&format!("{DIR}/{name}")).is_ok()
+                }
                 Some(Named::Inherited) | None => false,
             };
         }

@@ -43,6 +43,7 @@ impl Files {
 
     /// Of files that were made just now.
     pub fn made(key: SourceKey, open: &Arc<OpenFiles>, opened: Opened) -> Arc<Self> {
+        open.close_down_to(open.most - 1);
         let files = Self::with(key, open, State::Open(Arc::new(opened)));
         open.note(&files);
         files

@@ -87,9 +87,11 @@ impl CachedSource {
     }
 
     /// What an earlier worker left of it.
-    pub(super) fn take_over(&self, header: CacheHeader, mut index: Index) {
+    pub(super) fn take_over(&self, mut header: CacheHeader, mut index: Index) {
         let mut writer = self.writer.lock();
-        self.pinned.store(header.pinned, Ordering::Relaxed);
+        // It may have been pinned while it could not be read.
+        let stale = self.pinned.fetch_or(header.pinned, Ordering::Relaxed) && !header.pinned;
+        header.pinned |= stale;
         self.verified.store(header.verified, Ordering::Relaxed);
         self.unsettled.store(true, Ordering::Relaxed);
         // Who knows what a killed worker had synced.
@@ -99,7 +101,7 @@ impl CachedSource {
         self.used_at.store(index.newest(), Ordering::Relaxed);
         self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
         index.contents = header.contents.map(SourceKey);
-        *writer = Writer { header, stale: false, settled: false };
+        *writer = Writer { header, stale, settled: false };
         *self.index.lock() = index;
         self.shared.lineup();
         self.shared.used.fetch_add(self.cached_bytes(), Ordering::Relaxed);

@@ -66,7 +66,9 @@ impl Hydrations {
                 contents.is_complete(Reach::Proven)
                     && (file.identity.digest.is_none() || contents.is_verified())
             };
-            if node.options().hydrate
+            let options = node.options();
+            if options.hydrate
+                && !options.refused
                 && !files(record).all(done)
                 && let Err(error) = self.begin(&node, What::Hydrate, self.rate)
             {

@@ -91,7 +91,8 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     assert_eq!((get(&source, 0, 66), source.is_verified(), source.is_pinned()), (66, false, true));
     drop((source, cache));
     // One that is nobody's goes.
-    let header = CacheHeader { sequence: 2, key: [7; 32], size: 1, pinned: true, verified: false, contents: None };
+    let header =
+        CacheHeader { sequence: 2, key: [7; 32], size: 1, pinned: true, verified: false, contents: None };
     sums.write_at(&header.encode(), 0).unwrap();
     sums.write_at(&[0; 200], 2048).unwrap();
     open().settle_damaged(&[(key(2), SIZE)]);
