@@ -589,11 +589,11 @@ impl CachedSource {
             self.shared.lineup();
         }
         let unread = self.shared.troubles.over(&self.key);
-        if files.is_some() || unread {
-            if let Err(error) = self.drop_files(&mut writer, files, keep_files) {
-                self.unsettled.store(true, Ordering::Relaxed);
-                self.shared.write_failed("dropping cached blocks", &error);
-            }
+        if (files.is_some() || unread)
+            && let Err(error) = self.drop_files(&mut writer, files, keep_files)
+        {
+            self.unsettled.store(true, Ordering::Relaxed);
+            self.shared.write_failed("dropping cached blocks", &error);
         }
         drop(writer);
         self.shared.went(&contents.unwrap_or_else(|| self.told_as()), blocks, bytes, reason);
