@@ -418,7 +418,7 @@ class NbdBase(Attack):
     def before(self, world):
         self.failing = world.where / "failing"
         self.server, path = world.nbd(
-            "--filter=error", "--filter=delay", f"error-file={self.failing}", "error-rate=50%", "rdelay=2", name="slow"
+            "--filter=error", "--filter=delay", parameters=(f"error-file={self.failing}", "error-rate=50%", "rdelay=2"), name="slow"
         )
         world.daemon.cli("base", "add", "nbd", path)
         self.path = world.attacker_disk("nbd")

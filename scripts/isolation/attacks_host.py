@@ -122,11 +122,12 @@ class CacheDisk(Attack):
 
     def before(self, world):
         self.failing, self.cache = world.where / "failing", world.daemon.store / "cache"
-        self.nbdkit, device = world.nbd("--filter=error", f"error-file={self.failing}", "error-rate=100%", name="cache")
+        self.nbdkit, device = world.nbd("--filter=error", parameters=(f"error-file={self.failing}", "error-rate=100%"), name="cache")
         call("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device)
         world.daemon.stop()
         # With the mount, its loop device ends.
         call("mount", "-o", "loop,commit=1", device, self.cache)
+        (self.cache / "lost+found").rmdir()
         world.later(lambda: call("umount", "-l", self.cache))
         world.later(lambda: self.heal(world))
         world.daemon.start()
@@ -321,23 +322,26 @@ class ShmFull(Attack):
     row = "a local user fills /dev/shm"
     quick = True
 
+    def before(self, world):
+        # A guest that writes where it never wrote needs room for its map.
+        path = world.attacker_disk(LOCAL[0], "full", size="64G")
+
+        def work(turn):
+            fd = os.open(path, os.O_RDWR)
+            os.pwrite(fd, b"f" * 4096, turn * 64 * MIB % (64 << 30))
+            os.close(fd)
+
+        # Made now: the means by which processes here talk are in /dev/shm too.
+        self.loop = world.loop(work, 0.01)
+
     def begin(self, world):
         as_nobody("sh", "-c", "cat /dev/zero > /dev/shm/full 2>/dev/null; true")
         used = os.statvfs("/dev/shm")
         world.note(f"{used.f_bavail * 4096 // 1024} KiB left of {used.f_blocks * 4096 // MIB} MiB")
-        # A guest that writes where it never wrote needs room for its map.
-        self.path = world.attacker_disk(LOCAL[0], "full", size="8G")
-
-        def work(turn):
-            fd = os.open(self.path, os.O_RDWR)
-            os.pwrite(fd, b"f" * 4096, turn * 64 * MIB % (8 << 30))
-            os.close(fd)
-
-        self.loop = world.loop(work, 0.01)
 
     def end(self, world):
-        self.loop.end()
         os.unlink("/dev/shm/full")
+        self.loop.end()
         if self.loop.failed.value:
             world.problem(f"another guest: {self.loop.failed.value} of {self.loop.turns.value} writes: {self.loop.text.value.decode()}")
 

@@ -91,7 +91,7 @@ def new_disk(world):
         world.daemon.cli("disk", "rm", f"after-{base}", seconds=20)
 
 
-def carry_out(attack, where, binary, quick, save):
+def carry_out(attack, where, binary, quick, phase, save):
     """The result, which is saved whenever more of it is known."""
     result = {
         "name": attack.name, "row": attack.row, "errors": [], "wrong": [], "recovers": [], "notes": [], "stuck": [], "check": None,
@@ -104,7 +104,7 @@ def carry_out(attack, where, binary, quick, save):
             guarded(world.problems, "scenario", lambda: attack.run(world))
             result["recovers"] = world.problems
         else:
-            measured(attack, world, quick, result, save)
+            measured(attack, world, quick, phase, result, save)
         result["finished"] = True
     except Exception:
         result["recovers"].append("campaign: " + traceback.format_exc(limit=-3))
@@ -117,8 +117,9 @@ def carry_out(attack, where, binary, quick, save):
     return result
 
 
-def measured(attack, world, quick, result, save):
-    count, length = (3, 0.5) if quick else (5, 1.0)
+def measured(attack, world, quick, phase, result, save):
+    count = 3 if quick else 5
+    length = phase / count
     world.start()
     attack.before(world)
     victim, quiet = Victim(world.where, world.daemon, LOCAL, URL, URL_SIZE, quick), Quiet(world.quiet, LOCAL)
@@ -187,14 +188,15 @@ def judge(result, attack, generous):
         for kind, values in result["p99"].items():
             found = ratio(values)
             limit = LIMITS[kind] * (10 if generous else 1)
-            # What the host did to a daemon beside it is no fault of this one.
-            if kind in attack.judged and found is not None and found / host > limit and not (generous and values["during"]["p99"] < 200):
+            if kind not in attack.judged or found is None:
+                continue
+            # What the host did to a daemon beside it is no fault of this one, nor what it did before.
+            peace = values["before"]["most"]
+            if found / host > limit and values["during"]["p99"] > peace and not (generous and values["during"]["p99"] < 200):
                 verdict.append(f"p99 of {kind} {values['before']['p99']:.1f} to {values['during']['p99']:.1f} ms")
-            if kind in attack.judged and values["during"]["p99"] is None:
-                verdict.append(f"no operation of {kind} in the windows")
     verdict += result["recovers"]
     if result["check"]:
-        verdict.append(f"check: {result['check'].splitlines()[-1] if result['check'] else ''}"[:300])
+        verdict.append(f"check: {' / '.join(result['check'].splitlines()[:2])}"[:300])
     if not result["finished"]:
         verdict.append("the attack was ended from outside")
     return verdict

@@ -350,6 +350,7 @@ def by_window(probe, windows):
         # Nothing began: what is running since before stands for it, in `samples`.
         result[phase] = {
             "p99": statistics.median(values) if values else None,
+            "most": max(values, default=None),
             "worst": max((max(window) / 1e6 for window in inside if window), default=None),
             "count": sum(map(len, inside)),
         }

@@ -115,7 +115,7 @@ class World:
         process = start(
             ["nice", "-n", "15", "fio", f"--name={name}", f"--filename={path}", "--direct=1", "--allow_file_create=0", "--randrepeat=0",
              "--time_based", "--runtime=600", *arguments],
-            log, cwd=self.where, start_new_session=True,
+            log, cwd=self.where, process_group=0,
         )  # fmt: skip
         self.later(lambda: kill_group(process))
         return process
@@ -126,11 +126,11 @@ class World:
         self.later(loop.end)
         return loop
 
-    def nbd(self, *filters, size="256M", name="nbd"):
+    def nbd(self, *filters, parameters=(), size="256M", name="nbd"):
         """A file below a FUSE mount that nbdkit serves, with these filters and their parameters."""
         socket_path, mount = self.where / f"{name}.sock", self.where / f"{name}.mnt"
         mount.mkdir()
-        server = start(["nbdkit", "-f", "-U", socket_path, *filters, "memory", size], self.where / f"{name}.log")
+        server = start(["nbdkit", "-f", "-U", socket_path, *filters, "memory", size, *parameters], self.where / f"{name}.log")
         self.later(lambda: end_now(server))
         until(socket_path.exists, 10, "nbdkit")
         fuse = start(["nbdfuse", f"{mount}/nbd", f"nbd+unix:///?socket={socket_path}"], self.where / f"{name}fuse.log")
