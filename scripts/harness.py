@@ -156,7 +156,8 @@ class Daemon:
         memory = files = ticks = 0
         for pid in family(self.process.pid):
             try:
-                memory += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                # What several map counts once.
+                memory += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) << 10
                 files += len(os.listdir(f"/proc/{pid}/fd"))
                 ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
             except OSError:

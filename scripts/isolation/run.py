@@ -143,7 +143,7 @@ def measured(attack, world, quick, phase, result, save):
     for _ in range(count):
         windows["after"].append(pause(length))
     result["p99"] = {probe.kind: by_window(probe, windows) for probe in victim.probes}
-    result["quiet"] = by_window(quiet.probe, windows)
+    result["quiet"] = {probe.kind: by_window(probe, windows) for probe in quiet.probes}
     save(result)
     status_problems(world, world.problems)
     guarded(world.problems, "a new disk", lambda: new_disk(world))
@@ -153,7 +153,7 @@ def measured(attack, world, quick, phase, result, save):
     if last["memory"] - usage["memory"] > GROWTH_MEMORY or last["files"] - usage["files"] > GROWTH_FILES:
         world.problems.append(f"grown by {result['growth']['memory'] / MIB:.0f} MiB, {result['growth']['files']} descriptors")
     result["stuck"] = victim.end(10 if quick else LONGEST_END)
-    quiet.probe.end(5)
+    quiet.end(5)
     for kind, text in victim.take():
         result["wrong" if kind == "wrong" else "errors"].append(text)
     result["passes"] = victim.fio.passes.value
@@ -184,13 +184,13 @@ def judge(result, attack, generous):
     if result["stuck"]:
         verdict.append(f"did not end: {', '.join(result['stuck'])}")
     if "p99" in result:
-        host = max(1.0, ratio(result["quiet"]) or 1.0)
         for kind, values in result["p99"].items():
             found = ratio(values)
             limit = LIMITS[kind] * (10 if generous else 1)
             if kind not in attack.judged or found is None:
                 continue
             # What the host did to a daemon beside it is no fault of this one, nor what it did before.
+            host = max(1.0, ratio(result["quiet"]["create" if kind == "create" else "local"]) or 1.0)
             peace = values["before"]["most"]
             if found / host > limit and values["during"]["p99"] > peace and not (generous and values["during"]["p99"] < 200):
                 verdict.append(f"p99 of {kind} {values['before']['p99']:.1f} to {values['during']['p99']:.1f} ms")

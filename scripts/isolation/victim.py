@@ -324,15 +324,23 @@ class Victim:
 
 
 class Quiet:
-    """The same local probe on another daemon, which nobody attacks: what the host does to everybody shows there too."""
+    """The same probes on another daemon, which nobody attacks: what the host does to everybody shows there too."""
 
     def __init__(self, daemon, local):
         daemon.cli("disk", "create", "quiet", "--base", local[0])
-        path = str(daemon.disk("quiet"))
-        self.probe = Probe("quiet", "local", lambda: Blocks(path, local[1], 0, 512, 3))
+        path, socket = str(daemon.disk("quiet")), daemon.store / "control.sock"
+        self.probes = [
+            Probe("quiet", "local", lambda: Blocks(path, local[1], 0, 512, 3)),
+            Probe("quiet", "create", lambda: Creations(socket, local[0])),
+        ]
 
     def begin(self):
-        self.probe.begin()
+        for probe in self.probes:
+            probe.begin()
+
+    def end(self, seconds):
+        for probe in self.probes:
+            probe.end(seconds)
 
 
 def p99(values):
