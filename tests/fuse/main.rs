@@ -11,6 +11,7 @@ mod file;
 mod full;
 mod harness;
 mod lazy;
+mod live;
 mod privilege;
 mod process;
 mod refusals;
