@@ -25,7 +25,6 @@ use super::secrets::Keeper;
 use super::sources::{HostSources, Kept};
 use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
-use crate::config::Config;
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
@@ -33,7 +32,7 @@ use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
-use crate::io::{LiveArena, LiveDir, LiveStore, sys};
+use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::Store;
@@ -154,16 +153,16 @@ struct Prepared {
 /// Where the live maps are.
 enum LivePlace {
     /// In the arena that the supervisor holds.
-    Arena(File),
+    Arena(File, MapBounds),
     /// In files by name: the supervisor is of a version without an arena.
     Dir(PathBuf),
 }
 
 impl LivePlace {
-    fn open(self, config: &Config) -> io::Result<(Arc<dyn LiveStore>, Option<LiveArena>)> {
+    fn open(self) -> io::Result<(Arc<dyn LiveStore>, Option<LiveArena>)> {
         match self {
-            Self::Arena(file) => {
-                let arena = LiveArena::open(file, home::bounds(config))?;
+            Self::Arena(file, bounds) => {
+                let arena = LiveArena::open(file, bounds)?;
                 Ok((Arc::new(arena.clone()), Some(arena)))
             }
             Self::Dir(dir) => Ok((Arc::new(LiveDir::new(&dir)?), None)),
@@ -191,21 +190,22 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
     if start.warn && !protection.locked {
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
+    Store::superblock(&config.store).map_err(|e| e.to_string())?;
     let live = match live {
-        Some(arena) => LivePlace::Arena(arena.into()),
+        Some(arena) => LivePlace::Arena(arena.into(), home::bounds(config)),
         None => LivePlace::Dir(home::former_dir(config).map_err(|e| format!("the store: {e}"))?),
     };
     if start.probe {
         Store::probe(&config.store).map_err(|e| e.to_string())?;
         match &live {
-            LivePlace::Arena(arena) => Delta::probe_arena(arena).map_err(|e| format!("live maps: {e}"))?,
+            LivePlace::Arena(arena, _) => Delta::probe_arena(arena).map_err(|e| format!("live maps: {e}"))?,
             LivePlace::Dir(dir) => {
                 Delta::probe_live(dir).map_err(|e| format!("live maps in {}: {e}", dir.display()))?;
             }
         }
     }
     let live_dir = match &live {
-        LivePlace::Arena(_) => None,
+        LivePlace::Arena(..) => None,
         LivePlace::Dir(dir) => {
             LiveDir::beside(dir).map_err(|e| format!("memory for live maps: {e}"))?;
             Some(dir.as_path())
@@ -263,10 +263,10 @@ fn serve(
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
     let live_dir = match &live {
-        LivePlace::Arena(_) => None,
+        LivePlace::Arena(..) => None,
         LivePlace::Dir(dir) => Some(dir.clone()),
     };
-    let (live, arena) = live.open(config).map_err(|e| format!("memory for live maps: {e}"))?;
+    let (live, arena) = live.open().map_err(|e| format!("memory for live maps: {e}"))?;
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(live) };
     let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
