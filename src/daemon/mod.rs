@@ -10,6 +10,7 @@ mod copy;
 mod handover;
 mod home;
 mod hydrate;
+mod keys;
 mod mount;
 mod moving;
 mod opener;
