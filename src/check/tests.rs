@@ -117,7 +117,7 @@ fn disk(name: &str, base: Option<&str>) -> NewDisk {
 
 fn write(store: &Store, name: &str) {
     let node = store.disk(name).unwrap();
-    let disk: &Disk = node.attach().unwrap();
+    let disk = node.attach().unwrap();
     disk.delta().write(4096, &[1; 4096], &crate::delta::Edges::default()).unwrap();
     disk.delta().flush().unwrap();
 }

@@ -260,6 +260,7 @@ impl PlyFs {
     fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {
         let disk = node.attach().map_err(|e| fail(&e))?;
         disk.delta().opened();
+        node.opened();
         Ok(FileHandle(disk.delta().error_epoch() & 0xffff))
     }
 
@@ -616,7 +617,7 @@ impl Filesystem for PlyFs {
         // A partial block may need the base.
         let whole = (offset | u64::from(len)).is_multiple_of(BLOCK);
         let memory = self.store().never_waits() && whole && flags.0 & libc::O_DSYNC == 0;
-        let plain = whole || node.attached().is_some_and(crate::disk::Disk::is_plain);
+        let plain = whole || node.attached().is_some_and(|disk| disk.is_plain());
         let permit = if plain { self.shared.pool.try_inline() } else { None };
         let mut arrival = None;
         if memory || permit.is_some() {
@@ -640,6 +641,22 @@ impl Filesystem for PlyFs {
             Some(arrival) => attempt.wait(self, &arrival),
             None => self.attempt(false, attempt),
         }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok(node) = self.disk(ino) {
+            node.closed();
+        }
+        reply.ok();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

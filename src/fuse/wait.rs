@@ -8,7 +8,6 @@ use fuser::Errno;
 
 use super::{Node, PlyFs, guarded};
 use crate::base::Arrival;
-use crate::disk::Disk;
 
 /// Why the work of a request stopped.
 pub(super) enum Stop {
@@ -91,7 +90,7 @@ impl PlyFs {
     pub(super) fn is_plain(&self, node: Node) -> bool {
         match node {
             Node::Disk(id) => {
-                self.store().disk_by_id(id).is_some_and(|n| n.attached().is_some_and(Disk::is_plain))
+                self.store().disk_by_id(id).is_some_and(|n| n.peek().is_some_and(|disk| disk.is_plain()))
             }
             Node::Base(id) => {
                 self.store().base_by_id(id).is_some_and(|n| n.attached().is_some_and(|base| base.is_plain()))

@@ -13,6 +13,7 @@ mod harness;
 mod kept;
 mod lazy;
 mod live;
+mod many;
 mod privilege;
 mod process;
 mod refusals;
