@@ -11,7 +11,6 @@ use tempfile::TempDir;
 
 use super::{CheckError, Finding, Repair, Report, run, run_with_runtime_dir};
 use crate::cache::BlockCache;
-use crate::disk::Disk;
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::io::{LiveDir, LiveStore};
 use crate::store::{NewDisk, Store};
