@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::transit::{Transit, Unit};
 use super::{CACHE_BLOCK, MAX_REQUEST, MAX_UNKEPT, Shared, gave_up, reason, short};
@@ -24,6 +25,8 @@ struct Run {
     units: Vec<Arc<Unit>>,
     /// How many from the first on are wanted.
     wanted: usize,
+    /// When the first of those that want it began to wait.
+    since: Instant,
 }
 
 impl Run {
@@ -50,7 +53,10 @@ impl Fetching {
                 run.units.push(unit.clone());
                 run.wanted += 1;
             }
-            _ => self.runs.push(Run { first: block, units: vec![unit.clone()], wanted: 1 }),
+            _ => {
+                let since = Instant::now();
+                self.runs.push(Run { first: block, units: vec![unit.clone()], wanted: 1, since });
+            }
         }
         unit
     }
@@ -110,6 +116,7 @@ impl Receiver {
         self.part.clear();
         let purpose = if self.next < self.wanted_to { self.purpose } else { Purpose::Readahead };
         self.shared.traffic.add(reason(purpose), block.len() as u64);
+        self.shared.health.worked();
         self.next += 1;
         unit.arrived(block.clone());
         self.complete.push((unit, block));
@@ -169,7 +176,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run) {
         let receiver = receiver.clone();
         Box::new(move |bytes: &[u8]| receiver.lock().receive(bytes))
     };
-    let fetch = shared.remote.clone().fetch(range, purpose, deliver);
+    let fetch = shared.remote.clone().fetch(range, purpose, run.since, deliver);
     let shared = shared.clone();
     let spawn = shared.spawn.clone();
     spawn.spawn(Box::pin(async move {
@@ -193,7 +200,7 @@ fn give_up(shared: &Arc<Shared>, purpose: Purpose, first: u64, units: Vec<Arc<Un
     shared.in_transit.fetch_sub(bytes_of(shared, blocks), Ordering::Relaxed);
     let again = purpose != Purpose::Demand && gave_up(&error);
     if !again {
-        *shared.failure.lock() = Some(error.clone());
+        shared.health.failed(&error);
     }
     let mut runs: Vec<Run> = Vec::new();
     for (unit, block) in units.into_iter().zip(first..) {
@@ -201,15 +208,14 @@ fn give_up(shared: &Arc<Shared>, purpose: Purpose, first: u64, units: Vec<Arc<Un
             unit.failed(error.clone());
             continue;
         }
-        if !unit.abandon() {
-            continue;
-        }
+        let Some(since) = unit.abandon() else { continue };
         match runs.last_mut() {
             Some(run) if run.end() == block => {
                 run.units.push(unit);
                 run.wanted += 1;
+                run.since = run.since.min(since);
             }
-            _ => runs.push(Run { first: block, units: vec![unit], wanted: 1 }),
+            _ => runs.push(Run { first: block, units: vec![unit], wanted: 1, since }),
         }
     }
     for run in runs {

@@ -12,6 +12,7 @@
 //! is asked (`contains`) under it by the readahead, and its locks are inside as well.
 
 mod fetch;
+mod health;
 #[cfg(test)]
 mod tests;
 mod transit;
@@ -29,6 +30,8 @@ use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
 use fetch::Fetching;
+pub use health::Failing;
+use health::Health;
 use transit::{Found, Transit, Unit, Who, arrival_of};
 
 /// Bytes of a cache block: the unit of fetching and keeping.
@@ -108,8 +111,7 @@ struct Shared {
     /// Readers' requests under way.
     demand: AtomicU64,
     traffic: Arc<Traffic>,
-    /// The last failure that a reader was told, until somebody asks.
-    failure: Mutex<Option<SourceError>>,
+    health: Health,
 }
 
 struct Table {
@@ -140,7 +142,7 @@ impl LazySource {
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
                 traffic,
-                failure: Mutex::new(None),
+                health: Health::default(),
             }),
         }
     }
@@ -155,9 +157,14 @@ impl LazySource {
         self.shared.remote.stall()
     }
 
+    /// Since when readers are told errors, unless one has got something since.
+    pub fn failing(&self) -> Option<Failing> {
+        self.shared.health.failing()
+    }
+
     /// The last failure that readers were told, once.
     pub fn take_failure(&self) -> Option<SourceError> {
-        self.shared.failure.lock().take()
+        self.shared.health.take_untold()
     }
 
     /// Whether nothing is under way, and all that came was given to the cache.
@@ -408,5 +415,6 @@ fn short(object: &str) -> SourceError {
 
 /// Whether asking again, for a reader, may help where a fetch of another purpose gave up.
 fn gave_up(error: &SourceError) -> bool {
-    error.kind() == SourceErrorKind::Unreachable
+    use SourceErrorKind::{Changed, Denied, Protocol, Unreachable};
+    matches!(error.kind(), Unreachable | Denied | Protocol | Changed)
 }

@@ -3,6 +3,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Wake, Waker};
 use std::thread;
+use std::time::Instant;
 
 use parking_lot::Condvar;
 
@@ -97,7 +98,13 @@ impl RemoteSource for Server {
         "http://server/image".into()
     }
 
-    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, mut deliver: Deliver) -> Fetch {
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        _since: Instant,
+        mut deliver: Deliver,
+    ) -> Fetch {
         self.requests.lock().push((range.clone(), purpose));
         Box::pin(async move {
             let mut open = self.open.lock();

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -19,11 +20,11 @@ pub(super) struct Unit {
 }
 
 enum State {
-    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: a reader is among
-    /// them.
+    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: since when a reader
+    /// is among them.
     Coming {
         waiters: Vec<Arc<Arrived>>,
-        read: bool,
+        read: Option<Instant>,
     },
     Here {
         bytes: Arc<[u8]>,
@@ -47,7 +48,7 @@ pub(super) enum Found {
 
 impl Unit {
     fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: false }) })
+        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: None }) })
     }
 
     pub fn find(&self) -> Found {
@@ -63,7 +64,9 @@ impl Unit {
     fn wait(&self, waiter: Arc<Arrived>, who: Who) {
         if let State::Coming { waiters, read } = &mut *self.state.lock() {
             waiters.push(waiter);
-            *read |= who == Who::Reader;
+            if who == Who::Reader {
+                read.get_or_insert_with(Instant::now);
+            }
         }
     }
 
@@ -71,7 +74,7 @@ impl Unit {
         let before = {
             let mut now = self.state.lock();
             let State::Coming { read, .. } = &*now else { return };
-            let state = state(*read);
+            let state = state(read.is_some());
             std::mem::replace(&mut *now, state)
         };
         // Without the lock: this may run the readers' next try.
@@ -86,19 +89,19 @@ impl Unit {
         self.settle(|_| State::Failed(error));
     }
 
-    /// It will not come, unless a reader waits for it. Returns whether one does.
+    /// It will not come, unless a reader waits for it. Returns since when one does.
     #[must_use]
-    pub fn abandon(&self) -> bool {
+    pub fn abandon(&self) -> Option<Instant> {
         let before = {
             let mut now = self.state.lock();
             match &*now {
-                State::Coming { read: true, .. } => return true,
+                State::Coming { read: Some(since), .. } => return Some(*since),
                 State::Coming { .. } => std::mem::replace(&mut *now, State::Abandoned),
-                _ => return false,
+                _ => return None,
             }
         };
         drop(before);
-        false
+        None
     }
 }
 
