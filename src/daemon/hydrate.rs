@@ -253,7 +253,7 @@ impl Hydrations {
     }
 
     fn fetch_all(&self, node: &Arc<BaseNode>, job: &Job, rate: Option<u64>) -> Result<(), String> {
-        let record = BaseRecord { options: node.options(), ..node.record().clone() };
+        let record = node.current();
         let mut before = 0;
         for file in files(&record) {
             let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;

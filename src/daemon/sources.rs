@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::copy::CopiedFile;
-use crate::base::lazy::{Keep, KeepNothing, LazySource};
+use crate::base::lazy::{Failing, Keep, KeepNothing, LazySource};
 use crate::cache::disk::{
     CachedSource, DiskCache, EvictReason, Limits, SourceKey, Ticker, Watch, default_free_floor,
 };
@@ -25,9 +25,12 @@ use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::format::record::{self, BaseRecord, Digest, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
-use crate::source::http::{Credentials, Http, HttpIdentity, Network, RemoteOptions, Strictness};
+use crate::source::http::{
+    Credentials, Http, HttpIdentity, HttpSource, Network, RemoteOptions, Strictness, UrlState,
+};
 use crate::source::{
     FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    StallKind,
 };
 use crate::store::{Sources, why_changed};
 
@@ -55,6 +58,8 @@ type Name = (u64, SourceKey);
 /// `kept` stays attached while the base is known.
 struct Known {
     source: Weak<LazySource>,
+    /// What it reads from, when that is a server.
+    http: Weak<HttpSource>,
     _kept: Arc<CachedSource>,
 }
 
@@ -123,6 +128,26 @@ impl Kept {
     }
 }
 
+/// How the servers of a base are.
+#[derive(Clone, Debug, Default)]
+pub struct BaseHealth {
+    /// Since when reads wait, and why.
+    pub stall: Option<Stall>,
+    /// Since when readers are told errors, and the last of them.
+    pub failing: Option<Failing>,
+    /// Its URLs, once it was read.
+    pub urls: Vec<UrlState>,
+}
+
+/// A base whose reads wait or fail.
+#[derive(Clone)]
+struct Troubled {
+    name: String,
+    since: SystemTime,
+    /// Whether it was said that it has changed.
+    changed: bool,
+}
+
 /// See the module.
 pub struct HostSources {
     opener: Arc<dyn OpenImage>,
@@ -131,8 +156,8 @@ pub struct HostSources {
     kept: Kept,
     events: Events,
     known: Mutex<HashMap<Name, Known>>,
-    /// Bases that were told to wait, by number: their names, and since when.
-    waiting: Mutex<HashMap<u64, (String, SystemTime)>>,
+    /// Bases of which it was told that they wait or fail, by number.
+    troubled: Mutex<HashMap<u64, Troubled>>,
 }
 
 impl HostSources {
@@ -156,7 +181,7 @@ impl HostSources {
             .build()?;
         let http =
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
-        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default(), waiting: Mutex::default() })
+        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default(), troubled: Mutex::default() })
     }
 
     /// To ask servers.
@@ -179,23 +204,39 @@ impl HostSources {
         self.kept.cache.attach(key_of(file), file.identity.size)
     }
 
-    /// Tells which bases began to wait for their servers since the last time, which do not wait any more, and which
-    /// failed. To be called now and then.
+    /// Tells which bases began to wait for their servers since the last time, which have other objects there, which
+    /// failed, and which work again. To be called now and then.
     pub fn tick(&self) {
         let known: Vec<(u64, Arc<LazySource>)> = {
             let known = self.known.lock();
             known.iter().filter_map(|((id, _), known)| Some((*id, known.source.upgrade()?))).collect()
         };
-        let mut waiting = self.waiting.lock();
-        let mut still = HashMap::new();
+        let mut troubled = self.troubled.lock();
+        let mut still: HashMap<u64, Troubled> = HashMap::new();
         for (id, source) in known {
             let name = source.base().to_owned();
+            let failing = source.failing();
             if let Some(stall) = source.stall() {
-                if !waiting.contains_key(&id) && !still.contains_key(&id) {
-                    let event = Event::of_base(Kind::BaseWaiting, &name).because(stall.why.clone());
+                let before = still.get(&id).or_else(|| troubled.get(&id));
+                let kind = match stall.kind {
+                    StallKind::Changed if before.is_none_or(|before| !before.changed) => {
+                        Some(Kind::BaseChanged)
+                    }
+                    StallKind::Waiting if before.is_none() => Some(Kind::BaseWaiting),
+                    StallKind::Changed | StallKind::Waiting => None,
+                };
+                if let Some(kind) = kind {
+                    let event = Event::of_base(kind, &name).because(stall.why.clone());
                     self.events.emit(event.since(stall.since));
                 }
-                still.insert(id, (name.clone(), stall.since));
+                let changed = stall.kind == StallKind::Changed || before.is_some_and(|before| before.changed);
+                let since = before.map_or(stall.since, |before| before.since.min(stall.since));
+                still.insert(id, Troubled { name: name.clone(), since, changed });
+            } else if let Some(failing) = &failing {
+                // It has not resumed because its readers were told an error.
+                let before = troubled.get(&id).cloned();
+                let now = Troubled { name: name.clone(), since: failing.since, changed: false };
+                still.entry(id).or_insert_with(|| before.unwrap_or(now));
             }
             if let Some(error) = source.take_failure() {
                 let kind = match error.kind() {
@@ -206,12 +247,12 @@ impl HostSources {
                 self.events.emit(Event::of_base(kind, &name).because(error.to_string()));
             }
         }
-        for (id, (name, since)) in waiting.drain() {
+        for (id, Troubled { name, since, .. }) in troubled.drain() {
             if !still.contains_key(&id) {
                 self.events.emit(Event::of_base(Kind::BaseResumed, &name).since(since));
             }
         }
-        *waiting = still;
+        *troubled = still;
     }
 
     /// Makes what is kept durable.
@@ -221,11 +262,51 @@ impl HostSources {
         }
     }
 
-    /// Since when reads of a base wait for a server.
-    pub fn stall(&self, base: u64) -> Option<Stall> {
+    /// How the servers of a base are.
+    pub fn health(&self, base: u64) -> BaseHealth {
         let known = self.known.lock();
-        let sources = known.iter().filter(|((id, _), _)| *id == base);
-        sources.filter_map(|(_, known)| known.source.upgrade()?.stall()).min_by_key(|stall| stall.since)
+        let known: Vec<_> = known.iter().filter(|((id, _), _)| *id == base).collect();
+        let sources: Vec<_> = known.iter().filter_map(|(_, known)| known.source.upgrade()).collect();
+        let stalls = sources.iter().filter_map(|source| source.stall());
+        let failing = sources.iter().filter_map(|source| source.failing());
+        let urls = known.iter().filter_map(|(_, known)| known.http.upgrade());
+        BaseHealth {
+            // Another object says more than a longer wait.
+            stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
+            failing: failing.min_by_key(|failing| failing.since),
+            urls: urls.flat_map(|source| source.urls()).collect(),
+        }
+    }
+
+    /// Whether what is kept of a file begins with other bytes than `head`.
+    pub fn differs(&self, base: &BaseRecord, file: &ImageFile, head: &[u8]) -> Result<bool, SourceError> {
+        let source = self.fetched(base, file)?;
+        let mut kept = vec![0; head.len()];
+        Ok(source.read_kept(&mut kept, 0) && kept != head)
+    }
+
+    /// A file of a base is at these URLs from now on. Reads that wait go on there.
+    ///
+    /// # Errors
+    /// `Protocol`, when one of them is no URL.
+    pub fn set_urls(&self, base: &BaseRecord, file: &ImageFile, urls: &[String]) -> Result<(), SourceError> {
+        match self.http_sources(base.id, Some(key_of(file))).first() {
+            Some(source) => source.set_urls(urls),
+            // Not open: it is opened there.
+            None => Ok(()),
+        }
+    }
+
+    /// Ends all reads of a base that wait for its servers, now and from now on; or no longer.
+    pub fn give_up(&self, base: u64, given_up: bool) {
+        self.http_sources(base, None).iter().for_each(|source| source.give_up(given_up));
+    }
+
+    fn http_sources(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<HttpSource>> {
+        let known = self.known.lock();
+        let wanted = |(id, own): &Name| *id == base && key.is_none_or(|key| key == *own);
+        let known = known.iter().filter(|(name, _)| wanted(name));
+        known.filter_map(|(_, known)| known.http.upgrade()).collect()
     }
 
     /// A base is gone. What is kept of it goes too, unless it is another's as well.
@@ -254,6 +335,7 @@ impl HostSources {
     /// # Errors
     /// Of a file of this host: when it cannot be opened or is another one, and not all of it is here.
     pub fn fetched(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<LazySource>, SourceError> {
+        let mut http = Weak::new();
         let remote: Arc<dyn RemoteSource> = match &file.identity.validator {
             Validator::Http { etag, last_modified } => {
                 let identity = HttpIdentity {
@@ -261,8 +343,10 @@ impl HostSources {
                     etag: etag.clone(),
                     last_modified: last_modified.clone(),
                 };
-                let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
-                self.http.open(&urls, identity, options_of(&base.options))
+                let source = self.http.open(&base.urls_of(file), identity, options_of(&base.options));
+                source.give_up(base.options.given_up);
+                http = Arc::downgrade(&source);
+                source
             }
             Validator::File { .. } => {
                 let original = self.original(file)?;
@@ -270,7 +354,7 @@ impl HostSources {
                 Arc::new(CopiedFile::new(&file.source, file.identity.size, original, spawn))
             }
         };
-        Ok(self.lazy(base, file, remote))
+        Ok(self.lazy(base, file, remote, http))
     }
 
     /// The file of this host, which may be gone once all of it is here.
@@ -291,7 +375,13 @@ impl HostSources {
         }
     }
 
-    fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {
+    fn lazy(
+        &self,
+        base: &BaseRecord,
+        file: &ImageFile,
+        remote: Arc<dyn RemoteSource>,
+        http: Weak<HttpSource>,
+    ) -> Arc<LazySource> {
         let key = key_of(file);
         let mut known = self.known.lock();
         let name = (base.id, key);
@@ -311,7 +401,7 @@ impl HostSources {
         let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
         let identity = Identity::named(file.identity.size, key.0);
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic));
-        known.insert(name, Known { source: Arc::downgrade(&source), _kept: kept });
+        known.insert(name, Known { source: Arc::downgrade(&source), http, _kept: kept });
         source
     }
 }

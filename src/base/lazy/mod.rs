@@ -167,6 +167,12 @@ impl LazySource {
         self.shared.health.take_untold()
     }
 
+    /// Fills `buf` from what is kept, asking no server. Whether all of it was there.
+    pub fn read_kept(&self, buf: &mut [u8], offset: u64) -> bool {
+        let end = offset.saturating_add(buf.len() as u64);
+        end <= self.shared.size && self.shared.read(buf, offset).is_ok_and(|missing| missing.is_empty())
+    }
+
     /// Whether nothing is under way, and all that came was given to the cache.
     pub fn is_settled(&self) -> bool {
         self.shared.in_transit.load(Ordering::Relaxed) == 0

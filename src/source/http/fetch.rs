@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::{Asked, Failure};
 use super::gate::{Pass, jittered};
-use super::identity::{self, HttpIdentity};
+use super::identity::HttpIdentity;
 use super::limit::{Party, Rate, Slots};
 use super::mirror::{Ask, Mirror, SLOW, Transfer};
 use super::wait::{Patience, Stalls, Wait};
-use super::{Http, Probed, RemoteOptions, failed, words};
+use super::{Http, RemoteOptions, failed, words};
 use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall};
 
 /// For a purpose for which no reader waits it is tried so often, and not for longer.
@@ -92,14 +92,6 @@ impl HttpSource {
             identity,
             options,
         }
-    }
-
-    /// Whether what a probe found is this object; else how it differs.
-    ///
-    /// # Errors
-    /// `Changed`, when it is another.
-    pub fn compare(&self, probed: &Probed, shown: &str) -> Result<(), SourceError> {
-        same_object(&self.identity, &probed.identity, self.options.strictness, shown)
     }
 
     /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there.
@@ -347,30 +339,6 @@ impl HttpSource {
             mirror.forget_target();
         }
         result
-    }
-}
-
-/// Whether `found` is the object that `pinned` is.
-fn same_object(
-    pinned: &HttpIdentity,
-    found: &HttpIdentity,
-    strictness: identity::Strictness,
-    shown: &str,
-) -> Result<(), SourceError> {
-    let said = identity::Said {
-        size: found.size,
-        etag: found.etag.as_deref(),
-        last_modified: found.last_modified.as_deref(),
-    };
-    match pinned.compare(strictness, &said) {
-        identity::Verdict::Same => Ok(()),
-        identity::Verdict::Another(why) | identity::Verdict::Unproven(why) => Err(SourceError::remote(
-            SourceErrorKind::Changed,
-            "use",
-            shown,
-            format!("it is another object than the base's: {why}"),
-            "give a URL of the same content, or add it as a new base",
-        )),
     }
 }
 
