@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::copy::CopiedFile;
-use crate::base::lazy::{Failing, Keep, KeepNothing, LazySource};
+use crate::base::lazy::{DemandBudget, Failing, Keep, KeepNothing, LazySource};
 use crate::cache::disk::{
     CachedSource, DiskCache, EvictReason, Limits, SourceKey, Ticker, Watch, default_free_floor,
 };
@@ -156,6 +156,8 @@ pub struct HostSources {
     kept: Kept,
     events: Events,
     known: Mutex<HashMap<Name, Known>>,
+    /// What readers of all sources have under way.
+    demand: Arc<DemandBudget>,
     /// Bases of which it was told that they wait or fail, by number.
     troubled: Mutex<HashMap<u64, Troubled>>,
 }
@@ -181,7 +183,16 @@ impl HostSources {
             .build()?;
         let http =
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
-        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default(), troubled: Mutex::default() })
+        Ok(Self {
+            opener,
+            runtime,
+            http,
+            kept,
+            events,
+            known: Mutex::default(),
+            demand: Arc::default(),
+            troubled: Mutex::default(),
+        })
     }
 
     /// To ask servers.
@@ -400,7 +411,7 @@ impl HostSources {
         self.kept.watcher.users.lock().entry(key).or_default().push(traffic.clone());
         let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
         let identity = Identity::named(file.identity.size, key.0);
-        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic));
+        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, self.demand.clone()));
         known.insert(name, Known { source: Arc::downgrade(&source), http, _kept: kept });
         source
     }

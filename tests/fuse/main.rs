@@ -16,6 +16,7 @@ mod process;
 mod refusals;
 #[path = "../http/server.rs"]
 mod server;
+mod servers;
 mod tools;
 mod traces;
 mod upgrade;

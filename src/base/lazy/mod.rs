@@ -11,6 +11,7 @@
 //! Locks: `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
 //! is asked (`contains`) under it by the readahead, and its locks are inside as well.
 
+mod budget;
 mod fetch;
 mod health;
 #[cfg(test)]
@@ -29,7 +30,8 @@ use crate::events::{Reason, Traffic};
 use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
-use fetch::Fetching;
+pub use budget::DemandBudget;
+use fetch::{Demand, Fetching};
 pub use health::Failing;
 use health::Health;
 use transit::{Found, Transit, Unit, Who, arrival_of};
@@ -110,6 +112,9 @@ struct Shared {
     in_transit: AtomicU64,
     /// Readers' requests under way.
     demand: AtomicU64,
+    /// What readers asked for, and what of it has not begun.
+    asked: Demand,
+    budget: Arc<DemandBudget>,
     traffic: Arc<Traffic>,
     health: Health,
 }
@@ -120,13 +125,14 @@ struct Table {
 }
 
 impl LazySource {
-    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts.
+    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts; `budget` is one for all.
     pub fn new(
         remote: Arc<dyn RemoteSource>,
         keep: Arc<dyn Keep>,
         spawn: Arc<dyn Spawn>,
         identity: Identity,
         traffic: Arc<Traffic>,
+        budget: Arc<DemandBudget>,
     ) -> Self {
         let size = remote.size();
         let table =
@@ -141,6 +147,8 @@ impl LazySource {
                 table: Mutex::new(table),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
+                asked: Demand::default(),
+                budget,
                 traffic,
                 health: Health::default(),
             }),
@@ -280,7 +288,7 @@ impl Shared {
             }
         }
         fetching.go();
-        (!waiting.is_empty()).then(|| arrival_of(waiting, Who::Other))
+        (!waiting.is_empty()).then(|| arrival_of(self, waiting, Who::Other))
     }
 
     /// Fetches `missing` for a reader, and what the readahead expects next. Returns when they are here.
@@ -304,7 +312,7 @@ impl Shared {
             let advice = readahead.read(first, count, unknown, &|block| self.present(transit, block));
             self.plan(transit, advice.ranges, &mut fetching, &mut ahead);
         }
-        let arrival = arrival_of(waiting, Who::Reader);
+        let arrival = arrival_of(self, waiting, Who::Reader);
         fetching.go();
         for fetching in ahead {
             fetching.go();

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::Shared;
 use crate::source::{Arrival, Arrived, SourceError};
 
 /// One cache block under way.
@@ -89,6 +90,11 @@ impl Unit {
         self.settle(|_| State::Failed(error));
     }
 
+    /// It will not come, whether or not a reader waited for it once.
+    pub fn drop_it(&self) {
+        self.settle(|_| State::Abandoned);
+    }
+
     /// It will not come, unless a reader waits for it. Returns since when one does.
     #[must_use]
     pub fn abandon(&self) -> Option<Instant> {
@@ -114,15 +120,33 @@ pub(super) enum Who {
     Other,
 }
 
+/// Blocks that are held for a reader, or for others.
+struct Held {
+    units: Vec<Arc<Unit>>,
+    source: Weak<Shared>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.units.iter().any(|unit| matches!(&*unit.state.lock(), State::Coming { .. })) {
+            // Its owner went away before they came.
+            self.units.clear();
+            if let Some(source) = self.source.upgrade() {
+                source.reader_left();
+            }
+        }
+    }
+}
+
 /// An arrival that has happened when each of `units` is here or will not come. It holds them.
-pub(super) fn arrival_of(units: Vec<Arc<Unit>>, who: Who) -> Arrival {
+pub(super) fn arrival_of(source: &Arc<Shared>, units: Vec<Arc<Unit>>, who: Who) -> Arrival {
     let (arrived, arrival) = Arrival::new();
     let arrived = Arc::new(arrived);
     for unit in &units {
         unit.wait(arrived.clone(), who);
     }
     drop(arrived);
-    arrival.keeping(Arc::new(units))
+    arrival.keeping(Arc::new(Held { units, source: Arc::downgrade(source) }))
 }
 
 /// The blocks of one source that are in transit.
