@@ -9,6 +9,8 @@ mod confine;
 mod copy;
 mod handover;
 mod hydrate;
+mod keys;
+mod lane;
 mod mount;
 mod opener;
 mod prefetch;

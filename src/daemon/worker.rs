@@ -34,7 +34,7 @@ use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::Store;
+use crate::store::{BaseNode, Store};
 use crate::trace::{Automatic, Limits};
 
 const NAME: &CStr = c"plyfs-worker";
@@ -233,6 +233,8 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let record = |node: Arc<BaseNode>| node.current();
+    sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
         longest: Duration::from_secs(config.trace.longest_seconds),
