@@ -12,12 +12,15 @@ mod full;
 mod harness;
 mod kept;
 mod lazy;
+mod live;
 mod privilege;
 mod process;
 mod refusals;
+mod replays;
 #[path = "../http/server.rs"]
 mod server;
 mod servers;
+mod stopping;
 mod tools;
 mod traces;
 mod upgrade;
