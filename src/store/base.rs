@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{RECORD_LIMIT, StoreError};
+use super::StoreError;
+use super::records::RECORD_LIMIT;
 use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};

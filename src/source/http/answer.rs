@@ -47,6 +47,8 @@ pub(super) enum Failure {
     OutOfRange(String),
     /// The condition on the entity tag is said not to hold.
     Precondition,
+    /// It was not asked: while the request waited for its turn, another one failed.
+    Overtaken,
     /// It is somewhere else, says the server at this address; none when a proxy was asked.
     Moved { to: String, for_at_most: Option<Duration>, by: Option<IpAddr> },
 }
@@ -62,6 +64,7 @@ impl Failure {
             Self::Again { why, .. } | Self::Denied { why, .. } => why,
             Self::Another(why) | Self::Protocol(why) | Self::OutOfRange(why) => why,
             Self::Precondition => "it is not the version any more that was added (412)",
+            Self::Overtaken => "another request failed",
             Self::Moved { .. } => "it is somewhere else",
         }
     }

@@ -255,6 +255,9 @@ impl HttpSource {
             let times = self.times(wait, place.mirrors.len());
             let mut job = Job { purpose, wait, pass: &mut pass, times };
             let Err(failure) = self.attempt(mirror, at, end, &mut job, deliver).await else { continue };
+            if failure == Failure::Overtaken {
+                continue;
+            }
             self.http.count.retry();
             let (url, why) = (&mirror.shown, failure.why());
             tracing::debug!(url, why, at, tries, ?purpose, "a request failed");
@@ -320,6 +323,7 @@ impl HttpSource {
             slots: &self.slots,
             wait: job.wait,
             answer_within: job.times.answer,
+            pass: Some(&*job.pass),
             anyway: false,
         };
         let transfer = mirror.ask(&self.http, &ask).await?;
@@ -570,6 +574,7 @@ fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError 
         Failure::Again { why, .. } | Failure::Denied { why, .. } => *why = text,
         Failure::Another(why) | Failure::Protocol(why) | Failure::OutOfRange(why) => *why = text,
         Failure::Precondition => last = Failure::Another(text),
+        Failure::Overtaken => last = Failure::again(text),
         Failure::Moved { .. } => last = Failure::Protocol(text),
     }
     failed(shown, &last)

@@ -115,6 +115,11 @@ impl Down {
 }
 
 impl Pass {
+    /// Whether it would be given now as well: nothing has failed since, or this is the one request that finds out.
+    pub fn is_current(&self) -> bool {
+        self.trial || self.gate.state.lock().epoch == self.epoch
+    }
+
     /// It sent what was asked for, or anything that shows that it works.
     pub fn worked(&mut self) {
         let mut state = self.gate.state.lock();

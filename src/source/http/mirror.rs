@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::address::{Reach, host_not_public, not_public};
 use super::answer::{Asked, Body, Failure, judge};
-use super::gate::Gate;
+use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
 use super::secrets::basic;
 use super::url::{self, origin, take_user_info};
@@ -87,6 +87,8 @@ pub(super) struct Ask<'a> {
     pub wait: &'a Wait,
     /// How long it may take until the first line of the answer.
     pub answer_within: Duration,
+    /// Leave to ask the URL, which may have failed for others since.
+    pub pass: Option<&'a Pass>,
     /// Although the server is known to be down.
     pub anyway: bool,
 }
@@ -198,7 +200,7 @@ impl Mirror {
                     self.forget(&target.url);
                 }
                 Err(failure) => {
-                    if target.url != self.url {
+                    if target.url != self.url && failure != Failure::Overtaken {
                         self.forget(&target.url);
                     }
                     return Err(failure);
@@ -257,6 +259,9 @@ impl Mirror {
             let own = self.user.as_ref().filter(|_| origin(url) == origin(&self.url));
             let lent = if own.is_some() { None } else { http.keyring.lend(url).await? };
             let (mut slots, mut pass) = http.enter(url, ask, &self.shown).await;
+            if ask.pass.is_some_and(|pass| !pass.is_current()) {
+                return Err(Failure::Overtaken);
+            }
             let mut request = http
                 .clients
                 .choose(url, target.reach)

@@ -273,6 +273,7 @@ impl Http {
             slots: &self.slots,
             wait,
             answer_within: self.answer_timeout(),
+            pass: None,
             anyway: true,
         };
         let transfer = mirror.ask(self, &ask).await?;
@@ -418,6 +419,9 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         ),
         Failure::Protocol(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or take another mirror")
+        }
+        Failure::Overtaken => {
+            remote(SourceErrorKind::Unreachable, failure.why(), "check the server and the network")
         }
         Failure::Moved { .. } => remote(
             SourceErrorKind::Protocol,
