@@ -230,10 +230,21 @@ impl Envelope {
 
     /// As [`seal`](Self::seal), for a payload that an older version reads as well.
     pub fn seal_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
+        self.seal_with(version, 0, payload)
+    }
+
+    /// The autoclear features of an envelope that was opened.
+    pub fn autoclear_of(bytes: &[u8]) -> u64 {
+        let word = bytes.get(32..40).and_then(|word| word.try_into().ok());
+        word.map_or(0, u64::from_le_bytes)
+    }
+
+    /// As [`seal_as`](Self::seal_as), with autoclear features.
+    pub fn seal_with(&self, version: u16, autoclear: u64, payload: &[u8]) -> Vec<u8> {
         let mut w = Writer::new();
         w.raw(&self.magic).u16(version).u16(0);
         w.u32(u32::try_from(payload.len()).expect("records are small"));
-        w.u64(0).u64(0).u64(0);
+        w.u64(0).u64(0).u64(autoclear);
         w.raw(payload);
         let sum = crc32c::crc32c(&w.bytes);
         w.u32(sum);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::files::{self, Opened};
 use super::index::{Class, Index, Piece};
@@ -13,6 +13,8 @@ use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
 use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
 
+/// Blocks whose presence is looked up at once.
+const LOOKED_UP: u64 = 64 * SLOT_BLOCKS;
 /// Ages of chunks that are written while nothing else of the source is.
 const AGED: usize = 1024;
 
@@ -26,6 +28,8 @@ pub struct CachedSource {
     pub(super) writer: Mutex<Writer>,
     /// Held for moments; no file is touched under it.
     pub(super) index: Mutex<Index>,
+    /// With `index`: what had to be read as a whole is known.
+    pub(super) ready: Condvar,
     pinned: AtomicBool,
     verified: AtomicBool,
     /// Nothing comes in while this is not 0: what is here is being compared as a whole.
@@ -51,6 +55,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    pub(super) fn header(&self) -> &CacheHeader {
+        &self.header
+    }
+
+    /// The header of the file that replaced the other one.
+    pub(super) fn replace_header(&mut self, header: CacheHeader) {
+        self.header = header;
+        (self.stale, self.settled) = (false, true);
+    }
+
     /// Makes the file say durably what the header says.
     fn settle(&mut self, files: &Opened) -> io::Result<()> {
         if self.stale {
@@ -65,8 +79,15 @@ impl Writer {
 
 impl CachedSource {
     pub(super) fn new(key: SourceKey, size: u64, shared: &Arc<Shared>, cache: Weak<DiskCache>) -> Self {
-        let header =
-            CacheHeader { sequence: 0, key: key.0, size, pinned: false, verified: false, contents: None };
+        let header = CacheHeader {
+            sequence: 0,
+            key: key.0,
+            size,
+            pinned: false,
+            verified: false,
+            contents: None,
+            direct: true,
+        };
         Self {
             key,
             size,
@@ -74,6 +95,7 @@ impl CachedSource {
             cache,
             writer: Mutex::new(Writer { header, stale: false, settled: true }),
             index: Mutex::default(),
+            ready: Condvar::new(),
             pinned: AtomicBool::new(false),
             verified: AtomicBool::new(false),
             frozen: AtomicU64::new(0),
@@ -98,8 +120,6 @@ impl CachedSource {
         self.blocks_dirty.store(true, Ordering::Relaxed);
         self.sums_dirty.store(true, Ordering::Relaxed);
         self.shared.names.store(true, Ordering::Relaxed);
-        self.used_at.store(index.newest(), Ordering::Relaxed);
-        self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
         index.contents = header.contents.map(SourceKey);
         *writer = Writer { header, stale, settled: false };
         *self.index.lock() = index;
@@ -172,6 +192,9 @@ impl CachedSource {
         buf: &mut [u8],
         contents: Option<SourceKey>,
     ) -> u64 {
+        if !self.know(first, wanted) {
+            return 0;
+        }
         let (files, pieces, run, moved) = {
             let mut index = self.index.lock();
             if contents.is_some() && index.contents != contents {
@@ -270,8 +293,9 @@ impl CachedSource {
     /// A block that cannot be read is not here until it is tried again.
     fn hide(&self, block: u64) {
         let bytes = self.bytes_of(block, 1);
-        if self.index.lock().hide(block, self.shared.health.ticks()) {
-            self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        let mut index = self.index.lock();
+        if index.hide(block, self.shared.health.ticks()) {
+            self.discharge(&mut index, bytes);
         }
     }
 
@@ -281,7 +305,7 @@ impl CachedSource {
         let now = self.shared.health.ticks();
         for block in index.due(now) {
             let bytes = self.bytes_of(block, 1);
-            self.shared.used.fetch_add(bytes, Ordering::Relaxed);
+            self.charge(&mut index, bytes);
             index.show(block);
         }
     }
@@ -310,8 +334,8 @@ impl CachedSource {
                     _ => runs.push((*block, 1, slot)),
                 }
             }
+            self.discharge(&mut index, bytes);
         }
-        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
         if runs.is_empty() {
             return (0, 0);
         }
@@ -351,21 +375,41 @@ impl CachedSource {
 
     /// Whether a block is here, as far as is known without reading it.
     pub fn contains(&self, block: u64) -> bool {
-        self.index.lock().contains(block)
+        self.know(block, 1) && self.index.lock().contains(block)
     }
 
     /// How many of the `max` blocks from `first` on are not here, without a gap; the end of the source ends it.
     pub fn missing_run(&self, first: u64, max: u64) -> u64 {
-        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), false)
+        self.run(first, max, false)
+    }
+
+    /// How many blocks from `first` on are here, or are not. Looks up what is not known, as far as it goes.
+    fn run(&self, first: u64, max: u64, present: bool) -> u64 {
+        let max = max.min(self.blocks().saturating_sub(first));
+        let mut done = 0;
+        while done < max {
+            let all = self.is_known();
+            let part = if all { max - done } else { (max - done).min(LOOKED_UP) };
+            if !all && !self.know(first + done, part) {
+                break;
+            }
+            let run = self.index.lock().run(first + done, part, present);
+            done += run;
+            if run < part {
+                break;
+            }
+        }
+        done
     }
 
     /// How many of the `max` blocks from `first` on are here, without a gap.
     pub fn present_run(&self, first: u64, max: u64) -> u64 {
-        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), true)
+        self.run(first, max, true)
     }
 
     /// The first block at or after `from` that is here.
     pub fn next_present(&self, from: u64) -> Option<u64> {
+        self.know(from, self.blocks().saturating_sub(from));
         self.index.lock().next_present(from)
     }
 
@@ -381,7 +425,11 @@ impl CachedSource {
         self.bytes_in(&self.index.lock())
     }
 
-    fn bytes_in(&self, index: &Index) -> u64 {
+    /// Bytes that are here; an estimate as long as not all is known.
+    pub(super) fn bytes_in(&self, index: &Index) -> u64 {
+        if let Some(estimate) = index.estimate() {
+            return estimate;
+        }
         let last = self.blocks().saturating_sub(1);
         let short = if index.contains(last) { self.blocks() * CACHE_BLOCK - self.size } else { 0 };
         index.blocks() * CACHE_BLOCK - short
@@ -389,7 +437,12 @@ impl CachedSource {
 
     /// Whether all of it is here.
     pub fn is_complete(&self) -> bool {
-        self.index.lock().blocks() == self.blocks()
+        let index = self.index.lock();
+        match index.estimate() {
+            // What was verified was complete, and lost no block since.
+            Some(_) => self.verified.load(Ordering::Relaxed),
+            None => index.blocks() == self.blocks(),
+        }
     }
 
     pub(super) fn has_files(&self) -> bool {
@@ -431,6 +484,9 @@ impl CachedSource {
 
     /// Blocks of one chunk; false: no more of them.
     fn insert_chunk(&self, cache: &DiskCache, first: u64, blocks: u64, data: &[u8]) -> bool {
+        if !self.know(first, blocks) {
+            return false;
+        }
         let missing =
             |index: &Index| (first..first + blocks).filter(|block| !index.contains(*block)).count() as u64;
         let wanted = missing(&self.index.lock());
@@ -468,6 +524,9 @@ impl CachedSource {
         room: &mut u64,
     ) -> io::Result<()> {
         let files = self.files_for_writing(writer)?.get()?;
+        if self.index.lock().unknown(first, end - first, 1).is_some() {
+            return Ok(());
+        }
         let mut from = first;
         loop {
             let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
@@ -506,7 +565,7 @@ impl CachedSource {
             let mut index = self.index.lock();
             match index.slot(first) {
                 Some(slot) => (slot, None),
-                None => (index.take_slot(), Some(index.ages_of_new(first, blocks, generation))),
+                None => (index.take_slot(first), Some(index.ages_of_new(first, blocks, generation))),
             }
         };
         let piece = Piece { slot, at, blocks };
@@ -523,7 +582,9 @@ impl CachedSource {
             }
             return Err(error);
         }
-        self.index.lock().publish(first, blocks, slot, generation);
+        let mut index = self.index.lock();
+        index.charge(bytes.len() as u64);
+        index.publish(first, blocks, slot, generation);
         Ok(())
     }
 
@@ -583,6 +644,7 @@ impl CachedSource {
             let files = if keep_files { index.files.clone() } else { index.files.take() };
             (files, blocks, bytes, keep_files, contents)
         };
+        self.ready.notify_all();
         self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
         self.verified.store(false, Ordering::Relaxed);
         if contents.is_some() {
