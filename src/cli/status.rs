@@ -55,9 +55,25 @@ pub(super) fn human(status: &Value) -> String {
         pairs
             .push(("space", format!("{} of {} available{full}", format_size(available), format_size(total))));
     }
+    let maps = &status["live_maps"];
+    if let (Some(bytes), Some(limit)) = (maps["bytes"].as_u64(), maps["limit_bytes"].as_u64()) {
+        let path = maps["path"].as_str().map_or_else(String::new, |path| format!(", {}", printable(path)));
+        pairs.push(("live maps", format!("{} of {}{path}", format_size(bytes), format_size(limit))));
+    }
+    if let Some(problem) = maps["problem"].as_str() {
+        pairs.push(("live maps problem", printable(problem)));
+    }
     if let Some(disks) = status["disks_refusing_writes"].as_array().filter(|disks| !disks.is_empty()) {
         let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
+    }
+    for record in status["damaged"].as_array().into_iter().flatten() {
+        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push(("damaged", format!("{}: {}", word("file"), word("error"))));
+    }
+    for record in status["unread"].as_array().into_iter().flatten() {
+        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push(("cannot be read", format!("{}: {}; tried again", word("file"), word("error"))));
     }
     for base in status["waiting"].as_array().into_iter().flatten() {
         let word = |key: &str| base[key].as_str().map_or_else(|| "-".to_owned(), printable);

@@ -8,10 +8,13 @@ mod channel;
 mod confine;
 mod copy;
 mod handover;
+mod home;
 mod hydrate;
 mod keys;
 mod mount;
+mod moving;
 mod opener;
+mod outcome;
 mod prefetch;
 mod process;
 mod report;
@@ -27,6 +30,7 @@ mod worker;
 use thiserror::Error;
 
 pub use handover::{resume, resumes};
+pub use outcome::{End, Outcome};
 pub use supervisor::serve;
 pub use worker::worker_main;
 

@@ -1,6 +1,7 @@
 //! Making a delta durable: the map file, flushes that join, and recovery.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
 use crate::format::record::MapRoot;
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
+use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
@@ -43,6 +44,14 @@ pub(super) enum Whole {
 pub trait RootStore: Send + Sync {
     /// Durably replaces the root.
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()>;
+
+    /// As [`RootStore::commit`], with the size that the map file has at the root's floor.
+    ///
+    /// # Errors
+    /// As [`RootStore::commit`].
+    fn commit_sized(&self, root: MapRoot, modified_ns: i64, _size: u64) -> io::Result<()> {
+        self.commit(root, modified_ns)
+    }
 }
 
 /// State of the map file; who has it may append.
@@ -456,7 +465,7 @@ impl Delta {
         let durable = || {
             file.sync_data()?;
             medium.sync_dir("deltas")?;
-            self.footing.roots.commit(root, record.modified_ns)
+            self.footing.roots.commit_sized(root, record.modified_ns, record.size)
         };
         // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
         commit.rewrite = true;
@@ -505,8 +514,8 @@ impl Delta {
         let mut commit = self.commit.lock();
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let modified = self.modified_ns();
-        if root != commit.root || modified != self.spec.modified_ns {
-            let done = self.footing.roots.commit(root, modified);
+        if root != commit.root || modified != self.spec.modified_ns || commit.extent.0 != self.spec.size {
+            let done = self.footing.roots.commit_sized(root, modified, commit.extent.0);
             done.map_err(DeltaError::io("writing the disk's record"))?;
             commit.root = root;
         }
@@ -574,6 +583,15 @@ fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Result<bool, 
 }
 
 impl Delta {
+    /// Whether this version can take over the live maps of an arena, which another worker may be using.
+    ///
+    /// # Errors
+    /// `LiveLayout` when one has another layout; what the storage says.
+    pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
+        let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
+        maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
+    }
+
     /// Whether this version can take over the live maps in `dir`, which another worker may be using.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ use ranges::RangeLock;
 use crate::format::BLOCK;
 use crate::format::journal::State;
 use crate::format::record::MapRoot;
-use crate::io::{LiveHeader, LiveStore, Medium, MediumFile, Open, sys};
+use crate::io::{LiveHeader, LiveStore, MapUse, Medium, MediumFile, Open, sys};
 use crate::sabotage::{Sabotage, linger, sabotaged};
 
 /// Where an extent's bytes are.
@@ -202,6 +202,11 @@ impl Delta {
         Ok(data.map_or(Ok(0), |d| d.allocated())? + map)
     }
 
+    /// Bytes of memory that the live map takes.
+    pub fn map_memory(&self) -> u64 {
+        self.map.live().memory()
+    }
+
     /// Mapping at `offset` and the end of its extent, at most `end`.
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {
         let overlap = self.overlap();
@@ -292,7 +297,11 @@ impl Delta {
             self.forget_beyond(size, end)?;
         }
         let data = self.open_data()?;
-        self.map.prepare(first, last + 1).map_err(DeltaError::io("reserving memory for the map"))?;
+        let wanted = match edges.space {
+            WriteSpace::Free => MapUse::Write,
+            WriteSpace::Reserved => MapUse::Discard,
+        };
+        self.map.prepare(first, last + 1, wanted).map_err(DeltaError::io("reserving memory for the map"))?;
 
         let mut head_fill = Vec::new();
         if !offset.is_multiple_of(BLOCK) && self.map.state(first) != State::Data {
@@ -413,7 +422,8 @@ impl Delta {
         // Above the overlap nothing shines through, so forgetting is enough and costs no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {
-            self.map.prepare(first, hidden).map_err(DeltaError::io("reserving memory for the map"))?;
+            let prepared = self.map.prepare(first, hidden, MapUse::Discard);
+            prepared.map_err(DeltaError::io("reserving memory for the map"))?;
             self.map.set(first, hidden, State::Zero);
         }
         self.map.set(hidden, end, State::Unmapped);
@@ -446,12 +456,44 @@ impl Delta {
     /// # Errors
     /// What the storage says; the size is then unchanged. A shrink is always durable at return.
     pub fn resize(&self, size: u64, durability: Durability) -> Result<(), DeltaError> {
+        self.resize_for(size, durability, 0)
+    }
+
+    /// As [`Delta::resize`], for a request that a next worker may be sent again; `token` stands for it, 0 for none. When
+    /// it has set the size before, it only makes durable what is the size by now.
+    ///
+    /// # Errors
+    /// As [`Delta::resize`].
+    pub fn resize_for(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
         let _range = self.ranges.lock(0, u64::MAX);
         self.redo_lost(Whole::Held)?;
+        if token != 0 && self.word(LiveHeader::Resized) == token {
+            return self.flush_joined();
+        }
+        // Also when the medium panics: the request is run again then.
+        let done = Cell::new(false);
+        let _undo = scopeguard(|| {
+            if !done.get() && token != 0 {
+                self.set_word(LiveHeader::Resized, 0);
+            }
+        });
+        self.resize_held(size, durability, token)?;
+        done.set(true);
+        Ok(())
+    }
+
+    /// The caller has the whole range.
+    fn resize_held(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
+        let resized = || {
+            if token != 0 {
+                self.set_word(LiveHeader::Resized, token);
+            }
+        };
         let old = self.size();
         if size > old {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
+            resized();
             if durability == Durability::Now {
                 // Also when the medium panics.
                 let durable = Cell::new(false);
@@ -464,8 +506,12 @@ impl Delta {
                 durable.set(true);
             }
         } else if size < old {
+            self.set_word(LiveHeader::PendingShrink, size + 1);
+            // From here on it is done, by the next worker if need be.
+            resized();
             self.shrink(size)?;
         } else if durability == Durability::Now {
+            resized();
             // Perhaps sent again: the worker that set the size may have died before it was durable.
             self.flush_joined()?;
         }
@@ -473,9 +519,8 @@ impl Delta {
         Ok(())
     }
 
-    /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
+    /// Cuts the disk; that is noted. Until the note is gone a crash is completed by the next worker.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
-        self.set_word(LiveHeader::PendingShrink, size + 1);
         // Also when the medium panics: a note that stays would cut what is written later.
         let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
         self.cut(size)

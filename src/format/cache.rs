@@ -87,8 +87,8 @@ impl CacheHeader {
         let length = length.ok_or_else(short)? as usize;
         let length = if length == PAYLOAD + CONTENTS { length } else { PAYLOAD };
         let bytes = area.get(..ENVELOPE_HEAD + length + 4).ok_or_else(short)?;
-        let (payload, version) = HEADER.open_any(bytes)?;
-        let direct = Envelope::autoclear_of(bytes) & DIRECT != 0;
+        let (payload, version, autoclear) = HEADER.open_with(bytes)?;
+        let direct = autoclear & DIRECT != 0;
         let mut r = Reader::new(payload, HEADER.structure);
         let sequence = r.u64()?;
         if sequence > MAX_NUMBER {

@@ -12,11 +12,14 @@ mod full;
 mod harness;
 mod kept;
 mod lazy;
+mod live;
 mod privilege;
 mod process;
 mod refusals;
+mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod stopping;
 mod tools;
 mod traces;
 mod upgrade;
