@@ -62,9 +62,7 @@ fn a_header_of_slots_in_their_places_has_an_autoclear_feature() {
     let bytes = header.encode();
     assert_eq!(
         hex(&bytes[..48]),
-        concat!(
-            "504c594341434845010000003a0000000000000000000000000000000000000001000000000000000700000000000000"
-        ),
+        "504c594341434845010000003a0000000000000000000000000000000000000001000000000000000700000000000000",
         "{BUMP}"
     );
     assert_eq!(bytes.len(), self::header().encode().len());
