@@ -27,10 +27,12 @@ mod files;
 mod health;
 mod index;
 mod inherited;
+mod insert;
 mod load;
 mod open;
 mod room;
 mod scan;
+mod seal;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -48,7 +50,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::check::{CacheFinding, Repair, Sums, check};
 pub use self::contents::{Contents, FrozenContents, Of, Reach, Shares};
-pub use self::source::{CachedSource, Frozen};
+pub use self::seal::Frozen;
+pub use self::source::CachedSource;
 pub use self::ticker::Ticker;
 pub use crate::format::cache::CACHE_BLOCK;
 

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use super::files::{self, Opened};
 use super::index::{Class, Index, Piece};
 use super::open::Files;
+use super::seal::Frozen;
 use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
 use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -23,7 +24,7 @@ pub struct CachedSource {
     pub(super) key: SourceKey,
     size: u64,
     pub(super) shared: Arc<Shared>,
-    cache: Weak<DiskCache>,
+    pub(super) cache: Weak<DiskCache>,
     /// Held while the files are changed.
     pub(super) writer: Mutex<Writer>,
     /// Held for moments; no file is touched under it.
@@ -31,15 +32,15 @@ pub struct CachedSource {
     /// With `index`: what had to be read as a whole is known.
     pub(super) ready: Condvar,
     pinned: AtomicBool,
-    verified: AtomicBool,
+    pub(super) verified: AtomicBool,
     /// Nothing comes in while this is not 0: what is here is being compared as a whole.
-    frozen: AtomicU64,
+    pub(super) frozen: AtomicU64,
     /// Another source has its key now.
     detached: AtomicBool,
     /// Its files may have bytes that no sum speaks for.
     pub(super) unsettled: AtomicBool,
-    blocks_dirty: AtomicBool,
-    sums_dirty: AtomicBool,
+    pub(super) blocks_dirty: AtomicBool,
+    pub(super) sums_dirty: AtomicBool,
     /// What it is called when something is told of it.
     told_as: OnceLock<SourceKey>,
     /// [`Shared::uses`] when it was used last.
@@ -159,12 +160,12 @@ impl CachedSource {
     }
 
     /// Bytes of some of its blocks.
-    fn bytes_of(&self, first: u64, blocks: u64) -> u64 {
+    pub(super) fn bytes_of(&self, first: u64, blocks: u64) -> u64 {
         ((first + blocks) * CACHE_BLOCK).min(self.size).saturating_sub(first * CACHE_BLOCK)
     }
 
     /// How many blocks from `first` on `len` bytes are; the last one may be short at the end of the source.
-    fn blocks_in(&self, first: u64, len: usize) -> u64 {
+    pub(super) fn blocks_in(&self, first: u64, len: usize) -> u64 {
         let len = len as u64;
         if first >= self.blocks() {
             0
@@ -224,7 +225,7 @@ impl CachedSource {
         run
     }
 
-    fn note_use(&self) {
+    pub(super) fn note_use(&self) {
         self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
@@ -457,139 +458,8 @@ impl CachedSource {
         self.pinned.load(Ordering::Relaxed)
     }
 
-    /// Keeps fetched blocks: `data` is whole blocks from number `first` on, the last block of the source may be short.
-    /// What is here already is not written again. Best effort: when it does not work, nothing is here that was not
-    /// before, and whoever reads goes to the source.
-    pub fn insert(&self, first: u64, data: &[u8]) {
-        let Some(cache) = self.cache.upgrade() else { return };
-        let end = first + self.blocks_in(first, data.len());
-        let mut block = first;
-        while block < end {
-            if !self.shared.loaded.load(Ordering::Acquire)
-                || !self.shared.health.may_write()
-                || self.is_detached()
-                || self.shared.troubles.is_unloaded(&self.key)
-            {
-                return;
-            }
-            let blocks = (SLOT_BLOCKS - block % SLOT_BLOCKS).min(end - block);
-            let from = ((block - first) * CACHE_BLOCK) as usize;
-            let bytes = &data[from..from + self.bytes_of(block, blocks) as usize];
-            if !self.insert_chunk(&cache, block, blocks, bytes) {
-                return;
-            }
-            block += blocks;
-        }
-    }
-
-    /// Blocks of one chunk; false: no more of them.
-    fn insert_chunk(&self, cache: &DiskCache, first: u64, blocks: u64, data: &[u8]) -> bool {
-        if !self.know(first, blocks) {
-            return false;
-        }
-        let missing =
-            |index: &Index| (first..first + blocks).filter(|block| !index.contains(*block)).count() as u64;
-        let wanted = missing(&self.index.lock());
-        if wanted == 0 {
-            return true;
-        }
-        if !cache.admit(self) {
-            return false;
-        }
-        self.note_use();
-        let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
-        let mut writer = self.writer.lock();
-        if self.is_detached() || !self.takes_blocks() {
-            return false;
-        }
-        match self.write_missing(&mut writer, first, first + blocks, data, &mut room.bytes) {
-            Ok(()) => {
-                self.shared.worked();
-                true
-            }
-            Err(error) => {
-                self.shared.write_failed("writing to the cache", &error);
-                false
-            }
-        }
-    }
-
-    /// Writes what is not here of `first..end`, taking its bytes from `room`.
-    fn write_missing(
-        &self,
-        writer: &mut Writer,
-        first: u64,
-        end: u64,
-        data: &[u8],
-        room: &mut u64,
-    ) -> io::Result<()> {
-        let files = self.files_for_writing(writer)?.get()?;
-        if self.index.lock().unknown(first, end - first, 1).is_some() {
-            return Ok(());
-        }
-        let mut from = first;
-        loop {
-            let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
-            from = start + blocks;
-            let len = self.bytes_of(start, blocks);
-            // Others may have come and gone since the room was made.
-            if len > *room {
-                return Ok(());
-            }
-            let at = ((start - first) * CACHE_BLOCK) as usize;
-            let bytes = &data[at..at + len as usize];
-            if let Err(error) = self.write_blocks(&files, start, blocks, bytes) {
-                // Space that was taken for a part of it.
-                if files.blocks.punch(start * CACHE_BLOCK, blocks * CACHE_BLOCK).is_err() {
-                    self.unsettled.store(true, Ordering::Relaxed);
-                }
-                return Err(error);
-            }
-            *room -= len;
-            count(&self.shared.counters.insertions, blocks);
-            count(&self.shared.unsynced, len);
-            self.shared.moved(len);
-        }
-    }
-
-    fn write_blocks(&self, files: &Opened, first: u64, blocks: u64, bytes: &[u8]) -> io::Result<()> {
-        let sums: Vec<u64> = (first..)
-            .zip(bytes.chunks(CACHE_BLOCK as usize))
-            .map(|(block, bytes)| block_sum(&self.key.0, block, bytes))
-            .collect();
-        files.blocks.write_at(bytes, first * CACHE_BLOCK)?;
-        self.blocks_dirty.store(true, Ordering::Relaxed);
-        let generation = self.shared.generation();
-        let (chunk, at) = (first / SLOT_BLOCKS, first % SLOT_BLOCKS);
-        let (slot, ages) = {
-            let mut index = self.index.lock();
-            match index.slot(first) {
-                Some(slot) => (slot, None),
-                None => (index.take_slot(first), Some(index.ages_of_new(first, blocks, generation))),
-            }
-        };
-        let piece = Piece { slot, at, blocks };
-        let written = match &ages {
-            Some(ages) => files.write_slot(&self.key, chunk, &piece, ages, &sums),
-            None => files.write_sums(&piece, &sums),
-        };
-        self.sums_dirty.store(true, Ordering::Relaxed);
-        if let Err(error) = written {
-            // A part of the sums may be there, of blocks that are punched now: they must not seem damaged.
-            let _ = files.write_sums(&piece, &vec![0; blocks as usize]);
-            if ages.is_some() {
-                self.index.lock().give_slot_back(slot);
-            }
-            return Err(error);
-        }
-        let mut index = self.index.lock();
-        index.charge(bytes.len() as u64);
-        index.publish(first, blocks, slot, generation);
-        Ok(())
-    }
-
     /// The files, with a header that says no more than is so.
-    fn files_for_writing(&self, writer: &mut Writer) -> io::Result<Arc<Files>> {
+    pub(super) fn files_for_writing(&self, writer: &mut Writer) -> io::Result<Arc<Files>> {
         let files = self.index.lock().files.clone();
         let files = match files {
             Some(files) => files,
@@ -719,7 +589,7 @@ impl CachedSource {
     }
 
     /// Whether blocks may come in.
-    fn takes_blocks(&self) -> bool {
+    pub(super) fn takes_blocks(&self) -> bool {
         self.frozen.load(Ordering::Relaxed) == 0 && self.index.lock().contents.is_none()
     }
 
@@ -747,7 +617,7 @@ impl CachedSource {
     }
 
     /// Changes the header on disk too, when there is one or it is to be made; whether that was done.
-    fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
+    pub(super) fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
         let mut writer = self.writer.lock();
         let old = writer.header.clone();
         change(&mut writer.header);
@@ -810,46 +680,5 @@ impl CachedSource {
                 return Ok(());
             }
         }
-    }
-}
-
-/// A source into which nothing comes.
-pub struct Frozen {
-    source: Arc<CachedSource>,
-}
-
-impl Frozen {
-    /// Whether anything is here.
-    pub fn has_blocks(&self) -> bool {
-        self.source.index.lock().blocks() > 0
-    }
-
-    /// Notes durably that all that is here was compared, as a whole or as a part of it, with what `contents` stands for.
-    /// It may then be read for every base of these contents. Returns whether that is so.
-    pub fn seal(&self, contents: SourceKey) -> bool {
-        let source = &self.source;
-        if !source.has_files() {
-            return false;
-        }
-        // The note must not outlive a part of what it is about, nor stand beside an older file of the same name.
-        if let Err(error) = source.sync().and_then(|()| source.shared.medium.sync_dir(DIR)) {
-            source.shared.write_failed("syncing the cache", &error);
-            return false;
-        }
-        let complete = source.is_complete();
-        let noted = source
-            .change_header(|header| (header.contents, header.verified) = (Some(contents.0), complete), false);
-        if noted {
-            source.index.lock().contents = Some(contents);
-            source.verified.store(complete, Ordering::Relaxed);
-            source.shared.lineup();
-        }
-        noted
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.source.frozen.fetch_sub(1, Ordering::Relaxed);
     }
 }

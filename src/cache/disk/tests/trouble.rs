@@ -87,6 +87,7 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     drop(cache);
     let cache = open();
     cache.settle_damaged(&[(key(1), SIZE)]);
+    while cache.scan_step() {}
     let source = cache.attach(key(1), SIZE);
     assert_eq!((get(&source, 0, 66), source.is_verified(), source.is_pinned()), (66, false, true));
     drop((source, cache));
