@@ -91,7 +91,8 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     let source = cache.attach(key(1), SIZE);
     assert_eq!((get(&source, 0, 66), source.is_verified(), source.is_pinned()), (66, false, true));
     drop((source, cache));
-    // One that is nobody's goes.
+    // One that is nobody's goes. (The file was written anew, with its slots in order.)
+    let sums = medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap();
     let header = CacheHeader {
         sequence: 2,
         key: [7; 32],
