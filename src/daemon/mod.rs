@@ -14,6 +14,7 @@ mod keys;
 mod mount;
 mod moving;
 mod opener;
+mod outcome;
 mod prefetch;
 mod process;
 mod report;
@@ -29,6 +30,7 @@ mod worker;
 use thiserror::Error;
 
 pub use handover::{resume, resumes};
+pub use outcome::{End, Outcome};
 pub use supervisor::serve;
 pub use worker::worker_main;
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
 use super::home::{LiveHome, Tentative};
+use super::outcome::Outcome;
 use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::report::{End, Report, Standby, UpgradeState, reason};
 use super::unavailable::Wish;
@@ -100,6 +101,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         live,
         since_ns,
     };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
@@ -108,6 +110,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     supervisor.finished(&result);
     result
 }
@@ -133,6 +136,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let signals = signals()?;
     let things =
         Things { config, program, worker_program, signals, lock, listener, fuse, cache, live, since_ns };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     let worker = Worker {
         pid: worker_pid,
@@ -155,6 +159,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     supervisor.finished(&result);
     result
 }

@@ -37,6 +37,7 @@ use crate::base::Arrival;
 use crate::cache::Touch;
 use crate::disk::Seek;
 use crate::format::BLOCK;
+use crate::format::record::MountRequest;
 use crate::io::sys;
 use crate::store::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError};
 
@@ -220,6 +221,12 @@ impl PlyFs {
         }
     }
 
+    /// The disk whose name the first try of a resent request changed. Its names may have been changed since by commands
+    /// of the control socket, which do not wait for requests that are sent again.
+    fn done_before(&self, req: &Asker) -> Option<Arc<DiskNode>> {
+        if req.resent { self.store().done_by(req.request) } else { None }
+    }
+
     /// Makes a blank disk of 0 bytes, as creat(2) does; finds the one that the first try of a resent request made.
     fn make(&self, req: &Asker, parent: INodeNo, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
         if Node::of(parent.0) != Some(Node::Disks) {
@@ -234,11 +241,12 @@ impl PlyFs {
             uid: req.uid,
             gid: req.gid,
         };
-        match self.store().create_disks(&[new]) {
+        if let Some(made) = self.done_before(req) {
+            return Ok(made);
+        }
+        match self.store().create_disks_for(&[new], Some(req.request)) {
             Ok(mut made) => made.pop().ok_or(Errno::EIO),
-            Err(StoreError::Exists { .. }) if req.resent || !req.exclusive => {
-                self.store().disk(name).map_err(|e| fail(&e))
-            }
+            Err(StoreError::Exists { .. }) if !req.exclusive => self.store().disk(name).map_err(|e| fail(&e)),
             Err(error) => Err(fail(&error)),
         }
     }
@@ -312,14 +320,21 @@ impl PlyFs {
 struct Asker {
     uid: u32,
     gid: u32,
+    request: MountRequest,
     resent: bool,
     exclusive: bool,
 }
 
-impl Asker {
-    fn of(req: &Request) -> Self {
-        let resent = req.unique().0 & RESENT != 0;
-        Self { uid: req.uid(), gid: req.gid(), resent, exclusive: true }
+impl PlyFs {
+    fn asker(&self, req: &Request) -> Asker {
+        let unique = req.unique().0;
+        Asker {
+            uid: req.uid(),
+            gid: req.gid(),
+            request: MountRequest { mount_ns: self.shared.owner.since_ns, unique: unique & !RESENT },
+            resent: unique & RESENT != 0,
+            exclusive: true,
+        }
     }
 }
 
@@ -380,11 +395,13 @@ impl Filesystem for PlyFs {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
-        let resent = Asker::of(req).resent;
+        let Asker { resent, request, .. } = self.asker(req);
         self.change(reply, ReplyAttr::error, move |fs, reply| {
             let done = match Node::of(ino.0) {
                 Some(node @ Node::Disk(_)) => guard::once(resent, || {
-                    fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
+                    fs.disk(ino)
+                        .and_then(|disk| change.apply(&disk, request))
+                        .and_then(|()| fs.attributes(node))
                 }),
                 Some(Node::Base(_)) => Err(Errno::EROFS),
                 _ => Err(Errno::EPERM),
@@ -409,7 +426,7 @@ impl Filesystem for PlyFs {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return reply.error(Errno::EPERM);
         }
-        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
         self.change(reply, ReplyEntry::error, move |fs, reply| {
             let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode))
                 .and_then(|d| fs.attributes(Node::Disk(d.id())));
@@ -429,15 +446,22 @@ impl Filesystem for PlyFs {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
         if Node::of(parent.0) != Some(Node::Disks) {
             return reply.error(Errno::EPERM);
         }
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let unlink = || match fs.store().unlink(name.strip_suffix(SUFFIX).unwrap_or_default()) {
-                Ok(_) => Ok(()),
-                Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
-                Err(error) => Err(fail(&error)),
+            let unlink = || {
+                if fs.done_before(&asker).is_some() {
+                    return Ok(());
+                }
+                let name = name.strip_suffix(SUFFIX).unwrap_or_default();
+                match fs.store().unlink_for(name, Some(asker.request)) {
+                    Ok(_) => Ok(()),
+                    // Of a worker of a version that did not note its requests.
+                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
+                    Err(error) => Err(fail(&error)),
+                }
             };
             answer(guard::once(asker.resent, unlink), reply);
         });
@@ -453,7 +477,7 @@ impl Filesystem for PlyFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let resent = Asker::of(req).resent;
+        let asker = self.asker(req);
         let in_disks = |ino: INodeNo| Node::of(ino.0) == Some(Node::Disks);
         if !in_disks(parent) || !in_disks(newparent) {
             return reply.error(Errno::EPERM);
@@ -466,12 +490,20 @@ impl Filesystem for PlyFs {
         let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (from.to_owned(), to.to_owned());
         self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let rename = || match fs.store().rename(&from, &to, over) {
-                Ok(_) => Ok(()),
-                Err(StoreError::NotFound { .. }) if resent && fs.store().disk(&to).is_ok() => Ok(()),
-                Err(error) => Err(fail(&error)),
+            let rename = || {
+                if fs.done_before(&asker).is_some() {
+                    return Ok(());
+                }
+                match fs.store().rename_for(&from, &to, over, Some(asker.request)) {
+                    Ok(_) => Ok(()),
+                    // Of a worker of a version that did not note its requests.
+                    Err(StoreError::NotFound { .. }) if asker.resent && fs.store().disk(&to).is_ok() => {
+                        Ok(())
+                    }
+                    Err(error) => Err(fail(&error)),
+                }
             };
-            answer(guard::once(resent, rename), reply);
+            answer(guard::once(asker.resent, rename), reply);
         });
     }
 
@@ -504,7 +536,7 @@ impl Filesystem for PlyFs {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let (asker, name) = (Asker { exclusive, ..Asker::of(req) }, name.to_string_lossy().into_owned());
+        let (asker, name) = (Asker { exclusive, ..self.asker(req) }, name.to_string_lossy().into_owned());
         self.change(reply, ReplyCreate::error, move |fs, reply| {
             let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode)).and_then(|node| {
                 let fh = Self::open_disk(&node)?;

@@ -16,8 +16,10 @@ mod live;
 mod privilege;
 mod process;
 mod refusals;
+mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod stopping;
 mod tools;
 mod traces;
 mod upgrade;
