@@ -13,6 +13,7 @@ mod mount;
 mod opener;
 mod prefetch;
 mod process;
+mod pulse;
 mod report;
 mod secrets;
 mod sources;
@@ -25,6 +26,7 @@ mod worker;
 
 use thiserror::Error;
 
+pub use crate::io::sys::connect_within;
 pub use handover::{resume, resumes};
 pub use supervisor::serve;
 pub use worker::worker_main;

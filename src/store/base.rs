@@ -1,6 +1,7 @@
 //! A registered base, and the files behind it once somebody needs them.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -86,6 +87,11 @@ pub struct BaseNode {
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
     attached: Mutex<Option<Arc<Base>>>,
+    /// Held while the files are opened, which may take as long as their filesystem does; who only looks waits for
+    /// nothing.
+    attaching: Mutex<()>,
+    /// How often it was let go of: what was opened before that is not kept.
+    detachments: AtomicU64,
     /// All that disks may still have, this one and those from before it was let go of.
     handed_out: Mutex<Vec<Weak<Base>>>,
 }
@@ -105,6 +111,8 @@ impl BaseNode {
             cache,
             sources,
             attached: Mutex::new(None),
+            attaching: Mutex::new(()),
+            detachments: AtomicU64::new(0),
             handed_out: Mutex::default(),
         }
     }
@@ -178,7 +186,9 @@ impl BaseNode {
 
     /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
     pub fn detach(&self) {
-        self.attached.lock().take();
+        let mut attached = self.attached.lock();
+        self.detachments.fetch_add(1, Ordering::Relaxed);
+        attached.take();
     }
 
     /// Opens the sources, when they are still what was registered. Asks no server.
@@ -186,10 +196,26 @@ impl BaseNode {
     /// # Errors
     /// `Source` when one cannot be opened, `BaseChanged` when it is another file or was written to.
     pub fn attach(&self) -> Result<Arc<Base>, StoreError> {
-        let mut attached = self.attached.lock();
-        if let Some(base) = attached.as_ref() {
-            return Ok(base.clone());
+        if let Some(base) = self.attached() {
+            return Ok(base);
         }
+        let _attaching = self.attaching.lock();
+        loop {
+            let detachments = self.detachments.load(Ordering::Relaxed);
+            if let Some(base) = self.attached() {
+                return Ok(base);
+            }
+            let base = self.open_all()?;
+            let mut attached = self.attached.lock();
+            if self.detachments.load(Ordering::Relaxed) == detachments {
+                self.handed_out.lock().push(Arc::downgrade(&base));
+                *attached = Some(base.clone());
+                return Ok(base);
+            }
+        }
+    }
+
+    fn open_all(&self) -> Result<Arc<Base>, StoreError> {
         let record = BaseRecord { options: self.options(), ..self.record.clone() };
         if record.options.refused {
             return Err(StoreError::BaseChanged {
@@ -210,13 +236,8 @@ impl BaseNode {
         }
         let traffic = self.sources.traffic(&record);
         let (id, name) = (record.id, record.name.clone());
-        let base = Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic));
-        let mut handed_out = self.handed_out.lock();
-        handed_out.retain(|base| base.strong_count() > 0);
-        handed_out.push(Arc::downgrade(&base));
-        drop(handed_out);
-        *attached = Some(base.clone());
-        Ok(base)
+        self.handed_out.lock().retain(|base| base.strong_count() > 0);
+        Ok(Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic)))
     }
 
     fn open(&self, record: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, StoreError> {

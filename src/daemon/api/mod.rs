@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -27,13 +27,14 @@ use tokio::sync::Notify;
 use super::channel::{Channel, FromWorker};
 use super::confine::InForce;
 use super::hydrate::Hydrations;
-use super::report::{End, Report, Upgrade, UpgradeState};
+use super::report::{Report, Upgrade, UpgradeState};
 use super::sources::HostSources;
+use super::unavailable::{end, rfc3339};
 use crate::config::Config;
 use crate::disk::DiskError;
 use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
-use crate::fuse::{Node, guard};
+use crate::fuse::{Node, PlyFs, Waiters, guard};
 use crate::io::sys;
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
@@ -42,6 +43,8 @@ use crate::store::{DiskNode, NewDisk, Store, StoreError};
 pub struct Control {
     /// The store.
     pub store: Arc<Store>,
+    /// For what waits.
+    pub frontend: PlyFs,
     /// To tell the kernel of changes that did not come through it.
     pub notifier: Arc<KernelNotifier>,
     /// To ask the supervisor for the end.
@@ -126,11 +129,6 @@ async fn blocking(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static
     }
 }
 
-fn rfc3339(ns: i64) -> String {
-    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
-    humantime::format_rfc3339_nanos(at).to_string()
-}
-
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
@@ -205,6 +203,17 @@ impl Control {
         })
     }
 
+    /// Requests of the kernel that wait for the bytes of bases, and what became of others since the worker began.
+    fn requests(&self) -> Value {
+        let Waiters { requests, bytes, refused, interrupted } = self.frontend.waiters();
+        json!({
+            "waiting": requests,
+            "waiting_bytes": bytes,
+            "refused": refused,
+            "interrupted": interrupted,
+        })
+    }
+
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
         let disks = self.store.disks_after(0);
@@ -239,14 +248,11 @@ impl Control {
             })).collect::<Vec<_>>(),
             "cache": self.cache(),
             "waiting": self.waiting(),
+            "requests": self.requests(),
             "confinement": self.confinement,
             "events": events::summary(&self.events, self.serving_since_ns),
         })
     }
-}
-
-fn end(end: &End) -> Value {
-    json!({"at": rfc3339(end.at_ns), "pid": end.pid, "why": end.why, "served_ms": end.served_ms})
 }
 
 fn upgrade_json(upgrade: &Upgrade) -> Value {
