@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::upgrade::Upgrading;
 use super::{ServeError, handover, mount, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
-use crate::fuse::kernel::answer_init;
+use crate::fuse::kernel::{self, answer_init};
 use crate::io::sys;
 use watch::SILENCE;
 
@@ -74,6 +74,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             fuse
         }
     };
+    if kept {
+        widen(&path);
+    }
     let config = Config { mount: path, ..config };
     let report = Report { supervisor_version: env!("CARGO_PKG_VERSION").into(), ..Report::default() };
     let worker_program = this_program()?;
@@ -131,6 +134,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     // Started by way of a descriptor, whose number would be the name.
     sys::set_process_name(c"plyfs");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor goes on");
+    widen(&supervisor.config.mount);
     supervisor.announced = true;
     supervisor.active = Some(worker);
     supervisor.standby_at = Some(Instant::now());
@@ -146,6 +150,13 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
 
 fn signals() -> Result<OwnedFd, ServeError> {
     sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).map_err(system("signals"))
+}
+
+/// A mount that another version made may have a smaller window of asynchronous requests.
+fn widen(mount: &Path) {
+    if let Some(Err(error)) = mount::device(mount).map(kernel::widen) {
+        tracing::warn!(%error, "asynchronous requests of the mount are as bounded as the version before had them");
+    }
 }
 
 /// The running program, also after its file was replaced.

@@ -5,10 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use fuser::{Errno, FileHandle, INodeNo, OpenFlags, ReplyData, ReplyWrite};
+use parking_lot::Mutex;
 
 use super::guard::guarded;
 use super::kernel::MAX_WRITE;
-use super::wait::{Attempt, Files, Kind, Origin, Stop};
+use super::wait::{Attempt, Files, Kind, Stop};
 use super::{Node, PlyFs, epoch, fail, fail_base, fail_disk};
 use crate::base::{Wanted, without_files};
 use crate::cache::Touch;
@@ -223,17 +224,16 @@ impl PlyFs {
             Err(Stop::Errno(errno)) => reply.error(errno),
             Err(Stop::Wait(arrival)) => {
                 // Whole blocks need nothing of the base: only the ends are kept while it is waited for.
-                let (head, middle, tail) = ends(written.offset, data);
-                let whole = || Self::write_now(&node, written.at(written.offset + head.len() as u64), middle);
+                let (ends, middle) = Ends::of(written.offset, data);
+                let whole = || Self::write_now(&node, written.at(ends.middle_at()), middle);
                 if !middle.is_empty()
                     && let Err(stop) = guarded(whole)
                 {
                     return reply.error(stop.errno());
                 }
                 drop(inside);
-                let tail_at = written.offset + (data.len() - tail.len()) as u64;
-                let parts = vec![(written.offset, head.to_vec()), (tail_at, tail.to_vec())];
-                let attempt = self.write_of_parts(unique, ino, written, data.len(), parts, reply);
+                let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
+                let attempt = self.write_of_parts(unique, ino, written, parts, reply);
                 match wanted {
                     Wanted::File => attempt.spawn_in_base(self),
                     Wanted::Nothing => attempt.wait_for(self, arrival),
@@ -245,7 +245,8 @@ impl PlyFs {
     /// A write that is run elsewhere, with a copy of its bytes.
     fn write_later(&self, unique: u64, ino: INodeNo, written: Written, data: Vec<u8>, reply: ReplyWrite) {
         let len = data.len();
-        let attempt = self.write_of_parts(unique, ino, written, len, vec![(written.offset, data)], reply);
+        let parts = Parts { len, pending: Mutex::new(Pending::Whole(data)) };
+        let attempt = self.write_of_parts(unique, ino, written, parts, reply);
         self.submit_later(attempt, len);
     }
 
@@ -254,18 +255,35 @@ impl PlyFs {
         unique: u64,
         ino: INodeNo,
         written: Written,
-        len: usize,
-        parts: Vec<(u64, Vec<u8>)>,
+        parts: Parts,
         reply: ReplyWrite,
     ) -> Arc<Attempt<()>> {
-        let bytes = parts.iter().map(|(_, part)| part.len()).sum();
+        let len = parts.len;
+        let held = parts.held(written.offset);
         let node = Node::of(ino.0).unwrap_or(Node::Root);
-        let origin = Origin { bytes, ..self.origin(unique, node, bytes) };
+        let origin = self.origin(unique, node, held);
         let work = move |fs: &PlyFs| {
             let node = fs.disk(ino)?;
-            for (at, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
-                Self::write_now(&node, written.at(*at), part)?;
+            let mut pending = parts.pending.lock();
+            match &*pending {
+                Pending::Whole(data) => match Self::write_now(&node, written, data) {
+                    Err(Stop::Wait(arrival)) => {
+                        let (ends, middle) = Ends::of(written.offset, data);
+                        // Whole blocks need nothing of the base, and need not be held while it is waited for.
+                        if !middle.is_empty() {
+                            Self::write_now(&node, written.at(ends.middle_at()), middle)?;
+                        }
+                        *pending = Pending::Ends(ends);
+                        return Err(Stop::Wait(arrival));
+                    }
+                    done => done?,
+                },
+                Pending::Ends(ends) => {
+                    Self::write_now(&node, written.at(ends.head_at), &ends.head)?;
+                    Self::write_now(&node, written.at(ends.tail_at), &ends.tail)?;
+                }
             }
+            drop(pending);
             Self::sync_now(&node, written)
         };
         let answer = move |done: Result<(), Errno>| match done {
@@ -274,6 +292,50 @@ impl PlyFs {
         };
         let attempt = Attempt::new(origin, Kind::Changes, work, answer);
         Arc::new(attempt.prepared_by(move |fs| read_ends(fs, ino, written.offset, len as u64)))
+    }
+}
+
+/// A write that is run elsewhere.
+struct Parts {
+    len: usize,
+    pending: Mutex<Pending>,
+}
+
+impl Parts {
+    /// Bytes that it holds while it waits for the base.
+    fn held(&self, offset: u64) -> usize {
+        match &*self.pending.lock() {
+            Pending::Whole(data) => data.len() - ends(offset, data).1.len(),
+            Pending::Ends(ends) => ends.head.len() + ends.tail.len(),
+        }
+    }
+}
+
+/// The bytes of it that are not written yet.
+enum Pending {
+    Whole(Vec<u8>),
+    /// Of a write that waits for the base.
+    Ends(Ends),
+}
+
+/// First and last bytes of a write, which are parts of blocks.
+struct Ends {
+    head_at: u64,
+    head: Vec<u8>,
+    tail_at: u64,
+    tail: Vec<u8>,
+}
+
+impl Ends {
+    /// And the whole blocks between them.
+    fn of(offset: u64, data: &[u8]) -> (Self, &[u8]) {
+        let (head, middle, tail) = ends(offset, data);
+        let tail_at = offset + (data.len() - tail.len()) as u64;
+        (Self { head_at: offset, head: head.to_vec(), tail_at, tail: tail.to_vec() }, middle)
+    }
+
+    fn middle_at(&self) -> u64 {
+        self.head_at + self.head.len() as u64
     }
 }
 

@@ -149,10 +149,11 @@ impl<T: Send + 'static> Attempt<T> {
             state.pinned = false;
             (state.answer.take(), state.ticket.take())
         };
+        // First: the answer may go on with the same request, which then waits under the same number.
+        drop(ticket);
         if let Some(answer) = answer {
             answer(done);
         }
-        drop(ticket);
     }
 
     /// Counts it among those that wait; false when too many do, and then it is answered.

@@ -37,7 +37,12 @@ pub struct Limits {
     pub bytes: usize,
     /// Bytes of writes of one disk.
     pub bytes_of_disk: usize,
+    /// Requests that each disk may have whatever the others have: many disks that boot at once are no attack.
+    pub floor: usize,
 }
+
+/// Bytes that each disk may have whatever the others have.
+const FLOOR_BYTES: usize = 256 << 10;
 
 impl Limits {
     /// For a mount whose kernel side has at most `window` asynchronous requests under way.
@@ -47,6 +52,7 @@ impl Limits {
             of_disk: 16 << 10,
             bytes: 256 << 20,
             bytes_of_disk: 64 << 20,
+            floor: 64,
         }
     }
 }
@@ -154,8 +160,8 @@ impl Waiting {
         let held = state.disks.get(&disk).copied().unwrap_or_default();
         let left = self.limits.requests.saturating_sub(requests);
         let left_bytes = self.limits.bytes.saturating_sub(all_bytes);
-        let fits = held.requests < self.limits.of_disk.min(left)
-            && held.bytes + bytes <= self.limits.bytes_of_disk.min(left_bytes);
+        let fits = held.requests < self.limits.of_disk.min(left).max(self.limits.floor)
+            && held.bytes + bytes <= self.limits.bytes_of_disk.min(left_bytes).max(FLOOR_BYTES);
         if !fits {
             drop(state);
             self.refused.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! A filesystem of one file, whose reads hang when it is told to: an NFS server that is gone, as a base's files see it.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -128,10 +128,6 @@ impl Hanging {
     /// A path that hangs when it is opened while the filesystem hangs.
     pub fn trap(&self, number: usize) -> PathBuf {
         self.dir.path().join(format!("trap{number}"))
-    }
-
-    pub fn path(&self) -> &Path {
-        self.dir.path()
     }
 
     /// From now on nothing is answered but names and attributes.

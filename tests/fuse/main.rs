@@ -19,6 +19,7 @@ mod process;
 mod refusals;
 #[path = "../http/server.rs"]
 mod server;
+mod supervision;
 mod tools;
 mod traces;
 mod upgrade;

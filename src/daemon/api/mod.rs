@@ -2,6 +2,7 @@
 
 mod bases;
 mod events;
+mod room;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -9,7 +10,7 @@ mod traces;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use axum::body::Bytes;
@@ -24,6 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use self::room::{Kind, Refused, Rooms};
 use super::channel::{Channel, FromWorker};
 use super::confine::InForce;
 use super::hydrate::Hydrations;
@@ -117,11 +119,30 @@ impl IntoResponse for ApiError {
 
 type Answer = Result<Json<Value>, ApiError>;
 
-/// Runs what may wait away from the socket's own thread.
+/// Threads for what may wait.
+static ROOMS: LazyLock<Rooms> = LazyLock::new(Rooms::new);
+
+/// Runs what may wait for the store, or for the files of a base, away from the socket's own thread.
 async fn blocking(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
-    match tokio::task::spawn_blocking(job).await {
+    in_room(Kind::Work, job).await
+}
+
+/// Runs what waits for memory only, whatever else hangs.
+async fn quick(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
+    in_room(Kind::Question, job).await
+}
+
+async fn in_room(kind: Kind, job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
+    match ROOMS.run(kind, job).await {
         Ok(done) => done.map(Json),
-        Err(_) => Err(ApiError {
+        Err(Refused::Full) => Err(ApiError {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "busy",
+            message: "too many commands hang, as those on the files of a base whose filesystem is gone do; see `plyfs \
+                      base ls`, and try again when they have ended"
+                .into(),
+        }),
+        Err(Refused::Ended) => Err(ApiError {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "io",
             message: "the request ended early".into(),
@@ -290,7 +311,7 @@ struct Resize {
 }
 
 async fn status(State(c): State<Control>) -> Answer {
-    blocking(move || Ok(c.status())).await
+    quick(move || Ok(c.status())).await
 }
 
 async fn list_disks(State(c): State<Control>) -> Answer {
@@ -359,7 +380,7 @@ async fn resize_disk(
 }
 
 async fn stop(State(c): State<Control>) -> Answer {
-    blocking(move || {
+    quick(move || {
         c.tell_supervisor(&FromWorker::Stop)?;
         Ok(json!({"stopping": true}))
     })
@@ -372,7 +393,7 @@ async fn upgrade(State(c): State<Control>, body: Bytes) -> Answer {
         true => UpgradeTo::default(),
         false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
     };
-    blocking(move || {
+    quick(move || {
         if wanted.program.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(ApiError::invalid("program: give an absolute path"));
         }
@@ -403,8 +424,7 @@ async fn unknown() -> ApiError {
 /// # Errors
 /// When the thread or its runtime cannot be made.
 pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
+    let runtime = Rooms::runtime()?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
