@@ -10,7 +10,7 @@ export PATH
 
 # Every package that some script here needs. `scripts/test` asks for them in one call: apt solves them together.
 # shellcheck disable=SC2034
-TEST_PACKAGES=(g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra)
+TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -83,6 +83,24 @@ need_cargo_tool() {
     command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain (https://rustup.rs)"
     printf 'installing: %s (cargo)\n' "$1"
     cargo install --locked --quiet "$1" || die "could not install $2; run: cargo install --locked $1"
+}
+
+# need_ruff: the linter of Python, from PyPI into a virtual environment below the target directory. Sets RUFF.
+need_ruff() {
+    local place=${CARGO_TARGET_DIR:-$ROOT/target}/python
+    RUFF=$place/bin/ruff
+    [[ -x $RUFF ]] && return 0
+    RUFF=$(command -v ruff) && return 0
+    need_packages python3-venv
+    printf 'installing: ruff (pip)\n'
+    /usr/bin/python3 -m venv "$place" || die "could not make a virtual environment in $place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check ruff==0.17.6 || die "could not install ruff; run: pip install ruff"
+    RUFF=$place/bin/ruff
+}
+
+# scripts_by INTERPRETER: the programs in scripts/ whose first line names it.
+scripts_by() {
+    grep -lE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
 }
 
 # need_fuse: a mount needs the device and the right to use it. Says which is missing.
