@@ -9,11 +9,10 @@ use parking_lot::Mutex;
 
 use super::guard::guarded;
 use super::kernel::MAX_WRITE;
-use super::wait::{Attempt, Files, Kind, Stop};
-use super::{Node, PlyFs, epoch, fail, fail_base, fail_disk};
+use super::wait::{Attempt, Kind, Stop};
+use super::{Node, Place, PlyFs, epoch, fail, fail_base, fail_disk};
 use crate::base::{Wanted, without_files};
 use crate::cache::Touch;
-use crate::disk::Disk;
 use crate::format::BLOCK;
 use crate::io::sys;
 use crate::store::DiskNode;
@@ -159,20 +158,18 @@ impl PlyFs {
                 },
                 move |done| reply_with(done, reply),
             );
-            fs.submit(attempt, fs.reach(node, offset, size));
+            fs.submit(attempt, fs.place_of_read(node, offset, size));
         });
     }
 
-    /// Where a read of an attached file may run.
-    fn reach(&self, node: Node, offset: u64, size: usize) -> Files {
+    /// Where a read of an attached file may run, of which not all is in memory.
+    fn place_of_read(&self, node: Node, offset: u64, size: usize) -> Place {
+        let all_base = |node: &DiskNode| {
+            node.attached().is_some_and(|disk| disk.is_plain() && disk.falls_through(offset, size as u64))
+        };
         match node {
-            Node::Disk(id) => {
-                let disk = self.store().disk_by_id(id);
-                let all_base = |disk: &Disk| disk.is_plain() && disk.falls_through(offset, size as u64);
-                let is_base = disk.is_some_and(|node| node.attached().is_some_and(all_base));
-                if is_base { Files::Allowed } else { Files::Barred }
-            }
-            _ => Files::Allowed,
+            Node::Disk(id) if self.store().disk_by_id(id).is_some_and(|node| all_base(&node)) => Place::Base,
+            _ => self.place(node),
         }
     }
 

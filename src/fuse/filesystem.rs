@@ -14,7 +14,7 @@ use super::change::{Change, allocate, time_ns};
 use super::data::{Written, read_ends};
 use super::guard::{self, guarded};
 use super::pool::Lane;
-use super::wait::{Attempt, Files, Kind};
+use super::wait::{Attempt, Kind};
 use super::{
     Asker, Node, PlyFs, SUFFIX, TTL, answer, epoch, fail, fail_base, fail_disk, os_error, reply, strip,
 };
@@ -90,17 +90,21 @@ impl Filesystem for PlyFs {
             _ => return reply.error(Errno::EPERM),
         };
         let apply = move |fs: &PlyFs, reply: ReplyAttr| {
-            fs.change(Lane::Disk(id), reply, ReplyAttr::error, move |fs, reply| {
-                let done = guard::once(resent, || {
-                    fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
-                });
-                match done {
-                    Ok(attr) => reply.attr(&TTL, &attr),
-                    Err(errno) => reply.error(errno),
-                }
+            let done = guard::once(resent, || {
+                fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
             });
+            match done {
+                Ok(attr) => reply.attr(&TTL, &attr),
+                Err(errno) => reply.error(errno),
+            }
         };
-        self.when_attached(unique, node, reply, ReplyAttr::error, apply);
+        if size.is_none() && !self.is_attached(node) {
+            // The record of a disk whose base cannot be opened can be changed all the same.
+            return self.change_in(self.attach_lane(node), reply, ReplyAttr::error, apply);
+        }
+        self.when_attached(unique, node, reply, ReplyAttr::error, move |fs, reply| {
+            fs.change(Lane::Disk(id), reply, ReplyAttr::error, apply);
+        });
     }
 
     fn mknod(
@@ -352,7 +356,7 @@ impl Filesystem for PlyFs {
             let work = move |fs: &PlyFs| allocate(&*fs.disk(ino)?, offset, length, mode, fh);
             let origin = fs.origin(unique, node, 0);
             let attempt = Attempt::new(origin, Kind::Changes, work, move |done| answer(done, reply));
-            fs.submit(attempt.prepared_by(move |fs| read_ends(fs, ino, offset, length)), Files::Barred);
+            fs.submit(attempt.prepared_by(move |fs| read_ends(fs, ino, offset, length)), fs.place(node));
         });
     }
 
@@ -388,8 +392,7 @@ impl Filesystem for PlyFs {
                 Ok(None) => reply.error(Errno::ENXIO),
                 Err(errno) => reply.error(errno),
             };
-            let files = if matches!(node, Node::Base(_)) { Files::Allowed } else { Files::Barred };
-            fs.submit(Attempt::new(fs.origin(unique, node, 0), Kind::Reads, work, answer), files);
+            fs.submit(Attempt::new(fs.origin(unique, node, 0), Kind::Reads, work, answer), fs.place(node));
         });
     }
 

@@ -32,6 +32,7 @@ use wait::{Attempt, Files, Kind, Origin, Stop};
 use waiting::Waiting;
 pub use waiting::{Limits, Waiters};
 
+use crate::disk::Disk;
 use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
 /// Attributes and names are asked for anew each time: they change by the control socket as well.
@@ -75,6 +76,17 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.waiting.close();
     }
+}
+
+/// Where work runs first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On this thread, if it may wait for the store.
+    Here,
+    /// In the disk's lane: it may have to decode.
+    Lane,
+    /// In the base's lane: it needs its files.
+    Base,
 }
 
 fn os_error(errno: i32) -> Errno {
@@ -193,15 +205,26 @@ impl PlyFs {
         });
     }
 
-    /// Changes names or records: never on a FUSE thread, as one change of names waits for another.
+    /// Changes names: never on a FUSE thread, as one change of names waits for another.
     fn change_names<R: Send + 'static>(
         &self,
         reply: R,
         refuse: impl FnOnce(R, Errno) + Send + 'static,
         job: impl FnOnce(&PlyFs, R) + Send + 'static,
     ) {
+        self.change_in(Lane::Names, reply, refuse, job);
+    }
+
+    /// As [`change`](Self::change), never on a FUSE thread.
+    fn change_in<R: Send + 'static>(
+        &self,
+        lane: Lane,
+        reply: R,
+        refuse: impl FnOnce(R, Errno) + Send + 'static,
+        job: impl FnOnce(&PlyFs, R) + Send + 'static,
+    ) {
         let fs = self.clone();
-        self.shared.pool.spawn(Lane::Names, move || {
+        self.shared.pool.spawn(lane, move || {
             match fs.shared.gate.enter() {
                 Some(_inside) => job(&fs, reply),
                 None => refuse(reply, Errno::EIO),
@@ -290,15 +313,28 @@ impl PlyFs {
         Arc::new(attempt).spawn_in(self, self.attach_lane(node));
     }
 
-    /// Runs an attempt on an attached file where it may wait for what it needs.
-    fn submit<T: Send + 'static>(&self, attempt: Attempt<T>, files: Files) {
-        let attempt = Arc::new(attempt);
-        if files == Files::Allowed {
-            return attempt.spawn_in_base(self);
+    /// Where work on an attached file may run.
+    fn place(&self, node: Node) -> Place {
+        match node {
+            Node::Disk(id) => {
+                let node = self.store().disk_by_id(id);
+                let is_plain = node.is_none_or(|node| node.attached().is_none_or(Disk::is_plain));
+                if is_plain { Place::Here } else { Place::Lane }
+            }
+            _ => Place::Base,
         }
-        match self.shared.pool.try_inline() {
-            Some(_permit) => attempt.run(self, Files::Barred),
-            None => attempt.spawn(self, Files::Barred),
+    }
+
+    /// Runs an attempt on an attached file where it may wait for what it needs.
+    fn submit<T: Send + 'static>(&self, attempt: Attempt<T>, place: Place) {
+        let attempt = Arc::new(attempt);
+        match place {
+            Place::Base => attempt.spawn_in_base(self),
+            Place::Lane => attempt.spawn(self, Files::Barred),
+            Place::Here => match self.shared.pool.try_inline() {
+                Some(_permit) => attempt.run(self, Files::Barred),
+                None => attempt.spawn(self, Files::Barred),
+            },
         }
     }
 
