@@ -123,7 +123,7 @@ pub(super) fn human(status: &Value) -> String {
     lines(pairs.into_iter())
 }
 
-/// What is to be said of a worker that does not answer.
+/// The words for a worker that does not answer.
 fn silent(status: &Value) -> String {
     let word = |key: &str| status[key].as_str().map(printable);
     match (word("worker_not_answering_since"), word("worker_not_answering_why")) {

@@ -37,7 +37,7 @@ fn mounts() -> io::Result<Vec<(PathBuf, String)>> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
-/// The minor number of the device of a mount, by which the kernel names its connection. Asks nobody who serves it.
+/// The minor number of the device of a mount, by which the kernel names its connection. The mount itself is not asked.
 pub fn device(path: &Path) -> Option<u32> {
     let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let escaped = path.to_str()?.replace('\\', "\\134").replace(' ', "\\040");

@@ -8,7 +8,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A worker is lost when it was to be asked so many times in a row and had not answered the last question.
 pub const LOST: u32 = 5;
 
-/// What is to be done now.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Felt {
     /// It is not time yet, or the worker is of a version that does not answer.

@@ -34,7 +34,7 @@ impl Filesystem for PlyFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // The kernel has let go of the inode: a disk without a name is used by nobody any more.
+        // The kernel has let go of the inode: a disk without a name has no user any more.
         if let Ok(node) = self.disk(ino)
             && node.is_unlinked()
         {

@@ -23,7 +23,7 @@ pub(super) struct Inside<'a>(&'a Gate);
 impl Gate {
     /// None once the gate is closed.
     pub fn enter(&self) -> Option<Inside<'_>> {
-        // First in, then the look: whoever closes looks in the other order, so one of the two sees the other.
+        // First in, then the look: closing does the two in the other order, so one of the two sees the other.
         self.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Inside(self);
         (!self.closed.load(Ordering::SeqCst)).then_some(inside)

@@ -18,7 +18,7 @@ const MINOR: u32 = 45;
 /// Largest write, and read, of one request in bytes.
 pub const MAX_WRITE: u32 = 1 << 20;
 /// Asynchronous requests that may be under way, for the whole mount: those that wait for a server count as well, so it is
-/// as large as the protocol can say. The kernel lowers it to `max_user_bgreq` for who has not CAP_SYS_ADMIN.
+/// as large as the protocol can say. The kernel lowers it to `max_user_bgreq` for a supervisor without CAP_SYS_ADMIN.
 const MAX_BACKGROUND: u16 = u16::MAX;
 /// Above so many of them the kernel leaves out readahead, which a mount with direct I/O has only for mapped files.
 const CONGESTION: u16 = MAX_BACKGROUND / 4 * 3;

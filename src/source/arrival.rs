@@ -84,7 +84,7 @@ impl Arrival {
 }
 
 impl Arrived {
-    /// Whether an [`Arrival`] of it is held: nobody waits for one that is not.
+    /// Whether an [`Arrival`] of it is held. One that is not has no waiter.
     pub fn is_awaited(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

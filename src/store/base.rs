@@ -1,7 +1,6 @@
 //! A registered base, and the files behind it once somebody needs them.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -79,6 +78,13 @@ pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
     }
 }
 
+#[derive(Default)]
+struct Attached {
+    base: Option<Arc<Base>>,
+    /// How often it was let go of: what is being attached meanwhile is attached anew.
+    detached: u64,
+}
+
 /// One base of a store.
 pub struct BaseNode {
     record: BaseRecord,
@@ -86,12 +92,10 @@ pub struct BaseNode {
     medium: Arc<dyn Medium>,
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
-    attached: Mutex<Option<Arc<Base>>>,
-    /// Held while the files are opened, which may take as long as their filesystem does; who only looks waits for
-    /// nothing.
+    /// Held while its files are opened, which may take as long as their filesystem hangs.
     attaching: Mutex<()>,
-    /// How often it was let go of: what was opened before that is not kept.
-    detachments: AtomicU64,
+    /// Never held through a system call.
+    attached: Mutex<Attached>,
     /// All that disks may still have, this one and those from before it was let go of.
     handed_out: Mutex<Vec<Weak<Base>>>,
 }
@@ -110,9 +114,8 @@ impl BaseNode {
             medium,
             cache,
             sources,
-            attached: Mutex::new(None),
             attaching: Mutex::new(()),
-            detachments: AtomicU64::new(0),
+            attached: Mutex::default(),
             handed_out: Mutex::default(),
         }
     }
@@ -156,7 +159,7 @@ impl BaseNode {
 
     /// Bytes of it in the memory cache.
     pub fn cached_bytes(&self) -> u64 {
-        self.attached.lock().as_ref().map_or(0, |b| b.cached_bytes())
+        self.attached().map_or(0, |b| b.cached_bytes())
     }
 
     /// What is wrong with it, if anything; looks at the files of this host.
@@ -169,7 +172,7 @@ impl BaseNode {
 
     /// The base, when somebody has used it.
     pub fn attached(&self) -> Option<Arc<Base>> {
-        self.attached.lock().clone()
+        self.attached.lock().base.clone()
     }
 
     /// Gives nothing of it to anybody any more, now and after a restart: its contents do not have their digest.
@@ -187,8 +190,8 @@ impl BaseNode {
     /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
     pub fn detach(&self) {
         let mut attached = self.attached.lock();
-        self.detachments.fetch_add(1, Ordering::Relaxed);
-        attached.take();
+        attached.detached += 1;
+        attached.base = None;
     }
 
     /// Opens the sources, when they are still what was registered. Asks no server.
@@ -201,21 +204,27 @@ impl BaseNode {
         }
         let _attaching = self.attaching.lock();
         loop {
-            let detachments = self.detachments.load(Ordering::Relaxed);
-            if let Some(base) = self.attached() {
-                return Ok(base);
-            }
-            let base = self.open_all()?;
+            let detached = {
+                let attached = self.attached.lock();
+                if let Some(base) = &attached.base {
+                    return Ok(base.clone());
+                }
+                attached.detached
+            };
+            let base = self.open_layers()?;
+            // Who refuses it or has it opened anew lets go of it after that is noted: seen here, or in the list.
             let mut attached = self.attached.lock();
-            if self.detachments.load(Ordering::Relaxed) == detachments {
-                self.handed_out.lock().push(Arc::downgrade(&base));
-                *attached = Some(base.clone());
+            if attached.detached == detached {
+                let mut handed_out = self.handed_out.lock();
+                handed_out.retain(|base| base.strong_count() > 0);
+                handed_out.push(Arc::downgrade(&base));
+                attached.base = Some(base.clone());
                 return Ok(base);
             }
         }
     }
 
-    fn open_all(&self) -> Result<Arc<Base>, StoreError> {
+    fn open_layers(&self) -> Result<Arc<Base>, StoreError> {
         let record = BaseRecord { options: self.options(), ..self.record.clone() };
         if record.options.refused {
             return Err(StoreError::BaseChanged {
@@ -236,7 +245,6 @@ impl BaseNode {
         }
         let traffic = self.sources.traffic(&record);
         let (id, name) = (record.id, record.name.clone());
-        self.handed_out.lock().retain(|base| base.strong_count() > 0);
         Ok(Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic)))
     }
 

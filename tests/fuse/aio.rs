@@ -42,7 +42,7 @@ const PAGE: usize = 4096;
 pub struct Reads {
     context: u64,
     file: File,
-    /// One page for all of them: nobody looks at what comes.
+    /// One page for all of them: what comes is not looked at.
     buffer: *mut libc::c_void,
 }
 

@@ -1,4 +1,4 @@
-//! One party's trouble stays its own: a server, a base's filesystem or a guest that hangs keeps nobody else waiting.
+//! One party's trouble stays its own: a server, a base's filesystem or a guest that hangs keeps no other waiting.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -229,7 +229,7 @@ fn a_killed_process_that_waits_for_a_server_is_gone() {
     until("it to wait again", || (waiting(&house) == 1).then_some(()));
     child.kill().unwrap();
     ends("a process that waited for two workers", move || child.wait().unwrap());
-    // And nothing of all that harms who comes later.
+    // A later reader is not harmed by any of it.
     server.on(|_| Reply::Object);
     let (path, bytes) = (house.disk("far"), server.object().bytes);
     ends("a reader", move || same(&read_at(&open(&path), MIB as u64, MIB), &bytes[MIB..2 * MIB], "later"));
@@ -319,7 +319,7 @@ fn readers_that_get_signals_while_data_arrives_get_right_bytes_or_eintr() {
 }
 
 #[test]
-fn a_signal_that_kills_nobody_is_not_seen_while_the_server_answers() {
+fn a_signal_that_does_not_kill_is_not_seen_while_the_server_answers() {
     let (house, server) = (House::on_disk(), Server::start(Object::new(8 * MIB)));
     house.ok(&["base", "add", "far", &server.url("/far")]);
     house.ok(&["disk", "create", "far", "--base", "far"]);
