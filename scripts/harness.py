@@ -1,11 +1,14 @@
-"""What the benchmarks share: processes that end with the program, and the file that the tables go to."""
+"""What benchmarks and campaigns share: processes that end with the program, a daemon, and the file that the tables go to."""
 
 import atexit
+import http.client
+import json
 import os
 import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -79,6 +82,118 @@ def end(process, mount=None):
         STARTED.remove(process)
     if mount is not None and mounted(mount):
         subprocess.run(["fusermount3", "-uz", str(mount)], stderr=subprocess.DEVNULL)
+
+
+def children(pid):
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def family(pid):
+    """The process and all below it."""
+    return [pid] + [below for child in children(pid) for below in family(child)]
+
+
+class Control(http.client.HTTPConnection):
+    """A connection to a daemon's control socket."""
+
+    def __init__(self, path, seconds):
+        super().__init__("plyfs", timeout=seconds)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+class Daemon:
+    """plyfs on a store of its own. Every call ends within `seconds`, whatever the daemon does."""
+
+    def __init__(self, where, *arguments, binary=PLYFS, config=None, prefix=()):
+        self.where, self.arguments, self.binary, self.prefix = where, arguments, binary, prefix
+        self.store, self.log, self.process = where / "store", where / "plyfs.log", None
+        self.mount = self.store / "mnt"
+        if config is not None:
+            (where / "plyfs.toml").write_text(config)
+            self.arguments = (*arguments, "--config", where / "plyfs.toml")
+
+    def start(self, seconds=60, **kwargs):
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        self.process = start([*self.prefix, self.binary, "--store", self.store, "serve", *self.arguments], self.log, **kwargs)
+        wait_for("plyfs serve", lambda: b"\nplyfs ready " in b"\n" + self.log.read_bytes()[offset:], self.process, seconds)
+
+    def disk(self, name):
+        return self.mount / "disks" / f"{name}.raw"
+
+    def base(self, name):
+        return self.mount / "bases" / f"{name}.raw"
+
+    def cli(self, *argv, seconds=60):
+        """What the command prints; RuntimeError with what it says when it fails, subprocess.TimeoutExpired when it hangs."""
+        text = call(self.binary, "--store", self.store, "--json", *argv, timeout=seconds)
+        return json.loads(text) if text.strip() else None
+
+    def ask(self, method, path, body=None, seconds=30):
+        """Status and value of one request to the control socket."""
+        connection = Control(self.store / "control.sock", seconds)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None
+        finally:
+            connection.close()
+
+    def worker(self):
+        """The process that serves: the supervisor's oldest child."""
+        return next(iter(children(self.process.pid)), None)
+
+    def usage(self):
+        """Bytes of memory, descriptors and seconds of processor time of all its processes."""
+        memory = files = ticks = 0
+        for pid in family(self.process.pid):
+            try:
+                # What several map counts once.
+                memory += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) << 10
+                files += len(os.listdir(f"/proc/{pid}/fd"))
+                ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+            except OSError:
+                pass
+        return {"memory": memory, "files": files, "seconds": ticks / os.sysconf("SC_CLK_TCK")}
+
+    def stop(self, seconds=60):
+        """Status of the daemon, after `plyfs stop`."""
+        self.cli("stop", seconds=seconds)
+        status = self.process.wait(seconds)
+        STARTED.remove(self.process)
+        self.process = None
+        return status
+
+    def check(self, seconds=120):
+        """What `plyfs check` finds, or nothing."""
+        done = subprocess.run(
+            [self.binary, "--store", self.store, "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+        )
+        return None if done.returncode == 0 else (done.stdout + done.stderr).strip() or f"status {done.returncode}"
+
+    def end(self):
+        """Whatever state it is in: nothing of it stays."""
+        if self.process is None:
+            return
+        below = family(self.process.pid)[1:]
+        self.process.kill()
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+        STARTED.remove(self.process)
+        self.process = None
+        subprocess.run(["umount", "-l", self.mount], stderr=subprocess.DEVNULL)
 
 
 def version(*argv):

@@ -100,7 +100,7 @@ need_ruff() {
 
 # scripts_by INTERPRETER: the programs in scripts/ whose first line names it.
 scripts_by() {
-    grep -lE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
+    grep -slE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
 }
 
 # need_fuse: a mount needs the device and the right to use it. Says which is missing.

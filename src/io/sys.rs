@@ -350,6 +350,22 @@ pub fn mount_fuse(target: &Path, options: &str) -> io::Result<()> {
     check(ret.into()).map(drop)
 }
 
+/// mount(2) of a new tmpfs.
+pub fn mount_tmpfs(target: &Path, options: &str) -> io::Result<()> {
+    let (target, options) = (c_path(target)?, CString::new(options).map_err(io::Error::other)?);
+    // SAFETY: C strings that outlive the call.
+    let ret = unsafe {
+        libc::mount(
+            c"plyfs".as_ptr(),
+            target.as_ptr(),
+            c"tmpfs".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            options.as_ptr().cast(),
+        )
+    };
+    check(ret.into()).map(drop)
+}
+
 /// umount2(2); with `detach` also while it is in use.
 pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
     let target = c_path(target)?;
@@ -523,6 +539,16 @@ pub fn raise_descriptor_limit() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
         }
+    }
+}
+
+/// How many descriptors the process may have at a time; a cautious number when that is not known.
+pub fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes the plain struct that is passed.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 256,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bases;
 mod events;
+mod kept;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,7 @@ use crate::disk::DiskError;
 use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::{Node, PlyFs, Waiters, guard};
-use crate::io::sys;
+use crate::io::{LiveArena, sys};
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
 /// What the control socket's requests work on.
@@ -53,6 +54,8 @@ pub struct Control {
     pub channel: Arc<Channel>,
     /// The configuration in force.
     pub config: Config,
+    /// The live maps, when they are in an arena.
+    pub arena: Option<LiveArena>,
     /// For `status`.
     pub supervisor_pid: u32,
     /// What the supervisor knows of its workers.
@@ -191,6 +194,7 @@ impl Control {
             "base": node.base_name(),
             "size": a.size,
             "delta_bytes": a.allocated,
+            "map_bytes": node.attached().map_or(0, |d| d.delta().map_memory()),
             "mode": format!("{:04o}", a.mode),
             "uid": a.uid,
             "gid": a.gid,
@@ -235,6 +239,18 @@ impl Control {
         })
     }
 
+    fn live_maps(&self, report: &Report) -> Value {
+        let bounds = self.arena.as_ref().map(LiveArena::bounds);
+        json!({
+            "path": report.live.path,
+            "bytes": self.arena.as_ref().and_then(|arena| arena.memory().ok()),
+            "limit_bytes": bounds.map(|b| b.total),
+            "disk_limit_bytes": bounds.map(|b| b.per_disk),
+            "moves": report.live.moves,
+            "problem": report.live.problem,
+        })
+    }
+
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
         let disks = self.store.disks_after(0);
@@ -263,6 +279,7 @@ impl Control {
             "disks": disks.len(),
             "disks_refusing_writes": refusing,
             "space": self.space(),
+            "live_maps": self.live_maps(&report),
             "unlinked_disks": self.store.unlinked().len(),
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),
@@ -435,10 +452,10 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
-        .route("/v1/bases/{name}/pin", post(bases::pin))
-        .route("/v1/bases/{name}/evict", post(bases::evict))
-        .route("/v1/bases/{name}/hydrate", post(bases::hydrate))
-        .route("/v1/bases/{name}/verify", post(bases::verify))
+        .route("/v1/bases/{name}/pin", post(kept::pin))
+        .route("/v1/bases/{name}/evict", post(kept::evict))
+        .route("/v1/bases/{name}/hydrate", post(kept::hydrate))
+        .route("/v1/bases/{name}/verify", post(kept::verify))
         .route("/v1/disks", get(list_disks).post(create_disks))
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))

@@ -68,6 +68,7 @@ impl Supervisor {
         // From here on the end has its own deadline.
         (self.activate_at, self.late_at) = (None, None);
         self.end_others();
+        self.stay_with_live_maps();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         handover::forget(self.since_ns);
         self.device = mount::device(&self.config.mount);
@@ -157,5 +158,15 @@ impl Supervisor {
                 ),
             }),
         });
+    }
+
+    /// The end: the socket goes, and after a clean end the live maps' place.
+    pub(super) fn finished(&mut self, result: &Result<(), ServeError>) {
+        let _ = std::fs::remove_file(self.config.store.join("control.sock"));
+        // A worker that lives may still need it.
+        let over = result.is_ok() || self.active.is_none();
+        if let Some(live) = self.things.live.take().filter(|_| over) {
+            live.remove(&self.things.config);
+        }
     }
 }
