@@ -85,6 +85,7 @@ fn records() {
         unlinked: false,
         backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))) }),
         size: 8192,
+        size_is_current: false,
         overlap: 5000,
         mode: 0o600,
         uid: 1,
@@ -93,6 +94,7 @@ fn records() {
         changed_ns: 11,
         modified_ns: 12,
         map: MapRoot { generation: 4, floor: 128 },
+        request: None,
     };
     both("records", "superblock", &superblock);
     both("records", "base", &base.encode());

@@ -71,6 +71,9 @@ pub(super) enum CliError {
     /// What was followed is over.
     #[error("the daemon on store {} has ended; nothing follows", store.display())]
     Ended { store: PathBuf },
+    /// It was told to stop, and ended with an error: the text is complete.
+    #[error("the daemon on store {} has ended, but not cleanly: {why}", store.display())]
+    EndedBadly { store: PathBuf, why: String },
     #[error("cannot check store {}: {message}", store.display())]
     Check { store: PathBuf, message: String },
     #[error("store {} has {unrepaired} finding(s) that are not repaired; {advice}", store.display())]

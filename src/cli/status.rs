@@ -67,6 +67,14 @@ pub(super) fn human(status: &Value) -> String {
         let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
     }
+    for record in status["damaged"].as_array().into_iter().flatten() {
+        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push(("damaged", format!("{}: {}", word("file"), word("error"))));
+    }
+    for record in status["unread"].as_array().into_iter().flatten() {
+        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
+        pairs.push(("cannot be read", format!("{}: {}; tried again", word("file"), word("error"))));
+    }
     for base in status["waiting"].as_array().into_iter().flatten() {
         let word = |key: &str| base[key].as_str().map_or_else(|| "-".to_owned(), printable);
         pairs.push(("waiting", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));

@@ -14,6 +14,7 @@ mod keys;
 mod mount;
 mod moving;
 mod opener;
+mod outcome;
 mod prefetch;
 mod process;
 mod pulse;
@@ -31,6 +32,7 @@ use thiserror::Error;
 
 pub use crate::io::sys::connect_within;
 pub use handover::{resume, resumes};
+pub use outcome::{End, Outcome};
 pub use supervisor::serve;
 pub use worker::worker_main;
 

@@ -8,7 +8,7 @@
 mod ending;
 mod watch;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
 use super::home::{LiveHome, Tentative};
+use super::outcome::Outcome;
 use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::pulse::Pulse;
 use super::report::{End, Report, Standby, reason};
@@ -104,6 +105,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         live,
         since_ns,
     };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
@@ -112,6 +114,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     supervisor.finished(&result);
     result
 }
@@ -138,6 +141,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let signals = signals()?;
     let things =
         Things { config, program, worker_program, signals, lock, listener, fuse, cache, live, since_ns };
+    Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     let mut pulse = Pulse::default();
     pulse.begin(worker_answers);
@@ -165,6 +169,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
+    Outcome::end(&supervisor.config.store, since_ns, &result);
     supervisor.finished(&result);
     result
 }

@@ -38,6 +38,8 @@ use crate::source::{OpenHere, OpenImage};
 use crate::store::{BaseNode, Store};
 use crate::trace::{Automatic, Limits};
 
+/// How often the store does what it does once in a while.
+const UPKEEP: Duration = Duration::from_millis(500);
 const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
@@ -359,6 +361,7 @@ fn serve(
     if !turn.fresh_mount {
         spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
     }
+    spawn_upkeep(store.clone()).map_err(|e| format!("threads: {e}"))?;
     hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("reading requests: {e}"))?;
@@ -433,6 +436,17 @@ impl Ear {
 fn spawn_ear(ear: Ear) -> io::Result<()> {
     let ear = Arc::new(ear);
     std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
+}
+
+/// What a store does once in a while, and what may wait for its medium.
+fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
+    let keep_up = move || {
+        while !store.is_closing() {
+            store.retry_unread();
+            std::thread::sleep(UPKEEP);
+        }
+    };
+    std::thread::Builder::new().name("upkeep".into()).spawn(keep_up).map(drop)
 }
 
 /// Removes disks that lost their name and their last user while no worker could be told.

@@ -44,6 +44,14 @@ pub(super) enum Whole {
 pub trait RootStore: Send + Sync {
     /// Durably replaces the root.
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()>;
+
+    /// As [`RootStore::commit`], with the size that the map file has at the root's floor.
+    ///
+    /// # Errors
+    /// As [`RootStore::commit`].
+    fn commit_sized(&self, root: MapRoot, modified_ns: i64, _size: u64) -> io::Result<()> {
+        self.commit(root, modified_ns)
+    }
 }
 
 /// State of the map file; who has it may append.
@@ -457,7 +465,7 @@ impl Delta {
         let durable = || {
             file.sync_data()?;
             medium.sync_dir("deltas")?;
-            self.footing.roots.commit(root, record.modified_ns)
+            self.footing.roots.commit_sized(root, record.modified_ns, record.size)
         };
         // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
         commit.rewrite = true;
@@ -506,8 +514,8 @@ impl Delta {
         let mut commit = self.commit.lock();
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let modified = self.modified_ns();
-        if root != commit.root || modified != self.spec.modified_ns {
-            let done = self.footing.roots.commit(root, modified);
+        if root != commit.root || modified != self.spec.modified_ns || commit.extent.0 != self.spec.size {
+            let done = self.footing.roots.commit_sized(root, modified, commit.extent.0);
             done.map_err(DeltaError::io("writing the disk's record"))?;
             commit.root = root;
         }

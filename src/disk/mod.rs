@@ -358,10 +358,19 @@ impl Disk {
     /// # Errors
     /// What the storage says; the size is then unchanged.
     pub fn resize(&self, size: u64) -> Result<(), DiskError> {
+        self.resize_for(size, 0)
+    }
+
+    /// As [`Disk::resize`], for a request that may be sent again; `token` stands for it, 0 for none. It changes the size
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Disk::resize`].
+    pub fn resize_for(&self, size: u64, token: u64) -> Result<(), DiskError> {
         if size > MAX_DISK_SIZE {
             return Err(DiskError::TooLarge);
         }
-        Ok(self.delta.resize(size, Durability::Now)?)
+        Ok(self.delta.resize_for(size, Durability::Now, token)?)
     }
 
     /// Makes everything durable that was completed before the call.

@@ -5,7 +5,9 @@ use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 2, structure: "base record" };
-const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 2, structure: "disk record" };
+const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
+/// Autoclear feature of a disk record: see [`DiskRecord::size_is_current`].
+const SIZE_IS_CURRENT: u64 = 1;
 
 /// Identity of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +169,26 @@ pub struct MapRoot {
     pub floor: u64,
 }
 
+/// One request of one mount. The kernel sends it again, under its number, when the worker that read it died before it
+/// answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountRequest {
+    /// When the mount was made, nanoseconds since the epoch: another mount counts its requests anew.
+    pub mount_ns: i64,
+    /// Its number, without the bit that says that it is sent again.
+    pub unique: u64,
+}
+
+impl MountRequest {
+    /// A number that stands for it, not 0, where there is no space for more.
+    pub fn token(&self) -> u64 {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.mount_ns.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.unique.to_le_bytes());
+        twox_hash::XxHash3_64::oneshot(&bytes).max(1)
+    }
+}
+
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRecord {
@@ -180,8 +202,10 @@ pub struct DiskRecord {
     pub unlinked: bool,
     /// The base, or none for a blank disk.
     pub backing: Option<Backing>,
-    /// Bytes, as created. The map file, once there, has the word.
+    /// Bytes; the map file, once there, has the word. As created, or as of the end of the map file at `map.floor`.
     pub size: u64,
+    /// `size` is that of the last record before `map.floor`: the disk's, unless a record follows.
+    pub size_is_current: bool,
     /// Bytes from the start that fall through to the base, as created.
     pub overlap: u64,
     /// Permission bits.
@@ -198,6 +222,8 @@ pub struct DiskRecord {
     pub modified_ns: i64,
     /// The durable map.
     pub map: MapRoot,
+    /// The request that made it, or gave or took its name, when a mount did that last.
+    pub request: Option<MountRequest>,
 }
 
 /// Version 1 knows files only.
@@ -438,8 +464,12 @@ impl DiskRecord {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        let version =
-            if self.backing.as_ref().is_none_or(|backing| backing.identity.is_old()) { 1 } else { 2 };
+        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.is_old());
+        let version = match (self.request, old) {
+            (Some(_), _) => 3,
+            (None, false) => 2,
+            (None, true) => 1,
+        };
         w.u64(self.id).bytes(self.name.as_bytes()).u64(self.name_seq).u8(self.unlinked.into());
         match &self.backing {
             None => {
@@ -454,11 +484,16 @@ impl DiskRecord {
         w.u32(self.mode).u32(self.uid).u32(self.gid);
         w.i64(self.created_ns).i64(self.changed_ns).i64(self.modified_ns);
         w.u64(self.map.generation).u64(self.map.floor);
-        DISK.seal_as(version, &w.finish())
+        if let Some(request) = &self.request {
+            w.i64(request.mount_ns).u64(request.unique);
+        }
+        let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
+        DISK.seal_with(version, autoclear, &w.finish())
     }
+
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (payload, version) = DISK.open_any(bytes)?;
+        let (payload, version, autoclear) = DISK.open_with(bytes)?;
         let mut r = Reader::new(payload, DISK.structure);
         let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
@@ -484,6 +519,7 @@ impl DiskRecord {
             unlinked,
             backing,
             size,
+            size_is_current: autoclear & SIZE_IS_CURRENT != 0,
             overlap,
             mode: r.u32()? & 0o7777,
             uid: r.u32()?,
@@ -492,6 +528,11 @@ impl DiskRecord {
             changed_ns: r.i64()?,
             modified_ns: r.i64()?,
             map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
+            request: if version < 3 {
+                None
+            } else {
+                Some(MountRequest { mount_ns: r.i64()?, unique: r.u64()? })
+            },
         };
         r.end()?;
         Ok(out)

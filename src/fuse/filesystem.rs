@@ -83,7 +83,8 @@ impl Filesystem for PlyFs {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
-        let (resent, unique) = (Asker::of(req).resent, req.unique().0);
+        let Asker { resent, request, .. } = self.asker(req);
+        let unique = req.unique().0;
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
             Some(Node::Base(_)) => return reply.error(Errno::EROFS),
@@ -91,7 +92,7 @@ impl Filesystem for PlyFs {
         };
         let apply = move |fs: &PlyFs, reply: ReplyAttr| {
             let done = guard::once(resent, || {
-                fs.disk(ino).and_then(|disk| change.apply(&disk)).and_then(|()| fs.attributes(node))
+                fs.disk(ino).and_then(|disk| change.apply(&disk, request)).and_then(|()| fs.attributes(node))
             });
             match done {
                 Ok(attr) => reply.attr(&TTL, &attr),
@@ -120,7 +121,7 @@ impl Filesystem for PlyFs {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return reply.error(Errno::EPERM);
         }
-        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
         self.change_names(reply, ReplyEntry::error, move |fs, reply| {
             let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode))
                 .and_then(|d| fs.attributes(Node::Disk(d.id())));
@@ -140,15 +141,22 @@ impl Filesystem for PlyFs {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (asker, name) = (Asker::of(req), name.to_string_lossy().into_owned());
+        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
         if Node::of(parent.0) != Some(Node::Disks) {
             return reply.error(Errno::EPERM);
         }
         self.change_names(reply, ReplyEmpty::error, move |fs, reply| {
-            let unlink = || match fs.store().unlink(name.strip_suffix(SUFFIX).unwrap_or_default()) {
-                Ok(_) => Ok(()),
-                Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
-                Err(error) => Err(fail(&error)),
+            let unlink = || {
+                if fs.done_before(&asker).is_some() {
+                    return Ok(());
+                }
+                let name = name.strip_suffix(SUFFIX).unwrap_or_default();
+                match fs.store().unlink_for(name, Some(asker.request)) {
+                    Ok(_) => Ok(()),
+                    // Of a worker of a version that did not note its requests.
+                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
+                    Err(error) => Err(fail(&error)),
+                }
             };
             answer(guard::once(asker.resent, unlink), reply);
         });
@@ -164,7 +172,7 @@ impl Filesystem for PlyFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let resent = Asker::of(req).resent;
+        let asker = self.asker(req);
         let in_disks = |ino: INodeNo| Node::of(ino.0) == Some(Node::Disks);
         if !in_disks(parent) || !in_disks(newparent) {
             return reply.error(Errno::EPERM);
@@ -177,12 +185,20 @@ impl Filesystem for PlyFs {
         let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (from.to_owned(), to.to_owned());
         self.change_names(reply, ReplyEmpty::error, move |fs, reply| {
-            let rename = || match fs.store().rename(&from, &to, over) {
-                Ok(_) => Ok(()),
-                Err(StoreError::NotFound { .. }) if resent && fs.store().disk(&to).is_ok() => Ok(()),
-                Err(error) => Err(fail(&error)),
+            let rename = || {
+                if fs.done_before(&asker).is_some() {
+                    return Ok(());
+                }
+                match fs.store().rename_for(&from, &to, over, Some(asker.request)) {
+                    Ok(_) => Ok(()),
+                    // Of a worker of a version that did not note its requests.
+                    Err(StoreError::NotFound { .. }) if asker.resent && fs.store().disk(&to).is_ok() => {
+                        Ok(())
+                    }
+                    Err(error) => Err(fail(&error)),
+                }
             };
-            answer(guard::once(resent, rename), reply);
+            answer(guard::once(asker.resent, rename), reply);
         });
     }
 
@@ -218,7 +234,7 @@ impl Filesystem for PlyFs {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let (asker, name) = (Asker { exclusive, ..Asker::of(req) }, name.to_string_lossy().into_owned());
+        let (asker, name) = (Asker { exclusive, ..self.asker(req) }, name.to_string_lossy().into_owned());
         self.change_names(reply, ReplyCreate::error, move |fs, reply| {
             let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode)).and_then(|node| {
                 let fh = Self::open_disk(&node)?;

@@ -33,6 +33,7 @@ use waiting::Waiting;
 pub use waiting::{Limits, Waiters};
 
 use crate::disk::Disk;
+use crate::format::record::MountRequest;
 use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
 /// Attributes and names are asked for anew each time: they change by the control socket as well.
@@ -387,6 +388,12 @@ impl PlyFs {
         }
     }
 
+    /// The disk whose name the first try of a resent request changed. Its names may have been changed since by commands
+    /// of the control socket, which do not wait for requests that are sent again.
+    fn done_before(&self, req: &Asker) -> Option<Arc<DiskNode>> {
+        if req.resent { self.store().done_by(req.request) } else { None }
+    }
+
     /// Makes a blank disk of 0 bytes, as creat(2) does; finds the one that the first try of a resent request made.
     fn make(&self, req: &Asker, parent: INodeNo, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
         if Node::of(parent.0) != Some(Node::Disks) {
@@ -401,11 +408,12 @@ impl PlyFs {
             uid: req.uid,
             gid: req.gid,
         };
-        match self.store().create_disks(&[new]) {
+        if let Some(made) = self.done_before(req) {
+            return Ok(made);
+        }
+        match self.store().create_disks_for(&[new], Some(req.request)) {
             Ok(mut made) => made.pop().ok_or(Errno::EIO),
-            Err(StoreError::Exists { .. }) if req.resent || !req.exclusive => {
-                self.store().disk(name).map_err(|e| fail(&e))
-            }
+            Err(StoreError::Exists { .. }) if !req.exclusive => self.store().disk(name).map_err(|e| fail(&e)),
             Err(error) => Err(fail(&error)),
         }
     }
@@ -429,13 +437,20 @@ impl PlyFs {
 struct Asker {
     uid: u32,
     gid: u32,
+    request: MountRequest,
     resent: bool,
     exclusive: bool,
 }
 
-impl Asker {
-    fn of(req: &Request) -> Self {
-        let resent = req.unique().0 & RESENT != 0;
-        Self { uid: req.uid(), gid: req.gid(), resent, exclusive: true }
+impl PlyFs {
+    fn asker(&self, req: &Request) -> Asker {
+        let unique = req.unique().0;
+        Asker {
+            uid: req.uid(),
+            gid: req.gid(),
+            request: MountRequest { mount_ns: self.shared.owner.since_ns, unique: unique & !RESENT },
+            resent: unique & RESENT != 0,
+            exclusive: true,
+        }
     }
 }

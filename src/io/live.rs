@@ -71,6 +71,8 @@ pub enum LiveHeader {
     OpenedEpoch = 10,
     /// Which files are being synced: a worker that dies meanwhile has not heard whether that failed.
     Syncing = 11,
+    /// Stands for the request of a mount that set the size last, which may be sent again; 0: none did.
+    Resized = 12,
 }
 
 /// One disk's live map.

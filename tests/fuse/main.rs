@@ -19,8 +19,10 @@ mod live;
 mod privilege;
 mod process;
 mod refusals;
+mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod stopping;
 mod supervision;
 mod tools;
 mod traces;

@@ -284,6 +284,9 @@ impl Control {
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),
             })).collect::<Vec<_>>(),
+            "unread": self.store.unread().iter().map(|record| json!({
+                "file": record.file, "error": record.error,
+            })).collect::<Vec<_>>(),
             "cache": self.cache(),
             "waiting": self.waiting(),
             "requests": self.requests(),
