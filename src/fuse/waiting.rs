@@ -227,9 +227,10 @@ impl Waiting {
             let Some(request) = state.requests.get(&unique).and_then(Weak::upgrade) else { continue };
             // Without the lock: the answer gives the ticket back.
             parking_lot::MutexGuard::unlocked(&mut state, || {
-                if request.cancel(Errno::EINTR) {
-                    self.interrupted.fetch_add(1, Ordering::Relaxed);
-                } else {
+                // Counted first: the caller may look as soon as it is answered.
+                self.interrupted.fetch_add(1, Ordering::Relaxed);
+                if !request.cancel(Errno::EINTR) {
+                    self.interrupted.fetch_sub(1, Ordering::Relaxed);
                     // It runs; should it have to wait again, it ends then.
                     self.state.lock().remember(unique);
                 }
