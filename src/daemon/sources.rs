@@ -137,7 +137,7 @@ impl Kept {
             free_floor: config.cache_disk_free.unwrap_or_else(|| default_free_floor(total)),
         };
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
-        let cache = DiskCache::open_with(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
+        let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
         let _ticker = cache.start()?;
         Ok(Self { cache, watcher, _ticker })
     }
@@ -402,12 +402,18 @@ impl HostSources {
     fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
         match open_original(&*self.opener, file) {
             Ok(source) => Ok(Some(Arc::new(source))),
-            Err(error) if self.contents(base, file).is_complete(Reach::Proven) => {
+            // Whether all of a large one is here is not known at once; what is not will be said by the read.
+            Err(error) if self.may_be_complete(base, file) => {
                 tracing::debug!(%error, "a base is served from its copy");
                 Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
+        let contents = self.contents(base, file);
+        !contents.is_known() || contents.is_complete(Reach::Proven)
     }
 
     fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {

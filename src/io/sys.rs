@@ -542,6 +542,16 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// The first byte of a file at or after `offset` that is not in a hole; none up to the end.
+pub fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the descriptor is open, no memory is involved.
+    match check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_DATA) }) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How many descriptors the process may have at a time; a cautious number when that is not known.
 pub fn descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
