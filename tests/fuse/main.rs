@@ -19,6 +19,7 @@ mod refusals;
 mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod servers;
 mod stopping;
 mod tools;
 mod traces;

@@ -3,6 +3,7 @@
 mod bases;
 mod events;
 mod kept;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -259,6 +260,7 @@ impl Control {
             })).collect::<Vec<_>>(),
             "cache": self.cache(),
             "waiting": self.waiting(),
+            "failing": self.failing(),
             "confinement": self.confinement,
             "events": events::summary(&self.events, self.serving_since_ns),
         })
@@ -429,6 +431,8 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
+        .route("/v1/bases/{name}/fail", post(servers::fail))
+        .route("/v1/bases/{name}/set", post(servers::set))
         .route("/v1/bases/{name}/pin", post(kept::pin))
         .route("/v1/bases/{name}/evict", post(kept::evict))
         .route("/v1/bases/{name}/hydrate", post(kept::hydrate))
