@@ -88,6 +88,10 @@ pub(super) fn human(status: &Value) -> String {
             format!("{waiting} wait for bases and hold {bytes}; {refused} were refused, as too many waited"),
         ));
     }
+    for base in status["failing"].as_array().into_iter().flatten() {
+        let word = |key: &str| base[key].as_str().unwrap_or_default().to_owned();
+        pairs.push(("failing", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
+    }
     if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
         let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
         pairs.push((

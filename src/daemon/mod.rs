@@ -11,6 +11,7 @@ mod handover;
 mod home;
 mod hydrate;
 mod keys;
+mod lane;
 mod mount;
 mod moving;
 mod opener;

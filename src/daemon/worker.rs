@@ -27,7 +27,7 @@ use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
-use crate::format::record::{BaseRecord, Superblock};
+use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
@@ -295,7 +295,7 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
-    let record = |node: Arc<BaseNode>| BaseRecord { options: node.options(), ..node.record().clone() };
+    let record = |node: Arc<BaseNode>| node.current();
     sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),

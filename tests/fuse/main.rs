@@ -22,6 +22,7 @@ mod refusals;
 mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod servers;
 mod stopping;
 mod supervision;
 mod tools;

@@ -4,6 +4,7 @@ mod bases;
 mod events;
 mod kept;
 mod room;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -290,6 +291,7 @@ impl Control {
             "cache": self.cache(),
             "waiting": self.waiting(),
             "requests": self.requests(),
+            "failing": self.failing(),
             "confinement": self.confinement,
             "events": events::summary(&self.events, self.serving_since_ns),
         })
@@ -455,6 +457,8 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
+        .route("/v1/bases/{name}/fail", post(servers::fail))
+        .route("/v1/bases/{name}/set", post(servers::set))
         .route("/v1/bases/{name}/pin", post(kept::pin))
         .route("/v1/bases/{name}/evict", post(kept::evict))
         .route("/v1/bases/{name}/hydrate", post(kept::hydrate))

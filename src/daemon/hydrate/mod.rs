@@ -307,7 +307,7 @@ impl Hydrations {
     }
 
     fn fetch_all(&self, node: &Arc<BaseNode>, job: &Arc<Job>, rate: Option<u64>) -> Result<(), Stopped> {
-        let record = BaseRecord { options: node.options(), ..node.record().clone() };
+        let record = node.current();
         let degraded = || self.sources.cache().stats().degraded;
         let mut before = 0;
         for file in files(&record).filter(|file| record.options.hydrate || is_remote(file)) {
