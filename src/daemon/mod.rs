@@ -18,6 +18,7 @@ mod opener;
 mod outcome;
 mod prefetch;
 mod process;
+mod pulse;
 mod report;
 mod secrets;
 mod sources;
@@ -30,6 +31,7 @@ mod worker;
 
 use thiserror::Error;
 
+pub use crate::io::sys::connect_within;
 pub use handover::{resume, resumes};
 pub use outcome::{End, Outcome};
 pub use supervisor::serve;

@@ -6,6 +6,8 @@
 
 pub mod confine;
 mod host;
+#[cfg(feature = "daemon")]
+pub mod interrupts;
 mod live;
 mod live_arena;
 mod live_store;

@@ -15,6 +15,7 @@ pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
 mod open;
+mod patience;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
+pub use patience::{Wanted, without_files};
 pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind};
 
 /// Says whether an object is still the one that was registered.

@@ -63,12 +63,20 @@ impl Unit {
 
     /// Lets go of `waiter` when it is here.
     fn wait(&self, waiter: Arc<Arrived>, who: Who) {
+        let mut gone = Vec::new();
         if let State::Coming { waiters, read } = &mut *self.state.lock() {
+            // Readers that went away are forgotten when the list is about to grow: it is at most twice as long as
+            // there are readers that wait.
+            if waiters.len() == waiters.capacity() {
+                gone = waiters.extract_if(.., |waiter| !waiter.is_awaited()).collect();
+            }
             waiters.push(waiter);
             if who == Who::Reader {
                 read.get_or_insert_with(Instant::now);
             }
         }
+        // Without the lock: this may run what was to happen then.
+        drop(gone);
     }
 
     fn settle(&self, state: impl FnOnce(bool) -> State) {
