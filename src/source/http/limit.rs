@@ -98,9 +98,9 @@ impl Slots {
 
     fn give(&self, state: &mut State, party: Party, purpose: Purpose) -> bool {
         let demand = purpose == Purpose::Demand;
-        let has_one = state.held.contains_key(&party);
-        let free = state.free > 0 && (demand || state.others < self.for_others);
-        if !free && !(demand && !has_one) {
+        let is_first = demand && !state.held.contains_key(&party);
+        let is_free = state.free > 0 && (demand || state.others < self.for_others);
+        if !is_first && !is_free {
             return false;
         }
         state.free -= 1;
