@@ -225,11 +225,16 @@ impl Threads {
 
     fn start_one(self: &Arc<Self>, socket: &OwnedFd) -> io::Result<()> {
         let (threads, socket) = (Arc::clone(self), socket.try_clone()?);
+        // Before it runs: it may take a request at once, and be busy before it was counted as idle.
+        self.idle.fetch_add(1, Ordering::AcqRel);
         let thread = std::thread::Builder::new().name("open".into()).stack_size(STACK).spawn(move || {
             serve(&threads, &socket);
             std::process::exit(0);
         });
-        thread.map(|_| _ = self.idle.fetch_add(1, Ordering::AcqRel))
+        if thread.is_err() {
+            self.idle.fetch_sub(1, Ordering::AcqRel);
+        }
+        thread.map(drop)
     }
 }
 
