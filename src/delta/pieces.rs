@@ -37,7 +37,7 @@ impl Piece {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.memory >= limit(LARGEST, 100)
+        self.memory >= limit(LARGEST, 80)
     }
 
     pub(super) fn is_empty(&self) -> bool {
