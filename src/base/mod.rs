@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use stack::Layer;
 use stack::{Coming, Stack};
 
+use parking_lot::RwLock;
+
 use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
@@ -141,6 +143,8 @@ pub struct Base {
     traffic: Arc<Traffic>,
     /// Its contents are not what its operator said: nothing of it is given to anybody.
     refused: AtomicBool,
+    /// Shared while sources are read and what they gave is kept; exclusive while all that is kept is dropped.
+    reading: RwLock<()>,
 }
 
 impl Base {
@@ -164,7 +168,16 @@ impl Base {
         let stack = Stack::new(layers, size);
         let id = cache.register_as(Owner::new(number, &stack.identity()));
         let remote = stack.sources().any(Source::is_remote);
-        Self { name, stack, cache, id, remote, traffic, refused: AtomicBool::new(false) }
+        Self {
+            name,
+            stack,
+            cache,
+            id,
+            remote,
+            traffic,
+            refused: AtomicBool::new(false),
+            reading: RwLock::new(()),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -179,7 +192,21 @@ impl Base {
     /// Gives nothing of it to anybody from now on: its contents do not have their digest.
     pub fn refuse(&self) {
         self.refused.store(true, Ordering::Release);
+        self.purge();
+    }
+
+    /// Its contents have their digest after all.
+    pub fn accept(&self) {
+        self.purge();
+        self.refused.store(false, Ordering::Release);
+    }
+
+    /// Drops all that is kept of it in memory, tables of images included. What is read from now on was read from its
+    /// sources after this.
+    pub fn purge(&self) {
+        let _none_reads = self.reading.write();
         self.cache.forget(self.id);
+        self.stack.forget();
     }
 
     fn check_refused(&self, offset: u64, length: u64) -> Result<(), BaseError> {
@@ -187,7 +214,7 @@ impl Base {
             return Ok(());
         }
         let why = "its contents do not have the digest that it was registered with";
-        let advice = "check the digest and the image, and add it as a new base";
+        let advice = "when its source has the right ones again, run `plyfs base verify`";
         let cause = SourceError::remote(SourceErrorKind::Changed, "read", self.name.clone(), why, advice);
         Err(self.failed(offset, length, cause.into()))
     }
@@ -220,6 +247,7 @@ impl Base {
         if !self.remote {
             return Ok(None);
         }
+        let _reading = self.reading.read();
         self.stack.prefetch(offset, length, purpose).map_err(|cause| self.failed(offset, length, cause))
     }
 
@@ -274,6 +302,7 @@ impl Base {
         if offset >= self.size() {
             return Ok(None);
         }
+        let _reading = self.reading.read();
         self.stack.next(offset, true).map_err(|cause| self.failed(offset, 0, cause))
     }
 
@@ -287,6 +316,7 @@ impl Base {
         if offset >= size {
             return Ok(size);
         }
+        let _reading = self.reading.read();
         let found = self.stack.next(offset, false).map_err(|cause| self.failed(offset, 0, cause))?;
         Ok(found.unwrap_or(size))
     }
@@ -337,6 +367,7 @@ impl Base {
     /// Reads the missing blocks at `offset` from the sources, keeps them, and copies to `buf`, which lies
     /// inside the base, what belongs there.
     fn fetch(&self, offset: u64, buf: &mut [u8], readahead: u32) -> Fetched {
+        let _reading = self.reading.read();
         let first = offset / BLOCK as u64;
         let skip = (offset % BLOCK as u64) as usize;
         let asked = (skip + buf.len()).div_ceil(BLOCK);

@@ -52,6 +52,11 @@ impl Stack {
         self.layers.iter().map(|layer| &*layer.source)
     }
 
+    /// Drops what its images keep of their files.
+    pub fn forget(&self) {
+        self.layers.iter().filter_map(|layer| layer.image.as_ref()).for_each(|image| image.forget());
+    }
+
     /// Tells this base's blocks from those of every other.
     pub fn identity(&self) -> Vec<u8> {
         let mut bytes = self.size.to_le_bytes().to_vec();

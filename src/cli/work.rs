@@ -41,16 +41,20 @@ pub(super) fn run(
         draw(name, &base["work"]);
         let _ = writeln!(std::io::stderr());
     }
-    if base["work"]["state"] == "failed" {
-        let message = base["work"]["error"].as_str().unwrap_or("it failed").to_owned();
-        let message = format!("{action}: {message}");
+    let state = base["work"]["state"].as_str().unwrap_or_default().to_owned();
+    if state == "failed" || state == "cancelled" {
+        let why = base["work"]["error"].as_str().unwrap_or("it did not end well");
+        let message = match &*state {
+            "cancelled" => format!("{action}: cancelled: {why}"),
+            _ => format!("{action}: {why}"),
+        };
         return Err(CliError::Refused { kind: "failed".into(), message });
     }
     global.output().value(&base, |base| summary(name, what, base))
 }
 
 fn ended(work: &Value) -> bool {
-    matches!(work["state"].as_str(), Some("done" | "failed"))
+    matches!(work["state"].as_str(), Some("done" | "failed" | "cancelled"))
 }
 
 fn summary(name: &str, what: &str, base: &Value) -> String {

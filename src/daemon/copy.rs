@@ -19,15 +19,34 @@ const PIECE: u64 = 1 << 20;
 pub struct CopiedFile {
     path: String,
     size: u64,
-    /// None when it is gone; then everything has to be in the store.
-    original: Option<Arc<FileSource>>,
+    /// None while it is gone; then everything has to be in the store.
+    original: Mutex<Option<Arc<FileSource>>>,
+    open: Reopen,
     spawn: Arc<dyn Spawn>,
 }
 
+/// Opens the original when it is there again, as it was registered.
+pub type Reopen = Box<dyn Fn() -> Option<Arc<FileSource>> + Send + Sync>;
+
 impl CopiedFile {
-    /// `original` is what was registered.
-    pub fn new(path: &str, size: u64, original: Option<Arc<FileSource>>, spawn: Arc<dyn Spawn>) -> Self {
-        Self { path: path.into(), size, original, spawn }
+    /// `original` is what was registered; `open` is asked for it when there is none.
+    pub fn new(
+        path: &str,
+        size: u64,
+        original: Option<Arc<FileSource>>,
+        open: Reopen,
+        spawn: Arc<dyn Spawn>,
+    ) -> Self {
+        Self { path: path.into(), size, original: Mutex::new(original), open, spawn }
+    }
+
+    fn original(&self) -> Option<Arc<FileSource>> {
+        if let Some(original) = &*self.original.lock() {
+            return Some(original.clone());
+        }
+        let found = (self.open)();
+        self.original.lock().clone_from(&found);
+        found
     }
 }
 
@@ -58,7 +77,7 @@ impl RemoteSource for CopiedFile {
 
 impl CopiedFile {
     fn read(&self, range: Range<u64>, deliver: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
-        let Some(original) = &self.original else {
+        let Some(original) = self.original() else {
             let why = "the file is gone or changed, and this part of it is not in the store";
             let advice = "put the original file back";
             return Err(SourceError::remote(SourceErrorKind::NotFound, "read", &self.path, why, advice));

@@ -9,6 +9,7 @@ mod confine;
 mod copy;
 mod handover;
 mod hydrate;
+mod keys;
 mod mount;
 mod opener;
 mod prefetch;

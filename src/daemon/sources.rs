@@ -1,29 +1,31 @@
 //! How the bytes of bases are got at: files of this host through the opener, everything else through the cache of fetched
 //! blocks.
 //!
-//! What must hold: whatever has one identity has one place in the cache, however many bases are made of it; and nothing
-//! here asks a server, so that bases can be attached while theirs is down.
+//! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
+//! `cache::disk::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::copy::CopiedFile;
+use super::hydrate::files;
+use super::keys::{keys_of, older_key};
 use crate::base::lazy::{Keep, KeepNothing, LazySource};
 use crate::cache::disk::{
-    CachedSource, DiskCache, EvictReason, Limits, SourceKey, Ticker, Watch, default_free_floor,
+    Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
+    default_free_floor,
 };
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
-use crate::format::record::{self, BaseRecord, Digest, ImageFile, Validator};
+use crate::format::record::{self, BaseRecord, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{Credentials, Http, HttpIdentity, Network, RemoteOptions, Strictness};
 use crate::source::{
@@ -52,10 +54,10 @@ impl Spawn for OnRuntime {
 /// Which source, and for which base: two bases of the same contents share what is kept, and nothing else.
 type Name = (u64, SourceKey);
 
-/// `kept` stays attached while the base is known.
+/// What is known of a file of a base, as long as the base is.
 struct Known {
+    contents: Arc<Contents>,
     source: Weak<LazySource>,
-    _kept: Arc<CachedSource>,
 }
 
 /// The cache of fetched blocks, with what tells everybody how it is.
@@ -69,8 +71,26 @@ pub struct Kept {
 /// Tells of evictions and failures of the cache.
 struct Watcher {
     events: Events,
-    /// Which bases a source is of.
+    /// Which bases a source is of, by its own key or that of its contents.
     users: Mutex<HashMap<SourceKey, Vec<Arc<Traffic>>>>,
+}
+
+impl Watcher {
+    /// A base is told of what happens to a source: once, however often it is attached.
+    fn add(&self, key: SourceKey, traffic: &Arc<Traffic>) {
+        let mut users = self.users.lock();
+        let users = users.entry(key).or_default();
+        if !users.iter().any(|user| Arc::ptr_eq(user, traffic)) {
+            users.push(traffic.clone());
+        }
+    }
+
+    fn forget(&self, traffic: &Arc<Traffic>) {
+        self.users.lock().retain(|_, users| {
+            users.retain(|user| !Arc::ptr_eq(user, traffic));
+            !users.is_empty()
+        });
+    }
 }
 
 impl Watch for Watcher {
@@ -117,7 +137,7 @@ impl Kept {
             free_floor: config.cache_disk_free.unwrap_or_else(|| default_free_floor(total)),
         };
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
-        let cache = DiskCache::open(Arc::new(medium), limits, watcher.clone());
+        let cache = DiskCache::open_with(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
         let _ticker = cache.start()?;
         Ok(Self { cache, watcher, _ticker })
     }
@@ -131,6 +151,8 @@ pub struct HostSources {
     kept: Kept,
     events: Events,
     known: Mutex<HashMap<Name, Known>>,
+    /// Numbers of bases of version 0.1.0 whose contents must not be lost, ascending.
+    inherited: OnceLock<Vec<u64>>,
     /// Bases that were told to wait, by number: their names, and since when.
     waiting: Mutex<HashMap<u64, (String, SystemTime)>>,
 }
@@ -156,7 +178,16 @@ impl HostSources {
             .build()?;
         let http =
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
-        Ok(Self { opener, runtime, http, kept, events, known: Mutex::default(), waiting: Mutex::default() })
+        Ok(Self {
+            opener,
+            runtime,
+            http,
+            kept,
+            events,
+            known: Mutex::default(),
+            inherited: OnceLock::new(),
+            waiting: Mutex::default(),
+        })
     }
 
     /// To ask servers.
@@ -174,9 +205,103 @@ impl HostSources {
         &self.kept.cache
     }
 
-    /// What is kept of a file of a base, whether or not anybody has it attached.
-    pub fn kept(&self, file: &ImageFile) -> Arc<CachedSource> {
-        self.kept.cache.attach(key_of(file), file.identity.size)
+    /// Settles what an earlier worker left, with the bases as they are now. To be called once, before any is attached.
+    pub fn settle(&self, bases: &[BaseRecord]) {
+        let cache = &self.kept.cache;
+        let candidates = || -> Vec<u64> {
+            let own = |base| files(base).map(move |file| keys_of(base, file, false).own);
+            let owned: HashSet<SourceKey> = bases.iter().flat_map(own).collect();
+            let older = |file: &ImageFile| {
+                let key = older_key(file);
+                let kept = cache.find(&key).is_some() || cache.trouble(&key).is_some();
+                kept && file.identity.digest.is_none() && !owned.contains(&key)
+            };
+            bases.iter().filter(|base| wants(base) && files(base).any(older)).map(|base| base.id).collect()
+        };
+        let inherited = cache.inherited(candidates).unwrap_or_else(|error| {
+            tracing::error!(%error, "the list of bases with contents of an older version cannot be read");
+            candidates()
+        });
+        let _ = self.inherited.set(inherited);
+        let all = |base| files(base).map(move |file| self.contents(base, file));
+        let precious = bases.iter().filter(|base| wants(base)).flat_map(all);
+        let keys = precious.flat_map(|contents| {
+            let of = *contents.of();
+            [Some(of.own), of.digest].into_iter().flatten().map(move |key| (key, of.size))
+        });
+        cache.settle_damaged(&keys.collect::<Vec<_>>());
+        let mut pinned = Vec::new();
+        for base in bases {
+            for contents in all(base) {
+                contents.believe();
+                if wants(base) {
+                    contents.pin(true);
+                    pinned.extend(contents.keys());
+                }
+            }
+        }
+        // Of bases that are gone, or that want nothing kept any more.
+        let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
+        for source in cache.sources().into_iter().filter(|source| !pinned.contains(source.key())) {
+            source.unpin();
+        }
+    }
+
+    /// What is kept of a file of a base, attached or not.
+    pub fn contents(&self, base: &BaseRecord, file: &ImageFile) -> Arc<Contents> {
+        let of = self.of(base, file);
+        let mut known = self.known.lock();
+        let known = known
+            .entry((base.id, of.own))
+            .or_insert_with(|| Known { contents: self.kept.cache.contents(of), source: Weak::new() });
+        known.contents.clone()
+    }
+
+    /// What a file of a base is called in the cache.
+    fn of(&self, base: &BaseRecord, file: &ImageFile) -> Of {
+        let inherited = self.inherited.get().is_some_and(|bases| bases.binary_search(&base.id).is_ok());
+        keys_of(base, file, inherited)
+    }
+
+    /// Whether others than `base` want kept what it has in common with them.
+    pub fn shares(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> Shares {
+        let of = self.of(base, file);
+        let wanted = others.iter().filter(|other| wants(other)).any(|other| {
+            let same = |file| {
+                let other = self.of(other, file);
+                other.own == of.own || (of.digest.is_some() && other.digest == of.digest)
+            };
+            files(other).any(same)
+        });
+        if wanted { Shares::Wanted } else { Shares::Free }
+    }
+
+    /// Drops what is kept of a file of a base, but for what others want kept. Returns bytes.
+    pub fn evict(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> u64 {
+        let of = self.of(base, file);
+        let theirs: Vec<Of> = others
+            .iter()
+            .filter(|other| wants(other))
+            .flat_map(|other| files(other).map(|file| self.of(other, file)))
+            .collect();
+        if theirs.iter().any(|other| other.own == of.own) {
+            return 0;
+        }
+        let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
+        let shares = if verified { Shares::Wanted } else { Shares::Free };
+        self.contents(base, file).evict(EvictReason::Asked, shares)
+    }
+
+    /// What is under way for a base is given to those who wait for it, and not kept.
+    pub fn forget_in_transit(&self, base: u64) {
+        let known = self.known.lock();
+        let sources: Vec<_> = known
+            .iter()
+            .filter(|((id, _), _)| *id == base)
+            .filter_map(|(_, known)| known.source.upgrade())
+            .collect();
+        drop(known);
+        sources.iter().for_each(|source| source.forget_in_transit());
     }
 
     /// Tells which bases began to wait for their servers since the last time, which do not wait any more, and which
@@ -229,23 +354,21 @@ impl HostSources {
     }
 
     /// A base is gone. What is kept of it goes too, unless it is another's as well.
-    pub fn forget(&self, base: &BaseRecord, others: &[&BaseRecord]) {
-        let mut known = self.known.lock();
-        let gone = known.extract_if(|(id, _), _| *id == base.id);
-        let traffic = self.traffic(base);
-        for ((_, key), _) in gone {
-            if let Some(users) = self.kept.watcher.users.lock().get_mut(&key) {
-                users.retain(|user| !Arc::ptr_eq(user, &traffic));
+    pub fn forget(&self, base: &BaseRecord, others: &[BaseRecord]) {
+        for file in files(base) {
+            let of = self.of(base, file);
+            let contents = self.contents(base, file);
+            self.known.lock().remove(&(base.id, of.own));
+            let theirs: Vec<Of> =
+                others.iter().flat_map(|other| files(other).map(|file| self.of(other, file))).collect();
+            if theirs.iter().any(|other| other.own == of.own) {
+                continue;
             }
+            let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
+            contents.remove(if verified { Shares::Wanted } else { Shares::Free });
         }
-        drop(known);
-        let files = |base: &BaseRecord| -> Vec<SourceKey> {
-            std::iter::once(&base.image).chain(&base.backing).map(key_of).collect()
-        };
-        let kept: Vec<SourceKey> = others.iter().flat_map(|other| files(other)).collect();
-        for key in files(base).into_iter().filter(|key| !kept.contains(key)) {
-            self.kept.cache.remove(&key);
-        }
+        self.kept.watcher.forget(&self.traffic(base));
+        self.waiting.lock().remove(&base.id);
         self.events.forget(base.id);
     }
 
@@ -265,25 +388,21 @@ impl HostSources {
                 self.http.open(&urls, identity, options_of(&base.options))
             }
             Validator::File { .. } => {
-                let original = self.original(file)?;
+                let original = self.original(base, file)?;
                 let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
-                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, spawn))
+                let (opener, wanted) = (self.opener.clone(), file.clone());
+                let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
+                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
             }
         };
         Ok(self.lazy(base, file, remote))
     }
 
     /// The file of this host, which may be gone once all of it is here.
-    fn original(&self, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
-        let opened = self.file(Path::new(&file.source)).and_then(|source| {
-            match why_changed(file, source.identity()) {
-                None => Ok(source),
-                Some(why) => Err(SourceError::changed(&file.source, &why)),
-            }
-        });
-        match opened {
+    fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
+        match open_original(&*self.opener, file) {
             Ok(source) => Ok(Some(Arc::new(source))),
-            Err(error) if self.kept(file).is_complete() => {
+            Err(error) if self.contents(base, file).is_complete(Reach::Proven) => {
                 tracing::debug!(%error, "a base is served from its copy");
                 Ok(None)
             }
@@ -292,26 +411,30 @@ impl HostSources {
     }
 
     fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {
-        let key = key_of(file);
-        let mut known = self.known.lock();
-        let name = (base.id, key);
-        if let Some(source) = known.get(&name).and_then(|known| known.source.upgrade()) {
-            return source;
-        }
-        let kept = self.kept.cache.attach(key, file.identity.size);
+        let contents = self.contents(base, file);
+        let of = *contents.of();
         if base.options.pinned || base.options.hydrate {
-            kept.pin(true);
+            contents.pin(true);
+        }
+        let traffic = self.traffic(base);
+        for key in std::iter::once(of.own).chain(of.digest) {
+            self.kept.watcher.add(key, &traffic);
+        }
+        let mut known = self.known.lock();
+        let known = known
+            .entry((base.id, of.own))
+            .or_insert_with(|| Known { contents: contents.clone(), source: Weak::new() });
+        if let Some(source) = known.source.upgrade() {
+            return source;
         }
         let keep: Arc<dyn Keep> = match self.kept.cache.stats().limit_bytes {
             0 => Arc::new(KeepNothing),
-            _ => kept.clone(),
+            _ => contents,
         };
-        let traffic = self.traffic(base);
-        self.kept.watcher.users.lock().entry(key).or_default().push(traffic.clone());
         let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
-        let identity = Identity::named(file.identity.size, key.0);
+        let identity = Identity::named(of.size, of.own.0);
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic));
-        known.insert(name, Known { source: Arc::downgrade(&source), _kept: kept });
+        known.source = Arc::downgrade(&source);
         source
     }
 }
@@ -334,6 +457,20 @@ impl Sources for HostSources {
     }
 }
 
+/// A file of this host, when it is what was registered.
+fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource, SourceError> {
+    let source = FileSource::open_with(opener, Path::new(&file.source))?;
+    match why_changed(file, source.identity()) {
+        None => Ok(source),
+        Some(why) => Err(SourceError::changed(&file.source, &why)),
+    }
+}
+
+/// Whether what is kept of a base is to stay.
+fn wants(base: &BaseRecord) -> bool {
+    base.options.pinned || base.options.hydrate
+}
+
 /// How a base wants its servers to be asked.
 pub fn options_of(options: &record::BaseOptions) -> RemoteOptions {
     RemoteOptions {
@@ -346,39 +483,4 @@ pub fn options_of(options: &record::BaseOptions) -> RemoteOptions {
         max_requests: (options.max_requests > 0).then_some(options.max_requests),
         max_rate: (options.max_rate > 0).then_some(options.max_rate),
     }
-}
-
-/// What two files have in common that have the same contents: the digest that the operator vouches for, with the size;
-/// else where they come from and what tells when that changes.
-pub fn key_of(file: &ImageFile) -> SourceKey {
-    let mut sum = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        sum.update((bytes.len() as u64).to_le_bytes());
-        sum.update(bytes);
-    };
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    match (&file.identity.digest, &file.identity.validator) {
-        (Some(Digest::Sha256(digest)), _) => {
-            part(b"sha256");
-            part(digest);
-        }
-        (Some(Digest::Sha512(digest)), _) => {
-            part(b"sha512");
-            part(digest);
-        }
-        (None, Validator::Http { etag, last_modified }) => {
-            part(b"url");
-            part(file.source.as_bytes());
-            part(text(etag).as_bytes());
-            part(text(last_modified).as_bytes());
-        }
-        (None, Validator::File { mtime_ns, inode }) => {
-            part(b"file");
-            part(file.source.as_bytes());
-            part(&mtime_ns.to_le_bytes());
-            part(&inode.to_le_bytes());
-        }
-    }
-    part(&file.identity.size.to_le_bytes());
-    SourceKey(sum.finalize().into())
 }

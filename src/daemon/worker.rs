@@ -26,7 +26,7 @@ use super::{api, handover};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
-use crate::format::record::Superblock;
+use crate::format::record::{BaseRecord, Superblock};
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
@@ -34,7 +34,7 @@ use crate::fuse::{Node, Ownership, PlyFs};
 use crate::io::{LiveDir, LiveStore, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::Store;
+use crate::store::{BaseNode, Store};
 use crate::trace::{Automatic, Limits};
 
 const NAME: &CStr = c"plyfs-worker";
@@ -233,6 +233,8 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
+    let record = |node: Arc<BaseNode>| BaseRecord { options: node.options(), ..node.record().clone() };
+    sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
         longest: Duration::from_secs(config.trace.longest_seconds),

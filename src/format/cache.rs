@@ -8,7 +8,9 @@ use twox_hash::XxHash3_64;
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Kind, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER};
 
-const HEADER: Envelope = Envelope { magic: *b"PLYCACHE", version: 1, structure: "cache header" };
+const HEADER: Envelope = Envelope { magic: *b"PLYCACHE", version: 2, structure: "cache header" };
+/// Bases whose contents lie under another key than the one that is made for them now.
+const INHERITED: Envelope = Envelope { magic: *b"PLYCKEYS", version: 1, structure: "list of inherited keys" };
 
 /// Bytes of the source in one cache block.
 pub const CACHE_BLOCK: u64 = 16 * 1024;
@@ -25,7 +27,8 @@ pub const SUMS_AT: u64 = 128;
 
 const COPY: usize = 2048;
 const PAYLOAD: usize = 8 + 32 + 8 + 4 + 4 + 1 + 1;
-const SEALED: usize = ENVELOPE_HEAD + PAYLOAD + 4;
+/// In version 2 behind the payload of version 1.
+const CONTENTS: usize = 32;
 const STRUCTURE: &str = "cache slot";
 
 /// Whose blocks a sums file is about, and what is known of them as a whole. It is there twice.
@@ -41,6 +44,9 @@ pub struct CacheHeader {
     pub pinned: bool,
     /// All of it was compared with the digest that the operator gave.
     pub verified: bool,
+    /// Each block that is here was a part of contents that were compared, as a whole, with the digest that this key
+    /// stands for. No block comes in any more.
+    pub contents: Option<[u8; 32]>,
 }
 
 /// What [`CacheHeader::decode`] found.
@@ -58,17 +64,27 @@ impl CacheHeader {
         (sequence % 2) * COPY as u64
     }
 
-    /// The bytes of one copy.
+    /// The bytes of one copy: of version 1 as long as that says all.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.u64(self.sequence).raw(&self.key).u64(self.size);
         w.u32(CACHE_BLOCK as u32).u32(SLOT_BLOCKS as u32);
         w.u8(self.pinned.into()).u8(self.verified.into());
-        HEADER.seal(&w.finish())
+        // Version 1 had verified contents under the key of their digest only.
+        match self.contents.filter(|contents| !self.verified || *contents != self.key) {
+            None => HEADER.seal_as(1, &w.finish()),
+            Some(contents) => HEADER.seal(w.raw(&contents).as_slice()),
+        }
     }
 
-    fn decode_copy(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut r = Reader::new(HEADER.open(bytes)?, HEADER.structure);
+    fn decode_copy(area: &[u8]) -> Result<Self, FormatError> {
+        let short = || FormatError::new(Kind::Truncated, HEADER.structure, "the file is too short");
+        let length = area.get(12..16).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+        let length = length.ok_or_else(short)? as usize;
+        let length = if length == PAYLOAD + CONTENTS { length } else { PAYLOAD };
+        let bytes = area.get(..ENVELOPE_HEAD + length + 4).ok_or_else(short)?;
+        let (payload, version) = HEADER.open_any(bytes)?;
+        let mut r = Reader::new(payload, HEADER.structure);
         let sequence = r.u64()?;
         if sequence > MAX_NUMBER {
             return Err(r.bad(format!("sequence number {sequence} is above 2^62")));
@@ -89,8 +105,15 @@ impl CacheHeader {
             other => Err(r.bad(format!("a flag is {other}"))),
         };
         let (pinned, verified) = (flag()?, flag()?);
+        let contents = if version > 1 {
+            let mut contents = [0; CONTENTS];
+            contents.copy_from_slice(r.raw(CONTENTS)?);
+            Some(contents)
+        } else {
+            None
+        };
         r.end()?;
-        Ok(Self { sequence, key, size, pinned, verified })
+        Ok(Self { sequence, key, size, pinned, verified, contents })
     }
 
     /// Reads the first [`HEADER_AREA`] bytes of a sums file.
@@ -98,17 +121,14 @@ impl CacheHeader {
     /// # Errors
     /// What is wrong with the first copy, when neither is sound.
     pub fn decode(area: &[u8]) -> Result<DecodedHeader, FormatError> {
-        let copy = |at: usize| match area.get(at..at + SEALED) {
-            Some(bytes) => {
-                let header = Self::decode_copy(bytes)?;
-                if Self::place(header.sequence) == at as u64 {
-                    Ok(header)
-                } else {
-                    let why = "this copy belongs to the other place";
-                    Err(FormatError::new(Kind::Value, HEADER.structure, why))
-                }
+        let copy = |at: usize| {
+            let header = Self::decode_copy(area.get(at..(at + COPY).min(area.len())).unwrap_or_default())?;
+            if Self::place(header.sequence) == at as u64 {
+                Ok(header)
+            } else {
+                let why = "this copy belongs to the other place";
+                Err(FormatError::new(Kind::Value, HEADER.structure, why))
             }
-            None => Err(FormatError::new(Kind::Truncated, HEADER.structure, "the file is too short")),
         };
         match (copy(0), copy(COPY)) {
             (Ok(a), Ok(b)) => {
@@ -210,4 +230,29 @@ pub fn block_sum(key: &[u8; 32], block: u64, bytes: &[u8]) -> u64 {
     name[..32].copy_from_slice(key);
     name[32..].copy_from_slice(&block.to_le_bytes());
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&name), bytes).max(1)
+}
+
+/// Numbers of bases, ascending, whose contents lie under the key that version 0.1.0 made for them.
+pub fn encode_inherited(bases: &[u64]) -> Vec<u8> {
+    let mut w = Writer::new();
+    for base in bases.iter().take(MAX_INHERITED) {
+        w.u64(*base);
+    }
+    INHERITED.seal(&w.finish())
+}
+
+/// The most bases that [`encode_inherited`] takes.
+pub const MAX_INHERITED: usize = 8000;
+
+/// Reads what [`encode_inherited`] made.
+///
+/// # Errors
+/// When it is damaged.
+pub fn decode_inherited(bytes: &[u8]) -> Result<Vec<u64>, FormatError> {
+    let mut r = Reader::new(INHERITED.open(bytes)?, INHERITED.structure);
+    let mut bases = Vec::new();
+    while r.left() > 0 {
+        bases.push(r.u64()?);
+    }
+    Ok(bases)
 }

@@ -144,6 +144,9 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// As [`extent`](Self::extent).
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError>;
+
+    /// Drops the tables that were read: the file's bytes are not what they were. To be called while nothing else is.
+    fn forget(&self) {}
 }
 
 /// What the start of an image file says.

@@ -64,6 +64,11 @@ impl<T> Tables<T> {
         state.index.insert(at, slot);
     }
 
+    /// Nothing is kept any more.
+    pub(super) fn clear(&self) {
+        *self.state.lock() = State { index: HashMap::new(), slots: Vec::new(), hand: 0, bytes: 0 };
+    }
+
     /// Bytes kept.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {

@@ -501,6 +501,16 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// How many descriptors the process may have at a time; a cautious number when that is not known.
+pub fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes the plain struct that is passed.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 256,
+    }
+}
+
 /// Effective user and group id.
 pub fn effective_ids() -> (u32, u32) {
     // SAFETY: cannot fail.

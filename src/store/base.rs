@@ -176,6 +176,21 @@ impl BaseNode {
         noted.map(drop)
     }
 
+    /// Serves it again: its contents have their digest after all.
+    ///
+    /// # Errors
+    /// What the storage says of noting it; it stays refused then.
+    pub fn accept(&self) -> Result<(), StoreError> {
+        self.set_options(|options| options.refused = false)?;
+        self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.accept());
+        Ok(())
+    }
+
+    /// Drops all of it that is in memory: its source gave other bytes than it should.
+    pub fn purge(&self) {
+        self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.purge());
+    }
+
     /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
     pub fn detach(&self) {
         self.attached.lock().take();
@@ -194,8 +209,8 @@ impl BaseNode {
         if record.options.refused {
             return Err(StoreError::BaseChanged {
                 object: self.object(),
-                why: "its contents do not have the digest that it was registered with; check the digest and the \
-                      image, and add it as a new base"
+                why: "its contents do not have the digest that it was registered with; when its source has the right \
+                      ones again, run `plyfs base verify`"
                     .into(),
             });
         }

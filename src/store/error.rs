@@ -99,7 +99,8 @@ impl StoreError {
         move |source| Self::Io { object, operation, source }
     }
 
-    pub(super) fn invalid(object: impl Into<String>, why: impl Into<String>) -> Self {
+    /// The request makes no sense.
+    pub fn invalid(object: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { object: object.into(), why: why.into() }
     }
 

@@ -279,7 +279,7 @@ fn a_small_cache_and_none_at_all_are_slower_and_right() {
 }
 
 #[test]
-fn one_content_under_two_names_is_fetched_once_when_the_digest_says_so() {
+fn one_content_under_two_names_is_fetched_once_when_it_was_compared_with_the_digest() {
     let (house, server, bytes) = served(MIB);
     let path = house.path("image");
     fs::write(&path, &*bytes).unwrap();
@@ -287,6 +287,7 @@ fn one_content_under_two_names_is_fetched_once_when_the_digest_says_so() {
     add(&house, "one", &server.url("/one"), &["--sha256", &sum]);
     same(&whole(&house, "one", MIB), &bytes, "one");
     settled(&house, "one", MIB);
+    assert!(house.ok(&["base", "verify", "one"]).contains("the digest matches"));
     let before = server.body_bytes();
     add(&house, "two", &server.url("/other/place"), &["--sha256", &sum]);
     let probe = server.body_bytes();

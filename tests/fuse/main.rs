@@ -10,6 +10,7 @@ mod failing;
 mod file;
 mod full;
 mod harness;
+mod kept;
 mod lazy;
 mod privilege;
 mod process;

@@ -89,6 +89,8 @@ struct Receiver {
     /// Complete ones that the cache does not have yet, and the first one's number.
     complete: Vec<(Arc<Unit>, Arc<[u8]>)>,
     complete_from: u64,
+    /// [`Shared::keeping`] when it was asked for.
+    asked_at: u64,
 }
 
 impl Receiver {
@@ -125,7 +127,7 @@ impl Receiver {
         if blocks.is_empty() {
             return;
         }
-        let shared = self.shared.clone();
+        let (shared, asked_at) = (self.shared.clone(), self.asked_at);
         if shared.in_transit.load(Ordering::Relaxed) > MAX_UNKEPT {
             let bytes: usize = blocks.iter().map(|(_, bytes)| bytes.len()).sum();
             shared.in_transit.fetch_sub(bytes as u64, Ordering::Relaxed);
@@ -136,7 +138,11 @@ impl Receiver {
             for (_, bytes) in &blocks {
                 data.extend_from_slice(bytes);
             }
-            shared.keep.insert(first, &data);
+            let keeping = shared.keeping.read();
+            if *keeping == asked_at {
+                shared.keep.insert(first, &data);
+            }
+            drop(keeping);
             // Only now may they leave the table.
             drop(blocks);
             shared.in_transit.fetch_sub(data.len() as u64, Ordering::Relaxed);
@@ -164,6 +170,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run) {
         units: run.units.into_iter(),
         complete: Vec::new(),
         complete_from: run.first,
+        asked_at: *shared.keeping.read(),
     }));
     let deliver = {
         let receiver = receiver.clone();

@@ -8,7 +8,7 @@
 //!   blocks take no lock that anybody holds while waiting.
 //! - The result never depends on what the cache keeps.
 //!
-//! Locks: `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
+//! Locks: `Shared::keeping` is shared while blocks are given to the cache, whose locks are inside. `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
 //! is asked (`contains`) under it by the readahead, and its locks are inside as well.
 
 mod fetch;
@@ -20,10 +20,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::readahead::Readahead;
-use crate::cache::disk::CachedSource;
+use crate::cache::disk::{CachedSource, Contents, Reach};
 use crate::events::{Reason, Traffic};
 use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
@@ -81,6 +81,20 @@ impl Keep for CachedSource {
     }
 }
 
+impl Keep for Contents {
+    fn read(&self, first: u64, buf: &mut [u8]) -> usize {
+        Self::read(self, first, buf, Reach::Proven)
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        Self::contains(self, block)
+    }
+
+    fn insert(&self, first: u64, data: &[u8]) {
+        Self::insert(self, first, data);
+    }
+}
+
 /// Why bytes were fetched, for the counters.
 fn reason(purpose: Purpose) -> Reason {
     match purpose {
@@ -103,6 +117,8 @@ struct Shared {
     identity: Identity,
     size: u64,
     table: Mutex<Table>,
+    /// Goes up when what is under way is not to be kept any more. Shared while something is kept.
+    keeping: RwLock<u64>,
     /// Bytes that are under way or not yet given to the cache.
     in_transit: AtomicU64,
     /// Readers' requests under way.
@@ -137,6 +153,7 @@ impl LazySource {
                 identity,
                 size,
                 table: Mutex::new(table),
+                keeping: RwLock::new(0),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
                 traffic,
@@ -158,6 +175,12 @@ impl LazySource {
     /// The last failure that readers were told, once.
     pub fn take_failure(&self) -> Option<SourceError> {
         self.shared.failure.lock().take()
+    }
+
+    /// What is under way is given to those who wait for it, and not kept. Nothing of it is kept after this.
+    pub fn forget_in_transit(&self) {
+        *self.shared.keeping.write() += 1;
+        self.shared.table.lock().transit = Transit::default();
     }
 
     /// Whether nothing is under way, and all that came was given to the cache.

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::files::{Files, Named, blocks_name, chunks_of, named, sums_name};
+use super::files::{self, INHERITED, Named, Opened, blocks_name, chunks_of, named, sums_name};
 use super::{CACHE_BLOCK, DIR, SourceKey};
-use crate::format::cache::{HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, block_sum, decode_slot, slot_place};
-use crate::io::Medium;
+use crate::format::cache::{
+    HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, block_sum, decode_inherited, decode_slot, slot_place,
+};
+use crate::io::{Medium, Open, read_whole};
 
 /// Whether a check may change the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,7 @@ pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<
         match named(&name) {
             Some(Named::Blocks(key)) => blocks.insert(key),
             Some(Named::Sums(key)) => with_sums.insert(key),
+            Some(Named::Inherited) => check.inherited(),
             None => {
                 let message = "plyfs makes no file of this name; move it elsewhere".to_owned();
                 check.findings.push(CacheFinding { file: format!("{DIR}/{name}"), message, repaired: false });
@@ -94,15 +97,30 @@ impl Check<'_> {
 
     fn source_goes(&mut self, key: &SourceKey, file: String, why: &str) {
         self.find(file, &format!("{why}; all that is cached of this source is of no use"), |medium| {
-            Files::remove(medium, key)?;
+            files::remove(medium, key)?;
             medium.sync_dir(DIR)
         });
     }
 
+    /// No repair: which bases were on it cannot be known from anything else.
+    fn inherited(&mut self) -> bool {
+        let name = format!("{DIR}/{INHERITED}");
+        let read = || {
+            let file = self.medium.open(&name, Open::Existing)?;
+            let bytes = read_whole(&*file, 65_536)?;
+            decode_inherited(&bytes).map_err(io::Error::other)
+        };
+        if let Err(error) = read() {
+            let message = format!("{error}; remove it when no base without a digest is hydrated or pinned");
+            self.findings.push(CacheFinding { file: name, message, repaired: false });
+        }
+        true
+    }
+
     /// An error is the whole source's.
     fn source(&mut self, key: &SourceKey) -> io::Result<()> {
-        let files = Files::open(self.medium, key)?;
-        let decoded = files.header()?;
+        let files = Opened::open(self.medium, key)?;
+        let decoded = files.header()?.map_err(io::Error::other)?;
         let mut header = decoded.header;
         if header.key != key.0 {
             return Err(io::Error::other("its header is of another source"));

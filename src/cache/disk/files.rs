@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::index::{Index, Piece};
 use super::{DIR, SourceKey};
+use crate::format::FormatError;
 use crate::format::cache::{
     Ages, CACHE_BLOCK, CacheHeader, DecodedHeader, HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, decode_slot,
     encode_ages, encode_slot, slot_place,
@@ -14,7 +15,8 @@ use crate::io::{Medium, MediumFile, Open};
 /// Slots that are read at once.
 const BATCH: u64 = 1024;
 
-pub(super) struct Files {
+/// The files of a source, open.
+pub(super) struct Opened {
     pub blocks: Arc<dyn MediumFile>,
     pub sums: Arc<dyn MediumFile>,
 }
@@ -24,9 +26,17 @@ pub(super) struct Files {
 pub(super) enum Named {
     Blocks(SourceKey),
     Sums(SourceKey),
+    /// Of no source.
+    Inherited,
 }
 
+/// The list of bases whose contents lie under the key that version 0.1.0 made.
+pub(super) const INHERITED: &str = "inherited";
+
 pub(super) fn named(name: &str) -> Option<Named> {
+    if name == INHERITED {
+        return Some(Named::Inherited);
+    }
     let (hex, suffix) = name.split_once('.')?;
     let key = SourceKey::from_hex(hex)?;
     match suffix {
@@ -49,11 +59,25 @@ pub(super) fn chunks_of(size: u64) -> u64 {
     size.div_ceil(CACHE_BLOCK).div_ceil(SLOT_BLOCKS)
 }
 
-impl Files {
+/// Removes the names of both files. The sums go first: blocks without them have no meaning, and the next start removes
+/// them.
+pub(super) fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
+    for name in [sums_name(key), blocks_name(key)] {
+        match medium.remove(&name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl Opened {
     /// New and empty ones, with this header.
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
         let key = SourceKey(header.key);
+        // Whoever still reads files of this name reads the old ones.
+        remove(medium, &key)?;
         let sums = medium.open(&sums_name(&key), Open::Create)?;
         sums.set_len(0)?;
         let blocks = medium.open(&blocks_name(&key), Open::Create)?;
@@ -66,27 +90,21 @@ impl Files {
         Ok(files)
     }
 
+    /// Those that are there, for a look.
     pub fn open(medium: &dyn Medium, key: &SourceKey) -> io::Result<Self> {
         let sums = medium.open(&sums_name(key), Open::Existing)?;
         let blocks = medium.open(&blocks_name(key), Open::Existing)?;
         Ok(Self { blocks, sums })
     }
 
-    pub fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
-        // The sums first: blocks without them have no meaning, and the next start removes them.
-        for name in [sums_name(key), blocks_name(key)] {
-            match medium.remove(&name) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    pub fn header(&self) -> io::Result<DecodedHeader> {
+    /// What the header says, or how it is damaged.
+    ///
+    /// # Errors
+    /// When it cannot be read, which says nothing about it.
+    pub fn header(&self) -> io::Result<Result<DecodedHeader, FormatError>> {
         let mut area = vec![0; HEADER_AREA as usize];
         let got = self.sums.read_at(&mut area, 0)?;
-        CacheHeader::decode(&area[..got]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        Ok(CacheHeader::decode(&area[..got]))
     }
 
     fn write_copy(&self, header: &mut CacheHeader) -> io::Result<()> {
@@ -184,7 +202,7 @@ impl Files {
 }
 
 /// Lengthens the file to the end of its header, so that a file of another length was cut.
-fn sums_area(files: &Files) -> io::Result<()> {
+fn sums_area(files: &Opened) -> io::Result<()> {
     files.sums.set_len(HEADER_AREA)
 }
 

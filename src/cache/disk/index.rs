@@ -11,8 +11,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::files::Files;
+use super::SourceKey;
+use super::open::Files;
 use crate::format::cache::{Ages, SLOT_BLOCKS};
+
+/// Ticks after which a hidden block is tried again, at most.
+const LONGEST_HIDDEN: u64 = 64;
 
 /// In the age of a block: used again after it came.
 pub(super) const HOT: u8 = 0x80;
@@ -50,6 +54,10 @@ pub(super) struct Class {
 pub(super) struct Index {
     /// None as long as nothing was cached of this source.
     pub files: Option<Arc<Files>>,
+    /// What all that is here was compared with.
+    pub contents: Option<SourceKey>,
+    /// Blocks that could not be read, with their sums on disk still, and when they are tried again.
+    hidden: BTreeMap<u64, Hidden>,
     chunks: BTreeMap<u32, Chunk>,
     /// Blocks that are here.
     blocks: u64,
@@ -57,6 +65,15 @@ pub(super) struct Index {
     next_slot: u32,
     base: u64,
     counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Hidden {
+    class: Class,
+    due: u64,
+    wait: u64,
+    /// It is here again, and was not read since.
+    shown: bool,
 }
 
 struct Counts([u64; 256]);
@@ -230,6 +247,7 @@ impl Index {
         let (no, at) = split(first);
         self.chunks.entry(no).or_insert(Chunk { slot, present: 0, ages: [0; CHUNK], aged: true }).aged = true;
         for at in at..at + blocks {
+            self.hidden.remove(&(u64::from(no) * SLOT_BLOCKS + at));
             self.add(no, at, generation, 0);
         }
     }
@@ -269,6 +287,53 @@ impl Index {
 
     /// A block is not here any more; where its sum is.
     pub fn clear(&mut self, block: u64) -> Option<u32> {
+        let (no, _) = split(block);
+        let (slot, empty) = self.take_out(block)?;
+        // The sums of hidden blocks are in it.
+        let first = u64::from(no) * SLOT_BLOCKS;
+        if empty && self.hidden.range(first..first + SLOT_BLOCKS).all(|(_, hidden)| hidden.shown) {
+            self.chunks.remove(&no);
+            self.free_slots.push(slot);
+        }
+        Some(slot)
+    }
+
+    /// A block that is here is not, for a while; its sum stays. Whether it was here.
+    pub fn hide(&mut self, block: u64, now: u64) -> bool {
+        let Some(class) = self.class_of(block) else { return false };
+        self.take_out(block);
+        let wait = self.hidden.get(&block).map_or(1, |before| (before.wait * 2).min(LONGEST_HIDDEN));
+        self.hidden.insert(block, Hidden { class, due: now + wait, wait, shown: false });
+        true
+    }
+
+    /// Whether blocks are hidden.
+    pub fn hides(&self) -> bool {
+        self.hidden.values().any(|hidden| !hidden.shown)
+    }
+
+    /// Hidden blocks that may be tried again.
+    pub fn due(&self, now: u64) -> Vec<u64> {
+        let due = self.hidden.iter().filter(|(_, hidden)| !hidden.shown && hidden.due <= now);
+        due.map(|(block, _)| *block).collect()
+    }
+
+    /// A hidden block is here again.
+    pub fn show(&mut self, block: u64) {
+        let Some(hidden) = self.hidden.get_mut(&block) else { return };
+        hidden.shown = true;
+        let class = hidden.class;
+        let (no, at) = split(block);
+        self.add(no, at, class.generation, if class.hot { HOT } else { 0 });
+    }
+
+    /// Whether ages are to be written.
+    pub fn is_aged(&self) -> bool {
+        self.chunks.values().any(|chunk| chunk.aged)
+    }
+
+    /// A block that is here is not any more, with its slot kept; whether its chunk is empty now.
+    fn take_out(&mut self, block: u64) -> Option<(u32, bool)> {
         let (no, at) = split(block);
         let chunk = self.chunks.get_mut(&no)?;
         if chunk.present & (1 << at) == 0 {
@@ -277,12 +342,7 @@ impl Index {
         chunk.present &= !(1 << at);
         self.counts.0[usize::from(chunk.ages[at as usize])] -= 1;
         self.blocks -= 1;
-        let (slot, empty) = (chunk.slot, chunk.present == 0);
-        if empty {
-            self.chunks.remove(&no);
-            self.free_slots.push(slot);
-        }
-        Some(slot)
+        Some((chunk.slot, chunk.present == 0))
     }
 
     /// Nothing is here any more; how many blocks there were.

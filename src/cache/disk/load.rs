@@ -1,18 +1,27 @@
-//! What an earlier worker left: taken over when it fits, dropped when it does not.
+//! What an earlier worker left: taken over when it fits, dropped when its checksums say that it does not, kept when it
+//! cannot be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::files::{Files, Named, named};
+use super::files::{self, INHERITED, Named, named};
 use super::index::Index;
-use super::{DIR, DiskCache, MIB, SourceKey, count};
-use crate::format::cache::CACHE_BLOCK;
+use super::open::Files;
+use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
+use crate::format::cache::{CACHE_BLOCK, CacheHeader};
 use crate::io::is_full;
 
 /// Punched at once while nothing else of the source is written.
 const GAPS: usize = 64;
+
+/// What came of an attempt to load a source.
+enum Loaded {
+    Here,
+    /// A checksum says so, or one of the two files is missing.
+    Bad(String),
+}
 
 impl DiskCache {
     /// Reads the directory. When that fails the cache is empty and takes nothing, and it is tried again.
@@ -33,53 +42,138 @@ impl DiskCache {
             Err(e) if !is_full(&e) => return Err(e),
             _ => {}
         }
-        let mut keys = BTreeSet::new();
-        let names = medium.list(DIR)?;
-        for name in &names {
-            if let Some(Named::Sums(key) | Named::Blocks(key)) = named(name) {
-                keys.insert(key);
-            }
+        let mut found: BTreeMap<SourceKey, BTreeSet<bool>> = BTreeMap::new();
+        for name in &medium.list(DIR)? {
+            match named(name) {
+                Some(Named::Sums(key)) => found.entry(key).or_default().insert(true),
+                Some(Named::Blocks(key)) => found.entry(key).or_default().insert(false),
+                // One that was being written.
+                None if *name == format!("{INHERITED}.tmp") => {
+                    medium.remove(&format!("{DIR}/{name}")).is_ok()
+                }
+                Some(Named::Inherited) | None => false,
+            };
         }
-        for key in keys {
-            if let Err(error) = self.load_source(&key) {
-                // Sums that are gone are a crash between two steps, and nothing to speak of.
-                if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%key, %error, "cached blocks that cannot be used are dropped");
-                }
-                if let Err(error) = Files::remove(medium, &key) {
-                    count(&self.shared.counters.write_errors, 1);
-                    tracing::warn!(%key, %error, "and cannot be removed");
-                }
-                self.shared.names.store(true, Ordering::Relaxed);
+        for (key, files) in found {
+            if files.len() == 2 {
+                self.load_again(&key);
+            } else {
+                // A crash between two steps, and nothing to speak of.
+                self.drop_files(&key);
             }
         }
         Ok(())
     }
 
-    fn load_source(&self, key: &SourceKey) -> io::Result<()> {
-        let files = Files::open(&*self.shared.medium, key)?;
-        let header = files.header()?.header;
+    /// Loads one source. What is bad goes; what cannot be read stays, and is tried again.
+    fn load_again(&self, key: &SourceKey) {
+        match self.load_source(key) {
+            Ok(Loaded::Here) => {
+                if self.shared.troubles.over(key) {
+                    tracing::info!(%key, "cached blocks can be read again");
+                }
+            }
+            Ok(Loaded::Bad(why)) if self.damaged == Damaged::Keep => {
+                tracing::warn!(%key, why, "cached blocks cannot be used as they are");
+                self.shared.troubles.note(*key, why.clone(), true, u64::MAX / 2);
+                self.bad.lock().insert(*key, why);
+            }
+            Ok(Loaded::Bad(why)) => {
+                tracing::warn!(%key, why, "cached blocks that cannot be used are dropped");
+                self.drop_files(key);
+            }
+            Err(error) => {
+                count(&self.shared.counters.read_errors, 1);
+                self.shared.unloaded(key, &error);
+            }
+        }
+    }
+
+    /// Tries what could not be read before.
+    pub(super) fn load_due(&self) {
+        for key in self.shared.troubles.due(self.shared.health.ticks()) {
+            self.load_again(&key);
+        }
+    }
+
+    fn drop_files(&self, key: &SourceKey) {
+        self.shared.troubles.over(key);
+        if let Err(error) = files::remove(&*self.shared.medium, key) {
+            count(&self.shared.counters.write_errors, 1);
+            tracing::warn!(%key, %error, "and cannot be removed");
+        }
+        self.shared.names.store(true, Ordering::Relaxed);
+    }
+
+    fn load_source(&self, key: &SourceKey) -> io::Result<Loaded> {
+        let files = Files::existing(*key, &self.shared.open);
+        let opened = files.get()?;
+        let header = match opened.header()? {
+            Ok(decoded) => decoded.header,
+            Err(error) => return Ok(Loaded::Bad(error.to_string())),
+        };
         if header.key != key.0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the header is of another source"));
+            return Ok(Loaded::Bad("the header is of another source".into()));
+        }
+        if self.table.lock().get(key).is_some_and(|source| source.size() != header.size) {
+            return Ok(Loaded::Bad(format!("they are of a source of {} bytes", header.size)));
         }
         let mut index = Index::default();
-        let errors = files.load(&header, &mut index)?;
-        count(&self.shared.counters.read_errors, errors);
-        index.files = Some(Arc::new(files));
-        let newest = index.newest();
-        if self.table.lock().get(key).is_some_and(|source| source.size() != header.size) {
-            let why = format!("they are of a source of {} bytes", header.size);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let errors = opened.load(&header, &mut index)?;
+        if errors > 0 && !self.shared.troubles.is_lasting(key) {
+            return Err(io::Error::other("its sums cannot be read"));
         }
-        self.source(*key, header.size).take_over(header, index);
+        index.files = Some(files);
+        self.take(*key, header, index);
+        Ok(Loaded::Here)
+    }
+
+    fn take(&self, key: SourceKey, header: CacheHeader, index: Index) {
+        let newest = index.newest();
+        self.source(key, header.size).take_over(header, index);
         self.shared.generation.fetch_max(newest + 1, Ordering::Relaxed);
-        Ok(())
+    }
+
+    /// Decides about the sources whose headers are damaged: those of `wanted`, each with its size, get a new header,
+    /// behind which each block has to prove itself; the others go.
+    pub fn settle_damaged(&self, wanted: &[(SourceKey, u64)]) {
+        let bad = std::mem::take(&mut *self.bad.lock());
+        for (key, why) in bad {
+            let Some((_, size)) = wanted.iter().find(|(wanted, _)| *wanted == key) else {
+                tracing::warn!(%key, why, "cached blocks that cannot be used are dropped");
+                self.drop_files(&key);
+                continue;
+            };
+            let again = || -> io::Result<()> {
+                let opened = Files::existing(key, &self.shared.open).get()?;
+                let mut header = CacheHeader {
+                    sequence: 0,
+                    key: key.0,
+                    size: *size,
+                    pinned: true,
+                    verified: false,
+                    contents: None,
+                };
+                opened.write_header(&mut header)
+            };
+            match again() {
+                Ok(()) => {
+                    self.shared.troubles.over(&key);
+                    self.load_again(&key);
+                }
+                Err(error) => {
+                    self.shared.unloaded(&key, &error);
+                    self.bad.lock().insert(key, why);
+                }
+            }
+        }
     }
 
     /// A worker that was killed, or a power cut, may have left bytes in the files that no sum speaks for. They take
     /// space that nobody counts, so they are punched out.
     pub(super) fn settle(&self) {
         for source in self.sources() {
+            source.show_again();
             if !source.unsettled.swap(false, Ordering::Relaxed) {
                 continue;
             }
@@ -93,7 +187,11 @@ impl DiskCache {
 impl super::CachedSource {
     fn punch_gaps(&self) -> io::Result<()> {
         let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
-        let (allocated, len) = (files.blocks.allocated()?, files.blocks.len()?);
+        let opened = match files.get() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        let (allocated, len) = (opened.blocks.allocated()?, opened.blocks.len()?);
         let cached = self.cached_bytes();
         // Filesystems count some of their own, and allocate ahead.
         if allocated <= cached + cached / 16 + MIB {
@@ -104,7 +202,7 @@ impl super::CachedSource {
             let _writer = self.writer.lock();
             let gaps: Vec<(u64, u64)> = {
                 let index = self.index.lock();
-                if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) {
+                if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) || index.hides() {
                     return Ok(());
                 }
                 let mut from = at;
@@ -117,7 +215,7 @@ impl super::CachedSource {
                 .collect()
             };
             for (first, blocks) in &gaps {
-                files.blocks.punch(first * CACHE_BLOCK, blocks * CACHE_BLOCK)?;
+                opened.blocks.punch(first * CACHE_BLOCK, blocks * CACHE_BLOCK)?;
             }
             at = gaps.last().map_or(end, |(first, blocks)| first + blocks);
         }

@@ -13,20 +13,28 @@
 //! - **A cache that is full or failing is a cache that takes nothing new**: no call fails, nothing is tried in a loop
 //!   (`health`).
 //! - A read takes one short lock in memory and waits for no insert, eviction or sync.
+//! - **What is read for a base was fetched for it, or was compared with its digest** (`contents`): what another base has
+//!   fetched is believed once all of it was compared, and never before.
+//! - **What cannot be read is not bad**: only a checksum's word drops anything (`trouble`).
 //!
 //! Locks, in this order: `sweep` (one eviction at a time), a source's `writer` (held while its files are changed),
-//! a source's `index` (in memory, short; no file is touched under it). `table` is held for lookups only, and alone.
+//! a source's `index` (in memory, short; no file is touched under it). `verified`, then `table`, are held for lookups;
+//! under `verified` an `index` is locked.
 
 mod check;
+mod contents;
 mod files;
 mod health;
 mod index;
+mod inherited;
 mod load;
+mod open;
 mod room;
 mod source;
 #[cfg(test)]
 mod tests;
 mod ticker;
+mod trouble;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -38,11 +46,14 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub use self::check::{CacheFinding, Repair, Sums, check};
-pub use self::source::CachedSource;
+pub use self::contents::{Contents, FrozenContents, Of, Reach, Shares};
+pub use self::source::{CachedSource, Frozen};
 pub use self::ticker::Ticker;
 pub use crate::format::cache::CACHE_BLOCK;
 
 use self::health::Health;
+use self::open::OpenFiles;
+use self::trouble::Troubles;
 use crate::io::{Medium, Space};
 
 /// The cache's directory in the store.
@@ -109,6 +120,15 @@ pub fn default_free_floor(total: u64) -> u64 {
     (total / 20).max(GIB).min(total / 4)
 }
 
+/// What becomes of files whose header is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damaged {
+    /// They go.
+    Drop,
+    /// They stay until [`DiskCache::settle_damaged`] is told which of them are somebody's only copy.
+    Keep,
+}
+
 /// Why blocks went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -163,6 +183,8 @@ pub struct DiskCacheStats {
     pub write_errors: u64,
     /// Why nothing new is kept.
     pub degraded: Option<String>,
+    /// Sources that cannot be read now, by their keys, and why. They are kept, and tried again.
+    pub unreadable: Vec<String>,
 }
 
 #[derive(Default)]
@@ -204,9 +226,42 @@ struct Shared {
     uses: AtomicU64,
     /// One eviction at a time.
     sweep: Mutex<()>,
+    open: Arc<OpenFiles>,
+    troubles: Troubles,
+    /// Goes up when a source begins or ceases to be of verified contents.
+    lineups: AtomicU64,
 }
 
 impl Shared {
+    /// A source began or ceased to be of verified contents.
+    fn lineup(&self) {
+        self.lineups.fetch_add(1, Ordering::Release);
+    }
+
+    fn looked_up(&self, wanted: u64, found: u64) {
+        count(&self.counters.hits, found);
+        count(&self.counters.misses, wanted - found);
+    }
+
+    /// Files of a source cannot be read now.
+    fn trouble(&self, key: &SourceKey, error: &io::Error) {
+        self.note_trouble(key, error, false);
+    }
+
+    /// Nothing is known of a source for now.
+    fn unloaded(&self, key: &SourceKey, error: &io::Error) {
+        self.note_trouble(key, error, true);
+    }
+
+    fn note_trouble(&self, key: &SourceKey, error: &io::Error, unloaded: bool) {
+        let short = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+        let advice = if short { "; raise the limit of open files (ulimit -n, LimitNOFILE)" } else { "" };
+        let why = format!("its files cannot be read: {error}{advice}; they are kept and tried again");
+        if self.troubles.note(*key, why.clone(), unloaded, self.health.ticks()) {
+            tracing::warn!(%key, why, "a source of the cache");
+        }
+    }
+
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
     }
@@ -253,6 +308,10 @@ impl Shared {
 pub struct DiskCache {
     shared: Arc<Shared>,
     table: Mutex<HashMap<SourceKey, Arc<CachedSource>>>,
+    verified: Mutex<contents::Verified>,
+    damaged: Damaged,
+    /// Sources with damaged headers that were not decided about.
+    bad: Mutex<HashMap<SourceKey, String>>,
     me: Weak<Self>,
 }
 
@@ -261,8 +320,21 @@ impl DiskCache {
     /// fails: a directory that cannot be used is tried again later, and nothing is cached until then. Somebody has to
     /// call [`DiskCache::tick`] about once a second; see [`DiskCache::start`].
     pub fn open(medium: Arc<dyn Medium>, limits: Limits, watch: Arc<dyn Watch>) -> Arc<Self> {
+        Self::open_with(medium, limits, watch, Damaged::Drop)
+    }
+
+    /// As [`open`](Self::open).
+    pub fn open_with(
+        medium: Arc<dyn Medium>,
+        limits: Limits,
+        watch: Arc<dyn Watch>,
+        damaged: Damaged,
+    ) -> Arc<Self> {
         let total = medium.space().unwrap_or(Space { total: 0, free: 0, available: 0 }).total;
         let shared = Shared {
+            open: OpenFiles::new(medium.clone()),
+            troubles: Troubles::default(),
+            lineups: AtomicU64::new(1),
             medium,
             watch,
             health: Health::default(),
@@ -279,8 +351,14 @@ impl DiskCache {
             uses: AtomicU64::new(0),
             sweep: Mutex::new(()),
         };
-        let cache =
-            Arc::new_cyclic(|me| Self { shared: Arc::new(shared), table: Mutex::default(), me: me.clone() });
+        let cache = Arc::new_cyclic(|me| Self {
+            shared: Arc::new(shared),
+            table: Mutex::default(),
+            verified: Mutex::default(),
+            damaged,
+            bad: Mutex::default(),
+            me: me.clone(),
+        });
         cache.load();
         cache
     }
@@ -312,7 +390,7 @@ impl DiskCache {
     /// Drops all that is cached of a source, and its files. It is not pinned any more. Whoever has it attached may go
     /// on, and begins anew.
     pub fn remove(&self, key: &SourceKey) {
-        let source = self.table.lock().get(key).cloned();
+        let source = self.find(key);
         if let Some(source) = source {
             source.reset(EvictReason::Asked);
             self.shared.health.hope();
@@ -322,6 +400,16 @@ impl DiskCache {
                 table.remove(key);
             }
         }
+    }
+
+    /// A source that is known, without making it known.
+    pub fn find(&self, key: &SourceKey) -> Option<Arc<CachedSource>> {
+        self.table.lock().get(key).cloned()
+    }
+
+    /// Why what is cached of a source cannot be read now.
+    pub fn trouble(&self, key: &SourceKey) -> Option<String> {
+        self.shared.troubles.why(key)
     }
 
     /// Sources of which something is cached, that are pinned, or that are attached.
@@ -346,6 +434,12 @@ impl DiskCache {
             read_errors: get(&counters.read_errors),
             write_errors: get(&counters.write_errors),
             degraded: shared.health.why(),
+            unreadable: shared
+                .troubles
+                .list()
+                .into_iter()
+                .map(|(key, why)| format!("{key}: {why}"))
+                .collect(),
         }
     }
 
@@ -382,8 +476,10 @@ impl DiskCache {
             }
             return;
         }
+        self.load_due();
         self.settle();
         self.keep_bounds();
+        shared.open.tick();
         let due = now.is_multiple_of(SYNC_TICKS) || shared.unsynced.load(Ordering::Relaxed) >= SYNC_BYTES;
         if due
             && shared.health.may_write()

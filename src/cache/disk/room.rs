@@ -209,11 +209,17 @@ impl CachedSource {
             from = next;
             if !chosen.is_empty() {
                 let chosen: Vec<_> = chosen.into_iter().map(|(block, class)| (block, Some(class))).collect();
-                let gone = self.drop_blocks(&mut self.writer.lock(), &files, &chosen);
+                // What cannot be opened stays.
+                let Some(opened) = self.open(&files) else { break };
+                let mut writer = self.writer.lock();
+                if !self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) {
+                    break;
+                }
+                let gone = self.drop_blocks(&mut writer, &opened, &chosen);
                 (blocks, bytes) = (blocks + gone.0, bytes + gone.1);
             }
         }
-        self.shared.went(&self.key, blocks, bytes, reason);
+        self.shared.went(&self.told_as(), blocks, bytes, reason);
         bytes
     }
 }

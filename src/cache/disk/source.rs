@@ -2,12 +2,13 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-use super::files::Files;
+use super::files::{self, Opened};
 use super::index::{Class, Index, Piece};
+use super::open::Files;
 use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
 use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -27,12 +28,16 @@ pub struct CachedSource {
     pub(super) index: Mutex<Index>,
     pinned: AtomicBool,
     verified: AtomicBool,
+    /// Nothing comes in while this is not 0: what is here is being compared as a whole.
+    frozen: AtomicU64,
     /// Another source has its key now.
     detached: AtomicBool,
     /// Its files may have bytes that no sum speaks for.
     pub(super) unsettled: AtomicBool,
     blocks_dirty: AtomicBool,
     sums_dirty: AtomicBool,
+    /// What it is called when something is told of it.
+    told_as: OnceLock<SourceKey>,
     /// [`Shared::uses`] when it was used last.
     pub(super) used_at: AtomicU64,
 }
@@ -47,7 +52,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Makes the file say durably what the header says.
-    fn settle(&mut self, files: &Files) -> io::Result<()> {
+    fn settle(&mut self, files: &Opened) -> io::Result<()> {
         if self.stale {
             files.write_header(&mut self.header)?;
         } else if !self.settled {
@@ -60,7 +65,8 @@ impl Writer {
 
 impl CachedSource {
     pub(super) fn new(key: SourceKey, size: u64, shared: &Arc<Shared>, cache: Weak<DiskCache>) -> Self {
-        let header = CacheHeader { sequence: 0, key: key.0, size, pinned: false, verified: false };
+        let header =
+            CacheHeader { sequence: 0, key: key.0, size, pinned: false, verified: false, contents: None };
         Self {
             key,
             size,
@@ -70,18 +76,22 @@ impl CachedSource {
             index: Mutex::default(),
             pinned: AtomicBool::new(false),
             verified: AtomicBool::new(false),
+            frozen: AtomicU64::new(0),
             detached: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
             blocks_dirty: AtomicBool::new(false),
             sums_dirty: AtomicBool::new(false),
+            told_as: OnceLock::new(),
             used_at: AtomicU64::new(0),
         }
     }
 
     /// What an earlier worker left of it.
-    pub(super) fn take_over(&self, header: CacheHeader, index: Index) {
+    pub(super) fn take_over(&self, mut header: CacheHeader, mut index: Index) {
         let mut writer = self.writer.lock();
-        self.pinned.store(header.pinned, Ordering::Relaxed);
+        // It may have been pinned while it could not be read.
+        let stale = self.pinned.fetch_or(header.pinned, Ordering::Relaxed) && !header.pinned;
+        header.pinned |= stale;
         self.verified.store(header.verified, Ordering::Relaxed);
         self.unsettled.store(true, Ordering::Relaxed);
         // Who knows what a killed worker had synced.
@@ -90,14 +100,32 @@ impl CachedSource {
         self.shared.names.store(true, Ordering::Relaxed);
         self.used_at.store(index.newest(), Ordering::Relaxed);
         self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
-        *writer = Writer { header, stale: false, settled: false };
+        index.contents = header.contents.map(SourceKey);
+        *writer = Writer { header, stale, settled: false };
         *self.index.lock() = index;
+        self.shared.lineup();
         self.shared.used.fetch_add(self.cached_bytes(), Ordering::Relaxed);
     }
 
     /// Whose contents.
     pub fn key(&self) -> &SourceKey {
         &self.key
+    }
+
+    /// What it is called when something is told of it: its verified contents, or what its base calls it.
+    pub(super) fn told_as(&self) -> SourceKey {
+        self.contents().unwrap_or_else(|| self.told_as.get().copied().unwrap_or(self.key))
+    }
+
+    pub(super) fn tell_as(&self, key: SourceKey) {
+        self.told_as.get_or_init(|| key);
+    }
+
+    /// It is not pinned any more, if it was.
+    pub fn unpin(&self) {
+        if self.is_pinned() {
+            self.pin(false);
+        }
     }
 
     /// Bytes of the source.
@@ -131,15 +159,24 @@ impl CachedSource {
     /// they are here without a gap; returns how many. What is behind them in `buf` is undefined.
     pub fn read(&self, first: u64, buf: &mut [u8]) -> usize {
         let wanted = self.blocks_in(first, buf.len());
-        let sound = self.read_sound(first, wanted, buf);
-        count(&self.shared.counters.hits, sound);
-        count(&self.shared.counters.misses, wanted - sound);
+        let sound = self.read_sound(first, wanted, buf, None);
+        self.shared.looked_up(wanted, sound);
         sound as usize
     }
 
-    fn read_sound(&self, first: u64, wanted: u64, buf: &mut [u8]) -> u64 {
+    /// As [`read`](Self::read), uncounted. With `contents` only what was compared with them is read.
+    pub(super) fn read_sound(
+        &self,
+        first: u64,
+        wanted: u64,
+        buf: &mut [u8],
+        contents: Option<SourceKey>,
+    ) -> u64 {
         let (files, pieces, run, moved) = {
             let mut index = self.index.lock();
+            if contents.is_some() && index.contents != contents {
+                return 0;
+            }
             let run = index.run(first, wanted, true);
             let Some(files) = index.files.clone().filter(|_| run > 0) else { return 0 };
             let moved = index.touch(first, run, self.shared.generation());
@@ -147,6 +184,8 @@ impl CachedSource {
         };
         self.shared.moved(moved * CACHE_BLOCK);
         self.note_use();
+        // Without descriptors nothing is read now, and nothing is lost.
+        let Some(files) = self.open(&files) else { return 0 };
         let buf = &mut buf[..self.bytes_of(first, run) as usize];
         // An error or too few bytes: the blocks are looked at one by one, because one bad sector is one bad block.
         let got = files.blocks.read_at(buf, first * CACHE_BLOCK).unwrap_or(0);
@@ -155,7 +194,7 @@ impl CachedSource {
             let block = first + at as u64;
             let whole = at * CACHE_BLOCK as usize + bytes.len() <= got;
             let sound = whole && sums.get(at).is_some_and(|sum| self.matches(block, bytes, *sum));
-            if !sound && !self.read_again(block, bytes) {
+            if !sound && !self.read_again(block, bytes, contents) {
                 return at as u64;
             }
         }
@@ -172,16 +211,20 @@ impl CachedSource {
 
     /// Reads a block that did not match while nobody changes the files. What still does not match is damaged, and
     /// dropped.
-    fn read_again(&self, block: u64, bytes: &mut [u8]) -> bool {
+    fn read_again(&self, block: u64, bytes: &mut [u8], contents: Option<SourceKey>) -> bool {
         let mut writer = self.writer.lock();
         let (files, pieces) = {
             let index = self.index.lock();
+            if contents.is_some() && index.contents != contents {
+                return false;
+            }
             match index.files.clone().filter(|_| index.contains(block)) {
                 Some(files) => (files, index.pieces(block, 1)),
                 // It was evicted meanwhile.
                 None => return false,
             }
         };
+        let Some(files) = self.open(&files) else { return false };
         let read = files.blocks.read_at(bytes, block * CACHE_BLOCK);
         let reason = match read.and_then(|got| Ok((got, files.read_sums(&pieces)?))) {
             Ok((got, sums)) if got == bytes.len() && self.matches(block, bytes, sums[0]) => return true,
@@ -193,13 +236,54 @@ impl CachedSource {
             Err(error) => {
                 count(&self.shared.counters.read_errors, 1);
                 tracing::debug!(key = %self.key, block, %error, "a cached block cannot be read");
+                if self.is_pinned() || error.raw_os_error() != Some(libc::EIO) {
+                    // It may be the only copy, or a matter of moments.
+                    self.hide(block);
+                    return false;
+                }
                 EvictReason::ReadError
             }
         };
         let (blocks, gone) = self.drop_blocks(&mut writer, &files, &[(block, None)]);
         drop(writer);
-        self.shared.went(&self.key, blocks, gone, reason);
+        self.shared.went(&self.told_as(), blocks, gone, reason);
         false
+    }
+
+    /// The files, open. When they cannot be opened, nothing is here until they can, and nothing is lost.
+    pub(super) fn open(&self, files: &Arc<Files>) -> Option<Arc<Opened>> {
+        match files.get() {
+            Ok(opened) => {
+                self.shared.troubles.over(&self.key);
+                Some(opened)
+            }
+            // Retired ones are no trouble, only late.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                count(&self.shared.counters.read_errors, 1);
+                self.shared.trouble(&self.key, &error);
+                None
+            }
+        }
+    }
+
+    /// A block that cannot be read is not here until it is tried again.
+    fn hide(&self, block: u64) {
+        let bytes = self.bytes_of(block, 1);
+        if self.index.lock().hide(block, self.shared.health.ticks()) {
+            self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Blocks that could not be read are to be tried again; called at each tick.
+    pub(super) fn show_again(&self) {
+        let mut index = self.index.lock();
+        let now = self.shared.health.ticks();
+        for block in index.due(now) {
+            let bytes = self.bytes_of(block, 1);
+            self.shared.used.fetch_add(bytes, Ordering::Relaxed);
+            index.show(block);
+        }
     }
 
     /// Drops those of the blocks, which ascend, that are here and of the class given; returns how many, and how many
@@ -207,7 +291,7 @@ impl CachedSource {
     pub(super) fn drop_blocks(
         &self,
         writer: &mut Writer,
-        files: &Files,
+        files: &Opened,
         victims: &[(u64, Option<Class>)],
     ) -> (u64, u64) {
         let mut runs: Vec<(u64, u64, u32)> = Vec::new();
@@ -256,7 +340,7 @@ impl CachedSource {
     }
 
     /// Before a block goes: a power cut must not leave the note without the block.
-    fn not_verified(&self, writer: &mut Writer, files: &Files) {
+    fn not_verified(&self, writer: &mut Writer, files: &Opened) {
         self.verified.store(false, Ordering::Relaxed);
         writer.stale |= std::mem::take(&mut writer.header.verified);
         // If this fails, nothing comes in until it has worked.
@@ -331,6 +415,7 @@ impl CachedSource {
             if !self.shared.loaded.load(Ordering::Acquire)
                 || !self.shared.health.may_write()
                 || self.is_detached()
+                || self.shared.troubles.is_unloaded(&self.key)
             {
                 return;
             }
@@ -358,7 +443,7 @@ impl CachedSource {
         self.note_use();
         let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
         let mut writer = self.writer.lock();
-        if self.is_detached() {
+        if self.is_detached() || !self.takes_blocks() {
             return false;
         }
         match self.write_missing(&mut writer, first, first + blocks, data, &mut room.bytes) {
@@ -382,7 +467,7 @@ impl CachedSource {
         data: &[u8],
         room: &mut u64,
     ) -> io::Result<()> {
-        let files = self.files_for_writing(writer)?;
+        let files = self.files_for_writing(writer)?.get()?;
         let mut from = first;
         loop {
             let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
@@ -408,7 +493,7 @@ impl CachedSource {
         }
     }
 
-    fn write_blocks(&self, files: &Files, first: u64, blocks: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_blocks(&self, files: &Opened, first: u64, blocks: u64, bytes: &[u8]) -> io::Result<()> {
         let sums: Vec<u64> = (first..)
             .zip(bytes.chunks(CACHE_BLOCK as usize))
             .map(|(block, bytes)| block_sum(&self.key.0, block, bytes))
@@ -448,16 +533,22 @@ impl CachedSource {
         let files = match files {
             Some(files) => files,
             None => {
+                if self.shared.troubles.is_unloaded(&self.key) {
+                    return Err(io::Error::other("what is cached of the source cannot be read now"));
+                }
                 writer.header.pinned = self.is_pinned();
-                writer.header.verified = false;
-                let files = Arc::new(Files::create(&*self.shared.medium, &mut writer.header)?);
+                (writer.header.verified, writer.header.contents) = (false, None);
+                let made = Opened::create(&*self.shared.medium, &mut writer.header)?;
+                let files = Files::made(self.key, &self.shared.open, made);
                 (writer.stale, writer.settled) = (false, true);
                 self.shared.names.store(true, Ordering::Relaxed);
                 self.index.lock().files = Some(files.clone());
                 files
             }
         };
-        writer.settle(&files)?;
+        if writer.stale || !writer.settled {
+            writer.settle(&*files.get()?)?;
+        }
         Ok(files)
     }
 
@@ -482,35 +573,54 @@ impl CachedSource {
 
     fn empty(&self, reason: EvictReason, keep_files: bool) -> u64 {
         let mut writer = self.writer.lock();
-        let (files, blocks, bytes) = {
+        let (files, blocks, bytes, keep_files, contents) = {
             let mut index = self.index.lock();
             let bytes = self.bytes_in(&index);
+            let contents = index.contents;
             let blocks = index.clear_all();
+            // Whoever reads these files for what was compared must not find in them what comes in later.
+            let keep_files = keep_files && contents.is_none();
             let files = if keep_files { index.files.clone() } else { index.files.take() };
-            (files, blocks, bytes)
+            (files, blocks, bytes, keep_files, contents)
         };
         self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
         self.verified.store(false, Ordering::Relaxed);
-        if let Some(files) = files {
-            self.not_verified(&mut writer, &files);
-            self.sums_dirty.store(true, Ordering::Relaxed);
-            // Others may have them open, and space is wanted now.
-            let cut =
-                files.sums.set_len(crate::format::cache::HEADER_AREA).and_then(|()| files.blocks.set_len(0));
-            let gone = if keep_files {
-                cut
-            } else {
-                self.shared.names.store(true, Ordering::Relaxed);
-                Files::remove(&*self.shared.medium, &self.key).and(cut)
-            };
-            if let Err(error) = gone {
-                self.unsettled.store(true, Ordering::Relaxed);
-                self.shared.write_failed("dropping cached blocks", &error);
-            }
+        if contents.is_some() {
+            self.shared.lineup();
+        }
+        let unread = self.shared.troubles.over(&self.key);
+        if (files.is_some() || unread)
+            && let Err(error) = self.drop_files(&mut writer, files, keep_files)
+        {
+            self.unsettled.store(true, Ordering::Relaxed);
+            self.shared.write_failed("dropping cached blocks", &error);
         }
         drop(writer);
-        self.shared.went(&self.key, blocks, bytes, reason);
+        self.shared.went(&contents.unwrap_or_else(|| self.told_as()), blocks, bytes, reason);
         bytes
+    }
+
+    fn drop_files(&self, writer: &mut Writer, files: Option<Arc<Files>>, keep_files: bool) -> io::Result<()> {
+        let opened = files.as_ref().map(|files| files.get()).transpose();
+        if let Ok(Some(opened)) = &opened {
+            self.not_verified(writer, opened);
+        }
+        self.sums_dirty.store(true, Ordering::Relaxed);
+        // Others may have them open, and space is wanted now.
+        let cut = opened.and_then(|opened| {
+            let Some(opened) = opened else { return Ok(()) };
+            opened.sums.set_len(crate::format::cache::HEADER_AREA)?;
+            opened.blocks.set_len(0)
+        });
+        if keep_files {
+            return cut;
+        }
+        writer.header.contents = None;
+        if let Some(files) = files {
+            files.retire();
+        }
+        self.shared.names.store(true, Ordering::Relaxed);
+        files::remove(&*self.shared.medium, &self.key).and(cut)
     }
 
     /// With `true` nothing of it is evicted to make room, now and after a restart, until it is `false` again.
@@ -546,13 +656,41 @@ impl CachedSource {
         self.verified.load(Ordering::Relaxed) && self.is_complete()
     }
 
+    /// Whether blocks may come in.
+    fn takes_blocks(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed) == 0 && self.index.lock().contents.is_none()
+    }
+
+    /// What all that is here was compared with.
+    pub fn contents(&self) -> Option<SourceKey> {
+        self.index.lock().contents
+    }
+
+    /// Nothing comes in as long as the result is kept, so that what is compared is what is here afterwards.
+    pub fn freeze(self: &Arc<Self>) -> Frozen {
+        // An insert that began before ends first.
+        let _writer = self.writer.lock();
+        self.frozen.fetch_add(1, Ordering::Relaxed);
+        Frozen { source: self.clone() }
+    }
+
+    /// What an earlier version noted as verified, under the key of the digest.
+    pub(super) fn believe(&self) {
+        let mut writer = self.writer.lock();
+        if writer.header.verified && writer.header.contents.is_none() {
+            writer.header.contents = Some(self.key.0);
+            self.index.lock().contents = Some(self.key);
+            self.shared.lineup();
+        }
+    }
+
     /// Changes the header on disk too, when there is one or it is to be made; whether that was done.
     fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
         let mut writer = self.writer.lock();
         let old = writer.header.clone();
         change(&mut writer.header);
         let make = make && self.shared.loaded.load(Ordering::Acquire) && !self.is_detached();
-        if !make && !self.has_files() {
+        if (!make && !self.has_files()) || self.shared.troubles.is_unloaded(&self.key) {
             return false;
         }
         writer.stale |= writer.header != old;
@@ -568,7 +706,12 @@ impl CachedSource {
     /// Makes what is cached of it durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
-        self.write_ages(&files)?;
+        let dirty = [&self.blocks_dirty, &self.sums_dirty].iter().any(|dirty| dirty.load(Ordering::Relaxed));
+        if !dirty && !self.index.lock().is_aged() && !self.writer.lock().stale {
+            return Ok(());
+        }
+        let opened = files.get()?;
+        self.write_ages(&files, &opened)?;
         {
             let mut writer = self.writer.lock();
             if writer.stale && self.has_files() {
@@ -576,7 +719,7 @@ impl CachedSource {
             }
         }
         // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
-        for (dirty, file) in [(&self.blocks_dirty, &files.blocks), (&self.sums_dirty, &files.sums)] {
+        for (dirty, file) in [(&self.blocks_dirty, &opened.blocks), (&self.sums_dirty, &opened.sums)] {
             if dirty.swap(false, Ordering::Relaxed)
                 && let Err(error) = file.sync_data()
             {
@@ -587,7 +730,7 @@ impl CachedSource {
         Ok(())
     }
 
-    fn write_ages(&self, files: &Arc<Files>) -> io::Result<()> {
+    fn write_ages(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
         loop {
             let _writer = self.writer.lock();
             let aged = {
@@ -598,12 +741,53 @@ impl CachedSource {
                 index.take_aged(AGED)
             };
             for (slot, chunk, ages) in &aged {
-                files.write_ages(&self.key, *slot, *chunk, ages)?;
+                opened.write_ages(&self.key, *slot, *chunk, ages)?;
                 self.sums_dirty.store(true, Ordering::Relaxed);
             }
             if aged.len() < AGED {
                 return Ok(());
             }
         }
+    }
+}
+
+/// A source into which nothing comes.
+pub struct Frozen {
+    source: Arc<CachedSource>,
+}
+
+impl Frozen {
+    /// Whether anything is here.
+    pub fn has_blocks(&self) -> bool {
+        self.source.index.lock().blocks() > 0
+    }
+
+    /// Notes durably that all that is here was compared, as a whole or as a part of it, with what `contents` stands for.
+    /// It may then be read for every base of these contents. Returns whether that is so.
+    pub fn seal(&self, contents: SourceKey) -> bool {
+        let source = &self.source;
+        if !source.has_files() {
+            return false;
+        }
+        // The note must not outlive a part of what it is about, nor stand beside an older file of the same name.
+        if let Err(error) = source.sync().and_then(|()| source.shared.medium.sync_dir(DIR)) {
+            source.shared.write_failed("syncing the cache", &error);
+            return false;
+        }
+        let complete = source.is_complete();
+        let noted = source
+            .change_header(|header| (header.contents, header.verified) = (Some(contents.0), complete), false);
+        if noted {
+            source.index.lock().contents = Some(contents);
+            source.verified.store(complete, Ordering::Relaxed);
+            source.shared.lineup();
+        }
+        noted
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.source.frozen.fetch_sub(1, Ordering::Relaxed);
     }
 }

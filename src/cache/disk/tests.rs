@@ -1,11 +1,13 @@
 //! The persistent cache against what it must hold: the bytes are those that were inserted, or nobody's.
 
 mod bounds;
+mod contents;
 mod damage;
 mod faults;
 mod model;
 mod power;
 mod threads;
+mod trouble;
 
 use std::sync::Arc;
 
@@ -245,7 +247,7 @@ fn a_killed_worker_may_not_have_synced_that_it_took_verified_back() {
     let medium = killed.lock().take().unwrap();
     let source = open(&medium).attach(key(1), size);
     assert!(source.is_complete() && !source.is_verified());
-    let files = source.index.lock().files.clone().unwrap();
+    let files = source.index.lock().files.clone().unwrap().get().unwrap();
     source.drop_blocks(&mut source.writer.lock(), &files, &[(3, None)]);
     for seed in 0..300 {
         let keep = Keep { sectors: 50, lengths: 100, entries: 100, stale: false };

@@ -7,14 +7,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, ApiError, Control, blocking, hex, rfc3339, unhex};
-use crate::cache::disk::{CachedSource, EvictReason};
-use crate::daemon::sources::{key_of, options_of};
+use crate::cache::disk::{Contents, Reach};
+use crate::daemon::sources::options_of;
 use crate::format::record::{
     BaseIdentity, BaseOptions, Digest, ImageFile, ImageFormat, Strictness, Validator,
 };
 use crate::source::http::{check_url, shown};
-use crate::source::{Source, SourceError};
-use crate::store::{BaseNode, NewBase, NewFile, Sources, StoreError, why_changed};
+use crate::store::{BaseNode, NewBase, NewFile, StoreError};
 
 /// Longest of a deadline: a year.
 const MAX_DEADLINE: u32 = 366 * 24 * 3600;
@@ -51,13 +50,7 @@ struct Backing {
     format: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Pin {
-    pinned: bool,
-}
-
-fn is_url(source: &str) -> bool {
+pub(super) fn is_url(source: &str) -> bool {
     source.contains("://")
 }
 
@@ -203,7 +196,7 @@ pub(super) async fn add(State(c): State<Control>, body: Result<Json<AddBase>, Js
         }
         let node = c.store.register(new)?;
         if let Some(head) = head {
-            keep_head(&c.sources.kept(&node.record().image), &head);
+            keep_head(&c.sources.contents(node.record(), &node.record().image), &head);
         }
         if c.config.hydrate.auto
             && let Err(error) = c.hydrations.hydrate(&node, None)
@@ -217,7 +210,7 @@ pub(super) async fn add(State(c): State<Control>, body: Result<Json<AddBase>, Js
 }
 
 /// What was asked for to learn the identity need not be asked for again.
-fn keep_head(kept: &CachedSource, head: &[u8]) {
+fn keep_head(kept: &Contents, head: &[u8]) {
     let block = crate::cache::disk::CACHE_BLOCK as usize;
     let whole = if head.len() as u64 == kept.size() { head.len() } else { head.len() / block * block };
     if whole > 0 {
@@ -246,91 +239,9 @@ pub(super) async fn remove(State(c): State<Control>, Path(name): Path<String>) -
     blocking(move || {
         let node = c.store.base(&name)?;
         c.store.remove_base(&name)?;
-        let others = c.store.bases();
-        let others: Vec<_> = others.iter().map(|base| base.record()).collect();
-        c.sources.forget(node.record(), &others);
+        c.hydrations.forget(node.id());
+        c.sources.forget(node.record(), &c.others(&node));
         Ok(json!({"removed": [name]}))
-    })
-    .await
-}
-
-pub(super) async fn pin(
-    State(c): State<Control>,
-    Path(name): Path<String>,
-    body: Result<Json<Pin>, JsonRejection>,
-) -> Answer {
-    let Json(Pin { pinned }) = body?;
-    blocking(move || {
-        let node = c.store.base(&name)?;
-        let options = node.set_options(|options| options.pinned = pinned)?;
-        let pinned = options.pinned || options.hydrate;
-        for file in c.fetched_files(&node) {
-            c.sources.kept(file).pin(pinned || c.is_pinned_by_another(&node, file));
-        }
-        Ok(c.base(&node, c.users_of(&node)))
-    })
-    .await
-}
-
-pub(super) async fn evict(State(c): State<Control>, Path(name): Path<String>) -> Answer {
-    blocking(move || {
-        let node = c.store.base(&name)?;
-        if node.options().hydrate {
-            // What is dropped has to be found where it came from: of a server that is asked for, of a file now.
-            for file in c.fetched_files(&node).filter(|file| !is_url(&file.source)) {
-                let wrap = |source| StoreError::Source { object: format!("base {name}"), source };
-                let original = c.sources.file(std::path::Path::new(&file.source)).map_err(wrap)?;
-                if let Some(why) = why_changed(file, original.identity()) {
-                    return Err(wrap(SourceError::changed(&file.source, &why)).into());
-                }
-            }
-        }
-        let evicted: u64 =
-            c.fetched_files(&node).map(|file| c.sources.kept(file).evict(EvictReason::Asked)).sum();
-        let options = node.options();
-        if options.hydrate {
-            c.fetched_files(&node).for_each(|file| c.sources.kept(file).pin(options.pinned));
-            node.set_options(|options| options.hydrate = false)?;
-            node.detach();
-        }
-        Ok(json!({"name": name, "evicted_bytes": evicted}))
-    })
-    .await
-}
-
-/// How fast a base is hydrated.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Hydrate {
-    /// Bytes per second.
-    rate: Option<u64>,
-}
-
-pub(super) async fn hydrate(
-    State(c): State<Control>,
-    Path(name): Path<String>,
-    body: Result<Json<Hydrate>, JsonRejection>,
-) -> Answer {
-    let Json(Hydrate { rate }) = body?;
-    blocking(move || {
-        let node = c.store.base(&name)?;
-        if rate == Some(0) {
-            return Err(ApiError::invalid("rate: 0 bytes per second would never end; leave it away"));
-        }
-        if c.sources.cache().stats().limit_bytes == 0 {
-            return Err(ApiError::invalid("nothing is kept on this host; start it with --cache-disk SIZE"));
-        }
-        c.hydrations.hydrate(&node, rate)?;
-        Ok(c.base(&node, c.users_of(&node)))
-    })
-    .await
-}
-
-pub(super) async fn verify(State(c): State<Control>, Path(name): Path<String>) -> Answer {
-    blocking(move || {
-        let node = c.store.base(&name)?;
-        c.hydrations.verify(&node)?;
-        Ok(c.base(&node, c.users_of(&node)))
     })
     .await
 }
@@ -338,16 +249,6 @@ pub(super) async fn verify(State(c): State<Control>, Path(name): Path<String>) -
 impl Control {
     pub(super) fn users_of(&self, node: &BaseNode) -> usize {
         self.store.users().get(&node.id()).map_or(0, Vec::len)
-    }
-
-    /// Whether another base has the same contents and wants them to stay.
-    fn is_pinned_by_another(&self, node: &BaseNode, file: &ImageFile) -> bool {
-        let key = key_of(file);
-        self.store.bases().iter().any(|other| {
-            let options = other.options();
-            let wants = other.id() != node.id() && (options.pinned || options.hydrate);
-            wants && self.fetched_files(other).any(|file| key_of(file) == key)
-        })
     }
 
     /// Those of its files that are kept block by block.
@@ -372,9 +273,10 @@ impl Control {
             Validator::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
             Validator::File { .. } => (None, None),
         };
-        let kept: Vec<_> = self.fetched_files(node).map(|file| self.sources.kept(file)).collect();
-        let (kept_bytes, all): (u64, u64) =
-            kept.iter().fold((0, 0), |(bytes, all), kept| (bytes + kept.cached_bytes(), all + kept.size()));
+        let kept: Vec<_> = self.fetched_files(node).map(|file| self.sources.contents(record, file)).collect();
+        let (kept_bytes, all): (u64, u64) = kept
+            .iter()
+            .fold((0, 0), |(bytes, all), kept| (bytes + kept.cached_bytes(Reach::Proven), all + kept.size()));
         let percent =
             if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
         let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified());
@@ -404,7 +306,7 @@ impl Control {
             "cached_percent": percent,
             "memory_bytes": node.cached_bytes(),
             "pinned": options.pinned || options.hydrate,
-            "complete": !kept.is_empty() && kept.iter().all(|kept| kept.is_complete()),
+            "complete": !kept.is_empty() && kept.iter().all(|kept| kept.is_complete(Reach::Proven)),
             "digest_verified": verified,
             "sha256": sha256,
             "sha512": sha512,
@@ -417,6 +319,7 @@ impl Control {
             "created": rfc3339(record.created_ns),
             "state": state,
             "error": problem,
+            "cache_error": kept.iter().find_map(|kept| kept.trouble()),
             "work": self.hydrations.progress(record.id),
             "waiting_since": stall.as_ref().map(|stall| super::time(stall.since)),
             "waiting_for": stall.map(|stall| stall.why),

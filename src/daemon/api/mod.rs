@@ -2,6 +2,7 @@
 
 mod bases;
 mod events;
+mod kept;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -409,10 +410,10 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
-        .route("/v1/bases/{name}/pin", post(bases::pin))
-        .route("/v1/bases/{name}/evict", post(bases::evict))
-        .route("/v1/bases/{name}/hydrate", post(bases::hydrate))
-        .route("/v1/bases/{name}/verify", post(bases::verify))
+        .route("/v1/bases/{name}/pin", post(kept::pin))
+        .route("/v1/bases/{name}/evict", post(kept::evict))
+        .route("/v1/bases/{name}/hydrate", post(kept::hydrate))
+        .route("/v1/bases/{name}/verify", post(kept::verify))
         .route("/v1/disks", get(list_disks).post(create_disks))
         .route("/v1/disks/{name}", get(show_disk).delete(remove_disk))
         .route("/v1/disks/{name}/resize", post(resize_disk))

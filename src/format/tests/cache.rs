@@ -7,7 +7,7 @@ const BUMP: &str =
     "the bytes of the cache changed: bump the version of its header, so that older files are dropped";
 
 fn header() -> CacheHeader {
-    CacheHeader { sequence: 7, key: [0xab; 32], size: 100_000, pinned: true, verified: false }
+    CacheHeader { sequence: 7, key: [0xab; 32], size: 100_000, pinned: true, verified: false, contents: None }
 }
 
 #[test]
@@ -22,6 +22,50 @@ fn the_header_is_these_bytes() {
         "{BUMP}"
     );
     assert_eq!((CacheHeader::place(7), CacheHeader::place(8)), (2048, 0), "{BUMP}");
+}
+
+#[test]
+fn a_header_with_verified_contents_is_these_bytes() {
+    let header = CacheHeader { contents: Some([0xcd; 32]), ..header() };
+    assert_eq!(
+        hex(&header.encode()),
+        concat!(
+            "504c594341434845020000005a0000000000000000000000000000000000000000000000000000000700000000000000",
+            "ababababababababababababababababababababababababababababababababa0860100000000000040000040000000",
+            "0100cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd0cc150e7"
+        ),
+        "{BUMP}"
+    );
+    let older = CacheHeader { sequence: 6, ..self::header() };
+    let both = area(&older, &header);
+    assert_eq!(CacheHeader::decode(&both).unwrap().header, header);
+    // What version 1 can say is written as version 1: contents under the key of their digest.
+    let legacy = CacheHeader { verified: true, contents: Some([0xab; 32]), ..self::header() };
+    assert_eq!(legacy.encode(), CacheHeader { contents: None, ..legacy.clone() }.encode());
+    assert_eq!(CacheHeader::decode(&area(&older, &legacy)).unwrap().header.contents, None);
+    // No longer once a block is missing.
+    let lost = CacheHeader { verified: false, ..legacy };
+    assert_eq!(CacheHeader::decode(&area(&older, &lost)).unwrap().header, lost);
+}
+
+#[test]
+fn the_list_of_inherited_keys_is_these_bytes() {
+    let bytes = encode_inherited(&[3, 0x1_0000_0000]);
+    assert_eq!(
+        hex(&bytes),
+        concat!(
+            "504c59434b4559530100000010000000000000000000000000000000000000000000000000000000",
+            "03000000000000000000000001000000bd3dddef"
+        ),
+        "{BUMP}"
+    );
+    assert_eq!(decode_inherited(&bytes).unwrap(), [3, 0x1_0000_0000]);
+    assert_eq!(decode_inherited(&encode_inherited(&[])).unwrap(), [0; 0]);
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 4;
+        assert!(decode_inherited(&bad).is_err() || (10..12).contains(&at) || (24..40).contains(&at), "{at}");
+    }
 }
 
 #[test]
@@ -101,6 +145,7 @@ proptest! {
     #[test]
     fn no_bytes_make_the_decoders_of_the_cache_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
         let _ = CacheHeader::decode(&bytes);
+        let _ = decode_inherited(&bytes);
         let _ = decode_slot(&[1; 32], 0, &bytes);
         let _ = decode_slot(&[1; 32], 0, &bytes[..bytes.len().min(SLOT as usize)]);
     }

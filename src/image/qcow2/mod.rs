@@ -167,6 +167,11 @@ impl Image for Qcow2 {
         walk::extent(&mut walk, self.size, offset, len)
     }
 
+    fn forget(&self) {
+        *self.map.write() = None;
+        self.slices.clear();
+    }
+
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError> {
         out.clear();
         let header = &self.map()?.header;

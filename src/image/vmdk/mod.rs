@@ -164,6 +164,11 @@ impl Image for Vmdk {
         walk::extent(&mut walk, self.size, offset, len)
     }
 
+    fn forget(&self) {
+        *self.map.write() = None;
+        self.tables.clear();
+    }
+
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError> {
         out.clear();
         let header = &self.map()?.header;

@@ -91,7 +91,7 @@ fn a_read_of_what_is_here_waits_for_no_insert_eviction_or_sync() {
         cache.flush().unwrap();
         let victims: Vec<_> = (100..170).map(|block| (block, None)).collect();
         let files = source.index.lock().files.clone().unwrap();
-        source.drop_blocks(&mut source.writer.lock(), &files, &victims);
+        source.drop_blocks(&mut source.writer.lock(), &files.get().unwrap(), &victims);
         medium.set_hook(None);
         assert!(seen.load(Ordering::Relaxed) > 0, "{call:?}");
     }

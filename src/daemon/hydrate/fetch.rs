@@ -1,0 +1,169 @@
+//! Fetching what is missing of one file, behind its readers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::job::{Job, State, Stopped};
+use crate::base::lazy::LazySource;
+use crate::cache::disk::{CACHE_BLOCK, Contents, Reach};
+use crate::source::{Arrival, Purpose, Source};
+
+/// One request, bytes; and how many are under way at once.
+const PIECE: u64 = 4 << 20;
+const AT_ONCE: usize = 4;
+/// How long it gives way at once, at first and at most, and how long it waits when nothing comes.
+const GIVE_WAY: Duration = Duration::from_millis(5);
+const LONGEST_WAY: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long what came may take to the cache before it is looked at again.
+const SETTLING: u32 = 100;
+
+/// Where the bytes come from.
+pub trait Origin {
+    /// Has blocks fetched; returns when those that are under way now are here.
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival>;
+    /// Whether a reader's request is under way.
+    fn is_busy(&self) -> bool;
+    /// Whether all that came was given to the cache.
+    fn is_settled(&self) -> bool;
+    /// Why nothing comes, if that is known.
+    fn stall(&self) -> Option<String>;
+}
+
+impl Origin for LazySource {
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival> {
+        self.prefetch(&[(first * CACHE_BLOCK, blocks * CACHE_BLOCK)], Purpose::Hydrate)
+    }
+    fn is_busy(&self) -> bool {
+        Self::is_busy(self)
+    }
+    fn is_settled(&self) -> bool {
+        Self::is_settled(self)
+    }
+    fn stall(&self) -> Option<String> {
+        Self::stall(self).map(|stall| stall.why)
+    }
+}
+
+/// What is here already.
+pub trait Here {
+    /// The first block at or after `from` that is not here.
+    fn next_missing(&self, from: u64) -> Option<u64>;
+    /// How many blocks from `first` on are not here, `max` at most.
+    fn missing_run(&self, first: u64, max: u64) -> u64;
+    /// Bytes that are here.
+    fn bytes(&self) -> u64;
+    /// Why nothing more is kept, if that is known.
+    fn full(&self) -> Option<String>;
+}
+
+/// A file's contents, with why the cache takes nothing.
+pub struct Kept<'a> {
+    pub contents: &'a Contents,
+    pub degraded: &'a dyn Fn() -> Option<String>,
+}
+
+impl Here for Kept<'_> {
+    fn next_missing(&self, from: u64) -> Option<u64> {
+        self.contents.next_missing(from, Reach::Any)
+    }
+    fn missing_run(&self, first: u64, max: u64) -> u64 {
+        self.contents.missing_run(first, max, Reach::Any)
+    }
+    fn bytes(&self) -> u64 {
+        self.contents.cached_bytes(Reach::Any)
+    }
+    fn full(&self) -> Option<String> {
+        (self.degraded)()
+    }
+}
+
+/// Fetches all that is missing. `before` bytes of the job are those of other files.
+///
+/// # Errors
+/// When the job was cancelled, or `go_on` says why there is no use.
+pub fn all(
+    job: &Arc<Job>,
+    origin: &dyn Origin,
+    here: &dyn Here,
+    (before, rate): (u64, Option<u64>),
+    go_on: &dyn Fn() -> Result<(), Stopped>,
+) -> Result<(), Stopped> {
+    let mut pause = PAUSE;
+    while here.next_missing(0).is_some() {
+        let had = here.bytes();
+        once(job, origin, here, (before, rate), go_on)?;
+        if here.next_missing(0).is_none() {
+            break;
+        }
+        if here.bytes() > had {
+            pause = PAUSE;
+            continue;
+        }
+        // The server is down, or the cache takes nothing.
+        let why = origin.stall().or_else(|| here.full());
+        let why = why.unwrap_or_else(|| "what is fetched is not kept: the cache is too small".into());
+        job.note_waiting(before + had, why);
+        job.pause(pause)?;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+/// Once through what is missing.
+fn once(
+    job: &Arc<Job>,
+    origin: &dyn Origin,
+    here: &dyn Here,
+    (before, rate): (u64, Option<u64>),
+    go_on: &dyn Fn() -> Result<(), Stopped>,
+) -> Result<(), Stopped> {
+    let mut under_way: VecDeque<Arrival> = VecDeque::new();
+    let mut at = 0;
+    let (began, mut asked) = (Instant::now(), 0u64);
+    while let Some(first) = here.next_missing(at) {
+        job.check()?;
+        go_on()?;
+        give_way(job, origin, before + here.bytes())?;
+        let count = here.missing_run(first, PIECE / CACHE_BLOCK).max(1);
+        under_way.extend(origin.fetch(first, count));
+        at = first + count;
+        asked += count * CACHE_BLOCK;
+        while under_way.len() >= AT_ONCE {
+            if let Some(arrival) = under_way.pop_front() {
+                job.wait(&arrival)?;
+            }
+        }
+        if let Some(rate) = rate {
+            let due = Duration::from_secs_f64(asked as f64 / rate.max(1) as f64);
+            job.pause(due.saturating_sub(began.elapsed()))?;
+        }
+        job.note(State::Fetching, before + here.bytes());
+    }
+    for arrival in &under_way {
+        job.wait(arrival)?;
+    }
+    // What came is written behind the readers.
+    for _ in 0..SETTLING {
+        if origin.is_settled() {
+            break;
+        }
+        job.pause(GIVE_WAY * 2)?;
+    }
+    Ok(())
+}
+
+/// Lets readers go first, however long that takes.
+fn give_way(job: &Job, origin: &dyn Origin, bytes: u64) -> Result<(), Stopped> {
+    let mut way = GIVE_WAY;
+    while origin.is_busy() {
+        if let Some(why) = origin.stall() {
+            job.note_waiting(bytes, why);
+        }
+        job.pause(way)?;
+        way = (way * 2).min(LONGEST_WAY);
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! A job against a source that is made for it: slow, busy, dead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::fetch::{self, Here, Origin};
+use super::job::{Job, State, Stopped, What};
+use crate::cache::disk::CACHE_BLOCK;
+use crate::source::{Arrival, Arrived};
+
+const BLOCKS: u64 = 2000;
+
+/// A file of blocks that are all alike, of which the first so many are here.
+#[derive(Default)]
+struct Fake {
+    here: AtomicU64,
+    busy: AtomicBool,
+    dead: AtomicBool,
+    asked: AtomicU64,
+    /// What never comes.
+    pending: Mutex<Vec<Arrived>>,
+}
+
+impl Origin for Fake {
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let (arrived, arrival) = Arrival::new();
+        if self.dead.load(Ordering::SeqCst) {
+            self.pending.lock().push(arrived);
+        } else {
+            self.here.store(first + blocks, Ordering::SeqCst);
+        }
+        Some(arrival)
+    }
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::SeqCst)
+    }
+    fn is_settled(&self) -> bool {
+        true
+    }
+    fn stall(&self) -> Option<String> {
+        self.busy.load(Ordering::SeqCst).then(|| "the server does not answer".to_owned())
+    }
+}
+
+impl Here for Fake {
+    fn next_missing(&self, from: u64) -> Option<u64> {
+        let at = from.max(self.here.load(Ordering::SeqCst));
+        (at < BLOCKS).then_some(at)
+    }
+    fn missing_run(&self, first: u64, max: u64) -> u64 {
+        max.min(BLOCKS - first)
+    }
+    fn bytes(&self) -> u64 {
+        self.here.load(Ordering::SeqCst) * CACHE_BLOCK
+    }
+    fn full(&self) -> Option<String> {
+        None
+    }
+}
+
+fn start(fake: &Arc<Fake>) -> (Arc<Job>, thread::JoinHandle<Result<(), Stopped>>) {
+    let job = Job::new(What::Hydrate, 0, BLOCKS * CACHE_BLOCK);
+    let (fake, job_) = (fake.clone(), job.clone());
+    let run = move || {
+        let result = fetch::all(&job_, &*fake, &*fake, (0, None), &|| Ok(()));
+        job_.end(&result.clone().map(|()| None));
+        result
+    };
+    (job, thread::spawn(run))
+}
+
+#[track_caller]
+fn until(what: &str, so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !so() {
+        assert!(Instant::now() < end, "it never came to this: {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn all_of_it_is_fetched() {
+    let fake = Arc::new(Fake::default());
+    let (job, thread) = start(&fake);
+    assert_eq!(thread.join().unwrap(), Ok(()));
+    assert_eq!((job.progress().state, job.progress().bytes), (State::Done, BLOCKS * CACHE_BLOCK));
+}
+
+/// One reader waits for a dead server: the hydration gives way to it, says so, and ends when it is told to.
+#[test]
+fn a_hydration_behind_a_reader_of_a_dead_server_is_cancelled_at_once() {
+    let fake = Arc::new(Fake::default());
+    fake.busy.store(true, Ordering::SeqCst);
+    let (job, thread) = start(&fake);
+    until("it waits", || job.progress().state == State::Waiting);
+    assert_eq!(job.progress().error.as_deref(), Some("the server does not answer"));
+    assert_eq!(fake.asked.load(Ordering::SeqCst), 0, "the reader comes first");
+    job.cancel("the base was evicted");
+    job.join();
+    assert_eq!(thread.join().unwrap(), Err(Stopped::Cancelled("the base was evicted")));
+    let progress = job.progress();
+    assert_eq!((progress.state, progress.error.as_deref()), (State::Cancelled, Some("the base was evicted")));
+    assert!(progress.has_ended());
+}
+
+#[test]
+fn it_goes_on_when_the_reader_is_served() {
+    let fake = Arc::new(Fake::default());
+    fake.busy.store(true, Ordering::SeqCst);
+    let (job, thread) = start(&fake);
+    until("it waits", || job.progress().state == State::Waiting);
+    fake.busy.store(false, Ordering::SeqCst);
+    assert_eq!(thread.join().unwrap(), Ok(()));
+    assert_eq!((job.progress().state, job.progress().error), (State::Done, None));
+}
+
+/// What was asked for never comes: the wait for it ends, too.
+#[test]
+fn a_hydration_that_waits_for_an_arrival_is_cancelled_at_once() {
+    let fake = Arc::new(Fake::default());
+    fake.dead.store(true, Ordering::SeqCst);
+    let (job, thread) = start(&fake);
+    until("requests under way", || fake.pending.lock().len() >= 4);
+    job.cancel("the base was removed");
+    assert_eq!(thread.join().unwrap(), Err(Stopped::Cancelled("the base was removed")));
+    // Cancelled before it began, and after it has ended, it is what it is.
+    let job = Job::new(What::Verify, 0, 1);
+    job.cancel("early");
+    assert_eq!(job.pause(Duration::from_secs(3600)), Err(Stopped::Cancelled("early")));
+    job.end(&Ok(Some(true)));
+    job.cancel("late");
+    job.join();
+    assert_eq!((job.progress().state, job.progress().digest_matches), (State::Done, Some(true)));
+}
