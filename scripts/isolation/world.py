@@ -69,7 +69,8 @@ class World:
         self.notes.append(text)
 
     def problem(self, text):
-        self.problems.append(text)
+        if text not in self.problems:
+            self.problems.append(text)
 
     def later(self, action):
         """Something that is undone at the end, last first."""
