@@ -60,7 +60,7 @@ impl Check<'_> {
         }
         let end = journal.map.data_end();
         // A live map has later news of the disk, a shrink too.
-        if end == 0 || self.live.contains(&id) {
+        if end == 0 || self.live_unknown || self.live.contains(&id) {
             return;
         }
         self.data_files += 1;

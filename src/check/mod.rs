@@ -21,9 +21,10 @@ pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::format::live::{LIVE_RECORD, LiveRecord};
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Superblock, Validator};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
-use crate::io::{HostMedium, Medium, replace, sys};
+use crate::io::{ArenaIdentity, HostMedium, LiveArena, Medium, replace, sys};
 
 const SUPERBLOCK: &str = "plyfs.store";
 const RECORD_LIMIT: u64 = 64 << 10;
@@ -182,6 +183,7 @@ pub fn run_through(
         medium,
         repair,
         live: BTreeSet::new(),
+        live_unknown: false,
         broken: BTreeSet::new(),
         losers: BTreeSet::new(),
         bases: BTreeMap::new(),
@@ -240,6 +242,8 @@ struct Check<'a> {
     repair: Repair,
     /// Disks that a live map speaks for.
     live: BTreeSet<u64>,
+    /// The store's record names live maps of this boot, and they cannot be read.
+    live_unknown: bool,
     /// Numbers of disks whose record or map cannot be read: nothing of theirs is removed.
     broken: BTreeSet<u64>,
     /// Disks that lost their name by this repair: their files are the next start's, or the next check's, to remove.
@@ -329,7 +333,7 @@ impl Check<'_> {
     ) -> bool {
         let mut message = message.into();
         let mut repaired = false;
-        if disk.is_some_and(|id| self.live.contains(&id)) {
+        if disk.is_some_and(|id| self.live_unknown || self.live.contains(&id)) {
             message.push_str(
                 "; not repaired while there is a live map of the disk: run plyfs serve and stop it first",
             );
@@ -393,9 +397,11 @@ impl Check<'_> {
         }
     }
 
-    /// Which disks have a live map. Its directory's name has the store's uuid, device and inode.
+    /// Which disks have a live map: in the arena that the store's record names, or in files that a version without an
+    /// arena left, whose directory's name has the store's uuid, device and inode.
     fn find_live_maps(&mut self, runtime_dir: &Path, superblock: Option<&Superblock>) {
         let Ok(meta) = fs::metadata(self.store) else { return };
+        self.find_arena(&meta);
         let uuid = superblock.map(|s| s.uuid[..4].iter().map(|b| format!("{b:02x}")).collect::<String>());
         let (prefix, suffix) = match uuid {
             Some(uuid) => (format!("plyfs-{uuid}-"), format!("{}-{}", meta.dev(), meta.ino())),
@@ -414,6 +420,23 @@ impl Check<'_> {
             for live in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
                 self.live.extend(live.file_name().to_string_lossy().strip_suffix(".live").and_then(number));
             }
+        }
+    }
+
+    fn find_arena(&mut self, store: &fs::Metadata) {
+        let record = fs::read(self.store.join(LIVE_RECORD)).ok().and_then(|b| LiveRecord::decode(&b).ok());
+        let place = (store.dev(), store.ino());
+        let is_ours = |r: &LiveRecord| r.boot == sys::boot_number() && (r.device, r.inode) == place;
+        let Some(record) = record.filter(is_ours) else { return };
+        let identity = ArenaIdentity { id: record.id, device: record.device, inode: record.inode };
+        let listed = fs::File::open(&record.path).and_then(|arena| match LiveArena::identity(&arena)? {
+            Some(found) if found == identity => LiveArena::list(&arena),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        });
+        match listed {
+            Ok(maps) => self.live.extend(maps.into_iter().map(|(disk, _)| disk)),
+            // The daemon's descriptor store may have it still.
+            Err(_) => self.live_unknown = true,
         }
     }
 

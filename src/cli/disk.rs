@@ -49,13 +49,14 @@ const COLUMNS: [Column; 7] = [
     ("PATH", "path", Kind::Text),
 ];
 
-const FIELDS: [Column; 10] = [
+const FIELDS: [Column; 11] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
     ("base", "base", Kind::Text),
     ("size", "size", Kind::Size),
     ("delta", "delta_bytes", Kind::Size),
+    ("map in memory", "map_bytes", Kind::Size),
     ("created", "created", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),

@@ -55,6 +55,14 @@ pub(super) fn human(status: &Value) -> String {
         pairs
             .push(("space", format!("{} of {} available{full}", format_size(available), format_size(total))));
     }
+    let maps = &status["live_maps"];
+    if let (Some(bytes), Some(limit)) = (maps["bytes"].as_u64(), maps["limit_bytes"].as_u64()) {
+        let path = maps["path"].as_str().map_or_else(String::new, |path| format!(", {}", printable(path)));
+        pairs.push(("live maps", format!("{} of {}{path}", format_size(bytes), format_size(limit))));
+    }
+    if let Some(problem) = maps["problem"].as_str() {
+        pairs.push(("live maps problem", printable(problem)));
+    }
     if let Some(disks) = status["disks_refusing_writes"].as_array().filter(|disks| !disks.is_empty()) {
         let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));

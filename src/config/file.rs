@@ -68,6 +68,8 @@ pub(super) struct Threads {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Runtime {
     pub dir: Option<PathBuf>,
+    pub map_memory: Option<Size>,
+    pub map_memory_per_disk: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]

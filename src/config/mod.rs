@@ -73,8 +73,18 @@ pub struct Config {
     pub fuse_threads: usize,
     /// `[io] threads`: threads for work that may block on the store or a source. Default: 32. Bounds: 1 to 1024.
     pub io_threads: usize,
-    /// `[runtime] dir`: directory in memory for what outlives the worker but not the machine. Default: `/dev/shm`.
-    pub runtime_dir: PathBuf,
+    /// `[runtime] dir`: directory in memory for what outlives the worker but not the machine. Default: a tmpfs that the
+    /// daemon mounts below `/run/plyfs`; without the right to mount `XDG_RUNTIME_DIR`, else `/dev/shm`.
+    #[serde(default)]
+    pub runtime_dir: Option<PathBuf>,
+    /// `[runtime] map_memory`: bytes of memory for the live maps of all disks. Default: a quarter of the machine's
+    /// memory, at least 64 MiB. Bounds: at least 1 MiB.
+    #[serde(default)]
+    pub map_memory: Option<u64>,
+    /// `[runtime] map_memory_per_disk`: bytes of memory for the live map of one disk. Default: half of `map_memory`.
+    /// Bounds: at least 64 KiB.
+    #[serde(default)]
+    pub map_memory_per_disk: Option<u64>,
     /// `[log]`: see [`LogConfig`].
     pub log: LogConfig,
     /// `[hydrate]`: see [`HydrateConfig`].
@@ -277,7 +287,7 @@ impl Config {
             None => host::default_store()?,
         };
         let mount = choose("mount.path", file.mount.path, flags.mount)?.unwrap_or_else(|| store.join("mnt"));
-        let runtime_dir = choose("runtime.dir", file.runtime.dir, None)?.unwrap_or_else(|| "/dev/shm".into());
+        let runtime_dir = choose("runtime.dir", file.runtime.dir, None)?;
         let default_log = LogConfig::default();
         let config = Self {
             store,
@@ -295,6 +305,8 @@ impl Config {
             fuse_threads: file.fuse.threads.unwrap_or(4),
             io_threads: file.io.threads.unwrap_or(32),
             runtime_dir,
+            map_memory: file.runtime.map_memory.map(|size| size.0),
+            map_memory_per_disk: file.runtime.map_memory_per_disk.map(|size| size.0),
             log: LogConfig {
                 level: flags.log_level.or(file.log.level).unwrap_or(default_log.level),
                 format: flags.log_format.or(file.log.format).unwrap_or(default_log.format),
@@ -319,6 +331,7 @@ impl Config {
         self.validate_paths()?;
         self.validate_reserve()?;
         self.validate_cache()?;
+        self.validate_map_memory()?;
         self.validate_threads()?;
         self.hydrate.validate()?;
         self.security.validate()?;
@@ -327,9 +340,23 @@ impl Config {
         self.log.validate()
     }
 
+    fn validate_map_memory(&self) -> Result<(), ConfigError> {
+        for (key, value, least) in [
+            ("runtime.map_memory", self.map_memory, MIB),
+            ("runtime.map_memory_per_disk", self.map_memory_per_disk, 64 << 10),
+        ] {
+            if let Some(value) = value.filter(|value| !(least..=size::MAX_SIZE).contains(value)) {
+                let (value, least) = (format_size(value), format_size(least));
+                return Err(invalid(key, format!("{value} is out of bounds; it is at least {least}")));
+            }
+        }
+        Ok(())
+    }
+
     fn validate_paths(&self) -> Result<(), ConfigError> {
+        let runtime = self.runtime_dir.iter().map(|dir| ("runtime.dir", dir));
         for (key, path) in
-            [("store.path", &self.store), ("mount.path", &self.mount), ("runtime.dir", &self.runtime_dir)]
+            [("store.path", &self.store), ("mount.path", &self.mount)].into_iter().chain(runtime)
         {
             if path.to_str().is_none_or(|text| text.contains('\0')) {
                 return Err(invalid(key, format!("{path:?} is not UTF-8; choose another directory")));

@@ -107,7 +107,8 @@ fn defaults() {
     assert_eq!(config.cache_disk, None);
     assert_eq!(config.reserve, None);
     assert_eq!((config.fuse_threads, config.io_threads), (4, 32));
-    assert_eq!(config.runtime_dir, Path::new("/dev/shm"));
+    assert_eq!(config.runtime_dir, None);
+    assert_eq!((config.map_memory, config.map_memory_per_disk), (None, None));
     assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Auto });
     assert_eq!(config.allow_other, super::host::is_root());
     let security = config.security;
@@ -151,6 +152,8 @@ fn every_key_of_the_file_arrives() {
         threads = 64
         [runtime]
         dir = "/run/plyfs"
+        map_memory = "2G"
+        map_memory_per_disk = "64M"
         [log]
         level = "debug"
         format = "json"
@@ -199,7 +202,9 @@ fn every_key_of_the_file_arrives() {
         cache_disk_free: Some(3 << 30),
         fuse_threads: 8,
         io_threads: 64,
-        runtime_dir: "/run/plyfs".into(),
+        runtime_dir: Some("/run/plyfs".into()),
+        map_memory: Some(2 << 30),
+        map_memory_per_disk: Some(64 << 20),
         log: LogConfig { level: "debug".into(), format: LogFormat::Json },
         security: SecurityConfig {
             capabilities: false,
@@ -288,6 +293,8 @@ fn values_out_of_bounds_are_refused() {
         ("cache.disk = 5", "cache.disk"),
         ("store.reserve = '1023K'", "store.reserve: 1023K is out of bounds"),
         ("store.reserve = '65G'", "store.reserve"),
+        ("runtime.map_memory = '1023K'", "runtime.map_memory: 1023K is out of bounds; it is at least 1M"),
+        ("runtime.map_memory_per_disk = '63K'", "runtime.map_memory_per_disk"),
         ("fuse.threads = 0", "fuse.threads: 0 is out of bounds; it is 1 to 64"),
         ("fuse.threads = 65", "fuse.threads"),
         ("fuse.threads = -1", "line 1"),

@@ -38,6 +38,9 @@ pub struct Start {
     pub lock: RawFd,
     /// Memory of the block cache, which outlives workers.
     pub cache: RawFd,
+    /// The arena of live maps, which outlives workers. A supervisor of 0.1.0 has none: live maps are files by name.
+    #[serde(default)]
+    pub live: Option<RawFd>,
     /// The supervisor.
     pub supervisor_pid: u32,
     /// When the mount was made, nanoseconds since the epoch.

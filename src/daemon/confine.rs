@@ -29,8 +29,8 @@ pub struct Policy<'a> {
     pub security: &'a SecurityConfig,
     /// The store, open already.
     pub store: &'a Path,
-    /// The directory of the live maps, which exists; the worker removes it when it ends.
-    pub live_dir: &'a Path,
+    /// The directory of the live maps, which exists, when they are files by name; the worker removes it when it ends.
+    pub live_dir: Option<&'a Path>,
     /// Whether all memory is locked.
     pub memory_locked: bool,
     /// Whether shortcomings are to be logged: by the first worker of a daemon.
@@ -189,7 +189,7 @@ fn worker_capabilities(policy: &Policy<'_>) -> CapsHashSet {
     if caps::set(None, CapSet::Effective, &CapsHashSet::new()).is_ok() {
         let parts = ["", "bases", "disks", "deltas"].map(|part| policy.store.join(part));
         let usable = |dir: &Path| process::may_use_directory(dir);
-        if !parts.iter().all(|dir| usable(dir)) || !usable(policy.live_dir) {
+        if !parts.iter().all(|dir| usable(dir)) || !policy.live_dir.is_none_or(usable) {
             keep.insert(Capability::CAP_DAC_OVERRIDE);
         }
         // What keeps others needs this one.
@@ -247,8 +247,9 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     use AccessFs::{MakeDir, MakeReg, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile, Truncate, WriteFile};
     let files = ReadDir | ReadFile | WriteFile | Truncate | MakeReg | RemoveFile | Refer;
     let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> =
-        vec![(policy.store.into(), files | MakeDir | RemoveDir), (policy.live_dir.into(), files)];
-    if let Some(runtime_dir) = policy.live_dir.parent() {
+        vec![(policy.store.into(), files | MakeDir | RemoveDir)];
+    rules.extend(policy.live_dir.map(|dir| (dir.into(), files)));
+    if let Some(runtime_dir) = policy.live_dir.and_then(Path::parent) {
         // The live maps' own directory goes when the store is closed. Only empty directories can, and of those that
         // root or the daemon's user made.
         rules.push((runtime_dir.into(), RemoveDir.into()));

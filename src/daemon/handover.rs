@@ -30,12 +30,13 @@ pub const RESUME_ENV: &str = "PLYFS_RESUME";
 const REHEARSE_ENV: &str = "PLYFS_REHEARSE";
 /// How long a rehearsal may take; a worker serves meanwhile.
 const REHEARSAL: Duration = Duration::from_secs(10);
-/// Newest format that is read and written here.
-pub const FORMAT: u32 = 1;
+/// Newest format that is read and written here. 2: the arena of live maps.
+pub const FORMAT: u32 = 2;
 
 /// What is in the descriptor store, as part of its name.
 const FUSE: &str = "fuse";
 const CACHE: &str = "cache";
+const LIVE: &str = "live";
 const STATE: &str = "state";
 
 /// What a supervisor tells its successor in the same process. Descriptors are numbers.
@@ -55,6 +56,9 @@ pub struct HandOver {
     pub listener: RawFd,
     /// Memory of the block cache.
     pub cache: RawFd,
+    /// The arena of live maps, and its name.
+    #[serde(default)]
+    pub live: Option<(RawFd, PathBuf)>,
     /// The worker that serves.
     pub worker_pid: u32,
     /// The channel to it.
@@ -173,7 +177,8 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         if std::env::var_os(REHEARSE_ENV).is_some() {
             return Ok(None);
         }
-        let numbers = [number, state.fuse, state.lock, state.listener, state.cache, state.channel];
+        let mut numbers = vec![number, state.fuse, state.lock, state.listener, state.cache, state.channel];
+        numbers.extend(state.live.as_ref().map(|(fd, _)| *fd));
         Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
     let read = read().map_err(system("taking over from the program before"))?;
@@ -189,8 +194,15 @@ fn stored_name(kind: &str, since_ns: i64) -> String {
 }
 
 /// Gives the descriptors of a mount to the service manager, if there is one that keeps them.
-pub fn keep(config: &Config, mount: &Path, since_ns: i64, fuse: BorrowedFd<'_>, cache: BorrowedFd<'_>) {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+pub fn keep(
+    config: &Config,
+    mount: &Path,
+    since_ns: i64,
+    fuse: BorrowedFd<'_>,
+    cache: BorrowedFd<'_>,
+    live: Option<BorrowedFd<'_>>,
+) {
+    if !is_kept() {
         return;
     }
     let kept = Kept {
@@ -199,13 +211,11 @@ pub fn keep(config: &Config, mount: &Path, since_ns: i64, fuse: BorrowedFd<'_>, 
         mounts: [config.mount.clone(), mount.to_path_buf()],
         since_ns,
     };
-    let send = |kind: &str, fd: BorrowedFd<'_>| -> io::Result<()> {
-        let name = stored_name(kind, since_ns);
-        sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(&name)], &[fd])
-    };
+    let send = |kind: &str, fd: BorrowedFd<'_>| send(kind, since_ns, fd);
     let sent = in_memory(&kept).and_then(|state| {
         send(STATE, state.as_fd())?;
         send(CACHE, cache)?;
+        live.map_or(Ok(()), |live| send(LIVE, live))?;
         // Last: without the others it is of no use.
         send(FUSE, fuse)
     });
@@ -214,17 +224,47 @@ pub fn keep(config: &Config, mount: &Path, since_ns: i64, fuse: BorrowedFd<'_>, 
     }
 }
 
-/// Has the service manager forget the mount of that number: nobody is to wait for a daemon that does not come.
-pub fn forget(since_ns: i64) {
-    for kind in [FUSE, CACHE, STATE] {
-        let name = stored_name(kind, since_ns);
-        let _ =
-            sd_notify::notify(false, &[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(&name)]);
+fn is_kept() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+fn send(kind: &str, since_ns: i64, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let name = stored_name(kind, since_ns);
+    sd_notify::notify_with_fds(false, &[NotifyState::FdStore, NotifyState::FdName(&name)], &[fd])
+}
+
+fn forget_one(kind: &str, since_ns: i64) {
+    let name = stored_name(kind, since_ns);
+    let _ = sd_notify::notify(false, &[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(&name)]);
+}
+
+/// Gives the service manager another arena of live maps in place of the one before.
+pub fn keep_live(since_ns: i64, live: BorrowedFd<'_>) {
+    if !is_kept() {
+        return;
+    }
+    forget_one(LIVE, since_ns);
+    if let Err(error) = send(LIVE, since_ns, live) {
+        tracing::warn!(%error, "the service manager does not keep the live maps; they are found by name only");
     }
 }
 
-/// The mount of this store that the service manager kept, if it is alive. What cannot be used is given up.
-pub fn find(config: &Config) -> Option<Found> {
+/// Has the service manager forget the mount of that number: nobody is to wait for a daemon that does not come.
+pub fn forget(since_ns: i64) {
+    for kind in [FUSE, CACHE, LIVE, STATE] {
+        forget_one(kind, since_ns);
+    }
+}
+
+/// The mount of this store that the service manager kept, if it is alive, and all arenas of live maps that it kept. What
+/// cannot be used is given up.
+pub fn find(config: &Config) -> (Option<Found>, Vec<File>) {
+    let mut arenas = Vec::new();
+    let found = find_mount(config, &mut arenas);
+    (found, arenas)
+}
+
+fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<Found> {
     let listed: Vec<(RawFd, String)> = match sd_notify::listen_fds_with_names(true) {
         Ok(listed) => listed.collect(),
         Err(error) => {
@@ -255,7 +295,8 @@ pub fn find(config: &Config) -> Option<Found> {
         }
     }
     let mut found = None;
-    for (Reverse(since_ns), fds) in mounts {
+    for (Reverse(since_ns), mut fds) in mounts {
+        arenas.extend(fds.remove(LIVE).map(File::from));
         match usable(config, fds) {
             Ok(this) if found.is_none() => {
                 tracing::info!(mount = %this.mount.display(), "the mount was kept by the service manager");

@@ -25,6 +25,20 @@ pub struct Report {
     pub standby: Standby,
     /// The last upgrade.
     pub upgrade: Option<Upgrade>,
+    /// The arena of live maps.
+    pub live: Live,
+}
+
+/// Where the live maps are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Live {
+    /// Name of the arena; `None` when they are files that a version without an arena made.
+    pub path: Option<PathBuf>,
+    /// Why they would not outlive the supervisor, or what an earlier daemon lost.
+    pub problem: Option<String>,
+    /// How often the arena moved, because its name was gone.
+    pub moves: u64,
 }
 
 /// How a worker ended.

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::handover::HandOver;
+use super::home::{LiveHome, Tentative};
 use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::report::{End, Report, Standby, UpgradeState, reason};
 use super::unavailable::Wish;
 use super::upgrade::Upgrading;
-use super::{ServeError, handover, mount, start, system, unavailable};
+use super::{ServeError, handover, mount, report, start, system, unavailable};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::fuse::kernel::answer_init;
@@ -49,9 +50,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     sys::raise_descriptor_limit();
     let program = std::env::current_exe().map_err(system("finding this program"))?;
     // Before anything else looks at the mount point: nobody would answer.
-    let found = handover::find(&config);
+    let (found, arenas) = handover::find(&config);
     let kept = found.is_some();
     let lock = start::open_store(&config)?;
+    let of_live = config.clone();
+    let (tentative, lost) = Tentative::find(&of_live, arenas).map_err(system("memory for live maps"))?;
     let (path, fuse, cache, since_ns) = match found {
         Some(found) => (found.mount, Some(found.fuse), found.cache, found.since_ns),
         None => (mount::prepare(&config)?, None, None, sys::now_ns()),
@@ -69,12 +72,21 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 let _ = mount::end(&path, sys::Detach::Yes);
                 return Err(system("answering FUSE_INIT")(error));
             }
-            handover::keep(&config, &path, since_ns, fuse.as_fd(), cache.as_fd());
+            let live = tentative.get().map(|home| home.file().as_fd());
+            handover::keep(&config, &path, since_ns, fuse.as_fd(), cache.as_fd(), live);
             fuse
         }
     };
+    let live = tentative.keep();
+    if let Some(live) = live.as_ref().filter(|_| kept) {
+        handover::keep_live(since_ns, live.file().as_fd());
+    }
     let config = Config { mount: path, ..config };
-    let report = Report { supervisor_version: env!("CARGO_PKG_VERSION").into(), ..Report::default() };
+    let report = Report {
+        supervisor_version: env!("CARGO_PKG_VERSION").into(),
+        live: report::Live { path: live.as_ref().map(|home| home.path().into()), problem: lost, moves: 0 },
+        ..Report::default()
+    };
     let worker_program = this_program()?;
     let things = Things {
         config,
@@ -85,6 +97,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         listener,
         fuse,
         cache,
+        live,
         since_ns,
     };
     let mut supervisor = Supervisor::new(things, report);
@@ -95,22 +108,31 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
-    let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
+    supervisor.finished(&result);
     result
 }
 
 /// Goes on where another version of the program stopped, in the same process.
 pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
     let missing = || system("taking over from the program before")(std::io::ErrorKind::InvalidData.into());
+    let mut fds = fds;
+    let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    let live = live.and_then(|(_, path)| Some((fds.pop()?, path)));
     let Ok([_, fuse, lock, listener, cache, channel]) = <[OwnedFd; 6]>::try_from(fds) else {
         return Err(missing());
     };
-    let HandOver { config, program, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    if live.is_none() && config.runtime_dir.as_deref() == Some(std::path::Path::new("/dev/shm")) {
+        // The default of versions without an arena.
+        config.runtime_dir = None;
+    }
+    let live = live.map(|(fd, path)| LiveHome::resumed(&config, fd.into(), path));
+    let live = live.transpose().map_err(system("taking over the live maps"))?;
     report.supervisor_version = env!("CARGO_PKG_VERSION").into();
     let listener = UnixListener::from(listener);
     let worker_program = this_program()?;
     let signals = signals()?;
-    let things = Things { config, program, worker_program, signals, lock, listener, fuse, cache, since_ns };
+    let things =
+        Things { config, program, worker_program, signals, lock, listener, fuse, cache, live, since_ns };
     let mut supervisor = Supervisor::new(things, report);
     let worker = Worker {
         pid: worker_pid,
@@ -133,7 +155,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
-    let _ = fs::remove_file(supervisor.config.store.join("control.sock"));
+    supervisor.finished(&result);
     result
 }
 
@@ -158,6 +180,8 @@ pub(super) struct Things {
     pub listener: UnixListener,
     pub fuse: OwnedFd,
     pub cache: OwnedFd,
+    /// The arena of live maps; `None` after an upgrade from a version without one, until a worker has it.
+    pub live: Option<LiveHome>,
     pub since_ns: i64,
 }
 
@@ -186,6 +210,10 @@ pub(super) struct Supervisor {
     standby_failures: u32,
     activate_at: Option<Instant>,
     pub(super) standby_at: Option<Instant>,
+    /// Where the live maps move to with the next worker.
+    pub(super) moving: Option<LiveHome>,
+    /// When the name of the live maps is looked at.
+    pub(super) look_at: Option<Instant>,
     /// Since when nobody serves.
     down_since: Option<Instant>,
     /// How it all ends.
@@ -240,6 +268,8 @@ impl Supervisor {
             standby_failures: 0,
             activate_at: None,
             standby_at: None,
+            moving: None,
+            look_at: Some(Instant::now()),
             down_since: None,
             outcome: None,
         }
@@ -303,6 +333,7 @@ impl Supervisor {
             self.activate_at,
             self.standby_at,
             self.closing_at,
+            self.look_at,
             self.upgrading.as_ref().map(|u| u.deadline),
             self.down_since.filter(|_| !self.is_silent()).map(|since| since + SILENCE),
         ];
@@ -324,6 +355,9 @@ impl Supervisor {
         if self.standby_at.is_some_and(|at| at <= now) {
             self.standby_at = None;
             self.start_standby();
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look_after_live_maps();
         }
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_is_late()?;
@@ -357,7 +391,10 @@ impl Supervisor {
     }
 
     pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
-        let shared = [self.fuse.as_fd(), self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
+        let mut shared =
+            vec![self.fuse.as_fd(), self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
+        let live = self.moving.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
+        shared.extend(live);
         Worker::start(program, &shared, &self.config.log, |channel| Start {
             protocol: PROTOCOL,
             channel,
@@ -366,6 +403,7 @@ impl Supervisor {
             listener: self.listener.as_raw_fd(),
             lock: self.lock.as_raw_fd(),
             cache: self.cache.as_raw_fd(),
+            live: live.map(|fd| fd.as_raw_fd()),
             supervisor_pid: sys::pid(),
             since_ns: self.since_ns,
             probe,
@@ -423,7 +461,11 @@ impl Supervisor {
     }
 
     /// Has a worker take over; the one before it is reaped.
-    pub(super) fn hand_to(&mut self, mut worker: Worker) {
+    pub(super) fn hand_to(&mut self, worker: Worker) {
+        let Some(mut worker) = self.with_live_maps(worker) else {
+            self.activate_at = Some(Instant::now() + STANDBY_RETRY);
+            return;
+        };
         self.report.worker_starts += 1;
         self.activate_at = None;
         if self.report.standby.pid == Some(worker.pid) {
@@ -523,7 +565,7 @@ impl Supervisor {
             return Ok(());
         }
         self.down_since.get_or_insert_with(Instant::now);
-        let planned = self.upgrading.as_ref().is_some_and(Upgrading::ended_the_worker);
+        let planned = self.upgrading.as_ref().is_some_and(Upgrading::ended_the_worker) || self.is_moving();
         if !planned {
             let starts = self.report.worker_starts;
             tracing::error!(why, starts, ?served, "the worker ended; the next one takes over");
@@ -603,6 +645,7 @@ impl Supervisor {
                 self.standby_failures = 0;
                 self.report.standby = Standby { pid: Some(worker.pid), prepared: true, problem: None };
                 self.tell_report();
+                self.move_live_maps();
             }
             Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
             Heard::Said(other) => tracing::warn!(?other, "a standby worker has nothing to say but that"),
@@ -661,6 +704,7 @@ impl Supervisor {
         // From here on the end has its own deadline.
         (self.activate_at, self.late_at) = (None, None);
         self.end_others();
+        self.stay_with_live_maps();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         handover::forget(self.since_ns);
         self.stopping = match mount::end(&self.config.mount, sys::Detach::No) {
@@ -694,6 +738,16 @@ impl Supervisor {
             self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
         }
         Ok(())
+    }
+
+    /// The end: the socket goes, and after a clean end the live maps' place.
+    fn finished(&mut self, result: &Result<(), ServeError>) {
+        let _ = fs::remove_file(self.config.store.join("control.sock"));
+        // A worker that lives may still need it.
+        let over = result.is_ok() || self.active.is_none();
+        if let Some(live) = self.things.live.take().filter(|_| over) {
+            live.remove(&self.things.config);
+        }
     }
 
     fn ended(&self, worker: &Worker, status: ExitStatus) -> Result<(), ServeError> {

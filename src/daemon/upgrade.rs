@@ -116,6 +116,12 @@ impl Supervisor {
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         let Some(worker) = &mut upgrading.candidate else { return Ok(()) };
         match worker.listen().map_err(system("waiting for the new version"))? {
+            Heard::Said(FromWorker::Prepared { version, hand_over }) if hand_over < handover::FORMAT => {
+                // It would look for live maps by name, and not find what is not flushed.
+                self.upgrade_failed(&format!(
+                    "version {version} cannot take over the live maps of this one; stop the daemon and start that version"
+                ));
+            }
             Heard::Said(FromWorker::Prepared { version, hand_over }) => {
                 (worker.version, worker.hand_over, worker.phase) =
                     (Some(version.clone()), hand_over, Phase::Prepared);
@@ -258,19 +264,21 @@ impl Supervisor {
             lock: things.lock.as_raw_fd(),
             listener: things.listener.as_raw_fd(),
             cache: things.cache.as_raw_fd(),
+            live: things.live.as_ref().map(|home| (home.file().as_raw_fd(), home.path().into())),
             worker_pid: active.pid,
             channel: active.channel.0.as_raw_fd(),
             worker_version: active.version.clone().unwrap_or_default(),
             since_ns: things.since_ns,
             report: self.report.clone(),
         };
-        let shared = [
+        let mut shared = vec![
             things.fuse.as_fd(),
             things.lock.as_fd(),
             things.listener.as_fd(),
             things.cache.as_fd(),
             active.channel.0.as_fd(),
         ];
+        shared.extend(things.live.as_ref().map(|home| home.file().as_fd()));
         // The file that was opened, not what may have been put in its place since.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", things.worker_program.as_raw_fd()));
         Err(handover::become_program(&opened, &state, &shared).to_string())

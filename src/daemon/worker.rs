@@ -3,6 +3,7 @@
 
 use std::backtrace::Backtrace;
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -22,7 +23,7 @@ use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
 use super::secrets::Keeper;
 use super::sources::{HostSources, Kept};
-use super::{api, handover};
+use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
@@ -31,7 +32,7 @@ use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{Node, Ownership, PlyFs};
-use crate::io::{LiveDir, LiveStore, sys};
+use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{BaseNode, Store};
@@ -54,14 +55,16 @@ pub fn worker_main() -> ExitCode {
     if sys::die_with_parent(start.supervisor_pid).is_err() {
         return ExitCode::FAILURE;
     }
-    let fds = [start.fuse, start.channel, start.listener, start.lock, start.cache];
-    let inherited = sys::inherit_once(&fds).map(<[OwnedFd; 5]>::try_from);
-    let Ok(Ok([fuse, channel, listener, lock, cache])) = inherited else {
+    let mut fds = vec![start.fuse, start.channel, start.listener, start.lock, start.cache];
+    fds.extend(start.live);
+    let Ok(mut inherited) = sys::inherit_once(&fds) else { return ExitCode::FAILURE };
+    let live = start.live.and_then(|_| inherited.pop());
+    let Ok([fuse, channel, listener, lock, cache]) = <[OwnedFd; 5]>::try_from(inherited) else {
         return ExitCode::FAILURE;
     };
     let channel = Arc::new(Channel(channel));
     end_at_panic(channel.clone());
-    let done = prepare(&start, cache).and_then(|prepared| {
+    let done = prepare(&start, cache, live).and_then(|prepared| {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let said = channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT });
         said.map_err(|e| format!("the supervisor is gone: {e}"))?;
@@ -131,7 +134,7 @@ fn end_at_panic(channel: Arc<Channel>) {
     }));
 }
 
-/// Where the live maps of a store are: of this store in this place, not of a copy of it.
+/// A name for the live maps of a store: of this store in this place, not of a copy of it.
 pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Result<String> {
     let meta = std::fs::metadata(store)?;
     let uuid: String = superblock.uuid[..4].iter().map(|b| format!("{b:02x}")).collect();
@@ -142,9 +145,29 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
 struct Prepared {
     cache: BlockCache,
     opener: Arc<dyn OpenImage>,
-    live_dir: PathBuf,
+    live: LivePlace,
     confinement: InForce,
     web: Web,
+}
+
+/// Where the live maps are.
+enum LivePlace {
+    /// In the arena that the supervisor holds.
+    Arena(File, MapBounds),
+    /// In files by name: the supervisor is of a version without an arena.
+    Dir(PathBuf),
+}
+
+impl LivePlace {
+    fn open(self) -> io::Result<(Arc<dyn LiveStore>, Option<LiveArena>)> {
+        match self {
+            Self::Arena(file, bounds) => {
+                let arena = LiveArena::open(file, bounds)?;
+                Ok((Arc::new(arena.clone()), Some(arena)))
+            }
+            Self::Dir(dir) => Ok((Arc::new(LiveDir::new(&dir)?), None)),
+        }
+    }
 }
 
 /// What bases on the network need, and what could not be had any more once the worker is confined.
@@ -161,20 +184,33 @@ struct Turn {
 
 /// Does what takes time, and gives up what serving does not need. Another worker serves meanwhile: nothing of the
 /// store, the live maps or the shared cache is changed here.
-fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
+fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepared, String> {
     let config = &start.config;
     let protection = sys::protect();
     if start.warn && !protection.locked {
         tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
     }
-    let superblock = Store::superblock(&config.store).map_err(|e| e.to_string())?;
-    let name = live_dir_name(&superblock, &config.store).map_err(|e| format!("the store: {e}"))?;
-    let live_dir = config.runtime_dir.join(name);
+    Store::superblock(&config.store).map_err(|e| e.to_string())?;
+    let live = match live {
+        Some(arena) => LivePlace::Arena(arena.into(), home::bounds(config)),
+        None => LivePlace::Dir(home::former_dir(config).map_err(|e| format!("the store: {e}"))?),
+    };
     if start.probe {
         Store::probe(&config.store).map_err(|e| e.to_string())?;
-        Delta::probe_live(&live_dir).map_err(|e| format!("live maps in {}: {e}", live_dir.display()))?;
+        match &live {
+            LivePlace::Arena(arena, _) => Delta::probe_arena(arena).map_err(|e| format!("live maps: {e}"))?,
+            LivePlace::Dir(dir) => {
+                Delta::probe_live(dir).map_err(|e| format!("live maps in {}: {e}", dir.display()))?;
+            }
+        }
     }
-    LiveDir::beside(&live_dir).map_err(|e| format!("memory for live maps: {e}"))?;
+    let live_dir = match &live {
+        LivePlace::Arena(..) => None,
+        LivePlace::Dir(dir) => {
+            LiveDir::beside(dir).map_err(|e| format!("memory for live maps: {e}"))?;
+            Some(dir.as_path())
+        }
+    };
     // Before there is another thread, before anything that is not the opener's business is in memory, and before the
     // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
@@ -194,13 +230,13 @@ fn prepare(start: &Start, cache: OwnedFd) -> Result<Prepared, String> {
     let confinement = confine::apply(&Policy {
         security: &config.security,
         store: &config.store,
-        live_dir: &live_dir,
+        live_dir,
         memory_locked: protection.locked,
         first: start.warn,
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, live_dir, confinement, web })
+    Ok(Prepared { cache, opener, live, confinement, web })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -222,11 +258,16 @@ fn serve(
     listener: OwnedFd,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live_dir, confinement, web: Web { network, credentials } } = prepared;
+    let Prepared { cache, opener, live, confinement, web: Web { network, credentials } } = prepared;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
-    let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(Arc::new(LiveDir::new(&live_dir)?)) };
+    let live_dir = match &live {
+        LivePlace::Arena(..) => None,
+        LivePlace::Dir(dir) => Some(dir.clone()),
+    };
+    let (live, arena) = live.open().map_err(|e| format!("memory for live maps: {e}"))?;
+    let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(live) };
     let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
     let sources = Arc::new(sources.map_err(|e| format!("threads: {e}"))?);
@@ -272,6 +313,7 @@ fn serve(
         notifier: notifier.clone(),
         channel: channel.clone(),
         config: config.clone(),
+        arena,
         supervisor_pid: start.supervisor_pid,
         report: report.clone(),
         since_ns: start.since_ns,
@@ -300,7 +342,7 @@ fn serve(
     store.close().map_err(|e| e.to_string())?;
     sources.flush();
     // Empty after a clean close; left when it is not.
-    let _ = std::fs::remove_dir(live_dir);
+    let _ = live_dir.map(std::fs::remove_dir);
     Ok(())
 }
 
@@ -308,7 +350,7 @@ fn serve(
 struct Ear {
     fs: PlyFs,
     store: Arc<Store>,
-    live_dir: PathBuf,
+    live_dir: Option<PathBuf>,
     channel: Arc<Channel>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
@@ -337,7 +379,7 @@ impl Ear {
         let code = match self.store.close() {
             Ok(()) => {
                 // Empty after a clean close.
-                let _ = std::fs::remove_dir(&self.live_dir);
+                let _ = self.live_dir.as_ref().map(std::fs::remove_dir);
                 0
             }
             Err(error) => {

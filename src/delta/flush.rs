@@ -1,6 +1,7 @@
 //! Making a delta durable: the map file, flushes that join, and recovery.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
 use crate::format::record::MapRoot;
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
+use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
@@ -574,6 +575,15 @@ fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Result<bool, 
 }
 
 impl Delta {
+    /// Whether this version can take over the live maps of an arena, which another worker may be using.
+    ///
+    /// # Errors
+    /// `LiveLayout` when one has another layout; what the storage says.
+    pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
+        let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
+        maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
+    }
+
     /// Whether this version can take over the live maps in `dir`, which another worker may be using.
     ///
     /// # Errors

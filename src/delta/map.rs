@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::format::journal::{Run, State, WORD_BLOCKS};
 use crate::format::replay::{Replay, Words};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
-use crate::io::{LIVE_PAGE_WORDS, LiveFile};
+use crate::io::{LIVE_PAGE_WORDS, LiveFile, MapUse};
 
 const BITS: usize = 8;
 const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
@@ -106,10 +106,10 @@ impl LiveMap {
     /// Reserves the memory that [`LiveMap::set`] of these blocks needs.
     ///
     /// # Errors
-    /// ENOSPC when the memory filesystem is full.
-    pub fn prepare(&self, first: u64, end: u64) -> io::Result<()> {
+    /// ENOSPC when the memory filesystem is full, or a bound on the memory for maps is reached.
+    pub fn prepare(&self, first: u64, end: u64, wanted: MapUse) -> io::Result<()> {
         for page in place(first).0..=place(end.saturating_sub(1).max(first)).0 {
-            self.live.prepare(page)?;
+            self.live.prepare_for(page, wanted)?;
         }
         Ok(())
     }

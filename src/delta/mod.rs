@@ -31,7 +31,7 @@ use ranges::RangeLock;
 use crate::format::BLOCK;
 use crate::format::journal::State;
 use crate::format::record::MapRoot;
-use crate::io::{LiveHeader, LiveStore, Medium, MediumFile, Open, sys};
+use crate::io::{LiveHeader, LiveStore, MapUse, Medium, MediumFile, Open, sys};
 use crate::sabotage::{Sabotage, linger, sabotaged};
 
 /// Where an extent's bytes are.
@@ -202,6 +202,11 @@ impl Delta {
         Ok(data.map_or(Ok(0), |d| d.allocated())? + map)
     }
 
+    /// Bytes of memory that the live map takes.
+    pub fn map_memory(&self) -> u64 {
+        self.map.live().memory()
+    }
+
     /// Mapping at `offset` and the end of its extent, at most `end`.
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {
         let overlap = self.overlap();
@@ -292,7 +297,11 @@ impl Delta {
             self.forget_beyond(size, end)?;
         }
         let data = self.open_data()?;
-        self.map.prepare(first, last + 1).map_err(DeltaError::io("reserving memory for the map"))?;
+        let wanted = match edges.space {
+            WriteSpace::Free => MapUse::Write,
+            WriteSpace::Reserved => MapUse::Discard,
+        };
+        self.map.prepare(first, last + 1, wanted).map_err(DeltaError::io("reserving memory for the map"))?;
 
         let mut head_fill = Vec::new();
         if !offset.is_multiple_of(BLOCK) && self.map.state(first) != State::Data {
@@ -413,7 +422,8 @@ impl Delta {
         // Above the overlap nothing shines through, so forgetting is enough and costs no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {
-            self.map.prepare(first, hidden).map_err(DeltaError::io("reserving memory for the map"))?;
+            let prepared = self.map.prepare(first, hidden, MapUse::Discard);
+            prepared.map_err(DeltaError::io("reserving memory for the map"))?;
             self.map.set(first, hidden, State::Zero);
         }
         self.map.set(hidden, end, State::Unmapped);

@@ -1,17 +1,21 @@
-//! Memory that outlives the worker: a file on tmpfs, mapped shared.
+//! Memory that outlives the worker: a part of a file on tmpfs, mapped shared.
 //!
-//! The file holds a header page, summary pages with one bit per map page, and the map pages. A map page is touched
-//! only after its space was reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and a
-//! page that nobody wrote costs nothing. Contents are valid for this boot only: tmpfs forgets them at reboot.
+//! It holds a header page, summary pages with one bit per map page, and the map pages. A map page is touched only
+//! after its space was reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and a page
+//! without a write costs nothing. Contents are valid for this boot only: tmpfs forgets them at reboot.
+//!
+//! A live file has a file of its own, or a window of one that many share ([`super::LiveArena`]).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::live_arena::{Lease, MapPages};
 use super::sys;
 
 /// Words of a page.
@@ -22,7 +26,22 @@ const HEAD_PAGES: u64 = 64;
 const SUMMARY_WORDS: usize = (HEAD_PAGES as usize - 1) * LIVE_PAGE_WORDS;
 /// Map pages mapped at once (16 MiB).
 const SEGMENT_PAGES: u64 = 4096;
-const SEGMENTS: usize = SUMMARY_WORDS * 64 / SEGMENT_PAGES as usize;
+/// Segments behind the first one, which is mapped together with the head.
+const SEGMENTS: usize = (SUMMARY_WORDS * 64).div_ceil(SEGMENT_PAGES as usize) - 1;
+const FIRST_BYTES: usize = ((HEAD_PAGES + SEGMENT_PAGES) * PAGE) as usize;
+/// No live file is longer.
+pub(super) const LONGEST: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
+
+/// What a new page of a map is for: it decides which part of the bound the page may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapUse {
+    /// A guest's write.
+    Write,
+    /// Zeros that hide the base: they may take what is kept back for them.
+    Discard,
+    /// A map that was there before: nothing bounds it.
+    TakeOver,
+}
 
 /// Words of the header page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,10 +76,19 @@ pub enum LiveHeader {
 /// One disk's live map.
 #[derive(Debug)]
 pub struct LiveFile {
-    file: File,
+    file: Arc<File>,
+    /// Where in the file it begins.
+    base: u64,
+    /// Head and first segment.
     head: *mut AtomicU64,
-    segments: Box<[AtomicPtr<AtomicU64>]>,
+    segments: OnceLock<Box<[AtomicPtr<AtomicU64>]>>,
     grow: Mutex<()>,
+    /// Map pages that are reserved.
+    reserved: AtomicU64,
+    /// Bytes of them for zeros that hide the base.
+    discarded: AtomicU64,
+    /// Keeps the window of a shared file. Dropped after the mappings.
+    lease: Option<Lease>,
 }
 
 // SAFETY: the pointers lead to shared mappings that live as long as the value and are only accessed as atomics.
@@ -74,17 +102,28 @@ impl LiveFile {
     /// # Errors
     /// When the space of the head cannot be reserved or mapped.
     pub fn new(file: File) -> io::Result<Self> {
+        Self::at(Arc::new(file), 0, None)
+    }
+
+    /// Maps what begins at `base` of a file.
+    pub(super) fn at(file: Arc<File>, base: u64, lease: Option<Lease>) -> io::Result<Self> {
         // The header and the first summary page; later summary pages are reserved with the pages they describe.
-        sys::fallocate(file.as_fd(), 0, 0, 2 * PAGE)?;
-        if file.metadata()?.len() < HEAD_PAGES * PAGE {
-            file.set_len(HEAD_PAGES * PAGE)?;
+        sys::fallocate(file.as_fd(), 0, base, 2 * PAGE)?;
+        // A window of a shared file is inside of it; setting a length here could cut another one.
+        if lease.is_none() && file.metadata()?.len() < base + HEAD_PAGES * PAGE {
+            file.set_len(base + HEAD_PAGES * PAGE)?;
         }
-        let head = sys::map_shared(file.as_fd(), 0, (HEAD_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
-        let segments = (0..SEGMENTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        let live = Self { file, head, segments, grow: Mutex::new(()) };
+        let head = sys::map_shared(file.as_fd(), base, FIRST_BYTES)?.cast::<AtomicU64>();
+        let (segments, grow, reserved) = (OnceLock::new(), Mutex::new(()), AtomicU64::new(0));
+        let discarded = AtomicU64::new(0);
+        let live = Self { file, base, head, segments, grow, reserved, discarded, lease };
         // Touching a page behind the end would be a SIGBUS.
-        let pages = live.pages(0).last().map_or(0, |last| last + 1);
-        if live.file.metadata()?.len() < (HEAD_PAGES + pages) * PAGE {
+        let (mut pages, mut count) = (0, 0);
+        for page in live.pages(0) {
+            (pages, count) = (page + 1, count + 1);
+        }
+        live.reserved.store(count, Ordering::Relaxed);
+        if live.file.metadata()?.len() < base + (HEAD_PAGES + pages) * PAGE {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the file was cut, it has fewer pages than it says",
@@ -100,7 +139,31 @@ impl LiveFile {
 
     /// The same memory mapped again, as a next worker would.
     pub fn reopen(&self) -> io::Result<Self> {
-        Self::new(self.file.try_clone()?)
+        Self::at(self.file.clone(), self.base, self.lease.clone())
+    }
+
+    /// Bytes of memory that it has reserved.
+    pub fn memory(&self) -> u64 {
+        (2 + self.reserved.load(Ordering::Relaxed)) * PAGE
+    }
+
+    /// Copies all of it to `to`, which is new.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn copy_to(&self, to: &Self) -> io::Result<()> {
+        for no in self.pages(0) {
+            let Some(page) = self.page(no) else { continue };
+            for (from, to) in page.iter().zip(to.prepare(no)?) {
+                to.store(from.load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        for at in 0..LIVE_PAGE_WORDS - 1 {
+            // SAFETY: words of the header page of two mappings that live as long as their values.
+            let (from, to) = unsafe { (&*self.head.add(at), &*to.head.add(at)) };
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        Ok(())
     }
 
     /// A copy of the memory as it is now, in anonymous memory.
@@ -110,17 +173,7 @@ impl LiveFile {
     #[cfg(any(test, feature = "simulation"))]
     pub fn duplicate(&self) -> io::Result<Self> {
         let copy = Self::anonymous()?;
-        for at in 0..LIVE_PAGE_WORDS - 1 {
-            // SAFETY: words of the header page of two mappings that live as long as their values.
-            let (from, to) = unsafe { (&*self.head.add(at), &*copy.head.add(at)) };
-            to.store(from.load(Ordering::Acquire), Ordering::Release);
-        }
-        for no in self.pages(0) {
-            let Some(page) = self.page(no) else { continue };
-            for (from, to) in page.iter().zip(copy.prepare(no)?) {
-                to.store(from.load(Ordering::Acquire), Ordering::Release);
-            }
-        }
+        self.copy_to(&copy)?;
         Ok(copy)
     }
 
@@ -160,48 +213,67 @@ impl LiveFile {
         Some(unsafe { &*base.add((page % SEGMENT_PAGES) as usize * LIVE_PAGE_WORDS).cast() })
     }
 
+    /// Where the segment of a page is mapped.
     fn segment(&self, page: u64) -> io::Result<*mut AtomicU64> {
-        let slot = &self.segments[(page / SEGMENT_PAGES) as usize];
+        let Some(index) = (page / SEGMENT_PAGES).checked_sub(1) else {
+            // SAFETY: the first mapping has the head and a segment behind it.
+            return Ok(unsafe { self.head.add(HEAD_PAGES as usize * LIVE_PAGE_WORDS) });
+        };
+        let none = || (0..SEGMENTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
+        let slot = &self.segments.get_or_init(none)[index as usize];
         let seen = slot.load(Ordering::Acquire);
         if !seen.is_null() {
             return Ok(seen);
         }
-        let _grow = self.grow.lock();
-        self.map_segment(page)
-    }
-
-    fn map_segment(&self, page: u64) -> io::Result<*mut AtomicU64> {
-        let slot = &self.segments[(page / SEGMENT_PAGES) as usize];
-        let seen = slot.load(Ordering::Acquire);
-        if !seen.is_null() {
-            return Ok(seen);
-        }
-        let offset = (HEAD_PAGES + page / SEGMENT_PAGES * SEGMENT_PAGES) * PAGE;
+        let offset = self.base + (HEAD_PAGES + page / SEGMENT_PAGES * SEGMENT_PAGES) * PAGE;
         let at =
             sys::map_shared(self.file.as_fd(), offset, (SEGMENT_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
-        slot.store(at, Ordering::Release);
-        Ok(at)
+        match slot.compare_exchange(ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(at),
+            Err(seen) => {
+                // SAFETY: mapped above, and nothing else knows it.
+                unsafe { sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize) };
+                Ok(seen)
+            }
+        }
+    }
+
+    /// As [`LiveFile::prepare_for`], of a map that was there before.
+    ///
+    /// # Errors
+    /// As [`LiveFile::prepare_for`].
+    pub fn prepare(&self, page: u64) -> io::Result<&[AtomicU64; LIVE_PAGE_WORDS]> {
+        self.prepare_for(page, MapUse::TakeOver)
     }
 
     /// Reserves page `page` and returns it. Zeros when it is new.
     ///
     /// # Errors
-    /// ENOSPC when tmpfs is full; EFBIG past the largest disk.
-    pub fn prepare(&self, page: u64) -> io::Result<&[AtomicU64; LIVE_PAGE_WORDS]> {
+    /// ENOSPC when tmpfs is full or a bound is reached; EFBIG past the largest disk.
+    pub fn prepare_for(&self, page: u64, wanted: MapUse) -> io::Result<&[AtomicU64; LIVE_PAGE_WORDS]> {
         if let Some(page) = self.page(page) {
             return Ok(page);
         }
         let (word, bit) = self.summary(page).ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
         {
             let _grow = self.grow.lock();
+            if let Some(lease) = &self.lease {
+                let discarded = self.discarded.load(Ordering::Relaxed);
+                lease.admit(MapPages { bytes: self.memory(), discarded }, wanted)?;
+            }
             if !self.summary_reserved(page) {
                 let upto = (page / 64 / LIVE_PAGE_WORDS as u64 + 1) * LIVE_PAGE_WORDS as u64;
-                sys::fallocate(self.file.as_fd(), 0, PAGE, upto * 8)?;
+                sys::fallocate(self.file.as_fd(), 0, self.base + PAGE, upto * 8)?;
                 self.header_extra().store(upto, Ordering::Release);
             }
-            sys::fallocate(self.file.as_fd(), 0, (HEAD_PAGES + page) * PAGE, PAGE)?;
-            self.map_segment(page)?;
-            word.fetch_or(bit, Ordering::Release);
+            sys::fallocate(self.file.as_fd(), 0, self.base + (HEAD_PAGES + page) * PAGE, PAGE)?;
+            self.segment(page)?;
+            if word.fetch_or(bit, Ordering::Release) & bit == 0 {
+                self.reserved.fetch_add(1, Ordering::Relaxed);
+                if wanted == MapUse::Discard {
+                    self.discarded.fetch_add(PAGE, Ordering::Relaxed);
+                }
+            }
         }
         self.page(page).ok_or_else(|| io::Error::other("a map page vanished"))
     }
@@ -228,12 +300,12 @@ impl LiveFile {
 
 impl Drop for LiveFile {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and `self` was the only way to it.
-        unsafe { sys::unmap(self.head.cast(), (HEAD_PAGES * PAGE) as usize) };
-        for slot in &self.segments {
+        // SAFETY: mapped in `at`, and `self` was the only way to it.
+        unsafe { sys::unmap(self.head.cast(), FIRST_BYTES) };
+        for slot in self.segments.get().into_iter().flatten() {
             let at = slot.load(Ordering::Acquire);
             if !at.is_null() {
-                // SAFETY: mapped in `map_segment`, and `self` was the only way to it.
+                // SAFETY: mapped in `segment`, and `self` was the only way to it.
                 unsafe { sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize) };
             }
         }

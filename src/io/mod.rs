@@ -7,6 +7,7 @@
 pub mod confine;
 mod host;
 mod live;
+mod live_arena;
 mod live_store;
 mod prefault;
 #[cfg(any(test, feature = "simulation"))]
@@ -20,7 +21,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use host::HostMedium;
-pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader};
+pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader, MapUse};
+pub use live_arena::{ArenaIdentity, LiveArena, MapBounds};
 pub use live_store::{LiveDir, LiveStore};
 pub use prefault::PrefaultingAllocator;
 

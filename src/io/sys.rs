@@ -349,6 +349,22 @@ pub fn mount_fuse(target: &Path, options: &str) -> io::Result<()> {
     check(ret.into()).map(drop)
 }
 
+/// mount(2) of a new tmpfs.
+pub fn mount_tmpfs(target: &Path, options: &str) -> io::Result<()> {
+    let (target, options) = (c_path(target)?, CString::new(options).map_err(io::Error::other)?);
+    // SAFETY: C strings that outlive the call.
+    let ret = unsafe {
+        libc::mount(
+            c"plyfs".as_ptr(),
+            target.as_ptr(),
+            c"tmpfs".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            options.as_ptr().cast(),
+        )
+    };
+    check(ret.into()).map(drop)
+}
+
 /// umount2(2); with `detach` also while it is in use.
 pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
     let target = c_path(target)?;

@@ -135,19 +135,33 @@ impl House {
         })
     }
 
+    /// The arena of live maps, as the store's record names it.
+    pub fn arena(&self) -> Option<PathBuf> {
+        let record = fs::read(self.store().join("live")).ok()?;
+        // Envelope, four numbers, and the path behind its length.
+        let path = &record[40 + 32 + 2..record.len() - 4];
+        Some(PathBuf::from(std::str::from_utf8(path).unwrap())).filter(|path| path.exists())
+    }
+
     /// Where the live maps are.
     pub fn live_dir(&self) -> Option<PathBuf> {
-        let meta = fs::metadata(self.store()).ok()?;
-        let end = format!("-{}-{}", meta.dev(), meta.ino());
-        let mut entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-        let is_ours = |name: &str| name.starts_with("plyfs-") && name.ends_with(&end);
-        entries.find_map(|e| is_ours(e.file_name().to_str()?).then(|| e.path()))
+        self.arena().and_then(|arena| Some(arena.parent()?.to_owned()))
+    }
+
+    /// Where a version without an arena keeps a file for each disk.
+    pub fn former_live_dir(&self) -> PathBuf {
+        let meta = fs::metadata(self.store()).unwrap();
+        let superblock = fs::read(self.store().join("plyfs.store")).unwrap();
+        let uuid: String = superblock[40..44].iter().map(|b| format!("{b:02x}")).collect();
+        PathBuf::from(format!("/dev/shm/plyfs-{uuid}-{}-{}", meta.dev(), meta.ino()))
     }
 
     /// What says that the store was not stopped cleanly.
     pub fn live_maps(&self) -> Vec<PathBuf> {
-        let dir = self.live_dir().and_then(|dir| fs::read_dir(dir).ok());
-        dir.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+        let former = self.store().join("plyfs.store").exists().then(|| self.former_live_dir());
+        let of_dir =
+            |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path());
+        self.arena().into_iter().chain(former.into_iter().flat_map(of_dir)).collect()
     }
 
     pub fn cli(&self, args: &[&str]) -> Output {
@@ -265,14 +279,14 @@ impl Drop for House {
             let _ = child.wait();
         }
         let _ = Command::new("umount").arg("-l").arg(self.mount()).stderr(Stdio::null()).status();
-        if let Ok(meta) = fs::metadata(self.store()) {
-            let end = format!("-{}-{}", meta.dev(), meta.ino());
-            for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
-                let name = entry.file_name().into_string().unwrap_or_default();
-                if name.starts_with("plyfs-") && name.ends_with(&end) {
-                    let _ = fs::remove_dir_all(entry.path());
-                }
-            }
+        if let Some(dir) = self.live_dir() {
+            let _ = Command::new("umount").arg("-l").arg(&dir).stderr(Stdio::null()).status();
+            let ours =
+                dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("plyfs-"));
+            let _ = if ours { fs::remove_dir_all(&dir) } else { fs::remove_dir(&dir) };
+        }
+        if self.store().join("plyfs.store").exists() {
+            let _ = fs::remove_dir_all(self.former_live_dir());
         }
     }
 }

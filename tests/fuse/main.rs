@@ -12,6 +12,7 @@ mod full;
 mod harness;
 mod kept;
 mod lazy;
+mod live;
 mod privilege;
 mod process;
 mod refusals;

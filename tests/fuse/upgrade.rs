@@ -3,7 +3,7 @@
 //! A version that misbehaves is bash, with what it does in files named `worker` and `serve` in the daemon's directory:
 //! the supervisor starts `PROGRAM worker`, and goes on as `PROGRAM serve ...`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fd=$(sed 's/.*"channel":\([0-9]*\).*/\1/' <<<"$PLYFS_WORKER")
 say() { printf '%s' "$1" >&$fd; }
 hear() { dd bs=65536 count=1 status=none <&$fd; }
 "#;
-const PREPARED: &str = r#"say '{"prepared":{"version":"9.9","hand_over":1}}'"#;
+const PREPARED: &str = r#"say '{"prepared":{"version":"9.9","hand_over":2}}'"#;
 
 /// Another file with the same program.
 fn copy(house: &House, name: &str) -> PathBuf {
@@ -276,17 +276,27 @@ fn a_version_that_cannot_read_the_store_is_refused() {
     assert_eq!(house.prepared().0, worker);
     fs::remove_file(newer).unwrap();
 
-    let live = house.live_dir().unwrap();
-    let maps: Vec<PathBuf> = fs::read_dir(&live).unwrap().map(|e| e.unwrap().path()).collect();
-    let map = maps.iter().find(|path| path.extension().is_some_and(|e| e == "live")).unwrap();
-    let mut head = fs::read(map).unwrap()[..4096].to_vec();
-    head[6] ^= 0xFF;
-    let newer = live.join("900000.live");
-    fs::write(&newer, head).unwrap();
+    // The last slot that the directory of the arena has at first; its map has a layout that is not known.
+    let arena = File::options().read(true).write(true).open(house.arena().unwrap()).unwrap();
+    let (entry, window) = (4096 + 511 * 8, 512 << 33);
+    let mut magic = [0; 8];
+    arena.read_exact_at(&mut magic, 1 << 33).unwrap();
+    magic[6] ^= 0xFF;
+    arena.write_all_at(&magic, window).unwrap();
+    arena.write_all_at(&(900_000u64 << 2 | 2).to_ne_bytes(), entry).unwrap();
     let said = house.fails(&upgrade);
     assert!(said.contains("layout"), "{said}");
     assert_eq!(house.prepared().0, worker);
-    fs::remove_file(newer).unwrap();
+    arena.write_all_at(&[0; 8], entry).unwrap();
+    // So has the arena itself.
+    arena.read_exact_at(&mut magic, 0).unwrap();
+    let mut newer = magic;
+    newer[6] ^= 0xFF;
+    arena.write_all_at(&newer, 0).unwrap();
+    let said = house.fails(&upgrade);
+    assert!(said.contains("layout"), "{said}");
+    assert_eq!(house.prepared().0, worker);
+    arena.write_all_at(&magic, 0).unwrap();
 
     assert_ne!(house.json(&upgrade)["state"], "failed");
     assert!(client.is_fine());

@@ -35,7 +35,7 @@ use crate::disk::DiskError;
 use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::{Node, guard};
-use crate::io::sys;
+use crate::io::{LiveArena, sys};
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
 /// What the control socket's requests work on.
@@ -49,6 +49,8 @@ pub struct Control {
     pub channel: Arc<Channel>,
     /// The configuration in force.
     pub config: Config,
+    /// The live maps, when they are in an arena.
+    pub arena: Option<LiveArena>,
     /// For `status`.
     pub supervisor_pid: u32,
     /// What the supervisor knows of its workers.
@@ -173,6 +175,7 @@ impl Control {
             "base": node.base_name(),
             "size": a.size,
             "delta_bytes": a.allocated,
+            "map_bytes": node.attached().map_or(0, |d| d.delta().map_memory()),
             "mode": format!("{:04o}", a.mode),
             "uid": a.uid,
             "gid": a.gid,
@@ -206,6 +209,18 @@ impl Control {
         })
     }
 
+    fn live_maps(&self, report: &Report) -> Value {
+        let bounds = self.arena.as_ref().map(LiveArena::bounds);
+        json!({
+            "path": report.live.path,
+            "bytes": self.arena.as_ref().and_then(|arena| arena.memory().ok()),
+            "limit_bytes": bounds.map(|b| b.total),
+            "disk_limit_bytes": bounds.map(|b| b.per_disk),
+            "moves": report.live.moves,
+            "problem": report.live.problem,
+        })
+    }
+
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
         let disks = self.store.disks_after(0);
@@ -234,6 +249,7 @@ impl Control {
             "disks": disks.len(),
             "disks_refusing_writes": refusing,
             "space": self.space(),
+            "live_maps": self.live_maps(&report),
             "unlinked_disks": self.store.unlinked().len(),
             "damaged": self.store.damaged().iter().map(|(file, error)| json!({
                 "file": file, "error": error.to_string(),

@@ -34,7 +34,7 @@ fn confine(dir: &Path, security: &SecurityConfig) -> InForce {
     apply(&Policy {
         security,
         store: &dir.join("store"),
-        live_dir: &dir.join("run/live"),
+        live_dir: Some(&dir.join("run/live")),
         memory_locked: false,
         first: false,
     })
@@ -344,7 +344,7 @@ fn locked_memory_needs_the_right_to_lock() {
             apply(&Policy {
                 security: &SecurityConfig::default(),
                 store: &dir.path().join("store"),
-                live_dir: &dir.path().join("run/live"),
+                live_dir: Some(&dir.path().join("run/live")),
                 memory_locked,
                 first: false,
             });

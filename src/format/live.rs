@@ -1,0 +1,46 @@
+//! Where the live maps of a store are (docs/format.md, "Record of live maps"): a hint for this boot, never durable.
+
+use super::codec::{Envelope, FormatError, Reader, Writer};
+
+/// Name of the record in the store.
+pub const LIVE_RECORD: &str = "live";
+/// The record is not longer.
+pub const LONGEST_LIVE_RECORD: u64 = 8 << 10;
+
+const ENVELOPE: Envelope = Envelope { magic: *b"PLYLIVE\0", version: 1, structure: "record of live maps" };
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveRecord {
+    /// Boot that it belongs to.
+    pub boot: u64,
+    /// The arena has the same.
+    pub id: u64,
+    /// Device of the store's directory.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+    /// Where the arena is.
+    pub path: String,
+}
+
+impl LiveRecord {
+    /// The bytes of the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.u64(self.boot).u64(self.id).u64(self.device).u64(self.inode).bytes(self.path.as_bytes());
+        ENVELOPE.seal(&w.finish())
+    }
+
+    /// Reads the bytes of a record.
+    ///
+    /// # Errors
+    /// When they are damaged or of a newer plyfs.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut r = Reader::new(ENVELOPE.open(bytes)?, ENVELOPE.structure);
+        let (boot, id, device, inode) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
+        let path = r.text()?;
+        r.end()?;
+        Ok(Self { boot, id, device, inode, path })
+    }
+}

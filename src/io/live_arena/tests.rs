@@ -1,0 +1,178 @@
+//! Tests of the arena.
+
+use super::*;
+use crate::io::LiveHeader;
+
+const IDENTITY: ArenaIdentity = ArenaIdentity { id: 7, device: 1, inode: 2 };
+
+fn arena(file: &File) -> LiveArena {
+    LiveArena::open(file.try_clone().unwrap(), MapBounds::NONE).unwrap()
+}
+
+fn formatted() -> File {
+    let file = sys::memory_file().unwrap();
+    LiveArena::format(&file, &IDENTITY).unwrap();
+    file
+}
+
+fn put(arena: &LiveArena, disk: u64, pages: &[u64]) {
+    let live = arena.fresh(disk).unwrap();
+    for page in pages {
+        live.prepare(*page).unwrap()[9].store(disk << 32 | page, Ordering::Relaxed);
+    }
+    live.header(LiveHeader::Size).store(disk, Ordering::Relaxed);
+    arena.publish(disk).unwrap();
+}
+
+#[track_caller]
+fn has(arena: &LiveArena, disk: u64, pages: &[u64]) {
+    let live = arena.existing(disk).unwrap().expect("a map");
+    assert_eq!(live.pages(0).collect::<Vec<_>>(), pages);
+    for page in pages {
+        assert_eq!(live.page(*page).unwrap()[9].load(Ordering::Relaxed), disk << 32 | page);
+    }
+    assert_eq!(live.header(LiveHeader::Size).load(Ordering::Relaxed), disk);
+}
+
+#[test]
+fn maps_of_many_disks_outlive_the_worker_without_a_name_or_a_descriptor_each() {
+    let file = formatted();
+    let first = arena(&file);
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for disk in 1..=700 {
+        put(&first, disk, &[0, disk]);
+    }
+    // The map of the largest disk fits.
+    put(&first, 701, &[0, 5000, 1_082_000]);
+    let held: Vec<_> = (1..=700).map(|disk| first.existing(disk).unwrap()).collect();
+    // Other tests open some at the same time.
+    assert!(descriptors() < before + 300, "{} descriptors more", descriptors() - before);
+    drop((first, held));
+    let next = arena(&file);
+    (1..=700).for_each(|disk| has(&next, disk, &[0, disk]));
+    has(&next, 701, &[0, 5000, 1_082_000]);
+    assert!(next.existing(702).unwrap().is_none());
+    let mut listed: Vec<u64> = LiveArena::list(&file).unwrap().into_iter().map(|(disk, _)| disk).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, (1..=701).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_dead_worker_did_not_complete_is_given_back() {
+    let file = formatted();
+    let first = arena(&file);
+    put(&first, 1, &[3]);
+    let empty = first.memory().unwrap();
+    let unfinished = first.fresh(2).unwrap();
+    (0..50).for_each(|page| assert!(unfinished.prepare(page).is_ok()));
+    let removed = first.existing(1).unwrap();
+    // The worker dies with everything mapped.
+    std::mem::forget((first, unfinished, removed));
+    let next = arena(&file);
+    assert!(next.existing(2).unwrap().is_none());
+    has(&next, 1, &[3]);
+    assert_eq!(next.memory().unwrap(), empty);
+    put(&next, 2, &[0]);
+    has(&next, 2, &[0]);
+}
+
+#[test]
+fn a_window_is_not_given_to_another_disk_while_it_is_mapped() {
+    let file = formatted();
+    let arena = arena(&file);
+    put(&arena, 1, &[0]);
+    let reader = arena.existing(1).unwrap().unwrap();
+    let full = arena.memory().unwrap();
+    arena.remove(1).unwrap();
+    assert!(arena.existing(1).unwrap().is_none());
+    put(&arena, 2, &[0]);
+    assert_eq!(reader.page(0).unwrap()[9].load(Ordering::Relaxed), 1 << 32, "a mapping shows another disk");
+    drop(reader);
+    assert_eq!(arena.memory().unwrap(), full, "memory of a removed map is not given back");
+    put(&arena, 3, &[7]);
+    has(&arena, 2, &[0]);
+    has(&arena, 3, &[7]);
+}
+
+#[test]
+fn a_map_that_did_not_fit_is_replaced() {
+    let file = formatted();
+    let first = arena(&file);
+    put(&first, 1, &[0, 1, 2]);
+    put(&first, 1, &[5]);
+    has(&first, 1, &[5]);
+    drop(first);
+    has(&arena(&file), 1, &[5]);
+    assert_eq!(LiveArena::list(&file).unwrap().len(), 1);
+}
+
+#[test]
+fn an_arena_moves_with_all_its_maps() {
+    let (file, new) = (formatted(), formatted());
+    let from = arena(&file);
+    put(&from, 1, &[0, 5000]);
+    put(&from, 9, &[1]);
+    drop(from.fresh(10).unwrap());
+    let to = arena(&new);
+    to.copy_from(&arena(&file)).unwrap();
+    has(&to, 1, &[0, 5000]);
+    has(&to, 9, &[1]);
+    assert!(to.existing(10).unwrap().is_none());
+}
+
+#[test]
+fn an_arena_of_another_boot_layout_or_kind_is_not_used() {
+    let file = formatted();
+    assert_eq!(LiveArena::identity(&file).unwrap(), Some(IDENTITY));
+    file.write_all_at(&1u64.to_ne_bytes(), word::BOOT as u64 * 8).unwrap();
+    assert_eq!(LiveArena::identity(&file).unwrap(), None);
+    file.write_all_at(&(MAGIC + (1 << 48)).to_ne_bytes(), 0).unwrap();
+    let error = LiveArena::identity(&file).unwrap_err();
+    assert!(error.to_string().contains("layout 2"), "{error}");
+    file.write_all_at(&[0; 8], 0).unwrap();
+    assert_eq!(LiveArena::identity(&file).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    let short = sys::memory_file().unwrap();
+    assert!(LiveArena::identity(&short).is_err());
+}
+
+#[test]
+fn one_disk_never_takes_all_the_memory_for_maps() {
+    let file = formatted();
+    let bounds = MapBounds { total: 1 << 20, per_disk: 700 << 10, reserve: 128 << 10 };
+    let arena = LiveArena::open(file, bounds).unwrap();
+    // Takes all it can.
+    let fill = |disk: u64, wanted| {
+        let live = arena.fresh(disk).unwrap();
+        let refused = (0..).map(|page| live.prepare_for(page, wanted).map(drop)).find_map(Result::err);
+        assert_eq!(refused.unwrap().raw_os_error(), Some(libc::ENOSPC));
+        live
+    };
+    let mut before = u64::MAX;
+    let greedy: Vec<_> = (1..=4).map(|disk| fill(disk, MapUse::Write)).collect();
+    for live in &greedy {
+        assert!(live.memory() < before && live.memory() > 16 << 10, "{} bytes", live.memory());
+        before = live.memory();
+    }
+    assert!(arena.memory().unwrap() < 1 << 20);
+    // A small map finds room, and what is there is discarded beyond the bound.
+    arena.fresh(9).unwrap().prepare_for(0, MapUse::Write).unwrap();
+    let live = &greedy[0];
+    assert!(live.prepare_for(900_000, MapUse::Write).is_err());
+    (0..8).for_each(|page| assert!(live.prepare_for(900_000 + page, MapUse::Discard).is_ok()));
+    // Both bounds hold for discards too.
+    let discarded = fill(10, MapUse::Discard);
+    assert!(discarded.memory() <= (700 + 128) << 10);
+    assert!(arena.memory().unwrap() <= (1024 + 128) << 10);
+}
+
+#[test]
+fn one_disk_has_a_bound_of_its_own() {
+    let bounds = MapBounds { total: 1 << 30, per_disk: 64 << 10, reserve: 16 << 10 };
+    let arena = LiveArena::open(formatted(), bounds).unwrap();
+    let live = arena.fresh(1).unwrap();
+    let pages = (0..).take_while(|page| live.prepare_for(*page, MapUse::Write).is_ok()).count();
+    assert_eq!(pages, 14, "64 KiB less the head");
+    let more = (100..).take_while(|page| live.prepare_for(*page, MapUse::Discard).is_ok()).count();
+    assert_eq!(more, 4);
+}
