@@ -77,6 +77,7 @@ fn records() {
         backing: Vec::new(),
         created_ns: 5,
         options: BaseOptions::default(),
+        moved: vec![Moved { file: 0, urls: vec!["https://h/debian.raw".into()] }],
     };
     let disk = DiskRecord {
         id: 3,
@@ -85,6 +86,7 @@ fn records() {
         unlinked: false,
         backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))) }),
         size: 8192,
+        size_is_current: false,
         overlap: 5000,
         mode: 0o600,
         uid: 1,
@@ -93,8 +95,11 @@ fn records() {
         changed_ns: 11,
         modified_ns: 12,
         map: MapRoot { generation: 4, floor: 128 },
+        request: None,
     };
     both("records", "superblock", &superblock);
+    both("records", "base-3", &base.encode());
+    let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
     both("records", "disk", &disk.encode());
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());

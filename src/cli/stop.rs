@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Global;
-use super::again;
 use super::client::Client;
 use super::error::CliError;
+use crate::daemon::{End, Outcome};
 
 const EXAMPLES: &str = "\
 Examples:
   plyfs stop
   plyfs stop --timeout 30s
 
-When it is done everything is flushed, the mount is gone and another daemon may start on the store.";
+When it is done everything is flushed, the mount is gone and another daemon may start on the store. When a disk
+could not be closed the exit status is 1, and the message names it.";
 
 /// The daemon is no child of this process, so nothing tells of its end: it is looked at this often.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -38,16 +39,21 @@ impl Stop {
         let mount = match &status {
             Ok(status) => status["mount"].as_str().map(PathBuf::from),
             // A daemon in trouble can still be stopped.
-            Err(CliError::Refused { .. } | CliError::Answer { .. }) => None,
+            Err(CliError::Refused { .. } | CliError::Answer { .. } | CliError::Late { .. }) => None,
             Err(_) => return status.map(|_| ()),
         };
+        let supervisor = status.as_ref().ok().and_then(|status| status["supervisor_pid"].as_u64());
+        // Of this daemon, whose end may be noted already when another command has told it to stop.
+        let noted = Outcome::read(client.store())
+            .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(u64::from(outcome.pid)));
         // Told twice it stops once; a worker that died of something else may not have passed it on.
-        match again::repeat(|| client.post("/v1/stop", None, "cannot stop the daemon")) {
+        match client.post_now("/v1/stop", "cannot stop the daemon") {
             // It may be gone before its answer is here.
             Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
             Err(error) => return Err(error),
         }
         self.wait(&client, mount.as_deref())?;
+        how_it_ended(client.store(), noted)?;
         global.output().value(&json!({ "stopped": true }), |_| String::new())
     }
 
@@ -63,6 +69,23 @@ impl Stop {
             }
             std::thread::sleep(INTERVAL);
         }
+    }
+}
+
+/// The exit status of this command is the daemon's. `noted`: it notes how it ends, which versions before did not.
+fn how_it_ended(store: &Path, noted: bool) -> Result<(), CliError> {
+    if !noted {
+        return Ok(());
+    }
+    let badly = |why: String| Err(CliError::EndedBadly { store: store.to_path_buf(), why });
+    match Outcome::read(store).and_then(|outcome| outcome.end) {
+        Some(End::Clean) => Ok(()),
+        Some(End::Failed(why)) => badly(why),
+        None => badly(format!(
+            "it was killed before it had closed the store; what was written and not flushed is in memory until the next \
+             reboot: start again with: plyfs serve --store {}",
+            store.display()
+        )),
     }
 }
 

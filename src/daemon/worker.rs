@@ -27,17 +27,19 @@ use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
-use crate::format::record::{BaseRecord, Superblock};
+use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
-use crate::fuse::{Node, Ownership, PlyFs};
+use crate::fuse::{self, Node, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{BaseNode, Store};
 use crate::trace::{Automatic, Limits};
 
+/// How often the store does what it does once in a while.
+const UPKEEP: Duration = Duration::from_millis(500);
 const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
@@ -63,24 +65,27 @@ pub fn worker_main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let channel = Arc::new(Channel(channel));
+    let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
     let done = prepare(&start, cache, live).and_then(|prepared| {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let said = channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT });
+        let said =
+            channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT, answers: true });
         said.map_err(|e| format!("the supervisor is gone: {e}"))?;
         loop {
             match channel.receive().map_err(|e| format!("what the supervisor says is not understood: {e}"))? {
                 Some(FromSupervisor::Activate { report, fresh_mount }) => {
-                    return serve(&start, Turn { report, fresh_mount }, prepared, fuse, &channel, listener);
+                    let turn = Turn { report, fresh_mount };
+                    return serve(&start, turn, prepared, fuse, &channel, listener, lock.clone());
                 }
-                Some(FromSupervisor::Report(_) | FromSupervisor::Drain) => {}
+                Some(FromSupervisor::Report(_) | FromSupervisor::Drain | FromSupervisor::Ping) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
             }
         }
     });
     match done {
         Ok(()) => {
-            drop(lock);
+            closed(&start, &lock, &channel);
             ExitCode::SUCCESS
         }
         Err(why) => {
@@ -88,6 +93,18 @@ pub fn worker_main() -> ExitCode {
             let _ = channel.send(&FromWorker::Failed(reason(&why)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The store's lock, as long as this process uses the store.
+type Lock = Arc<Mutex<Option<OwnedFd>>>;
+
+/// The store is closed: another daemon may use it from now on, although a thread of this process may wait in the kernel
+/// for a file of a base and keep it from ending.
+fn closed(start: &Start, lock: &Lock, channel: &Channel) {
+    drop(lock.lock().take());
+    if start.hears_closed {
+        let _ = channel.send(&FromWorker::Closed);
     }
 }
 
@@ -148,6 +165,8 @@ struct Prepared {
     live: LivePlace,
     confinement: InForce,
     web: Web,
+    /// Asynchronous requests that the kernel sends at most.
+    window: u16,
 }
 
 /// Where the live maps are.
@@ -226,6 +245,7 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
             None => Arc::new(NoCredentials),
         },
     };
+    let window = fuse::kernel::window();
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let confinement = confine::apply(&Policy {
         security: &config.security,
@@ -236,7 +256,7 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, live, confinement, web })
+    Ok(Prepared { cache, opener, live, confinement, web, window })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -256,9 +276,10 @@ fn serve(
     fuse: OwnedFd,
     channel: &Arc<Channel>,
     listener: OwnedFd,
+    lock: Lock,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, web: Web { network, credentials } } = prepared;
+    let Prepared { cache, opener, live, confinement, web: Web { network, credentials }, window } = prepared;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
@@ -274,7 +295,7 @@ fn serve(
     let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
         .map_err(|e| e.to_string())?;
     let store = Arc::new(store);
-    let record = |node: Arc<BaseNode>| BaseRecord { options: node.options(), ..node.record().clone() };
+    let record = |node: Arc<BaseNode>| node.current();
     sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
@@ -297,9 +318,10 @@ fn serve(
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
     let inline = (config.fuse_threads / 2).max(1);
+    let limits = fuse::Limits::of_window(window);
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("descriptors: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
-    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline)
+    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline, limits)
         .map_err(|e| format!("threads: {e}"))?;
     let serving =
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
@@ -310,6 +332,7 @@ fn serve(
     let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {
         store: store.clone(),
+        frontend: fs.clone(),
         notifier: notifier.clone(),
         channel: channel.clone(),
         config: config.clone(),
@@ -331,11 +354,14 @@ fn serve(
         channel: channel.clone(),
         report,
         drain,
+        lock,
+        hears_closed: start.hears_closed,
     })
     .map_err(|e| format!("threads: {e}"))?;
     if !turn.fresh_mount {
         spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
     }
+    spawn_upkeep(store.clone()).map_err(|e| format!("threads: {e}"))?;
     hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("reading requests: {e}"))?;
@@ -354,15 +380,27 @@ struct Ear {
     channel: Arc<Channel>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
+    lock: Lock,
+    hears_closed: bool,
 }
 
 impl Ear {
-    fn listen(&self) {
+    fn listen(self: &Arc<Self>) {
         loop {
             match self.channel.receive() {
                 Ok(Some(FromSupervisor::Report(report))) => *self.report.lock() = report,
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
-                Ok(Some(FromSupervisor::Finish)) => self.finish(),
+                Ok(Some(FromSupervisor::Ping)) => {
+                    let _ = self.channel.send(&FromWorker::Alive);
+                }
+                // Elsewhere: this process answers as long as it runs.
+                Ok(Some(FromSupervisor::Finish)) => {
+                    let ear = self.clone();
+                    let finish = move || ear.finish();
+                    if std::thread::Builder::new().name("closing".into()).spawn(finish).is_err() {
+                        self.finish();
+                    }
+                }
                 Ok(Some(FromSupervisor::Activate { .. })) => tracing::error!("told to take over twice"),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     tracing::error!(%error, "what the supervisor says is not understood");
@@ -380,6 +418,10 @@ impl Ear {
             Ok(()) => {
                 // Empty after a clean close.
                 let _ = self.live_dir.as_ref().map(std::fs::remove_dir);
+                drop(self.lock.lock().take());
+                if self.hears_closed {
+                    let _ = self.channel.send(&FromWorker::Closed);
+                }
                 0
             }
             Err(error) => {
@@ -392,7 +434,19 @@ impl Ear {
 }
 
 fn spawn_ear(ear: Ear) -> io::Result<()> {
+    let ear = Arc::new(ear);
     std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
+}
+
+/// What a store does once in a while, and what may wait for its medium.
+fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
+    let keep_up = move || {
+        while !store.is_closing() {
+            store.retry_unread();
+            std::thread::sleep(UPKEEP);
+        }
+    };
+    std::thread::Builder::new().name("upkeep".into()).spawn(keep_up).map(drop)
 }
 
 /// Removes disks that lost their name and their last user while no worker could be told.

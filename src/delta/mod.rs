@@ -9,7 +9,9 @@ mod flush;
 mod gate;
 mod guard;
 mod map;
+mod pieces;
 mod ranges;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
@@ -456,12 +458,44 @@ impl Delta {
     /// # Errors
     /// What the storage says; the size is then unchanged. A shrink is always durable at return.
     pub fn resize(&self, size: u64, durability: Durability) -> Result<(), DeltaError> {
+        self.resize_for(size, durability, 0)
+    }
+
+    /// As [`Delta::resize`], for a request that a next worker may be sent again; `token` stands for it, 0 for none. When
+    /// it has set the size before, it only makes durable what is the size by now.
+    ///
+    /// # Errors
+    /// As [`Delta::resize`].
+    pub fn resize_for(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
         let _range = self.ranges.lock(0, u64::MAX);
         self.redo_lost(Whole::Held)?;
+        if token != 0 && self.word(LiveHeader::Resized) == token {
+            return self.flush_joined();
+        }
+        // Also when the medium panics: the request is run again then.
+        let done = Cell::new(false);
+        let _undo = scopeguard(|| {
+            if !done.get() && token != 0 {
+                self.set_word(LiveHeader::Resized, 0);
+            }
+        });
+        self.resize_held(size, durability, token)?;
+        done.set(true);
+        Ok(())
+    }
+
+    /// The caller has the whole range.
+    fn resize_held(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
+        let resized = || {
+            if token != 0 {
+                self.set_word(LiveHeader::Resized, token);
+            }
+        };
         let old = self.size();
         if size > old {
             self.forget_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
+            resized();
             if durability == Durability::Now {
                 // Also when the medium panics.
                 let durable = Cell::new(false);
@@ -474,8 +508,12 @@ impl Delta {
                 durable.set(true);
             }
         } else if size < old {
+            self.set_word(LiveHeader::PendingShrink, size + 1);
+            // From here on it is done, by the next worker if need be.
+            resized();
             self.shrink(size)?;
         } else if durability == Durability::Now {
+            resized();
             // Perhaps sent again: the worker that set the size may have died before it was durable.
             self.flush_joined()?;
         }
@@ -483,9 +521,8 @@ impl Delta {
         Ok(())
     }
 
-    /// Cuts the disk. Between the first and the last line a crash is completed by the next worker.
+    /// Cuts the disk; that is noted. Until the note is gone a crash is completed by the next worker.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
-        self.set_word(LiveHeader::PendingShrink, size + 1);
         // Also when the medium panics: a note that stays would cut what is written later.
         let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
         self.cut(size)

@@ -121,6 +121,12 @@ impl Disk {
         self.base.as_ref().is_none_or(|base| base.is_plain())
     }
 
+    /// Whether nothing of a range was written: all of it is the base's.
+    pub fn falls_through(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len).min(self.size());
+        offset < end && self.base.is_some() && self.delta.extent(offset, end) == (Mapping::Base, end)
+    }
+
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
         self.delta.size()
@@ -352,10 +358,19 @@ impl Disk {
     /// # Errors
     /// What the storage says; the size is then unchanged.
     pub fn resize(&self, size: u64) -> Result<(), DiskError> {
+        self.resize_for(size, 0)
+    }
+
+    /// As [`Disk::resize`], for a request that may be sent again; `token` stands for it, 0 for none. It changes the size
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Disk::resize`].
+    pub fn resize_for(&self, size: u64, token: u64) -> Result<(), DiskError> {
         if size > MAX_DISK_SIZE {
             return Err(DiskError::TooLarge);
         }
-        Ok(self.delta.resize(size, Durability::Now)?)
+        Ok(self.delta.resize_for(size, Durability::Now, token)?)
     }
 
     /// Makes everything durable that was completed before the call.

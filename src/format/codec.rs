@@ -230,10 +230,15 @@ impl Envelope {
 
     /// As [`seal`](Self::seal), for a payload that an older version reads as well.
     pub fn seal_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
+        self.seal_with(version, 0, payload)
+    }
+
+    /// As [`seal_as`](Self::seal_as), with bits of the autoclear word.
+    pub fn seal_with(&self, version: u16, autoclear: u64, payload: &[u8]) -> Vec<u8> {
         let mut w = Writer::new();
         w.raw(&self.magic).u16(version).u16(0);
         w.u32(u32::try_from(payload.len()).expect("records are small"));
-        w.u64(0).u64(0).u64(0);
+        w.u64(0).u64(0).u64(autoclear);
         w.raw(payload);
         let sum = crc32c::crc32c(&w.bytes);
         w.u32(sum);
@@ -247,6 +252,11 @@ impl Envelope {
 
     /// As [`open`](Self::open), with the version that the payload has: 1 to the newest.
     pub fn open_any<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u16), FormatError> {
+        self.open_with(bytes).map(|(payload, version, _)| (payload, version))
+    }
+
+    /// As [`open_any`](Self::open_any), with the autoclear word.
+    pub fn open_with<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u16, u64), FormatError> {
         let fail = |kind, detail: String| Err(FormatError::new(kind, self.structure, detail));
         let mut r = Reader::new(bytes, self.structure);
         let magic = r.raw(8)?;
@@ -258,7 +268,7 @@ impl Envelope {
         let len = r.u32()? as usize;
         let incompatible = r.u64()?;
         let _compatible = r.u64()?;
-        let _autoclear = r.u64()?;
+        let autoclear = r.u64()?;
         // The checksum comes before the version: a flipped bit must not be reported as a newer store.
         let end = HEAD.checked_add(len).filter(|end| bytes.len() == end.saturating_add(4));
         let Some(end) = end else {
@@ -284,6 +294,6 @@ impl Envelope {
                 format!("unknown incompatible features {incompatible:#x}; use a newer plyfs"),
             );
         }
-        Ok((&bytes[HEAD..end], version))
+        Ok((&bytes[HEAD..end], version, autoclear))
     }
 }

@@ -4,8 +4,10 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 2, structure: "base record" };
-const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 2, structure: "disk record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 3, structure: "base record" };
+const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
+/// Autoclear feature of a disk record: see [`DiskRecord::size_is_current`].
+const SIZE_IS_CURRENT: u64 = 1;
 
 /// Identity of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +132,17 @@ pub struct BaseOptions {
     pub hydrate: bool,
     /// Its contents did not have the digest that it was registered with: it is not served.
     pub refused: bool,
+    /// Its operator said that its servers will not give it any more: nothing is asked of them, what is here is read.
+    pub given_up: bool,
+}
+
+/// URLs that took the place of those that a file of a base was registered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Which of its files: 0 is the image, 1 the file below it.
+    pub file: u8,
+    /// The first is asked first. Not empty.
+    pub urls: Vec<String>,
 }
 
 /// A registered base.
@@ -147,6 +160,9 @@ pub struct BaseRecord {
     pub created_ns: i64,
     /// How it is fetched and kept.
     pub options: BaseOptions,
+    /// Where its files are now, when they are not any more where they were: at most one for each, in their order. What
+    /// is kept of a file goes by [`ImageFile::source`], which stays what it was.
+    pub moved: Vec<Moved>,
 }
 
 /// A disk's reference to its base.
@@ -167,6 +183,26 @@ pub struct MapRoot {
     pub floor: u64,
 }
 
+/// One request of one mount. The kernel sends it again, under its number, when the worker that read it died before it
+/// answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountRequest {
+    /// When the mount was made, nanoseconds since the epoch: another mount counts its requests anew.
+    pub mount_ns: i64,
+    /// Its number, without the bit that says that it is sent again.
+    pub unique: u64,
+}
+
+impl MountRequest {
+    /// A number that stands for it, not 0, where there is no space for more.
+    pub fn token(&self) -> u64 {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.mount_ns.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.unique.to_le_bytes());
+        twox_hash::XxHash3_64::oneshot(&bytes).max(1)
+    }
+}
+
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRecord {
@@ -180,8 +216,10 @@ pub struct DiskRecord {
     pub unlinked: bool,
     /// The base, or none for a blank disk.
     pub backing: Option<Backing>,
-    /// Bytes, as created. The map file, once there, has the word.
+    /// Bytes; the map file, once there, has the word. As created, or as of the end of the map file at `map.floor`.
     pub size: u64,
+    /// `size` is that of the last record before `map.floor`: the disk's, unless a record follows.
+    pub size_is_current: bool,
     /// Bytes from the start that fall through to the base, as created.
     pub overlap: u64,
     /// Permission bits.
@@ -198,6 +236,8 @@ pub struct DiskRecord {
     pub modified_ns: i64,
     /// The durable map.
     pub map: MapRoot,
+    /// The request that made it, or gave or took its name, when a mount did that last.
+    pub request: Option<MountRequest>,
 }
 
 /// Version 1 knows files only.
@@ -313,7 +353,7 @@ impl ImageFile {
 }
 
 impl BaseOptions {
-    fn put(&self, w: &mut Writer) {
+    fn put(&self, w: &mut Writer, version: u16) {
         w.u8(match self.strictness {
             Strictness::Strong => 0,
             Strictness::Weak => 1,
@@ -321,9 +361,12 @@ impl BaseOptions {
         });
         w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
         w.u8(self.pinned.into()).u8(self.hydrate.into()).u8(self.refused.into());
+        if version > 2 {
+            w.u8(self.given_up.into());
+        }
     }
 
-    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
         let strictness = match r.u8()? {
             0 => Strictness::Strong,
             1 => Strictness::Weak,
@@ -337,8 +380,36 @@ impl BaseOptions {
             other => Err(r.bad(format!("a flag is {other}"))),
         };
         let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused })
+        let given_up = version > 2 && flag(r)?;
+        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused, given_up })
     }
+}
+
+fn put_moved(w: &mut Writer, moved: &[Moved]) {
+    w.u8(moved.len() as u8);
+    for Moved { file, urls } in moved {
+        w.u8(*file).u8(urls.len() as u8);
+        for url in urls {
+            w.bytes(url.as_bytes());
+        }
+    }
+}
+
+/// Of a base that has so many files.
+fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError> {
+    let mut moved = Vec::<Moved>::new();
+    for _ in 0..r.u8()? {
+        let (file, count) = (r.u8()?, r.u8()?);
+        if usize::from(file) >= files || moved.last().is_some_and(|last| last.file >= file) {
+            return Err(r.bad(format!("file {file} of {files} moved, out of order or not there")));
+        }
+        if !(1..=1 + ImageFile::MAX_FILES).contains(&usize::from(count)) {
+            return Err(r.bad(format!("file {file} has {count} URLs")));
+        }
+        let urls = (0..count).map(|_| r.text()).collect::<Result<_, _>>()?;
+        moved.push(Moved { file, urls });
+    }
+    Ok(moved)
 }
 
 /// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
@@ -363,13 +434,29 @@ impl BaseRecord {
         self.image.disk_size
     }
 
-    /// The bytes of the file. What version 1 can say is written as version 1, which every plyfs reads.
+    /// Its files, the image first.
+    pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
+        std::iter::once(&self.image).chain(&self.backing)
+    }
+
+    /// The URLs at which one of its files is now, the first of which is asked first.
+    pub fn urls_of(&self, file: &ImageFile) -> Vec<String> {
+        let number = self.files().position(|other| other == file);
+        let moved = self.moved.iter().find(|moved| Some(usize::from(moved.file)) == number);
+        match moved {
+            Some(moved) => moved.urls.clone(),
+            None => std::iter::once(&file.source).chain(&file.mirrors).cloned().collect(),
+        }
+    }
+
+    /// The bytes of the file. What an older version can say is written as that one, which every plyfs reads.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.u64(self.id).bytes(self.name.as_bytes());
         let image = &self.image;
         let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
-        if old && self.backing.is_empty() && self.options == BaseOptions::default() {
+        let plain = self.moved.is_empty() && self.options == BaseOptions::default();
+        if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
             w.u64(image.disk_size);
@@ -383,8 +470,12 @@ impl BaseRecord {
             file.put(&mut w);
         }
         w.i64(self.created_ns);
-        self.options.put(&mut w);
-        BASE.seal(&w.finish())
+        let version = if self.options.given_up || !self.moved.is_empty() { 3 } else { 2 };
+        self.options.put(&mut w, version);
+        if version > 2 {
+            put_moved(&mut w, &self.moved);
+        }
+        BASE.seal_as(version, &w.finish())
     }
 
     /// Reads the bytes of the file.
@@ -400,7 +491,8 @@ impl BaseRecord {
             let identity = get_identity(&mut r, version)?;
             let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
             let created_ns = r.i64()?;
-            Self { id, name, image, backing: Vec::new(), created_ns, options: BaseOptions::default() }
+            let (backing, moved) = (Vec::new(), Vec::new());
+            Self { id, name, image, backing, created_ns, options: BaseOptions::default(), moved }
         } else {
             let image = ImageFile::get(&mut r)?;
             let below = r.u8()?;
@@ -409,7 +501,10 @@ impl BaseRecord {
             }
             let backing = (0..below).map(|_| ImageFile::get(&mut r)).collect::<Result<_, _>>()?;
             let created_ns = r.i64()?;
-            Self { id, name, image, backing, created_ns, options: BaseOptions::get(&mut r)? }
+            let options = BaseOptions::get(&mut r, version)?;
+            let files = 1 + usize::from(below);
+            let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
+            Self { id, name, image, backing, created_ns, options, moved }
         };
         r.end()?;
         Ok(record)
@@ -438,8 +533,12 @@ impl DiskRecord {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        let version =
-            if self.backing.as_ref().is_none_or(|backing| backing.identity.is_old()) { 1 } else { 2 };
+        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.is_old());
+        let version = match (self.request, old) {
+            (Some(_), _) => 3,
+            (None, false) => 2,
+            (None, true) => 1,
+        };
         w.u64(self.id).bytes(self.name.as_bytes()).u64(self.name_seq).u8(self.unlinked.into());
         match &self.backing {
             None => {
@@ -454,11 +553,16 @@ impl DiskRecord {
         w.u32(self.mode).u32(self.uid).u32(self.gid);
         w.i64(self.created_ns).i64(self.changed_ns).i64(self.modified_ns);
         w.u64(self.map.generation).u64(self.map.floor);
-        DISK.seal_as(version, &w.finish())
+        if let Some(request) = &self.request {
+            w.i64(request.mount_ns).u64(request.unique);
+        }
+        let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
+        DISK.seal_with(version, autoclear, &w.finish())
     }
+
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (payload, version) = DISK.open_any(bytes)?;
+        let (payload, version, autoclear) = DISK.open_with(bytes)?;
         let mut r = Reader::new(payload, DISK.structure);
         let id = get_count(&mut r)?;
         let name = get_name(&mut r)?;
@@ -484,6 +588,7 @@ impl DiskRecord {
             unlinked,
             backing,
             size,
+            size_is_current: autoclear & SIZE_IS_CURRENT != 0,
             overlap,
             mode: r.u32()? & 0o7777,
             uid: r.u32()?,
@@ -492,6 +597,11 @@ impl DiskRecord {
             changed_ns: r.i64()?,
             modified_ns: r.i64()?,
             map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
+            request: if version < 3 {
+                None
+            } else {
+                Some(MountRequest { mount_ns: r.i64()?, unique: r.u64()? })
+            },
         };
         r.end()?;
         Ok(out)

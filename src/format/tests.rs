@@ -34,6 +34,7 @@ fn disk() -> DiskRecord {
         unlinked: false,
         backing: Some(Backing { base: 2, identity: identity() }),
         size: 8192,
+        size_is_current: false,
         overlap: 5000,
         mode: 0o600,
         uid: 1,
@@ -42,6 +43,7 @@ fn disk() -> DiskRecord {
         changed_ns: 11,
         modified_ns: 12,
         map: MapRoot { generation: 4, floor: 128 },
+        request: None,
     }
 }
 
@@ -59,6 +61,7 @@ fn base() -> BaseRecord {
         backing: Vec::new(),
         created_ns: 5,
         options: BaseOptions::default(),
+        moved: Vec::new(),
     }
 }
 
@@ -93,12 +96,27 @@ fn far_base() -> BaseRecord {
         pinned: true,
         hydrate: false,
         refused: false,
+        given_up: false,
     };
     BaseRecord { image, backing: vec![below], options, ..base() }
 }
 
+/// What only version 3 can say.
+fn moved_base() -> BaseRecord {
+    let urls = |text: &str| vec![format!("https://new.example.org/{text}"), "http://m.example.org/x".into()];
+    let moved = vec![Moved { file: 0, urls: urls("image") }, Moved { file: 1, urls: urls("below") }];
+    let options = BaseOptions { given_up: true, ..far_base().options };
+    BaseRecord { options, moved, ..far_base() }
+}
+
 fn far_disk() -> DiskRecord {
     DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity }), ..disk() }
+}
+
+/// What only version 3 can say.
+fn named_disk() -> DiskRecord {
+    let request = Some(MountRequest { mount_ns: 1 << 60, unique: 8 });
+    DiskRecord { request, size_is_current: true, ..disk() }
 }
 
 fn map_file() -> Vec<u8> {
@@ -141,10 +159,14 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
+    assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
+    assert_eq!(fnv(&named_disk().encode()), GOLDEN_DISK_3, "disk record, version 3");
 }
+const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
 const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
+const GOLDEN_DISK_3: u64 = 8_520_515_344_301_278_014;
 const GOLDEN_BASE: u64 = 11_084_340_009_902_145_310;
 const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
 const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
@@ -155,9 +177,33 @@ fn records_come_back_as_written() {
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
     assert_eq!(BaseRecord::decode(&far_base().encode()).unwrap(), far_base());
+    assert_eq!(BaseRecord::decode(&moved_base().encode()).unwrap(), moved_base());
+    let given_up = BaseRecord { moved: Vec::new(), ..moved_base() };
+    assert_eq!((given_up.encode()[8], BaseRecord::decode(&given_up.encode()).unwrap()), (3, given_up));
+    let served = BaseRecord { options: far_base().options, ..moved_base() };
+    assert_eq!((served.encode()[8], BaseRecord::decode(&served.encode()).unwrap()), (3, served.clone()));
+    // What is kept goes by where a file was; it is asked for where it is.
+    assert_eq!(served.urls_of(&served.image), served.moved[0].urls);
+    assert_eq!(served.urls_of(&served.backing[0]), served.moved[1].urls);
+    assert_eq!(far_base().urls_of(&far_base().image).len(), 2);
+    for moved in [
+        vec![Moved { file: 2, urls: vec!["http://h/a".into()] }],
+        vec![Moved { file: 0, urls: Vec::new() }],
+        vec![served.moved[1].clone(), served.moved[0].clone()],
+        vec![served.moved[0].clone(), served.moved[0].clone()],
+        vec![Moved { file: 0, urls: vec!["http://h/a".into(); 18] }],
+    ] {
+        let bad = BaseRecord { moved, ..far_base() };
+        BaseRecord::decode(&bad.encode()).expect_err("no such record is written");
+    }
+    assert_eq!(DiskRecord::decode(&named_disk().encode()).unwrap(), named_disk());
+    // A plyfs of before goes on with a feature that it does not know, and clears it when it writes.
+    let closed = DiskRecord { size_is_current: true, ..disk() };
+    assert_eq!((closed.encode()[8], DiskRecord::decode(&closed.encode()).unwrap()), (1, closed));
     // A plyfs of before reads what it could have written.
     assert_eq!((base().encode()[8], disk().encode()[8]), (1, 1));
     assert_eq!((far_base().encode()[8], far_disk().encode()[8]), (2, 2));
+    assert_eq!(named_disk().encode()[8], 3);
     let pinned = BaseRecord { options: BaseOptions { pinned: true, ..BaseOptions::default() }, ..base() };
     assert_eq!((pinned.encode()[8], BaseRecord::decode(&pinned.encode()).unwrap()), (2, pinned));
     let journal = decode(&map_file(), 0).unwrap();
@@ -173,7 +219,14 @@ fn records_come_back_as_written() {
 
 #[test]
 fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
-    for bytes in [disk().encode(), base().encode(), far_disk().encode(), far_base().encode()] {
+    for bytes in [
+        disk().encode(),
+        base().encode(),
+        far_disk().encode(),
+        far_base().encode(),
+        moved_base().encode(),
+        named_disk().encode(),
+    ] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -190,7 +243,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
 #[test]
 fn a_newer_version_is_said_to_be_newer() {
     let mut bytes = disk().encode();
-    bytes[8] = 3;
+    bytes[8] = 4;
     let end = bytes.len() - 4;
     let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
     bytes[end..].copy_from_slice(&sum);

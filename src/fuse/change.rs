@@ -7,6 +7,7 @@ use fuser::{Errno, FileHandle, TimeOrNow};
 use super::wait::Stop;
 use super::{epoch, fail, fail_disk};
 use crate::disk::{Disk, Grow};
+use crate::format::record::MountRequest;
 use crate::io::sys;
 use crate::store::DiskNode;
 
@@ -31,10 +32,11 @@ pub(super) struct Change {
 }
 
 impl Change {
-    pub(super) fn apply(&self, node: &DiskNode) -> Result<(), Errno> {
+    /// Once for each request: when it is sent again, and the size was changed since by another client, that stays.
+    pub(super) fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
         if let Some(size) = self.size {
             let disk = node.attach().map_err(|e| fail(&e))?;
-            disk.resize(size).map_err(|e| fail_disk(node, "resize", &e).errno())?;
+            disk.resize_for(size, request.token()).map_err(|e| fail_disk(node, "resize", &e).errno())?;
         }
         if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
             if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {

@@ -71,6 +71,8 @@ pub enum LiveHeader {
     OpenedEpoch = 10,
     /// Which files are being synced: a worker that dies meanwhile has not heard whether that failed.
     Syncing = 11,
+    /// Stands for the request of a mount that set the size last, which may be sent again; 0: none did.
+    Resized = 12,
 }
 
 /// One disk's live map.
@@ -97,6 +99,9 @@ unsafe impl Send for LiveFile {}
 unsafe impl Sync for LiveFile {}
 
 impl LiveFile {
+    /// No page has this number or a higher one.
+    pub const PAGES: u64 = SUMMARY_WORDS as u64 * 64;
+
     /// Maps a file; a new one may be empty.
     ///
     /// # Errors

@@ -6,10 +6,13 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use super::StoreError;
+use super::records::RECORD_LIMIT;
 use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Validator};
+use crate::format::record::{
+    BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved, Validator,
+};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
@@ -78,14 +81,26 @@ pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
     }
 }
 
+#[derive(Default)]
+struct Attached {
+    base: Option<Arc<Base>>,
+    /// How often it was let go of: what is being attached meanwhile is attached anew.
+    detached: u64,
+}
+
 /// One base of a store.
 pub struct BaseNode {
     record: BaseRecord,
     options: RwLock<BaseOptions>,
+    /// Taken inside `options`.
+    moved: RwLock<Vec<Moved>>,
     medium: Arc<dyn Medium>,
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
-    attached: Mutex<Option<Arc<Base>>>,
+    /// Held while its files are opened, which may take as long as their filesystem hangs.
+    attaching: Mutex<()>,
+    /// Never held through a system call.
+    attached: Mutex<Attached>,
     /// All that disks may still have, this one and those from before it was let go of.
     handed_out: Mutex<Vec<Weak<Base>>>,
 }
@@ -97,14 +112,16 @@ impl BaseNode {
         cache: Arc<BlockCache>,
         sources: Arc<dyn Sources>,
     ) -> Self {
-        let options = RwLock::new(record.options);
+        let (options, moved) = (RwLock::new(record.options), RwLock::new(record.moved.clone()));
         Self {
             record,
             options,
+            moved,
             medium,
             cache,
             sources,
-            attached: Mutex::new(None),
+            attaching: Mutex::new(()),
+            attached: Mutex::default(),
             handed_out: Mutex::default(),
         }
     }
@@ -134,12 +151,52 @@ impl BaseNode {
         let mut new = *options;
         change(&mut new);
         if new != *options {
-            let record = BaseRecord { options: new, ..self.record.clone() };
-            replace(&*self.medium, "bases", &format!("{}.base", record.id), &record.encode())
-                .map_err(StoreError::io(self.object(), "writing its record"))?;
+            self.write(new, &self.moved.read())?;
             *options = new;
         }
         Ok(new)
+    }
+
+    /// Its record with what may have changed since it was registered.
+    pub fn current(&self) -> BaseRecord {
+        let options = self.options.read();
+        BaseRecord { options: *options, moved: self.moved.read().clone(), ..self.record.clone() }
+    }
+
+    /// Notes durably where one of its files (0 is the image) is from now on, and that it is not given up any more.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such file or the record gets too long; what the storage says. Nothing has changed
+    /// then.
+    pub fn set_urls(&self, file: u8, urls: Vec<String>) -> Result<(), StoreError> {
+        let invalid = |why: &str| Err(StoreError::invalid(self.object(), why));
+        if usize::from(file) > self.record.backing.len() {
+            return invalid("it has no such file");
+        }
+        if !(1..=1 + ImageFile::MAX_FILES).contains(&urls.len()) {
+            return invalid("a file has 1 URL and at most 16 mirrors");
+        }
+        let mut options = self.options.write();
+        let mut moved = self.moved.write();
+        let mut new = moved.clone();
+        new.retain(|moved| moved.file != file);
+        new.push(Moved { file, urls });
+        new.sort_by_key(|moved| moved.file);
+        let served = BaseOptions { given_up: false, ..*options };
+        self.write(served, &new)?;
+        (*options, *moved) = (served, new);
+        Ok(())
+    }
+
+    fn write(&self, options: BaseOptions, moved: &[Moved]) -> Result<(), StoreError> {
+        let record = BaseRecord { options, moved: moved.to_vec(), ..self.record.clone() };
+        let bytes = record.encode();
+        if bytes.len() as u64 > RECORD_LIMIT {
+            let why = "its paths and URLs are too long in all; leave some away";
+            return Err(StoreError::invalid(self.object(), why));
+        }
+        replace(&*self.medium, "bases", &format!("{}.base", record.id), &bytes)
+            .map_err(StoreError::io(self.object(), "writing its record"))
     }
 
     fn object(&self) -> String {
@@ -148,7 +205,7 @@ impl BaseNode {
 
     /// Bytes of it in the memory cache.
     pub fn cached_bytes(&self) -> u64 {
-        self.attached.lock().as_ref().map_or(0, |b| b.cached_bytes())
+        self.attached().map_or(0, |b| b.cached_bytes())
     }
 
     /// What is wrong with it, if anything; looks at the files of this host.
@@ -161,7 +218,7 @@ impl BaseNode {
 
     /// The base, when somebody has used it.
     pub fn attached(&self) -> Option<Arc<Base>> {
-        self.attached.lock().clone()
+        self.attached.lock().base.clone()
     }
 
     /// Gives nothing of it to anybody any more, now and after a restart: its contents do not have their digest.
@@ -193,7 +250,9 @@ impl BaseNode {
 
     /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
     pub fn detach(&self) {
-        self.attached.lock().take();
+        let mut attached = self.attached.lock();
+        attached.detached += 1;
+        attached.base = None;
     }
 
     /// Opens the sources, when they are still what was registered. Asks no server.
@@ -201,11 +260,33 @@ impl BaseNode {
     /// # Errors
     /// `Source` when one cannot be opened, `BaseChanged` when it is another file or was written to.
     pub fn attach(&self) -> Result<Arc<Base>, StoreError> {
-        let mut attached = self.attached.lock();
-        if let Some(base) = attached.as_ref() {
-            return Ok(base.clone());
+        if let Some(base) = self.attached() {
+            return Ok(base);
         }
-        let record = BaseRecord { options: self.options(), ..self.record.clone() };
+        let _attaching = self.attaching.lock();
+        loop {
+            let detached = {
+                let attached = self.attached.lock();
+                if let Some(base) = &attached.base {
+                    return Ok(base.clone());
+                }
+                attached.detached
+            };
+            let base = self.open_layers()?;
+            // Who refuses it or has it opened anew lets go of it after that is noted: seen here, or in the list.
+            let mut attached = self.attached.lock();
+            if attached.detached == detached {
+                let mut handed_out = self.handed_out.lock();
+                handed_out.retain(|base| base.strong_count() > 0);
+                handed_out.push(Arc::downgrade(&base));
+                attached.base = Some(base.clone());
+                return Ok(base);
+            }
+        }
+    }
+
+    fn open_layers(&self) -> Result<Arc<Base>, StoreError> {
+        let record = self.current();
         if record.options.refused {
             return Err(StoreError::BaseChanged {
                 object: self.object(),
@@ -225,13 +306,7 @@ impl BaseNode {
         }
         let traffic = self.sources.traffic(&record);
         let (id, name) = (record.id, record.name.clone());
-        let base = Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic));
-        let mut handed_out = self.handed_out.lock();
-        handed_out.retain(|base| base.strong_count() > 0);
-        handed_out.push(Arc::downgrade(&base));
-        drop(handed_out);
-        *attached = Some(base.clone());
-        Ok(base)
+        Ok(Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic)))
     }
 
     fn open(&self, record: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, StoreError> {

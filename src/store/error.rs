@@ -57,6 +57,20 @@ pub enum StoreError {
         /// In which way.
         source: FormatError,
     },
+    /// A record that may matter cannot be read now.
+    #[error("{object}: {why}")]
+    Unread {
+        /// What it was about.
+        object: String,
+        /// Which record, and what to do.
+        why: String,
+    },
+    /// Disks that could not be closed.
+    #[error("{}", not_closed(disks))]
+    NotClosed {
+        /// What failed, in the words of each disk's own error.
+        disks: Vec<String>,
+    },
     /// The base is not what it was.
     #[error("{object}: {why}")]
     BaseChanged {
@@ -93,6 +107,16 @@ pub enum StoreError {
     },
 }
 
+/// So many are named in one line.
+const NAMED: usize = 8;
+
+fn not_closed(disks: &[String]) -> String {
+    let more = disks.len().saturating_sub(NAMED);
+    let named = disks.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("{} of the disks could not be closed durably: {named}{more}", disks.len())
+}
+
 impl StoreError {
     pub(crate) fn io(object: impl Into<String>, operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         let object = object.into();
@@ -119,7 +143,7 @@ impl StoreError {
                 SourceErrorKind::Io => "io",
                 _ => "invalid",
             },
-            Self::Disk { .. } | Self::Io { .. } => "io",
+            Self::Disk { .. } | Self::Io { .. } | Self::Unread { .. } | Self::NotClosed { .. } => "io",
         }
     }
 
@@ -137,6 +161,7 @@ impl StoreError {
                 _ => libc::EIO,
             },
             Self::Damaged { .. } | Self::BaseChanged { .. } | Self::Source { .. } => libc::EIO,
+            Self::Unread { .. } | Self::NotClosed { .. } => libc::EIO,
         }
     }
 }

@@ -3,48 +3,52 @@
 //! What must hold: a name change, a creation and a removal are durable when they return, each by one rename of one
 //! record; of two records with one name the one with the higher `name_seq` has it; numbers are never used twice.
 //!
-//! Locks, in order: `change` (held through local syncs), a disk's `attach` and `opening`, the replacement of a record,
-//! `names` and the record in memory (never held through a system call).
+//! Locks, in order: claims of names and bases (`claims`; held through local syncs), a disk's `attach` and `opening`, the
+//! replacement of a record, `superblock`, `names` and the record in memory (never held through a system call).
 
 mod base;
+mod change;
+mod claims;
 mod error;
 mod node;
 mod recording;
+mod records;
 mod register;
 mod reserve;
-mod reserved;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 pub use base::{BaseNode, Sources, why_changed};
+use claims::Claims;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
 use recording::Recording;
+pub use records::open_superblock;
+use records::{RecordKind, SUPERBLOCK, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
-use reserved::Reserved;
+use unread::Missing;
+pub use unread::UnreadRecord;
 
 use crate::cache::BlockCache;
-use crate::delta::Delta;
 use crate::format::journal::{HEADER, MapHeader};
-use crate::format::record::{Backing, BaseRecord, DiskRecord, MapRoot, Superblock};
-use crate::format::{FormatError, Kind, MAX_DISK_SIZE, MAX_NUMBER, valid_name};
-use crate::io::{HostMedium, LiveStore, Medium, Open, Space, read_whole, replace, stage, sys};
+use crate::format::record::{BaseRecord, DiskRecord, Superblock};
+use crate::format::{Kind, MAX_NUMBER, valid_name};
+use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
 use crate::sabotage::{Sabotage, limit, sabotaged};
 use crate::source::OpenHere;
 
-const RECORD_LIMIT: u64 = 64 << 10;
 /// Numbers taken from the superblock at once.
 const ID_STEP: u64 = 4096;
-const SUPERBLOCK: &str = "plyfs.store";
 
 /// An open store.
 pub struct Store {
@@ -56,11 +60,12 @@ pub struct Store {
     superblock: Mutex<Superblock>,
     next_id: AtomicU64,
     next_seq: AtomicU64,
-    change: Mutex<()>,
+    claims: Claims,
     names: RwLock<Names>,
-    damaged: Vec<(String, FormatError)>,
-    reserved: Reserved,
+    missing: Missing,
     recording: Recording,
+    /// It is being closed.
+    closing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -98,106 +103,6 @@ fn check_name(noun: &str, name: &str) -> Result<(), StoreError> {
     ))
 }
 
-/// Decoded records, and the names of files that could not be decoded.
-type Decoded<T> = (Vec<T>, Vec<(String, FormatError)>);
-
-fn decode_all<T>(
-    medium: &dyn Medium,
-    dir: &str,
-    suffix: &str,
-    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
-    id: impl Fn(&T) -> u64,
-) -> io::Result<Decoded<T>> {
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for name in medium.list(dir)? {
-        let Some(number) = name.strip_suffix(suffix) else { continue };
-        let Ok(number) = number.parse::<u64>() else { continue };
-        let path = format!("{dir}/{name}");
-        let bytes = medium.open(&path, Open::Existing).and_then(|file| read_whole(&*file, RECORD_LIMIT));
-        let decoded = match bytes {
-            Ok(bytes) => decode(&bytes).and_then(|record| {
-                let is = id(&record);
-                let named = path == format!("{dir}/{is}{suffix}") && is == number;
-                let detail = || format!("it is the record of number {is}");
-                if named {
-                    Ok(record)
-                } else {
-                    Err(FormatError { kind: Kind::Value, structure: "record", detail: detail() })
-                }
-            }),
-            Err(e) => Err(FormatError { kind: Kind::Truncated, structure: "record", detail: e.to_string() }),
-        };
-        match decoded {
-            Ok(record) => good.push(record),
-            Err(e) => bad.push((path, e)),
-        }
-    }
-    Ok((good, bad))
-}
-
-/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
-/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a damaged record stays; it
-/// may be the last copy. A failure keeps a file that is in nobody's way.
-fn sweep(medium: &dyn Medium, damaged: &[(String, FormatError)]) {
-    for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
-        for name in medium.list(dir).unwrap_or_default() {
-            let Some(record) = name.strip_suffix(".tmp").filter(|record| record.ends_with(suffix)) else {
-                continue;
-            };
-            let path = format!("{dir}/{record}");
-            if damaged.iter().any(|(file, _)| *file == path) {
-                continue;
-            }
-            if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
-                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
-            }
-        }
-    }
-}
-
-/// Reads or, in an empty directory, makes the superblock.
-///
-/// # Errors
-/// When the directory holds something else, or a store of a newer version.
-pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
-    let object = format!("store {}", medium.root().display());
-    match medium.open(SUPERBLOCK, Open::Existing) {
-        Ok(file) => {
-            let bytes = read_whole(&*file, RECORD_LIMIT).map_err(StoreError::io(object, "reading it"))?;
-            Superblock::decode(&bytes).map_err(|source| StoreError::Damaged {
-                file: medium.root().join(SUPERBLOCK).display().to_string(),
-                source,
-            })
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let make = || {
-                let mut uuid = [0; 16];
-                getrandom::fill(&mut uuid).map_err(|e| io::Error::other(e.to_string()))?;
-                let superblock = Superblock { uuid, created_ns: sys::now_ns(), next_id: 1 };
-                for dir in ["bases", "disks", "deltas"] {
-                    medium.make_dir(dir)?;
-                }
-                // The superblock says that the directories are there.
-                medium.sync_dir(".")?;
-                replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
-                Ok(superblock)
-            };
-            for dir in ["bases", "disks", "deltas"] {
-                if medium.list(dir).is_ok_and(|names| !names.is_empty()) {
-                    return Err(StoreError::invalid(
-                        object,
-                        format!(
-                            "has {dir}/ but no {SUPERBLOCK}; restore that file, or use an empty directory"
-                        ),
-                    ));
-                }
-            }
-            make().map_err(StoreError::io(object, "making it"))
-        }
-        Err(e) => Err(StoreError::io(object, "opening it")(e)),
-    }
-}
-
 impl Store {
     /// Reads the superblock, which has to be there.
     ///
@@ -221,11 +126,10 @@ impl Store {
         let superblock = Self::superblock(root)?;
         let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
         let fail = || StoreError::io(object(), "reading the records");
-        let (_, mut damaged) =
-            decode_all(&medium, "bases", ".base", BaseRecord::decode, |r| r.id).map_err(fail())?;
-        let (disks, bad) =
-            decode_all(&medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
-        damaged.extend(bad);
+        let bases = read_all(&medium, RecordKind::Base, BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let disks = read_all(&medium, RecordKind::Disk, DiskRecord::decode, |r| r.id).map_err(fail())?;
+        let mut damaged: Vec<_> = bases.damaged.into_iter().chain(disks.damaged).collect();
+        let disks = disks.good;
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
             let name = crate::delta::map_name(disk.id, disk.map.generation);
             // One that is gone was replaced or removed in this moment.
@@ -302,16 +206,19 @@ impl Store {
         let medium = reserve.clone();
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
-        let (bases, mut damaged) =
-            decode_all(&*medium, "bases", ".base", BaseRecord::decode, |r| r.id).map_err(fail())?;
-        let (mut disks, bad) =
-            decode_all(&*medium, "disks", ".disk", DiskRecord::decode, |r| r.id).map_err(fail())?;
-        damaged.extend(bad);
-        sweep(&*medium, &damaged);
-        for (file, error) in &damaged {
-            tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
+        let bases = read_all(&*medium, RecordKind::Base, BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let disks = read_all(&*medium, RecordKind::Disk, DiskRecord::decode, |r| r.id).map_err(fail())?;
+        let missing = Missing::default();
+        for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
+            missing.add_damaged(&*medium, &file, error);
         }
-        let reserved = Reserved::of(&*medium, &damaged);
+        let unread = |kind, list: Vec<(u64, io::Error)>| {
+            list.iter().for_each(|(number, error)| missing.add_unread(kind, *number, error));
+        };
+        unread(RecordKind::Base, bases.unread);
+        unread(RecordKind::Disk, disks.unread);
+        records::sweep(&*medium, &missing.files());
+        let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
         for record in bases {
@@ -345,18 +252,13 @@ impl Store {
             sources,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq.max(reserved.last_seq) + 1),
-            change: Mutex::new(()),
+            next_seq: AtomicU64::new(last_seq.max(missing.last_seq()) + 1),
+            claims: Claims::default(),
             names: RwLock::new(names),
-            damaged,
-            reserved,
+            missing,
             recording,
+            closing: AtomicBool::new(false),
         })
-    }
-
-    /// Records that could not be read, with the file's name.
-    pub fn damaged(&self) -> &[(String, FormatError)] {
-        &self.damaged
     }
 
     /// The memory cache.
@@ -380,11 +282,16 @@ impl Store {
     }
 
     fn new_id(&self) -> Result<u64, StoreError> {
+        self.new_ids(1)
+    }
+
+    /// The first of `count` numbers in a row.
+    fn new_ids(&self, count: u64) -> Result<u64, StoreError> {
         let mut superblock = self.superblock.lock();
         let id = self.next_id.load(Ordering::Relaxed);
-        if id >= superblock.next_id {
+        if id + count > superblock.next_id {
             let mut next = superblock.clone();
-            next.next_id = id + limit(ID_STEP, 2);
+            next.next_id = id + count.max(limit(ID_STEP, 2));
             if next.next_id > MAX_NUMBER {
                 return Err(StoreError::invalid(
                     "store",
@@ -397,8 +304,13 @@ impl Store {
             }
             *superblock = next;
         }
-        self.next_id.store(id + 1, Ordering::Relaxed);
+        self.next_id.store(id + count, Ordering::Relaxed);
         Ok(id)
+    }
+
+    fn disk_node(&self, record: DiskRecord) -> DiskNode {
+        let base = record.backing.as_ref().and_then(|b| self.base_by_id(b.base));
+        DiskNode::new(record, base, self.medium.clone(), self.live.clone(), self.recording.clone())
     }
 
     /// A disk by name.
@@ -414,7 +326,8 @@ impl Store {
 
     /// A disk by number; also one that is unlinked.
     pub fn disk_by_id(&self, id: u64) -> Option<Arc<DiskNode>> {
-        self.names.read().disks.get(&id).cloned()
+        let found = self.names.read().disks.get(&id).cloned();
+        found.or_else(|| self.retry_disk(id))
     }
 
     /// A base by name.
@@ -462,212 +375,31 @@ impl Store {
         out
     }
 
-    /// Forgets a base; the file it was registered from is not touched.
-    ///
-    /// # Errors
-    /// `InUse` with the names of the disks that need it.
-    pub fn remove_base(&self, name: &str) -> Result<(), StoreError> {
-        let _change = self.change.lock();
-        let base = self.base(name)?;
-        let object = format!("base {name}");
-        if let Some(mut users) = self.users().remove(&base.id()) {
-            let more = users.len().saturating_sub(10);
-            users.truncate(10);
-            let mut users = format!("disk {}", users.join(", disk "));
-            if more > 0 {
-                users.push_str(&format!(" and {more} more"));
-            }
-            return Err(StoreError::InUse { object, users });
-        }
-        self.reserved.check_base_removal(name)?;
-        let remove = || {
-            self.medium.remove(&format!("bases/{}.base", base.id()))?;
-            self.medium.sync_dir("bases")
-        };
-        remove().map_err(StoreError::io(object, "removing its record"))?;
-        if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {
-            // The next start tries again.
-            tracing::warn!(base = name, %error, "its trace cannot be removed");
-        }
-        let mut names = self.names.write();
-        names.base_names.remove(name);
-        names.bases.remove(&base.id());
-        Ok(())
-    }
-
-    /// Makes disks, all or none, with one sync for all of them.
-    ///
-    /// # Errors
-    /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
-    pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        let _change = self.change.lock();
-        let mut made = Vec::with_capacity(wanted.len());
-        let mut taken = std::collections::HashSet::new();
-        for new in wanted {
-            check_name("disk", &new.name)?;
-            self.reserved.check_disk_name(&new.name)?;
-            let object = format!("disk {}", new.name);
-            if !taken.insert(&new.name) || self.names.read().disk_names.contains_key(&new.name) {
-                return Err(StoreError::Exists { object });
-            }
-            let base = new.base.as_deref().map(|b| self.base(b)).transpose()?;
-            if let Some(base) = &base {
-                base.attach()?;
-            }
-            let floor = base.as_ref().map_or(0, |b| b.record().size());
-            let size = match new.size.or(base.as_ref().map(|b| b.record().size())) {
-                Some(size) => size,
-                None => return Err(StoreError::invalid(object, "a blank disk needs a size; give --size")),
-            };
-            if size < floor {
-                return Err(StoreError::invalid(
-                    object,
-                    format!(
-                        "the size {size} is smaller than its base, which has {floor} bytes; give at least that"
-                    ),
-                ));
-            }
-            if size > MAX_DISK_SIZE {
-                return Err(StoreError::invalid(object, format!("the size {size} is above 64 TiB")));
-            }
-            made.push((new, base, size));
-        }
-        let mut nodes = Vec::with_capacity(made.len());
-        let write = |nodes: &mut Vec<Arc<DiskNode>>| {
-            for (new, base, size) in made {
-                let now = sys::now_ns();
-                let record = DiskRecord {
-                    id: self.new_id()?,
-                    name: new.name.clone(),
-                    name_seq: self.next_seq.fetch_add(1, Ordering::Relaxed),
-                    unlinked: false,
-                    backing: base
-                        .as_ref()
-                        .map(|b| Backing { base: b.id(), identity: b.record().image.identity.clone() }),
-                    size,
-                    overlap: base.as_ref().map_or(0, |b| b.record().size()),
-                    mode: new.mode & 0o7777,
-                    uid: new.uid,
-                    gid: new.gid,
-                    created_ns: now,
-                    changed_ns: now,
-                    modified_ns: now,
-                    map: MapRoot::default(),
-                };
-                let (id, object) = (record.id, format!("disk {}", new.name));
-                let bytes = record.encode();
-                let (medium, live) = (self.medium.clone(), self.live.clone());
-                nodes.push(Arc::new(DiskNode::new(record, base, medium, live, self.recording.clone())));
-                stage(&*self.medium, "disks", &format!("{id}.disk"), &bytes)
-                    .map_err(StoreError::io(object, "writing its record"))?;
-            }
-            self.medium.sync_dir("disks").map_err(StoreError::io("new disks", "syncing their records"))
-        };
-        if let Err(error) = write(&mut nodes) {
-            for node in nodes {
-                let _ = self.medium.remove(&format!("disks/{}.disk", node.id()));
-                let _ = self.medium.remove(&format!("disks/{}.disk.tmp", node.id()));
-            }
-            return Err(error);
-        }
-        let mut names = self.names.write();
-        for node in &nodes {
-            names.disk_names.insert(node.name(), node.id());
-            names.disks.insert(node.id(), node.clone());
-        }
-        Ok(nodes)
-    }
-
-    /// Takes a disk's name away. Its contents live until [`Store::purge`].
-    ///
-    /// # Errors
-    /// `NotFound`; what the storage says.
-    pub fn unlink(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
-        let _change = self.change.lock();
-        let node = self.disk(name)?;
-        node.update(|record| record.unlinked = true)?;
-        self.names.write().disk_names.remove(name);
-        Ok(node)
-    }
-
-    /// Gives a disk another name; a disk that has the new name loses it and is returned.
-    ///
-    /// # Errors
-    /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
-    pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
-        check_name("disk", to)?;
-        self.reserved.check_disk_name(to)?;
-        let _change = self.change.lock();
-        let node = self.disk(from)?;
-        let loser = self.disk(to).ok();
-        if loser.is_some() && over == Replace::No {
-            return Err(StoreError::Exists { object: format!("disk {to}") });
-        }
-        if from == to {
-            return Ok(None);
-        }
-        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-        // This one write is the commit: with the higher number the name is this disk's.
-        node.update(|record| {
-            record.name = to.into();
-            record.name_seq = seq;
-        })?;
-        {
-            let mut names = self.names.write();
-            names.disk_names.remove(from);
-            names.disk_names.insert(to.into(), node.id());
-        }
-        if let Some(loser) = &loser {
-            loser.set_unlinked_in_memory();
-            loser.update(|record| record.unlinked = true)?;
-        }
-        Ok(loser)
-    }
-
-    /// Removes what an unlinked disk has in the store. Nobody has it open any more.
-    ///
-    /// # Errors
-    /// What the storage says; the next start of the daemon tries again.
-    pub fn purge(&self, id: u64) -> Result<(), StoreError> {
-        let _change = self.change.lock();
-        let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
-        let object = format!("removed disk {}", node.name());
-        self.names.write().disks.remove(&id);
-        node.retire();
-        let purge = || {
-            if sabotaged(Sabotage::RecordPurgedFirst) {
-                self.medium.remove(&format!("disks/{id}.disk"))?;
-                self.medium.sync_dir("disks")?;
-            }
-            // The record goes last: as long as it is there, the next start knows what to remove.
-            Delta::purge(&*self.medium, &*self.live, id)?;
-            match self.medium.remove(&format!("disks/{id}.disk")) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                _ => self.medium.sync_dir("disks"),
-            }
-        };
-        purge().map_err(StoreError::io(object, "removing its files"))
+    /// Whether [`Store::close`] has begun.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Flushes and closes every disk. The store is not used afterwards.
     ///
     /// # Errors
-    /// The first disk that could not be closed; the others are closed.
+    /// Names all disks that could not be closed; the others are closed.
     pub fn close(&self) -> Result<(), StoreError> {
+        self.closing.store(true, Ordering::Release);
         if let Some(tracer) = self.tracer() {
             tracer.close();
         }
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        let mut result = Ok(());
+        let mut failed = Vec::new();
         for disk in disks {
             // Nobody can have it open any more. A worker may have died between its last close and its removal.
             let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
             if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
-                result = result.and(Err(error));
+                failed.push(error.to_string());
             }
         }
-        result
+        if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }
     }
 }
 

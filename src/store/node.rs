@@ -10,7 +10,7 @@ use super::recording::Recording;
 use super::{BaseNode, StoreError};
 use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
 use crate::disk::Disk;
-use crate::format::record::{DiskRecord, MapRoot};
+use crate::format::record::{DiskRecord, MapRoot, MountRequest};
 use crate::io::{LiveStore, Medium, replace, sys};
 use crate::trace::Tap;
 
@@ -19,7 +19,8 @@ pub struct DiskNode {
     id: u64,
     base_id: Option<u64>,
     keeper: Arc<RecordKeeper>,
-    base: Option<Arc<BaseNode>>,
+    /// Empty when there is none, and as long as its record cannot be read.
+    base: OnceLock<Arc<BaseNode>>,
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     attach: Mutex<()>,
@@ -88,6 +89,20 @@ impl RootStore for RecordKeeper {
         self.update(|record| {
             record.map = root;
             record.modified_ns = modified_ns;
+            record.size_is_current = false;
+        })
+    }
+
+    fn commit_sized(&self, root: MapRoot, modified_ns: i64, size: u64) -> io::Result<()> {
+        self.update(|record| {
+            record.map = root;
+            record.modified_ns = modified_ns;
+            // Of a disk that was cut below what it shows of its base the record keeps what it was made with: nothing
+            // may show more.
+            record.size_is_current = size >= record.overlap;
+            if record.size_is_current {
+                record.size = size;
+            }
         })
     }
 }
@@ -111,7 +126,7 @@ impl DiskNode {
                 replacing: Mutex::new(()),
                 retired: AtomicBool::new(false),
             }),
-            base,
+            base: base.map_or_else(OnceLock::new, OnceLock::from),
             medium,
             live,
             attach: Mutex::new(()),
@@ -132,6 +147,28 @@ impl DiskNode {
         self.keeper.record.lock().name.clone()
     }
 
+    /// Its place in the order of names.
+    pub(super) fn name_seq(&self) -> u64 {
+        self.keeper.record.lock().name_seq
+    }
+
+    /// Whether a request made it, or gave or took its name, after any other did.
+    pub(super) fn was_changed_by(&self, request: MountRequest) -> bool {
+        self.keeper.record.lock().request == Some(request)
+    }
+
+    /// The bytes of its record.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        self.keeper.record.lock().encode()
+    }
+
+    /// The record of its base can be read at last.
+    pub(super) fn found_base(&self, base: &Arc<BaseNode>) {
+        if self.base_id == Some(base.id()) {
+            let _ = self.base.set(base.clone());
+        }
+    }
+
     /// Its base's number.
     pub fn base_id(&self) -> Option<u64> {
         self.base_id
@@ -139,7 +176,7 @@ impl DiskNode {
 
     /// Its base's name, when the base's record could be read.
     pub fn base_name(&self) -> Option<String> {
-        self.base.as_ref().map(|b| b.record().name.clone())
+        self.base.get().map(|b| b.record().name.clone())
     }
 
     /// Whether it has lost its name.
@@ -203,7 +240,7 @@ impl DiskNode {
         }
         let record = self.keeper.record.lock().clone();
         let object = format!("disk {}", record.name);
-        let base = match (&record.backing, &self.base) {
+        let base = match (&record.backing, self.base.get()) {
             (None, _) => None,
             (Some(backing), Some(base)) if base.record().image.identity == backing.identity => {
                 Some(base.attach()?)
@@ -230,7 +267,7 @@ impl DiskNode {
         }
         let delta = self.open_delta(&record)?;
         let disk = self.disk.get_or_init(|| Disk::new(delta, base).tapped(self.tap.clone()));
-        if let (Some(tracer), Some(base)) = (self.recording.get(), &self.base) {
+        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get()) {
             let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
             tracer.attached(&self.tap, written, &base.subject());
         }
@@ -274,21 +311,33 @@ impl DiskNode {
         self.attach().err().map(|e| e.to_string())
     }
 
+    /// The mount whose requests may be sent again has ended. A note that stays means nothing to another mount.
+    fn forget_request(&self) {
+        let noted = self.keeper.record.lock().request.is_some();
+        let forget = |record: &mut DiskRecord| record.request = None;
+        if noted && let Err(error) = self.keeper.update(forget) {
+            tracing::warn!(disk = self.name(), %error, "its record keeps the note of a request");
+        }
+    }
+
     /// Flushes and closes. A disk that an earlier worker served and this one did not is opened for it, without
     /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
         let failed =
             |e: DeltaError| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() };
         if let Some(disk) = self.disk.get() {
-            return disk.delta().close().map_err(failed);
+            disk.delta().close().map_err(failed)?;
+            self.forget_request();
+            return Ok(());
         }
         let live = self.live.existing(self.id);
         let live =
             live.map_err(StoreError::io(format!("disk {}", self.name()), "looking for its live map"))?;
-        if live.is_none() {
-            return Ok(());
+        if live.is_some() {
+            let record = self.keeper.record.lock().clone();
+            self.open_delta(&record)?.close().map_err(failed)?;
         }
-        let record = self.keeper.record.lock().clone();
-        self.open_delta(&record)?.close().map_err(failed)
+        self.forget_request();
+        Ok(())
     }
 }

@@ -41,8 +41,8 @@ impl Store {
     pub fn trace(&self, limits: Limits, automatic: Automatic, events: Events) -> Arc<Tracer> {
         let store = TraceStore::new(self.medium.clone());
         let tracer = self.recording.get_or_init(|| Arc::new(Tracer::new(store, limits, automatic, events)));
-        // Traces of bases that a crash kept from being removed with them. A damaged record may come back.
-        if !self.damaged.iter().any(|(file, _)| file.starts_with("bases/")) {
+        // Traces of bases that a crash kept from being removed with them. A record that is missing may come back.
+        if !self.missing.lacks_base() {
             for base in tracer.store().bases().unwrap_or_default() {
                 if self.base_by_id(base).is_none()
                     && let Err(error) = tracer.remove(base)

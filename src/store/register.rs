@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::base::{identity_of, reader};
-use super::{BaseNode, RECORD_LIMIT, Store, StoreError, check_name};
+use super::records::RECORD_LIMIT;
+use super::{BaseNode, Store, StoreError, check_name};
 use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat};
 use crate::image::{self, Chain, HEAD};
 use crate::io::{replace, sys};
@@ -73,7 +74,7 @@ impl Store {
     /// A bad name, a name that is taken.
     pub fn may_register(&self, name: &str) -> Result<(), StoreError> {
         check_name("base", name)?;
-        self.reserved.check_base_name(name)?;
+        self.missing.check_base_name(name)?;
         if self.names.read().base_names.contains_key(name) {
             return Err(StoreError::Exists { object: format!("base {name}") });
         }
@@ -91,8 +92,6 @@ impl Store {
             let why = format!("{} backing files, at most {} can be", new.backing.len(), ImageFile::MAX_FILES);
             return Err(StoreError::invalid(object, why));
         }
-        let _change = self.change.lock();
-        self.may_register(&new.name)?;
         let chain = |below: bool| if below { Chain::OnBacking } else { Chain::Alone };
         let mut image = self.look_at(&object, new.image, chain(!new.backing.is_empty()))?;
         image.identity.digest = new.digest;
@@ -101,6 +100,9 @@ impl Store {
         let backing: Vec<ImageFile> = backing
             .map(|(index, file)| self.look_at(&object, file, chain(index + 1 < below)))
             .collect::<Result<_, _>>()?;
+        // Files may hang: they were looked at before the name is claimed.
+        let _claim = self.claims.base_name(&new.name);
+        self.may_register(&new.name)?;
         let record = BaseRecord {
             id: self.new_id()?,
             name: new.name.clone(),
@@ -108,6 +110,7 @@ impl Store {
             backing,
             created_ns: sys::now_ns(),
             options: new.options,
+            moved: Vec::new(),
         };
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {

@@ -1,5 +1,8 @@
 //! Tests of the catalogue.
 
+mod replays;
+mod unread;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +16,8 @@ use super::{NewDisk, Replace, Store, StoreError};
 use crate::cache::BlockCache;
 use crate::delta::Edges;
 use crate::format::record::{DiskRecord, Superblock};
-use crate::io::sim::{Call, Event, SimLive, SimMedium, Stage};
-use crate::io::{LiveDir, sys};
+use crate::io::sim::{Call, Event, Fault, SimLive, SimMedium, Stage};
+use crate::io::{LiveDir, Medium, sys};
 use crate::source::OpenHere;
 
 struct House {

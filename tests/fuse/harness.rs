@@ -218,6 +218,11 @@ impl House {
         assert!(status.success(), "the daemon ended with {status}");
     }
 
+    /// Waits for the end of the daemon, which was told to stop.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.take().unwrap().wait().unwrap().code()
+    }
+
     pub fn restart(&mut self) {
         self.stop();
         self.start();

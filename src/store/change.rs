@@ -1,0 +1,354 @@
+//! Changes of the catalogue: disks and bases that come, go and get other names.
+//!
+//! What must hold: a change is durable when it returns, each by one rename of one record; disks of one call are made all
+//! or none; whatever may take long, the file of a base above all, is done before anything is claimed ([`super::claims`]).
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError, check_name};
+use crate::delta::Delta;
+use crate::format::MAX_DISK_SIZE;
+use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest};
+use crate::io::{stage, sys};
+use crate::sabotage::{Sabotage, sabotaged};
+
+/// Threads that write the records of one call. Their syncs go into the filesystem's journal together.
+const WRITERS: usize = 8;
+/// So many records are worth a thread.
+const WRITER_SHARE: usize = 16;
+
+/// A disk that is being made.
+struct Draft {
+    new: NewDisk,
+    base: Option<Arc<BaseNode>>,
+    size: u64,
+}
+
+impl Store {
+    /// Makes disks, all or none.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
+    pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.create_disks_for(wanted, None)
+    }
+
+    /// As [`Store::create_disks`], on behalf of a request that may be sent again.
+    ///
+    /// # Errors
+    /// As [`Store::create_disks`].
+    pub fn create_disks_for(
+        &self,
+        wanted: &[NewDisk],
+        request: Option<MountRequest>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        let mut taken = HashSet::new();
+        for new in wanted {
+            check_name("disk", &new.name)?;
+            if !taken.insert(&new.name) {
+                return Err(StoreError::Exists { object: format!("disk {}", new.name) });
+            }
+            // Asked again below; here it keeps from looking at a base for nothing.
+            self.may_name(&new.name)?;
+        }
+        // A base's file may hang: nothing is claimed yet.
+        let drafts = self.drafts(wanted)?;
+        let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
+        let names = wanted.iter().map(|new| new.name.clone()).collect();
+        let _claim = self.claims.disks(names, users.iter().copied().collect());
+        for new in wanted {
+            self.may_name(&new.name)?;
+        }
+        for base in drafts.iter().filter_map(|draft| draft.base.as_ref()) {
+            // It may have been removed, and registered anew, while it was looked at.
+            if self.base_by_id(base.id()).is_none() {
+                return Err(StoreError::NotFound {
+                    object: format!("base {}", base.record().name),
+                    noun: "base",
+                });
+            }
+        }
+        let nodes = self.write_records(drafts, request)?;
+        let mut names = self.names.write();
+        for node in &nodes {
+            names.disk_names.insert(node.name(), node.id());
+            names.disks.insert(node.id(), node.clone());
+        }
+        Ok(nodes)
+    }
+
+    /// Whether a disk may get this name.
+    fn may_name(&self, name: &str) -> Result<(), StoreError> {
+        self.missing.check_disk_name(name)?;
+        if self.names.read().disk_names.contains_key(name) {
+            return Err(StoreError::Exists { object: format!("disk {name}") });
+        }
+        Ok(())
+    }
+
+    fn drafts(&self, wanted: &[NewDisk]) -> Result<Vec<Draft>, StoreError> {
+        let mut seen: Vec<(&str, Arc<BaseNode>)> = Vec::new();
+        let mut drafts = Vec::with_capacity(wanted.len());
+        for new in wanted {
+            let object = format!("disk {}", new.name);
+            let base = match new.base.as_deref() {
+                None => None,
+                Some(name) => Some(match seen.iter().find(|(other, _)| *other == name) {
+                    Some((_, base)) => base.clone(),
+                    None => {
+                        let base = self.base(name)?;
+                        base.attach()?;
+                        seen.push((name, base.clone()));
+                        base
+                    }
+                }),
+            };
+            let floor = base.as_ref().map_or(0, |b| b.record().size());
+            let Some(size) = new.size.or(base.as_ref().map(|_| floor)) else {
+                return Err(StoreError::invalid(object, "a blank disk needs a size; give --size"));
+            };
+            if size < floor {
+                return Err(StoreError::invalid(
+                    object,
+                    format!(
+                        "the size {size} is smaller than its base, which has {floor} bytes; give at least that"
+                    ),
+                ));
+            }
+            if size > MAX_DISK_SIZE {
+                return Err(StoreError::invalid(object, format!("the size {size} is above 64 TiB")));
+            }
+            drafts.push(Draft { new: new.clone(), base, size });
+        }
+        Ok(drafts)
+    }
+
+    /// Writes the records of new disks, durably, or none.
+    fn write_records(
+        &self,
+        drafts: Vec<Draft>,
+        request: Option<MountRequest>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        let mut nodes = Vec::with_capacity(drafts.len());
+        let first = self.new_ids(drafts.len() as u64)?;
+        let now = sys::now_ns();
+        for (Draft { new, base, size }, id) in drafts.into_iter().zip(first..) {
+            let backing =
+                base.as_ref().map(|b| Backing { base: b.id(), identity: b.record().image.identity.clone() });
+            let record = DiskRecord {
+                id,
+                name: new.name,
+                name_seq: self.next_seq.fetch_add(1, Ordering::Relaxed),
+                unlinked: false,
+                backing,
+                size,
+                size_is_current: true,
+                overlap: base.as_ref().map_or(0, |b| b.record().size()),
+                mode: new.mode & 0o7777,
+                uid: new.uid,
+                gid: new.gid,
+                created_ns: now,
+                changed_ns: now,
+                modified_ns: now,
+                map: MapRoot::default(),
+                request,
+            };
+            nodes.push(Arc::new(self.disk_node(record)));
+        }
+        let written = self.stage_all(&nodes).and_then(|()| {
+            self.medium.sync_dir("disks").map_err(StoreError::io("new disks", "syncing their records"))
+        });
+        if let Err(error) = written {
+            for node in nodes {
+                let _ = self.medium.remove(&format!("disks/{}.disk", node.id()));
+                let _ = self.medium.remove(&format!("disks/{}.disk.tmp", node.id()));
+            }
+            return Err(error);
+        }
+        Ok(nodes)
+    }
+
+    fn stage_all(&self, nodes: &[Arc<DiskNode>]) -> Result<(), StoreError> {
+        let stage_one = |node: &DiskNode| {
+            let (id, object) = (node.id(), format!("disk {}", node.name()));
+            stage(&*self.medium, "disks", &format!("{id}.disk"), &node.encode())
+                .map_err(StoreError::io(object, "writing its record"))
+        };
+        let writers = nodes.len().div_ceil(WRITER_SHARE).min(WRITERS);
+        if writers <= 1 {
+            return nodes.iter().try_for_each(|node| stage_one(node));
+        }
+        let (failed, stop) = (Mutex::new(None), AtomicBool::new(false));
+        let stage_share = |share: &[Arc<DiskNode>]| {
+            for node in share {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Err(error) = stage_one(node) {
+                    stop.store(true, Ordering::Relaxed);
+                    failed.lock().get_or_insert(error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for share in nodes.chunks(nodes.len().div_ceil(writers)) {
+                let stage_share = &stage_share;
+                scope.spawn(move || stage_share(share));
+            }
+        });
+        failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// The disk that a request made, or whose name it gave or took away, when it has done so: the worker that did may
+    /// have died before it could answer, and the names may have changed since.
+    ///
+    /// The kernel keeps the inodes that a request is about until it is answered, so none of them is purged meanwhile.
+    pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {
+        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        disks.into_iter().find(|disk| disk.was_changed_by(request))
+    }
+
+    /// Takes a disk's name away. Its contents live until [`Store::purge`].
+    ///
+    /// # Errors
+    /// `NotFound`; what the storage says.
+    pub fn unlink(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        self.unlink_for(name, None)
+    }
+
+    /// As [`Store::unlink`], on behalf of a request that may be sent again.
+    ///
+    /// # Errors
+    /// As [`Store::unlink`].
+    pub fn unlink_for(&self, name: &str, request: Option<MountRequest>) -> Result<Arc<DiskNode>, StoreError> {
+        let _claim = self.claims.disks(vec![name.to_owned()], Vec::new());
+        let node = self.disk(name)?;
+        node.update(|record| {
+            record.unlinked = true;
+            record.request = request.or(record.request);
+        })?;
+        self.names.write().disk_names.remove(name);
+        Ok(node)
+    }
+
+    /// Gives a disk another name; a disk that has the new name loses it and is returned.
+    ///
+    /// # Errors
+    /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
+    pub fn rename(&self, from: &str, to: &str, over: Replace) -> Result<Option<Arc<DiskNode>>, StoreError> {
+        self.rename_for(from, to, over, None)
+    }
+
+    /// As [`Store::rename`], on behalf of a request that may be sent again.
+    ///
+    /// # Errors
+    /// As [`Store::rename`].
+    pub fn rename_for(
+        &self,
+        from: &str,
+        to: &str,
+        over: Replace,
+        request: Option<MountRequest>,
+    ) -> Result<Option<Arc<DiskNode>>, StoreError> {
+        check_name("disk", to)?;
+        let mut claimed = vec![from.to_owned(), to.to_owned()];
+        claimed.dedup();
+        let _claim = self.claims.disks(claimed, Vec::new());
+        self.missing.check_disk_name(to)?;
+        let node = self.disk(from)?;
+        let loser = self.disk(to).ok();
+        if loser.is_some() && over == Replace::No {
+            return Err(StoreError::Exists { object: format!("disk {to}") });
+        }
+        if from == to {
+            return Ok(None);
+        }
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        // This one write is the commit: with the higher number the name is this disk's.
+        node.update(|record| {
+            record.name = to.into();
+            record.name_seq = seq;
+            record.request = request.or(record.request);
+        })?;
+        {
+            let mut names = self.names.write();
+            names.disk_names.remove(from);
+            names.disk_names.insert(to.into(), node.id());
+        }
+        if let Some(loser) = &loser {
+            loser.set_unlinked_in_memory();
+            loser.update(|record| record.unlinked = true)?;
+        }
+        Ok(loser)
+    }
+
+    /// Removes what an unlinked disk has in the store. Nobody has it open any more.
+    ///
+    /// # Errors
+    /// What the storage says; the next start of the daemon tries again.
+    pub fn purge(&self, id: u64) -> Result<(), StoreError> {
+        let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
+        // Until its record is gone.
+        let _claim = self.claims.user_of(node.base_id());
+        if self.names.write().disks.remove(&id).is_none() {
+            return Ok(());
+        }
+        let object = format!("removed disk {}", node.name());
+        node.retire();
+        let purge = || {
+            if sabotaged(Sabotage::RecordPurgedFirst) {
+                self.medium.remove(&format!("disks/{id}.disk"))?;
+                self.medium.sync_dir("disks")?;
+            }
+            // The record goes last: as long as it is there, the next start knows what to remove.
+            Delta::purge(&*self.medium, &*self.live, id)?;
+            match self.medium.remove(&format!("disks/{id}.disk")) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => self.medium.sync_dir("disks"),
+            }
+        };
+        purge().map_err(StoreError::io(object, "removing its files"))
+    }
+
+    /// Forgets a base; the file it was registered from is not touched.
+    ///
+    /// # Errors
+    /// `InUse` with the names of the disks that need it.
+    pub fn remove_base(&self, name: &str) -> Result<(), StoreError> {
+        let base = self.base(name)?;
+        let _claim = self.claims.removal(name, base.id());
+        if self.base_by_id(base.id()).is_none() {
+            // Another removal came first.
+            return Err(StoreError::NotFound { object: format!("base {name}"), noun: "base" });
+        }
+        let object = format!("base {name}");
+        if let Some(mut users) = self.users().remove(&base.id()) {
+            let more = users.len().saturating_sub(10);
+            users.truncate(10);
+            let mut users = format!("disk {}", users.join(", disk "));
+            if more > 0 {
+                users.push_str(&format!(" and {more} more"));
+            }
+            return Err(StoreError::InUse { object, users });
+        }
+        self.missing.check_base_removal(name)?;
+        let remove = || {
+            self.medium.remove(&format!("bases/{}.base", base.id()))?;
+            self.medium.sync_dir("bases")
+        };
+        remove().map_err(StoreError::io(object, "removing its record"))?;
+        if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {
+            // The next start tries again.
+            tracing::warn!(base = name, %error, "its trace cannot be removed");
+        }
+        let mut names = self.names.write();
+        names.base_names.remove(name);
+        names.bases.remove(&base.id());
+        Ok(())
+    }
+}

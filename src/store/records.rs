@@ -1,0 +1,188 @@
+//! The records of a store as they lie on its medium: reading them, and what becomes of one that cannot be read.
+//!
+//! What must hold: a record is damaged when its bytes say so. One whose bytes could not be had is *unread*: it may be as
+//! good as any, and is tried again.
+
+use std::io;
+
+use crate::format::record::{DiskRecord, Superblock};
+use crate::format::{FormatError, Kind};
+use crate::io::{Medium, Open, read_whole, replace, sys};
+
+use super::StoreError;
+
+pub(super) const RECORD_LIMIT: u64 = 64 << 10;
+pub(super) const SUPERBLOCK: &str = "plyfs.store";
+
+/// Which of the two kinds of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RecordKind {
+    /// `bases/N.base`.
+    Base,
+    /// `disks/N.disk`.
+    Disk,
+}
+
+impl RecordKind {
+    pub fn dir(self) -> &'static str {
+        match self {
+            Self::Base => "bases",
+            Self::Disk => "disks",
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Base => ".base",
+            Self::Disk => ".disk",
+        }
+    }
+
+    /// The file's name in the store.
+    pub fn path(self, number: u64) -> String {
+        format!("{}/{number}{}", self.dir(), self.suffix())
+    }
+}
+
+/// What came of reading a record.
+#[derive(Debug)]
+pub(super) enum Outcome<T> {
+    Good(T),
+    /// Its bytes are not those of such a record.
+    Damaged(FormatError),
+    /// Its bytes could not be had.
+    Unread(io::Error),
+    /// There is no such file (any more).
+    Gone,
+}
+
+/// Whether an error of open(2) or read(2) says what the file is, and not that it could not be read.
+fn is_verdict(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENXIO))
+        || error.kind() == io::ErrorKind::InvalidData
+}
+
+/// Reads the record of `number`.
+pub(super) fn read_record<T>(
+    medium: &dyn Medium,
+    kind: RecordKind,
+    number: u64,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    id: impl Fn(&T) -> u64,
+) -> Outcome<T> {
+    let damaged = |kind, detail| Outcome::Damaged(FormatError { kind, structure: "record", detail });
+    let file = medium.open(&kind.path(number), Open::Existing);
+    match file.and_then(|file| read_whole(&*file, RECORD_LIMIT)) {
+        Ok(bytes) => match decode(&bytes) {
+            Ok(record) if id(&record) == number => Outcome::Good(record),
+            Ok(record) => damaged(Kind::Value, format!("it is the record of number {}", id(&record))),
+            Err(error) => Outcome::Damaged(error),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
+        Err(error) if is_verdict(&error) => damaged(Kind::Truncated, error.to_string()),
+        Err(error) => Outcome::Unread(error),
+    }
+}
+
+/// All records of one kind.
+#[derive(Debug)]
+pub(super) struct Records<T> {
+    pub good: Vec<T>,
+    pub damaged: Vec<(String, FormatError)>,
+    pub unread: Vec<(u64, io::Error)>,
+}
+
+/// Reads all records of one kind.
+pub(super) fn read_all<T>(
+    medium: &dyn Medium,
+    kind: RecordKind,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    id: impl Fn(&T) -> u64,
+) -> io::Result<Records<T>> {
+    let mut out = Records { good: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
+    for name in medium.list(kind.dir())? {
+        let Some(text) = name.strip_suffix(kind.suffix()) else { continue };
+        let Ok(number) = text.parse::<u64>() else { continue };
+        if text != number.to_string() {
+            let detail = "its name is not that of a number".to_owned();
+            let error = FormatError { kind: Kind::Value, structure: "record", detail };
+            out.damaged.push((format!("{}/{name}", kind.dir()), error));
+            continue;
+        }
+        match read_record(medium, kind, number, &decode, &id) {
+            Outcome::Good(record) => out.good.push(record),
+            Outcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
+            Outcome::Unread(error) => out.unread.push((number, error)),
+            Outcome::Gone => {}
+        }
+    }
+    Ok(out)
+}
+
+/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
+/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a record that is `kept`,
+/// damaged or unread, stays; it may be the last copy. A failure keeps a file that is in nobody's way.
+pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
+    for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
+        for name in medium.list(dir).unwrap_or_default() {
+            let Some(record) = name.strip_suffix(".tmp").filter(|record| record.ends_with(suffix)) else {
+                continue;
+            };
+            let path = format!("{dir}/{record}");
+            if kept.contains(&path) {
+                continue;
+            }
+            if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
+            }
+        }
+    }
+}
+
+/// Reads the record of a disk.
+pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> Outcome<DiskRecord> {
+    read_record(medium, RecordKind::Disk, number, DiskRecord::decode, |record| record.id)
+}
+
+/// Reads or, in an empty directory, makes the superblock.
+///
+/// # Errors
+/// When the directory holds something else, or a store of a newer version.
+pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
+    let object = format!("store {}", medium.root().display());
+    match medium.open(SUPERBLOCK, Open::Existing) {
+        Ok(file) => {
+            let bytes = read_whole(&*file, RECORD_LIMIT).map_err(StoreError::io(object, "reading it"))?;
+            Superblock::decode(&bytes).map_err(|source| StoreError::Damaged {
+                file: medium.root().join(SUPERBLOCK).display().to_string(),
+                source,
+            })
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let make = || {
+                let mut uuid = [0; 16];
+                getrandom::fill(&mut uuid).map_err(|e| io::Error::other(e.to_string()))?;
+                let superblock = Superblock { uuid, created_ns: sys::now_ns(), next_id: 1 };
+                for dir in ["bases", "disks", "deltas"] {
+                    medium.make_dir(dir)?;
+                }
+                // The superblock says that the directories are there.
+                medium.sync_dir(".")?;
+                replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
+                Ok(superblock)
+            };
+            for dir in ["bases", "disks", "deltas"] {
+                if medium.list(dir).is_ok_and(|names| !names.is_empty()) {
+                    return Err(StoreError::invalid(
+                        object,
+                        format!(
+                            "has {dir}/ but no {SUPERBLOCK}; restore that file, or use an empty directory"
+                        ),
+                    ));
+                }
+            }
+            make().map_err(StoreError::io(object, "making it"))
+        }
+        Err(e) => Err(StoreError::io(object, "opening it")(e)),
+    }
+}

@@ -1,0 +1,154 @@
+//! Records that cannot be read for a while.
+
+use super::*;
+
+struct Home {
+    medium: SimMedium,
+    live: Arc<SimLive>,
+    tmp: TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
+        Self { medium: SimMedium::new(1), live: Arc::default(), tmp }
+    }
+
+    fn open(&self) -> Store {
+        let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+        let live = self.live.clone();
+        Store::open_on(Arc::new(self.medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere))
+            .unwrap()
+    }
+
+    /// From now on these files cannot be opened.
+    fn fails(&self, files: &[String], errno: i32) {
+        let files = files.to_vec();
+        self.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+            let fails = event.call == Call::Open && files.iter().any(|file| file == event.name);
+            if fails { Err(std::io::Error::from_raw_os_error(errno)) } else { Ok(()) }
+        })));
+    }
+
+    fn works(&self) {
+        self.medium.set_hook(None);
+    }
+}
+
+// EMFILE or EIO while a record was read made it a damaged one until the next start, and its name was free.
+#[test]
+fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() {
+    for errno in [libc::EMFILE, libc::EIO, libc::ENOMEM] {
+        let home = Home::new();
+        let store = home.open();
+        let source = home.tmp.path().join("b.raw");
+        store.add_base("b", source.to_str().unwrap(), None).unwrap();
+        let ids: Vec<u64> = store
+            .create_disks(&[on("b", "one", None), blank("two")])
+            .unwrap()
+            .iter()
+            .map(|disk| disk.id())
+            .collect();
+        write(&store, "one");
+        drop(store);
+
+        let file = format!("disks/{}.disk", ids[0]);
+        home.fails(std::slice::from_ref(&file), errno);
+        let store = home.open();
+        assert_eq!(names(&store), ["two"]);
+        assert!(store.damaged().is_empty());
+        assert_eq!(store.unread().iter().map(|record| &record.file).collect::<Vec<_>>(), [&file]);
+        // It may have any name, and be on any base.
+        assert_refused(store.create_disks(&[blank("one")]).map(drop), "io", &file);
+        assert_refused(store.rename("two", "one", Replace::Yes).map(drop), "io", &file);
+        assert_refused(store.remove_base("b"), "io", &file);
+        store.retry_unread();
+        assert!(store.disk_by_id(ids[0]).is_none());
+        assert_eq!(store.unread().len(), 1);
+
+        home.works();
+        // Who asks for it need not wait for its turn.
+        assert_eq!(store.disk_by_id(ids[0]).unwrap().name(), "one");
+        assert!(store.unread().is_empty());
+        let mut bytes = [0; 4096];
+        store.disk("one").unwrap().attach().unwrap().read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 4096]);
+        assert_refused(store.create_disks(&[blank("one")]).map(drop), "exists", "one");
+        store.rename("two", "three", Replace::No).unwrap();
+        assert_refused(store.remove_base("b"), "in_use", "one");
+    }
+}
+
+#[test]
+fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
+    let home = Home::new();
+    let store = home.open();
+    let source = home.tmp.path().join("b.raw");
+    let base = store.add_base("b", source.to_str().unwrap(), None).unwrap().id();
+    store.create_disks(&[on("b", "one", None)]).unwrap();
+    drop(store);
+
+    let file = format!("bases/{base}.base");
+    home.fails(std::slice::from_ref(&file), libc::EMFILE);
+    let store = home.open();
+    assert!(store.damaged().is_empty());
+    assert_refused(store.disk("one").unwrap().attach().map(drop), "changed", &file);
+    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), "io", &file);
+    home.works();
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while !store.unread().is_empty() && std::time::Instant::now() < until {
+        store.retry_unread();
+    }
+    store.disk("one").unwrap().attach().unwrap();
+    assert_eq!(store.disk("one").unwrap().base_name().as_deref(), Some("b"));
+    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), "exists", "b");
+}
+
+// Of two disks with one name the later has it, also when the later one could not be read at first.
+#[test]
+fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
+    for late in [0, 1] {
+        let home = Home::new();
+        let store = home.open();
+        let made = store.create_disks(&[blank("from"), blank("to")]).unwrap();
+        let ids = [made[0].id(), made[1].id()];
+        // The worker dies between the two records.
+        home.medium.plan(Fault {
+            call: Call::Create,
+            name: format!("disks/{}.disk", ids[1]),
+            skip: 0,
+            times: 1,
+            errno: libc::EIO,
+        });
+        assert!(store.rename("from", "to", Replace::Yes).is_err());
+        drop((store, made));
+
+        home.fails(&[format!("disks/{}.disk", ids[late])], libc::EIO);
+        let store = home.open();
+        home.works();
+        assert!(store.disk_by_id(ids[late]).is_some());
+        assert_eq!(store.disk("to").unwrap().id(), ids[0], "late: {late}");
+        assert_eq!(store.unlinked().iter().map(|disk| disk.id()).collect::<Vec<_>>(), [ids[1]]);
+        drop(store);
+        let store = home.open();
+        assert_eq!(store.disk("to").unwrap().id(), ids[0]);
+        assert_eq!(store.unlinked().len(), 1);
+    }
+}
+
+// What cannot be read and is taken out of the store by its operator is no longer waited for.
+#[test]
+fn a_record_that_is_moved_away_frees_the_names() {
+    let home = Home::new();
+    let store = home.open();
+    let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
+    drop(store);
+    home.fails(&[format!("disks/{id}.disk")], libc::EIO);
+    let store = home.open();
+    home.works();
+    home.medium.remove(&format!("disks/{id}.disk")).unwrap();
+    assert!(store.disk_by_id(id).is_none());
+    assert!(store.unread().is_empty());
+    store.create_disks(&[blank("one")]).unwrap();
+}

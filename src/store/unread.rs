@@ -1,0 +1,303 @@
+//! Records that are damaged or could not be read, and what they may still stand for.
+//!
+//! A damaged record may come back from a backup. Until it is back or removed, nothing takes its name (the later of two
+//! disks with one name has it, and the other is purged) and no base goes that its disk may be on.
+//!
+//! A record that could not be read (no descriptors, no memory, an I/O error) may be sound: it is tried again, later each
+//! time, and served from then on. Its name is not known, so until then no name is given to a disk (or base).
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::records::{Outcome, RECORD_LIMIT, RecordKind, read_disk, read_record};
+use super::{BaseNode, DiskNode, Store, StoreError};
+use crate::format::FormatError;
+use crate::format::record::{BaseRecord, DiskRecord};
+use crate::io::{Medium, Open, read_whole};
+
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A record that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadRecord {
+    /// The file, in the store.
+    pub file: String,
+    /// What the last try said.
+    pub error: String,
+}
+
+struct Waiting {
+    kind: RecordKind,
+    number: u64,
+    error: String,
+    next: Instant,
+    wait: Duration,
+}
+
+/// Names, and how far the order of names has come, as far as damaged records can still tell.
+#[derive(Debug, Default)]
+struct Reserved {
+    disks: HashMap<String, String>,
+    bases: HashMap<String, String>,
+    disk_files: Vec<String>,
+    /// Highest place in the order of names.
+    last_seq: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Missing {
+    damaged: RwLock<Vec<(String, FormatError)>>,
+    reserved: RwLock<Reserved>,
+    unread: Mutex<Vec<Waiting>>,
+}
+
+impl Missing {
+    /// A record whose bytes are not those of one.
+    pub fn add_damaged(&self, medium: &dyn Medium, file: &str, error: FormatError) {
+        tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
+        let mut reserved = self.reserved.write();
+        let is_disk = file.starts_with("disks/");
+        if is_disk {
+            reserved.disk_files.push(file.to_owned());
+        }
+        let bytes = medium.open(file, Open::Existing).and_then(|f| read_whole(&*f, RECORD_LIMIT));
+        // Number and name stand at the same place in both kinds of record.
+        if let Some(salvage) = bytes.ok().and_then(|bytes| DiskRecord::salvage(&bytes)) {
+            if is_disk {
+                reserved.last_seq = reserved.last_seq.max(salvage.name_seq.unwrap_or(0));
+                reserved.disks.insert(salvage.name, file.to_owned());
+            } else {
+                reserved.bases.insert(salvage.name, file.to_owned());
+            }
+        }
+        drop(reserved);
+        self.damaged.write().push((file.to_owned(), error));
+    }
+
+    /// A record whose bytes could not be had.
+    pub fn add_unread(&self, kind: RecordKind, number: u64, error: &io::Error) {
+        let file = kind.path(number);
+        tracing::error!(file, %error, "a record cannot be read now; what it stands for is served as soon as it can");
+        let (error, next) = (error.to_string(), Instant::now() + FIRST_WAIT);
+        self.unread.lock().push(Waiting { kind, number, error, next, wait: FIRST_WAIT });
+    }
+
+    pub fn damaged(&self) -> Vec<(String, FormatError)> {
+        self.damaged.read().clone()
+    }
+
+    pub fn unread(&self) -> Vec<UnreadRecord> {
+        let list = self.unread.lock();
+        let record = |w: &Waiting| UnreadRecord { file: w.kind.path(w.number), error: w.error.clone() };
+        list.iter().map(record).collect()
+    }
+
+    /// Files of records that nothing may be removed beside.
+    pub fn files(&self) -> Vec<String> {
+        let unread = self.unread.lock().iter().map(|w| w.kind.path(w.number)).collect::<Vec<_>>();
+        self.damaged.read().iter().map(|(file, _)| file.clone()).chain(unread).collect()
+    }
+
+    /// Highest place in the order of names that a damaged record has.
+    pub fn last_seq(&self) -> u64 {
+        self.reserved.read().last_seq
+    }
+
+    /// Whether a record of a base is missing.
+    pub fn lacks_base(&self) -> bool {
+        self.damaged.read().iter().any(|(file, _)| file.starts_with("bases/"))
+            || self.unread.lock().iter().any(|w| w.kind == RecordKind::Base)
+    }
+
+    /// Whether the record of a disk could not be read.
+    pub fn has_unread_disk(&self, number: u64) -> bool {
+        self.unread.lock().iter().any(|w| w.kind == RecordKind::Disk && w.number == number)
+    }
+
+    fn first_unread(&self, kind: RecordKind) -> Option<(String, String)> {
+        let list = self.unread.lock();
+        list.iter().find(|w| w.kind == kind).map(|w| (w.kind.path(w.number), w.error.clone()))
+    }
+
+    fn check_unread(&self, kind: RecordKind, object: String, may: &str) -> Result<(), StoreError> {
+        let Some((file, error)) = self.first_unread(kind) else { return Ok(()) };
+        Err(StoreError::Unread {
+            object,
+            why: format!(
+                "the record {file} cannot be read now ({error}) and {may}; it is tried again by itself: see `plyfs \
+                 status`, and when it is lost for good move that file out of the store"
+            ),
+        })
+    }
+
+    pub fn check_disk_name(&self, name: &str) -> Result<(), StoreError> {
+        check_damaged("disk", name, self.reserved.read().disks.get(name))?;
+        self.check_unread(RecordKind::Disk, format!("disk {name}"), "may have this name")
+    }
+
+    pub fn check_base_name(&self, name: &str) -> Result<(), StoreError> {
+        check_damaged("base", name, self.reserved.read().bases.get(name))?;
+        self.check_unread(RecordKind::Base, format!("base {name}"), "may have this name")
+    }
+
+    /// Any disk may be on any base.
+    pub fn check_base_removal(&self, name: &str) -> Result<(), StoreError> {
+        let object = format!("base {name}");
+        let reserved = self.reserved.read();
+        if !reserved.disk_files.is_empty() {
+            let files = reserved.disk_files.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+            let why = format!(
+                "a disk whose record is damaged may need it; restore or remove {files} in the store, and start again"
+            );
+            return Err(StoreError::invalid(object, why));
+        }
+        self.check_unread(RecordKind::Disk, object, "its disk may need this base")
+    }
+
+    /// Those that are to be tried now: all that are due, or the one of a disk that is asked for.
+    fn take_due(&self, disk: Option<u64>) -> Vec<(RecordKind, u64)> {
+        let (now, mut list) = (Instant::now(), self.unread.lock());
+        let is_due = |w: &Waiting| match disk {
+            Some(number) => w.kind == RecordKind::Disk && w.number == number,
+            None => w.next <= now,
+        };
+        let due = list.iter_mut().filter(|w| is_due(w));
+        due.map(|w| {
+            w.wait = (w.wait * 2).min(LONGEST_WAIT);
+            w.next = now + w.wait;
+            (w.kind, w.number)
+        })
+        .collect()
+    }
+
+    fn failed_again(&self, kind: RecordKind, number: u64, error: &io::Error) {
+        let mut list = self.unread.lock();
+        if let Some(waiting) = list.iter_mut().find(|w| w.kind == kind && w.number == number) {
+            waiting.error = error.to_string();
+        }
+    }
+
+    fn settled(&self, kind: RecordKind, number: u64) {
+        self.unread.lock().retain(|w| w.kind != kind || w.number != number);
+    }
+}
+
+fn check_damaged(noun: &str, name: &str, file: Option<&String>) -> Result<(), StoreError> {
+    let Some(file) = file else { return Ok(()) };
+    let why = format!(
+        "the damaged record {file} may have this name; choose another name, or restore or remove that file in the \
+         store and start again"
+    );
+    Err(StoreError::invalid(format!("{noun} {name}"), why))
+}
+
+impl Store {
+    /// Records whose bytes are not those of one, with the file's name.
+    pub fn damaged(&self) -> Vec<(String, FormatError)> {
+        self.missing.damaged()
+    }
+
+    /// Records that could not be read and are tried again.
+    pub fn unread(&self) -> Vec<UnreadRecord> {
+        self.missing.unread()
+    }
+
+    /// Tries records again that could not be read, those that are due. To be called every second or so.
+    pub fn retry_unread(&self) {
+        self.retry(self.missing.take_due(None));
+    }
+
+    /// The disk of a number whose record could not be read, when it can be now.
+    pub(super) fn retry_disk(&self, number: u64) -> Option<Arc<DiskNode>> {
+        if !self.missing.has_unread_disk(number) {
+            return None;
+        }
+        self.retry(self.missing.take_due(Some(number)));
+        self.names.read().disks.get(&number).cloned()
+    }
+
+    fn retry(&self, due: Vec<(RecordKind, u64)>) {
+        for (kind, number) in due {
+            let done = match kind {
+                RecordKind::Disk => match read_disk(&*self.medium, number) {
+                    Outcome::Good(record) => self.admit_disk(record),
+                    other => self.still_missing(kind, number, other),
+                },
+                RecordKind::Base => {
+                    match read_record(&*self.medium, kind, number, BaseRecord::decode, |record| record.id) {
+                        Outcome::Good(record) => {
+                            self.admit_base(record);
+                            Ok(())
+                        }
+                        other => self.still_missing(kind, number, other),
+                    }
+                }
+            };
+            match done {
+                Ok(()) => self.missing.settled(kind, number),
+                Err(error) => self.missing.failed_again(kind, number, &error),
+            }
+        }
+    }
+
+    fn still_missing<T>(&self, kind: RecordKind, number: u64, outcome: Outcome<T>) -> io::Result<()> {
+        let file = kind.path(number);
+        match outcome {
+            Outcome::Good(_) => {}
+            Outcome::Damaged(error) => self.missing.add_damaged(&*self.medium, &file, error),
+            Outcome::Unread(error) => return Err(error),
+            Outcome::Gone => tracing::warn!(file, "a record that could not be read was removed"),
+        }
+        Ok(())
+    }
+
+    /// Serves a disk whose record can be read at last. As long as its name was not known no name was given away, so
+    /// another disk has its name only when a rename was cut off between its two records.
+    fn admit_disk(&self, record: DiskRecord) -> io::Result<()> {
+        tracing::info!(disk = record.name, number = record.id, "its record can be read again");
+        let _claim = self.claims.disks(vec![record.name.clone()], Vec::new());
+        self.next_seq.fetch_max(record.name_seq + 1, std::sync::atomic::Ordering::Relaxed);
+        let (id, name, seq) = (record.id, record.name.clone(), record.name_seq);
+        let node = Arc::new(self.disk_node(record));
+        let all: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();
+        let is_later = |disk: &Arc<DiskNode>| disk.name_seq() > seq;
+        let (later, earlier): (Vec<_>, Vec<_>) = rivals.into_iter().partition(is_later);
+        let unlink = |disk: &DiskNode| match disk.is_unlinked() {
+            true => Ok(()),
+            false => disk.update(|record| record.unlinked = true).map_err(io::Error::other),
+        };
+        if !later.is_empty() {
+            unlink(&node)?;
+        }
+        let mut names = self.names.write();
+        names.disks.insert(id, node.clone());
+        if !node.is_unlinked() {
+            names.disk_names.insert(name, id);
+        }
+        drop(names);
+        earlier.iter().try_for_each(|disk| unlink(disk))
+    }
+
+    fn admit_base(&self, record: BaseRecord) {
+        tracing::info!(base = record.name, number = record.id, "its record can be read again");
+        let _claim = self.claims.base_name(&record.name);
+        let node = Arc::new(self.base_node(record));
+        let mut names = self.names.write();
+        names.base_names.insert(node.record().name.clone(), node.id());
+        names.bases.insert(node.id(), node.clone());
+        for disk in names.disks.values() {
+            disk.found_base(&node);
+        }
+    }
+
+    fn base_node(&self, record: BaseRecord) -> BaseNode {
+        BaseNode::new(record, self.medium.clone(), self.cache.clone(), self.sources.clone())
+    }
+}

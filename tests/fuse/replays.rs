@@ -1,0 +1,88 @@
+//! Requests that are sent again after a worker's death, when a command has changed the names meanwhile.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::*;
+
+const MIB: u64 = 1 << 20;
+
+/// Does something to system calls of a process, until dropped.
+struct Strace(Child);
+
+impl Strace {
+    fn new(strace: &Path, pid: i32, args: &[&str]) -> Self {
+        let mut child = Command::new(strace)
+            .args(["-f", "-p", &pid.to_string(), "-o", "/dev/null"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.next().expect("strace says something").unwrap();
+        assert!(line.contains("attached"), "{line}");
+        std::thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // It detaches.
+        signal(self.0.id() as i32, libc::SIGINT);
+        let _ = self.0.wait();
+    }
+}
+
+/// Has the worker die in `request`, between its durable change and the answer, and a command run before the request
+/// is sent again.
+fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> Option<String> {
+    let strace = tool("strace")?;
+    let (worker, standby) = house.prepared();
+    // What has the request sent again comes late: it is the first thing that the next worker writes to the mount.
+    let resend = ["-e", "trace=write", "-P", "/dev/fuse", "-e", "inject=write:delay_enter=2000000:when=1"];
+    let _late = Strace::new(&strace, standby, &resend);
+    // The record has its name; that this is durable is seen to by the next worker.
+    let killer = Strace::new(&strace, worker, &["-e", "trace=fsync", "-e", "inject=fsync:signal=SIGKILL"]);
+    std::thread::scope(|scope| {
+        let request = scope.spawn(request);
+        until("the death of the worker", || {
+            (!Path::new(&format!("/proc/{worker}/task")).exists()).then_some(())
+        });
+        drop(killer);
+        let said = house.ok(command);
+        assert!(!request.is_finished(), "the command came too late to overtake anything");
+        request.join().unwrap();
+        Some(said)
+    })
+}
+
+#[test]
+fn a_removal_that_is_sent_again_leaves_the_disk_that_took_the_name() {
+    let mut house = House::on_disk();
+    let disk = house.create("vm", false, MIB);
+    let create = ["disk", "create", "vm", "--size", "2M"];
+    if overtaken(&house, || fs::remove_file(&disk).unwrap(), &create).is_none() {
+        return;
+    }
+    assert_eq!(house.json(&["disk", "show", "vm"])["size"], 2 * MIB);
+    house.stop();
+    house.ok(&["check"]);
+}
+
+#[test]
+fn a_rename_that_is_sent_again_leaves_the_disk_that_took_the_name() {
+    let mut house = House::on_disk();
+    let (from, to) = (house.create("from", false, MIB), house.disk("to"));
+    let create = ["disk", "create", "from", "--size", "2M"];
+    if overtaken(&house, || fs::rename(&from, &to).unwrap(), &create).is_none() {
+        return;
+    }
+    assert_eq!(house.json(&["disk", "show", "to"])["size"], MIB);
+    assert_eq!(house.json(&["disk", "show", "from"])["size"], 2 * MIB);
+    house.stop();
+    house.ok(&["check"]);
+}
