@@ -578,7 +578,12 @@ fn ten_thousand_reads_that_wait_have_a_bounded_number_of_bytes_under_way() {
     }
     let state = server.state.lock();
     assert!(state.most <= 100 << 20, "{}", state.most);
-    assert!(state.requests.is_sorted(), "in their order");
+    // In the order in which they were asked for. Threads that begin one each at the same time may change places, so a
+    // request is passed by no more than are under way.
+    for (place, start) in state.requests.iter().enumerate() {
+        let number = start >> 22;
+        assert!(number.abs_diff(place as u64) <= 64, "request {number} began at place {place}");
+    }
 }
 
 /// Sources with endless readers whose servers hang leave room for the next request of each other source.

@@ -642,7 +642,11 @@ impl CachedSource {
         if !dirty && !self.index.lock().is_aged() && !self.writer.lock().stale {
             return Ok(());
         }
-        let opened = files.get()?;
+        let opened = match files.get() {
+            // They were removed meanwhile, and what was in them with them.
+            Err(_) if !self.uses(&files) => return Ok(()),
+            other => other?,
+        };
         self.write_ages(&files, &opened)?;
         {
             let mut writer = self.writer.lock();
@@ -660,6 +664,10 @@ impl CachedSource {
             }
         }
         Ok(())
+    }
+
+    fn uses(&self, files: &Arc<Files>) -> bool {
+        self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files))
     }
 
     fn write_ages(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
