@@ -1,7 +1,7 @@
 //! Translates between the kernel's requests and calls on disks; the only user of the FUSE crate.
 //!
-//! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free ([`pool`]), and nothing
-//! that waits for the files of a base ever does ([`wait`]); a request that is sent again after a crash of the worker has
+//! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free (`pool`), and nothing
+//! that waits for the files of a base ever does (`wait`); a request that is sent again after a crash of the worker has
 //! the result that the first try had; handles and inode numbers mean the same to every worker.
 
 mod change;
