@@ -20,7 +20,7 @@ mod transit;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -122,6 +122,8 @@ struct Shared {
     identity: Identity,
     size: u64,
     table: Mutex<Table>,
+    /// Whether a read ever lacked something.
+    missed: AtomicBool,
     /// Goes up when what is under way is not to be kept any more. Shared while something is kept.
     keeping: RwLock<u64>,
     /// Bytes that are under way or not yet given to the cache.
@@ -161,6 +163,7 @@ impl LazySource {
                 identity,
                 size,
                 table: Mutex::new(table),
+                missed: AtomicBool::new(false),
                 keeping: RwLock::new(0),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
@@ -316,6 +319,7 @@ impl Shared {
 
     /// Fetches `missing` for a reader, and what the readahead expects next. Returns when they are here.
     fn demand(self: &Arc<Self>, missing: &[u64], first: u64, count: u64) -> Arrival {
+        self.missed.store(true, Ordering::Relaxed);
         let mut fetching = Fetching::new(self, Purpose::Demand);
         let mut waiting = Vec::with_capacity(missing.len());
         let mut ahead = Vec::new();
@@ -350,7 +354,8 @@ impl Shared {
             let mut table = self.table.lock();
             let Table { transit, readahead } = &mut *table;
             let advice = readahead.read(first, count, false, &|block| self.present(transit, block));
-            if advice.ranges.is_empty() {
+            // As long as all is found, the readers were here before, and a guess fetches what they never read.
+            if advice.ranges.is_empty() || !self.missed.load(Ordering::Relaxed) {
                 return;
             }
             let mut none = Fetching::new(self, Purpose::Demand);
