@@ -560,6 +560,28 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// The second boot of a base fetched what the first had not read.
+#[test]
+fn readers_that_find_all_have_nothing_guessed_for_them() {
+    let server = Server::new(9 << 20, 1 << 20);
+    let keep = Arc::new(Shelf::default());
+    let runs = (0..16u64).map(|run| (run * 4, 4));
+    for (first, count) in runs.clone() {
+        let range = (first * CACHE_BLOCK) as usize..((first + count) * CACHE_BLOCK) as usize;
+        keep.insert(first, &server.bytes[range]);
+    }
+    let source = lazy(&server, keep);
+    for (first, count) in runs {
+        let mut buf = vec![0; (count * CACHE_BLOCK) as usize];
+        assert_eq!(source.read_at(&mut buf, first * CACHE_BLOCK).unwrap(), buf.len());
+    }
+    assert_eq!(server.requests(), []);
+    // From the first read that misses on, guesses go on as ever.
+    let error = source.read_at(&mut [0; 4096], 500 * CACHE_BLOCK).unwrap_err();
+    error.arrival().expect("it waits").wait();
+    assert!(!server.requests().is_empty());
+}
+
 /// 10,000 reads of 1 MiB that wait for one base asked for 10 GB at once.
 #[test]
 fn ten_thousand_reads_that_wait_have_a_bounded_number_of_bytes_under_way() {
