@@ -30,7 +30,7 @@ pub(super) fn check_data(
     if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
 }
 
-/// A live map has no checksum; but numbers that are not possible would end in a map file that nobody can read.
+/// A live map has no checksum; but numbers that are not possible would end in a map file that cannot be read.
 pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
     let word = |word| live.header(word).load(Ordering::Acquire);
     let (size, overlap, pending) =

@@ -131,7 +131,7 @@ impl State {
         }
     }
 
-    /// The next job: of the lane whose turn it is.
+    /// The next job: the oldest of the next lane in the round.
     fn take(&mut self) -> Option<(Lane, Job)> {
         let lane = self.ready.pop_front()?;
         let queue = self.lanes.get_mut(&lane)?;

@@ -146,7 +146,7 @@ fn a_base_is_given_up_when_its_operator_says_so() {
     server.on(|_| Reply::Object);
     let asked = server.requests().len();
     assert!(open(&house.disk("b")).read_exact_at(&mut [0; 4096], FAR).is_err());
-    assert_eq!(server.requests().len(), asked, "nobody is asked");
+    assert_eq!(server.requests().len(), asked, "no server is asked");
     house.ok(&["base", "fail", "b", "--undo"]);
     reader(&house, &object).join().unwrap();
     becomes(&house, "ok");

@@ -5,8 +5,8 @@
 //! - *verified* ones: all that is in them was compared, as a whole, with the digest that the base has too. They take no
 //!   block any more, so what another base fetches never gets into them.
 //! - its *own*: what was fetched from where the base says that its bytes are.
-//! - *unproven* ones, only while all of it is being compared: what an earlier version kept under the digest's key, of
-//!   which nobody knows who fetched it.
+//! - *unproven* ones, only while all of it is being compared: what an earlier version kept under the digest's key:
+//!   its fetcher is not known.
 //!
 //! What must hold: a byte that a base reads was fetched for it or was compared. What its own source is, is decided by
 //! its key alone: when that became a verified one, later blocks go to the next key.
@@ -327,7 +327,7 @@ impl Contents {
         goes.map(|(source, _)| source.evict(reason)).sum()
     }
 
-    /// Drops what nobody knows the fetcher of. Returns bytes.
+    /// Drops what has no known fetcher. Returns bytes.
     pub fn drop_unproven(&self) -> u64 {
         self.unproven().map_or(0, |source| {
             let bytes = source.cached_bytes();

@@ -76,7 +76,7 @@ impl Opened {
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
         let key = SourceKey(header.key);
-        // Whoever still reads files of this name reads the old ones.
+        // A reader that has files of this name open reads the old ones.
         remove(medium, &key)?;
         let sums = medium.open(&sums_name(&key), Open::Create)?;
         sums.set_len(0)?;

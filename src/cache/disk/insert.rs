@@ -12,7 +12,7 @@ use crate::format::cache::{SLOT_BLOCKS, block_sum};
 impl CachedSource {
     /// Keeps fetched blocks: `data` is whole blocks from number `first` on, the last block of the source may be short.
     /// What is here already is not written again. Best effort: when it does not work, nothing is here that was not
-    /// before, and whoever reads goes to the source.
+    /// before, and readers go to the source.
     pub fn insert(&self, first: u64, data: &[u8]) {
         let Some(cache) = self.cache.upgrade() else { return };
         let end = first + self.blocks_in(first, data.len());

@@ -129,7 +129,7 @@ pub fn default_free_floor(total: u64) -> u64 {
 pub enum Damaged {
     /// They go.
     Drop,
-    /// They stay until [`DiskCache::settle_damaged`] is told which of them are somebody's only copy.
+    /// They stay until [`DiskCache::settle_damaged`] is told which of them are an only copy.
     Keep,
 }
 

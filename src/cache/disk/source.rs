@@ -509,7 +509,7 @@ impl CachedSource {
             let bytes = self.bytes_in(&index);
             let contents = index.contents;
             let blocks = index.clear_all();
-            // Whoever reads these files for what was compared must not find in them what comes in later.
+            // A reader of these files for what was compared must not find in them what comes in later.
             let keep_files = keep_files && contents.is_none();
             let files = if keep_files { index.files.clone() } else { index.files.take() };
             (files, blocks, bytes, keep_files, contents)

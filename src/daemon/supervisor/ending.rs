@@ -61,7 +61,7 @@ impl Supervisor {
         {
             upgrade.state = UpgradeState::Failed;
         }
-        // Somebody has to close the store.
+        // A worker has to close the store.
         if self.active.is_none() {
             self.activate()?;
         }
@@ -76,7 +76,7 @@ impl Supervisor {
             Ok(()) => Stopping::Unmounted,
             Err(error) => {
                 tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
-                // It may have been taken out of sight by somebody else.
+                // Another process may have detached it.
                 if let Err(error) = mount::end(&self.config.mount, sys::Detach::Yes) {
                     tracing::warn!(%error, "the mount cannot be detached");
                 }

@@ -91,7 +91,7 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     let source = cache.attach(key(1), SIZE);
     assert_eq!((get(&source, 0, 66), source.is_verified(), source.is_pinned()), (66, false, true));
     drop((source, cache));
-    // One that is nobody's goes. (The file was written anew, with its slots in order.)
+    // One without a base goes. (The file was written anew, with its slots in order.)
     let sums = medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap();
     let header = CacheHeader {
         sequence: 2,
@@ -134,7 +134,7 @@ fn the_number_of_sources_costs_no_descriptors() {
     for _ in 0..130 {
         cache.tick();
     }
-    assert_eq!(cache.shared.open.count(), 0, "what nobody uses is closed");
+    assert_eq!(cache.shared.open.count(), 0, "files without a user are closed");
     let mut buf = vec![0xee; BLOCK];
     assert_eq!(cache.attach(number(0), SIZE).read(0, &mut buf), 1);
 }
