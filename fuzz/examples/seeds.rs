@@ -77,6 +77,7 @@ fn records() {
         backing: Vec::new(),
         created_ns: 5,
         options: BaseOptions::default(),
+        moved: vec![Moved { file: 0, urls: vec!["https://h/debian.raw".into()] }],
     };
     let disk = DiskRecord {
         id: 3,
@@ -97,6 +98,8 @@ fn records() {
         request: None,
     };
     both("records", "superblock", &superblock);
+    both("records", "base-3", &base.encode());
+    let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
     both("records", "disk", &disk.encode());
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());

@@ -262,9 +262,20 @@ class FsyncStorm(PunchStorm):
 class HugeMap(Attack):
     row = "a disk of 64 TiB: one block written in each 62 MiB, live maps grow, fsync all the time"
     quick = True
+    newer = {"map_memory_per_disk": '[runtime]\nmap_memory = "48M"\n'}
 
     def before(self, world):
         self.path = world.attacker_disk(LOCAL[0], size="64T")
+        self.bystander = os.open(world.attacker_disk(LOCAL[0], "bystander", size="64G"), os.O_RDWR)
+        self.places = iter(range(0, 64 * GIB, 64 * MIB))
+
+    def during(self, world):
+        # Another guest writes where it never wrote.
+        try:
+            for _ in range(20):
+                os.pwrite(self.bystander, b"b" * 4096, next(self.places))
+        except OSError as error:
+            world.problem(f"another guest's write: {error}")
 
     def begin(self, world):
         def work(turn):
@@ -279,6 +290,7 @@ class HugeMap(Attack):
 
     def end(self, world):
         self.loop.end(30)
+        os.close(self.bystander)
         used = os.statvfs("/dev/shm")
         world.note(
             f"{self.loop.turns.value * 500} places; {(used.f_blocks - used.f_bfree) * 4096 / MIB:.0f} MiB of /dev/shm; "

@@ -11,7 +11,7 @@ from harness import MIB, call, children
 
 from .content import content
 from .run import Attack
-from .world import ATTACKER, LOCAL, Cgroup, as_nobody, kill_group, live_maps, until, worker_of
+from .world import ATTACKER, LOCAL, Cgroup, as_nobody, kill_group, remove_live_maps, until, worker_of
 
 
 class SlowClients(Attack):
@@ -352,11 +352,7 @@ class ShmRemoved(Attack):
     judged = ()
 
     def begin(self, world):
-        place = live_maps(world.daemon)
-        if place is None:
-            world.note("the live maps have no name in /dev/shm")
-        else:
-            call("rm", "-rf", place)
+        world.note(f"removed: {remove_live_maps(world.daemon)}")
         # What is written now has to be there afterwards.
         time.sleep(0.5)
         os.kill(worker_of(world.daemon), signal.SIGKILL)

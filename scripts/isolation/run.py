@@ -11,8 +11,8 @@ from .content import compare, content
 from .victim import KINDS, LIMITS, Quiet, Victim, by_window
 from .world import LOCAL, URL, URL_SIZE, World
 
-# What is allowed to grow by an attack that is over.
-GROWTH_MEMORY, GROWTH_FILES = 128 * MIB, 200
+# What may have grown after an attack: the memory cache (64 MiB) and buffers stay.
+GROWTH_MEMORY, GROWTH_FILES = 300 * MIB, 200
 LONGEST_END = 45
 
 
@@ -21,7 +21,8 @@ class Attack:
 
     row = ""  # what it shows, for the table
     quick = False  # whether it is part of the short form
-    config, arguments, prefix = "", (), ()
+    arguments, prefix = (), ()
+    newer = {}  # configuration by the key that a binary has to know
     worker_may_end = False  # it kills workers itself
     seconds = 240  # of everything, at most
     settle = 1.0  # between its end and the windows after it

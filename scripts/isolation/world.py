@@ -41,8 +41,10 @@ def own_network():
         fcntl.ioctl(probe, 0x8916, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton(PUBLIC)))
 
 
-def own_shm():
+def own_memory():
+    """/dev/shm, small enough to be filled, and /run, where daemons of root keep things in memory."""
     call("mount", "-t", "tmpfs", "-o", f"size={SHM},mode=1777", "isolation", "/dev/shm")
+    call("mount", "-t", "tmpfs", "-o", "mode=755", "isolation", "/run")
 
 
 class World:
@@ -50,13 +52,16 @@ class World:
         self.where, self.binary, self.quick, self.attack = where, binary, quick, attack
         self.undo, self.notes, self.problems = [], [], []
         own_network()
-        own_shm()
+        own_memory()
         write_image(where / "local.img", LOCAL[1], LOCAL_SIZE)
         self.server = Server(URL_SIZE, URL[1], nice=False)
         self.digest = sha256(URL[1], URL_SIZE)
         (where / "house").mkdir()
+        # Keys that an older binary does not know it refuses.
+        known = Path(binary).read_bytes()
+        config = CONFIG + "".join(text for key, text in attack.newer.items() if key.encode() in known)
         self.daemon = Daemon(
-            where / "house", "--cache-memory", "64M", *attack.arguments, binary=binary, config=CONFIG + attack.config, prefix=attack.prefix
+            where / "house", "--cache-memory", "64M", *attack.arguments, binary=binary, config=config, prefix=attack.prefix
         )
         self.quiet = None
 
@@ -64,7 +69,8 @@ class World:
         self.notes.append(text)
 
     def problem(self, text):
-        self.problems.append(text)
+        if text not in self.problems:
+            self.problems.append(text)
 
     def later(self, action):
         """Something that is undone at the end, last first."""
@@ -282,12 +288,20 @@ class Readers:
 
 
 def live_maps(daemon):
-    """The directory of a daemon's live maps, wherever this version keeps it; None when it has no name."""
+    """The directory of a daemon's live maps, where this or an older version keeps it; None when it has no name."""
     status = os.stat(daemon.store)
-    for place in Path("/dev/shm").iterdir():
-        if place.name.startswith("plyfs") and place.name.endswith(f"-{status.st_dev}-{status.st_ino}"):
-            return place
+    for parent in (Path("/dev/shm"), Path("/run/plyfs")):
+        for place in parent.iterdir() if parent.is_dir() else ():
+            if place.name.endswith(f"-{status.st_dev}-{status.st_ino}"):
+                return place
     return None
+
+
+def remove_live_maps(daemon):
+    """As a clean-up job does. What is a mount keeps its directory."""
+    if place := live_maps(daemon):
+        subprocess.run(["rm", "-rf", place], stderr=subprocess.DEVNULL)
+    return place
 
 
 class Cgroup:

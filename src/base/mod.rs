@@ -29,8 +29,8 @@ use parking_lot::RwLock;
 use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
-pub use crate::source::Arrival;
 use crate::source::{AlignedBuf, Purpose, Source, SourceError, SourceErrorKind};
+pub use crate::source::{Arrival, Wanted, without_files};
 
 /// The most that one request to the source asks for.
 const MAX_FETCH: usize = 1024 * 1024;

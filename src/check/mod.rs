@@ -7,6 +7,7 @@
 mod cache;
 mod delta;
 mod digest;
+mod live;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -21,10 +22,9 @@ pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::format::live::{LIVE_RECORD, LiveRecord};
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Superblock, Validator};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
-use crate::io::{ArenaIdentity, HostMedium, LiveArena, Medium, replace, sys};
+use crate::io::{HostMedium, Medium, replace, sys};
 
 const SUPERBLOCK: &str = "plyfs.store";
 const RECORD_LIMIT: u64 = 64 << 10;
@@ -394,49 +394,6 @@ impl Check<'_> {
                 self.find(1, SUPERBLOCK, format!("{error}; restore it from a backup"));
                 Ok(None)
             }
-        }
-    }
-
-    /// Which disks have a live map: in the arena that the store's record names, or in files that a version without an
-    /// arena left, whose directory's name has the store's uuid, device and inode.
-    fn find_live_maps(&mut self, runtime_dir: &Path, superblock: Option<&Superblock>) {
-        let Ok(meta) = fs::metadata(self.store) else { return };
-        self.find_arena(&meta);
-        let uuid = superblock.map(|s| s.uuid[..4].iter().map(|b| format!("{b:02x}")).collect::<String>());
-        let (prefix, suffix) = match uuid {
-            Some(uuid) => (format!("plyfs-{uuid}-"), format!("{}-{}", meta.dev(), meta.ino())),
-            // Without the superblock's word, the directory's own identity has to do.
-            None => ("plyfs-".to_owned(), format!("-{}-{}", meta.dev(), meta.ino())),
-        };
-        let ours = |name: &str| {
-            name.strip_prefix(&prefix).is_some_and(|rest| {
-                if superblock.is_some() { rest == suffix } else { rest.ends_with(&suffix) }
-            })
-        };
-        for entry in fs::read_dir(runtime_dir).into_iter().flatten().flatten() {
-            if !ours(&entry.file_name().to_string_lossy()) {
-                continue;
-            }
-            for live in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                self.live.extend(live.file_name().to_string_lossy().strip_suffix(".live").and_then(number));
-            }
-        }
-    }
-
-    fn find_arena(&mut self, store: &fs::Metadata) {
-        let record = fs::read(self.store.join(LIVE_RECORD)).ok().and_then(|b| LiveRecord::decode(&b).ok());
-        let place = (store.dev(), store.ino());
-        let is_ours = |r: &LiveRecord| r.boot == sys::boot_number() && (r.device, r.inode) == place;
-        let Some(record) = record.filter(is_ours) else { return };
-        let identity = ArenaIdentity { id: record.id, device: record.device, inode: record.inode };
-        let listed = fs::File::open(&record.path).and_then(|arena| match LiveArena::identity(&arena)? {
-            Some(found) if found == identity => LiveArena::list(&arena),
-            _ => Err(io::ErrorKind::NotFound.into()),
-        });
-        match listed {
-            Ok(maps) => self.live.extend(maps.into_iter().map(|(disk, _)| disk)),
-            // The daemon's descriptor store may have it still.
-            Err(_) => self.live_unknown = true,
         }
     }
 

@@ -46,17 +46,34 @@ Examples:
 Works for a base in a file of this host too: its copy in the store is read from then on. Goes on by itself after a
 restart of the daemon. What is hydrated is never evicted to make room.";
 
-const COLUMNS: [Column; 7] = [
+const SET_EXAMPLES: &str = "\
+Examples:
+  plyfs base set debian --source https://images.example.org/debian-12.qcow2
+  plyfs base set debian --source-file url.txt --mirror https://mirror.example.org/debian-12.qcow2
+
+The new URL has to have the image that was registered: it is asked first, and refused otherwise. Disks stay open; reads
+that wait go on there at once. What was fetched stays. A base that was given up is served again.";
+
+const FAIL_EXAMPLES: &str = "\
+Examples:
+  plyfs base fail debian
+  plyfs base fail debian --undo
+
+For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones. What
+is in the store is read as before. Holds after a restart, until it is undone or `plyfs base set` gives another URL.";
+
+const COLUMNS: [Column; 8] = [
     ("NAME", "name", Kind::Text),
     ("FORMAT", "format", Kind::Text),
     ("SIZE", "size", Kind::Size),
     ("DISKS", "disks", Kind::Number),
     ("CACHED", "cached_bytes", Kind::Size),
     ("STATE", "state", Kind::Text),
+    ("SINCE", "state_since", Kind::Text),
     ("SOURCE", "source", Kind::Text),
 ];
 
-const FIELDS: [Column; 19] = [
+const FIELDS: [Column; 21] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -73,7 +90,9 @@ const FIELDS: [Column; 19] = [
     ("sha256", "sha256", Kind::Text),
     ("created", "created", Kind::Text),
     ("state", "state", Kind::Text),
+    ("since", "state_since", Kind::Text),
     ("error", "error", Kind::Text),
+    ("failing since", "failing_since", Kind::Text),
     ("waiting since", "waiting_since", Kind::Text),
     ("waiting for", "waiting_for", Kind::Text),
 ];
@@ -157,6 +176,35 @@ pub(super) enum Base {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
+    },
+    /// Give another URL of the same image, while disks are open
+    #[command(after_help = SET_EXAMPLES)]
+    Set {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// The new URL
+        #[arg(long, value_name = "URL", required_unless_present = "source_file")]
+        source: Option<String>,
+        /// Read the URL from the first line of a file, to keep it from other users, who see command lines
+        #[arg(long, value_name = "FILE", conflicts_with = "source")]
+        source_file: Option<PathBuf>,
+        /// Another URL of the same content, in place of all mirrors; may be given more than once
+        #[arg(long = "mirror", value_name = "URL")]
+        mirrors: Vec<String>,
+        /// Which of its files: 0 is the image, 1 the file below it
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        file: u8,
+    },
+    /// Give a base up whose server is gone for good: reads that wait for it end with an error
+    #[command(after_help = FAIL_EXAMPLES)]
+    Fail {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// Ask its server again
+        #[arg(long)]
+        undo: bool,
     },
     /// Drop what was fetched of a base; it is fetched again when it is read
     #[command(after_help = "Examples:\n  plyfs base evict debian")]
@@ -284,6 +332,27 @@ impl Base {
                 work::run(global, &name, "hydrate", &json!({"rate": rate}), background)
             }
             Self::Verify { name } => work::run(global, &name, "verify", &json!({}), false),
+            Self::Set { name, source, source_file, mirrors, file } => {
+                let source = match source_file {
+                    Some(path) => first_line(&path)?,
+                    None => source.unwrap_or_default(),
+                };
+                let mirrors = if mirrors.is_empty() { None } else { Some(mirrors) };
+                let body = json!({"source": source, "mirrors": mirrors, "file": file});
+                let action = format!("cannot set base {name}");
+                let base = again::repeat(|| {
+                    global.client()?.post(&format!("/v1/bases/{name}/set"), Some(&body), &action)
+                })?;
+                global.output().value(&base, |_| String::new())
+            }
+            Self::Fail { name, undo } => {
+                let action = format!("cannot change base {name}");
+                let body = json!({"given_up": !undo});
+                let base = again::repeat(|| {
+                    global.client()?.post(&format!("/v1/bases/{name}/fail"), Some(&body), &action)
+                })?;
+                global.output().value(&base, |_| String::new())
+            }
             Self::Evict { name } => {
                 let action = format!("cannot evict base {name}");
                 let done = again::repeat(|| {

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -19,10 +20,16 @@ use tokio::runtime::Runtime;
 
 use super::again;
 use super::error::CliError;
+use crate::daemon::connect_within;
 
 /// `sun_path` of a socket address, with the zero at its end.
 const SUN_PATH: usize = 108;
 const LONGEST_LINE: usize = 1 << 20;
+/// How long a connection may take that is answered by what is in memory. One that takes longer was taken by a worker
+/// that does not run; the supervisor, once it knows that, answers the next one.
+const PROMPTLY: Duration = Duration::from_secs(4);
+/// How long a command goes on to ask when it is not answered promptly.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Client {
     runtime: Runtime,
@@ -45,8 +52,11 @@ struct ErrorObject {
 impl Client {
     /// A client of the daemon on `store`, an absolute path. Nothing is connected yet.
     pub(super) fn new(store: PathBuf) -> Result<Self, CliError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(CliError::Runtime)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(CliError::Runtime)?;
         let socket = store.join("control.sock");
         Ok(Self { runtime, store, socket })
     }
@@ -61,9 +71,38 @@ impl Client {
         again::repeat(|| self.request(Method::GET, path, None, action))
     }
 
-    /// As [`get`](Self::get), but says at once that no worker serves, and why.
+    /// As [`get`](Self::get), but says at once that no worker serves, and why; and in bounded time, that there is no
+    /// answer at all.
     pub(super) fn get_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        again::until_answered(|| self.request(Method::GET, path, None, action))
+        self.promptly(action, || {
+            again::until_answered(|| self.request_within(PROMPTLY, Method::GET, path, None, action))
+        })
+    }
+
+    /// As [`post`](Self::post), for what is answered at once and may be said twice.
+    pub(super) fn post_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
+        self.promptly(action, || {
+            again::repeat(|| self.request_within(PROMPTLY, Method::POST, path, None, action))
+        })
+    }
+
+    /// Asks until there is an answer, or it has taken too long.
+    fn promptly(&self, action: &str, ask: impl Fn() -> Result<Value, CliError>) -> Result<Value, CliError> {
+        let begun = Instant::now();
+        loop {
+            match ask() {
+                Err(CliError::Late { .. }) if begun.elapsed() < PATIENCE => {}
+                Err(CliError::Late { .. }) => {
+                    let waited = humantime::format_duration(Duration::from_secs(begun.elapsed().as_secs()));
+                    return Err(self.late(action, &waited.to_string()));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn late(&self, action: &str, waited: &str) -> CliError {
+        CliError::Late { action: action.to_owned(), socket: self.socket.clone(), waited: waited.to_owned() }
     }
 
     /// Sends once; `Transport` leaves open whether it was done.
@@ -136,7 +175,7 @@ impl Client {
 
     /// Whether a daemon accepts connections. Only "nobody is there" counts as no.
     pub(super) fn is_listening(&self) -> bool {
-        !matches!(self.connect(), Err(CliError::NoDaemon { .. }))
+        !matches!(self.connect_within(Some(PROMPTLY)), Err(CliError::NoDaemon { .. }))
     }
 
     fn request(
@@ -151,6 +190,20 @@ impl Client {
         answer(status, &body, action)
     }
 
+    /// As [`request`](Self::request), but `Late` when it takes longer than `limit`.
+    fn request_within(
+        &self,
+        limit: Duration,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        action: &str,
+    ) -> Result<Value, CliError> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let (status, body) = self.exchange_within(Some(limit), method, path, Bytes::from(body), action)?;
+        answer(status, &body, action)
+    }
+
     fn exchange(
         &self,
         method: Method,
@@ -158,16 +211,41 @@ impl Client {
         body: Bytes,
         action: &str,
     ) -> Result<(StatusCode, Bytes), CliError> {
-        let stream = self.connect()?;
+        self.exchange_within(None, method, path, body, action)
+    }
+
+    fn exchange_within(
+        &self,
+        limit: Option<Duration>,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        action: &str,
+    ) -> Result<(StatusCode, Bytes), CliError> {
+        let stream = match self.connect_within(limit) {
+            // Connections that were never taken fill the socket's queue.
+            Err(CliError::Connect { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                return Err(self.late(action, ""));
+            }
+            stream => stream?,
+        };
         let transport = |message: String| self.transport(action, message);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "plyfs");
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::new(body)).map_err(|error| transport(error.to_string()))?;
-        self.runtime
-            .block_on(exchange(stream, request))
-            .map_err(|error| transport(super::output::chain(error.as_ref())))
+        let exchanged = self.runtime.block_on(async {
+            let exchange = exchange(stream, request);
+            match limit {
+                None => Some(exchange.await),
+                Some(limit) => tokio::time::timeout(limit, exchange).await.ok(),
+            }
+        });
+        match exchanged {
+            Some(done) => done.map_err(|error| transport(super::output::chain(error.as_ref()))),
+            None => Err(self.late(action, "")),
+        }
     }
 
     /// The connection broke.
@@ -176,8 +254,12 @@ impl Client {
     }
 
     fn connect(&self) -> Result<UnixStream, CliError> {
+        self.connect_within(None)
+    }
+
+    fn connect_within(&self, limit: Option<Duration>) -> Result<UnixStream, CliError> {
         // Blocking, because a connect that does not block fails when the daemon's backlog is full.
-        let stream = connect(&self.socket, &self.store).map_err(|source| {
+        let stream = connect(&self.socket, &self.store, limit).map_err(|source| {
             let socket = self.socket.clone();
             match source.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
@@ -194,13 +276,14 @@ impl Client {
     }
 }
 
-fn connect(socket: &Path, store: &Path) -> std::io::Result<UnixStream> {
+fn connect(socket: &Path, store: &Path, limit: Option<Duration>) -> std::io::Result<UnixStream> {
     if socket.as_os_str().as_bytes().len() < SUN_PATH {
-        return UnixStream::connect(socket);
+        return connect_within(socket, limit);
     }
     // A socket address is too small for this path; by way of the open directory it is not.
     let dir = std::fs::File::open(store)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
+    let path = format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd());
+    connect_within(Path::new(&path), limit)
 }
 
 type Broken = Box<dyn std::error::Error + Send + Sync>;

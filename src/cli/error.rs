@@ -29,6 +29,13 @@ pub(super) enum CliError {
     /// The connection broke before the whole answer was there.
     #[error("{action}: the daemon at {} did not answer: {message}; look at the daemon's log", socket.display())]
     Transport { action: String, socket: PathBuf, message: String },
+    /// There was no answer for long, and no end either.
+    #[error(
+        "{action}: the daemon at {} has not answered for {waited}: its worker hangs, or the host is overloaded; see the \
+         daemon's log, replace the worker with `plyfs upgrade` or end the daemon with `plyfs stop`",
+        socket.display()
+    )]
+    Late { action: String, socket: PathBuf, waited: String },
     /// The daemon refused. Its message is already in the form of the contract.
     #[error("{message}")]
     Refused { kind: String, message: String },

@@ -42,7 +42,7 @@ pub(super) fn human(status: &Value) -> String {
         ("store", text("store")),
         ("mount", text("mount")),
         ("supervisor", format!("pid {}", text("supervisor_pid"))),
-        ("worker", format!("pid {}, starts {}", text("worker_pid"), text("worker_starts"))),
+        ("worker", format!("pid {}, starts {}{}", text("worker_pid"), text("worker_starts"), silent(status))),
         ("standby", standby(&status["standby"])),
         ("bases", text("bases")),
         ("disks", text("disks")),
@@ -78,6 +78,19 @@ pub(super) fn human(status: &Value) -> String {
     for base in status["waiting"].as_array().into_iter().flatten() {
         let word = |key: &str| base[key].as_str().map_or_else(|| "-".to_owned(), printable);
         pairs.push(("waiting", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
+    }
+    let requests = |key: &str| status["requests"][key].as_u64().unwrap_or(0);
+    if requests("waiting") + requests("refused") > 0 {
+        let (waiting, refused) = (requests("waiting"), requests("refused"));
+        let bytes = format_size(requests("waiting_bytes"));
+        pairs.push((
+            "requests",
+            format!("{waiting} wait for bases and hold {bytes}; {refused} were refused, as too many waited"),
+        ));
+    }
+    for base in status["failing"].as_array().into_iter().flatten() {
+        let word = |key: &str| base[key].as_str().unwrap_or_default().to_owned();
+        pairs.push(("failing", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
     }
     if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
         let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
@@ -128,6 +141,17 @@ pub(super) fn human(status: &Value) -> String {
         pairs.push(("confinement", confinement(&status["confinement"])));
     }
     lines(pairs.into_iter())
+}
+
+/// The words for a worker that does not answer.
+fn silent(status: &Value) -> String {
+    let word = |key: &str| status[key].as_str().map(printable);
+    match (word("worker_not_answering_since"), word("worker_not_answering_why")) {
+        (Some(since), Some(why)) => {
+            format!("; not answering since {since}: {why}; replace it with: plyfs upgrade")
+        }
+        _ => String::new(),
+    }
 }
 
 fn standby(standby: &Value) -> String {

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Global;
-use super::again;
 use super::client::Client;
 use super::error::CliError;
 use crate::daemon::{End, Outcome};
@@ -40,7 +39,7 @@ impl Stop {
         let mount = match &status {
             Ok(status) => status["mount"].as_str().map(PathBuf::from),
             // A daemon in trouble can still be stopped.
-            Err(CliError::Refused { .. } | CliError::Answer { .. }) => None,
+            Err(CliError::Refused { .. } | CliError::Answer { .. } | CliError::Late { .. }) => None,
             Err(_) => return status.map(|_| ()),
         };
         let supervisor = status.as_ref().ok().and_then(|status| status["supervisor_pid"].as_u64());
@@ -48,7 +47,7 @@ impl Stop {
         let noted = Outcome::read(client.store())
             .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(u64::from(outcome.pid)));
         // Told twice it stops once; a worker that died of something else may not have passed it on.
-        match again::repeat(|| client.post("/v1/stop", None, "cannot stop the daemon")) {
+        match client.post_now("/v1/stop", "cannot stop the daemon") {
             // It may be gone before its answer is here.
             Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
             Err(error) => return Err(error),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::allow::AllowEntry;
 use super::file::Size;
 use super::size::format_size;
 use super::{ConfigError, invalid};
@@ -32,6 +33,15 @@ pub struct HttpConfig {
     /// Default: 30 s. Bounds: 100 ms to 1 day.
     #[serde(deserialize_with = "duration")]
     pub stall_timeout: Duration,
+    /// `[http] min_rate`: bytes per second that a server has to send, on average of `stall_timeout`, while a request
+    /// runs; with fewer the request is given up and made again, of a mirror first. Default: 4 KiB.
+    /// Bounds: 1 byte to 1 GiB.
+    #[serde(deserialize_with = "some_size")]
+    pub min_rate: u64,
+    /// `[http] allow`: where redirects may lead although it is no public address: a host, a domain with all below it
+    /// (`.example.org`), an address, a network (`10.0.0.0/8`). Redirects of a server that has such an address itself
+    /// need no entry. Default: none. Bounds: at most 64.
+    pub allow: Vec<String>,
     /// `[http] user_agent`: Default: `plyfs/VERSION`. Bounds: printable ASCII, 1 to 200 bytes.
     pub user_agent: String,
     /// `[[http.credentials]]`: who plyfs is, by URL. Default: none. Bounds: at most 64.
@@ -46,6 +56,8 @@ impl Default for HttpConfig {
             max_rate: None,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
+            min_rate: 4 << 10,
+            allow: Vec::new(),
             user_agent: concat!("plyfs/", env!("CARGO_PKG_VERSION")).into(),
             credentials: Vec::new(),
         }
@@ -127,6 +139,18 @@ impl HttpConfig {
                 return Err(invalid(key, format!("{value:?} is out of bounds; it is 100ms to 1d")));
             }
         }
+        if !(1..=1 << 30).contains(&self.min_rate) {
+            let rate = format_size(self.min_rate);
+            return Err(invalid("http.min_rate", format!("{rate} is out of bounds; it is 1 byte to 1G")));
+        }
+        if self.allow.len() > 64 {
+            return Err(invalid("http.allow", "there are more than 64".into()));
+        }
+        if let Some(entry) = self.allow.iter().find(|entry| AllowEntry::parse(entry).is_none()) {
+            let message =
+                format!("{entry:?} is none of: a host, .domain, an address, a network such as 10.0.0.0/8");
+            return Err(invalid("http.allow", message));
+        }
         let agent = &self.user_agent;
         if !(1..=200).contains(&agent.len()) || !agent.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             let message = "it is printable ASCII of 1 to 200 bytes".into();
@@ -195,6 +219,10 @@ fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
+}
+
+fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(Size::deserialize(deserializer)?.0)
 }
 
 /// As it is written in the file; as JSON carries it between processes, it is what serde makes of it.

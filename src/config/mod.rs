@@ -3,6 +3,7 @@
 //! Nothing below `daemon` reads a file, a flag or an environment variable: what a component may be told is in this
 //! struct. The supervisor hands the whole of it to its worker as JSON, so that both run on the same values.
 
+mod allow;
 mod file;
 pub mod host;
 mod http;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::trace::TraceConfig;
+pub use allow::AllowEntry;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;

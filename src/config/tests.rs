@@ -173,6 +173,8 @@ fn every_key_of_the_file_arrives() {
         max_rate = "100M"
         connect_timeout = "2500ms"
         stall_timeout = "1m"
+        min_rate = "1K"
+        allow = ["images.internal", ".corp.example", "10.0.0.0/8"]
         user_agent = "plyfs at home"
         [[http.credentials]]
         url = "https://images.example.org/private/"
@@ -220,6 +222,8 @@ fn every_key_of_the_file_arrives() {
             max_rate: Some(100 << 20),
             connect_timeout: Duration::from_millis(2500),
             stall_timeout: Duration::from_secs(60),
+            min_rate: 1 << 10,
+            allow: vec!["images.internal".into(), ".corp.example".into(), "10.0.0.0/8".into()],
             user_agent: "plyfs at home".into(),
             credentials: vec![
                 CredentialConfig {
@@ -325,6 +329,10 @@ fn values_out_of_bounds_are_refused() {
         ("http.max_rate = '63K'", "http.max_rate: 63K is out of bounds"),
         ("http.connect_timeout = '99ms'", "http.connect_timeout: 99ms is out of bounds"),
         ("http.stall_timeout = '25h'", "http.stall_timeout"),
+        ("http.min_rate = 0", "http.min_rate"),
+        ("http.min_rate = '2G'", "http.min_rate"),
+        ("http.allow = ['http://a']", "http.allow"),
+        ("http.allow = ['10.0.0.0/33']", "http.allow"),
         ("http.stall_timeout = '1 week'", "is not a time"),
         ("http.user_agent = ''", "http.user_agent"),
         ("http.user_agent = \"a\\nb\"", "http.user_agent"),

@@ -50,6 +50,9 @@ pub struct Start {
     /// Whether it says what this machine does not offer: the first one.
     #[serde(default)]
     pub warn: bool,
+    /// Whether the supervisor understands `Closed`.
+    #[serde(default)]
+    pub hears_closed: bool,
 }
 
 /// From the worker to the supervisor.
@@ -63,7 +66,14 @@ pub enum FromWorker {
         /// Newest hand-over (`super::handover`) that a supervisor of that version reads.
         #[serde(default)]
         hand_over: u32,
+        /// Whether it answers `Ping`.
+        #[serde(default)]
+        answers: bool,
     },
+    /// The answer to `Ping`.
+    Alive,
+    /// The store is closed and its lock let go of; this process is about to end.
+    Closed,
     /// Requests are being served.
     Ready,
     /// An operator asked for the end.
@@ -89,6 +99,8 @@ pub enum FromSupervisor {
     },
     /// Something of this changed.
     Report(Report),
+    /// Say `Alive`. Only to one that said that it answers.
+    Ping,
     /// Answer the requests of the control socket that have begun, take no new ones, say `Drained`.
     Drain,
     /// Close the store and exit, although files are open.

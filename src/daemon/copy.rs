@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -59,7 +60,13 @@ impl RemoteSource for CopiedFile {
         self.path.clone()
     }
 
-    fn fetch(self: Arc<Self>, range: Range<u64>, _purpose: Purpose, mut deliver: Deliver) -> Fetch {
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        _purpose: Purpose,
+        _since: Instant,
+        mut deliver: Deliver,
+    ) -> Fetch {
         let (done, arrival) = Arrival::new();
         let result = Arc::new(Mutex::new(None));
         let (this, slot) = (self.clone(), result.clone());

@@ -65,6 +65,9 @@ pub struct HandOver {
     pub channel: RawFd,
     /// Its version.
     pub worker_version: String,
+    /// Whether it answers when it is asked whether it runs.
+    #[serde(default)]
+    pub worker_answers: bool,
     /// When the mount was made.
     pub since_ns: i64,
     /// For `status`.

@@ -11,12 +11,14 @@ mod handover;
 mod home;
 mod hydrate;
 mod keys;
+mod lane;
 mod mount;
 mod moving;
 mod opener;
 mod outcome;
 mod prefetch;
 mod process;
+mod pulse;
 mod report;
 mod secrets;
 mod sources;
@@ -29,6 +31,7 @@ mod worker;
 
 use thiserror::Error;
 
+pub use crate::io::sys::connect_within;
 pub use handover::{resume, resumes};
 pub use outcome::{End, Outcome};
 pub use supervisor::serve;

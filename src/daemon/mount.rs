@@ -37,6 +37,14 @@ fn mounts() -> io::Result<Vec<(PathBuf, String)>> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
+/// The minor number of the device of a mount, by which the kernel names its connection. The mount itself is not asked.
+pub fn device(path: &Path) -> Option<u32> {
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let escaped = path.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
+    let line = text.lines().rfind(|line| line.split(' ').nth(4) == Some(&escaped))?;
+    line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
+}
+
 /// How long the kernel may take to say what is on the mount point.
 const PATIENCE: Duration = Duration::from_secs(10);
 

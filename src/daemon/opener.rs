@@ -8,13 +8,14 @@
 //! - It opens regular files for reading only, never a file of the daemon's own mount, and with `[security] base_dirs`
 //!   none outside of those; it writes nothing. Landlock, the capabilities and a filter of system calls hold it to that.
 //! - It keeps nothing of the worker but one socket and standard error, and dies with it.
-//! - A request that hangs (a dead network filesystem) holds up no other: there are some threads, and each request
-//!   brings the socket for its answer.
+//! - A request that hangs (a dead network filesystem) holds up no other: there is a thread for each, and each request
+//!   brings the socket for its answer. Those for one path are refused when several hang.
 //! - Without it no base could be attached, so a worker whose opener is gone ends, and the next one has a new opener.
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +23,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::confine;
 use crate::config::Config;
@@ -29,7 +33,11 @@ use crate::io::{confine as process, sys};
 use crate::source::{OpenHere, OpenImage, Opened, SourceError, SourceErrorKind};
 
 /// As many requests may hang, and another one is still answered.
-const THREADS: usize = 16;
+const THREADS: usize = 512;
+/// A request that takes so long may hang.
+const HANGS: Duration = Duration::from_secs(1);
+/// So many requests for one path may hang; further ones are refused.
+const HANGING: usize = 4;
 const STACK: usize = 256 << 10;
 
 /// Answers on the wire. The numbers mean something to one program only: both sides are the same process image.
@@ -155,7 +163,8 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     confine::opener(&config.security, &dirs);
     // The mount's path came without symbolic links from the supervisor; to look at it here would be to touch it.
     let rules = Rules { mount: config.mount.clone(), dirs };
-    let threads = Arc::new(Threads { rules, idle: AtomicUsize::new(1), all: AtomicUsize::new(1) });
+    let (idle, all) = (AtomicUsize::new(1), AtomicUsize::new(1));
+    let threads = Arc::new(Threads { rules, idle, all, opening: Opening::default() });
     serve(&threads, socket);
     Ok(())
 }
@@ -165,6 +174,41 @@ struct Threads {
     rules: Rules,
     idle: AtomicUsize,
     all: AtomicUsize,
+    opening: Opening,
+}
+
+/// Paths that are being opened, and since when.
+#[derive(Default)]
+struct Opening(Mutex<BTreeMap<PathBuf, Vec<Instant>>>);
+
+impl Opening {
+    /// Opens a path, unless earlier requests for it hang.
+    fn open(&self, rules: &Rules, path: &Path, now: Instant) -> Result<Opened, SourceError> {
+        {
+            let mut opening = self.0.lock();
+            let since = opening.entry(path.to_owned()).or_default();
+            let hanging = since.iter().filter(|since| now.saturating_duration_since(**since) > HANGS);
+            if hanging.count() >= HANGING {
+                let busy = io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "earlier requests to open it have had no answer from its filesystem",
+                );
+                return Err(SourceError::from_io("open", path, busy));
+            }
+            since.push(now);
+        }
+        let opened = rules.open(path);
+        let mut opening = self.0.lock();
+        if let Some(since) = opening.get_mut(path) {
+            if let Some(at) = since.iter().position(|since| *since == now) {
+                since.swap_remove(at);
+            }
+            if since.is_empty() {
+                opening.remove(path);
+            }
+        }
+        opened
+    }
 }
 
 impl Threads {
@@ -181,11 +225,16 @@ impl Threads {
 
     fn start_one(self: &Arc<Self>, socket: &OwnedFd) -> io::Result<()> {
         let (threads, socket) = (Arc::clone(self), socket.try_clone()?);
+        // Before it runs: it may take a request at once, and be busy before it was counted as idle.
+        self.idle.fetch_add(1, Ordering::AcqRel);
         let thread = std::thread::Builder::new().name("open".into()).stack_size(STACK).spawn(move || {
             serve(&threads, &socket);
             std::process::exit(0);
         });
-        thread.map(|_| _ = self.idle.fetch_add(1, Ordering::AcqRel))
+        if thread.is_err() {
+            self.idle.fetch_sub(1, Ordering::AcqRel);
+        }
+        thread.map(drop)
     }
 }
 
@@ -197,7 +246,7 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
             Ok((0, _)) => return,
             Ok((got, Some(reply))) => {
                 threads.one_is_busy(socket);
-                answer(&threads.rules, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
+                answer(threads, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
                 threads.idle.fetch_add(1, Ordering::AcqRel);
             }
             // Without a socket to answer on there is nothing to do; who asked sees that it was closed.
@@ -211,9 +260,9 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
     }
 }
 
-fn answer(rules: &Rules, path: &Path, reply: &OwnedFd) {
+fn answer(threads: &Threads, path: &Path, reply: &OwnedFd) {
     let mut message = [0; 6];
-    let opened = match rules.open(path) {
+    let opened = match threads.opening.open(&threads.rules, path, Instant::now()) {
         Ok(opened) => {
             // What a worker had opened is known even if it was taken over by a guest.
             tracing::info!(path = %path.display(), "a file is opened for reading as a base");
@@ -222,7 +271,8 @@ fn answer(rules: &Rules, path: &Path, reply: &OwnedFd) {
         }
         Err(error) => {
             message[0] = KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or(KINDS.len() - 1) as u8;
-            let errno = error.io_error().and_then(io::Error::raw_os_error).unwrap_or(0);
+            let busy = |e: &io::Error| (e.kind() == io::ErrorKind::ResourceBusy).then_some(libc::EBUSY);
+            let errno = error.io_error().and_then(|e| e.raw_os_error().or(busy(e))).unwrap_or(0);
             message[2..].copy_from_slice(&errno.to_le_bytes());
             None
         }

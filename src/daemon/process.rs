@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use super::handover::RESUME_ENV;
+use super::pulse::Pulse;
 use crate::config::LogConfig;
 use crate::io::sys;
 
@@ -42,6 +43,10 @@ pub struct Worker {
     pub version: Option<String>,
     /// Newest hand-over that its version reads.
     pub hand_over: u32,
+    /// Whether its version answers when it is asked whether it runs.
+    pub answers: bool,
+    /// Whether it does.
+    pub pulse: Pulse,
 }
 
 /// What came from a worker.
@@ -90,6 +95,8 @@ impl Worker {
             failure: None,
             version: None,
             hand_over: 0,
+            answers: false,
+            pulse: Pulse::default(),
         })
     }
 
@@ -131,6 +138,12 @@ impl Worker {
         // It is not reaped yet, so the number is its own.
         let _ = sys::kill(self.pid, libc::SIGKILL);
         sys::wait(self.pid)
+    }
+
+    /// Its state as in proc(5).
+    pub fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
     }
 
     /// Why it ended, in words.

@@ -18,7 +18,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::copy::CopiedFile;
 use super::hydrate::files;
 use super::keys::{keys_of, older_key};
-use crate::base::lazy::{Keep, KeepNothing, LazySource};
+use super::lane::Lane;
+use crate::base::lazy::{DemandBudget, Failing, Keep, KeepNothing, LazySource};
 use crate::cache::disk::{
     Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
     default_free_floor,
@@ -27,27 +28,36 @@ use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::format::record::{self, BaseRecord, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
-use crate::source::http::{Credentials, Http, HttpIdentity, Network, RemoteOptions, Strictness};
+use crate::source::http::{
+    Credentials, Http, HttpIdentity, HttpSource, Network, RemoteOptions, Strictness, UrlState,
+};
 use crate::source::{
     FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    StallKind,
 };
 use crate::store::{Sources, why_changed};
 
-/// Threads that drive requests, and those that wait for the cache's disk.
+/// Threads that drive requests; those that wait for the cache's disk; those that read one file that is copied; and all
+/// that wait, for credentials too.
 const THREADS: usize = 2;
 const WRITERS: usize = 8;
+const READERS: usize = 4;
+const WAITING: usize = 256;
 
 /// Where network requests run.
 #[derive(Clone)]
-struct OnRuntime(Handle);
+struct OnRuntime {
+    handle: Handle,
+    lane: Arc<Lane>,
+}
 
 impl Spawn for OnRuntime {
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        drop(self.0.spawn(future));
+        drop(self.handle.spawn(future));
     }
 
     fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>) {
-        drop(self.0.spawn_blocking(job));
+        self.lane.run(job);
     }
 }
 
@@ -58,6 +68,8 @@ type Name = (u64, SourceKey);
 struct Known {
     contents: Arc<Contents>,
     source: Weak<LazySource>,
+    /// What it reads from, when that is a server.
+    http: Weak<HttpSource>,
 }
 
 /// The cache of fetched blocks, with what tells everybody how it is.
@@ -137,10 +149,30 @@ impl Kept {
             free_floor: config.cache_disk_free.unwrap_or_else(|| default_free_floor(total)),
         };
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
-        let cache = DiskCache::open_with(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
+        let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
         let _ticker = cache.start()?;
         Ok(Self { cache, watcher, _ticker })
     }
+}
+
+/// How the servers of a base are.
+#[derive(Clone, Debug, Default)]
+pub struct BaseHealth {
+    /// Since when reads wait, and why.
+    pub stall: Option<Stall>,
+    /// Since when readers are told errors, and the last of them.
+    pub failing: Option<Failing>,
+    /// Its URLs, once it was read.
+    pub urls: Vec<UrlState>,
+}
+
+/// A base whose reads wait or fail.
+#[derive(Clone)]
+struct Troubled {
+    name: String,
+    since: SystemTime,
+    /// Whether it was said that it has changed.
+    changed: bool,
 }
 
 /// See the module.
@@ -151,10 +183,14 @@ pub struct HostSources {
     kept: Kept,
     events: Events,
     known: Mutex<HashMap<Name, Known>>,
+    /// What readers of all sources have under way.
+    demand: Arc<DemandBudget>,
+    /// What waits for the disk under the cache.
+    writers: Arc<Lane>,
+    /// Bases of which it was told that they wait or fail, by number.
+    troubled: Mutex<HashMap<u64, Troubled>>,
     /// Numbers of bases of version 0.1.0 whose contents must not be lost, ascending.
     inherited: OnceLock<Vec<u64>>,
-    /// Bases that were told to wait, by number: their names, and since when.
-    waiting: Mutex<HashMap<u64, (String, SystemTime)>>,
 }
 
 impl HostSources {
@@ -172,12 +208,13 @@ impl HostSources {
     ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .max_blocking_threads(WRITERS)
+            .max_blocking_threads(WAITING)
             .thread_name("net")
             .enable_all()
             .build()?;
         let http =
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
+        let handle = runtime.handle().clone();
         Ok(Self {
             opener,
             runtime,
@@ -185,8 +222,10 @@ impl HostSources {
             kept,
             events,
             known: Mutex::default(),
+            demand: Arc::default(),
+            writers: Lane::new(handle, WRITERS),
+            troubled: Mutex::default(),
             inherited: OnceLock::new(),
-            waiting: Mutex::default(),
         })
     }
 
@@ -251,9 +290,11 @@ impl HostSources {
     pub fn contents(&self, base: &BaseRecord, file: &ImageFile) -> Arc<Contents> {
         let of = self.of(base, file);
         let mut known = self.known.lock();
-        let known = known
-            .entry((base.id, of.own))
-            .or_insert_with(|| Known { contents: self.kept.cache.contents(of), source: Weak::new() });
+        let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
+            contents: self.kept.cache.contents(of),
+            source: Weak::new(),
+            http: Weak::new(),
+        });
         known.contents.clone()
     }
 
@@ -304,23 +345,39 @@ impl HostSources {
         sources.iter().for_each(|source| source.forget_in_transit());
     }
 
-    /// Tells which bases began to wait for their servers since the last time, which do not wait any more, and which
-    /// failed. To be called now and then.
+    /// Tells which bases began to wait for their servers since the last time, which have other objects there, which
+    /// failed, and which work again. To be called now and then.
     pub fn tick(&self) {
         let known: Vec<(u64, Arc<LazySource>)> = {
             let known = self.known.lock();
             known.iter().filter_map(|((id, _), known)| Some((*id, known.source.upgrade()?))).collect()
         };
-        let mut waiting = self.waiting.lock();
-        let mut still = HashMap::new();
+        let mut troubled = self.troubled.lock();
+        let mut still: HashMap<u64, Troubled> = HashMap::new();
         for (id, source) in known {
             let name = source.base().to_owned();
+            let failing = source.failing();
             if let Some(stall) = source.stall() {
-                if !waiting.contains_key(&id) && !still.contains_key(&id) {
-                    let event = Event::of_base(Kind::BaseWaiting, &name).because(stall.why.clone());
+                let before = still.get(&id).or_else(|| troubled.get(&id));
+                let kind = match stall.kind {
+                    StallKind::Changed if before.is_none_or(|before| !before.changed) => {
+                        Some(Kind::BaseChanged)
+                    }
+                    StallKind::Waiting if before.is_none() => Some(Kind::BaseWaiting),
+                    StallKind::Changed | StallKind::Waiting => None,
+                };
+                if let Some(kind) = kind {
+                    let event = Event::of_base(kind, &name).because(stall.why.clone());
                     self.events.emit(event.since(stall.since));
                 }
-                still.insert(id, (name.clone(), stall.since));
+                let changed = stall.kind == StallKind::Changed || before.is_some_and(|before| before.changed);
+                let since = before.map_or(stall.since, |before| before.since.min(stall.since));
+                still.insert(id, Troubled { name: name.clone(), since, changed });
+            } else if let Some(failing) = &failing {
+                // It has not resumed because its readers were told an error.
+                let before = troubled.get(&id).cloned();
+                let now = Troubled { name: name.clone(), since: failing.since, changed: false };
+                still.entry(id).or_insert_with(|| before.unwrap_or(now));
             }
             if let Some(error) = source.take_failure() {
                 let kind = match error.kind() {
@@ -331,12 +388,12 @@ impl HostSources {
                 self.events.emit(Event::of_base(kind, &name).because(error.to_string()));
             }
         }
-        for (id, (name, since)) in waiting.drain() {
+        for (id, Troubled { name, since, .. }) in troubled.drain() {
             if !still.contains_key(&id) {
                 self.events.emit(Event::of_base(Kind::BaseResumed, &name).since(since));
             }
         }
-        *waiting = still;
+        *troubled = still;
     }
 
     /// Makes what is kept durable.
@@ -346,11 +403,51 @@ impl HostSources {
         }
     }
 
-    /// Since when reads of a base wait for a server.
-    pub fn stall(&self, base: u64) -> Option<Stall> {
+    /// How the servers of a base are.
+    pub fn health(&self, base: u64) -> BaseHealth {
         let known = self.known.lock();
-        let sources = known.iter().filter(|((id, _), _)| *id == base);
-        sources.filter_map(|(_, known)| known.source.upgrade()?.stall()).min_by_key(|stall| stall.since)
+        let known: Vec<_> = known.iter().filter(|((id, _), _)| *id == base).collect();
+        let sources: Vec<_> = known.iter().filter_map(|(_, known)| known.source.upgrade()).collect();
+        let stalls = sources.iter().filter_map(|source| source.stall());
+        let failing = sources.iter().filter_map(|source| source.failing());
+        let urls = known.iter().filter_map(|(_, known)| known.http.upgrade());
+        BaseHealth {
+            // Another object says more than a longer wait.
+            stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
+            failing: failing.min_by_key(|failing| failing.since),
+            urls: urls.flat_map(|source| source.urls()).collect(),
+        }
+    }
+
+    /// Whether what is kept of a file begins with other bytes than `head`.
+    pub fn differs(&self, base: &BaseRecord, file: &ImageFile, head: &[u8]) -> Result<bool, SourceError> {
+        let source = self.fetched(base, file)?;
+        let mut kept = vec![0; head.len()];
+        Ok(source.read_kept(&mut kept, 0) && kept != head)
+    }
+
+    /// A file of a base is at these URLs from now on. Reads that wait go on there.
+    ///
+    /// # Errors
+    /// `Protocol`, when one of them is no URL.
+    pub fn set_urls(&self, base: &BaseRecord, file: &ImageFile, urls: &[String]) -> Result<(), SourceError> {
+        match self.http_sources(base.id, Some(self.of(base, file).own)).first() {
+            Some(source) => source.set_urls(urls),
+            // Not open: it is opened there.
+            None => Ok(()),
+        }
+    }
+
+    /// Ends all reads of a base that wait for its servers, now and from now on; or no longer.
+    pub fn give_up(&self, base: u64, given_up: bool) {
+        self.http_sources(base, None).iter().for_each(|source| source.give_up(given_up));
+    }
+
+    fn http_sources(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<HttpSource>> {
+        let known = self.known.lock();
+        let wanted = |(id, own): &Name| *id == base && key.is_none_or(|key| key == *own);
+        let known = known.iter().filter(|(name, _)| wanted(name));
+        known.filter_map(|(_, known)| known.http.upgrade()).collect()
     }
 
     /// A base is gone. What is kept of it goes too, unless it is another's as well.
@@ -368,7 +465,7 @@ impl HostSources {
             contents.remove(if verified { Shares::Wanted } else { Shares::Free });
         }
         self.kept.watcher.forget(&self.traffic(base));
-        self.waiting.lock().remove(&base.id);
+        self.troubled.lock().remove(&base.id);
         self.events.forget(base.id);
     }
 
@@ -377,6 +474,7 @@ impl HostSources {
     /// # Errors
     /// Of a file of this host: when it cannot be opened or is another one, and not all of it is here.
     pub fn fetched(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<LazySource>, SourceError> {
+        let mut http = Weak::new();
         let remote: Arc<dyn RemoteSource> = match &file.identity.validator {
             Validator::Http { etag, last_modified } => {
                 let identity = HttpIdentity {
@@ -384,25 +482,30 @@ impl HostSources {
                     etag: etag.clone(),
                     last_modified: last_modified.clone(),
                 };
-                let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
-                self.http.open(&urls, identity, options_of(&base.options))
+                let source = self.http.open(&base.urls_of(file), identity, options_of(&base.options));
+                source.give_up(base.options.given_up);
+                http = Arc::downgrade(&source);
+                source
             }
             Validator::File { .. } => {
                 let original = self.original(base, file)?;
-                let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
+                // Its filesystem may hang: it has threads of its own.
+                let handle = self.runtime.handle().clone();
+                let spawn = Arc::new(OnRuntime { lane: Lane::new(handle.clone(), READERS), handle });
                 let (opener, wanted) = (self.opener.clone(), file.clone());
                 let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
                 Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
             }
         };
-        Ok(self.lazy(base, file, remote))
+        Ok(self.lazy(base, file, remote, http))
     }
 
     /// The file of this host, which may be gone once all of it is here.
     fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
         match open_original(&*self.opener, file) {
             Ok(source) => Ok(Some(Arc::new(source))),
-            Err(error) if self.contents(base, file).is_complete(Reach::Proven) => {
+            // Whether all of a large one is here is not known at once; what is not will be said by the read.
+            Err(error) if self.may_be_complete(base, file) => {
                 tracing::debug!(%error, "a base is served from its copy");
                 Ok(None)
             }
@@ -410,7 +513,18 @@ impl HostSources {
         }
     }
 
-    fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {
+    fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
+        let contents = self.contents(base, file);
+        !contents.is_known() || contents.is_complete(Reach::Proven)
+    }
+
+    fn lazy(
+        &self,
+        base: &BaseRecord,
+        file: &ImageFile,
+        remote: Arc<dyn RemoteSource>,
+        http: Weak<HttpSource>,
+    ) -> Arc<LazySource> {
         let contents = self.contents(base, file);
         let of = *contents.of();
         if base.options.pinned || base.options.hydrate {
@@ -421,9 +535,11 @@ impl HostSources {
             self.kept.watcher.add(key, &traffic);
         }
         let mut known = self.known.lock();
-        let known = known
-            .entry((base.id, of.own))
-            .or_insert_with(|| Known { contents: contents.clone(), source: Weak::new() });
+        let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
+            contents: contents.clone(),
+            source: Weak::new(),
+            http: Weak::new(),
+        });
         if let Some(source) = known.source.upgrade() {
             return source;
         }
@@ -431,9 +547,10 @@ impl HostSources {
             0 => Arc::new(KeepNothing),
             _ => contents,
         };
-        let spawn = Arc::new(OnRuntime(self.runtime.handle().clone()));
+        let spawn = Arc::new(OnRuntime { handle: self.runtime.handle().clone(), lane: self.writers.clone() });
         let identity = Identity::named(of.size, of.own.0);
-        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic));
+        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, self.demand.clone()));
+        known.http = http;
         known.source = Arc::downgrade(&source);
         source
     }

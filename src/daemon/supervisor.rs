@@ -2,13 +2,17 @@
 //! take over, until it is told to stop.
 //!
 //! It keeps the descriptor of the mount, so that a worker's death is a pause for the disks' users. One thread, one
-//! loop; it never waits for a worker that lives, nor for a disk.
+//! loop; it never waits for a worker that lives, nor for a disk. How it knows that the worker runs, and what it says to
+//! clients when it does not, is in [`watch`]; the end in [`ending`].
 
-use std::fs::{self, File};
+mod ending;
+mod watch;
+
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -17,14 +21,15 @@ use super::handover::HandOver;
 use super::home::{LiveHome, Tentative};
 use super::outcome::Outcome;
 use super::process::{Heard, Phase, Worker, reap_strangers};
-use super::report::{End, Report, Standby, UpgradeState, reason};
-use super::unavailable::Wish;
+use super::pulse::Pulse;
+use super::report::{End, Report, Standby, reason};
 use super::upgrade::Upgrading;
-use super::{ServeError, handover, mount, report, start, system, unavailable};
+use super::{ServeError, handover, mount, report, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
-use crate::fuse::kernel::answer_init;
+use crate::fuse::kernel::{self, answer_init};
 use crate::io::sys;
+use watch::SILENCE;
 
 /// A worker that lived shorter than this counts as failing again; one that served and was then killed does not.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
@@ -37,10 +42,6 @@ const CLOSING_TAKE_OVER: Duration = Duration::from_secs(20);
 /// longest: what it waits for may be a slow disk.
 const FIRST_TAKE_OVER: Duration = Duration::from_secs(10);
 const LONGEST_TAKE_OVER: Duration = Duration::from_secs(600);
-/// So many workers may die while the store is being closed before it is left to the next start.
-const CLOSINGS: u32 = 3;
-/// After so long without a worker, clients of the control socket are told why.
-const SILENCE: Duration = Duration::from_secs(1);
 
 /// Serves in the foreground until SIGTERM, SIGINT or `plyfs stop`.
 ///
@@ -78,6 +79,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             fuse
         }
     };
+    if kept {
+        widen(&path);
+    }
     let live = tentative.keep();
     if let Some(live) = live.as_ref().filter(|_| kept) {
         handover::keep_live(since_ns, live.file().as_fd());
@@ -119,6 +123,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
 pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
     let missing = || system("taking over from the program before")(std::io::ErrorKind::InvalidData.into());
     let mut fds = fds;
+    let worker_answers = state.worker_answers;
     let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
     let live = live.and_then(|(_, path)| Some((fds.pop()?, path)));
     let Ok([_, fuse, lock, listener, cache, channel]) = <[OwnedFd; 6]>::try_from(fds) else {
@@ -138,8 +143,12 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         Things { config, program, worker_program, signals, lock, listener, fuse, cache, live, since_ns };
     Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
+    let mut pulse = Pulse::default();
+    pulse.begin(worker_answers);
     let worker = Worker {
         pid: worker_pid,
+        answers: worker_answers,
+        pulse,
         channel: Channel(channel),
         phase: Phase::Serving,
         since: Instant::now(),
@@ -150,6 +159,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     // Started by way of a descriptor, whose number would be the name.
     sys::set_process_name(c"plyfs");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor goes on");
+    widen(&supervisor.config.mount);
     supervisor.announced = true;
     supervisor.active = Some(worker);
     supervisor.standby_at = Some(Instant::now());
@@ -166,6 +176,13 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
 
 fn signals() -> Result<OwnedFd, ServeError> {
     sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).map_err(system("signals"))
+}
+
+/// A mount that another version made may have a smaller window of asynchronous requests.
+fn widen(mount: &Path) {
+    if let Some(Err(error)) = mount::device(mount).map(kernel::widen) {
+        tracing::warn!(%error, "asynchronous requests of the mount are as bounded as the version before had them");
+    }
 }
 
 /// The running program, also after its file was replaced.
@@ -211,6 +228,12 @@ pub(super) struct Supervisor {
     /// When the worker that takes over has taken too long, and how many have.
     late_at: Option<Instant>,
     late: u32,
+    /// When a worker that has closed the store, or was killed, is not waited for any more.
+    gone_at: Option<Instant>,
+    /// The active worker has closed the store.
+    closed: bool,
+    /// Number of the mount's device, by which its connection can be aborted once it is out of sight.
+    device: Option<u32>,
     short_lives: u32,
     standby_failures: u32,
     activate_at: Option<Instant>,
@@ -269,6 +292,9 @@ impl Supervisor {
             closing_at: None,
             late_at: None,
             late: 0,
+            gone_at: None,
+            closed: false,
+            device: None,
             short_lives: 0,
             standby_failures: 0,
             activate_at: None,
@@ -296,16 +322,7 @@ impl Supervisor {
                     Who::Active => self.hear_active()?,
                     Who::Standby => self.hear_standby()?,
                     Who::Candidate => self.hear_candidate()?,
-                    Who::Client => {
-                        // While one is under way there is no other.
-                        let next = self.report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
-                        let upgrade = (self.upgrading.is_none() && !self.is_ending()).then_some(next);
-                        match unavailable::answer(&self.listener, &self.why_down(), upgrade) {
-                            Some(Wish::Stop) => self.stop()?,
-                            Some(Wish::Upgrade) => self.begin_upgrade(None),
-                            None => {}
-                        }
-                    }
+                    Who::Client => self.answer_client()?,
                 }
             }
         }
@@ -314,10 +331,6 @@ impl Supervisor {
     /// The end is wanted or has begun.
     pub(super) fn is_ending(&self) -> bool {
         self.stop_wanted || self.stopping != Stopping::No
-    }
-
-    fn is_silent(&self) -> bool {
-        self.down_since.is_some_and(|since| since.elapsed() >= SILENCE)
     }
 
     /// Waits until somebody says something, or until something is due.
@@ -330,7 +343,7 @@ impl Supervisor {
             (Who::Candidate, candidate),
         ];
         watched.extend(workers.into_iter().filter_map(|(who, w)| Some((who, w?.channel.0.as_fd()))));
-        if self.is_silent() {
+        if self.answers_clients() {
             watched.push((Who::Client, self.listener.as_fd()));
         }
         let deadlines = [
@@ -340,7 +353,9 @@ impl Supervisor {
             self.closing_at,
             self.look_at,
             self.upgrading.as_ref().map(|u| u.deadline),
-            self.down_since.filter(|_| !self.is_silent()).map(|since| since + SILENCE),
+            self.down_since.filter(|_| !self.answers_clients()).map(|since| since + SILENCE),
+            self.active.as_ref().and_then(|worker| worker.pulse.due()),
+            self.gone_at,
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(-1, |at| {
             let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -388,6 +403,11 @@ impl Supervisor {
                 let _ = sys::kill(worker.pid, libc::SIGKILL);
             }
         }
+        self.feel_the_pulse(now);
+        if self.gone_at.is_some_and(|at| at <= now) {
+            self.gone_at = None;
+            self.give_up_the_worker();
+        }
         // However a hand-over ended, the end that waited for it is due.
         if self.stop_wanted && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
             self.stop()?;
@@ -413,6 +433,7 @@ impl Supervisor {
             since_ns: self.since_ns,
             probe,
             warn: !self.announced,
+            hears_closed: true,
         })
     }
 
@@ -499,7 +520,10 @@ impl Supervisor {
     }
 
     pub(super) fn tell_report(&self) {
-        if let Some(active) = &self.active {
+        // One that does not listen is told when it does again.
+        if let Some(active) = &self.active
+            && !active.pulse.is_lost()
+        {
             active.tell(&FromSupervisor::Report(self.report.clone()));
         }
     }
@@ -507,9 +531,11 @@ impl Supervisor {
     fn hear_active(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.active else { return Ok(()) };
         match worker.listen().map_err(system("waiting for the worker"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over }) => {
-                (worker.version, worker.hand_over) = (Some(version), hand_over);
+            Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
+                (worker.version, worker.hand_over, worker.answers) = (Some(version), hand_over, answers);
             }
+            Heard::Said(FromWorker::Alive) => self.is_alive(),
+            Heard::Said(FromWorker::Closed) => self.store_is_closed(),
             Heard::Said(FromWorker::Ready) => self.serving()?,
             Heard::Said(FromWorker::Stop) => self.stop()?,
             Heard::Said(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
@@ -523,6 +549,7 @@ impl Supervisor {
     fn serving(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.active else { return Ok(()) };
         worker.phase = Phase::Serving;
+        worker.pulse.begin(worker.answers);
         // To close the store may take as long as it takes.
         self.closing_at = None;
         (self.late_at, self.late) = (None, 0);
@@ -590,26 +617,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A worker that was killed while it closed the store is replaced like any other: what was written is to be
-    /// durable when the daemon has stopped. One that says what it cannot do is not asked again.
-    fn closing_worker_ended(&mut self, worker: &Worker, status: ExitStatus) -> Result<(), ServeError> {
-        self.closing_at = None;
-        self.closings += 1;
-        if status.success() || worker.failure.is_some() || !self.announced || self.closings > CLOSINGS {
-            self.outcome = Some(self.ended(worker, status));
-            return Ok(());
-        }
-        tracing::error!(
-            why = worker.why(status),
-            "the worker ended while it closed the store; another one goes on"
-        );
-        self.activate()?;
-        if self.active.is_none() {
-            self.outcome = Some(self.ended(worker, status));
-        }
-        Ok(())
-    }
-
     /// How long the next start is put off when workers die young.
     fn back_off(&mut self, lived: Duration) -> Duration {
         self.short_lives = if lived < SHORT_LIFE { self.short_lives + 1 } else { 0 };
@@ -620,33 +627,12 @@ impl Supervisor {
         }
     }
 
-    fn why_down(&self) -> String {
-        let down = self.down_since.map_or(0, |since| since.elapsed().as_secs());
-        let last = match self.report.ends.last() {
-            Some(end) => format!("the last one ended after {} ms: {}", end.served_ms, end.why),
-            None => "it is being started".to_owned(),
-        };
-        let next = match (&self.active, self.activate_at) {
-            (Some(worker), _) => format!("worker {} is taking over", worker.pid),
-            (None, Some(at)) => {
-                format!(
-                    "the next one is tried in {} ms",
-                    at.saturating_duration_since(Instant::now()).as_millis()
-                )
-            }
-            (None, None) => "none is being started".to_owned(),
-        };
-        format!(
-            "no worker has served for {down} s; {last}; {next}; disks wait until then, see the daemon's log"
-        )
-    }
-
     fn hear_standby(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.standby else { return Ok(()) };
         match worker.listen().map_err(system("waiting for the standby worker"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over }) => {
-                (worker.version, worker.hand_over, worker.phase) =
-                    (Some(version), hand_over, Phase::Prepared);
+            Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
+                (worker.version, worker.hand_over, worker.answers) = (Some(version), hand_over, answers);
+                worker.phase = Phase::Prepared;
                 self.standby_failures = 0;
                 self.report.standby = Standby { pid: Some(worker.pid), prepared: true, problem: None };
                 self.tell_report();
@@ -687,83 +673,5 @@ impl Supervisor {
         for worker in self.standby.take().into_iter().chain(candidate) {
             let _ = worker.kill();
         }
-    }
-
-    fn stop(&mut self) -> Result<(), ServeError> {
-        if self.stopping != Stopping::No {
-            return Ok(());
-        }
-        self.stop_wanted = self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over);
-        if self.stop_wanted {
-            return Ok(());
-        }
-        if let Some(upgrade) = &mut self.report.upgrade
-            && upgrade.state == UpgradeState::Running
-        {
-            upgrade.state = UpgradeState::Failed;
-        }
-        // Somebody has to close the store.
-        if self.active.is_none() {
-            self.activate()?;
-        }
-        // From here on the end has its own deadline.
-        (self.activate_at, self.late_at) = (None, None);
-        self.end_others();
-        self.stay_with_live_maps();
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        handover::forget(self.since_ns);
-        self.stopping = match mount::end(&self.config.mount, sys::Detach::No) {
-            Ok(()) => Stopping::Unmounted,
-            Err(error) => {
-                tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
-                // It may have been taken out of sight by somebody else.
-                if let Err(error) = mount::end(&self.config.mount, sys::Detach::Yes) {
-                    tracing::warn!(%error, "the mount cannot be detached");
-                }
-                Stopping::Detached
-            }
-        };
-        // From here on there is another bound for it.
-        self.late_at = None;
-        let Some(worker) = &self.active else {
-            let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
-            self.outcome = Some(Err(ServeError::Worker {
-                why: format!(
-                    "no worker could close the store{last}; what was written and not flushed is in memory until the \
-                     next reboot; start again with: plyfs serve --store {}",
-                    self.config.store.display()
-                ),
-            }));
-            return Ok(());
-        };
-        if self.stopping == Stopping::Detached {
-            worker.tell(&FromSupervisor::Finish);
-        }
-        if worker.phase != Phase::Serving {
-            self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
-        }
-        Ok(())
-    }
-
-    /// The end: the socket goes, and after a clean end the live maps' place.
-    fn finished(&mut self, result: &Result<(), ServeError>) {
-        let _ = fs::remove_file(self.config.store.join("control.sock"));
-        // A worker that lives may still need it.
-        let over = result.is_ok() || self.active.is_none();
-        if let Some(live) = self.things.live.take().filter(|_| over) {
-            live.remove(&self.things.config);
-        }
-    }
-
-    fn ended(&self, worker: &Worker, status: ExitStatus) -> Result<(), ServeError> {
-        if status.success() {
-            return Ok(());
-        }
-        let why = match &worker.failure {
-            Some(failure) => failure.clone(),
-            None => format!("the worker ended badly while stopping: {status}"),
-        };
-        let store = self.config.store.display();
-        Err(ServeError::Worker { why: format!("{why}; start again with: plyfs serve --store {store}") })
     }
 }

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::report::End;
 
 /// How long one client may take. The supervisor has nothing more urgent to do meanwhile than to start a worker.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -18,10 +20,31 @@ pub enum Wish {
     Upgrade,
 }
 
+/// What clients hear.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// Why no worker answers.
+    pub message: &'a str,
+    /// The answer to `GET /v1/status`, when there is a worker to tell of.
+    pub status: Option<&'a Value>,
+    /// The number of an upgrade that may begin.
+    pub upgrade: Option<u64>,
+}
+
+/// A time as the API shows it; `ns` since the epoch.
+pub fn rfc3339(ns: i64) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
+    humantime::format_rfc3339_nanos(at).to_string()
+}
+
+/// How a worker ended, as `status` shows it.
+pub fn end(end: &End) -> Value {
+    json!({"at": rfc3339(end.at_ns), "pid": end.pid, "why": end.why, "served_ms": end.served_ms})
+}
+
 /// Answers one client that waits, if any: with 503 and the reason, unless its wish can be granted.
-///
-/// `upgrade` is the number of an upgrade that may begin.
-pub fn answer(listener: &UnixListener, message: &str, upgrade: Option<u64>) -> Option<Wish> {
+pub fn answer(listener: &UnixListener, situation: &Situation<'_>) -> Option<Wish> {
+    let Situation { message, status, upgrade } = *situation;
     // A worker made the socket one that does not block.
     let (mut client, _) = listener.accept().ok()?;
     client.set_nonblocking(false).ok()?;
@@ -31,7 +54,7 @@ pub fn answer(listener: &UnixListener, message: &str, upgrade: Option<u64>) -> O
     let mut request = [0; 64 << 10];
     let got = client.read(&mut request).ok()?;
     let (request, body) = split(&request[..got])?;
-    let (wish, status, body) = match request {
+    let (wish, line, body) = match request {
         b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", json!({"stopping": true})),
         b"POST /v1/upgrade HTTP/1.1" if body == Body::None => match upgrade {
             Some(number) => (Some(Wish::Upgrade), "202 Accepted", json!({"number": number})),
@@ -40,10 +63,11 @@ pub fn answer(listener: &UnixListener, message: &str, upgrade: Option<u64>) -> O
                 (None, "409 Conflict", json!({"error": {"kind": "in_use", "message": message}}))
             }
         },
+        b"GET /v1/status HTTP/1.1" if status.is_some() => (None, "200 OK", json!(status)),
         _ => (None, "503 Service Unavailable", json!({"error": {"kind": "unavailable", "message": message}})),
     };
     let body = body.to_string();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close");
+    let head = format!("HTTP/1.1 {line}\r\ncontent-type: application/json\r\nconnection: close");
     let _ = write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     wish
 }
@@ -82,7 +106,10 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("bind");
         let mut client = UnixStream::connect(&path).expect("connect");
         client.write_all(request.as_bytes()).expect("write");
-        let wish = answer(&listener, "the last one \"ended\"", upgrade);
+        let status = json!({"worker_pid": 5});
+        let message = "the last one \"ended\"";
+        let status = request.contains("with=status").then_some(&status);
+        let wish = answer(&listener, &Situation { message, status, upgrade });
         let mut text = String::new();
         client.read_to_string(&mut text).expect("read");
         (wish, text)
@@ -94,6 +121,14 @@ mod tests {
         assert_eq!(wish, None);
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains(r#""kind":"unavailable""#) && text.contains(r#"\"ended\""#), "{text}");
+    }
+
+    #[test]
+    fn the_status_of_a_worker_that_does_not_answer_is_told() {
+        let (_, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\nx: with=status\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.1 200 ") && text.contains(r#"{"worker_pid":5}"#), "{text}");
+        let (_, text) = ask("GET /v1/disks HTTP/1.1\r\nhost: plyfs\r\nx: with=status\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
     }
 
     #[test]

@@ -116,22 +116,25 @@ impl Supervisor {
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         let Some(worker) = &mut upgrading.candidate else { return Ok(()) };
         match worker.listen().map_err(system("waiting for the new version"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over }) if hand_over < handover::FORMAT => {
+            Heard::Said(FromWorker::Prepared { version, hand_over, .. }) if hand_over < handover::FORMAT => {
                 // It would look for live maps by name, and not find what is not flushed.
                 self.upgrade_failed(&format!(
                     "version {version} cannot take over the live maps of this one; stop the daemon and start that version"
                 ));
             }
-            Heard::Said(FromWorker::Prepared { version, hand_over }) => {
-                (worker.version, worker.hand_over, worker.phase) =
-                    (Some(version.clone()), hand_over, Phase::Prepared);
+            Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
+                (worker.version, worker.hand_over, worker.answers) =
+                    (Some(version.clone()), hand_over, answers);
+                worker.phase = Phase::Prepared;
                 (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN);
                 tracing::info!(version, "the new version is prepared and the old one makes room");
                 if let Some(upgrade) = &mut self.report.upgrade {
                     upgrade.to = Some(version);
                 }
                 match &self.active {
-                    Some(active) if active.phase == Phase::Serving => active.tell(&FromSupervisor::Drain),
+                    Some(active) if active.phase == Phase::Serving && !active.pulse.is_lost() => {
+                        active.tell(&FromSupervisor::Drain);
+                    }
                     // Nobody serves at the moment; the worker that is on its way is replaced like any other.
                     _ => self.drained(),
                 }
@@ -268,6 +271,7 @@ impl Supervisor {
             worker_pid: active.pid,
             channel: active.channel.0.as_raw_fd(),
             worker_version: active.version.clone().unwrap_or_default(),
+            worker_answers: active.answers,
             since_ns: things.since_ns,
             report: self.report.clone(),
         };

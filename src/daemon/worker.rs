@@ -27,11 +27,11 @@ use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
-use crate::format::record::{BaseRecord, Superblock};
+use crate::format::record::Superblock;
 use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
-use crate::fuse::{Node, Ownership, PlyFs};
+use crate::fuse::{self, Node, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
@@ -69,24 +69,27 @@ pub fn worker_main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let channel = Arc::new(Channel(channel));
+    let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
     let done = prepare(&start, cache, live).and_then(|prepared| {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let said = channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT });
+        let said =
+            channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT, answers: true });
         said.map_err(|e| format!("the supervisor is gone: {e}"))?;
         loop {
             match channel.receive().map_err(|e| format!("what the supervisor says is not understood: {e}"))? {
                 Some(FromSupervisor::Activate { report, fresh_mount }) => {
-                    return serve(&start, Turn { report, fresh_mount }, prepared, fuse, &channel, listener);
+                    let turn = Turn { report, fresh_mount };
+                    return serve(&start, turn, prepared, fuse, &channel, listener, lock.clone());
                 }
-                Some(FromSupervisor::Report(_) | FromSupervisor::Drain) => {}
+                Some(FromSupervisor::Report(_) | FromSupervisor::Drain | FromSupervisor::Ping) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
             }
         }
     });
     match done {
         Ok(()) => {
-            drop(lock);
+            closed(&start, &lock, &channel);
             ExitCode::SUCCESS
         }
         Err(why) => {
@@ -94,6 +97,18 @@ pub fn worker_main() -> ExitCode {
             let _ = channel.send(&FromWorker::Failed(reason(&why)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The store's lock, as long as this process uses the store.
+type Lock = Arc<Mutex<Option<OwnedFd>>>;
+
+/// The store is closed: another daemon may use it from now on, although a thread of this process may wait in the kernel
+/// for a file of a base and keep it from ending.
+fn closed(start: &Start, lock: &Lock, channel: &Channel) {
+    drop(lock.lock().take());
+    if start.hears_closed {
+        let _ = channel.send(&FromWorker::Closed);
     }
 }
 
@@ -158,6 +173,8 @@ struct Prepared {
     /// What it has read of the store's records; read again once in a while, until it is its turn.
     records: Arc<Mutex<Preloaded>>,
     web: Web,
+    /// Asynchronous requests that the kernel sends at most.
+    window: u16,
 }
 
 /// Where the live maps are.
@@ -236,6 +253,7 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
             None => Arc::new(NoCredentials),
         },
     };
+    let window = fuse::kernel::window();
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let confinement = confine::apply(&Policy {
         security: &config.security,
@@ -248,7 +266,7 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(|e| format!("threads: {e}"))?;
     let descriptors = sys::descriptor_limit();
-    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web })
+    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -268,9 +286,10 @@ fn serve(
     fuse: OwnedFd,
     channel: &Arc<Channel>,
     listener: OwnedFd,
+    lock: Lock,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, descriptors, records, web } = prepared;
+    let Prepared { cache, opener, live, confinement, descriptors, records, web, window } = prepared;
     let Web { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
@@ -292,7 +311,7 @@ fn serve(
             .map_err(|e| e.to_string())?;
     store.attach_at_most(most_attached(descriptors));
     let store = Arc::new(store);
-    let record = |node: Arc<BaseNode>| BaseRecord { options: node.options(), ..node.record().clone() };
+    let record = |node: Arc<BaseNode>| node.current();
     sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
@@ -315,9 +334,10 @@ fn serve(
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
     let inline = (config.fuse_threads / 2).max(1);
+    let limits = fuse::Limits::of_window(window);
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("descriptors: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
-    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline)
+    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline, limits)
         .map_err(|e| format!("threads: {e}"))?;
     let serving =
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
@@ -328,6 +348,7 @@ fn serve(
     let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {
         store: store.clone(),
+        frontend: fs.clone(),
         notifier: notifier.clone(),
         channel: channel.clone(),
         config: config.clone(),
@@ -349,6 +370,8 @@ fn serve(
         channel: channel.clone(),
         report,
         drain,
+        lock,
+        hears_closed: start.hears_closed,
     })
     .map_err(|e| format!("threads: {e}"))?;
     if !turn.fresh_mount {
@@ -373,15 +396,27 @@ struct Ear {
     channel: Arc<Channel>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
+    lock: Lock,
+    hears_closed: bool,
 }
 
 impl Ear {
-    fn listen(&self) {
+    fn listen(self: &Arc<Self>) {
         loop {
             match self.channel.receive() {
                 Ok(Some(FromSupervisor::Report(report))) => *self.report.lock() = report,
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
-                Ok(Some(FromSupervisor::Finish)) => self.finish(),
+                Ok(Some(FromSupervisor::Ping)) => {
+                    let _ = self.channel.send(&FromWorker::Alive);
+                }
+                // Elsewhere: this process answers as long as it runs.
+                Ok(Some(FromSupervisor::Finish)) => {
+                    let ear = self.clone();
+                    let finish = move || ear.finish();
+                    if std::thread::Builder::new().name("closing".into()).spawn(finish).is_err() {
+                        self.finish();
+                    }
+                }
                 Ok(Some(FromSupervisor::Activate { .. })) => tracing::error!("told to take over twice"),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     tracing::error!(%error, "what the supervisor says is not understood");
@@ -399,6 +434,10 @@ impl Ear {
             Ok(()) => {
                 // Empty after a clean close.
                 let _ = self.live_dir.as_ref().map(std::fs::remove_dir);
+                drop(self.lock.lock().take());
+                if self.hears_closed {
+                    let _ = self.channel.send(&FromWorker::Closed);
+                }
                 0
             }
             Err(error) => {
@@ -411,6 +450,7 @@ impl Ear {
 }
 
 fn spawn_ear(ear: Ear) -> io::Result<()> {
+    let ear = Arc::new(ear);
     std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
 }
 

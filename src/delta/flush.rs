@@ -1,9 +1,7 @@
-//! Making a delta durable: the map file, flushes that join, and recovery.
+//! Making a delta durable: the map file, and flushes that join.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,16 +9,17 @@ use parking_lot::{Mutex, RwLock};
 
 use super::gate::FlushGate;
 use super::guard::scopeguard;
-use super::map::{Captured, LiveMap, Take};
+use super::map::{LiveMap, Take};
+use super::pieces::{NewFile, Piece};
 use super::ranges::RangeLock;
+use super::recovery::{check_data, check_live, is_ours, open_map_file, replay};
 use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
-use crate::format::journal::{Expected, HEADER, Journal, MapHeader, ReadError, Record};
+use crate::format::BLOCK;
+use crate::format::journal::{MapHeader, Record};
 use crate::format::record::MapRoot;
-use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, is_full, sys};
+use crate::io::{LiveHeader, MediumFile, Open, is_full, sys};
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
-const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 /// A map file is rewritten when it is larger than this and than four times its first record.
 const REWRITE: u64 = 256 << 10;
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
@@ -57,26 +56,26 @@ pub trait RootStore: Send + Sync {
 /// State of the map file; who has it may append.
 #[derive(Default)]
 pub(super) struct Commit {
-    root: MapRoot,
+    pub(super) root: MapRoot,
     /// Highest generation that a file was written for.
-    tried: u64,
-    file: Option<Arc<dyn MediumFile>>,
-    nonce: u64,
-    tail: u64,
+    pub(super) tried: u64,
+    pub(super) file: Option<Arc<dyn MediumFile>>,
+    pub(super) nonce: u64,
+    pub(super) tail: u64,
     /// The file has zeros up to here.
-    filled: u64,
-    first: u64,
+    pub(super) filled: u64,
+    pub(super) first: u64,
     /// The file may grow to this, because there was no space for a new one.
-    patience: u64,
-    seq: u64,
+    pub(super) patience: u64,
+    pub(super) seq: u64,
     /// The next flush writes a new map file.
-    rewrite: bool,
+    pub(super) rewrite: bool,
     /// An earlier worker may have written records that it did not sync.
-    unproven: bool,
+    pub(super) unproven: bool,
     /// Size and overlap as the file has them.
-    extent: (u64, u64),
+    pub(super) extent: (u64, u64),
     /// The disk was removed: no file of it is made any more.
-    retired: bool,
+    pub(super) retired: bool,
 }
 
 impl Commit {
@@ -91,13 +90,21 @@ impl Commit {
 }
 
 /// Words that a flush has taken: durable, or given back, however the flush ends.
-struct Taken<'a> {
+pub(super) struct Taken<'a> {
     delta: &'a Delta,
-    captured: Captured,
+    /// Where they are, in order.
+    pages: Vec<u32>,
     durable: bool,
 }
 
-impl Taken<'_> {
+impl<'a> Taken<'a> {
+    /// All that are dirty.
+    pub(super) fn of(delta: &'a Delta) -> Self {
+        let mut taken = Self { delta, pages: Vec::new(), durable: false };
+        delta.map.mark(&mut taken.pages);
+        taken
+    }
+
     fn end(mut self, result: Result<(), DeltaError>) -> Result<(), DeltaError> {
         self.durable = result.is_ok();
         result
@@ -107,14 +114,23 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if self.durable {
-            self.delta.map.done(&self.captured);
+            self.delta.map.done(&self.pages);
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
         if !sabotaged(Sabotage::WordsNotGivenBack) {
-            self.delta.map.failed(&self.captured);
+            self.delta.map.failed(&self.pages);
         }
     }
+}
+
+/// Where the records of a flush go.
+enum Target {
+    /// To the end of the map file, each synced before the next is written: of two that are not, a power cut may leave
+    /// the later one, which would be damage.
+    Append,
+    /// To a new file, which counts when its root is committed.
+    New(NewFile),
 }
 
 fn random() -> u64 {
@@ -222,7 +238,7 @@ impl Delta {
         let redo = || -> io::Result<()> {
             let Some(data) = self.data.read().clone() else { return Ok(()) };
             // Read before the words: what is written from here on is dirty in the kernel by itself.
-            for (first, end) in self.map.unflushed_data() {
+            for (first, end) in self.map.pages().flat_map(|page| self.map.unflushed_data(page)) {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
                     let _range = (whole == Whole::Free).then(|| self.ranges.lock(from, to));
@@ -268,32 +284,39 @@ impl Delta {
     }
 
     fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
-        let take = if full { Take::All } else { Take::Changed };
         let early =
             sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
         linger(Sabotage::NoteClearedFirst);
-        let (captured, extent) = self.map.take(take, || (self.size(), self.overlap()));
+        let mut taken = Taken::of(self);
+        // After the words and before the sync: no word is above the size, and what growth did to the file is synced.
+        let now = || (self.size(), self.overlap());
+        let extent = now();
         // After the words: a word is set after this flag, so the data of every word taken is synced below.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
-        let taken = Taken { delta: self, captured, durable: false };
-        let captured = &taken.captured;
         let result = (|| {
             if sabotaged(Sabotage::MapBeforeData) {
-                self.journal(commit, extent, captured, full)?;
+                self.journal(commit, extent, now, &mut taken, full)?;
             }
-            if was_unsynced
-                && !sabotaged(Sabotage::DataNotSynced)
-                && let Some(data) = self.data.read().clone()
-            {
-                self.sync_data(&*data)?;
-                self.list_data()?;
+            if was_unsynced {
+                self.sync_written()?;
             }
-            if captured.runs.is_empty() && extent == commit.extent && !commit.rewrite {
+            if taken.pages.is_empty() && extent == commit.extent && !commit.rewrite {
                 return self.prove(commit);
             }
-            self.journal(commit, extent, captured, full)
+            self.journal(commit, extent, now, &mut taken, full)
         })();
         taken.end(result)
+    }
+
+    /// Syncs the data file, and its directory entry when it is new.
+    fn sync_written(&self) -> Result<(), DeltaError> {
+        if !sabotaged(Sabotage::DataNotSynced)
+            && let Some(data) = self.data.read().clone()
+        {
+            self.sync_data(&*data)?;
+            self.list_data()?;
+        }
+        Ok(())
     }
 
     /// Makes the directory entry of a new data file durable, once.
@@ -322,10 +345,10 @@ impl Delta {
         self.refuse_lost()?;
         if commit.rewrite {
             // The first map file has everything, and what it claims has to be synced.
-            let (captured, ()) = self.map.take(Take::All, || ());
-            let taken = Taken { delta: self, captured, durable: false };
+            let mut taken = Taken::of(self);
             let result = self.sync_for_rewrite();
-            let result = result.and_then(|()| self.journal(commit, (size, overlap), &taken.captured, true));
+            let cut = (size, overlap);
+            let result = result.and_then(|()| self.journal(commit, cut, || cut, &mut taken, true));
             return taken.end(result);
         }
         if size > commit.extent.0 {
@@ -333,7 +356,7 @@ impl Delta {
             // durable before a record says that there is more.
             self.sync_for_rewrite()?;
         }
-        self.journal(commit, (size, overlap), &Captured::default(), false)
+        self.write_record(commit, &mut Target::Append, (size, overlap), Piece::default())
     }
 
     fn sync_for_rewrite(&self) -> Result<(), DeltaError> {
@@ -379,26 +402,92 @@ impl Delta {
         Ok(())
     }
 
+    /// Writes the words taken, whose data is synced, as records of bounded size; of `extent`, or of `later` when words
+    /// have changed meanwhile. With `full` all words go to a new map file.
     fn journal(
         &self,
         commit: &mut Commit,
         extent: (u64, u64),
-        captured: &Captured,
+        later: impl Fn() -> (u64, u64),
+        taken: &mut Taken<'_>,
         full: bool,
     ) -> Result<(), DeltaError> {
-        let (size, overlap) = extent;
-        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: captured.runs.clone() };
+        let full = full || commit.file.is_none();
+        let mut target = if full { Target::New(self.new_file(commit)?) } else { Target::Append };
+        let (mut piece, mut changed) = (Piece::default(), Vec::new());
+        let mut put = |page: u64, take| -> Result<(), DeltaError> {
+            let (words, others) = self.map.unchanged(page, take);
+            if others {
+                changed.push(page as u32);
+            }
+            for (word, value) in words {
+                if piece.is_full() {
+                    self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+                }
+                piece.add(word, value);
+            }
+            Ok(())
+        };
         if full {
-            self.rewrite(commit, &record)?
+            self.map.pages().try_for_each(|page| put(page, Take::All))?;
         } else {
-            self.append(commit, &record)?
+            taken.pages.iter().try_for_each(|page| put(u64::from(*page), Take::Changed))?;
         }
-        commit.extent = extent;
+        let mut extent = extent;
+        if changed.is_empty() || !piece.is_empty() {
+            self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+        }
+        // What writers have changed since: their values are kept, so this ends however fast they write.
+        let (mut words, marked) = (Vec::new(), taken.pages.len());
+        let mut changed = changed.into_iter().peekable();
+        while let Some(page) = changed.next() {
+            if taken.pages[..marked].binary_search(&page).is_err() {
+                taken.pages.push(page);
+            }
+            self.map.retake(u64::from(page), &mut words);
+            if words.len() < Piece::WORDS && changed.peek().is_some() {
+                continue;
+            }
+            extent = later();
+            if self.unsynced.swap(false, Ordering::AcqRel) {
+                self.sync_written()?;
+            }
+            for (word, value) in words.drain(..) {
+                if piece.is_full() {
+                    self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+                }
+                piece.add(word, value);
+            }
+            self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+        }
+        if let Target::New(file) = target {
+            self.commit_file(commit, file, extent)?;
+        }
         Ok(())
     }
 
+    fn write_record(
+        &self,
+        commit: &mut Commit,
+        target: &mut Target,
+        (size, overlap): (u64, u64),
+        piece: Piece,
+    ) -> Result<(), DeltaError> {
+        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: piece.into_runs() };
+        match target {
+            Target::Append => {
+                self.append(commit, &record)?;
+                commit.extent = (size, overlap);
+                Ok(())
+            }
+            Target::New(file) => file.put(&record).map_err(DeltaError::io("writing a new map file")),
+        }
+    }
+
     fn append(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
-        let Some(file) = commit.file.clone() else { return self.rewrite(commit, record) };
+        let Some(file) = commit.file.clone() else {
+            return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
+        };
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
         if end > commit.filled {
@@ -441,31 +530,30 @@ impl Delta {
         Ok(())
     }
 
-    /// Writes a new map file that says what `record` says, and makes it the root.
-    fn rewrite(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
-        let (disk, medium) = (self.spec.disk, &self.footing.medium);
-        let header =
-            MapHeader { disk, generation: commit.tried.max(commit.root.generation) + 1, nonce: random() };
+    /// Begins a new map file.
+    fn new_file(&self, commit: &mut Commit) -> Result<NewFile, DeltaError> {
+        let generation = commit.tried.max(commit.root.generation) + 1;
         // Also after a failure: nobody knows which record is durable, so no file is written twice.
-        commit.tried = header.generation;
-        let mut bytes = header.encode();
-        bytes.extend(record.encode(header.nonce, 1));
-        let write = || {
-            let file = medium.open(&map_name(disk, header.generation), Open::Create)?;
-            file.set_len(0)?;
-            file.write_at(&bytes, 0)?;
-            Ok(file)
-        };
-        let file = write().map_err(|e| {
-            // It was never named by a record, and takes space that may be what is missing.
-            let _ = medium.remove(&map_name(disk, header.generation));
-            DeltaError::io("writing a new map file")(e)
-        })?;
-        let root = MapRoot { generation: header.generation, floor: bytes.len() as u64 };
+        commit.tried = generation;
+        let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
+        NewFile::begin(self.footing.medium.clone(), header).map_err(DeltaError::io("writing a new map file"))
+    }
+
+    /// Makes a new map file, which has everything, durable and the root.
+    fn commit_file(
+        &self,
+        commit: &mut Commit,
+        mut new: NewFile,
+        extent: (u64, u64),
+    ) -> Result<(), DeltaError> {
+        let (disk, medium) = (self.spec.disk, &self.footing.medium);
+        let (header, len, next_seq) = (new.header, new.len, new.next_seq);
+        let file = new.keep().map_err(DeltaError::io("writing a new map file"))?;
+        let root = MapRoot { generation: header.generation, floor: len };
         let durable = || {
             file.sync_data()?;
             medium.sync_dir("deltas")?;
-            self.footing.roots.commit_sized(root, record.modified_ns, record.size)
+            self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
         };
         // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
         commit.rewrite = true;
@@ -480,7 +568,6 @@ impl Delta {
         for before in commit.root.generation.max(1)..header.generation {
             let _ = medium.remove(&map_name(disk, before));
         }
-        let len = bytes.len() as u64;
         *commit = Commit {
             root,
             tried: header.generation,
@@ -490,10 +577,10 @@ impl Delta {
             filled: len,
             first: len,
             patience: 0,
-            seq: 2,
+            seq: next_seq,
             rewrite: false,
             unproven: false,
-            extent: (record.size, record.overlap),
+            extent,
             retired: false,
         };
         Ok(())
@@ -521,178 +608,4 @@ impl Delta {
         }
         self.footing.live.remove(self.spec.disk).map_err(DeltaError::io("removing the live map"))
     }
-}
-
-/// The data file has the blocks that the map file says it has.
-fn check_data(
-    journal: Option<&Journal>,
-    data: Option<&dyn MediumFile>,
-    file: &str,
-) -> Result<(), DeltaError> {
-    let end = journal.map_or(0, |journal| journal.map.data_end());
-    if end == 0 {
-        return Ok(());
-    }
-    let has = data.map_or(Ok(0), MediumFile::len).map_err(DeltaError::io("opening the data file"))?;
-    let needs = (end - 1) * BLOCK;
-    if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
-}
-
-/// A live map has no checksum; but numbers that are not possible would end in a map file that nobody can read.
-fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
-    let word = |word| live.header(word).load(Ordering::Acquire);
-    let (size, overlap, pending) =
-        (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
-    let pages = live.pages(0).last().map_or(0, |last| last + 1);
-    let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
-        format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
-    } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
-        format!("page {} is behind the largest disk", pages - 1)
-    } else {
-        return Ok(());
-    };
-    let source = FormatError { kind: Kind::Value, structure: "live map", detail: why };
-    Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
-}
-
-/// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
-pub(super) fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
-    const NAME: u64 = (1 << 48) - 1;
-    if magic & NAME == LIVE_MAGIC & NAME && magic != LIVE_MAGIC {
-        let (has, knows) = (magic >> 48, LIVE_MAGIC >> 48);
-        return Err(DeltaError::LiveLayout { disk, has, knows });
-    }
-    Ok(())
-}
-
-fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Result<bool, DeltaError> {
-    let word = |word| live.header(word).load(Ordering::Acquire);
-    check_layout(spec.disk, word(LiveHeader::Magic))?;
-    let inode = (word(LiveHeader::Device), word(LiveHeader::Inode));
-    let ours = word(LiveHeader::Magic) == LIVE_MAGIC
-        && word(LiveHeader::Disk) == spec.disk
-        && word(LiveHeader::Boot) == sys::boot_number()
-        && (inode == data || inode.1 == 0);
-    if !ours {
-        tracing::warn!(
-            disk = spec.disk,
-            "a live map belongs to other files than the store's and is not used"
-        );
-    }
-    Ok(ours)
-}
-
-impl Delta {
-    /// Whether this version can take over the live maps of an arena, which another worker may be using.
-    ///
-    /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
-    pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
-        let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
-        maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
-    }
-
-    /// Whether this version can take over the live maps in `dir`, which another worker may be using.
-    ///
-    /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
-    pub fn probe_live(dir: &Path) -> Result<(), DeltaError> {
-        let fail = || DeltaError::io("reading a live map");
-        let entries = match std::fs::read_dir(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(fail())?,
-        };
-        for entry in entries {
-            let name = entry.map_err(fail())?.file_name();
-            let disk = name.to_str().and_then(|n| n.strip_suffix(".live")).and_then(|n| n.parse().ok());
-            let Some(disk) = disk else { continue };
-            let mut magic = [0; 8];
-            match std::fs::File::open(dir.join(&name)).and_then(|mut file| file.read_exact(&mut magic)) {
-                // It was removed in this moment.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                other => other.map_err(fail())?,
-            }
-            check_layout(disk, u64::from_le_bytes(magic))?;
-        }
-        Ok(())
-    }
-}
-
-fn open_map_file(spec: &DeltaSpec, footing: &Footing) -> Result<(Option<Journal>, Commit), DeltaError> {
-    let root = spec.root;
-    if root.generation == 0 {
-        let extent = (spec.size, spec.overlap);
-        return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
-    }
-    let name = map_name(spec.disk, root.generation);
-    let fail = || DeltaError::io("opening the map file");
-    let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
-    let len = file.len().map_err(fail())?;
-    let expected = Expected {
-        disk: spec.disk,
-        generation: root.generation,
-        floor: root.floor,
-        size: spec.size,
-        overlap: spec.overlap,
-        modified_ns: spec.modified_ns,
-    };
-    let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
-        let why = match journal.raised {
-            // What was cut off would show the base again.
-            Some(raised) => format!("record {} has a larger overlap than the one before", raised.seq),
-            None if journal.records == 0 => "it has no record".to_owned(),
-            None => return Ok(journal),
-        };
-        Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
-    });
-    let journal = match journal {
-        Ok(journal) => journal,
-        Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
-        Err(ReadError::Source(error)) => return Err(DeltaError::io("reading the map file")(error)),
-    };
-    let extent = (journal.size, journal.overlap);
-    let commit = Commit {
-        root,
-        tried: root.generation,
-        file: Some(file),
-        nonce: journal.header.nonce,
-        tail: journal.end,
-        filled: if journal.torn { journal.end } else { len },
-        first: HEADER as u64,
-        patience: 0,
-        seq: journal.next_seq,
-        rewrite: journal.torn,
-        unproven: false,
-        extent,
-        retired: false,
-    };
-    Ok((Some(journal), commit))
-}
-
-/// Makes a live map of what is durable.
-fn replay(
-    spec: &DeltaSpec,
-    footing: &Footing,
-    journal: Option<Journal>,
-    data: (u64, u64),
-) -> Result<LiveMap, DeltaError> {
-    let fail = || DeltaError::io("making the live map");
-    let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
-    let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
-    if let Some(mut journal) = journal {
-        (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
-        let forget = if sabotaged(Sabotage::ZeroForgotten) { 0 } else { overlap };
-        journal.map.forget_zeros_above(forget);
-        map.load(&journal.map).map_err(fail())?;
-    }
-    let set = |word, value| map.live().header(word).store(value, Ordering::Release);
-    set(LiveHeader::Disk, spec.disk);
-    set(LiveHeader::Device, data.0);
-    set(LiveHeader::Inode, data.1);
-    set(LiveHeader::Size, size);
-    set(LiveHeader::Overlap, overlap);
-    set(LiveHeader::Modified, modified as u64);
-    set(LiveHeader::Boot, sys::boot_number());
-    set(LiveHeader::Magic, LIVE_MAGIC);
-    Ok(map)
 }

@@ -3,13 +3,19 @@
 //! A map page has 8 words of dirty bits, 8 words of in-flight bits and 496 words of 32 blocks each. A dirty bit
 //! says that its word is to be journaled by the next flush; an in-flight bit that a flush has taken it and not
 //! finished. After a crash of the worker both count as dirty.
+//!
+//! A flush takes words page by page and copies none of them when it does ([`LiveMap::mark`]): a writer waits for 16
+//! words at most. Once the data is synced, a word that has not changed since is journaled as it is
+//! ([`LiveMap::unchanged`]); one that has is taken again, with its value, and the data synced again
+//! ([`LiveMap::retake`]).
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-use crate::format::journal::{Run, State, WORD_BLOCKS};
+use crate::format::journal::{State, WORD_BLOCKS};
 use crate::format::replay::{Replay, Words};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
 use crate::io::{LIVE_PAGE_WORDS, LiveFile, MapUse};
@@ -18,22 +24,77 @@ const BITS: usize = 8;
 const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
+/// Pages are noted in groups of so many.
+const GROUP: u64 = 64 * 64;
+/// Locks of which each is for every 16th page.
+const STRIPES: usize = 16;
+
+type Group = [AtomicU64; 64];
+
+/// A set of pages: half a kilobyte for a disk of 256 GiB, more when it is larger.
+#[derive(Debug)]
+struct PageSet {
+    near: Group,
+    far: OnceLock<Box<[OnceLock<Box<Group>>]>>,
+}
+
+impl PageSet {
+    fn new() -> Self {
+        Self { near: [const { AtomicU64::new(0) }; 64], far: OnceLock::new() }
+    }
+
+    fn insert(&self, page: u64) {
+        let group = match (page / GROUP).checked_sub(1) {
+            None => &self.near,
+            Some(far) => {
+                let groups = LiveFile::PAGES.div_ceil(GROUP);
+                let all = self.far.get_or_init(|| (0..groups).map(|_| OnceLock::new()).collect());
+                all[far as usize].get_or_init(|| Box::new([const { AtomicU64::new(0) }; 64]))
+            }
+        };
+        group[(page % GROUP / 64) as usize].fetch_or(1 << (page % 64), Ordering::AcqRel);
+    }
+
+    fn group(&self, number: u64) -> Option<&Group> {
+        match number.checked_sub(1) {
+            None => Some(&self.near),
+            Some(far) => self.far.get()?.get(far as usize)?.get().map(|group| &**group),
+        }
+    }
+
+    fn remove(&self, page: u64) {
+        if let Some(group) = self.group(page / GROUP) {
+            group[(page % GROUP / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::AcqRel);
+        }
+    }
+
+    /// Those that were in it when they were come to, in order.
+    fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        let groups = 1 + self.far.get().map_or(0, |far| far.len() as u64);
+        let groups = (0..groups).filter_map(|number| Some((number, self.group(number)?)));
+        groups.flat_map(|(number, group)| {
+            (0u64..).zip(group).flat_map(move |(at, word)| {
+                let mut bits = word.load(Ordering::Acquire);
+                std::iter::from_fn(move || {
+                    let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+                    bits &= bits - 1;
+                    Some(number * GROUP + at * 64 + u64::from(bit))
+                })
+            })
+        })
+    }
+}
+
 /// The live map of one disk.
 #[derive(Debug)]
 pub struct LiveMap {
     live: LiveFile,
-    /// Pages that may have dirty bits; a page may be listed more than once.
-    dirty_pages: Mutex<Vec<u64>>,
-    /// Held shared while a word and its dirty bit change, exclusively while a flush takes them.
-    publish: RwLock<()>,
-}
-
-/// Words that a flush has taken.
-#[derive(Debug, Default)]
-pub struct Captured {
-    /// Their values when taken.
-    pub runs: Vec<Run>,
-    pages: Vec<u64>,
+    /// Pages that have dirty bits.
+    dirty_pages: PageSet,
+    /// Pages of an earlier worker may have bits too, and were not looked at.
+    inherited: AtomicBool,
+    /// Held shared while a word of a page and its dirty bit change, exclusively while a flush takes them.
+    publish: [RwLock<()>; STRIPES],
 }
 
 /// Which words a flush takes.
@@ -62,10 +123,12 @@ impl LiveMap {
 
     /// Uses a live file; what an earlier worker had not made durable is dirty again.
     pub fn new(live: LiveFile) -> Self {
-        let map = Self { live, dirty_pages: Mutex::new(Vec::new()), publish: RwLock::new(()) };
-        let pages: Vec<u64> = map.live.pages(0).collect();
-        map.give_back(&pages);
-        map
+        let publish = [const { RwLock::new(()) }; STRIPES];
+        Self { live, dirty_pages: PageSet::new(), inherited: AtomicBool::new(true), publish }
+    }
+
+    fn stripe(&self, page: u64) -> &RwLock<()> {
+        &self.publish[page as usize % STRIPES]
     }
 
     /// The live file, for its header.
@@ -116,51 +179,58 @@ impl LiveMap {
 
     /// Sets the state of blocks `first..end`; their pages are prepared, or skipped for `Unmapped`.
     pub fn set(&self, first: u64, end: u64, state: State) {
-        let _publish = self.publish.read();
         let pattern = EVEN * state as u64;
         let mut block = first;
         while block < end {
-            let (page_no, word, shift) = place(block);
+            let page_no = place(block).0;
+            let page_end = ((page_no + 1) * WORDS * WORD_BLOCKS).min(end);
             let Some(page) = self.live.page(page_no) else {
                 debug_assert_eq!(state, State::Unmapped);
-                block = (page_no + 1) * WORDS * WORD_BLOCKS;
+                block = page_end;
                 continue;
             };
-            let from = u64::from(shift / 2);
-            let to = (from + (end - block)).min(WORD_BLOCKS);
-            let mask = mask(from, to);
-            let cell = &page[2 * BITS + word];
-            let change = |old: u64| (old & !mask) | (pattern & mask);
-            let seen = cell.load(Ordering::Acquire);
-            if change(seen) != seen {
-                // Dirty first: after a crash between the two, the word is journaled once too often, never too
-                // rarely. A flush cannot come between, it takes `publish` exclusively.
-                if page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0 {
-                    self.dirty_pages.lock().push(page_no);
+            let _publish = self.stripe(page_no).read();
+            while block < page_end {
+                let (_, word, shift) = place(block);
+                let from = u64::from(shift / 2);
+                let to = (from + (page_end - block)).min(WORD_BLOCKS);
+                let mask = mask(from, to);
+                let cell = &page[2 * BITS + word];
+                let change = |old: u64| (old & !mask) | (pattern & mask);
+                let seen = cell.load(Ordering::Acquire);
+                if change(seen) != seen {
+                    // Dirty first: after a crash between the two, the word is journaled once too often, never too
+                    // rarely. A flush cannot come between, it takes `publish` exclusively.
+                    self.set_dirty(page_no, page, word);
+                    let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
                 }
-                let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
+                block += to - from;
             }
-            block += to - from;
+        }
+    }
+
+    /// The caller has `publish` of the page.
+    fn set_dirty(&self, page_no: u64, page: &[AtomicU64; LIVE_PAGE_WORDS], word: usize) {
+        if page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0 {
+            self.dirty_pages.insert(page_no);
         }
     }
 
     /// Notes a block as written since the last flush, whose state is what it was.
     pub fn note(&self, block: u64) {
-        let _publish = self.publish.read();
         let (page_no, word, _) = place(block);
-        if let Some(page) = self.live.page(page_no)
-            && page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0
-        {
-            self.dirty_pages.lock().push(page_no);
+        let _publish = self.stripe(page_no).read();
+        if let Some(page) = self.live.page(page_no) {
+            self.set_dirty(page_no, page, word);
         }
     }
 
     /// Forgets what is mapped at and above block `first`; not journaled, a record's size says the same.
     pub fn clear_from(&self, first: u64) {
-        let _publish = self.publish.read();
         let (first_page, first_word, shift) = place(first);
         for page_no in self.live.pages(first_page) {
             let Some(page) = self.live.page(page_no) else { continue };
+            let _publish = self.stripe(page_no).read();
             for word in 0..WORDS as usize {
                 let keep = match (page_no == first_page, word.cmp(&first_word)) {
                     (true, std::cmp::Ordering::Less) => continue,
@@ -172,88 +242,103 @@ impl LiveMap {
         }
     }
 
-    /// Takes words for a flush, together with what `with` reads at the same moment.
-    pub fn take<T>(&self, what: Take, with: impl FnOnce() -> T) -> (Captured, T) {
-        let _publish = self.publish.write();
-        let mut pages = std::mem::take(&mut *self.dirty_pages.lock());
-        pages.sort_unstable();
-        pages.dedup();
-        for page in pages.iter().filter_map(|p| self.live.page(*p)) {
+    /// Takes all dirty words for a flush, and lists the pages that have words taken, in order.
+    pub fn mark(&self, taken: &mut Vec<u32>) {
+        let mut mark = |page_no: u64| {
+            let Some(page) = self.live.page(page_no) else { return };
+            let _publish = self.stripe(page_no).write();
+            self.dirty_pages.remove(page_no);
+            let mut any = 0;
             for i in 0..BITS {
                 let dirty = page[i].swap(0, Ordering::AcqRel);
-                page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
+                any |= dirty | page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
             }
-        }
-        let mut runs: Vec<Run> = Vec::new();
-        let mut add = |page_no: u64, page: &[AtomicU64; LIVE_PAGE_WORDS], word: usize| {
-            let (index, value) =
-                (page_no * WORDS + word as u64, page[2 * BITS + word].load(Ordering::Acquire));
-            match runs.last_mut() {
-                Some(run) if run.first + run.words.len() as u64 == index => run.words.push(value),
-                _ => runs.push(Run { first: index, words: vec![value] }),
+            if any != 0 {
+                taken.push(page_no as u32);
             }
         };
-        match what {
-            Take::Changed => {
-                for (no, page) in pages.iter().filter_map(|p| Some((*p, self.live.page(*p)?))) {
-                    for word in 0..WORDS as usize {
-                        if page[BITS + word / 64].load(Ordering::Acquire) & 1 << (word % 64) != 0 {
-                            add(no, page, word);
-                        }
-                    }
-                }
-            }
-            Take::All => {
-                for (no, page) in self.live.pages(0).filter_map(|p| Some((p, self.live.page(p)?))) {
-                    for word in 0..WORDS as usize {
-                        if page[2 * BITS + word].load(Ordering::Acquire) != 0 {
-                            add(no, page, word);
-                        }
-                    }
-                }
-            }
+        if self.inherited.swap(false, Ordering::AcqRel) {
+            self.live.pages(0).for_each(&mut mark);
+        } else {
+            self.dirty_pages.pages().for_each(&mut mark);
         }
-        (Captured { runs, pages }, with())
     }
 
-    /// Runs of `Data` blocks in words that are not durable.
-    pub fn unflushed_data(&self) -> Vec<(u64, u64)> {
+    /// Words of a page, with their values, that have not changed since [`LiveMap::mark`]; and whether others have, which
+    /// have to be taken again.
+    pub fn unchanged(&self, page_no: u64, what: Take) -> (Vec<(u64, u64)>, bool) {
+        let (mut words, mut others) = (Vec::new(), false);
+        let Some(page) = self.live.page(page_no) else { return (words, others) };
+        for word in 0..WORDS as usize {
+            let bit = 1 << (word % 64);
+            if what == Take::Changed && page[BITS + word / 64].load(Ordering::Acquire) & bit == 0 {
+                continue;
+            }
+            // The word first: a value that is new comes with its dirty bit.
+            let value = page[2 * BITS + word].load(Ordering::Acquire);
+            if page[word / 64].load(Ordering::Acquire) & bit != 0 {
+                others = true;
+            } else if what == Take::Changed || value != 0 {
+                words.push((page_no * WORDS + word as u64, value));
+            }
+        }
+        (words, others)
+    }
+
+    /// Takes the dirty words of a page, with their values.
+    pub fn retake(&self, page_no: u64, words: &mut Vec<(u64, u64)>) {
+        let Some(page) = self.live.page(page_no) else { return };
+        let _publish = self.stripe(page_no).write();
+        self.dirty_pages.remove(page_no);
+        for i in 0..BITS {
+            let mut dirty = page[i].swap(0, Ordering::AcqRel);
+            page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
+            while dirty != 0 {
+                let word = i * 64 + dirty.trailing_zeros() as usize;
+                dirty &= dirty - 1;
+                words.push((page_no * WORDS + word as u64, page[2 * BITS + word].load(Ordering::Acquire)));
+            }
+        }
+    }
+
+    /// Numbers of the pages that the map has.
+    pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.live.pages(0)
+    }
+
+    /// Runs of `Data` blocks in words of a page that are not durable.
+    pub fn unflushed_data(&self, page_no: u64) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
-        for (no, page) in self.live.pages(0).filter_map(|p| Some((p, self.live.page(p)?))) {
-            for word in 0..WORDS as usize {
-                let bits =
-                    page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
-                if bits & 1 << (word % 64) == 0 {
-                    continue;
-                }
-                let value = page[2 * BITS + word].load(Ordering::Acquire);
-                let first = (no * WORDS + word as u64) * WORD_BLOCKS;
-                for block in (0..WORD_BLOCKS).filter(|b| value >> (2 * b) & 3 == State::Data as u64) {
-                    match runs.last_mut() {
-                        Some((_, end)) if *end == first + block => *end += 1,
-                        _ => runs.push((first + block, first + block + 1)),
-                    }
+        let Some(page) = self.live.page(page_no) else { return runs };
+        for word in 0..WORDS as usize {
+            let bits =
+                page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
+            if bits & 1 << (word % 64) == 0 {
+                continue;
+            }
+            let value = page[2 * BITS + word].load(Ordering::Acquire);
+            let first = (page_no * WORDS + word as u64) * WORD_BLOCKS;
+            for block in (0..WORD_BLOCKS).filter(|b| value >> (2 * b) & 3 == State::Data as u64) {
+                match runs.last_mut() {
+                    Some((_, end)) if *end == first + block => *end += 1,
+                    _ => runs.push((first + block, first + block + 1)),
                 }
             }
         }
         runs
     }
 
-    /// The words are durable.
-    pub fn done(&self, captured: &Captured) {
-        for page in captured.pages.iter().filter_map(|p| self.live.page(*p)) {
+    /// The words taken of these pages are durable.
+    pub fn done(&self, pages: &[u32]) {
+        for page in pages.iter().filter_map(|p| self.live.page(u64::from(*p))) {
             page[BITS..2 * BITS].iter().for_each(|bits| bits.store(0, Ordering::Release));
         }
     }
 
-    /// The words are not durable; the next flush takes them again.
-    pub fn failed(&self, captured: &Captured) {
-        self.give_back(&captured.pages);
-    }
-
-    fn give_back(&self, pages: &[u64]) {
-        let _publish = self.publish.read();
-        for (no, page) in pages.iter().filter_map(|p| Some((*p, self.live.page(*p)?))) {
+    /// The words taken of these pages are not durable; the next flush takes them again.
+    pub fn failed(&self, pages: &[u32]) {
+        for (no, page) in pages.iter().filter_map(|p| Some((u64::from(*p), self.live.page(u64::from(*p))?))) {
+            let _publish = self.stripe(no).read();
             let mut any = 0;
             for i in 0..BITS {
                 let bits = page[BITS + i].load(Ordering::Acquire);
@@ -261,7 +346,7 @@ impl LiveMap {
                 page[BITS + i].fetch_and(!bits, Ordering::AcqRel);
             }
             if any != 0 {
-                self.dirty_pages.lock().push(no);
+                self.dirty_pages.insert(no);
             }
         }
     }

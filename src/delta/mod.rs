@@ -9,7 +9,9 @@ mod flush;
 mod gate;
 mod guard;
 mod map;
+mod pieces;
 mod ranges;
+mod recovery;
 #[cfg(test)]
 mod tests;
 

@@ -1,11 +1,13 @@
 //! Tests of the delta on a medium that fails, panics, and has something else run in the middle of a call.
 
 mod interrupted;
+mod pieces;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::flush::Taken;
 use super::*;
 use crate::io::sim::{Call, Event, Fault, Hook, Keep, Rng, SimLive, SimMedium, Stage};
 

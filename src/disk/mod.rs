@@ -121,6 +121,12 @@ impl Disk {
         self.base.as_ref().is_none_or(|base| base.is_plain())
     }
 
+    /// Whether nothing of a range was written: all of it is the base's.
+    pub fn falls_through(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len).min(self.size());
+        offset < end && self.base.is_some() && self.delta.extent(offset, end) == (Mapping::Base, end)
+    }
+
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
         self.delta.size()

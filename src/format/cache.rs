@@ -27,6 +27,8 @@ pub const SUMS_AT: u64 = 128;
 
 const COPY: usize = 2048;
 const PAYLOAD: usize = 8 + 32 + 8 + 4 + 4 + 1 + 1;
+/// Autoclear: [`CacheHeader::direct`].
+const DIRECT: u64 = 1;
 /// In version 2 behind the payload of version 1.
 const CONTENTS: usize = 32;
 const STRUCTURE: &str = "cache slot";
@@ -47,6 +49,8 @@ pub struct CacheHeader {
     /// Each block that is here was a part of contents that were compared, as a whole, with the digest that this key
     /// stands for. No block comes in any more.
     pub contents: Option<[u8; 32]>,
+    /// Each slot lies at the place of its chunk: slot number n speaks of chunk n, or of nothing.
+    pub direct: bool,
 }
 
 /// What [`CacheHeader::decode`] found.
@@ -71,10 +75,10 @@ impl CacheHeader {
         w.u32(CACHE_BLOCK as u32).u32(SLOT_BLOCKS as u32);
         w.u8(self.pinned.into()).u8(self.verified.into());
         // Version 1 had verified contents under the key of their digest only.
-        match self.contents.filter(|contents| !self.verified || *contents != self.key) {
-            None => HEADER.seal_as(1, &w.finish()),
-            Some(contents) => HEADER.seal(w.raw(&contents).as_slice()),
-        }
+        let contents = self.contents.filter(|contents| !self.verified || *contents != self.key);
+        let version = if contents.is_some() { 2 } else { 1 };
+        w.raw(contents.as_ref().map_or(&[], |contents| contents));
+        HEADER.seal_with(version, if self.direct { DIRECT } else { 0 }, &w.finish())
     }
 
     fn decode_copy(area: &[u8]) -> Result<Self, FormatError> {
@@ -83,7 +87,8 @@ impl CacheHeader {
         let length = length.ok_or_else(short)? as usize;
         let length = if length == PAYLOAD + CONTENTS { length } else { PAYLOAD };
         let bytes = area.get(..ENVELOPE_HEAD + length + 4).ok_or_else(short)?;
-        let (payload, version) = HEADER.open_any(bytes)?;
+        let (payload, version, autoclear) = HEADER.open_with(bytes)?;
+        let direct = autoclear & DIRECT != 0;
         let mut r = Reader::new(payload, HEADER.structure);
         let sequence = r.u64()?;
         if sequence > MAX_NUMBER {
@@ -113,7 +118,7 @@ impl CacheHeader {
             None
         };
         r.end()?;
-        Ok(Self { sequence, key, size, pinned, verified, contents })
+        Ok(Self { sequence, key, size, pinned, verified, contents, direct })
     }
 
     /// Reads the first [`HEADER_AREA`] bytes of a sums file.

@@ -4,7 +4,7 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 2, structure: "base record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 3, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
 /// Autoclear feature of a disk record: see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
@@ -132,6 +132,17 @@ pub struct BaseOptions {
     pub hydrate: bool,
     /// Its contents did not have the digest that it was registered with: it is not served.
     pub refused: bool,
+    /// Its operator said that its servers will not give it any more: nothing is asked of them, what is here is read.
+    pub given_up: bool,
+}
+
+/// URLs that took the place of those that a file of a base was registered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Which of its files: 0 is the image, 1 the file below it.
+    pub file: u8,
+    /// The first is asked first. Not empty.
+    pub urls: Vec<String>,
 }
 
 /// A registered base.
@@ -149,6 +160,9 @@ pub struct BaseRecord {
     pub created_ns: i64,
     /// How it is fetched and kept.
     pub options: BaseOptions,
+    /// Where its files are now, when they are not any more where they were: at most one for each, in their order. What
+    /// is kept of a file goes by [`ImageFile::source`], which stays what it was.
+    pub moved: Vec<Moved>,
 }
 
 /// A disk's reference to its base.
@@ -339,7 +353,7 @@ impl ImageFile {
 }
 
 impl BaseOptions {
-    fn put(&self, w: &mut Writer) {
+    fn put(&self, w: &mut Writer, version: u16) {
         w.u8(match self.strictness {
             Strictness::Strong => 0,
             Strictness::Weak => 1,
@@ -347,9 +361,12 @@ impl BaseOptions {
         });
         w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
         w.u8(self.pinned.into()).u8(self.hydrate.into()).u8(self.refused.into());
+        if version > 2 {
+            w.u8(self.given_up.into());
+        }
     }
 
-    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
         let strictness = match r.u8()? {
             0 => Strictness::Strong,
             1 => Strictness::Weak,
@@ -363,8 +380,36 @@ impl BaseOptions {
             other => Err(r.bad(format!("a flag is {other}"))),
         };
         let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused })
+        let given_up = version > 2 && flag(r)?;
+        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused, given_up })
     }
+}
+
+fn put_moved(w: &mut Writer, moved: &[Moved]) {
+    w.u8(moved.len() as u8);
+    for Moved { file, urls } in moved {
+        w.u8(*file).u8(urls.len() as u8);
+        for url in urls {
+            w.bytes(url.as_bytes());
+        }
+    }
+}
+
+/// Of a base that has so many files.
+fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError> {
+    let mut moved = Vec::<Moved>::new();
+    for _ in 0..r.u8()? {
+        let (file, count) = (r.u8()?, r.u8()?);
+        if usize::from(file) >= files || moved.last().is_some_and(|last| last.file >= file) {
+            return Err(r.bad(format!("file {file} of {files} moved, out of order or not there")));
+        }
+        if !(1..=1 + ImageFile::MAX_FILES).contains(&usize::from(count)) {
+            return Err(r.bad(format!("file {file} has {count} URLs")));
+        }
+        let urls = (0..count).map(|_| r.text()).collect::<Result<_, _>>()?;
+        moved.push(Moved { file, urls });
+    }
+    Ok(moved)
 }
 
 /// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
@@ -389,13 +434,29 @@ impl BaseRecord {
         self.image.disk_size
     }
 
-    /// The bytes of the file. What version 1 can say is written as version 1, which every plyfs reads.
+    /// Its files, the image first.
+    pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
+        std::iter::once(&self.image).chain(&self.backing)
+    }
+
+    /// The URLs at which one of its files is now, the first of which is asked first.
+    pub fn urls_of(&self, file: &ImageFile) -> Vec<String> {
+        let number = self.files().position(|other| other == file);
+        let moved = self.moved.iter().find(|moved| Some(usize::from(moved.file)) == number);
+        match moved {
+            Some(moved) => moved.urls.clone(),
+            None => std::iter::once(&file.source).chain(&file.mirrors).cloned().collect(),
+        }
+    }
+
+    /// The bytes of the file. What an older version can say is written as that one, which every plyfs reads.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.u64(self.id).bytes(self.name.as_bytes());
         let image = &self.image;
         let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
-        if old && self.backing.is_empty() && self.options == BaseOptions::default() {
+        let plain = self.moved.is_empty() && self.options == BaseOptions::default();
+        if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
             w.u64(image.disk_size);
@@ -409,8 +470,12 @@ impl BaseRecord {
             file.put(&mut w);
         }
         w.i64(self.created_ns);
-        self.options.put(&mut w);
-        BASE.seal(&w.finish())
+        let version = if self.options.given_up || !self.moved.is_empty() { 3 } else { 2 };
+        self.options.put(&mut w, version);
+        if version > 2 {
+            put_moved(&mut w, &self.moved);
+        }
+        BASE.seal_as(version, &w.finish())
     }
 
     /// Reads the bytes of the file.
@@ -426,7 +491,8 @@ impl BaseRecord {
             let identity = get_identity(&mut r, version)?;
             let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
             let created_ns = r.i64()?;
-            Self { id, name, image, backing: Vec::new(), created_ns, options: BaseOptions::default() }
+            let (backing, moved) = (Vec::new(), Vec::new());
+            Self { id, name, image, backing, created_ns, options: BaseOptions::default(), moved }
         } else {
             let image = ImageFile::get(&mut r)?;
             let below = r.u8()?;
@@ -435,7 +501,10 @@ impl BaseRecord {
             }
             let backing = (0..below).map(|_| ImageFile::get(&mut r)).collect::<Result<_, _>>()?;
             let created_ns = r.i64()?;
-            Self { id, name, image, backing, created_ns, options: BaseOptions::get(&mut r)? }
+            let options = BaseOptions::get(&mut r, version)?;
+            let files = 1 + usize::from(below);
+            let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
+            Self { id, name, image, backing, created_ns, options, moved }
         };
         r.end()?;
         Ok(record)

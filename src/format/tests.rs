@@ -61,6 +61,7 @@ fn base() -> BaseRecord {
         backing: Vec::new(),
         created_ns: 5,
         options: BaseOptions::default(),
+        moved: Vec::new(),
     }
 }
 
@@ -95,8 +96,17 @@ fn far_base() -> BaseRecord {
         pinned: true,
         hydrate: false,
         refused: false,
+        given_up: false,
     };
     BaseRecord { image, backing: vec![below], options, ..base() }
+}
+
+/// What only version 3 can say.
+fn moved_base() -> BaseRecord {
+    let urls = |text: &str| vec![format!("https://new.example.org/{text}"), "http://m.example.org/x".into()];
+    let moved = vec![Moved { file: 0, urls: urls("image") }, Moved { file: 1, urls: urls("below") }];
+    let options = BaseOptions { given_up: true, ..far_base().options };
+    BaseRecord { options, moved, ..far_base() }
 }
 
 fn far_disk() -> DiskRecord {
@@ -149,9 +159,11 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
+    assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
     assert_eq!(fnv(&named_disk().encode()), GOLDEN_DISK_3, "disk record, version 3");
 }
+const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
 const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
 const GOLDEN_DISK_3: u64 = 8_520_515_344_301_278_014;
@@ -165,6 +177,25 @@ fn records_come_back_as_written() {
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
     assert_eq!(BaseRecord::decode(&far_base().encode()).unwrap(), far_base());
+    assert_eq!(BaseRecord::decode(&moved_base().encode()).unwrap(), moved_base());
+    let given_up = BaseRecord { moved: Vec::new(), ..moved_base() };
+    assert_eq!((given_up.encode()[8], BaseRecord::decode(&given_up.encode()).unwrap()), (3, given_up));
+    let served = BaseRecord { options: far_base().options, ..moved_base() };
+    assert_eq!((served.encode()[8], BaseRecord::decode(&served.encode()).unwrap()), (3, served.clone()));
+    // What is kept goes by where a file was; it is asked for where it is.
+    assert_eq!(served.urls_of(&served.image), served.moved[0].urls);
+    assert_eq!(served.urls_of(&served.backing[0]), served.moved[1].urls);
+    assert_eq!(far_base().urls_of(&far_base().image).len(), 2);
+    for moved in [
+        vec![Moved { file: 2, urls: vec!["http://h/a".into()] }],
+        vec![Moved { file: 0, urls: Vec::new() }],
+        vec![served.moved[1].clone(), served.moved[0].clone()],
+        vec![served.moved[0].clone(), served.moved[0].clone()],
+        vec![Moved { file: 0, urls: vec!["http://h/a".into(); 18] }],
+    ] {
+        let bad = BaseRecord { moved, ..far_base() };
+        BaseRecord::decode(&bad.encode()).expect_err("no such record is written");
+    }
     assert_eq!(DiskRecord::decode(&named_disk().encode()).unwrap(), named_disk());
     // A plyfs of before goes on with a feature that it does not know, and clears it when it writes.
     let closed = DiskRecord { size_is_current: true, ..disk() };
@@ -188,9 +219,14 @@ fn records_come_back_as_written() {
 
 #[test]
 fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
-    for bytes in
-        [disk().encode(), base().encode(), far_disk().encode(), far_base().encode(), named_disk().encode()]
-    {
+    for bytes in [
+        disk().encode(),
+        base().encode(),
+        far_disk().encode(),
+        far_base().encode(),
+        moved_base().encode(),
+        named_disk().encode(),
+    ] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

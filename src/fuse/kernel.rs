@@ -17,7 +17,13 @@ const MINOR: u32 = 45;
 
 /// Largest write, and read, of one request in bytes.
 pub const MAX_WRITE: u32 = 1 << 20;
-const MAX_BACKGROUND: u16 = 256;
+/// Asynchronous requests that may be under way, for the whole mount: those that wait for a server count as well, so it is
+/// as large as the protocol can say. The kernel lowers it to `max_user_bgreq` for a supervisor without CAP_SYS_ADMIN.
+const MAX_BACKGROUND: u16 = u16::MAX;
+/// Above so many of them the kernel leaves out readahead, which a mount with direct I/O has only for mapped files.
+const CONGESTION: u16 = MAX_BACKGROUND / 4 * 3;
+/// Where that bound is.
+const USER_LIMIT: &str = "/sys/module/fuse/parameters/max_user_bgreq";
 
 const ASYNC_READ: u64 = 1 << 0;
 const BIG_WRITES: u64 = 1 << 5;
@@ -70,10 +76,39 @@ pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<()> {
     let mut w = Writer::new();
     w.u32(16 + 64).u32(0).u64(unique);
     w.u32(7).u32(minor.min(MINOR)).u32(readahead).u32(flags as u32);
-    w.u16(MAX_BACKGROUND).u16(MAX_BACKGROUND / 4 * 3).u32(MAX_WRITE).u32(1);
+    w.u16(MAX_BACKGROUND).u16(CONGESTION).u32(MAX_WRITE).u32(1);
     w.u16((MAX_WRITE / 4096) as u16).u16(0).u32((flags >> 32) as u32);
     w.raw(&[0; 28]);
     sys::write(fuse, w.as_slice())
+}
+
+/// How many asynchronous requests the kernel has under way at most, for a mount of this process's user.
+pub fn window() -> u16 {
+    if sys::effective_ids().0 == 0 {
+        return MAX_BACKGROUND;
+    }
+    let limit = std::fs::read_to_string(USER_LIMIT).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    // As of Linux 6.x without a word about it, on a host of 1 GiB.
+    let limit = limit.unwrap_or(334);
+    u16::try_from(limit).unwrap_or(MAX_BACKGROUND)
+}
+
+/// Gives a mount that an earlier version made the window of this one. `device`: the mount's minor device number.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN it stays below `max_user_bgreq`; where fusectl is not mounted it cannot be changed.
+pub fn widen(device: u32) -> io::Result<()> {
+    let connection = format!("/sys/fs/fuse/connections/{device}");
+    std::fs::write(format!("{connection}/max_background"), window().to_string())?;
+    std::fs::write(format!("{connection}/congestion_threshold"), (window() / 4 * 3).to_string())
+}
+
+/// Ends a connection: what waits for an answer, and all that comes later, fails. `device`: as for [`widen`].
+///
+/// # Errors
+/// Where fusectl is not mounted.
+pub fn abort(device: u32) -> io::Result<()> {
+    std::fs::write(format!("/sys/fs/fuse/connections/{device}/abort"), "1")
 }
 
 /// A FUSE_INIT as the kernel would send it, for the FUSE crate, which insists on a handshake.

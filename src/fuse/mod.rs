@@ -1,59 +1,47 @@
 //! Translates between the kernel's requests and calls on disks; the only user of the FUSE crate.
 //!
-//! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free ([`pool`]); a request
-//! that is sent again after a crash of the worker has the result that the first try had; handles and inode numbers
-//! mean the same to every worker.
+//! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free (`pool`), and nothing
+//! that waits for the files of a base ever does (`wait`); a request that is sent again after a crash of the worker has
+//! the result that the first try had; handles and inode numbers mean the same to every worker.
 
 mod change;
+mod data;
+mod filesystem;
+mod gate;
 pub mod guard;
 mod ino;
 pub mod kernel;
-pub mod pool;
+mod pool;
 mod reply;
 pub mod session;
 mod wait;
+mod waiting;
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
-use parking_lot::RwLock;
+use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, ReplyEmpty, Request};
 
-use change::{Change, allocate, time_ns};
+use gate::Gate;
 use guard::guarded;
 pub use ino::Node;
-use kernel::{KernelNotifier, MAX_WRITE};
-use pool::Pool;
-use wait::{Attempt, Kind, Stop};
+use kernel::KernelNotifier;
+use pool::{Lane, Pool};
+use wait::{Attempt, Files, Kind, Origin, Stop};
+use waiting::Waiting;
+pub use waiting::{Limits, Waiters};
 
-use crate::base::Arrival;
-use crate::cache::Touch;
-use crate::disk::Seek;
-use crate::format::BLOCK;
 use crate::format::record::MountRequest;
-use crate::io::sys;
-use crate::store::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError};
+use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
 /// Attributes and names are asked for anew each time: they change by the control socket as well.
 const TTL: Duration = Duration::ZERO;
 const SUFFIX: &str = ".raw";
 /// Set in the number of a request that is sent again.
 const RESENT: u64 = 1 << 63;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new({
-        let mut buffer = vec![0; MAX_WRITE as usize];
-        sys::touch_pages(&mut buffer);
-        buffer
-    });
-}
+/// How long an end with files open waits for changes that are under way. They wait for the store's disk only.
+const LAST_CHANGES: Duration = Duration::from_secs(60);
 
 /// Who owns the directories and bases, and who may read bases.
 #[derive(Debug, Clone, Copy)]
@@ -79,8 +67,26 @@ struct Shared {
     pool: Pool,
     owner: Ownership,
     notifier: Arc<KernelNotifier>,
-    /// Held shared by whatever changes a disk; taken for good when the daemon stops with files open.
-    quiesce: RwLock<bool>,
+    /// Passed by each change of a disk; closed for good when the daemon stops with files open.
+    gate: Gate,
+    waiting: Arc<Waiting>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.waiting.close();
+    }
+}
+
+/// Where work runs first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On this thread, if it may wait for the store.
+    Here,
+    /// In the disk's lane: it may have to decode.
+    Lane,
+    /// In the base's lane: it needs its files.
+    Base,
 }
 
 fn os_error(errno: i32) -> Errno {
@@ -90,7 +96,7 @@ fn os_error(errno: i32) -> Errno {
 fn fail(error: &StoreError) -> Errno {
     let errno = error.errno();
     if errno == libc::EIO {
-        reply::log_error(error);
+        reply::log_error(0, error);
     }
     os_error(errno)
 }
@@ -101,16 +107,16 @@ fn fail_disk(node: &DiskNode, what: &'static str, error: &crate::disk::DiskError
     }
     let errno = error.errno();
     if errno == libc::EIO {
-        reply::log_disk_error(&node.name(), what, error);
+        reply::log_disk_error(Node::Disk(node.id()).ino(), &node.name(), what, error);
     }
     Stop::Errno(os_error(errno))
 }
 
-fn fail_base(error: &crate::base::BaseError) -> Stop {
+fn fail_base(base: u64, error: &crate::base::BaseError) -> Stop {
     if let Some(arrival) = error.arrival() {
         return Stop::Wait(arrival.clone());
     }
-    reply::log_error(error);
+    reply::log_error(Node::Base(base).ino(), error);
     Stop::Errno(Errno::EIO)
 }
 
@@ -131,7 +137,7 @@ fn epoch(fh: FileHandle) -> u64 {
 }
 
 impl PlyFs {
-    /// Serves `store`; `threads` threads may wait besides `inline` of the FUSE threads.
+    /// Serves `store`; `threads` threads may wait besides `inline` of the FUSE threads, and requests as `limits` say.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -141,44 +147,204 @@ impl PlyFs {
         notifier: Arc<KernelNotifier>,
         threads: usize,
         inline: usize,
+        limits: Limits,
     ) -> std::io::Result<Self> {
         let pool = Pool::new(threads, inline)?;
-        Ok(Self { shared: Arc::new(Shared { store, pool, owner, notifier, quiesce: RwLock::new(false) }) })
+        let waiting = Waiting::new(limits)?;
+        let gate = Gate::default();
+        Ok(Self { shared: Arc::new(Shared { store, pool, owner, notifier, gate, waiting }) })
     }
 
     /// Lets running changes end and refuses all later ones, so that the store can be closed under open files.
     pub fn quiesce(&self) {
-        *self.shared.quiesce.write() = true;
+        let left = self.shared.gate.close(LAST_CHANGES);
+        if left > 0 {
+            tracing::error!(
+                left,
+                "changes that were not acknowledged do not end; the store is closed without them"
+            );
+        }
+    }
+
+    /// Requests that wait for the bytes of bases.
+    pub fn waiters(&self) -> Waiters {
+        self.shared.waiting.counts()
+    }
+
+    /// The kernel says that the caller of a request got a signal.
+    fn interrupt(&self, unique: u64) {
+        self.shared.waiting.interrupt(unique);
     }
 
     fn store(&self) -> &Store {
         &self.shared.store
     }
 
-    /// Runs what may wait; `job` gets the filesystem.
-    fn run(&self, job: impl FnOnce(&PlyFs) + Send + 'static) {
+    /// Runs what waits for the store only; `job` gets the filesystem.
+    fn run(&self, lane: Lane, job: impl FnOnce(&PlyFs) + Send + 'static) {
         let fs = self.clone();
-        self.shared.pool.run(move || job(&fs));
+        self.shared.pool.run(lane, move || job(&fs));
     }
 
-    /// Runs what may wait and changes something.
+    /// Runs what waits for the store only and changes something.
     fn change<R: Send + 'static>(
         &self,
+        lane: Lane,
         reply: R,
         refuse: impl FnOnce(R, Errno) + Send + 'static,
         job: impl FnOnce(&PlyFs, R) + Send + 'static,
     ) {
-        self.run(move |fs| {
-            let stopped = fs.shared.quiesce.read();
-            if *stopped {
-                refuse(reply, Errno::EIO)
-            } else {
-                job(fs, reply)
+        self.run(lane, move |fs| {
+            match fs.shared.gate.enter() {
+                Some(_inside) => job(fs, reply),
+                None => refuse(reply, Errno::EIO),
             }
             if guard::is_doomed() {
                 std::process::abort();
             }
         });
+    }
+
+    /// Changes names: never on a FUSE thread, as one change of names waits for another.
+    fn change_names<R: Send + 'static>(
+        &self,
+        reply: R,
+        refuse: impl FnOnce(R, Errno) + Send + 'static,
+        job: impl FnOnce(&PlyFs, R) + Send + 'static,
+    ) {
+        self.change_in(Lane::Names, reply, refuse, job);
+    }
+
+    /// As [`change`](Self::change), never on a FUSE thread.
+    fn change_in<R: Send + 'static>(
+        &self,
+        lane: Lane,
+        reply: R,
+        refuse: impl FnOnce(R, Errno) + Send + 'static,
+        job: impl FnOnce(&PlyFs, R) + Send + 'static,
+    ) {
+        let fs = self.clone();
+        self.shared.pool.spawn(lane, move || {
+            match fs.shared.gate.enter() {
+                Some(_inside) => job(&fs, reply),
+                None => refuse(reply, Errno::EIO),
+            }
+            if guard::is_doomed() {
+                std::process::abort();
+            }
+        });
+    }
+
+    /// Finds what stat(2) says of `node`. Those of a disk that is not attached may take as long as opening it does.
+    fn attributes_of(
+        &self,
+        req: &Request,
+        node: Node,
+        answer: impl FnOnce(Result<FileAttr, Errno>) + Send + 'static,
+    ) {
+        let lane = match node {
+            Node::Disk(id) if self.is_attached(node) => Lane::Node(id),
+            Node::Disk(_) => {
+                let find = move |fs: &PlyFs| fs.attributes(node).map_err(Stop::from);
+                let attempt = Attempt::new(self.origin(req.unique().0, node, 0), Kind::Reads, find, answer);
+                return Arc::new(attempt).spawn_in(self, self.attach_lane(node));
+            }
+            _ => return answer(self.attributes(node)),
+        };
+        self.run(lane, move |fs| answer(fs.attributes(node)));
+    }
+
+    /// Of whom a request on a disk or base is.
+    fn origin(&self, unique: u64, node: Node, bytes: usize) -> Origin {
+        let (base, lane) = match node {
+            Node::Disk(id) => (self.store().disk_by_id(id).and_then(|n| n.base_id()), Lane::Disk(id)),
+            Node::Base(id) => (Some(id), Lane::Base(id)),
+            Node::Root | Node::Disks | Node::Bases => (None, Lane::Space),
+        };
+        Origin { unique, ino: node.ino(), base, lane, bytes }
+    }
+
+    fn is_attached(&self, node: Node) -> bool {
+        match node {
+            Node::Disk(id) => self.store().disk_by_id(id).is_none_or(|node| node.attached().is_some()),
+            Node::Base(id) => self.store().base_by_id(id).is_none_or(|node| node.attached().is_some()),
+            Node::Root | Node::Disks | Node::Bases => true,
+        }
+    }
+
+    /// The lane for what has to open the files of `node` first.
+    fn attach_lane(&self, node: Node) -> Lane {
+        match (node, self.origin(0, node, 0).base) {
+            (_, Some(base)) => Lane::Attach(base),
+            (Node::Disk(id), None) => Lane::Node(id),
+            _ => Lane::Space,
+        }
+    }
+
+    /// Goes on once the files of `node` are open, which may take as long as its base's filesystem does. A signal ends
+    /// the waiting.
+    fn when_attached<R: Send + 'static>(
+        &self,
+        unique: u64,
+        node: Node,
+        reply: R,
+        refuse: impl FnOnce(R, Errno) + Send + 'static,
+        then: impl FnOnce(&PlyFs, R) + Send + 'static,
+    ) {
+        if self.is_attached(node) {
+            return then(self, reply);
+        }
+        let attach = move |fs: &PlyFs| {
+            match node {
+                Node::Disk(id) => fs.store().disk_by_id(id).map(|node| node.attach().map(drop)),
+                Node::Base(id) => fs.store().base_by_id(id).map(|node| node.attach().map(drop)),
+                _ => None,
+            }
+            .transpose()
+            .map(drop)
+            .map_err(|e| Stop::from(fail(&e)))
+        };
+        let fs = self.clone();
+        let answer = move |done: Result<(), Errno>| match done {
+            Ok(()) => then(&fs, reply),
+            Err(errno) => refuse(reply, errno),
+        };
+        let attempt = Attempt::new(self.origin(unique, node, 0), Kind::Reads, attach, answer);
+        Arc::new(attempt).spawn_in(self, self.attach_lane(node));
+    }
+
+    /// Where work on an attached file may run.
+    fn place(&self, node: Node) -> Place {
+        match node {
+            Node::Disk(id) => {
+                let node = self.store().disk_by_id(id);
+                let is_plain = node.is_none_or(|node| node.peek().is_none_or(|disk| disk.is_plain()));
+                if is_plain { Place::Here } else { Place::Lane }
+            }
+            _ => Place::Base,
+        }
+    }
+
+    /// Runs an attempt on an attached file where it may wait for what it needs.
+    fn submit<T: Send + 'static>(&self, attempt: Attempt<T>, place: Place) {
+        let attempt = Arc::new(attempt);
+        match place {
+            Place::Base => attempt.spawn_in_base(self),
+            Place::Lane => attempt.spawn(self, Files::Barred),
+            Place::Here => match self.shared.pool.try_inline() {
+                Some(_permit) => attempt.run(self, Files::Barred),
+                None => attempt.spawn(self, Files::Barred),
+            },
+        }
+    }
+
+    /// Hands an attempt with `bytes` of a write over to its disk's lane. It runs here when too many bytes wait there.
+    fn submit_later<T: Send + 'static>(&self, attempt: Arc<Attempt<T>>, bytes: usize) {
+        let (fs, lane) = (self.clone(), attempt.lane());
+        let job = Box::new(move || attempt.run(&fs, Files::Barred));
+        if let Some(job) = self.shared.pool.spawn_bounded(lane, bytes, job) {
+            job();
+        }
     }
 
     fn disk(&self, ino: INodeNo) -> Result<Arc<DiskNode>, Errno> {
@@ -257,62 +423,12 @@ impl PlyFs {
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH
     }
 
+    /// Of an attached disk.
     fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {
         let disk = node.attach().map_err(|e| fail(&e))?;
         disk.delta().opened();
         node.opened();
         Ok(FileHandle(disk.delta().error_epoch() & 0xffff))
-    }
-
-    fn write_now(
-        node: &DiskNode,
-        offset: u64,
-        data: &[u8],
-        fh: FileHandle,
-        flags: OpenFlags,
-    ) -> Result<(), Stop> {
-        let disk = node.attach().map_err(|e| fail(&e))?;
-        disk.write(offset, data, epoch(fh)).map_err(|e| fail_disk(node, "write", &e))?;
-        if flags.0 & libc::O_DSYNC != 0 {
-            disk.flush(epoch(fh)).map_err(|e| fail_disk(node, "flush", &e))?;
-        }
-        Ok(())
-    }
-
-    fn read_into(&self, node: Node, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
-        match node {
-            Node::Disk(id) => {
-                let node = self.store().disk_by_id(id).ok_or(Errno::ESTALE)?;
-                let disk = node.attach().map_err(|e| fail(&e))?;
-                disk.read(offset, buffer).map_err(|e| fail_disk(&node, "read", &e))
-            }
-            Node::Base(id) => {
-                let base = self.base_node(id)?.attach().map_err(|e| fail(&e))?.clone();
-                let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
-                let done = base.read(offset, &mut buffer[..len], Touch::Repeat, 128 << 10);
-                done.map(|()| len).map_err(|error| fail_base(&error))
-            }
-            _ => Err(Errno::EISDIR.into()),
-        }
-    }
-
-    /// `held`: what earlier tries waited for.
-    fn read_slowly(&self, node: Node, offset: u64, size: usize, reply: ReplyData, mut held: Vec<Arrival>) {
-        let wait = BUFFER.with_borrow_mut(|buffer| {
-            let buffer = RefCell::new(&mut buffer[..size]);
-            let got = guarded(|| self.read_into(node, offset, &mut buffer.borrow_mut()));
-            let buffer = buffer.into_inner();
-            match got {
-                Ok(len) => reply.data(&buffer[..len]),
-                Err(Stop::Errno(errno)) => reply.error(errno),
-                Err(Stop::Wait(arrival)) => return Some((arrival, reply)),
-            }
-            None
-        });
-        if let Some((arrival, reply)) = wait {
-            held.push(arrival.clone());
-            self.when(&arrival, move |fs| fs.read_slowly(node, offset, size, reply, held));
-        }
     }
 }
 
@@ -336,495 +452,5 @@ impl PlyFs {
             resent: unique & RESENT != 0,
             exclusive: true,
         }
-    }
-}
-
-impl Filesystem for PlyFs {
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.find(parent, name) {
-            Ok(node) => self.run(move |fs| match fs.attributes(node) {
-                Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
-                Err(errno) => reply.error(errno),
-            }),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // The kernel has let go of the inode: a disk without a name is used by nobody any more.
-        if let Ok(node) = self.disk(ino)
-            && node.is_unlinked()
-        {
-            self.shared.pool.spawn({
-                let fs = self.clone();
-                move || {
-                    // Another FORGET may have come late; only the kernel knows whether it has the inode now.
-                    let gone = fs.shared.notifier.refresh(ino.0);
-                    if matches!(gone, Ok(false))
-                        && let Err(error) = fs.store().purge(node.id())
-                    {
-                        reply::log_error(&error);
-                    }
-                }
-            });
-        }
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run(move |fs| match Node::of(ino.0).ok_or(Errno::ESTALE).and_then(|n| fs.attributes(n)) {
-            Ok(attr) => reply.attr(&TTL, &attr),
-            Err(errno) => reply.error(errno),
-        });
-    }
-
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
-        let Asker { resent, request, .. } = self.asker(req);
-        self.change(reply, ReplyAttr::error, move |fs, reply| {
-            let done = match Node::of(ino.0) {
-                Some(node @ Node::Disk(_)) => guard::once(resent, || {
-                    fs.disk(ino)
-                        .and_then(|disk| change.apply(&disk, request))
-                        .and_then(|()| fs.attributes(node))
-                }),
-                Some(Node::Base(_)) => Err(Errno::EROFS),
-                _ => Err(Errno::EPERM),
-            };
-            match done {
-                Ok(attr) => reply.attr(&TTL, &attr),
-                Err(errno) => reply.error(errno),
-            }
-        });
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        if mode & libc::S_IFMT != libc::S_IFREG {
-            return reply.error(Errno::EPERM);
-        }
-        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
-        self.change(reply, ReplyEntry::error, move |fs, reply| {
-            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode))
-                .and_then(|d| fs.attributes(Node::Disk(d.id())));
-            match made {
-                Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
-                Err(errno) => reply.error(errno),
-            }
-        });
-    }
-
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
-        if Node::of(parent.0) != Some(Node::Disks) {
-            return reply.error(Errno::EPERM);
-        }
-        self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let unlink = || {
-                if fs.done_before(&asker).is_some() {
-                    return Ok(());
-                }
-                let name = name.strip_suffix(SUFFIX).unwrap_or_default();
-                match fs.store().unlink_for(name, Some(asker.request)) {
-                    Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
-                    Err(error) => Err(fail(&error)),
-                }
-            };
-            answer(guard::once(asker.resent, unlink), reply);
-        });
-    }
-
-    fn rename(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let asker = self.asker(req);
-        let in_disks = |ino: INodeNo| Node::of(ino.0) == Some(Node::Disks);
-        if !in_disks(parent) || !in_disks(newparent) {
-            return reply.error(Errno::EPERM);
-        }
-        let over = match flags.bits() {
-            0 => Replace::Yes,
-            bits if bits == libc::RENAME_NOREPLACE => Replace::No,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
-        let (from, to) = (from.to_owned(), to.to_owned());
-        self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let rename = || {
-                if fs.done_before(&asker).is_some() {
-                    return Ok(());
-                }
-                match fs.store().rename_for(&from, &to, over, Some(asker.request)) {
-                    Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent && fs.store().disk(&to).is_ok() => {
-                        Ok(())
-                    }
-                    Err(error) => Err(fail(&error)),
-                }
-            };
-            answer(guard::once(asker.resent, rename), reply);
-        });
-    }
-
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run(move |fs| {
-            let opened = match Node::of(ino.0) {
-                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| Self::open_disk(&node)),
-                Some(Node::Base(_)) if flags.acc_mode() != OpenAccMode::O_RDONLY => Err(Errno::EROFS),
-                Some(Node::Base(id)) => fs
-                    .base_node(id)
-                    .and_then(|node| node.attach().map_err(|e| fail(&e)))
-                    .map(|_| FileHandle(0)),
-                _ => Err(Errno::EISDIR),
-            };
-            match opened {
-                Ok(fh) => reply.opened(fh, Self::open_flags()),
-                Err(errno) => reply.error(errno),
-            }
-        });
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let exclusive = flags & libc::O_EXCL != 0;
-        let (asker, name) = (Asker { exclusive, ..self.asker(req) }, name.to_string_lossy().into_owned());
-        self.change(reply, ReplyCreate::error, move |fs, reply| {
-            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode)).and_then(|node| {
-                let fh = Self::open_disk(&node)?;
-                Ok((fs.attributes(Node::Disk(node.id()))?, fh))
-            });
-            match made {
-                Ok((attr, fh)) => reply.created(&TTL, &attr, Generation(0), fh, Self::open_flags()),
-                Err(errno) => reply.error(errno),
-            }
-        });
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let size = size.min(MAX_WRITE) as usize;
-        let Some(node) = Node::of(ino.0) else { return reply.error(Errno::ESTALE) };
-        let fast = |reply: ReplyData| -> Option<ReplyData> {
-            BUFFER.with_borrow_mut(|buffer| {
-                let got = match node {
-                    Node::Disk(id) => {
-                        let disk = self.store().disk_by_id(id)?;
-                        let buffer = RefCell::new(&mut buffer[..size]);
-                        let read = || {
-                            let disk = disk.attached();
-                            Ok(disk.and_then(|disk| disk.read_now(offset, &mut buffer.borrow_mut())))
-                        };
-                        guarded::<_, Errno>(read).ok().flatten()
-                    }
-                    _ => None,
-                };
-                match got {
-                    Some(len) => {
-                        reply.data(&buffer[..len]);
-                        None
-                    }
-                    None => Some(reply),
-                }
-            })
-        };
-        if let Some(reply) = fast(reply) {
-            let (plain, fs) = (self.is_plain(node), self.clone());
-            let job = move || fs.read_slowly(node, offset, size, reply, Vec::new());
-            if plain { self.shared.pool.run(job) } else { self.shared.pool.spawn(job) }
-        }
-    }
-
-    fn write(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _write_flags: WriteFlags,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let node = match self.disk(ino) {
-            Ok(node) => node,
-            Err(errno) => return reply.error(errno),
-        };
-        let len = data.len() as u32;
-        let answer = move |done: Result<(), Errno>, reply: ReplyWrite| match done {
-            Ok(()) => reply.written(len),
-            Err(errno) => reply.error(errno),
-        };
-        // A partial block may need the base.
-        let whole = (offset | u64::from(len)).is_multiple_of(BLOCK);
-        let memory = self.store().never_waits() && whole && flags.0 & libc::O_DSYNC == 0;
-        let plain = whole || node.attached().is_some_and(|disk| disk.is_plain());
-        let permit = if plain { self.shared.pool.try_inline() } else { None };
-        let mut arrival = None;
-        if memory || permit.is_some() {
-            let stopped = self.shared.quiesce.read();
-            if *stopped {
-                return reply.error(Errno::EIO);
-            }
-            match guarded(|| Self::write_now(&node, offset, data, fh, flags)) {
-                Ok(()) => return answer(Ok(()), reply),
-                Err(Stop::Errno(errno)) => return answer(Err(errno), reply),
-                Err(Stop::Wait(what)) => arrival = Some(what),
-            }
-        }
-        let data = data.to_vec();
-        let attempt = Attempt::new(
-            Kind::Changes,
-            move |_| Self::write_now(&node, offset, &data, fh, flags),
-            move |done| answer(done, reply),
-        );
-        match arrival {
-            Some(arrival) => attempt.wait(self, &arrival),
-            None => self.attempt(false, attempt),
-        }
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        if let Ok(node) = self.disk(ino) {
-            node.closed();
-        }
-        reply.ok();
-    }
-
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // close(2) promises nothing; the kernel need not ask again.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.change(reply, ReplyEmpty::error, move |fs, reply| {
-            let done: Result<(), Errno> = guarded(|| match Node::of(ino.0) {
-                Some(Node::Disk(_)) => fs.disk(ino).and_then(|node| {
-                    let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e).errno())
-                }),
-                _ => Ok(()),
-            });
-            answer(done, reply);
-        });
-    }
-
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        // Names are durable when the call that made them returns.
-        reply.ok();
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(dir @ (Node::Root | Node::Disks | Node::Bases)) = Node::of(ino.0) else {
-            return reply.error(Errno::ENOTDIR);
-        };
-        // The cookie of an entry is its number plus 2, so that removals move nothing.
-        let mut full = false;
-        for (at, name) in [(1, "."), (2, "..")] {
-            let node = if at == 1 { dir } else { Node::Root };
-            full = full || (offset < at && reply.add(INodeNo(node.ino()), at, FileType::Directory, name));
-        }
-        let after = offset.saturating_sub(2);
-        if !full {
-            match dir {
-                Node::Root => {
-                    for (id, node, name) in [(1, Node::Disks, "disks"), (2, Node::Bases, "bases")] {
-                        full = full
-                            || (after < id
-                                && reply.add(INodeNo(node.ino()), id + 2, FileType::Directory, name));
-                    }
-                }
-                Node::Disks => {
-                    for disk in self.store().disks_after(after) {
-                        let (id, name) = (disk.id(), disk.name() + SUFFIX);
-                        if reply.add(INodeNo(Node::Disk(id).ino()), id + 2, FileType::RegularFile, name) {
-                            break;
-                        }
-                    }
-                }
-                _ => {
-                    for base in self.store().bases().iter().filter(|b| b.id() > after) {
-                        let (id, name) = (base.id(), base.record().name.clone() + SUFFIX);
-                        if reply.add(INodeNo(Node::Base(id).ino()), id + 2, FileType::RegularFile, name) {
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-        reply.ok();
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.run(move |fs| match fs.store().space() {
-            Ok(s) => {
-                reply.statfs(s.total / 4096, s.free / 4096, s.available / 4096, 0, 0, 4096, 132, 4096);
-            }
-            Err(error) => reply.error(os_error(error.raw_os_error().unwrap_or(libc::EIO))),
-        });
-    }
-
-    fn fallocate(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        let plain = Node::of(ino.0).is_some_and(|node| self.is_plain(node));
-        let work = move |fs: &PlyFs| allocate(&*fs.disk(ino)?, offset, length, mode, fh);
-        self.attempt(plain, Attempt::new(Kind::Changes, work, move |done| answer(done, reply)));
-    }
-
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let what = match whence {
-            libc::SEEK_DATA => Seek::Data,
-            libc::SEEK_HOLE => Seek::Hole,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let Some(node) = Node::of(ino.0) else { return reply.error(Errno::EINVAL) };
-        let work = move |fs: &PlyFs| match node {
-            Node::Disk(_) => {
-                let node = fs.disk(ino)?;
-                let disk = node.attach().map_err(|e| fail(&e))?;
-                disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
-            }
-            Node::Base(id) => {
-                let base = fs.base_node(id)?.attach().map_err(|e| fail(&e))?;
-                let found = match what {
-                    _ if from >= base.size() => Ok(None),
-                    Seek::Data => base.next_data(from),
-                    Seek::Hole => base.next_hole(from).map(Some),
-                };
-                found.map_err(|error| fail_base(&error))
-            }
-            _ => Err(Errno::EINVAL.into()),
-        };
-        let answer = move |found: Result<Option<u64>, Errno>| match found {
-            Ok(Some(at)) => reply.offset(at as i64),
-            Ok(None) => reply.error(Errno::ENXIO),
-            Err(errno) => reply.error(errno),
-        };
-        self.attempt(self.is_plain(node), Attempt::new(Kind::Reads, work, answer));
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // Once; then the kernel stops asking before every write.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn ioctl(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _: u32,
-        _: &[u8],
-        _: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOTTY);
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        // The kernel copies by reading and writing then.
-        reply.error(Errno::ENOSYS);
     }
 }

@@ -1,24 +1,115 @@
-//! Threads for what may wait.
+//! Threads for work that may wait, in lanes, so that one party's waiting stays its own.
 //!
-//! A FUSE thread runs work that may wait itself as long as enough of its siblings are free to answer what is in
-//! memory; past that, work goes to these threads. So a single request costs no hand-over, and a flood of slow ones
-//! never stops the fast ones.
+//! Each job belongs to a lane: the data of one disk, its flushes, the files of one base, names. What must hold:
+//! - A lane runs a bounded number of jobs at a time, the first of its queue first. Lanes that have work take turns,
+//!   whatever the length of their queues.
+//! - A job that runs for longer than [`STUCK`] does not count against the pool: another thread takes its place, up to
+//!   [`most_threads`]. So a filesystem that hangs holds the threads of its own lanes and no others.
+//! - A FUSE thread runs work itself as long as enough of its siblings are free ([`Pool::try_inline`]), and only work
+//!   that waits for nothing but the store. So a single request costs no hand-over.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, unbounded};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-type Job = Box<dyn FnOnce() + Send>;
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// A job that runs for so long may wait for something that hangs. One that does not costs a thread for a while.
+const STUCK: Duration = Duration::from_millis(100);
+/// How often stuck jobs are looked for while work waits for a thread.
+const LOOK: Duration = Duration::from_millis(25);
+const STACK: usize = 512 << 10;
+
+/// Threads that there are at most, stuck ones included.
+fn most_threads(threads: usize) -> usize {
+    (threads * 8).max(512)
+}
+
+/// Whose work it is, and of which kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Reads, writes and discards of a disk that wait for the store only.
+    Disk(u64),
+    /// Flushes of a disk.
+    Sync(u64),
+    /// Opening a disk without a base, and its attributes.
+    Node(u64),
+    /// What needs the files of a base, of whichever disk.
+    Base(u64),
+    /// Opening a base's files, and opening and looking at disks on it that are not attached.
+    Attach(u64),
+    /// Changes of names and records.
+    Names,
+    /// Removing disks that have no name and no user.
+    Purge,
+    /// Questions about the store's filesystem.
+    Space,
+}
+
+impl Lane {
+    /// Jobs of it that run at a time.
+    fn width(self) -> usize {
+        match self {
+            Lane::Disk(_) | Lane::Base(_) => 16,
+            Lane::Sync(_) | Lane::Attach(_) | Lane::Names => 4,
+            Lane::Node(_) | Lane::Space => 2,
+            Lane::Purge => 1,
+        }
+    }
+}
+
+/// Bytes of writes that wait in one lane.
+const QUEUED_BYTES: usize = 16 << 20;
+/// In all lanes.
+const ALL_QUEUED_BYTES: usize = 256 << 20;
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Job, usize)>,
+    /// Bytes that they hold.
+    bytes: usize,
+    running: usize,
+    /// It is in the list of lanes that have their turn.
+    listed: bool,
+}
+
+struct State {
+    lanes: HashMap<Lane, Queue>,
+    /// Lanes whose first job may run.
+    ready: VecDeque<Lane>,
+    /// When each thread began its job; by the thread's number.
+    began: Vec<Option<Instant>>,
+    /// Numbers of threads that have ended.
+    free: Vec<usize>,
+    threads: usize,
+    idle: usize,
+    /// Bytes that all waiting jobs hold.
+    bytes: usize,
+    closed: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    /// Work waits, and no thread is idle.
+    backlog: Condvar,
+    threads: usize,
+}
 
 /// See the module.
 pub struct Pool {
-    jobs: Sender<Job>,
+    shared: Arc<Shared>,
     permits: Arc<AtomicUsize>,
 }
 
-/// Permission to wait on this thread.
+/// Permission to wait for the store on this thread.
 pub struct Permit(Arc<AtomicUsize>);
 
 impl Drop for Permit {
@@ -27,22 +118,75 @@ impl Drop for Permit {
     }
 }
 
-impl Pool {
-    /// Starts `threads` threads; at most `inline` callers wait on their own at any time.
-    pub fn new(threads: usize, inline: usize) -> io::Result<Self> {
-        let (jobs, work) = unbounded::<Job>();
-        for n in 0..threads {
-            let work = work.clone();
-            std::thread::Builder::new().name(format!("io-{n}")).stack_size(512 << 10).spawn(move || {
-                while let Ok(job) = work.recv() {
-                    job();
-                }
-            })?;
+impl State {
+    /// Lists a lane when it has work and may run it.
+    fn list(&mut self, lane: Lane) {
+        if let Some(queue) = self.lanes.get_mut(&lane)
+            && !queue.listed
+            && !queue.jobs.is_empty()
+            && queue.running < lane.width()
+        {
+            queue.listed = true;
+            self.ready.push_back(lane);
         }
-        Ok(Self { jobs, permits: Arc::new(AtomicUsize::new(inline)) })
     }
 
-    /// A permit, when the caller may wait here.
+    /// The next job: the oldest of the next lane in the round.
+    fn take(&mut self) -> Option<(Lane, Job)> {
+        let lane = self.ready.pop_front()?;
+        let queue = self.lanes.get_mut(&lane)?;
+        queue.listed = false;
+        let (job, bytes) = queue.jobs.pop_front()?;
+        queue.running += 1;
+        queue.bytes -= bytes;
+        self.bytes -= bytes;
+        self.list(lane);
+        Some((lane, job))
+    }
+
+    fn ended(&mut self, lane: Lane) {
+        if let Some(queue) = self.lanes.get_mut(&lane) {
+            queue.running -= 1;
+            if queue.running == 0 && queue.jobs.is_empty() {
+                self.lanes.remove(&lane);
+            }
+        }
+        self.list(lane);
+    }
+
+    fn stuck(&self) -> usize {
+        self.began.iter().flatten().filter(|began| began.elapsed() > STUCK).count()
+    }
+}
+
+impl Pool {
+    /// Starts `threads` threads; at most `inline` callers wait on their own at any time.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: usize, inline: usize) -> io::Result<Self> {
+        let state = State {
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            began: Vec::new(),
+            free: Vec::new(),
+            threads: 0,
+            idle: 0,
+            bytes: 0,
+            closed: false,
+        };
+        let (work, backlog) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { state: Mutex::new(state), work, backlog, threads });
+        for _ in 0..threads {
+            let mut state = shared.state.lock();
+            shared.start_one(&mut state)?;
+        }
+        let watched = shared.clone();
+        std::thread::Builder::new().name("io-watch".into()).spawn(move || watched.watch())?;
+        Ok(Self { shared, permits: Arc::new(AtomicUsize::new(inline)) })
+    }
+
+    /// A permit, when the caller may wait for the store here.
     pub fn try_inline(&self) -> Option<Permit> {
         let take = |n: usize| n.checked_sub(1);
         let taken = self.permits.fetch_update(Ordering::Acquire, Ordering::Relaxed, take);
@@ -50,16 +194,119 @@ impl Pool {
     }
 
     /// Hands work over.
-    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        // The receivers live as long as the pool.
-        let _ = self.jobs.send(Box::new(job));
+    pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.shared.state.lock();
+        state.lanes.entry(lane).or_default().jobs.push_back((Box::new(job), 0));
+        state.list(lane);
+        self.shared.call(&state);
     }
 
-    /// Runs work here when the caller may wait, hands it over otherwise.
-    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+    /// Hands work over that holds `bytes`; gives it back when too many wait.
+    pub fn spawn_bounded(&self, lane: Lane, bytes: usize, job: Job) -> Option<Job> {
+        let mut state = self.shared.state.lock();
+        let all = state.bytes + bytes;
+        let queue = state.lanes.entry(lane).or_default();
+        if !queue.jobs.is_empty() && (queue.bytes + bytes > QUEUED_BYTES || all > ALL_QUEUED_BYTES) {
+            return Some(job);
+        }
+        queue.jobs.push_back((job, bytes));
+        queue.bytes += bytes;
+        state.bytes = all;
+        state.list(lane);
+        self.shared.call(&state);
+        None
+    }
+
+    /// Runs work that waits for the store only: here when the caller may wait, handed over otherwise.
+    pub fn run(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
         match self.try_inline() {
             Some(_permit) => job(),
-            None => self.spawn(job),
+            None => self.spawn(lane, job),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state.lock().closed = true;
+        self.shared.work.notify_all();
+        self.shared.backlog.notify_all();
+    }
+}
+
+impl Shared {
+    /// Work is ready: for a thread that waits, or for one that is to be started.
+    fn call(&self, state: &State) {
+        if state.idle > 0 {
+            self.work.notify_one();
+        } else {
+            self.backlog.notify_one();
+        }
+    }
+
+    fn start_one(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let number = state.free.pop().unwrap_or(state.began.len());
+        let shared = self.clone();
+        let thread = std::thread::Builder::new().name(format!("io-{number}")).stack_size(STACK);
+        match thread.spawn(move || shared.serve(number)) {
+            Ok(_) => {
+                if number == state.began.len() {
+                    state.began.push(None);
+                }
+                state.threads += 1;
+                Ok(())
+            }
+            Err(error) => {
+                if number < state.began.len() {
+                    state.free.push(number);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn serve(&self, number: usize) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some((lane, job)) = state.take() {
+                state.began[number] = Some(Instant::now());
+                // A notification may have gone to this thread for more than one job.
+                if !state.ready.is_empty() {
+                    self.call(&state);
+                }
+                MutexGuard::unlocked(&mut state, job);
+                state.began[number] = None;
+                state.ended(lane);
+                continue;
+            }
+            // One that took the place of a stuck thread ends when that has come back.
+            if state.closed || state.threads > self.threads && state.threads > self.threads + state.stuck() {
+                state.threads -= 1;
+                state.free.push(number);
+                return;
+            }
+            state.idle += 1;
+            self.work.wait(&mut state);
+            state.idle -= 1;
+        }
+    }
+
+    /// Puts threads in the place of stuck ones while work waits.
+    fn watch(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        while !state.closed {
+            if state.ready.is_empty() || state.idle > 0 {
+                self.backlog.wait(&mut state);
+                continue;
+            }
+            let wanted = (self.threads + state.stuck()).min(most_threads(self.threads));
+            while state.threads < wanted {
+                if let Err(error) = self.start_one(&mut state) {
+                    tracing::error!(%error, threads = state.threads, "no thread can be started for work that waits");
+                    break;
+                }
+            }
+            self.backlog.wait_for(&mut state, LOOK);
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Attributes as the kernel wants them, and log lines that a guest can cause, at a bounded rate.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
+use parking_lot::Mutex;
 
-use super::{Node, Ownership};
+use super::{Node, Ownership, Waiters};
 use crate::format::record::{BaseRecord, Validator};
 use crate::io::sys;
 use crate::store::Attributes;
@@ -68,24 +69,55 @@ pub fn base(node: Node, record: &BaseRecord, owner: &Ownership) -> FileAttr {
     out
 }
 
-/// At most one line in 100 ms.
-fn may_log() -> bool {
-    static LAST: AtomicI64 = AtomicI64::new(0);
+/// One line in 100 ms for each disk or base, so that one that fails all the time hides no other.
+const INTERVAL_NS: i64 = 100_000_000;
+/// Disks and bases that are kept apart.
+const APART: usize = 1024;
+
+fn may_log(ino: u64) -> bool {
+    static LAST: Mutex<BTreeMap<u64, i64>> = Mutex::new(BTreeMap::new());
     let now = sys::now_ns();
-    let last = LAST.load(Ordering::Relaxed);
-    now - last > 100_000_000 && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    let mut last = LAST.lock();
+    if last.get(&ino).is_some_and(|last| now - last <= INTERVAL_NS) {
+        return false;
+    }
+    if last.len() >= APART {
+        last.retain(|_, last| now - *last <= INTERVAL_NS);
+    }
+    // So many that fail at a time share what is left.
+    last.len() < APART && last.insert(ino, now).is_none_or(|last| now - last > INTERVAL_NS)
 }
 
-/// Logs why a request ended in an I/O error.
-pub fn log_error(error: &dyn Display) {
-    if may_log() {
+/// Logs why a request on the disk or base with that inode number ended in an I/O error.
+pub fn log_error(ino: u64, error: &dyn Display) {
+    if may_log(ino) {
         tracing::error!(%error, "a request failed");
     }
 }
 
 /// Logs why a request on a disk ended in an I/O error.
-pub fn log_disk_error(disk: &str, operation: &str, error: &dyn Display) {
-    if may_log() {
+pub fn log_disk_error(ino: u64, disk: &str, operation: &str, error: &dyn Display) {
+    if may_log(ino) {
         tracing::error!(disk, operation, %error, "a request failed");
+    }
+}
+
+/// Logs that a request was refused because too many wait.
+pub fn log_refused(ino: u64, waiters: Waiters) {
+    if may_log(ino) {
+        let (kind, number) = match Node::of(ino) {
+            Some(Node::Disk(id)) => ("disk", id),
+            Some(Node::Base(id)) => ("base", id),
+            _ => ("inode", ino),
+        };
+        let Waiters { requests, bytes, refused, .. } = waiters;
+        tracing::error!(
+            kind,
+            number,
+            waiting = requests,
+            bytes,
+            refused,
+            "a request ends with EIO: too many of its disk wait for the base; see the base's state in `plyfs status`"
+        );
     }
 }

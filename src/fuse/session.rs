@@ -7,11 +7,20 @@ use fuser::{Config, Session, SessionACL};
 
 use super::PlyFs;
 use super::kernel::{KernelNotifier, synthetic_init};
-use crate::io::sys;
+use crate::io::{interrupts, sys};
 
 /// A session that is ready to run.
 pub struct Serving {
     session: Session<PlyFs>,
+}
+
+/// Interrupts are heard as long as this is there.
+struct Hearing;
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        interrupts::hear_no_more();
+    }
 }
 
 impl Serving {
@@ -25,11 +34,18 @@ impl Serving {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
+        let frontend = fs.clone();
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request means nothing.
         let mut answer = [0; 256];
         sys::read(ours.as_fd(), &mut answer)?;
         sys::replace_fd(fuse.as_fd(), session.as_fd().as_raw_fd())?;
+        if !interrupts::are_seen() {
+            tracing::warn!(
+                "the program was linked without build.rs: a killed process waits for its base's server"
+            );
+        }
+        interrupts::hear(session.as_fd(), move |unique| frontend.interrupt(unique));
         Ok(Self { session })
     }
 
@@ -41,6 +57,7 @@ impl Serving {
         if let Err(error) = notifier.resend() {
             tracing::warn!(%error, "the kernel cannot send requests again");
         }
+        let _hearing = Hearing;
         self.session.run()
     }
 }

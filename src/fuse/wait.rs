@@ -1,13 +1,27 @@
-//! Requests that need bytes which have to be fetched first.
+//! Requests that need bytes of a base: from a server, or from a file of this host that may hang as a server does.
 //!
-//! No thread waits for them. The work of a request fails with [`Stop::Wait`], having changed nothing, and is run again on
-//! the pool when they are here. What must hold: the arrivals of all earlier tries are held until the request is
-//! answered, so that what they brought is found, and a request comes to an end although no cache may keep anything.
+//! No thread that others need waits for them. The work of a request stops with [`Stop::Wait`], having changed nothing,
+//! and is run again when the bytes are here. What must hold:
+//! - The arrivals of all earlier tries are held until the request is answered, so that what they brought is found, and a
+//!   request comes to an end although no cache may keep anything.
+//! - The file of a base is read in that base's lane only ([`Lane::Base`]). A change reads what it needs first, and then
+//!   changes the disk without files: so no change that is under way waits for a base.
+//! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
+//!   ended by a signal. So can one that reads. A change that is under way can not.
+
+use std::sync::Arc;
 
 use fuser::Errno;
+use parking_lot::Mutex;
 
-use super::{Node, PlyFs, guarded};
-use crate::base::Arrival;
+use super::pool::Lane;
+use super::waiting::{Cancel, Ticket};
+use super::{PlyFs, guarded, reply};
+use crate::base::{Arrival, Wanted, without_files};
+
+/// So often a change reads what it needs of a base and finds it gone from the cache; then it waits with the change
+/// under way.
+const ROUNDS: u32 = 4;
 
 /// Why the work of a request stopped.
 pub(super) enum Stop {
@@ -43,75 +57,239 @@ pub(super) enum Kind {
 type Work<T> = Box<dyn Fn(&PlyFs) -> Result<T, Stop> + Send>;
 type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
-/// A request that may have to be run more than once.
-pub(super) struct Attempt<T> {
-    kind: Kind,
-    work: Work<T>,
-    answer: Answer<T>,
-    /// What earlier tries waited for.
-    held: Vec<Arrival>,
+/// Of whom a request is, and where it runs.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    /// Its number, which an interrupt names.
+    pub unique: u64,
+    /// The inode number of its disk or base, which it counts for.
+    pub ino: u64,
+    /// The base whose files it may need.
+    pub base: Option<u64>,
+    /// Where it runs as long as it waits for the store only.
+    pub lane: Lane,
+    /// Bytes that it holds while it waits.
+    pub bytes: usize,
 }
 
-impl<T: 'static> Attempt<T> {
+/// A request that may have to be run more than once.
+pub(super) struct Attempt<T> {
+    origin: Origin,
+    kind: Kind,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    tries: Option<Tries<T>>,
+    answer: Option<Answer<T>>,
+    ticket: Option<Ticket>,
+    /// A change is under way.
+    pinned: bool,
+}
+
+struct Tries<T> {
+    work: Work<T>,
+    /// Reads what a change needs of the base.
+    prepare: Option<Work<()>>,
+    /// What earlier tries waited for.
+    held: Vec<Arrival>,
+    /// How many times it went to the base's lane.
+    rounds: u32,
+}
+
+/// Whether a try may wait for files of a base.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    Barred,
+    Allowed,
+}
+
+impl<T: 'static> Cancel for Attempt<T> {
+    fn cancel(&self, errno: Errno) -> bool {
+        let mut state = self.state.lock();
+        if state.pinned {
+            return false;
+        }
+        let (tries, answer, ticket) = (state.tries.take(), state.answer.take(), state.ticket.take());
+        drop(state);
+        drop((tries, ticket));
+        let is_ended = answer.is_some();
+        if let Some(answer) = answer {
+            answer(Err(errno));
+        }
+        is_ended
+    }
+}
+
+impl<T: Send + 'static> Attempt<T> {
     pub fn new(
+        origin: Origin,
         kind: Kind,
         work: impl Fn(&PlyFs) -> Result<T, Stop> + Send + 'static,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) -> Self {
-        Self { kind, work: Box::new(work), answer: Box::new(answer), held: Vec::new() }
+        let tries = Tries { work: Box::new(work), prepare: None, held: Vec::new(), rounds: 0 };
+        let state = State { tries: Some(tries), answer: Some(Box::new(answer)), ticket: None, pinned: false };
+        Self { origin, kind, state: Mutex::new(state) }
+    }
+
+    /// A change that needs bytes of the base: `prepare` reads them, and changes nothing.
+    #[must_use]
+    pub fn prepared_by(mut self, prepare: impl Fn(&PlyFs) -> Result<(), Stop> + Send + 'static) -> Self {
+        if let Some(tries) = &mut self.state.get_mut().tries {
+            tries.prepare = Some(Box::new(prepare));
+        }
+        self
+    }
+
+    /// The answer, once.
+    fn answer(&self, done: Result<T, Errno>) {
+        let (answer, ticket) = {
+            let mut state = self.state.lock();
+            state.pinned = false;
+            (state.answer.take(), state.ticket.take())
+        };
+        // First: the answer may go on with the same request, which then waits under the same number.
+        drop(ticket);
+        if let Some(answer) = answer {
+            answer(done);
+        }
+    }
+
+    /// Counts it among those that wait; false when too many do, and then it is answered.
+    fn wait(self: &Arc<Self>, fs: &PlyFs, tries: Option<Tries<T>>) -> bool {
+        let has_place = {
+            let mut state = self.state.lock();
+            state.pinned = false;
+            if state.answer.is_none() {
+                // It was ended.
+                return false;
+            }
+            if tries.is_some() {
+                state.tries = tries;
+            }
+            state.ticket.is_some()
+        };
+        let Origin { unique, ino, bytes, .. } = self.origin;
+        let waiting = &fs.shared.waiting;
+        if has_place {
+            waiting.waits_again(unique);
+            return true;
+        }
+        let this: Arc<dyn Cancel> = self.clone();
+        match waiting.admit(ino, bytes, unique, Arc::downgrade(&this)) {
+            Some(ticket) => {
+                let mut state = self.state.lock();
+                let is_wanted = state.answer.is_some();
+                let unused = if is_wanted { state.ticket.replace(ticket) } else { Some(ticket) };
+                drop(state);
+                drop(unused);
+                is_wanted
+            }
+            None => {
+                reply::log_refused(ino, waiting.counts());
+                drop(self.state.lock().tries.take());
+                // Not EAGAIN: io_uring submits a request that ends with it again at once, without end.
+                self.answer(Err(Errno::EIO));
+                false
+            }
+        }
+    }
+
+    /// The lane for work that waits for the store only.
+    pub fn lane(&self) -> Lane {
+        self.origin.lane
+    }
+
+    /// Runs it in the base's lane, where it may wait for files.
+    pub fn spawn_in_base(self: Arc<Self>, fs: &PlyFs) {
+        let lane = self.origin.base.map_or(self.origin.lane, Lane::Base);
+        self.spawn_in(fs, lane);
+    }
+
+    /// Runs it when `arrival` has happened, for which an earlier try stopped.
+    pub fn wait_for(self: Arc<Self>, fs: &PlyFs, arrival: Arrival) {
+        if let Some(tries) = self.state.lock().tries.take() {
+            self.clone().run_when(fs, tries, arrival, Files::Barred);
+        }
+    }
+
+    /// Runs it in its lane, or in that of the base when it needs files.
+    pub fn spawn(self: Arc<Self>, fs: &PlyFs, files: Files) {
+        let (pool, fs) = (&fs.shared.pool, fs.clone());
+        let lane = match (files, self.origin.base) {
+            (Files::Allowed, Some(base)) => Lane::Base(base),
+            _ => self.origin.lane,
+        };
+        pool.spawn(lane, move || self.run(&fs, files));
+    }
+
+    /// As [`spawn`](Self::spawn), in a lane where it may wait for files for as long as they take.
+    pub fn spawn_in(self: Arc<Self>, fs: &PlyFs, lane: Lane) {
+        if self.wait(fs, None) {
+            let (pool, fs) = (&fs.shared.pool, fs.clone());
+            pool.spawn(lane, move || self.run(&fs, Files::Allowed));
+        }
     }
 
     /// One try, and what follows from it.
-    pub fn run(self, fs: &PlyFs) {
-        let stopped = (self.kind == Kind::Changes).then(|| fs.shared.quiesce.read());
-        if stopped.as_ref().is_some_and(|stopped| **stopped) {
-            return (self.answer)(Err(Errno::EIO));
+    pub fn run(self: Arc<Self>, fs: &PlyFs, files: Files) {
+        // It may have been ended by a signal.
+        let Some(mut tries) = self.state.lock().tries.take() else { return };
+        let mut files = files;
+        if let (Files::Allowed, Some(prepare)) = (files, &tries.prepare)
+            && tries.rounds <= ROUNDS
+        {
+            match guarded(|| prepare(fs)) {
+                Err(Stop::Wait(arrival)) => return self.run_when(fs, tries, arrival, Files::Allowed),
+                Err(Stop::Errno(errno)) => return self.answer(Err(errno)),
+                // What is in memory now is found without files.
+                Ok(()) => files = Files::Barred,
+            }
         }
-        match guarded(|| (self.work)(fs)) {
-            Ok(done) => (self.answer)(Ok(done)),
-            Err(Stop::Errno(errno)) => (self.answer)(Err(errno)),
+        let gate = match self.kind {
+            Kind::Reads => None,
+            Kind::Changes => {
+                let mut state = self.state.lock();
+                if state.answer.is_none() {
+                    return;
+                }
+                state.pinned = true;
+                drop(state);
+                let Some(inside) = fs.shared.gate.enter() else { return self.answer(Err(Errno::EIO)) };
+                Some(inside)
+            }
+        };
+        let work = || guarded(|| (tries.work)(fs));
+        let (done, wanted) = match files {
+            Files::Barred => without_files(work),
+            Files::Allowed => (work(), Wanted::Nothing),
+        };
+        // An end of the daemon does not wait for what comes; the request is sent again to the next worker.
+        drop(gate);
+        match done {
+            Ok(done) => self.answer(Ok(done)),
+            Err(Stop::Errno(errno)) => self.answer(Err(errno)),
             Err(Stop::Wait(arrival)) => {
-                // Who stops the daemon does not wait for this request; it is sent again to whoever comes next.
-                drop(stopped);
-                self.wait(fs, &arrival);
+                if wanted == Wanted::File && self.origin.base.is_some() {
+                    tries.held.push(arrival);
+                    tries.rounds += 1;
+                    if self.wait(fs, Some(tries)) {
+                        self.spawn(fs, Files::Allowed);
+                    }
+                } else {
+                    self.run_when(fs, tries, arrival, Files::Barred);
+                }
             }
         }
     }
 
-    /// Runs it when `arrival` has happened.
-    pub fn wait(mut self, fs: &PlyFs, arrival: &Arrival) {
-        self.held.push(arrival.clone());
-        fs.when(arrival, move |fs| self.run(fs));
-    }
-}
-
-impl PlyFs {
-    /// Whether reading of it is reading a file of this host: nothing that may take long is done for it on a FUSE thread.
-    pub(super) fn is_plain(&self, node: Node) -> bool {
-        match node {
-            Node::Disk(id) => {
-                self.store().disk_by_id(id).is_some_and(|n| n.peek().is_some_and(|disk| disk.is_plain()))
-            }
-            Node::Base(id) => {
-                self.store().base_by_id(id).is_some_and(|n| n.attached().is_some_and(|base| base.is_plain()))
-            }
-            _ => true,
+    /// Runs it again when `arrival` has happened.
+    fn run_when(self: Arc<Self>, fs: &PlyFs, mut tries: Tries<T>, arrival: Arrival, files: Files) {
+        tries.held.push(arrival.clone());
+        if self.wait(fs, Some(tries)) {
+            let fs = fs.clone();
+            arrival.then(move || self.spawn(&fs, files));
         }
-    }
-
-    /// Runs what may wait or, when it is not `plain`, may take long or have to be run again.
-    pub(super) fn attempt<T: Send + 'static>(&self, plain: bool, attempt: Attempt<T>) {
-        let fs = self.clone();
-        let job = move || attempt.run(&fs);
-        if plain { self.shared.pool.run(job) } else { self.shared.pool.spawn(job) }
-    }
-
-    /// Runs `job` on the pool when `arrival` has happened.
-    pub(super) fn when(&self, arrival: &Arrival, job: impl FnOnce(&PlyFs) + Send + 'static) {
-        let fs = self.clone();
-        arrival.then(move || {
-            let shared = fs.shared.clone();
-            shared.pool.spawn(move || job(&fs));
-        });
     }
 }

@@ -100,6 +100,9 @@ impl MediumFile for HostFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        sys::next_data(self.0.as_fd(), offset)
+    }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }

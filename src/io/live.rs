@@ -99,6 +99,9 @@ unsafe impl Send for LiveFile {}
 unsafe impl Sync for LiveFile {}
 
 impl LiveFile {
+    /// No page has this number or a higher one.
+    pub const PAGES: u64 = SUMMARY_WORDS as u64 * 64;
+
     /// Maps a file; a new one may be empty.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 
 pub mod confine;
 mod host;
+#[cfg(feature = "daemon")]
+pub mod interrupts;
 mod live;
 mod live_arena;
 mod live_store;
@@ -112,6 +114,10 @@ pub trait MediumFile: Send + Sync {
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+    /// The first byte at or after `offset` that may be something else than a hole; none up to the end.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.len()?).then_some(offset))
     }
     /// Cuts or extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;

@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::Space;
 
@@ -432,6 +433,30 @@ pub fn poll(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Result<Vec<bool>> {
     }
 }
 
+/// Connects to a socket in the filesystem; waits for room in its queue for `limit` at most, then `WouldBlock`.
+pub fn connect_within(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: a plain struct of numbers.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: numbers only; the descriptor is new.
+    let socket = unsafe {
+        let fd = check(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0).into())?;
+        UnixStream::from_raw_fd(fd as RawFd)
+    };
+    socket.set_write_timeout(limit)?;
+    let length = std::mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: an address with its length.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }.into())?;
+    Ok(socket)
+}
+
 /// read(2).
 pub fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     loop {
@@ -514,6 +539,16 @@ pub fn raise_descriptor_limit() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
         }
+    }
+}
+
+/// The first byte of a file at or after `offset` that is not in a hole; none up to the end.
+pub fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the descriptor is open, no memory is involved.
+    match check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_DATA) }) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -83,6 +83,13 @@ impl Arrival {
     }
 }
 
+impl Arrived {
+    /// Whether an [`Arrival`] of it is held. One that is not has no waiter.
+    pub fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
 impl Drop for Arrived {
     fn drop(&mut self) {
         let waiting = self.0.waiting.lock().take();

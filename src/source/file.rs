@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::aligned::{ALIGN, AlignedBuf};
 use super::open::{OpenHere, OpenImage, Opened, pread, usable};
+use super::patience::may_wait_for;
 use super::{Identity, Source, SourceError, SourceErrorKind};
 
 /// The most that one unaligned step reads.
@@ -128,6 +129,7 @@ impl FileSource {
 impl Source for FileSource {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         self.refuse_changed()?;
+        may_wait_for(&self.path)?;
         let left = self.identity.size.saturating_sub(offset);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let mut done = 0;
@@ -163,6 +165,7 @@ impl Source for FileSource {
         if offset >= self.identity.size {
             return Ok(None);
         }
+        may_wait_for(&self.path)?;
         self.seek(offset, libc::SEEK_DATA)
     }
 
@@ -171,6 +174,7 @@ impl Source for FileSource {
         if offset >= self.identity.size {
             return Ok(self.identity.size);
         }
+        may_wait_for(&self.path)?;
         Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.identity.size))
     }
 

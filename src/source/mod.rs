@@ -15,6 +15,7 @@ pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
 mod open;
+mod patience;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,8 @@ pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
 pub use open::{OpenHere, OpenImage, Opened};
-pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall};
+pub use patience::{Wanted, without_files};
+pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind};
 
 /// Says whether an object is still the one that was registered.
 ///
@@ -147,6 +149,8 @@ pub enum SourceErrorKind {
     Unreachable,
     /// Its server answers in a way that cannot be trusted to be the bytes that were asked for.
     Protocol,
+    /// The operator gave it up: nothing is asked of its servers.
+    GivenUp,
     /// Anything else that the system reported.
     Io,
 }
@@ -271,6 +275,9 @@ impl fmt::Display for SourceError {
             }
             SourceErrorKind::Protocol => {
                 ("its server does not answer as it should", "check the server, or take another mirror")
+            }
+            SourceErrorKind::GivenUp => {
+                ("its operator gave it up", "undo it with: plyfs base fail NAME --undo, or plyfs base set")
             }
             SourceErrorKind::Io => {
                 if let Some(error) = &self.0.io {

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::SourceError;
 
@@ -38,6 +38,17 @@ pub struct Stall {
     pub since: SystemTime,
     /// What failed, without anything secret.
     pub why: String,
+    /// In which way.
+    pub kind: StallKind,
+}
+
+/// What reads wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StallKind {
+    /// An answer that gives the bytes.
+    Waiting,
+    /// The object of the base: another one answers in its place.
+    Changed,
 }
 
 /// Somewhere to run what waits for a network.
@@ -58,15 +69,17 @@ pub trait RemoteSource: Send + Sync {
 
     /// Gets the bytes of `range`, which is not empty and lies inside the object. `deliver` is called with them in
     /// order, in pieces of any size, as they come; it does not wait. A transfer that breaks is taken up where it broke.
-    /// A server that is down is asked again until the deadline of the base, or for as long as it takes when there is
-    /// none; for any purpose but [`Purpose::Demand`] a few times only.
+    /// A server that is down, refuses, or has another object is asked again until the deadline of the base, or for as
+    /// long as it takes when there is none; for any purpose but [`Purpose::Demand`] a few times only. The deadline
+    /// counts from `since`, when the first reader began to wait for these bytes.
     ///
     /// The future ends when all bytes were delivered. Dropped, the request is given up.
     ///
     /// # Errors
-    /// `Changed`, `Denied`, `Protocol` when asking again cannot help; `Unreachable` after the deadline. What was
-    /// delivered before is right all the same, except with `Changed`.
-    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, deliver: Deliver) -> Fetch;
+    /// After the deadline `Unreachable`, `Denied`, `Protocol` or `Changed`, by the last failure; `GivenUp` when the
+    /// operator said so. What was delivered before is right all the same.
+    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, since: Instant, deliver: Deliver)
+    -> Fetch;
 
     /// Whether reads wait for the server now.
     fn stall(&self) -> Option<Stall>;

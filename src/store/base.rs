@@ -6,10 +6,13 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use super::StoreError;
+use super::records::RECORD_LIMIT;
 use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Validator};
+use crate::format::record::{
+    BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved, Validator,
+};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
@@ -89,6 +92,8 @@ struct Attached {
 pub struct BaseNode {
     record: BaseRecord,
     options: RwLock<BaseOptions>,
+    /// Taken inside `options`.
+    moved: RwLock<Vec<Moved>>,
     medium: Arc<dyn Medium>,
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
@@ -107,10 +112,11 @@ impl BaseNode {
         cache: Arc<BlockCache>,
         sources: Arc<dyn Sources>,
     ) -> Self {
-        let options = RwLock::new(record.options);
+        let (options, moved) = (RwLock::new(record.options), RwLock::new(record.moved.clone()));
         Self {
             record,
             options,
+            moved,
             medium,
             cache,
             sources,
@@ -145,12 +151,52 @@ impl BaseNode {
         let mut new = *options;
         change(&mut new);
         if new != *options {
-            let record = BaseRecord { options: new, ..self.record.clone() };
-            replace(&*self.medium, "bases", &format!("{}.base", record.id), &record.encode())
-                .map_err(StoreError::io(self.object(), "writing its record"))?;
+            self.write(new, &self.moved.read())?;
             *options = new;
         }
         Ok(new)
+    }
+
+    /// Its record with what may have changed since it was registered.
+    pub fn current(&self) -> BaseRecord {
+        let options = self.options.read();
+        BaseRecord { options: *options, moved: self.moved.read().clone(), ..self.record.clone() }
+    }
+
+    /// Notes durably where one of its files (0 is the image) is from now on, and that it is not given up any more.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such file or the record gets too long; what the storage says. Nothing has changed
+    /// then.
+    pub fn set_urls(&self, file: u8, urls: Vec<String>) -> Result<(), StoreError> {
+        let invalid = |why: &str| Err(StoreError::invalid(self.object(), why));
+        if usize::from(file) > self.record.backing.len() {
+            return invalid("it has no such file");
+        }
+        if !(1..=1 + ImageFile::MAX_FILES).contains(&urls.len()) {
+            return invalid("a file has 1 URL and at most 16 mirrors");
+        }
+        let mut options = self.options.write();
+        let mut moved = self.moved.write();
+        let mut new = moved.clone();
+        new.retain(|moved| moved.file != file);
+        new.push(Moved { file, urls });
+        new.sort_by_key(|moved| moved.file);
+        let served = BaseOptions { given_up: false, ..*options };
+        self.write(served, &new)?;
+        (*options, *moved) = (served, new);
+        Ok(())
+    }
+
+    fn write(&self, options: BaseOptions, moved: &[Moved]) -> Result<(), StoreError> {
+        let record = BaseRecord { options, moved: moved.to_vec(), ..self.record.clone() };
+        let bytes = record.encode();
+        if bytes.len() as u64 > RECORD_LIMIT {
+            let why = "its paths and URLs are too long in all; leave some away";
+            return Err(StoreError::invalid(self.object(), why));
+        }
+        replace(&*self.medium, "bases", &format!("{}.base", record.id), &bytes)
+            .map_err(StoreError::io(self.object(), "writing its record"))
     }
 
     fn object(&self) -> String {
@@ -240,7 +286,7 @@ impl BaseNode {
     }
 
     fn open_layers(&self) -> Result<Arc<Base>, StoreError> {
-        let record = BaseRecord { options: self.options(), ..self.record.clone() };
+        let record = self.current();
         if record.options.refused {
             return Err(StoreError::BaseChanged {
                 object: self.object(),

@@ -287,7 +287,7 @@ impl Store {
         Ok(loser)
     }
 
-    /// Removes what an unlinked disk has in the store. Nobody has it open any more.
+    /// Removes what an unlinked disk has in the store. No process has it open any more.
     ///
     /// # Errors
     /// What the storage says; the next start of the daemon tries again.

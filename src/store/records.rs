@@ -157,7 +157,7 @@ pub(super) fn read_records<T>(
 
 /// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
 /// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a record that is `kept`,
-/// damaged or unread, stays; it may be the last copy. A failure keeps a file that is in nobody's way.
+/// damaged or unread, stays; it may be the last copy. A failure keeps a file that does no harm.
 pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
     for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
         for name in medium.list(dir).unwrap_or_default() {

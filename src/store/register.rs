@@ -110,6 +110,7 @@ impl Store {
             backing,
             created_ns: sys::now_ns(),
             options: new.options,
+            moved: Vec::new(),
         };
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {

@@ -71,7 +71,7 @@ fn a_digest_that_nobody_compared_gives_no_base_the_bytes_of_another() {
     house.ok(&["base", "evict", "good"]);
     let said = house.fails(&["base", "hydrate", "evil"]);
     assert!(said.contains("digest"), "{said}");
-    assert_eq!(house.json(&["base", "show", "evil"])["state"], "failed");
+    assert_eq!(house.json(&["base", "show", "evil"])["state"], "refused");
     same(&whole(&house, "good", len), &vec![b'B'; len], "good at the end");
 }
 

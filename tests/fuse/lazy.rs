@@ -179,9 +179,9 @@ fn a_deadline_ends_a_read_and_the_next_one_works() {
 }
 
 #[test]
-fn an_image_that_changes_is_an_error_and_never_a_mixture() {
+fn an_image_that_changes_is_an_error_at_the_deadline_and_never_a_mixture() {
     let (house, server, bytes) = served(4 * MIB);
-    add(&house, "b", &server.url("/b"), &[]);
+    add(&house, "b", &server.url("/b"), &["--deadline", "1s"]);
     let file = open(&house.disk("b"));
     same(&read_at(&file, 0, 100_000), &bytes[..100_000], "of the first version");
     settled(&house, "b", 100_000);
@@ -356,7 +356,7 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
     assert_eq!((shown["digest_verified"].as_bool(), shown["cached_bytes"].as_u64()), (Some(false), Some(0)));
     // Nobody gets a byte of it, who had it open or not, now and later.
     for _ in 0..2 {
-        assert_eq!(house.json(&["base", "show", "wrong"])["state"], "failed");
+        assert_eq!(house.json(&["base", "show", "wrong"])["state"], "refused");
         let read = fs::File::open(house.disk("wrong")).and_then(|file| file.read_exact_at(&mut [0; 10], 0));
         assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
         house.restart();
@@ -383,7 +383,7 @@ fn nothing_secret_is_shown_anywhere() {
     let url = server.url("/b?signature=hushhush").replace("http://", "http://somebody:openSesame@");
     let file = house.path("url");
     fs::write(&file, format!("{url}\n")).unwrap();
-    house.ok(&["base", "add", "b", "--source-file", file.to_str().unwrap()]);
+    house.ok(&["base", "add", "b", "--source-file", file.to_str().unwrap(), "--deadline", "1s"]);
     house.ok(&["disk", "create", "b", "--base", "b"]);
     same(&whole(&house, "b", MIB), &bytes, "with a password");
     let asked = server.requests();

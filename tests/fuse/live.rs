@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::{House, PUNCH, Random, ZERO, fallocate, open, read_at, same, until};
 
@@ -276,4 +277,50 @@ fn a_guest_that_fills_the_memory_for_maps_is_refused_alone() {
     drop((greedy, quiet));
     house.stop();
     assert!(Path::new(&house.store()).exists());
+}
+
+/// Anonymous memory of a process in bytes.
+fn anonymous_memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// A map of 66 MiB: what a flush needs does not grow with it.
+#[test]
+fn a_flush_of_a_disk_with_a_large_map_takes_little_memory() {
+    let mut house = House::on_disk();
+    fs::write(house.path("b.img"), b"x").unwrap();
+    File::options().write(true).open(house.path("b.img")).unwrap().set_len(1 << 40).unwrap();
+    house.ok(&["base", "add", "b", house.path("b.img").to_str().unwrap()]);
+    let disk = house.create("d", true, 1 << 40);
+    let file = open(&disk);
+    fallocate(&file, ZERO, 0, 1 << 40).unwrap();
+    let worker = house.worker();
+    let before = anonymous_memory(worker);
+    let (done, highest) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                highest.fetch_max(anonymous_memory(worker), Ordering::Relaxed);
+            }
+        });
+        for round in 0..3 {
+            // The whole map for the first time, appended, and appended again.
+            file.write_all_at(&[1; 4096], round * 4096).unwrap();
+            file.sync_all().unwrap();
+            fallocate(&file, ZERO, 0, 1 << 40).unwrap();
+        }
+        file.sync_all().unwrap();
+        done.store(true, Ordering::Relaxed);
+    });
+    let grown = highest.load(Ordering::Relaxed).saturating_sub(before);
+    assert!(grown < 48 << 20, "the worker grew by {} MiB", grown >> 20);
+    assert!(house.json(&["disk", "show", "d"])["map_bytes"].as_u64().unwrap() > 60 * MIB);
+    drop(file);
+    house.kill_everything();
+    house.start();
+    same(&read_at(&open(&disk), 0, 4096), &[0; 4096], "after a kill");
+    house.restart();
+    same(&read_at(&open(&disk), (1 << 40) - 4096, 4096), &[0; 4096], "after a stop");
 }

@@ -1,6 +1,7 @@
 //! The filesystem through a real mount: one daemon per test, as root, with the tools that users point at it.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
+mod aio;
 mod crashes;
 mod death;
 mod devices;
@@ -9,7 +10,9 @@ mod events;
 mod failing;
 mod file;
 mod full;
+mod hanging;
 mod harness;
+mod isolation;
 mod kept;
 mod lazy;
 mod live;
@@ -20,7 +23,9 @@ mod refusals;
 mod replays;
 #[path = "../http/server.rs"]
 mod server;
+mod servers;
 mod stopping;
+mod supervision;
 mod tools;
 mod traces;
 mod upgrade;

@@ -1,10 +1,10 @@
 //! What a server may answer, and what becomes of it.
 
-use plyfs::source::Purpose;
 use plyfs::source::SourceErrorKind::{Protocol, Unreachable};
 use plyfs::source::http::RemoteOptions;
+use plyfs::source::{Purpose, RemoteSource};
 
-use crate::harness::{Client, MIB, fails};
+use crate::harness::{Client, MIB, briefly, fails, until};
 use crate::server::{Object, Reply, Server};
 
 #[test]
@@ -72,14 +72,21 @@ fn error_pages_and_empty_bodies_are_no_data() {
     ] {
         let server = Server::start(object.clone());
         let client = Client::new();
-        let source = client.open(&server.url("/a"), &object);
+        let source = client.open_briefly(&server.url("/a"), &object);
         let told = reply.clone();
         server.on(move |_| told.clone());
         let reading = client.start(&source, 0..10_000, Purpose::Demand);
         let bytes = reading.bytes.clone();
         fails(client.wait(reading.done), Protocol, &[what, "127.0.0.1", "check the server"]);
         assert!(bytes.lock().unwrap().is_empty(), "{reply:?} became data");
+        // Without a deadline the read goes on when the answer is right.
+        let source = client.open(&server.url("/a"), &object);
+        let reading = client.start(&source, 0..10_000, Purpose::Demand);
+        until("the read waits", || source.stall().is_some_and(|stall| stall.why.contains(what)));
+        assert!(reading.bytes.lock().unwrap().is_empty(), "{reply:?} became data");
         server.on(|_| Reply::Object);
+        assert!(client.wait(reading.done).unwrap() == object.bytes[..10_000], "after {reply:?}");
+        assert_eq!(source.stall(), None);
         assert!(client.read(&source, 0..size as u64).unwrap() == *object.bytes, "after {reply:?}");
     }
 }
@@ -124,6 +131,7 @@ fn a_whole_file_is_cut_to_the_range_or_refused() {
     }
     assert!(server.body_bytes() < 60 * MIB as u64, "the rest is not fetched: {}", server.body_bytes());
     let far = 5 * MIB as u64..5 * MIB as u64 + 10;
+    let source = client.open_briefly(&server.url("/a"), &object);
     fails(client.read(&source, far), Protocol, &["whole file (status 200)"]);
     fails(client.probe(&server.url("/a")), Protocol, &["whole file (status 200)"]);
     // Of another version, the length of which is the same.
@@ -174,9 +182,11 @@ fn compressed_ranges_are_refused_and_not_asked_for() {
     client.read(&source, 0..10).unwrap();
     assert_eq!(server.requests()[0].header("accept-encoding"), Some("identity"));
     server.on(|_| Reply::With(vec![("Content-Encoding", Some("gzip".into()))]));
+    let source = client.open_briefly(&server.url("/a"), &object);
     fails(client.read(&source, 0..10), Protocol, &["gzip", "Content-Encoding"]);
     fails(client.probe(&server.url("/a")), Protocol, &["gzip", "Content-Encoding"]);
     server.on(|_| Reply::With(vec![("Content-Encoding", Some("identity".into()))]));
+    let source = client.open(&server.url("/a"), &object);
     assert!(client.read(&source, 3..100).unwrap() == object.bytes[3..100]);
 }
 
@@ -195,9 +205,11 @@ fn out_of_range_is_asked_again_past_the_caches() {
     assert_eq!(server.requests().len(), 2);
     assert!(client.probe(&server.url("/a")).unwrap().head == object.bytes[..64 << 10]);
     server.on(|_| Reply::status(416));
+    let source = client.open_briefly(&server.url("/a"), &object);
     fails(client.read(&source, 100..200), Protocol, &["bytes 100 to 199 are outside (416)"]);
     // What it has is shorter: another object.
     server.on(|_| Reply::Status(416, vec![("Content-Range".into(), "bytes */50".into())], Vec::new()));
+    let source = client.open_briefly(&server.url("/a"), &object);
     fails(
         client.read(&source, 100..200),
         plyfs::source::SourceErrorKind::Changed,
@@ -235,25 +247,26 @@ fn glance() {
     fails(client.probe_all(&[&url], Strictness::Weak), Protocol, &["neither ETag nor Last-Modified"]);
     let identity = client.probe_all(&[&url], Strictness::SizeOnly).unwrap().identity;
     assert_eq!((identity.size, identity.etag, identity.last_modified), (MIB as u64, None, None));
-    let options = RemoteOptions { strictness: Strictness::SizeOnly, ..RemoteOptions::default() };
-    let source = client.open_with(&[&url], &object, options.clone());
+    let options = RemoteOptions { strictness: Strictness::SizeOnly, ..briefly() };
+    let open = || client.open_with(&[&url], &object, options.clone());
+    let source = open();
     assert!(client.read(&source, 7..100_000).unwrap() == object.bytes[7..100_000]);
     let text = b"{\"message\": \"Getting images randomly from this store is not supported.\"}".to_vec();
     server.on(move |_| Reply::Status(400, Vec::new(), text.clone()));
-    fails(client.read(&source, 0..10), Protocol, &["Glance whose store has no random access"]);
+    fails(client.read(&open(), 0..10), Protocol, &["Glance whose store has no random access"]);
     fails(client.probe(&url), Protocol, &["Glance whose store has no random access"]);
     server.on(|_| Reply::status(204));
-    fails(client.read(&source, 0..10), Protocol, &["204"]);
+    fails(client.read(&open(), 0..10), Protocol, &["204"]);
     server.on(|_| Reply::status(404));
-    fails(client.read(&source, 0..10), Denied, &["404"]);
+    fails(client.read(&open(), 0..10), Denied, &["404"]);
     server.on(|_| Reply::status(403));
-    fails(client.read(&source, 0..10), Denied, &["403"]);
+    fails(client.read(&open(), 0..10), Denied, &["403"]);
     server.on(|_| Reply::Close);
     fails(client.probe_all(&[&url], Strictness::SizeOnly), Unreachable, &["check the server"]);
     server.on(|_| Reply::Object);
-    assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
+    assert!(client.read(&open(), 0..10).unwrap() == object.bytes[..10]);
     server.set_object(Object { etag: None, last_modified: None, ..Object::new(MIB - 1) });
-    fails(client.read(&source, 0..10), Changed, &["it has 1048575 bytes, not 1048576"]);
+    fails(client.read(&open(), 0..10), Changed, &["it has 1048575 bytes, not 1048576"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use plyfs::config::HttpConfig;
 use plyfs::source::http::{
-    Credentials, Http, HttpIdentity, Network, NoCredentials, Probed, Proxies, RemoteOptions, Strictness,
+    Credentials, Http, HttpIdentity, HttpSource, Network, NoCredentials, Probed, Proxies, RemoteOptions,
+    Strictness,
 };
 use plyfs::source::{Purpose, RemoteSource, SourceError, SourceErrorKind};
 
@@ -59,22 +60,27 @@ impl Client {
 
     /// The object behind a URL, as it is now.
     #[track_caller]
-    pub fn open(&self, url: &str, object: &Object) -> Arc<dyn RemoteSource> {
+    pub fn open(&self, url: &str, object: &Object) -> Arc<HttpSource> {
         self.open_with(&[url], object, RemoteOptions::default())
     }
 
-    pub fn open_with(&self, urls: &[&str], object: &Object, options: RemoteOptions) -> Arc<dyn RemoteSource> {
+    /// With a deadline that ends what would be waited for.
+    pub fn open_briefly(&self, url: &str, object: &Object) -> Arc<HttpSource> {
+        self.open_with(&[url], object, briefly())
+    }
+
+    pub fn open_with(&self, urls: &[&str], object: &Object, options: RemoteOptions) -> Arc<HttpSource> {
         let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
         self.http.open(&urls, identity(object), options)
     }
 
-    pub fn read(&self, source: &Arc<dyn RemoteSource>, range: Range<u64>) -> Result<Vec<u8>, SourceError> {
+    pub fn read(&self, source: &Arc<HttpSource>, range: Range<u64>) -> Result<Vec<u8>, SourceError> {
         self.read_for(source, range, Purpose::Demand)
     }
 
     pub fn read_for(
         &self,
-        source: &Arc<dyn RemoteSource>,
+        source: &Arc<HttpSource>,
         range: Range<u64>,
         purpose: Purpose,
     ) -> Result<Vec<u8>, SourceError> {
@@ -83,12 +89,13 @@ impl Client {
     }
 
     /// Starts a read, and goes on.
-    pub fn start(&self, source: &Arc<dyn RemoteSource>, range: Range<u64>, purpose: Purpose) -> Reading {
+    pub fn start(&self, source: &Arc<HttpSource>, range: Range<u64>, purpose: Purpose) -> Reading {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let into = bytes.clone();
         let fetch = source.clone().fetch(
             range,
             purpose,
+            Instant::now(),
             Box::new(move |piece| into.lock().unwrap().extend_from_slice(piece)),
         );
         let (send, done) = tokio::sync::oneshot::channel();
@@ -123,6 +130,11 @@ impl Future for Done {
     ) -> std::task::Poll<Self::Output> {
         std::pin::Pin::new(&mut self.0).poll(context).map(|done| done.expect("the read panicked"))
     }
+}
+
+/// A deadline that ends what would be waited for, after the first answers.
+pub fn briefly() -> RemoteOptions {
+    RemoteOptions { deadline: Some(Duration::from_millis(700)), ..RemoteOptions::default() }
 }
 
 pub fn identity(object: &Object) -> HttpIdentity {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use plyfs::source::Purpose;
 use plyfs::source::SourceErrorKind::{Denied, Protocol};
+use plyfs::source::http::{NoCredentials, Proxies};
+use plyfs::source::{Purpose, RemoteSource};
 
 use crate::harness::{Client, MIB, fails, quick, until};
 use crate::server::{Object, Reply, Server, Tls};
@@ -47,10 +48,11 @@ fn a_target_is_used_until_it_is_over() {
         );
         assert!(client.read(&source, 5..10).unwrap() == object.bytes[5..10], "{status}");
         assert_eq!((origin.requests().len(), target.requests().len()), (2, 12));
-        // And when the new one is refused as well, that is the end of it.
+        // When the new one is refused as well, the read waits.
         target.on(move |_| Reply::status(status));
-        fails(client.read(&source, 5..10), Denied, &[&status.to_string(), "credentials"]);
-        assert_eq!(origin.requests().len(), 3);
+        let waits = client.open_briefly(&origin.url("/image"), &object);
+        fails(client.read(&waits, 5..10), Denied, &[&status.to_string(), "credentials"]);
+        assert!(origin.requests().len() >= 3);
     }
 }
 
@@ -102,9 +104,12 @@ fn redirects_have_an_end() {
     let source = client.open(&server.url("/0"), &object);
     assert!(client.read(&source, 0..100).unwrap() == object.bytes[..100]);
     last.store(11, Ordering::SeqCst);
-    let source = client.open(&server.url("/0"), &object);
+    let source = client.open_briefly(&server.url("/0"), &object);
+    server.forget_requests();
     fails(client.read(&source, 0..100), Protocol, &["more than 10 times"]);
-    assert_eq!(server.requests().len(), 11 + 11);
+    server.forget_requests();
+    fails(client.probe(&server.url("/0")), Protocol, &["more than 10 times"]);
+    assert_eq!(server.requests().len(), 11);
     server.on(|_| Reply::redirect("/0"));
     fails(client.probe(&server.url("/0")), Protocol, &["more than 10 times"]);
 }
@@ -177,4 +182,96 @@ fn user_and_password_stay_with_their_server() {
     assert!(seen.load(Ordering::SeqCst));
     assert_eq!(target.requests()[0].header("authorization"), None);
     assert!(!source.shown().contains("Aladdin") && source.shown().contains("/image"), "{}", source.shown());
+}
+
+/// A server on the public network, as seen through a proxy, redirects to a service of this host: its answer would
+/// become the base. Asked for directly, because the proxy is not for these.
+#[test]
+fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
+    let object = Object::new(MIB);
+    let (proxy, inside) = (Server::start(object.clone()), Server::start(object.clone()));
+    let proxies = Proxies {
+        http: Some(proxy.url("")),
+        https: None,
+        none_for: Some("127.0.0.0/8,localhost,0.0.0.0/8,::1,169.254.0.0/16".into()),
+    };
+    let client_of = |allow: &[&str]| {
+        let allow = allow.iter().map(|entry| (*entry).to_owned()).collect();
+        let config = plyfs::config::HttpConfig { allow, ..quick() };
+        Client::made_of(&config, proxies.clone(), Arc::new(NoCredentials))
+    };
+    let client = client_of(&[]);
+    let port = inside.address().port();
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "LOCALHOST.",
+        "deep.localhost",
+        "0x7f.1",
+        "2130706433",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "169.254.169.254",
+        "10.1.2.3",
+        "172.31.0.1",
+        "192.168.0.1",
+        "100.64.0.1",
+        "[fd00::1]",
+        "[fe80::1]",
+        "[ff02::1]",
+    ] {
+        proxy.on(move |_| Reply::redirect(format!("http://{host}:{port}/internal?secret=1")));
+        let why = fails(client.probe("http://images.example/a"), Protocol, &["redirects to", "[http] allow"]);
+        assert!(!why.contains("secret"), "{why}");
+    }
+    assert_eq!(inside.requests().len(), 0, "nothing was asked of the service");
+    // A later read waits, in case the redirect is mended; and says why.
+    proxy.on(|_| Reply::Object);
+    let source = client.open("http://images.example/a", &object);
+    client.read(&source, 0..10).unwrap();
+    proxy.on(move |_| Reply::redirect(format!("http://127.0.0.1:{port}/internal")));
+    let reading = client.start(&source, 0..10, Purpose::Demand);
+    until("it waits", || source.stall().is_some_and(|stall| stall.why.contains("loopback")));
+    assert_eq!(inside.requests().len(), 0);
+    proxy.on(|_| Reply::Object);
+    client.wait(reading.done).unwrap();
+    // The operator may want it.
+    proxy.on(move |_| Reply::redirect(format!("http://127.0.0.1:{port}/a")));
+    for allow in ["127.0.0.1", "127.0.0.0/8"] {
+        client_of(&[allow]).probe("http://images.example/a").unwrap();
+    }
+    proxy.on(move |_| Reply::redirect(format!("http://localhost:{port}/a")));
+    for allow in ["localhost", ".localhost"] {
+        client_of(&[allow]).probe("http://images.example/a").unwrap();
+    }
+    fails(client_of(&["10.0.0.0/8"]).probe("http://images.example/a"), Protocol, &["[http] allow"]);
+}
+
+/// A server that sends to another dead host each time made hundreds of requests a second, and memory grow.
+#[test]
+fn redirects_to_ever_new_dead_hosts_count_against_their_url() {
+    let object = Object::new(MIB);
+    let origin = Server::start(object.clone());
+    origin.on(|request| {
+        let number = request.number % 60_000;
+        Reply::redirect(format!("http://127.1.{}.{}:1/a", number / 250, 1 + number % 250))
+    });
+    let client = Client::new();
+    let source = client.open(&origin.url("/a"), &object);
+    let begin = Instant::now();
+    let mut reads = vec![client.start(&source, 0..1, Purpose::Demand)];
+    origin.wait_for_requests(1);
+    reads.extend((1..20).map(|at| client.start(&source, at..at + 1, Purpose::Demand)));
+    // Those of the first moment; from then on one at a time, after pauses of 0.2, 0.4, 0.8 s and so on, less at most
+    // a half: 7 in the first 5 s.
+    until("five seconds pass", || begin.elapsed() >= Duration::from_secs(5));
+    assert!(origin.requests().len() <= 16 + 7, "{} requests", origin.requests().len());
+    assert!(source.stall().is_some());
+    origin.on(|_| Reply::Object);
+    for (at, reading) in reads.into_iter().enumerate() {
+        assert!(client.wait(reading.done).unwrap() == object.bytes[at..at + 1]);
+    }
 }

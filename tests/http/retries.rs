@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use plyfs::config::HttpConfig;
-use plyfs::source::Purpose;
 use plyfs::source::SourceErrorKind::{Denied, Unreachable};
 use plyfs::source::http::RemoteOptions;
+use plyfs::source::{Purpose, RemoteSource};
 
 use crate::harness::{Client, MIB, fails, quick, until};
 use crate::server::{Object, Reply, Server};
@@ -220,8 +220,9 @@ fn whoever_goes_away_takes_nobody_along() {
     assert!(first.bytes.lock().unwrap().is_empty());
 }
 
+/// A token that expired, an image that was deactivated, a path that is not there for four seconds: each of these heals.
 #[test]
-fn what_is_refused_is_an_error_now_and_not_for_ever() {
+fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -230,12 +231,21 @@ fn what_is_refused_is_an_error_now_and_not_for_ever() {
         [(401, "asks for credentials"), (403, "forbids"), (404, "nothing there"), (410, "any more")]
     {
         server.on(move |_| Reply::status(status));
-        let text = fails(client.read(&source, 0..10), Denied, &[why, &status.to_string(), "check the URL"]);
+        let brief = client.open_briefly(&server.url("/a?token=secret"), &object);
+        let text = fails(
+            client.read(&brief, 0..10),
+            Denied,
+            &["has not given it for 700ms", why, &status.to_string(), "check the URL"],
+        );
         assert!(!text.contains("secret"), "{text}");
+        // At once when a base is added.
         fails(client.probe(&server.url("/a")), Denied, &[why]);
+        let reading = client.start(&source, 0..10, Purpose::Demand);
+        until("the read waits", || source.stall().is_some_and(|stall| stall.why.contains(why)));
+        server.on(|_| Reply::Object);
+        assert!(client.wait(reading.done).unwrap() == object.bytes[..10], "after {status}");
+        assert_eq!(source.stall(), None);
     }
-    server.on(|_| Reply::Object);
-    client.read(&source, 0..10).unwrap();
 }
 
 #[test]
@@ -284,4 +294,63 @@ fn nobody_there_is_said_soon_when_a_base_is_added() {
     assert!(!why.contains("secret"), "{why}");
     let why = fails(client.probe("http://no-such-host.invalid/a"), Unreachable, &["no-such-host.invalid/a"]);
     assert!(why.contains("dns") || why.contains("lookup") || why.contains("resolve"), "{why}");
+}
+
+/// One byte a second reset the stall timer: a read waited for ever, no mirror was tried, the state was ok.
+#[test]
+fn one_byte_at_a_time_is_no_answer() {
+    let object = Object::new(MIB);
+    let (slow, good) = (Server::start(object.clone()), Server::start(object.clone()));
+    slow.on(|_| Reply::Trickle(Duration::from_millis(100)));
+    let client = Client::new();
+    // The mirror is asked.
+    let source = client.open_with(&[&slow.url("/a"), &good.url("/a")], &object, RemoteOptions::default());
+    assert!(client.read(&source, 0..200_000).unwrap() == object.bytes[..200_000]);
+    let state = source.urls();
+    assert!(state[0].trouble.as_ref().is_some_and(|why| why.contains("too slow")), "{state:?}");
+    assert_eq!(state[1].trouble, None);
+    // One that is asked next does not find it out anew.
+    let before = slow.requests().len();
+    for at in 0..10 {
+        client.read(&source, at * 1000..at * 1000 + 70_000).unwrap();
+    }
+    assert!(slow.requests().len() <= before + 2, "{} requests", slow.requests().len() - before);
+    // Alone: it is said, and a deadline ends it.
+    let alone = client.open(&slow.url("/a"), &object);
+    let reading = client.start(&alone, 0..200_000, Purpose::Demand);
+    until("it is said", || alone.stall().is_some_and(|stall| stall.why.contains("too slow")));
+    reading.task.abort();
+    let options = RemoteOptions { deadline: Some(Duration::from_secs(2)), ..RemoteOptions::default() };
+    let alone = client.open_with(&[&slow.url("/a")], &object, options);
+    fails(client.read(&alone, 0..200_000), Unreachable, &["has not given it for 2s", "too slow"]);
+}
+
+/// A deadline shorter than `stall_timeout`: the mirror is asked before it, not after.
+#[test]
+fn a_mirror_is_asked_before_the_deadline() {
+    let object = Object::new(MIB);
+    let good = Server::start(object.clone());
+    for reply in [Reply::Stall(0), Reply::Stall(100), Reply::Trickle(Duration::from_millis(50))] {
+        let hangs = Server::start(object.clone());
+        hangs.on(move |_| reply.clone());
+        let client = Client::with(&HttpConfig { stall_timeout: Duration::from_secs(600), ..quick() });
+        let options = RemoteOptions { deadline: Some(Duration::from_secs(6)), ..RemoteOptions::default() };
+        let source = client.open_with(&[&hangs.url("/a"), &good.url("/a")], &object, options);
+        assert!(client.read(&source, 0..200_000).unwrap() == object.bytes[..200_000]);
+    }
+}
+
+/// A deadline counts from the moment at which the reader began to wait, whatever was done for others before.
+#[test]
+fn a_deadline_counts_from_the_first_moment_a_reader_waits() {
+    let object = Object::new(MIB);
+    let mut server = Server::start(object.clone());
+    let client = Client::new();
+    let deadline = Duration::from_secs(3600);
+    let options = RemoteOptions { deadline: Some(deadline), ..RemoteOptions::default() };
+    let source = client.open_with(&[&server.url("/a")], &object, options);
+    server.stop();
+    let Some(long_ago) = Instant::now().checked_sub(deadline) else { return };
+    let late = source.clone().fetch(0..10, Purpose::Demand, long_ago, Box::new(|_| {}));
+    fails(client.wait(late), Unreachable, &["has not given it for 3600s"]);
 }

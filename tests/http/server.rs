@@ -88,6 +88,8 @@ pub enum Reply {
     Cut(usize),
     /// A good answer, and nothing more after so many bytes of its body, for as long as the server runs.
     Stall(usize),
+    /// A good answer, one byte each time.
+    Trickle(Duration),
     /// A good answer, with chunks instead of a length; `true`: with one byte too many.
     Chunked(bool),
     /// These bytes, then the end of the connection.
@@ -448,6 +450,18 @@ fn answer(
             send(out, &head(status, &headers), &body[..after.min(body.len())])?;
             // Until the server stops, or the client has had enough.
             let _ = (&*raw).read(&mut [0; 1]);
+            return Ok(false);
+        }
+        Reply::Trickle(pause) => {
+            set(&mut headers, "Content-Length", Some(body.len().to_string()));
+            send(out, &head(status, &headers), &[])?;
+            for byte in body.chunks(1) {
+                if shared.stopping.load(Ordering::SeqCst) {
+                    break;
+                }
+                send(out, &[], byte)?;
+                thread::sleep(pause);
+            }
             return Ok(false);
         }
         Reply::Chunked(too_much) => {

@@ -11,14 +11,16 @@
 //! Locks: `Shared::keeping` is shared while blocks are given to the cache, whose locks are inside. `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
 //! is asked (`contains`) under it by the readahead, and its locks are inside as well.
 
+mod budget;
 mod fetch;
+mod health;
 #[cfg(test)]
 mod tests;
 mod transit;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -28,7 +30,10 @@ use crate::events::{Reason, Traffic};
 use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
-use fetch::Fetching;
+pub use budget::DemandBudget;
+use fetch::{Demand, Fetching};
+pub use health::Failing;
+use health::Health;
 use transit::{Found, Transit, Unit, Who, arrival_of};
 
 /// Bytes of a cache block: the unit of fetching and keeping.
@@ -117,15 +122,19 @@ struct Shared {
     identity: Identity,
     size: u64,
     table: Mutex<Table>,
+    /// Whether a read ever lacked something.
+    missed: AtomicBool,
     /// Goes up when what is under way is not to be kept any more. Shared while something is kept.
     keeping: RwLock<u64>,
     /// Bytes that are under way or not yet given to the cache.
     in_transit: AtomicU64,
     /// Readers' requests under way.
     demand: AtomicU64,
+    /// What readers asked for, and what of it has not begun.
+    asked: Demand,
+    budget: Arc<DemandBudget>,
     traffic: Arc<Traffic>,
-    /// The last failure that a reader was told, until somebody asks.
-    failure: Mutex<Option<SourceError>>,
+    health: Health,
 }
 
 struct Table {
@@ -134,13 +143,14 @@ struct Table {
 }
 
 impl LazySource {
-    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts.
+    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts; `budget` is one for all.
     pub fn new(
         remote: Arc<dyn RemoteSource>,
         keep: Arc<dyn Keep>,
         spawn: Arc<dyn Spawn>,
         identity: Identity,
         traffic: Arc<Traffic>,
+        budget: Arc<DemandBudget>,
     ) -> Self {
         let size = remote.size();
         let table =
@@ -153,11 +163,14 @@ impl LazySource {
                 identity,
                 size,
                 table: Mutex::new(table),
+                missed: AtomicBool::new(false),
                 keeping: RwLock::new(0),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
+                asked: Demand::default(),
+                budget,
                 traffic,
-                failure: Mutex::new(None),
+                health: Health::default(),
             }),
         }
     }
@@ -172,9 +185,20 @@ impl LazySource {
         self.shared.remote.stall()
     }
 
+    /// Since when readers are told errors, unless one has got something since.
+    pub fn failing(&self) -> Option<Failing> {
+        self.shared.health.failing()
+    }
+
     /// The last failure that readers were told, once.
     pub fn take_failure(&self) -> Option<SourceError> {
-        self.shared.failure.lock().take()
+        self.shared.health.take_untold()
+    }
+
+    /// Fills `buf` from what is kept, asking no server. Whether all of it was there.
+    pub fn read_kept(&self, buf: &mut [u8], offset: u64) -> bool {
+        let end = offset.saturating_add(buf.len() as u64);
+        end <= self.shared.size && self.shared.read(buf, offset).is_ok_and(|missing| missing.is_empty())
     }
 
     /// What is under way is given to those who wait for it, and not kept. Nothing of it is kept after this.
@@ -290,11 +314,12 @@ impl Shared {
             }
         }
         fetching.go();
-        (!waiting.is_empty()).then(|| arrival_of(waiting, Who::Other))
+        (!waiting.is_empty()).then(|| arrival_of(self, waiting, Who::Other))
     }
 
     /// Fetches `missing` for a reader, and what the readahead expects next. Returns when they are here.
     fn demand(self: &Arc<Self>, missing: &[u64], first: u64, count: u64) -> Arrival {
+        self.missed.store(true, Ordering::Relaxed);
         let mut fetching = Fetching::new(self, Purpose::Demand);
         let mut waiting = Vec::with_capacity(missing.len());
         let mut ahead = Vec::new();
@@ -314,7 +339,7 @@ impl Shared {
             let advice = readahead.read(first, count, unknown, &|block| self.present(transit, block));
             self.plan(transit, advice.ranges, &mut fetching, &mut ahead);
         }
-        let arrival = arrival_of(waiting, Who::Reader);
+        let arrival = arrival_of(self, waiting, Who::Reader);
         fetching.go();
         for fetching in ahead {
             fetching.go();
@@ -329,7 +354,8 @@ impl Shared {
             let mut table = self.table.lock();
             let Table { transit, readahead } = &mut *table;
             let advice = readahead.read(first, count, false, &|block| self.present(transit, block));
-            if advice.ranges.is_empty() {
+            // As long as all is found, the readers were here before, and a guess fetches what they never read.
+            if advice.ranges.is_empty() || !self.missed.load(Ordering::Relaxed) {
                 return;
             }
             let mut none = Fetching::new(self, Purpose::Demand);
@@ -431,5 +457,6 @@ fn short(object: &str) -> SourceError {
 
 /// Whether asking again, for a reader, may help where a fetch of another purpose gave up.
 fn gave_up(error: &SourceError) -> bool {
-    error.kind() == SourceErrorKind::Unreachable
+    use SourceErrorKind::{Changed, Denied, Protocol, Unreachable};
+    matches!(error.kind(), Unreachable | Denied | Protocol | Changed)
 }

@@ -8,9 +8,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::Shared;
 use crate::source::{Arrival, Arrived, SourceError};
 
 /// One cache block under way.
@@ -19,11 +21,11 @@ pub(super) struct Unit {
 }
 
 enum State {
-    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: a reader is among
-    /// them.
+    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: since when a reader
+    /// is among them.
     Coming {
         waiters: Vec<Arc<Arrived>>,
-        read: bool,
+        read: Option<Instant>,
     },
     Here {
         bytes: Arc<[u8]>,
@@ -47,7 +49,7 @@ pub(super) enum Found {
 
 impl Unit {
     fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: false }) })
+        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: None }) })
     }
 
     pub fn find(&self) -> Found {
@@ -61,17 +63,27 @@ impl Unit {
 
     /// Lets go of `waiter` when it is here.
     fn wait(&self, waiter: Arc<Arrived>, who: Who) {
+        let mut gone = Vec::new();
         if let State::Coming { waiters, read } = &mut *self.state.lock() {
+            // Readers that went away are forgotten when the list is about to grow: it is at most twice as long as
+            // there are readers that wait.
+            if waiters.len() == waiters.capacity() {
+                gone = waiters.extract_if(.., |waiter| !waiter.is_awaited()).collect();
+            }
             waiters.push(waiter);
-            *read |= who == Who::Reader;
+            if who == Who::Reader {
+                read.get_or_insert_with(Instant::now);
+            }
         }
+        // Without the lock: this may run what was to happen then.
+        drop(gone);
     }
 
     fn settle(&self, state: impl FnOnce(bool) -> State) {
         let before = {
             let mut now = self.state.lock();
             let State::Coming { read, .. } = &*now else { return };
-            let state = state(*read);
+            let state = state(read.is_some());
             std::mem::replace(&mut *now, state)
         };
         // Without the lock: this may run the readers' next try.
@@ -86,19 +98,24 @@ impl Unit {
         self.settle(|_| State::Failed(error));
     }
 
-    /// It will not come, unless a reader waits for it. Returns whether one does.
+    /// It will not come, whether or not a reader waited for it once.
+    pub fn drop_it(&self) {
+        self.settle(|_| State::Abandoned);
+    }
+
+    /// It will not come, unless a reader waits for it. Returns since when one does.
     #[must_use]
-    pub fn abandon(&self) -> bool {
+    pub fn abandon(&self) -> Option<Instant> {
         let before = {
             let mut now = self.state.lock();
             match &*now {
-                State::Coming { read: true, .. } => return true,
+                State::Coming { read: Some(since), .. } => return Some(*since),
                 State::Coming { .. } => std::mem::replace(&mut *now, State::Abandoned),
-                _ => return false,
+                _ => return None,
             }
         };
         drop(before);
-        false
+        None
     }
 }
 
@@ -111,15 +128,33 @@ pub(super) enum Who {
     Other,
 }
 
+/// Blocks that are held for a reader, or for others.
+struct Held {
+    units: Vec<Arc<Unit>>,
+    source: Weak<Shared>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.units.iter().any(|unit| matches!(&*unit.state.lock(), State::Coming { .. })) {
+            // Its owner went away before they came.
+            self.units.clear();
+            if let Some(source) = self.source.upgrade() {
+                source.reader_left();
+            }
+        }
+    }
+}
+
 /// An arrival that has happened when each of `units` is here or will not come. It holds them.
-pub(super) fn arrival_of(units: Vec<Arc<Unit>>, who: Who) -> Arrival {
+pub(super) fn arrival_of(source: &Arc<Shared>, units: Vec<Arc<Unit>>, who: Who) -> Arrival {
     let (arrived, arrival) = Arrival::new();
     let arrived = Arc::new(arrived);
     for unit in &units {
         unit.wait(arrived.clone(), who);
     }
     drop(arrived);
-    arrival.keeping(Arc::new(units))
+    arrival.keeping(Arc::new(Held { units, source: Arc::downgrade(source) }))
 }
 
 /// The blocks of one source that are in transit.

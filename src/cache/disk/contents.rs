@@ -5,8 +5,8 @@
 //! - *verified* ones: all that is in them was compared, as a whole, with the digest that the base has too. They take no
 //!   block any more, so what another base fetches never gets into them.
 //! - its *own*: what was fetched from where the base says that its bytes are.
-//! - *unproven* ones, only while all of it is being compared: what an earlier version kept under the digest's key, of
-//!   which nobody knows who fetched it.
+//! - *unproven* ones, only while all of it is being compared: what an earlier version kept under the digest's key:
+//!   its fetcher is not known.
 //!
 //! What must hold: a byte that a base reads was fetched for it or was compared. What its own source is, is decided by
 //! its key alone: when that became a verified one, later blocks go to the next key.
@@ -253,6 +253,10 @@ impl Contents {
         if let [(only, _)] = &sources[..] {
             return only.cached_bytes();
         }
+        if !self.is_known() {
+            let bytes: u64 = sources.iter().map(|(source, _)| source.cached_bytes()).sum();
+            return bytes.min(self.of.size);
+        }
         let (mut bytes, mut at, end) = (0, 0, self.blocks());
         while at < end {
             let here = self.present_run(at, end - at, reach);
@@ -265,12 +269,22 @@ impl Contents {
 
     /// Whether all of it is here.
     pub fn is_complete(&self, reach: Reach) -> bool {
-        self.next_missing(0, reach).is_none()
+        let any = self.sources(reach).iter().any(|(source, _)| source.is_complete());
+        any || self.next_missing(0, reach).is_none()
+    }
+
+    /// Whether all that an earlier worker left is known. Until then whether it is complete takes long to tell.
+    pub fn is_known(&self) -> bool {
+        self.sources(Reach::Any).iter().all(|(source, _)| source.is_known())
     }
 
     /// Whether all of it is here and was compared with the digest.
     pub fn is_verified(&self) -> bool {
         let verified = self.lineup().verified;
+        // At once, of a source that was verified alone.
+        if verified.iter().any(|source| source.is_verified()) {
+            return true;
+        }
         let (mut at, end) = (0, self.blocks());
         while at < end {
             match verified.iter().map(|source| source.present_run(at, end - at)).max() {
@@ -295,7 +309,7 @@ impl Contents {
     /// With `true` nothing of it is evicted to make room.
     pub fn pin(&self, pinned: bool) {
         self.pinned.store(pinned, Ordering::Relaxed);
-        let verified = self.is_verified();
+        let verified = self.lineup().verified.iter().any(|source| source.is_verified());
         for (source, _) in self.sources(Reach::Any) {
             // What is verified wholly needs no file of the base's own.
             let needless = verified && source.contents().is_none() && !source.has_files();
@@ -313,7 +327,7 @@ impl Contents {
         goes.map(|(source, _)| source.evict(reason)).sum()
     }
 
-    /// Drops what nobody knows the fetcher of. Returns bytes.
+    /// Drops what has no known fetcher. Returns bytes.
     pub fn drop_unproven(&self) -> u64 {
         self.unproven().map_or(0, |source| {
             let bytes = source.cached_bytes();

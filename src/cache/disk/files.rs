@@ -76,13 +76,14 @@ impl Opened {
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
         let key = SourceKey(header.key);
-        // Whoever still reads files of this name reads the old ones.
+        // A reader that has files of this name open reads the old ones.
         remove(medium, &key)?;
         let sums = medium.open(&sums_name(&key), Open::Create)?;
         sums.set_len(0)?;
         let blocks = medium.open(&blocks_name(&key), Open::Create)?;
         blocks.set_len(0)?;
         let files = Self { blocks, sums };
+        header.direct = true;
         for _ in 0..2 {
             files.write_copy(header)?;
         }
@@ -152,6 +153,14 @@ impl Opened {
         let mut all = [0; SLOT_BLOCKS as usize];
         all[piece.at as usize..(piece.at + piece.blocks) as usize].copy_from_slice(sums);
         self.sums.write_at(&encode_slot(&key.0, piece.slot, chunk, ages, &all), slot_place(piece.slot))
+    }
+
+    /// Writes what slot number `from` says to the place of its chunk.
+    pub fn move_slot(&self, key: &SourceKey, (from, chunk): (u32, u32), bytes: &[u8]) -> io::Result<()> {
+        let slot = decode_slot(&key.0, from, bytes).map_err(io::Error::other)?;
+        let ages = slot.ages.unwrap_or(Ages { base: 0, ages: [0; SLOT_BLOCKS as usize] });
+        let bytes = encode_slot(&key.0, chunk, chunk.into(), &ages, &slot.sums);
+        self.sums.write_at(&bytes, slot_place(chunk))
     }
 
     pub fn write_ages(&self, key: &SourceKey, slot: u32, chunk: u32, ages: &Ages) -> io::Result<()> {

@@ -8,7 +8,7 @@
 //! used again. Of each block one byte is kept: the generation of its last use above a base that is the source's own,
 //! and whether it was used again in a later generation than it came (*hot*), which is what a scan does not do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::SourceKey;
@@ -61,10 +61,35 @@ pub(super) struct Index {
     chunks: BTreeMap<u32, Chunk>,
     /// Blocks that are here.
     blocks: u64,
-    free_slots: Vec<u32>,
-    next_slot: u32,
+    known: Known,
+    /// Of a file with slots in any order: those that may be taken.
+    any_order: Option<Slots>,
+    /// What has to be read as a whole could not be.
+    pub unreadable: bool,
+    /// Bytes that it counts with while not all is known.
+    estimate: u64,
+    /// What came meanwhile: first block and blocks.
+    young: Vec<(u64, u64)>,
     base: u64,
     counts: Counts,
+}
+
+#[derive(Default)]
+struct Slots {
+    free: Vec<u32>,
+    next: u32,
+}
+
+/// What is known of the file that an earlier worker left.
+#[derive(Default)]
+enum Known {
+    /// All of it.
+    #[default]
+    All,
+    /// Its chunks below a number, and some others.
+    Below(u32, BTreeSet<u32>),
+    /// Nothing, and it has to be read as a whole.
+    Nothing,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -161,27 +186,158 @@ impl Index {
         self.chunks.get(&split(block).0).map(|c| c.slot)
     }
 
-    /// A slot that no chunk has. It is lost to the others until it is published or given back.
-    pub fn take_slot(&mut self) -> u32 {
-        self.free_slots.pop().unwrap_or_else(|| {
-            self.next_slot += 1;
-            self.next_slot - 1
+    /// The slot for a chunk that has none: its own place, unless the file has them in any order. It is lost to the others
+    /// until it is published or given back.
+    pub fn take_slot(&mut self, block: u64) -> u32 {
+        let Some(slots) = &mut self.any_order else { return split(block).0 };
+        slots.free.pop().unwrap_or_else(|| {
+            slots.next += 1;
+            slots.next - 1
         })
     }
 
     pub fn give_slot_back(&mut self, slot: u32) {
-        self.free_slots.push(slot);
+        if let Some(slots) = &mut self.any_order {
+            slots.free.push(slot);
+        }
     }
 
     /// A slot of the file that may be used for any chunk.
     pub fn found_free(&mut self, slot: u32) {
-        self.next_slot = self.next_slot.max(slot + 1);
-        self.free_slots.push(slot);
+        self.skip_slots(slot + 1);
+        self.give_slot_back(slot);
     }
 
     /// Slots that could not be read, and are left alone.
     pub fn skip_slots(&mut self, below: u32) {
-        self.next_slot = self.next_slot.max(below);
+        if let Some(slots) = &mut self.any_order {
+            slots.next = slots.next.max(below);
+        }
+    }
+
+    /// An empty one for a file with slots in any order.
+    pub fn of_any_order() -> Self {
+        Self { any_order: Some(Slots::default()), ..Self::default() }
+    }
+
+    /// Of a file that was not read yet, and counts with so many bytes.
+    pub fn unread(files: Arc<Files>, in_place: bool, estimate: u64) -> Self {
+        let known = if in_place { Known::Below(0, BTreeSet::new()) } else { Known::Nothing };
+        let any_order = (!in_place).then(Slots::default);
+        Self { files: Some(files), known, any_order, estimate, ..Self::default() }
+    }
+
+    /// What was read of the file as a whole.
+    pub fn adopt(&mut self, found: Self) {
+        let (files, contents) = (self.files.take(), self.contents);
+        let (known, estimate) = (std::mem::take(&mut self.known), self.estimate);
+        *self = Self { files, contents, known, estimate, ..found };
+    }
+
+    /// Each slot lies at its chunk's place from now on.
+    pub fn in_place(&mut self) {
+        self.any_order = None;
+        for (no, chunk) in &mut self.chunks {
+            chunk.slot = *no;
+        }
+    }
+
+    /// The chunks and their slots.
+    pub fn slots(&self) -> Vec<(u32, u32)> {
+        self.chunks.iter().map(|(no, chunk)| (*no, chunk.slot)).collect()
+    }
+
+    /// Whether the file has to be read as a whole first.
+    pub fn knows_nothing(&self) -> bool {
+        matches!(self.known, Known::Nothing)
+    }
+
+    pub fn is_unknown(&self, chunk: u32) -> bool {
+        match &self.known {
+            Known::All => false,
+            Known::Below(below, others) => chunk >= *below && !others.contains(&chunk),
+            Known::Nothing => true,
+        }
+    }
+
+    pub fn note_known(&mut self, chunk: u32) {
+        if let Known::Below(_, others) = &mut self.known {
+            others.insert(chunk);
+        }
+    }
+
+    /// The first chunks of a range that are not known, `most` in a row.
+    pub fn unknown(&self, first: u64, blocks: u64, most: u64) -> Option<(u32, u64)> {
+        if matches!(self.known, Known::All) || blocks == 0 {
+            return None;
+        }
+        let last = split(first + blocks - 1).0;
+        let from = (split(first).0..=last).find(|chunk| self.is_unknown(*chunk))?;
+        let count = (from..=last).take(most as usize).take_while(|chunk| self.is_unknown(*chunk)).count();
+        Some((from, count as u64))
+    }
+
+    /// From which chunk on the file is to be read; `Some(None)`: as a whole. `None`: it was.
+    pub fn scan_from(&self) -> Option<Option<u32>> {
+        match &self.known {
+            Known::All => None,
+            Known::Below(below, _) => Some(Some(*below)),
+            Known::Nothing => Some(None),
+        }
+    }
+
+    /// All chunks below a number are known.
+    pub fn scanned_to(&mut self, below: u32) {
+        if let Known::Below(now, others) = &mut self.known {
+            *now = below;
+            *others = others.split_off(&below);
+        }
+    }
+
+    /// All is known. Returns the bytes that it counted with.
+    pub fn know_all(&mut self) -> u64 {
+        self.known = Known::All;
+        std::mem::take(&mut self.estimate)
+    }
+
+    /// The bytes that it counts with, when not all is known.
+    pub fn estimate(&self) -> Option<u64> {
+        (!matches!(self.known, Known::All)).then_some(self.estimate)
+    }
+
+    /// Bytes came in.
+    pub fn charge(&mut self, bytes: u64) {
+        if !matches!(self.known, Known::All) {
+            self.estimate += bytes;
+        }
+    }
+
+    /// Bytes went; how many it counts less with.
+    pub fn discharge(&mut self, bytes: u64) -> u64 {
+        if matches!(self.known, Known::All) {
+            return bytes;
+        }
+        let less = bytes.min(self.estimate);
+        self.estimate -= less;
+        less
+    }
+
+    /// What came before the generations of all others were known is as young as that.
+    pub fn renew_young(&mut self, generation: u64) {
+        for (first, blocks) in std::mem::take(&mut self.young) {
+            let age = self.age(generation);
+            for block in first..first + blocks {
+                let (no, at) = split(block);
+                let Some(chunk) = self.chunks.get_mut(&no).filter(|c| c.present & (1 << at) != 0) else {
+                    continue;
+                };
+                let was = chunk.ages[at as usize];
+                chunk.ages[at as usize] = age;
+                self.counts.0[usize::from(was)] -= 1;
+                self.counts.0[usize::from(age)] += 1;
+                chunk.aged = true;
+            }
+        }
     }
 
     /// What an earlier worker left of a chunk; false when the chunk is there already.
@@ -189,7 +345,7 @@ impl Index {
         if self.chunks.contains_key(&chunk) {
             return false;
         }
-        self.next_slot = self.next_slot.max(slot + 1);
+        self.skip_slots(slot + 1);
         let base = self.base;
         self.chunks.insert(chunk, Chunk { slot, present: 0, ages: [0; CHUNK], aged: false });
         for at in (0..SLOT_BLOCKS).filter(|at| present & (1 << at) != 0) {
@@ -244,6 +400,9 @@ impl Index {
 
     /// Blocks of one chunk are here from now on, with their sums in `slot`.
     pub fn publish(&mut self, first: u64, blocks: u64, slot: u32, generation: u64) {
+        if !matches!(self.known, Known::All) {
+            self.young.push((first, blocks));
+        }
         let (no, at) = split(first);
         self.chunks.entry(no).or_insert(Chunk { slot, present: 0, ages: [0; CHUNK], aged: true }).aged = true;
         for at in at..at + blocks {
@@ -293,7 +452,7 @@ impl Index {
         let first = u64::from(no) * SLOT_BLOCKS;
         if empty && self.hidden.range(first..first + SLOT_BLOCKS).all(|(_, hidden)| hidden.shown) {
             self.chunks.remove(&no);
-            self.free_slots.push(slot);
+            self.give_slot_back(slot);
         }
         Some(slot)
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::files::{self, INHERITED, Named, named};
+use super::files::{self, Named, named};
 use super::index::Index;
 use super::open::Files;
 use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
@@ -48,9 +48,7 @@ impl DiskCache {
                 Some(Named::Sums(key)) => found.entry(key).or_default().insert(true),
                 Some(Named::Blocks(key)) => found.entry(key).or_default().insert(false),
                 // One that was being written.
-                None if *name == format!("{INHERITED}.tmp") => {
-                    medium.remove(&format!("{DIR}/{name}")).is_ok()
-                }
+                None if name.ends_with(".tmp") => medium.remove(&format!("{DIR}/{name}")).is_ok(),
                 Some(Named::Inherited) | None => false,
             };
         }
@@ -118,20 +116,17 @@ impl DiskCache {
         if self.table.lock().get(key).is_some_and(|source| source.size() != header.size) {
             return Ok(Loaded::Bad(format!("they are of a source of {} bytes", header.size)));
         }
-        let mut index = Index::default();
-        let errors = opened.load(&header, &mut index)?;
-        if errors > 0 && !self.shared.troubles.is_lasting(key) {
-            return Err(io::Error::other("its sums cannot be read"));
+        let estimate = super::scan::estimate(opened.blocks.allocated()?, header.size);
+        let source = self.source(*key, header.size);
+        source.take_over(header.clone(), Index::unread(files, header.direct, estimate));
+        // Those that are read as a whole go first: reads of them wait for it.
+        let mut queue = self.queue.lock();
+        if header.direct {
+            queue.push_back((source, 0));
+        } else {
+            queue.push_front((source, 0));
         }
-        index.files = Some(files);
-        self.take(*key, header, index);
         Ok(Loaded::Here)
-    }
-
-    fn take(&self, key: SourceKey, header: CacheHeader, index: Index) {
-        let newest = index.newest();
-        self.source(key, header.size).take_over(header, index);
-        self.shared.generation.fetch_max(newest + 1, Ordering::Relaxed);
     }
 
     /// Decides about the sources whose headers are damaged: those of `wanted`, each with its size, get a new header,
@@ -153,6 +148,7 @@ impl DiskCache {
                     pinned: true,
                     verified: false,
                     contents: None,
+                    direct: false,
                 };
                 opened.write_header(&mut header)
             };
@@ -174,7 +170,7 @@ impl DiskCache {
     pub(super) fn settle(&self) {
         for source in self.sources() {
             source.show_again();
-            if !source.unsettled.swap(false, Ordering::Relaxed) {
+            if !source.is_known() || !source.unsettled.swap(false, Ordering::Relaxed) {
                 continue;
             }
             if let Err(error) = source.punch_gaps() {
@@ -205,6 +201,7 @@ impl super::CachedSource {
                 if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) || index.hides() {
                     return Ok(());
                 }
+                debug_assert!(index.estimate().is_none(), "gaps are known only when all is");
                 let mut from = at;
                 std::iter::from_fn(|| {
                     let gap = index.next_gap(from, end)?;

@@ -27,9 +27,12 @@ mod files;
 mod health;
 mod index;
 mod inherited;
+mod insert;
 mod load;
 mod open;
 mod room;
+mod scan;
+mod seal;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -47,7 +50,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::check::{CacheFinding, Repair, Sums, check};
 pub use self::contents::{Contents, FrozenContents, Of, Reach, Shares};
-pub use self::source::{CachedSource, Frozen};
+pub use self::seal::Frozen;
+pub use self::source::CachedSource;
 pub use self::ticker::Ticker;
 pub use crate::format::cache::CACHE_BLOCK;
 
@@ -125,7 +129,7 @@ pub fn default_free_floor(total: u64) -> u64 {
 pub enum Damaged {
     /// They go.
     Drop,
-    /// They stay until [`DiskCache::settle_damaged`] is told which of them are somebody's only copy.
+    /// They stay until [`DiskCache::settle_damaged`] is told which of them are an only copy.
     Keep,
 }
 
@@ -181,6 +185,9 @@ pub struct DiskCacheStats {
     pub read_errors: u64,
     /// Writes, syncs and punches that the storage could not do.
     pub write_errors: u64,
+    /// Whether all that an earlier worker left is known. Until then `used_bytes` is an estimate, and nothing is evicted to
+    /// make room.
+    pub indexed: bool,
     /// Why nothing new is kept.
     pub degraded: Option<String>,
     /// Sources that cannot be read now, by their keys, and why. They are kept, and tried again.
@@ -222,6 +229,8 @@ struct Shared {
     names: AtomicBool,
     /// The directory was read; until then nothing is written.
     loaded: AtomicBool,
+    /// What an earlier worker left is known; until then nothing is evicted to make room.
+    indexed: AtomicBool,
     /// Goes up each time a source is used.
     uses: AtomicU64,
     /// One eviction at a time.
@@ -310,6 +319,8 @@ pub struct DiskCache {
     table: Mutex<HashMap<SourceKey, Arc<CachedSource>>>,
     verified: Mutex<contents::Verified>,
     damaged: Damaged,
+    /// Sources of which not all is known.
+    queue: Mutex<scan::Queue>,
     /// Sources with damaged headers that were not decided about.
     bad: Mutex<HashMap<SourceKey, String>>,
     me: Weak<Self>,
@@ -320,11 +331,14 @@ impl DiskCache {
     /// fails: a directory that cannot be used is tried again later, and nothing is cached until then. Somebody has to
     /// call [`DiskCache::tick`] about once a second; see [`DiskCache::start`].
     pub fn open(medium: Arc<dyn Medium>, limits: Limits, watch: Arc<dyn Watch>) -> Arc<Self> {
-        Self::open_with(medium, limits, watch, Damaged::Drop)
+        let cache = Self::prepare(medium, limits, watch, Damaged::Drop);
+        while cache.scan_step() {}
+        cache
     }
 
-    /// As [`open`](Self::open).
-    pub fn open_with(
+    /// As [`open`](Self::open), and reads no more than names and headers: the thread of [`DiskCache::start`] reads the
+    /// rest.
+    pub fn prepare(
         medium: Arc<dyn Medium>,
         limits: Limits,
         watch: Arc<dyn Watch>,
@@ -348,6 +362,7 @@ impl DiskCache {
             unsynced: AtomicU64::new(0),
             names: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
+            indexed: AtomicBool::new(false),
             uses: AtomicU64::new(0),
             sweep: Mutex::new(()),
         };
@@ -356,6 +371,7 @@ impl DiskCache {
             table: Mutex::default(),
             verified: Mutex::default(),
             damaged,
+            queue: Mutex::default(),
             bad: Mutex::default(),
             me: me.clone(),
         });
@@ -433,6 +449,7 @@ impl DiskCache {
             corrupt_blocks: get(&counters.corrupt_blocks),
             read_errors: get(&counters.read_errors),
             write_errors: get(&counters.write_errors),
+            indexed: shared.indexed.load(Ordering::Acquire),
             degraded: shared.health.why(),
             unreadable: shared
                 .troubles
@@ -468,6 +485,12 @@ impl DiskCache {
     /// What has to be done now and then: syncs, the floor, what an earlier worker left, another attempt after a
     /// failure. To be called about once a second; its calls count the time.
     pub fn tick(&self) {
+        while self.scan_step() {}
+        self.tick_once(true);
+    }
+
+    /// A tick; `settle`: with what takes long when not all is known.
+    fn tick_once(&self, settle: bool) {
         let shared = &self.shared;
         let now = shared.health.tick();
         if !shared.loaded.load(Ordering::Acquire) {
@@ -477,7 +500,9 @@ impl DiskCache {
             return;
         }
         self.load_due();
-        self.settle();
+        if settle {
+            self.settle();
+        }
         self.keep_bounds();
         shared.open.tick();
         let due = now.is_multiple_of(SYNC_TICKS) || shared.unsynced.load(Ordering::Relaxed) >= SYNC_BYTES;

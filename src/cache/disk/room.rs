@@ -72,6 +72,10 @@ impl DiskCache {
             if with_files.clone().count() < most {
                 return true;
             }
+            if !self.shared.indexed.load(Ordering::Acquire) {
+                // Which was used longest ago is not known yet.
+                return false;
+            }
             let unpinned = with_files.filter(|s| !s.is_pinned());
             match unpinned.min_by_key(|s| s.used_at.load(Ordering::Relaxed)) {
                 Some(oldest) if most > 0 => {
@@ -95,8 +99,12 @@ impl DiskCache {
             // Configured so small that it is a cache of nothing: that is no failure.
             return None;
         }
+        let indexed = shared.indexed.load(Ordering::Acquire);
         for _ in 0..ROUNDS {
             let Some(room) = shared.take(bytes) else {
+                if !indexed {
+                    return None;
+                }
                 let used = shared.used.load(Ordering::Relaxed);
                 let need = (used + bytes).saturating_sub(shared.limit);
                 if self.make_room(need, EvictReason::Space) == 0
@@ -112,6 +120,9 @@ impl DiskCache {
                 return Some(room);
             }
             drop(room);
+            if !indexed {
+                return None;
+            }
             if self.make_room(missing, EvictReason::Floor) == 0 || shared.below_floor(bytes) >= missing {
                 break;
             }
@@ -123,6 +134,9 @@ impl DiskCache {
     /// Holds the bounds against others who write to the filesystem, and against a bound that became smaller.
     pub(super) fn keep_bounds(&self) {
         let shared = &*self.shared;
+        if !shared.indexed.load(Ordering::Acquire) {
+            return;
+        }
         let over = shared.used.load(Ordering::Relaxed).saturating_sub(shared.limit);
         if over > 0 {
             self.make_room(over, EvictReason::Space);

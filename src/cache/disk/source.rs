@@ -4,15 +4,18 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::files::{self, Opened};
 use super::index::{Class, Index, Piece};
 use super::open::Files;
+use super::seal::Frozen;
 use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
 use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
 
+/// Blocks whose presence is looked up at once.
+const LOOKED_UP: u64 = 64 * SLOT_BLOCKS;
 /// Ages of chunks that are written while nothing else of the source is.
 const AGED: usize = 1024;
 
@@ -21,21 +24,23 @@ pub struct CachedSource {
     pub(super) key: SourceKey,
     size: u64,
     pub(super) shared: Arc<Shared>,
-    cache: Weak<DiskCache>,
+    pub(super) cache: Weak<DiskCache>,
     /// Held while the files are changed.
     pub(super) writer: Mutex<Writer>,
     /// Held for moments; no file is touched under it.
     pub(super) index: Mutex<Index>,
+    /// With `index`: what had to be read as a whole is known.
+    pub(super) ready: Condvar,
     pinned: AtomicBool,
-    verified: AtomicBool,
+    pub(super) verified: AtomicBool,
     /// Nothing comes in while this is not 0: what is here is being compared as a whole.
-    frozen: AtomicU64,
+    pub(super) frozen: AtomicU64,
     /// Another source has its key now.
     detached: AtomicBool,
     /// Its files may have bytes that no sum speaks for.
     pub(super) unsettled: AtomicBool,
-    blocks_dirty: AtomicBool,
-    sums_dirty: AtomicBool,
+    pub(super) blocks_dirty: AtomicBool,
+    pub(super) sums_dirty: AtomicBool,
     /// What it is called when something is told of it.
     told_as: OnceLock<SourceKey>,
     /// [`Shared::uses`] when it was used last.
@@ -51,6 +56,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    pub(super) fn header(&self) -> &CacheHeader {
+        &self.header
+    }
+
+    /// The header of the file that replaced the other one.
+    pub(super) fn replace_header(&mut self, header: CacheHeader) {
+        self.header = header;
+        (self.stale, self.settled) = (false, true);
+    }
+
     /// Makes the file say durably what the header says.
     fn settle(&mut self, files: &Opened) -> io::Result<()> {
         if self.stale {
@@ -65,8 +80,15 @@ impl Writer {
 
 impl CachedSource {
     pub(super) fn new(key: SourceKey, size: u64, shared: &Arc<Shared>, cache: Weak<DiskCache>) -> Self {
-        let header =
-            CacheHeader { sequence: 0, key: key.0, size, pinned: false, verified: false, contents: None };
+        let header = CacheHeader {
+            sequence: 0,
+            key: key.0,
+            size,
+            pinned: false,
+            verified: false,
+            contents: None,
+            direct: true,
+        };
         Self {
             key,
             size,
@@ -74,6 +96,7 @@ impl CachedSource {
             cache,
             writer: Mutex::new(Writer { header, stale: false, settled: true }),
             index: Mutex::default(),
+            ready: Condvar::new(),
             pinned: AtomicBool::new(false),
             verified: AtomicBool::new(false),
             frozen: AtomicU64::new(0),
@@ -98,8 +121,6 @@ impl CachedSource {
         self.blocks_dirty.store(true, Ordering::Relaxed);
         self.sums_dirty.store(true, Ordering::Relaxed);
         self.shared.names.store(true, Ordering::Relaxed);
-        self.used_at.store(index.newest(), Ordering::Relaxed);
-        self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
         index.contents = header.contents.map(SourceKey);
         *writer = Writer { header, stale, settled: false };
         *self.index.lock() = index;
@@ -139,12 +160,12 @@ impl CachedSource {
     }
 
     /// Bytes of some of its blocks.
-    fn bytes_of(&self, first: u64, blocks: u64) -> u64 {
+    pub(super) fn bytes_of(&self, first: u64, blocks: u64) -> u64 {
         ((first + blocks) * CACHE_BLOCK).min(self.size).saturating_sub(first * CACHE_BLOCK)
     }
 
     /// How many blocks from `first` on `len` bytes are; the last one may be short at the end of the source.
-    fn blocks_in(&self, first: u64, len: usize) -> u64 {
+    pub(super) fn blocks_in(&self, first: u64, len: usize) -> u64 {
         let len = len as u64;
         if first >= self.blocks() {
             0
@@ -172,6 +193,9 @@ impl CachedSource {
         buf: &mut [u8],
         contents: Option<SourceKey>,
     ) -> u64 {
+        if !self.know(first, wanted) {
+            return 0;
+        }
         let (files, pieces, run, moved) = {
             let mut index = self.index.lock();
             if contents.is_some() && index.contents != contents {
@@ -201,7 +225,7 @@ impl CachedSource {
         run
     }
 
-    fn note_use(&self) {
+    pub(super) fn note_use(&self) {
         self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
@@ -270,8 +294,9 @@ impl CachedSource {
     /// A block that cannot be read is not here until it is tried again.
     fn hide(&self, block: u64) {
         let bytes = self.bytes_of(block, 1);
-        if self.index.lock().hide(block, self.shared.health.ticks()) {
-            self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        let mut index = self.index.lock();
+        if index.hide(block, self.shared.health.ticks()) {
+            self.discharge(&mut index, bytes);
         }
     }
 
@@ -281,7 +306,7 @@ impl CachedSource {
         let now = self.shared.health.ticks();
         for block in index.due(now) {
             let bytes = self.bytes_of(block, 1);
-            self.shared.used.fetch_add(bytes, Ordering::Relaxed);
+            self.charge(&mut index, bytes);
             index.show(block);
         }
     }
@@ -310,8 +335,8 @@ impl CachedSource {
                     _ => runs.push((*block, 1, slot)),
                 }
             }
+            self.discharge(&mut index, bytes);
         }
-        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
         if runs.is_empty() {
             return (0, 0);
         }
@@ -351,21 +376,41 @@ impl CachedSource {
 
     /// Whether a block is here, as far as is known without reading it.
     pub fn contains(&self, block: u64) -> bool {
-        self.index.lock().contains(block)
+        self.know(block, 1) && self.index.lock().contains(block)
     }
 
     /// How many of the `max` blocks from `first` on are not here, without a gap; the end of the source ends it.
     pub fn missing_run(&self, first: u64, max: u64) -> u64 {
-        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), false)
+        self.run(first, max, false)
+    }
+
+    /// How many blocks from `first` on are here, or are not. Looks up what is not known, as far as it goes.
+    fn run(&self, first: u64, max: u64, present: bool) -> u64 {
+        let max = max.min(self.blocks().saturating_sub(first));
+        let mut done = 0;
+        while done < max {
+            let all = self.is_known();
+            let part = if all { max - done } else { (max - done).min(LOOKED_UP) };
+            if !all && !self.know(first + done, part) {
+                break;
+            }
+            let run = self.index.lock().run(first + done, part, present);
+            done += run;
+            if run < part {
+                break;
+            }
+        }
+        done
     }
 
     /// How many of the `max` blocks from `first` on are here, without a gap.
     pub fn present_run(&self, first: u64, max: u64) -> u64 {
-        self.index.lock().run(first, max.min(self.blocks().saturating_sub(first)), true)
+        self.run(first, max, true)
     }
 
     /// The first block at or after `from` that is here.
     pub fn next_present(&self, from: u64) -> Option<u64> {
+        self.know(from, self.blocks().saturating_sub(from));
         self.index.lock().next_present(from)
     }
 
@@ -381,7 +426,11 @@ impl CachedSource {
         self.bytes_in(&self.index.lock())
     }
 
-    fn bytes_in(&self, index: &Index) -> u64 {
+    /// Bytes that are here; an estimate as long as not all is known.
+    pub(super) fn bytes_in(&self, index: &Index) -> u64 {
+        if let Some(estimate) = index.estimate() {
+            return estimate;
+        }
         let last = self.blocks().saturating_sub(1);
         let short = if index.contains(last) { self.blocks() * CACHE_BLOCK - self.size } else { 0 };
         index.blocks() * CACHE_BLOCK - short
@@ -389,7 +438,12 @@ impl CachedSource {
 
     /// Whether all of it is here.
     pub fn is_complete(&self) -> bool {
-        self.index.lock().blocks() == self.blocks()
+        let index = self.index.lock();
+        match index.estimate() {
+            // What was verified was complete, and lost no block since.
+            Some(_) => self.verified.load(Ordering::Relaxed),
+            None => index.blocks() == self.blocks(),
+        }
     }
 
     pub(super) fn has_files(&self) -> bool {
@@ -404,131 +458,8 @@ impl CachedSource {
         self.pinned.load(Ordering::Relaxed)
     }
 
-    /// Keeps fetched blocks: `data` is whole blocks from number `first` on, the last block of the source may be short.
-    /// What is here already is not written again. Best effort: when it does not work, nothing is here that was not
-    /// before, and whoever reads goes to the source.
-    pub fn insert(&self, first: u64, data: &[u8]) {
-        let Some(cache) = self.cache.upgrade() else { return };
-        let end = first + self.blocks_in(first, data.len());
-        let mut block = first;
-        while block < end {
-            if !self.shared.loaded.load(Ordering::Acquire)
-                || !self.shared.health.may_write()
-                || self.is_detached()
-                || self.shared.troubles.is_unloaded(&self.key)
-            {
-                return;
-            }
-            let blocks = (SLOT_BLOCKS - block % SLOT_BLOCKS).min(end - block);
-            let from = ((block - first) * CACHE_BLOCK) as usize;
-            let bytes = &data[from..from + self.bytes_of(block, blocks) as usize];
-            if !self.insert_chunk(&cache, block, blocks, bytes) {
-                return;
-            }
-            block += blocks;
-        }
-    }
-
-    /// Blocks of one chunk; false: no more of them.
-    fn insert_chunk(&self, cache: &DiskCache, first: u64, blocks: u64, data: &[u8]) -> bool {
-        let missing =
-            |index: &Index| (first..first + blocks).filter(|block| !index.contains(*block)).count() as u64;
-        let wanted = missing(&self.index.lock());
-        if wanted == 0 {
-            return true;
-        }
-        if !cache.admit(self) {
-            return false;
-        }
-        self.note_use();
-        let Some(mut room) = cache.room_for(wanted * CACHE_BLOCK) else { return false };
-        let mut writer = self.writer.lock();
-        if self.is_detached() || !self.takes_blocks() {
-            return false;
-        }
-        match self.write_missing(&mut writer, first, first + blocks, data, &mut room.bytes) {
-            Ok(()) => {
-                self.shared.worked();
-                true
-            }
-            Err(error) => {
-                self.shared.write_failed("writing to the cache", &error);
-                false
-            }
-        }
-    }
-
-    /// Writes what is not here of `first..end`, taking its bytes from `room`.
-    fn write_missing(
-        &self,
-        writer: &mut Writer,
-        first: u64,
-        end: u64,
-        data: &[u8],
-        room: &mut u64,
-    ) -> io::Result<()> {
-        let files = self.files_for_writing(writer)?.get()?;
-        let mut from = first;
-        loop {
-            let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
-            from = start + blocks;
-            let len = self.bytes_of(start, blocks);
-            // Others may have come and gone since the room was made.
-            if len > *room {
-                return Ok(());
-            }
-            let at = ((start - first) * CACHE_BLOCK) as usize;
-            let bytes = &data[at..at + len as usize];
-            if let Err(error) = self.write_blocks(&files, start, blocks, bytes) {
-                // Space that was taken for a part of it.
-                if files.blocks.punch(start * CACHE_BLOCK, blocks * CACHE_BLOCK).is_err() {
-                    self.unsettled.store(true, Ordering::Relaxed);
-                }
-                return Err(error);
-            }
-            *room -= len;
-            count(&self.shared.counters.insertions, blocks);
-            count(&self.shared.unsynced, len);
-            self.shared.moved(len);
-        }
-    }
-
-    fn write_blocks(&self, files: &Opened, first: u64, blocks: u64, bytes: &[u8]) -> io::Result<()> {
-        let sums: Vec<u64> = (first..)
-            .zip(bytes.chunks(CACHE_BLOCK as usize))
-            .map(|(block, bytes)| block_sum(&self.key.0, block, bytes))
-            .collect();
-        files.blocks.write_at(bytes, first * CACHE_BLOCK)?;
-        self.blocks_dirty.store(true, Ordering::Relaxed);
-        let generation = self.shared.generation();
-        let (chunk, at) = (first / SLOT_BLOCKS, first % SLOT_BLOCKS);
-        let (slot, ages) = {
-            let mut index = self.index.lock();
-            match index.slot(first) {
-                Some(slot) => (slot, None),
-                None => (index.take_slot(), Some(index.ages_of_new(first, blocks, generation))),
-            }
-        };
-        let piece = Piece { slot, at, blocks };
-        let written = match &ages {
-            Some(ages) => files.write_slot(&self.key, chunk, &piece, ages, &sums),
-            None => files.write_sums(&piece, &sums),
-        };
-        self.sums_dirty.store(true, Ordering::Relaxed);
-        if let Err(error) = written {
-            // A part of the sums may be there, of blocks that are punched now: they must not seem damaged.
-            let _ = files.write_sums(&piece, &vec![0; blocks as usize]);
-            if ages.is_some() {
-                self.index.lock().give_slot_back(slot);
-            }
-            return Err(error);
-        }
-        self.index.lock().publish(first, blocks, slot, generation);
-        Ok(())
-    }
-
     /// The files, with a header that says no more than is so.
-    fn files_for_writing(&self, writer: &mut Writer) -> io::Result<Arc<Files>> {
+    pub(super) fn files_for_writing(&self, writer: &mut Writer) -> io::Result<Arc<Files>> {
         let files = self.index.lock().files.clone();
         let files = match files {
             Some(files) => files,
@@ -578,11 +509,12 @@ impl CachedSource {
             let bytes = self.bytes_in(&index);
             let contents = index.contents;
             let blocks = index.clear_all();
-            // Whoever reads these files for what was compared must not find in them what comes in later.
+            // A reader of these files for what was compared must not find in them what comes in later.
             let keep_files = keep_files && contents.is_none();
             let files = if keep_files { index.files.clone() } else { index.files.take() };
             (files, blocks, bytes, keep_files, contents)
         };
+        self.ready.notify_all();
         self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
         self.verified.store(false, Ordering::Relaxed);
         if contents.is_some() {
@@ -657,7 +589,7 @@ impl CachedSource {
     }
 
     /// Whether blocks may come in.
-    fn takes_blocks(&self) -> bool {
+    pub(super) fn takes_blocks(&self) -> bool {
         self.frozen.load(Ordering::Relaxed) == 0 && self.index.lock().contents.is_none()
     }
 
@@ -685,7 +617,7 @@ impl CachedSource {
     }
 
     /// Changes the header on disk too, when there is one or it is to be made; whether that was done.
-    fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
+    pub(super) fn change_header(&self, change: impl FnOnce(&mut CacheHeader), make: bool) -> bool {
         let mut writer = self.writer.lock();
         let old = writer.header.clone();
         change(&mut writer.header);
@@ -710,7 +642,11 @@ impl CachedSource {
         if !dirty && !self.index.lock().is_aged() && !self.writer.lock().stale {
             return Ok(());
         }
-        let opened = files.get()?;
+        let opened = match files.get() {
+            // They were removed meanwhile, and what was in them with them.
+            Err(_) if !self.uses(&files) => return Ok(()),
+            other => other?,
+        };
         self.write_ages(&files, &opened)?;
         {
             let mut writer = self.writer.lock();
@@ -728,6 +664,10 @@ impl CachedSource {
             }
         }
         Ok(())
+    }
+
+    fn uses(&self, files: &Arc<Files>) -> bool {
+        self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files))
     }
 
     fn write_ages(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
@@ -748,46 +688,5 @@ impl CachedSource {
                 return Ok(());
             }
         }
-    }
-}
-
-/// A source into which nothing comes.
-pub struct Frozen {
-    source: Arc<CachedSource>,
-}
-
-impl Frozen {
-    /// Whether anything is here.
-    pub fn has_blocks(&self) -> bool {
-        self.source.index.lock().blocks() > 0
-    }
-
-    /// Notes durably that all that is here was compared, as a whole or as a part of it, with what `contents` stands for.
-    /// It may then be read for every base of these contents. Returns whether that is so.
-    pub fn seal(&self, contents: SourceKey) -> bool {
-        let source = &self.source;
-        if !source.has_files() {
-            return false;
-        }
-        // The note must not outlive a part of what it is about, nor stand beside an older file of the same name.
-        if let Err(error) = source.sync().and_then(|()| source.shared.medium.sync_dir(DIR)) {
-            source.shared.write_failed("syncing the cache", &error);
-            return false;
-        }
-        let complete = source.is_complete();
-        let noted = source
-            .change_header(|header| (header.contents, header.verified) = (Some(contents.0), complete), false);
-        if noted {
-            source.index.lock().contents = Some(contents);
-            source.verified.store(complete, Ordering::Relaxed);
-            source.shared.lineup();
-        }
-        noted
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.source.frozen.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::DiskCache;
 
@@ -27,10 +27,21 @@ impl DiskCache {
     pub fn start(self: &Arc<Self>) -> io::Result<Ticker> {
         let cache: Weak<Self> = Arc::downgrade(self);
         let (stop, stopped) = channel();
+        let mut ticked = Instant::now();
         let run = move || {
-            while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            loop {
+                // What an earlier worker left is read piece by piece, so that this ends when it is told to.
+                let more = cache.upgrade().is_some_and(|cache| cache.scan_step());
+                let wait = if more { Duration::ZERO } else { EVERY };
+                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+                if more && ticked.elapsed() < EVERY {
+                    continue;
+                }
                 let Some(cache) = cache.upgrade() else { return };
-                cache.tick();
+                ticked = Instant::now();
+                cache.tick_once(!more);
             }
         };
         let thread = Builder::new().name("plyfs-cache".into()).stack_size(STACK).spawn(run)?;

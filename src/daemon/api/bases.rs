@@ -124,6 +124,7 @@ impl AddBase {
             pinned: self.pinned,
             hydrate: false,
             refused: false,
+            given_up: false,
         })
     }
 
@@ -138,7 +139,7 @@ impl AddBase {
 }
 
 /// A URL's identity and first bytes, from its server; nothing for a path.
-async fn probe(
+pub(super) async fn probe(
     c: &Control,
     object: &str,
     urls: &[String],
@@ -263,7 +264,6 @@ impl Control {
     pub(super) fn base(&self, node: &BaseNode, disks: usize) -> Value {
         let record = node.record();
         let options = node.options();
-        let problem = node.problem();
         let (sha256, sha512) = match &record.image.identity.digest {
             Some(Digest::Sha256(d)) => (Some(hex(d)), None),
             Some(Digest::Sha512(d)) => (None, Some(hex(d))),
@@ -280,12 +280,8 @@ impl Control {
         let percent =
             if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
         let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified());
-        let stall = self.sources.stall(record.id);
-        let state = match (&problem, &stall) {
-            (Some(_), _) => "failed",
-            (None, Some(_)) => "waiting",
-            (None, None) => "ok",
-        };
+        let state = self.state(node);
+        let urls = node.current().urls_of(&record.image);
         let backing: Vec<Value> = record
             .backing
             .iter()
@@ -295,8 +291,8 @@ impl Control {
             "id": record.id,
             "name": record.name,
             "path": self.config.mount.join(format!("bases/{}.raw", record.name)),
-            "source": shown_source(&record.image.source),
-            "mirrors": record.image.mirrors.iter().map(|url| shown(url)).collect::<Vec<_>>(),
+            "source": shown_source(&urls[0]),
+            "mirrors": urls[1..].iter().map(|url| shown(url)).collect::<Vec<_>>(),
             "backing": backing,
             "format": format_name(record.image.format),
             "size": record.size(),
@@ -317,12 +313,15 @@ impl Control {
             "max_requests": (options.max_requests > 0).then_some(options.max_requests),
             "max_rate": (options.max_rate > 0).then_some(options.max_rate),
             "created": rfc3339(record.created_ns),
-            "state": state,
-            "error": problem,
+            "state": state.state,
+            "state_since": state.since.map(super::time),
+            "error": state.error,
             "cache_error": kept.iter().find_map(|kept| kept.trouble()),
             "work": self.hydrations.progress(record.id),
-            "waiting_since": stall.as_ref().map(|stall| super::time(stall.since)),
-            "waiting_for": stall.map(|stall| stall.why),
+            "waiting_since": state.health.stall.as_ref().map(|stall| super::time(stall.since)),
+            "waiting_for": state.health.stall.map(|stall| stall.why),
+            "failing_since": state.health.failing.map(|failing| super::time(failing.since)),
+            "servers": state.health.urls.iter().map(|url| json!({"url": url.url, "trouble": url.trouble})).collect::<Vec<_>>(),
         })
     }
 
@@ -331,14 +330,5 @@ impl Control {
         let mut stats = json!(self.store.cache().stats());
         stats["disk"] = json!(self.sources.cache().stats());
         stats
-    }
-
-    /// Bases whose reads wait for a server.
-    pub(super) fn waiting(&self) -> Value {
-        let waits = |base: &std::sync::Arc<BaseNode>| {
-            let stall = self.sources.stall(base.id())?;
-            Some(json!({"base": base.record().name, "since": super::time(stall.since), "why": stall.why}))
-        };
-        self.store.bases().iter().filter_map(waits).collect()
     }
 }

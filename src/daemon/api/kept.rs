@@ -115,7 +115,7 @@ impl Control {
     pub(super) fn others(&self, node: &BaseNode) -> Vec<BaseRecord> {
         let bases = self.store.bases();
         let others = bases.iter().filter(|base| base.id() != node.id());
-        others.map(|base| BaseRecord { options: base.options(), ..base.record().clone() }).collect()
+        others.map(|base| base.current()).collect()
     }
 
     /// What a base wants of what is kept, or another that has the same.

@@ -3,6 +3,8 @@
 mod bases;
 mod events;
 mod kept;
+mod room;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -10,8 +12,8 @@ mod traces;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -25,16 +27,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use self::room::{Kind, Refused, Rooms};
 use super::channel::{Channel, FromWorker};
 use super::confine::InForce;
 use super::hydrate::Hydrations;
-use super::report::{End, Report, Upgrade, UpgradeState};
+use super::report::{Report, Upgrade, UpgradeState};
 use super::sources::HostSources;
+use super::unavailable::{end, rfc3339};
 use crate::config::Config;
 use crate::disk::DiskError;
 use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
-use crate::fuse::{Node, guard};
+use crate::fuse::{Node, PlyFs, Waiters, guard};
 use crate::io::{LiveArena, sys};
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
@@ -43,6 +47,8 @@ use crate::store::{DiskNode, NewDisk, Store, StoreError};
 pub struct Control {
     /// The store.
     pub store: Arc<Store>,
+    /// For what waits.
+    pub frontend: PlyFs,
     /// To tell the kernel of changes that did not come through it.
     pub notifier: Arc<KernelNotifier>,
     /// To ask the supervisor for the end.
@@ -117,21 +123,35 @@ impl IntoResponse for ApiError {
 
 type Answer = Result<Json<Value>, ApiError>;
 
-/// Runs what may wait away from the socket's own thread.
+/// Threads for what may wait.
+static ROOMS: LazyLock<Rooms> = LazyLock::new(Rooms::new);
+
+/// Runs what may wait for the store, or for the files of a base, away from the socket's own thread.
 async fn blocking(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
-    match tokio::task::spawn_blocking(job).await {
+    in_room(Kind::Work, job).await
+}
+
+/// Runs what waits for memory only, whatever else hangs.
+async fn quick(job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
+    in_room(Kind::Question, job).await
+}
+
+async fn in_room(kind: Kind, job: impl FnOnce() -> Result<Value, ApiError> + Send + 'static) -> Answer {
+    match ROOMS.run(kind, job).await {
         Ok(done) => done.map(Json),
-        Err(_) => Err(ApiError {
+        Err(Refused::Full) => Err(ApiError {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "busy",
+            message: "too many commands hang, as those on the files of a base whose filesystem is gone do; see `plyfs \
+                      base ls`, and try again when they have ended"
+                .into(),
+        }),
+        Err(Refused::Ended) => Err(ApiError {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "io",
             message: "the request ended early".into(),
         }),
     }
-}
-
-fn rfc3339(ns: i64) -> String {
-    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
-    humantime::format_rfc3339_nanos(at).to_string()
 }
 
 fn time(at: SystemTime) -> String {
@@ -220,6 +240,17 @@ impl Control {
         })
     }
 
+    /// Requests of the kernel that wait for the bytes of bases, and what became of others since the worker began.
+    fn requests(&self) -> Value {
+        let Waiters { requests, bytes, refused, interrupted } = self.frontend.waiters();
+        json!({
+            "waiting": requests,
+            "waiting_bytes": bytes,
+            "refused": refused,
+            "interrupted": interrupted,
+        })
+    }
+
     fn live_maps(&self, report: &Report) -> Value {
         let bounds = self.arena.as_ref().map(LiveArena::bounds);
         json!({
@@ -272,14 +303,12 @@ impl Control {
             })).collect::<Vec<_>>(),
             "cache": self.cache(),
             "waiting": self.waiting(),
+            "requests": self.requests(),
+            "failing": self.failing(),
             "confinement": self.confinement,
             "events": events::summary(&self.events, self.serving_since_ns),
         })
     }
-}
-
-fn end(end: &End) -> Value {
-    json!({"at": rfc3339(end.at_ns), "pid": end.pid, "why": end.why, "served_ms": end.served_ms})
 }
 
 fn upgrade_json(upgrade: &Upgrade) -> Value {
@@ -317,7 +346,7 @@ struct Resize {
 }
 
 async fn status(State(c): State<Control>) -> Answer {
-    blocking(move || Ok(c.status())).await
+    quick(move || Ok(c.status())).await
 }
 
 async fn list_disks(State(c): State<Control>) -> Answer {
@@ -386,7 +415,7 @@ async fn resize_disk(
 }
 
 async fn stop(State(c): State<Control>) -> Answer {
-    blocking(move || {
+    quick(move || {
         c.tell_supervisor(&FromWorker::Stop)?;
         Ok(json!({"stopping": true}))
     })
@@ -399,7 +428,7 @@ async fn upgrade(State(c): State<Control>, body: Bytes) -> Answer {
         true => UpgradeTo::default(),
         false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
     };
-    blocking(move || {
+    quick(move || {
         if wanted.program.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(ApiError::invalid("program: give an absolute path"));
         }
@@ -430,8 +459,7 @@ async fn unknown() -> ApiError {
 /// # Errors
 /// When the thread or its runtime cannot be made.
 pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(16).build()?;
+    let runtime = Rooms::runtime()?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let channel = control.channel.clone();
@@ -442,6 +470,8 @@ pub fn spawn(control: Control, listener: OwnedFd, drain: Arc<Notify>) -> io::Res
         .route("/v1/status", get(status))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
+        .route("/v1/bases/{name}/fail", post(servers::fail))
+        .route("/v1/bases/{name}/set", post(servers::set))
         .route("/v1/bases/{name}/pin", post(kept::pin))
         .route("/v1/bases/{name}/evict", post(kept::evict))
         .route("/v1/bases/{name}/hydrate", post(kept::hydrate))

@@ -1,7 +1,7 @@
 //! One piece of work on a base: how far it is, and how it is ended.
 //!
 //! What must hold: every wait of a job is one of [`Job::pause`] and [`Job::wait`], and both end at once when it is
-//! cancelled. So whoever cancels a job can wait for its end.
+//! cancelled. So a caller that cancels a job can wait for its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

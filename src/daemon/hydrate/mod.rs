@@ -34,6 +34,8 @@ use crate::store::{BaseNode, Sources, Store, StoreError};
 const TRIES: u32 = 3;
 /// How often contents that differ from their digest are fetched.
 const FETCHES: u32 = 2;
+/// How often is looked whether it is known what is here.
+const INDEXING: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// All work in the background. Clones are the same one.
 #[derive(Clone)]
@@ -57,9 +59,28 @@ impl Hydrations {
         Self { store, sources, events, rate, jobs: Arc::default() }
     }
 
-    /// Goes on with what an earlier worker began.
+    /// Goes on with what an earlier worker began, once it is known what is here. Does not wait.
     pub fn resume(&self) {
-        for node in self.store.bases() {
+        let wanted = |node: &Arc<BaseNode>| node.options().hydrate && !node.options().refused;
+        let bases: Vec<_> = self.store.bases().into_iter().filter(wanted).collect();
+        if bases.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        let run = move || {
+            while !this.sources.cache().stats().indexed {
+                std::thread::sleep(INDEXING);
+            }
+            this.resume_those(&bases);
+        };
+        if let Err(error) = std::thread::Builder::new().name("resume".into()).stack_size(512 << 10).spawn(run)
+        {
+            tracing::error!(%error, "no thread to go on hydrating with");
+        }
+    }
+
+    fn resume_those(&self, bases: &[Arc<BaseNode>]) {
+        for node in bases {
             let record = node.record();
             let done = |file: &ImageFile| {
                 let contents = self.sources.contents(record, file);
@@ -70,7 +91,7 @@ impl Hydrations {
             if options.hydrate
                 && !options.refused
                 && !files(record).all(done)
-                && let Err(error) = self.begin(&node, What::Hydrate, self.rate)
+                && let Err(error) = self.begin(node, What::Hydrate, self.rate)
             {
                 tracing::error!(%error, base = record.name, "it is not hydrated");
             }
@@ -286,7 +307,7 @@ impl Hydrations {
     }
 
     fn fetch_all(&self, node: &Arc<BaseNode>, job: &Arc<Job>, rate: Option<u64>) -> Result<(), Stopped> {
-        let record = BaseRecord { options: node.options(), ..node.record().clone() };
+        let record = node.current();
         let degraded = || self.sources.cache().stats().degraded;
         let mut before = 0;
         for file in files(&record).filter(|file| record.options.hydrate || is_remote(file)) {

@@ -7,7 +7,15 @@ const BUMP: &str =
     "the bytes of the cache changed: bump the version of its header, so that older files are dropped";
 
 fn header() -> CacheHeader {
-    CacheHeader { sequence: 7, key: [0xab; 32], size: 100_000, pinned: true, verified: false, contents: None }
+    CacheHeader {
+        sequence: 7,
+        key: [0xab; 32],
+        size: 100_000,
+        pinned: true,
+        verified: false,
+        contents: None,
+        direct: false,
+    }
 }
 
 #[test]
@@ -46,6 +54,22 @@ fn a_header_with_verified_contents_is_these_bytes() {
     // No longer once a block is missing.
     let lost = CacheHeader { verified: false, ..legacy };
     assert_eq!(CacheHeader::decode(&area(&older, &lost)).unwrap().header, lost);
+}
+
+#[test]
+fn a_header_of_slots_in_their_places_has_an_autoclear_feature() {
+    let header = CacheHeader { direct: true, ..header() };
+    let bytes = header.encode();
+    assert_eq!(
+        hex(&bytes[..48]),
+        "504c594341434845010000003a0000000000000000000000000000000000000001000000000000000700000000000000",
+        "{BUMP}"
+    );
+    assert_eq!(bytes.len(), self::header().encode().len());
+    assert_eq!(
+        CacheHeader::decode(&area(&CacheHeader { sequence: 6, ..self::header() }, &header)).unwrap().header,
+        header
+    );
 }
 
 #[test]

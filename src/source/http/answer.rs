@@ -3,6 +3,7 @@
 //! What must hold: a body is used only when status, range, length, coding and identity all say that it is what was
 //! asked for. docs/design.md, "HTTP sources", has the table of what becomes of the others.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -46,13 +47,44 @@ pub(super) enum Failure {
     OutOfRange(String),
     /// The condition on the entity tag is said not to hold.
     Precondition,
-    /// It is somewhere else.
-    Moved { to: String, for_at_most: Option<Duration> },
+    /// It was not asked: while the request waited for its turn, another one failed.
+    Overtaken,
+    /// It is somewhere else, says the server at this address; none when a proxy was asked.
+    Moved { to: String, for_at_most: Option<Duration>, by: Option<IpAddr> },
 }
 
 impl Failure {
     pub fn again(why: impl Into<String>) -> Self {
         Self::Again { why: why.into(), after: None }
+    }
+
+    /// What to say of it.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Again { why, .. } | Self::Denied { why, .. } => why,
+            Self::Another(why) | Self::Protocol(why) | Self::OutOfRange(why) => why,
+            Self::Precondition => "it is not the version any more that was added (412)",
+            Self::Overtaken => "another request failed",
+            Self::Moved { .. } => "it is somewhere else",
+        }
+    }
+
+    /// How long the server wants to be left alone.
+    pub fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Again { after, .. } => *after,
+            _ => None,
+        }
+    }
+
+    /// Whether it is about another object than the base's.
+    pub fn is_another(&self) -> bool {
+        matches!(self, Self::Another(_) | Self::Precondition)
+    }
+
+    /// Whether a cache on the way, or one node of many, may be the only one that answers so.
+    pub fn may_be_a_cache(&self) -> bool {
+        matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_))
     }
 }
 
@@ -94,7 +126,7 @@ pub(super) fn judge(status: StatusCode, headers: &HeaderMap, asked: &Asked<'_>) 
         200 => whole(headers, asked),
         204 => Err(Failure::Protocol("it answers 204, which is a body of nothing".into())),
         301 | 302 | 303 | 307 | 308 => match text(headers, header::LOCATION) {
-            Some(to) => Err(Failure::Moved { to: to.into(), for_at_most: fresh_for(headers) }),
+            Some(to) => Err(Failure::Moved { to: to.into(), for_at_most: fresh_for(headers), by: None }),
             None => Err(Failure::Protocol(format!("it answers {} without saying where to", status.as_u16()))),
         },
         304 => Err(Failure::Protocol("it answers 304 (not modified), which was not asked".into())),

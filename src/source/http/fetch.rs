@@ -3,37 +3,42 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant as Time};
 
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::{Asked, Failure};
+use super::gate::{Pass, jittered};
 use super::identity::HttpIdentity;
-use super::limit::{Rate, Slots};
-use super::mirror::{Ask, Mirror, Transfer};
-use super::wait::{Stalls, Wait};
+use super::limit::{Party, Rate, Slots};
+use super::mirror::{Ask, Mirror, SLOW, Transfer};
+use super::wait::{Patience, Stalls, Wait};
 use super::{Http, RemoteOptions, failed, words};
-use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, Stall};
+use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall};
 
-/// For a purpose for which nobody waits it is tried so often, and not for longer.
+/// For a purpose for which no reader waits it is tried so often, and not for longer.
 const TRIES: u32 = 4;
 const TRIED_FOR: Duration = Duration::from_secs(30);
+/// Between two tries of one fetch at one URL, which may work for others meanwhile: doubled from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// Bytes after which a server is taken to work, in a transfer that goes on.
+const PROOF: u64 = 16 << 10;
+/// Bytes per second below which a request does not count for those of other bases.
+const LOAD: u64 = 64 << 10;
 
-/// One object behind one or several URLs.
-pub(super) struct Remote {
-    http: Arc<Http>,
-    identity: HttpIdentity,
-    options: RemoteOptions,
+/// Where an object is, and whether it is asked for.
+#[derive(Clone)]
+struct Place {
     mirrors: Vec<Arc<Mirror>>,
-    slots: Arc<Slots>,
-    rate: Rate,
-    stalls: Arc<Stalls>,
     /// What is wrong with a URL that was right when it was recorded.
     broken: Option<SourceError>,
+    given_up: bool,
 }
 
-impl Remote {
-    pub fn new(http: Arc<Http>, urls: &[String], identity: HttpIdentity, options: RemoteOptions) -> Self {
+impl Place {
+    fn new(urls: &[String]) -> Self {
         let (mut mirrors, mut broken) = (Vec::new(), None);
         for url in urls {
             match Mirror::new(url) {
@@ -41,88 +46,144 @@ impl Remote {
                 Err(error) => broken = Some(error),
             }
         }
-        let shown = mirrors.first().map_or_else(String::new, |mirror| mirror.shown.clone());
+        Self { mirrors, broken, given_up: false }
+    }
+
+    fn shown(&self) -> String {
+        self.mirrors.first().map_or_else(String::new, |mirror| mirror.shown.clone())
+    }
+}
+
+/// One object behind one or several URLs, which may be replaced while it is read.
+pub struct HttpSource {
+    http: Arc<Http>,
+    identity: HttpIdentity,
+    options: RemoteOptions,
+    place: watch::Sender<Arc<Place>>,
+    party: Party,
+    slots: Arc<Slots>,
+    rate: Rate,
+    stalls: Arc<Stalls>,
+}
+
+/// One URL of an object, and whether it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlState {
+    /// Without user info and query.
+    pub url: String,
+    /// How it failed last, when it does not work.
+    pub trouble: Option<String>,
+}
+
+impl HttpSource {
+    pub(super) fn new(
+        http: Arc<Http>,
+        urls: &[String],
+        identity: HttpIdentity,
+        options: RemoteOptions,
+    ) -> Self {
         Self {
             slots: Slots::new(options.max_requests.unwrap_or(u32::MAX).min(http.config.max_requests)),
             rate: Rate::new(options.max_rate),
-            stalls: Stalls::new(shown),
-            broken,
+            stalls: Stalls::new(),
+            party: Party::new(),
+            place: watch::Sender::new(Arc::new(Place::new(urls))),
             http,
             identity,
             options,
-            mirrors,
         }
     }
 
-    /// The mirror to ask: the first that works; when none does, the one that may be asked soonest.
-    fn pick(self: &Arc<Self>, refused: &[Option<Failure>]) -> Option<usize> {
-        let usable =
-            |number: &usize| refused[*number].is_none() && self.mirrors[*number].out.lock().is_none();
-        let all: Vec<usize> = (0..self.mirrors.len()).filter(usable).collect();
-        let down = |number: &usize| self.http.origin(&self.mirrors[*number].origin()).down_until();
-        let works = all.iter().copied().find(|number| down(number).is_none());
-        if works.is_some() {
+    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there.
+    ///
+    /// # Errors
+    /// `Protocol`, when one of them is none.
+    pub fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
+        let place = Place::new(urls);
+        if let Some(error) = place.broken {
+            return Err(error);
+        }
+        self.place.send_modify(|now| *now = Arc::new(Place { given_up: now.given_up, ..place }));
+        Ok(())
+    }
+
+    /// Ends all requests with an error, now and from now on; or no longer.
+    pub fn give_up(&self, given_up: bool) {
+        self.place.send_if_modified(|now| {
+            let differs = now.given_up != given_up;
+            *now = Arc::new(Place { given_up, ..Place::clone(now) });
+            differs
+        });
+    }
+
+    /// Its URLs, in the order in which they are asked.
+    pub fn urls(&self) -> Vec<UrlState> {
+        let place = self.place.borrow().clone();
+        let state = |mirror: &Arc<Mirror>| {
+            let origin = self.http.known_origin(&mirror.origin());
+            let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
+            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
+        };
+        place.mirrors.iter().map(state).collect()
+    }
+
+    /// When a mirror may be asked; none when it works.
+    fn ready(&self, mirror: &Mirror, own: Option<Instant>) -> Option<Instant> {
+        let own = own.filter(|at| *at > Instant::now());
+        let origin = self.http.known_origin(&mirror.origin()).and_then(|origin| origin.ready());
+        mirror.gate.ready().max(origin).max(own)
+    }
+
+    /// The mirror to ask: the first that works; when none does, the one that may be asked soonest. With it, when
+    /// another one should be asked if this cannot be by then.
+    fn pick(self: &Arc<Self>, place: &Place, own: &[Pause]) -> Option<(usize, Option<Instant>)> {
+        let ready: Vec<Option<Instant>> =
+            place.mirrors.iter().zip(own).map(|(mirror, own)| self.ready(mirror, own.until)).collect();
+        let works = ready.iter().position(Option::is_none);
+        if let Some(works) = works {
             // Those that were to be asked before it: whether they are back is found out aside, not by a reader.
-            let before = all.iter().take_while(|number| Some(**number) != works);
-            for number in
-                before.filter(|number| down(number).is_some_and(|at| at <= tokio::time::Instant::now()))
-            {
-                self.check(*number);
+            for (mirror, at) in place.mirrors[..works].iter().zip(&ready) {
+                if at.is_some_and(|at| at <= Instant::now()) {
+                    self.check(mirror);
+                }
             }
         }
-        works.or_else(|| all.into_iter().min_by_key(down))
+        let number = works.or_else(|| (0..ready.len()).min_by_key(|number| ready[*number]))?;
+        let others = ready.iter().enumerate().filter(|(other, _)| *other != number);
+        Some((number, others.filter_map(|(_, at)| *at).min()))
     }
 
     /// Finds out whether a mirror works again.
-    fn check(self: &Arc<Self>, number: usize) {
-        let mirror = self.mirrors[number].clone();
+    fn check(self: &Arc<Self>, mirror: &Arc<Mirror>) {
         if mirror.checking.swap(true, Ordering::AcqRel) {
             return;
         }
-        let this = self.clone();
+        let (this, mirror) = (self.clone(), mirror.clone());
         self.http.runtime.spawn(async move {
-            let wait = Wait::new(None, None);
-            let (mut at, mut deliver): (_, Deliver) = (0, Box::new(|_| {}));
-            let job = Job { purpose: Purpose::Hydrate, fresh: false, wait: &wait };
-            let once = this.transfer(&mirror, &mut at, 1, &job, &mut deliver);
-            let done = timeout(this.http.answer_timeout(), once).await;
-            if let Ok(Err(Failure::Another(why))) = done {
-                this.put_out(number, &why);
+            if let Ok(mut pass) = mirror.gate.enter() {
+                let wait = Wait::new(None, Patience::Endless, this.http.config.min_rate);
+                let (mut at, mut deliver): (_, Deliver) = (0, Box::new(|_| {}));
+                // As much as proves that it does.
+                let end = PROOF.min(this.identity.size);
+                let times = this.times(&wait, 1);
+                let mut job = Job { purpose: Purpose::Hydrate, wait: &wait, pass: &mut pass, times };
+                let once = this.attempt(&mirror, &mut at, end, &mut job, &mut deliver);
+                match timeout(this.http.answer_timeout(), once).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) => pass.failed(&failure),
+                    Err(_) => pass.failed(&Failure::again("it does not answer in time")),
+                }
             }
             mirror.checking.store(false, Ordering::Release);
         });
     }
 
-    fn put_out(&self, number: usize, why: &str) {
-        let mirror = &self.mirrors[number];
-        let mut out = mirror.out.lock();
-        if out.is_none() {
-            tracing::error!(
-                url = mirror.shown,
-                why,
-                "another object than the base's; this URL is not used any more"
-            );
-            *out = Some(why.to_owned());
-        }
-    }
-
-    /// What to say when there is no mirror left to ask.
-    fn conclude(&self, refused: Vec<Option<Failure>>) -> SourceError {
-        let worst = |is: fn(&Failure) -> bool| {
-            let mut all = self.mirrors.iter().zip(&refused);
-            all.find_map(|(mirror, failure)| failure.as_ref().filter(|f| is(f)).map(|f| (mirror, f)))
-        };
-        let found = worst(|failure| matches!(failure, Failure::Denied { .. })).or_else(|| worst(|_| true));
-        if let Some((mirror, failure)) = found {
-            return failed(&mirror.shown, failure);
-        }
-        if let Some(error) = &self.broken
-            && self.mirrors.is_empty()
-        {
-            return error.clone();
-        }
-        let why = self.mirrors.first().and_then(|mirror| mirror.out.lock().clone());
-        failed(&self.shown(), &Failure::Another(why.unwrap_or_else(|| "it has no URL".into())))
+    /// How long one of `mirrors` is waited for. Before a deadline each of them is asked.
+    fn times(&self, wait: &Wait, mirrors: usize) -> Times {
+        let config = &self.http.config;
+        let share = wait.limit().filter(|_| mirrors > 1).map(|limit| limit / (mirrors as u32 + 1));
+        let least = |time: Duration| share.map_or(time, |share| time.min(share));
+        Times { answer: least(self.http.answer_timeout()), window: least(config.stall_timeout) }
     }
 
     async fn run(
@@ -133,126 +194,297 @@ impl Remote {
         wait: &Wait,
     ) -> Result<(), SourceError> {
         let (mut at, mut tries) = (range.start, 0);
-        let mut refused: Vec<Option<Failure>> = vec![None; self.mirrors.len()];
-        // Asked in another way once.
-        let (mut fresh, mut elsewhere) = (vec![false; refused.len()], vec![false; refused.len()]);
+        let mut changes = self.place.subscribe();
         while at < range.end {
-            let Some(number) = self.pick(&refused) else { return Err(self.conclude(refused)) };
-            let (mirror, before) = (&self.mirrors[number], at);
-            let job = Job { purpose, fresh: fresh[number], wait };
-            let failure = match self.transfer(mirror, &mut at, range.end, &job, deliver).await {
-                Ok(()) => continue,
-                Err(failure) => failure,
-            };
-            self.http.count.retry();
-            match failure {
-                Failure::Again { ref why, .. } => {
-                    tries = if at > before { 0 } else { tries + 1 };
-                    tracing::debug!(url = mirror.shown, why, at, tries, ?purpose, "a request failed");
-                    if purpose != Purpose::Demand && tries >= TRIES {
-                        return Err(failed(&mirror.shown, &failure));
-                    }
-                    wait.failed(why);
-                }
-                // Through a redirector it may have been one that is behind; once.
-                Failure::Another(_) if mirror.is_redirected() && !elsewhere[number] => {
-                    elsewhere[number] = true;
-                    mirror.forget_target();
-                }
-                Failure::Another(why) => self.put_out(number, &why),
-                Failure::Precondition if !mirror.without_condition.swap(true, Ordering::Relaxed) => {
-                    // What it describes in an answer to the plain request decides.
-                }
-                Failure::OutOfRange(_) if !fresh[number] => fresh[number] = true,
-                Failure::Precondition
-                | Failure::OutOfRange(_)
-                | Failure::Denied { .. }
-                | Failure::Protocol(_)
-                | Failure::Moved { .. } => {
-                    tracing::debug!(url = mirror.shown, ?failure, "a mirror does not give a range");
-                    refused[number] = Some(failure);
-                }
+            let place = changes.borrow_and_update().clone();
+            if place.given_up {
+                return Err(SourceError::remote(
+                    SourceErrorKind::GivenUp,
+                    "read",
+                    place.shown(),
+                    "its operator gave it up",
+                    "undo it with: plyfs base fail NAME --undo, or: plyfs base set NAME --source URL",
+                ));
+            }
+            let asking =
+                self.ask_one_after_the_other(&place, &mut at, range.end, purpose, &mut tries, deliver, wait);
+            tokio::select! {
+                done = asking => return done,
+                // Without a sender this source would be gone.
+                _ = changes.changed() => {}
             }
         }
         Ok(())
     }
 
-    /// One request and its bytes, from `at` on, which is moved.
+    #[allow(clippy::too_many_arguments)]
+    async fn ask_one_after_the_other(
+        self: &Arc<Self>,
+        place: &Place,
+        at: &mut u64,
+        end: u64,
+        purpose: Purpose,
+        tries: &mut u32,
+        deliver: &mut Deliver,
+        wait: &Wait,
+    ) -> Result<(), SourceError> {
+        let mut pauses = vec![Pause::default(); place.mirrors.len()];
+        while *at < end {
+            let Some((number, other_ready)) = self.pick(place, &pauses) else {
+                let none = || failed("no URL", &Failure::Protocol("there is none to ask".into()));
+                return Err(place.broken.clone().unwrap_or_else(none));
+            };
+            let (mirror, before) = (&place.mirrors[number], *at);
+            let mut pass = match mirror.gate.enter() {
+                Ok(pass) => pass,
+                Err(down) => {
+                    wait.failed(&mirror.shown, &down.why);
+                    match other_ready {
+                        None => down.over().await,
+                        Some(ready) => tokio::select! {
+                            () = down.over() => {}
+                            () = sleep_until(ready) => {}
+                        },
+                    }
+                    continue;
+                }
+            };
+            if let Some(until) = pauses[number].until {
+                sleep_until(until).await;
+            }
+            let times = self.times(wait, place.mirrors.len());
+            let mut job = Job { purpose, wait, pass: &mut pass, times };
+            let Err(failure) = self.attempt(mirror, at, end, &mut job, deliver).await else { continue };
+            if failure == Failure::Overtaken {
+                continue;
+            }
+            self.http.count.retry();
+            let (url, why) = (&mirror.shown, failure.why());
+            tracing::debug!(url, why, at, tries, ?purpose, "a request failed");
+            wait.failed(&mirror.shown, &failure);
+            pauses[number].failed(*at > before);
+            let slow = matches!(failure, Failure::Again { .. }) && *at - before < self.http.config.min_rate;
+            *tries = if *at > before && !slow { 0 } else { *tries + 1 };
+            pass.failed(&failure);
+            if purpose != Purpose::Demand && *tries >= TRIES {
+                return Err(failed(&mirror.shown, &failure));
+            }
+        }
+        Ok(())
+    }
+
+    /// One request and its bytes, from `at` on, which is moved. What may be the word of a cache, of a condition or of
+    /// one of several nodes alone is asked once more.
+    async fn attempt(
+        &self,
+        mirror: &Mirror,
+        at: &mut u64,
+        end: u64,
+        job: &mut Job<'_>,
+        deliver: &mut Deliver,
+    ) -> Result<(), Failure> {
+        let mut fresh = false;
+        loop {
+            match self.transfer(mirror, at, end, job, deliver).await {
+                // What it describes in an answer to the plain request decides.
+                Err(Failure::Precondition) if !mirror.without_condition.swap(true, Ordering::Relaxed) => {}
+                Err(failure) if failure.may_be_a_cache() && !fresh => {
+                    fresh = true;
+                    mirror.suspect_caches();
+                }
+                Err(Failure::Another(why)) => {
+                    tracing::warn!(
+                        url = mirror.shown,
+                        why,
+                        "another object than the base's answers; it is not used"
+                    );
+                    return Err(Failure::Another(why));
+                }
+                other => return other,
+            }
+            self.http.count.retry();
+        }
+    }
+
     async fn transfer(
         &self,
         mirror: &Mirror,
         at: &mut u64,
         end: u64,
-        job: &Job<'_>,
+        job: &mut Job<'_>,
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         self.http.usable().await?;
         let ask = Ask {
             asked: Asked { range: *at..end, pinned: Some((&self.identity, self.options.strictness)) },
             purpose: job.purpose,
-            fresh: job.fresh,
+            fresh: false,
+            party: self.party,
             slots: &self.slots,
             wait: job.wait,
+            answer_within: job.times.answer,
+            pass: Some(&*job.pass),
             anyway: false,
         };
         let transfer = mirror.ask(&self.http, &ask).await?;
-        let url = transfer.url.clone();
         let before = *at;
         let mut give = |bytes: &[u8]| {
             deliver(bytes);
             *at += bytes.len() as u64;
         };
-        let result = read(&self.http, Some(&self.rate), transfer, job.wait, &mut give).await;
-        if result.is_err() && *at == before && mirror.is_redirected() {
-            mirror.forget(&url);
+        let reading = Reading {
+            wait: job.wait,
+            rate: Some(&self.rate),
+            window: job.times.window,
+            pass: Some(&mut *job.pass),
+        };
+        let result = read(&self.http, transfer, reading, &mut give).await;
+        if result.is_err() && *at == before {
+            mirror.forget_target();
         }
         result
     }
 }
 
-/// What a transfer is for.
+/// When a fetch asks one URL again.
+#[derive(Clone, Copy, Default)]
+struct Pause {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Pause {
+    fn failed(&mut self, progressed: bool) {
+        self.failures = if progressed { 1 } else { self.failures.saturating_add(1) };
+        let pause = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(10)).min(LAST_PAUSE);
+        self.until = Some(Instant::now() + jittered(pause));
+    }
+}
+
+/// How long a server may take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// Until its answer begins.
+    answer: Duration,
+    /// On average of this time it sends as much as the minimum rate.
+    window: Duration,
+}
+
+/// What a request is for.
 struct Job<'a> {
     purpose: Purpose,
-    fresh: bool,
     wait: &'a Wait,
+    pass: &'a mut Pass,
+    times: Times,
+}
+
+/// How fast a body comes, while it is waited for.
+struct Pace {
+    window: Duration,
+    at_least: u64,
+    waited: Duration,
+    bytes: u64,
+    /// Of all windows.
+    total: u64,
+}
+
+impl Pace {
+    fn new(window: Duration, per_second: u64) -> Self {
+        let at_least = (window.as_secs_f64() * per_second as f64) as u64;
+        Self { window, at_least: at_least.max(1), waited: Duration::ZERO, bytes: 0, total: 0 }
+    }
+
+    /// What is left of the window.
+    fn left(&self) -> Duration {
+        self.window.saturating_sub(self.waited)
+    }
+
+    /// Whether it is no load for the network.
+    fn is_light(&self) -> bool {
+        self.waited >= SLOW && (self.bytes as f64) < LOAD as f64 * self.waited.as_secs_f64()
+    }
+
+    /// So much came after so long. Why it is too slow, when it is.
+    fn came(&mut self, bytes: usize, waited: Duration) -> Result<(), String> {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        self.total += bytes as u64;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        let (window, bytes) = (self.window, self.bytes);
+        if bytes == 0 {
+            return Err(format!("it has sent nothing for {window:?}"));
+        }
+        if bytes < self.at_least {
+            let least = self.at_least;
+            return Err(format!(
+                "it is too slow: {bytes} bytes in {window:?}, at least {least} are asked for"
+            ));
+        }
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        Ok(())
+    }
+}
+
+/// How a body is read.
+pub(super) struct Reading<'a> {
+    pub wait: &'a Wait,
+    pub rate: Option<&'a Rate>,
+    /// On average of this time it comes at the minimum rate.
+    pub window: Duration,
+    /// Learns that its URL works.
+    pub pass: Option<&'a mut Pass>,
 }
 
 /// Reads the body of an answer and passes on what was asked for.
 pub(super) async fn read(
     http: &Http,
-    rate: Option<&Rate>,
     transfer: Transfer,
-    wait: &Wait,
+    reading: Reading<'_>,
     give: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<(), Failure> {
-    let Transfer { mut response, body, mut pass, slots: _held, .. } = transfer;
+    let Reading { wait, rate, window, mut pass } = reading;
+    let Transfer { mut response, body, mut slots } = transfer;
     let (mut skip, mut left) = (body.skip, body.take);
     // Of a body whose length was not announced nothing is believed before its end was seen.
     let mut held = Vec::new();
+    let mut pace = Pace::new(window, http.config.min_rate);
     loop {
-        let chunk = match timeout(http.config.stall_timeout, response.chunk()).await {
+        let (begin, patience) = (Instant::now(), pace.left());
+        let next = {
+            let next = timeout(patience, response.chunk());
+            tokio::pin!(next);
+            match timeout(SLOW, &mut next).await {
+                Ok(next) => next,
+                Err(_) => {
+                    slots.give_way();
+                    next.await
+                }
+            }
+        };
+        let chunk = match next {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(error)) => {
                 let why = format!("the transfer broke off, {left} bytes before the end: {}", words(&error));
-                pass.failed(&why, None);
                 return Err(Failure::again(why));
             }
             Err(_) => {
-                let why = format!("it has sent nothing for {:?}", http.config.stall_timeout);
-                pass.failed(&why, None);
-                return Err(Failure::again(why));
+                pace.came(0, patience).map_err(Failure::again)?;
+                continue;
             }
         };
         let Some(chunk) = chunk else {
             if left == 0 {
                 break;
             }
-            let why = format!("the transfer ended {left} bytes before its end");
-            pass.failed(&why, None);
-            return Err(Failure::again(why));
+            return Err(Failure::again(format!("the transfer ended {left} bytes before its end")));
         };
-        pass.worked();
         http.count.bytes(chunk.len());
+        let slow = pace.came(chunk.len(), begin.elapsed());
+        if pace.is_light() {
+            slots.give_way();
+        }
         let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
         skip -= skipped as u64;
         let rest = &chunk[skipped..];
@@ -261,9 +493,17 @@ pub(super) async fn read(
             return Err(Failure::Protocol("it sends more bytes than the range has".into()));
         }
         if wanted > 0 {
-            wait.progressed();
+            wait.progressed(wanted);
             left -= wanted as u64;
             if body.announced { give(&rest[..wanted]) } else { held.extend_from_slice(&rest[..wanted]) }
+        }
+        if (left == 0 || pace.total >= PROOF)
+            && let Some(pass) = pass.take()
+        {
+            pass.worked();
+        }
+        if left > 0 {
+            slow.map_err(Failure::again)?;
         }
         http.rate.took(chunk.len()).await;
         if let Some(rate) = rate {
@@ -286,36 +526,36 @@ pub(super) async fn read(
     Ok(())
 }
 
-impl RemoteSource for Remote {
+impl RemoteSource for HttpSource {
     fn size(&self) -> u64 {
         self.identity.size
     }
 
     fn shown(&self) -> String {
-        self.mirrors.first().map_or_else(String::new, |mirror| mirror.shown.clone())
+        self.place.borrow().shown()
     }
 
-    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, mut deliver: Deliver) -> Fetch {
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        since: Time,
+        mut deliver: Deliver,
+    ) -> Fetch {
         Box::pin(async move {
             let demand = purpose == Purpose::Demand;
-            let limit = match self.options.deadline {
-                Some(deadline) if demand => Some(deadline),
-                Some(deadline) => Some(deadline.min(TRIED_FOR)),
-                None if demand => None,
-                None => Some(TRIED_FOR),
+            let patience = match self.options.deadline {
+                Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
+                None if demand => Patience::Endless,
+                deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
             };
-            let wait = Wait::new(demand.then(|| self.stalls.clone()), limit);
+            let stalls = demand.then(|| self.stalls.clone());
+            let wait = Wait::new(stalls, patience, self.http.config.min_rate);
             tokio::select! {
+                // A read that is too late already is told so; one that has all its bytes is not.
+                biased;
                 done = self.run(range, purpose, &mut deliver, &wait) => done,
-                () = wait.over() => {
-                    let limit = limit.unwrap_or_default();
-                    let why = format!("its server has not given it for {limit:?}");
-                    let why = match wait.why() {
-                        Some(last) => format!("{why} ({last})"),
-                        None => why,
-                    };
-                    Err(failed(&self.shown(), &Failure::again(why)))
-                }
+                () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
             }
         })
     }
@@ -323,4 +563,19 @@ impl RemoteSource for Remote {
     fn stall(&self) -> Option<Stall> {
         self.stalls.longest()
     }
+}
+
+/// The error of a fetch whose patience is over, of the kind of the last failure.
+fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
+    let why = format!("its server has not given it for {limit:?}");
+    let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
+    let text = format!("{why} ({})", last.why());
+    match &mut last {
+        Failure::Again { why, .. } | Failure::Denied { why, .. } => *why = text,
+        Failure::Another(why) | Failure::Protocol(why) | Failure::OutOfRange(why) => *why = text,
+        Failure::Precondition => last = Failure::Another(text),
+        Failure::Overtaken => last = Failure::again(text),
+        Failure::Moved { .. } => last = Failure::Protocol(text),
+    }
+    failed(shown, &last)
 }

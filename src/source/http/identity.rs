@@ -81,6 +81,18 @@ impl HttpIdentity {
         }
     }
 
+    /// Whether what a server says of an object fits this one; else how it differs.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn fits(&self, strictness: Strictness, found: &Self) -> Result<(), String> {
+        let (etag, last_modified) = (found.etag.as_deref(), found.last_modified.as_deref());
+        match self.compare(strictness, &Said { size: found.size, etag, last_modified }) {
+            Verdict::Same => Ok(()),
+            Verdict::Another(why) | Verdict::Unproven(why) => Err(why),
+        }
+    }
+
     pub(super) fn compare(&self, strictness: Strictness, said: &Said<'_>) -> Verdict {
         if said.size != self.size {
             return Verdict::Another(format!("it has {} bytes, not {}", said.size, self.size));

@@ -1,10 +1,15 @@
 //! How many requests run at once, and how fast bytes come, for one base or for all.
 //!
-//! What must hold: a request that a reader waits for is the next to run, and finds a free slot even when readahead,
-//! prefetch and hydration have more to do than there are slots.
+//! What must hold:
+//! - A request that a reader waits for is the next to run, and finds a free slot even when readahead, prefetch and
+//!   hydration have more to do than there are slots.
+//! - However many slots one base holds, a reader of another that holds none gets one at once, and what is free goes to
+//!   the base that holds the fewest. So all together are as many as there are slots, and one more for each base.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,31 +22,52 @@ const PURPOSES: usize = 4;
 /// Bytes may come this much ahead of their rate, so that a small request is not chopped.
 const BURST: Duration = Duration::from_millis(50);
 
-/// A number of slots for requests.
+/// A number of slots for requests of several parties, which are bases.
 pub(super) struct Slots {
     state: Mutex<State>,
     /// As many may be held for other purposes than [`Purpose::Demand`].
     for_others: usize,
 }
 
+/// One of those that share slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Party(u64);
+
+impl Party {
+    /// One that is no other.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 struct State {
-    free: usize,
+    /// Below zero: parties that had none got one although all were held.
+    free: isize,
     /// Held for other purposes than demand.
     others: usize,
-    waiting: [VecDeque<oneshot::Sender<Slot>>; PURPOSES],
+    /// How many a party holds, when it holds any.
+    held: HashMap<Party, usize>,
+    waiting: [VecDeque<Waiter>; PURPOSES],
+}
+
+struct Waiter {
+    party: Party,
+    send: oneshot::Sender<Slot>,
 }
 
 /// Held while a request runs.
 pub(super) struct Slot {
     /// None: of no number.
     slots: Option<Arc<Slots>>,
+    party: Party,
     purpose: Purpose,
 }
 
 impl Slot {
     /// Where there is nothing to count.
     pub fn none() -> Self {
-        Self { slots: None, purpose: Purpose::Demand }
+        Self { slots: None, party: Party(u64::MAX), purpose: Purpose::Demand }
     }
 }
 
@@ -50,32 +76,44 @@ impl Slots {
         let count = count.max(1) as usize;
         let waiting = std::array::from_fn(|_| VecDeque::new());
         let for_others = (count - count / 4).min((count - 1).max(1));
-        Arc::new(Self { state: Mutex::new(State { free: count, others: 0, waiting }), for_others })
+        let state = State { free: count as isize, others: 0, held: HashMap::new(), waiting };
+        Arc::new(Self { state: Mutex::new(state), for_others })
     }
 
     /// Waits for a slot. Dropped while it waits, it has none.
-    pub async fn get(self: &Arc<Self>, purpose: Purpose) -> Slot {
+    pub async fn get(self: &Arc<Self>, party: Party, purpose: Purpose) -> Slot {
+        let slot = || Slot { slots: Some(self.clone()), party, purpose };
         let waits = {
             let mut state = self.state.lock();
-            if self.give(&mut state, purpose) {
-                return Slot { slots: Some(self.clone()), purpose };
+            if self.give(&mut state, party, purpose) {
+                return slot();
             }
             let (send, waits) = oneshot::channel();
-            state.waiting[purpose as usize].push_back(send);
+            state.waiting[purpose as usize].push_back(Waiter { party, send });
             waits
         };
         // The sender stays in the queue until it is used: there is no other way for this to end.
-        waits.await.unwrap_or_else(|_| Slot { slots: Some(self.clone()), purpose })
+        waits.await.unwrap_or_else(|_| slot())
     }
 
-    fn give(&self, state: &mut State, purpose: Purpose) -> bool {
+    fn give(&self, state: &mut State, party: Party, purpose: Purpose) -> bool {
         let demand = purpose == Purpose::Demand;
-        if state.free == 0 || (!demand && state.others >= self.for_others) {
+        let is_first = demand && !state.held.contains_key(&party);
+        let is_free = state.free > 0 && (demand || state.others < self.for_others);
+        if !is_first && !is_free {
             return false;
         }
         state.free -= 1;
         state.others += usize::from(!demand);
+        *state.held.entry(party).or_default() += 1;
         true
+    }
+
+    /// Of those that wait for this purpose, the first of the party that holds the fewest.
+    fn next(state: &State, purpose: Purpose) -> Option<usize> {
+        let waiting = state.waiting[purpose as usize].iter().enumerate();
+        let held = |waiter: &Waiter| state.held.get(&waiter.party).copied().unwrap_or(0);
+        waiting.min_by_key(|(_, waiter)| held(waiter)).map(|(index, _)| index)
     }
 }
 
@@ -89,17 +127,27 @@ impl Drop for Slot {
             let mut state = slots.state.lock();
             state.free += 1;
             state.others -= usize::from(self.purpose != Purpose::Demand);
+            if let Entry::Occupied(mut held) = state.held.entry(self.party) {
+                *held.get_mut() -= 1;
+                if *held.get() == 0 {
+                    held.remove();
+                }
+            }
             for purpose in ORDER {
-                state.waiting[purpose as usize].retain(|waits| !waits.is_closed());
-                while !state.waiting[purpose as usize].is_empty() && slots.give(&mut state, purpose) {
-                    let waits = state.waiting[purpose as usize].pop_front();
-                    passed_on.extend(waits.map(|waits| (waits, purpose)));
+                state.waiting[purpose as usize].retain(|waiter| !waiter.send.is_closed());
+                while let Some(index) = Slots::next(&state, purpose) {
+                    let party = state.waiting[purpose as usize][index].party;
+                    if !slots.give(&mut state, party, purpose) {
+                        break;
+                    }
+                    let waiter = state.waiting[purpose as usize].remove(index);
+                    passed_on.extend(waiter.map(|waiter| (waiter, purpose)));
                 }
             }
         }
         // Without the lock: a slot that nobody takes any more is dropped here, and comes back to this place.
-        for (waits, purpose) in passed_on {
-            let _ = waits.send(Slot { slots: Some(slots.clone()), purpose });
+        for (Waiter { party, send }, purpose) in passed_on {
+            let _ = send.send(Slot { slots: Some(slots.clone()), party, purpose });
         }
     }
 }

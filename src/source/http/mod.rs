@@ -1,20 +1,22 @@
 //! Bases on web servers: HTTP/1.1 and HTTP/2, with and without TLS.
 //!
 //! The client below is a library's; what is here is what makes it a source: which answers can be trusted
-//! (`answer`), which object they are about (`identity`), when a server is asked again (`origin`), where a URL
-//! leads (`mirror`), who may ask (`secrets`), how much at once (`limit`). docs/design.md, "HTTP sources", has
+//! (`answer`), which object they are about (`identity`), when a URL or a server is asked again (`gate`), where a URL
+//! leads (`mirror`) and may lead (`address`, `names`), with which credentials (`secrets`), how much at once (`limit`). docs/design.md, "HTTP sources", has
 //! the decisions and the table of failures. What must hold:
 //! - Nothing waits on a thread; what is returned is polled in the runtime that was given.
 //! - A byte is passed on only out of an answer that proves to be about the pinned object and the range.
 //! - URLs are shown by [`shown`] only; secrets are in no message.
 
+mod address;
 mod answer;
 mod fetch;
+mod gate;
 mod identity;
 mod limit;
 mod mirror;
+mod names;
 mod network;
-mod origin;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -27,30 +29,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::{Client, Url, header};
+use reqwest::{Url, header};
 use tokio::runtime::Handle;
 
-use super::{Purpose, RemoteSource, SourceError, SourceErrorKind};
+use super::{Purpose, SourceError, SourceErrorKind};
 use crate::config::HttpConfig;
+use address::AllowList;
 use answer::{Asked, Failure};
-use fetch::Remote;
+use fetch::Reading;
+pub use fetch::{HttpSource, UrlState};
+use gate::{Gate, Pass};
 pub use identity::{HttpIdentity, Strictness};
-use limit::{Rate, Slot, Slots};
-use mirror::{Ask, Mirror};
+use limit::{Party, Rate, Slot, Slots};
+use mirror::{Ask, HeldSlots, Mirror};
+use network::Clients;
 pub use network::{Network, Proxies};
-use origin::{Origin, Pass};
 use secrets::Keyring;
 pub use secrets::{Credentials, NoCredentials, Secret};
 pub use url::{check_url, shown};
-use wait::Wait;
+use wait::{Patience, Wait};
 
 /// Bytes that the first request asks for.
 const HEAD: u64 = 64 << 10;
 /// How often and for how long it is tried.
 const PROBE_TRIES: u32 = 3;
 const PROBE_PAUSE: Duration = Duration::from_millis(300);
-/// States of origins that are kept although nothing uses them.
-const IDLE_ORIGINS: usize = 256;
+/// States of servers that are kept. Those of requests under way are kept in any case.
+const MOST_ORIGINS: usize = 256;
 
 /// What one base wants of its servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,13 +109,43 @@ impl Count {
     }
 }
 
+/// Servers, by scheme, host and port: whether they can be connected to.
+#[derive(Default)]
+struct Origins {
+    states: HashMap<String, (u64, Arc<Gate>)>,
+    /// Counts uses.
+    uses: u64,
+}
+
+impl Origins {
+    fn get(&mut self, name: &str) -> Arc<Gate> {
+        self.uses += 1;
+        if let Some((used, gate)) = self.states.get_mut(name) {
+            *used = self.uses;
+            return gate.clone();
+        }
+        if self.states.len() >= MOST_ORIGINS {
+            // The half that was not used for longest, but for those that a request holds.
+            let mut uses: Vec<u64> = self.states.values().map(|(used, _)| *used).collect();
+            let middle = uses.len() / 2;
+            let (_, limit, _) = uses.select_nth_unstable(middle);
+            let limit = *limit;
+            self.states.retain(|_, (used, gate)| *used >= limit || Arc::strong_count(gate) > 1);
+        }
+        let gate = Gate::new();
+        self.states.insert(name.to_owned(), (self.uses, gate.clone()));
+        gate
+    }
+}
+
 /// All of this host's business with web servers; one per process.
 pub struct Http {
-    client: Client,
+    clients: Clients,
+    allow: AllowList,
     config: HttpConfig,
     slots: Arc<Slots>,
     rate: Rate,
-    origins: Mutex<HashMap<String, Arc<Origin>>>,
+    origins: Mutex<Origins>,
     keyring: Keyring,
     runtime: Handle,
     problem: Option<String>,
@@ -129,7 +164,8 @@ impl Http {
         runtime: Handle,
     ) -> Result<Arc<Self>, SourceError> {
         Ok(Arc::new(Self {
-            client: network.client(config)?,
+            clients: network.clients(config)?,
+            allow: AllowList::new(&config.allow),
             slots: Slots::new(config.max_requests),
             rate: Rate::new(config.max_rate),
             origins: Mutex::default(),
@@ -192,11 +228,13 @@ impl Http {
             return Err(failed(&mirror.shown, &Failure::again(problem)));
         }
         let longest = self.answer_timeout() + self.config.stall_timeout;
-        let wait = Wait::new(None, Some(deadline.map_or(longest, |deadline| deadline.min(longest))));
+        let patience = Patience::AfterFailure(deadline.map_or(longest, |deadline| deadline.min(longest)));
+        let wait = Wait::new(None, patience, self.config.min_rate);
+        let party = Party::new();
         let (mut tries, mut fresh) = (0, false);
         loop {
             tries += 1;
-            let once = self.probe_once(mirror, &wait, fresh);
+            let once = self.probe_once(mirror, &wait, party, fresh);
             let failure = tokio::select! {
                 done = once => match done {
                     Ok((probed, date)) => {
@@ -211,7 +249,7 @@ impl Http {
             };
             match &failure {
                 Failure::Again { why, .. } if tries < PROBE_TRIES => {
-                    wait.failed(why);
+                    wait.failed(&mirror.shown, &failure);
                     tokio::time::sleep(PROBE_PAUSE * tries).await;
                 }
                 Failure::OutOfRange(_) if !fresh => fresh = true,
@@ -224,10 +262,20 @@ impl Http {
         &self,
         mirror: &Mirror,
         wait: &Wait,
+        party: Party,
         fresh: bool,
     ) -> Result<(Probed, Option<String>), Failure> {
-        let asked = Asked { range: 0..HEAD, pinned: None };
-        let ask = Ask { asked, purpose: Purpose::Demand, fresh, slots: &self.slots, wait, anyway: true };
+        let ask = Ask {
+            asked: Asked { range: 0..HEAD, pinned: None },
+            purpose: Purpose::Demand,
+            fresh,
+            party,
+            slots: &self.slots,
+            wait,
+            answer_within: self.answer_timeout(),
+            pass: None,
+            anyway: true,
+        };
         let transfer = mirror.ask(self, &ask).await?;
         let identity = transfer.body.identity.clone();
         if i64::try_from(identity.size).is_err() {
@@ -235,7 +283,8 @@ impl Http {
         }
         let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
         let mut head = Vec::new();
-        fetch::read(self, None, transfer, wait, &mut |bytes| head.extend_from_slice(bytes)).await?;
+        let reading = Reading { wait, rate: None, window: self.config.stall_timeout, pass: None };
+        fetch::read(self, transfer, reading, &mut |bytes| head.extend_from_slice(bytes)).await?;
         Ok((Probed { identity, head }, date))
     }
 
@@ -245,8 +294,8 @@ impl Http {
         urls: &[String],
         identity: HttpIdentity,
         options: RemoteOptions,
-    ) -> Arc<dyn RemoteSource> {
-        Arc::new(Remote::new(self.clone(), urls, identity, options))
+    ) -> Arc<HttpSource> {
+        Arc::new(HttpSource::new(self.clone(), urls, identity, options))
     }
 
     /// What was done since the start.
@@ -256,39 +305,37 @@ impl Http {
         HttpCounters { requests: get(requests), retries: get(retries), bytes: get(bytes) }
     }
 
-    fn origin(&self, name: &str) -> Arc<Origin> {
-        let mut origins = self.origins.lock();
-        if let Some(origin) = origins.get(name) {
-            return origin.clone();
-        }
-        if origins.len() >= IDLE_ORIGINS {
-            origins.retain(|_, origin| Arc::strong_count(origin) > 1 || origin.down_until().is_some());
-        }
-        let origin = Origin::new();
-        origins.insert(name.to_owned(), origin.clone());
-        origin
+    fn origin(&self, name: &str) -> Arc<Gate> {
+        self.origins.lock().get(name)
     }
 
-    /// Waits until a request may be made: a slot for it, and its server not known to be down.
-    async fn enter(&self, url: &Url, ask: &Ask<'_>) -> ([Slot; 2], Pass) {
+    /// The state of a server that was asked before.
+    fn known_origin(&self, name: &str) -> Option<Arc<Gate>> {
+        self.origins.lock().states.get(name).map(|(_, gate)| gate.clone())
+    }
+
+    /// Waits until a request may be made: a slot for it, and its server not known to be down. `shown` is the URL that
+    /// led there.
+    async fn enter(&self, url: &Url, ask: &Ask<'_>, shown: &str) -> (HeldSlots, Pass) {
         let origin = self.origin(&url::origin(url));
         loop {
-            let own = ask.slots.get(ask.purpose).await;
+            let own = ask.slots.get(ask.party, ask.purpose).await;
             // Without waiting for itself where both are the same.
             let all = if Arc::ptr_eq(ask.slots, &self.slots) {
                 Slot::none()
             } else {
-                self.slots.get(ask.purpose).await
+                self.slots.get(ask.party, ask.purpose).await
             };
+            let slots = HeldSlots { _own: own, all };
             if ask.anyway {
-                return ([own, all], origin.enter_anyway());
+                return (slots, origin.enter_anyway());
             }
             match origin.enter() {
-                Ok(pass) => return ([own, all], pass),
+                Ok(pass) => return (slots, pass),
                 Err(down) => {
-                    // Whoever waits for a server keeps no slot from others.
-                    drop((own, all));
-                    ask.wait.failed(&down.why);
+                    // A request that waits for a server keeps no slot from others.
+                    drop(slots);
+                    ask.wait.failed(shown, &down.why);
                     down.over().await;
                 }
             }
@@ -372,6 +419,9 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         ),
         Failure::Protocol(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or take another mirror")
+        }
+        Failure::Overtaken => {
+            remote(SourceErrorKind::Unreachable, failure.why(), "check the server and the network")
         }
         Failure::Moved { .. } => remote(
             SourceErrorKind::Protocol,

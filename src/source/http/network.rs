@@ -6,11 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, NoProxy, Proxy};
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::address::{AllowList, Reach};
+use super::names::{Names, ToAnywhere, ToPublic};
 use super::shown;
 use crate::config::HttpConfig;
 use crate::source::{SourceError, SourceErrorKind};
@@ -50,6 +53,38 @@ impl fmt::Debug for Proxies {
             .field("https", &shown(&self.https))
             .field("none_for", &self.none_for)
             .finish()
+    }
+}
+
+/// Receive window of a stream of HTTP/2. At 10 ms and 1 Gbit/s 1.2 MiB are under way; the standard lets 64 KiB.
+const WINDOW: u32 = 4 << 20;
+/// Of a connection: streams that are read slowly, of one base, leave room for those of another.
+const MAX_CONNECTION_WINDOW: u32 = 256 << 20;
+
+/// The clients. Each has connections of its own, so that no request goes over one that it might not have made.
+pub(super) struct Clients {
+    /// To anywhere.
+    direct: Client,
+    /// To public addresses and those of `[http] allow`.
+    public: Client,
+    /// Through a proxy, which resolves names and decides what may be connected to.
+    proxied: Client,
+    proxies: Matcher,
+}
+
+impl Clients {
+    pub fn choose(&self, url: &Url, reach: Reach) -> &Client {
+        match reach {
+            _ if self.is_proxied(url) => &self.proxied,
+            Reach::Anywhere => &self.direct,
+            Reach::Public => &self.public,
+        }
+    }
+
+    /// Whether requests for a URL go through a proxy.
+    pub fn is_proxied(&self, url: &Url) -> bool {
+        // What is no URI cannot be asked for directly either.
+        url.as_str().parse().is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
     }
 }
 
@@ -112,8 +147,8 @@ impl Network {
         Ok(http.into_iter().chain(https).collect())
     }
 
-    /// The client. Its connections are made and kept by the runtime in which requests are made.
-    pub(super) fn client(&self, config: &HttpConfig) -> Result<Client, SourceError> {
+    /// The clients. Their connections are made and kept by the runtime in which requests are made.
+    pub(super) fn clients(&self, config: &HttpConfig) -> Result<Clients, SourceError> {
         let refuse = |what: &str, why: String| {
             SourceError::remote(
                 SourceErrorKind::Protocol,
@@ -130,27 +165,46 @@ impl Network {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let mut builder = Client::builder()
-            .user_agent(&config.user_agent)
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(config.max_requests as usize)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_keepalive(Duration::from_secs(30))
-            // Many requests share one connection. A dead one has to be found out, because nothing else ends it.
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(config.stall_timeout.min(Duration::from_secs(20)))
-            // At 10 ms and 1 Gbit/s 1.2 MiB are under way; the windows of the standard let 64 KiB.
-            .http2_initial_stream_window_size(4 << 20)
-            .http2_initial_connection_window_size(16 << 20);
+        let names = Arc::new(Names::default());
+        let allow = Arc::new(AllowList::new(&config.allow));
+        let build = |builder: ClientBuilder| {
+            builder.build().map_err(|error| refuse("the HTTP client", super::words(&error)))
+        };
+        let mut proxied = builder(config, &tls).dns_resolver(ToAnywhere(names.clone()));
         for proxy in self.proxies().unwrap_or_default() {
-            builder = builder.proxy(proxy);
+            proxied = proxied.proxy(proxy);
         }
-        builder.build().map_err(|error| refuse("the HTTP client", super::words(&error)))
+        let text = |url: &Option<String>| url.clone().unwrap_or_default();
+        Ok(Clients {
+            direct: build(builder(config, &tls).dns_resolver(ToAnywhere(names.clone())))?,
+            public: build(builder(config, &tls).dns_resolver(ToPublic(names, allow)))?,
+            proxied: build(proxied)?,
+            proxies: Matcher::builder()
+                .http(text(&self.proxies.http))
+                .https(text(&self.proxies.https))
+                .no(text(&self.proxies.none_for))
+                .build(),
+        })
     }
+}
+
+fn builder(config: &HttpConfig, tls: &rustls::ClientConfig) -> ClientBuilder {
+    let connection_window = WINDOW.saturating_mul(config.max_requests).clamp(WINDOW, MAX_CONNECTION_WINDOW);
+    Client::builder()
+        .user_agent(&config.user_agent)
+        .tls_backend_preconfigured(tls.clone())
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .no_proxy()
+        .connect_timeout(config.connect_timeout)
+        .pool_max_idle_per_host(config.max_requests as usize)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tcp_keepalive(Duration::from_secs(30))
+        // Many requests share one connection. A dead one has to be found out, because nothing else ends it.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .http2_keep_alive_timeout(config.stall_timeout.min(Duration::from_secs(20)))
+        .http2_initial_stream_window_size(WINDOW)
+        .http2_initial_connection_window_size(connection_window)
 }
 
 fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {

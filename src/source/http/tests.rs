@@ -1,15 +1,17 @@
 //! What needs no server; the rest is in tests/http/.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::address::{AllowList, not_public, public_only};
 use super::answer::{Asked, Failure, judge};
+use super::gate::Gate;
 use super::identity::retry_after;
-use super::limit::Slots;
-use super::origin::Origin;
+use super::limit::{Party, Slots};
 use super::shown;
 use crate::source::Purpose;
 
@@ -82,20 +84,23 @@ fn absurd_numbers_are_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn slots_go_to_readers_first_and_are_not_lost() {
-    let slots = Slots::new(4);
+    let (slots, party) = (Slots::new(4), Party::new());
     let mut held = Vec::new();
     for _ in 0..3 {
-        held.push(slots.get(Purpose::Hydrate).await);
+        held.push(slots.get(party, Purpose::Hydrate).await);
     }
     let second = Duration::from_secs(1);
-    assert!(tokio::time::timeout(second, slots.get(Purpose::Hydrate)).await.is_err(), "one is for readers");
-    held.push(slots.get(Purpose::Demand).await);
+    assert!(
+        tokio::time::timeout(second, slots.get(party, Purpose::Hydrate)).await.is_err(),
+        "one is for readers"
+    );
+    held.push(slots.get(party, Purpose::Demand).await);
     let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let mut tasks = Vec::new();
     for purpose in [Purpose::Hydrate, Purpose::Prefetch, Purpose::Readahead, Purpose::Demand] {
         let (slots, order) = (slots.clone(), order.clone());
         tasks.push(tokio::spawn(async move {
-            let slot = slots.get(purpose).await;
+            let slot = slots.get(party, purpose).await;
             order.lock().push(purpose);
             tokio::time::sleep(second).await;
             drop(slot);
@@ -105,7 +110,7 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
     // Of two that wait, the first has given up.
     let given_up = tokio::spawn({
         let slots = slots.clone();
-        async move { drop(slots.get(Purpose::Demand).await) }
+        async move { drop(slots.get(party, Purpose::Demand).await) }
     });
     tokio::task::yield_now().await;
     given_up.abort();
@@ -121,10 +126,10 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
     drop(held);
     for _ in 0..2 {
         let four = [
-            slots.get(Purpose::Demand).await,
-            slots.get(Purpose::Demand).await,
-            slots.get(Purpose::Demand).await,
-            slots.get(Purpose::Demand).await,
+            slots.get(party, Purpose::Demand).await,
+            slots.get(party, Purpose::Demand).await,
+            slots.get(party, Purpose::Demand).await,
+            slots.get(party, Purpose::Demand).await,
         ];
         drop(four);
     }
@@ -132,34 +137,34 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_down_is_asked_less_and_less() {
-    let origin = Origin::new();
+    let origin = Gate::new();
     let mut pauses = Vec::new();
-    origin.enter().ok().expect("it works").failed("down", None);
+    origin.enter().ok().expect("it works").failed(&Failure::again("down"));
     for _ in 0..10 {
         let since = tokio::time::Instant::now();
         let pass = loop {
             match origin.enter() {
                 Ok(pass) => break pass,
                 Err(down) => {
-                    assert_eq!(down.why, "down");
+                    assert_eq!(down.why.why(), "down");
                     down.over().await;
                 }
             }
         };
         assert!(origin.enter().is_err(), "one at a time");
         pauses.push(since.elapsed());
-        pass.failed("down", None);
+        pass.failed(&Failure::again("down"));
     }
     let milliseconds = |pause: &Duration| pause.as_millis();
     assert!((100..=201).contains(&milliseconds(&pauses[0])), "{pauses:?}");
     assert!((800..=1602).contains(&milliseconds(&pauses[3])), "{pauses:?}");
     assert!((10_000..=20_001).contains(&milliseconds(&pauses[9])), "{pauses:?}");
     // What was under way together fails together, and counts as one.
-    let origin = Origin::new();
+    let origin = Gate::new();
     let passes: Vec<_> = (0..10).map(|_| origin.enter().ok().expect("it works")).collect();
     let since = tokio::time::Instant::now();
     for pass in passes {
-        pass.failed("down", None);
+        pass.failed(&Failure::again("down"));
     }
     let mut pass = loop {
         match origin.enter() {
@@ -172,5 +177,134 @@ async fn a_server_that_is_down_is_asked_less_and_less() {
     pass.worked();
     let all: Vec<_> = (0..10).map(|_| origin.enter().ok().expect("it works")).collect();
     drop(all);
-    assert_eq!(origin.down_until(), None);
+    assert_eq!(origin.ready(), None);
+}
+
+#[test]
+fn addresses_that_are_not_public_are_known_in_all_their_forms() {
+    for inside in [
+        "127.0.0.1",
+        "127.255.255.255",
+        "0.0.0.0",
+        "0.1.2.3",
+        "10.0.0.1",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "100.127.255.255",
+        "192.0.0.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:0:10.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::8.8.8.8",
+        "2002:7f00:1::1",
+        "2001:0:1:2:3:4:80ff:fffe",
+        "fe80::1",
+        "febf::1",
+        "fec0::1",
+        "fc00::1",
+        "fdff::1",
+        "ff02::1",
+        "100::1",
+    ] {
+        assert!(not_public(inside.parse().unwrap()).is_some(), "{inside}");
+    }
+    for public in [
+        "1.1.1.1",
+        "9.255.255.255",
+        "11.0.0.1",
+        "100.63.0.1",
+        "100.128.0.1",
+        "126.0.0.1",
+        "128.0.0.1",
+        "172.15.0.1",
+        "172.32.0.1",
+        "192.167.0.1",
+        "192.169.0.1",
+        "223.255.255.255",
+        "2606:4700::1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::8.8.8.8",
+        "2002:808:808::1",
+    ] {
+        assert_eq!(not_public(public.parse().unwrap()), None, "{public}");
+    }
+}
+
+/// Rebinding: each lookup is judged, and of several addresses only those are connected to that may be.
+#[test]
+fn names_are_judged_by_the_addresses_that_are_connected_to() {
+    let addresses = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
+    let allow = AllowList::new(&["10.0.0.0/8".to_owned()]);
+    let judge = |texts: &[&str]| public_only("images.example", addresses(texts), &allow);
+    assert_eq!(judge(&["8.8.8.8", "127.0.0.1", "::1"]).unwrap(), addresses(&["8.8.8.8"]));
+    assert_eq!(judge(&["10.1.1.1", "192.168.0.1"]).unwrap(), addresses(&["10.1.1.1"]));
+    let why = judge(&["127.0.0.1", "::1"]).unwrap_err().to_string();
+    assert!(why.contains("images.example has the address 127.0.0.1 (loopback)"), "{why}");
+    assert!(judge(&[]).unwrap().is_empty());
+}
+
+/// States of servers were kept for each that was ever asked.
+#[test]
+fn states_of_servers_are_bounded() {
+    let mut origins = super::Origins::default();
+    let held = origins.get("http://held:80");
+    for number in 0..100_000 {
+        let gate = origins.get(&format!("http://host-{number}:80"));
+        gate.enter().ok().expect("a new one").failed(&Failure::again("dead"));
+    }
+    assert!(origins.states.len() <= super::MOST_ORIGINS + 1, "{}", origins.states.len());
+    assert!(Arc::ptr_eq(&held, &origins.get("http://held:80")), "one that a request holds is kept");
+    assert!(origins.get("http://host-99999:80").ready().is_some(), "one that was used last is kept");
+}
+
+/// Sixteen requests to a server that hangs held all slots: another base had none.
+#[tokio::test(start_paused = true)]
+async fn a_base_that_holds_all_slots_keeps_none_from_another() {
+    let slots = Slots::new(4);
+    let (hog, other) = (Party::new(), Party::new());
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(slots.get(hog, Purpose::Demand).await);
+    }
+    let second = Duration::from_secs(1);
+    assert!(tokio::time::timeout(second, slots.get(hog, Purpose::Demand)).await.is_err());
+    // One at once, although there is none; the next one, which is free, before those that came earlier.
+    let first = tokio::time::timeout(second, slots.get(other, Purpose::Demand)).await.expect("at once");
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let wait_for = |party: Party, name: &'static str| {
+        let (slots, order) = (slots.clone(), order.clone());
+        tokio::spawn(async move {
+            let slot = slots.get(party, Purpose::Demand).await;
+            order.lock().push(name);
+            tokio::time::sleep(second).await;
+            drop(slot);
+        })
+    };
+    let mut tasks = vec![wait_for(hog, "hog")];
+    tokio::task::yield_now().await;
+    tasks.push(wait_for(other, "other"));
+    tokio::task::yield_now().await;
+    // Five are held of four: the first to come back is owed.
+    drop(held.pop());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(order.lock().is_empty());
+    drop(held.pop());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(*order.lock(), ["other"]);
+    drop((first, held));
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(*order.lock(), ["other", "hog"]);
 }

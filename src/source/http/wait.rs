@@ -1,4 +1,4 @@
-//! How long a fetch is tried, and who is told that reads wait.
+//! How long a fetch is tried, and the state that says that reads wait.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::source::Stall;
+use super::answer::Failure;
+use crate::source::{Stall, StallKind};
 
-/// Whoever reads the log wants to know that reads wait, not each time that they do.
+/// The log says that reads wait, not each time that they do.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// The reads of one source that wait for a server that fails.
 pub(super) struct Stalls {
-    shown: String,
     next: AtomicU64,
     waiting: Mutex<Waiting>,
 }
@@ -26,25 +26,30 @@ struct Waiting {
     reads: BTreeMap<u64, Stall>,
     said: Option<Instant>,
     /// Whether the log says that reads wait, and since when.
-    open: Option<Instant>,
+    open: Option<(Instant, String)>,
 }
 
 impl Stalls {
-    pub fn new(shown: String) -> Arc<Self> {
-        Arc::new(Self { shown, next: AtomicU64::new(0), waiting: Mutex::default() })
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { next: AtomicU64::new(0), waiting: Mutex::default() })
     }
 
-    /// The longest wait, with the last reason.
+    /// The longest wait, with its last reason. Among reads that wait, one that was told of another object says most.
     pub fn longest(&self) -> Option<Stall> {
-        self.waiting.lock().reads.values().min_by_key(|stall| stall.since).cloned()
+        let waiting = self.waiting.lock();
+        let mut longest = waiting.reads.values().min_by_key(|stall| stall.since)?.clone();
+        if let Some(changed) = waiting.reads.values().find(|stall| stall.kind == StallKind::Changed) {
+            (longest.kind, longest.why) = (changed.kind, changed.why.clone());
+        }
+        Some(longest)
     }
 
-    fn set(&self, number: u64, stall: Stall) {
+    fn set(&self, number: u64, shown: &str, stall: Stall) {
         let mut waiting = self.waiting.lock();
         if waiting.open.is_none() && waiting.said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
             let now = Instant::now();
-            (waiting.said, waiting.open) = (Some(now), Some(now));
-            tracing::warn!(url = self.shown, why = stall.why, "reads of a base wait for its server");
+            (waiting.said, waiting.open) = (Some(now), Some((now, shown.to_owned())));
+            tracing::warn!(url = shown, why = stall.why, "reads of a base wait for its server");
         }
         waiting.reads.insert(number, stall);
     }
@@ -53,53 +58,103 @@ impl Stalls {
         let mut waiting = self.waiting.lock();
         if waiting.reads.remove(&number).is_some()
             && waiting.reads.is_empty()
-            && let Some(since) = waiting.open.take()
+            && let Some((since, url)) = waiting.open.take()
         {
             let seconds = since.elapsed().as_secs_f64();
-            tracing::info!(url = self.shown, seconds, "no read of the base waits any more");
+            tracing::info!(url, seconds, "no read of the base waits any more");
         }
     }
+}
+
+/// How long a fetch is tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Patience {
+    /// For as long as it takes.
+    Endless,
+    /// So long, from this moment on, without bytes that come at the minimum rate.
+    From(Instant, Duration),
+    /// So long after a failure, without bytes that come at the minimum rate.
+    AfterFailure(Duration),
 }
 
 /// The patience of one fetch.
 pub(super) struct Wait {
     number: u64,
-    /// Whom to tell, when somebody reads.
+    /// Whom to tell, when a reader waits.
     stalls: Option<Arc<Stalls>>,
-    /// How long after the first failure since the last byte it is given up.
-    limit: Option<Duration>,
-    first: Mutex<Option<(Instant, SystemTime)>>,
-    why: Mutex<Option<String>>,
+    patience: Patience,
+    /// Bytes per second below which nothing comes.
+    min_rate: u64,
+    clock: Mutex<Clock>,
     changed: Notify,
 }
 
+struct Clock {
+    /// From when on the patience counts.
+    mark: Option<Instant>,
+    /// That have come since the mark, and since the last failure.
+    since_mark: u64,
+    since_failure: u64,
+    failed: Option<(SystemTime, Failure)>,
+}
+
 impl Wait {
-    pub fn new(stalls: Option<Arc<Stalls>>, limit: Option<Duration>) -> Self {
+    pub fn new(stalls: Option<Arc<Stalls>>, patience: Patience, min_rate: u64) -> Self {
         let number = stalls.as_ref().map_or(0, |stalls| stalls.next.fetch_add(1, Ordering::Relaxed));
-        Self { number, stalls, limit, first: Mutex::new(None), why: Mutex::new(None), changed: Notify::new() }
+        let mark = match patience {
+            Patience::From(start, _) => Some(start),
+            Patience::Endless | Patience::AfterFailure(_) => None,
+        };
+        let clock = Mutex::new(Clock { mark, since_mark: 0, since_failure: 0, failed: None });
+        Self { number, stalls, patience, min_rate, clock, changed: Notify::new() }
     }
 
-    /// It has to wait.
-    pub fn failed(&self, why: &str) {
+    /// How long it is, when it has an end.
+    pub fn limit(&self) -> Option<Duration> {
+        match self.patience {
+            Patience::Endless => None,
+            Patience::From(_, limit) | Patience::AfterFailure(limit) => Some(limit),
+        }
+    }
+
+    /// It has to wait. `shown` is the URL that fails.
+    pub fn failed(&self, shown: &str, failure: &Failure) {
         let since = {
-            let mut first = self.first.lock();
-            first.get_or_insert_with(|| (Instant::now(), SystemTime::now())).1
+            let mut clock = self.clock.lock();
+            clock.mark.get_or_insert_with(Instant::now);
+            clock.since_failure = 0;
+            let since = clock.failed.as_ref().map_or_else(SystemTime::now, |(since, _)| *since);
+            clock.failed = Some((since, failure.clone()));
+            since
         };
         self.changed.notify_one();
-        *self.why.lock() = Some(why.to_owned());
         if let Some(stalls) = &self.stalls {
-            stalls.set(self.number, Stall { since, why: why.into() });
+            let kind = if failure.is_another() { StallKind::Changed } else { StallKind::Waiting };
+            stalls.set(self.number, shown, Stall { since, why: failure.why().into(), kind });
         }
     }
 
     /// What failed last.
-    pub fn why(&self) -> Option<String> {
-        self.why.lock().clone()
+    pub fn last(&self) -> Option<Failure> {
+        self.clock.lock().failed.as_ref().map(|(_, failure)| failure.clone())
     }
 
     /// Bytes have come.
-    pub fn progressed(&self) {
-        if self.first.lock().take().is_some() {
+    pub fn progressed(&self, bytes: usize) {
+        let mut clock = self.clock.lock();
+        clock.since_mark += bytes as u64;
+        clock.since_failure += bytes as u64;
+        let seconds = self.limit().map_or(1.0, |limit| limit.as_secs_f64());
+        if clock.since_mark as f64 >= self.min_rate as f64 * seconds {
+            clock.since_mark = 0;
+            clock.mark = match self.patience {
+                Patience::From(..) => Some(Instant::now()),
+                Patience::Endless | Patience::AfterFailure(_) => None,
+            };
+        }
+        // One byte is no proof that it works.
+        if clock.since_failure >= self.min_rate && clock.failed.take().is_some() {
+            drop(clock);
             self.changed.notify_one();
             if let Some(stalls) = &self.stalls {
                 stalls.unset(self.number);
@@ -111,14 +166,16 @@ impl Wait {
     pub async fn over(&self) {
         loop {
             let until = {
-                let first = self.first.lock();
-                first.zip(self.limit).and_then(|((first, _), limit)| first.checked_add(limit))
+                let mark = self.clock.lock().mark;
+                mark.zip(self.limit()).and_then(|(mark, limit)| mark.checked_add(limit))
             };
             match until {
                 None => self.changed.notified().await,
+                Some(until) if until <= Instant::now() => return,
+                // The mark may have moved meanwhile.
                 Some(until) => tokio::select! {
                     () = self.changed.notified() => {}
-                    () = tokio::time::sleep_until(until) => return,
+                    () = tokio::time::sleep_until(until) => {}
                 },
             }
         }

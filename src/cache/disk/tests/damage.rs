@@ -130,8 +130,15 @@ fn files_that_are_cut_emptied_or_alone_are_dropped_as_far_as_they_are_lost() {
 #[test]
 fn another_version_size_or_block_size_is_dropped_and_never_misread() {
     let medium = filled();
-    let right =
-        CacheHeader { sequence: 8, key: key(1).0, size: SIZE, pinned: false, verified: true, contents: None };
+    let right = CacheHeader {
+        sequence: 8,
+        key: key(1).0,
+        size: SIZE,
+        pinned: false,
+        verified: true,
+        contents: None,
+        direct: false,
+    };
     let right = right.encode();
     let sealed = |at: usize, byte: u8| {
         let mut bytes = right.clone();

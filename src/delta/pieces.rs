@@ -1,0 +1,102 @@
+//! Records of bounded size: what a flush has in memory does not grow with the disk.
+
+use std::io;
+use std::sync::Arc;
+
+use super::map_name;
+use crate::format::journal::{MapHeader, Record, Run};
+use crate::io::{Medium, MediumFile, Open};
+use crate::sabotage::limit;
+
+/// Memory that the runs of a piece take at most; its encoding takes twice that for a moment.
+const LARGEST: u64 = 2 << 20;
+/// Memory of a run besides its words, with what the allocator adds.
+const RUN: u64 = 72;
+
+/// Words of one record.
+#[derive(Debug, Default)]
+pub(super) struct Piece {
+    runs: Vec<Run>,
+    memory: u64,
+}
+
+impl Piece {
+    /// Words whose values are kept at once.
+    pub(super) const WORDS: usize = 64 << 10;
+
+    /// Adds a word, above those that it has.
+    pub(super) fn add(&mut self, word: u64, value: u64) {
+        self.memory += 8;
+        match self.runs.last_mut() {
+            Some(run) if run.first + run.words.len() as u64 == word => run.words.push(value),
+            _ => {
+                self.memory += RUN;
+                self.runs.push(Run { first: word, words: vec![value] });
+            }
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.memory >= limit(LARGEST, 80)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub(super) fn into_runs(self) -> Vec<Run> {
+        self.runs
+    }
+}
+
+/// A map file that is being written and that no record names; removed unless it is kept.
+pub(super) struct NewFile {
+    medium: Arc<dyn Medium>,
+    pub(super) header: MapHeader,
+    file: Option<Arc<dyn MediumFile>>,
+    kept: bool,
+    /// Bytes that it has.
+    pub(super) len: u64,
+    pub(super) next_seq: u64,
+    /// Of the last record.
+    pub(super) modified_ns: i64,
+}
+
+impl NewFile {
+    pub(super) fn begin(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
+        let file = medium.open(&map_name(header.disk, header.generation), Open::Create);
+        let mut new = Self { medium, header, file: None, kept: false, len: 0, next_seq: 1, modified_ns: 0 };
+        let file = new.file.insert(file?);
+        file.set_len(0)?;
+        let head = header.encode();
+        file.write_at(&head, 0)?;
+        new.len = head.len() as u64;
+        Ok(new)
+    }
+
+    /// Appends a record. None is synced: the file counts as a whole, or not at all.
+    pub(super) fn put(&mut self, record: &Record) -> io::Result<()> {
+        let bytes = record.encode(self.header.nonce, self.next_seq);
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.write_at(&bytes, self.len)?;
+        self.len += bytes.len() as u64;
+        self.next_seq += 1;
+        self.modified_ns = record.modified_ns;
+        Ok(())
+    }
+
+    /// The file, for good: a record may name it from here on.
+    pub(super) fn keep(&mut self) -> io::Result<Arc<dyn MediumFile>> {
+        self.kept = true;
+        self.file.take().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            // It takes space that may be what is missing.
+            let _ = self.medium.remove(&map_name(self.header.disk, self.header.generation));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a delta is opened from: the live map of a worker that ended, or the map file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::flush::Commit;
+use super::map::LiveMap;
+use super::{Delta, DeltaError, DeltaSpec, Footing, map_name};
+use crate::format::journal::{Expected, HEADER, Journal, ReadError};
+use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
+use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
+use crate::sabotage::{Sabotage, sabotaged};
+
+const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
+
+/// The data file has the blocks that the map file says it has.
+pub(super) fn check_data(
+    journal: Option<&Journal>,
+    data: Option<&dyn MediumFile>,
+    file: &str,
+) -> Result<(), DeltaError> {
+    let end = journal.map_or(0, |journal| journal.map.data_end());
+    if end == 0 {
+        return Ok(());
+    }
+    let has = data.map_or(Ok(0), MediumFile::len).map_err(DeltaError::io("opening the data file"))?;
+    let needs = (end - 1) * BLOCK;
+    if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
+}
+
+/// A live map has no checksum; but numbers that are not possible would end in a map file that cannot be read.
+pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
+    let word = |word| live.header(word).load(Ordering::Acquire);
+    let (size, overlap, pending) =
+        (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
+    let pages = live.pages(0).last().map_or(0, |last| last + 1);
+    let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
+        format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
+    } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
+        format!("page {} is behind the largest disk", pages - 1)
+    } else {
+        return Ok(());
+    };
+    let source = FormatError { kind: Kind::Value, structure: "live map", detail: why };
+    Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
+}
+
+/// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
+fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
+    const NAME: u64 = (1 << 48) - 1;
+    if magic & NAME == LIVE_MAGIC & NAME && magic != LIVE_MAGIC {
+        let (has, knows) = (magic >> 48, LIVE_MAGIC >> 48);
+        return Err(DeltaError::LiveLayout { disk, has, knows });
+    }
+    Ok(())
+}
+
+pub(super) fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Result<bool, DeltaError> {
+    let word = |word| live.header(word).load(Ordering::Acquire);
+    check_layout(spec.disk, word(LiveHeader::Magic))?;
+    let inode = (word(LiveHeader::Device), word(LiveHeader::Inode));
+    let ours = word(LiveHeader::Magic) == LIVE_MAGIC
+        && word(LiveHeader::Disk) == spec.disk
+        && word(LiveHeader::Boot) == sys::boot_number()
+        && (inode == data || inode.1 == 0);
+    if !ours {
+        tracing::warn!(
+            disk = spec.disk,
+            "a live map belongs to other files than the store's and is not used"
+        );
+    }
+    Ok(ours)
+}
+
+impl Delta {
+    /// Whether this version can take over the live maps of an arena, which another worker may be using.
+    ///
+    /// # Errors
+    /// `LiveLayout` when one has another layout; what the storage says.
+    pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
+        let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
+        maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
+    }
+
+    /// Whether this version can take over the live maps in `dir`, which another worker may be using.
+    ///
+    /// # Errors
+    /// `LiveLayout` when one has another layout; what the storage says.
+    pub fn probe_live(dir: &Path) -> Result<(), DeltaError> {
+        let fail = || DeltaError::io("reading a live map");
+        let entries = match std::fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(fail())?,
+        };
+        for entry in entries {
+            let name = entry.map_err(fail())?.file_name();
+            let disk = name.to_str().and_then(|n| n.strip_suffix(".live")).and_then(|n| n.parse().ok());
+            let Some(disk) = disk else { continue };
+            let mut magic = [0; 8];
+            match std::fs::File::open(dir.join(&name)).and_then(|mut file| file.read_exact(&mut magic)) {
+                // It was removed in this moment.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(fail())?,
+            }
+            check_layout(disk, u64::from_le_bytes(magic))?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn open_map_file(
+    spec: &DeltaSpec,
+    footing: &Footing,
+) -> Result<(Option<Journal>, Commit), DeltaError> {
+    let root = spec.root;
+    if root.generation == 0 {
+        let extent = (spec.size, spec.overlap);
+        return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
+    }
+    let name = map_name(spec.disk, root.generation);
+    let fail = || DeltaError::io("opening the map file");
+    let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
+    let len = file.len().map_err(fail())?;
+    let expected = Expected {
+        disk: spec.disk,
+        generation: root.generation,
+        floor: root.floor,
+        size: spec.size,
+        overlap: spec.overlap,
+        modified_ns: spec.modified_ns,
+    };
+    let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
+        let why = match journal.raised {
+            // What was cut off would show the base again.
+            Some(raised) => format!("record {} has a larger overlap than the one before", raised.seq),
+            None if journal.records == 0 => "it has no record".to_owned(),
+            None => return Ok(journal),
+        };
+        Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
+    });
+    let journal = match journal {
+        Ok(journal) => journal,
+        Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
+        Err(ReadError::Source(error)) => return Err(DeltaError::io("reading the map file")(error)),
+    };
+    let extent = (journal.size, journal.overlap);
+    let commit = Commit {
+        root,
+        tried: root.generation,
+        file: Some(file),
+        nonce: journal.header.nonce,
+        tail: journal.end,
+        filled: if journal.torn { journal.end } else { len },
+        first: HEADER as u64,
+        patience: 0,
+        seq: journal.next_seq,
+        rewrite: journal.torn,
+        unproven: false,
+        extent,
+        retired: false,
+    };
+    Ok((Some(journal), commit))
+}
+
+/// Makes a live map of what is durable.
+pub(super) fn replay(
+    spec: &DeltaSpec,
+    footing: &Footing,
+    journal: Option<Journal>,
+    data: (u64, u64),
+) -> Result<LiveMap, DeltaError> {
+    let fail = || DeltaError::io("making the live map");
+    let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
+    let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
+    if let Some(mut journal) = journal {
+        (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
+        let forget = if sabotaged(Sabotage::ZeroForgotten) { 0 } else { overlap };
+        journal.map.forget_zeros_above(forget);
+        map.load(&journal.map).map_err(fail())?;
+    }
+    let set = |word, value| map.live().header(word).store(value, Ordering::Release);
+    set(LiveHeader::Disk, spec.disk);
+    set(LiveHeader::Device, data.0);
+    set(LiveHeader::Inode, data.1);
+    set(LiveHeader::Size, size);
+    set(LiveHeader::Overlap, overlap);
+    set(LiveHeader::Modified, modified as u64);
+    set(LiveHeader::Boot, sys::boot_number());
+    set(LiveHeader::Magic, LIVE_MAGIC);
+    Ok(map)
+}

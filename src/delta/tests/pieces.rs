@@ -1,0 +1,183 @@
+//! Flushes of large maps, and writers that go on meanwhile.
+
+use super::*;
+use crate::io::LIVE_PAGE_WORDS;
+use crate::sabotage::simulate;
+
+/// Makes `pages` pages of a map as a guest leaves it that writes here and there: no two words alike, all dirty.
+fn scatter(delta: &Delta, pages: u64) {
+    delta.open_data().unwrap();
+    for no in 0..pages {
+        let page = delta.map.live().prepare(no).unwrap();
+        for (at, word) in page.iter().enumerate().take(LIVE_PAGE_WORDS) {
+            // Hides the base but for one block.
+            let zeros = 0xaaaa_aaaa_aaaa_aaaa & !(1 << (at % 32 * 2 + 1));
+            let value = if at < 8 { u64::MAX >> (if at == 7 { 16 } else { 0 }) } else { zeros };
+            if !(8..16).contains(&at) {
+                word.store(value, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// The longest write to a map file since this was called.
+fn longest_write(rig: &Rig) -> Arc<AtomicU64> {
+    let (longest, before) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+    let (seen, medium) = (longest.clone(), rig.medium.clone());
+    rig.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Write && event.stage == Stage::After && event.name.ends_with(".map") {
+            let len = medium.open(event.name, Open::Existing)?.len()?;
+            let last = before.swap(len, Ordering::AcqRel);
+            seen.fetch_max(len.saturating_sub(last), Ordering::AcqRel);
+        }
+        Ok(())
+    })));
+    longest
+}
+
+#[test]
+fn a_flush_of_a_large_map_has_bounded_memory() {
+    // 256 GiB: a map of 16 MiB.
+    const PAGES: u64 = 4200;
+    let size = PAGES * 496 * 32 * BLOCK;
+    let rig = Rig { overlap: size, ..Rig::new() };
+    let delta = rig.open();
+    delta.resize(size, Durability::Flush).unwrap();
+    scatter(&delta, PAGES);
+    let longest = longest_write(&rig);
+    delta.flush().unwrap();
+    let first = longest.load(Ordering::Acquire);
+    assert!((1 << 20..5 << 20).contains(&first), "a write of {first} bytes");
+    let root = *rig.roots.0.lock();
+    assert!(root.floor > PAGES * 496 * 8, "{root:?}");
+    // Appended, and rewritten.
+    for _ in 0..2 {
+        scatter(&delta, PAGES);
+        (0..PAGES).for_each(|page| delta.map.note(page * 496 * 32));
+        delta.flush().unwrap();
+    }
+    delta.commit.lock().rewrite = true;
+    delta.flush().unwrap();
+    let all = longest.load(Ordering::Acquire);
+    assert!(all < 5 << 20, "a write of {all} bytes");
+    assert!(rig.roots.0.lock().generation > root.generation);
+    rig.medium.set_hook(None);
+    let (_after, cut) = rig.cut(NOTHING);
+    for no in [0, 1, PAGES / 2, PAGES - 1] {
+        let (ours, theirs) = (delta.map.live().page(no).unwrap(), cut.map.live().page(no).unwrap());
+        let word = |page: &[AtomicU64; LIVE_PAGE_WORDS], at: usize| page[at].load(Ordering::Acquire);
+        let same = (16..LIVE_PAGE_WORDS).all(|at| word(ours, at) != 0 && word(ours, at) == word(theirs, at));
+        assert!(same, "page {no}");
+    }
+}
+
+#[test]
+fn a_word_that_changes_while_it_is_flushed_claims_only_what_is_synced() {
+    for keep in [NOTHING, ALL] {
+        let rig = Rig { overlap: 65_536, ..Rig::new() };
+        let delta = rig.open();
+        // Of the first flush, which writes a new file, and of one that appends.
+        for (round, first) in [(1, 0), (2, 5)] {
+            put(&delta, first, round);
+            let other = delta.clone();
+            rig.once(Call::SyncData, ".data", Stage::After, move || put(&other, first + 1, round));
+            delta.flush().unwrap();
+            rig.medium.set_hook(None);
+            let (_after, cut) = rig.cut(keep);
+            assert_eq!(byte(&cut, first), round, "a flushed block");
+            assert!([0xba, round].contains(&byte(&cut, first + 1)), "{}", byte(&cut, first + 1));
+            assert_eq!(byte(&cut, first + 2), 0xba);
+        }
+        delta.flush().unwrap();
+        let (_after, cut) = rig.cut(NOTHING);
+        assert_eq!((byte(&cut, 1), byte(&cut, 6)), (1, 2), "flushed by the next");
+    }
+}
+
+#[test]
+fn writers_go_on_while_a_flush_writes_its_records() {
+    let _small = simulate(None);
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(1 << 30, Durability::Flush).unwrap();
+    // Words far from each other: a record has few of them.
+    let block = |n: u64| n * 4001;
+    (0..60).for_each(|n| put(&delta, block(n), 1));
+    let (other, writes) = (delta.clone(), Arc::new(AtomicU64::new(0)));
+    let count = writes.clone();
+    rig.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Write && event.name.ends_with(".map") && event.stage == Stage::Before {
+            let n = count.fetch_add(1, Ordering::AcqRel);
+            if n < 1000 {
+                // Of words that the flush has written, and of those that it comes to.
+                put(&other, block(n % 60) + 1, 2);
+                put(&other, block(59 - n % 60) + 2, 3);
+            }
+        }
+        Ok(())
+    })));
+    delta.flush().unwrap();
+    let written = writes.load(Ordering::Acquire);
+    assert!(written > 10, "{written} writes to the map file");
+    assert!(written < 400, "{written} writes: a flush that follows its writers does not end");
+    rig.medium.set_hook(None);
+    let (_after, cut) = rig.cut(NOTHING);
+    (0..60).for_each(|n| assert_eq!(byte(&cut, block(n)), 1, "block {n}"));
+    delta.flush().unwrap();
+    let (_after, cut) = rig.cut(NOTHING);
+    (0..60).for_each(|n| assert_eq!(byte(&cut, block(n)), 1, "block {n}"));
+    (0..10).for_each(|n| assert_eq!(byte(&cut, block(n) + 1), 2, "block {n}"));
+}
+
+#[test]
+fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
+    for keep in [NOTHING, ALL, Keep { sectors: 50, lengths: 50, entries: 50, stale: true }] {
+        let _small = simulate(None);
+        let rig = Rig::new();
+        let delta = rig.open();
+        delta.resize(1 << 28, Durability::Flush).unwrap();
+        let block = |n: u64| n * 4001;
+        (0..12).for_each(|n| put(&delta, block(n), 1));
+        delta.flush().unwrap();
+        (0..16).for_each(|n| put(&delta, block(n), 2));
+        let cuts = Arc::new(AtomicU64::new(0));
+        let (count, medium) = (cuts.clone(), rig.medium.clone());
+        let roots = rig.roots.clone();
+        rig.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+            if event.name.ends_with(".map") {
+                let medium = medium.crash(&mut Rng::new(count.fetch_add(1, Ordering::AcqRel)), keep);
+                let root = Mutex::new(*roots.0.lock());
+                let after = Rig { medium, live: Arc::default(), roots: Arc::new(Roots(root)), overlap: 0 };
+                let cut = after.open();
+                for n in 0..16 {
+                    let allowed: &[u8] = if n < 12 { &[1, 2] } else { &[0, 2] };
+                    assert!(allowed.contains(&byte(&cut, block(n))), "block {n}: {}", byte(&cut, block(n)));
+                }
+            }
+            Ok(())
+        })));
+        delta.flush().unwrap();
+        delta.commit.lock().rewrite = true;
+        put(&delta, block(1), 2);
+        delta.flush().unwrap();
+        assert!(cuts.load(Ordering::Acquire) > 12);
+        rig.medium.set_hook(None);
+        let (_after, cut) = rig.cut(NOTHING);
+        (0..16).for_each(|n| assert_eq!(byte(&cut, block(n)), 2, "block {n}"));
+    }
+}
+
+#[test]
+fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 3, 7);
+    rig.fail(Call::SyncData, ".map", libc::EIO);
+    // The worker dies in the middle of a flush: words are taken and not given back.
+    std::mem::forget(Taken::of(&delta));
+    drop(delta);
+    rig.open().flush().unwrap_err();
+    rig.open().flush().unwrap();
+    let (_after, cut) = rig.cut(NOTHING);
+    assert_eq!(byte(&cut, 3), 7);
+}

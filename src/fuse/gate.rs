@@ -1,0 +1,73 @@
+//! Lets changes in until the daemon stops with files open, and tells when those inside have ended.
+//!
+//! What must hold: closing never keeps a request waiting. One that comes later is refused, on a thread that serves all
+//! disks.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Gate {
+    inside: AtomicUsize,
+    closed: AtomicBool,
+    waiting: Mutex<()>,
+    left: Condvar,
+}
+
+/// A change that is under way.
+pub(super) struct Inside<'a>(&'a Gate);
+
+impl Gate {
+    /// None once the gate is closed.
+    pub fn enter(&self) -> Option<Inside<'_>> {
+        // First in, then the look: closing does the two in the other order, so one of the two sees the other.
+        self.inside.fetch_add(1, Ordering::SeqCst);
+        let inside = Inside(self);
+        (!self.closed.load(Ordering::SeqCst)).then_some(inside)
+    }
+
+    /// Refuses all later changes and waits until those inside have ended, for `patience` at most. Returns how many
+    /// have not.
+    pub fn close(&self, patience: Duration) -> usize {
+        self.closed.store(true, Ordering::SeqCst);
+        let end = Instant::now() + patience;
+        let mut waiting = self.waiting.lock();
+        loop {
+            let inside = self.inside.load(Ordering::SeqCst);
+            if inside == 0 || self.left.wait_until(&mut waiting, end).timed_out() {
+                return self.inside.load(Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        if self.0.closed.load(Ordering::SeqCst) {
+            drop(self.0.waiting.lock());
+            self.0.left.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_inside_are_waited_for_and_later_ones_refused() {
+        let gate = Gate::default();
+        let inside = gate.enter().expect("it is open");
+        assert_eq!(gate.close(Duration::from_millis(1)), 1, "one is inside");
+        assert!(gate.enter().is_none());
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| gate.close(Duration::from_secs(60)));
+            drop(inside);
+            assert_eq!(closing.join().expect("no panic"), 0);
+        });
+    }
+}

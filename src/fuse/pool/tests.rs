@@ -1,0 +1,90 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A job that runs until it is let go of.
+fn stuck(pool: &Pool, lane: Lane) -> Sender<()> {
+    let (go, gone) = channel::<()>();
+    let (says, began) = channel();
+    pool.spawn(lane, move || {
+        let _ = says.send(());
+        let _ = gone.recv();
+    });
+    began.recv_timeout(SOON).expect("it begins");
+    go
+}
+
+fn tells(pool: &Pool, lane: Lane) -> Receiver<()> {
+    let (says, done) = channel();
+    pool.spawn(lane, move || _ = says.send(()));
+    done
+}
+
+#[test]
+fn a_base_that_hangs_holds_its_own_lane_only() {
+    let pool = Pool::new(2, 0).expect("threads");
+    let width = Lane::Base(1).width();
+    // More than the pool has threads: others take the place of those that are stuck.
+    let held: Vec<_> = (0..width).map(|_| stuck(&pool, Lane::Base(1))).collect();
+    let next = tells(&pool, Lane::Base(1));
+    for lane in [Lane::Base(2), Lane::Disk(1), Lane::Sync(1), Lane::Names, Lane::Attach(1)] {
+        tells(&pool, lane).recv_timeout(SOON).unwrap_or_else(|_| panic!("{lane:?} waits"));
+    }
+    assert!(next.try_recv().is_err(), "the lane is wider than it is allowed to be");
+    drop(held);
+    next.recv_timeout(SOON).expect("the lane goes on");
+}
+
+#[test]
+fn threads_that_took_the_place_of_stuck_ones_end() {
+    let pool = Pool::new(2, 0).expect("threads");
+    let held: Vec<_> = (0..8).map(|_| stuck(&pool, Lane::Base(1))).collect();
+    assert!(pool.shared.state.lock().threads >= 8);
+    drop(held);
+    let end = Instant::now() + SOON;
+    while pool.shared.state.lock().threads > 2 {
+        assert!(Instant::now() < end, "they stay");
+        tells(&pool, Lane::Space).recv_timeout(SOON).expect("an answer");
+    }
+    assert!(pool.shared.state.lock().lanes.len() <= 1, "lanes without work are kept");
+}
+
+#[test]
+fn lanes_with_work_take_turns() {
+    let pool = Pool::new(1, 0).expect("threads");
+    let go = stuck(&pool, Lane::Names);
+    let (says, order) = channel();
+    // One guest has a long queue before another asks for a little.
+    for lane in std::iter::repeat_n(Lane::Disk(1), 100).chain([Lane::Disk(2), Lane::Disk(3)]) {
+        let says = says.clone();
+        pool.spawn(lane, move || _ = says.send(lane));
+    }
+    drop((go, says));
+    let order: Vec<_> = order.iter().collect();
+    assert_eq!(order.len(), 102);
+    let place = |lane| order.iter().position(|l| *l == lane).expect("it ran");
+    assert!(place(Lane::Disk(2)) < 4 && place(Lane::Disk(3)) < 4, "{:?}", &order[..8]);
+}
+
+#[test]
+fn the_jobs_of_a_lane_begin_in_order() {
+    let pool = Pool::new(1, 0).expect("threads");
+    let (says, order) = channel();
+    for n in 0..50 {
+        let says = says.clone();
+        pool.spawn(Lane::Disk(7), move || _ = says.send(n));
+    }
+    drop(says);
+    assert_eq!(order.iter().collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
+}
+
+#[test]
+fn permits_come_back() {
+    let pool = Pool::new(1, 1).expect("threads");
+    let permit = pool.try_inline().expect("one");
+    assert!(pool.try_inline().is_none());
+    drop(permit);
+    assert!(pool.try_inline().is_some());
+}

@@ -1,0 +1,90 @@
+use std::sync::mpsc::{Sender, channel};
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(30);
+
+struct Request(Mutex<Option<Sender<i32>>>);
+
+impl Cancel for Request {
+    fn cancel(&self, errno: Errno) -> bool {
+        self.0.lock().take().is_some_and(|says| says.send(errno.into()).is_ok())
+    }
+}
+
+fn limits() -> Limits {
+    Limits { requests: 1200, of_disk: 500, bytes: 10 << 20, bytes_of_disk: 6 << 20, floor: 3 }
+}
+
+fn request() -> (Arc<dyn Cancel>, std::sync::mpsc::Receiver<i32>) {
+    let (says, ended) = channel();
+    (Arc::new(Request(Mutex::new(Some(says)))), ended)
+}
+
+fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>) -> usize {
+    let (request, _) = request();
+    let before = tickets.len();
+    while let Some(ticket) = table.admit(disk, bytes, tickets.len() as u64, Arc::downgrade(&request)) {
+        tickets.push(ticket);
+    }
+    tickets.len() - before
+}
+
+#[test]
+fn disks_that_take_all_they_can_get_leave_room_for_others() {
+    let table = Waiting::new(limits()).expect("a thread");
+    let mut tickets = Vec::new();
+    assert_eq!(fill(&table, 1, 0, &mut tickets), 500, "its own bound");
+    // Each takes half of what is left.
+    let others: Vec<usize> = (2..8).map(|disk| fill(&table, disk, 0, &mut tickets)).collect();
+    assert!(others.windows(2).all(|w| w[0] >= w[1]) && others.iter().all(|n| *n >= 5), "{others:?}");
+    // When nothing is left each may still have a few.
+    let late: Vec<usize> = (8..40).map(|disk| fill(&table, disk, 0, &mut tickets)).collect();
+    assert!(late.iter().all(|n| *n >= 3) && late.ends_with(&[3, 3]), "{late:?}");
+    assert_eq!(table.counts().requests, tickets.len());
+    assert!(table.counts().refused >= 39);
+    drop(tickets);
+    assert_eq!(table.counts().requests, 0);
+    assert!(table.state.lock().disks.is_empty() && table.state.lock().requests.is_empty());
+}
+
+#[test]
+fn bytes_of_writes_are_bounded_too() {
+    let table = Waiting::new(limits()).expect("a thread");
+    let mut tickets = Vec::new();
+    assert_eq!(fill(&table, 1, 1 << 20, &mut tickets), 5, "half of all");
+    assert_eq!(fill(&table, 2, 1 << 20, &mut tickets), 3, "half of what is left");
+    assert_eq!(table.counts().bytes, 8 << 20);
+    drop(tickets);
+    assert_eq!(table.counts().bytes, 0);
+}
+
+#[test]
+fn an_interrupted_request_ends_with_eintr() {
+    let table = Waiting::new(limits()).expect("a thread");
+    let (request, ended) = request();
+    let _ticket = table.admit(1, 0, 42, Arc::downgrade(&request)).expect("room");
+    table.interrupt(42);
+    assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
+    assert_eq!(table.counts().interrupted, 1);
+}
+
+#[test]
+fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
+    let table = Waiting::new(limits()).expect("a thread");
+    let (request, ended) = request();
+    table.interrupt(42);
+    let _ticket = table.admit(1, 0, 42, Arc::downgrade(&request)).expect("room");
+    assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
+    assert!(table.state.lock().early.is_empty());
+}
+
+#[test]
+fn interrupts_of_requests_that_were_answered_are_forgotten() {
+    let table = Waiting::new(limits()).expect("a thread");
+    for unique in 0..3 * REMEMBERED as u64 {
+        table.interrupt(unique);
+    }
+    let state = table.state.lock();
+    assert!(state.early.len() <= REMEMBERED && state.early_order.len() <= REMEMBERED);
+}

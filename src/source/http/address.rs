@@ -1,0 +1,143 @@
+//! Which addresses a server may send this host to.
+//!
+//! A redirect is the word of a server that the operator does not run. It may lead to the public network; to this host
+//! and to private networks it leads only from there, or where `[http] allow` says so. What must hold: the address that
+//! is judged is the one that is connected to. So names are judged when they are resolved for the connection, after each
+//! lookup anew, and addresses in URLs before anything is sent.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use reqwest::Url;
+
+use crate::config::AllowEntry;
+
+/// Where a request may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Anywhere: the operator named the URL, or its host.
+    Anywhere,
+    /// To public addresses.
+    Public,
+}
+
+/// In which range an address lies that is not public; none when it is.
+pub(super) fn not_public(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => not_public_v4(address),
+        IpAddr::V6(address) => not_public_v6(address),
+    }
+}
+
+fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
+    let [a, b, c, _] = address.octets();
+    match (a, b, c) {
+        (0, ..) => Some("this host"),
+        (127, ..) => Some("loopback"),
+        (169, 254, _) => Some("link-local"),
+        (10, ..) | (172, 16..=31, _) | (192, 168, _) => Some("private"),
+        (100, 64..=127, _) => Some("shared (carrier-grade NAT)"),
+        (192, 0, 0) | (198, 18..=19, _) => Some("special"),
+        (224..=239, ..) => Some("multicast"),
+        (240.., ..) => Some("reserved"),
+        _ => None,
+    }
+}
+
+fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
+    let words = address.segments();
+    let inner = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        not_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match words {
+        [0, 0, 0, 0, 0, 0, 0, 0] => Some("this host"),
+        [0, 0, 0, 0, 0, 0, 0, 1] => Some("loopback"),
+        // IPv4 in IPv6: mapped, compatible, translated (RFC 6052, also the local-use prefix of RFC 8215), 6to4.
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0, 0, high, low] => inner(high, low),
+        [0, 0, 0, 0, 0xffff, 0, high, low] => inner(high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => inner(high, low),
+        [0x64, 0xff9b, 1, ..] => Some("private (translated)"),
+        [0x2002, high, low, ..] => inner(high, low),
+        // Teredo, whose client's address is inverted.
+        [0x2001, 0, _, _, _, _, high, low] => inner(!high, !low),
+        [0xfe80..=0xfebf, ..] => Some("link-local"),
+        [0xfec0..=0xfeff, ..] => Some("site-local"),
+        [0xfc00..=0xfdff, ..] => Some("private"),
+        [0xff00..=0xffff, ..] => Some("multicast"),
+        [0x100, 0, 0, 0, ..] => Some("discard"),
+        _ => None,
+    }
+}
+
+/// The address in a URL whose host is one; the URL parser has read all its forms (`0x7f.1`, `2130706433`).
+fn literal(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()
+}
+
+/// What of the host of a URL shows already that it is not public. A name is judged when it is resolved.
+pub(super) fn host_not_public(url: &Url) -> Option<&'static str> {
+    if let Some(address) = literal(url) {
+        return not_public(address);
+    }
+    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
+    let local = host == "localhost" || host.ends_with(".localhost");
+    local.then_some("loopback")
+}
+
+/// `[http] allow`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AllowList(Vec<AllowEntry>);
+
+impl AllowList {
+    /// Of entries that the configuration has checked; what is none allows nothing.
+    pub fn new(entries: &[String]) -> Self {
+        Self(entries.iter().filter_map(|entry| AllowEntry::parse(entry)).collect())
+    }
+
+    /// Whether the host of a URL is named, as a name or as an address.
+    pub fn has_host(&self, url: &Url) -> bool {
+        match literal(url) {
+            Some(address) => self.has_address(address),
+            None => {
+                let host = url.host_str().unwrap_or_default();
+                self.0.iter().any(|entry| entry.has_host(host))
+            }
+        }
+    }
+
+    /// Whether a network that is named has the address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|entry| entry.has_address(address))
+    }
+}
+
+/// A name that has no address that the request may go to.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} has the address {address} ({range}), where a redirect may not lead")]
+pub(super) struct NotPublic {
+    name: String,
+    address: IpAddr,
+    range: &'static str,
+}
+
+/// Those of the addresses of a name that a redirect may lead to.
+pub(super) fn public_only(
+    name: &str,
+    found: Vec<IpAddr>,
+    allow: &AllowList,
+) -> Result<Vec<IpAddr>, NotPublic> {
+    let mut refused = None;
+    let mut left = found;
+    left.retain(|address| match not_public(*address) {
+        Some(range) if !allow.has_address(*address) => {
+            refused.get_or_insert(NotPublic { name: name.to_owned(), address: *address, range });
+            false
+        }
+        _ => true,
+    });
+    match refused {
+        Some(refused) if left.is_empty() => Err(refused),
+        _ => Ok(left),
+    }
+}

@@ -1,0 +1,258 @@
+//! Servers that refuse, lie or crawl, as an operator sees it through the mount: what heals is waited for.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::harness::{House, open, read_at, same, until};
+use crate::server::{Object, Reply, Server};
+
+const MIB: usize = 1 << 20;
+/// Where nothing is fetched by adding the base.
+const FAR: u64 = 700_000;
+
+fn added(more: &[&str]) -> (House, Server, Object) {
+    let object = Object::new(2 * MIB);
+    let (house, server) = (House::on_disk(), Server::start(object.clone()));
+    house.ok(&[&["base", "add", "b", &server.url("/b?signature=one")], more].concat());
+    house.ok(&["disk", "create", "b", "--base", "b"]);
+    (house, server, object)
+}
+
+fn state(house: &House) -> String {
+    house.json(&["base", "show", "b"])["state"].as_str().unwrap().to_owned()
+}
+
+fn becomes(house: &House, wanted: &str) {
+    until(wanted, || (state(house) == wanted).then_some(()));
+}
+
+fn events(house: &House, kind: &str) -> usize {
+    let events = house.json(&["events"]);
+    events.as_array().unwrap().iter().filter(|event| event["event"] == kind && event["base"] == "b").count()
+}
+
+/// Reads far behind what is here, on a thread.
+fn reader(house: &House, object: &Object) -> thread::JoinHandle<()> {
+    let (path, bytes) = (house.disk("b"), object.bytes.clone());
+    thread::spawn(move || {
+        same(&read_at(&open(&path), FAR, 100_000), &bytes[FAR as usize..][..100_000], "a reader that waited");
+    })
+}
+
+/// EIO in milliseconds before: for a token that expired, a path that is not there for four seconds, an image that is
+/// deactivated, an empty body, a store without random access.
+#[test]
+fn what_a_server_refuses_for_a_while_is_no_error_for_a_guest() {
+    let (house, server, object) = added(&[]);
+    for status in [401, 403, 404, 410, 204, 400] {
+        server.on(move |_| Reply::status(status));
+        let waits = reader(&house, &object);
+        becomes(&house, "waiting");
+        let shown = house.json(&["base", "show", "b"]);
+        let why = shown["waiting_for"].as_str().unwrap();
+        assert!(why.contains(&status.to_string()), "{shown}");
+        assert!(shown["waiting_since"].is_string() && shown["state_since"].is_string(), "{shown}");
+        assert!(shown["servers"][0]["trouble"].as_str().unwrap().contains(&status.to_string()), "{shown}");
+        assert!(house.ok(&["base", "ls"]).contains("waiting"));
+        // What is here is read meanwhile.
+        same(&read_at(&open(&house.disk("b")), 0, 4096), &object.bytes[..4096], "what is cached");
+        server.on(|_| Reply::Object);
+        waits.join().unwrap();
+        becomes(&house, "ok");
+        house.ok(&["base", "evict", "b"]);
+        house.ok(&["disk", "rm", "b"]);
+        house.ok(&["base", "rm", "b"]);
+        house.ok(&["base", "add", "b", &server.url("/b")]);
+        house.ok(&["disk", "create", "b", "--base", "b"]);
+    }
+    // At once, when a base is added.
+    server.on(|_| Reply::status(404));
+    assert!(house.fails(&["base", "add", "none", &server.url("/c")]).contains("404"));
+}
+
+/// A presigned URL ran out: EIO until the base was made anew, and its disks with it.
+#[test]
+fn a_url_that_ran_out_is_replaced_under_open_disks() {
+    let (mut house, server, object) = added(&[]);
+    let bytes = object.bytes.clone();
+    let file = open(&house.disk("b"));
+    same(&read_at(&file, 0, 64 << 10), &bytes[..64 << 10], "before");
+    server.on(|request| match request.target.contains("signature=two") {
+        true => Reply::Object,
+        false => Reply::status(403),
+    });
+    let waits = reader(&house, &object);
+    becomes(&house, "waiting");
+    // Not by something else: another object, a URL that is refused too, a path.
+    let other = Server::start(Object::seeded(2 * MIB, 7));
+    assert!(house.fails(&["base", "set", "b", "--source", &other.url("/b")]).contains("another object"));
+    assert!(house.fails(&["base", "set", "b", "--source", &server.url("/b?signature=no")]).contains("403"));
+    assert!(house.fails(&["base", "set", "b", "--source", "/images/b"]).contains("not a URL"));
+    assert!(!waits.is_finished());
+    // The secret comes from a file.
+    let path = house.path("url");
+    fs::write(&path, format!("{}\n", server.url("/b?signature=two"))).unwrap();
+    house.ok(&["base", "set", "b", "--source-file", path.to_str().unwrap()]);
+    waits.join().unwrap();
+    becomes(&house, "ok");
+    let shown = house.json(&["base", "show", "b"]).to_string() + &house.log();
+    assert!(!shown.contains("signature=two"), "{shown}");
+    // What was kept stays usable, and the new URL is the one that a later daemon asks.
+    let asked = server.requests().len();
+    same(&read_at(&file, 0, 64 << 10), &bytes[..64 << 10], "what was kept");
+    assert_eq!(server.requests().len(), asked, "nothing is fetched twice");
+    drop(file);
+    house.kill_worker();
+    until("the next worker", || house.status()["worker_starts"].as_u64().filter(|n| *n > 1));
+    same(&read_at(&open(&house.disk("b")), 0, 64 << 10), &bytes[..64 << 10], "after a kill");
+    house.restart();
+    assert_eq!(server.requests().len(), asked, "nothing is fetched twice");
+    same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &bytes, "after a restart");
+    assert!(server.requests()[asked..].iter().all(|request| request.target.contains("signature=two")));
+    house.stop();
+    let check =
+        Command::new(env!("CARGO_BIN_EXE_plyfs")).arg("--store").arg(house.store()).arg("check").output();
+    let check = check.unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    house.start();
+}
+
+/// Only the operator knows that a server is gone for good.
+#[test]
+fn a_base_is_given_up_when_its_operator_says_so() {
+    let (mut house, server, object) = added(&[]);
+    server.on(|_| Reply::status(404));
+    let file = open(&house.disk("b"));
+    let waits = {
+        let file = file.try_clone().unwrap();
+        thread::spawn(move || file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error())
+    };
+    becomes(&house, "waiting");
+    house.ok(&["base", "fail", "b"]);
+    assert_eq!(waits.join().unwrap(), Some(libc::EIO));
+    // Later reads do not wait; what is here is read; and after a restart it is the same.
+    drop(file);
+    for _ in 0..2 {
+        assert_eq!(state(&house), "given_up");
+        let file = open(&house.disk("b"));
+        assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
+        same(&read_at(&file, 0, 4096), &object.bytes[..4096], "what is here");
+        drop(file);
+        house.restart();
+    }
+    server.on(|_| Reply::Object);
+    let asked = server.requests().len();
+    assert!(open(&house.disk("b")).read_exact_at(&mut [0; 4096], FAR).is_err());
+    assert_eq!(server.requests().len(), asked, "no server is asked");
+    house.ok(&["base", "fail", "b", "--undo"]);
+    reader(&house, &object).join().unwrap();
+    becomes(&house, "ok");
+    // Another URL undoes it as well.
+    house.ok(&["base", "fail", "b"]);
+    house.ok(&["base", "set", "b", "--source", &server.url("/elsewhere")]);
+    same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &object.bytes, "from elsewhere");
+    // A file has no server.
+    let path = house.path("image");
+    fs::write(&path, &*object.bytes).unwrap();
+    house.ok(&["base", "add", "file", path.to_str().unwrap()]);
+    assert!(house.fails(&["base", "fail", "file"]).contains("file of this host"));
+    assert!(
+        house.fails(&["base", "set", "file", "--source", &server.url("/b")]).contains("file of this host")
+    );
+}
+
+/// One answer of a cache with another version was EIO until the next worker, with the state ok.
+#[test]
+fn another_object_is_never_used_and_waited_out() {
+    let (house, server, object) = added(&[]);
+    // A cache on the way has another one; past it there is the right one.
+    let old = Object::seeded(2 * MIB, 2);
+    server.on(move |request| match request.header("cache-control") {
+        Some("no-cache") => Reply::Object,
+        _ => Reply::Of(old.clone()),
+    });
+    same(
+        &read_at(&open(&house.disk("b")), 200_000, 4096),
+        &object.bytes[200_000..][..4096],
+        "past the cache",
+    );
+    // A deploy, for a while.
+    server.set_object(Object::seeded(2 * MIB, 2));
+    server.on(|_| Reply::Object);
+    let waits = reader(&house, &object);
+    becomes(&house, "changed");
+    until("the event", || (events(&house, "base.changed") > 0).then_some(()));
+    assert!(house.ok(&["base", "ls"]).contains("changed"));
+    assert!(!waits.is_finished());
+    server.set_object(object.clone());
+    waits.join().unwrap();
+    becomes(&house, "ok");
+    until("the event", || (events(&house, "base.resumed") > 0).then_some(()));
+    same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &object.bytes, "no byte of the other");
+}
+
+/// After a deadline `base ls` said ok, and an event said that the base resumed, with the server still down.
+#[test]
+fn a_base_that_failed_says_so_until_a_read_succeeds() {
+    let (house, mut server, object) = added(&["--deadline", "1s"]);
+    server.stop();
+    let file = open(&house.disk("b"));
+    assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
+    becomes(&house, "failing");
+    let shown = house.json(&["base", "show", "b"]);
+    assert!(shown["error"].as_str().unwrap().contains("has not given it for 1s"), "{shown}");
+    assert!(shown["failing_since"].is_string(), "{shown}");
+    assert!(house.ok(&["base", "ls"]).contains("failing") && house.ok(&["status"]).contains("failing"));
+    until("the error to be told", || (events(&house, "base.error") > 0).then_some(()));
+    // What is here says nothing of the server.
+    same(&read_at(&file, 0, 4096), &object.bytes[..4096], "what is here");
+    assert_eq!(state(&house), "failing");
+    assert_eq!(events(&house, "base.resumed"), 0);
+    server.start_again();
+    until("a read that works", || file.read_exact_at(&mut [0; 4096], FAR).ok());
+    becomes(&house, "ok");
+    assert!(house.json(&["base", "show", "b"])["error"].is_null());
+    until("the event", || (events(&house, "base.resumed") > 0).then_some(()));
+}
+
+/// One byte a second reset every timer: a deadline of 3 s never came, and the state was ok.
+#[test]
+fn a_server_that_sends_one_byte_a_second_is_held_to_the_deadline() {
+    let (house, server, _) = added(&["--deadline", "3s"]);
+    server.on(|_| Reply::Trickle(Duration::from_secs(1)));
+    let error = open(&house.disk("b")).read_exact_at(&mut vec![0; 4096], FAR).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    becomes(&house, "failing");
+    let shown = house.json(&["base", "show", "b"]);
+    assert!(shown["error"].as_str().unwrap().contains("has not given it for 3s"), "{shown}");
+}
+
+/// A reader that is killed while it waits takes nothing along.
+#[test]
+fn a_killed_reader_gives_its_place_to_the_others() {
+    let (house, server, object) = added(&[]);
+    server.on(|_| Reply::status(503));
+    let path = house.disk("b");
+    let mut killed: Vec<_> = (0..8)
+        .map(|n| {
+            let mut dd = Command::new("dd");
+            dd.arg(format!("if={}", path.display())).arg(format!("skip={}", n + 6));
+            dd.args(["of=/dev/null", "bs=128K", "count=1", "iflag=direct", "status=none"]);
+            dd.stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    becomes(&house, "waiting");
+    let waits = reader(&house, &object);
+    for dd in &mut killed {
+        dd.kill().unwrap();
+    }
+    server.on(|_| Reply::Object);
+    waits.join().unwrap();
+    for dd in &mut killed {
+        dd.wait().unwrap();
+    }
+    becomes(&house, "ok");
+}

@@ -1,0 +1,167 @@
+//! A worker that does not run, and files that hang: the supervisor and the commands say so, and the end comes.
+
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use crate::hanging::Hanging;
+use crate::harness::{House, Random, open, read_at, same, signal, until};
+
+const MIB: usize = 1 << 20;
+/// Nothing here takes so long, on any machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Runs `work` elsewhere; fails when it does not end.
+#[track_caller]
+fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (says, done) = channel();
+    thread::spawn(move || says.send(work()));
+    done.recv_timeout(BOUND).unwrap_or_else(|_| panic!("{what} does not end"))
+}
+
+/// What a command says, in bounded time: standard output, standard error, and whether it succeeded.
+#[track_caller]
+fn says(house: &House, args: &[&str]) -> (String, String, bool) {
+    let mut command = house.command();
+    command.args(args);
+    let output = ends(&format!("{args:?}"), move || command.output().unwrap());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.success())
+}
+
+#[track_caller]
+fn status_of_silent(house: &House) -> serde_json::Value {
+    until("a status of a worker that does not answer", || {
+        let (out, err, ok) = says(house, &["--json", "status"]);
+        assert!(ok, "{err}");
+        let status: serde_json::Value = serde_json::from_str(&out).unwrap();
+        status["worker_not_answering_since"].is_string().then_some(status)
+    })
+}
+
+#[test]
+fn a_worker_that_is_stopped_is_named_and_replaced_when_told_so() {
+    let house = House::on_disk();
+    let file = open(&house.create("a", false, 1 << 20));
+    file.write_all_at(b"not flushed", 8192).unwrap();
+    let (worker, _) = house.prepared();
+    signal(worker, libc::SIGSTOP);
+    let status = status_of_silent(&house);
+    assert_eq!(status["worker_pid"], worker);
+    assert_eq!(status["supervisor_pid"], house.supervisor());
+    assert!(status["worker_not_answering_why"].as_str().unwrap().contains("stopped by a signal"), "{status}");
+    let (human, ..) = says(&house, &["status"]);
+    assert!(human.contains("not answering since") && human.contains("plyfs upgrade"), "{human}");
+    let log = house.log();
+    assert!(log.contains("the worker does not answer"), "{log}");
+    let (_, err, ok) = says(&house, &["upgrade"]);
+    assert!(ok, "{err}");
+    same(&read_at(&file, 8192, 11), b"not flushed", "after the upgrade");
+    assert_ne!(house.prepared().0, worker);
+}
+
+#[test]
+fn a_worker_that_goes_on_is_not_replaced() {
+    let house = House::on_disk();
+    house.create("a", false, 1 << 20);
+    let (worker, _) = house.prepared();
+    signal(worker, libc::SIGSTOP);
+    status_of_silent(&house);
+    signal(worker, libc::SIGCONT);
+    let status = until("the worker to answer", || {
+        Some(house.status()).filter(|status| status["worker_not_answering_since"].is_null())
+    });
+    assert_eq!(
+        (status["worker_pid"].as_i64(), status["disks"].as_u64()),
+        (Some(worker.into()), Some(1)),
+        "{status}"
+    );
+    until("the log", || house.log().contains("the worker answers again").then_some(()));
+}
+
+#[test]
+fn a_stop_ends_in_bounded_time_when_the_worker_is_stopped() {
+    for files_are_open in [false, true] {
+        let mut house = House::on_disk();
+        let path = house.create("a", false, 1 << 20);
+        let file = open(&path);
+        file.write_all_at(b"not flushed", 8192).unwrap();
+        let file = files_are_open.then_some(file);
+        let (worker, _) = house.prepared();
+        signal(worker, libc::SIGSTOP);
+        let (_, err, ok) = says(&house, &["stop"]);
+        assert!(ok, "{err}");
+        house.ended();
+        drop(file);
+        assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
+        house.start();
+        same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_base_whose_filesystem_hangs() {
+    for files_are_open in [false, true] {
+        let hanging = Hanging::new(Random(9).bytes(4 * MIB));
+        let mut house = House::on_disk();
+        house.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
+        house.ok(&["disk", "create", "a", "--base", "nfs"]);
+        let path = house.disk("a");
+        let file = open(&path);
+        file.write_all_at(&[7; 4096], 8192).unwrap();
+        hanging.hang();
+        let mut reader = std::process::Command::new("dd")
+            .arg(format!("if={}", path.display()))
+            .args(["of=/dev/null", "bs=4096", "count=1", "skip=500", "status=none"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        hanging.wait_for(1);
+        let file = files_are_open.then_some(file);
+        reader.kill().unwrap();
+        ends("the reader", move || reader.wait().unwrap());
+        let (_, err, ok) = says(&house, &["stop"]);
+        assert!(ok, "{err}\n{}", house.log());
+        house.ended();
+        drop(file);
+        hanging.go_on();
+        house.start();
+        same(&read_at(&open(&path), 8192, 4096), &[7; 4096], "after the stop");
+        house.stop();
+    }
+}
+
+#[test]
+fn commands_on_a_path_that_hangs_leave_the_others_alone() {
+    let hanging = Hanging::new(Random(9).bytes(MIB));
+    let mut house = House::on_disk();
+    let data = house.base(MIB);
+    house.create("a", true, 1 << 20);
+    house.restart();
+    hanging.hang();
+    let adds: Vec<Child> = (0..40)
+        .map(|n| {
+            let mut command = house.command();
+            command.args(["base", "add", &format!("n{n}"), hanging.trap(n).to_str().unwrap()]);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    hanging.wait_for(1);
+    let (out, err, ok) = says(&house, &["--json", "status"]);
+    assert!(ok && out.contains("worker_pid"), "{err}");
+    let (out, err, ok) = says(&house, &["disk", "ls"]);
+    assert!(ok && out.contains('a'), "{err}");
+    // The first use of a base opens its file.
+    let path = house.disk("a");
+    ends("a read", move || same(&read_at(&open(&path), 0, MIB), &data, "another base"));
+    let (_, err, ok) = says(&house, &["stop"]);
+    assert!(ok, "{err}");
+    hanging.go_on();
+    for mut add in adds {
+        add.kill().unwrap();
+        ends("a command", move || add.wait().unwrap());
+    }
+    house.ended();
+}
