@@ -197,7 +197,9 @@ fn reads_of_a_base_on_a_hanging_filesystem_stop_no_other_disk() {
 }
 
 fn dd(house: &House, skip: usize) -> Child {
-    let mut command = Command::new("dd");
+    // A shell that runs the tests in the background has SIGINT ignored, which dd would inherit.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", "dd"]);
     command.arg(format!("if={}", house.disk("far").display())).arg(format!("skip={skip}"));
     command.args(["of=/dev/null", "bs=4096", "count=1", "status=none"]);
     command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
