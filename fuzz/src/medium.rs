@@ -299,6 +299,9 @@ impl LiveStore for Lives {
         self.complete.lock().insert(disk, live);
         Ok(())
     }
+    fn disks(&self) -> io::Result<Vec<u64>> {
+        Ok(self.complete.lock().keys().copied().collect())
+    }
     fn remove(&self, disk: u64) -> io::Result<()> {
         self.complete.lock().remove(&disk);
         Ok(())

@@ -11,7 +11,6 @@ use tempfile::TempDir;
 
 use super::{CheckError, Finding, Repair, Report, run, run_with_runtime_dir};
 use crate::cache::BlockCache;
-use crate::disk::Disk;
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::io::{LiveDir, LiveStore};
 use crate::store::{NewDisk, Store};
@@ -117,7 +116,7 @@ fn disk(name: &str, base: Option<&str>) -> NewDisk {
 
 fn write(store: &Store, name: &str) {
     let node = store.disk(name).unwrap();
-    let disk: &Disk = node.attach().unwrap();
+    let disk = node.attach().unwrap();
     disk.delta().write(4096, &[1; 4096], &crate::delta::Edges::default()).unwrap();
     disk.delta().flush().unwrap();
 }

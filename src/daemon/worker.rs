@@ -11,7 +11,7 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -35,11 +35,15 @@ use crate::fuse::{self, Node, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::{BaseNode, Store};
+use crate::store::{BaseNode, IDLE, OPEN_IDLE, Preloaded, Store};
 use crate::trace::{Automatic, Limits};
 
 /// How often the store does what it does once in a while.
 const UPKEEP: Duration = Duration::from_millis(500);
+/// How soon a standby worker reads the store's records, and how often it looks for those that changed; the latter takes
+/// at most a hundredth of its time.
+const FIRST_PRELOAD: Duration = Duration::from_secs(1);
+const PRELOAD: Duration = Duration::from_secs(15);
 const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
@@ -164,6 +168,10 @@ struct Prepared {
     opener: Arc<dyn OpenImage>,
     live: LivePlace,
     confinement: InForce,
+    /// How many it may have.
+    descriptors: u64,
+    /// What it has read of the store's records; read again once in a while, until it is its turn.
+    records: Arc<Mutex<Preloaded>>,
     web: Web,
     /// Asynchronous requests that the kernel sends at most.
     window: u16,
@@ -256,7 +264,9 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
     });
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    Ok(Prepared { cache, opener, live, confinement, web, window })
+    let records = spawn_preload(config.store.clone()).map_err(|e| format!("threads: {e}"))?;
+    let descriptors = sys::descriptor_limit();
+    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window })
 }
 
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
@@ -279,7 +289,8 @@ fn serve(
     lock: Lock,
 ) -> Result<(), String> {
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, web: Web { network, credentials }, window } = prepared;
+    let Prepared { cache, opener, live, confinement, descriptors, records, web, window } = prepared;
+    let Web { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &turn.report);
@@ -292,8 +303,13 @@ fn serve(
     let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
     let sources = Arc::new(sources.map_err(|e| format!("threads: {e}"))?);
-    let store = Store::open_with(&config.store, live, Arc::new(cache), config.reserve, sources.clone())
-        .map_err(|e| e.to_string())?;
+    // Waits for a look that has begun, which is no more than it would have to do itself.
+    let known = std::mem::take(&mut *records.lock());
+    drop(records);
+    let store =
+        Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
+            .map_err(|e| e.to_string())?;
+    store.attach_at_most(most_attached(descriptors));
     let store = Arc::new(store);
     let record = |node: Arc<BaseNode>| node.current();
     sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
@@ -438,11 +454,46 @@ fn spawn_ear(ear: Ear) -> io::Result<()> {
     std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
 }
 
+/// Reads the store's records, and those that changed again and again, until what it has is taken: so a takeover reads few,
+/// however many disks there are.
+fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<Preloaded>>> {
+    let records = Arc::new(Mutex::new(Preloaded::default()));
+    let taken = Arc::downgrade(&records);
+    let read = move || {
+        let mut pause = FIRST_PRELOAD;
+        loop {
+            std::thread::sleep(pause);
+            let begun = Instant::now();
+            let Some(records) = taken.upgrade() else { return };
+            let mut records = records.lock();
+            // What cannot be read is said by the worker that serves.
+            let Ok(read) = Preloaded::read(&store, std::mem::take(&mut *records)) else { return };
+            *records = read;
+            pause = PRELOAD.max(begun.elapsed() * 100);
+        }
+    };
+    std::thread::Builder::new().name("preload".into()).spawn(read)?;
+    Ok(records)
+}
+
+/// Descriptors for all but disks: requests' own, bases, the cache, connections.
+const OTHER_DESCRIPTORS: u64 = 128;
+/// Of an attached disk: data file, map file, live map, and one more while a map file is replaced.
+const DISK_DESCRIPTORS: u64 = 4;
+/// Each has mappings too, of which the kernel lets a process have 65,530.
+const MOST_ATTACHED: u64 = 8192;
+
+fn most_attached(descriptors: u64) -> usize {
+    let for_disks = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2)) / DISK_DESCRIPTORS;
+    for_disks.clamp(4, MOST_ATTACHED) as usize
+}
+
 /// What a store does once in a while, and what may wait for its medium.
 fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
     let keep_up = move || {
         while !store.is_closing() {
             store.retry_unread();
+            store.detach_idle(IDLE, OPEN_IDLE);
             std::thread::sleep(UPKEEP);
         }
     };

@@ -130,7 +130,7 @@ impl std::fmt::Debug for Delta {
     }
 }
 
-fn data_name(disk: u64) -> String {
+pub(crate) fn data_name(disk: u64) -> String {
     format!("deltas/{disk}.data")
 }
 

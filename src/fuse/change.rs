@@ -6,7 +6,7 @@ use fuser::{Errno, FileHandle, TimeOrNow};
 
 use super::wait::Stop;
 use super::{epoch, fail, fail_disk};
-use crate::disk::{Disk, Grow};
+use crate::disk::Grow;
 use crate::format::record::MountRequest;
 use crate::io::sys;
 use crate::store::DiskNode;
@@ -61,7 +61,7 @@ pub(super) fn allocate(
     mode: i32,
     fh: FileHandle,
 ) -> Result<(), Stop> {
-    let disk: &Disk = node.attach().map_err(|e| fail(&e))?;
+    let disk = node.attach().map_err(|e| fail(&e))?;
     let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {

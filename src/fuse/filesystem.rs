@@ -279,6 +279,22 @@ impl Filesystem for PlyFs {
         self.write_file(req.unique().0, ino, Written { offset, fh, flags }, data, reply);
     }
 
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok(node) = self.disk(ino) {
+            node.closed();
+        }
+        reply.ok();
+    }
+
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // close(2) promises nothing; the kernel need not ask again.
         reply.error(Errno::ENOSYS);

@@ -32,7 +32,6 @@ use wait::{Attempt, Files, Kind, Origin, Stop};
 use waiting::Waiting;
 pub use waiting::{Limits, Waiters};
 
-use crate::disk::Disk;
 use crate::format::record::MountRequest;
 use crate::store::{BaseNode, DiskNode, NewDisk, Store, StoreError};
 
@@ -319,7 +318,7 @@ impl PlyFs {
         match node {
             Node::Disk(id) => {
                 let node = self.store().disk_by_id(id);
-                let is_plain = node.is_none_or(|node| node.attached().is_none_or(Disk::is_plain));
+                let is_plain = node.is_none_or(|node| node.peek().is_none_or(|disk| disk.is_plain()));
                 if is_plain { Place::Here } else { Place::Lane }
             }
             _ => Place::Base,
@@ -428,6 +427,7 @@ impl PlyFs {
     fn open_disk(node: &DiskNode) -> Result<FileHandle, Errno> {
         let disk = node.attach().map_err(|e| fail(&e))?;
         disk.delta().opened();
+        node.opened();
         Ok(FileHandle(disk.delta().error_epoch() & 0xffff))
     }
 }

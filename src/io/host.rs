@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Medium, MediumFile, Open, Space, sys};
+use super::{Medium, MediumFile, Open, Space, Stamp, sys};
 
 /// A directory of the host's filesystems.
 #[derive(Debug, Clone)]
@@ -37,6 +37,18 @@ impl Medium for HostMedium {
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         File::open(self.root.join(dir))?.sync_all()
+    }
+    fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
+        let meta = fs::symlink_metadata(self.root.join(name))?;
+        let changed_ns = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
+        Ok(Some(Stamp { inode: meta.ino(), changed_ns, len: meta.len() }))
+    }
+    fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
+        match fs::symlink_metadata(self.root.join(name)) {
+            Ok(meta) => Ok(Some(meta.blocks() * 512)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         fs::read_dir(self.root.join(dir))?

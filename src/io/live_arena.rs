@@ -421,6 +421,10 @@ impl LiveStore for LiveArena {
         LiveFile::at(self.inner.file.clone(), base, Some(lease))
     }
 
+    fn disks(&self) -> io::Result<Vec<u64>> {
+        Ok(self.inner.slots.lock().complete.keys().copied().collect())
+    }
+
     fn publish(&self, disk: u64) -> io::Result<()> {
         let mut slots = self.inner.slots.lock();
         let slot = slots.making.remove(&disk).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;

@@ -15,6 +15,8 @@ pub trait LiveStore: Send + Sync {
     fn fresh(&self, disk: u64) -> io::Result<LiveFile>;
     /// The fresh file is complete.
     fn publish(&self, disk: u64) -> io::Result<()>;
+    /// Numbers of the disks that have a complete file.
+    fn disks(&self) -> io::Result<Vec<u64>>;
     /// Forgets a disk's file; no error when there is none.
     fn remove(&self, disk: u64) -> io::Result<()>;
 }
@@ -90,6 +92,14 @@ impl LiveStore for LiveDir {
     }
     fn publish(&self, disk: u64) -> io::Result<()> {
         fs::rename(self.dir.join(format!("{disk}.tmp")), self.dir.join(format!("{disk}.live")))
+    }
+    fn disks(&self) -> io::Result<Vec<u64>> {
+        let mut disks = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            disks.extend(name.to_str().and_then(|name| name.strip_suffix(".live")?.parse::<u64>().ok()));
+        }
+        Ok(disks)
     }
     fn remove(&self, disk: u64) -> io::Result<()> {
         match fs::remove_file(self.dir.join(format!("{disk}.live"))) {

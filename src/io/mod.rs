@@ -49,6 +49,18 @@ pub trait Medium: Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes the entries of a directory durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
+    /// Bytes that a file takes on its filesystem; none when there is no such file.
+    fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
+        match self.open(name, Open::Existing) {
+            Ok(file) => file.allocated().map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+    /// What tells a file from all that had or will have its name; none when that cannot be said.
+    fn stamp(&self, _name: &str) -> io::Result<Option<Stamp>> {
+        Ok(None)
+    }
     /// Names of the files in a directory.
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
     /// Makes a directory, with mode 0700, unless it is there.
@@ -59,6 +71,17 @@ pub trait Medium: Send + Sync {
     fn space(&self) -> io::Result<Space>;
     /// Where it is, for messages.
     fn root(&self) -> PathBuf;
+}
+
+/// What tells a file from others under its name: each of them is another inode, or was changed at another time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Inode number, which may be used again.
+    pub inode: u64,
+    /// Last change of the inode, nanoseconds since the epoch.
+    pub changed_ns: i64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// Space of a filesystem in bytes.

@@ -384,9 +384,14 @@ impl Model {
         let mut now = names.clone();
         for node in nodes {
             let name = node.name();
+            // What is said of it without attaching it is what it is.
+            let listed = node.attributes();
             let disk = node.attach().map_err(|e| format!("disk {name} cannot be used: {e}"))?;
+            if listed.size != disk.size() {
+                return Err(format!("disk {name} is listed with {} bytes, has {}", listed.size, disk.size()));
+            }
             let model = &names.disks[&name];
-            let compared = model.compare(&name, what, disk, node.attributes().mode)?;
+            let compared = model.compare(&name, what, &disk, listed.mode)?;
             now.disks.insert(name, Arc::new(compared));
         }
         Ok(now)

@@ -7,18 +7,51 @@ use super::model::Names;
 /// One operation of a history.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    Write { disk: String, at: u64, bytes: Vec<u8> },
-    Zero { disk: String, at: u64, len: u64 },
-    Grow { disk: String, to: u64 },
-    Resize { disk: String, to: u64 },
-    Flush { disk: String },
-    Mode { disk: String, mode: u32 },
-    Create { disks: Vec<(String, Option<String>, u64)> },
-    Rename { from: String, to: String },
-    Unlink { disk: String },
+    Write {
+        disk: String,
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    Zero {
+        disk: String,
+        at: u64,
+        len: u64,
+    },
+    Grow {
+        disk: String,
+        to: u64,
+    },
+    Resize {
+        disk: String,
+        to: u64,
+    },
+    Flush {
+        disk: String,
+    },
+    Mode {
+        disk: String,
+        mode: u32,
+    },
+    Create {
+        disks: Vec<(String, Option<String>, u64)>,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Unlink {
+        disk: String,
+    },
     Purge,
-    AddBase { name: String, source: usize },
-    RemoveBase { name: String },
+    /// All disks that are not used.
+    Detach,
+    AddBase {
+        name: String,
+        source: usize,
+    },
+    RemoveBase {
+        name: String,
+    },
     Close,
     WorkerDies,
     PowerCut,
@@ -117,7 +150,8 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
             };
             Op::Resize { disk, to }
         }
-        60..74 => Op::Flush { disk },
+        60..70 => Op::Flush { disk },
+        70..74 => Op::Detach,
         74 => Op::Mode { disk, mode: rng.below(0o1000) as u32 },
         75..79 if !free.is_empty() => create(rng),
         75..82 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -317,7 +318,7 @@ impl World {
                 Op::Unlink { disk } => !has(disk),
                 Op::AddBase { name, .. } => names.bases.contains_key(name),
                 Op::RemoveBase { name } => !names.bases.contains_key(name),
-                Op::Purge | Op::Close | Op::WorkerDies | Op::PowerCut => true,
+                Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
                 Op::Write { disk, .. } | Op::Zero { disk, .. } | Op::Grow { disk, .. } => !has(disk),
                 Op::Resize { disk, .. } | Op::Flush { disk } | Op::Mode { disk, .. } => !has(disk),
             }
@@ -386,7 +387,7 @@ impl World {
     fn disk<T>(&self, name: &str, act: impl FnOnce(&Disk) -> T) -> Result<T, String> {
         let node = self.store().disk(name).map_err(text)?;
         let disk = node.attach().map_err(text)?;
-        Ok(act(disk))
+        Ok(act(&disk))
     }
 
     fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
@@ -407,8 +408,36 @@ impl World {
                 }
                 Ok(Done::Well)
             }
+            Op::Detach => Ok(self.detach()),
             other => self.step_shared(other),
         }
+    }
+
+    /// Detaches every disk that may be, which flushes it.
+    fn detach(&self) -> Done {
+        let attached = self.store().attached().into_iter().filter(|node| !node.is_unlinked());
+        let before: Vec<_> = attached
+            .map(|node| {
+                let epoch = node.peek().map_or(0, |disk| disk.delta().error_epoch());
+                let mark = self.model(&node.name(), |m| m.mark());
+                (node, epoch, mark)
+            })
+            .collect();
+        self.store().detach_idle(Duration::ZERO, Duration::ZERO);
+        let mut failed = Vec::new();
+        for (node, epoch, mark) in before {
+            match node.peek() {
+                None => self.model(&node.name(), |m| m.flushed(&mark)),
+                Some(_) if epoch != 0 => {}
+                Some(disk) => {
+                    if disk.delta().error_epoch() != epoch {
+                        self.model(&node.name(), DiskModel::doubt);
+                    }
+                    failed.push(node.name());
+                }
+            }
+        }
+        if failed.is_empty() { Done::Well } else { Done::Failed(format!("{failed:?} stay attached")) }
     }
 
     /// What several threads may do at once.

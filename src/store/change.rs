@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{BaseNode, DiskNode, NewDisk, Replace, Store, StoreError, check_name};
+use super::{BaseNode, DiskNode, LiveLeft, NewDisk, Replace, Store, StoreError, check_name};
 use crate::delta::Delta;
 use crate::format::MAX_DISK_SIZE;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest};
@@ -158,7 +158,7 @@ impl Store {
                 map: MapRoot::default(),
                 request,
             };
-            nodes.push(Arc::new(self.disk_node(record)));
+            nodes.push(self.disk_node(record, LiveLeft::No));
         }
         let written = self.stage_all(&nodes).and_then(|()| {
             self.medium.sync_dir("disks").map_err(StoreError::io("new disks", "syncing their records"))

@@ -6,11 +6,14 @@
 //! Locks, in order: claims of names and bases (`claims`; held through local syncs), a disk's `attach` and `opening`, the
 //! replacement of a record, `superblock`, `names` and the record in memory (never held through a system call).
 
+mod attached;
 mod base;
 mod change;
 mod claims;
+mod closing;
 mod error;
 mod node;
+mod preload;
 mod recording;
 mod records;
 mod register;
@@ -19,7 +22,7 @@ mod reserve;
 mod tests;
 mod unread;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,10 +30,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use attached::Attachments;
+pub use attached::{IDLE, OPEN_IDLE};
 pub use base::{BaseNode, Sources, why_changed};
 use claims::Claims;
 pub use error::StoreError;
 pub use node::{Attributes, DiskNode};
+use node::{Ground, LiveLeft};
+pub use preload::Preloaded;
 use recording::Recording;
 pub use records::open_superblock;
 use records::{RecordKind, SUPERBLOCK, read_all};
@@ -64,6 +71,7 @@ pub struct Store {
     names: RwLock<Names>,
     missing: Missing,
     recording: Recording,
+    attachments: Arc<Attachments>,
     /// It is being closed.
     closing: AtomicBool,
 }
@@ -126,8 +134,10 @@ impl Store {
         let superblock = Self::superblock(root)?;
         let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
         let fail = || StoreError::io(object(), "reading the records");
-        let bases = read_all(&medium, RecordKind::Base, BaseRecord::decode, |r| r.id).map_err(fail())?;
-        let disks = read_all(&medium, RecordKind::Disk, DiskRecord::decode, |r| r.id).map_err(fail())?;
+        let bases = read_all(&medium, RecordKind::Base, Default::default(), BaseRecord::decode, |r| r.id)
+            .map_err(fail())?;
+        let disks = read_all(&medium, RecordKind::Disk, Default::default(), DiskRecord::decode, |r| r.id)
+            .map_err(fail())?;
         let mut damaged: Vec<_> = bases.damaged.into_iter().chain(disks.damaged).collect();
         let disks = disks.good;
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
@@ -174,9 +184,24 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
+        Self::open_prepared(root, live, cache, reserve, sources, Preloaded::default())
+    }
+
+    /// As [`Store::open_with`], by a worker that has read records before.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_prepared(
+        root: &Path,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        reserve: Option<u64>,
+        sources: Arc<dyn Sources>,
+        known: Preloaded,
+    ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
-        Self::open_on(Arc::new(medium), live, cache, reserve, sources)
+        Self::open_knowing(Arc::new(medium), live, cache, reserve, sources, known)
     }
 
     /// As [`Store::open_with`], on any medium.
@@ -189,6 +214,17 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
+    ) -> Result<Self, StoreError> {
+        Self::open_knowing(medium, live, cache, reserve, sources, Preloaded::default())
+    }
+
+    fn open_knowing(
+        medium: Arc<dyn Medium>,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        reserve: Option<u64>,
+        sources: Arc<dyn Sources>,
+        known: Preloaded,
     ) -> Result<Self, StoreError> {
         let root = medium.root();
         let object = || format!("store {}", root.display());
@@ -206,8 +242,10 @@ impl Store {
         let medium = reserve.clone();
         let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
-        let bases = read_all(&*medium, RecordKind::Base, BaseRecord::decode, |r| r.id).map_err(fail())?;
-        let disks = read_all(&*medium, RecordKind::Disk, DiskRecord::decode, |r| r.id).map_err(fail())?;
+        let bases =
+            read_all(&*medium, RecordKind::Base, known.bases, BaseRecord::decode, |r| r.id).map_err(fail())?;
+        let disks =
+            read_all(&*medium, RecordKind::Disk, known.disks, DiskRecord::decode, |r| r.id).map_err(fail())?;
         let missing = Missing::default();
         for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
             missing.add_damaged(&*medium, &file, error);
@@ -226,12 +264,23 @@ impl Store {
             let node = BaseNode::new(record, medium.clone(), cache.clone(), sources.clone());
             names.bases.insert(node.id(), Arc::new(node));
         }
+        // Those whose live map has the word: all, when that cannot be said.
+        let left = live.disks().inspect_err(|error| tracing::warn!(%error, "live maps cannot be listed"));
+        let left = left.ok().map(|left| left.into_iter().collect::<HashSet<_>>());
+        let ground = Ground {
+            medium: medium.clone(),
+            live: live.clone(),
+            recording: recording.clone(),
+            attachments: Arc::default(),
+        };
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
         for record in disks {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let node = Arc::new(DiskNode::new(record, base, medium.clone(), live.clone(), recording.clone()));
+            let has_live = left.as_ref().is_none_or(|left| left.contains(&id));
+            let live_left = if has_live { LiveLeft::Yes } else { LiveLeft::No };
+            let node = DiskNode::new(record, base, &ground, live_left);
             names.disks.insert(id, node);
             // The highest number decides, also when that disk is unlinked by now.
             if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
@@ -257,6 +306,7 @@ impl Store {
             names: RwLock::new(names),
             missing,
             recording,
+            attachments: ground.attachments,
             closing: AtomicBool::new(false),
         })
     }
@@ -308,9 +358,15 @@ impl Store {
         Ok(id)
     }
 
-    fn disk_node(&self, record: DiskRecord) -> DiskNode {
+    fn disk_node(&self, record: DiskRecord, live_left: LiveLeft) -> Arc<DiskNode> {
         let base = record.backing.as_ref().and_then(|b| self.base_by_id(b.base));
-        DiskNode::new(record, base, self.medium.clone(), self.live.clone(), self.recording.clone())
+        let ground = Ground {
+            medium: self.medium.clone(),
+            live: self.live.clone(),
+            recording: self.recording.clone(),
+            attachments: self.attachments.clone(),
+        };
+        DiskNode::new(record, base, &ground, live_left)
     }
 
     /// A disk by name.
@@ -378,28 +434,6 @@ impl Store {
     /// Whether [`Store::close`] has begun.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
-    }
-
-    /// Flushes and closes every disk. The store is not used afterwards.
-    ///
-    /// # Errors
-    /// Names all disks that could not be closed; the others are closed.
-    pub fn close(&self) -> Result<(), StoreError> {
-        self.closing.store(true, Ordering::Release);
-        if let Some(tracer) = self.tracer() {
-            tracer.close();
-        }
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        let mut failed = Vec::new();
-        for disk in disks {
-            // Nobody can have it open any more. A worker may have died between its last close and its removal.
-            let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
-            if let Err(error) = closed {
-                tracing::error!(%error, "closing a disk failed");
-                failed.push(error.to_string());
-            }
-        }
-        if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }
     }
 }
 

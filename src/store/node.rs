@@ -1,17 +1,18 @@
 //! A disk of the store: its record, and the attached disk once somebody uses it.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
+use super::attached::Attachments;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
+use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore, data_name, map_name};
 use crate::disk::Disk;
 use crate::format::record::{DiskRecord, MapRoot, MountRequest};
-use crate::io::{LiveStore, Medium, replace, sys};
+use crate::io::{LiveStore, Medium, Open, replace, sys};
 use crate::trace::Tap;
 
 /// One disk of a store.
@@ -26,7 +27,24 @@ pub struct DiskNode {
     attach: Mutex<()>,
     /// Held while its files are opened, not while its base's is, for which nobody who removes a disk is to wait.
     opening: Mutex<()>,
-    disk: OnceLock<Disk>,
+    /// Locked for moments only.
+    disk: RwLock<Option<Arc<Disk>>>,
+    /// An earlier worker left a live map, which has the word.
+    live_left: AtomicBool,
+    /// What stat(2) says while it is detached, once somebody asked.
+    rest: Mutex<Option<Rest>>,
+    /// Why it could not be attached the last time.
+    failure: Mutex<Option<String>>,
+    /// When it was used last, by the clock of `attachments`.
+    used: AtomicU64,
+    /// Handles that this worker has opened.
+    opened: AtomicUsize,
+    /// An earlier worker may have opened it.
+    inherited: AtomicBool,
+    attachments: Arc<Attachments>,
+    me: Weak<DiskNode>,
+    /// Its reads may be recorded; said once.
+    traced: AtomicBool,
     unlinked: AtomicBool,
     recording: Recording,
     tap: Arc<Tap>,
@@ -53,6 +71,29 @@ pub struct Attributes {
     pub modified_ns: i64,
     /// Whether it has a name.
     pub linked: bool,
+}
+
+/// Whether an earlier worker left a live map of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LiveLeft {
+    Yes,
+    No,
+}
+
+/// What its files say of a disk that is detached.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    size: u64,
+    allocated: u64,
+}
+
+/// What all disks of a store stand on.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub medium: Arc<dyn Medium>,
+    pub live: Arc<dyn LiveStore>,
+    pub recording: Recording,
+    pub attachments: Arc<Attachments>,
 }
 
 /// Writes the record of one disk, for whoever changes a part of it.
@@ -108,15 +149,17 @@ impl RootStore for RecordKeeper {
 }
 
 impl DiskNode {
+    /// `live_left`: an earlier worker left a live map of it.
     pub(super) fn new(
         record: DiskRecord,
         base: Option<Arc<BaseNode>>,
-        medium: Arc<dyn Medium>,
-        live: Arc<dyn LiveStore>,
-        recording: Recording,
-    ) -> Self {
+        ground: &Ground,
+        live_left: LiveLeft,
+    ) -> Arc<Self> {
         let id = record.id;
-        Self {
+        let Ground { medium, live, recording, attachments } = ground.clone();
+        let live_left = live_left == LiveLeft::Yes;
+        Arc::new_cyclic(|me| Self {
             id,
             base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
@@ -131,10 +174,19 @@ impl DiskNode {
             live,
             attach: Mutex::new(()),
             opening: Mutex::new(()),
-            disk: OnceLock::new(),
+            disk: RwLock::new(None),
+            live_left: AtomicBool::new(live_left),
+            rest: Mutex::new(None),
+            failure: Mutex::new(None),
+            used: AtomicU64::new(0),
+            opened: AtomicUsize::new(0),
+            inherited: AtomicBool::new(live_left),
+            attachments,
+            me: me.clone(),
+            traced: AtomicBool::new(false),
             tap: Arc::new(Tap::new(id)),
             recording,
-        }
+        })
     }
 
     /// Its number.
@@ -191,9 +243,10 @@ impl DiskNode {
             let _replacing = self.keeper.replacing.lock();
             self.keeper.retired.store(true, Ordering::Release);
         }
-        if let Some(disk) = self.disk.get() {
+        if let Some(disk) = self.peek() {
             disk.delta().retire();
         }
+        self.attachments.remove(self.id);
     }
 
     pub(super) fn set_unlinked_in_memory(&self) {
@@ -216,62 +269,202 @@ impl DiskNode {
         Ok(())
     }
 
+    /// Generation of its map file.
+    pub(super) fn generation(&self) -> u64 {
+        self.keeper.record.lock().map.generation
+    }
+
+    /// Whether the map file that its record names is sound: read in full, when that was not done.
+    pub(super) fn has_sound_map(&self) -> Result<bool, StoreError> {
+        if self.peek().is_some() {
+            return Ok(true);
+        }
+        let record = self.keeper.record.lock().clone();
+        let _opening = self.opening.lock();
+        let Ok(delta) = self.open_delta(&record) else { return Ok(false) };
+        let failed =
+            |e: DeltaError| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() };
+        delta.close().map(|()| true).map_err(failed)
+    }
+
     /// Where its reads of the base are recorded.
     pub(super) fn tap(&self) -> &Arc<Tap> {
         &self.tap
     }
 
-    /// The attached disk, if it is attached: costs nothing.
-    pub fn attached(&self) -> Option<&Disk> {
-        self.disk.get()
+    /// The attached disk, if it is attached: waits for nothing.
+    pub fn attached(&self) -> Option<Arc<Disk>> {
+        let disk = self.peek();
+        if disk.is_some() {
+            self.touch();
+        }
+        disk
     }
 
-    /// The disk, attached when it was not.
+    /// As [`DiskNode::attached`], for one who only looks.
+    pub fn peek(&self) -> Option<Arc<Disk>> {
+        self.disk.read().clone()
+    }
+
+    fn touch(&self) {
+        let now = self.attachments.now();
+        // Not written to by each request of several threads.
+        if self.used.load(Ordering::Relaxed) != now {
+            self.used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// When it was used last.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A client has opened it.
+    pub fn opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client has closed it, which may have opened it under an earlier worker.
+    pub fn closed(&self) {
+        let less = |opened: usize| opened.checked_sub(1);
+        let _ = self.opened.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Whether no client has it open, as far as this worker knows; false when an earlier one may know of one.
+    pub(super) fn is_known_closed(&self) -> bool {
+        self.opened.load(Ordering::Relaxed) == 0 && !self.inherited.load(Ordering::Relaxed)
+    }
+
+    /// The disk, attached when it was not. Who holds it keeps it from being detached.
     ///
     /// # Errors
     /// A base that changed or is missing, a damaged map: named, and nothing is served.
-    pub fn attach(&self) -> Result<&Disk, StoreError> {
-        if let Some(disk) = self.disk.get() {
+    pub fn attach(&self) -> Result<Arc<Disk>, StoreError> {
+        if let Some(disk) = self.attached() {
             return Ok(disk);
         }
+        self.attachments.make_room();
         let _attach = self.attach.lock();
-        if let Some(disk) = self.disk.get() {
+        if let Some(disk) = self.attached() {
             return Ok(disk);
         }
+        let attached = self.attach_alone();
+        *self.failure.lock() = attached.as_ref().err().map(ToString::to_string);
+        attached
+    }
+
+    fn attach_alone(&self) -> Result<Arc<Disk>, StoreError> {
         let record = self.keeper.record.lock().clone();
         let object = format!("disk {}", record.name);
-        let base = match (&record.backing, self.base.get()) {
-            (None, _) => None,
-            (Some(backing), Some(base)) if base.record().image.identity == backing.identity => {
-                Some(base.attach()?)
-            }
-            (Some(_), Some(base)) => {
-                return Err(StoreError::BaseChanged {
-                    object,
-                    why: format!("it was made on another version of base {}", base.record().name),
-                });
-            }
-            (Some(backing), None) => {
-                return Err(StoreError::BaseChanged {
-                    object,
-                    why: format!(
-                        "the record of its base, number {}, is missing or damaged; restore bases/{}.base",
-                        backing.base, backing.base
-                    ),
-                });
-            }
-        };
+        self.check_base(&record)?;
+        let base = self.base.get().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
         if self.keeper.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
         }
+        // As it is now that nobody else opens its files.
+        let record = self.keeper.record.lock().clone();
         let delta = self.open_delta(&record)?;
-        let disk = self.disk.get_or_init(|| Disk::new(delta, base).tapped(self.tap.clone()));
-        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get()) {
+        let disk = Arc::new(Disk::new(delta, base).tapped(self.tap.clone()));
+        self.touch();
+        *self.disk.write() = Some(disk.clone());
+        *self.rest.lock() = None;
+        self.live_left.store(false, Ordering::Release);
+        self.attachments.add(self.id, self.me.clone());
+        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get())
+            && !self.traced.swap(true, Ordering::AcqRel)
+        {
             let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
             tracer.attached(&self.tap, written, &base.subject());
         }
         Ok(disk)
+    }
+
+    /// Whether its base is the one that it was made on. Looks at records only.
+    fn check_base(&self, record: &DiskRecord) -> Result<(), StoreError> {
+        let object = || format!("disk {}", record.name);
+        match (&record.backing, self.base.get()) {
+            (None, _) => Ok(()),
+            (Some(backing), Some(base)) if base.record().image.identity == backing.identity => Ok(()),
+            (Some(_), Some(base)) => Err(StoreError::BaseChanged {
+                object: object(),
+                why: format!("it was made on another version of base {}", base.record().name),
+            }),
+            (Some(backing), None) => Err(StoreError::BaseChanged {
+                object: object(),
+                why: format!(
+                    "the record of its base, number {}, is missing or damaged; restore bases/{}.base",
+                    backing.base, backing.base
+                ),
+            }),
+        }
+    }
+
+    /// Flushes it, closes its files and gives its live map back, unless it is in use or a flush has failed. Waits for
+    /// local storage, never for another who attaches or detaches it. Whether it is detached.
+    pub(super) fn detach(&self) -> bool {
+        let Some(_attach) = self.attach.try_lock() else { return false };
+        let Some(disk) = self.peek() else { return true };
+        // Handles that were opened before a failure are refused by what only the live map knows.
+        if self.is_unlinked() || disk.delta().error_epoch() != 0 {
+            return false;
+        }
+        // What takes long is done while it is served.
+        if disk.delta().flush().is_err() {
+            return false;
+        }
+        let Some(_opening) = self.opening.try_lock() else { return false };
+        {
+            let mut slot = self.disk.write();
+            // The slot's and the one here.
+            if Arc::strong_count(&disk) > 2 || self.keeper.retired.load(Ordering::Acquire) {
+                return false;
+            }
+            *slot = None;
+        }
+        if let Err(error) = disk.delta().close() {
+            tracing::warn!(disk = self.name(), %error, "an idle disk cannot be closed and stays attached");
+            *self.disk.write() = Some(disk);
+            return false;
+        }
+        let rest = disk.allocated().ok().map(|allocated| Rest { size: disk.size(), allocated });
+        *self.rest.lock() = rest;
+        self.inherited.store(false, Ordering::Relaxed);
+        self.attachments.remove(self.id);
+        true
+    }
+
+    /// What the files of a detached disk say; none when that takes more than a look.
+    fn at_rest(&self, record: &DiskRecord) -> Option<Rest> {
+        if self.live_left.load(Ordering::Acquire) {
+            return None;
+        }
+        if let Some(rest) = *self.rest.lock() {
+            return Some(rest);
+        }
+        // Its files stay as they are as long as it is not attached.
+        let _attach = self.attach.try_lock()?;
+        if self.peek().is_some() {
+            return None;
+        }
+        let mut allocated = self.medium.allocated(&data_name(self.id)).ok()?.unwrap_or(0);
+        if record.map.generation != 0 {
+            if !record.size_is_current {
+                return None;
+            }
+            let map = map_name(self.id, record.map.generation);
+            let file = self.medium.open(&map, Open::Existing).ok()?;
+            // A record that follows may have another size, and one that is damaged is named when it is attached.
+            let mut next = [0; 8];
+            let got = file.read_at(&mut next, record.map.floor).ok()?;
+            if file.len().ok()? < record.map.floor || next[..got].iter().any(|byte| *byte != 0) {
+                return None;
+            }
+            allocated += file.allocated().ok()?;
+        }
+        let rest = Rest { size: record.size, allocated };
+        *self.rest.lock() = Some(rest);
+        Some(rest)
     }
 
     fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
@@ -288,14 +481,21 @@ impl DiskNode {
             .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
     }
 
-    /// What stat(2) says. The disk is attached when its record alone may not know.
+    /// What stat(2) says. The disk is attached when its record and the length of its files alone may not know.
     pub fn attributes(&self) -> Attributes {
         let record = self.keeper.record.lock().clone();
+        let rest = if self.peek().is_some() { None } else { self.at_rest(&record) };
         // A disk that cannot be attached still has a name and a size to show.
-        let disk = self.attach().ok();
+        let disk = match (rest, self.peek()) {
+            (_, Some(disk)) => Some(disk),
+            (Some(_), None) => None,
+            (None, None) => self.attach().ok(),
+        };
+        let disk = disk.as_deref();
+        let rest = rest.unwrap_or(Rest { size: record.size, allocated: 0 });
         Attributes {
-            size: disk.map_or(record.size, Disk::size),
-            allocated: disk.and_then(|d| d.allocated().ok()).unwrap_or(0),
+            size: disk.map_or(rest.size, Disk::size),
+            allocated: disk.map_or(rest.allocated, |d| d.allocated().unwrap_or(0)),
             mode: record.mode,
             uid: record.uid,
             gid: record.gid,
@@ -306,9 +506,15 @@ impl DiskNode {
         }
     }
 
-    /// Why it cannot be attached, if so.
+    /// Why it cannot be attached, if so; attaches it to find out.
     pub fn problem(&self) -> Option<String> {
         self.attach().err().map(|e| e.to_string())
+    }
+
+    /// Why it cannot be attached, as far as that is known: nothing is attached.
+    pub fn known_problem(&self) -> Option<String> {
+        let record = self.keeper.record.lock().clone();
+        self.check_base(&record).err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
     }
 
     /// The mount whose requests may be sent again has ended. A note that stays means nothing to another mount.
@@ -320,20 +526,25 @@ impl DiskNode {
         }
     }
 
+    fn has_live_map(&self) -> Result<bool, StoreError> {
+        let live = self.live.existing(self.id);
+        let failed = StoreError::io(format!("disk {}", self.name()), "looking for its live map");
+        live.map_err(failed).map(|live| live.is_some())
+    }
+
     /// Flushes and closes. A disk that an earlier worker served and this one did not is opened for it, without
     /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
         let failed =
             |e: DeltaError| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() };
-        if let Some(disk) = self.disk.get() {
+        // Not `attach`, under which its base's file may hang.
+        let _opening = self.opening.lock();
+        if let Some(disk) = self.peek() {
             disk.delta().close().map_err(failed)?;
             self.forget_request();
             return Ok(());
         }
-        let live = self.live.existing(self.id);
-        let live =
-            live.map_err(StoreError::io(format!("disk {}", self.name()), "looking for its live map"))?;
-        if live.is_some() {
+        if self.live_left.load(Ordering::Acquire) && self.has_live_map()? {
             let record = self.keeper.record.lock().clone();
             self.open_delta(&record)?.close().map_err(failed)?;
         }

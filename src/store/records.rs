@@ -7,9 +7,10 @@ use std::io;
 
 use crate::format::record::{DiskRecord, Superblock};
 use crate::format::{FormatError, Kind};
-use crate::io::{Medium, Open, read_whole, replace, sys};
+use crate::io::{Medium, Open, Stamp, read_whole, replace, sys};
 
 use super::StoreError;
+use super::preload::Known;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
 pub(super) const SUPERBLOCK: &str = "plyfs.store";
@@ -92,14 +93,39 @@ pub(super) struct Records<T> {
     pub unread: Vec<(u64, io::Error)>,
 }
 
-/// Reads all records of one kind.
+/// What reading the records of one kind brought.
+#[derive(Debug)]
+pub(super) struct Read<T> {
+    /// Sound ones, with what tells their file from others: taken before it was read.
+    pub stamped: Vec<(u64, (Stamp, T))>,
+    /// Sound ones of a medium that cannot tell.
+    pub plain: Vec<T>,
+    pub damaged: Vec<(String, FormatError)>,
+    pub unread: Vec<(u64, io::Error)>,
+}
+
+/// Reads all records of one kind, but those that are `known` and did not change.
 pub(super) fn read_all<T>(
     medium: &dyn Medium,
     kind: RecordKind,
+    known: Known<T>,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
 ) -> io::Result<Records<T>> {
-    let mut out = Records { good: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
+    let Read { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
+    plain.extend(stamped.into_iter().map(|(_, (_, record))| record));
+    Ok(Records { good: plain, damaged, unread })
+}
+
+/// As [`read_all`], with what tells the files.
+pub(super) fn read_records<T>(
+    medium: &dyn Medium,
+    kind: RecordKind,
+    mut known: Known<T>,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    id: impl Fn(&T) -> u64,
+) -> io::Result<Read<T>> {
+    let mut out = Read { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
     for name in medium.list(kind.dir())? {
         let Some(text) = name.strip_suffix(kind.suffix()) else { continue };
         let Ok(number) = text.parse::<u64>() else { continue };
@@ -109,8 +135,18 @@ pub(super) fn read_all<T>(
             out.damaged.push((format!("{}/{name}", kind.dir()), error));
             continue;
         }
+        let stamp = medium.stamp(&kind.path(number)).ok().flatten();
+        if let (Some(stamp), Some((before, record))) = (stamp, known.remove(&number))
+            && stamp == before
+        {
+            out.stamped.push((number, (stamp, record)));
+            continue;
+        }
         match read_record(medium, kind, number, &decode, &id) {
-            Outcome::Good(record) => out.good.push(record),
+            Outcome::Good(record) => match stamp {
+                Some(stamp) => out.stamped.push((number, (stamp, record))),
+                None => out.plain.push(record),
+            },
             Outcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
             Outcome::Unread(error) => out.unread.push((number, error)),
             Outcome::Gone => {}

@@ -1,5 +1,8 @@
 //! Tests of the catalogue.
 
+mod attached;
+mod claims;
+mod preload;
 mod replays;
 mod unread;
 
@@ -78,7 +81,8 @@ fn names(store: &Store) -> Vec<String> {
 
 fn write(store: &Store, name: &str) {
     let node = store.disk(name).unwrap();
-    let delta = node.attach().unwrap().delta();
+    let disk = node.attach().unwrap();
+    let delta = disk.delta();
     delta.write(0, &[1; 4096], &Edges::default()).unwrap();
     delta.flush().unwrap();
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::records::{Outcome, RECORD_LIMIT, RecordKind, read_disk, read_record};
-use super::{BaseNode, DiskNode, Store, StoreError};
+use super::{BaseNode, DiskNode, LiveLeft, Store, StoreError};
 use crate::format::FormatError;
 use crate::format::record::{BaseRecord, DiskRecord};
 use crate::io::{Medium, Open, read_whole};
@@ -264,7 +264,8 @@ impl Store {
         let _claim = self.claims.disks(vec![record.name.clone()], Vec::new());
         self.next_seq.fetch_max(record.name_seq + 1, std::sync::atomic::Ordering::Relaxed);
         let (id, name, seq) = (record.id, record.name.clone(), record.name_seq);
-        let node = Arc::new(self.disk_node(record));
+        // An earlier worker may have used it.
+        let node = self.disk_node(record, LiveLeft::Yes);
         let all: Vec<_> = self.names.read().disks.values().cloned().collect();
         let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();
         let is_later = |disk: &Arc<DiskNode>| disk.name_seq() > seq;

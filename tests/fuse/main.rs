@@ -16,6 +16,7 @@ mod isolation;
 mod kept;
 mod lazy;
 mod live;
+mod many;
 mod privilege;
 mod process;
 mod refusals;

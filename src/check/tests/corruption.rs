@@ -42,7 +42,8 @@ fn lived_in() -> House {
     let blank = NewDisk { size: Some(1 << 20), ..disk("three", None) };
     store.create_disks(&[blank]).unwrap();
     let node = store.disk("three").unwrap();
-    let delta = node.attach().unwrap().delta();
+    let disk = node.attach().unwrap();
+    let delta = disk.delta();
     for n in 0..6u64 {
         delta.write(n * 9000, &[n as u8 + 1; 5000], &Edges::default()).unwrap();
         delta.flush().unwrap();

@@ -175,12 +175,23 @@ fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
 }
 
 impl Control {
+    /// With what is wrong with it: it is attached to find out.
     fn disk(&self, node: &DiskNode) -> Value {
+        let problem = node.problem();
+        self.shown(node, problem.as_deref())
+    }
+
+    /// One of many: those that are not used are not attached for it.
+    fn listed(&self, node: &DiskNode) -> Value {
+        self.shown(node, node.known_problem().as_deref())
+    }
+
+    fn shown(&self, node: &DiskNode, problem: Option<&str>) -> Value {
         let name = node.name();
         let a = node.attributes();
-        let problem = node.problem();
-        let poisoned = node.attached().is_some_and(|d| d.delta().error_epoch() > 0);
-        let refuses = node.attached().and_then(|d| d.delta().refuses_writes());
+        let attached = node.peek();
+        let poisoned = attached.as_ref().is_some_and(|d| d.delta().error_epoch() > 0);
+        let refuses = attached.as_ref().and_then(|d| d.delta().refuses_writes());
         let state = if problem.is_some() {
             "failed"
         } else if poisoned {
@@ -195,7 +206,7 @@ impl Control {
             "base": node.base_name(),
             "size": a.size,
             "delta_bytes": a.allocated,
-            "map_bytes": node.attached().map_or(0, |d| d.delta().map_memory()),
+            "map_bytes": attached.as_ref().map_or(0, |d| d.delta().map_memory()),
             "mode": format!("{:04o}", a.mode),
             "uid": a.uid,
             "gid": a.gid,
@@ -255,8 +266,9 @@ impl Control {
     fn status(&self) -> Value {
         let bases = self.store.bases().len();
         let disks = self.store.disks_after(0);
-        let refusing = |d: &Arc<DiskNode>| d.attached().is_some_and(|d| d.delta().refuses_writes().is_some());
-        let refusing: Vec<String> = disks.iter().filter(|d| refusing(d)).map(|d| d.name()).collect();
+        let attached = self.store.attached();
+        let refusing = |d: &Arc<DiskNode>| d.peek().is_some_and(|d| d.delta().refuses_writes().is_some());
+        let refusing: Vec<String> = attached.iter().filter(|d| refusing(d)).map(|d| d.name()).collect();
         let report = self.report.lock().clone();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -278,6 +290,7 @@ impl Control {
             "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
             "bases": bases,
             "disks": disks.len(),
+            "attached_disks": attached.len(),
             "disks_refusing_writes": refusing,
             "space": self.space(),
             "live_maps": self.live_maps(&report),
@@ -337,7 +350,7 @@ async fn status(State(c): State<Control>) -> Answer {
 }
 
 async fn list_disks(State(c): State<Control>) -> Answer {
-    blocking(move || Ok(c.store.disks_after(0).iter().map(|d| c.disk(d)).collect())).await
+    blocking(move || Ok(c.store.disks_after(0).iter().map(|d| c.listed(d)).collect())).await
 }
 
 async fn create_disks(State(c): State<Control>, body: Result<Json<CreateDisks>, JsonRejection>) -> Answer {
@@ -359,7 +372,7 @@ async fn create_disks(State(c): State<Control>, body: Result<Json<CreateDisks>, 
             .map(|name| NewDisk { name, base: new.base.clone(), size: new.size, mode: 0o600, uid, gid })
             .collect();
         let made = c.store.create_disks(&wanted)?;
-        Ok(made.iter().map(|d| c.disk(d)).collect())
+        Ok(made.iter().map(|d| c.listed(d)).collect())
     })
     .await
 }

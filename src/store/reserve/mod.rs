@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use crate::io::{Medium, MediumFile, Open, Space, is_full, sys};
+use crate::io::{Medium, MediumFile, Open, Space, Stamp, is_full, sys};
 
 /// Name of the file in the store.
 pub const RESERVE: &str = "reserve";
@@ -291,6 +291,12 @@ impl Medium for Reserve {
         // What was removed before may have been large.
         self.shared.refill();
         done
+    }
+    fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
+        self.inner.stamp(name)
+    }
+    fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
+        self.inner.allocated(name)
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         self.inner.list(dir)

@@ -1,0 +1,62 @@
+//! Records that a standby worker has read while another one serves, so that taking over reads only those that changed.
+//!
+//! What must hold: a record is used only when its file is the one that was read. That is told by inode and time of the
+//! last change, and believed only when that time was over when the file was read: files that are changed in one tick of
+//! the kernel's clock look alike.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use super::StoreError;
+use super::records::{RecordKind, read_records};
+use crate::format::record::{BaseRecord, DiskRecord};
+use crate::io::{HostMedium, Medium, Stamp, sys};
+
+/// How long ago a file was changed at least when it was read. Clocks of filesystems tick some hundred times a second.
+const OVER_NS: i64 = 2_000_000_000;
+
+/// Records of one kind, by number.
+pub(super) type Known<T> = HashMap<u64, (Stamp, T)>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Preloaded {
+    pub(super) bases: Known<BaseRecord>,
+    pub(super) disks: Known<DiskRecord>,
+}
+
+impl Preloaded {
+    /// Reads the records of the store at `root`, those that changed since `before`. Changes nothing, so another worker
+    /// may serve the store.
+    ///
+    /// # Errors
+    /// When the directories cannot be listed.
+    pub fn read(root: &Path, before: Self) -> Result<Self, StoreError> {
+        let object = || format!("store {}", root.display());
+        let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
+        Self::read_from(&medium, before, OVER_NS).map_err(StoreError::io(object(), "reading the records"))
+    }
+
+    /// `over_ns`: how long ago a file was changed at least.
+    pub(super) fn read_from(medium: &dyn Medium, before: Self, over_ns: i64) -> io::Result<Self> {
+        let end = sys::now_ns() - over_ns;
+        let bases = read_records(medium, RecordKind::Base, before.bases, BaseRecord::decode, |r| r.id)?;
+        let disks = read_records(medium, RecordKind::Disk, before.disks, DiskRecord::decode, |r| r.id)?;
+        Ok(Self { bases: over(bases.stamped, end), disks: over(disks.stamped, end) })
+    }
+
+    /// How many records it has.
+    pub fn len(&self) -> usize {
+        self.bases.len() + self.disks.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn over<T>(stamped: Vec<(u64, (Stamp, T))>, end: i64) -> Known<T> {
+    stamped.into_iter().filter(|(_, (stamp, _))| stamp.changed_ns < end).collect()
+}

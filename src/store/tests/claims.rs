@@ -1,0 +1,109 @@
+//! Changes of the catalogue that run at the same time.
+
+use std::sync::mpsc::{Receiver, Sender};
+
+use super::*;
+use crate::source::{OpenImage, Opened, SourceError};
+
+/// A filesystem that hangs while a file of it is opened.
+struct Hangs {
+    asked: Mutex<Sender<()>>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl OpenImage for Hangs {
+    fn open(&self, path: &Path) -> Result<Opened, SourceError> {
+        if path.ends_with("b.raw") {
+            self.asked.lock().send(()).unwrap();
+            self.go_on.lock().recv().unwrap();
+        }
+        OpenHere.open(path)
+    }
+}
+
+// One base on a filesystem that hung kept all names of the store from being changed.
+#[test]
+fn a_base_that_hangs_keeps_nobody_else_waiting() {
+    let (house, store) = House::with_base();
+    fs::write(house.path("../c.raw"), [8; 8192]).unwrap();
+    let other = house.tmp.path().join("c.raw");
+    store.create_disks(&[blank("one"), blank("two"), blank("three")]).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let (asked, hears) = mpsc::channel();
+    let (release, go_on) = mpsc::channel();
+    let sources = Arc::new(Hangs { asked: Mutex::new(asked), go_on: Mutex::new(go_on) });
+    let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+    let live = house.tmp.path().join("live");
+    let live = |_: &Superblock| Ok(Arc::new(LiveDir::new(&live)?) as Arc<dyn crate::io::LiveStore>);
+    let store = Store::open_with(&house.path(""), live, cache, None, sources).unwrap();
+    std::thread::scope(|scope| {
+        let hanging = [
+            scope.spawn(|| store.create_disks(&[on("b", "four", None)]).map(drop)),
+            scope.spawn(|| store.add_base("again", &house.source(), None).map(drop)),
+        ];
+        hears.recv().unwrap();
+        hears.recv().unwrap();
+        let (done, all) = mpsc::channel();
+        let store = &store;
+        scope.spawn(move || {
+            store.create_disks(&[blank("five")]).unwrap();
+            // The name that is to come is free until its base is there.
+            store.rename("one", "four", Replace::No).unwrap();
+            store.purge(store.unlink("two").unwrap().id()).unwrap();
+            store.add_base("c", other.to_str().unwrap(), None).unwrap();
+            store.create_disks(&[on("c", "six", None)]).unwrap();
+            store.base("b").unwrap().attached();
+            store.remove_base("c").unwrap_err();
+            assert_eq!(names(store), ["five", "four", "six", "three"]);
+            done.send(()).unwrap();
+        });
+        // Only for a test that fails.
+        let waited = all.recv_timeout(Duration::from_secs(60));
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        waited.expect("nothing else waits");
+        let [created, added] = hanging.map(|thread| thread.join().unwrap());
+        assert_refused(created, "exists", "four");
+        added.unwrap();
+    });
+}
+
+#[test]
+fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
+    let (house, store) = House::with_base();
+    let won: usize = std::thread::scope(|scope| {
+        let makers: Vec<_> = (0..4)
+            .map(|maker| {
+                let store = &store;
+                scope.spawn(move || {
+                    let own: Vec<_> = (0..100).map(|n| on("b", &format!("d{maker}-{n}"), None)).collect();
+                    store.create_disks(&own).unwrap();
+                    let shared: Vec<_> = (0..40).map(|n| blank(&format!("shared-{n}"))).collect();
+                    usize::from(store.create_disks(&shared).is_ok())
+                })
+            })
+            .collect();
+        makers.into_iter().map(|maker| maker.join().unwrap()).sum()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(names(&store).len(), 440);
+    let mut ids: Vec<_> = store.disks_after(0).iter().map(|disk| disk.id()).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), 440);
+    drop(store);
+    assert_eq!(names(&house.open()).len(), 440);
+}
+
+#[test]
+fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
+    for _ in 0..50 {
+        let (_house, store) = House::with_base();
+        std::thread::scope(|scope| {
+            let removed = scope.spawn(|| store.remove_base("b").is_ok());
+            let made = store.create_disks(&[on("b", "one", None)]).is_ok();
+            assert!(made != removed.join().unwrap());
+        });
+        assert!(store.disks_after(0).iter().all(|disk| disk.attach().is_ok()));
+    }
+}
