@@ -287,15 +287,17 @@ impl Store {
         Ok(loser)
     }
 
-    /// Removes what an unlinked disk has in the store. No process has it open any more.
+    /// Removes what an unlinked disk has in the store. No process has it open any more. The kernel may forget it while
+    /// a command removes it: whoever comes second returns when its space is free, too.
     ///
     /// # Errors
-    /// What the storage says; the next start of the daemon tries again.
+    /// What the storage says; another call goes on, and so does the next start of the daemon.
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
         // Until its record is gone.
         let _claim = self.claims.user_of(node.base_id());
-        if self.names.write().disks.remove(&id).is_none() {
+        let _purging = node.purging.lock();
+        if !self.names.read().disks.contains_key(&id) {
             return Ok(());
         }
         let object = format!("removed disk {}", node.name());
@@ -312,7 +314,9 @@ impl Store {
                 _ => self.medium.sync_dir("disks"),
             }
         };
-        purge().map_err(StoreError::io(object, "removing its files"))
+        purge().map_err(StoreError::io(object, "removing its files"))?;
+        self.names.write().disks.remove(&id);
+        Ok(())
     }
 
     /// Forgets a base; the file it was registered from is not touched.

@@ -27,6 +27,8 @@ pub struct DiskNode {
     attach: Mutex<()>,
     /// Held while its files are opened, not while its base's is, for which nobody who removes a disk is to wait.
     opening: Mutex<()>,
+    /// Held while what it has in the store is removed.
+    pub(super) purging: Mutex<()>,
     /// Locked for moments only.
     disk: RwLock<Option<Arc<Disk>>>,
     /// An earlier worker left a live map, which has the word.
@@ -174,6 +176,7 @@ impl DiskNode {
             live,
             attach: Mutex::new(()),
             opening: Mutex::new(()),
+            purging: Mutex::new(()),
             disk: RwLock::new(None),
             live_left: AtomicBool::new(live_left),
             rest: Mutex::new(None),
@@ -236,14 +239,15 @@ impl DiskNode {
         self.unlinked.load(Ordering::Acquire)
     }
 
-    /// From here on nobody makes a file of it: not who found it by its name before it was removed, either.
+    /// From here on nobody makes a file of it: not who found it by its name before it was removed, either. Its own are
+    /// closed, so that their space is free when they are removed.
     pub(super) fn retire(&self) {
         let _opening = self.opening.lock();
         {
             let _replacing = self.keeper.replacing.lock();
             self.keeper.retired.store(true, Ordering::Release);
         }
-        if let Some(disk) = self.peek() {
+        if let Some(disk) = self.disk.write().take() {
             disk.delta().retire();
         }
         self.attachments.remove(self.id);

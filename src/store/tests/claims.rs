@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
+use crate::io::{LiveFile, LiveStore};
 use crate::source::{OpenImage, Opened, SourceError};
 
 /// A filesystem that hangs while a file of it is opened.
@@ -106,4 +107,67 @@ fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
         });
         assert!(store.disks_after(0).iter().all(|disk| disk.attach().is_ok()));
     }
+}
+
+/// Live maps that go when the test says so.
+struct Slow {
+    inner: LiveDir,
+    asked: Mutex<Sender<()>>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl LiveStore for Slow {
+    fn existing(&self, disk: u64) -> std::io::Result<Option<LiveFile>> {
+        self.inner.existing(disk)
+    }
+    fn fresh(&self, disk: u64) -> std::io::Result<LiveFile> {
+        self.inner.fresh(disk)
+    }
+    fn publish(&self, disk: u64) -> std::io::Result<()> {
+        self.inner.publish(disk)
+    }
+    fn disks(&self) -> std::io::Result<Vec<u64>> {
+        self.inner.disks()
+    }
+    fn remove(&self, disk: u64) -> std::io::Result<()> {
+        self.asked.lock().send(()).unwrap();
+        self.go_on.lock().recv().unwrap();
+        self.inner.remove(disk)
+    }
+}
+
+// The kernel's FORGET began to purge a removed disk, and the command that had removed it answered before the space was
+// free: the next write of a guest found none.
+#[test]
+fn whoever_comes_second_to_purge_a_disk_returns_when_its_files_are_gone() {
+    let house = House::new();
+    let (asked, hears) = mpsc::channel();
+    let (release, go_on) = mpsc::channel();
+    let dir = house.tmp.path().join("slow");
+    let live = move |_: &Superblock| {
+        let slow = Slow { inner: LiveDir::new(&dir)?, asked: Mutex::new(asked), go_on: Mutex::new(go_on) };
+        Ok(Arc::new(slow) as Arc<dyn LiveStore>)
+    };
+    let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+    let store = Store::open_with(&house.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
+    store.create_disks(&[blank("one")]).unwrap();
+    let node = store.unlink("one").unwrap();
+    let record = house.path(&format!("disks/{}.disk", node.id()));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| store.purge(node.id()));
+        hears.recv().unwrap();
+        let (done, second) = mpsc::channel();
+        let (store, node, record) = (&store, &node, &record);
+        scope.spawn(move || {
+            store.purge(node.id()).unwrap();
+            let _ = done.send(record.exists());
+        });
+        let early = second.recv_timeout(Duration::from_millis(200));
+        release.send(()).unwrap();
+        first.join().unwrap().unwrap();
+        assert!(early.is_err(), "it returned while the first was still at it");
+        assert!(!second.recv().unwrap(), "the record was still there");
+    });
+    assert!(store.disk_by_id(node.id()).is_none());
+    assert!(store.unlinked().is_empty());
 }
