@@ -23,7 +23,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("fuse", &["store", "disk", "base", "cache", "format", "io"]),
     ("check", &["cache", "format", "io", "store"]),
-    ("simulation", &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage"]),
+    (
+        "simulation",
+        &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage", "events"],
+    ),
     ("config", &["format"]),
     (
         "daemon",

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::flush::Commit;
 use super::map::LiveMap;
-use super::{Delta, DeltaError, DeltaSpec, Footing, map_name};
+use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
 use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
@@ -107,6 +107,21 @@ impl Delta {
             check_layout(disk, u64::from_le_bytes(magic))?;
         }
         Ok(())
+    }
+}
+
+impl Delta {
+    /// Reads what a delta would be opened from where it has no live map, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Delta::open`].
+    pub fn check_files(spec: &DeltaSpec, footing: &Footing) -> Result<(), DeltaError> {
+        let (journal, _) = open_map_file(spec, footing)?;
+        let data = match footing.medium.open(&data_name(spec.disk), Open::Existing) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(DeltaError::io("opening the data file"))?),
+        };
+        check_data(journal.as_ref(), data.as_deref(), &data_name(spec.disk))
     }
 }
 

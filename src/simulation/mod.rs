@@ -7,6 +7,7 @@
 //! What must hold: a seed always gives the same history and the same cuts; nothing here is more lenient than
 //! docs/product's case table; every [`crate::sabotage::Sabotage`] is caught.
 
+mod copies;
 mod cut;
 mod model;
 mod operation;
@@ -25,7 +26,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use self::world::World;
-use crate::cache::BlockCache;
 use crate::io::sim::Rng;
 use crate::sabotage::Sabotage;
 
@@ -70,7 +70,6 @@ pub struct Campaign {
     pub counts: Counts,
     dir: PathBuf,
     bases: Vec<BaseFile>,
-    cache: Arc<BlockCache>,
     violation: Mutex<Option<String>>,
     /// Whether a violation is told with every call of the medium (PLYFS_POWER_TRACE).
     trace: bool,
@@ -93,10 +92,9 @@ impl Campaign {
             bases.push(BaseFile { path, bytes });
         }
         fs::create_dir(dir.join("no-live-maps"))?;
-        let cache = Arc::new(BlockCache::new(1 << 20).map_err(io::Error::other)?);
         let violation = Mutex::default();
         let trace = std::env::var_os("PLYFS_POWER_TRACE").is_some();
-        Ok(Arc::new(Self { counts: Counts::default(), dir: dir.to_owned(), bases, cache, violation, trace }))
+        Ok(Arc::new(Self { counts: Counts::default(), dir: dir.to_owned(), bases, violation, trace }))
     }
 
     /// Runs one history.

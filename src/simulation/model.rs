@@ -4,7 +4,7 @@
 //! durable. A power cut may show any of these; the death of a worker only the last acknowledged one, or one of an
 //! operation that was running. Names have alternatives while an operation on them runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::disk::Disk;
@@ -83,6 +83,8 @@ pub(super) struct DiskModel {
     mode: Versions<u32>,
     /// Name of its base.
     pub base: Option<String>,
+    /// Power went while its base was refused: what is left of it will be seen when the base is accepted again.
+    unseen: bool,
 }
 
 fn content(bytes: &[u8]) -> Content {
@@ -115,6 +117,7 @@ impl DiskModel {
             blocks,
             mode: Versions::of(mode),
             base: base.map(|(name, _)| name.to_owned()),
+            unseen: false,
         }
     }
 
@@ -229,6 +232,9 @@ impl DiskModel {
     }
 
     pub fn flushed(&mut self, mark: &Mark) {
+        if self.unseen {
+            return;
+        }
         self.size.durable(mark.size);
         for (slot, number) in self.blocks.iter_mut().zip(&mark.blocks) {
             slot.durable(*number);
@@ -243,6 +249,7 @@ impl DiskModel {
 
     /// Compares with a disk of an opened store, and becomes what that is.
     pub fn compare(&self, name: &str, what: Survived, disk: &Disk, mode: u32) -> Result<Self, String> {
+        let what = if self.unseen { Survived::Power } else { what };
         let size = disk.size();
         if !self.size.after(what).contains(&size) {
             return Err(format!("disk {name}: its size is {size}, allowed are {:?}", self.size.after(what)));
@@ -271,7 +278,7 @@ impl DiskModel {
                 Survived::Worker => slot.acked += at as u64,
             }
         }
-        let mut now = Self { blocks, ..self.clone() };
+        let mut now = Self { blocks, unseen: false, ..self.clone() };
         match what {
             Survived::Power => {
                 now.blocks.truncate(blocks_of(size));
@@ -316,15 +323,42 @@ pub(super) struct Mark {
     blocks: Vec<u64>,
 }
 
+/// A base, and what its operator and its digest made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BaseModel {
+    /// Which of the campaign's files it is of.
+    pub source: usize,
+    pub pinned: bool,
+    pub hydrate: bool,
+    pub refused: bool,
+    /// All of it was said to be in the store.
+    pub kept: bool,
+}
+
+impl BaseModel {
+    pub fn of(source: usize) -> Self {
+        Self { source, pinned: false, hydrate: false, refused: false, kept: false }
+    }
+}
+
 /// Names of disks and bases.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
     pub disks: BTreeMap<String, Arc<DiskModel>>,
-    /// Which source each base is of.
-    pub bases: BTreeMap<String, usize>,
+    pub bases: BTreeMap<String, BaseModel>,
 }
 
 impl Names {
+    /// Whether nothing of the disk's base is given to anybody.
+    pub fn is_refused(&self, disk: &DiskModel) -> bool {
+        disk.base.as_ref().and_then(|base| self.bases.get(base)).is_some_and(|base| base.refused)
+    }
+
+    /// The campaign's files of which all was said to be in the store.
+    pub fn kept(&self) -> BTreeSet<usize> {
+        self.bases.values().filter(|base| base.kept).map(|base| base.source).collect()
+    }
+
     pub fn disk(&mut self, name: &str) -> &mut DiskModel {
         Arc::make_mut(self.disks.get_mut(name).expect("the disk is in the model"))
     }
@@ -376,16 +410,32 @@ impl Model {
         if !found.iter().eq(names.disks.keys()) {
             return Err(format!("disks are {found:?}, should be {:?}", names.disks.keys()));
         }
-        let mut bases: Vec<String> = store.bases().iter().map(|b| b.record().name.clone()).collect();
-        bases.sort();
-        if !bases.iter().eq(names.bases.keys()) {
-            return Err(format!("bases are {bases:?}, should be {:?}", names.bases.keys()));
+        let bases: BTreeMap<String, _> =
+            store.bases().iter().map(|b| (b.record().name.clone(), b.options())).collect();
+        if !bases.keys().eq(names.bases.keys()) {
+            return Err(format!("bases are {:?}, should be {:?}", bases.keys(), names.bases.keys()));
+        }
+        for (name, options) in &bases {
+            let model = &names.bases[name];
+            let is = (options.pinned, options.hydrate, options.refused);
+            if is != (model.pinned, model.hydrate, model.refused) {
+                return Err(format!(
+                    "base {name}: pinned, hydrate, refused are {is:?}, should be of {model:?}"
+                ));
+            }
         }
         let mut now = names.clone();
         for node in nodes {
             let name = node.name();
             // What is said of it without attaching it is what it is.
             let listed = node.attributes();
+            if names.is_refused(&names.disks[&name]) {
+                if node.attach().is_ok() {
+                    return Err(format!("disk {name} is served, on a base that is refused"));
+                }
+                now.disk(&name).unseen |= what == Survived::Power;
+                continue;
+            }
             let disk = node.attach().map_err(|e| format!("disk {name} cannot be used: {e}"))?;
             if listed.size != disk.size() {
                 return Err(format!("disk {name} is listed with {} bytes, has {}", listed.size, disk.size()));

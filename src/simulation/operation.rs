@@ -52,6 +52,29 @@ pub(super) enum Op {
     RemoveBase {
         name: String,
     },
+    Pin {
+        base: String,
+        pinned: bool,
+    },
+    /// All of it is to be in the store, and is there when this is done.
+    Hydrate {
+        base: String,
+    },
+    /// Back to the file.
+    Unhydrate {
+        base: String,
+    },
+    Evict {
+        base: String,
+    },
+    /// It does not have its digest.
+    Refuse {
+        base: String,
+    },
+    /// It has its digest after all.
+    Accept {
+        base: String,
+    },
     Close,
     WorkerDies,
     PowerCut,
@@ -105,6 +128,21 @@ fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
     out
 }
 
+/// Something that can be done to one of these bases.
+fn of_a_base(rng: &mut Rng, names: &Names) -> Op {
+    let bases: Vec<&String> = names.bases.keys().collect();
+    let base = (*rng.pick(&bases)).clone();
+    let now = names.bases[&base];
+    match rng.below(10) {
+        _ if now.refused && rng.chance(50) => Op::Accept { base },
+        0 => Op::Refuse { base },
+        1 => Op::Pin { pinned: !now.pinned, base },
+        2 => Op::Evict { base },
+        3 if now.hydrate => Op::Unhydrate { base },
+        _ => Op::Hydrate { base },
+    }
+}
+
 /// Something that can be done to a store with these names.
 pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
     let disks: Vec<&String> = names.disks.keys().collect();
@@ -114,7 +152,8 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
         let mut disks = Vec::new();
         for _ in 0..(1 + rng.below(2)).min(free.len() as u64) {
             let name = free.remove(rng.below(free.len() as u64) as usize);
-            let bases: Vec<&String> = names.bases.keys().collect();
+            let served = names.bases.iter().filter(|(_, base)| !base.refused);
+            let bases: Vec<&String> = served.map(|(name, _)| name).collect();
             let base = (!bases.is_empty() && rng.chance(60)).then(|| (*rng.pick(&bases)).clone());
             let size = if base.is_some() { 100_001 + rng.below(2) * rng.below(60_000) } else { size(rng) };
             disks.push((name.to_owned(), base, size));
@@ -127,8 +166,23 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
         }
         return create(rng);
     }
+    if !names.bases.is_empty() && rng.chance(12) {
+        return of_a_base(rng, names);
+    }
     let disk = (*rng.pick(&disks)).clone();
     let now = names.disks[&disk].size();
+    if names.is_refused(&names.disks[&disk]) {
+        // Nobody reads or writes it.
+        return match rng.below(10) {
+            0..4 => of_a_base(rng, names),
+            4 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },
+            5 => Op::Unlink { disk },
+            6 => Op::Detach,
+            7 => Op::Close,
+            8 => Op::WorkerDies,
+            _ => Op::PowerCut,
+        };
+    }
     match rng.below(100) {
         0..36 => {
             let beyond = if rng.chance(25) { 20_000 } else { 0 };

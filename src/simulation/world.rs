@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::copies::{Copies, Kept};
 use super::cut::DEEPEST;
-use super::model::{DiskModel, Mark, Model, Survived};
+use super::model::{BaseModel, DiskModel, Mark, Model, Names, Survived};
 use super::operation::{Op, any};
 use super::{Campaign, Counts, cut};
+use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::format::BLOCK;
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium, Stage};
 use crate::sabotage::{Sabotage, simulate};
-use crate::source::OpenHere;
 use crate::store::{NewDisk, Replace, Store, StoreError};
 
 /// A fault that waits for its call.
@@ -104,6 +105,7 @@ impl Watch {
 pub(super) struct World {
     watch: Arc<Watch>,
     store: Option<Store>,
+    copies: Option<Arc<Copies>>,
 }
 
 impl Drop for World {
@@ -139,7 +141,7 @@ impl World {
         });
         let hook = watch.clone();
         medium.set_hook(Some(Arc::new(move |event: &Event<'_>| hook.hook(event))));
-        Self { watch, store: None }
+        Self { watch, store: None, copies: None }
     }
 
     /// A whole history, from an empty directory on.
@@ -267,13 +269,16 @@ impl World {
         // A start that fails serves nobody: nothing is learned from it.
         watch.trap.lock().skip = None;
         let live = watch.live.clone();
-        let store = Store::open_on(
-            Arc::new(watch.medium.clone()),
-            |_| Ok(live),
-            watch.campaign.cache.clone(),
-            Some(0),
-            Arc::new(OpenHere),
-        );
+        let gone = {
+            let model = watch.model.lock();
+            let others = model.alternatives.iter().map(Names::kept);
+            others.fold(model.names.kept(), |kept, other| &kept & &other)
+        };
+        let copies = Copies::open(&watch.campaign, &watch.medium, gone);
+        // Its own: what another life has in memory says nothing about what is on the medium.
+        let memory = BlockCache::new(1 << 20).map_err(text)?;
+        let medium = Arc::new(watch.medium.clone());
+        let store = Store::open_on(medium, |_| Ok(live), Arc::new(memory), Some(0), copies.clone());
         let store = store.map_err(|e| watch.violated(&format!("the store cannot be opened: {e}")))?;
         // Not under the lock: attaching a disk calls the medium.
         let model = watch.model.lock().clone();
@@ -285,6 +290,7 @@ impl World {
         drop(model);
         watch.unsure.store(false, Ordering::Release);
         self.store = Some(store);
+        self.copies = Some(copies);
         Ok(())
     }
 
@@ -318,6 +324,12 @@ impl World {
                 Op::Unlink { disk } => !has(disk),
                 Op::AddBase { name, .. } => names.bases.contains_key(name),
                 Op::RemoveBase { name } => !names.bases.contains_key(name),
+                Op::Pin { base, .. } | Op::Hydrate { base } | Op::Unhydrate { base } => {
+                    !names.bases.contains_key(base)
+                }
+                Op::Evict { base } | Op::Refuse { base } | Op::Accept { base } => {
+                    !names.bases.contains_key(base)
+                }
                 Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
                 Op::Write { disk, .. } | Op::Zero { disk, .. } | Op::Grow { disk, .. } => !has(disk),
                 Op::Resize { disk, .. } | Op::Flush { disk } | Op::Mode { disk, .. } => !has(disk),
@@ -348,6 +360,10 @@ impl World {
         }
         match (result, sprung) {
             (Done::Failed(why), None) => Err(self.watch.violated(&format!("{} failed: {why}", op.text()))),
+            // What comes back after a cut is what was there; what was not kept is not promised.
+            (Done::Well, Some(_)) if matches!(op, Op::Evict { .. } | Op::Pin { .. } | Op::Hydrate { .. }) => {
+                Ok(())
+            }
             (Done::Well, Some(call @ (Call::SyncData | Call::SyncDir))) => {
                 Err(self.watch.violated(&format!("{}: the error of a {call:?} got lost", op.text())))
             }
@@ -409,6 +425,11 @@ impl World {
                 Ok(Done::Well)
             }
             Op::Detach => Ok(self.detach()),
+            Op::Accept { base } => self.accept(base),
+            Op::Pin { base, .. } | Op::Hydrate { base } | Op::Unhydrate { base } => {
+                self.change_base(op, base)
+            }
+            Op::Evict { base } | Op::Refuse { base } => self.change_base(op, base),
             other => self.step_shared(other),
         }
     }
@@ -537,11 +558,109 @@ impl World {
         Ok(done)
     }
 
+    fn copies(&self) -> &Copies {
+        self.copies.as_ref().expect("open")
+    }
+
+    /// Changes how a base is kept, or whether it is.
+    fn change_base(&self, op: &Op, name: &str) -> Result<Done, String> {
+        let before = self.watch.model.lock().names.clone();
+        let source = before.bases[name].source;
+        let node = self.store().base(name).map_err(text)?;
+        let mut after = before.clone();
+        let base = after.bases.get_mut(name).expect("in the model");
+        let wants_all = |names: &Names| {
+            names.bases.values().any(|base| base.source == source && (base.pinned || base.hydrate))
+        };
+        let result = match op {
+            Op::Pin { pinned, .. } => {
+                base.pinned = *pinned;
+                self.watch.model.lock().alternatives = vec![after.clone()];
+                let noted = node.set_options(|options| options.pinned = *pinned).map(drop);
+                self.copies().pin(source, wants_all(&after));
+                noted
+            }
+            Op::Unhydrate { .. } => {
+                (base.hydrate, base.kept) = (false, false);
+                self.watch.model.lock().alternatives = vec![after.clone()];
+                if !after.kept().contains(&source) {
+                    self.copies().put_back(source);
+                }
+                let noted = node.set_options(|options| options.hydrate = false).map(drop);
+                node.detach();
+                self.copies().pin(source, wants_all(&after));
+                noted
+            }
+            Op::Hydrate { .. } => {
+                let was_kept = base.kept;
+                (base.hydrate, base.kept) = (true, false);
+                self.watch.model.lock().alternatives = vec![after.clone()];
+                if let Err(error) = node.set_options(|options| options.hydrate = true) {
+                    return Ok(Done::Failed(error.to_string()));
+                }
+                match self.copies().keep(&node, source) {
+                    Kept::Whole => after.bases.get_mut(name).expect("in the model").kept = true,
+                    // An error of the medium; what was promised before still is.
+                    Kept::Failed(why) => {
+                        after.bases.get_mut(name).expect("in the model").kept = was_kept;
+                        self.watch.model.lock().log.push(format!("  not kept: {why}"));
+                        let mut model = self.watch.model.lock();
+                        (model.names, model.alternatives) = (after, Vec::new());
+                        drop(model);
+                        let sprung = self.watch.trap.lock().sprung.is_some();
+                        return Ok(if sprung { Done::Failed(why) } else { Done::Well });
+                    }
+                }
+                Ok(())
+            }
+            Op::Evict { .. } => {
+                // What may go is promised no more.
+                for base in after.bases.values_mut().filter(|base| base.source == source) {
+                    base.kept = false;
+                }
+                self.watch.model.lock().names = after.clone();
+                self.copies().put_back(source);
+                self.copies().evict(source);
+                Ok(())
+            }
+            Op::Refuse { .. } => {
+                base.refused = true;
+                self.watch.model.lock().alternatives = vec![after.clone()];
+                node.refuse()
+            }
+            other => unreachable!("{other:?} changes no base"),
+        };
+        let done = Done::of(result);
+        if let Done::Well = done {
+            let mut model = self.watch.model.lock();
+            (model.names, model.alternatives) = (after, Vec::new());
+        }
+        Ok(done)
+    }
+
+    /// Serves a base again, and looks at what its disks are after what happened meanwhile.
+    fn accept(&self, name: &str) -> Result<Done, String> {
+        let mut after = self.watch.model.lock().names.clone();
+        after.bases.get_mut(name).expect("in the model").refused = false;
+        self.watch.model.lock().alternatives = vec![after.clone()];
+        let done = Done::of(self.store().base(name).map_err(text)?.accept());
+        if let Done::Well = done {
+            let mut model = self.watch.model.lock();
+            (model.names, model.alternatives) = (after, Vec::new());
+            let seen = model.clone();
+            drop(model);
+            let now = seen.compare(Survived::Worker, self.store())?;
+            self.watch.model.lock().names = now.names;
+        }
+        Ok(done)
+    }
+
     /// Flushes everything and starts again.
     fn close(&mut self) -> Result<Done, String> {
         let marks: Vec<(String, Mark)> =
             self.watch.model.lock().names.disks.iter().map(|(n, d)| (n.clone(), d.mark())).collect();
-        let done = Done::of(self.store().close());
+        let done =
+            Done::of(self.store().close().map_err(text).and_then(|()| self.copies().flush().map_err(text)));
         let mut model = self.watch.model.lock();
         for (name, mark) in marks {
             match &done {
@@ -568,7 +687,7 @@ impl World {
                     {
                         let bytes = base
                             .as_deref()
-                            .map(|b| (b, self.watch.campaign.bases[before.bases[b]].bytes.as_slice()));
+                            .map(|b| (b, self.watch.campaign.bases[before.bases[b].source].bytes.as_slice()));
                         some.disks.insert(name.clone(), Arc::new(DiskModel::new(*size, 0o600, bytes)));
                     }
                     after = some.clone();
@@ -601,15 +720,21 @@ impl World {
                 self.store().unlink(disk).map(drop)
             }
             Op::AddBase { name, source } => {
-                after.bases.insert(name.clone(), *source);
+                after.bases.insert(name.clone(), BaseModel::of(*source));
                 self.watch.model.lock().alternatives = vec![after.clone()];
                 let path = self.watch.campaign.bases[*source].path.display().to_string();
                 self.store().add_base(name, &path, None).map(drop)
             }
             Op::RemoveBase { name } => {
+                let source = before.bases[name].source;
                 after.bases.remove(name);
                 self.watch.model.lock().alternatives = vec![after.clone()];
-                self.store().remove_base(name)
+                let removed = self.store().remove_base(name);
+                if removed.is_ok() && after.bases.values().all(|base| base.source != source) {
+                    self.copies().put_back(source);
+                    self.copies().forget(source);
+                }
+                removed
             }
             other => unreachable!("{other:?} changes no names"),
         };
@@ -640,6 +765,11 @@ impl Op {
                 | Self::RemoveBase { .. }
                 | Self::Mode { .. }
                 | Self::Purge
+                | Self::Pin { .. }
+                | Self::Hydrate { .. }
+                | Self::Unhydrate { .. }
+                | Self::Refuse { .. }
+                | Self::Accept { .. }
         )
     }
 }

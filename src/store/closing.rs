@@ -41,7 +41,8 @@ impl Store {
     }
 
     /// Removes map files that no record names, of flushes that failed or were cut off, where the one that the record
-    /// names is sound, and not in `doubtful`: of those it is not known which file a power cut leaves. And empty files of numbers that have no record. All else may be the last copy of something.
+    /// names is sound, and not in `doubtful`: of those it is not known which file a power cut leaves. And empty files of
+    /// numbers that have no record. All else may be the last copy of something.
     fn remove_strays(&self, doubtful: &HashSet<u64>) -> std::io::Result<()> {
         let mut files: HashMap<u64, Files> = HashMap::new();
         for name in self.medium.list("deltas")? {
@@ -67,7 +68,7 @@ impl Store {
             };
             let data = crate::delta::data_name(id);
             let may_go = match &node {
-                Some(node) => !strays.is_empty() && node.has_sound_map().map_err(std::io::Error::other)?,
+                Some(node) => !strays.is_empty() && node.has_sound_map(),
                 None => self.medium.allocated(&data)?.unwrap_or(0) == 0,
             };
             if !may_go {

@@ -278,17 +278,14 @@ impl DiskNode {
         self.keeper.record.lock().map.generation
     }
 
-    /// Whether the map file that its record names is sound: read in full, when that was not done.
-    pub(super) fn has_sound_map(&self) -> Result<bool, StoreError> {
+    /// Whether the map file that its record names is sound: read in full, when that was not done. Writes nothing: a map
+    /// written here would take the number of a stray.
+    pub(super) fn has_sound_map(&self) -> bool {
         if self.peek().is_some() {
-            return Ok(true);
+            return true;
         }
         let record = self.keeper.record.lock().clone();
-        let _opening = self.opening.lock();
-        let Ok(delta) = self.open_delta(&record) else { return Ok(false) };
-        let failed =
-            |e: DeltaError| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() };
-        delta.close().map(|()| true).map_err(failed)
+        Delta::check_files(&Self::spec(&record), &self.footing()).is_ok()
     }
 
     /// Where its reads of the base are recorded.
@@ -471,17 +468,22 @@ impl DiskNode {
         Some(rest)
     }
 
-    fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
-        let spec = DeltaSpec {
-            disk: self.id,
+    fn spec(record: &DiskRecord) -> DeltaSpec {
+        DeltaSpec {
+            disk: record.id,
             size: record.size,
             overlap: record.overlap,
             modified_ns: record.modified_ns,
             root: record.map,
-        };
-        let footing =
-            Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() };
-        Delta::open(spec, footing)
+        }
+    }
+
+    fn footing(&self) -> Footing {
+        Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() }
+    }
+
+    fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
+        Delta::open(Self::spec(record), self.footing())
             .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
     }
 

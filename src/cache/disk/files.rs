@@ -108,7 +108,8 @@ impl Opened {
         Ok(CacheHeader::decode(&area[..got]))
     }
 
-    fn write_copy(&self, header: &mut CacheHeader) -> io::Result<()> {
+    /// Replaces the older copy, for a sync to come.
+    pub fn write_copy(&self, header: &mut CacheHeader) -> io::Result<()> {
         header.sequence += 1;
         self.sums.write_at(&header.encode(), CacheHeader::place(header.sequence))
     }

@@ -70,6 +70,10 @@ pub(super) struct Index {
     estimate: u64,
     /// What came meanwhile: first block and blocks.
     young: Vec<(u64, u64)>,
+    /// Slots that a power cut tore, which have sums of no block.
+    torn: Vec<u32>,
+    /// What came since it was taken last, for a sync: first block and blocks.
+    unsynced: Vec<(u64, u64)>,
     base: u64,
     counts: Counts,
 }
@@ -231,7 +235,8 @@ impl Index {
     pub fn adopt(&mut self, found: Self) {
         let (files, contents) = (self.files.take(), self.contents);
         let (known, estimate) = (std::mem::take(&mut self.known), self.estimate);
-        *self = Self { files, contents, known, estimate, ..found };
+        let unsynced = self.take_unsynced();
+        *self = Self { files, contents, known, estimate, unsynced, ..found };
     }
 
     /// Each slot lies at its chunk's place from now on.
@@ -403,6 +408,10 @@ impl Index {
         if !matches!(self.known, Known::All) {
             self.young.push((first, blocks));
         }
+        match self.unsynced.last_mut() {
+            Some((before, count)) if *before + *count == first => *count += blocks,
+            _ => self.unsynced.push((first, blocks)),
+        }
         let (no, at) = split(first);
         self.chunks.entry(no).or_insert(Chunk { slot, present: 0, ages: [0; CHUNK], aged: true }).aged = true;
         for at in at..at + blocks {
@@ -546,6 +555,31 @@ impl Index {
             }
         }
         (out, rest.next().map(|(no, _)| *no))
+    }
+
+    /// A slot has sums of no block.
+    pub fn note_torn(&mut self, slot: u32) {
+        self.torn.push(slot);
+    }
+
+    /// Slots that have sums of no block, each once.
+    pub fn torn(&self) -> &[u32] {
+        &self.torn
+    }
+
+    /// They have none any more.
+    pub fn forget_torn(&mut self) {
+        self.torn.clear();
+    }
+
+    /// What came since the last call: first block and blocks.
+    pub fn take_unsynced(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.unsynced)
+    }
+
+    /// The ages of a chunk that has blocks here.
+    pub fn ages_of(&self, chunk: u32) -> Option<Ages> {
+        self.chunks.get(&chunk).map(|chunk| Ages { base: self.base, ages: chunk.ages })
     }
 
     /// Slots whose ages are not in the file, at most `max`; they are taken for written.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::files::{self, Named, named};
-use super::index::Index;
+use super::index::{Index, Piece};
 use super::open::Files;
 use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
-use crate::format::cache::{CACHE_BLOCK, CacheHeader};
+use crate::format::cache::{CACHE_BLOCK, CacheHeader, SLOT_BLOCKS};
 use crate::io::is_full;
 
 /// Punched at once while nothing else of the source is written.
@@ -106,10 +106,11 @@ impl DiskCache {
     fn load_source(&self, key: &SourceKey) -> io::Result<Loaded> {
         let files = Files::existing(*key, &self.shared.open);
         let opened = files.get()?;
-        let header = match opened.header()? {
-            Ok(decoded) => decoded.header,
+        let decoded = match opened.header()? {
+            Ok(decoded) => decoded,
             Err(error) => return Ok(Loaded::Bad(error.to_string())),
         };
+        let header = &decoded.header;
         if header.key != key.0 {
             return Ok(Loaded::Bad("the header is of another source".into()));
         }
@@ -118,10 +119,11 @@ impl DiskCache {
         }
         let estimate = super::scan::estimate(opened.blocks.allocated()?, header.size);
         let source = self.source(*key, header.size);
-        source.take_over(header.clone(), Index::unread(files, header.direct, estimate));
+        let direct = header.direct;
+        source.take_over(decoded, Index::unread(files, direct, estimate));
         // Those that are read as a whole go first: reads of them wait for it.
         let mut queue = self.queue.lock();
-        if header.direct {
+        if direct {
             queue.push_back((source, 0));
         } else {
             queue.push_front((source, 0));
@@ -173,14 +175,41 @@ impl DiskCache {
             if !source.is_known() || !source.unsettled.swap(false, Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = source.punch_gaps() {
-                self.shared.write_failed("punching what was left over", &error);
+            let cleared =
+                source.clear_torn().inspect_err(|_| source.unsettled.store(true, Ordering::Relaxed));
+            if let Err(error) = cleared.and_then(|()| source.punch_gaps()) {
+                self.shared.write_failed("clearing what was left over", &error);
             }
         }
     }
 }
 
 impl super::CachedSource {
+    /// Sums of no block go, of slots at the places of their chunks.
+    fn clear_torn(&self) -> io::Result<()> {
+        let _writer = self.writer.lock();
+        let (torn, files) = {
+            let index = self.index.lock();
+            (index.torn().to_vec(), index.files.clone())
+        };
+        let Some(files) = files.filter(|_| !torn.is_empty()) else { return Ok(()) };
+        let opened = match files.get() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for slot in torn {
+            let first = u64::from(slot) * SLOT_BLOCKS;
+            let used = self.index.lock().slot(first).is_some();
+            // Of one that is used the end of the source cuts the sums.
+            let at = if used { (self.blocks() - first).min(SLOT_BLOCKS) } else { 0 };
+            let piece = Piece { slot, at, blocks: SLOT_BLOCKS - at };
+            opened.write_sums(&piece, &vec![0; piece.blocks as usize])?;
+            self.sums_dirty.store(true, Ordering::Relaxed);
+        }
+        self.index.lock().forget_torn();
+        Ok(())
+    }
+
     fn punch_gaps(&self) -> io::Result<()> {
         let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
         let opened = match files.get() {

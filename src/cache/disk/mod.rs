@@ -34,6 +34,7 @@ mod room;
 mod scan;
 mod seal;
 mod source;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod ticker;
@@ -149,7 +150,7 @@ pub enum EvictReason {
     Asked,
     /// The source is not what it was.
     Changed,
-    /// The storage could not read them.
+    /// The storage could not read them, or could not keep them.
     ReadError,
 }
 

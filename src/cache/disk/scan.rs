@@ -108,14 +108,19 @@ impl CachedSource {
             index.note_known(slot);
             let Some(bytes) = bytes else { continue };
             let Ok(found) = decode_slot(&self.key.0, slot, bytes) else { continue };
-            if found.chunk != Some(u64::from(slot)) {
-                continue;
-            }
             let mut present = 0;
             for (at, sum) in found.sums.iter().enumerate() {
                 present |= u64::from(*sum != 0) << at;
             }
-            present &= mask(0, blocks - u64::from(slot) * SLOT_BLOCKS);
+            let possible = mask(0, blocks - u64::from(slot) * SLOT_BLOCKS);
+            let owned = found.chunk == Some(u64::from(slot));
+            if present & !possible != 0 || (present != 0 && !owned) {
+                index.note_torn(slot);
+            }
+            if !owned {
+                continue;
+            }
+            present &= possible;
             if present != 0 {
                 index.found(slot, slot, present, found.ages);
             }

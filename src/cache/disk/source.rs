@@ -11,13 +11,11 @@ use super::index::{Class, Index, Piece};
 use super::open::Files;
 use super::seal::Frozen;
 use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey, count};
-use crate::format::cache::{CacheHeader, SLOT_BLOCKS, block_sum};
+use crate::format::cache::{CacheHeader, DecodedHeader, SLOT_BLOCKS, block_sum};
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// Blocks whose presence is looked up at once.
 const LOOKED_UP: u64 = 64 * SLOT_BLOCKS;
-/// Ages of chunks that are written while nothing else of the source is.
-const AGED: usize = 1024;
 
 /// What is cached of one source. All methods may be called from any thread, and wait for the local disk at most.
 pub struct CachedSource {
@@ -41,6 +39,10 @@ pub struct CachedSource {
     pub(super) unsettled: AtomicBool,
     pub(super) blocks_dirty: AtomicBool,
     pub(super) sums_dirty: AtomicBool,
+    /// What an earlier worker left was not synced since.
+    pub(super) inherited: AtomicBool,
+    /// That, and a sync has failed: which of it is durable is not known.
+    pub(super) doubtful: AtomicBool,
     /// What it is called when something is told of it.
     told_as: OnceLock<SourceKey>,
     /// [`Shared::uses`] when it was used last.
@@ -64,6 +66,17 @@ impl Writer {
     pub(super) fn replace_header(&mut self, header: CacheHeader) {
         self.header = header;
         (self.stale, self.settled) = (false, true);
+    }
+
+    /// Whether the file does not have its header.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// A sync failed: nobody knows what the file has. Writes one copy, so that it is dirty, and the next sync both.
+    pub(super) fn write_again(&mut self, files: &Opened) -> io::Result<()> {
+        self.stale = true;
+        files.write_copy(&mut self.header)
     }
 
     /// Makes the file say durably what the header says.
@@ -104,22 +117,27 @@ impl CachedSource {
             unsettled: AtomicBool::new(false),
             blocks_dirty: AtomicBool::new(false),
             sums_dirty: AtomicBool::new(false),
+            inherited: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
             told_as: OnceLock::new(),
             used_at: AtomicU64::new(0),
         }
     }
 
     /// What an earlier worker left of it.
-    pub(super) fn take_over(&self, mut header: CacheHeader, mut index: Index) {
+    pub(super) fn take_over(&self, DecodedHeader { mut header, damaged }: DecodedHeader, mut index: Index) {
         let mut writer = self.writer.lock();
         // It may have been pinned while it could not be read.
-        let stale = self.pinned.fetch_or(header.pinned, Ordering::Relaxed) && !header.pinned;
-        header.pinned |= stale;
+        let newly = self.pinned.fetch_or(header.pinned, Ordering::Relaxed) && !header.pinned;
+        header.pinned |= newly;
+        // The copy that power tore is written again by the next sync.
+        let stale = newly || damaged.is_some();
         self.verified.store(header.verified, Ordering::Relaxed);
         self.unsettled.store(true, Ordering::Relaxed);
         // Who knows what a killed worker had synced.
         self.blocks_dirty.store(true, Ordering::Relaxed);
         self.sums_dirty.store(true, Ordering::Relaxed);
+        self.inherited.store(true, Ordering::Relaxed);
         self.shared.names.store(true, Ordering::Relaxed);
         index.contents = header.contents.map(SourceKey);
         *writer = Writer { header, stale, settled: false };
@@ -229,7 +247,7 @@ impl CachedSource {
         self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    fn matches(&self, block: u64, bytes: &[u8], sum: u64) -> bool {
+    pub(super) fn matches(&self, block: u64, bytes: &[u8], sum: u64) -> bool {
         sum != 0 && (block_sum(&self.key.0, block, bytes) == sum || sabotaged(Sabotage::ChecksumIgnored))
     }
 
@@ -370,6 +388,7 @@ impl CachedSource {
         writer.stale |= std::mem::take(&mut writer.header.verified);
         // If this fails, nothing comes in until it has worked.
         if let Err(error) = writer.settle(files) {
+            self.sync_failed(writer, files, Vec::new());
             self.shared.write_failed("writing a header of the cache", &error);
         }
     }
@@ -478,7 +497,8 @@ impl CachedSource {
             }
         };
         if writer.stale || !writer.settled {
-            writer.settle(&*files.get()?)?;
+            let opened = files.get()?;
+            writer.settle(&opened).inspect_err(|_| self.sync_failed(writer, &opened, Vec::new()))?;
         }
         Ok(files)
     }
@@ -502,7 +522,7 @@ impl CachedSource {
         self.reset(reason)
     }
 
-    fn empty(&self, reason: EvictReason, keep_files: bool) -> u64 {
+    pub(super) fn empty(&self, reason: EvictReason, keep_files: bool) -> u64 {
         let mut writer = self.writer.lock();
         let (files, blocks, bytes, keep_files, contents) = {
             let mut index = self.index.lock();
@@ -631,61 +651,6 @@ impl CachedSource {
             Err(error) => {
                 self.shared.write_failed("writing a header of the cache", &error);
                 false
-            }
-        }
-    }
-
-    /// Makes what is cached of it durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
-        let dirty = [&self.blocks_dirty, &self.sums_dirty].iter().any(|dirty| dirty.load(Ordering::Relaxed));
-        if !dirty && !self.index.lock().is_aged() && !self.writer.lock().stale {
-            return Ok(());
-        }
-        let opened = match files.get() {
-            // They were removed meanwhile, and what was in them with them.
-            Err(_) if !self.uses(&files) => return Ok(()),
-            other => other?,
-        };
-        self.write_ages(&files, &opened)?;
-        {
-            let mut writer = self.writer.lock();
-            if writer.stale && self.has_files() {
-                self.files_for_writing(&mut writer)?;
-            }
-        }
-        // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
-        for (dirty, file) in [(&self.blocks_dirty, &opened.blocks), (&self.sums_dirty, &opened.sums)] {
-            if dirty.swap(false, Ordering::Relaxed)
-                && let Err(error) = file.sync_data()
-            {
-                dirty.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn uses(&self, files: &Arc<Files>) -> bool {
-        self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files))
-    }
-
-    fn write_ages(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
-        loop {
-            let _writer = self.writer.lock();
-            let aged = {
-                let mut index = self.index.lock();
-                if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files)) {
-                    return Ok(());
-                }
-                index.take_aged(AGED)
-            };
-            for (slot, chunk, ages) in &aged {
-                opened.write_ages(&self.key, *slot, *chunk, ages)?;
-                self.sums_dirty.store(true, Ordering::Relaxed);
-            }
-            if aged.len() < AGED {
-                return Ok(());
             }
         }
     }

@@ -231,3 +231,19 @@ fn bytes_that_a_kill_left_without_sums_are_punched() {
     assert_eq!(allocated(), 20 * CACHE_BLOCK);
     assert_eq!(get(&cache.attach(key(1), size), 100, 21), 20);
 }
+
+// A power cut tears the copy that is being written: the other one serves, and for ever after the check found the torn one.
+#[test]
+fn a_torn_copy_of_a_header_is_written_again_though_nothing_else_changes() {
+    for bit in [8 * 8, (HEADER_AREA / 2 + 8) * 8] {
+        let medium = filled();
+        flip(&medium, "sums", bit);
+        assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap().len(), 1, "bit {bit}");
+        let cache = open(&medium);
+        assert!(cache.attach(key(1), SIZE).is_verified());
+        cache.flush().unwrap();
+        drop(cache);
+        assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), [], "bit {bit}");
+        assert_eq!(get(&open(&medium).attach(key(1), SIZE), 0, 66), 66);
+    }
+}

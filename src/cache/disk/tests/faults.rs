@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::io::Open;
-use crate::io::sim::{Call, Fault};
+use crate::io::sim::{Call, Fault, Keep};
 
 const SIZE: u64 = 200 * CACHE_BLOCK - 9;
 const ALL: [Call; 9] = [
@@ -201,4 +201,50 @@ fn a_header_that_cannot_be_written_keeps_blocks_out() {
     assert!(!source.is_verified());
     put(&source, 0, 4);
     assert!(!source.is_verified());
+}
+
+/// Power goes, and nothing is left but what was synced.
+fn cut(medium: &SimMedium) -> SimMedium {
+    medium.crash(&mut Rng::new(1), Keep { sectors: 0, lengths: 0, entries: 0, stale: false })
+}
+
+// After a failed fsync(2) the kernel shows what it may not have written, to the next worker too, and the next fsync
+// succeeds: a base whose hydration had succeeded at the second attempt lost blocks with the power.
+#[test]
+fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it() {
+    for (suffix, skip) in [("blocks", 0), ("sums", 0), ("sums", 1), ("sums", 2)] {
+        for (restarts_before, restarts_after) in [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let what = format!("{suffix} {skip} {restarts_before} {restarts_after}");
+            let medium = SimMedium::new(1);
+            let mut cache = open(&medium);
+            let mut source = cache.attach(key(1), 130 * CACHE_BLOCK);
+            source.pin(true);
+            put(&source, 0, 130);
+            if restarts_before {
+                // The worker was killed, and synced nothing.
+                drop((source, cache));
+                cache = open(&medium);
+                source = cache.attach(key(1), 130 * CACHE_BLOCK);
+                source.pin(true);
+            }
+            medium.plan(fault(Call::SyncData, suffix, skip, 1, libc::EIO));
+            let failed = cache.flush().is_err();
+            medium.forget_faults();
+            // There may be fewer syncs of that file.
+            assert!(failed || skip > 0, "{what}");
+            if restarts_after {
+                drop((source, cache));
+                cache = open(&medium);
+                source = cache.attach(key(1), 130 * CACHE_BLOCK);
+            }
+            cache.flush().unwrap();
+            let before = readable(&source);
+            assert_eq!(before.len(), 130, "{what}");
+            let after = open(&cut(&medium));
+            assert_eq!(readable(&after.attach(key(1), 130 * CACHE_BLOCK)), before, "{what}");
+            assert!(after.attach(key(1), 130 * CACHE_BLOCK).is_pinned(), "{what}");
+            assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), [], "{what}");
+        }
+    }
 }

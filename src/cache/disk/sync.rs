@@ -1,0 +1,177 @@
+//! Making what is cached durable, and what follows when that fails.
+//!
+//! What must hold: a sync that worked speaks for all that is here. One that failed may have lost what was written since
+//! the last, while the kernel's memory still shows it, to the next worker too: so that is written again at once, and a
+//! later sync finds it dirty. What cannot be written again is dropped, unless it may have been durable before.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::files::Opened;
+use super::index::Piece;
+use super::open::Files;
+use super::source::{CachedSource, Writer};
+use super::{CACHE_BLOCK, EvictReason};
+use crate::format::cache::SLOT_BLOCKS;
+
+/// Ages of chunks that are written while nothing else of the source is.
+const AGED: usize = 1024;
+
+impl CachedSource {
+    /// Makes what is cached of it durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
+        let dirty = [&self.blocks_dirty, &self.sums_dirty].iter().any(|dirty| dirty.load(Ordering::Relaxed));
+        if !dirty && !self.index.lock().is_aged() && !self.writer.lock().is_stale() {
+            return Ok(());
+        }
+        let opened = match files.get() {
+            // They were removed meanwhile, and what was in them with them.
+            Err(_) if !self.uses(&files) => return Ok(()),
+            other => other?,
+        };
+        self.settle_doubts(&opened);
+        let unsynced = self.index.lock().take_unsynced();
+        let done = self.sync_files(&files, &opened);
+        match &done {
+            Ok(()) => self.inherited.store(false, Ordering::Relaxed),
+            Err(_) => {
+                self.sync_failed(&mut self.writer.lock(), &opened, unsynced);
+                self.settle_doubts(&opened);
+            }
+        }
+        done
+    }
+
+    fn sync_files(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
+        self.write_ages(files, opened)?;
+        {
+            let mut writer = self.writer.lock();
+            if writer.is_stale() && self.has_files() {
+                self.files_for_writing(&mut writer)?;
+            }
+        }
+        // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
+        for (dirty, file) in [(&self.blocks_dirty, &opened.blocks), (&self.sums_dirty, &opened.sums)] {
+            if dirty.swap(false, Ordering::Relaxed)
+                && let Err(error) = file.sync_data()
+            {
+                dirty.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A sync of one of the files failed, which had to make `unsynced` (first block, blocks) durable, and what came
+    /// since.
+    pub(super) fn sync_failed(&self, writer: &mut Writer, opened: &Opened, mut unsynced: Vec<(u64, u64)>) {
+        unsynced.extend(self.index.lock().take_unsynced());
+        // One copy: the other may be the durable one.
+        let _ = writer.write_again(opened);
+        // What an earlier worker had not synced is not known, and which blocks it said were durable neither.
+        self.doubtful.fetch_or(self.inherited.load(Ordering::Relaxed), Ordering::Relaxed);
+        for (first, blocks) in unsynced {
+            for (at, count) in chunks(first, blocks) {
+                if let Err(error) = self.write_chunk_again(opened, at, count) {
+                    let lost: Vec<_> = (at..at + count).map(|block| (block, None)).collect();
+                    let (blocks, bytes) = self.drop_blocks(writer, opened, &lost);
+                    tracing::warn!(key = %self.key, %error, blocks, "cached blocks that a failed sync may have lost go");
+                    self.shared.went(&self.told_as(), blocks, bytes, EvictReason::ReadError);
+                }
+            }
+        }
+    }
+
+    /// After a failed sync of what an earlier worker left: all of it is written again when it is to stay, and is dropped
+    /// when not.
+    fn settle_doubts(&self, opened: &Opened) {
+        if !self.doubtful.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        if !self.is_pinned() {
+            self.empty(EvictReason::ReadError, false);
+            return;
+        }
+        for (at, count) in chunks(0, self.blocks()) {
+            let done = match self.know(at, count) {
+                true => {
+                    let _writer = self.writer.lock();
+                    self.write_chunk_again(opened, at, count)
+                }
+                false => Err(io::Error::other("what is cached cannot be read now")),
+            };
+            if let Err(error) = done {
+                tracing::warn!(key = %self.key, %error, "cached blocks that a failed sync may have lost are not written again");
+                self.doubtful.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// Writes what is here of blocks of one chunk as it is, so that it is dirty. The caller has the writer's lock.
+    fn write_chunk_again(&self, opened: &Opened, first: u64, count: u64) -> io::Result<()> {
+        let (no, end) = (first / SLOT_BLOCKS, first + count);
+        let mut at = first;
+        loop {
+            let (run, found) = {
+                let index = self.index.lock();
+                let from = index.next_present(at).filter(|from| *from < end);
+                let Some(from) = from else { break };
+                ((from, index.run(from, end - from, true)), index.slot(from).zip(index.ages_of(no as u32)))
+            };
+            let Some((slot, ages)) = found else { break };
+            let mut bytes = vec![0; self.bytes_of(run.0, run.1) as usize];
+            let got = opened.blocks.read_at(&mut bytes, run.0 * CACHE_BLOCK)?;
+            let all = Piece { slot, at: 0, blocks: SLOT_BLOCKS };
+            let sums = opened.read_sums(&[all])?;
+            for (n, block) in bytes[..got].chunks(CACHE_BLOCK as usize).enumerate() {
+                let no = run.0 + n as u64;
+                // One that is damaged is for its reader to find.
+                if self.matches(no, block, sums[(no % SLOT_BLOCKS) as usize]) {
+                    opened.blocks.write_at(block, no * CACHE_BLOCK)?;
+                }
+            }
+            self.blocks_dirty.store(true, Ordering::Relaxed);
+            opened.write_slot(&self.key, no, &Piece { slot, at: 0, blocks: SLOT_BLOCKS }, &ages, &sums)?;
+            self.sums_dirty.store(true, Ordering::Relaxed);
+            at = run.0 + run.1;
+        }
+        Ok(())
+    }
+
+    fn uses(&self, files: &Arc<Files>) -> bool {
+        self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files))
+    }
+
+    fn write_ages(&self, files: &Arc<Files>, opened: &Opened) -> io::Result<()> {
+        loop {
+            let _writer = self.writer.lock();
+            let aged = {
+                let mut index = self.index.lock();
+                if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, files)) {
+                    return Ok(());
+                }
+                index.take_aged(AGED)
+            };
+            for (slot, chunk, ages) in &aged {
+                opened.write_ages(&self.key, *slot, *chunk, ages)?;
+                self.sums_dirty.store(true, Ordering::Relaxed);
+            }
+            if aged.len() < AGED {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Parts of a run of blocks that lie in one chunk each: first block and blocks.
+fn chunks(first: u64, blocks: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = first + blocks;
+    std::iter::successors(Some((first, 0)), move |(at, count)| {
+        let at = at + count;
+        (at < end).then(|| (at, (SLOT_BLOCKS - at % SLOT_BLOCKS).min(end - at)))
+    })
+    .skip(1)
+}

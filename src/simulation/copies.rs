@@ -1,0 +1,213 @@
+//! The files of bases, and what the store keeps of them: copies that hydration makes, on the medium that is cut.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+use super::Campaign;
+use crate::cache::disk::{
+    CACHE_BLOCK, Contents, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Watch as CacheWatch,
+};
+use crate::events::{Events, Traffic};
+use crate::format::record::{BaseRecord, ImageFile};
+use crate::io::sim::SimMedium;
+use crate::source::{FileSource, Identity, OpenHere, Source, SourceError, SourceErrorKind};
+use crate::store::{BaseNode, Sources};
+
+/// What the first of the campaign's files has, and the second has not: a digest.
+const WITH_DIGEST: usize = 0;
+
+/// See the module. One for each start of a daemon.
+pub(super) struct Copies {
+    campaign: Arc<Campaign>,
+    cache: Arc<DiskCache>,
+    /// Which of the campaign's files are not there any more, because all of each was said to be in the store.
+    gone: Arc<Mutex<BTreeSet<usize>>>,
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl CacheWatch for Unwatched {
+    fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}
+    fn degraded(&self, _: Option<&str>) {}
+}
+
+/// How keeping all of a file ended.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// All of it is in the store, durably.
+    Whole,
+    /// The cache is without its directory since an earlier error, or one came.
+    Failed(String),
+}
+
+impl Copies {
+    pub fn open(campaign: &Arc<Campaign>, medium: &SimMedium, gone: BTreeSet<usize>) -> Arc<Self> {
+        let limits = Limits { bytes: Some(1 << 30), bases: None, free_floor: 0 };
+        let cache = DiskCache::open(Arc::new(medium.clone()), limits, Arc::new(Unwatched));
+        Arc::new(Self { campaign: campaign.clone(), cache, gone: Arc::new(Mutex::new(gone)) })
+    }
+
+    fn contents(&self, source: usize) -> Arc<Contents> {
+        let file = &self.campaign.bases[source];
+        let key = |bytes: &[u8]| SourceKey(Sha256::digest(bytes).into());
+        self.cache.contents(Of {
+            own: key(file.path.as_os_str().as_encoded_bytes()),
+            digest: (source == WITH_DIGEST).then(|| key(&file.bytes)),
+            size: file.bytes.len() as u64,
+        })
+    }
+
+    /// As `pinned` and `hydrate` of a base are applied.
+    pub fn pin(&self, source: usize, pinned: bool) {
+        self.contents(source).pin(pinned);
+    }
+
+    /// Fetches all of it, compares it, and makes it durable.
+    pub fn keep(&self, node: &BaseNode, source: usize) -> Kept {
+        let contents = self.contents(source);
+        contents.pin(true);
+        node.detach();
+        let bytes = &self.campaign.bases[source].bytes;
+        while let Some(block) = contents.next_missing(0, Reach::Any) {
+            let at = (block * CACHE_BLOCK) as usize;
+            contents.insert(block, &bytes[at..(at + CACHE_BLOCK as usize).min(bytes.len())]);
+            if !contents.contains(block) {
+                return Kept::Failed(format!("block {block} is not kept"));
+            }
+        }
+        let frozen = contents.freeze();
+        let mut found = vec![0; bytes.len()];
+        let read = contents.read(0, &mut found, Reach::Any) as u64;
+        if read < contents.blocks() {
+            return Kept::Failed("not all of it can be read again".into());
+        }
+        assert!(found == *bytes, "the copy of base file {source} is not what was put there");
+        if source == WITH_DIGEST && !contents.is_verified() && !frozen.seal() {
+            return Kept::Failed("that it has its digest is not noted".into());
+        }
+        match self.cache.flush() {
+            Ok(()) => Kept::Whole,
+            Err(e) => Kept::Failed(e.to_string()),
+        }
+    }
+
+    /// Nothing is promised of it any more: its operator has put the file back.
+    pub fn put_back(&self, source: usize) {
+        self.gone.lock().remove(&source);
+    }
+
+    /// Drops all that is kept.
+    pub fn evict(&self, source: usize) {
+        self.contents(source).evict(EvictReason::Asked, Shares::Free);
+    }
+
+    /// The last base of it is gone.
+    pub fn forget(&self, source: usize) {
+        self.contents(source).remove(Shares::Free);
+    }
+
+    /// As when the daemon has run for a while, and stops.
+    pub fn flush(&self) -> io::Result<()> {
+        self.cache.tick();
+        self.cache.flush()
+    }
+}
+
+impl Sources for Copies {
+    fn file(&self, path: &Path) -> Result<FileSource, SourceError> {
+        FileSource::open_with(&OpenHere, path)
+    }
+
+    fn remote(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+        Sources::remote(&OpenHere, base, file)
+    }
+
+    fn copied(&self, _: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+        let path = Path::new(&file.source);
+        let source =
+            self.campaign.bases.iter().position(|base| base.path == path).expect("a file of the campaign");
+        let identity = *self.file(path)?.identity();
+        let (campaign, gone) = (self.campaign.clone(), self.gone.clone());
+        Ok(Arc::new(Copy { campaign, source, contents: self.contents(source), identity, gone }))
+    }
+
+    fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
+        Events::new().base(base.id, &base.name)
+    }
+}
+
+/// A file of which a copy is being made, or was.
+struct Copy {
+    campaign: Arc<Campaign>,
+    source: usize,
+    contents: Arc<Contents>,
+    identity: Identity,
+    gone: Arc<Mutex<BTreeSet<usize>>>,
+}
+
+impl Copy {
+    /// One block, which is kept when it was not.
+    fn block(&self, block: u64) -> Result<Vec<u8>, SourceError> {
+        let all = &self.campaign.bases[self.source].bytes;
+        let at = (block * CACHE_BLOCK) as usize;
+        let original = &all[at..(at + CACHE_BLOCK as usize).min(all.len())];
+        let mut bytes = vec![0xee; original.len()];
+        if self.contents.read(block, &mut bytes, Reach::Proven) == 1 {
+            return Ok(bytes);
+        }
+        if self.gone.lock().contains(&self.source) {
+            let why = format!("block {block} is not in the store, which was said to have all of it");
+            let name = format!("base file {}", self.source);
+            return Err(SourceError::remote(
+                SourceErrorKind::NotFound,
+                "read",
+                name,
+                why,
+                "there is no other copy",
+            ));
+        }
+        self.contents.insert(block, original);
+        Ok(original.to_vec())
+    }
+}
+
+impl Source for Copy {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
+        let mut done = 0;
+        while done < buf.len() && offset + (done as u64) < self.size() {
+            let at = offset + done as u64;
+            let block = self.block(at / CACHE_BLOCK)?;
+            let part = &block[(at % CACHE_BLOCK) as usize..];
+            let some = part.len().min(buf.len() - done);
+            buf[done..done + some].copy_from_slice(&part[..some]);
+            done += some;
+        }
+        Ok(done)
+    }
+
+    fn size(&self) -> u64 {
+        self.contents.size()
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError> {
+        Ok((offset < self.size()).then_some(offset))
+    }
+
+    fn next_hole(&self, offset: u64) -> Result<u64, SourceError> {
+        Ok(offset.max(self.size()))
+    }
+
+    fn check(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
