@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::guard::guarded;
 use super::kernel::MAX_WRITE;
 use super::wait::{Attempt, Kind, Stop};
+use super::waiting::Call;
 use super::{Node, Place, PlyFs, epoch, fail, fail_base, fail_disk};
 use crate::base::{Wanted, without_files};
 use crate::cache::Touch;
@@ -142,14 +143,14 @@ impl PlyFs {
     }
 
     /// read(2).
-    pub(super) fn read_file(&self, unique: u64, node: Node, offset: u64, size: u32, reply: ReplyData) {
+    pub(super) fn read_file(&self, call: Call, node: Node, offset: u64, size: u32, reply: ReplyData) {
         let size = size.min(MAX_WRITE) as usize;
         if let Some(filled) = self.read_from_memory(node, offset, size) {
             return reply.data(filled.bytes());
         }
-        self.when_attached(unique, node, reply, ReplyData::error, move |fs, reply| {
+        self.when_attached(call, node, reply, ReplyData::error, move |fs, reply| {
             let attempt = Attempt::new(
-                fs.origin(unique, node, 0),
+                fs.origin(call, node, 0),
                 Kind::Reads,
                 move |fs| {
                     let mut filled = Filled::with_room(size);
@@ -189,7 +190,7 @@ impl PlyFs {
     /// write(2).
     pub(super) fn write_file(
         &self,
-        unique: u64,
+        call: Call,
         ino: INodeNo,
         written: Written,
         data: &[u8],
@@ -202,8 +203,8 @@ impl PlyFs {
         let Some(disk) = node.attached() else {
             let data = data.to_vec();
             let file = Node::Disk(node.id());
-            return self.when_attached(unique, file, reply, ReplyWrite::error, move |fs, reply| {
-                fs.write_later(unique, ino, written, data, reply);
+            return self.when_attached(call, file, reply, ReplyWrite::error, move |fs, reply| {
+                fs.write_later(call, ino, written, data, reply);
             });
         };
         let partial = is_partial(written.offset, data.len() as u64);
@@ -211,7 +212,7 @@ impl PlyFs {
         let plain = !partial || disk.is_plain();
         let permit = if plain && !memory { self.shared.pool.try_inline() } else { None };
         if !memory && permit.is_none() {
-            return self.write_later(unique, ino, written, data.to_vec(), reply);
+            return self.write_later(call, ino, written, data.to_vec(), reply);
         }
         let Some(inside) = self.shared.gate.enter() else { return reply.error(Errno::EIO) };
         let write = || Self::write_now(&node, written, data).and_then(|()| Self::sync_now(&node, written));
@@ -230,7 +231,7 @@ impl PlyFs {
                 }
                 drop(inside);
                 let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
-                let attempt = self.write_of_parts(unique, ino, written, parts, reply);
+                let attempt = self.write_of_parts(call, ino, written, parts, reply);
                 match wanted {
                     Wanted::File => attempt.spawn_in_base(self),
                     Wanted::Nothing => attempt.wait_for(self, arrival),
@@ -240,16 +241,16 @@ impl PlyFs {
     }
 
     /// A write that is run elsewhere, with a copy of its bytes.
-    fn write_later(&self, unique: u64, ino: INodeNo, written: Written, data: Vec<u8>, reply: ReplyWrite) {
+    fn write_later(&self, call: Call, ino: INodeNo, written: Written, data: Vec<u8>, reply: ReplyWrite) {
         let len = data.len();
         let parts = Parts { len, pending: Mutex::new(Pending::Whole(data)) };
-        let attempt = self.write_of_parts(unique, ino, written, parts, reply);
+        let attempt = self.write_of_parts(call, ino, written, parts, reply);
         self.submit_later(attempt, len);
     }
 
     fn write_of_parts(
         &self,
-        unique: u64,
+        call: Call,
         ino: INodeNo,
         written: Written,
         parts: Parts,
@@ -258,7 +259,7 @@ impl PlyFs {
         let len = parts.len;
         let held = parts.held(written.offset);
         let node = Node::of(ino.0).unwrap_or(Node::Root);
-        let origin = self.origin(unique, node, held);
+        let origin = self.origin(call, node, held);
         let work = move |fs: &PlyFs| {
             let node = fs.disk(ino)?;
             let mut pending = parts.pending.lock();

@@ -16,7 +16,8 @@ use super::guard::{self, guarded};
 use super::pool::Lane;
 use super::wait::{Attempt, Kind};
 use super::{
-    Asker, Node, PlyFs, SUFFIX, TTL, answer, epoch, fail, fail_base, fail_disk, os_error, reply, strip,
+    Asker, Node, PlyFs, SUFFIX, TTL, answer, call_of, epoch, fail, fail_base, fail_disk, os_error, reply,
+    strip,
 };
 use crate::disk::Seek;
 use crate::store::{Replace, StoreError};
@@ -84,7 +85,7 @@ impl Filesystem for PlyFs {
     ) {
         let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
         let Asker { resent, request, .. } = self.asker(req);
-        let unique = req.unique().0;
+        let call = call_of(req);
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
             Some(Node::Base(_)) => return reply.error(Errno::EROFS),
@@ -103,7 +104,7 @@ impl Filesystem for PlyFs {
             // The record of a disk whose base cannot be opened can be changed all the same.
             return self.change_in(self.attach_lane(node), reply, ReplyAttr::error, apply);
         }
-        self.when_attached(unique, node, reply, ReplyAttr::error, move |fs, reply| {
+        self.when_attached(call, node, reply, ReplyAttr::error, move |fs, reply| {
             fs.change(Lane::Disk(id), reply, ReplyAttr::error, apply);
         });
     }
@@ -211,7 +212,7 @@ impl Filesystem for PlyFs {
             Some(node @ Node::Base(_)) => node,
             _ => return reply.error(Errno::EISDIR),
         };
-        self.when_attached(req.unique().0, node, reply, ReplyOpen::error, move |fs, reply| {
+        self.when_attached(call_of(req), node, reply, ReplyOpen::error, move |fs, reply| {
             let opened = match node {
                 Node::Disk(_) => fs.disk(ino).and_then(|node| Self::open_disk(&node)),
                 _ => Ok(FileHandle(0)),
@@ -259,7 +260,7 @@ impl Filesystem for PlyFs {
         reply: ReplyData,
     ) {
         match Node::of(ino.0) {
-            Some(node) => self.read_file(req.unique().0, node, offset, size, reply),
+            Some(node) => self.read_file(call_of(req), node, offset, size, reply),
             None => reply.error(Errno::ESTALE),
         }
     }
@@ -276,7 +277,7 @@ impl Filesystem for PlyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.write_file(req.unique().0, ino, Written { offset, fh, flags }, data, reply);
+        self.write_file(call_of(req), ino, Written { offset, fh, flags }, data, reply);
     }
 
     fn release(
@@ -302,7 +303,7 @@ impl Filesystem for PlyFs {
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let Some(node @ Node::Disk(id)) = Node::of(ino.0) else { return reply.ok() };
-        self.when_attached(req.unique().0, node, reply, ReplyEmpty::error, move |fs, reply| {
+        self.when_attached(call_of(req), node, reply, ReplyEmpty::error, move |fs, reply| {
             fs.change(Lane::Sync(id), reply, ReplyEmpty::error, move |fs, reply| {
                 let done: Result<(), Errno> = guarded(|| {
                     let node = fs.disk(ino)?;
@@ -383,10 +384,10 @@ impl Filesystem for PlyFs {
             Ok(node) => Node::Disk(node.id()),
             Err(errno) => return reply.error(errno),
         };
-        let unique = req.unique().0;
-        self.when_attached(unique, node, reply, ReplyEmpty::error, move |fs, reply| {
+        let call = call_of(req);
+        self.when_attached(call, node, reply, ReplyEmpty::error, move |fs, reply| {
             let work = move |fs: &PlyFs| allocate(&*fs.disk(ino)?, offset, length, mode, fh);
-            let origin = fs.origin(unique, node, 0);
+            let origin = fs.origin(call, node, 0);
             let attempt = Attempt::new(origin, Kind::Changes, work, move |done| answer(done, reply));
             fs.submit(attempt.prepared_by(move |fs| read_ends(fs, ino, offset, length)), fs.place(node));
         });
@@ -417,14 +418,14 @@ impl Filesystem for PlyFs {
             }
             _ => Err(Errno::EINVAL.into()),
         };
-        let unique = req.unique().0;
-        self.when_attached(unique, node, reply, ReplyLseek::error, move |fs, reply| {
+        let call = call_of(req);
+        self.when_attached(call, node, reply, ReplyLseek::error, move |fs, reply| {
             let answer = move |found: Result<Option<u64>, Errno>| match found {
                 Ok(Some(at)) => reply.offset(at as i64),
                 Ok(None) => reply.error(Errno::ENXIO),
                 Err(errno) => reply.error(errno),
             };
-            fs.submit(Attempt::new(fs.origin(unique, node, 0), Kind::Reads, work, answer), fs.place(node));
+            fs.submit(Attempt::new(fs.origin(call, node, 0), Kind::Reads, work, answer), fs.place(node));
         });
     }
 

@@ -4,6 +4,7 @@
 //! that waits for the files of a base ever does (`wait`); a request that is sent again after a crash of the worker has
 //! the result that the first try had; handles and inode numbers mean the same to every worker.
 
+pub mod callers;
 mod change;
 mod data;
 mod filesystem;
@@ -29,7 +30,7 @@ pub use ino::Node;
 use kernel::KernelNotifier;
 use pool::{Lane, Pool};
 use wait::{Attempt, Files, Kind, Origin, Stop};
-use waiting::Waiting;
+use waiting::{Call, Waiting};
 pub use waiting::{Limits, Waiters};
 
 use crate::format::record::MountRequest;
@@ -132,6 +133,12 @@ fn answer(done: Result<(), Errno>, reply: ReplyEmpty) {
     }
 }
 
+/// A request that is sent again may be old: its thread may be gone, and the number another's.
+fn call_of(req: &Request) -> Call {
+    let unique = req.unique().0;
+    Call { unique, thread: if unique & RESENT == 0 { req.pid() } else { 0 } }
+}
+
 fn epoch(fh: FileHandle) -> u64 {
     fh.0 & 0xffff
 }
@@ -174,6 +181,14 @@ impl PlyFs {
     /// The kernel says that the caller of a request got a signal.
     fn interrupt(&self, unique: u64) {
         self.shared.waiting.interrupt(unique);
+    }
+
+    /// Ends what waits of processes that are ending, which `lookup` finds out.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub fn watch_callers(&self, lookup: callers::Lookup) -> std::io::Result<()> {
+        self.shared.waiting.watch(lookup)
     }
 
     fn store(&self) -> &Store {
@@ -246,7 +261,7 @@ impl PlyFs {
             Node::Disk(id) if self.is_attached(node) => Lane::Node(id),
             Node::Disk(_) => {
                 let find = move |fs: &PlyFs| fs.attributes(node).map_err(Stop::from);
-                let attempt = Attempt::new(self.origin(req.unique().0, node, 0), Kind::Reads, find, answer);
+                let attempt = Attempt::new(self.origin(call_of(req), node, 0), Kind::Reads, find, answer);
                 return Arc::new(attempt).spawn_in(self, self.attach_lane(node));
             }
             _ => return answer(self.attributes(node)),
@@ -255,13 +270,13 @@ impl PlyFs {
     }
 
     /// Of whom a request on a disk or base is.
-    fn origin(&self, unique: u64, node: Node, bytes: usize) -> Origin {
+    fn origin(&self, call: Call, node: Node, bytes: usize) -> Origin {
         let (base, lane) = match node {
             Node::Disk(id) => (self.store().disk_by_id(id).and_then(|n| n.base_id()), Lane::Disk(id)),
             Node::Base(id) => (Some(id), Lane::Base(id)),
             Node::Root | Node::Disks | Node::Bases => (None, Lane::Space),
         };
-        Origin { unique, ino: node.ino(), base, lane, bytes }
+        Origin { call, ino: node.ino(), base, lane, bytes }
     }
 
     fn is_attached(&self, node: Node) -> bool {
@@ -274,7 +289,7 @@ impl PlyFs {
 
     /// The lane for what has to open the files of `node` first.
     fn attach_lane(&self, node: Node) -> Lane {
-        match (node, self.origin(0, node, 0).base) {
+        match (node, self.origin(Call::default(), node, 0).base) {
             (_, Some(base)) => Lane::Attach(base),
             (Node::Disk(id), None) => Lane::Node(id),
             _ => Lane::Space,
@@ -285,7 +300,7 @@ impl PlyFs {
     /// the waiting.
     fn when_attached<R: Send + 'static>(
         &self,
-        unique: u64,
+        call: Call,
         node: Node,
         reply: R,
         refuse: impl FnOnce(R, Errno) + Send + 'static,
@@ -309,7 +324,7 @@ impl PlyFs {
             Ok(()) => then(&fs, reply),
             Err(errno) => refuse(reply, errno),
         };
-        let attempt = Attempt::new(self.origin(unique, node, 0), Kind::Reads, attach, answer);
+        let attempt = Attempt::new(self.origin(call, node, 0), Kind::Reads, attach, answer);
         Arc::new(attempt).spawn_in(self, self.attach_lane(node));
     }
 

@@ -7,7 +7,7 @@
 //! - The file of a base is read in that base's lane only ([`Lane::Base`]). A change reads what it needs first, and then
 //!   changes the disk without files: so no change that is under way waits for a base.
 //! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
-//!   ended by a signal. So can one that reads. A change that is under way can not.
+//!   ended by a signal, or with its process. So can one that reads. A change that is under way can not.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use fuser::Errno;
 use parking_lot::Mutex;
 
 use super::pool::Lane;
-use super::waiting::{Cancel, Ticket};
+use super::waiting::{Call, Cancel, Ticket};
 use super::{PlyFs, guarded, reply};
 use crate::base::{Arrival, Wanted, without_files};
 
@@ -60,8 +60,8 @@ type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 /// Of whom a request is, and where it runs.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
-    /// Its number, which an interrupt names.
-    pub unique: u64,
+    /// Its number, and who made it.
+    pub call: Call,
     /// The inode number of its disk or base, which it counts for.
     pub ino: u64,
     /// The base whose files it may need.
@@ -170,14 +170,14 @@ impl<T: Send + 'static> Attempt<T> {
             }
             state.ticket.is_some()
         };
-        let Origin { unique, ino, bytes, .. } = self.origin;
+        let Origin { call, ino, bytes, .. } = self.origin;
         let waiting = &fs.shared.waiting;
         if has_place {
-            waiting.waits_again(unique);
+            waiting.waits_again(call.unique);
             return true;
         }
         let this: Arc<dyn Cancel> = self.clone();
-        match waiting.admit(ino, bytes, unique, Arc::downgrade(&this)) {
+        match waiting.admit(ino, bytes, call, Arc::downgrade(&this)) {
             Some(ticket) => {
                 let mut state = self.state.lock();
                 let is_wanted = state.answer.is_some();

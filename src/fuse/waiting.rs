@@ -6,6 +6,7 @@
 //!   the kernel's window of asynchronous requests is never full of requests that wait.
 //! - A request that a signal interrupts while it waits ends with EINTR within [`GRACE`]. One that is answered before is
 //!   not touched: a signal that is not fatal shows only where a base's source has been silent for longer.
+//! - A request whose process is ending ends in the same way ([`callers`](super::callers)).
 //! - What is known of a request goes with its answer.
 
 #[cfg(test)]
@@ -17,7 +18,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::callers::{Callers, Lookup};
 
 /// How long a request that was interrupted may still be answered. A signal that does not kill is common (profilers,
 /// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
@@ -64,10 +67,21 @@ pub struct Waiters {
     pub requests: usize,
     /// Bytes of writes that wait.
     pub bytes: usize,
+    /// Requests that wait and whose process is known: they end when it is killed.
+    pub watched: usize,
     /// Requests that were refused since the worker began, because too many waited.
     pub refused: u64,
-    /// Requests that were ended by a signal.
+    /// Requests that were ended by a signal, or with their process.
     pub interrupted: u64,
+}
+
+/// A request, and the thread that made it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Call {
+    /// The request's number, which an interrupt names.
+    pub unique: u64,
+    /// In the pid namespace of the mount; 0 when it is not seen from there, or may be gone by now.
+    pub thread: u32,
 }
 
 /// A request that can be ended from outside.
@@ -92,6 +106,7 @@ struct State {
     early_order: VecDeque<u64>,
     /// Interrupted, and to be ended then.
     due: VecDeque<(Instant, u64)>,
+    callers: Callers,
     closed: bool,
 }
 
@@ -100,6 +115,8 @@ pub(super) struct Waiting {
     limits: Limits,
     state: Mutex<State>,
     interrupts: Condvar,
+    /// A request came that a question may be about.
+    came: Condvar,
     refused: AtomicU64,
     interrupted: AtomicU64,
 }
@@ -126,6 +143,7 @@ impl Drop for Ticket {
             }
         }
         state.requests.remove(&self.unique);
+        state.callers.left(self.unique);
     }
 }
 
@@ -139,6 +157,7 @@ impl Waiting {
             limits,
             state: Mutex::default(),
             interrupts: Condvar::new(),
+            came: Condvar::new(),
             refused: AtomicU64::new(0),
             interrupted: AtomicU64::new(0),
         });
@@ -152,9 +171,10 @@ impl Waiting {
         self: &Arc<Self>,
         disk: u64,
         bytes: usize,
-        unique: u64,
+        call: Call,
         request: Weak<dyn Cancel>,
     ) -> Option<Ticket> {
+        let unique = call.unique;
         let mut state = self.state.lock();
         let Held { requests, bytes: all_bytes } = state.all;
         let held = state.disks.get(&disk).copied().unwrap_or_default();
@@ -171,6 +191,9 @@ impl Waiting {
         state.disks.insert(disk, held);
         state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
         state.requests.insert(unique, request);
+        if state.callers.came(unique, call.thread, Instant::now()) {
+            self.came.notify_one();
+        }
         if state.early.remove(&unique) {
             state.due.push_back((Instant::now() + GRACE, unique));
             self.interrupts.notify_one();
@@ -200,16 +223,20 @@ impl Waiting {
 
     /// What waits now.
     pub fn counts(&self) -> Waiters {
-        let Held { requests, bytes } = self.state.lock().all;
+        let (Held { requests, bytes }, watched) = {
+            let state = self.state.lock();
+            (state.all, state.callers.known())
+        };
         let (refused, interrupted) =
             (self.refused.load(Ordering::Relaxed), self.interrupted.load(Ordering::Relaxed));
-        Waiters { requests, bytes, refused, interrupted }
+        Waiters { requests, bytes, watched, refused, interrupted }
     }
 
     /// Ends the thread.
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.interrupts.notify_one();
+        self.came.notify_one();
     }
 
     fn end_those_due(&self) {
@@ -224,18 +251,62 @@ impl Waiting {
                 continue;
             }
             state.due.pop_front();
-            let Some(request) = state.requests.get(&unique).and_then(Weak::upgrade) else { continue };
-            // Without the lock: the answer gives the ticket back.
-            parking_lot::MutexGuard::unlocked(&mut state, || {
-                // Counted first: the caller may look as soon as it is answered.
-                self.interrupted.fetch_add(1, Ordering::Relaxed);
-                if !request.cancel(Errno::EINTR) {
-                    self.interrupted.fetch_sub(1, Ordering::Relaxed);
-                    // It runs; should it have to wait again, it ends then.
-                    self.state.lock().remember(unique);
+            self.end(&mut state, unique);
+        }
+    }
+
+    /// Ends a request that waits, as a signal does.
+    fn end(&self, state: &mut MutexGuard<'_, State>, unique: u64) {
+        let Some(request) = state.requests.get(&unique).and_then(Weak::upgrade) else { return };
+        // Without the lock: the answer gives the ticket back.
+        MutexGuard::unlocked(state, || {
+            // Counted first: the caller may look as soon as it is answered.
+            self.interrupted.fetch_add(1, Ordering::Relaxed);
+            if !request.cancel(Errno::EINTR) {
+                self.interrupted.fetch_sub(1, Ordering::Relaxed);
+                // It runs; should it have to wait again, it ends then.
+                self.state.lock().remember(unique);
+            }
+            drop(request);
+        });
+    }
+
+    /// From now on the processes of requests that wait are looked at, on a thread of its own, and requests of those that
+    /// are ending end with EINTR.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub fn watch(self: &Arc<Self>, lookup: Lookup) -> std::io::Result<()> {
+        self.state.lock().callers.watched = true;
+        let watching = self.clone();
+        let watch = move || watching.end_those_of_the_dying(&lookup);
+        std::thread::Builder::new().name("callers".into()).spawn(watch).map(drop)
+    }
+
+    fn end_those_of_the_dying(&self, lookup: &Lookup) {
+        let mut state = self.state.lock();
+        while !state.closed {
+            let now = Instant::now();
+            match state.callers.due(now) {
+                None => {
+                    self.came.wait(&mut state);
+                    continue;
                 }
-                drop(request);
-            });
+                Some(at) if at > now => {
+                    self.came.wait_until(&mut state, at);
+                    continue;
+                }
+                Some(_) => {}
+            }
+            let State { callers, requests, .. } = &mut *state;
+            let Some(question) = callers.question(now, |unique| requests.contains_key(&unique)) else {
+                continue;
+            };
+            let findings = MutexGuard::unlocked(&mut state, || lookup(&question));
+            let State { callers, requests, .. } = &mut *state;
+            for unique in callers.hear(&question, now, findings, |unique| requests.contains_key(&unique)) {
+                self.end(&mut state, unique);
+            }
         }
     }
 }

@@ -242,10 +242,11 @@ impl Control {
 
     /// Requests of the kernel that wait for the bytes of bases, and what became of others since the worker began.
     fn requests(&self) -> Value {
-        let Waiters { requests, bytes, refused, interrupted } = self.frontend.waiters();
+        let Waiters { requests, bytes, watched, refused, interrupted } = self.frontend.waiters();
         json!({
             "waiting": requests,
             "waiting_bytes": bytes,
+            "watched": watched,
             "refused": refused,
             "interrupted": interrupted,
         })

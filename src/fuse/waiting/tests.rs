@@ -1,6 +1,8 @@
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 
 use super::*;
+use crate::fuse::callers::{Findings, Process, Question, ROUND};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -21,10 +23,14 @@ fn request() -> (Arc<dyn Cancel>, std::sync::mpsc::Receiver<i32>) {
     (Arc::new(Request(Mutex::new(Some(says)))), ended)
 }
 
+fn call(unique: u64) -> Call {
+    Call { unique, thread: 0 }
+}
+
 fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>) -> usize {
     let (request, _) = request();
     let before = tickets.len();
-    while let Some(ticket) = table.admit(disk, bytes, tickets.len() as u64, Arc::downgrade(&request)) {
+    while let Some(ticket) = table.admit(disk, bytes, call(tickets.len() as u64), Arc::downgrade(&request)) {
         tickets.push(ticket);
     }
     tickets.len() - before
@@ -63,7 +69,7 @@ fn bytes_of_writes_are_bounded_too() {
 fn an_interrupted_request_ends_with_eintr() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
-    let _ticket = table.admit(1, 0, 42, Arc::downgrade(&request)).expect("room");
+    let _ticket = table.admit(1, 0, call(42), Arc::downgrade(&request)).expect("room");
     table.interrupt(42);
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert_eq!(table.counts().interrupted, 1);
@@ -74,7 +80,7 @@ fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
     table.interrupt(42);
-    let _ticket = table.admit(1, 0, 42, Arc::downgrade(&request)).expect("room");
+    let _ticket = table.admit(1, 0, call(42), Arc::downgrade(&request)).expect("room");
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert!(table.state.lock().early.is_empty());
 }
@@ -87,4 +93,36 @@ fn interrupts_of_requests_that_were_answered_are_forgotten() {
     }
     let state = table.state.lock();
     assert!(state.early.len() <= REMEMBERED && state.early_order.len() <= REMEMBERED);
+}
+
+#[test]
+fn requests_of_a_process_that_ends_end_and_those_of_others_wait_on() {
+    const MORTAL: Process = Process { id: 10, start: 5 };
+    let table = Waiting::new(limits()).expect("a thread");
+    let dies = Arc::new(AtomicBool::new(false));
+    let seen = dies.clone();
+    let lookup = move |question: &Question| {
+        let process = |thread: u32| if thread < 20 { MORTAL } else { Process { id: 20, start: 5 } };
+        let threads = question.threads.iter().map(|thread| (*thread, process(*thread))).collect();
+        let is_ending = |process: &&Process| **process == MORTAL && seen.load(Ordering::Relaxed);
+        let ending = question.processes.iter().filter(is_ending).copied().collect();
+        Some(Findings { threads, ending })
+    };
+    table.watch(Box::new(lookup)).expect("a thread");
+    let requests: Vec<_> = [11, 12, 21, 0].into_iter().map(|thread| (thread, request())).collect();
+    let mut tickets = Vec::new();
+    for (thread, (request, _)) in &requests {
+        let call = Call { unique: u64::from(*thread), thread: *thread };
+        tickets.push(table.admit(1, 0, call, Arc::downgrade(request)).expect("room"));
+    }
+    assert!(requests[0].1.1.recv_timeout(3 * ROUND).is_err(), "it lives");
+    dies.store(true, Ordering::Relaxed);
+    for (_, (_, ended)) in &requests[..2] {
+        assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
+    }
+    tickets.drain(..2);
+    for (thread, (_, ended)) in &requests[2..] {
+        assert!(ended.recv_timeout(2 * ROUND).is_err(), "{thread}");
+    }
+    assert_eq!(table.counts().interrupted, 2);
 }
