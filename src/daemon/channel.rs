@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
+use super::callers::{Answered, Asked};
 use super::report::Report;
 use crate::config::Config;
 use crate::io::sys;
@@ -82,6 +83,8 @@ pub enum FromWorker {
     Upgrade(Option<std::path::PathBuf>),
     /// Requests of the control socket have been answered, new ones wait.
     Drained,
+    /// Which processes are ending? Only to a supervisor that says in its report that it answers.
+    Callers(Asked),
     /// The worker cannot start, could not close the store, or panicked.
     Failed(String),
 }
@@ -101,6 +104,8 @@ pub enum FromSupervisor {
     Report(Report),
     /// Say `Alive`. Only to one that said that it answers.
     Ping,
+    /// Which processes are ending. Only to one that asked.
+    Callers(Answered),
     /// Answer the requests of the control socket that have begun, take no new ones, say `Drained`.
     Drain,
     /// Close the store and exit, although files are open.

@@ -4,6 +4,7 @@
 //! grows; the first worker starts exactly as the hundredth does.
 
 mod api;
+mod callers;
 mod channel;
 mod confine;
 mod copy;

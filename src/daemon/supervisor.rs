@@ -24,7 +24,7 @@ use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::pulse::Pulse;
 use super::report::{End, Report, Standby, reason};
 use super::upgrade::Upgrading;
-use super::{ServeError, handover, mount, report, start, system};
+use super::{ServeError, callers, handover, mount, report, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::fuse::kernel::{self, answer_init};
@@ -89,6 +89,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let config = Config { mount: path, ..config };
     let report = Report {
         supervisor_version: env!("CARGO_PKG_VERSION").into(),
+        answers_callers: true,
         live: report::Live { path: live.as_ref().map(|home| home.path().into()), problem: lost, moves: 0 },
         ..Report::default()
     };
@@ -136,6 +137,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let live = live.map(|(fd, path)| LiveHome::resumed(&config, fd.into(), path));
     let live = live.transpose().map_err(system("taking over the live maps"))?;
     report.supervisor_version = env!("CARGO_PKG_VERSION").into();
+    report.answers_callers = true;
     let listener = UnixListener::from(listener);
     let worker_program = this_program()?;
     let signals = signals()?;
@@ -540,6 +542,11 @@ impl Supervisor {
             Heard::Said(FromWorker::Stop) => self.stop()?,
             Heard::Said(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
             Heard::Said(FromWorker::Drained) => self.drained(),
+            Heard::Said(FromWorker::Callers(asked)) => {
+                // One that does not take the answer asks again.
+                let answer = callers::look(&asked).map(FromSupervisor::Callers);
+                let _ = answer.map(|answer| worker.channel.send(&answer));
+            }
             Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
             Heard::Ended(status) => self.active_ended(status)?,
         }

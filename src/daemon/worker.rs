@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::callers::Asker;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::confine::{self, InForce, Policy};
 use super::hydrate::Hydrations;
@@ -82,7 +83,12 @@ pub fn worker_main() -> ExitCode {
                     let turn = Turn { report, fresh_mount };
                     return serve(&start, turn, prepared, fuse, &channel, listener, lock.clone());
                 }
-                Some(FromSupervisor::Report(_) | FromSupervisor::Drain | FromSupervisor::Ping) => {}
+                Some(
+                    FromSupervisor::Report(_)
+                    | FromSupervisor::Callers(_)
+                    | FromSupervisor::Drain
+                    | FromSupervisor::Ping,
+                ) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
             }
         }
@@ -339,6 +345,10 @@ fn serve(
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
     let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline, limits)
         .map_err(|e| format!("threads: {e}"))?;
+    let asker = Asker::new(channel.clone());
+    asker.supervisor_answers(turn.report.answers_callers);
+    let asking = asker.clone();
+    fs.watch_callers(Box::new(move |question| asking.ask(question))).map_err(|e| format!("threads: {e}"))?;
     let serving =
         Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
@@ -368,6 +378,7 @@ fn serve(
         store: store.clone(),
         live_dir: live_dir.clone(),
         channel: channel.clone(),
+        asker,
         report,
         drain,
         lock,
@@ -394,6 +405,7 @@ struct Ear {
     store: Arc<Store>,
     live_dir: Option<PathBuf>,
     channel: Arc<Channel>,
+    asker: Arc<Asker>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
     lock: Lock,
@@ -404,7 +416,11 @@ impl Ear {
     fn listen(self: &Arc<Self>) {
         loop {
             match self.channel.receive() {
-                Ok(Some(FromSupervisor::Report(report))) => *self.report.lock() = report,
+                Ok(Some(FromSupervisor::Report(report))) => {
+                    self.asker.supervisor_answers(report.answers_callers);
+                    *self.report.lock() = report;
+                }
+                Ok(Some(FromSupervisor::Callers(answered))) => self.asker.hear(answered),
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
                 Ok(Some(FromSupervisor::Ping)) => {
                     let _ = self.channel.send(&FromWorker::Alive);

@@ -243,6 +243,13 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid as libc::pid_t, signal) }.into()).map(drop)
 }
 
+/// Whether there is a process of this number, of whichever user.
+pub fn is_process(pid: u32) -> bool {
+    // SAFETY: numbers only; signal 0 is none.
+    let sent = check(unsafe { libc::kill(pid as libc::pid_t, 0) }.into());
+    sent.is_ok() || sent.is_err_and(|error| error.raw_os_error() != Some(libc::ESRCH))
+}
+
 /// Sends a signal to a child that was not waited for yet, and that leads a process group, and to all of that group.
 pub fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: numbers only.
