@@ -1,6 +1,7 @@
 """Guests, images and base filesystems that disturb: floods of requests, storms of changes, hostile images, hangs below a base."""
 
 import os
+import subprocess
 import time
 
 from harness import GIB, MIB, ROOT, call
@@ -34,8 +35,9 @@ class AsyncReads(Attack):
 
     def end(self, world):
         kill_group(self.fio)
-        time.sleep(1)
-        if self.fio.poll() is None:
+        try:
+            self.fio.wait(2)
+        except subprocess.TimeoutExpired:
             world.problem("fio, killed, does not end while the server hangs")
         self.bad.mode("ok")
         until(lambda: self.fio.poll() is not None, 20, "fio")

@@ -42,7 +42,7 @@ const PAGE: usize = 4096;
 pub struct Reads {
     context: u64,
     file: File,
-    /// One page for all of them: what comes is not looked at.
+    /// One page for all of them: what comes is looked at by those with one read only.
     buffer: *mut libc::c_void,
 }
 
@@ -108,6 +108,12 @@ impl Reads {
             )
         };
         events[..usize::try_from(got).unwrap_or(0)].iter().map(|event| event.result).collect()
+    }
+
+    /// What the last of them brought.
+    pub fn page(&self) -> Vec<u8> {
+        // SAFETY: the mapping has that many bytes, and the caller has no read under way.
+        unsafe { std::slice::from_raw_parts(self.buffer.cast::<u8>(), PAGE) }.to_vec()
     }
 
     /// `count` reads at these offsets in turn, `depth` under way; the latency of each. None when one does not end.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::aio::Reads;
 use crate::hanging::Hanging;
-use crate::harness::{House, Random, open, read_at, same, signal, until};
+use crate::harness::{House, Random, open, read_at, same, signal, tool, until};
 use crate::server::{Object, Reply, Server};
 
 const MIB: usize = 1 << 20;
@@ -28,6 +28,11 @@ fn behind_a_dead_server(size: usize) -> (House, Server) {
 
 fn waiting(house: &House) -> u64 {
     house.status()["requests"]["waiting"].as_u64().unwrap()
+}
+
+/// Those of them whose process is known.
+fn watched(house: &House) -> u64 {
+    house.status()["requests"]["watched"].as_u64().unwrap()
 }
 
 /// Runs `work` elsewhere; fails when it does not end.
@@ -239,6 +244,121 @@ fn a_killed_process_that_waits_for_a_server_is_gone() {
     server.start_again();
     let (path, bytes) = (house.disk("far"), server.object().bytes);
     ends("a reader", move || same(&read_at(&open(&path), MIB as u64, MIB), &bytes[MIB..2 * MIB], "later"));
+}
+
+/// The disk of [`asynchronous_reader`], and how many reads it makes.
+const READER: &str = "PLYFS_TEST_READER";
+const READS: &str = "PLYFS_TEST_READS";
+
+/// A process with asynchronous reads of a disk under way. Not a fork of this one, which would inherit what other tests
+/// have open.
+fn reads_asynchronously(house: &House, count: u64) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "isolation::asynchronous_reader", "--nocapture"]);
+    command.env(READER, house.disk("far")).env(READS, count.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// What [`reads_asynchronously`] starts; its reads are made by a thread that is not the process's first.
+#[test]
+fn asynchronous_reader() {
+    let Some(path) = std::env::var_os(READER) else { return };
+    let count: u64 = std::env::var(READS).unwrap().parse().unwrap();
+    let reads = Reads::new(path.as_ref(), 12_000);
+    reads.submit((0..count).map(|n| 65536 + n % 16_000 * 4096));
+    reads.ended(1, Duration::from_secs(600));
+}
+
+/// The kernel interrupts no asynchronous request, and the process does not end before they do.
+#[test]
+fn a_killed_process_with_asynchronous_reads_is_gone() {
+    let (house, _server) = behind_a_dead_server(64 * MIB);
+    let dies = |count: u64| {
+        let before = house.status()["requests"]["interrupted"].as_u64().unwrap();
+        let mut child = reads_asynchronously(&house, count);
+        until("all of them to be watched", || (watched(&house) == count).then_some(()));
+        let killed = Instant::now();
+        child.kill().unwrap();
+        let status = ends("a process that was killed", move || child.wait().unwrap());
+        println!("{count} reads: ended after {:?}", killed.elapsed());
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+        until("its requests to be gone", || (waiting(&house) == 0).then_some(()));
+        assert_eq!(house.status()["requests"]["interrupted"], before + count);
+    };
+    [1, 300, 10_000].into_iter().for_each(dies);
+    // Under another worker, and under another supervisor.
+    house.kill_worker();
+    dies(20);
+    house.ok(&["upgrade"]);
+    dies(20);
+}
+
+#[test]
+fn asynchronous_reads_of_a_process_that_lives_wait_on_and_get_their_bytes() {
+    let (house, mut server) = behind_a_dead_server(64 * MIB);
+    // Another process reads the same disk, and ends meanwhile.
+    let mut child = reads_asynchronously(&house, 20);
+    until("its reads to be watched", || (watched(&house) == 20).then_some(()));
+    let one = Reads::new(&house.disk("far"), 1);
+    one.submit([5 * MIB as u64]);
+    // Of a thread that is not there any more, too.
+    let path = house.disk("far");
+    let many = thread::spawn(move || {
+        let many = Reads::new(&path, 300);
+        many.submit((0..300).map(|n| 65536 + n * 4096));
+        many
+    });
+    let many = many.join().unwrap();
+    until("all of them to wait", || (waiting(&house) == 321).then_some(()));
+    child.kill().unwrap();
+    ends("a process that was killed", move || child.wait().unwrap());
+    until("its requests to be gone", || (waiting(&house) == 301).then_some(()));
+    assert!(many.ended(300, Duration::from_secs(2)).is_empty());
+    server.on(|_| Reply::Object);
+    server.stop();
+    server.start_again();
+    let mut results = Vec::new();
+    while results.len() < 300 {
+        let some = many.ended(300, BOUND);
+        assert!(!some.is_empty(), "{} have ended", results.len());
+        results.extend(some);
+    }
+    assert!(results.iter().all(|result| *result == 4096), "{results:?}");
+    assert_eq!(one.ended(1, BOUND), [4096]);
+    same(&one.page(), &server.object().bytes[5 * MIB..][..4096], "an asynchronous read");
+    assert_eq!(house.status()["requests"]["interrupted"], 20);
+}
+
+/// As [`a_killed_process_with_asynchronous_reads_is_gone`], of io_uring: with threads of the kernel's in the process.
+#[test]
+fn a_killed_process_with_reads_of_io_uring_is_gone() {
+    let Some(fio) = tool("fio") else { return };
+    let (house, _server) = behind_a_dead_server(64 * MIB);
+    for more in [&[][..], &["--sqthread_poll=1"]] {
+        let mut command = Command::new(&fio);
+        command.args([
+            "--name=r",
+            "--ioengine=io_uring",
+            "--direct=1",
+            "--rw=read",
+            "--bs=4k",
+            "--iodepth=64",
+        ]);
+        command.args(["--thread", "--offset=1m", "--size=8m", "--output-format=terse"]).args(more);
+        command.arg(format!("--filename={}", house.disk("far").display()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        until("its reads to wait", || {
+            assert!(child.try_wait().unwrap().is_none(), "fio ended");
+            (watched(&house) == 64).then_some(())
+        });
+        let killed = Instant::now();
+        child.kill().unwrap();
+        ends("a process that was killed", move || child.wait().unwrap());
+        println!("io_uring {more:?}: ended after {:?}", killed.elapsed());
+        until("its requests to be gone", || (waiting(&house) == 0).then_some(()));
+        println!("io_uring {more:?}: without requests after {:?}", killed.elapsed());
+    }
 }
 
 #[test]
