@@ -44,10 +44,16 @@ pub enum Sabotage {
     LostNotRedone,
     /// A shrink lets a flush come between the size in the journal and the size in memory.
     ShrinkNotAlone,
+    /// What was fetched of a base is said to be in the store before it is durable.
+    CopyNotSynced,
+    /// What a failed sync of fetched blocks may have lost is not written again.
+    CopyNotRedone,
+    /// That a base is refused is known to this start of the daemon only.
+    RefusalNotNoted,
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 18] = [
+pub const ALL: [Sabotage; 21] = [
     Sabotage::DataNotSynced,
     Sabotage::MapBeforeData,
     Sabotage::ChecksumIgnored,
@@ -66,6 +72,9 @@ pub const ALL: [Sabotage; 18] = [
     Sabotage::SizeAfterWords,
     Sabotage::LostNotRedone,
     Sabotage::ShrinkNotAlone,
+    Sabotage::CopyNotSynced,
+    Sabotage::CopyNotRedone,
+    Sabotage::RefusalNotNoted,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

@@ -324,17 +324,25 @@ impl Delta {
             };
             done.map_err(DeltaError::io("writing to the delta"))
         };
-        if head_fill.is_empty() && tail_fill.is_empty() {
-            put(bytes, offset)?;
+        let done = if head_fill.is_empty() && tail_fill.is_empty() {
+            put(bytes, offset)
         } else {
             let at = offset - head_fill.len() as u64;
             let mut whole = head_fill;
             whole.extend_from_slice(bytes);
             whole.extend_from_slice(&tail_fill);
-            put(&whole, at)?;
-        }
+            put(&whole, at)
+        };
         // A flush takes words and then clears this: set between the write and the words, it is seen with them.
         self.unsynced.store(true, Ordering::Release);
+        if done.is_err() {
+            // A part of it may be in blocks that are read already: the next flush, and the one after a failed one, has
+            // these too.
+            (first..=last)
+                .filter(|block| self.map.state(*block) == State::Data)
+                .for_each(|b| self.map.note(b));
+        }
+        done?;
         let late = sabotaged(Sabotage::SizeAfterWords);
         if extends && !late {
             // Before the words: a record never has words above its size, which replay would drop.

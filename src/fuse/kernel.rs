@@ -3,7 +3,7 @@
 //! Source: linux/include/uapi/linux/fuse.h, protocol 7.45.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::format::{Reader, Writer};
 use crate::io::sys;
@@ -96,19 +96,28 @@ pub fn window() -> u16 {
 /// Gives a mount that an earlier version made the window of this one. `device`: the mount's minor device number.
 ///
 /// # Errors
-/// Without CAP_SYS_ADMIN it stays below `max_user_bgreq`; where fusectl is not mounted it cannot be changed.
+/// Without CAP_SYS_ADMIN it stays below `max_user_bgreq`; where fusectl cannot be had it cannot be changed.
 pub fn widen(device: u32) -> io::Result<()> {
-    let connection = format!("/sys/fs/fuse/connections/{device}");
-    std::fs::write(format!("{connection}/max_background"), window().to_string())?;
-    std::fs::write(format!("{connection}/congestion_threshold"), (window() / 4 * 3).to_string())
+    control(device, "max_background", &window().to_string())?;
+    control(device, "congestion_threshold", &(window() / 4 * 3).to_string())
 }
 
 /// Ends a connection: what waits for an answer, and all that comes later, fails. `device`: as for [`widen`].
 ///
 /// # Errors
-/// Where fusectl is not mounted.
+/// Where fusectl is not mounted and may not be.
 pub fn abort(device: u32) -> io::Result<()> {
-    std::fs::write(format!("/sys/fs/fuse/connections/{device}/abort"), "1")
+    control(device, "abort", "1")
+}
+
+fn control(device: u32, name: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(format!("/sys/fs/fuse/connections/{device}/{name}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let root = sys::open_fusectl()?;
+            std::fs::write(format!("/proc/self/fd/{}/{device}/{name}", root.as_raw_fd()), value)
+        }
+        other => other,
+    }
 }
 
 /// A FUSE_INIT as the kernel would send it, for the FUSE crate, which insists on a handshake.

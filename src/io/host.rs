@@ -26,7 +26,8 @@ impl HostMedium {
 impl Medium for HostMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(how == Open::Create).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.read(true).write(how != Open::ToRead).create(how == Open::Create);
+        options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
         Ok(Arc::new(HostFile(options.open(self.root.join(name))?)))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

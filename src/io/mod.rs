@@ -35,13 +35,15 @@ use crate::sabotage::{Sabotage, sabotaged};
 pub enum Open {
     /// It has to be there.
     Existing,
+    /// It has to be there, and is not written to: its filesystem may be read-only.
+    ToRead,
     /// It is made, with mode 0600, when it is not there.
     Create,
 }
 
 /// A directory tree that holds durable state. Names are relative to its root, with `/` between the parts.
 pub trait Medium: Send + Sync {
-    /// Opens a file for reading and writing.
+    /// Opens a file for reading and, unless `how` is [`Open::ToRead`], for writing.
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>>;
     /// Renames over whatever has the new name; durable after [`Medium::sync_dir`] of the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;

@@ -373,6 +373,30 @@ pub fn mount_tmpfs(target: &Path, options: &str) -> io::Result<()> {
     check(ret.into()).map(drop)
 }
 
+/// The filesystem with the controls of FUSE connections (fusectl), mounted nowhere: for hosts and containers where it
+/// is not at /sys/fs/fuse/connections. fsopen(2), fsmount(2).
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN; on Linux before 5.2.
+pub fn open_fusectl() -> io::Result<OwnedFd> {
+    const CLOEXEC: libc::c_uint = 1;
+    const CREATE: libc::c_uint = 6;
+    // SAFETY: numbers and a C string that outlives the call.
+    let context = new_fd(unsafe { libc::syscall(libc::SYS_fsopen, c"fusectl".as_ptr(), CLOEXEC) })?;
+    let (fd, none) = (context.as_raw_fd(), ptr::null::<libc::c_char>());
+    // SAFETY: numbers; this command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, CREATE, none, none, 0) })?;
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    // SAFETY: numbers.
+    new_fd(unsafe { libc::syscall(libc::SYS_fsmount, fd, CLOEXEC, attributes as libc::c_uint) })
+}
+
+/// The descriptor that a system call has made.
+fn new_fd(ret: libc::c_long) -> io::Result<OwnedFd> {
+    // SAFETY: it is new, and nobody else's.
+    check(ret).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// umount2(2); with `detach` also while it is in use.
 pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
     let target = c_path(target)?;

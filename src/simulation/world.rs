@@ -732,7 +732,10 @@ impl World {
                 let removed = self.store().remove_base(name);
                 if removed.is_ok() && after.bases.values().all(|base| base.source != source) {
                     self.copies().put_back(source);
+                    // What of it fails leaves copies that nothing reads.
+                    let trap = std::mem::take(&mut *self.watch.trap.lock());
                     self.copies().forget(source);
+                    *self.watch.trap.lock() = trap;
                 }
                 removed
             }

@@ -15,6 +15,7 @@ use crate::format::record::{
 };
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
 
 /// Somebody who can get at the files of bases.
@@ -227,7 +228,10 @@ impl BaseNode {
     /// What the storage says of noting it; it is refused until the next start all the same.
     pub fn refuse(&self) -> Result<(), StoreError> {
         // First what keeps it from being attached again.
-        let noted = self.set_options(|options| options.refused = true);
+        let noted = match sabotaged(Sabotage::RefusalNotNoted) {
+            true => Ok(self.options()),
+            false => self.set_options(|options| options.refused = true),
+        };
         self.detach();
         self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.refuse());
         noted.map(drop)

@@ -133,6 +133,33 @@ fn a_stop_does_not_wait_for_a_base_whose_filesystem_hangs() {
     }
 }
 
+// The worker could not end, because a thread of it waited in the kernel, and where fusectl was not mounted its clients
+// waited as long as it did.
+#[test]
+fn reads_that_wait_for_a_filesystem_that_hangs_end_with_the_daemon() {
+    let hanging = Hanging::new(Random(9).bytes(4 * MIB));
+    let mut house = House::on_disk();
+    house.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
+    house.ok(&["disk", "create", "a", "--base", "nfs"]);
+    let path = house.disk("a");
+    drop(open(&path));
+    hanging.hang();
+    let mut reader = std::process::Command::new("dd")
+        .arg(format!("if={}", path.display()))
+        .args(["of=/dev/null", "bs=4096", "count=1", "skip=500", "status=none"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    hanging.wait_for(1);
+    let (_, err, ok) = says(&house, &["stop"]);
+    assert!(ok, "{err}\n{}", house.log());
+    house.ended();
+    ends("the reader", move || assert!(!reader.wait().unwrap().success()));
+    hanging.go_on();
+    house.start();
+    house.stop();
+}
+
 #[test]
 fn commands_on_a_path_that_hangs_leave_the_others_alone() {
     let hanging = Hanging::new(Random(9).bytes(MIB));

@@ -69,8 +69,14 @@ pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<
         check.source_goes(key, sums_name(key), "there are no blocks for these sums");
     }
     for key in with_sums.intersection(&blocks) {
-        if let Err(error) = check.source(key) {
-            check.source_goes(key, sums_name(key), &error.to_string());
+        match check.source(key) {
+            Ok(()) => {}
+            // It says nothing about what is there, which may be the only copy of a hydrated base.
+            Err(error) if error.raw_os_error().is_some() => {
+                let message = format!("it cannot be read now: {error}; put the disk right and check again");
+                check.findings.push(CacheFinding { file: sums_name(key), message, repaired: false });
+            }
+            Err(error) => check.source_goes(key, sums_name(key), &error.to_string()),
         }
     }
     Ok(check.findings)
@@ -106,7 +112,7 @@ impl Check<'_> {
     fn inherited(&mut self) -> bool {
         let name = format!("{DIR}/{INHERITED}");
         let read = || {
-            let file = self.medium.open(&name, Open::Existing)?;
+            let file = self.medium.open(&name, Open::ToRead)?;
             let bytes = read_whole(&*file, 65_536)?;
             decode_inherited(&bytes).map_err(io::Error::other)
         };
@@ -119,7 +125,8 @@ impl Check<'_> {
 
     /// An error is the whole source's.
     fn source(&mut self, key: &SourceKey) -> io::Result<()> {
-        let files = Opened::open(self.medium, key)?;
+        let how = if self.repair == Repair::Yes { Open::Existing } else { Open::ToRead };
+        let files = Opened::open(self.medium, key, how)?;
         let decoded = files.header()?.map_err(io::Error::other)?;
         let mut header = decoded.header;
         if header.key != key.0 {
@@ -169,6 +176,13 @@ impl Check<'_> {
                     match files.blocks.read_at(buf, block * CACHE_BLOCK) {
                         Ok(got) if got == len && block_sum(&key.0, block, buf) == *sum => None,
                         Ok(_) => Some("does not match its sum".to_owned()),
+                        // Of a pinned source it may be the only copy, and can perhaps be read another time.
+                        Err(e) if header.pinned => {
+                            let message = format!("block {block} cannot be read now: {e}; it is kept");
+                            let file = blocks_name(key);
+                            self.findings.push(CacheFinding { file, message, repaired: false });
+                            None
+                        }
                         Err(e) => Some(format!("cannot be read: {e}")),
                     }
                 } else {

@@ -91,10 +91,10 @@ impl Opened {
         Ok(files)
     }
 
-    /// Those that are there, for a look.
-    pub fn open(medium: &dyn Medium, key: &SourceKey) -> io::Result<Self> {
-        let sums = medium.open(&sums_name(key), Open::Existing)?;
-        let blocks = medium.open(&blocks_name(key), Open::Existing)?;
+    /// Those that are there, for a check.
+    pub fn open(medium: &dyn Medium, key: &SourceKey, how: Open) -> io::Result<Self> {
+        let sums = medium.open(&sums_name(key), how)?;
+        let blocks = medium.open(&blocks_name(key), how)?;
         Ok(Self { blocks, sums })
     }
 

@@ -14,6 +14,7 @@ use super::open::Files;
 use super::source::{CachedSource, Writer};
 use super::{CACHE_BLOCK, EvictReason};
 use crate::format::cache::SLOT_BLOCKS;
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Ages of chunks that are written while nothing else of the source is.
 const AGED: usize = 1024;
@@ -55,6 +56,7 @@ impl CachedSource {
         // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
         for (dirty, file) in [(&self.blocks_dirty, &opened.blocks), (&self.sums_dirty, &opened.sums)] {
             if dirty.swap(false, Ordering::Relaxed)
+                && !sabotaged(Sabotage::CopyNotSynced)
                 && let Err(error) = file.sync_data()
             {
                 dirty.store(true, Ordering::Relaxed);
@@ -68,6 +70,9 @@ impl CachedSource {
     /// since.
     pub(super) fn sync_failed(&self, writer: &mut Writer, opened: &Opened, mut unsynced: Vec<(u64, u64)>) {
         unsynced.extend(self.index.lock().take_unsynced());
+        if sabotaged(Sabotage::CopyNotRedone) {
+            return;
+        }
         // One copy: the other may be the durable one.
         let _ = writer.write_again(opened);
         // What an earlier worker had not synced is not known, and which blocks it said were durable neither.

@@ -236,6 +236,9 @@ impl Hydrations {
             let verdict = self.compare(node, job)?;
             match verdict {
                 Verdict::Matches | Verdict::Sound => {
+                    if what == What::Hydrate {
+                        self.keep()?;
+                    }
                     self.accept(node);
                     return Ok((verdict == Verdict::Matches).then_some(true));
                 }
@@ -257,6 +260,16 @@ impl Hydrations {
                 }
             }
         }
+    }
+
+    /// Makes what was fetched durable: its operator may remove the original as soon as it is said to be here.
+    fn keep(&self) -> Result<(), Stopped> {
+        self.sources.cache().flush().map_err(|error| {
+            Stopped::Failed(format!(
+                "all of it was fetched, and what of it would survive a power cut is not known: {error}; put the disk of \
+                 the store right and run `plyfs base hydrate` again"
+            ))
+        })
     }
 
     /// Drops what does not have its digest. Returns whether the base's own source had a part in it.

@@ -98,7 +98,7 @@ impl Medium for Small {
         let mut state = self.0.lock();
         state.fault("open", name)?;
         if !state.files.contains_key(name) {
-            if how == Open::Existing {
+            if how != Open::Create {
                 return Err(io::ErrorKind::NotFound.into());
             }
             state.files.insert(name.into(), Contents::default());
