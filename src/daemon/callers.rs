@@ -1,8 +1,8 @@
 //! Whether processes that have requests under way are ending: the worker asks, the supervisor looks at /proc.
 //!
 //! The supervisor, because the worker must not read /proc, and neither must the opener where `[security] base_dirs` says
-//! what it may read; and because it sees processes of other users also where /proc hides them (`hidepid`). It shares the
-//! pid namespace of the mount, which the numbers in requests belong to.
+//! what it may read; and because it sees, as root, processes of other users also where /proc hides them (`hidepid`). It
+//! shares the pid namespace of the mount, which the numbers in requests belong to.
 //!
 //! What must hold:
 //! - The answer is numbers only: which process a thread is of, and which processes are ending. A question costs the
