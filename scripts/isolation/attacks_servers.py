@@ -93,7 +93,7 @@ SERVER_MODES = [
     bad("etag-flap", "etag_flap", "every other answer is of another object (a cache node)"),
     bad("size-flap", "size_flap", "the size of the object changes from answer to answer"),
     bad("unauthorized", "unauthorized", "401 for a while (a token that ran out)"),
-    bad("forbidden", "forbidden", "403 for a while (a presigned URL, an image deactivated)"),
+    bad("forbidden", "forbidden", "403 for a while (a presigned URL, an image deactivated)", quick=True),
     bad("not-found", "not_found", "404 for four seconds"),
     bad("empty-204", "empty", "an empty 204"),
     bad("refused-flap", "refused_flap", "401, 403, 404 in turn"),
@@ -168,6 +168,7 @@ class ByteASecondDeadline(ServerAttack):
 
 class RedirectLoopback(Attack):
     row = "a server redirects `base add` to a loopback service"
+    quick = True
 
     def begin(self, world):
         self.secret = world.serve(seed=77)

@@ -322,7 +322,7 @@ class StopWhileHanging(Scenario):
 
 class StopWhileFilesHang(StopWhileHanging):
     row = "`stop` with 250 reads that wait for a hanging filesystem"
-    kind = "below"
+    kind, quick = "below", True
 
 
 class LargeCache(Scenario):
