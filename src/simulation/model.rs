@@ -430,7 +430,8 @@ impl Model {
             // What is said of it without attaching it is what it is.
             let listed = node.attributes();
             if names.is_refused(&names.disks[&name]) {
-                if node.attach().is_ok() {
+                // One that was attached before goes on, without what it needs of the base.
+                if node.peek().is_none() && node.attach().is_ok() {
                     return Err(format!("disk {name} is served, on a base that is refused"));
                 }
                 now.disk(&name).unseen |= what == Survived::Power;
