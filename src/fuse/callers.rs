@@ -8,7 +8,7 @@
 //!   request waits, and is known by its number and the time of its start: later the thread may be gone, and its number
 //!   another's. A request whose thread is gone before it was seen is left alone.
 //! - Each process is looked at once in a round, however many requests it has, and a round looks at [`MOST`]. A thread is
-//!   looked at once in [`FRESH`].
+//!   looked at once in five seconds.
 //! - This process reads nothing of others; it asks ([`Lookup`]). Without an answer requests wait on.
 
 #[cfg(test)]
