@@ -393,7 +393,7 @@ pub fn open_fusectl() -> io::Result<OwnedFd> {
 
 /// The descriptor that a system call has made.
 fn new_fd(ret: libc::c_long) -> io::Result<OwnedFd> {
-    // SAFETY: it is new, and nobody else's.
+    // SAFETY: it is new, and has no other owner.
     check(ret).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 

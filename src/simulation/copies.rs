@@ -29,7 +29,7 @@ pub(super) struct Copies {
     gone: Arc<Mutex<BTreeSet<usize>>>,
 }
 
-/// Nobody watches.
+/// Hears nothing.
 struct Unwatched;
 
 impl CacheWatch for Unwatched {

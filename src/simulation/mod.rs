@@ -7,6 +7,7 @@
 //! What must hold: a seed always gives the same history and the same cuts; nothing here is more lenient than
 //! docs/product's case table; every [`crate::sabotage::Sabotage`] is caught.
 
+mod bases;
 mod copies;
 mod cut;
 mod model;

@@ -349,7 +349,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Whether nothing of the disk's base is given to anybody.
+    /// Whether nothing of the disk's base is given away.
     pub fn is_refused(&self, disk: &DiskModel) -> bool {
         disk.base.as_ref().and_then(|base| self.bases.get(base)).is_some_and(|base| base.refused)
     }

@@ -172,7 +172,7 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
     let disk = (*rng.pick(&disks)).clone();
     let now = names.disks[&disk].size();
     if names.is_refused(&names.disks[&disk]) {
-        // Nobody reads or writes it.
+        // It is not read or written.
         return match rng.below(10) {
             0..4 => of_a_base(rng, names),
             4 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },

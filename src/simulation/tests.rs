@@ -224,7 +224,7 @@ fn a_stop_after_a_power_cut_keeps_the_map_that_it_writes_itself() {
     disk.grow(20_000, Grow::Yes).unwrap();
     disk.write(16_384, &[1; 3616], 0).unwrap();
     for fork in forks(&medium, || disk.flush(0).unwrap()) {
-        // Nobody uses the disk.
+        // The disk is not used.
         let medium = fork.crash(&mut Rng::new(1), all);
         open(&medium).unwrap().close().unwrap();
         let store = open(&medium).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::copies::{Copies, Kept};
+use super::copies::Copies;
 use super::cut::DEEPEST;
 use super::model::{BaseModel, DiskModel, Mark, Model, Names, Survived};
 use super::operation::{Op, any};
@@ -22,12 +22,12 @@ use crate::store::{NewDisk, Replace, Store, StoreError};
 
 /// A fault that waits for its call.
 #[derive(Debug, Default)]
-struct Trap {
+pub(super) struct Trap {
     /// Calls until it springs.
     skip: Option<u64>,
     errno: i32,
     /// What failed.
-    sprung: Option<Call>,
+    pub(super) sprung: Option<Call>,
 }
 
 /// What the hook needs.
@@ -39,7 +39,7 @@ pub(super) struct Watch {
     /// The operation that runs, for whoever has to send it again.
     pub running: Mutex<Option<Op>>,
     pub rng: Mutex<Rng>,
-    trap: Mutex<Trap>,
+    pub(super) trap: Mutex<Trap>,
     /// Power went, and the store was not opened since: what it shows is not known yet.
     unsure: AtomicBool,
     /// 0 in the first life of a store; grows with every cut.
@@ -103,9 +103,9 @@ impl Watch {
 }
 
 pub(super) struct World {
-    watch: Arc<Watch>,
+    pub(super) watch: Arc<Watch>,
     store: Option<Store>,
-    copies: Option<Arc<Copies>>,
+    pub(super) copies: Option<Arc<Copies>>,
 }
 
 impl Drop for World {
@@ -114,7 +114,7 @@ impl Drop for World {
     }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub(super) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -338,7 +338,7 @@ impl World {
         if done { Ok(()) } else { self.run(op) }
     }
 
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.store.as_ref().expect("open")
     }
 
@@ -558,103 +558,6 @@ impl World {
         Ok(done)
     }
 
-    fn copies(&self) -> &Copies {
-        self.copies.as_ref().expect("open")
-    }
-
-    /// Changes how a base is kept, or whether it is.
-    fn change_base(&self, op: &Op, name: &str) -> Result<Done, String> {
-        let before = self.watch.model.lock().names.clone();
-        let source = before.bases[name].source;
-        let node = self.store().base(name).map_err(text)?;
-        let mut after = before.clone();
-        let base = after.bases.get_mut(name).expect("in the model");
-        let wants_all = |names: &Names| {
-            names.bases.values().any(|base| base.source == source && (base.pinned || base.hydrate))
-        };
-        let result = match op {
-            Op::Pin { pinned, .. } => {
-                base.pinned = *pinned;
-                self.watch.model.lock().alternatives = vec![after.clone()];
-                let noted = node.set_options(|options| options.pinned = *pinned).map(drop);
-                self.copies().pin(source, wants_all(&after));
-                noted
-            }
-            Op::Unhydrate { .. } => {
-                (base.hydrate, base.kept) = (false, false);
-                self.watch.model.lock().alternatives = vec![after.clone()];
-                if !after.kept().contains(&source) {
-                    self.copies().put_back(source);
-                }
-                let noted = node.set_options(|options| options.hydrate = false).map(drop);
-                node.detach();
-                self.copies().pin(source, wants_all(&after));
-                noted
-            }
-            Op::Hydrate { .. } => {
-                let was_kept = base.kept;
-                (base.hydrate, base.kept) = (true, false);
-                self.watch.model.lock().alternatives = vec![after.clone()];
-                if let Err(error) = node.set_options(|options| options.hydrate = true) {
-                    return Ok(Done::Failed(error.to_string()));
-                }
-                match self.copies().keep(&node, source) {
-                    Kept::Whole => after.bases.get_mut(name).expect("in the model").kept = true,
-                    // An error of the medium; what was promised before still is.
-                    Kept::Failed(why) => {
-                        after.bases.get_mut(name).expect("in the model").kept = was_kept;
-                        self.watch.model.lock().log.push(format!("  not kept: {why}"));
-                        let mut model = self.watch.model.lock();
-                        (model.names, model.alternatives) = (after, Vec::new());
-                        drop(model);
-                        let sprung = self.watch.trap.lock().sprung.is_some();
-                        return Ok(if sprung { Done::Failed(why) } else { Done::Well });
-                    }
-                }
-                Ok(())
-            }
-            Op::Evict { .. } => {
-                // What may go is promised no more.
-                for base in after.bases.values_mut().filter(|base| base.source == source) {
-                    base.kept = false;
-                }
-                self.watch.model.lock().names = after.clone();
-                self.copies().put_back(source);
-                self.copies().evict(source);
-                Ok(())
-            }
-            Op::Refuse { .. } => {
-                base.refused = true;
-                self.watch.model.lock().alternatives = vec![after.clone()];
-                node.refuse()
-            }
-            other => unreachable!("{other:?} changes no base"),
-        };
-        let done = Done::of(result);
-        if let Done::Well = done {
-            let mut model = self.watch.model.lock();
-            (model.names, model.alternatives) = (after, Vec::new());
-        }
-        Ok(done)
-    }
-
-    /// Serves a base again, and looks at what its disks are after what happened meanwhile.
-    fn accept(&self, name: &str) -> Result<Done, String> {
-        let mut after = self.watch.model.lock().names.clone();
-        after.bases.get_mut(name).expect("in the model").refused = false;
-        self.watch.model.lock().alternatives = vec![after.clone()];
-        let done = Done::of(self.store().base(name).map_err(text)?.accept());
-        if let Done::Well = done {
-            let mut model = self.watch.model.lock();
-            (model.names, model.alternatives) = (after, Vec::new());
-            let seen = model.clone();
-            drop(model);
-            let now = seen.compare(Survived::Worker, self.store())?;
-            self.watch.model.lock().names = now.names;
-        }
-        Ok(done)
-    }
-
     /// Flushes everything and starts again.
     fn close(&mut self) -> Result<Done, String> {
         let marks: Vec<(String, Mark)> =
@@ -779,13 +682,13 @@ impl Op {
 
 /// How an operation ended.
 #[derive(Debug)]
-enum Done {
+pub(super) enum Done {
     Well,
     Failed(String),
 }
 
 impl Done {
-    fn of<T, E: std::fmt::Display>(result: Result<T, E>) -> Self {
+    pub(super) fn of<T, E: std::fmt::Display>(result: Result<T, E>) -> Self {
         match result {
             Ok(_) => Self::Well,
             Err(e) => Self::Failed(e.to_string()),

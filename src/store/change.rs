@@ -288,7 +288,7 @@ impl Store {
     }
 
     /// Removes what an unlinked disk has in the store. No process has it open any more. The kernel may forget it while
-    /// a command removes it: whoever comes second returns when its space is free, too.
+    /// a command removes it: the second of them returns when its space is free, too.
     ///
     /// # Errors
     /// What the storage says; another call goes on, and so does the next start of the daemon.

@@ -239,7 +239,7 @@ impl DiskNode {
         self.unlinked.load(Ordering::Acquire)
     }
 
-    /// From here on nobody makes a file of it: not who found it by its name before it was removed, either. Its own are
+    /// From here on no file of it is made: not by a caller that found it by its name before it was removed, either. Its own are
     /// closed, so that their space is free when they are removed.
     pub(super) fn retire(&self) {
         let _opening = self.opening.lock();

@@ -73,7 +73,7 @@ impl Writer {
         self.stale
     }
 
-    /// A sync failed: nobody knows what the file has. Writes one copy, so that it is dirty, and the next sync both.
+    /// A sync failed: what the file has is not known. Writes one copy, so that it is dirty, and the next sync both.
     pub(super) fn write_again(&mut self, files: &Opened) -> io::Result<()> {
         self.stale = true;
         files.write_copy(&mut self.header)

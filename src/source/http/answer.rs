@@ -15,7 +15,7 @@ use super::identity::{HttpIdentity, Said, Strictness, Verdict, printable, retry_
 /// A whole file that is sent instead of a range is read up to its bytes when no more than this comes before them.
 pub(super) const MAX_SKIP: u64 = 1 << 20;
 /// A server that wants to be left alone for longer is asked again after this time, once: a guest may be waiting, and
-/// whoever said that may be a proxy that is gone by now.
+/// what said that may be a proxy that is gone by now.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Where in the body the bytes are.

@@ -139,7 +139,7 @@ impl LiveStore for Slow {
 // The kernel's FORGET began to purge a removed disk, and the command that had removed it answered before the space was
 // free: the next write of a guest found none.
 #[test]
-fn whoever_comes_second_to_purge_a_disk_returns_when_its_files_are_gone() {
+fn the_second_to_purge_a_disk_returns_when_its_files_are_gone() {
     let house = House::new();
     let (asked, hears) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
