@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::cache::{CacheHeader, HEADER_AREA, SLOT};
+use crate::io::sim::{Call, Fault};
 use crate::io::{MediumFile, Open};
 
 const SIZE: u64 = 66 * CACHE_BLOCK - 7;
@@ -245,5 +246,22 @@ fn a_torn_copy_of_a_header_is_written_again_though_nothing_else_changes() {
         drop(cache);
         assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), [], "bit {bit}");
         assert_eq!(get(&open(&medium).attach(key(1), SIZE), 0, 66), 66);
+    }
+}
+
+// A check with repair removed a source whose files could not be read at that moment, with the only copy of a hydrated base.
+#[test]
+fn a_repair_keeps_what_cannot_be_read_now() {
+    for (call, name) in [(Call::Open, "sums"), (Call::Open, "blocks"), (Call::Read, "sums")] {
+        let medium = filled();
+        medium.plan(Fault { call, name: name.into(), skip: 0, times: 1000, errno: libc::EIO });
+        let found = check(&medium, Sums::Compare, Repair::Yes).unwrap();
+        assert!(
+            !found.is_empty() && found.iter().all(|finding| !finding.repaired),
+            "{call:?} {name}: {found:?}"
+        );
+        medium.forget_faults();
+        assert_eq!(check(&medium, Sums::Compare, Repair::Yes).unwrap(), [], "{call:?} {name}");
+        assert_eq!(get(&open(&medium).attach(key(1), SIZE), 0, 66), 66, "{call:?} {name}");
     }
 }
