@@ -128,7 +128,7 @@ impl Medium for Memory {
         let found = self.state.lock().names.get(name).cloned();
         let content = match (found, how) {
             (Some(content), _) => content,
-            (None, Open::Existing) => return Err(io::ErrorKind::NotFound.into()),
+            (None, Open::Existing | Open::ToRead) => return Err(io::ErrorKind::NotFound.into()),
             (None, Open::Create) => {
                 tick(&self.state)?;
                 let content = Arc::new(Mutex::new(Content::default()));
