@@ -32,14 +32,14 @@ impl CachedSource {
             Err(_) if !self.uses(&files) => return Ok(()),
             other => other?,
         };
-        self.settle_doubts(&opened);
+        self.settle_doubts(&opened)?;
         let unsynced = self.index.lock().take_unsynced();
         let done = self.sync_files(&files, &opened);
         match &done {
             Ok(()) => self.inherited.store(false, Ordering::Relaxed),
             Err(_) => {
                 self.sync_failed(&mut self.writer.lock(), &opened, unsynced);
-                self.settle_doubts(&opened);
+                let _ = self.settle_doubts(&opened);
             }
         }
         done
@@ -90,32 +90,33 @@ impl CachedSource {
     }
 
     /// After a failed sync of what an earlier worker left: all of it is written again when it is to stay, and is dropped
-    /// when not.
-    fn settle_doubts(&self, opened: &Opened) {
+    /// when not. An error: a sync would not speak for all of it.
+    fn settle_doubts(&self, opened: &Opened) -> io::Result<()> {
         if !self.doubtful.swap(false, Ordering::Relaxed) {
-            return;
+            return Ok(());
         }
         if !self.is_pinned() {
             self.empty(EvictReason::ReadError, false);
-            return;
+            return Ok(());
         }
         for (at, count) in chunks(0, self.blocks()) {
-            let done = match self.know(at, count) {
-                true => {
-                    let _writer = self.writer.lock();
-                    self.write_chunk_again(opened, at, count)
-                }
-                false => Err(io::Error::other("what is cached cannot be read now")),
-            };
-            if let Err(error) = done {
+            if !self.know(at, count) {
+                // It is not here until it can be read, and is tried again then.
+                self.doubtful.store(true, Ordering::Relaxed);
+                continue;
+            }
+            let _writer = self.writer.lock();
+            if let Err(error) = self.write_chunk_again(opened, at, count) {
                 tracing::warn!(key = %self.key, %error, "cached blocks that a failed sync may have lost are not written again");
                 self.doubtful.store(true, Ordering::Relaxed);
-                return;
+                return Err(error);
             }
         }
+        Ok(())
     }
 
-    /// Writes what is here of blocks of one chunk as it is, so that it is dirty. The caller has the writer's lock.
+    /// Writes what is here of blocks of one chunk as it is, so that it is dirty. The caller has the writer's lock. What
+    /// cannot be read is left to its reader: no error, because one bad sector must not stop the cache of all bases.
     fn write_chunk_again(&self, opened: &Opened, first: u64, count: u64) -> io::Result<()> {
         let (no, end) = (first / SLOT_BLOCKS, first + count);
         let mut at = first;
@@ -128,9 +129,10 @@ impl CachedSource {
             };
             let Some((slot, ages)) = found else { break };
             let mut bytes = vec![0; self.bytes_of(run.0, run.1) as usize];
-            let got = opened.blocks.read_at(&mut bytes, run.0 * CACHE_BLOCK)?;
-            let all = Piece { slot, at: 0, blocks: SLOT_BLOCKS };
-            let sums = opened.read_sums(&[all])?;
+            at = run.0 + run.1;
+            let whole = |slot| Piece { slot, at: 0, blocks: SLOT_BLOCKS };
+            let Ok(got) = opened.blocks.read_at(&mut bytes, run.0 * CACHE_BLOCK) else { continue };
+            let Ok(sums) = opened.read_sums(&[whole(slot)]) else { continue };
             for (n, block) in bytes[..got].chunks(CACHE_BLOCK as usize).enumerate() {
                 let no = run.0 + n as u64;
                 // One that is damaged is for its reader to find.
@@ -139,9 +141,8 @@ impl CachedSource {
                 }
             }
             self.blocks_dirty.store(true, Ordering::Relaxed);
-            opened.write_slot(&self.key, no, &Piece { slot, at: 0, blocks: SLOT_BLOCKS }, &ages, &sums)?;
+            opened.write_slot(&self.key, no, &whole(slot), &ages, &sums)?;
             self.sums_dirty.store(true, Ordering::Relaxed);
-            at = run.0 + run.1;
         }
         Ok(())
     }
