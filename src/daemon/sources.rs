@@ -19,7 +19,7 @@ use super::copy::CopiedFile;
 use super::hydrate::files;
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
-use crate::base::lazy::{DemandBudget, Failing, Keep, KeepNothing, LazySource};
+use crate::base::lazy::{DemandBudget, Failing, Keep, KeepNothing, LazySource, Patience};
 use crate::cache::disk::{
     Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
     default_free_floor,
@@ -42,6 +42,7 @@ use crate::store::{Sources, why_changed};
 const THREADS: usize = 2;
 const WRITERS: usize = 8;
 const READERS: usize = 4;
+const CACHE_READERS: usize = 16;
 const WAITING: usize = 256;
 
 /// Where network requests run.
@@ -187,6 +188,8 @@ pub struct HostSources {
     demand: Arc<DemandBudget>,
     /// What waits for the disk under the cache.
     writers: Arc<Lane>,
+    /// Reads of the cache that have to wait for its disk.
+    patience: Arc<Patience>,
     /// Bases of which it was told that they wait or fail, by number.
     troubled: Mutex<HashMap<u64, Troubled>>,
     /// Numbers of bases of version 0.1.0 whose contents must not be lost, ascending.
@@ -223,7 +226,11 @@ impl HostSources {
             events,
             known: Mutex::default(),
             demand: Arc::default(),
-            writers: Lane::new(handle, WRITERS),
+            writers: Lane::new(handle.clone(), WRITERS),
+            patience: Patience::new(Arc::new(OnRuntime {
+                lane: Lane::new(handle.clone(), CACHE_READERS),
+                handle,
+            })),
             troubled: Mutex::default(),
             inherited: OnceLock::new(),
         })
@@ -549,7 +556,8 @@ impl HostSources {
         };
         let spawn = Arc::new(OnRuntime { handle: self.runtime.handle().clone(), lane: self.writers.clone() });
         let identity = Identity::named(of.size, of.own.0);
-        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, self.demand.clone()));
+        let (demand, patience) = (self.demand.clone(), self.patience.clone());
+        let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
         known.http = http;
         known.source = Arc::downgrade(&source);
         source

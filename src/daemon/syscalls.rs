@@ -139,6 +139,7 @@ const SERVING: &[c_long] = &[
     libc::SYS_pipe2,
     libc::SYS_preadv,
     libc::SYS_preadv2,
+    sys::SYS_CACHESTAT,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
@@ -269,6 +270,8 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
         // Signals to itself: abort(3), and faults that are raised again.
         (libc::SYS_tgkill, Arg::Is(0, pid)),
         (libc::SYS_prlimit64, Arg::Is(0, 0)),
+        // Of the calling thread.
+        (libc::SYS_setpriority, Arg::Is(1, 0)),
         (libc::SYS_prlimit64, Arg::Is(0, pid)),
     ];
     for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {

@@ -27,8 +27,16 @@ impl Medium for HostMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(how != Open::ToRead).create(how == Open::Create);
-        options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        Ok(Arc::new(HostFile(options.open(self.root.join(name))?)))
+        options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NOATIME);
+        let path = self.root.join(name);
+        let file = match options.open(&path) {
+            // Only the owner may leave the time of access as it is.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                options.custom_flags(libc::O_NOFOLLOW).open(&path)?
+            }
+            other => other?,
+        };
+        Ok(Arc::new(HostFile(file)))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.root.join(from), self.root.join(to))
@@ -91,6 +99,9 @@ impl MediumFile for HostFile {
     }
     fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         sys::read_cached(self.0.as_fd(), buf, offset)
+    }
+    fn is_in_memory(&self, offset: u64, len: u64) -> bool {
+        sys::is_cached(self.0.as_fd(), offset, len)
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(buf, offset)

@@ -43,7 +43,8 @@ pub enum Open {
 
 /// A directory tree that holds durable state. Names are relative to its root, with `/` between the parts.
 pub trait Medium: Send + Sync {
-    /// Opens a file for reading and, unless `how` is [`Open::ToRead`], for writing.
+    /// Opens a file for reading and, unless `how` is [`Open::ToRead`], for writing. Reading it writes nothing: not the time
+    /// of access either, which would wait for a journal that hangs.
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>>;
     /// Renames over whatever has the new name; durable after [`Medium::sync_dir`] of the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -103,6 +104,11 @@ pub trait MediumFile: Send + Sync {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// As `read_at`, when that needs no waiting; `None` otherwise.
     fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
+    /// Whether memory has all of a range, so that [`read_now`](Self::read_now) of it asks nothing of the disk. A read of what
+    /// is not there may begin to read ahead before it gives up, and wait for a disk that hangs.
+    fn is_in_memory(&self, _offset: u64, _len: u64) -> bool {
+        true
+    }
     /// Writes all of `buf` or fails; space for it is certain when it returns.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// As `write_at`, for a little that may have space kept back for it: the zeros of a discard.

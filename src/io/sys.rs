@@ -54,6 +54,31 @@ pub fn read_cached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Resul
     }
 }
 
+fn page_size() -> u64 {
+    static SIZE: OnceLock<u64> = OnceLock::new();
+    // SAFETY: asks for a number.
+    *SIZE.get_or_init(|| unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64)
+}
+
+/// cachestat(2), since Linux 6.5; the same number on all architectures (asm-generic/unistd.h).
+pub const SYS_CACHESTAT: libc::c_long = 451;
+
+/// Whether the page cache has all pages of a range. False where the kernel does not say.
+pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+    if len == 0 {
+        return true;
+    }
+    // `struct cachestat_range` and `struct cachestat` of linux/mman.h.
+    let range = [offset, len];
+    let mut counts = [0_u64; 5];
+    // SAFETY: the kernel reads two words and writes five.
+    let done =
+        unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) };
+    let page = page_size();
+    let pages = (offset + len).div_ceil(page) - offset / page;
+    done == 0 && counts[0] >= pages
+}
+
 /// The request of ioctl(2) that lists a file's extents.
 pub const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 
@@ -559,6 +584,16 @@ pub fn protect() -> Protection {
         let io_flusher = libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0;
         Protection { locked, io_flusher }
     }
+}
+
+/// Sets the nice value of this thread, which those that it starts inherit. Below 0 this needs CAP_SYS_NICE or
+/// RLIMIT_NICE.
+///
+/// # Errors
+/// What the system says, as EACCES without the right; nothing has changed then.
+pub fn set_thread_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(i64::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })).map(drop)
 }
 
 /// Raises the number of descriptors to what is allowed at most.

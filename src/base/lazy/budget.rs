@@ -16,7 +16,7 @@ const OF_ONE: u64 = 64 << 20;
 const OF_ALL: u64 = 256 << 20;
 const LEAST: u64 = super::MAX_REQUEST;
 /// Bytes of all sources that came and that the cache has not taken yet. Above it they are not kept.
-const UNKEPT: u64 = 512 << 20;
+const UNKEPT: u64 = 256 << 20;
 
 /// A source that may begin more when there is room.
 pub(super) trait Begin: Send + Sync {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::budget::Begin;
-use super::transit::{Transit, Unit};
+use super::transit::{Found, Transit, Unit};
 use super::{CACHE_BLOCK, MAX_REQUEST, MAX_UNKEPT, Shared, gave_up, reason, short};
 use crate::source::{Fetch, Purpose, SourceError};
 
@@ -236,6 +236,17 @@ impl Shared {
             unit.drop_it();
         }
     }
+
+    /// Cancels requests of which all that readers want has come from elsewhere.
+    pub(super) fn cancel_needless(&self) {
+        let under_way: Vec<_> = self.asked.state.lock().under_way.iter().filter_map(Weak::upgrade).collect();
+        for active in under_way {
+            let needless = active.receiver.lock().is_needless();
+            if needless {
+                active.cancel.cancel();
+            }
+        }
+    }
 }
 
 /// Ends a future before its end.
@@ -292,17 +303,28 @@ struct Receiver {
     /// Complete ones that the cache does not have yet, and the first one's number.
     complete: Vec<(Arc<Unit>, Arc<[u8]>)>,
     complete_from: u64,
-    /// [`Shared::keeping`] when it was asked for.
+    /// [`Shared::kept_since`] when it was asked for.
     asked_at: u64,
 }
 
 impl Receiver {
     /// Whether no reader waits for what is left of what readers wanted. What was only expected goes on.
     fn is_unawaited(&self) -> bool {
+        let wanted = self.wanted();
+        !wanted.is_empty() && wanted.iter().all(|unit| Arc::strong_count(unit) == 1)
+    }
+
+    /// Whether all that is left of what readers wanted is here.
+    fn is_needless(&self) -> bool {
+        let wanted = self.wanted();
+        !wanted.is_empty() && wanted.iter().all(|unit| matches!(unit.find(), Found::Here { .. }))
+    }
+
+    /// What is left of what readers wanted.
+    fn wanted(&self) -> &[Arc<Unit>] {
         let left = self.wanted_to.saturating_sub(self.next) as usize;
         let units = self.units.as_slice();
-        let wanted = &units[..left.min(units.len())];
-        !wanted.is_empty() && wanted.iter().all(|unit| Arc::strong_count(unit) == 1)
+        &units[..left.min(units.len())]
     }
 
     fn receive(&mut self, mut bytes: &[u8]) {
@@ -356,7 +378,7 @@ impl Receiver {
                 data.extend_from_slice(bytes);
             }
             let keeping = shared.keeping.read();
-            if *keeping == asked_at {
+            if shared.kept_since.load(Ordering::Acquire) == asked_at {
                 shared.keep.insert(first, &data);
             }
             drop(keeping);
@@ -390,7 +412,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease
         units: run.units.into_iter(),
         complete: Vec::new(),
         complete_from: run.first,
-        asked_at: *shared.keeping.read(),
+        asked_at: shared.kept_since.load(Ordering::Acquire),
     }));
     let deliver = {
         let receiver = receiver.clone();

@@ -7,13 +7,18 @@
 //! - Readers come first: a block goes to those who wait for it before it goes to the cache, and reads of cached
 //!   blocks take no lock that anybody holds while waiting.
 //! - The result never depends on what the cache keeps.
+//! - A cache whose disk hangs costs a reader a moment and then nothing (`patience`). A block that only the cache has
+//!   reaches its readers when the disk answers, though their server never does (`late`).
 //!
-//! Locks: `Shared::keeping` is shared while blocks are given to the cache, whose locks are inside. `Shared::table` is the only one, held for looking up and noting; a unit's own lock is inside it. The cache
-//! is asked (`contains`) under it by the readahead, and its locks are inside as well.
+//! Locks: `Shared::keeping` is shared while blocks are given to the cache, whose locks are inside; no reader takes it.
+//! `Shared::table` is held for looking up and noting; a unit's own lock is inside it. The cache is asked what it has
+//! under it, and its locks are inside as well. `Shared::late` is held for moments, with no other.
 
 mod budget;
 mod fetch;
 mod health;
+mod late;
+mod patience;
 #[cfg(test)]
 mod tests;
 mod transit;
@@ -34,6 +39,9 @@ pub use budget::DemandBudget;
 use fetch::{Demand, Fetching};
 pub use health::Failing;
 use health::Health;
+use late::Looking;
+use patience::Late;
+pub use patience::{PATIENCE, Patience};
 use transit::{Found, Transit, Unit, Who, arrival_of};
 
 /// Bytes of a cache block: the unit of fetching and keeping.
@@ -44,17 +52,28 @@ const MAX_REQUEST: u64 = 4 << 20;
 /// Bytes in transit above which nothing is fetched that no reader waits for.
 const MAX_TRANSIT: u64 = 96 << 20;
 /// Bytes in transit above which what came for readers is not kept: the cache's disk is slower than the network.
-const MAX_UNKEPT: u64 = 256 << 20;
+const MAX_UNKEPT: u64 = 128 << 20;
 
 /// Where fetched blocks are kept. Best effort: what was put there may be gone.
 pub trait Keep: Send + Sync {
     /// Fills `buf` from the start of block `first` on with whole blocks (the last of the object may be short) as far
-    /// as they are there without a gap. Returns how many.
+    /// as they are there without a gap. Returns how many. May wait for a disk.
     fn read(&self, first: u64, buf: &mut [u8]) -> usize;
-    /// Whether a block is there, as far as is known without reading it.
+    /// As [`read`](Self::read), without waiting, and perhaps fewer of them; 0 when the first is not there. `None`: only
+    /// `read` can say.
+    fn read_now(&self, _first: u64, _buf: &mut [u8]) -> Option<usize> {
+        None
+    }
+    /// Whether a block is there, as far as is known without reading it. May wait for a disk.
     fn contains(&self, block: u64) -> bool;
+    /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
+    fn contains_now(&self, _block: u64) -> Option<bool> {
+        None
+    }
     /// Keeps whole blocks.
     fn insert(&self, first: u64, data: &[u8]);
+    /// Is told that the disk has not answered for a while, and that it does again. Must not wait.
+    fn answers(&self, _answers: bool) {}
 }
 
 /// Keeps nothing.
@@ -65,8 +84,16 @@ impl Keep for KeepNothing {
         0
     }
 
+    fn read_now(&self, _first: u64, _buf: &mut [u8]) -> Option<usize> {
+        Some(0)
+    }
+
     fn contains(&self, _block: u64) -> bool {
         false
+    }
+
+    fn contains_now(&self, _block: u64) -> Option<bool> {
+        Some(false)
     }
 
     fn insert(&self, _first: u64, _data: &[u8]) {}
@@ -91,8 +118,20 @@ impl Keep for Contents {
         Self::read(self, first, buf, Reach::Proven)
     }
 
+    fn read_now(&self, first: u64, buf: &mut [u8]) -> Option<usize> {
+        Self::read_now(self, first, buf)
+    }
+
     fn contains(&self, block: u64) -> bool {
         Self::contains(self, block)
+    }
+
+    fn contains_now(&self, block: u64) -> Option<bool> {
+        Self::contains_now(self, block)
+    }
+
+    fn answers(&self, answers: bool) {
+        self.disk_answers(answers);
     }
 
     fn insert(&self, first: u64, data: &[u8]) {
@@ -124,8 +163,10 @@ struct Shared {
     table: Mutex<Table>,
     /// Whether a read ever lacked something.
     missed: AtomicBool,
-    /// Goes up when what is under way is not to be kept any more. Shared while something is kept.
-    keeping: RwLock<u64>,
+    /// Goes up when what is under way is not to be kept any more.
+    kept_since: AtomicU64,
+    /// Shared while something is kept.
+    keeping: RwLock<()>,
     /// Bytes that are under way or not yet given to the cache.
     in_transit: AtomicU64,
     /// Readers' requests under way.
@@ -133,6 +174,9 @@ struct Shared {
     /// What readers asked for, and what of it has not begun.
     asked: Demand,
     budget: Arc<DemandBudget>,
+    patience: Arc<Patience>,
+    /// Blocks that the cache was too slow for.
+    late: Mutex<Looking>,
     traffic: Arc<Traffic>,
     health: Health,
 }
@@ -142,8 +186,17 @@ struct Table {
     readahead: Readahead,
 }
 
+/// What of a read is not here, in ascending order.
+#[derive(Default)]
+struct Lookup {
+    missing: Vec<u64>,
+    /// Those of them that the cache may have: it was too slow to say.
+    late: Vec<u64>,
+}
+
 impl LazySource {
-    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts; `budget` is one for all.
+    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts; `budget` and
+    /// `patience` are one for all.
     pub fn new(
         remote: Arc<dyn RemoteSource>,
         keep: Arc<dyn Keep>,
@@ -151,6 +204,7 @@ impl LazySource {
         identity: Identity,
         traffic: Arc<Traffic>,
         budget: Arc<DemandBudget>,
+        patience: Arc<Patience>,
     ) -> Self {
         let size = remote.size();
         let table =
@@ -164,11 +218,14 @@ impl LazySource {
                 size,
                 table: Mutex::new(table),
                 missed: AtomicBool::new(false),
-                keeping: RwLock::new(0),
+                kept_since: AtomicU64::new(0),
+                keeping: RwLock::new(()),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
                 asked: Demand::default(),
                 budget,
+                patience,
+                late: Mutex::default(),
                 traffic,
                 health: Health::default(),
             }),
@@ -198,12 +255,14 @@ impl LazySource {
     /// Fills `buf` from what is kept, asking no server. Whether all of it was there.
     pub fn read_kept(&self, buf: &mut [u8], offset: u64) -> bool {
         let end = offset.saturating_add(buf.len() as u64);
-        end <= self.shared.size && self.shared.read(buf, offset).is_ok_and(|missing| missing.is_empty())
+        end <= self.shared.size && self.shared.read(buf, offset).is_ok_and(|found| found.missing.is_empty())
     }
 
     /// What is under way is given to those who wait for it, and not kept. Nothing of it is kept after this.
     pub fn forget_in_transit(&self) {
-        *self.shared.keeping.write() += 1;
+        self.shared.kept_since.fetch_add(1, Ordering::AcqRel);
+        // What is being kept at this moment is there afterwards, to be dropped.
+        drop(self.shared.keeping.write());
         self.shared.table.lock().transit = Transit::default();
     }
 
@@ -224,7 +283,27 @@ impl Shared {
     }
 
     fn present(&self, transit: &Transit, block: u64) -> bool {
-        transit.get(block).is_some() || self.keep.contains(block)
+        transit.get(block).is_some() || self.is_kept(block)
+    }
+
+    /// Whether the cache has a block. While its disk hangs, yes: nothing is fetched on a guess.
+    fn is_kept(&self, block: u64) -> bool {
+        let wait = || self.patience.wait_for(&self.keep, move |keep| keep.contains(block)).unwrap_or(true);
+        self.keep.contains_now(block).unwrap_or_else(wait)
+    }
+
+    /// Fills `buf` with blocks of the cache, as [`Keep::read`] does.
+    fn read_keep(&self, first: u64, buf: &mut [u8]) -> Result<usize, Late> {
+        if let Some(kept) = self.keep.read_now(first, buf) {
+            return Ok(kept);
+        }
+        let len = buf.len();
+        let (kept, bytes) = self.patience.wait_for(&self.keep, move |keep| {
+            let mut bytes = vec![0; len];
+            (keep.read(first, &mut bytes), bytes)
+        })?;
+        buf.copy_from_slice(&bytes);
+        Ok(kept)
     }
 
     /// Copies the part of a block that `buf` (bytes of the object from `offset` on) covers. Returns bytes.
@@ -238,19 +317,20 @@ impl Shared {
     }
 
     /// Fills `buf` with the part of one block, if that is kept. Returns bytes.
-    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Option<u64> {
+    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Result<Option<u64>, Late> {
         let mut bounce = vec![0; self.block_len(block)];
-        (self.keep.read(block, &mut bounce) == 1).then(|| Self::copy_block(block, &bounce, buf, offset))
+        let kept = self.read_keep(block, &mut bounce)? == 1;
+        Ok(kept.then(|| Self::copy_block(block, &bounce, buf, offset)))
     }
 
     /// Fills `buf`, which lies inside the object, or says which blocks are missing.
-    fn read(&self, buf: &mut [u8], offset: u64) -> Result<Vec<u64>, SourceError> {
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<Lookup, SourceError> {
         let stop = offset + buf.len() as u64;
         let (first, end) = (offset / CACHE_BLOCK, stop.div_ceil(CACHE_BLOCK));
         let is_whole = |block: u64| {
             block * CACHE_BLOCK >= offset && block * CACHE_BLOCK + self.block_len(block) as u64 <= stop
         };
-        let mut missing = Vec::new();
+        let Lookup { mut missing, mut late } = Lookup::default();
         let mut hit = 0;
         // What is in transit goes first: it gets into the cache before it leaves the table.
         let units: Vec<Option<Arc<Unit>>> = {
@@ -273,17 +353,32 @@ impl Shared {
                     let from = block * CACHE_BLOCK;
                     let to = ((block + run) * CACHE_BLOCK).min(self.size);
                     let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
-                    let kept = self.keep.read(block, part) as u64;
-                    hit += (kept * CACHE_BLOCK).min(part.len() as u64);
-                    block += kept;
-                    if kept == run {
-                        continue;
+                    match self.read_keep(block, part) {
+                        Ok(kept) => {
+                            let kept = kept as u64;
+                            hit += (kept * CACHE_BLOCK).min(part.len() as u64);
+                            block += kept;
+                            if kept > 0 {
+                                // What follows may be here as well, only not as fast.
+                                continue;
+                            }
+                            missing.push(block);
+                        }
+                        Err(Late) => {
+                            missing.extend(block..block + run);
+                            late.extend(block..block + run);
+                            block += run;
+                            continue;
+                        }
                     }
-                    missing.push(block);
                 }
                 None => match self.read_part(block, buf, offset) {
-                    Some(copied) => hit += copied,
-                    None => missing.push(block),
+                    Ok(Some(copied)) => hit += copied,
+                    Ok(None) => missing.push(block),
+                    Err(Late) => {
+                        missing.push(block);
+                        late.push(block);
+                    }
                 },
             }
             block += 1;
@@ -291,7 +386,7 @@ impl Shared {
         if hit > 0 {
             self.traffic.add(Reason::Disk, hit);
         }
-        Ok(missing)
+        Ok(Lookup { missing, late })
     }
 
     /// Sees to it that everything of `ranges` that is missing is under way.
@@ -308,7 +403,7 @@ impl Shared {
                     if matches!(unit.find(), Found::Coming) {
                         waiting.push(unit);
                     }
-                } else if !full() && !self.keep.contains(block) {
+                } else if !full() && !self.is_kept(block) {
                     waiting.push(fetching.add(&mut table.transit, block));
                 }
             }
@@ -408,12 +503,14 @@ impl Source for LazySource {
         }
         let buf = &mut buf[..length];
         let (first, end) = (offset / CACHE_BLOCK, (offset + length as u64).div_ceil(CACHE_BLOCK));
-        let missing = shared.read(buf, offset)?;
+        let Lookup { missing, late } = shared.read(buf, offset)?;
         if missing.is_empty() {
             shared.hit(first, end - first);
             return Ok(length);
         }
-        Err(shared.not_here(shared.demand(&missing, first, end - first)))
+        let arrival = shared.demand(&missing, first, end - first);
+        shared.look_for(late);
+        Err(shared.not_here(arrival))
     }
 
     fn size(&self) -> u64 {

@@ -1,3 +1,5 @@
+mod hanging;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -170,6 +172,7 @@ fn lazy(server: &Arc<Server>, keep: Arc<dyn Keep>) -> LazySource {
         identity,
         Events::new().base(1, "debian"),
         Arc::default(),
+        Patience::new(Arc::new(Threads)),
     )
 }
 
@@ -541,7 +544,9 @@ impl Spawn for Pool {
 fn silent(server: &Arc<Silent>, pool: &Arc<Pool>, number: u64, budget: &Arc<DemandBudget>) -> LazySource {
     let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: number };
     let traffic = Events::new().base(number, "debian");
-    LazySource::new(server.clone(), Arc::new(KeepNothing), pool.clone(), identity, traffic, budget.clone())
+    let patience = Patience::new(Arc::new(Threads));
+    let keep = Arc::new(KeepNothing);
+    LazySource::new(server.clone(), keep, pool.clone(), identity, traffic, budget.clone(), patience)
 }
 
 /// Reads that wait, 1 MiB each at every fourth MiB: nothing of them is one request with another.

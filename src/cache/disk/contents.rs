@@ -115,14 +115,19 @@ impl DiskCache {
 }
 
 impl Contents {
-    fn lineup(&self) -> Lineup {
+    /// The sources, when they are those that were looked up last.
+    fn lineup_now(&self) -> Option<Lineup> {
         let now = self.cache.shared.lineups.load(Ordering::Acquire);
-        if let Some(lineup) = &*self.lineup.read()
-            && lineup.at == now
-            && !lineup.own.is_detached()
-        {
-            return lineup.clone();
+        let lineup = self.lineup.read();
+        lineup.as_ref().filter(|lineup| lineup.at == now && !lineup.own.is_detached()).cloned()
+    }
+
+    /// The sources. May wait for the disk when one begins to be pinned.
+    fn lineup(&self) -> Lineup {
+        if let Some(lineup) = self.lineup_now() {
+            return lineup;
         }
+        let now = self.cache.shared.lineups.load(Ordering::Acquire);
         let verified = match &self.of.digest {
             Some(digest) => self.cache.verified_for(digest, self.of.size),
             None => Arc::default(),
@@ -173,11 +178,7 @@ impl Contents {
 
     /// As [`CachedSource::read`].
     pub fn read(&self, first: u64, buf: &mut [u8], reach: Reach) -> usize {
-        let wanted = if buf.len() as u64 >= self.of.size.saturating_sub(first * CACHE_BLOCK) {
-            self.blocks().saturating_sub(first)
-        } else {
-            buf.len() as u64 / CACHE_BLOCK
-        };
+        let wanted = self.blocks_in(first, buf.len());
         let sources = self.sources(reach);
         let mut done = 0;
         while done < wanted {
@@ -191,6 +192,61 @@ impl Contents {
         }
         self.cache.shared.looked_up(wanted, done);
         done as usize
+    }
+
+    /// As [`read`](Self::read) of what is proven, without waiting, and perhaps fewer of them; 0 when the first is not
+    /// here. `None`: only `read` can say.
+    pub fn read_now(&self, first: u64, buf: &mut [u8]) -> Option<usize> {
+        let wanted = self.blocks_in(first, buf.len());
+        let Lineup { own, verified, .. } = self.lineup_now()?;
+        let theirs = verified.iter().map(|source| (source, self.of.digest));
+        let mut here = Some(0);
+        for (source, contents) in theirs.chain([(&own, None)]) {
+            match source.read_sound_now(first, wanted, buf, contents) {
+                Some(0) => {}
+                None => here = None,
+                Some(got) => {
+                    self.cache.shared.looked_up(got, got);
+                    return Some(got as usize);
+                }
+            }
+        }
+        // What is not here is counted by who asks for it then.
+        if here == Some(0) {
+            self.cache.shared.looked_up(wanted.min(1), 0);
+        }
+        here
+    }
+
+    /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
+    pub fn contains_now(&self, block: u64) -> Option<bool> {
+        let Lineup { own, verified, .. } = self.lineup_now()?;
+        let all = verified.iter().chain([&own]).map(|source| source.contains_now(block));
+        all.reduce(|one, other| match (one, other) {
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (None, _) | (_, None) => None,
+            _ => Some(false),
+        })?
+    }
+
+    /// The disk has not answered a read for a while, or does again. Waits for nothing.
+    pub fn disk_answers(&self, answers: bool) {
+        let shared = &self.cache.shared;
+        if answers {
+            shared.health.hope();
+            shared.worked();
+        } else {
+            shared.degrade("its disk does not answer a read");
+        }
+    }
+
+    /// How many blocks from `first` on `len` bytes are; the last one may be short at the end of the file.
+    fn blocks_in(&self, first: u64, len: usize) -> u64 {
+        if len as u64 >= self.of.size.saturating_sub(first * CACHE_BLOCK) {
+            self.blocks().saturating_sub(first)
+        } else {
+            len as u64 / CACHE_BLOCK
+        }
     }
 
     /// Whether a block is here, as far as is known without reading it.

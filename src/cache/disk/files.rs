@@ -71,7 +71,20 @@ pub(super) fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads what is in memory, and asks nothing of the disk.
+fn read_now(file: &dyn MediumFile, buf: &mut [u8], offset: u64) -> Option<usize> {
+    if !file.is_in_memory(offset, buf.len() as u64) {
+        return None;
+    }
+    file.read_now(buf, offset).ok()?
+}
+
 impl Opened {
+    /// As a read of the blocks' file, when that needs no waiting.
+    pub fn read_blocks_now(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
+        read_now(&*self.blocks, buf, offset)
+    }
+
     /// New and empty ones, with this header.
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
@@ -121,6 +134,20 @@ impl Opened {
             self.sums.sync_data()?;
         }
         Ok(())
+    }
+
+    /// As [`read_sums`](Self::read_sums), when that needs no waiting.
+    pub fn read_sums_now(&self, pieces: &[Piece]) -> Option<Vec<u64>> {
+        let mut out = Vec::with_capacity(pieces.iter().map(|p| p.blocks as usize).sum());
+        let mut bytes = [0; (SLOT_BLOCKS * 8) as usize];
+        for piece in pieces {
+            let bytes = &mut bytes[..(piece.blocks * 8) as usize];
+            if read_now(&*self.sums, bytes, sum_place(piece))? != bytes.len() {
+                return None;
+            }
+            out.extend(bytes.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)));
+        }
+        Some(out)
     }
 
     /// Reads the sums of blocks, in order.

@@ -79,6 +79,15 @@ impl Files {
         Ok(opened)
     }
 
+    /// The files, when they are open and need not be waited for.
+    pub fn get_now(&self) -> Option<Arc<Opened>> {
+        self.used.store(self.open.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        match &*self.state.try_lock()? {
+            State::Open(opened) => Some(opened.clone()),
+            State::Closed | State::Retired => None,
+        }
+    }
+
     fn open_both(&self) -> io::Result<Opened> {
         let medium = &self.open.medium;
         let sums = medium.open(&sums_name(&self.key), Open::Existing)?;

@@ -243,6 +243,50 @@ impl CachedSource {
         run
     }
 
+    /// As [`read_sound`](Self::read_sound), without waiting, and perhaps fewer of them; 0 when the first is not here.
+    /// `None`: only `read_sound` can say.
+    pub(super) fn read_sound_now(
+        &self,
+        first: u64,
+        wanted: u64,
+        buf: &mut [u8],
+        contents: Option<SourceKey>,
+    ) -> Option<u64> {
+        let (files, pieces, run) = {
+            let index = self.index.lock();
+            if contents.is_some() && index.contents != contents {
+                return Some(0);
+            }
+            if index.knows_nothing() || index.unknown(first, wanted, 1).is_some() {
+                return None;
+            }
+            let run = index.run(first, wanted, true);
+            let Some(files) = index.files.clone().filter(|_| run > 0) else { return Some(0) };
+            (files, index.pieces(first, run), run)
+        };
+        let files = files.get_now()?;
+        let buf = &mut buf[..self.bytes_of(first, run) as usize];
+        let got = files.read_blocks_now(buf, first * CACHE_BLOCK)?;
+        let sums = files.read_sums_now(&pieces)?;
+        let mut done = 0;
+        let mut end = 0;
+        for (bytes, sum) in buf.chunks(CACHE_BLOCK as usize).zip(sums) {
+            end += bytes.len();
+            if end > got || !self.matches(first + done, bytes, sum) {
+                break;
+            }
+            done += 1;
+        }
+        // Why the first does not match is looked at by who may wait.
+        if done == 0 {
+            return None;
+        }
+        let moved = self.index.lock().touch(first, done, self.shared.generation());
+        self.shared.moved(moved * CACHE_BLOCK);
+        self.note_use();
+        Some(done)
+    }
+
     pub(super) fn note_use(&self) {
         self.used_at.store(self.shared.uses.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
@@ -396,6 +440,13 @@ impl CachedSource {
     /// Whether a block is here, as far as is known without reading it.
     pub fn contains(&self, block: u64) -> bool {
         self.know(block, 1) && self.index.lock().contains(block)
+    }
+
+    /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
+    pub fn contains_now(&self, block: u64) -> Option<bool> {
+        let index = self.index.lock();
+        let known = !index.knows_nothing() && index.unknown(block, 1, 1).is_none();
+        known.then(|| index.contains(block))
     }
 
     /// How many of the `max` blocks from `first` on are not here, without a gap; the end of the source ends it.

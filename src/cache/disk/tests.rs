@@ -87,6 +87,11 @@ fn get(source: &CachedSource, first: u64, blocks: u64) -> u64 {
     assert!(got <= blocks);
     let len = right.len().min(got as usize * BLOCK);
     assert!(buf[..len] == right[..len], "wrong bytes in {got} blocks from {first} of {:?}", source.key());
+    if let Some(now) = source.read_sound_now(first, source.blocks_in(first, buf.len()), &mut buf, None) {
+        assert!(now <= blocks);
+        let len = right.len().min(now as usize * BLOCK);
+        assert!(buf[..len] == right[..len], "wrong bytes at once in {now} blocks from {first}");
+    }
     got
 }
 
@@ -105,6 +110,10 @@ fn what_was_inserted_is_read_and_nothing_else() {
     put(&source, 60, 10);
     put(&source, 100, 1);
     assert_eq!((get(&source, 9, 3), get(&source, 10, 8), get(&source, 12, 2)), (0, 5, 2));
+    let mut buf = vec![0; 8 * BLOCK];
+    let mut at_once = |first, blocks: u64| source.read_sound_now(first, blocks, &mut buf, None);
+    assert_eq!((at_once(9, 3), at_once(10, 8), at_once(12, 2)), (Some(0), Some(5), Some(2)));
+    assert_eq!((source.contains_now(9), source.contains_now(10)), (Some(false), Some(true)));
     assert_eq!(
         (get(&source, 60, 20), get(&source, 100, 1)),
         (10, 1),
