@@ -17,6 +17,7 @@ mod mount;
 mod moving;
 mod opener;
 mod outcome;
+mod precedence;
 mod prefetch;
 mod process;
 mod pulse;

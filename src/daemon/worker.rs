@@ -20,6 +20,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::confine::{self, InForce, Policy};
 use super::hydrate::Hydrations;
 use super::opener::Opener;
+use super::precedence::{self, Preferred};
 use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
 use super::secrets::Keeper;
@@ -72,7 +73,9 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let done = prepare(&start, cache, live).and_then(|prepared| {
+    let ends = Ends { fuse, listener, lock: lock.clone() };
+    let work = |preferred: &Preferred, confined| {
+        let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let said =
             channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT, answers: true });
@@ -81,7 +84,7 @@ pub fn worker_main() -> ExitCode {
             match channel.receive().map_err(|e| format!("what the supervisor says is not understood: {e}"))? {
                 Some(FromSupervisor::Activate { report, fresh_mount }) => {
                     let turn = Turn { report, fresh_mount };
-                    return serve(&start, turn, prepared, fuse, &channel, listener, lock.clone());
+                    return serve(&start, turn, prepared, ends, &channel, preferred);
                 }
                 Some(
                     FromSupervisor::Report(_)
@@ -92,6 +95,9 @@ pub fn worker_main() -> ExitCode {
                 Some(FromSupervisor::Finish) | None => return Ok(()),
             }
         }
+    };
+    let done = confine(&start, live).and_then(|confined| {
+        precedence::beside(|preferred| work(preferred, confined)).map_err(|e| format!("threads: {e}"))?
     });
     match done {
         Ok(()) => {
@@ -104,6 +110,13 @@ pub fn worker_main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the supervisor lends to the worker that serves.
+struct Ends {
+    fuse: OwnedFd,
+    listener: OwnedFd,
+    lock: Lock,
 }
 
 /// The store's lock, as long as this process uses the store.
@@ -215,9 +228,18 @@ struct Turn {
     fresh_mount: bool,
 }
 
-/// Does what takes time, and gives up what serving does not need. Another worker serves meanwhile: nothing of the
-/// store, the live maps or the shared cache is changed here.
-fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepared, String> {
+/// What is left when the worker has given up its rights.
+struct Confined {
+    opener: Arc<dyn OpenImage>,
+    live: LivePlace,
+    in_force: InForce,
+    web: Web,
+    window: u16,
+}
+
+/// Gives up what serving does not need, before there is another thread. Another worker serves meanwhile: nothing of the
+/// store, the live maps or the shared cache is changed here and in [`prepare`].
+fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let config = &start.config;
     let protection = sys::protect();
     if start.warn && !protection.locked {
@@ -260,14 +282,22 @@ fn prepare(start: &Start, cache: OwnedFd, live: Option<OwnedFd>) -> Result<Prepa
         },
     };
     let window = fuse::kernel::window();
+    precedence::take();
     // Rights go before there is another thread; the standby worker already has what it keeps.
-    let confinement = confine::apply(&Policy {
+    let in_force = confine::apply(&Policy {
         security: &config.security,
         store: &config.store,
         live_dir,
         memory_locked: protection.locked,
         first: start.warn,
     });
+    Ok(Confined { opener, live, in_force, web, window })
+}
+
+/// Does what takes time.
+fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
+    let config = &start.config;
+    let Confined { opener, live, in_force: confinement, web, window } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(|e| format!("threads: {e}"))?;
@@ -289,11 +319,11 @@ fn serve(
     start: &Start,
     turn: Turn,
     prepared: Prepared,
-    fuse: OwnedFd,
+    ends: Ends,
     channel: &Arc<Channel>,
-    listener: OwnedFd,
-    lock: Lock,
+    preferred: &Preferred,
 ) -> Result<(), String> {
+    let Ends { fuse, listener, lock } = ends;
     let config = &start.config;
     let Prepared { cache, opener, live, confinement, descriptors, records, web, window } = prepared;
     let Web { network, credentials } = web;
@@ -391,7 +421,9 @@ fn serve(
     spawn_upkeep(store.clone()).map_err(|e| format!("threads: {e}"))?;
     hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
-    serving.run(&notifier).map_err(|e| format!("reading requests: {e}"))?;
+    let served =
+        preferred.run(move || serving.run(&notifier)).unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
+    served.map_err(|e| format!("reading requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;
     sources.flush();
     // Empty after a clean close; left when it is not.

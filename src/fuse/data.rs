@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 
 use super::guard::guarded;
 use super::kernel::MAX_WRITE;
-use super::wait::{Attempt, Kind, Stop};
+use super::pool::{LARGE, Lane};
+use super::wait::{Attempt, Kind, Origin, Stop};
 use super::waiting::Call;
 use super::{Node, Place, PlyFs, epoch, fail, fail_base, fail_disk};
 use crate::base::{Wanted, without_files};
@@ -145,12 +146,14 @@ impl PlyFs {
     /// read(2).
     pub(super) fn read_file(&self, call: Call, node: Node, offset: u64, size: u32, reply: ReplyData) {
         let size = size.min(MAX_WRITE) as usize;
-        if let Some(filled) = self.read_from_memory(node, offset, size) {
+        if size <= LARGE
+            && let Some(filled) = self.read_from_memory(node, offset, size)
+        {
             return reply.data(filled.bytes());
         }
         self.when_attached(call, node, reply, ReplyData::error, move |fs, reply| {
             let attempt = Attempt::new(
-                fs.origin(call, node, 0),
+                Origin { moves: size, ..fs.origin(call, node, 0) },
                 Kind::Reads,
                 move |fs| {
                     let mut filled = Filled::with_room(size);
@@ -210,7 +213,8 @@ impl PlyFs {
         let partial = is_partial(written.offset, data.len() as u64);
         let memory = self.store().never_waits() && !partial && !written.is_durable();
         let plain = !partial || disk.is_plain();
-        let permit = if plain && !memory { self.shared.pool.try_inline() } else { None };
+        let lane = Lane::Disk(node.id());
+        let permit = if plain && !memory { self.shared.pool.try_inline_for(lane, data.len()) } else { None };
         if !memory && permit.is_none() {
             return self.write_later(call, ino, written, data.to_vec(), reply);
         }

@@ -276,7 +276,7 @@ impl PlyFs {
             Node::Base(id) => (Some(id), Lane::Base(id)),
             Node::Root | Node::Disks | Node::Bases => (None, Lane::Space),
         };
-        Origin { call, ino: node.ino(), base, lane, bytes }
+        Origin { call, ino: node.ino(), base, lane, bytes, moves: bytes }
     }
 
     fn is_attached(&self, node: Node) -> bool {
@@ -346,7 +346,7 @@ impl PlyFs {
         match place {
             Place::Base => attempt.spawn_in_base(self),
             Place::Lane => attempt.spawn(self, Files::Barred),
-            Place::Here => match self.shared.pool.try_inline() {
+            Place::Here => match self.shared.pool.try_inline_for(attempt.lane(), attempt.moves()) {
                 Some(_permit) => attempt.run(self, Files::Barred),
                 None => attempt.spawn(self, Files::Barred),
             },

@@ -1,20 +1,22 @@
 //! Threads for work that may wait, in lanes, so that one party's waiting stays its own.
 //!
 //! Each job belongs to a lane: the data of one disk, its flushes, the files of one base, names. What must hold:
-//! - A lane runs a bounded number of jobs at a time, the first of its queue first. Lanes that have work take turns,
-//!   whatever the length of their queues.
+//! - A lane runs a bounded number of jobs at a time, which move a bounded number of bytes, the first of its queue first.
+//!   Lanes that have work take turns, whatever the length of their queues.
 //! - A job that runs for longer than [`STUCK`] does not count against the pool: another thread takes its place, up to
 //!   [`most_threads`]. So a filesystem that hangs holds the threads of its own lanes and no others.
 //! - A FUSE thread runs work itself as long as enough of its siblings are free ([`Pool::try_inline`]), and only work
-//!   that waits for nothing but the store. So a single request costs no hand-over.
+//!   that waits for nothing but the store; a large request only while its lane has no other work. So a single request
+//!   costs no hand-over, and large ones of one disk leave FUSE threads and processors to the others.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::Arc;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -65,17 +67,36 @@ impl Lane {
     }
 }
 
-/// Bytes of writes that wait in one lane.
+/// Bytes of a request that takes a thread for so long that others notice.
+pub const LARGE: usize = 256 << 10;
+
+/// Bytes that jobs of one lane move at a time. One alone may move more.
+fn moved_at_once() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| std::thread::available_parallelism().map_or(4, NonZero::get).max(4) << 20)
+}
+
+/// Bytes of writes that wait in one lane. What is more than that runs on FUSE threads while enough others are free.
 const QUEUED_BYTES: usize = 16 << 20;
-/// In all lanes.
+/// Bytes of writes that wait in all lanes. What is more than that runs on FUSE threads.
 const ALL_QUEUED_BYTES: usize = 256 << 20;
+
+struct Queued {
+    job: Job,
+    /// Bytes that it holds while it waits.
+    held: usize,
+    /// Bytes that it moves when it runs.
+    moves: usize,
+}
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Job, usize)>,
+    jobs: VecDeque<Queued>,
     /// Bytes that they hold.
-    bytes: usize,
+    held: usize,
     running: usize,
+    /// Bytes that the running ones move.
+    moved: usize,
     /// It is in the list of lanes that have their turn.
     listed: bool,
 }
@@ -91,7 +112,7 @@ struct State {
     threads: usize,
     idle: usize,
     /// Bytes that all waiting jobs hold.
-    bytes: usize,
+    held: usize,
     closed: bool,
 }
 
@@ -123,8 +144,9 @@ impl State {
     fn list(&mut self, lane: Lane) {
         if let Some(queue) = self.lanes.get_mut(&lane)
             && !queue.listed
-            && !queue.jobs.is_empty()
+            && let Some(next) = queue.jobs.front()
             && queue.running < lane.width()
+            && (queue.moved == 0 || queue.moved + next.moves <= moved_at_once())
         {
             queue.listed = true;
             self.ready.push_back(lane);
@@ -132,21 +154,23 @@ impl State {
     }
 
     /// The next job: the oldest of the next lane in the round.
-    fn take(&mut self) -> Option<(Lane, Job)> {
+    fn take(&mut self) -> Option<(Lane, Job, usize)> {
         let lane = self.ready.pop_front()?;
         let queue = self.lanes.get_mut(&lane)?;
         queue.listed = false;
-        let (job, bytes) = queue.jobs.pop_front()?;
+        let Queued { job, held, moves } = queue.jobs.pop_front()?;
         queue.running += 1;
-        queue.bytes -= bytes;
-        self.bytes -= bytes;
+        queue.moved += moves;
+        queue.held -= held;
+        self.held -= held;
         self.list(lane);
-        Some((lane, job))
+        Some((lane, job, moves))
     }
 
-    fn ended(&mut self, lane: Lane) {
+    fn ended(&mut self, lane: Lane, moves: usize) {
         if let Some(queue) = self.lanes.get_mut(&lane) {
             queue.running -= 1;
+            queue.moved -= moves;
             if queue.running == 0 && queue.jobs.is_empty() {
                 self.lanes.remove(&lane);
             }
@@ -172,7 +196,7 @@ impl Pool {
             free: Vec::new(),
             threads: 0,
             idle: 0,
-            bytes: 0,
+            held: 0,
             closed: false,
         };
         let (work, backlog) = (Condvar::new(), Condvar::new());
@@ -193,25 +217,48 @@ impl Pool {
         taken.is_ok().then(|| Permit(self.permits.clone()))
     }
 
+    /// As [`try_inline`](Self::try_inline), for work in a lane that moves `bytes`.
+    pub fn try_inline_for(&self, lane: Lane, bytes: usize) -> Option<Permit> {
+        if bytes > LARGE && self.shared.state.lock().lanes.contains_key(&lane) {
+            return None;
+        }
+        self.try_inline()
+    }
+
     /// Hands work over.
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
+        self.spawn_moving(lane, 0, job);
+    }
+
+    /// Hands work over that moves `bytes`.
+    pub fn spawn_moving(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
-        state.lanes.entry(lane).or_default().jobs.push_back((Box::new(job), 0));
+        let queued = Queued { job: Box::new(job), held: 0, moves: bytes };
+        state.lanes.entry(lane).or_default().jobs.push_back(queued);
         state.list(lane);
         self.shared.call(&state);
     }
 
-    /// Hands work over that holds `bytes`; gives it back when too many wait.
+    /// Hands work over that holds and moves `bytes`; gives it back when too many wait.
     pub fn spawn_bounded(&self, lane: Lane, bytes: usize, job: Job) -> Option<Job> {
         let mut state = self.shared.state.lock();
-        let all = state.bytes + bytes;
+        let all = state.held + bytes;
         let queue = state.lanes.entry(lane).or_default();
-        if !queue.jobs.is_empty() && (queue.bytes + bytes > QUEUED_BYTES || all > ALL_QUEUED_BYTES) {
+        if !queue.jobs.is_empty() && all > ALL_QUEUED_BYTES {
             return Some(job);
         }
-        queue.jobs.push_back((job, bytes));
-        queue.bytes += bytes;
-        state.bytes = all;
+        if !queue.jobs.is_empty()
+            && queue.held + bytes > QUEUED_BYTES
+            && let Some(permit) = self.try_inline()
+        {
+            drop(state);
+            job();
+            drop(permit);
+            return None;
+        }
+        queue.jobs.push_back(Queued { job, held: bytes, moves: bytes });
+        queue.held += bytes;
+        state.held = all;
         state.list(lane);
         self.shared.call(&state);
         None
@@ -268,7 +315,7 @@ impl Shared {
     fn serve(&self, number: usize) {
         let mut state = self.state.lock();
         loop {
-            if let Some((lane, job)) = state.take() {
+            if let Some((lane, job, moves)) = state.take() {
                 state.began[number] = Some(Instant::now());
                 // A notification may have gone to this thread for more than one job.
                 if !state.ready.is_empty() {
@@ -276,7 +323,7 @@ impl Shared {
                 }
                 MutexGuard::unlocked(&mut state, job);
                 state.began[number] = None;
-                state.ended(lane);
+                state.ended(lane, moves);
                 continue;
             }
             // One that took the place of a stuck thread ends when that has come back.

@@ -49,7 +49,8 @@ impl Serving {
         Ok(Self { session })
     }
 
-    /// Has requests of a dead worker sent again, then serves until the mount is gone.
+    /// Has requests of a dead worker sent again, then serves until the mount is gone. Its threads have this thread's nice
+    /// value.
     ///
     /// # Errors
     /// What the device says.

@@ -70,6 +70,8 @@ pub(super) struct Origin {
     pub lane: Lane,
     /// Bytes that it holds while it waits.
     pub bytes: usize,
+    /// Bytes that it moves.
+    pub moves: usize,
 }
 
 /// A request that may have to be run more than once.
@@ -201,6 +203,11 @@ impl<T: Send + 'static> Attempt<T> {
         self.origin.lane
     }
 
+    /// Bytes that it moves.
+    pub fn moves(&self) -> usize {
+        self.origin.moves
+    }
+
     /// Runs it in the base's lane, where it may wait for files.
     pub fn spawn_in_base(self: Arc<Self>, fs: &PlyFs) {
         let lane = self.origin.base.map_or(self.origin.lane, Lane::Base);
@@ -221,14 +228,14 @@ impl<T: Send + 'static> Attempt<T> {
             (Files::Allowed, Some(base)) => Lane::Base(base),
             _ => self.origin.lane,
         };
-        pool.spawn(lane, move || self.run(&fs, files));
+        pool.spawn_moving(lane, self.origin.moves, move || self.run(&fs, files));
     }
 
     /// As [`spawn`](Self::spawn), in a lane where it may wait for files for as long as they take.
     pub fn spawn_in(self: Arc<Self>, fs: &PlyFs, lane: Lane) {
         if self.wait(fs, None) {
             let (pool, fs) = (&fs.shared.pool, fs.clone());
-            pool.spawn(lane, move || self.run(&fs, Files::Allowed));
+            pool.spawn_moving(lane, self.origin.moves, move || self.run(&fs, Files::Allowed));
         }
     }
 

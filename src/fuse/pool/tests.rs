@@ -88,3 +88,32 @@ fn permits_come_back() {
     drop(permit);
     assert!(pool.try_inline().is_some());
 }
+
+#[test]
+fn large_jobs_of_a_lane_run_a_few_at_a_time() {
+    let pool = Pool::new(32, 4).expect("threads");
+    let bytes = moved_at_once() / 4;
+    let (says, began) = channel();
+    let held: Vec<_> = (0..10)
+        .map(|n| {
+            let (says, (go, gone)) = (says.clone(), channel::<()>());
+            pool.spawn_moving(Lane::Disk(1), bytes, move || {
+                let _ = says.send(n);
+                let _ = gone.recv();
+            });
+            go
+        })
+        .collect();
+    for n in 0..4 {
+        assert_eq!(began.recv_timeout(SOON), Ok(n));
+    }
+    // Small ones stand behind them, and those of another disk do not.
+    let small = tells(&pool, Lane::Disk(1));
+    tells(&pool, Lane::Disk(2)).recv_timeout(SOON).expect("another disk");
+    assert!(began.try_recv().is_err() && small.try_recv().is_err());
+    assert!(pool.try_inline_for(Lane::Disk(1), LARGE + 1).is_none(), "behind others of its lane");
+    assert!(pool.try_inline_for(Lane::Disk(1), LARGE).is_some());
+    assert!(pool.try_inline_for(Lane::Disk(3), LARGE + 1).is_some());
+    drop(held);
+    small.recv_timeout(SOON).expect("in their turn");
+}
