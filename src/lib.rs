@@ -1,6 +1,14 @@
-//! plyfs: many virtual disks on one shared base image.
+//! plyfs serves many virtual disks from one shared base image, as plain raw files of a FUSE mount.
 //!
-//! A read travels `fuse -> disk -> delta | base -> cache -> source`; docs/design.md says which module may use which.
+//! A disk is what it has written itself (its *delta*) over a read-only *base*, which all disks on it share. The base is a
+//! file of this host or an object on a web server, raw, qcow2 or VMDK; it is read in place, block by block, when a disk
+//! needs it. A *worker* process serves requests; when it dies, a standby worker takes over under open disks.
+//!
+//! A read travels from [`disk`] to its [`delta`], or through the [`base`] and the memory [`cache`] to the [`image`] and its
+//! [`source`]. [`store`] is the catalogue of disks and bases, [`format`](crate::format) has the bytes on disk, [`io`] every
+//! system call. `docs/architecture.md` has the whole way, the words, and where to change what; `docs/design.md` the
+//! invariants (D1, D2, ...) that the code cites, and the order of locks; `tests/layering.rs` holds which module may use
+//! which.
 
 pub mod base;
 pub mod cache;

@@ -1,6 +1,7 @@
 //! A worker that does not run, and files that hang: the supervisor and the commands say so, and the end comes.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -29,6 +30,14 @@ fn says(house: &House, args: &[&str]) -> (String, String, bool) {
     let output = ends(&format!("{args:?}"), move || command.output().unwrap());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status.success())
+}
+
+/// A process that reads a place of a disk that nothing has read before.
+fn reads(disk: &Path) -> Child {
+    let mut command = std::process::Command::new("dd");
+    command.arg(format!("if={}", disk.display()));
+    command.args(["of=/dev/null", "bs=4096", "count=1", "skip=500", "status=none"]);
+    command.stderr(Stdio::null()).spawn().unwrap()
 }
 
 #[track_caller]
@@ -112,12 +121,7 @@ fn a_stop_does_not_wait_for_a_base_whose_filesystem_hangs() {
         let file = open(&path);
         file.write_all_at(&[7; 4096], 8192).unwrap();
         hanging.hang();
-        let mut reader = std::process::Command::new("dd")
-            .arg(format!("if={}", path.display()))
-            .args(["of=/dev/null", "bs=4096", "count=1", "skip=500", "status=none"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut reader = reads(&path);
         hanging.wait_for(1);
         let file = files_are_open.then_some(file);
         reader.kill().unwrap();
@@ -144,12 +148,7 @@ fn reads_that_wait_for_a_filesystem_that_hangs_end_with_the_daemon() {
     let path = house.disk("a");
     drop(open(&path));
     hanging.hang();
-    let mut reader = std::process::Command::new("dd")
-        .arg(format!("if={}", path.display()))
-        .args(["of=/dev/null", "bs=4096", "count=1", "skip=500", "status=none"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut reader = reads(&path);
     hanging.wait_for(1);
     let (_, err, ok) = says(&house, &["stop"]);
     assert!(ok, "{err}\n{}", house.log());
