@@ -121,14 +121,9 @@ class CacheDisk(Attack):
     """The persistent cache on a filesystem of its own, behind a block device that does as it is told."""
 
     def before(self, world):
-        self.failing, self.cache = world.where / "failing", world.daemon.store / "cache"
-        self.nbdkit, device = world.nbd("--filter=error", parameters=(f"error-file={self.failing}", "error-rate=100%"), name="cache")
-        call("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device)
         world.daemon.stop()
-        # With the mount, its loop device ends.
-        call("mount", "-o", "loop,commit=1", device, self.cache)
-        (self.cache / "lost+found").rmdir()
-        world.later(lambda: call("umount", "-l", self.cache))
+        self.nbdkit, self.failing = world.cache_disk()
+        self.cache = world.daemon.store / "cache"
         world.later(lambda: self.heal(world))
         world.daemon.start()
         self.good = world.serve(size=1 << 30)

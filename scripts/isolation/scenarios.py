@@ -11,7 +11,7 @@ from harness import GIB, MIB, Daemon, call
 from .content import compare, content, sha256, write_image
 from .fusefs import FileSystem
 from .run import Scenario
-from .world import ATTACKER, CONFIG, LOCAL, as_nobody, live_maps, remove_live_maps, until, worker_of
+from .world import ATTACKER, CONFIG, LOCAL, URL, as_nobody, live_maps, remove_live_maps, until, worker_of
 
 
 def read(path, seed, offset, length, what):
@@ -325,6 +325,49 @@ class StopWhileFilesHang(StopWhileHanging):
     kind, quick = "below", True
 
 
+class CacheHangsAtTheEnd(Scenario):
+    row = "the cache's disk hangs while a worker is killed, and while the daemon is stopped and started again"
+
+    def run(self, world):
+        world.daemon.start()
+        world.later(world.daemon.end)
+        world.daemon.stop()
+        server, _ = world.cache_disk()
+        world.daemon.start()
+        world.bases(world.daemon)
+        for number in range(4):
+            world.daemon.cli("disk", "create", f"c{number}", "--base", (LOCAL, URL)[number % 2][0])
+        with open(world.daemon.disk("c1"), "rb", buffering=0) as file:
+            compare(file.read(MIB), content(URL[1], 0, MIB), "before")
+        server.send_signal(signal.SIGSTOP)
+        for turn in range(3):
+            os.kill(worker_of(world.daemon), signal.SIGKILL)
+            self.works(world, turn)
+        begin = time.monotonic()
+        try:
+            status = world.daemon.stop(100)
+            world.note(f"stopped in {time.monotonic() - begin:.1f} s, with status {status}")
+        except Exception as error:
+            world.problem(f"stop: {error}"[-200:])
+        server.send_signal(signal.SIGCONT)
+        world.daemon.start()
+        self.works(world, 3)
+        stop_and_check(world)
+
+    def works(self, world, turn):
+        begin = time.monotonic()
+        with open(world.daemon.disk("c0"), "r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), content(turn, 0, 4096), 0)
+            compare(os.pread(file.fileno(), 4096, 0), content(turn, 0, 4096), "a disk on a local base")
+        local = time.monotonic() - begin
+        with open(world.daemon.disk("c1"), "rb", buffering=0) as file:
+            place = (8 + turn) * MIB
+            compare(os.pread(file.fileno(), 65536, place), content(URL[1], place, 65536), "a disk on a server's base")
+        world.note(f"after {local:.2f} s, with a server after {time.monotonic() - begin:.2f} s")
+        if time.monotonic() - begin > 5:
+            world.problem("its disks stand")
+
+
 class LargeCache(Scenario):
     row = "2 GiB of cached blocks: the pause of a killed worker, beside that of an empty cache"
 
@@ -433,5 +476,5 @@ class Many(Scenario):
 
 SCENARIOS = [
     BorrowedDigest, BorrowedDigestFile, ReplacedImage, FewDescriptorsAtStart, Ulimit256, Squat, ShmLost, StopWhileStopped, StopWhileHanging,
-    StopWhileFilesHang, LargeCache, TokenRunsOut, Many,
+    StopWhileFilesHang, CacheHangsAtTheEnd, LargeCache, TokenRunsOut, Many,
 ]  # fmt: skip

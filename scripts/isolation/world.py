@@ -144,6 +144,19 @@ class World:
         until(lambda: os.path.exists(mount / "nbd"), 10, "nbdfuse")
         return server, mount / "nbd"
 
+    def cache_disk(self):
+        """Puts the stopped daemon's cache on a filesystem of its own, on a disk that fails as long as the file is there and
+        hangs while the process is stopped: that process, and that file."""
+        failing, cache = self.where / "failing", self.daemon.store / "cache"
+        server, device = self.nbd("--filter=error", parameters=(f"error-file={failing}", "error-rate=100%"), name="cache")
+        call("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device)
+        # With the mount, its loop device ends.
+        call("mount", "-o", "loop,commit=1", device, cache)
+        (cache / "lost+found").rmdir()
+        self.later(lambda: call("umount", "-l", cache))
+        self.later(lambda: server.send_signal(signal.SIGCONT))
+        return server, failing
+
     def state(self, base):
         return self.daemon.cli("base", "show", base, seconds=20)
 

@@ -4,70 +4,90 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::thread::Builder;
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// A thread that found no work for so long ends.
+const IDLE: Duration = Duration::from_secs(10);
+/// Memory may be locked, and these jobs are not deep.
+const STACK: usize = 256 << 10;
+
 /// See the module.
 pub struct Lane {
-    handle: Handle,
+    /// What its threads are called.
+    name: &'static str,
     /// Threads at a time.
     threads: usize,
     state: Mutex<State>,
+    work: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     running: usize,
+    idle: usize,
     waiting: VecDeque<Job>,
 }
 
 impl Lane {
-    /// At most so many of the runtime's threads for blocking work at a time.
-    pub fn new(handle: Handle, threads: usize) -> Arc<Self> {
-        Arc::new(Self { handle, threads, state: Mutex::default() })
+    /// At most so many threads at a time, with a name of 15 bytes at most.
+    pub fn new(name: &'static str, threads: usize) -> Arc<Self> {
+        Arc::new(Self { name, threads, state: Mutex::default(), work: Condvar::new() })
     }
 
     /// Runs a job when there is a thread for it, in the order in which they came.
     pub fn run(self: &Arc<Self>, job: Job) {
-        {
-            let mut state = self.state.lock();
-            state.waiting.push_back(job);
-            if state.running == self.threads {
-                return;
-            }
+        let mut state = self.state.lock();
+        state.waiting.push_back(job);
+        if state.idle >= state.waiting.len() {
+            self.work.notify_one();
+        } else if state.running < self.threads {
             state.running += 1;
+            drop(state);
+            self.start();
         }
-        let this = self.clone();
-        drop(self.handle.spawn_blocking(move || this.work()));
     }
 
-    fn work(self: Arc<Self>) {
+    /// Starts a thread that was counted.
+    fn start(self: &Arc<Self>) {
+        let this = self.clone();
+        let thread = Builder::new().name(self.name.into()).stack_size(STACK);
+        if let Err(error) = thread.spawn(move || this.serve()) {
+            tracing::error!(%error, lane = self.name, "no thread can be started; its work waits");
+            self.state.lock().running -= 1;
+        }
+    }
+
+    fn serve(self: Arc<Self>) {
         /// Gives the place back when a job panics.
         struct Place<'a>(&'a Arc<Lane>);
         impl Drop for Place<'_> {
             fn drop(&mut self) {
-                self.0.state.lock().running -= 1;
                 // The others are not lost with this one.
-                self.0.run(Box::new(|| {}));
+                self.0.start();
             }
         }
+        let mut state = self.state.lock();
         loop {
-            let job = {
-                let mut state = self.state.lock();
-                match state.waiting.pop_front() {
-                    Some(job) => job,
-                    None => {
-                        state.running -= 1;
-                        return;
-                    }
-                }
-            };
-            let place = Place(&self);
-            job();
-            std::mem::forget(place);
+            if let Some(job) = state.waiting.pop_front() {
+                MutexGuard::unlocked(&mut state, || {
+                    let place = Place(&self);
+                    job();
+                    std::mem::forget(place);
+                });
+                continue;
+            }
+            state.idle += 1;
+            let waited = self.work.wait_for(&mut state, IDLE);
+            state.idle -= 1;
+            if waited.timed_out() && state.waiting.is_empty() {
+                state.running -= 1;
+                return;
+            }
         }
     }
 }
@@ -75,7 +95,6 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -83,8 +102,7 @@ mod tests {
     /// credentials.
     #[test]
     fn a_lane_that_hangs_keeps_no_thread_from_another() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let (hangs, works) = (Lane::new(runtime.handle().clone(), 2), Lane::new(runtime.handle().clone(), 2));
+        let (hangs, works) = (Lane::new("hangs", 2), Lane::new("works", 2));
         let (end, ends) = mpsc::channel::<()>();
         let ends = Arc::new(Mutex::new(ends));
         let (done, all_done) = mpsc::channel();

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,9 @@ const THREADS: usize = 2;
 const WRITERS: usize = 8;
 const READERS: usize = 4;
 const CACHE_READERS: usize = 16;
+/// How long the start of a worker, and its end, wait for the cache's disk.
+const SETTLING: Duration = Duration::from_secs(1);
+const LAST_FLUSH: Duration = Duration::from_secs(30);
 const WAITING: usize = 256;
 
 /// Where network requests run.
@@ -226,9 +230,9 @@ impl HostSources {
             events,
             known: Mutex::default(),
             demand: Arc::default(),
-            writers: Lane::new(handle.clone(), WRITERS),
+            writers: Lane::new("cache-write", WRITERS),
             patience: Patience::new(Arc::new(OnRuntime {
-                lane: Lane::new(handle.clone(), CACHE_READERS),
+                lane: Lane::new("cache-read", CACHE_READERS),
                 handle,
             })),
             troubled: Mutex::default(),
@@ -251,8 +255,25 @@ impl HostSources {
         &self.kept.cache
     }
 
-    /// Settles what an earlier worker left, with the bases as they are now. To be called once, before any is attached.
-    pub fn settle(&self, bases: &[BaseRecord]) {
+    /// Settles what an earlier worker left, with the bases as they are. To be called once, before any is attached. When
+    /// the cache's disk does not answer, disks are served without it, and the rest is done when it does.
+    pub fn settle_within(
+        self: &Arc<Self>,
+        bases: impl Fn() -> Vec<BaseRecord> + Send + 'static,
+    ) -> io::Result<()> {
+        let this = self.clone();
+        let settle = move |in_time: &AtomicBool| {
+            this.cache().wait_for_load();
+            this.settle(&bases(), in_time);
+        };
+        if !within(SETTLING, settle)? {
+            tracing::error!("the cache's disk does not answer; disks are served without it until it does");
+        }
+        Ok(())
+    }
+
+    /// `in_time`: no base was changed since they were listed.
+    fn settle(&self, bases: &[BaseRecord], in_time: &AtomicBool) {
         let cache = &self.kept.cache;
         let candidates = || -> Vec<u64> {
             let own = |base| files(base).map(move |file| keys_of(base, file, false).own);
@@ -285,6 +306,10 @@ impl HostSources {
                     pinned.extend(contents.keys());
                 }
             }
+        }
+        // It may want to be kept since; the next worker looks again.
+        if !in_time.load(Ordering::Acquire) {
+            return;
         }
         // Of bases that are gone, or that want nothing kept any more.
         let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
@@ -403,10 +428,18 @@ impl HostSources {
         *troubled = still;
     }
 
-    /// Makes what is kept durable.
+    /// Makes what is kept durable, if the cache's disk answers.
     pub fn flush(&self) {
-        if let Err(error) = self.kept.cache.flush() {
-            tracing::warn!(%error, "what was fetched last may have to be fetched again");
+        let cache = self.cache().clone();
+        let flush = move |_: &AtomicBool| {
+            if let Err(error) = cache.flush() {
+                tracing::warn!(%error, "what was fetched last may have to be fetched again");
+            }
+        };
+        if !within(LAST_FLUSH, flush).unwrap_or(true) {
+            tracing::error!(
+                "the cache's disk does not answer; what was fetched last may have to be fetched again"
+            );
         }
     }
 
@@ -498,7 +531,7 @@ impl HostSources {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.
                 let handle = self.runtime.handle().clone();
-                let spawn = Arc::new(OnRuntime { lane: Lane::new(handle.clone(), READERS), handle });
+                let spawn = Arc::new(OnRuntime { lane: Lane::new("copy", READERS), handle });
                 let (opener, wanted) = (self.opener.clone(), file.clone());
                 let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
                 Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
@@ -580,6 +613,20 @@ impl Sources for HostSources {
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
         self.events.base(base.id, &base.name)
     }
+}
+
+/// Runs what may hang on a thread of its own, which is told whether it is still waited for. Whether it ended in time.
+fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
+    let in_time = Arc::new(AtomicBool::new(true));
+    let (say, ended) = std::sync::mpsc::channel();
+    let told = in_time.clone();
+    std::thread::Builder::new().name("cache-end".into()).spawn(move || {
+        work(&told);
+        let _ = say.send(());
+    })?;
+    let ended = ended.recv_timeout(limit).is_ok();
+    in_time.store(ended, Ordering::Release);
+    Ok(ended)
 }
 
 /// A file of this host, when it is what was registered.

@@ -37,7 +37,7 @@ use crate::fuse::{self, Node, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::{BaseNode, IDLE, OPEN_IDLE, Preloaded, Store};
+use crate::store::{IDLE, OPEN_IDLE, Preloaded, Store};
 use crate::trace::{Automatic, Limits};
 
 /// How often the store does what it does once in a while.
@@ -347,8 +347,9 @@ fn serve(
             .map_err(|e| e.to_string())?;
     store.attach_at_most(most_attached(descriptors));
     let store = Arc::new(store);
-    let record = |node: Arc<BaseNode>| node.current();
-    sources.settle(&store.bases().into_iter().map(record).collect::<Vec<_>>());
+    let of = store.clone();
+    let bases = move || of.bases().into_iter().map(|node| node.current()).collect();
+    sources.settle_within(bases).map_err(|e| format!("threads: {e}"))?;
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
         longest: Duration::from_secs(config.trace.longest_seconds),

@@ -304,7 +304,8 @@ impl Filesystem for PlyFs {
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let Some(node @ Node::Disk(id)) = Node::of(ino.0) else { return reply.ok() };
         self.when_attached(call_of(req), node, reply, ReplyEmpty::error, move |fs, reply| {
-            fs.change(Lane::Sync(id), reply, ReplyEmpty::error, move |fs, reply| {
+            // It waits for the disk in any case, and encoding a large map takes a processor for seconds.
+            fs.change_in(Lane::Sync(id), reply, ReplyEmpty::error, move |fs, reply| {
                 let done: Result<(), Errno> = guarded(|| {
                     let node = fs.disk(ino)?;
                     let disk = node.attach().map_err(|e| fail(&e))?;

@@ -378,6 +378,7 @@ impl Contents {
     /// Drops what was fetched for this base, and what is unproven; with [`Shares::Free`] also what was verified. Returns
     /// bytes.
     pub fn evict(&self, reason: EvictReason, shares: Shares) -> u64 {
+        self.cache.wait_for_load();
         let sources = self.sources(Reach::Any);
         let goes = sources.iter().filter(|(source, _)| shares == Shares::Free || source.contents().is_none());
         goes.map(|(source, _)| source.evict(reason)).sum()

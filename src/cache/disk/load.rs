@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::files::{self, Named, named};
 use super::index::{Index, Piece};
@@ -23,7 +25,50 @@ enum Loaded {
     Bad(String),
 }
 
+/// The first attempt to read the directory, which takes as long as the cache's disk does.
+#[derive(Default)]
+pub(super) struct FirstLoad {
+    over: AtomicBool,
+    waiting: Mutex<()>,
+    ended: Condvar,
+}
+
+impl FirstLoad {
+    /// Whether it has not ended.
+    pub fn is_to_come(&self) -> bool {
+        !self.over.load(Ordering::Acquire)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) {
+        if self.is_to_come() {
+            let mut waiting = self.waiting.lock();
+            while self.is_to_come() {
+                self.ended.wait(&mut waiting);
+            }
+        }
+    }
+
+    fn end(&self) {
+        let _waiting = self.waiting.lock();
+        self.over.store(true, Ordering::Release);
+        self.ended.notify_all();
+    }
+}
+
 impl DiskCache {
+    /// Reads the directory for the first time.
+    pub(super) fn load_first(&self) {
+        self.load();
+        self.shared.first_load.end();
+    }
+
+    /// Waits until names and headers of what an earlier worker left are known, or cannot be read. That takes as long as
+    /// the disk does.
+    pub fn wait_for_load(&self) {
+        self.shared.first_load.wait();
+    }
+
     /// Reads the directory. When that fails the cache is empty and takes nothing, and it is tried again.
     pub(super) fn load(&self) {
         match self.load_all() {

@@ -57,6 +57,7 @@ pub use self::ticker::Ticker;
 pub use crate::format::cache::CACHE_BLOCK;
 
 use self::health::Health;
+use self::load::FirstLoad;
 use self::open::OpenFiles;
 use self::trouble::Troubles;
 use crate::io::{Medium, Space};
@@ -230,6 +231,7 @@ struct Shared {
     names: AtomicBool,
     /// The directory was read; until then nothing is written.
     loaded: AtomicBool,
+    first_load: FirstLoad,
     /// What an earlier worker left is known; until then nothing is evicted to make room.
     indexed: AtomicBool,
     /// Goes up each time a source is used.
@@ -333,12 +335,13 @@ impl DiskCache {
     /// call [`DiskCache::tick`] about once a second; see [`DiskCache::start`].
     pub fn open(medium: Arc<dyn Medium>, limits: Limits, watch: Arc<dyn Watch>) -> Arc<Self> {
         let cache = Self::prepare(medium, limits, watch, Damaged::Drop);
+        cache.load_first();
         while cache.scan_step() {}
         cache
     }
 
-    /// As [`open`](Self::open), and reads no more than names and headers: the thread of [`DiskCache::start`] reads the
-    /// rest.
+    /// As [`open`](Self::open), and touches no file: what is there is read by the thread of [`DiskCache::start`]. Reads
+    /// wait until names and headers are known.
     pub fn prepare(
         medium: Arc<dyn Medium>,
         limits: Limits,
@@ -363,11 +366,12 @@ impl DiskCache {
             unsynced: AtomicU64::new(0),
             names: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
+            first_load: FirstLoad::default(),
             indexed: AtomicBool::new(false),
             uses: AtomicU64::new(0),
             sweep: Mutex::new(()),
         };
-        let cache = Arc::new_cyclic(|me| Self {
+        Arc::new_cyclic(|me| Self {
             shared: Arc::new(shared),
             table: Mutex::default(),
             verified: Mutex::default(),
@@ -375,9 +379,7 @@ impl DiskCache {
             queue: Mutex::default(),
             bad: Mutex::default(),
             me: me.clone(),
-        });
-        cache.load();
-        cache
+        })
     }
 
     /// The cached part of a source of `size` bytes. The same key gives the same contents.
@@ -407,6 +409,7 @@ impl DiskCache {
     /// Drops all that is cached of a source, and its files. It is not pinned any more. Whoever has it attached may go
     /// on, and begins anew.
     pub fn remove(&self, key: &SourceKey) {
+        self.wait_for_load();
         let source = self.find(key);
         if let Some(source) = source {
             source.reset(EvictReason::Asked);
@@ -495,7 +498,7 @@ impl DiskCache {
         let shared = &self.shared;
         let now = shared.health.tick();
         if !shared.loaded.load(Ordering::Acquire) {
-            if shared.health.may_write() {
+            if !shared.first_load.is_to_come() && shared.health.may_write() {
                 self.load();
             }
             return;

@@ -70,6 +70,7 @@ impl DiskCache {
 impl CachedSource {
     /// What an earlier worker left of some blocks is known after this. False when it cannot be read.
     pub(super) fn know(&self, first: u64, blocks: u64) -> bool {
+        self.shared.first_load.wait();
         loop {
             let (from, count, files) = {
                 let mut index = self.index.lock();
@@ -273,7 +274,7 @@ impl CachedSource {
 
     /// Blocks of the source that an earlier worker may have left and that are not known yet.
     pub fn is_known(&self) -> bool {
-        self.index.lock().scan_from().is_none()
+        !self.shared.first_load.is_to_come() && self.index.lock().scan_from().is_none()
     }
 
     /// Bytes came in or went while not all is known.

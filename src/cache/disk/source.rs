@@ -252,6 +252,9 @@ impl CachedSource {
         buf: &mut [u8],
         contents: Option<SourceKey>,
     ) -> Option<u64> {
+        if self.shared.first_load.is_to_come() {
+            return None;
+        }
         let (files, pieces, run) = {
             let index = self.index.lock();
             if contents.is_some() && index.contents != contents {
@@ -444,6 +447,9 @@ impl CachedSource {
 
     /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
     pub fn contains_now(&self, block: u64) -> Option<bool> {
+        if self.shared.first_load.is_to_come() {
+            return None;
+        }
         let index = self.index.lock();
         let known = !index.knows_nothing() && index.unknown(block, 1, 1).is_none();
         known.then(|| index.contains(block))

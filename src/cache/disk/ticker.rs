@@ -1,10 +1,12 @@
 //! The thread that calls [`DiskCache::tick`].
 
 use std::io;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
-use std::thread::{Builder, JoinHandle};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::DiskCache;
 
@@ -12,23 +14,32 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Memory may be locked, and a tick is not deep.
 const STACK: usize = 256 << 10;
 
-/// Ends the thread when it goes, and waits for it.
+/// How long the end waits for the thread, which may wait for a disk that hangs.
+const LAST_TICK: Duration = Duration::from_secs(30);
+
+/// Ends the thread when it goes, and waits for it unless the disk hangs.
 #[derive(Debug)]
 pub struct Ticker {
     stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Closed when the thread ends.
+    ended: Mutex<Receiver<()>>,
 }
 
 impl DiskCache {
-    /// Starts a thread that ticks once a second, until the ticker or the cache goes.
+    /// Starts a thread that reads what is there, and ticks once a second, until the ticker or the cache goes.
     ///
     /// # Errors
     /// When there is no thread to be had.
     pub fn start(self: &Arc<Self>) -> io::Result<Ticker> {
         let cache: Weak<Self> = Arc::downgrade(self);
         let (stop, stopped) = channel();
+        let (ends, ended) = channel();
         let mut ticked = Instant::now();
         let run = move || {
+            let _ends: Sender<()> = ends;
+            if let Some(cache) = cache.upgrade() {
+                cache.load_first();
+            }
             loop {
                 // What an earlier worker left is read piece by piece, so that this ends when it is told to.
                 let more = cache.upgrade().is_some_and(|cache| cache.scan_step());
@@ -44,16 +55,16 @@ impl DiskCache {
                 cache.tick_once(!more);
             }
         };
-        let thread = Builder::new().name("plyfs-cache".into()).stack_size(STACK).spawn(run)?;
-        Ok(Ticker { stop: Some(stop), thread: Some(thread) })
+        Builder::new().name("cache-tick".into()).stack_size(STACK).spawn(run)?;
+        Ok(Ticker { stop: Some(stop), ended: Mutex::new(ended) })
     }
 }
 
 impl Drop for Ticker {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.ended.get_mut().recv_timeout(LAST_TICK) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the cache's disk does not answer");
         }
     }
 }

@@ -24,7 +24,9 @@ fn filled() -> SimMedium {
 /// As a worker that serves has it: nothing is known yet.
 fn prepare(medium: impl Medium + 'static, limits: Limits) -> (Arc<DiskCache>, Arc<Told>) {
     let told = Arc::new(Told::default());
-    (DiskCache::prepare(Arc::new(medium), limits, told.clone(), Damaged::Drop), told)
+    let cache = DiskCache::prepare(Arc::new(medium), limits, told.clone(), Damaged::Drop);
+    cache.load_first();
+    (cache, told)
 }
 
 fn scan(cache: &DiskCache) {

@@ -79,7 +79,11 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     let sums = medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap();
     sums.write_at(&[0xff; HEADER_AREA as usize], 0).unwrap();
     let told = Arc::new(Told::default());
-    let open = || DiskCache::prepare(Arc::new(medium.clone()), ROOM, told.clone(), Damaged::Keep);
+    let open = || {
+        let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, told.clone(), Damaged::Keep);
+        cache.load_first();
+        cache
+    };
     let cache = open();
     cache.tick();
     put(&cache.attach(key(1), SIZE), 0, 1);
