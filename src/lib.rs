@@ -1,6 +1,7 @@
 //! plyfs: many virtual disks on one shared base image.
 //!
-//! A read travels `fuse -> disk -> delta | base -> cache -> source`; docs/design.md says which module may use which.
+//! A read travels `fuse -> disk -> delta | base -> cache -> image -> fetch -> source`; docs/design.md says which module
+//! may use which.
 
 pub mod base;
 pub mod cache;
@@ -13,6 +14,7 @@ pub mod daemon;
 pub mod delta;
 pub mod disk;
 pub mod events;
+pub mod fetch;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;

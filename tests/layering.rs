@@ -12,9 +12,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("source", &["config"]),
     ("events", &[]),
     ("trace", &["events", "format", "io"]),
-    ("cache", &["format", "io", "sabotage"]),
+    ("fetch", &["events", "source", "format", "io", "sabotage"]),
+    ("cache", &[]),
     ("image", &["source", "format"]),
-    ("base", &["cache", "events", "source", "format", "image"]),
+    ("base", &["cache", "events", "source", "image"]),
     ("delta", &["format", "io", "sabotage"]),
     ("disk", &["delta", "base", "cache", "format", "trace"]),
     (
@@ -22,17 +23,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["disk", "delta", "base", "cache", "image", "source", "format", "io", "sabotage", "events", "trace"],
     ),
     ("fuse", &["store", "disk", "base", "cache", "format", "io"]),
-    ("check", &["cache", "format", "io", "store"]),
+    ("check", &["fetch", "format", "io", "store"]),
     (
         "simulation",
-        &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage", "events"],
+        &[
+            "store", "disk", "delta", "check", "cache", "fetch", "source", "format", "io", "sabotage",
+            "events",
+        ],
     ),
     ("config", &["format"]),
     (
         "daemon",
         &[
-            "base", "cache", "check", "config", "delta", "disk", "events", "format", "fuse", "io", "source",
-            "store", "trace",
+            "base", "cache", "check", "config", "delta", "disk", "events", "fetch", "format", "fuse", "io",
+            "source", "store", "trace",
         ],
     ),
     ("cli", &["config", "daemon", "check", "source"]),
