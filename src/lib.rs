@@ -21,6 +21,8 @@ pub mod fuse;
 pub mod image;
 pub mod io;
 pub mod sabotage;
+#[cfg(feature = "daemon")]
+mod sandbox;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod source;

@@ -32,11 +32,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("config", &["format"]),
+    ("sandbox", &["config", "io", "source"]),
     (
         "daemon",
         &[
             "base", "cache", "check", "config", "delta", "disk", "events", "fetch", "format", "fuse", "io",
-            "source", "store", "trace",
+            "sandbox", "source", "store", "trace",
         ],
     ),
     ("cli", &["config", "daemon", "check", "source"]),

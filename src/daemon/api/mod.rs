@@ -29,7 +29,6 @@ use tokio::sync::Notify;
 
 use self::room::{Kind, Refused, Rooms};
 use super::channel::{Channel, FromWorker};
-use super::confine::InForce;
 use super::hydrate::Hydrations;
 use super::report::{Report, Upgrade, UpgradeState};
 use super::sources::HostSources;
@@ -40,6 +39,7 @@ use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::{Node, PlyFs, Waiters, guard};
 use crate::io::{LiveArena, sys};
+use crate::sandbox::confine::InForce;
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
 /// What the control socket's requests work on.
