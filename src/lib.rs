@@ -1,7 +1,7 @@
 //! plyfs: many virtual disks on one shared base image.
 //!
-//! A read travels `fuse -> disk -> delta | base -> cache -> image -> fetch -> source`; docs/design.md says which module
-//! may use which.
+//! A read travels `fuse -> serve -> disk -> delta | base -> cache -> image -> fetch -> source`; docs/design.md says which
+//! module may use which.
 
 pub mod base;
 pub mod cache;
@@ -23,6 +23,8 @@ pub mod io;
 pub mod sabotage;
 #[cfg(feature = "daemon")]
 mod sandbox;
+#[cfg(feature = "daemon")]
+pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod source;

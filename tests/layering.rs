@@ -22,7 +22,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "store",
         &["disk", "delta", "base", "cache", "image", "source", "format", "io", "sabotage", "events", "trace"],
     ),
-    ("fuse", &["store", "disk", "base", "cache", "format", "io"]),
+    ("serve", &["store", "disk", "base", "cache", "format", "io"]),
+    ("fuse", &["serve", "store", "disk", "format", "io"]),
     ("check", &["fetch", "format", "io", "store"]),
     (
         "simulation",
@@ -37,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "base", "cache", "check", "config", "delta", "disk", "events", "fetch", "format", "fuse", "io",
-            "sandbox", "source", "store", "trace",
+            "sandbox", "serve", "source", "store", "trace",
         ],
     ),
     ("cli", &["config", "daemon", "check", "source"]),
@@ -47,7 +48,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const ONLY: &[(&str, &str, &[&str])] = &[
     ("disk", "trace", &["Tap"]),
     ("disk", "cache", &["Touch"]),
-    ("fuse", "cache", &["Touch"]),
+    ("serve", "cache", &["Touch"]),
+    ("fuse", "store", &["Attributes", "Replace"]),
+    ("fuse", "disk", &["Grow", "Seek"]),
     ("cli", "source", &["http"]),
 ];
 
