@@ -27,6 +27,7 @@ use super::upgrade::Upgrading;
 use super::{ServeError, callers, handover, mount, report, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
+use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel::{self, answer_init};
 use crate::io::sys;
 use watch::SILENCE;
@@ -578,7 +579,7 @@ impl Supervisor {
         if self.stopping != Stopping::No {
             return;
         }
-        let socket = self.config.store.join("control.sock");
+        let socket = self.config.store.join(CONTROL_SOCKET);
         println!("plyfs ready mount={} socket={}", self.config.mount.display(), socket.display());
         let _ = std::io::stdout().flush();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);

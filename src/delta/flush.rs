@@ -13,9 +13,10 @@ use super::map::{LiveMap, Take};
 use super::pieces::{NewFile, Piece};
 use super::ranges::RangeLock;
 use super::recovery::{check_data, check_live, is_ours, open_map_file, replay};
-use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
+use super::{Delta, DeltaError, DeltaSpec, Footing};
 use crate::format::BLOCK;
 use crate::format::journal::{MapHeader, Record};
+use crate::format::layout::{DELTAS, data_path, map_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, MediumFile, Open, is_full, sys};
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
@@ -149,7 +150,7 @@ impl Delta {
     /// `Damaged` and `DataMissing` when the store does not have what was acknowledged; what the storage says.
     pub fn open(spec: DeltaSpec, footing: Footing) -> Result<Self, DeltaError> {
         let fail = |operation| DeltaError::io(operation);
-        let data_name = data_name(spec.disk);
+        let data_name = data_path(spec.disk);
         let data = match footing.medium.open(&data_name, Open::Existing) {
             Ok(file) => Some(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -322,7 +323,7 @@ impl Delta {
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
         if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
-            self.footing.medium.sync_dir("deltas").map_err(|e| {
+            self.footing.medium.sync_dir(DELTAS).map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
             })?;
@@ -552,7 +553,7 @@ impl Delta {
         let root = MapRoot { generation: header.generation, floor: len };
         let durable = || {
             file.sync_data()?;
-            medium.sync_dir("deltas")?;
+            medium.sync_dir(DELTAS)?;
             self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
         };
         // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
@@ -566,7 +567,7 @@ impl Delta {
         self.sync_ended(SYNCING_MAP);
         // With those of rewrites that failed in between. A left-over is harmless; `plyfs check` names it.
         for before in commit.root.generation.max(1)..header.generation {
-            let _ = medium.remove(&map_name(disk, before));
+            let _ = medium.remove(&map_path(disk, before));
         }
         *commit = Commit {
             root,

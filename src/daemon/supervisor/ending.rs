@@ -13,6 +13,7 @@ use super::super::report::UpgradeState;
 use super::super::upgrade::Upgrading;
 use super::super::{ServeError, handover, mount};
 use super::{CLOSING_TAKE_OVER, Stopping, Supervisor};
+use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel;
 use crate::io::sys;
 
@@ -162,7 +163,7 @@ impl Supervisor {
 
     /// The end: the socket goes, and after a clean end the live maps' place.
     pub(super) fn finished(&mut self, result: &Result<(), ServeError>) {
-        let _ = std::fs::remove_file(self.config.store.join("control.sock"));
+        let _ = std::fs::remove_file(self.config.store.join(CONTROL_SOCKET));
         // A worker that lives may still need it.
         let over = result.is_ok() || self.active.is_none();
         if let Some(live) = self.things.live.take().filter(|_| over) {
