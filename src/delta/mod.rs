@@ -4,11 +4,13 @@
 //! the data file durably has; the map is the only truth, holes of the data file mean nothing; a block that was
 //! `Zero` or `Data` below the overlap never falls through to the base again.
 
+mod commit;
 mod error;
 mod flush;
 mod gate;
 mod guard;
 mod map;
+mod open;
 mod pieces;
 mod ranges;
 mod recovery;
@@ -22,9 +24,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use commit::Commit;
+pub use commit::RootStore;
 pub use error::DeltaError;
-pub use flush::RootStore;
-use flush::{Commit, Whole};
+use flush::Whole;
 use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::flush::Commit;
+use super::commit::Commit;
 use super::map::LiveMap;
 use super::{Delta, DeltaError, DeltaSpec, Footing};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
