@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use plyfs::cache::disk::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
 use plyfs::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
+use plyfs::fetch::kept::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
 use plyfs::io::HostMedium;
 
 const MIB: u64 = 1024 * 1024;

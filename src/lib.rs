@@ -21,12 +21,17 @@ pub mod daemon;
 pub mod delta;
 pub mod disk;
 pub mod events;
+pub mod fetch;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
 pub mod image;
 pub mod io;
 pub mod sabotage;
+#[cfg(feature = "daemon")]
+mod sandbox;
+#[cfg(feature = "daemon")]
+pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod source;

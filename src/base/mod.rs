@@ -11,8 +11,6 @@
 //! What the bytes of a source mean is the business of [`crate::image`]; clusters are decompressed here, and only what
 //! comes out is kept in memory.
 
-pub mod lazy;
-pub mod readahead;
 mod stack;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,4 @@
-//! The memory cache of decoded base blocks, shared by every disk of every base; and, in [`disk`], the persistent cache
-//! of what was fetched.
+//! The memory cache of decoded base blocks, shared by every disk of every base.
 //!
 //! A hundred disks on one base read the same blocks; they are kept once, here, and answering out of this
 //! process's own memory is also the fastest answer there is. What must hold:
@@ -14,7 +13,6 @@
 //!   and a block of it is used only after its sum, which covers whose block it is, was compared.
 
 mod arena;
-pub mod disk;
 pub mod memory;
 mod shard;
 mod tags;

@@ -3,17 +3,17 @@
 use std::io;
 
 use super::{Check, CheckError, Finding, Repair, VerifyBases};
-use crate::cache::disk::{self, DIR, Sums};
+use crate::fetch::kept::{self, DIR, Sums};
 
 impl Check<'_> {
     /// The bytes of all that is cached are read only when bases are to be verified too: it may take as long.
     pub(super) fn cache(&mut self) -> Result<(), CheckError> {
         let sums = if self.verify == VerifyBases::Yes { Sums::Compare } else { Sums::Believe };
         let repair = match self.repair {
-            Repair::Yes => disk::Repair::Yes,
-            Repair::No => disk::Repair::No,
+            Repair::Yes => kept::Repair::Yes,
+            Repair::No => kept::Repair::No,
         };
-        let found = disk::check(self.medium, sums, repair).map_err(|error: io::Error| CheckError::Io {
+        let found = kept::check(self.medium, sums, repair).map_err(|error: io::Error| CheckError::Io {
             operation: "reading",
             path: self.store.join(DIR),
             error,

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::Check;
 use crate::format::BLOCK;
 use crate::format::journal::{Expected, Journal, ReadError};
+use crate::format::layout::{data_path, map_path};
 use crate::format::record::DiskRecord;
 
 impl Check<'_> {
@@ -18,7 +19,7 @@ impl Check<'_> {
             return;
         }
         let object = format!("disk {}", record.name);
-        let file = format!("deltas/{id}.{}.map", root.generation);
+        let file = map_path(id, root.generation);
         self.maps += 1;
         let expected = Expected {
             disk: id,
@@ -64,7 +65,7 @@ impl Check<'_> {
             return;
         }
         self.data_files += 1;
-        let file = format!("deltas/{id}.data");
+        let file = data_path(id);
         let needs = (end - 1) * BLOCK;
         let why = match self.open(&file).and_then(|f| f.metadata()) {
             Ok(meta) if meta.len() > needs => return,

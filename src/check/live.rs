@@ -4,8 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, io};
 
-use super::{Check, number};
-use crate::format::live::{LIVE_RECORD, LiveRecord};
+use super::Check;
+use crate::format::layout::{LIVE_RECORD, number};
+use crate::format::live::LiveRecord;
 use crate::format::record::Superblock;
 use crate::io::{ArenaIdentity, LiveArena, sys};
 

@@ -22,11 +22,14 @@ pub use digest::VerifyBases;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::format::layout::{
+    BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, DeltaFile, LOCK, STAGED_SUFFIX, SUPERBLOCK, base_path,
+    base_record, data_path, disk_path, disk_record, number,
+};
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Superblock, Validator};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
 
-const SUPERBLOCK: &str = "plyfs.store";
 const RECORD_LIMIT: u64 = 64 << 10;
 /// As the store takes numbers from the superblock.
 const ID_STEP: u64 = 4096;
@@ -200,7 +203,7 @@ pub fn run_through(
 }
 
 fn lock(store: &Path) -> Result<File, CheckError> {
-    let path = store.join("lock");
+    let path = store.join(LOCK);
     let fail = |error| CheckError::Io { operation: "locking", path: path.clone(), error };
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
@@ -215,25 +218,6 @@ fn lock(store: &Path) -> Result<File, CheckError> {
     } else {
         Err(CheckError::Running { store: store.into() })
     }
-}
-
-/// A number as plyfs writes it into a file's name: decimal, nothing before it.
-fn number(text: &str) -> Option<u64> {
-    text.parse::<u64>().ok().filter(|n| n.to_string() == text)
-}
-
-/// What a file in `deltas/` is by its name.
-enum DeltaFile {
-    Data(u64),
-    Map { disk: u64, generation: u64 },
-}
-
-fn delta_file(name: &str) -> Option<DeltaFile> {
-    if let Some(disk) = name.strip_suffix(".data") {
-        return number(disk).map(DeltaFile::Data);
-    }
-    let (disk, generation) = name.strip_suffix(".map")?.split_once('.')?;
-    Some(DeltaFile::Map { disk: number(disk)?, generation: number(generation)? })
 }
 
 struct Check<'a> {
@@ -265,12 +249,12 @@ impl Check<'_> {
     fn all(&mut self, runtime_dir: &Path) -> Result<Report, CheckError> {
         let superblock = self.superblock()?;
         self.find_live_maps(runtime_dir, superblock.as_ref());
-        let bases = self.list("bases")?;
-        let disks = self.list("disks")?;
-        let deltas = self.list("deltas")?;
-        self.bases = self.records("bases", ".base", &bases, BaseRecord::decode, |r| r.id);
+        let bases = self.list(BASES)?;
+        let disks = self.list(DISKS)?;
+        let deltas = self.list(DELTAS)?;
+        self.bases = self.records(BASES, BASE_SUFFIX, &bases, BaseRecord::decode, |r| r.id);
         let base_files = self.bases.len() as u64;
-        self.disks = self.records("disks", ".disk", &disks, DiskRecord::decode, |r| r.id);
+        self.disks = self.records(DISKS, DISK_SUFFIX, &disks, DiskRecord::decode, |r| r.id);
         let disk_files = self.disks.len() as u64;
         if let Some(superblock) = &superblock {
             self.next_number(superblock, [&bases, &disks, &deltas]);
@@ -426,7 +410,7 @@ impl Check<'_> {
                 }
                 Err(why) => self.find(3, file, format!("{why}; restore it from a backup")),
             }
-            if dir == "disks" {
+            if dir == DISKS {
                 self.broken.insert(wanted);
             }
         }
@@ -483,7 +467,7 @@ impl Check<'_> {
                     let message = format!("number {id} has the name too; number {owner} replaced it");
                     let loser = DiskRecord { unlinked: true, ..record };
                     let done = self.mend(5, object, message, Some(id), |medium| {
-                        replace(medium, "disks", &format!("{id}.disk"), &loser.encode())
+                        replace(medium, DISKS, &disk_record(id), &loser.encode())
                     });
                     if done {
                         self.losers.insert(id);
@@ -501,17 +485,19 @@ impl Check<'_> {
             let object = format!("disk {}", record.name);
             let why = match self.bases.get(&backing.base) {
                 None => format!(
-                    "number {id} needs base number {}, whose record is missing or damaged; restore bases/{}.base",
-                    backing.base, backing.base
+                    "number {id} needs base number {}, whose record is missing or damaged; restore {}",
+                    backing.base,
+                    base_path(backing.base)
                 ),
                 Some(base) if base.image.identity != backing.identity => {
                     format!("number {id} was made on another version of base {}; restore that one", base.name)
                 }
                 Some(base) if record.overlap > base.size() => format!(
-                    "number {id} reads {} bytes through to base {}, which has {}; restore disks/{id}.disk",
+                    "number {id} reads {} bytes through to base {}, which has {}; restore {}",
                     record.overlap,
                     base.name,
-                    base.size()
+                    base.size(),
+                    disk_path(id)
                 ),
                 Some(_) => continue,
             };
@@ -550,15 +536,15 @@ impl Check<'_> {
         deltas: &[String],
     ) -> Result<(), CheckError> {
         let root = self.list(".")?;
-        for (dir, names) in [(".", root.as_slice()), ("bases", bases), ("disks", disks), ("deltas", deltas)] {
+        for (dir, names) in [(".", root.as_slice()), (BASES, bases), (DISKS, disks), (DELTAS, deltas)] {
             for name in names {
                 let path = if dir == "." { name.clone() } else { format!("{dir}/{name}") };
                 let record = name.split_once('.').and_then(|(id, rest)| Some((number(id)?, rest)));
-                if name.ends_with(".tmp") {
-                    let owner = record.map(|(id, _)| id).filter(|_| dir == "disks");
+                if name.ends_with(STAGED_SUFFIX) {
+                    let owner = record.map(|(id, _)| id).filter(|_| dir == DISKS);
                     let last_copy = match dir {
                         "." => !superblock,
-                        "disks" => owner.is_some_and(|id| self.broken.contains(&id)),
+                        DISKS => owner.is_some_and(|id| self.broken.contains(&id)),
                         _ => false,
                     };
                     if last_copy {
@@ -573,9 +559,9 @@ impl Check<'_> {
                     continue;
                 }
                 match dir {
-                    "bases" if record.is_none_or(|(_, rest)| rest != "base") => self.foreign(path),
-                    "disks" if record.is_none_or(|(_, rest)| rest != "disk") => self.foreign(path),
-                    "deltas" => self.stray_delta(name, disks),
+                    BASES if record.is_none_or(|(id, _)| *name != base_record(id)) => self.foreign(path),
+                    DISKS if record.is_none_or(|(id, _)| *name != disk_record(id)) => self.foreign(path),
+                    DELTAS => self.stray_delta(name, disks),
                     _ => {}
                 }
             }
@@ -601,24 +587,22 @@ impl Check<'_> {
     }
 
     fn stray_delta(&mut self, name: &str, disks: &[String]) {
-        let path = format!("deltas/{name}");
-        let Some(file) = delta_file(name) else { return self.foreign(path) };
+        let path = format!("{DELTAS}/{name}");
+        let Some(file) = DeltaFile::of(name) else { return self.foreign(path) };
         let (DeltaFile::Data(id) | DeltaFile::Map { disk: id, .. }) = file;
-        let record = format!("{id}.disk");
-        if disks.binary_search(&record).is_err() {
+        if disks.binary_search(&disk_record(id)).is_err() {
+            let record = disk_path(id);
             // No order of writes leaves data without a record: then the record is what was lost.
-            let has_data = fs::symlink_metadata(self.store.join(format!("deltas/{id}.data")))
-                .is_ok_and(|meta| meta.blocks() > 0);
+            let has_data =
+                fs::symlink_metadata(self.store.join(data_path(id))).is_ok_and(|meta| meta.blocks() > 0);
             if has_data {
                 self.find(
                     11,
                     path,
-                    format!(
-                        "there is no disks/{record}; kept, it has data: restore that record, or remove it"
-                    ),
+                    format!("there is no {record}; kept, it has data: restore that record, or remove it"),
                 );
             } else {
-                self.stray("deltas", name, Some(id), &format!("there is no disks/{record}"));
+                self.stray(DELTAS, name, Some(id), &format!("there is no {record}"));
             }
             return;
         }
@@ -630,7 +614,7 @@ impl Check<'_> {
             if self.broken.contains(&id) {
                 self.find(11, path, format!("{why}; kept, because of the other findings about it"));
             } else {
-                self.stray("deltas", name, Some(id), &why);
+                self.stray(DELTAS, name, Some(id), &why);
             }
         }
     }
@@ -644,9 +628,9 @@ impl Check<'_> {
             let files: Vec<_> = deltas
                 .iter()
                 .filter(|name| {
-                    matches!(delta_file(name), Some(DeltaFile::Data(n) | DeltaFile::Map { disk: n, .. }) if n == id)
+                    matches!(DeltaFile::of(name), Some(DeltaFile::Data(n) | DeltaFile::Map { disk: n, .. }) if n == id)
                 })
-                .map(|name| format!("deltas/{name}"))
+                .map(|name| format!("{DELTAS}/{name}"))
                 .collect();
             let message = format!("number {id} was removed, its files are still there");
             self.mend(12, format!("disk {}", record.name), message, Some(id), |medium| {
@@ -657,9 +641,9 @@ impl Check<'_> {
                         _ => {}
                     }
                 }
-                medium.sync_dir("deltas")?;
-                medium.remove(&format!("disks/{id}.disk"))?;
-                medium.sync_dir("disks")
+                medium.sync_dir(DELTAS)?;
+                medium.remove(&disk_path(id))?;
+                medium.sync_dir(DISKS)
             });
         }
     }

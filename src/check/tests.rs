@@ -469,7 +469,7 @@ fn five_a_replaced_disk_with_a_stray_of_its_record_is_mended_in_one_run() {
 
 #[test]
 fn the_cache_of_fetched_blocks_is_checked_and_what_is_damaged_of_it_goes() {
-    use crate::cache::disk::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
+    use crate::fetch::kept::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
     struct Nobody;
     impl Watch for Nobody {
         fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}

@@ -2,31 +2,30 @@
 
 use std::io;
 
-use super::{Check, CheckError, number};
+use super::{Check, CheckError};
+use crate::format::layout::{STAGED_SUFFIX, TRACE_SUFFIX, TRACES, base_path, base_record, number};
 use crate::format::trace::{MAX_FILE, Trace};
-
-const DIR: &str = "traces";
 
 impl Check<'_> {
     /// Invariant 13. Returns how many there are. A trace is worth a faster boot and nothing else, so what is wrong with
     /// one is put right by removing it.
     pub(super) fn traces(&mut self, bases: &[String]) -> Result<u64, CheckError> {
-        let names = match self.medium.list(DIR) {
+        let names = match self.medium.list(TRACES) {
             Ok(names) => names,
             // Made with the first trace.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => {
-                return Err(CheckError::Io { operation: "reading", path: self.store.join(DIR), error });
+                return Err(CheckError::Io { operation: "reading", path: self.store.join(TRACES), error });
             }
         };
         let mut sound = 0;
         for name in names {
-            let path = format!("{DIR}/{name}");
-            if name.ends_with(".tmp") {
-                self.stray(DIR, &name, None, "left by an unclean stop");
+            let path = format!("{TRACES}/{name}");
+            if name.ends_with(STAGED_SUFFIX) {
+                self.stray(TRACES, &name, None, "left by an unclean stop");
                 continue;
             }
-            let Some(base) = name.strip_suffix(".trace").and_then(number) else {
+            let Some(base) = name.strip_suffix(TRACE_SUFFIX).and_then(number) else {
                 self.foreign(path);
                 continue;
             };
@@ -34,16 +33,15 @@ impl Check<'_> {
                 Ok(bytes) => Trace::decode(&bytes).err().map(|error| error.to_string()),
                 Err(error) => Some(format!("it cannot be read: {error}")),
             };
-            let record = format!("{base}.base");
-            let why =
-                why.or_else(|| (!bases.contains(&record)).then(|| format!("there is no bases/{record}")));
+            let has_base = bases.contains(&base_record(base));
+            let why = why.or_else(|| (!has_base).then(|| format!("there is no {}", base_path(base))));
             let Some(why) = why else {
                 sound += 1;
                 continue;
             };
             self.mend(13, path.clone(), format!("{why}; it is of no use"), None, |medium| {
                 medium.remove(&path)?;
-                medium.sync_dir(DIR)
+                medium.sync_dir(TRACES)
             });
         }
         Ok(sound)

@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use super::again;
 use super::error::CliError;
 use crate::daemon::connect_within;
+use crate::format::layout::CONTROL_SOCKET;
 
 /// `sun_path` of a socket address, with the zero at its end.
 const SUN_PATH: usize = 108;
@@ -57,7 +58,7 @@ impl Client {
             .enable_time()
             .build()
             .map_err(CliError::Runtime)?;
-        let socket = store.join("control.sock");
+        let socket = store.join(CONTROL_SOCKET);
         Ok(Self { runtime, store, socket })
     }
 
@@ -282,7 +283,7 @@ fn connect(socket: &Path, store: &Path, limit: Option<Duration>) -> std::io::Res
     }
     // A socket address is too small for this path; by way of the open directory it is not.
     let dir = std::fs::File::open(store)?;
-    let path = format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd());
+    let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", dir.as_raw_fd());
     connect_within(Path::new(&path), limit)
 }
 

@@ -11,6 +11,7 @@ use super::Global;
 use super::client::Client;
 use super::error::CliError;
 use crate::daemon::{End, Outcome};
+use crate::format::layout;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,7 +98,7 @@ fn what_is_left(client: &Client, mount: Option<&Path>) -> Option<String> {
     if let Some(mount) = mount.filter(|mount| is_mounted(mount)) {
         return Some(format!("{} is still mounted", mount.display()));
     }
-    is_locked(&client.store().join("lock")).then(|| "it still holds the store's lock".to_owned())
+    is_locked(&client.store().join(layout::LOCK)).then(|| "it still holds the store's lock".to_owned())
 }
 
 fn is_mounted(mount: &Path) -> bool {

@@ -24,6 +24,8 @@ pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
+use crate::format::layout;
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -288,7 +290,8 @@ impl Config {
             Some(store) => store,
             None => host::default_store()?,
         };
-        let mount = choose("mount.path", file.mount.path, flags.mount)?.unwrap_or_else(|| store.join("mnt"));
+        let mount =
+            choose("mount.path", file.mount.path, flags.mount)?.unwrap_or_else(|| store.join(layout::MOUNT));
         let runtime_dir = choose("runtime.dir", file.runtime.dir, None)?;
         let default_log = LogConfig::default();
         let config = Self {

@@ -26,8 +26,8 @@ use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, FromWorker};
-use crate::fuse::callers::{Findings, MOST, Process, Question};
 use crate::io::sys;
+use crate::serve::callers::{Findings, MOST, Process, Question};
 
 const PF_EXITING: u64 = 0x4;
 /// Threads that the kernel made in a process for io_uring, and for all else that works there for it.

@@ -16,7 +16,8 @@ use std::sync::atomic::Ordering;
 
 use super::worker::live_dir_name;
 use crate::config::{Config, host};
-use crate::format::live::{LIVE_RECORD, LONGEST_LIVE_RECORD, LiveRecord};
+use crate::format::layout::{self, LIVE_RECORD};
+use crate::format::live::{LONGEST_LIVE_RECORD, LiveRecord};
 use crate::io::{
     ArenaIdentity, HostMedium, LiveArena, LiveDir, LiveFile, LiveHeader, LiveStore, MapBounds, Open,
     read_whole, sys,
@@ -276,7 +277,7 @@ impl LiveHome {
         let medium = HostMedium::new(&config.store)?;
         // Of no use after a power cut, so nothing waits for the medium.
         with_reserve_of(&medium, || {
-            let staged = config.store.join(format!("{LIVE_RECORD}.tmp"));
+            let staged = config.store.join(layout::staged(LIVE_RECORD));
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
             options.open(&staged)?.write_all_at(&bytes, 0)?;

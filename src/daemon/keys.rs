@@ -6,7 +6,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::disk::{Of, SourceKey};
+use crate::fetch::kept::{Of, SourceKey};
 use crate::format::record::{BaseRecord, Digest, ImageFile, Strictness, Validator};
 
 struct Key(Sha256);

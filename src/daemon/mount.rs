@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::ServeError;
 use crate::config::Config;
+use crate::format::layout;
 use crate::io::sys::{self, Detach};
 
 fn refuse(mount: &Path, why: impl Into<String>) -> ServeError {
@@ -125,7 +126,7 @@ fn prepare_here(config: &Config) -> Result<PathBuf, ServeError> {
     if store.starts_with(&path) {
         return Err(refuse(mount, "the store lies in it; choose a mount point outside"));
     }
-    for part in ["bases", "disks", "deltas"] {
+    for part in layout::DIRS {
         if path.starts_with(store.join(part)) {
             return Err(refuse(
                 mount,

@@ -11,9 +11,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::report::reason;
+use crate::format::layout::OUTCOME;
 use crate::io::sys;
 
-const FILE: &str = "daemon.outcome";
 /// The file always has so many bytes, with blanks behind what it says.
 const BYTES: usize = 4096;
 
@@ -41,7 +41,7 @@ pub enum End {
 impl Outcome {
     /// What the last daemon of a store left, when it left anything.
     pub fn read(store: &Path) -> Option<Self> {
-        let bytes = fs::read(store.join(FILE)).ok().filter(|bytes| bytes.len() <= BYTES)?;
+        let bytes = fs::read(store.join(OUTCOME)).ok().filter(|bytes| bytes.len() <= BYTES)?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -66,12 +66,12 @@ impl Outcome {
             bytes.resize(BYTES, b' ');
             let mut options = File::options();
             options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-            let file = options.open(store.join(FILE))?;
+            let file = options.open(store.join(OUTCOME))?;
             file.write_all_at(&bytes, 0)?;
             file.set_len(BYTES as u64)
         };
         if let Err(error) = put() {
-            tracing::warn!(%error, file = FILE, "plyfs stop will not be told how this daemon ended");
+            tracing::warn!(%error, file = OUTCOME, "plyfs stop will not be told how this daemon ended");
         }
     }
 }
@@ -95,6 +95,6 @@ mod tests {
         assert!(long.starts_with(why.trim_end_matches("...")));
         Outcome::end(dir.path(), 7, &Ok::<(), io::Error>(()));
         assert_eq!(Outcome::read(dir.path()), Some(Outcome { end: Some(End::Clean), ..running }));
-        assert_eq!(fs::metadata(dir.path().join(FILE)).expect("there").len(), BYTES as u64);
+        assert_eq!(fs::metadata(dir.path().join(OUTCOME)).expect("there").len(), BYTES as u64);
     }
 }

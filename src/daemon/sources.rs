@@ -2,7 +2,7 @@
 //! blocks.
 //!
 //! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
-//! `cache::disk::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
+//! `fetch::kept::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -20,13 +20,13 @@ use super::copy::CopiedFile;
 use super::hydrate::files;
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
-use crate::base::lazy::{DemandBudget, Failing, Keep, KeepNothing, LazySource, Patience};
-use crate::cache::disk::{
+use crate::config::{Config, HttpConfig};
+use crate::events::{Event, Events, Kind, Reason, Traffic};
+use crate::fetch::kept::{
     Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
     default_free_floor,
 };
-use crate::config::{Config, HttpConfig};
-use crate::events::{Event, Events, Kind, Reason, Traffic};
+use crate::fetch::{DemandBudget, Failing, Keep, KeepNothing, LazySource, Patience};
 use crate::format::record::{self, BaseRecord, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{ServeError, system};
 use crate::config::Config;
+use crate::format::layout::{CONTROL_SOCKET, LOCK};
 use crate::io::{HostMedium, sys};
 use crate::store::{open_superblock, with_reserve_of};
 
@@ -45,11 +46,11 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(store.join("lock"))
+        .open(store.join(LOCK))
         .map_err(|e| said("opening its lock", e))?;
     let begun = Instant::now();
     while !sys::try_lock(&lock).map_err(|e| said("taking its lock", e))? {
-        let pid = fs::read_to_string(store.join("lock")).unwrap_or_default().trim().to_owned();
+        let pid = fs::read_to_string(store.join(LOCK)).unwrap_or_default().trim().to_owned();
         let alive = !pid.is_empty() && lives(&pid);
         if alive || begun.elapsed() > LOCK_PATIENCE {
             return Err(store_error(
@@ -80,10 +81,10 @@ fn lives(pid: &str) -> bool {
 
 /// Binds the control socket; only root and this user may connect.
 pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
-    let path = store.join("control.sock");
+    let path = store.join(CONTROL_SOCKET);
     // A socket's path may have 107 bytes; through the directory's descriptor any store will do.
     let dir = File::open(store).map_err(system("opening the store"))?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()));
+    let short = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", dir.as_raw_fd()));
     // Private from its first moment; a mode that is set later would let others in before. One thread runs here.
     let mask = sys::set_umask(0o177);
     let bind = || {

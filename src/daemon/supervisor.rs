@@ -2,10 +2,11 @@
 //! take over, until it is told to stop.
 //!
 //! It keeps the descriptor of the mount, so that a worker's death is a pause for the disks' users. One thread, one
-//! loop; it never waits for a worker that lives, nor for a disk. How it knows that the worker runs, and what it says to
-//! clients when it does not, is in [`watch`]; the end in [`ending`].
+//! loop; it never waits for a worker that lives, nor for a disk. The states that it passes through are in [`state`]. How it
+//! knows that the worker runs, and what it says to clients when it does not, is in [`watch`]; the end in [`ending`].
 
 mod ending;
+mod state;
 mod watch;
 
 use std::fs::File;
@@ -27,8 +28,11 @@ use super::upgrade::Upgrading;
 use super::{ServeError, callers, handover, mount, report, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
+use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel::{self, answer_init};
 use crate::io::sys;
+pub(super) use state::Ending;
+use state::{MountEnd, Seat};
 use watch::SILENCE;
 
 /// A worker that lived shorter than this counts as failing again; one that served and was then killed does not.
@@ -163,7 +167,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor goes on");
     widen(&supervisor.config.mount);
     supervisor.announced = true;
-    supervisor.active = Some(worker);
+    (supervisor.active, supervisor.seat) = (Some(worker), Seat::Serving);
     supervisor.standby_at = Some(Instant::now());
     supervisor.tell_report();
     let result = supervisor.run();
@@ -213,39 +217,25 @@ pub(super) struct Things {
 pub(super) struct Supervisor {
     pub(super) things: Things,
     pub(super) report: Report,
-    /// The worker that serves, or takes over. While there is none, `activate_at` says when the next one is tried.
+    /// The worker that serves, or takes over: as `seat` says.
     pub(super) active: Option<Worker>,
+    seat: Seat,
     pub(super) standby: Option<Worker>,
     pub(super) upgrading: Option<Upgrading>,
     /// The first worker has served.
     announced: bool,
     fresh_mount: bool,
-    pub(super) stopping: Stopping,
-    /// The operator wants the end, which waits for a hand-over to be over.
-    pub(super) stop_wanted: bool,
-    /// Workers that died while they closed the store.
-    closings: u32,
-    /// When a worker that takes over only to close the store has taken too long.
-    closing_at: Option<Instant>,
-    /// When the worker that takes over has taken too long, and how many have.
-    late_at: Option<Instant>,
+    pub(super) ending: Ending,
+    /// Workers in a row that were too late to take over.
     late: u32,
-    /// When a worker that has closed the store, or was killed, is not waited for any more.
-    gone_at: Option<Instant>,
-    /// The active worker has closed the store.
-    closed: bool,
-    /// Number of the mount's device, by which its connection can be aborted once it is out of sight.
-    device: Option<u32>,
+    /// Workers in a row that died young.
     short_lives: u32,
     standby_failures: u32,
-    activate_at: Option<Instant>,
     pub(super) standby_at: Option<Instant>,
     /// Where the live maps move to with the next worker.
     pub(super) moving: Option<LiveHome>,
     /// When the name of the live maps is looked at.
     pub(super) look_at: Option<Instant>,
-    /// Since when nobody serves.
-    down_since: Option<Instant>,
     /// How it all ends.
     outcome: Option<Result<(), ServeError>>,
 }
@@ -255,17 +245,6 @@ impl std::ops::Deref for Supervisor {
     fn deref(&self) -> &Things {
         &self.things
     }
-}
-
-/// How far the end is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stopping {
-    /// It is not wanted, or waits.
-    No,
-    /// The mount is gone; the worker sees that, and closes the store.
-    Unmounted,
-    /// The mount is out of sight and somebody has files open; the worker is told to close the store all the same.
-    Detached,
 }
 
 /// Whose turn it is.
@@ -284,26 +263,18 @@ impl Supervisor {
             things,
             report,
             active: None,
+            seat: Seat::Vacant { since: Instant::now(), next: None },
             standby: None,
             upgrading: None,
             announced: false,
             fresh_mount: false,
-            stopping: Stopping::No,
-            stop_wanted: false,
-            closings: 0,
-            closing_at: None,
-            late_at: None,
+            ending: Ending::No,
             late: 0,
-            gone_at: None,
-            closed: false,
-            device: None,
             short_lives: 0,
             standby_failures: 0,
-            activate_at: None,
             standby_at: None,
             moving: None,
             look_at: Some(Instant::now()),
-            down_since: None,
             outcome: None,
         }
     }
@@ -332,7 +303,12 @@ impl Supervisor {
 
     /// The end is wanted or has begun.
     pub(super) fn is_ending(&self) -> bool {
-        self.stop_wanted || self.stopping != Stopping::No
+        self.ending != Ending::No
+    }
+
+    /// It has begun.
+    fn is_closing(&self) -> bool {
+        matches!(self.ending, Ending::Closing(_))
     }
 
     /// Waits until somebody says something, or until something is due.
@@ -349,15 +325,13 @@ impl Supervisor {
             watched.push((Who::Client, self.listener.as_fd()));
         }
         let deadlines = [
-            self.late_at,
-            self.activate_at,
+            self.seat.deadline(),
             self.standby_at,
-            self.closing_at,
             self.look_at,
             self.upgrading.as_ref().map(|u| u.deadline),
-            self.down_since.filter(|_| !self.answers_clients()).map(|since| since + SILENCE),
+            self.seat.down_since().filter(|_| !self.answers_clients()).map(|since| since + SILENCE),
             self.active.as_ref().and_then(|worker| worker.pulse.due()),
-            self.gone_at,
+            self.leave_at(),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(-1, |at| {
             let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -370,9 +344,13 @@ impl Supervisor {
 
     fn do_what_is_due(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
-        if self.activate_at.is_some_and(|at| at <= now) {
-            self.activate_at = None;
-            self.activate()?;
+        if self.seat.deadline().is_some_and(|at| at <= now) {
+            self.seat.set_deadline(None);
+            match self.seat {
+                Seat::Vacant { .. } => self.activate()?,
+                Seat::TakingOver { .. } => self.is_late(),
+                Seat::Serving => {}
+            }
         }
         if self.standby_at.is_some_and(|at| at <= now) {
             self.standby_at = None;
@@ -384,37 +362,31 @@ impl Supervisor {
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_is_late()?;
         }
-        if self.closing_at.is_some_and(|at| at <= now) {
-            self.closing_at = None;
-            if let Some(worker) = &mut self.active {
-                worker.failure = None;
-                tracing::error!(
-                    pid = worker.pid,
-                    "a worker that is to close the store does not even take over"
-                );
-                let _ = sys::kill(worker.pid, libc::SIGKILL);
-            }
-        }
-        if self.late_at.is_some_and(|at| at <= now) {
-            self.late_at = None;
-            self.late += 1;
-            if let Some(worker) = &mut self.active {
-                let why = format!("it did not take over within {} s", worker.since.elapsed().as_secs());
-                tracing::error!(pid = worker.pid, why, "another worker is tried");
-                worker.failure = Some(why);
-                let _ = sys::kill(worker.pid, libc::SIGKILL);
-            }
-        }
         self.feel_the_pulse(now);
-        if self.gone_at.is_some_and(|at| at <= now) {
-            self.gone_at = None;
+        if self.leave_at().is_some_and(|at| at <= now) {
             self.give_up_the_worker();
         }
         // However a hand-over ended, the end that waited for it is due.
-        if self.stop_wanted && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
+        if self.ending == Ending::Wanted && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
             self.stop()?;
         }
         Ok(())
+    }
+
+    /// The worker that takes over has had its time.
+    fn is_late(&mut self) {
+        let is_closing = self.is_closing();
+        self.late += u32::from(!is_closing);
+        let Some(worker) = &mut self.active else { return };
+        if is_closing {
+            worker.failure = None;
+            tracing::error!(pid = worker.pid, "a worker that is to close the store does not even take over");
+        } else {
+            let why = format!("it did not take over within {} s", worker.since.elapsed().as_secs());
+            tracing::error!(pid = worker.pid, why, "another worker is tried");
+            worker.failure = Some(why);
+        }
+        let _ = sys::kill(worker.pid, libc::SIGKILL);
     }
 
     pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
@@ -440,7 +412,7 @@ impl Supervisor {
     }
 
     fn start_standby(&mut self) {
-        if self.standby.is_some() || self.stopping != Stopping::No {
+        if self.standby.is_some() || self.is_closing() {
             return;
         }
         match self.start_worker(&self.worker_program, false) {
@@ -481,7 +453,7 @@ impl Supervisor {
             Err(error) if self.announced => {
                 // The mount outlives this: requests wait until a worker can be started.
                 tracing::error!(%error, "a worker cannot be started; trying again");
-                self.activate_at = Some(Instant::now() + STANDBY_RETRY);
+                self.seat.vacate(Some(Instant::now() + STANDBY_RETRY));
                 Ok(())
             }
             Err(error) => Err(system("starting a worker")(error)),
@@ -491,11 +463,10 @@ impl Supervisor {
     /// Has a worker take over; the one before it is reaped.
     pub(super) fn hand_to(&mut self, worker: Worker) {
         let Some(mut worker) = self.with_live_maps(worker) else {
-            self.activate_at = Some(Instant::now() + STANDBY_RETRY);
+            self.seat.vacate(Some(Instant::now() + STANDBY_RETRY));
             return;
         };
         self.report.worker_starts += 1;
-        self.activate_at = None;
         if self.report.standby.pid == Some(worker.pid) {
             self.report.standby = Standby::default();
         }
@@ -503,21 +474,19 @@ impl Supervisor {
         worker.since = Instant::now();
         let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
         worker.tell(&message);
-        self.down_since.get_or_insert_with(Instant::now);
-        match self.stopping {
+        let patience = match &self.ending {
+            Ending::Closing(closing) => {
+                // Where the mount is gone it notices by itself that there is nothing to serve.
+                if closing.mount == MountEnd::Detached {
+                    worker.tell(&FromSupervisor::Finish);
+                }
+                Some(CLOSING_TAKE_OVER)
+            }
             // An upgrade has a deadline of its own, and a first start on a cold disk takes what it takes.
-            Stopping::No if self.upgrading.is_some() || !self.announced => {}
-            Stopping::No => {
-                let patience = FIRST_TAKE_OVER.saturating_mul(1 << self.late.min(10)).min(LONGEST_TAKE_OVER);
-                self.late_at = Some(Instant::now() + patience);
-            }
-            // It notices by itself that there is nothing to serve.
-            Stopping::Unmounted => self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER),
-            Stopping::Detached => {
-                worker.tell(&FromSupervisor::Finish);
-                self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
-            }
-        }
+            _ if self.upgrading.is_some() || !self.announced => None,
+            _ => Some(FIRST_TAKE_OVER.saturating_mul(1 << self.late.min(10)).min(LONGEST_TAKE_OVER)),
+        };
+        self.seat.take_over(patience.map(|patience| Instant::now() + patience));
         self.active = Some(worker);
     }
 
@@ -557,11 +526,9 @@ impl Supervisor {
         let Some(worker) = &mut self.active else { return Ok(()) };
         worker.phase = Phase::Serving;
         worker.pulse.begin(worker.answers);
-        // To close the store may take as long as it takes.
-        self.closing_at = None;
-        (self.late_at, self.late) = (None, 0);
         let (pid, took) = (worker.pid, worker.since.elapsed());
-        self.down_since = None;
+        // From here on, to close the store may take as long as it takes.
+        (self.seat, self.late) = (Seat::Serving, 0);
         self.fresh_mount = false;
         self.standby_at = Some(Instant::now());
         if !self.announced {
@@ -575,21 +542,21 @@ impl Supervisor {
     }
 
     fn announce(&self) {
-        if self.stopping != Stopping::No {
+        if self.is_closing() {
             return;
         }
-        let socket = self.config.store.join("control.sock");
+        let socket = self.config.store.join(CONTROL_SOCKET);
         println!("plyfs ready mount={} socket={}", self.config.mount.display(), socket.display());
         let _ = std::io::stdout().flush();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     }
 
     fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
-        self.late_at = None;
         let Some(worker) = self.active.take() else { return Ok(()) };
+        self.seat.vacate(None);
         let why = worker.why(status);
         let served = worker.since.elapsed();
-        if self.stopping != Stopping::No {
+        if self.is_closing() {
             return self.closing_worker_ended(&worker, status);
         }
         if !self.announced {
@@ -603,7 +570,6 @@ impl Supervisor {
             self.outcome = Some(self.ended(&worker, status));
             return Ok(());
         }
-        self.down_since.get_or_insert_with(Instant::now);
         let planned = self.upgrading.as_ref().is_some_and(Upgrading::ended_the_worker) || self.is_moving();
         if !planned {
             let starts = self.report.worker_starts;
@@ -620,7 +586,7 @@ impl Supervisor {
             return self.activate();
         }
         tracing::error!(?wait, "workers keep ending soon; the next one is put off");
-        self.activate_at = Some(Instant::now() + wait);
+        self.seat.set_deadline(Some(Instant::now() + wait));
         Ok(())
     }
 

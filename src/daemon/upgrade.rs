@@ -20,7 +20,7 @@ use super::channel::{FromSupervisor, FromWorker};
 use super::handover::{self, HandOver};
 use super::process::{Heard, Phase, Worker};
 use super::report::{Upgrade, UpgradeState, reason};
-use super::supervisor::Supervisor;
+use super::supervisor::{Ending, Supervisor};
 use super::{ServeError, system};
 use crate::io::sys;
 
@@ -236,7 +236,7 @@ impl Supervisor {
         // The standby worker is of the old version.
         self.end_others();
         // When the end is wanted, this version is good enough for it; and the wish does not travel.
-        if self.stop_wanted {
+        if self.ending == Ending::Wanted {
             return;
         }
         if let Err(why) = self.become_new() {

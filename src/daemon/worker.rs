@@ -17,24 +17,25 @@ use parking_lot::Mutex;
 
 use super::callers::Asker;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::confine::{self, InForce, Policy};
 use super::hydrate::Hydrations;
-use super::opener::Opener;
 use super::precedence::{self, Preferred};
 use super::prefetch::Prefetcher;
 use super::report::{Report, reason};
-use super::secrets::Keeper;
 use super::sources::{HostSources, Kept};
 use super::{api, handover, home};
 use crate::cache::{Adoption, BlockCache};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
-use crate::fuse::guard::{self, Guard};
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
-use crate::fuse::{self, Node, Ownership, PlyFs};
+use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
+use crate::sandbox::confine::{self, InForce, Policy};
+use crate::sandbox::opener::Opener;
+use crate::sandbox::secrets::Keeper;
+use crate::serve::guard::{self, Guard};
+use crate::serve::{self, Service, purge};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{IDLE, OPEN_IDLE, Preloaded, Store};
@@ -371,17 +372,19 @@ fn serve(
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
     let inline = (config.fuse_threads / 2).max(1);
-    let limits = fuse::Limits::of_window(window);
+    let limits = serve::Limits::of_window(window);
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("descriptors: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
-    let fs = PlyFs::new(store.clone(), owner, notifier.clone(), config.io_threads, inline, limits)
+    let service = Service::new(store.clone(), config.io_threads, inline, limits)
         .map_err(|e| format!("threads: {e}"))?;
     let asker = Asker::new(channel.clone());
     asker.supervisor_answers(turn.report.answers_callers);
     let asking = asker.clone();
-    fs.watch_callers(Box::new(move |question| asking.ask(question))).map_err(|e| format!("threads: {e}"))?;
-    let serving =
-        Serving::new(fs.clone(), &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
+    service
+        .watch_callers(Box::new(move |question| asking.ask(question)))
+        .map_err(|e| format!("threads: {e}"))?;
+    let fs = PlyFs::new(service.clone(), owner, notifier.clone());
+    let serving = Serving::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
     let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);
@@ -389,7 +392,7 @@ fn serve(
     let drain = Arc::new(tokio::sync::Notify::new());
     let control = api::Control {
         store: store.clone(),
-        frontend: fs.clone(),
+        service: service.clone(),
         notifier: notifier.clone(),
         channel: channel.clone(),
         config: config.clone(),
@@ -405,7 +408,7 @@ fn serve(
     };
     api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {
-        fs,
+        service,
         store: store.clone(),
         live_dir: live_dir.clone(),
         channel: channel.clone(),
@@ -434,7 +437,7 @@ fn serve(
 
 /// Listens to the supervisor.
 struct Ear {
-    fs: PlyFs,
+    service: Service,
     store: Arc<Store>,
     live_dir: Option<PathBuf>,
     channel: Arc<Channel>,
@@ -478,7 +481,7 @@ impl Ear {
 
     /// Closes the store although files are open, and ends this process.
     fn finish(&self) -> ! {
-        self.fs.quiesce();
+        self.service.quiesce();
         let code = match self.store.close() {
             Ok(()) => {
                 // Empty after a clean close.
@@ -549,16 +552,8 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
     std::thread::Builder::new().name("upkeep".into()).spawn(keep_up).map(drop)
 }
 
-/// Removes disks that lost their name and their last user while no worker could be told.
+/// Once: from now on the kernel tells this worker.
 fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<()> {
-    let reap = move || {
-        for node in store.unlinked() {
-            // The worker that removed it may have died before it told the kernel, whose name would keep the disk.
-            notifier.forget_names(Node::Disk(node.id()).ino());
-            if matches!(notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
-                store.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
-            }
-        }
-    };
+    let reap = move || purge::reap(&store, &*notifier);
     std::thread::Builder::new().name("reaper".into()).spawn(reap).map(drop)
 }

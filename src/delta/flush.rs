@@ -1,32 +1,25 @@
-//! Making a delta durable: the map file, and flushes that join.
+//! Making what was written durable: which words a flush takes, in which order data and records are synced, and what
+//! becomes of words whose flush failed. docs/design.md, "Flush", has the steps.
+//!
+//! What must hold: the data file is synced before a record claims its blocks (D12), and words that were taken are durable
+//! or given back, however the flush ends.
 
 use std::cell::Cell;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, RwLock};
-
-use super::gate::FlushGate;
+use super::commit::{Commit, SYNCING_DATA, Target};
 use super::guard::scopeguard;
-use super::map::{LiveMap, Take};
-use super::pieces::{NewFile, Piece};
-use super::ranges::RangeLock;
-use super::recovery::{check_data, check_live, is_ours, open_map_file, replay};
-use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
+use super::map::Take;
+use super::pieces::Piece;
+use super::{Delta, DeltaError};
 use crate::format::BLOCK;
-use crate::format::journal::{MapHeader, Record};
-use crate::format::record::MapRoot;
-use crate::io::{LiveHeader, MediumFile, Open, is_full, sys};
+use crate::format::layout::DELTAS;
+use crate::io::MediumFile;
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
 /// A map file is rewritten when it is larger than this and than four times its first record.
 const REWRITE: u64 = 256 << 10;
-/// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
-const AHEAD: u64 = 16 << 10;
-/// Bits of [`LiveHeader::Syncing`].
-const SYNCING_DATA: u64 = 1;
-const SYNCING_MAP: u64 = 2;
 /// Blocks that are read and written again at once.
 const REDO_BLOCKS: usize = 64;
 
@@ -37,56 +30,6 @@ pub(super) enum Whole {
     Held,
     /// It has none of it.
     Free,
-}
-
-/// Keeps the root of a disk's durable map.
-pub trait RootStore: Send + Sync {
-    /// Durably replaces the root.
-    fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()>;
-
-    /// As [`RootStore::commit`], with the size that the map file has at the root's floor.
-    ///
-    /// # Errors
-    /// As [`RootStore::commit`].
-    fn commit_sized(&self, root: MapRoot, modified_ns: i64, _size: u64) -> io::Result<()> {
-        self.commit(root, modified_ns)
-    }
-}
-
-/// State of the map file; who has it may append.
-#[derive(Default)]
-pub(super) struct Commit {
-    pub(super) root: MapRoot,
-    /// Highest generation that a file was written for.
-    pub(super) tried: u64,
-    pub(super) file: Option<Arc<dyn MediumFile>>,
-    pub(super) nonce: u64,
-    pub(super) tail: u64,
-    /// The file has zeros up to here.
-    pub(super) filled: u64,
-    pub(super) first: u64,
-    /// The file may grow to this, because there was no space for a new one.
-    pub(super) patience: u64,
-    pub(super) seq: u64,
-    /// The next flush writes a new map file.
-    pub(super) rewrite: bool,
-    /// An earlier worker may have written records that it did not sync.
-    pub(super) unproven: bool,
-    /// Size and overlap as the file has them.
-    pub(super) extent: (u64, u64),
-    /// The disk was removed: no file of it is made any more.
-    pub(super) retired: bool,
-}
-
-impl Commit {
-    pub(super) fn allocated(&self) -> u64 {
-        self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
-    }
-
-    fn refuse_retired(&self) -> Result<(), DeltaError> {
-        let removed = || io::Error::new(io::ErrorKind::NotFound, "the disk was removed");
-        if self.retired { Err(DeltaError::io("flush")(removed())) } else { Ok(()) }
-    }
 }
 
 /// Words that a flush has taken: durable, or given back, however the flush ends.
@@ -124,96 +67,7 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// Where the records of a flush go.
-enum Target {
-    /// To the end of the map file, each synced before the next is written: of two that are not, a power cut may leave
-    /// the later one, which would be damage.
-    Append,
-    /// To a new file, which counts when its root is committed.
-    New(NewFile),
-}
-
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // Without randomness the clock has to do: the nonce guards against stale bytes, not against enemies.
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => sys::now_ns() as u64,
-    }
-}
-
 impl Delta {
-    /// Opens the delta of a disk: by its live map after a crash of the worker, by its map file after a reboot.
-    ///
-    /// # Errors
-    /// `Damaged` and `DataMissing` when the store does not have what was acknowledged; what the storage says.
-    pub fn open(spec: DeltaSpec, footing: Footing) -> Result<Self, DeltaError> {
-        let fail = |operation| DeltaError::io(operation);
-        let data_name = data_name(spec.disk);
-        let data = match footing.medium.open(&data_name, Open::Existing) {
-            Ok(file) => Some(file),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(fail("opening the data file")(e)),
-        };
-        let identity = match &data {
-            Some(data) => data.identity().map_err(fail("opening the data file"))?,
-            None => (0, 0),
-        };
-        let (journal, commit) = open_map_file(&spec, &footing)?;
-        let live = footing.live.existing(spec.disk).map_err(fail("opening the live map"))?;
-        let live = match live {
-            Some(live) if is_ours(&live, &spec, identity)? => Some(live),
-            _ => None,
-        };
-        live.as_ref().map_or(Ok(()), |live| check_live(live, &spec))?;
-        let taken_over = live.is_some();
-        let map = match live {
-            Some(live) => LiveMap::new(live),
-            None => {
-                // Before the map is made: what does not fit takes no memory.
-                check_data(journal.as_ref(), data.as_deref(), &data_name)?;
-                replay(&spec, &footing, journal, identity)?
-            }
-        };
-        let delta = Self {
-            spec,
-            map,
-            data: RwLock::new(data),
-            ranges: RangeLock::default(),
-            commit: Mutex::new(commit),
-            map_bytes: AtomicU64::new(0),
-            gate: FlushGate::default(),
-            lost: AtomicU64::new(0),
-            redone: AtomicU64::new(0),
-            unsynced: AtomicBool::new(true),
-            unlisted: AtomicBool::new(true),
-            failure: Mutex::new(None),
-            footing,
-        };
-        if taken_over {
-            delta.commit.lock().unproven = true;
-            // A sync failed under an earlier worker, or it was killed in the middle of one: that may have failed too,
-            // and the kernel reports a failure once, to whoever asked.
-            let syncing = delta.word(LiveHeader::Syncing);
-            let failed = delta.error_epoch() != 0;
-            if failed || syncing & SYNCING_DATA != 0 {
-                delta.lost.store(1, Ordering::Release);
-            }
-            if failed || syncing & SYNCING_MAP != 0 {
-                // What the map file has in memory may not be on the medium.
-                delta.commit.lock().rewrite = true;
-            }
-            let pending = delta.word(LiveHeader::PendingShrink);
-            if pending != 0 {
-                delta.redo_lost(Whole::Held)?;
-                delta.complete_shrink(pending - 1)?;
-            }
-        } else {
-            delta.footing.live.publish(delta.spec.disk).map_err(fail("making the live map"))?;
-        }
-        Ok(delta)
-    }
-
     /// Makes everything durable that was completed before the call.
     ///
     /// # Errors
@@ -322,21 +176,12 @@ impl Delta {
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
         if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
-            self.footing.medium.sync_dir("deltas").map_err(|e| {
+            self.footing.medium.sync_dir(DELTAS).map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
             })?;
         }
         Ok(())
-    }
-
-    fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {
-        *self.failure.lock() = Some(format!("{operation}: {source}"));
-        self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
-        tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
-        // A lack of space that shows only now has lost what was acknowledged: nobody may take it for one to wait out.
-        let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
-        DeltaError::Io { operation, source }
     }
 
     /// Journals a size at once; the caller has the whole range.
@@ -379,16 +224,6 @@ impl Delta {
         self.sync_ended(SYNCING_DATA);
         synced.set(true);
         Ok(())
-    }
-
-    /// Notes for the next worker that this one may die without having heard how a sync ended.
-    fn sync_begins(&self, what: u64) {
-        self.map.live().header(LiveHeader::Syncing).fetch_or(what, Ordering::AcqRel);
-    }
-
-    /// It succeeded, or another file has what it was for.
-    fn sync_ended(&self, what: u64) {
-        self.map.live().header(LiveHeader::Syncing).fetch_and(!what, Ordering::AcqRel);
     }
 
     /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
@@ -464,148 +299,5 @@ impl Delta {
             self.commit_file(commit, file, extent)?;
         }
         Ok(())
-    }
-
-    fn write_record(
-        &self,
-        commit: &mut Commit,
-        target: &mut Target,
-        (size, overlap): (u64, u64),
-        piece: Piece,
-    ) -> Result<(), DeltaError> {
-        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: piece.into_runs() };
-        match target {
-            Target::Append => {
-                self.append(commit, &record)?;
-                commit.extent = (size, overlap);
-                Ok(())
-            }
-            Target::New(file) => file.put(&record).map_err(DeltaError::io("writing a new map file")),
-        }
-    }
-
-    fn append(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
-        let Some(file) = commit.file.clone() else {
-            return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
-        };
-        let bytes = record.encode(commit.nonce, commit.seq);
-        let end = commit.tail + bytes.len() as u64;
-        if end > commit.filled {
-            let zeros = vec![0; (end - commit.filled + limit(AHEAD, 2 << 10)) as usize];
-            // Only a convenience: without space for it the record itself may still fit.
-            if file.write_at(&zeros, commit.filled).is_ok() {
-                commit.filled += zeros.len() as u64;
-            }
-        }
-        if let Err(error) = file.write_at(&bytes, commit.tail) {
-            // What is missing of it may be zeros that are there already: then it counts, though the caller is told
-            // that it failed. A new file has only what is.
-            commit.rewrite = true;
-            return Err(DeltaError::io("appending to the map file")(error));
-        }
-        self.sync_map(commit, &file)?;
-        commit.tail = end;
-        commit.filled = commit.filled.max(end);
-        commit.seq += 1;
-        Ok(())
-    }
-
-    /// Syncs the records that an earlier worker wrote: they have been read, and nobody knows whether they are durable.
-    fn prove(&self, commit: &mut Commit) -> Result<(), DeltaError> {
-        match commit.file.clone() {
-            Some(file) if commit.unproven => self.sync_map(commit, &file),
-            _ => Ok(()),
-        }
-    }
-
-    fn sync_map(&self, commit: &mut Commit, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
-        // Until it succeeds, nobody knows what of the file is durable: a new one is written next time.
-        commit.rewrite = true;
-        if !sabotaged(Sabotage::JournalNotSynced) {
-            self.sync_begins(SYNCING_MAP);
-            file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
-            self.sync_ended(SYNCING_MAP);
-        }
-        (commit.rewrite, commit.unproven) = (false, false);
-        Ok(())
-    }
-
-    /// Begins a new map file.
-    fn new_file(&self, commit: &mut Commit) -> Result<NewFile, DeltaError> {
-        let generation = commit.tried.max(commit.root.generation) + 1;
-        // Also after a failure: nobody knows which record is durable, so no file is written twice.
-        commit.tried = generation;
-        let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
-        NewFile::begin(self.footing.medium.clone(), header).map_err(DeltaError::io("writing a new map file"))
-    }
-
-    /// Makes a new map file, which has everything, durable and the root.
-    fn commit_file(
-        &self,
-        commit: &mut Commit,
-        mut new: NewFile,
-        extent: (u64, u64),
-    ) -> Result<(), DeltaError> {
-        let (disk, medium) = (self.spec.disk, &self.footing.medium);
-        let (header, len, next_seq) = (new.header, new.len, new.next_seq);
-        let file = new.keep().map_err(DeltaError::io("writing a new map file"))?;
-        let root = MapRoot { generation: header.generation, floor: len };
-        let durable = || {
-            file.sync_data()?;
-            medium.sync_dir("deltas")?;
-            self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
-        };
-        // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
-        commit.rewrite = true;
-        match durable() {
-            Err(e) if is_full(&e) => {
-                return Err(DeltaError::io("writing the disk's record")(e));
-            }
-            other => other.map_err(|e| self.poison("making a new map file durable", e))?,
-        }
-        self.sync_ended(SYNCING_MAP);
-        // With those of rewrites that failed in between. A left-over is harmless; `plyfs check` names it.
-        for before in commit.root.generation.max(1)..header.generation {
-            let _ = medium.remove(&map_name(disk, before));
-        }
-        *commit = Commit {
-            root,
-            tried: header.generation,
-            file: Some(file),
-            nonce: header.nonce,
-            tail: len,
-            filled: len,
-            first: len,
-            patience: 0,
-            seq: next_seq,
-            rewrite: false,
-            unproven: false,
-            extent,
-            retired: false,
-        };
-        Ok(())
-    }
-
-    /// Its files are about to be removed: waits for a flush that runs, and has all later ones fail.
-    pub fn retire(&self) {
-        self.commit.lock().retired = true;
-    }
-
-    /// Flushes, and notes how long the map file is, so that damage is noticed when it is opened again. The live map
-    /// goes; nobody may use the delta afterwards.
-    ///
-    /// # Errors
-    /// As [`Delta::flush`]; the live map stays then, for a next start before a reboot.
-    pub fn close(&self) -> Result<(), DeltaError> {
-        self.flush()?;
-        let mut commit = self.commit.lock();
-        let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
-        let modified = self.modified_ns();
-        if root != commit.root || modified != self.spec.modified_ns || commit.extent.0 != self.spec.size {
-            let done = self.footing.roots.commit_sized(root, modified, commit.extent.0);
-            done.map_err(DeltaError::io("writing the disk's record"))?;
-            commit.root = root;
-        }
-        self.footing.live.remove(self.spec.disk).map_err(DeltaError::io("removing the live map"))
     }
 }

@@ -4,11 +4,13 @@
 //! the data file durably has; the map is the only truth, holes of the data file mean nothing; a block that was
 //! `Zero` or `Data` below the overlap never falls through to the base again.
 
+mod commit;
 mod error;
 mod flush;
 mod gate;
 mod guard;
 mod map;
+mod open;
 mod pieces;
 mod ranges;
 mod recovery;
@@ -22,9 +24,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use commit::Commit;
+pub use commit::RootStore;
 pub use error::DeltaError;
-pub use flush::RootStore;
-use flush::{Commit, Whole};
+use flush::Whole;
 use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
@@ -32,6 +35,7 @@ use ranges::RangeLock;
 
 use crate::format::BLOCK;
 use crate::format::journal::State;
+use crate::format::layout::{DELTAS, data_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, LiveStore, MapUse, Medium, MediumFile, Open, sys};
 use crate::sabotage::{Sabotage, linger, sabotaged};
@@ -128,14 +132,6 @@ impl std::fmt::Debug for Delta {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Delta").field("disk", &self.spec.disk).finish_non_exhaustive()
     }
-}
-
-pub(crate) fn data_name(disk: u64) -> String {
-    format!("deltas/{disk}.data")
-}
-
-pub(crate) fn map_name(disk: u64, generation: u64) -> String {
-    format!("deltas/{disk}.{generation}.map")
 }
 
 impl Delta {
@@ -263,7 +259,7 @@ impl Delta {
             return Ok(data.clone());
         }
         let fail = DeltaError::io("making the data file");
-        let data = self.footing.medium.open(&data_name(self.spec.disk), Open::Create);
+        let data = self.footing.medium.open(&data_path(self.spec.disk), Open::Create);
         let made = data.and_then(|data| Ok((data.identity()?, data)));
         let ((device, inode), data) = made.map_err(fail)?;
         self.set_word(LiveHeader::Device, device);
@@ -575,12 +571,12 @@ impl Delta {
     pub fn purge(medium: &dyn Medium, live: &dyn LiveStore, disk: u64) -> io::Result<()> {
         live.remove(disk)?;
         let (prefix, mut any) = (format!("{disk}."), false);
-        for name in medium.list("deltas")?.iter().filter(|n| n.starts_with(&prefix)) {
-            match medium.remove(&format!("deltas/{name}")) {
+        for name in medium.list(DELTAS)?.iter().filter(|n| n.starts_with(&prefix)) {
+            match medium.remove(&format!("{DELTAS}/{name}")) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => any = true,
             }
         }
-        if any { medium.sync_dir("deltas") } else { Ok(()) }
+        if any { medium.sync_dir(DELTAS) } else { Ok(()) }
     }
 }

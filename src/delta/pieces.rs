@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use super::map_name;
 use crate::format::journal::{MapHeader, Record, Run};
+use crate::format::layout::map_path;
 use crate::io::{Medium, MediumFile, Open};
 use crate::sabotage::limit;
 
@@ -64,7 +64,7 @@ pub(super) struct NewFile {
 
 impl NewFile {
     pub(super) fn begin(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
-        let file = medium.open(&map_name(header.disk, header.generation), Open::Create);
+        let file = medium.open(&map_path(header.disk, header.generation), Open::Create);
         let mut new = Self { medium, header, file: None, kept: false, len: 0, next_seq: 1, modified_ns: 0 };
         let file = new.file.insert(file?);
         file.set_len(0)?;
@@ -96,7 +96,7 @@ impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.kept {
             // It takes space that may be what is missing.
-            let _ = self.medium.remove(&map_name(self.header.disk, self.header.generation));
+            let _ = self.medium.remove(&map_path(self.header.disk, self.header.generation));
         }
     }
 }

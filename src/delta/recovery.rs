@@ -5,10 +5,11 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::flush::Commit;
+use super::commit::Commit;
 use super::map::LiveMap;
-use super::{Delta, DeltaError, DeltaSpec, Footing, data_name, map_name};
+use super::{Delta, DeltaError, DeltaSpec, Footing};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
+use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
 use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -117,11 +118,11 @@ impl Delta {
     /// As [`Delta::open`].
     pub fn check_files(spec: &DeltaSpec, footing: &Footing) -> Result<(), DeltaError> {
         let (journal, _) = open_map_file(spec, footing)?;
-        let data = match footing.medium.open(&data_name(spec.disk), Open::Existing) {
+        let data = match footing.medium.open(&data_path(spec.disk), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(DeltaError::io("opening the data file"))?),
         };
-        check_data(journal.as_ref(), data.as_deref(), &data_name(spec.disk))
+        check_data(journal.as_ref(), data.as_deref(), &data_path(spec.disk))
     }
 }
 
@@ -134,7 +135,7 @@ pub(super) fn open_map_file(
         let extent = (spec.size, spec.overlap);
         return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
     }
-    let name = map_name(spec.disk, root.generation);
+    let name = map_path(spec.disk, root.generation);
     let fail = || DeltaError::io("opening the map file");
     let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
     let len = file.len().map_err(fail())?;

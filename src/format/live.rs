@@ -2,8 +2,6 @@
 
 use super::codec::{Envelope, FormatError, Reader, Writer};
 
-/// Name of the record in the store.
-pub const LIVE_RECORD: &str = "live";
 /// The record is not longer.
 pub const LONGEST_LIVE_RECORD: u64 = 8 << 10;
 

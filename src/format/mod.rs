@@ -7,6 +7,7 @@
 pub mod cache;
 mod codec;
 pub mod journal;
+pub mod layout;
 pub mod live;
 pub mod record;
 pub mod replay;

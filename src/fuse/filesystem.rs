@@ -1,4 +1,4 @@
-//! The kernel's requests, one by one: decoded, sent to where they may wait, answered.
+//! The kernel's requests, one by one: decoded, handed to `serve`, answered.
 
 use std::ffi::OsStr;
 use std::time::SystemTime;
@@ -10,17 +10,24 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::change::{Change, allocate, time_ns};
-use super::data::{Written, read_ends};
-use super::guard::{self, guarded};
-use super::pool::Lane;
-use super::wait::{Attempt, Kind};
-use super::{
-    Asker, Node, PlyFs, SUFFIX, TTL, answer, call_of, epoch, fail, fail_base, fail_disk, os_error, reply,
-    strip,
-};
-use crate::disk::Seek;
-use crate::store::{Replace, StoreError};
+use super::kernel::MAX_WRITE;
+use super::reply::{answer, time_ns};
+use super::{Node, PlyFs, SUFFIX, TTL, call_of, disk_of, handle_of, reply, strip, target_of};
+use crate::disk::{Grow, Seek};
+use crate::serve::{self, Allocate, Asker, Change, Created, Target, Written};
+use crate::store::{Attributes, Replace};
+
+/// What fallocate(2) wants.
+fn allocate_of(mode: i32) -> Option<Allocate> {
+    let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => Some(Allocate::Take(grow)),
+        libc::FALLOC_FL_PUNCH_HOLE if mode == punch => Some(Allocate::Discard),
+        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Zero(grow)),
+        _ => None,
+    }
+}
 
 impl Filesystem for PlyFs {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -35,22 +42,9 @@ impl Filesystem for PlyFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // The kernel has let go of the inode: a disk without a name has no user any more.
-        if let Ok(node) = self.disk(ino)
-            && node.is_unlinked()
-        {
-            self.shared.pool.spawn(Lane::Purge, {
-                let fs = self.clone();
-                move || {
-                    // Another FORGET may have come late; only the kernel knows whether it has the inode now.
-                    let gone = fs.shared.notifier.refresh(ino.0);
-                    if matches!(gone, Ok(false))
-                        && let Err(error) = fs.store().purge(node.id())
-                    {
-                        reply::log_error(ino.0, &error);
-                    }
-                }
-            });
+        // The kernel has let go of the inode.
+        if let Ok(disk) = disk_of(ino) {
+            self.service.forgotten(disk, self.notifier.clone());
         }
     }
 
@@ -84,29 +78,16 @@ impl Filesystem for PlyFs {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
-        let Asker { resent, request, .. } = self.asker(req);
-        let call = call_of(req);
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
             Some(Node::Base(_)) => return reply.error(Errno::EROFS),
             _ => return reply.error(Errno::EPERM),
         };
-        let apply = move |fs: &PlyFs, reply: ReplyAttr| {
-            let done = guard::once(resent, || {
-                fs.disk(ino).and_then(|disk| change.apply(&disk, request)).and_then(|()| fs.attributes(node))
-            });
-            match done {
-                Ok(attr) => reply.attr(&TTL, &attr),
-                Err(errno) => reply.error(errno),
-            }
+        let answer = move |done: Result<Attributes, serve::Errno>| match done {
+            Ok(found) => reply.attr(&TTL, &reply::disk(node, &found)),
+            Err(errno) => reply.error(errno.into()),
         };
-        if size.is_none() && !self.is_attached(node) {
-            // The record of a disk whose base cannot be opened can be changed all the same.
-            return self.change_in(self.attach_lane(node), reply, ReplyAttr::error, apply);
-        }
-        self.when_attached(call, node, reply, ReplyAttr::error, move |fs, reply| {
-            fs.change(Lane::Disk(id), reply, ReplyAttr::error, apply);
-        });
+        self.service.change(call_of(req), self.asker(req), id, change, answer);
     }
 
     fn mknod(
@@ -122,14 +103,15 @@ impl Filesystem for PlyFs {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return reply.error(Errno::EPERM);
         }
-        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
-        self.change_names(reply, ReplyEntry::error, move |fs, reply| {
-            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode))
-                .and_then(|d| fs.attributes(Node::Disk(d.id())));
-            match made {
-                Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
-                Err(errno) => reply.error(errno),
+        let name = match Self::name_of_new(parent, name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
+        self.service.create(self.asker(req), name, mode, move |made| match made {
+            Ok(Created { disk, attributes }) => {
+                reply.entry(&TTL, &reply::disk(Node::Disk(disk), &attributes), Generation(0));
             }
+            Err(errno) => reply.error(errno.into()),
         });
     }
 
@@ -142,25 +124,12 @@ impl Filesystem for PlyFs {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (asker, name) = (self.asker(req), name.to_string_lossy().into_owned());
         if Node::of(parent.0) != Some(Node::Disks) {
             return reply.error(Errno::EPERM);
         }
-        self.change_names(reply, ReplyEmpty::error, move |fs, reply| {
-            let unlink = || {
-                if fs.done_before(&asker).is_some() {
-                    return Ok(());
-                }
-                let name = name.strip_suffix(SUFFIX).unwrap_or_default();
-                match fs.store().unlink_for(name, Some(asker.request)) {
-                    Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
-                    Err(error) => Err(fail(&error)),
-                }
-            };
-            answer(guard::once(asker.resent, unlink), reply);
-        });
+        // No disk is called nothing.
+        let name = name.to_string_lossy().strip_suffix(SUFFIX).unwrap_or_default().to_owned();
+        self.service.unlink(self.asker(req), name, |done| answer(done, reply));
     }
 
     fn rename(
@@ -173,7 +142,6 @@ impl Filesystem for PlyFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let asker = self.asker(req);
         let in_disks = |ino: INodeNo| Node::of(ino.0) == Some(Node::Disks);
         if !in_disks(parent) || !in_disks(newparent) {
             return reply.error(Errno::EPERM);
@@ -185,42 +153,21 @@ impl Filesystem for PlyFs {
         };
         let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (from.to_owned(), to.to_owned());
-        self.change_names(reply, ReplyEmpty::error, move |fs, reply| {
-            let rename = || {
-                if fs.done_before(&asker).is_some() {
-                    return Ok(());
-                }
-                match fs.store().rename_for(&from, &to, over, Some(asker.request)) {
-                    Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent && fs.store().disk(&to).is_ok() => {
-                        Ok(())
-                    }
-                    Err(error) => Err(fail(&error)),
-                }
-            };
-            answer(guard::once(asker.resent, rename), reply);
-        });
+        self.service.rename(self.asker(req), from, to, over, |done| answer(done, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let node = match Node::of(ino.0) {
-            Some(node @ Node::Disk(_)) => node,
+        let target = match Node::of(ino.0) {
+            Some(Node::Disk(id)) => Target::Disk(id),
             Some(Node::Base(_)) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
                 return reply.error(Errno::EROFS);
             }
-            Some(node @ Node::Base(_)) => node,
+            Some(Node::Base(id)) => Target::Base(id),
             _ => return reply.error(Errno::EISDIR),
         };
-        self.when_attached(call_of(req), node, reply, ReplyOpen::error, move |fs, reply| {
-            let opened = match node {
-                Node::Disk(_) => fs.disk(ino).and_then(|node| Self::open_disk(&node)),
-                _ => Ok(FileHandle(0)),
-            };
-            match opened {
-                Ok(fh) => reply.opened(fh, Self::open_flags()),
-                Err(errno) => reply.error(errno),
-            }
+        self.service.open(call_of(req), target, move |opened| match opened {
+            Ok(handle) => reply.opened(FileHandle(handle.number()), Self::open_flags()),
+            Err(errno) => reply.error(errno.into()),
         });
     }
 
@@ -235,16 +182,18 @@ impl Filesystem for PlyFs {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let (asker, name) = (Asker { exclusive, ..self.asker(req) }, name.to_string_lossy().into_owned());
-        self.change_names(reply, ReplyCreate::error, move |fs, reply| {
-            let made = guard::once(asker.resent, || fs.make(&asker, parent, &name, mode)).and_then(|node| {
-                let fh = Self::open_disk(&node)?;
-                Ok((fs.attributes(Node::Disk(node.id()))?, fh))
-            });
-            match made {
-                Ok((attr, fh)) => reply.created(&TTL, &attr, Generation(0), fh, Self::open_flags()),
-                Err(errno) => reply.error(errno),
+        let name = match Self::name_of_new(parent, name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
+        let asker = Asker { exclusive, ..self.asker(req) };
+        self.service.create_open(asker, name, mode, move |made| match made {
+            Ok((Created { disk, attributes }, handle)) => {
+                let attr = reply::disk(Node::Disk(disk), &attributes);
+                let fh = FileHandle(handle.number());
+                reply.created(&TTL, &attr, Generation(0), fh, Self::open_flags());
             }
+            Err(errno) => reply.error(errno.into()),
         });
     }
 
@@ -259,10 +208,15 @@ impl Filesystem for PlyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match Node::of(ino.0) {
-            Some(node) => self.read_file(call_of(req), node, offset, size, reply),
-            None => reply.error(Errno::ESTALE),
-        }
+        let target = match target_of(ino) {
+            Ok(target) => target,
+            Err(errno) => return reply.error(errno),
+        };
+        let answer = move |done: Result<&[u8], serve::Errno>| match done {
+            Ok(bytes) => reply.data(bytes),
+            Err(errno) => reply.error(errno.into()),
+        };
+        self.service.read(call_of(req), target, offset, size.min(MAX_WRITE) as usize, answer);
     }
 
     fn write(
@@ -277,7 +231,16 @@ impl Filesystem for PlyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.write_file(call_of(req), ino, Written { offset, fh, flags }, data, reply);
+        let disk = match disk_of(ino) {
+            Ok(disk) => disk,
+            Err(errno) => return reply.error(errno),
+        };
+        let written = Written { offset, handle: handle_of(fh), durable: flags.0 & libc::O_DSYNC != 0 };
+        let len = data.len() as u32;
+        self.service.write(call_of(req), disk, written, data, move |done| match done {
+            Ok(()) => reply.written(len),
+            Err(errno) => reply.error(errno.into()),
+        });
     }
 
     fn release(
@@ -290,8 +253,8 @@ impl Filesystem for PlyFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Ok(node) = self.disk(ino) {
-            node.closed();
+        if let Ok(disk) = disk_of(ino) {
+            self.service.closed(disk);
         }
         reply.ok();
     }
@@ -302,18 +265,8 @@ impl Filesystem for PlyFs {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let Some(node @ Node::Disk(id)) = Node::of(ino.0) else { return reply.ok() };
-        self.when_attached(call_of(req), node, reply, ReplyEmpty::error, move |fs, reply| {
-            // It waits for the disk in any case, and encoding a large map takes a processor for seconds.
-            fs.change_in(Lane::Sync(id), reply, ReplyEmpty::error, move |fs, reply| {
-                let done: Result<(), Errno> = guarded(|| {
-                    let node = fs.disk(ino)?;
-                    let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.flush(epoch(fh)).map_err(|e| fail_disk(&node, "flush", &e).errno())
-                });
-                answer(done, reply);
-            });
-        });
+        let Some(Node::Disk(id)) = Node::of(ino.0) else { return reply.ok() };
+        self.service.flush(call_of(req), id, handle_of(fh), |done| answer(done, reply));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -342,7 +295,7 @@ impl Filesystem for PlyFs {
                     }
                 }
                 Node::Disks => {
-                    for disk in self.store().disks_after(after) {
+                    for disk in self.service.store().disks_after(after) {
                         let (id, name) = (disk.id(), disk.name() + SUFFIX);
                         if reply.add(INodeNo(Node::Disk(id).ino()), id + 2, FileType::RegularFile, name) {
                             break;
@@ -350,7 +303,7 @@ impl Filesystem for PlyFs {
                     }
                 }
                 _ => {
-                    for base in self.store().bases().iter().filter(|b| b.id() > after) {
+                    for base in self.service.store().bases().iter().filter(|b| b.id() > after) {
                         let (id, name) = (base.id(), base.record().name.clone() + SUFFIX);
                         if reply.add(INodeNo(Node::Base(id).ino()), id + 2, FileType::RegularFile, name) {
                             break;
@@ -363,11 +316,11 @@ impl Filesystem for PlyFs {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.run(Lane::Space, move |fs| match fs.store().space() {
+        self.service.space(move |found| match found {
             Ok(s) => {
                 reply.statfs(s.total / 4096, s.free / 4096, s.available / 4096, 0, 0, 4096, 132, 4096);
             }
-            Err(error) => reply.error(os_error(error.raw_os_error().unwrap_or(libc::EIO))),
+            Err(errno) => reply.error(errno.into()),
         });
     }
 
@@ -381,17 +334,13 @@ impl Filesystem for PlyFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let node = match self.disk(ino) {
-            Ok(node) => Node::Disk(node.id()),
+        let disk = match disk_of(ino) {
+            Ok(disk) => disk,
             Err(errno) => return reply.error(errno),
         };
-        let call = call_of(req);
-        self.when_attached(call, node, reply, ReplyEmpty::error, move |fs, reply| {
-            let work = move |fs: &PlyFs| allocate(&*fs.disk(ino)?, offset, length, mode, fh);
-            let origin = fs.origin(call, node, 0);
-            let attempt = Attempt::new(origin, Kind::Changes, work, move |done| answer(done, reply));
-            fs.submit(attempt.prepared_by(move |fs| read_ends(fs, ino, offset, length)), fs.place(node));
-        });
+        let Some(what) = allocate_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let (call, range) = (call_of(req), (offset, length));
+        self.service.allocate(call, disk, what, range, handle_of(fh), |done| answer(done, reply));
     }
 
     fn lseek(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -401,32 +350,11 @@ impl Filesystem for PlyFs {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let Some(node) = Node::of(ino.0) else { return reply.error(Errno::EINVAL) };
-        let work = move |fs: &PlyFs| match node {
-            Node::Disk(_) => {
-                let node = fs.disk(ino)?;
-                let disk = node.attach().map_err(|e| fail(&e))?;
-                disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
-            }
-            Node::Base(id) => {
-                let base = fs.base_node(id)?.attach().map_err(|e| fail(&e))?;
-                let found = match what {
-                    _ if from >= base.size() => Ok(None),
-                    Seek::Data => base.next_data(from),
-                    Seek::Hole => base.next_hole(from).map(Some),
-                };
-                found.map_err(|error| fail_base(id, &error))
-            }
-            _ => Err(Errno::EINVAL.into()),
-        };
-        let call = call_of(req);
-        self.when_attached(call, node, reply, ReplyLseek::error, move |fs, reply| {
-            let answer = move |found: Result<Option<u64>, Errno>| match found {
-                Ok(Some(at)) => reply.offset(at as i64),
-                Ok(None) => reply.error(Errno::ENXIO),
-                Err(errno) => reply.error(errno),
-            };
-            fs.submit(Attempt::new(fs.origin(call, node, 0), Kind::Reads, work, answer), fs.place(node));
+        let Ok(target) = target_of(ino) else { return reply.error(Errno::EINVAL) };
+        self.service.seek(call_of(req), target, from, what, move |found| match found {
+            Ok(Some(at)) => reply.offset(at as i64),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(errno) => reply.error(errno.into()),
         });
     }
 

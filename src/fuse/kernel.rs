@@ -5,8 +5,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::Node;
 use crate::format::{Reader, Writer};
 use crate::io::sys;
+use crate::serve::purge::Users;
 
 const OPCODE_INIT: u32 = 26;
 const NOTIFY_INVAL_INODE: i32 = 2;
@@ -175,5 +177,15 @@ impl KernelNotifier {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
+    }
+}
+
+impl Users for KernelNotifier {
+    fn let_go(&self, disk: u64) {
+        self.forget_names(Node::Disk(disk).ino());
+    }
+
+    fn may_use(&self, disk: u64) -> io::Result<bool> {
+        self.refresh(Node::Disk(disk).ino())
     }
 }

@@ -1,16 +1,33 @@
-//! Attributes as the kernel wants them, and log lines that a guest can cause, at a bounded rate.
+//! Attributes and times as the kernel wants them, and answers that are the same for many requests.
 
-use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, INodeNo};
-use parking_lot::Mutex;
+use fuser::{FileAttr, FileType, INodeNo, ReplyEmpty, TimeOrNow};
 
-use super::{Node, Ownership, Waiters};
+use super::{Node, Ownership};
 use crate::format::record::{BaseRecord, Validator};
 use crate::io::sys;
+use crate::serve;
 use crate::store::Attributes;
+
+/// Answers a request that has no result but that it is done.
+pub fn answer(done: Result<(), serve::Errno>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno.into()),
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub fn time_ns(time: TimeOrNow) -> i64 {
+    match time {
+        TimeOrNow::Now => sys::now_ns(),
+        TimeOrNow::SpecificTime(at) => match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX),
+        },
+    }
+}
 
 fn time(ns: i64) -> SystemTime {
     let distance = Duration::from_nanos(ns.unsigned_abs());
@@ -67,57 +84,4 @@ pub fn base(node: Node, record: &BaseRecord, owner: &Ownership) -> FileAttr {
     out.size = record.size();
     out.blocks = record.size().div_ceil(512);
     out
-}
-
-/// One line in 100 ms for each disk or base, so that one that fails all the time hides no other.
-const INTERVAL_NS: i64 = 100_000_000;
-/// Disks and bases that are kept apart.
-const APART: usize = 1024;
-
-fn may_log(ino: u64) -> bool {
-    static LAST: Mutex<BTreeMap<u64, i64>> = Mutex::new(BTreeMap::new());
-    let now = sys::now_ns();
-    let mut last = LAST.lock();
-    if last.get(&ino).is_some_and(|last| now - last <= INTERVAL_NS) {
-        return false;
-    }
-    if last.len() >= APART {
-        last.retain(|_, last| now - *last <= INTERVAL_NS);
-    }
-    // So many that fail at a time share what is left.
-    last.len() < APART && last.insert(ino, now).is_none_or(|last| now - last > INTERVAL_NS)
-}
-
-/// Logs why a request on the disk or base with that inode number ended in an I/O error.
-pub fn log_error(ino: u64, error: &dyn Display) {
-    if may_log(ino) {
-        tracing::error!(%error, "a request failed");
-    }
-}
-
-/// Logs why a request on a disk ended in an I/O error.
-pub fn log_disk_error(ino: u64, disk: &str, operation: &str, error: &dyn Display) {
-    if may_log(ino) {
-        tracing::error!(disk, operation, %error, "a request failed");
-    }
-}
-
-/// Logs that a request was refused because too many wait.
-pub fn log_refused(ino: u64, waiters: Waiters) {
-    if may_log(ino) {
-        let (kind, number) = match Node::of(ino) {
-            Some(Node::Disk(id)) => ("disk", id),
-            Some(Node::Base(id)) => ("base", id),
-            _ => ("inode", ino),
-        };
-        let Waiters { requests, bytes, refused, .. } = waiters;
-        tracing::error!(
-            kind,
-            number,
-            waiting = requests,
-            bytes,
-            refused,
-            "a request ends with EIO: too many of its disk wait for the base; see the base's state in `plyfs status`"
-        );
-    }
 }

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::Campaign;
-use crate::cache::disk::{
+use crate::events::{Events, Traffic};
+use crate::fetch::kept::{
     CACHE_BLOCK, Contents, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Watch as CacheWatch,
 };
-use crate::events::{Events, Traffic};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::io::sim::SimMedium;
 use crate::source::{FileSource, Identity, OpenHere, Source, SourceError, SourceErrorKind};

@@ -10,6 +10,7 @@ use super::records::RECORD_LIMIT;
 use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
+use crate::format::layout;
 use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved, Validator,
 };
@@ -196,7 +197,7 @@ impl BaseNode {
             let why = "its paths and URLs are too long in all; leave some away";
             return Err(StoreError::invalid(self.object(), why));
         }
-        replace(&*self.medium, "bases", &format!("{}.base", record.id), &bytes)
+        replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &bytes)
             .map_err(StoreError::io(self.object(), "writing its record"))
     }
 

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::{BaseNode, DiskNode, LiveLeft, NewDisk, Replace, Store, StoreError, check_name};
 use crate::delta::Delta;
-use crate::format::MAX_DISK_SIZE;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest};
+use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
 use crate::sabotage::{Sabotage, sabotaged};
 
@@ -161,12 +161,13 @@ impl Store {
             nodes.push(self.disk_node(record, LiveLeft::No));
         }
         let written = self.stage_all(&nodes).and_then(|()| {
-            self.medium.sync_dir("disks").map_err(StoreError::io("new disks", "syncing their records"))
+            self.medium.sync_dir(layout::DISKS).map_err(StoreError::io("new disks", "syncing their records"))
         });
         if let Err(error) = written {
             for node in nodes {
-                let _ = self.medium.remove(&format!("disks/{}.disk", node.id()));
-                let _ = self.medium.remove(&format!("disks/{}.disk.tmp", node.id()));
+                let record = layout::disk_path(node.id());
+                let _ = self.medium.remove(&record);
+                let _ = self.medium.remove(&layout::staged(&record));
             }
             return Err(error);
         }
@@ -176,7 +177,7 @@ impl Store {
     fn stage_all(&self, nodes: &[Arc<DiskNode>]) -> Result<(), StoreError> {
         let stage_one = |node: &DiskNode| {
             let (id, object) = (node.id(), format!("disk {}", node.name()));
-            stage(&*self.medium, "disks", &format!("{id}.disk"), &node.encode())
+            stage(&*self.medium, layout::DISKS, &layout::disk_record(id), &node.encode())
                 .map_err(StoreError::io(object, "writing its record"))
         };
         let writers = nodes.len().div_ceil(WRITER_SHARE).min(WRITERS);
@@ -304,14 +305,14 @@ impl Store {
         node.retire();
         let purge = || {
             if sabotaged(Sabotage::RecordPurgedFirst) {
-                self.medium.remove(&format!("disks/{id}.disk"))?;
-                self.medium.sync_dir("disks")?;
+                self.medium.remove(&layout::disk_path(id))?;
+                self.medium.sync_dir(layout::DISKS)?;
             }
             // The record goes last: as long as it is there, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
-            match self.medium.remove(&format!("disks/{id}.disk")) {
+            match self.medium.remove(&layout::disk_path(id)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                _ => self.medium.sync_dir("disks"),
+                _ => self.medium.sync_dir(layout::DISKS),
             }
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
@@ -342,8 +343,8 @@ impl Store {
         }
         self.missing.check_base_removal(name)?;
         let remove = || {
-            self.medium.remove(&format!("bases/{}.base", base.id()))?;
-            self.medium.sync_dir("bases")
+            self.medium.remove(&layout::base_path(base.id()))?;
+            self.medium.sync_dir(layout::BASES)
         };
         remove().map_err(StoreError::io(object, "removing its record"))?;
         if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {

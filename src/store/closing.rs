@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::{Store, StoreError};
+use crate::format::layout::{self, DeltaFile};
 
 /// Files in `deltas/` of one number.
 #[derive(Debug, Default)]
@@ -45,13 +46,13 @@ impl Store {
     /// numbers that have no record. All else may be the last copy of something.
     fn remove_strays(&self, doubtful: &HashSet<u64>) -> std::io::Result<()> {
         let mut files: HashMap<u64, Files> = HashMap::new();
-        for name in self.medium.list("deltas")? {
-            let Some((number, rest)) = name.split_once('.') else { continue };
-            let Ok(id) = number.parse::<u64>() else { continue };
-            if rest == "data" {
-                files.entry(id).or_default().has_data = true;
-            } else if let Some(Ok(generation)) = rest.strip_suffix(".map").map(str::parse::<u64>) {
-                files.entry(id).or_default().maps.push(generation);
+        for name in self.medium.list(layout::DELTAS)? {
+            match DeltaFile::of(&name) {
+                Some(DeltaFile::Data(id)) => files.entry(id).or_default().has_data = true,
+                Some(DeltaFile::Map { disk, generation }) => {
+                    files.entry(disk).or_default().maps.push(generation);
+                }
+                None => {}
             }
         }
         let missing = self.missing.files();
@@ -63,10 +64,10 @@ impl Store {
             let node = self.names.read().disks.get(&id).cloned();
             let strays: Vec<u64> = match &node {
                 Some(node) => maps.into_iter().filter(|map| *map != node.generation()).collect(),
-                None if missing.contains(&format!("disks/{id}.disk")) => continue,
+                None if missing.contains(&layout::disk_path(id)) => continue,
                 None => maps,
             };
-            let data = crate::delta::data_name(id);
+            let data = layout::data_path(id);
             let may_go = match &node {
                 Some(node) => !strays.is_empty() && node.has_sound_map(),
                 None => self.medium.allocated(&data)?.unwrap_or(0) == 0,
@@ -75,7 +76,7 @@ impl Store {
                 continue;
             }
             for generation in strays {
-                self.medium.remove(&crate::delta::map_name(id, generation))?;
+                self.medium.remove(&layout::map_path(id, generation))?;
                 removed = true;
             }
             if node.is_none() && has_data {
@@ -83,6 +84,6 @@ impl Store {
                 removed = true;
             }
         }
-        if removed { self.medium.sync_dir("deltas") } else { Ok(()) }
+        if removed { self.medium.sync_dir(layout::DELTAS) } else { Ok(()) }
     }
 }

@@ -24,6 +24,7 @@ mod unread;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,7 +41,7 @@ use node::{Ground, LiveLeft};
 pub use preload::Preloaded;
 use recording::Recording;
 pub use records::open_superblock;
-use records::{RecordKind, SUPERBLOCK, read_all};
+use records::{RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
 use unread::Missing;
@@ -49,7 +50,7 @@ pub use unread::UnreadRecord;
 use crate::cache::BlockCache;
 use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
-use crate::format::{Kind, MAX_NUMBER, valid_name};
+use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
 use crate::sabotage::{Sabotage, limit, sabotaged};
 use crate::source::OpenHere;
@@ -119,7 +120,7 @@ impl Store {
     pub fn superblock(root: &Path) -> Result<Superblock, StoreError> {
         let object = || format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
-        if medium.open(SUPERBLOCK, Open::Existing).is_err() {
+        if medium.open(layout::SUPERBLOCK, Open::Existing).is_err() {
             return Err(StoreError::invalid(object(), "it has no superblock"));
         }
         open_superblock(&medium)
@@ -141,7 +142,7 @@ impl Store {
         let mut damaged: Vec<_> = bases.damaged.into_iter().chain(disks.damaged).collect();
         let disks = disks.good;
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
-            let name = crate::delta::map_name(disk.id, disk.map.generation);
+            let name = layout::map_path(disk.id, disk.map.generation);
             // One that is gone was replaced or removed in this moment.
             let Ok(file) = medium.open(&name, Open::Existing) else { continue };
             let mut header = vec![0; HEADER];
@@ -231,7 +232,7 @@ impl Store {
         let superblock = open_superblock(&*medium)?;
         // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
         // and told to clients whose request is sent again: it has to be what a power cut leaves.
-        for dir in [".", "bases", "disks", "deltas"] {
+        for dir in iter::once(".").chain(layout::DIRS) {
             if !sabotaged(Sabotage::NamesNotSettled) {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
@@ -349,7 +350,7 @@ impl Store {
                 ));
             }
             if !sabotaged(Sabotage::NumbersNotReserved) {
-                replace(&*self.medium, ".", SUPERBLOCK, &next.encode())
+                replace(&*self.medium, ".", layout::SUPERBLOCK, &next.encode())
                     .map_err(StoreError::io("store", "reserving numbers"))?;
             }
             *superblock = next;

@@ -9,8 +9,9 @@ use parking_lot::{Mutex, RwLock};
 use super::attached::Attachments;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore, data_name, map_name};
+use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
 use crate::disk::Disk;
+use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot, MountRequest};
 use crate::io::{LiveStore, Medium, Open, replace, sys};
 use crate::trace::Tap;
@@ -121,7 +122,7 @@ impl RecordKeeper {
         }
         let mut next = self.record.lock().clone();
         change(&mut next);
-        replace(&*self.medium, "disks", &format!("{}.disk", next.id), &next.encode())?;
+        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &next.encode())?;
         *self.record.lock() = next;
         Ok(())
     }
@@ -394,8 +395,9 @@ impl DiskNode {
             (Some(backing), None) => Err(StoreError::BaseChanged {
                 object: object(),
                 why: format!(
-                    "the record of its base, number {}, is missing or damaged; restore bases/{}.base",
-                    backing.base, backing.base
+                    "the record of its base, number {}, is missing or damaged; restore {}",
+                    backing.base,
+                    layout::base_path(backing.base)
                 ),
             }),
         }
@@ -448,12 +450,12 @@ impl DiskNode {
         if self.peek().is_some() {
             return None;
         }
-        let mut allocated = self.medium.allocated(&data_name(self.id)).ok()?.unwrap_or(0);
+        let mut allocated = self.medium.allocated(&layout::data_path(self.id)).ok()?.unwrap_or(0);
         if record.map.generation != 0 {
             if !record.size_is_current {
                 return None;
             }
-            let map = map_name(self.id, record.map.generation);
+            let map = layout::map_path(self.id, record.map.generation);
             let file = self.medium.open(&map, Open::Existing).ok()?;
             // A record that follows may have another size, and one that is damaged is named when it is attached.
             let mut next = [0; 8];

@@ -5,6 +5,9 @@
 
 use std::io;
 
+use crate::format::layout::{
+    BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, STAGED_SUFFIX, SUPERBLOCK, base_path, disk_path,
+};
 use crate::format::record::{DiskRecord, Superblock};
 use crate::format::{FormatError, Kind};
 use crate::io::{Medium, Open, Stamp, read_whole, replace, sys};
@@ -13,7 +16,6 @@ use super::StoreError;
 use super::preload::Known;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
-pub(super) const SUPERBLOCK: &str = "plyfs.store";
 
 /// Which of the two kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,21 +29,24 @@ pub(super) enum RecordKind {
 impl RecordKind {
     pub fn dir(self) -> &'static str {
         match self {
-            Self::Base => "bases",
-            Self::Disk => "disks",
+            Self::Base => BASES,
+            Self::Disk => DISKS,
         }
     }
 
     fn suffix(self) -> &'static str {
         match self {
-            Self::Base => ".base",
-            Self::Disk => ".disk",
+            Self::Base => BASE_SUFFIX,
+            Self::Disk => DISK_SUFFIX,
         }
     }
 
     /// The file's name in the store.
     pub fn path(self, number: u64) -> String {
-        format!("{}/{number}{}", self.dir(), self.suffix())
+        match self {
+            Self::Base => base_path(number),
+            Self::Disk => disk_path(number),
+        }
     }
 }
 
@@ -159,9 +164,10 @@ pub(super) fn read_records<T>(
 /// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a record that is `kept`,
 /// damaged or unread, stays; it may be the last copy. A failure keeps a file that does no harm.
 pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
-    for (dir, suffix) in [(".", SUPERBLOCK), ("bases", ".base"), ("disks", ".disk")] {
+    for (dir, suffix) in [(".", SUPERBLOCK), (BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)] {
         for name in medium.list(dir).unwrap_or_default() {
-            let Some(record) = name.strip_suffix(".tmp").filter(|record| record.ends_with(suffix)) else {
+            let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))
+            else {
                 continue;
             };
             let path = format!("{dir}/{record}");
@@ -199,7 +205,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 let mut uuid = [0; 16];
                 getrandom::fill(&mut uuid).map_err(|e| io::Error::other(e.to_string()))?;
                 let superblock = Superblock { uuid, created_ns: sys::now_ns(), next_id: 1 };
-                for dir in ["bases", "disks", "deltas"] {
+                for dir in DIRS {
                     medium.make_dir(dir)?;
                 }
                 // The superblock says that the directories are there.
@@ -207,7 +213,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
                 Ok(superblock)
             };
-            for dir in ["bases", "disks", "deltas"] {
+            for dir in DIRS {
                 if medium.list(dir).is_ok_and(|names| !names.is_empty()) {
                     return Err(StoreError::invalid(
                         object,

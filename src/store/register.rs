@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::base::{identity_of, reader};
 use super::records::RECORD_LIMIT;
 use super::{BaseNode, Store, StoreError, check_name};
+use crate::format::layout;
 use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat};
 use crate::image::{self, Chain, HEAD};
 use crate::io::{replace, sys};
@@ -119,7 +120,7 @@ impl Store {
                 "its paths and URLs are too long in all; leave some away",
             ));
         }
-        replace(&*self.medium, "bases", &format!("{}.base", record.id), &bytes)
+        replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &bytes)
             .map_err(StoreError::io(object, "writing its record"))?;
         let node = BaseNode::new(record, self.medium.clone(), self.cache.clone(), self.sources.clone());
         let node = Arc::new(node);

@@ -5,11 +5,9 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::format::layout::{TRACE_SUFFIX, TRACES, trace_file};
 use crate::format::trace::{MAX_FILE, Trace};
 use crate::io::{Medium, Open, read_whole, replace};
-
-const DIR: &str = "traces";
-const SUFFIX: &str = ".trace";
 
 /// A trace that is in the store.
 #[derive(Debug)]
@@ -41,9 +39,9 @@ impl TraceStore {
     pub fn save(&self, base: u64, trace: &Trace) -> io::Result<()> {
         let bytes = trace.encode().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         // Stores of versions without traces do not have the directory.
-        self.medium.make_dir(DIR)?;
+        self.medium.make_dir(TRACES)?;
         self.medium.sync_dir(".")?;
-        replace(&*self.medium, DIR, &format!("{base}{SUFFIX}"), &bytes)
+        replace(&*self.medium, TRACES, &trace_file(base), &bytes)
     }
 
     /// The trace of a base, if it has one.
@@ -59,7 +57,7 @@ impl TraceStore {
     /// # Errors
     /// What the storage says.
     pub fn bytes(&self, base: u64) -> io::Result<Option<Vec<u8>>> {
-        match self.medium.open(&format!("{DIR}/{base}{SUFFIX}"), Open::Existing) {
+        match self.medium.open(&format!("{TRACES}/{}", trace_file(base)), Open::Existing) {
             Ok(file) => read_whole(&*file, MAX_FILE).map(Some),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -71,11 +69,11 @@ impl TraceStore {
     /// # Errors
     /// What the storage says.
     pub fn bases(&self) -> io::Result<Vec<u64>> {
-        let names = match self.medium.list(DIR) {
+        let names = match self.medium.list(TRACES) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             names => names?,
         };
-        let number = |name: &String| name.strip_suffix(SUFFIX).and_then(|number| number.parse().ok());
+        let number = |name: &String| name.strip_suffix(TRACE_SUFFIX).and_then(|number| number.parse().ok());
         let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
         numbers.sort_unstable();
         Ok(numbers)
@@ -103,8 +101,8 @@ impl TraceStore {
     /// # Errors
     /// What the storage says.
     pub fn remove(&self, base: u64) -> io::Result<bool> {
-        match self.medium.remove(&format!("{DIR}/{base}{SUFFIX}")) {
-            Ok(()) => self.medium.sync_dir(DIR).map(|()| true),
+        match self.medium.remove(&format!("{TRACES}/{}", trace_file(base))) {
+            Ok(()) => self.medium.sync_dir(TRACES).map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, ApiError, Control, blocking, hex, rfc3339, unhex};
-use crate::cache::disk::{Contents, Reach};
 use crate::daemon::sources::options_of;
+use crate::fetch::kept::{Contents, Reach};
 use crate::format::record::{
     BaseIdentity, BaseOptions, Digest, ImageFile, ImageFormat, Strictness, Validator,
 };
@@ -212,7 +212,7 @@ pub(super) async fn add(State(c): State<Control>, body: Result<Json<AddBase>, Js
 
 /// What was asked for to learn the identity need not be asked for again.
 fn keep_head(kept: &Contents, head: &[u8]) {
-    let block = crate::cache::disk::CACHE_BLOCK as usize;
+    let block = crate::fetch::kept::CACHE_BLOCK as usize;
     let whole = if head.len() as u64 == kept.size() { head.len() } else { head.len() / block * block };
     if whole > 0 {
         kept.insert(0, &head[..whole]);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::bases::is_url;
 use super::{Answer, ApiError, Control, blocking};
-use crate::cache::disk::{Reach, Shares};
+use crate::fetch::kept::{Reach, Shares};
 use crate::format::record::BaseRecord;
 use crate::source::{Source, SourceError};
 use crate::store::{BaseNode, Sources, StoreError, why_changed};

@@ -29,7 +29,6 @@ use tokio::sync::Notify;
 
 use self::room::{Kind, Refused, Rooms};
 use super::channel::{Channel, FromWorker};
-use super::confine::InForce;
 use super::hydrate::Hydrations;
 use super::report::{Report, Upgrade, UpgradeState};
 use super::sources::HostSources;
@@ -37,9 +36,12 @@ use super::unavailable::{end, rfc3339};
 use crate::config::Config;
 use crate::disk::DiskError;
 use crate::events::Events;
+use crate::fuse::Node;
 use crate::fuse::kernel::KernelNotifier;
-use crate::fuse::{Node, PlyFs, Waiters, guard};
 use crate::io::{LiveArena, sys};
+use crate::sandbox::confine::InForce;
+use crate::serve::purge::{Users, purge_unused};
+use crate::serve::{Service, Waiters, guard};
 use crate::store::{DiskNode, NewDisk, Store, StoreError};
 
 /// What the control socket's requests work on.
@@ -48,7 +50,7 @@ pub struct Control {
     /// The store.
     pub store: Arc<Store>,
     /// For what waits.
-    pub frontend: PlyFs,
+    pub service: Service,
     /// To tell the kernel of changes that did not come through it.
     pub notifier: Arc<KernelNotifier>,
     /// To ask the supervisor for the end.
@@ -242,7 +244,7 @@ impl Control {
 
     /// Requests of the kernel that wait for the bytes of bases, and what became of others since the worker began.
     fn requests(&self) -> Value {
-        let Waiters { requests, bytes, watched, refused, interrupted } = self.frontend.waiters();
+        let Waiters { requests, bytes, watched, refused, interrupted } = self.service.waiters();
         json!({
             "waiting": requests,
             "waiting_bytes": bytes,
@@ -385,11 +387,9 @@ async fn show_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer
 async fn remove_disk(State(c): State<Control>, Path(name): Path<String>) -> Answer {
     blocking(move || {
         let node = c.store.unlink(&name)?;
-        c.notifier.forget_names(Node::Disk(node.id()).ino());
+        c.notifier.let_go(node.id());
         // Whoever has it open keeps it until the last close, of which the kernel tells.
-        if matches!(c.notifier.refresh(Node::Disk(node.id()).ino()), Ok(false)) {
-            c.store.purge(node.id())?;
-        }
+        purge_unused(&c.store, &*c.notifier, node.id())?;
         Ok(json!({"removed": [name]}))
     })
     .await

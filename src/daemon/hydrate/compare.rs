@@ -3,7 +3,7 @@
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::job::Stopped;
-use crate::cache::disk::{CACHE_BLOCK, Contents, Reach};
+use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::format::record::Digest;
 use crate::source::{FileSource, Source};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::job::{Job, State, Stopped};
-use crate::base::lazy::LazySource;
-use crate::cache::disk::{CACHE_BLOCK, Contents, Reach};
+use crate::fetch::LazySource;
+use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::source::{Arrival, Purpose, Source};
 
 /// One request, bytes; and how many are under way at once.

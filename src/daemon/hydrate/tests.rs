@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::fetch::{self, Here, Origin};
 use super::job::{Job, State, Stopped, What};
-use crate::cache::disk::CACHE_BLOCK;
+use crate::fetch::kept::CACHE_BLOCK;
 use crate::source::{Arrival, Arrived};
 
 const BLOCKS: u64 = 2000;

@@ -8,11 +8,13 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::super::channel::FromSupervisor;
-use super::super::process::{Phase, Worker};
+use super::super::process::Worker;
 use super::super::report::UpgradeState;
 use super::super::upgrade::Upgrading;
 use super::super::{ServeError, handover, mount};
-use super::{CLOSING_TAKE_OVER, Stopping, Supervisor};
+use super::state::{Closing, Ending, MountEnd, Seat};
+use super::{CLOSING_TAKE_OVER, Supervisor};
+use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel;
 use crate::io::sys;
 
@@ -31,9 +33,11 @@ impl Supervisor {
         worker: &Worker,
         status: ExitStatus,
     ) -> Result<(), ServeError> {
-        (self.closing_at, self.gone_at) = (None, None);
-        self.closings += 1;
-        if status.success() || worker.failure.is_some() || !self.announced || self.closings > CLOSINGS {
+        let Ending::Closing(closing) = &mut self.ending else { return Ok(()) };
+        closing.leave_at = None;
+        closing.deaths += 1;
+        let deaths = closing.deaths;
+        if status.success() || worker.failure.is_some() || !self.announced || deaths > CLOSINGS {
             self.outcome = Some(self.ended(worker, status));
             return Ok(());
         }
@@ -49,13 +53,14 @@ impl Supervisor {
     }
 
     pub(super) fn stop(&mut self) -> Result<(), ServeError> {
-        if self.stopping != Stopping::No {
+        if self.is_closing() {
             return Ok(());
         }
-        self.stop_wanted = self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over);
-        if self.stop_wanted {
+        if self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
+            self.ending = Ending::Wanted;
             return Ok(());
         }
+        self.ending = Ending::No;
         if let Some(upgrade) = &mut self.report.upgrade
             && upgrade.state == UpgradeState::Running
         {
@@ -66,25 +71,24 @@ impl Supervisor {
             self.activate()?;
         }
         // From here on the end has its own deadline.
-        (self.activate_at, self.late_at) = (None, None);
+        self.seat.set_deadline(None);
         self.end_others();
         self.stay_with_live_maps();
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         handover::forget(self.since_ns);
-        self.device = mount::device(&self.config.mount);
-        self.stopping = match mount::end(&self.config.mount, sys::Detach::No) {
-            Ok(()) => Stopping::Unmounted,
+        let device = mount::device(&self.config.mount);
+        let mount = match mount::end(&self.config.mount, sys::Detach::No) {
+            Ok(()) => MountEnd::Unmounted,
             Err(error) => {
                 tracing::warn!(%error, "files on the mount are open; what uses them will see I/O errors");
                 // Another process may have detached it.
                 if let Err(error) = mount::end(&self.config.mount, sys::Detach::Yes) {
                     tracing::warn!(%error, "the mount cannot be detached");
                 }
-                Stopping::Detached
+                MountEnd::Detached
             }
         };
-        // From here on there is another bound for it.
-        self.late_at = None;
+        self.ending = Ending::Closing(Closing { mount, device, deaths: 0, closed: false, leave_at: None });
         let Some(worker) = &self.active else {
             let last = self.report.ends.last().map_or_else(String::new, |end| format!(" ({})", end.why));
             self.outcome = Some(Err(ServeError::Worker {
@@ -96,11 +100,11 @@ impl Supervisor {
             }));
             return Ok(());
         };
-        if self.stopping == Stopping::Detached {
+        if mount == MountEnd::Detached {
             worker.tell(&FromSupervisor::Finish);
         }
-        if worker.phase != Phase::Serving {
-            self.closing_at = Some(Instant::now() + CLOSING_TAKE_OVER);
+        if self.seat != Seat::Serving {
+            self.seat.set_deadline(Some(Instant::now() + CLOSING_TAKE_OVER));
         }
         if worker.pulse.is_lost() {
             self.replace_lost();
@@ -121,8 +125,10 @@ impl Supervisor {
     }
     /// The worker has closed the store and let go of its lock.
     pub(super) fn store_is_closed(&mut self) {
-        self.closed = true;
-        self.gone_at = Some(Instant::now() + LAST_BREATH);
+        if let Ending::Closing(closing) = &mut self.ending {
+            closing.closed = true;
+            closing.leave_at = Some(Instant::now() + LAST_BREATH);
+        }
     }
 
     /// The active worker does not answer and is killed; at the end another one closes the store.
@@ -131,23 +137,36 @@ impl Supervisor {
         let why = "it did not answer the supervisor";
         tracing::error!(pid = worker.pid, why, "the worker is killed; another one closes the store");
         let _ = sys::kill(worker.pid, libc::SIGKILL);
-        self.gone_at = Some(Instant::now() + AFTER_KILL);
+        if let Ending::Closing(closing) = &mut self.ending {
+            closing.leave_at = Some(Instant::now() + AFTER_KILL);
+        }
+    }
+
+    /// When a worker that is to be gone is not waited for any more.
+    pub(super) fn leave_at(&self) -> Option<Instant> {
+        match &self.ending {
+            Ending::Closing(closing) => closing.leave_at,
+            _ => None,
+        }
     }
 
     /// A worker that is to be gone is not.
     pub(super) fn give_up_the_worker(&mut self) {
+        let Ending::Closing(closing) = &mut self.ending else { return };
+        closing.leave_at = None;
+        let Closing { device, closed, .. } = *closing;
         let Some(worker) = &self.active else { return };
         let pid = worker.pid;
         tracing::error!(
             pid,
-            closed = self.closed,
+            closed,
             "the worker does not end: a thread of it waits in the kernel for a disk or filesystem that hangs"
         );
         // It has the device open, and its clients would wait as long as it does.
-        if let Some(Err(error)) = self.device.map(kernel::abort) {
+        if let Some(Err(error)) = device.map(kernel::abort) {
             tracing::warn!(%error, "requests of files that are open cannot be ended");
         }
-        self.outcome = Some(match self.closed {
+        self.outcome = Some(match closed {
             true => Ok(()),
             false => Err(ServeError::Worker {
                 why: format!(
@@ -162,7 +181,7 @@ impl Supervisor {
 
     /// The end: the socket goes, and after a clean end the live maps' place.
     pub(super) fn finished(&mut self, result: &Result<(), ServeError>) {
-        let _ = std::fs::remove_file(self.config.store.join("control.sock"));
+        let _ = std::fs::remove_file(self.config.store.join(CONTROL_SOCKET));
         // A worker that lives may still need it.
         let over = result.is_ok() || self.active.is_none();
         if let Some(live) = self.things.live.take().filter(|_| over) {

@@ -17,7 +17,7 @@ use super::super::channel::FromSupervisor;
 use super::super::process::Phase;
 use super::super::pulse::Felt;
 use super::super::unavailable::{self, Situation, Wish};
-use super::{Stopping, Supervisor};
+use super::Supervisor;
 use crate::io::sys;
 
 /// After so long without a worker, clients of the control socket are told why.
@@ -26,7 +26,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(1);
 impl Supervisor {
     /// No worker answers the control socket, and clients are to hear why.
     pub(super) fn answers_clients(&self) -> bool {
-        let is_down = self.down_since.is_some_and(|since| since.elapsed() >= SILENCE);
+        let is_down = self.seat.down_since().is_some_and(|since| since.elapsed() >= SILENCE);
         is_down || self.active.as_ref().is_some_and(|worker| worker.pulse.is_lost())
     }
 
@@ -44,7 +44,7 @@ impl Supervisor {
                     pid = worker.pid,
                     "the worker does not answer; disks wait until it does, or until it is replaced: plyfs upgrade"
                 );
-                if self.stopping != Stopping::No {
+                if self.is_closing() {
                     self.replace_lost();
                 }
             }
@@ -115,12 +115,12 @@ impl Supervisor {
     }
 
     fn why_down(&self) -> String {
-        let down = self.down_since.map_or(0, |since| since.elapsed().as_secs());
+        let down = self.seat.down_since().map_or(0, |since| since.elapsed().as_secs());
         let last = match self.report.ends.last() {
             Some(end) => format!("the last one ended after {} ms: {}", end.served_ms, end.why),
             None => "it is being started".to_owned(),
         };
-        let next = match (&self.active, self.activate_at) {
+        let next = match (&self.active, self.seat.deadline()) {
             (Some(worker), _) => format!("worker {} is taking over", worker.pid),
             (None, Some(at)) => {
                 format!(

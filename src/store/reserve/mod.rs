@@ -21,10 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+use crate::format::layout::{DATA_SUFFIX, RESERVE, TRACES};
 use crate::io::{Medium, MediumFile, Open, Space, Stamp, is_full, sys};
-
-/// Name of the file in the store.
-pub const RESERVE: &str = "reserve";
 
 const MIB: u64 = 1 << 20;
 /// Bounds of the default, which is 1/256 of the filesystem.
@@ -267,7 +265,7 @@ impl Shared {
 
 /// What gets nothing of the reserve. A trace is worth a faster boot only, and may be larger than what a flush needs.
 fn is_data(name: &str) -> bool {
-    name.ends_with(".data") || name.starts_with("traces/")
+    name.ends_with(DATA_SUFFIX) || name.split_once('/').is_some_and(|(dir, _)| dir == TRACES)
 }
 
 impl Medium for Reserve {

@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::Errno;
+use super::Errno;
 
 /// What becomes of a panic in this thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,6 +21,7 @@ use super::open::Files;
 use super::source::CachedSource;
 use super::{DIR, DiskCache, count};
 use crate::format::cache::{CACHE_BLOCK, HEADER_AREA, SLOT, SLOT_BLOCKS, decode_slot, slot_place};
+use crate::format::layout::staged;
 use crate::io::Open;
 
 /// Slots that are read at once.
@@ -238,7 +239,7 @@ impl CachedSource {
         opened: &super::files::Opened,
     ) -> io::Result<()> {
         let medium = &*self.shared.medium;
-        let (name, staged) = (sums_name(&self.key), format!("{}.tmp", sums_name(&self.key)));
+        let (name, staged) = (sums_name(&self.key), staged(&sums_name(&self.key)));
         let mut header = writer.header().clone();
         header.direct = true;
         let slots = self.index.lock().slots();

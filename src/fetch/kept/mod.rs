@@ -60,10 +60,11 @@ use self::health::Health;
 use self::load::FirstLoad;
 use self::open::OpenFiles;
 use self::trouble::Troubles;
+use crate::format::layout;
 use crate::io::{Medium, Space};
 
 /// The cache's directory in the store.
-pub const DIR: &str = "cache";
+pub const DIR: &str = layout::CACHE;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::files::{self, INHERITED, Named, Opened, blocks_name, chunks_of, named, sums_name};
+use super::files::{self, Named, Opened, blocks_name, chunks_of, named, sums_name};
 use super::{CACHE_BLOCK, DIR, SourceKey};
 use crate::format::cache::{
     HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, block_sum, decode_inherited, decode_slot, slot_place,
 };
+use crate::format::layout::INHERITED;
 use crate::io::{Medium, Open, read_whole};
 
 /// Whether a check may change the cache.

@@ -15,10 +15,12 @@
 //! under it, and its locks are inside as well. `Shared::late` is held for moments, with no other.
 
 mod budget;
-mod fetch;
+mod fetching;
 mod health;
+pub mod kept;
 mod late;
 mod patience;
+pub mod readahead;
 #[cfg(test)]
 mod tests;
 mod transit;
@@ -29,23 +31,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::readahead::Readahead;
-use crate::cache::disk::{CachedSource, Contents, Reach};
 use crate::events::{Reason, Traffic};
 use crate::source::{
     Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
 pub use budget::DemandBudget;
-use fetch::{Demand, Fetching};
+use fetching::{Demand, Fetching};
 pub use health::Failing;
 use health::Health;
+use kept::{CachedSource, Contents, Reach};
 use late::Looking;
 use patience::Late;
 pub use patience::{PATIENCE, Patience};
+use readahead::Readahead;
 use transit::{Found, Transit, Unit, Who, arrival_of};
 
 /// Bytes of a cache block: the unit of fetching and keeping.
-pub const CACHE_BLOCK: u64 = crate::cache::disk::CACHE_BLOCK;
+pub const CACHE_BLOCK: u64 = kept::CACHE_BLOCK;
 
 /// The most that one request asks for, bytes.
 const MAX_REQUEST: u64 = 4 << 20;

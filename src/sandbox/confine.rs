@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use super::syscalls;
 use crate::config::{SeccompMode, SecurityConfig};
+use crate::format::layout;
 use crate::io::{confine as process, sys};
 
 /// What a worker is confined to.
@@ -187,7 +188,7 @@ fn worker_capabilities(policy: &Policy<'_>) -> CapsHashSet {
     // to somebody else, or lies behind somebody else's directory, needs this one, which landlock holds to the store.
     let had = caps::read(None, CapSet::Effective).unwrap_or_default();
     if caps::set(None, CapSet::Effective, &CapsHashSet::new()).is_ok() {
-        let parts = ["", "bases", "disks", "deltas"].map(|part| policy.store.join(part));
+        let parts: Vec<_> = [""].iter().chain(&layout::DIRS).map(|part| policy.store.join(part)).collect();
         let usable = |dir: &Path| process::may_use_directory(dir);
         if !parts.iter().all(|dir| usable(dir)) || !policy.live_dir.is_none_or(usable) {
             keep.insert(Capability::CAP_DAC_OVERRIDE);

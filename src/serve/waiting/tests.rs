@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 
 use super::*;
-use crate::fuse::callers::{Findings, Process, Question, ROUND};
+use crate::serve::callers::{Findings, Process, Question, ROUND};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -30,7 +30,9 @@ fn call(unique: u64) -> Call {
 fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>) -> usize {
     let (request, _) = request();
     let before = tickets.len();
-    while let Some(ticket) = table.admit(disk, bytes, call(tickets.len() as u64), Arc::downgrade(&request)) {
+    while let Some(ticket) =
+        table.admit(Target::Disk(disk), bytes, call(tickets.len() as u64), Arc::downgrade(&request))
+    {
         tickets.push(ticket);
     }
     tickets.len() - before
@@ -51,7 +53,7 @@ fn disks_that_take_all_they_can_get_leave_room_for_others() {
     assert!(table.counts().refused >= 39);
     drop(tickets);
     assert_eq!(table.counts().requests, 0);
-    assert!(table.state.lock().disks.is_empty() && table.state.lock().requests.is_empty());
+    assert!(table.state.lock().held.is_empty() && table.state.lock().requests.is_empty());
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn bytes_of_writes_are_bounded_too() {
 fn an_interrupted_request_ends_with_eintr() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
-    let _ticket = table.admit(1, 0, call(42), Arc::downgrade(&request)).expect("room");
+    let _ticket = table.admit(Target::Disk(1), 0, call(42), Arc::downgrade(&request)).expect("room");
     table.interrupt(42);
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert_eq!(table.counts().interrupted, 1);
@@ -80,7 +82,7 @@ fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
     table.interrupt(42);
-    let _ticket = table.admit(1, 0, call(42), Arc::downgrade(&request)).expect("room");
+    let _ticket = table.admit(Target::Disk(1), 0, call(42), Arc::downgrade(&request)).expect("room");
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert!(table.state.lock().early.is_empty());
 }
@@ -113,7 +115,7 @@ fn requests_of_a_process_that_ends_end_and_those_of_others_wait_on() {
     let mut tickets = Vec::new();
     for (thread, (request, _)) in &requests {
         let call = Call { unique: u64::from(*thread), thread: *thread };
-        tickets.push(table.admit(1, 0, call, Arc::downgrade(request)).expect("room"));
+        tickets.push(table.admit(Target::Disk(1), 0, call, Arc::downgrade(request)).expect("room"));
     }
     assert!(requests[0].1.1.recv_timeout(3 * ROUND).is_err(), "it lives");
     dies.store(true, Ordering::Relaxed);

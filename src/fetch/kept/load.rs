@@ -13,6 +13,7 @@ use super::index::{Index, Piece};
 use super::open::Files;
 use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
 use crate::format::cache::{CACHE_BLOCK, CacheHeader, SLOT_BLOCKS};
+use crate::format::layout::STAGED_SUFFIX;
 use crate::io::is_full;
 
 /// Punched at once while nothing else of the source is written.
@@ -93,7 +94,7 @@ impl DiskCache {
                 Some(Named::Sums(key)) => found.entry(key).or_default().insert(true),
                 Some(Named::Blocks(key)) => found.entry(key).or_default().insert(false),
                 // One that was being written.
-                None if name.ends_with(".tmp") => medium.remove(&format!("{DIR}/{name}")).is_ok(),
+                None if name.ends_with(STAGED_SUFFIX) => medium.remove(&format!("{DIR}/{name}")).is_ok(),
                 Some(Named::Inherited) | None => false,
             };
         }

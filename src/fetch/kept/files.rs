@@ -10,6 +10,7 @@ use crate::format::cache::{
     Ages, CACHE_BLOCK, CacheHeader, DecodedHeader, HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, decode_slot,
     encode_ages, encode_slot, slot_place,
 };
+use crate::format::layout::{BLOCKS_SUFFIX, INHERITED, SUMS_SUFFIX};
 use crate::io::{Medium, MediumFile, Open};
 
 /// Slots that are read at once.
@@ -30,28 +31,22 @@ pub(super) enum Named {
     Inherited,
 }
 
-/// The list of bases whose contents lie under the key that version 0.1.0 made.
-pub(super) const INHERITED: &str = "inherited";
-
 pub(super) fn named(name: &str) -> Option<Named> {
     if name == INHERITED {
         return Some(Named::Inherited);
     }
-    let (hex, suffix) = name.split_once('.')?;
-    let key = SourceKey::from_hex(hex)?;
-    match suffix {
-        "blocks" => Some(Named::Blocks(key)),
-        "sums" => Some(Named::Sums(key)),
-        _ => None,
+    if let Some(hex) = name.strip_suffix(BLOCKS_SUFFIX) {
+        return SourceKey::from_hex(hex).map(Named::Blocks);
     }
+    SourceKey::from_hex(name.strip_suffix(SUMS_SUFFIX)?).map(Named::Sums)
 }
 
 pub(super) fn blocks_name(key: &SourceKey) -> String {
-    format!("{DIR}/{key}.blocks")
+    format!("{DIR}/{key}{BLOCKS_SUFFIX}")
 }
 
 pub(super) fn sums_name(key: &SourceKey) -> String {
-    format!("{DIR}/{key}.sums")
+    format!("{DIR}/{key}{SUMS_SUFFIX}")
 }
 
 /// Chunks of a source.

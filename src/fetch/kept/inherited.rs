@@ -6,9 +6,9 @@
 
 use std::io;
 
-use super::files::INHERITED;
 use super::{DIR, DiskCache};
 use crate::format::cache::{MAX_INHERITED, decode_inherited, encode_inherited};
+use crate::format::layout::INHERITED;
 use crate::io::{Open, read_whole, replace};
 
 /// Bytes that the list may have.

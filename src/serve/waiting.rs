@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use fuser::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::callers::{Callers, Lookup};
+use super::{Errno, Target};
 
 /// How long a request that was interrupted may still be answered. A signal that does not kill is common (profilers,
 /// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
@@ -77,7 +77,7 @@ pub struct Waiters {
 
 /// A request, and the thread that made it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Call {
+pub struct Call {
     /// The request's number, which an interrupt names.
     pub unique: u64,
     /// In the pid namespace of the mount; 0 when it is not seen from there, or may be gone by now.
@@ -98,7 +98,7 @@ struct Held {
 
 #[derive(Default)]
 struct State {
-    disks: HashMap<u64, Held>,
+    held: HashMap<Target, Held>,
     all: Held,
     requests: HashMap<u64, Weak<dyn Cancel>>,
     /// Interrupted, and not among `requests`.
@@ -124,7 +124,7 @@ pub(super) struct Waiting {
 /// A place among those that wait.
 pub(super) struct Ticket {
     table: Arc<Waiting>,
-    disk: u64,
+    target: Target,
     bytes: usize,
     unique: u64,
 }
@@ -135,11 +135,11 @@ impl Drop for Ticket {
         let state = &mut *state;
         state.all.requests -= 1;
         state.all.bytes -= self.bytes;
-        if let Some(held) = state.disks.get_mut(&self.disk) {
+        if let Some(held) = state.held.get_mut(&self.target) {
             held.requests -= 1;
             held.bytes -= self.bytes;
             if held.requests == 0 {
-                state.disks.remove(&self.disk);
+                state.held.remove(&self.target);
             }
         }
         state.requests.remove(&self.unique);
@@ -166,10 +166,10 @@ impl Waiting {
         Ok(table)
     }
 
-    /// A place for a request of a disk with `bytes` of a write; none when too many wait.
+    /// A place for a request on a disk or base with `bytes` of a write; none when too many wait.
     pub fn admit(
         self: &Arc<Self>,
-        disk: u64,
+        target: Target,
         bytes: usize,
         call: Call,
         request: Weak<dyn Cancel>,
@@ -177,7 +177,7 @@ impl Waiting {
         let unique = call.unique;
         let mut state = self.state.lock();
         let Held { requests, bytes: all_bytes } = state.all;
-        let held = state.disks.get(&disk).copied().unwrap_or_default();
+        let held = state.held.get(&target).copied().unwrap_or_default();
         let left = self.limits.requests.saturating_sub(requests);
         let left_bytes = self.limits.bytes.saturating_sub(all_bytes);
         let fits = held.requests < self.limits.of_disk.min(left).max(self.limits.floor)
@@ -188,7 +188,7 @@ impl Waiting {
             return None;
         }
         let held = Held { requests: held.requests + 1, bytes: held.bytes + bytes };
-        state.disks.insert(disk, held);
+        state.held.insert(target, held);
         state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
         state.requests.insert(unique, request);
         if state.callers.came(unique, call.thread, Instant::now()) {
@@ -198,7 +198,7 @@ impl Waiting {
             state.due.push_back((Instant::now() + GRACE, unique));
             self.interrupts.notify_one();
         }
-        Some(Ticket { table: self.clone(), disk, bytes, unique })
+        Some(Ticket { table: self.clone(), target, bytes, unique })
     }
 
     /// A request that has its place goes on waiting after a try that could not be ended.

@@ -11,41 +11,19 @@
 
 use std::sync::Arc;
 
-use fuser::Errno;
 use parking_lot::Mutex;
 
+use super::error::Stop;
+use super::guard::guarded;
 use super::pool::Lane;
+use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
-use super::{PlyFs, guarded, reply};
+use super::{Errno, Target, log};
 use crate::base::{Arrival, Wanted, without_files};
 
 /// So often a change reads what it needs of a base and finds it gone from the cache; then it waits with the change
 /// under way.
 const ROUNDS: u32 = 4;
-
-/// Why the work of a request stopped.
-pub(super) enum Stop {
-    /// It failed.
-    Errno(Errno),
-    /// It is to be run again.
-    Wait(Arrival),
-}
-
-impl From<Errno> for Stop {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
-    }
-}
-
-impl Stop {
-    /// For work that needs nothing of a base.
-    pub fn errno(self) -> Errno {
-        match self {
-            Self::Errno(errno) => errno,
-            Self::Wait(_) => Errno::EIO,
-        }
-    }
-}
 
 /// Whether a request changes something, which it must not do once the daemon has stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,7 +32,7 @@ pub(super) enum Kind {
     Changes,
 }
 
-type Work<T> = Box<dyn Fn(&PlyFs) -> Result<T, Stop> + Send>;
+type Work<T> = Box<dyn Fn() -> Result<T, Stop> + Send>;
 type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
 /// Of whom a request is, and where it runs.
@@ -62,8 +40,8 @@ type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 pub(super) struct Origin {
     /// Its number, and who made it.
     pub call: Call,
-    /// The inode number of its disk or base, which it counts for.
-    pub ino: u64,
+    /// Its disk or base, which it counts for.
+    pub target: Target,
     /// The base whose files it may need.
     pub base: Option<u64>,
     /// Where it runs as long as it waits for the store only.
@@ -99,9 +77,20 @@ struct Tries<T> {
     rounds: u32,
 }
 
+/// Where work on an attached disk or base runs first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On this thread, if it may wait for the store.
+    Here,
+    /// In the disk's lane: it may have to decode.
+    Lane,
+    /// In the base's lane: it needs its files.
+    Base,
+}
+
 /// Whether a try may wait for files of a base.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Files {
+enum Files {
     Barred,
     Allowed,
 }
@@ -127,7 +116,7 @@ impl<T: Send + 'static> Attempt<T> {
     pub fn new(
         origin: Origin,
         kind: Kind,
-        work: impl Fn(&PlyFs) -> Result<T, Stop> + Send + 'static,
+        work: impl Fn() -> Result<T, Stop> + Send + 'static,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) -> Self {
         let tries = Tries { work: Box::new(work), prepare: None, held: Vec::new(), rounds: 0 };
@@ -137,7 +126,7 @@ impl<T: Send + 'static> Attempt<T> {
 
     /// A change that needs bytes of the base: `prepare` reads them, and changes nothing.
     #[must_use]
-    pub fn prepared_by(mut self, prepare: impl Fn(&PlyFs) -> Result<(), Stop> + Send + 'static) -> Self {
+    pub fn prepared_by(mut self, prepare: impl Fn() -> Result<(), Stop> + Send + 'static) -> Self {
         if let Some(tries) = &mut self.state.get_mut().tries {
             tries.prepare = Some(Box::new(prepare));
         }
@@ -159,7 +148,7 @@ impl<T: Send + 'static> Attempt<T> {
     }
 
     /// Counts it among those that wait; false when too many do, and then it is answered.
-    fn wait(self: &Arc<Self>, fs: &PlyFs, tries: Option<Tries<T>>) -> bool {
+    fn wait(self: &Arc<Self>, runner: &Arc<Runner>, tries: Option<Tries<T>>) -> bool {
         let has_place = {
             let mut state = self.state.lock();
             state.pinned = false;
@@ -172,14 +161,14 @@ impl<T: Send + 'static> Attempt<T> {
             }
             state.ticket.is_some()
         };
-        let Origin { call, ino, bytes, .. } = self.origin;
-        let waiting = &fs.shared.waiting;
+        let Origin { call, target, bytes, .. } = self.origin;
+        let waiting = &runner.waiting;
         if has_place {
             waiting.waits_again(call.unique);
             return true;
         }
         let this: Arc<dyn Cancel> = self.clone();
-        match waiting.admit(ino, bytes, call, Arc::downgrade(&this)) {
+        match waiting.admit(target, bytes, call, Arc::downgrade(&this)) {
             Some(ticket) => {
                 let mut state = self.state.lock();
                 let is_wanted = state.answer.is_some();
@@ -189,7 +178,7 @@ impl<T: Send + 'static> Attempt<T> {
                 is_wanted
             }
             None => {
-                reply::log_refused(ino, waiting.counts());
+                log::refused(target, waiting.counts());
                 drop(self.state.lock().tries.take());
                 // Not EAGAIN: io_uring submits a request that ends with it again at once, without end.
                 self.answer(Err(Errno::EIO));
@@ -198,57 +187,76 @@ impl<T: Send + 'static> Attempt<T> {
         }
     }
 
-    /// The lane for work that waits for the store only.
-    pub fn lane(&self) -> Lane {
-        self.origin.lane
+    /// It moves so many bytes.
+    #[must_use]
+    pub fn moving(mut self, bytes: usize) -> Self {
+        self.origin.moves = bytes;
+        self
     }
 
-    /// Bytes that it moves.
-    pub fn moves(&self) -> usize {
-        self.origin.moves
+    /// Runs it where it may wait for what it needs.
+    pub fn submit(self, runner: &Arc<Runner>, place: Place) {
+        let this = Arc::new(self);
+        match place {
+            Place::Base => this.spawn_in_base(runner),
+            Place::Lane => this.spawn(runner, Files::Barred),
+            Place::Here => match runner.pool.try_inline_for(this.origin.lane, this.origin.moves) {
+                Some(_permit) => this.run(runner, Files::Barred),
+                None => this.spawn(runner, Files::Barred),
+            },
+        }
+    }
+
+    /// Hands it over to its lane, where it holds `bytes` of a write. It runs here when too many bytes wait there.
+    pub fn submit_later(self: Arc<Self>, runner: &Arc<Runner>, bytes: usize) {
+        let (pool, lane, runner) = (&runner.pool, self.origin.lane, runner.clone());
+        let job = Box::new(move || self.run(&runner, Files::Barred));
+        if let Some(job) = pool.spawn_bounded(lane, bytes, job) {
+            job();
+        }
     }
 
     /// Runs it in the base's lane, where it may wait for files.
-    pub fn spawn_in_base(self: Arc<Self>, fs: &PlyFs) {
+    pub fn spawn_in_base(self: Arc<Self>, runner: &Arc<Runner>) {
         let lane = self.origin.base.map_or(self.origin.lane, Lane::Base);
-        self.spawn_in(fs, lane);
+        self.spawn_in(runner, lane);
     }
 
     /// Runs it when `arrival` has happened, for which an earlier try stopped.
-    pub fn wait_for(self: Arc<Self>, fs: &PlyFs, arrival: Arrival) {
+    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, arrival: Arrival) {
         if let Some(tries) = self.state.lock().tries.take() {
-            self.clone().run_when(fs, tries, arrival, Files::Barred);
+            self.clone().run_when(runner, tries, arrival, Files::Barred);
         }
     }
 
     /// Runs it in its lane, or in that of the base when it needs files.
-    pub fn spawn(self: Arc<Self>, fs: &PlyFs, files: Files) {
-        let (pool, fs) = (&fs.shared.pool, fs.clone());
+    fn spawn(self: Arc<Self>, runner: &Arc<Runner>, files: Files) {
+        let (pool, runner) = (&runner.pool, runner.clone());
         let lane = match (files, self.origin.base) {
             (Files::Allowed, Some(base)) => Lane::Base(base),
             _ => self.origin.lane,
         };
-        pool.spawn_moving(lane, self.origin.moves, move || self.run(&fs, files));
+        pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, files));
     }
 
     /// As [`spawn`](Self::spawn), in a lane where it may wait for files for as long as they take.
-    pub fn spawn_in(self: Arc<Self>, fs: &PlyFs, lane: Lane) {
-        if self.wait(fs, None) {
-            let (pool, fs) = (&fs.shared.pool, fs.clone());
-            pool.spawn_moving(lane, self.origin.moves, move || self.run(&fs, Files::Allowed));
+    pub fn spawn_in(self: Arc<Self>, runner: &Arc<Runner>, lane: Lane) {
+        if self.wait(runner, None) {
+            let (pool, runner) = (&runner.pool, runner.clone());
+            pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, Files::Allowed));
         }
     }
 
     /// One try, and what follows from it.
-    pub fn run(self: Arc<Self>, fs: &PlyFs, files: Files) {
+    fn run(self: Arc<Self>, runner: &Arc<Runner>, files: Files) {
         // It may have been ended by a signal.
         let Some(mut tries) = self.state.lock().tries.take() else { return };
         let mut files = files;
         if let (Files::Allowed, Some(prepare)) = (files, &tries.prepare)
             && tries.rounds <= ROUNDS
         {
-            match guarded(|| prepare(fs)) {
-                Err(Stop::Wait(arrival)) => return self.run_when(fs, tries, arrival, Files::Allowed),
+            match guarded(prepare) {
+                Err(Stop::Wait(arrival)) => return self.run_when(runner, tries, arrival, Files::Allowed),
                 Err(Stop::Errno(errno)) => return self.answer(Err(errno)),
                 // What is in memory now is found without files.
                 Ok(()) => files = Files::Barred,
@@ -263,11 +271,11 @@ impl<T: Send + 'static> Attempt<T> {
                 }
                 state.pinned = true;
                 drop(state);
-                let Some(inside) = fs.shared.gate.enter() else { return self.answer(Err(Errno::EIO)) };
+                let Some(inside) = runner.gate.enter() else { return self.answer(Err(Errno::EIO)) };
                 Some(inside)
             }
         };
-        let work = || guarded(|| (tries.work)(fs));
+        let work = || guarded(|| (tries.work)());
         let (done, wanted) = match files {
             Files::Barred => without_files(work),
             Files::Allowed => (work(), Wanted::Nothing),
@@ -281,22 +289,22 @@ impl<T: Send + 'static> Attempt<T> {
                 if wanted == Wanted::File && self.origin.base.is_some() {
                     tries.held.push(arrival);
                     tries.rounds += 1;
-                    if self.wait(fs, Some(tries)) {
-                        self.spawn(fs, Files::Allowed);
+                    if self.wait(runner, Some(tries)) {
+                        self.spawn(runner, Files::Allowed);
                     }
                 } else {
-                    self.run_when(fs, tries, arrival, Files::Barred);
+                    self.run_when(runner, tries, arrival, Files::Barred);
                 }
             }
         }
     }
 
     /// Runs it again when `arrival` has happened.
-    fn run_when(self: Arc<Self>, fs: &PlyFs, mut tries: Tries<T>, arrival: Arrival, files: Files) {
+    fn run_when(self: Arc<Self>, runner: &Arc<Runner>, mut tries: Tries<T>, arrival: Arrival, files: Files) {
         tries.held.push(arrival.clone());
-        if self.wait(fs, Some(tries)) {
-            let fs = fs.clone();
-            arrival.then(move || self.spawn(&fs, files));
+        if self.wait(runner, Some(tries)) {
+            let runner = runner.clone();
+            arrival.then(move || self.spawn(&runner, files));
         }
     }
 }

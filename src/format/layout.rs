@@ -1,0 +1,116 @@
+//! The name of every file of a store, each once (docs/format.md, "The store directory").
+//!
+//! Names are a part of the format: what one version writes another finds by them. What must hold: a name that is on disk
+//! is spelled here and nowhere else outside of tests, so that it cannot be spelled in two ways.
+
+/// The superblock; a directory with it is a store.
+pub const SUPERBLOCK: &str = "plyfs.store";
+/// Locked by the daemon, or by the check.
+pub const LOCK: &str = "lock";
+/// Space kept back for metadata.
+pub const RESERVE: &str = "reserve";
+/// Where the live maps of this boot are.
+pub const LIVE_RECORD: &str = "live";
+/// How the last daemon ended.
+pub const OUTCOME: &str = "daemon.outcome";
+/// The control socket of the running daemon.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// Where the daemon mounts when it is not told otherwise.
+pub const MOUNT: &str = "mnt";
+
+/// Records of bases.
+pub const BASES: &str = "bases";
+/// Records of disks.
+pub const DISKS: &str = "disks";
+/// Data files and map files of disks.
+pub const DELTAS: &str = "deltas";
+/// Blocks that were fetched.
+pub const CACHE: &str = "cache";
+/// Traces of bases; made with the first.
+pub const TRACES: &str = "traces";
+/// Directories that every store has.
+pub const DIRS: [&str; 3] = [BASES, DISKS, DELTAS];
+
+/// Ends of names, with their dot.
+pub const BASE_SUFFIX: &str = ".base";
+pub const DISK_SUFFIX: &str = ".disk";
+pub const DATA_SUFFIX: &str = ".data";
+pub const MAP_SUFFIX: &str = ".map";
+pub const TRACE_SUFFIX: &str = ".trace";
+pub const BLOCKS_SUFFIX: &str = ".blocks";
+pub const SUMS_SUFFIX: &str = ".sums";
+/// Of a file that is being written: it has no meaning after a crash.
+pub const STAGED_SUFFIX: &str = ".tmp";
+
+/// In [`CACHE`]: bases whose contents lie under the key that version 0.1.0 made.
+pub const INHERITED: &str = "inherited";
+
+/// The record of a base, in [`BASES`].
+pub fn base_record(base: u64) -> String {
+    format!("{base}{BASE_SUFFIX}")
+}
+
+/// The same, in the store.
+pub fn base_path(base: u64) -> String {
+    format!("{BASES}/{base}{BASE_SUFFIX}")
+}
+
+/// The record of a disk, in [`DISKS`].
+pub fn disk_record(disk: u64) -> String {
+    format!("{disk}{DISK_SUFFIX}")
+}
+
+/// The same, in the store.
+pub fn disk_path(disk: u64) -> String {
+    format!("{DISKS}/{disk}{DISK_SUFFIX}")
+}
+
+/// The data file of a disk, in the store.
+pub fn data_path(disk: u64) -> String {
+    format!("{DELTAS}/{disk}{DATA_SUFFIX}")
+}
+
+/// A map file of a disk, in the store.
+pub fn map_path(disk: u64, generation: u64) -> String {
+    format!("{DELTAS}/{disk}.{generation}{MAP_SUFFIX}")
+}
+
+/// The trace of a base, in [`TRACES`].
+pub fn trace_file(base: u64) -> String {
+    format!("{base}{TRACE_SUFFIX}")
+}
+
+/// What `name` is called while it is being written.
+pub fn staged(name: &str) -> String {
+    format!("{name}{STAGED_SUFFIX}")
+}
+
+/// A number as plyfs writes it into a name: decimal, nothing before it.
+pub fn number(text: &str) -> Option<u64> {
+    text.parse::<u64>().ok().filter(|n| n.to_string() == text)
+}
+
+/// What a file in [`DELTAS`] is by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaFile {
+    /// The data file of a disk.
+    Data(u64),
+    /// A map file of a disk.
+    Map {
+        /// The disk.
+        disk: u64,
+        /// Its generation.
+        generation: u64,
+    },
+}
+
+impl DeltaFile {
+    /// None for a name that plyfs does not make.
+    pub fn of(name: &str) -> Option<Self> {
+        if let Some(disk) = name.strip_suffix(DATA_SUFFIX) {
+            return number(disk).map(Self::Data);
+        }
+        let (disk, generation) = name.strip_suffix(MAP_SUFFIX)?.split_once('.')?;
+        Some(Self::Map { disk: number(disk)?, generation: number(generation)? })
+    }
+}

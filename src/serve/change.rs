@@ -1,0 +1,116 @@
+//! Changes of a disk that come as one request with many parts: attributes and the size, and space that is taken or given
+//! back.
+
+use super::attempt::{Attempt, Kind};
+use super::error::{Stop, fail, fail_disk};
+use super::pool::Lane;
+use super::{Asker, Call, Errno, Handle, Service, Target, guard, refuse};
+use crate::disk::Grow;
+use crate::format::record::MountRequest;
+use crate::store::{Attributes, DiskNode};
+
+/// New attributes of a disk; `None` stays.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub modified_ns: Option<i64>,
+}
+
+impl Change {
+    /// Once for each request: when it is sent again, and the size was changed since by another client, that stays.
+    fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
+        if let Some(size) = self.size {
+            let disk = node.attach().map_err(|e| fail(&e))?;
+            disk.resize_for(size, request.token()).map_err(|e| fail_disk(node, "resize", &e).errno())?;
+        }
+        if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
+            if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {
+                disk.delta().set_modified_ns(at);
+            }
+            let update = node.update(|record| {
+                record.mode = self.mode.map_or(record.mode, |m| m & 0o7777);
+                record.uid = self.uid.unwrap_or(record.uid);
+                record.gid = self.gid.unwrap_or(record.gid);
+                record.modified_ns = self.modified_ns.unwrap_or(record.modified_ns);
+            });
+            update.map_err(|e| fail(&e))?;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a range of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocate {
+    /// Its space is taken, so that later writes find it.
+    Take(Grow),
+    /// It reads as zeros, and its space is given back. The size stays.
+    Discard,
+    /// It reads as zeros.
+    Zero(Grow),
+}
+
+fn allocate(node: &DiskNode, what: Allocate, (offset, len): (u64, u64), handle: Handle) -> Result<(), Stop> {
+    let disk = node.attach().map_err(|e| fail(&e))?;
+    let epoch = handle.epoch();
+    let done = match what {
+        Allocate::Take(grow) => disk.allocate(offset, len, grow, epoch),
+        Allocate::Discard => disk.zero(offset, len, epoch),
+        Allocate::Zero(grow) => {
+            disk.zero(offset, len, epoch).and_then(|()| disk.grow(offset.saturating_add(len), grow))
+        }
+    };
+    done.map_err(|e| fail_disk(node, "allocate", &e))
+}
+
+impl Service {
+    /// Changes attributes of a disk, and finds what they are then.
+    pub fn change(
+        &self,
+        call: Call,
+        asker: Asker,
+        disk: u64,
+        change: Change,
+        answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
+    ) {
+        let target = Target::Disk(disk);
+        let apply = move |service: &Self| {
+            guard::once(asker.resent, || {
+                service.disk(disk).and_then(|node| change.apply(&node, asker.request))?;
+                service.attributes_now(disk)
+            })
+        };
+        if change.size.is_none() && !self.is_attached(target) {
+            // The record of a disk whose base cannot be opened can be changed all the same.
+            let (lane, service) = (self.attach_lane(target), self.clone());
+            return self.runner.change_in(lane, answer, refuse, move |answer| answer(apply(&service)));
+        }
+        self.when_attached(call, target, answer, refuse, move |service, answer| {
+            let (lane, runner, service) = (Lane::Disk(disk), &service.runner, service.clone());
+            runner.change(lane, answer, refuse, move |answer| answer(apply(&service)));
+        });
+    }
+
+    /// Takes the space of `range`, an offset and a length in bytes, or gives it back.
+    pub fn allocate(
+        &self,
+        call: Call,
+        disk: u64,
+        what: Allocate,
+        range: (u64, u64),
+        handle: Handle,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let target = Target::Disk(disk);
+        self.when_attached(call, target, answer, refuse, move |service, answer| {
+            let (changer, reader) = (service.clone(), service.clone());
+            let work = move || allocate(&*changer.disk(disk)?, what, range, handle);
+            let attempt = Attempt::new(service.origin(call, target, 0), Kind::Changes, work, answer);
+            let attempt = attempt.prepared_by(move || reader.read_ends(disk, range.0, range.1));
+            attempt.submit(&service.runner, service.place(target));
+        });
+    }
+}

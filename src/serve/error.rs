@@ -1,0 +1,81 @@
+//! How the work of a request ends when it does not succeed: it fails with an error number, which every frontend can
+//! tell its caller, or it waits for bytes and is run again.
+//!
+//! What must hold: an I/O error is logged where it arises, with its object and cause, because the number alone says
+//! neither to an operator.
+
+use super::{Target, log};
+use crate::base::{Arrival, BaseError};
+use crate::disk::DiskError;
+use crate::store::{DiskNode, StoreError};
+
+/// Why a request failed: a number of errno(3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errno(i32);
+
+impl Errno {
+    pub const EINTR: Self = Self(libc::EINTR);
+    pub const EIO: Self = Self(libc::EIO);
+    pub const ESTALE: Self = Self(libc::ESTALE);
+
+    pub const fn new(number: i32) -> Self {
+        Self(number)
+    }
+}
+
+impl From<Errno> for i32 {
+    fn from(errno: Errno) -> Self {
+        errno.0
+    }
+}
+
+/// Why the work of a request stopped.
+pub(super) enum Stop {
+    /// It failed.
+    Errno(Errno),
+    /// It is to be run again.
+    Wait(Arrival),
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl Stop {
+    /// For work that needs nothing of a base.
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::Errno(errno) => errno,
+            Self::Wait(_) => Errno::EIO,
+        }
+    }
+}
+
+pub(super) fn fail(error: &StoreError) -> Errno {
+    let errno = Errno(error.errno());
+    if errno == Errno::EIO {
+        log::failed(None, error);
+    }
+    errno
+}
+
+pub(super) fn fail_disk(node: &DiskNode, operation: &'static str, error: &DiskError) -> Stop {
+    if let Some(arrival) = error.arrival() {
+        return Stop::Wait(arrival.clone());
+    }
+    let errno = Errno(error.errno());
+    if errno == Errno::EIO {
+        log::failed_on_disk(node.id(), &node.name(), operation, error);
+    }
+    Stop::Errno(errno)
+}
+
+pub(super) fn fail_base(base: u64, error: &BaseError) -> Stop {
+    if let Some(arrival) = error.arrival() {
+        return Stop::Wait(arrival.clone());
+    }
+    log::failed(Some(Target::Base(base)), error);
+    Stop::Errno(Errno::EIO)
+}

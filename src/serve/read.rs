@@ -1,0 +1,183 @@
+//! Reads, of bytes and of where data is: from memory at once, from the store on this thread or in the disk's lane, from a
+//! base's files in the base's lane.
+
+use std::cell::{Cell, RefCell};
+
+use super::attempt::Place;
+use super::error::{Stop, fail, fail_base, fail_disk};
+use super::guard::guarded;
+use super::pool::LARGE;
+use super::{Call, Errno, Service, Target, refuse};
+use crate::cache::Touch;
+use crate::disk::Seek;
+use crate::format::BLOCK;
+use crate::io::sys;
+use crate::store::DiskNode;
+
+/// Bytes of the smallest buffer.
+const SMALLEST: usize = 64 << 10;
+/// What reads of bases ask for besides.
+const READAHEAD: u32 = 128 << 10;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A buffer that requests are answered from; this thread's own goes from request to request.
+struct Filled {
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl Filled {
+    /// With room for `size` bytes, of which none is filled.
+    fn with_room(size: usize) -> Self {
+        let mut buffer = BUFFER.take();
+        if buffer.len() < size {
+            buffer = vec![0; size.next_power_of_two().max(SMALLEST)];
+            // The kernel must not fault when it copies from here (D2).
+            sys::touch_pages(&mut buffer);
+        }
+        Self { buffer, len: 0 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        let other = BUFFER.replace(buffer);
+        // The larger one stays.
+        if other.len() > SMALLEST {
+            BUFFER.set(other);
+        }
+    }
+}
+
+impl Service {
+    /// Reads `size` bytes from `offset` on; fewer only at the end. `answer` gets them where they lie: what it does with
+    /// them it does before it returns. A frontend bounds `size`, for which there is a buffer.
+    pub fn read(
+        &self,
+        call: Call,
+        target: Target,
+        offset: u64,
+        size: usize,
+        answer: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        if size <= LARGE
+            && let Some(filled) = self.read_from_memory(target, offset, size)
+        {
+            return answer(Ok(filled.bytes()));
+        }
+        self.when_attached(call, target, answer, refuse, move |service, answer| {
+            let work = move |service: &Self| {
+                let mut filled = Filled::with_room(size);
+                filled.len = service.read_into(target, offset, &mut filled.buffer[..size])?;
+                Ok(filled)
+            };
+            let answer = move |done: Result<Filled, Errno>| match done {
+                Ok(filled) => answer(Ok(filled.bytes())),
+                Err(errno) => answer(Err(errno)),
+            };
+            let attempt = service.reads(call, target, work, answer).moving(size);
+            attempt.submit(&service.runner, service.place_of_read(target, offset, size));
+        });
+    }
+
+    /// Finds where data, or a hole, begins at or after `from`; none up to the end.
+    pub fn seek(
+        &self,
+        call: Call,
+        target: Target,
+        from: u64,
+        what: Seek,
+        answer: impl FnOnce(Result<Option<u64>, Errno>) + Send + 'static,
+    ) {
+        self.when_attached(call, target, answer, refuse, move |service, answer| {
+            let work = move |service: &Self| service.find(target, from, what);
+            service.reads(call, target, work, answer).submit(&service.runner, service.place(target));
+        });
+    }
+
+    /// What of a read is in memory; none when it has to wait.
+    fn read_from_memory(&self, target: Target, offset: u64, size: usize) -> Option<Filled> {
+        let Target::Disk(id) = target else { return None };
+        let disk = self.store.disk_by_id(id)?;
+        let disk = disk.attached()?;
+        let mut filled = Filled::with_room(size);
+        let buffer = RefCell::new(&mut filled.buffer[..size]);
+        let read = || Ok::<_, Errno>(disk.read_now(offset, &mut buffer.borrow_mut()));
+        let len = guarded(read).ok().flatten()?;
+        filled.len = len;
+        Some(filled)
+    }
+
+    fn read_into(&self, target: Target, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
+        match target {
+            Target::Disk(id) => {
+                let node = self.disk(id)?;
+                let disk = node.attach().map_err(|e| fail(&e))?;
+                disk.read(offset, buffer).map_err(|e| fail_disk(&node, "read", &e))
+            }
+            Target::Base(id) => {
+                let base = self.base(id)?.attach().map_err(|e| fail(&e))?.clone();
+                let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+                let done = base.read(offset, &mut buffer[..len], Touch::Repeat, READAHEAD);
+                done.map(|()| len).map_err(|error| fail_base(id, &error))
+            }
+        }
+    }
+
+    fn find(&self, target: Target, from: u64, what: Seek) -> Result<Option<u64>, Stop> {
+        match target {
+            Target::Disk(id) => {
+                let node = self.disk(id)?;
+                let disk = node.attach().map_err(|e| fail(&e))?;
+                disk.seek(from, what).map_err(|e| fail_disk(&node, "seek", &e))
+            }
+            Target::Base(id) => {
+                let base = self.base(id)?.attach().map_err(|e| fail(&e))?;
+                let found = match what {
+                    _ if from >= base.size() => Ok(None),
+                    Seek::Data => base.next_data(from),
+                    Seek::Hole => base.next_hole(from).map(Some),
+                };
+                found.map_err(|error| fail_base(id, &error))
+            }
+        }
+    }
+
+    /// Where a read of an attached file may run, of which not all is in memory.
+    fn place_of_read(&self, target: Target, offset: u64, size: usize) -> Place {
+        let all_base = |node: &DiskNode| {
+            node.attached().is_some_and(|disk| disk.is_plain() && disk.falls_through(offset, size as u64))
+        };
+        match target {
+            Target::Disk(id) if self.store.disk_by_id(id).is_some_and(|node| all_base(&node)) => Place::Base,
+            _ => self.place(target),
+        }
+    }
+
+    /// Reads the blocks at both ends of a range, so that those of the base are in memory.
+    pub(super) fn read_ends(&self, disk: u64, offset: u64, len: u64) -> Result<(), Stop> {
+        let node = self.disk(disk)?;
+        let disk = node.attach().map_err(|e| fail(&e))?;
+        let mut block = vec![0; BLOCK as usize];
+        let mut missing = None;
+        for at in [offset / BLOCK, offset.saturating_add(len).saturating_sub(1) / BLOCK] {
+            match disk.read(at * BLOCK, &mut block) {
+                Ok(_) => {}
+                // All that is missing is asked for at once.
+                Err(error) => match fail_disk(&node, "read", &error) {
+                    stop @ Stop::Wait(_) => missing = Some(stop),
+                    stop => return Err(stop),
+                },
+            }
+        }
+        missing.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,87 @@
+//! What requests run on, whatever they do: the threads of the pool in their lanes, the gate that changes pass, and the
+//! requests that wait for a base.
+//!
+//! What must hold: a change runs inside the gate, and one that comes after the end of the daemon has begun is refused
+//! without waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gate::Gate;
+use super::pool::{Lane, Pool};
+use super::waiting::{Limits, Waiting};
+use super::{Errno, guard};
+
+/// How long an end with files open waits for changes that are under way. They wait for the store's disk only.
+const LAST_CHANGES: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct Runner {
+    pub pool: Pool,
+    /// Passed by each change of a disk; closed for good when the daemon stops with files open.
+    pub gate: Gate,
+    pub waiting: Arc<Waiting>,
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.waiting.close();
+    }
+}
+
+impl Runner {
+    /// With `threads` threads; at most `inline` threads of the frontend wait themselves at any time.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: usize, inline: usize, limits: Limits) -> std::io::Result<Arc<Self>> {
+        let pool = Pool::new(threads, inline)?;
+        let waiting = Waiting::new(limits)?;
+        Ok(Arc::new(Self { pool, gate: Gate::default(), waiting }))
+    }
+
+    /// Lets running changes end and refuses all later ones.
+    pub fn quiesce(&self) {
+        let left = self.gate.close(LAST_CHANGES);
+        if left > 0 {
+            tracing::error!(
+                left,
+                "changes that were not acknowledged do not end; the store is closed without them"
+            );
+        }
+    }
+
+    /// Runs what waits for the store only and changes something: here, or in its lane.
+    pub fn change<A: Send + 'static>(
+        self: &Arc<Self>,
+        lane: Lane,
+        answer: A,
+        refuse: impl FnOnce(A, Errno) + Send + 'static,
+        job: impl FnOnce(A) + Send + 'static,
+    ) {
+        let runner = self.clone();
+        self.pool.run(lane, move || runner.change_here(answer, refuse, job));
+    }
+
+    /// As [`change`](Self::change), never on a thread of the frontend.
+    pub fn change_in<A: Send + 'static>(
+        self: &Arc<Self>,
+        lane: Lane,
+        answer: A,
+        refuse: impl FnOnce(A, Errno) + Send + 'static,
+        job: impl FnOnce(A) + Send + 'static,
+    ) {
+        let runner = self.clone();
+        self.pool.spawn(lane, move || runner.change_here(answer, refuse, job));
+    }
+
+    fn change_here<A>(&self, answer: A, refuse: impl FnOnce(A, Errno), job: impl FnOnce(A)) {
+        match self.gate.enter() {
+            Some(_inside) => job(answer),
+            None => refuse(answer, Errno::EIO),
+        }
+        if guard::is_doomed() {
+            std::process::abort();
+        }
+    }
+}

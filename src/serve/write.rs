@@ -1,0 +1,235 @@
+//! Writes: to memory or the store on this thread where it may wait, in the disk's lane with a copy of the bytes
+//! elsewhere, and again when what the ends need of the base is here.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::attempt::{Attempt, Kind};
+use super::error::{Stop, fail, fail_disk};
+use super::guard::guarded;
+use super::pool::Lane;
+use super::{Call, Errno, Handle, Service, Target, refuse};
+use crate::base::{Wanted, without_files};
+use crate::format::BLOCK;
+use crate::store::DiskNode;
+
+/// A write as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    /// Where in the disk, bytes.
+    pub offset: u64,
+    pub handle: Handle,
+    /// Whether it is durable when it is answered.
+    pub durable: bool,
+}
+
+impl Written {
+    /// Part of it that lies at `offset`.
+    fn at(self, offset: u64) -> Self {
+        Self { offset, ..self }
+    }
+}
+
+/// Whether a write or discard ends within a block, whose rest may be the base's.
+fn is_partial(offset: u64, len: u64) -> bool {
+    !(offset | len).is_multiple_of(BLOCK)
+}
+
+fn write_now(node: &DiskNode, written: Written, data: &[u8]) -> Result<(), Stop> {
+    let disk = node.attach().map_err(|e| fail(&e))?;
+    disk.write(written.offset, data, written.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
+}
+
+fn sync_now(node: &DiskNode, written: Written) -> Result<(), Stop> {
+    if !written.durable {
+        return Ok(());
+    }
+    let disk = node.attach().map_err(|e| fail(&e))?;
+    disk.flush(written.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
+}
+
+impl Service {
+    /// Writes all of `data`, or fails. A write that fails may have written a part of it.
+    pub fn write(
+        &self,
+        call: Call,
+        disk: u64,
+        written: Written,
+        data: &[u8],
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let node = match self.disk(disk) {
+            Ok(node) => node,
+            Err(errno) => return answer(Err(errno)),
+        };
+        let Some(attached) = node.attached() else {
+            let data = data.to_vec();
+            return self.when_attached(call, Target::Disk(disk), answer, refuse, move |service, answer| {
+                service.write_later(call, disk, written, data, answer);
+            });
+        };
+        let partial = is_partial(written.offset, data.len() as u64);
+        let memory = self.store.never_waits() && !partial && !written.durable;
+        let plain = !partial || attached.is_plain();
+        let lane = Lane::Disk(disk);
+        let permit = if plain && !memory { self.runner.pool.try_inline_for(lane, data.len()) } else { None };
+        if !memory && permit.is_none() {
+            return self.write_later(call, disk, written, data.to_vec(), answer);
+        }
+        let Some(inside) = self.runner.gate.enter() else { return answer(Err(Errno::EIO)) };
+        let write = || write_now(&node, written, data).and_then(|()| sync_now(&node, written));
+        let (done, wanted) = without_files(|| guarded(write));
+        match done {
+            Ok(()) => answer(Ok(())),
+            Err(Stop::Errno(errno)) => answer(Err(errno)),
+            Err(Stop::Wait(arrival)) => {
+                // Whole blocks need nothing of the base: only the ends are kept while it is waited for.
+                let (ends, middle) = Ends::of(written.offset, data);
+                let whole = || write_now(&node, written.at(ends.middle_at()), middle);
+                if !middle.is_empty()
+                    && let Err(stop) = guarded(whole)
+                {
+                    return answer(Err(stop.errno()));
+                }
+                drop(inside);
+                let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
+                let attempt = self.write_of_parts(call, disk, written, parts, answer);
+                match wanted {
+                    Wanted::File => attempt.spawn_in_base(&self.runner),
+                    Wanted::Nothing => attempt.wait_for(&self.runner, arrival),
+                }
+            }
+        }
+    }
+
+    /// A write that is run elsewhere, with a copy of its bytes.
+    fn write_later(
+        &self,
+        call: Call,
+        disk: u64,
+        written: Written,
+        data: Vec<u8>,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let len = data.len();
+        let parts = Parts { len, pending: Mutex::new(Pending::Whole(data)) };
+        let attempt = self.write_of_parts(call, disk, written, parts, answer);
+        attempt.submit_later(&self.runner, len);
+    }
+
+    fn write_of_parts(
+        &self,
+        call: Call,
+        disk: u64,
+        written: Written,
+        parts: Parts,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) -> Arc<Attempt<()>> {
+        let len = parts.len as u64;
+        let origin = self.origin(call, Target::Disk(disk), parts.held(written.offset));
+        let (writer, reader) = (self.clone(), self.clone());
+        let work = move || {
+            let node = writer.disk(disk)?;
+            let mut pending = parts.pending.lock();
+            match &*pending {
+                Pending::Whole(data) => match write_now(&node, written, data) {
+                    Err(Stop::Wait(arrival)) => {
+                        let (ends, middle) = Ends::of(written.offset, data);
+                        // Whole blocks need nothing of the base, and need not be held while it is waited for.
+                        if !middle.is_empty() {
+                            write_now(&node, written.at(ends.middle_at()), middle)?;
+                        }
+                        *pending = Pending::Ends(ends);
+                        return Err(Stop::Wait(arrival));
+                    }
+                    done => done?,
+                },
+                Pending::Ends(ends) => {
+                    write_now(&node, written.at(ends.head_at), &ends.head)?;
+                    write_now(&node, written.at(ends.tail_at), &ends.tail)?;
+                }
+            }
+            drop(pending);
+            sync_now(&node, written)
+        };
+        let attempt = Attempt::new(origin, Kind::Changes, work, answer);
+        Arc::new(attempt.prepared_by(move || reader.read_ends(disk, written.offset, len)))
+    }
+}
+
+/// A write that is run elsewhere.
+struct Parts {
+    len: usize,
+    pending: Mutex<Pending>,
+}
+
+impl Parts {
+    /// Bytes that it holds while it waits for the base.
+    fn held(&self, offset: u64) -> usize {
+        match &*self.pending.lock() {
+            Pending::Whole(data) => data.len() - ends(offset, data).1.len(),
+            Pending::Ends(ends) => ends.head.len() + ends.tail.len(),
+        }
+    }
+}
+
+/// The bytes of it that are not written yet.
+enum Pending {
+    Whole(Vec<u8>),
+    /// Of a write that waits for the base.
+    Ends(Ends),
+}
+
+/// First and last bytes of a write, which are parts of blocks.
+struct Ends {
+    head_at: u64,
+    head: Vec<u8>,
+    tail_at: u64,
+    tail: Vec<u8>,
+}
+
+impl Ends {
+    /// And the whole blocks between them.
+    fn of(offset: u64, data: &[u8]) -> (Self, &[u8]) {
+        let (head, middle, tail) = ends(offset, data);
+        let tail_at = offset + (data.len() - tail.len()) as u64;
+        (Self { head_at: offset, head: head.to_vec(), tail_at, tail: tail.to_vec() }, middle)
+    }
+
+    fn middle_at(&self) -> u64 {
+        self.head_at + self.head.len() as u64
+    }
+}
+
+/// The part of a block that `data` begins with, its whole blocks, and the part that it ends with.
+fn ends(offset: u64, data: &[u8]) -> (&[u8], &[u8], &[u8]) {
+    let end = offset + data.len() as u64;
+    let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+    if first >= last {
+        return (data, &[], &[]);
+    }
+    let (head, rest) = data.split_at((first - offset) as usize);
+    let (middle, tail) = rest.split_at((last - first) as usize);
+    (head, middle, tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_ends_of_a_write_are_parts_of_blocks() {
+        let data = vec![7; 3 * BLOCK as usize];
+        let lens = |offset, len: usize| {
+            let (head, middle, tail) = ends(offset, &data[..len]);
+            assert_eq!(head.len() + middle.len() + tail.len(), len);
+            (head.len(), middle.len(), tail.len())
+        };
+        assert_eq!(lens(0, 4096), (0, 4096, 0));
+        assert_eq!(lens(100, 50), (50, 0, 0));
+        assert_eq!(lens(4000, 200), (200, 0, 0), "two parts, no whole block");
+        assert_eq!(lens(4000, 4200), (96, 4096, 8));
+        assert_eq!(lens(4096, 5000), (0, 4096, 904));
+    }
+}
