@@ -8,7 +8,7 @@ use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
-    Superblock, Validator,
+    Moved, Superblock, Validator,
 };
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
 

@@ -12,6 +12,7 @@ mod home;
 mod hydrate;
 mod keys;
 mod lane;
+mod leftover;
 mod mount;
 mod moving;
 mod outcome;

@@ -3,15 +3,19 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use super::handover::RESUME_ENV;
+use super::leftover;
 use super::pulse::Pulse;
 use crate::config::LogConfig;
 use crate::io::sys;
+
+/// A killed worker ends within this time, unless it has much memory or a thread waits in the kernel.
+const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,14 +134,37 @@ impl Worker {
         }
     }
 
-    /// Ends it and waits until nothing of it runs any more.
+    /// Ends it and waits until nothing of it runs any more, but for threads that wait for the cache's disk: what is left
+    /// then is reaped as a stranger when that disk answers.
     ///
     /// # Errors
     /// As [`Worker::listen`].
     pub fn kill(&self) -> io::Result<ExitStatus> {
         // It is not reaped yet, so the number is its own.
         let _ = sys::kill(self.pid, libc::SIGKILL);
-        sys::wait(self.pid)
+        let began = Instant::now();
+        loop {
+            if let Some(status) = sys::wait_now(self.pid)? {
+                return Ok(status);
+            }
+            if began.elapsed() < AT_ONCE {
+                std::thread::sleep(Duration::from_micros(500));
+                continue;
+            }
+            if leftover::is_harmless(self.pid) {
+                tracing::error!(
+                    pid = self.pid,
+                    "a killed worker does not end: it waits in the kernel, for the cache's disk or as it exits"
+                );
+                return Ok(ExitStatus::from_raw(libc::SIGKILL));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether it was killed, and only the cache's disk keeps it from ending.
+    pub fn is_leftover(&self) -> bool {
+        self.state() == Some('Z') && leftover::is_harmless(self.pid)
     }
 
     /// Its state as in proc(5).

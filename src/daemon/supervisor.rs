@@ -362,7 +362,7 @@ impl Supervisor {
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_is_late()?;
         }
-        self.feel_the_pulse(now);
+        self.feel_the_pulse(now)?;
         if self.leave_at().is_some_and(|at| at <= now) {
             self.give_up_the_worker();
         }

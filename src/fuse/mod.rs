@@ -1,4 +1,4 @@
-//! Translates between the kernel's requests and [`serve`](crate::serve); the only user of the FUSE crate.
+//! Translates between the kernel's requests and [`serve`]; the only user of the FUSE crate.
 //!
 //! What must hold: nothing here waits or decides what a request does; handles and inode numbers mean the same to every
 //! worker.

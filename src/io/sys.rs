@@ -281,15 +281,16 @@ pub fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(-(pid as libc::pid_t), signal) }.into()).map(drop)
 }
 
-/// Waits until a child has ended, and reaps it.
-pub fn wait(pid: u32) -> io::Result<ExitStatus> {
+/// How a child has ended, if it has; does not wait for it.
+///
+/// # Errors
+/// When it is no child of this process.
+pub fn wait_now(pid: u32) -> io::Result<Option<ExitStatus>> {
     let mut status = 0;
-    loop {
-        // SAFETY: room for the status.
-        match check(unsafe { libc::waitpid(pid as libc::pid_t, &mut status, 0) }.into()) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => return other.map(|_| ExitStatus::from_raw(status)),
-        }
+    // SAFETY: room for the status.
+    match check(unsafe { libc::waitpid(pid as libc::pid_t, &mut status, libc::WNOHANG) }.into()) {
+        Ok(0) => Ok(None),
+        other => other.map(|_| Some(ExitStatus::from_raw(status))),
     }
 }
 

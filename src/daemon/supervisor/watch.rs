@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::super::ServeError;
 use super::super::channel::FromSupervisor;
 use super::super::process::Phase;
 use super::super::pulse::Felt;
 use super::super::unavailable::{self, Situation, Wish};
+use super::super::{ServeError, system};
 use super::Supervisor;
 use crate::io::sys;
 
@@ -31,11 +31,16 @@ impl Supervisor {
     }
 
     /// Asks the worker whether it runs, when it is time to.
-    pub(super) fn feel_the_pulse(&mut self, now: Instant) {
+    pub(super) fn feel_the_pulse(&mut self, now: Instant) -> Result<(), ServeError> {
         let Some(worker) = self.active.as_mut().filter(|worker| worker.phase == Phase::Serving) else {
-            return;
+            return Ok(());
         };
-        match worker.pulse.feel(now) {
+        let felt = worker.pulse.feel(now);
+        if matches!(felt, Felt::Waits | Felt::Lost) && worker.is_leftover() {
+            let status = worker.kill().map_err(system("waiting for the worker"))?;
+            return self.active_ended(status);
+        }
+        match felt {
             Felt::NotDue | Felt::Waits => {}
             Felt::Ask => worker.tell(&FromSupervisor::Ping),
             Felt::Lost => {
@@ -49,6 +54,7 @@ impl Supervisor {
                 }
             }
         }
+        Ok(())
     }
 
     /// The worker has answered.

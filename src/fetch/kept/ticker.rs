@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const STACK: usize = 256 << 10;
 
 /// How long the end waits for the thread, which may wait for a disk that hangs.
-const LAST_TICK: Duration = Duration::from_secs(30);
+const LAST_TICK: Duration = Duration::from_secs(5);
 
 /// Ends the thread when it goes, and waits for it unless the disk hangs.
 #[derive(Debug)]
