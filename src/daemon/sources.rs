@@ -2,7 +2,7 @@
 //! blocks.
 //!
 //! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
-//! `cache::disk::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
+//! `cache::disk::contents`); and nothing here asks a server, so that bases can be attached while theirs is down (D43).
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;

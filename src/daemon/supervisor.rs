@@ -488,7 +488,7 @@ impl Supervisor {
         }
     }
 
-    /// Has a worker take over; the one before it is reaped.
+    /// Has a worker take over; the one before it is reaped (D1).
     pub(super) fn hand_to(&mut self, worker: Worker) {
         let Some(mut worker) = self.with_live_maps(worker) else {
             self.activate_at = Some(Instant::now() + STANDBY_RETRY);

@@ -225,7 +225,7 @@ impl PlyFs {
             Ok(()) => reply.written(data.len() as u32),
             Err(Stop::Errno(errno)) => reply.error(errno),
             Err(Stop::Wait(arrival)) => {
-                // Whole blocks need nothing of the base: only the ends are kept while it is waited for.
+                // Whole blocks need nothing of the base: only the ends are kept while it is waited for (D49).
                 let (ends, middle) = Ends::of(written.offset, data);
                 let whole = || Self::write_now(&node, written.at(ends.middle_at()), middle);
                 if !middle.is_empty()

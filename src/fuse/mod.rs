@@ -2,7 +2,7 @@
 //!
 //! What must hold: nothing that may wait runs on a FUSE thread unless enough others are free (`pool`), and nothing
 //! that waits for the files of a base ever does (`wait`); a request that is sent again after a crash of the worker has
-//! the result that the first try had; handles and inode numbers mean the same to every worker.
+//! the result that the first try had (D4); handles and inode numbers mean the same to every worker (D3).
 
 pub mod callers;
 mod change;

@@ -36,6 +36,7 @@ fn sums(medium: &dyn Medium) -> Arc<dyn MediumFile> {
     medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap()
 }
 
+/// Guards D52.
 #[test]
 fn what_is_cached_is_read_before_the_index_is() {
     let medium = filled();
@@ -71,6 +72,7 @@ fn an_eviction_before_the_index_is_read_is_one() {
     assert!(told.gone(EvictReason::Space) == 0);
 }
 
+/// Guards D52.
 #[test]
 fn the_bound_holds_and_nothing_is_evicted_wrongly_while_it_is_read() {
     let medium = filled();
@@ -202,6 +204,7 @@ fn sums_that_cannot_be_read_keep_no_reader_waiting() {
 }
 
 /// The index of 64 GiB, of which one chunk has bytes.
+/// Guards D52.
 #[test]
 fn serving_does_not_wait_for_a_large_index() {
     let chunks = std::env::var("PLYFS_TEST_CHUNKS").map_or(65_536, |n| n.parse().unwrap());
