@@ -2,11 +2,11 @@
 //!
 //! It is the only place that knows both the cache and the source. What must hold:
 //! - A read returns the bytes that the source had when it was opened, or an error; bytes of a changed source
-//!   neither reach a reader nor the cache (the source vouches for each read before it is inserted).
+//!   neither reach a reader nor the cache (the source vouches for each read before it is inserted) (D6).
 //! - [`Base::read_now`] waits for nothing; everything that may wait is in [`Base::read`], and that waits for disks of
 //!   this host only. What has to come over a network is an error of the kind `NotHere`.
 //! - The result never depends on what the cache keeps: `read` takes fetched bytes from the fetch, so a cache
-//!   of no blocks works too.
+//!   of no blocks works too (D7).
 //!
 //! What the bytes of a source mean is the business of [`crate::image`]; clusters are decompressed here, and only what
 //! comes out is kept in memory.

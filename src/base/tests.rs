@@ -231,6 +231,7 @@ fn a_dropped_base_leaves_the_cache() {
     assert_eq!(two.cached_bytes(), 8192);
 }
 
+/// Guards D6.
 #[test]
 fn a_file_changed_in_place_gives_old_bytes_or_an_error() {
     let (_dir, path) = file(40_000);
@@ -282,6 +283,7 @@ fn a_replaced_file_goes_on_being_served() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    /// Guards D7.
     #[test]
     fn agrees_with_the_flat_file(
         len in prop_oneof![1..20_000usize, 1..3_000_000usize],
@@ -307,6 +309,7 @@ proptest! {
     }
 }
 
+/// Guards D7.
 #[test]
 fn concurrent_readers_agree_with_the_flat_file() {
     let len = 3_000_001;

@@ -10,7 +10,7 @@
 //!   used once apart from blocks that were used again.
 //! - Nothing here waits for anything but a short lock: no source, no system call on a hit, no allocation on a hit.
 //! - **What one worker left is never believed by the next** (`tags`): a cache in a memory file outlives its worker,
-//!   and a block of it is used only after its sum, which covers whose block it is, was compared.
+//!   and a block of it is used only after its sum, which covers whose block it is, was compared (D17).
 
 mod arena;
 pub mod memory;

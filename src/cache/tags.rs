@@ -4,7 +4,7 @@
 //! nothing here is believed: the header names its layout and has a sum; a tag names the block it belongs to and holds
 //! a sum of the block's bytes *and* of that name, which is compared when the block is first used. A tag is emptied
 //! before its block is overwritten and gets its sum after the bytes are there, so a block that was being written is
-//! not even looked at.
+//! not even looked at (D18).
 //!
 //! | word of the header | holds |
 //! | --- | --- |

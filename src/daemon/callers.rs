@@ -8,7 +8,7 @@
 //! - The answer is numbers only: which process a thread is of, and which processes are ending. A question costs the
 //!   supervisor a bounded number of reads, and none of them waits for anything but /proc.
 //! - A process is ending when no thread is left that runs its program: all are exiting (PF_EXITING), or are the kernel's
-//!   own threads in it (io_uring, vhost). Such a process can only end, and nothing of it sees how its requests do.
+//!   own threads in it (io_uring, vhost) (D55). Such a process can only end, and nothing of it sees how its requests do.
 //! - A kernel thread is no caller: it works for others, and its end says nothing of theirs.
 //! - A supervisor that does not say in its report that it answers is not asked. Nothing depends on an answer.
 //!

@@ -5,8 +5,8 @@
 //! - The place is one that no other user can make, fill or list: a tmpfs of the daemon's own as root, else a directory
 //!   of its own with a name that other users cannot guess or take.
 //! - The store's record names the one arena that counts. An arena is filled before the record names it, and the record
-//!   goes before the arena.
-//! - A name that is gone loses nothing: what is there moves to a new home between two workers.
+//!   goes before the arena (D26).
+//! - A name that is gone loses nothing (D24): what is there moves to a new home between two workers.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -445,5 +445,46 @@ impl Drop for Tentative<'_> {
         if let Some(home) = self.home.take() {
             home.remove(self.config);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+    use crate::daemon::start;
+
+    /// Guards D26.
+    #[test]
+    fn of_several_arenas_the_one_that_the_record_names_counts() {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("directory");
+        let flags = Overrides { store: Some(dir.path().join("store")), ..Overrides::default() };
+        let config = Config::load(None, flags).expect("valid");
+        let config = Config { runtime_dir: Some(dir.path().into()), ..config };
+        let _lock = start::open_store(&config).expect("a new store");
+        let (old, lost) = LiveHome::find(&config, Vec::new()).expect("a home");
+        assert_eq!(lost, None);
+        let kept = |home: &LiveHome| home.file().try_clone().expect("descriptors");
+        // One that was not filled yet.
+        let empty = LiveHome::make(&config).expect("a home");
+        let (found, _) = LiveHome::find(&config, vec![kept(&empty)]).expect("a home");
+        assert_eq!(found.identity, old.identity);
+        // One that the maps moved to, and the one before, kept by its descriptor.
+        let new = LiveHome::make(&config).expect("a home");
+        new.fill(&config, Some(&old)).expect("filled");
+        let arena = LiveArena::open(kept(&new), MapBounds::NONE).expect("an arena");
+        arena.fresh(7).and_then(|_| arena.publish(7)).expect("a map");
+        let (found, _) = LiveHome::find(&config, vec![kept(&old)]).expect("a home");
+        assert_eq!(found.identity, new.identity);
+        // Its name is gone, too.
+        fs::remove_file(new.path()).expect("removed");
+        let (found, lost) = LiveHome::find(&config, vec![kept(&old), kept(&new)]).expect("a home");
+        let disks: Vec<_> =
+            LiveArena::list(found.file()).expect("maps").into_iter().map(|(disk, _)| disk).collect();
+        assert_eq!((disks, lost), (vec![7], None));
+        // Without it nothing older is taken for it.
+        fs::remove_file(found.path()).expect("removed");
+        let (found, lost) = LiveHome::find(&config, vec![kept(&old), kept(&new)]).expect("a home");
+        assert!(LiveArena::list(found.file()).expect("maps").is_empty() && lost.is_some());
     }
 }

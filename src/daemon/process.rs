@@ -115,7 +115,7 @@ impl Worker {
         }
     }
 
-    /// The next message or the end; waits for it.
+    /// The next message or the end; waits for it. One whose channel ends is killed and reaped (D22).
     ///
     /// # Errors
     /// When the child cannot be waited for, which is no state to go on in.

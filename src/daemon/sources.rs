@@ -2,7 +2,7 @@
 //! blocks.
 //!
 //! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
-//! `fetch::kept::contents`); and nothing here asks a server, so that bases can be attached while theirs is down.
+//! `fetch::kept::contents`); and nothing here asks a server, so that bases can be attached while theirs is down (D43).
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -256,7 +256,7 @@ impl HostSources {
     }
 
     /// Settles what an earlier worker left, with the bases as they are. To be called once, before any is attached. When
-    /// the cache's disk does not answer, disks are served without it, and the rest is done when it does.
+    /// the cache's disk does not answer, disks are served without it, and the rest is done when it does (D62).
     pub fn settle_within(
         self: &Arc<Self>,
         bases: impl Fn() -> Vec<BaseRecord> + Send + 'static,

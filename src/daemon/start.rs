@@ -13,7 +13,7 @@ use crate::format::layout::{CONTROL_SOCKET, LOCK};
 use crate::io::{HostMedium, sys};
 use crate::store::{open_superblock, with_reserve_of};
 
-/// How long a start waits for a lock that a dying worker still has.
+/// How long a start waits for a lock that a dying worker still has (D1).
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 fn store_error(config: &Config, why: impl Into<String>) -> ServeError {
@@ -96,4 +96,36 @@ pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
     let listener = medium.and_then(|medium| with_reserve_of(&medium, bind));
     sys::set_umask(mask);
     listener.map_err(system("making the control socket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    /// Guards D1.
+    #[test]
+    fn a_start_waits_until_the_last_worker_of_a_killed_daemon_has_let_go() {
+        const DIES_FOR: Duration = Duration::from_millis(300);
+        let dir = tempfile::tempdir_in("/var/tmp").expect("directory");
+        let flags = Overrides { store: Some(dir.path().join("store")), ..Overrides::default() };
+        let config = Config::load(None, flags).expect("valid");
+        let lock = open_store(&config).expect("a new store");
+        let of_worker = lock.try_clone().expect("descriptors");
+        drop(lock);
+        // The supervisor is gone: no process has this number.
+        fs::write(config.store.join("lock"), u32::MAX.to_string()).expect("written");
+        let begun = Instant::now();
+        let worker = std::thread::spawn(move || {
+            std::thread::sleep(DIES_FOR);
+            drop(of_worker);
+        });
+        let lock = open_store(&config).expect("the lock");
+        assert!(begun.elapsed() >= DIES_FOR, "two have the store");
+        worker.join().expect("no panic");
+        // One that lives is not waited for.
+        let why = open_store(&config).expect_err("it is taken").to_string();
+        assert!(why.contains("another daemon"), "{why}");
+        drop(lock);
+    }
 }

@@ -460,7 +460,7 @@ impl Supervisor {
         }
     }
 
-    /// Has a worker take over; the one before it is reaped.
+    /// Has a worker take over; the one before it is reaped (D1).
     pub(super) fn hand_to(&mut self, worker: Worker) {
         let Some(mut worker) = self.with_live_maps(worker) else {
             self.seat.vacate(Some(Instant::now() + STANDBY_RETRY));

@@ -219,7 +219,7 @@ impl Delta {
         DeltaError::Io { operation, source }
     }
 
-    /// Notes for the next worker that this one may die without having heard how a sync ended.
+    /// Notes for the next worker that this one may die without having heard how a sync ended (D21).
     pub(super) fn sync_begins(&self, what: u64) {
         self.map.live().header(LiveHeader::Syncing).fetch_or(what, Ordering::AcqRel);
     }

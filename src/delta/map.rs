@@ -200,7 +200,7 @@ impl LiveMap {
                 let seen = cell.load(Ordering::Acquire);
                 if change(seen) != seen {
                     // Dirty first: after a crash between the two, the word is journaled once too often, never too
-                    // rarely. A flush cannot come between, it takes `publish` exclusively.
+                    // rarely (D13). A flush cannot come between, it takes `publish` exclusively.
                     self.set_dirty(page_no, page, word);
                     let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
                 }

@@ -1,8 +1,8 @@
 //! The write layer of one disk: a data file with the disk's own offsets, and a map of two bits a block.
 //!
-//! What must hold: a block is `Data` only after its bytes are in the data file; the durable map claims only what
-//! the data file durably has; the map is the only truth, holes of the data file mean nothing; a block that was
-//! `Zero` or `Data` below the overlap never falls through to the base again.
+//! What must hold: a block is `Data` only after its bytes are in the data file (D8); the durable map claims only what
+//! the data file durably has (D12); the map is the only truth, holes of the data file mean nothing; a block that was
+//! `Zero` or `Data` below the overlap never falls through to the base again (D9).
 
 mod commit;
 mod error;
@@ -206,6 +206,7 @@ impl Delta {
     }
 
     /// Mapping at `offset` and the end of its extent, at most `end`.
+    /// Sound without a lock until the I/O is done (D5).
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {
         let overlap = self.overlap();
         let (state, blocks_end) = self.map.run(offset / BLOCK, end.div_ceil(BLOCK));
@@ -434,7 +435,7 @@ impl Delta {
         }
         self.map.set(hidden, end, State::Unmapped);
         if let Some(data) = self.data.read().as_ref() {
-            // The map has the word; a filesystem that cannot punch only keeps the space.
+            // The map has the word (D10); a filesystem that cannot punch only keeps the space.
             if let Err(error) = data.punch(first * BLOCK, (end - first) * BLOCK) {
                 tracing::debug!(disk = self.spec.disk, %error, "space of a discard was not given back");
             }

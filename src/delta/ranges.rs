@@ -1,7 +1,7 @@
 //! Orders writes, copy-ups and discards that touch the same block.
 //!
 //! Whoever changes blocks holds their range, and no other one. A holder waits for local storage only: what comes from
-//! the base was read before (docs/design.md, "Lock order"). Ranges that overlap are had in the order in which they
+//! the base was read before (D11; docs/design.md, "Lock order"). Ranges that overlap are had in the order in which they
 //! were asked for, so that a resize, which needs all blocks, has its turn under any load.
 
 use parking_lot::{Condvar, Mutex};

@@ -155,6 +155,7 @@ fn a_panic_in_a_shrink_does_not_cut_what_is_written_later() {
     assert_eq!((delta.size(), byte(&delta, 9), byte(&delta, 10)), (65_536, 1, 2));
 }
 
+/// Guards D12.
 #[test]
 fn blocks_that_a_failed_sync_lost_are_written_again_before_they_are_claimed() {
     for seed in 0..20 {
@@ -409,4 +410,78 @@ fn a_flush_makes_durable_what_is_read_of_a_write_that_failed_halfway() {
         }
         assert!(changed > 5, "the medium writes nothing of a write that fails");
     }
+}
+
+/// Guards D8.
+#[test]
+fn a_block_is_data_only_after_its_bytes_are_written() {
+    for stage in [Stage::Before, Stage::After] {
+        let rig = Rig { overlap: 65_536, ..Rig::new() };
+        let delta = rig.open();
+        let seen = Arc::new(AtomicU64::new(0));
+        let (other, count) = (delta.clone(), seen.clone());
+        rig.once(Call::Write, ".data", stage, move || {
+            count.store(u64::from(byte(&other, 3)), Ordering::Release);
+        });
+        put(&delta, 3, 7);
+        assert_eq!((seen.load(Ordering::Acquire), byte(&delta, 3)), (0xba, 7), "{stage:?}");
+    }
+}
+
+/// Guards D5.
+#[test]
+fn what_was_looked_up_before_a_change_is_read_as_it_was_or_as_it_is() {
+    type Change = fn(&Delta);
+    let changes: [(u8, Change); 3] = [
+        (2, |delta| put(delta, 3, 2)),
+        (0, |delta| delta.zero_blocks(3, 4).unwrap()),
+        (0, |delta| {
+            delta.resize(0, Durability::Now).unwrap();
+            delta.resize(65_536, Durability::Now).unwrap();
+        }),
+    ];
+    for (after, change) in changes {
+        let rig = Rig { overlap: 65_536, ..Rig::new() };
+        let delta = rig.open();
+        put(&delta, 3, 1);
+        let other = delta.clone();
+        rig.once(Call::Read, ".data", Stage::Before, move || change(&other));
+        let found = byte(&delta, 3);
+        assert!([1, after].contains(&found), "{found}");
+        rig.medium.set_hook(None);
+        assert_eq!(byte(&delta, 3), after);
+    }
+}
+
+/// Guards D11.
+#[test]
+fn a_write_that_needs_the_base_says_so_and_holds_nothing() {
+    let rig = Rig { overlap: 65_536, ..Rig::new() };
+    let delta = rig.open();
+    let refused = delta.write(100, &[1; 10], &Edges::default());
+    assert!(matches!(refused, Err(DeltaError::NeedBase)), "{refused:?}");
+    assert_eq!(byte(&delta, 0), 0xba);
+    // Others of this block, and of all, need not wait.
+    put(&delta, 0, 2);
+    delta.resize(8192, Durability::Now).unwrap();
+    assert_eq!(byte(&delta, 0), 2);
+}
+
+/// Guards D13.
+#[test]
+fn a_word_that_has_changed_is_dirty() {
+    const WORDS: u64 = 50_000;
+    let delta = Rig::new().open();
+    let map = &delta.map;
+    map.prepare(0, WORDS * 32, MapUse::Write).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..WORDS).for_each(|word| map.set(word * 32, word * 32 + 1, State::Data)));
+        for word in 0..WORDS {
+            while map.state(word * 32) != State::Data {
+                std::hint::spin_loop();
+            }
+            let (page, word) = (map.live().page(word / 496).unwrap(), (word % 496) as usize);
+            assert!(page[word / 64].load(Ordering::Acquire) >> (word % 64) & 1 == 1, "word {word}");
+        }
+    });
 }

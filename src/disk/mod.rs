@@ -57,7 +57,7 @@ impl DiskError {
 
 impl DiskError {
     /// When to run the operation again, of an error that is no failure: bytes of the base have to be fetched first.
-    /// Nothing was changed.
+    /// Nothing was changed (D36).
     pub fn arrival(&self) -> Option<&Arrival> {
         match self {
             Self::Base(error) => error.arrival(),

@@ -278,6 +278,7 @@ proptest! {
     }
 }
 
+/// Guards D9.
 #[test]
 fn discard_then_reopen_never_shows_the_base() {
     let w = |at, len| (0, Op::Write { at, len, seed: 9 });

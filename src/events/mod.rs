@@ -6,7 +6,7 @@
 //!
 //! What must hold:
 //! - Whoever emits or counts never waits for whoever listens: a listener that is slow loses the oldest events of its
-//!   queue and is told how many. Counting takes no lock, emitting one short lock that no system call is made under.
+//!   queue and is told how many. Counting takes no lock, emitting one short lock that no system call is made under (D23).
 //! - Memory is bounded: by the length of the rings and queues, by the number of listeners, and by the longest reason.
 //! - The bytes of all events of one base and reason, and what is yet to be ticked, are the counter.
 

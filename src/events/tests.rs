@@ -78,6 +78,7 @@ fn who_waits_is_woken_once_for_each_wait() {
     assert_eq!(listener.poll_next(&mut context), Poll::Ready(None));
 }
 
+/// Guards D23.
 #[test]
 fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
     let events = Events::new();

@@ -130,7 +130,7 @@ struct Active {
     cancel: Cancel,
 }
 
-/// Bytes of the budget that a request has.
+/// Bytes of the budget that a request has while they are under way (D44).
 struct Lease {
     shared: Arc<Shared>,
     bytes: u64,

@@ -5,7 +5,7 @@
 //! - Bytes reach a reader and the cache only from a [`RemoteSource`] that vouches for them, or from the cache after it
 //!   compared their sum.
 //! - Readers come first: a block goes to those who wait for it before it goes to the cache, and reads of cached
-//!   blocks take no lock that anybody holds while waiting.
+//!   blocks take no lock that anybody holds while waiting (D41).
 //! - The result never depends on what the cache keeps.
 //! - A cache whose disk hangs costs a reader a moment and then nothing (`patience`). A block that only the cache has
 //!   reaches its readers when the disk answers, though their server never does (`late`).

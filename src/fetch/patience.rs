@@ -1,7 +1,7 @@
 //! Reads of the cache of fetched blocks that may have to wait for its disk.
 //!
 //! Why: that disk is one for all bases, and it may hang while every server answers. What must hold:
-//! - A reader waits for the disk for [`PATIENCE`] at most. Then the bytes are missing, and its server is asked.
+//! - A reader waits for the disk for [`PATIENCE`] at most (D58). Then the bytes are missing, and its server is asked.
 //! - While one read hangs, no other waits at all.
 //! - What waits for the disk keeps threads of its own and no others.
 //!

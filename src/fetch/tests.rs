@@ -216,6 +216,7 @@ fn settle(source: &LazySource) {
     }
 }
 
+/// Guards D7, D38.
 #[test]
 fn reads_are_those_of_the_object_whatever_is_kept_and_however_it_comes() {
     const LEN: usize = 3 * (1 << 20) + 777;
@@ -246,6 +247,7 @@ fn reads_are_those_of_the_object_whatever_is_kept_and_however_it_comes() {
     }
 }
 
+/// Guards D40.
 #[test]
 fn a_block_is_fetched_once_however_many_ask() {
     let server = Server::new(1 << 20, 5000);
@@ -284,6 +286,7 @@ fn neighbouring_misses_are_one_request() {
     assert_eq!((counted(&source).0, server.most_asked()), (1 << 20, 1));
 }
 
+/// Guards D39.
 #[test]
 fn who_goes_away_takes_nobody_along() {
     let server = Server::new(1 << 20, 1 << 20);
@@ -300,6 +303,7 @@ fn who_goes_away_takes_nobody_along() {
     assert_eq!(server.most_asked(), 1);
 }
 
+/// Guards D37.
 #[test]
 fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
     for kind in [SourceErrorKind::Changed, SourceErrorKind::Denied, SourceErrorKind::Unreachable] {
@@ -326,6 +330,7 @@ fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
     }
 }
 
+/// Guards D37.
 #[test]
 fn a_transfer_that_ends_early_is_an_error_and_nobody_hangs() {
     // The read is all of it: nothing that is read ahead comes behind.
@@ -590,6 +595,7 @@ fn readers_that_find_all_have_nothing_guessed_for_them() {
 }
 
 /// 10,000 reads of 1 MiB that wait for one base asked for 10 GB at once.
+/// Guards D44.
 #[test]
 fn ten_thousand_reads_that_wait_have_a_bounded_number_of_bytes_under_way() {
     let (server, pool) = (Silent::new(10_000 << 22), Pool::new());
@@ -640,6 +646,7 @@ fn sources_that_hang_keep_no_other_from_its_bytes() {
 }
 
 /// A reader that is killed gives its place back, also when its request hangs.
+/// Guards D44.
 #[test]
 fn readers_that_went_away_keep_no_place_from_others() {
     let (server, pool) = (Silent::new(10_000 << 22), Pool::new());

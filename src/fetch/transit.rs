@@ -1,7 +1,7 @@
 //! Cache blocks between the network and the cache: under way, or here and still held by somebody.
 //!
 //! What must hold:
-//! - A block is fetched once, however many ask for it: who comes later finds it here and waits for the same bytes.
+//! - A block is fetched once, however many ask for it: who comes later finds it here and waits for the same bytes (D40).
 //! - A block leaves the table only when nobody holds it: the fetch that brings it, the writer that puts it into the
 //!   cache, or a reader's [`Arrival`]. So a reader that comes back for what it waited for finds it, or why it failed.
 //! - Nobody is called back under a lock.

@@ -39,3 +39,25 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards D3.
+    #[test]
+    fn numbers_are_the_same_in_every_worker_of_every_version() {
+        for (node, ino) in [
+            (Node::Root, 1),
+            (Node::Disks, 2),
+            (Node::Bases, 3),
+            (Node::Disk(0), 16),
+            (Node::Disk(1), 18),
+            (Node::Base(1), 19),
+            (Node::Disk(4096), 8208),
+        ] {
+            assert_eq!((node.ino(), Node::of(ino)), (ino, Some(node)));
+        }
+        assert!([0, 4, 15].into_iter().all(|ino| Node::of(ino).is_none()));
+    }
+}

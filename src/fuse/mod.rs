@@ -1,7 +1,7 @@
 //! Translates between the kernel's requests and [`serve`]; the only user of the FUSE crate.
 //!
 //! What must hold: nothing here waits or decides what a request does; handles and inode numbers mean the same to every
-//! worker.
+//! worker (D3).
 
 mod filesystem;
 mod ino;

@@ -5,7 +5,7 @@
 //! large as the map of the largest disk; all of it is sparse. docs/format.md, "Arena of live maps", has the layout.
 //!
 //! What must hold: a slot is found under its disk's number only when its map is complete; a window is given to another
-//! disk only after its memory was given back and after the last mapping of it in this process has ended; nothing is
+//! disk only after its memory was given back and after the last mapping of it in this process has ended (D25); nothing is
 //! touched whose space was not reserved.
 
 use std::collections::{BTreeSet, HashMap};

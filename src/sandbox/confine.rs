@@ -3,8 +3,8 @@
 //!
 //! What must hold:
 //! - [`apply`] runs while there is one thread: capabilities and landlock belong to threads, and those made later
-//!   inherit them.
-//! - What the kernel lacks is said once in the log and always in `status`; it never keeps a worker from serving.
+//!   inherit them (D15).
+//! - What the kernel lacks is said once in the log and always in `status`; it never keeps a worker from serving (D16).
 
 #[cfg(test)]
 mod tests;

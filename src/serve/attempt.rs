@@ -5,7 +5,7 @@
 //! - The arrivals of all earlier tries are held until the request is answered, so that what they brought is found, and a
 //!   request comes to an end although no cache may keep anything.
 //! - The file of a base is read in that base's lane only ([`Lane::Base`]). A change reads what it needs first, and then
-//!   changes the disk without files: so no change that is under way waits for a base.
+//!   changes the disk without files: so no change that is under way waits for a base (D28).
 //! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
 //!   ended by a signal, or with its process. So can one that reads. A change that is under way can not.
 

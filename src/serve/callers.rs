@@ -6,9 +6,9 @@
 //! What must hold:
 //! - A request ends because its own process does, and for nothing else. The process is learned once, as soon as the
 //!   request waits, and is known by its number and the time of its start: later the thread may be gone, and its number
-//!   another's. A request whose thread is gone before it was seen is left alone.
+//!   another's. A request whose thread is gone before it was seen is left alone (D56).
 //! - Each process is looked at once in a round, however many requests it has, and a round looks at [`MOST`]. A thread is
-//!   looked at once in five seconds.
+//!   looked at once in five seconds (D57).
 //! - This process reads nothing of others; it asks ([`Lookup`]). Without an answer requests wait on.
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!   waits for the files of a base ever does (`attempt`).
 //! - Each request is answered once, with a result or an [`Errno`], whatever happens to its work; only the end of the
 //!   process leaves it to the next worker.
-//! - A request that is sent again after a crash of the worker has the result that the first try had; a handle means the
+//! - A request that is sent again after a crash of the worker has the result that the first try had (D4); a handle means the
 //!   same to every worker.
 //! - A change that comes after [`Service::quiesce`] is refused and changes nothing.
 

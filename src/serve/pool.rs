@@ -7,7 +7,7 @@
 //!   [`most_threads`]. So a filesystem that hangs holds the threads of its own lanes and no others.
 //! - A FUSE thread runs work itself as long as enough of its siblings are free ([`Pool::try_inline`]), and only work
 //!   that waits for nothing but the store; a large request only while its lane has no other work. So a single request
-//!   costs no hand-over, and large ones of one disk leave FUSE threads and processors to the others.
+//!   costs no hand-over, and large ones of one disk leave FUSE threads and processors to the others (D59).
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,9 @@
 //! What must hold:
 //! - Requests and their bytes are bounded for each disk and in all. A disk may have as much as is left for all others
 //!   together, at most its own bound. So a disk that takes all it can get leaves room for those that come later, and
-//!   the kernel's window of asynchronous requests is never full of requests that wait.
+//!   the kernel's window of asynchronous requests is never full of requests that wait (D29).
 //! - A request that a signal interrupts while it waits ends with EINTR within [`GRACE`]. One that is answered before is
-//!   not touched: a signal that is not fatal shows only where a base's source has been silent for longer.
+//!   not touched: a signal that is not fatal shows only where a base's source has been silent for longer (D60).
 //! - A request whose process is ending ends in the same way ([`callers`](super::callers)).
 //! - What is known of a request goes with its answer.
 
@@ -26,7 +26,7 @@ use super::{Errno, Target};
 /// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
 const GRACE: Duration = Duration::from_millis(200);
 /// Interrupts that are remembered of requests that do not wait: those on their way to it, and those that were answered
-/// at the same moment.
+/// at the same moment (D61).
 const REMEMBERED: usize = 16 << 10;
 
 /// How much may wait.

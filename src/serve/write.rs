@@ -84,7 +84,7 @@ impl Service {
             Ok(()) => answer(Ok(())),
             Err(Stop::Errno(errno)) => answer(Err(errno)),
             Err(Stop::Wait(arrival)) => {
-                // Whole blocks need nothing of the base: only the ends are kept while it is waited for.
+                // Whole blocks need nothing of the base: only the ends are kept while it is waited for (D49).
                 let (ends, middle) = Ends::of(written.offset, data);
                 let whole = || write_now(&node, written.at(ends.middle_at()), middle);
                 if !middle.is_empty()

@@ -40,6 +40,7 @@ fn show(campaign: &Campaign, since: Instant) {
     );
 }
 
+/// Guards D9, D12, D14.
 #[test]
 fn power_loss_keeps_what_was_flushed() {
     let since = Instant::now();
@@ -160,6 +161,7 @@ fn a_store_that_was_being_made_when_power_went_can_be_made() {
     }
 }
 
+/// Guards D14.
 #[test]
 fn what_a_dead_worker_renamed_is_durable_before_anybody_is_told() {
     let medium = SimMedium::new(1);

@@ -2,7 +2,7 @@
 //!
 //! What must hold: a disk that is not used costs no descriptor and no mapping; being detached is noticed by no client. A
 //! request holds the attached disk by its `Arc`, so a disk that is in use is never detached under it; the next request
-//! attaches it again. Handles stay good: they are error epochs, and a disk with a failed flush is not detached.
+//! attaches it again (D47). Handles stay good: they are error epochs, and a disk with a failed flush is not detached.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

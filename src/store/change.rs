@@ -206,7 +206,7 @@ impl Store {
     }
 
     /// The disk that a request made, or whose name it gave or took away, when it has done so: the worker that did may
-    /// have died before it could answer, and the names may have changed since.
+    /// have died before it could answer, and the names may have changed since (D27).
     ///
     /// The kernel keeps the inodes that a request is about until it is answered, so none of them is purged meanwhile.
     pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {

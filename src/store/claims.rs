@@ -2,7 +2,7 @@
 //!
 //! What must hold: a change claims all that it needs at once and holds nothing while it waits for that, so claims never
 //! wait for each other in a circle; a change that has its claims waits for local storage only, never for the file of a
-//! base or a network. Changes of other names never meet.
+//! base or a network. Changes of other names never meet (D45).
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,7 @@
 //! The catalogue of a store: which bases and disks there are, their records, and how they are attached.
 //!
 //! What must hold: a name change, a creation and a removal are durable when they return, each by one rename of one
-//! record; of two records with one name the one with the higher `name_seq` has it; numbers are never used twice.
+//! record; of two records with one name the one with the higher `name_seq` has it (D14); numbers are never used twice.
 //!
 //! Locks, in order: claims of names and bases (`claims`; held through local syncs), a disk's `attach` and `opening`, the
 //! replacement of a record, `superblock`, `names` and the record in memory (never held through a system call).

@@ -408,7 +408,7 @@ impl DiskNode {
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
         let Some(disk) = self.peek() else { return true };
-        // Handles that were opened before a failure are refused by what only the live map knows.
+        // Handles that were opened before a failure are refused by what only the live map knows (D48).
         if self.is_unlinked() || disk.delta().error_epoch() != 0 {
             return false;
         }

@@ -1,7 +1,7 @@
 //! The records of a store as they lie on its medium: reading them, and what becomes of one that cannot be read.
 //!
 //! What must hold: a record is damaged when its bytes say so. One whose bytes could not be had is *unread*: it may be as
-//! good as any, and is tried again.
+//! good as any, and is tried again (D46).
 
 use std::io;
 

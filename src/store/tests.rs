@@ -262,6 +262,7 @@ fn crash_between_the_two_records(house: &House) -> (u64, u64) {
     (a, b)
 }
 
+/// Guards D14.
 #[test]
 fn a_crash_between_the_two_records_of_a_rename_leaves_one_of_that_name() {
     let house = House::new();

@@ -3,7 +3,7 @@
 //!
 //! A boot reads the same few percent of an image each time, in nearly the same order. A host that knows them asks the
 //! image's server for them in few large requests before the guest asks one by one. What must hold: a trace decides
-//! what is fetched early and never what is read; recording costs a read next to nothing and bounded memory; nothing
+//! what is fetched early and never what is read (D23); recording costs a read next to nothing and bounded memory; nothing
 //! here waits for a network.
 
 mod player;

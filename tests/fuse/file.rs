@@ -166,6 +166,7 @@ fn random_operations_on_a_blank_disk_match_a_flat_model() {
     random_operations(13, false, House::on_disk(), Kills::Between);
 }
 
+/// Guards D4.
 #[test]
 fn random_operations_with_kills_during_them_match_a_flat_model() {
     random_operations(14, true, House::on_disk(), Kills::During);

@@ -90,6 +90,7 @@ fn leave<T>(mut house: House, reads: T) {
     drop(reads);
 }
 
+/// Guards D29.
 #[test]
 fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
     let (house, _server) = behind_a_dead_server(128 * MIB);
@@ -121,6 +122,7 @@ fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
     leave(house, (greedy, late));
 }
 
+/// Guards D49.
 #[test]
 fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
     let (house, mut server) = behind_a_dead_server(64 * MIB);
@@ -146,6 +148,7 @@ fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
     same(&read_at(&open(&house.disk("far")), 0, model.len()), &model, "after the writes");
 }
 
+/// Guards D28.
 #[test]
 fn reads_of_a_base_on_a_hanging_filesystem_stop_no_other_disk() {
     let image = Random(9).bytes(8 * MIB);
@@ -444,6 +447,7 @@ fn readers_that_get_signals_while_data_arrives_get_right_bytes_or_eintr() {
     same(&read_at(&open(&path), 0, bytes.len()), &bytes, "at the end");
 }
 
+/// Guards D60.
 #[test]
 fn a_signal_that_does_not_kill_is_not_seen_while_the_server_answers() {
     let (house, server) = (House::on_disk(), Server::start(Object::new(8 * MIB)));

@@ -35,6 +35,7 @@ fn settled(house: &House, name: &str, bytes: usize) {
     });
 }
 
+/// Guards D43.
 #[test]
 fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
     let (mut house, server, bytes) = served(5 * MIB + 123);
@@ -79,6 +80,7 @@ fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
     assert!(server.requests().len() > before);
 }
 
+/// Guards D36.
 #[test]
 fn writes_of_parts_of_blocks_wait_for_the_base_and_are_right() {
     let (house, server, bytes) = served(2 * MIB);
@@ -101,6 +103,7 @@ fn writes_of_parts_of_blocks_wait_for_the_base_and_are_right() {
     same(&whole(&house, "b", model.len()), &model, "after writes");
 }
 
+/// Guards D43.
 #[test]
 fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
     let (mut house, mut server, bytes) = served(4 * MIB);
@@ -258,6 +261,7 @@ fn kills_at_any_time_never_show_a_wrong_byte() {
     same(&whole(&house, "b", bytes.len()), &bytes, "after kills");
 }
 
+/// Guards D38.
 #[test]
 fn a_small_cache_and_none_at_all_are_slower_and_right() {
     for size in ["0", "1M"] {

@@ -22,6 +22,7 @@ fn remove_live_maps(house: &House) {
     assert_eq!(fs::read_dir(&dir).map_or(0, Iterator::count), 0, "{} is not empty", dir.display());
 }
 
+/// Guards D24.
 #[test]
 fn live_maps_whose_directory_is_removed_lose_nothing() {
     let mut house = House::on_disk();

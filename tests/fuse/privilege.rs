@@ -99,6 +99,7 @@ fn looks_confined(house: &House) {
     }
 }
 
+/// Guards D15.
 #[test]
 fn every_worker_is_confined_and_says_so() {
     let house = House::on_disk();
@@ -183,6 +184,7 @@ fn nothing_a_worker_does_is_refused() {
 }
 
 /// What the kernel lacks is said once and in `status`, and nothing else comes of it.
+/// Guards D16.
 #[test]
 fn a_kernel_without_landlock_and_seccomp_is_served_and_named() {
     let Some(strace) = tool("strace") else { return };

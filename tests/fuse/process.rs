@@ -125,6 +125,7 @@ fn the_standby_takes_over_and_another_is_prepared() {
     assert!(end["why"].as_str().unwrap().contains("SIGKILL"), "{end}");
 }
 
+/// Guards D22.
 #[test]
 fn nothing_grows_with_kills_and_upgrades() {
     let house = House::on_disk();
@@ -176,6 +177,7 @@ fn nothing_grows_with_kills_and_upgrades() {
     }
 }
 
+/// Guards D22.
 #[test]
 fn the_first_process_of_a_container_buries_what_it_inherits() {
     if tool("unshare").is_none() {

@@ -34,6 +34,7 @@ fn unfit_mount_points_are_refused() {
     house.start();
 }
 
+/// Guards D1.
 #[test]
 fn a_second_daemon_on_a_store_is_refused() {
     let house = House::on_disk();

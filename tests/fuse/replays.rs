@@ -60,6 +60,7 @@ fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> 
     })
 }
 
+/// Guards D4, D27.
 #[test]
 fn a_removal_that_is_sent_again_leaves_the_disk_that_took_the_name() {
     let mut house = House::on_disk();

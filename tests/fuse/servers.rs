@@ -74,6 +74,7 @@ fn what_a_server_refuses_for_a_while_is_no_error_for_a_guest() {
 }
 
 /// A presigned URL ran out: EIO until the base was made anew, and its disks with it.
+/// Guards H10.
 #[test]
 fn a_url_that_ran_out_is_replaced_under_open_disks() {
     let (mut house, server, object) = added(&[]);

@@ -64,6 +64,7 @@ fn fsx_while_the_worker_is_killed_again_and_again() {
     assert!(storm.stop() > 0);
 }
 
+/// Guards D2.
 #[test]
 fn fsx_while_the_worker_is_killed_at_random_moments() {
     for (base, seed) in [(true, 4), (false, 5)] {

@@ -126,6 +126,7 @@ fn whoever_asks_gets_a_recording_of_one_disk() {
     house.ok(&["check"]);
 }
 
+/// Guards D23.
 #[test]
 fn a_damaged_trace_costs_nothing_but_itself() {
     let mut house = House::on_disk();

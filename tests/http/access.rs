@@ -99,6 +99,7 @@ fn tokens_go_to_their_scope_and_are_renewed_when_refused() {
     assert_eq!(server.requests()[0].header("authorization"), None);
 }
 
+/// Guards H6.
 #[test]
 fn credentials_are_not_carried_to_another_server() {
     let object = Object::new(MIB);

@@ -24,6 +24,7 @@ fn bytes_come_as_they_are_there() {
 }
 
 /// An error page or an empty body was stored as data, and its checksum travelled with it and matched.
+/// Guards H1.
 #[test]
 fn error_pages_and_empty_bodies_are_no_data() {
     let object = Object::new(MIB);

@@ -16,6 +16,7 @@ fn options(strictness: Strictness) -> RemoteOptions {
 
 /// The image was replaced under the same URL in mid-read: nothing of the new one is used, and the read goes on when the
 /// right one is back.
+/// Guards H3.
 #[test]
 fn an_image_that_is_replaced_is_waited_for_and_never_mixed() {
     for new in [Object::seeded(MIB, 2), Object::new(MIB + 1), Object::new(MIB - 1)] {
@@ -73,6 +74,7 @@ fn requests_carry_the_condition() {
 }
 
 /// Weak ETags; an ETag that differs between the nodes of a CDN. Each by name, how strict is up to the base.
+/// Guards H2.
 #[test]
 fn validators_are_compared_as_strictly_as_the_base_says() {
     use Strictness::{SizeOnly, Strong, Weak};
@@ -178,6 +180,7 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
 }
 
 /// What a base can be told by is settled when it is added.
+/// Guards H2.
 #[test]
 fn too_little_to_tell_by_is_refused_when_a_base_is_added() {
     use Strictness::{SizeOnly, Strong, Weak};

@@ -102,3 +102,19 @@ fn everything_is_counted() {
     assert_eq!((counters.requests, counters.retries, counters.bytes), (2, 0, (64 << 10) + 1000));
     until("the server is through", || server.body_bytes() == (64 << 10) + 1000);
 }
+
+/// Guards H7.
+#[test]
+fn a_request_that_hangs_gives_its_place_to_another_base() {
+    let object = Object::new(MIB);
+    let (hangs, works) = (Server::start(object.clone()), Server::start(object.clone()));
+    hangs.on(|_| Reply::Stall(0));
+    // One place for what no reader waits for.
+    let config = HttpConfig { max_requests: 2, stall_timeout: Duration::from_secs(600), ..quick() };
+    let client = Client::with(&config);
+    let (one, other) = (client.open(&hangs.url("/a"), &object), client.open(&works.url("/a"), &object));
+    let hanging = client.start(&one, 0..10, Purpose::Hydrate);
+    hangs.wait_for_requests(1);
+    assert!(client.read_for(&other, 0..10, Purpose::Hydrate).unwrap() == object.bytes[..10]);
+    hanging.task.abort();
+}

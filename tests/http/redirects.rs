@@ -75,6 +75,7 @@ fn a_redirect_says_how_long_it_holds() {
     });
 }
 
+/// Guards H5.
 #[test]
 fn one_finds_out_where_a_url_leads() {
     let Pair { object, origin, target, client } = pair();
@@ -130,6 +131,7 @@ fn redirects_lead_to_web_servers_only() {
     }
 }
 
+/// Guards H6.
 #[test]
 fn https_never_becomes_http() {
     let object = Object::new(MIB);
@@ -186,6 +188,7 @@ fn user_and_password_stay_with_their_server() {
 
 /// A server on the public network, as seen through a proxy, redirects to a service of this host: its answer would
 /// become the base. Asked for directly, because the proxy is not for these.
+/// Guards H9.
 #[test]
 fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
     let object = Object::new(MIB);

@@ -133,6 +133,7 @@ fn only_what_a_reader_wants_is_tried_for_ever() {
 }
 
 /// 429 without back-off became a storm of requests.
+/// Guards H4.
 #[test]
 fn a_server_that_is_overloaded_is_left_alone() {
     let object = Object::new(MIB);
@@ -166,6 +167,7 @@ fn a_server_that_is_overloaded_is_left_alone() {
 }
 
 /// However many wait, a server that is down is asked by one at a time, further and further apart.
+/// Guards H4.
 #[test]
 fn a_server_that_is_down_is_asked_by_one() {
     let object = Object::new(MIB);
@@ -221,6 +223,7 @@ fn whoever_goes_away_takes_nobody_along() {
 }
 
 /// A token that expired, an image that was deactivated, a path that is not there for four seconds: each of these heals.
+/// Guards H3.
 #[test]
 fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
     let object = Object::new(MIB);
@@ -297,6 +300,7 @@ fn nobody_there_is_said_soon_when_a_base_is_added() {
 }
 
 /// One byte a second reset the stall timer: a read waited for ever, no mirror was tried, the state was ok.
+/// Guards H8.
 #[test]
 fn one_byte_at_a_time_is_no_answer() {
     let object = Object::new(MIB);
@@ -326,6 +330,7 @@ fn one_byte_at_a_time_is_no_answer() {
 }
 
 /// A deadline shorter than `stall_timeout`: the mirror is asked before it, not after.
+/// Guards H8.
 #[test]
 fn a_mirror_is_asked_before_the_deadline() {
     let object = Object::new(MIB);
@@ -341,6 +346,7 @@ fn a_mirror_is_asked_before_the_deadline() {
 }
 
 /// A deadline counts from the moment at which the reader began to wait, whatever was done for others before.
+/// Guards H8.
 #[test]
 fn a_deadline_counts_from_the_first_moment_a_reader_waits() {
     let object = Object::new(MIB);

@@ -212,6 +212,7 @@ fn contents_under_another_blocks_tag_are_never_read() {
     assert_eq!(read, [1, 0, 0, 1]);
 }
 
+/// Guards D17.
 #[test]
 fn another_size_or_layout_starts_empty() {
     for limit in [LIMIT / 2, LIMIT + MIB, 64 * MIB] {
@@ -358,6 +359,7 @@ proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
     /// Whatever a worker wrote where it should not: the next one reads what was inserted, or nothing.
+    /// Guards D17.
     #[test]
     fn no_damage_gets_a_wrong_byte_out(damages in damages()) {
         let (file, data) = left(600);
@@ -427,6 +429,7 @@ fn victim() {
     });
 }
 
+/// Guards D18.
 #[test]
 fn killed_at_any_moment_a_worker_leaves_only_what_is_right() {
     let file = BlockCache::memory_file().expect("memfd");

@@ -82,6 +82,7 @@ fn the_process_of_a_thread_is_told_with_its_start() {
     assert_eq!(answered.number, 3);
 }
 
+/// Guards D55.
 #[test]
 fn a_process_ends_when_none_of_its_threads_runs() {
     let cases: [(&[u64], bool); 8] = [
@@ -112,6 +113,7 @@ fn a_process_that_is_gone_has_ended_and_one_that_is_hidden_has_not() {
     assert!(!ending(&root, (10, 700)));
 }
 
+/// Guards D57.
 #[test]
 fn a_question_costs_a_bounded_number_of_reads() {
     let root = tempfile::tempdir().unwrap();

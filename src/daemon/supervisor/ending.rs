@@ -35,6 +35,11 @@ impl Supervisor {
     ) -> Result<(), ServeError> {
         let Ending::Closing(closing) = &mut self.ending else { return Ok(()) };
         closing.leave_at = None;
+        if closing.closed {
+            // However it ended then, or what of it is left.
+            self.outcome = Some(Ok(()));
+            return Ok(());
+        }
         closing.deaths += 1;
         let deaths = closing.deaths;
         if status.success() || worker.failure.is_some() || !self.announced || deaths > CLOSINGS {

@@ -91,12 +91,14 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
     }
 }
 
+/// Guards D21.
 #[test]
 fn a_failed_sync_of_data_that_no_worker_lived_to_hear_of_is_made_up_for() {
     killed_in_a_failing_sync(".data", false);
     killed_in_a_failing_sync(".data", true);
 }
 
+/// Guards D21.
 #[test]
 fn a_failed_sync_of_the_map_that_no_worker_lived_to_hear_of_is_made_up_for() {
     killed_in_a_failing_sync(".map", true);

@@ -71,6 +71,7 @@ fn a_flush_of_a_large_map_has_bounded_memory() {
     }
 }
 
+/// Guards D12.
 #[test]
 fn a_word_that_changes_while_it_is_flushed_claims_only_what_is_synced() {
     for keep in [NOTHING, ALL] {
@@ -167,6 +168,7 @@ fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
     }
 }
 
+/// Guards D13.
 #[test]
 fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
     let rig = Rig::new();

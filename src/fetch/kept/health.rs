@@ -2,7 +2,7 @@
 //! nothing may be evicted are all the same to whoever reads, which is that nothing new is kept.
 //!
 //! What must hold: nothing is tried in a loop. After a failure nothing is written until a number of ticks has passed,
-//! twice as many each time; one line in the log and one event say so, and one of each that it is over.
+//! twice as many each time; one line in the log and one event say so, and one of each that it is over (D35).
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -135,6 +135,7 @@ impl CachedSource {
             }
             return Err(error);
         }
+        // Bytes and sum are written: only now is it here (D32).
         let mut index = self.index.lock();
         index.charge(bytes.len() as u64);
         index.publish(first, blocks, slot, generation);

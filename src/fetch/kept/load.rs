@@ -231,7 +231,7 @@ impl DiskCache {
 }
 
 impl super::CachedSource {
-    /// Sums of no block go, of slots at the places of their chunks.
+    /// Sums of no block go, of slots at the places of their chunks (D54).
     fn clear_torn(&self) -> io::Result<()> {
         let _writer = self.writer.lock();
         let (torn, files) = {

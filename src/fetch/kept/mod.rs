@@ -12,10 +12,10 @@
 //!   and again (`room`).
 //! - **A cache that is full or failing is a cache that takes nothing new**: no call fails, nothing is tried in a loop
 //!   (`health`).
-//! - A read takes one short lock in memory and waits for no insert, eviction or sync.
+//! - A read takes one short lock in memory and waits for no insert, eviction or sync (D31).
 //! - **What is read for a base was fetched for it, or was compared with its digest** (`contents`): what another base has
-//!   fetched is believed once all of it was compared, and never before.
-//! - **What cannot be read is not bad**: only a checksum's word drops anything (`trouble`).
+//!   fetched is believed once all of it was compared, and never before (D42).
+//! - **What cannot be read is not bad**: only a checksum's word drops anything (`trouble`) (D50).
 //!
 //! Locks, in this order: `sweep` (one eviction at a time), a source's `writer` (held while its files are changed),
 //! a source's `index` (in memory, short; no file is touched under it). `verified`, then `table`, are held for lookups;

@@ -1,7 +1,7 @@
 //! Descriptors of the cache's files: taken at use, given back when others need them or after a while without use.
 //!
 //! What must hold: the number of cached sources costs no descriptors, and files that are opened by their names are those
-//! that a [`Files`] stands for. So a remover retires them first.
+//! that a [`Files`] stands for. So a remover retires them first (D51).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

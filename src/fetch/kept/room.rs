@@ -27,7 +27,7 @@ const LOOKED_AT: usize = 1024;
 /// Others may take the room that was made; then it is made again, this often.
 const ROUNDS: usize = 4;
 
-/// Bytes that are counted as used and not yet anybody's.
+/// Bytes that are counted as used and not yet anybody's: taken before a block is written (D34).
 pub(super) struct Room<'a> {
     shared: &'a Shared,
     pub bytes: u64,

@@ -3,7 +3,7 @@
 //! Serving does not wait for it. At the start only names and headers are read. What a read asks for is looked up in the
 //! sums file at once: the slot of a chunk lies at the chunk's own place. Behind that a scan reads the whole file, so that
 //! totals are known and the oldest blocks can be told. What must hold until it is through:
-//! - A read of what is cached finds it, and waits for its own slot only.
+//! - A read of what is cached finds it, and waits for its own slot only (D52).
 //! - A source counts with what its file takes on the filesystem, so that the bound on bytes holds.
 //! - Nothing is evicted to make room: what is old is not known yet. A full cache takes nothing new for so long.
 //!

@@ -130,7 +130,7 @@ impl CachedSource {
         // It may have been pinned while it could not be read.
         let newly = self.pinned.fetch_or(header.pinned, Ordering::Relaxed) && !header.pinned;
         header.pinned |= newly;
-        // The copy that power tore is written again by the next sync.
+        // The copy that power tore is written again by the next sync (D54).
         let stale = newly || damaged.is_some();
         self.verified.store(header.verified, Ordering::Relaxed);
         self.unsettled.store(true, Ordering::Relaxed);
@@ -299,7 +299,7 @@ impl CachedSource {
     }
 
     /// Reads a block that did not match while nobody changes the files. What still does not match is damaged, and
-    /// dropped.
+    /// dropped (D30).
     fn read_again(&self, block: u64, bytes: &mut [u8], contents: Option<SourceKey>) -> bool {
         let mut writer = self.writer.lock();
         let (files, pieces) = {
@@ -429,7 +429,7 @@ impl CachedSource {
         (runs.iter().map(|run| run.1).sum(), bytes)
     }
 
-    /// Before a block goes: a power cut must not leave the note without the block.
+    /// Before a block goes: a power cut must not leave the note without the block (D33).
     fn not_verified(&self, writer: &mut Writer, files: &Opened) {
         self.verified.store(false, Ordering::Relaxed);
         writer.stale |= std::mem::take(&mut writer.header.verified);

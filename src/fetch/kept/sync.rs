@@ -2,7 +2,7 @@
 //!
 //! What must hold: a sync that worked speaks for all that is here. One that failed may have lost what was written since
 //! the last, while the kernel's memory still shows it, to the next worker too: so that is written again at once, and a
-//! later sync finds it dirty. What cannot be written again is dropped, unless it may have been durable before.
+//! later sync finds it dirty. What cannot be written again is dropped, unless it may have been durable before (D53).
 
 use std::io;
 use std::sync::Arc;

@@ -234,6 +234,7 @@ fn verified_means_complete_and_goes_with_any_block() {
     assert!(!open(&medium).attach(key(1), 5 * CACHE_BLOCK).is_verified());
 }
 
+/// Guards D33.
 #[test]
 fn a_killed_worker_may_not_have_synced_that_it_took_verified_back() {
     use crate::io::sim::{Call, Keep, Stage};

@@ -79,6 +79,7 @@ fn reads(source: &Arc<LazySource>, server: &Arc<Server>, offset: u64) -> std::sy
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// Guards D41, D58.
 #[test]
 fn a_cache_whose_disk_hangs_holds_no_reader_whose_server_answers() {
     let server = Server::new(64 << 20, 1 << 20);
@@ -100,6 +101,7 @@ fn a_cache_whose_disk_hangs_holds_no_reader_whose_server_answers() {
     assert_reads(&source, &server, 700 * CACHE_BLOCK, 100_000);
 }
 
+/// Guards D58.
 #[test]
 fn what_only_a_hanging_cache_has_comes_when_its_disk_answers() {
     let server = Server::new(4 << 20, 1 << 20);

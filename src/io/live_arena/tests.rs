@@ -77,6 +77,7 @@ fn what_a_dead_worker_did_not_complete_is_given_back() {
     has(&next, 2, &[0]);
 }
 
+/// Guards D25.
 #[test]
 fn a_window_is_not_given_to_another_disk_while_it_is_mapped() {
     let file = formatted();

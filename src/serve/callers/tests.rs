@@ -36,6 +36,7 @@ fn ask(
     sorted(callers.hear(&question, at, findings, ALL))
 }
 
+/// Guards D55.
 #[test]
 fn the_requests_of_a_process_end_when_it_does_and_those_of_others_do_not() {
     let (mut callers, now) = callers();
@@ -62,6 +63,7 @@ fn the_requests_of_a_process_end_when_it_does_and_those_of_others_do_not() {
     assert!(callers.turns.is_empty() && callers.requests_of.is_empty());
 }
 
+/// Guards D56, D57.
 #[test]
 fn a_thread_that_was_seen_is_not_asked_about_again_for_a_while() {
     let (mut callers, now) = callers();
@@ -107,6 +109,7 @@ fn a_thread_that_is_not_seen_leaves_its_requests_alone() {
     assert!(callers.came(4, 11, now + FRESH), "the number may be another's");
 }
 
+/// Guards D56.
 #[test]
 fn without_an_answer_it_is_asked_again_until_the_number_may_be_anothers() {
     let (mut callers, now) = callers();
@@ -133,6 +136,7 @@ fn a_request_that_was_answered_meanwhile_is_not_kept() {
     assert_eq!(callers.known(), 0);
 }
 
+/// Guards D57.
 #[test]
 fn a_question_is_bounded_and_all_processes_get_their_turn() {
     let (mut callers, mut now) = callers();

@@ -22,6 +22,7 @@ fn tells(pool: &Pool, lane: Lane) -> Receiver<()> {
     done
 }
 
+/// Guards D28.
 #[test]
 fn a_base_that_hangs_holds_its_own_lane_only() {
     let pool = Pool::new(2, 0).expect("threads");
@@ -89,6 +90,7 @@ fn permits_come_back() {
     assert!(pool.try_inline().is_some());
 }
 
+/// Guards D59.
 #[test]
 fn large_jobs_of_a_lane_run_a_few_at_a_time() {
     let pool = Pool::new(32, 4).expect("threads");
@@ -116,4 +118,33 @@ fn large_jobs_of_a_lane_run_a_few_at_a_time() {
     assert!(pool.try_inline_for(Lane::Disk(3), LARGE + 1).is_some());
     drop(held);
     small.recv_timeout(SOON).expect("in their turn");
+}
+
+/// Guards D49.
+#[test]
+fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
+    let (pool, lane) = (Pool::new(1, 1).expect("threads"), Lane::Purge);
+    let here = std::thread::current().id();
+    let go = stuck(&pool, lane);
+    let (says, ran) = channel();
+    let job = |n: usize| -> Job {
+        let says = says.clone();
+        Box::new(move || _ = says.send((n, std::thread::current().id() == here)))
+    };
+    let quarter = QUEUED_BYTES / 4;
+    (0..4).for_each(|n| assert!(pool.spawn_bounded(lane, quarter, job(n)).is_none()));
+    assert!(ran.try_recv().is_err(), "they wait");
+    // What is more runs here as long as others of its kind are free, and waits too when none is.
+    assert!(pool.spawn_bounded(lane, quarter, job(4)).is_none());
+    assert_eq!(ran.try_recv(), Ok((4, true)));
+    let permit = pool.try_inline().expect("one");
+    assert!(pool.spawn_bounded(lane, quarter, job(5)).is_none());
+    assert!(ran.try_recv().is_err());
+    // All lanes together have a bound.
+    assert!(pool.spawn_bounded(lane, ALL_QUEUED_BYTES - 5 * quarter, job(6)).is_none());
+    assert!(pool.spawn_bounded(lane, 1, job(7)).is_some());
+    drop((go, permit));
+    for n in [0, 1, 2, 3, 5, 6] {
+        assert_eq!(ran.recv_timeout(SOON), Ok((n, false)));
+    }
 }

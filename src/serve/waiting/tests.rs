@@ -38,6 +38,7 @@ fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>
     tickets.len() - before
 }
 
+/// Guards D29.
 #[test]
 fn disks_that_take_all_they_can_get_leave_room_for_others() {
     let table = Waiting::new(limits()).expect("a thread");
@@ -56,6 +57,7 @@ fn disks_that_take_all_they_can_get_leave_room_for_others() {
     assert!(table.state.lock().held.is_empty() && table.state.lock().requests.is_empty());
 }
 
+/// Guards D29.
 #[test]
 fn bytes_of_writes_are_bounded_too() {
     let table = Waiting::new(limits()).expect("a thread");
@@ -67,6 +69,7 @@ fn bytes_of_writes_are_bounded_too() {
     assert_eq!(table.counts().bytes, 0);
 }
 
+/// Guards D60.
 #[test]
 fn an_interrupted_request_ends_with_eintr() {
     let table = Waiting::new(limits()).expect("a thread");
@@ -77,6 +80,7 @@ fn an_interrupted_request_ends_with_eintr() {
     assert_eq!(table.counts().interrupted, 1);
 }
 
+/// Guards D61.
 #[test]
 fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
     let table = Waiting::new(limits()).expect("a thread");
@@ -87,6 +91,7 @@ fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
     assert!(table.state.lock().early.is_empty());
 }
 
+/// Guards D61.
 #[test]
 fn interrupts_of_requests_that_were_answered_are_forgotten() {
     let table = Waiting::new(limits()).expect("a thread");

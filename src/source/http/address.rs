@@ -3,7 +3,7 @@
 //! A redirect is the word of a server that the operator does not run. It may lead to the public network; to this host
 //! and to private networks it leads only from there, or where `[http] allow` says so. What must hold: the address that
 //! is judged is the one that is connected to. So names are judged when they are resolved for the connection, after each
-//! lookup anew, and addresses in URLs before anything is sent.
+//! lookup anew, and addresses in URLs before anything is sent (H9).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

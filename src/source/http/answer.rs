@@ -1,7 +1,7 @@
 //! Whether an answer can be trusted to be the bytes that were asked for. Pure: status and header lines in, verdict out.
 //!
 //! What must hold: a body is used only when status, range, length, coding and identity all say that it is what was
-//! asked for. docs/design.md, "HTTP sources", has the table of what becomes of the others.
+//! asked for (H1). docs/design.md, "HTTP sources", has the table of what becomes of the others.
 
 use std::net::IpAddr;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! A range of one object, from whichever of its mirrors gives it: the fetch that goes on until the bytes are there.
+//! A range of one object, from whichever of its mirrors gives it: the fetch that goes on until the bytes are there (H3).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl HttpSource {
         }
     }
 
-    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there.
+    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there (H10).
     ///
     /// # Errors
     /// `Protocol`, when one of them is none.

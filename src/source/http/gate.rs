@@ -2,7 +2,7 @@
 //! base, and one for all connections to one server.
 //!
 //! What must hold: while it fails it gets one request at a time, however many readers wait, and those further and
-//! further apart; when that one works, all others go on at once.
+//! further apart; when that one works, all others go on at once (H4).
 
 use std::sync::Arc;
 use std::time::Duration;

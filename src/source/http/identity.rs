@@ -1,4 +1,4 @@
-//! Which object it is: what a server says of it, and how much of that has to be the same.
+//! Which object it is: what a server says of it, and how much of that has to be the same (H2).
 
 use std::time::{Duration, SystemTime};
 

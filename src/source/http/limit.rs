@@ -4,7 +4,7 @@
 //! - A request that a reader waits for is the next to run, and finds a free slot even when readahead, prefetch and
 //!   hydration have more to do than there are slots.
 //! - However many slots one base holds, a reader of another that holds none gets one at once, and what is free goes to
-//!   the base that holds the fewest. So all together are as many as there are slots, and one more for each base.
+//!   the base that holds the fewest. So all together are as many as there are slots, and one more for each base (H7).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};

@@ -1,7 +1,7 @@
 //! One URL of an object: where it leads, and one request to it.
 //!
 //! What must hold:
-//! - A redirect is followed once, by one request, and its target is asked from then on, until that says that it has
+//! - A redirect is followed once, by one request (H5), and its target is asked from then on, until that says that it has
 //!   nothing (any more), fails, or its time is over. Then the URL is asked again where it leads.
 //! - Nothing that was meant for one origin goes to another; https never becomes http; nothing leads from the public
 //!   network into a private one (`address`).

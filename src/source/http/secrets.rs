@@ -1,7 +1,7 @@
 //! Who we are: credentials by URL, where they come from, and that they go nowhere else.
 //!
 //! What must hold:
-//! - A secret is sent to URLs in its scope only, whatever redirects say. It is in no error, no log and no `Debug`.
+//! - A secret is sent to URLs in its scope only, whatever redirects say (H6). It is in no error, no log and no `Debug`.
 //! - It is asked for when it is needed first, when its time is over, and when a server refuses it; once, however many
 //!   requests wait for it.
 

@@ -82,6 +82,7 @@ fn absurd_numbers_are_refused() {
     }
 }
 
+/// Guards H7.
 #[tokio::test(start_paused = true)]
 async fn slots_go_to_readers_first_and_are_not_lost() {
     let (slots, party) = (Slots::new(4), Party::new());
@@ -135,6 +136,7 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
     }
 }
 
+/// Guards H4.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_down_is_asked_less_and_less() {
     let origin = Gate::new();
@@ -242,6 +244,7 @@ fn addresses_that_are_not_public_are_known_in_all_their_forms() {
 }
 
 /// Rebinding: each lookup is judged, and of several addresses only those are connected to that may be.
+/// Guards H9.
 #[test]
 fn names_are_judged_by_the_addresses_that_are_connected_to() {
     let addresses = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
@@ -269,6 +272,7 @@ fn states_of_servers_are_bounded() {
 }
 
 /// Sixteen requests to a server that hangs held all slots: another base had none.
+/// Guards H7.
 #[tokio::test(start_paused = true)]
 async fn a_base_that_holds_all_slots_keeps_none_from_another() {
     let slots = Slots::new(4);

@@ -71,7 +71,7 @@ impl Stalls {
 pub(super) enum Patience {
     /// For as long as it takes.
     Endless,
-    /// So long, from this moment on, without bytes that come at the minimum rate.
+    /// So long, from this moment on, without bytes that come at the minimum rate (H8).
     From(Instant, Duration),
     /// So long after a failure, without bytes that come at the minimum rate.
     AfterFailure(Duration),

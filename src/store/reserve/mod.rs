@@ -2,7 +2,7 @@
 //! and starts.
 //!
 //! [`Reserve`] is the store's medium with a file of preallocated space beside the records. What must hold:
-//! - A write of metadata (records, map files) that finds no space gives a part of the file back and tries again.
+//! - A write of metadata (records, map files) that finds no space gives a part of the file back and tries again (D19).
 //! - While a part is given back, data gets no new space: what was freed for metadata must not go to a guest. Data
 //!   that has its space already is written as ever.
 //! - The same for the zeros of a discard that ends within a block, up to half of the reserve.
@@ -215,7 +215,7 @@ impl Shared {
         let held = self.held.load(Ordering::Relaxed);
         let Some(file) = file.filter(|_| held > keep) else { return false };
         if !self.short.swap(true, Ordering::AcqRel) {
-            // Waits for the writes of data that may still take space.
+            // Waits for the writes of data that may still take space (D20).
             drop(self.gate.write());
             self.log("the store is full: its reserve is in use, writes that need space are refused until there is some");
         }

@@ -236,6 +236,7 @@ fn sizes() {
     assert_eq!(size_for(64 * MIB, false, Some(0)), 0);
 }
 
+/// Guards D19.
 #[test]
 fn metadata_gets_the_reserve_and_data_does_not() {
     for errno in [libc::ENOSPC, libc::EDQUOT] {
@@ -356,6 +357,7 @@ fn a_reserve_that_was_copied_as_a_hole_is_filled() {
     assert_eq!(small.free(), 60 * MIB);
 }
 
+/// Guards D20.
 #[test]
 fn data_never_takes_what_was_freed_for_metadata() {
     let small = Small::new(64 * MIB);
@@ -575,6 +577,7 @@ fn a_sync_without_space_is_a_lost_flush_and_an_io_error() {
     }
 }
 
+/// Guards D3.
 #[test]
 fn a_disk_refuses_writes_under_the_next_worker_too() {
     let rig = Rig::new(WANTED);
@@ -605,6 +608,7 @@ fn a_record_that_may_be_the_new_one_gets_no_append_to_the_old_map_file() {
     assert_eq!(delta.extent(0, 4096).0, Mapping::Zero);
 }
 
+/// Guards D10.
 #[test]
 fn a_read_or_write_that_fails_is_an_error_of_that_range_alone() {
     let rig = Rig::new(WANTED);

@@ -64,6 +64,7 @@ fn a_record_without_a_current_size_is_not_believed() {
     assert_eq!(house.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
+/// Guards D47, D48.
 #[test]
 fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     let (house, store) = House::with_base();
@@ -112,6 +113,7 @@ fn a_disk_that_may_be_open_is_detached_later() {
     assert_eq!(attached(&store), [""; 0]);
 }
 
+/// Guards D48.
 #[test]
 fn a_disk_whose_flush_failed_stays_attached() {
     let medium = SimMedium::new(1);

@@ -23,6 +23,7 @@ impl OpenImage for Hangs {
 }
 
 // One base on a filesystem that hung kept all names of the store from being changed.
+/// Guards D45.
 #[test]
 fn a_base_that_hangs_keeps_nobody_else_waiting() {
     let (house, store) = House::with_base();
@@ -70,6 +71,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
     });
 }
 
+/// Guards D45.
 #[test]
 fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
     let (house, store) = House::with_base();

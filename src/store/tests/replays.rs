@@ -16,6 +16,7 @@ fn again(store: &Store, unique: u64, change: impl FnOnce(&Store, MountRequest)) 
 
 // A worker died between a durable unlink and its answer, a command took the name, and the unlink that was sent again
 // removed the new disk.
+/// Guards D27.
 #[test]
 fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
     let house = House::new();
@@ -32,6 +33,7 @@ fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
     assert!(store.done_by(request(4)).is_none());
 }
 
+/// Guards D27.
 #[test]
 fn a_resent_rename_leaves_the_disks_that_took_the_names() {
     let house = House::new();
@@ -50,6 +52,7 @@ fn a_resent_rename_leaves_the_disks_that_took_the_names() {
 }
 
 // creat(2) with O_EXCL once took the disk of a command for the one that its first try had made.
+/// Guards D27.
 #[test]
 fn a_resent_creation_finds_its_own_disk_only() {
     let house = House::new();

@@ -37,6 +37,7 @@ impl Home {
 }
 
 // EMFILE or EIO while a record was read made it a damaged one until the next start, and its name was free.
+/// Guards D46.
 #[test]
 fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() {
     for errno in [libc::EMFILE, libc::EIO, libc::ENOMEM] {

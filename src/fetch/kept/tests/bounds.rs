@@ -153,6 +153,7 @@ fn ages_far_apart_keep_their_order() {
     assert_eq!(source.missing_run(8, 300), 300, "the others are as old as can be");
 }
 
+/// Guards D34.
 #[test]
 fn random_use_never_exceeds_the_bound_and_ends_with_the_blocks_that_count() {
     for seed in 0..10 {
@@ -238,6 +239,7 @@ fn a_bound_that_became_smaller_holds_after_a_tick() {
     assert_eq!(readable(&cache.attach(key(1), SIZE)).len(), 30);
 }
 
+/// Guards D34.
 #[test]
 fn an_unbounded_cache_leaves_the_floor_free() {
     let medium = Tight::new(100);
@@ -278,6 +280,7 @@ fn an_unbounded_cache_leaves_the_floor_free() {
     assert_eq!((get(&source, 0, 1), cache.stats().degraded, told.degradations().len()), (1, None, 2));
 }
 
+/// Guards D35.
 #[test]
 fn a_filesystem_that_gives_nothing_back_does_not_lose_its_whole_cache() {
     let medium = Tight::new(100);

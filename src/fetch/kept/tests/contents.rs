@@ -41,6 +41,7 @@ fn verify(contents: &Contents, right: u8) -> bool {
     read && buf.iter().all(|byte| *byte == right) && frozen.seal()
 }
 
+/// Guards D42.
 #[test]
 fn bytes_under_a_digest_that_nobody_compared_are_read_by_their_own_base_alone() {
     let medium = SimMedium::new(1);
@@ -65,6 +66,7 @@ fn bytes_under_a_digest_that_nobody_compared_are_read_by_their_own_base_alone() 
     assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), []);
 }
 
+/// Guards D33, D42.
 #[test]
 fn nothing_comes_into_what_was_verified() {
     let medium = SimMedium::new(1);
@@ -100,6 +102,7 @@ fn nothing_comes_into_what_was_verified() {
     assert_eq!((seen(&one), seen(&two)), (all('Y'), all('-')));
 }
 
+/// Guards D42.
 #[test]
 fn what_is_compared_does_not_change_meanwhile() {
     let cache = open(&SimMedium::new(1));

@@ -56,6 +56,7 @@ fn every_flipped_bit_of_the_sums_costs_blocks_and_never_a_wrong_byte() {
     assert!(lost > 300);
 }
 
+/// Guards D30.
 #[test]
 fn a_corrupt_cache_heals() {
     let medium = filled();
@@ -234,6 +235,7 @@ fn bytes_that_a_kill_left_without_sums_are_punched() {
 }
 
 // A power cut tears the copy that is being written: the other one serves, and for ever after the check found the torn one.
+/// Guards D54.
 #[test]
 fn a_torn_copy_of_a_header_is_written_again_though_nothing_else_changes() {
     for bit in [8 * 8, (HEADER_AREA / 2 + 8) * 8] {
@@ -250,6 +252,7 @@ fn a_torn_copy_of_a_header_is_written_again_though_nothing_else_changes() {
 }
 
 // A check with repair removed a source whose files could not be read at that moment, with the only copy of a hydrated base.
+/// Guards D50.
 #[test]
 fn a_repair_keeps_what_cannot_be_read_now() {
     for (call, name) in [(Call::Open, "sums"), (Call::Open, "blocks"), (Call::Read, "sums")] {

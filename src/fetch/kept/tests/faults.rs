@@ -88,6 +88,7 @@ fn any_call_may_fail_at_any_time() {
     assert!(hit > 30, "{hit} faults are too few");
 }
 
+/// Guards D35.
 #[test]
 fn a_full_filesystem_degrades_once_and_keeps_nothing_of_what_was_cut_off() {
     let medium = SimMedium::new(1);
@@ -166,6 +167,7 @@ fn a_file_in_place_of_the_directory_is_said_and_survived() {
     cache.flush().unwrap();
 }
 
+/// Guards D35.
 #[test]
 fn what_fails_works_and_fails_again_is_tried_ever_more_rarely() {
     let medium = SimMedium::new(1);
@@ -210,6 +212,7 @@ fn cut(medium: &SimMedium) -> SimMedium {
 
 // After a failed fsync(2) the kernel shows what it may not have written, to the next worker too, and the next fsync
 // succeeds: a base whose hydration had succeeded at the second attempt lost blocks with the power.
+/// Guards D53.
 #[test]
 fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it() {
     for (suffix, skip) in [("blocks", 0), ("sums", 0), ("sums", 1), ("sums", 2)] {

@@ -38,6 +38,30 @@ fn sums(medium: &dyn Medium) -> Arc<dyn MediumFile> {
     medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap()
 }
 
+/// Guards D52.
+/// A worker that took over while the cache's disk hung served no disk. Guards D62.
+#[test]
+fn until_names_and_headers_are_read_only_what_may_wait_waits_and_nothing_is_written() {
+    let medium = filled();
+    let before = medium.files();
+    let told = Arc::new(Told::default());
+    let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, told, Damaged::Drop);
+    let source = cache.attach(key(1), SIZE);
+    let mut buf = vec![0; BLOCK];
+    assert_eq!((source.contains_now(290), source.read_sound_now(290, 1, &mut buf, None)), (None, None));
+    assert!(!source.is_known());
+    put(&source, 400, 1);
+    cache.tick_once(true);
+    assert_eq!(medium.files(), before);
+    let reader = {
+        let source = source.clone();
+        std::thread::spawn(move || get(&source, 290, 5))
+    };
+    cache.load_first();
+    assert_eq!(reader.join().unwrap(), 5);
+    assert_eq!(source.contains_now(290), Some(true));
+}
+
 #[test]
 fn what_is_cached_is_read_before_the_index_is() {
     let medium = filled();
@@ -73,6 +97,7 @@ fn an_eviction_before_the_index_is_read_is_one() {
     assert!(told.gone(EvictReason::Space) == 0);
 }
 
+/// Guards D52.
 #[test]
 fn the_bound_holds_and_nothing_is_evicted_wrongly_while_it_is_read() {
     let medium = filled();
@@ -204,6 +229,7 @@ fn sums_that_cannot_be_read_keep_no_reader_waiting() {
 }
 
 /// The index of 64 GiB, of which one chunk has bytes.
+/// Guards D52.
 #[test]
 fn serving_does_not_wait_for_a_large_index() {
     let chunks = std::env::var("PLYFS_TEST_CHUNKS").map_or(65_536, |n| n.parse().unwrap());

@@ -9,6 +9,7 @@ use crate::io::HostMedium;
 
 const SIZE: u64 = 300 * CACHE_BLOCK - 77;
 
+/// Guards D30, D32.
 #[test]
 fn readers_inserters_and_evictions_meet() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -67,6 +68,7 @@ fn readers_inserters_and_evictions_meet() {
     assert_eq!(check(&HostMedium::new(dir.path()).unwrap(), Sums::Compare, Repair::No).unwrap(), []);
 }
 
+/// Guards D31.
 #[test]
 fn a_read_of_what_is_here_waits_for_no_insert_eviction_or_sync() {
     use crate::io::sim::{Call, Stage};

@@ -21,6 +21,7 @@ fn fault(call: Call, name: &str, times: u64, errno: i32) -> Fault {
     Fault { call, name: name.into(), skip: 0, times, errno }
 }
 
+/// Guards D50.
 #[test]
 fn an_error_at_load_drops_nothing_and_is_tried_again() {
     for (call, name, errno) in [
@@ -52,6 +53,7 @@ fn an_error_at_load_drops_nothing_and_is_tried_again() {
     }
 }
 
+/// Guards D50.
 #[test]
 fn a_block_of_an_only_copy_that_cannot_be_read_is_not_dropped() {
     let medium = filled(true);
@@ -112,6 +114,7 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     assert!(medium.files().is_empty());
 }
 
+/// Guards D51.
 #[test]
 fn the_number_of_sources_costs_no_descriptors() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
