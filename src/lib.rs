@@ -3,11 +3,15 @@
 //! A read travels `fuse -> disk -> delta | base -> cache -> source`; docs/design.md says which module may use which.
 
 pub mod base;
+#[cfg(feature = "daemon")]
+pub mod bases;
 pub mod cache;
 pub mod check;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod control;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod delta;

@@ -28,14 +28,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["store", "disk", "delta", "check", "cache", "source", "format", "io", "sabotage", "events"],
     ),
     ("config", &["format"]),
+    ("bases", &["base", "cache", "config", "events", "format", "io", "source", "store", "trace"]),
+    (
+        "control",
+        &["bases", "cache", "config", "disk", "events", "format", "fuse", "io", "source", "store", "trace"],
+    ),
     (
         "daemon",
         &[
-            "base", "cache", "check", "config", "delta", "disk", "events", "format", "fuse", "io", "source",
-            "store", "trace",
+            "bases", "cache", "check", "config", "control", "delta", "disk", "events", "format", "fuse",
+            "io", "source", "store", "trace",
         ],
     ),
-    ("cli", &["config", "daemon", "check", "source"]),
+    ("cli", &["config", "control", "daemon", "check", "source"]),
 ];
 
 /// Of a module, only these items.
@@ -43,7 +48,8 @@ const ONLY: &[(&str, &str, &[&str])] = &[
     ("disk", "trace", &["Tap"]),
     ("disk", "cache", &["Touch"]),
     ("fuse", "cache", &["Touch"]),
-    ("cli", "source", &["http"]),
+    ("cli", "source", &["http", "Location"]),
+    ("cli", "control", &["wire"]),
 ];
 
 /// `unsafe` may be here and in src/io/.

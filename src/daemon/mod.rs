@@ -3,26 +3,18 @@
 //! The only place that constructs and wires everything. The supervisor holds no lock, does no I/O on disks and never
 //! grows; the first worker starts exactly as the hundredth does.
 
-mod api;
 mod callers;
 mod channel;
 mod confine;
-mod copy;
 mod handover;
 mod home;
-mod hydrate;
-mod keys;
-mod lane;
 mod mount;
 mod moving;
 mod opener;
 mod outcome;
-mod prefetch;
 mod process;
 mod pulse;
-mod report;
 mod secrets;
-mod sources;
 mod start;
 mod supervisor;
 mod syscalls;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::FromSupervisor;
 use super::super::process::{Phase, Worker};
-use super::super::report::UpgradeState;
 use super::super::upgrade::Upgrading;
 use super::super::{ServeError, handover, mount};
 use super::{CLOSING_TAKE_OVER, Stopping, Supervisor};
+use crate::control::report::UpgradeState;
 use crate::fuse::kernel;
 use crate::io::sys;
 
