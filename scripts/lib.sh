@@ -85,17 +85,29 @@ need_cargo_tool() {
     cargo install --locked --quiet "$1" || die "could not install $2; run: cargo install --locked $1"
 }
 
-# need_ruff: the linter of Python, from PyPI into a virtual environment below the target directory. Sets RUFF.
-need_ruff() {
+# need_python VARIABLE PACKAGE VERSION: a program from PyPI of its package's name, in a virtual environment below the target
+# directory. Sets VARIABLE to its path.
+need_python() {
     local place=${CARGO_TARGET_DIR:-$ROOT/target}/python
-    RUFF=$place/bin/ruff
-    [[ -x $RUFF ]] && return 0
-    RUFF=$(command -v ruff) && return 0
+    local -n found=$1
+    found=$place/bin/$2
+    [[ -x $found ]] && return 0
+    found=$(command -v "$2") && return 0
     need_packages python3-venv
-    printf 'installing: ruff (pip)\n'
+    printf 'installing: %s (pip)\n' "$2"
     /usr/bin/python3 -m venv "$place" || die "could not make a virtual environment in $place"
-    "$place/bin/pip" install --quiet --disable-pip-version-check ruff==0.17.6 || die "could not install ruff; run: pip install ruff"
-    RUFF=$place/bin/ruff
+    "$place/bin/pip" install --quiet --disable-pip-version-check "$2==$3" || die "could not install $2; run: pip install $2"
+    found=$place/bin/$2
+}
+
+# The linter of Python. Sets RUFF.
+need_ruff() {
+    need_python RUFF ruff 0.17.6
+}
+
+# The client that a description of an API drives. Sets SCHEMATHESIS.
+need_schemathesis() {
+    need_python SCHEMATHESIS schemathesis 4.32.5
 }
 
 # scripts_by INTERPRETER: the programs in scripts/ whose first line names it.

@@ -11,11 +11,15 @@
 //! which.
 
 pub mod base;
+#[cfg(feature = "daemon")]
+pub mod bases;
 pub mod cache;
 pub mod check;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod control;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod delta;

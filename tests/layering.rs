@@ -34,14 +34,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("config", &["format"]),
     ("sandbox", &["config", "format", "io", "source"]),
+    ("bases", &["base", "cache", "config", "events", "fetch", "format", "io", "source", "store", "trace"]),
+    (
+        "control",
+        &[
+            "bases", "cache", "config", "disk", "events", "fetch", "format", "fuse", "io", "serve", "source",
+            "store", "trace",
+        ],
+    ),
     (
         "daemon",
         &[
-            "base", "cache", "check", "config", "delta", "disk", "events", "fetch", "format", "fuse", "io",
-            "sandbox", "serve", "source", "store", "trace",
+            "base", "bases", "cache", "check", "config", "control", "delta", "disk", "events", "fetch",
+            "format", "fuse", "io", "sandbox", "serve", "source", "store", "trace",
         ],
     ),
-    ("cli", &["config", "daemon", "check", "format", "source"]),
+    ("cli", &["config", "control", "daemon", "check", "format", "source"]),
 ];
 
 /// Of a module, only these items.
@@ -51,8 +59,9 @@ const ONLY: &[(&str, &str, &[&str])] = &[
     ("serve", "cache", &["Touch"]),
     ("fuse", "store", &["Attributes", "Replace"]),
     ("fuse", "disk", &["Grow", "Seek"]),
-    ("cli", "source", &["http"]),
+    ("cli", "source", &["http", "Location"]),
     ("cli", "format", &["layout"]),
+    ("cli", "control", &["wire"]),
     ("sandbox", "format", &["layout"]),
 ];
 

@@ -8,7 +8,7 @@ use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
-    Moved, Superblock, Validator,
+    Moved, Request, Superblock, Token, Validator,
 };
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
 
@@ -78,6 +78,7 @@ fn records() {
         created_ns: 5,
         options: BaseOptions::default(),
         moved: vec![Moved { file: 0, urls: vec!["https://h/debian.raw".into()] }],
+        token: None,
     };
     let disk = DiskRecord {
         id: 3,
@@ -99,9 +100,12 @@ fn records() {
     };
     both("records", "superblock", &superblock);
     both("records", "base-3", &base.encode());
+    let token = Token::of_hash([7; 16]);
+    both("records", "base-4", &BaseRecord { token: Some(token), ..base.clone() }.encode());
     let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
     both("records", "disk", &disk.encode());
+    both("records", "disk-of-client", &DiskRecord { request: Some(Request::Client(token)), ..disk.clone() }.encode());
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
     both("records", "disk-2-63-bytes", &DiskRecord { size: 1 << 63, ..disk.clone() }.encode());
     both(

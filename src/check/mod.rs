@@ -511,17 +511,14 @@ impl Check<'_> {
             let object = format!("base {}", record.name);
             let mut sound = true;
             // Of a base that is in the store as a whole the original may be gone.
-            let files = std::iter::once(&record.image).chain(&record.backing);
-            for file in files.filter(|_| !record.options.hydrate) {
+            for file in record.files().filter(|_| !record.options.hydrate) {
                 if let Some(why) = why_changed(file) {
                     sound = false;
                     let message = format!("its source {} {why}; put the original file back", file.source);
                     self.find(7, object.clone(), message);
                 }
             }
-            let is_file =
-                !record.options.hydrate && matches!(record.image.identity.validator, Validator::File { .. });
-            if sound && is_file && self.verify == VerifyBases::Yes {
+            if sound && !record.keeps(&record.image) && self.verify == VerifyBases::Yes {
                 self.verify_digest(&record);
             }
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::CliError;
 use crate::config::size::parse_size;
+use crate::source::Location;
 
 /// Reads a name of a base or a disk.
 ///
@@ -61,10 +62,7 @@ fn digest(text: &str, digits: usize) -> Result<String, String> {
 
 /// Whether a source is a URL (`scheme://...`); everything else is a path.
 pub(super) fn is_url(source: &str) -> bool {
-    source.split_once("://").is_some_and(|(scheme, _)| {
-        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
-    })
+    Location::of(source).is_url()
 }
 
 /// Makes a path absolute against the current directory. Symbolic links and `..` stay as they are.

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Global;
 use super::again;
 use super::args;
+use super::client::read;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, table};
 use super::work;
+use crate::control::wire::{AddBase, Below, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +64,7 @@ Examples:
 For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones. What
 is in the store is read as before. Holds after a restart, until it is undone or `plyfs base set` gives another URL.";
 
-const COLUMNS: [Column; 8] = [
+pub(super) const COLUMNS: [Column; 8] = [
     ("NAME", "name", Kind::Text),
     ("FORMAT", "format", Kind::Text),
     ("SIZE", "size", Kind::Size),
@@ -73,7 +75,7 @@ const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-const FIELDS: [Column; 21] = [
+pub(super) const FIELDS: [Column; 21] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -115,7 +117,7 @@ pub(super) enum Base {
         source_file: Option<PathBuf>,
         /// Format of the image; without it, what the name ends in says: .qcow2, .vmdk, all else is raw
         #[arg(long, value_enum)]
-        format: Option<Format>,
+        format: Option<FormatArg>,
         /// Another URL of the same content; may be given more than once
         #[arg(long = "mirror", value_name = "URL")]
         mirrors: Vec<String>,
@@ -125,7 +127,7 @@ pub(super) enum Base {
         /// What of a server's answer has to be as it was: `strong` (ETag, or Last-Modified), `weak` (a weak ETag is
         /// enough), `size`
         #[arg(long, value_enum, default_value = "strong")]
-        identity: Identity,
+        identity: IdentityArg,
         /// How long a read waits for a server that is down, such as 30s; without it: until it is back
         #[arg(long, value_name = "TIME", value_parser = args::seconds)]
         deadline: Option<u32>,
@@ -234,36 +236,36 @@ pub(super) enum Base {
 
 /// What an image file contains.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum FormatArg {
     Raw,
     Qcow2,
     Vmdk,
 }
 
-impl Format {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vmdk => "vmdk",
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Raw => Self::Raw,
+            FormatArg::Qcow2 => Self::Qcow2,
+            FormatArg::Vmdk => Self::Vmdk,
         }
     }
 }
 
 /// How much of a server's answer has to be as it was.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Identity {
+pub(super) enum IdentityArg {
     Strong,
     Weak,
     Size,
 }
 
-impl Identity {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Strong => "strong",
-            Self::Weak => "weak",
-            Self::Size => "size",
+impl From<IdentityArg> for Identity {
+    fn from(identity: IdentityArg) -> Self {
+        match identity {
+            IdentityArg::Strong => Self::Strong,
+            IdentityArg::Weak => Self::Weak,
+            IdentityArg::Size => Self::Size,
         }
     }
 }
@@ -297,24 +299,24 @@ impl Base {
                     Some(path) => first_line(&path)?,
                     None => source.unwrap_or_default(),
                 };
-                let below = |source| Ok(json!({"source": absolute_source(source)?}));
+                let below = |source| Ok(Below { source: absolute_source(source)?, format: None });
                 let backing = backing.into_iter().map(below).collect::<Result<Vec<_>, CliError>>()?;
-                let body = json!({
-                    "name": name,
-                    "source": absolute_source(source)?,
-                    "format": format.map(Format::name),
-                    "mirrors": mirrors,
-                    "backing": backing,
-                    "identity": identity.name(),
-                    "deadline_seconds": deadline,
-                    "max_requests": max_requests,
-                    "max_rate": max_rate,
-                    "pinned": pin,
-                    "sha256": sha256,
-                    "sha512": sha512,
-                });
                 let action = format!("cannot add base {name}");
-                let base = again::add_base(&global.client()?, &name, &body, &action)?;
+                let body = AddBase {
+                    name,
+                    source: absolute_source(source)?,
+                    mirrors,
+                    format: format.map(Format::from),
+                    backing,
+                    sha256,
+                    sha512,
+                    identity: Some(identity.into()),
+                    deadline_seconds: deadline,
+                    max_requests,
+                    max_rate,
+                    pinned: pin,
+                };
+                let base = again::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
             Self::Ls => {
@@ -329,7 +331,7 @@ impl Base {
             }
             Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
-                work::run(global, &name, "hydrate", &json!({"rate": rate}), background)
+                work::run(global, &name, "hydrate", &Hydrate { rate }, background)
             }
             Self::Verify { name } => work::run(global, &name, "verify", &json!({}), false),
             Self::Set { name, source, source_file, mirrors, file } => {
@@ -338,36 +340,36 @@ impl Base {
                     None => source.unwrap_or_default(),
                 };
                 let mirrors = if mirrors.is_empty() { None } else { Some(mirrors) };
-                let body = json!({"source": source, "mirrors": mirrors, "file": file});
+                let body = SetUrls { source, mirrors, file };
                 let action = format!("cannot set base {name}");
                 let base = again::repeat(|| {
-                    global.client()?.post(&format!("/v1/bases/{name}/set"), Some(&body), &action)
+                    global.client()?.post(&format!("/v1/bases/{name}/set"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
             }
             Self::Fail { name, undo } => {
                 let action = format!("cannot change base {name}");
-                let body = json!({"given_up": !undo});
+                let body = Fail { given_up: !undo };
                 let base = again::repeat(|| {
-                    global.client()?.post(&format!("/v1/bases/{name}/fail"), Some(&body), &action)
+                    global.client()?.post(&format!("/v1/bases/{name}/fail"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
             }
             Self::Evict { name } => {
                 let action = format!("cannot evict base {name}");
                 let done = again::repeat(|| {
-                    global.client()?.post(&format!("/v1/bases/{name}/evict"), None, &action)
+                    global.client()?.post_empty(&format!("/v1/bases/{name}/evict"), &action)
                 })?;
-                global.output().value(&done, |done| {
-                    let bytes = done["evicted_bytes"].as_u64().unwrap_or(0);
-                    format!("{name}: {} dropped\n", crate::config::size::format_size(bytes))
+                let Evicted { evicted_bytes, .. } = read(&done, &action)?;
+                global.output().value(&done, |_| {
+                    format!("{name}: {} dropped\n", crate::config::size::format_size(evicted_bytes))
                 })
             }
             Self::Pin { name, off } => {
                 let action = format!("cannot pin base {name}");
-                let body = json!({"pinned": !off});
+                let body = Pin { pinned: !off };
                 let base = again::repeat(|| {
-                    global.client()?.post(&format!("/v1/bases/{name}/pin"), Some(&body), &action)
+                    global.client()?.post(&format!("/v1/bases/{name}/pin"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
             }
@@ -377,13 +379,13 @@ impl Base {
 }
 
 /// The daemon has another current directory: a path is sent absolute, a URL as it is.
-fn absolute_source(source: String) -> Result<Value, CliError> {
+fn absolute_source(source: String) -> Result<String, CliError> {
     if args::is_url(&source) {
-        return Ok(Value::String(source));
+        return Ok(source);
     }
     let path = args::absolute(Path::new(&source))?;
     match path.to_str() {
-        Some(text) => Ok(Value::String(text.to_owned())),
+        Some(text) => Ok(text.to_owned()),
         None => Err(CliError::NotUtf8 { path }),
     }
 }

@@ -12,14 +12,17 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
+use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::again;
+use super::again::{self, Key};
 use super::error::CliError;
+use crate::control::wire::IDEMPOTENCY_KEY;
 use crate::daemon::connect_within;
 use crate::format::layout::CONTROL_SOCKET;
 
@@ -38,16 +41,28 @@ pub(super) struct Client {
     socket: PathBuf,
 }
 
+/// A refusal as a daemon of any version says it: `wire::ErrorBody` whose kind may be one that is not known here.
 #[derive(Deserialize)]
-struct ErrorBody {
-    error: ErrorObject,
+struct AnyRefusal {
+    error: AnyReason,
 }
 
 #[derive(Deserialize)]
-struct ErrorObject {
+struct AnyReason {
     #[serde(default)]
-    kind: String,
+    kind: Value,
     message: String,
+}
+
+/// Reads an answer as one of the API's bodies.
+///
+/// # Errors
+/// When it is not one.
+pub(super) fn read<T: DeserializeOwned>(answer: &Value, action: &str) -> Result<T, CliError> {
+    T::deserialize(answer).map_err(|error| CliError::Answer {
+        action: action.to_owned(),
+        problem: format!("the daemon's answer is not the one of this command ({error})"),
+    })
 }
 
 impl Client {
@@ -69,22 +84,20 @@ impl Client {
     /// Asks, again when the connection breaks. `action` names what is done, on which object, for errors: "create disk
     /// vm1".
     pub(super) fn get(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        again::repeat(|| self.request(Method::GET, path, None, action))
+        again::repeat(|| self.request(Method::GET, path, String::new(), action))
     }
 
     /// As [`get`](Self::get), but says at once that no worker serves, and why; and in bounded time, that there is no
     /// answer at all.
     pub(super) fn get_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
         self.promptly(action, || {
-            again::until_answered(|| self.request_within(PROMPTLY, Method::GET, path, None, action))
+            again::until_answered(|| self.request_within(PROMPTLY, Method::GET, path, action))
         })
     }
 
     /// As [`post`](Self::post), for what is answered at once and may be said twice.
     pub(super) fn post_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.promptly(action, || {
-            again::repeat(|| self.request_within(PROMPTLY, Method::POST, path, None, action))
-        })
+        self.promptly(action, || again::repeat(|| self.request_within(PROMPTLY, Method::POST, path, action)))
     }
 
     /// Asks until there is an answer, or it has taken too long.
@@ -107,8 +120,28 @@ impl Client {
     }
 
     /// Sends once; `Transport` leaves open whether it was done.
-    pub(super) fn post(&self, path: &str, body: Option<&Value>, action: &str) -> Result<Value, CliError> {
+    pub(super) fn post(&self, path: &str, body: &impl Serialize, action: &str) -> Result<Value, CliError> {
+        let body = serde_json::to_string(body).map_err(|error| self.transport(action, error.to_string()))?;
         self.request(Method::POST, path, body, action)
+    }
+
+    /// As [`post`](Self::post), of a creation: with the same key it can be sent again.
+    pub(super) fn post_once(
+        &self,
+        path: &str,
+        key: &Key,
+        body: &impl Serialize,
+        action: &str,
+    ) -> Result<Value, CliError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.transport(action, error.to_string()))?;
+        let request = Request::builder().method(Method::POST).uri(path).header(IDEMPOTENCY_KEY, key.text());
+        let (status, body) = self.exchange_within(None, request, Bytes::from(body), action)?;
+        answer(status, &body, action)
+    }
+
+    /// As [`post`](Self::post), without a body.
+    pub(super) fn post_empty(&self, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request(Method::POST, path, String::new(), action)
     }
 
     /// Asks for a file, again when the connection breaks.
@@ -133,7 +166,7 @@ impl Client {
 
     /// As [`post`](Self::post).
     pub(super) fn delete(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.request(Method::DELETE, path, None, action)
+        self.request(Method::DELETE, path, String::new(), action)
     }
 
     /// Gets an answer of lines and gives each to `line`, as it comes, until the answer ends or `line` fails.
@@ -179,14 +212,7 @@ impl Client {
         !matches!(self.connect_within(Some(PROMPTLY)), Err(CliError::NoDaemon { .. }))
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-        action: &str,
-    ) -> Result<Value, CliError> {
-        let body = body.map(Value::to_string).unwrap_or_default();
+    fn request(&self, method: Method, path: &str, body: String, action: &str) -> Result<Value, CliError> {
         let (status, body) = self.exchange(method, path, Bytes::from(body), action)?;
         answer(status, &body, action)
     }
@@ -197,11 +223,10 @@ impl Client {
         limit: Duration,
         method: Method,
         path: &str,
-        body: Option<&Value>,
         action: &str,
     ) -> Result<Value, CliError> {
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let (status, body) = self.exchange_within(Some(limit), method, path, Bytes::from(body), action)?;
+        let request = Request::builder().method(method).uri(path);
+        let (status, body) = self.exchange_within(Some(limit), request, Bytes::new(), action)?;
         answer(status, &body, action)
     }
 
@@ -212,14 +237,13 @@ impl Client {
         body: Bytes,
         action: &str,
     ) -> Result<(StatusCode, Bytes), CliError> {
-        self.exchange_within(None, method, path, body, action)
+        self.exchange_within(None, Request::builder().method(method).uri(path), body, action)
     }
 
     fn exchange_within(
         &self,
         limit: Option<Duration>,
-        method: Method,
-        path: &str,
+        request: Builder,
         body: Bytes,
         action: &str,
     ) -> Result<(StatusCode, Bytes), CliError> {
@@ -231,7 +255,7 @@ impl Client {
             stream => stream?,
         };
         let transport = |message: String| self.transport(action, message);
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "plyfs");
+        let mut request = request.header(header::HOST, "plyfs");
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -313,8 +337,10 @@ fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliErr
             problem: format!("the daemon's answer is not JSON ({error})"),
         });
     }
-    Err(match serde_json::from_slice::<ErrorBody>(body) {
-        Ok(ErrorBody { error }) => CliError::Refused { kind: error.kind, message: error.message },
+    Err(match serde_json::from_slice::<AnyRefusal>(body) {
+        Ok(AnyRefusal { error }) => {
+            CliError::Refused { kind: serde_json::from_value(error.kind).ok(), message: error.message }
+        }
         Err(_) => {
             let text: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
             let problem = format!("the daemon answered {status} {text}");

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use super::Global;
 use super::again;
 use super::args;
+use super::client::read;
 use super::error::CliError;
 use super::output::{Column, Kind, complain, fields, printable, table};
+use crate::control::wire::{self, CreateDisks, Removed, Resize};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +41,7 @@ Examples:
 What is beyond a smaller size is gone: after growing again it reads zeros. A running QEMU learns the new size through
 its monitor command block_resize.";
 
-const COLUMNS: [Column; 7] = [
+pub(super) const COLUMNS: [Column; 7] = [
     ("NAME", "name", Kind::Text),
     ("BASE", "base", Kind::Text),
     ("SIZE", "size", Kind::Size),
@@ -49,7 +51,7 @@ const COLUMNS: [Column; 7] = [
     ("PATH", "path", Kind::Text),
 ];
 
-const FIELDS: [Column; 11] = [
+pub(super) const FIELDS: [Column; 11] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -128,11 +130,11 @@ impl Disk {
             Self::Resize { name, size } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));
-                let (client, body) = (global.client()?, json!({ "size": size }));
-                let disk = again::repeat(|| client.post(&path, Some(&body), &action))?;
+                let client = global.client()?;
+                let disk = again::repeat(|| client.post(&path, &Resize { size }, &action))?;
                 // The kernel learns the new size with the next attributes that it asks for. That somebody cannot see
                 // the file, or another mount namespace has it, does not undo the resize.
-                if let Some(path) = disk["path"].as_str() {
+                if let Ok(wire::Disk { path, .. }) = read(&disk, &action) {
                     let _ = std::fs::metadata(path);
                 }
                 global.output().value(&disk, |_| String::new())
@@ -146,7 +148,8 @@ fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u6
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let mut disks = again::create_disks(&global.client()?, names, base, size, &action)?;
+    let body = CreateDisks { name: None, names: names.to_vec(), base: base.map(str::to_owned), size };
+    let mut disks = again::create(&global.client()?, "/v1/disks", &body, &action)?;
     // An object, as every command but `ls` prints, when one disk was asked for.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)
         && list.len() == 1
@@ -169,7 +172,7 @@ pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<()
     let mut failed = Vec::new();
     for name in names {
         match again::remove(&client, noun, name) {
-            Ok(_) => removed.push(name),
+            Ok(_) => removed.push(name.clone()),
             Err(error @ CliError::Refused { .. }) => failed.push(error),
             // Without a daemon, or with one that does not answer, the rest would fail in the same way.
             Err(error) => {
@@ -178,7 +181,7 @@ pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<()
             }
         }
     }
-    global.output().value(&json!({ "removed": removed }), |_| String::new())?;
+    global.output().value(&json!(Removed { removed }), |_| String::new())?;
     let last = failed.pop();
     for error in failed {
         complain(&error.to_string());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::control::wire::ErrorKind;
 
 #[derive(Debug, Error)]
 pub(super) enum CliError {
@@ -36,9 +37,10 @@ pub(super) enum CliError {
         socket.display()
     )]
     Late { action: String, socket: PathBuf, waited: String },
-    /// The daemon refused. Its message is already in the form of the contract.
+    /// The daemon refused. Its message is already in the form of the contract. A kind that is not known here, of a newer
+    /// daemon, is none.
     #[error("{message}")]
-    Refused { kind: String, message: String },
+    Refused { kind: Option<ErrorKind>, message: String },
     /// An answer that is not of this API.
     #[error("{action}: {problem}; check that the daemon and this command have the same version")]
     Answer { action: String, problem: String },
@@ -87,9 +89,9 @@ pub(super) enum CliError {
 
 impl CliError {
     /// Whether the daemon refused for this kind of reason.
-    pub(super) fn is(&self, reason: &str) -> bool {
+    pub(super) fn is(&self, reason: ErrorKind) -> bool {
         match self {
-            Self::Refused { kind, .. } => kind == reason,
+            Self::Refused { kind, .. } => *kind == Some(reason),
             _ => false,
         }
     }

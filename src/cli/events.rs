@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::Global;
 use super::again::{self, Heard};
-use super::client::Client;
+use super::client::{Client, read};
 use super::error::CliError;
 use super::output::{Reader, print_on, printable};
 use crate::config::size::format_size;
+use crate::control::wire;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,13 +48,14 @@ fn recent(client: &Client, global: &Global) -> Result<(), CliError> {
         })?;
         Ok(Value::Array(events))
     })?;
-    global.output().value(&recent, |recent| recent.as_array().into_iter().flatten().map(human).collect())
+    let events: Vec<wire::Event> = read(&recent, action)?;
+    global.output().value(&recent, |_| events.iter().map(human).collect())
 }
 
 fn follow(client: &Client, json: bool) -> Result<(), CliError> {
     let action = "cannot follow events";
     // Worker and number of the last event.
-    let mut last: Option<(u64, u64)> = None;
+    let mut last: Option<(u32, u64)> = None;
     let gone = Cell::new(false);
     let ended = again::follow(|| {
         let mut heard = Heard::Nothing;
@@ -62,15 +64,16 @@ fn follow(client: &Client, json: bool) -> Result<(), CliError> {
             Some((worker, number)) => format!("/v1/events?follow=true&after={number}&worker={worker}"),
         };
         let done = client.lines(&path, action, |text| {
-            let event = parse(text, action)?;
+            let said = parse(text, action)?;
             heard = Heard::Something;
-            if let (Some(worker), Some(number)) = (event["worker"].as_u64(), event["number"].as_u64()) {
-                last = Some((worker, number));
+            let event: wire::Event = read(&said, action)?;
+            if let Some(number) = event.number {
+                last = Some((event.worker, number));
             }
-            if event["event"] == "following" {
+            if event.event == "following" {
                 return Ok(());
             }
-            let line = if json { format!("{event}\n") } else { human(&event) };
+            let line = if json { format!("{said}\n") } else { human(&event) };
             if print_on(&line)? == Reader::Gone {
                 gone.set(true);
                 return Err(client.transport(action, "nobody reads".to_owned()));
@@ -101,26 +104,26 @@ fn parse(text: &str, action: &str) -> Result<Value, CliError> {
 }
 
 /// One line; what is not known is left out, but for the base, so that columns stay.
-pub(super) fn human(event: &Value) -> String {
-    let text = |key: &str| event[key].as_str().map_or_else(|| "-".to_owned(), printable);
-    if event["event"] == "lost" {
-        return format!("lost {} events: this reader is too slow\n", event["count"]);
+pub(super) fn human(event: &wire::Event) -> String {
+    if event.event == "lost" {
+        return format!("lost {} events: this reader is too slow\n", event.count.unwrap_or(0));
     }
-    let at = text("at");
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+    let at = text(&event.at);
     // Milliseconds are enough for people.
     let at = at.split_once('.').map_or(at.clone(), |(whole, part)| format!("{whole}.{:.3}Z", part));
-    let mut line = format!("{at}  {:<15}  {}", text("event"), text("base"));
-    if let Some(bytes) = event["bytes"].as_u64() {
+    let mut line = format!("{at}  {:<15}  {}", printable(&event.event), text(&event.base));
+    if let Some(bytes) = event.bytes {
         line += &format!("  {}", format_size(bytes));
     }
-    if let Some(count) = event["count"].as_u64() {
+    if let Some(count) = event.count {
         line += &format!(" in {count}");
     }
-    if event["reason"].is_string() {
-        line += &format!("  {}", text("reason"));
+    if event.reason.is_some() {
+        line += &format!("  {}", text(&event.reason));
     }
-    if event["since"].is_string() {
-        line += &format!("  since {}", text("since"));
+    if event.since.is_some() {
+        line += &format!("  since {}", text(&event.since));
     }
     line + "\n"
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::Global;
+use super::client::read;
 use super::error::CliError;
 use super::output::{lines, printable};
 use crate::config::size::format_size;
+use crate::control::wire::{self, Cache, Confinement, DamagedFile, DiskCache, Standby, Trouble};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,172 +21,157 @@ pub(super) struct Status {}
 
 impl Status {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let status = global.client()?.get_now("/v1/status", "cannot get the status")?;
-        global.output().value(&status, human)
+        let action = "cannot get the status";
+        let said = global.client()?.get_now("/v1/status", action)?;
+        let status = read(&said, action)?;
+        global.output().value(&said, |_| human(&status))
     }
 }
 
-pub(super) fn human(status: &Value) -> String {
-    let text = |key: &str| match &status[key] {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => printable(text),
-        other => other.to_string(),
-    };
-    let cache = |key: &str| status["cache"][key].as_u64();
-    let size = |key: &str| cache(key).map_or_else(|| "-".to_owned(), format_size);
-    let count = |key: &str| cache(key).map_or_else(|| "-".to_owned(), |count| count.to_string());
-    let uptime = status["uptime_seconds"].as_u64().unwrap_or(0);
+type Pair = (&'static str, String);
+
+pub(super) fn human(status: &wire::Status) -> String {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let pid = |pid: Option<u32>| number(pid.map(u64::from));
+    let uptime = Duration::from_secs(u64::try_from(status.uptime_seconds).unwrap_or(0));
+    let worker = format!("pid {}, starts {}", pid(status.worker_pid), status.worker_starts);
     let mut pairs = vec![
-        ("version", text("version")),
-        ("uptime", humantime::format_duration(Duration::from_secs(uptime)).to_string()),
-        ("store", text("store")),
-        ("mount", text("mount")),
-        ("supervisor", format!("pid {}", text("supervisor_pid"))),
-        ("worker", format!("pid {}, starts {}{}", text("worker_pid"), text("worker_starts"), silent(status))),
-        ("standby", standby(&status["standby"])),
-        ("bases", text("bases")),
-        ("disks", text("disks")),
+        ("version", text(&status.version)),
+        ("uptime", humantime::format_duration(uptime).to_string()),
+        ("store", text(&status.store)),
+        ("mount", text(&status.mount)),
+        ("supervisor", format!("pid {}", pid(status.supervisor_pid))),
+        ("worker", worker + &silent(status)),
+        ("standby", standby(&status.standby)),
+        ("bases", number(status.bases)),
+        ("disks", number(status.disks)),
     ];
-    if let (Some(total), Some(available)) =
-        (status["space"]["total_bytes"].as_u64(), status["space"]["available_bytes"].as_u64())
-    {
-        let full =
-            if status["space"]["full"] == true { "; full: writes that need space are refused" } else { "" };
+    if let (Some(total), Some(available)) = (status.space.total_bytes, status.space.available_bytes) {
+        let full = if status.space.full { "; full: writes that need space are refused" } else { "" };
         pairs
             .push(("space", format!("{} of {} available{full}", format_size(available), format_size(total))));
     }
-    let maps = &status["live_maps"];
-    if let (Some(bytes), Some(limit)) = (maps["bytes"].as_u64(), maps["limit_bytes"].as_u64()) {
-        let path = maps["path"].as_str().map_or_else(String::new, |path| format!(", {}", printable(path)));
+    let maps = &status.live_maps;
+    if let (Some(bytes), Some(limit)) = (maps.bytes, maps.limit_bytes) {
+        let path = maps.path.as_deref().map_or_else(String::new, |path| format!(", {}", printable(path)));
         pairs.push(("live maps", format!("{} of {}{path}", format_size(bytes), format_size(limit))));
     }
-    if let Some(problem) = maps["problem"].as_str() {
+    if let Some(problem) = &maps.problem {
         pairs.push(("live maps problem", printable(problem)));
     }
-    if let Some(disks) = status["disks_refusing_writes"].as_array().filter(|disks| !disks.is_empty()) {
-        let names: Vec<_> = disks.iter().filter_map(Value::as_str).map(printable).collect();
+    troubles(status, &mut pairs);
+    if let Some(end) = status.worker_ends.last() {
+        let (why, at) = (text(&end.why), text(&end.at));
+        pairs.push(("last worker end", format!("{why} at {at}, served {} ms", end.served_ms)));
+    }
+    if let Some(upgrade) = &status.upgrade {
+        let to = upgrade.to.as_deref().map_or_else(|| "-".to_owned(), printable);
+        let (state, at, from) = (upgrade.state.name(), text(&upgrade.at), text(&upgrade.from));
+        pairs.push(("upgrade", format!("{state} at {at}: {from} to {to}")));
+    }
+    if let Some(cache) = &status.cache {
+        caches(cache, &mut pairs);
+    }
+    if let Some(in_force) = &status.confinement {
+        pairs.push(("confinement", confinement(in_force)));
+    }
+    lines(pairs.into_iter())
+}
+
+/// What an operator has to know of.
+fn troubles(status: &wire::Status, pairs: &mut Vec<Pair>) {
+    if !status.disks_refusing_writes.is_empty() {
+        let names: Vec<_> = status.disks_refusing_writes.iter().map(|name| printable(name)).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
     }
-    for record in status["damaged"].as_array().into_iter().flatten() {
-        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
-        pairs.push(("damaged", format!("{}: {}", word("file"), word("error"))));
+    for DamagedFile { file, error } in &status.damaged {
+        pairs.push(("damaged", format!("{}: {}", text(file), text(error))));
     }
-    for record in status["unread"].as_array().into_iter().flatten() {
-        let word = |key: &str| record[key].as_str().map_or_else(|| "-".to_owned(), printable);
-        pairs.push(("cannot be read", format!("{}: {}; tried again", word("file"), word("error"))));
+    for DamagedFile { file, error } in &status.unread {
+        pairs.push(("cannot be read", format!("{}: {}; tried again", text(file), text(error))));
     }
-    for base in status["waiting"].as_array().into_iter().flatten() {
-        let word = |key: &str| base[key].as_str().map_or_else(|| "-".to_owned(), printable);
-        pairs.push(("waiting", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
-    }
-    let requests = |key: &str| status["requests"][key].as_u64().unwrap_or(0);
-    if requests("waiting") + requests("refused") > 0 {
-        let (waiting, refused) = (requests("waiting"), requests("refused"));
-        let bytes = format_size(requests("waiting_bytes"));
+    let trouble = |Trouble { base, since, why }: &Trouble| {
+        format!("base {} since {}: {}", text(base), text(since), text(why))
+    };
+    pairs.extend(status.waiting.iter().map(|base| ("waiting", trouble(base))));
+    let requests = &status.requests;
+    if requests.waiting + requests.refused > 0 {
+        let (waiting, refused) = (requests.waiting, requests.refused);
+        let bytes = format_size(requests.waiting_bytes);
         pairs.push((
             "requests",
             format!("{waiting} wait for bases and hold {bytes}; {refused} were refused, as too many waited"),
         ));
     }
-    for base in status["failing"].as_array().into_iter().flatten() {
-        let word = |key: &str| base[key].as_str().unwrap_or_default().to_owned();
-        pairs.push(("failing", format!("base {} since {}: {}", word("base"), word("since"), word("why"))));
+    pairs.extend(status.failing.iter().map(|base| ("failing", trouble(base))));
+}
+
+fn caches(cache: &Cache, pairs: &mut Vec<Pair>) {
+    let (used, limit) = (format_size(cache.memory_used), format_size(cache.memory_limit));
+    pairs.push(("cache memory", format!("{used} of {limit}")));
+    let (hits, misses) = (cache.hits, cache.misses);
+    pairs.push(("cache reads", format!("{hits} hits, {misses} misses{}", rate(hits, misses))));
+    let (insertions, evictions) = (cache.insertions, cache.evictions);
+    pairs.push(("cache blocks", format!("{insertions} inserted, {evictions} evicted")));
+    let (adopted, rejected) = (cache.adopted_blocks, cache.adopted_rejected);
+    pairs.push(("cache blocks of earlier workers", format!("{adopted}, {rejected} rejected")));
+    let Some(DiskCache { used_bytes, limit_bytes, corrupt_blocks, read_errors, degraded, .. }) = &cache.disk
+    else {
+        return;
+    };
+    pairs.push(("cache disk", format!("{} of {}", format_size(*used_bytes), format_size(*limit_bytes))));
+    let damaged = corrupt_blocks + read_errors;
+    if damaged > 0 {
+        pairs.push(("cache disk damage", format!("{damaged} blocks, each is fetched again when it is read")));
     }
-    if let Some(end) = status["worker_ends"].as_array().and_then(|ends| ends.last()) {
-        let word = |key: &str| end[key].as_str().map_or_else(|| "-".to_owned(), printable);
-        pairs.push((
-            "last worker end",
-            format!("{} at {}, served {} ms", word("why"), word("at"), end["served_ms"]),
-        ));
+    if let Some(why) = degraded {
+        pairs.push(("cache disk problem", format!("{}; nothing more is kept", printable(why))));
     }
-    if let Some(state) = status["upgrade"]["state"].as_str() {
-        let word = |key: &str| status["upgrade"][key].as_str().map_or_else(|| "-".to_owned(), printable);
-        pairs.push((
-            "upgrade",
-            format!("{} at {}: {} to {}", printable(state), word("at"), word("from"), word("to")),
-        ));
-    }
-    if status["cache"].is_object() {
-        pairs.push(("cache memory", format!("{} of {}", size("memory_used"), size("memory_limit"))));
-        pairs.push((
-            "cache reads",
-            format!("{} hits, {} misses{}", count("hits"), count("misses"), rate(status)),
-        ));
-        pairs.push((
-            "cache blocks",
-            format!("{} inserted, {} evicted", count("insertions"), count("evictions")),
-        ));
-        if status["cache"]["adopted_blocks"].is_u64() {
-            let adopted = format!("{}, {} rejected", count("adopted_blocks"), count("adopted_rejected"));
-            pairs.push(("cache blocks of earlier workers", adopted));
-        }
-    }
-    let disk = &status["cache"]["disk"];
-    if disk.is_object() {
-        let size = |key: &str| disk[key].as_u64().map_or_else(|| "-".to_owned(), format_size);
-        pairs.push(("cache disk", format!("{} of {}", size("used_bytes"), size("limit_bytes"))));
-        let count = |key: &str| disk[key].as_u64().unwrap_or(0);
-        let damaged = count("corrupt_blocks") + count("read_errors");
-        if damaged > 0 {
-            pairs.push((
-                "cache disk damage",
-                format!("{damaged} blocks, each is fetched again when it is read"),
-            ));
-        }
-        if let Some(why) = disk["degraded"].as_str() {
-            pairs.push(("cache disk problem", format!("{}; nothing more is kept", printable(why))));
-        }
-    }
-    if status["confinement"].is_object() {
-        pairs.push(("confinement", confinement(&status["confinement"])));
-    }
-    lines(pairs.into_iter())
+}
+
+/// A dash for what the daemon does not say.
+fn text(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { printable(text) }
 }
 
 /// The words for a worker that does not answer.
-fn silent(status: &Value) -> String {
-    let word = |key: &str| status[key].as_str().map(printable);
-    match (word("worker_not_answering_since"), word("worker_not_answering_why")) {
+fn silent(status: &wire::Status) -> String {
+    match (&status.worker_not_answering_since, &status.worker_not_answering_why) {
         (Some(since), Some(why)) => {
+            let (since, why) = (printable(since), printable(why));
             format!("; not answering since {since}: {why}; replace it with: plyfs upgrade")
         }
         _ => String::new(),
     }
 }
 
-fn standby(standby: &Value) -> String {
-    match (standby["pid"].as_u64(), standby["prepared"].as_bool(), standby["problem"].as_str()) {
-        (Some(pid), Some(true), _) => format!("pid {pid}, prepared"),
-        (Some(pid), _, _) => format!("pid {pid}, preparing"),
-        (None, _, Some(problem)) => format!("none: {}", printable(problem)),
-        (None, _, None) => "none yet".to_owned(),
+fn standby(standby: &Standby) -> String {
+    match (standby.pid, &standby.problem) {
+        (Some(pid), _) if standby.prepared => format!("pid {pid}, prepared"),
+        (Some(pid), _) => format!("pid {pid}, preparing"),
+        (None, Some(problem)) => format!("none: {}", printable(problem)),
+        (None, None) => "none yet".to_owned(),
     }
 }
 
 /// What of least privilege is in force, on one line.
-fn confinement(in_force: &Value) -> String {
-    let text = |key: &str| in_force[key].as_str().map_or_else(|| "-".to_owned(), printable);
-    let names = in_force["capabilities"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let names: Vec<String> = names.iter().filter_map(Value::as_str).map(printable).collect();
+fn confinement(in_force: &Confinement) -> String {
+    let names: Vec<String> = in_force.capabilities.iter().map(|name| printable(name)).collect();
     let capabilities = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
-    let locked = match in_force["memory_locked"].as_bool() {
+    let locked = match in_force.memory_locked {
         Some(true) => "locked",
         Some(false) => "not locked",
         None => "-",
     };
     format!(
         "capabilities {capabilities}, landlock {}, seccomp {}, core dumps {}, memory {locked}",
-        text("landlock"),
-        text("seccomp"),
-        text("core_dumps"),
+        text(&in_force.landlock),
+        text(&in_force.seccomp),
+        text(&in_force.core_dumps),
     )
 }
 
-fn rate(status: &Value) -> String {
-    let cache = &status["cache"];
-    let (Some(hits), Some(misses)) = (cache["hits"].as_u64(), cache["misses"].as_u64()) else {
-        return String::new();
-    };
+fn rate(hits: u64, misses: u64) -> String {
     let (hits, all) = (u128::from(hits), u128::from(hits) + u128::from(misses));
     if all == 0 {
         return String::new();

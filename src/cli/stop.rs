@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Global;
-use super::client::Client;
+use super::client::{Client, read};
 use super::error::CliError;
+use crate::control::wire::Status;
 use crate::daemon::{End, Outcome};
 use crate::format::layout;
 
@@ -36,17 +37,20 @@ pub(super) struct Stop {
 impl Stop {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let client = global.client()?;
-        let status = client.get_now("/v1/status", "cannot get the status");
-        let mount = match &status {
-            Ok(status) => status["mount"].as_str().map(PathBuf::from),
+        let action = "cannot get the status";
+        let status = client.get_now("/v1/status", action).and_then(|said| read::<Status>(&said, action));
+        let status = match status {
+            Ok(status) => Some(status),
             // A daemon in trouble can still be stopped.
             Err(CliError::Refused { .. } | CliError::Answer { .. } | CliError::Late { .. }) => None,
-            Err(_) => return status.map(|_| ()),
+            Err(error) => return Err(error),
         };
-        let supervisor = status.as_ref().ok().and_then(|status| status["supervisor_pid"].as_u64());
+        let mount = status.as_ref().map(|status| PathBuf::from(&status.mount));
+        let mount = mount.filter(|mount| !mount.as_os_str().is_empty());
+        let supervisor = status.and_then(|status| status.supervisor_pid);
         // Of this daemon, whose end may be noted already when another command has told it to stop.
         let noted = Outcome::read(client.store())
-            .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(u64::from(outcome.pid)));
+            .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(outcome.pid));
         // Told twice it stops once; a worker that died of something else may not have passed it on.
         match client.post_now("/v1/stop", "cannot stop the daemon") {
             // It may be gone before its answer is here.

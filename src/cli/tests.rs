@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{Kind, fields, printable, table, usage_line};
-use super::{Cli, args, disk, events, status, stop};
+use super::{Cli, args, base, disk, events, status, stop, trace};
 
 mod again;
 
@@ -116,6 +116,23 @@ odd\\n           -  -
     assert_eq!(table(&json!([]), &columns), "NAME  SIZE  BASE\n");
 }
 
+/// What commands print of an answer is in the description of the API.
+#[test]
+fn columns_are_keys_of_the_api() {
+    let document = crate::control::document();
+    let answers = [
+        ("Disk", [disk::COLUMNS.as_slice(), disk::FIELDS.as_slice()]),
+        ("Base", [base::COLUMNS.as_slice(), base::FIELDS.as_slice()]),
+        ("Trace", [trace::COLUMNS.as_slice(), trace::FIELDS.as_slice()]),
+    ];
+    for (name, columns) in answers {
+        let keys = &document["components"]["schemas"][name]["properties"];
+        for (_, key, _) in columns.into_iter().flatten() {
+            assert!(keys[key].is_object(), "{name} has no {key}");
+        }
+    }
+}
+
 #[test]
 fn fields_leave_out_what_the_daemon_does_not_say() {
     let columns = [
@@ -137,7 +154,8 @@ fn paths_of_what_was_made() {
 
 #[test]
 fn status_for_people() {
-    let text = status::human(&json!({
+    let human = |said: Value| status::human(&serde_json::from_value(said).expect("a status"));
+    let text = human(json!({
         "version": "0.1.0", "mount": "/m", "store": "/s", "supervisor_pid": 10, "worker_pid": null,
         "worker_starts": 2, "uptime_seconds": 3661, "bases": 1, "disks": 3,
         "cache": {"memory_limit": 1 << 30, "memory_used": 1536, "hits": 999, "misses": 1, "insertions": 5,
@@ -156,7 +174,7 @@ fn status_for_people() {
         assert!(text.contains(part), "{part}: {text}");
     }
     // Whatever an older or newer daemon leaves out.
-    assert!(status::human(&json!({})).contains("disks"));
+    assert!(human(json!({})).contains("disks"));
 }
 
 #[test]
@@ -174,12 +192,10 @@ fn mounts_are_found_by_path_and_type() {
 fn events_for_people() {
     let event = json!({"at": "2026-11-21T10:00:00.123456789Z", "event": "base.miss", "base": "debian", "bytes": 1 << 20,
         "count": 16, "reason": "demand", "number": 4, "worker": 77});
-    assert_eq!(
-        events::human(&event),
-        "2026-11-21T10:00:00.123Z  base.miss        debian  1M in 16  demand\n"
-    );
-    let lost = events::human(&json!({"event": "lost", "count": 12}));
+    let human = |said: &Value| events::human(&serde_json::from_value(said.clone()).expect("an event"));
+    assert_eq!(human(&event), "2026-11-21T10:00:00.123Z  base.miss        debian  1M in 16  demand\n");
+    let lost = human(&json!({"event": "lost", "count": 12}));
     assert!(lost.contains("lost 12 events"), "{lost}");
     let hostile = json!({"event": "base.error", "base": "b", "reason": "a\nb\u{1b}[2J"});
-    assert_eq!(events::human(&hostile), "-  base.error       b  a\\nb\\u{1b}[2J\n");
+    assert_eq!(human(&hostile), "-  base.error       b  a\\nb\\u{1b}[2J\n");
 }

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Global;
 use super::again;
 use super::args;
+use super::client::read;
 use super::error::CliError;
-use super::output::{Column, Kind, fields, table};
+use super::output::{Column, Kind, fields, printable, table};
+use crate::control::wire::{Recording, Removed};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +38,7 @@ Examples:
 A trace is a small file: which blocks a boot read, in which order and when. On a host that has it, they are fetched
 before the guest asks for them. It can travel with the image.";
 
-const COLUMNS: [Column; 7] = [
+pub(super) const COLUMNS: [Column; 7] = [
     ("BASE", "base", Kind::Text),
     ("BYTES", "bytes", Kind::Size),
     ("ENTRIES", "entries", Kind::Number),
@@ -46,7 +48,7 @@ const COLUMNS: [Column; 7] = [
     ("ERROR", "error", Kind::Text),
 ];
 
-const FIELDS: [Column; 13] = [
+pub(super) const FIELDS: [Column; 13] = [
     ("base", "base", Kind::Text),
     ("disk", "disk", Kind::Text),
     ("recorded on base", "recorded_on", Kind::Text),
@@ -133,9 +135,10 @@ impl Trace {
             return global.output().value(&trace, |trace| fields(trace, &FIELDS));
         }
         let action = format!("cannot record disk {disk}");
-        let recording = client.post(&path, None, &action)?;
-        global.output().value(&recording, |recording| {
-            let base = recording["base"].as_str().unwrap_or("-");
+        let recording = client.post_empty(&path, &action)?;
+        let Recording { base, .. } = read(&recording, &action)?;
+        let base = printable(&base);
+        global.output().value(&recording, |_| {
             format!("recording what disk {disk} reads of base {base}; keep it with: plyfs trace record {disk} --stop\n")
         })
     }
@@ -180,9 +183,9 @@ impl BaseTrace {
                 let mut removed = Vec::new();
                 for name in names {
                     client.delete(&path(&name), &format!("cannot remove the trace of base {name}"))?;
-                    removed.push(Value::from(name));
+                    removed.push(name);
                 }
-                global.output().value(&json!({ "removed": removed }), |_| String::new())
+                global.output().value(&json!(Removed { removed }), |_| String::new())
             }
         }
     }

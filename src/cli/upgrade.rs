@@ -1,14 +1,15 @@
 //! `plyfs upgrade`: another version of the program takes over while the disks are in use.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::client::Client;
+use super::client::{Client, read};
 use super::error::CliError;
 use super::output::{lines, printable};
 use super::{Global, args};
+use crate::control::wire::{self, ErrorKind, UpgradeBegun, UpgradeState, UpgradeTo};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,15 +36,14 @@ pub(super) struct Upgrade {
 impl Upgrade {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let client = global.client()?;
-        let body = match &self.program {
-            Some(program) => Some(json!({"program": args::absolute(program)?})),
+        let program = match &self.program {
+            Some(program) => Some(absolute(program)?),
             None => None,
         };
         let start = Instant::now();
-        let number = self.begin(&client, body.as_ref(), start)?;
-        let wanted = body.as_ref().map(|body| &body["program"]);
+        let number = self.begin(&client, program.as_ref(), start)?;
         loop {
-            let upgrade = match client.get("/v1/status", "cannot get the status") {
+            let said = match client.get("/v1/status", "cannot get the status") {
                 Ok(status) => status["upgrade"].clone(),
                 // The worker that was asked is the one that makes room.
                 Err(CliError::Transport { .. } | CliError::Answer { .. } | CliError::Refused { .. }) => {
@@ -51,61 +51,78 @@ impl Upgrade {
                 }
                 Err(error) => return Err(error),
             };
-            if upgrade["number"].as_u64().is_some_and(|at| at >= number) {
+            let upgrade: Option<wire::Upgrade> = read(&said, "cannot get the status")?;
+            if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.number >= number) {
                 // Two that were begun in one moment are one: the first one's.
-                if wanted.is_some_and(|wanted| *wanted != upgrade["program"] && upgrade["state"] != "running")
-                {
-                    let other = upgrade["program"].as_str().unwrap_or("another program");
+                let is_other = program.as_ref().is_some_and(|program| *program != upgrade.program);
+                if is_other && upgrade.state != UpgradeState::Running {
+                    let other = &upgrade.program;
                     let message = format!("cannot upgrade: an upgrade to {other} came first; try again");
-                    return Err(CliError::Refused { kind: "in_use".into(), message: printable(&message) });
+                    return Err(refused(Some(ErrorKind::InUse), &message));
                 }
-                match upgrade["state"].as_str() {
-                    Some("done") => return global.output().value(&upgrade, human),
-                    Some("failed") => {
-                        let why = upgrade["why"].as_str().unwrap_or("the daemon is stopping");
-                        let message = format!(
-                            "cannot upgrade to {}: {why}; version {} serves",
-                            upgrade["program"].as_str().unwrap_or("the new program"),
-                            upgrade["from"].as_str().unwrap_or("before"),
-                        );
-                        return Err(CliError::Refused {
-                            kind: "failed".into(),
-                            message: printable(&message),
-                        });
+                match upgrade.state {
+                    UpgradeState::Running => {}
+                    UpgradeState::Done => return global.output().value(&said, |_| human(&upgrade)),
+                    UpgradeState::Failed => {
+                        let why = upgrade.why.as_deref().unwrap_or("the daemon is stopping");
+                        let (to, from) = (&upgrade.program, &upgrade.from);
+                        let message = format!("cannot upgrade to {to}: {why}; version {from} serves");
+                        return Err(refused(None, &message));
                     }
-                    _ => {}
                 }
             }
             if start.elapsed() >= self.timeout {
                 let waited = humantime::format_duration(self.timeout);
                 let message = format!("the upgrade is not done after {waited}; see plyfs status");
-                return Err(CliError::Refused { kind: "timeout".into(), message });
+                return Err(refused(None, &message));
             }
             std::thread::sleep(INTERVAL);
         }
     }
 }
 
+fn refused(kind: Option<ErrorKind>, message: &str) -> CliError {
+    CliError::Refused { kind, message: printable(message) }
+}
+
+/// The daemon has another current directory.
+fn absolute(program: &Path) -> Result<String, CliError> {
+    let path = args::absolute(program)?;
+    match path.to_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(CliError::NotUtf8 { path }),
+    }
+}
+
 impl Upgrade {
     /// Has an upgrade begin; its number. A worker that dies before it answers may have passed the word on.
-    fn begin(&self, client: &Client, body: Option<&Value>, start: Instant) -> Result<u64, CliError> {
+    fn begin(&self, client: &Client, program: Option<&String>, start: Instant) -> Result<u64, CliError> {
         let number = || -> Result<u64, CliError> {
-            let status = client.get_now("/v1/status", "cannot get the status")?;
-            Ok(status["upgrade"]["number"].as_u64().unwrap_or(0))
+            let action = "cannot get the status";
+            let status: wire::Status = read(&client.get_now("/v1/status", action)?, action)?;
+            Ok(status.upgrade.map_or(0, |upgrade| upgrade.number))
         };
         // A daemon without a worker can be told as well, but not asked.
         let before = match number() {
-            Err(error) if error.is("unavailable") => None,
+            Err(error) if error.is(ErrorKind::Unavailable) => None,
             other => Some(other?),
+        };
+        let ask = || match program {
+            Some(program) => {
+                let body = UpgradeTo { program: Some(program.clone()) };
+                client.post("/v1/upgrade", &body, "cannot upgrade")
+            }
+            // Without a body: it is understood by a daemon without a worker too.
+            None => client.post_empty("/v1/upgrade", "cannot upgrade"),
         };
         let mut lost = false;
         loop {
-            let error = match client.post("/v1/upgrade", body, "cannot upgrade") {
-                Ok(answer) => return Ok(answer["number"].as_u64().unwrap_or(0)),
+            let error = match ask() {
+                Ok(answer) => return Ok(read::<UpgradeBegun>(&answer, "cannot upgrade")?.number),
                 Err(error) => error,
             };
-            let passes = matches!(error, CliError::Transport { .. }) || error.is("unavailable");
-            if !(passes || lost && error.is("in_use")) {
+            let passes = matches!(error, CliError::Transport { .. }) || error.is(ErrorKind::Unavailable);
+            if !(passes || lost && error.is(ErrorKind::InUse)) {
                 return Err(error);
             }
             lost |= passes;
@@ -122,11 +139,12 @@ impl Upgrade {
     }
 }
 
-fn human(upgrade: &Value) -> String {
-    let text = |key: &str| upgrade[key].as_str().map_or_else(|| "-".to_owned(), printable);
-    let mut pairs = vec![("program", text("program")), ("from", text("from")), ("to", text("to"))];
-    if upgrade["why"].is_string() {
-        pairs.push(("note", text("why")));
+fn human(upgrade: &wire::Upgrade) -> String {
+    let to = upgrade.to.as_deref().map_or_else(|| "-".to_owned(), printable);
+    let mut pairs =
+        vec![("program", printable(&upgrade.program)), ("from", printable(&upgrade.from)), ("to", to)];
+    if let Some(why) = &upgrade.why {
+        pairs.push(("note", printable(why)));
     }
     lines(pairs.into_iter())
 }

@@ -6,12 +6,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::callers::{Answered, Asked};
-use super::report::Report;
 use crate::config::Config;
+use crate::control::Daemon;
+use crate::control::report::Report;
 use crate::io::sys;
 
 /// Environment variable that carries the [`Start`] of a worker.
@@ -80,7 +82,7 @@ pub enum FromWorker {
     /// An operator asked for the end.
     Stop,
     /// An operator asked for the program at this path, or for the one that is installed now.
-    Upgrade(Option<std::path::PathBuf>),
+    Upgrade(Option<PathBuf>),
     /// Requests of the control socket have been answered, new ones wait.
     Drained,
     /// Which processes are ending? Only to a supervisor that says in its report that it answers.
@@ -115,6 +117,17 @@ pub enum FromSupervisor {
 /// One end.
 #[derive(Debug)]
 pub struct Channel(pub OwnedFd);
+
+/// A worker's end: its control socket has the supervisor stop or upgrade.
+impl Daemon for Channel {
+    fn stop(&self) -> io::Result<()> {
+        self.send(&FromWorker::Stop)
+    }
+
+    fn upgrade(&self, program: Option<PathBuf>) -> io::Result<()> {
+        self.send(&FromWorker::Upgrade(program))
+    }
+}
 
 impl Channel {
     /// Sends one message; never waits.

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
-use super::report::Report;
 use super::{ServeError, system};
 use crate::config::Config;
+use crate::control::report::Report;
 use crate::io::sys;
 
 /// Environment variable with the number of the descriptor of a [`HandOver`].

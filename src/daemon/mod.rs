@@ -3,25 +3,17 @@
 //! The only place that constructs and wires everything. The supervisor holds no lock, does no I/O on disks and never
 //! grows; the first worker starts exactly as the hundredth does.
 
-mod api;
 mod callers;
 mod channel;
-mod copy;
 mod handover;
 mod home;
-mod hydrate;
-mod keys;
-mod lane;
 mod leftover;
 mod mount;
 mod moving;
 mod outcome;
 mod precedence;
-mod prefetch;
 mod process;
 mod pulse;
-mod report;
-mod sources;
 mod start;
 mod supervisor;
 mod unavailable;

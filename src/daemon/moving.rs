@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use super::handover;
 use super::home::LiveHome;
 use super::process::{Phase, Worker};
-use super::report::reason;
 use super::supervisor::Supervisor;
+use crate::control::report::reason;
 use crate::io::sys;
 
 /// How often the name is looked at.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::report::reason;
+use crate::control::report::reason;
 use crate::format::layout::OUTCOME;
 use crate::io::sys;
 

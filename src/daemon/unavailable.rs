@@ -2,11 +2,11 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::report::End;
+use crate::control::wire::{ErrorBody, ErrorKind, SilentStatus, Stopping, UpgradeBegun};
 
 /// How long one client may take. The supervisor has nothing more urgent to do meanwhile than to start a worker.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -26,20 +26,9 @@ pub struct Situation<'a> {
     /// Why no worker answers.
     pub message: &'a str,
     /// The answer to `GET /v1/status`, when there is a worker to tell of.
-    pub status: Option<&'a Value>,
+    pub status: Option<&'a SilentStatus>,
     /// The number of an upgrade that may begin.
     pub upgrade: Option<u64>,
-}
-
-/// A time as the API shows it; `ns` since the epoch.
-pub fn rfc3339(ns: i64) -> String {
-    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
-    humantime::format_rfc3339_nanos(at).to_string()
-}
-
-/// How a worker ended, as `status` shows it.
-pub fn end(end: &End) -> Value {
-    json!({"at": rfc3339(end.at_ns), "pid": end.pid, "why": end.why, "served_ms": end.served_ms})
 }
 
 /// Answers one client that waits, if any: with 503 and the reason, unless its wish can be granted.
@@ -55,21 +44,25 @@ pub fn answer(listener: &UnixListener, situation: &Situation<'_>) -> Option<Wish
     let got = client.read(&mut request).ok()?;
     let (request, body) = split(&request[..got])?;
     let (wish, line, body) = match request {
-        b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", json!({"stopping": true})),
+        b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", text(&Stopping { stopping: true })),
         b"POST /v1/upgrade HTTP/1.1" if body == Body::None => match upgrade {
-            Some(number) => (Some(Wish::Upgrade), "202 Accepted", json!({"number": number})),
+            Some(number) => (Some(Wish::Upgrade), "202 Accepted", text(&UpgradeBegun { number })),
             None => {
                 let message = "an upgrade is under way, or the daemon is stopping; wait for its end";
-                (None, "409 Conflict", json!({"error": {"kind": "in_use", "message": message}}))
+                (None, "409 Conflict", text(&ErrorBody::new(ErrorKind::InUse, message)))
             }
         },
-        b"GET /v1/status HTTP/1.1" if status.is_some() => (None, "200 OK", json!(status)),
-        _ => (None, "503 Service Unavailable", json!({"error": {"kind": "unavailable", "message": message}})),
+        b"GET /v1/status HTTP/1.1" if status.is_some() => (None, "200 OK", text(&status)),
+        _ => (None, "503 Service Unavailable", text(&ErrorBody::new(ErrorKind::Unavailable, message))),
     };
-    let body = body.to_string();
     let head = format!("HTTP/1.1 {line}\r\ncontent-type: application/json\r\nconnection: close");
     let _ = write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     wish
+}
+
+/// As JSON, which these bodies always are: their keys are text.
+fn text(body: &impl Serialize) -> String {
+    serde_json::to_string(body).unwrap_or_default()
 }
 
 /// Whether a request has a body; what it says is not read here.
@@ -95,6 +88,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::control::wire::Standby;
 
     fn ask(request: &str) -> (Option<Wish>, String) {
         ask_with(request, Some(7))
@@ -106,7 +100,23 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("bind");
         let mut client = UnixStream::connect(&path).expect("connect");
         client.write_all(request.as_bytes()).expect("write");
-        let status = json!({"worker_pid": 5});
+        let status = SilentStatus {
+            version: "1".into(),
+            mount: "/m".into(),
+            store: "/s".into(),
+            supervisor_pid: 4,
+            supervisor_version: "1".into(),
+            worker_pid: 5,
+            worker_starts: 1,
+            worker_not_answering_since: "2026-11-21T10:00:00Z".into(),
+            worker_not_answering_why: "it is stopped".into(),
+            worker_ends: Vec::new(),
+            standby: Standby::default(),
+            uptime_seconds: 1,
+            bases: None,
+            disks: None,
+            cache: None,
+        };
         let message = "the last one \"ended\"";
         let status = request.contains("with=status").then_some(&status);
         let wish = answer(&listener, &Situation { message, status, upgrade });
@@ -126,7 +136,12 @@ mod tests {
     #[test]
     fn the_status_of_a_worker_that_does_not_answer_is_told() {
         let (_, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\nx: with=status\r\n\r\n");
-        assert!(text.starts_with("HTTP/1.1 200 ") && text.contains(r#"{"worker_pid":5}"#), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 200 ")
+                && text.contains(r#""worker_pid":5,"#)
+                && text.contains(r#""cache":null"#),
+            "{text}"
+        );
         let (_, text) = ask("GET /v1/disks HTTP/1.1\r\nhost: plyfs\r\nx: with=status\r\n\r\n");
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
     }

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use super::channel::{FromSupervisor, FromWorker};
 use super::handover::{self, HandOver};
 use super::process::{Heard, Phase, Worker};
-use super::report::{Upgrade, UpgradeState, reason};
 use super::supervisor::{Ending, Supervisor};
 use super::{ServeError, system};
+use crate::control::report::{Upgrade, UpgradeState, reason};
 use crate::io::sys;
 
 /// How long a candidate may prepare itself; nobody waits for it.

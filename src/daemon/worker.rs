@@ -17,13 +17,16 @@ use parking_lot::Mutex;
 
 use super::callers::Asker;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::hydrate::Hydrations;
 use super::precedence::{self, Preferred};
-use super::prefetch::Prefetcher;
-use super::report::{Report, reason};
-use super::sources::{HostSources, Kept};
-use super::{api, handover, home};
+use super::{handover, home};
+use crate::bases::Bases;
+use crate::bases::hydrate::Hydrations;
+use crate::bases::prefetch::Prefetcher;
+use crate::bases::sources::{HostSources, Kept};
 use crate::cache::{Adoption, BlockCache};
+use crate::control::report::{Report, reason};
+use crate::control::wire::Confinement;
+use crate::control::{self, Control};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
@@ -306,6 +309,12 @@ fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared
     Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window })
 }
 
+/// What is in force, as `status` shows it.
+fn shown(in_force: InForce) -> Confinement {
+    let InForce { capabilities, landlock, seccomp, core_dumps, memory_locked } = in_force;
+    Confinement { capabilities, landlock, seccomp, core_dumps, memory_locked: Some(memory_locked) }
+}
+
 /// The cache's contents may be what killed the workers before: those that die young start with an empty one.
 fn adopt(cache: &BlockCache, report: &Report) {
     let doubtful = report.back_off_ms > 0;
@@ -390,23 +399,31 @@ fn serve(
     let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);
     let report = Arc::new(Mutex::new(turn.report));
     let drain = Arc::new(tokio::sync::Notify::new());
-    let control = api::Control {
+    let bases = Bases::new(
+        store.clone(),
+        sources.clone(),
+        hydrations.clone(),
+        config.mount.clone(),
+        config.hydrate.auto,
+    );
+    let control = Control {
         store: store.clone(),
         service: service.clone(),
         notifier: notifier.clone(),
-        channel: channel.clone(),
+        daemon: channel.clone(),
         config: config.clone(),
         arena,
         supervisor_pid: start.supervisor_pid,
         report: report.clone(),
         since_ns: start.since_ns,
-        confinement,
+        confinement: shown(confinement),
         events,
-        sources: sources.clone(),
-        hydrations: hydrations.clone(),
+        bases,
         serving_since_ns: sys::now_ns(),
     };
-    api::spawn(control, listener, drain.clone()).map_err(|e| format!("control socket: {e}"))?;
+    let drained = channel.clone();
+    let drained = move || _ = drained.send(&FromWorker::Drained);
+    control::spawn(control, listener, drain.clone(), drained).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {
         service,
         store: store.clone(),

@@ -4,7 +4,7 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 3, structure: "base record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
 /// Autoclear feature of a disk record: see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
@@ -145,6 +145,51 @@ pub struct Moved {
     pub urls: Vec<String>,
 }
 
+/// Stands for one request of a client to create something, which the client may send again: a hash of the key that the
+/// client chose and of all that it asked for, 127 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    high: u64,
+    low: u64,
+}
+
+/// In the first word of a token, and never in the time at which a mount was made.
+const IS_TOKEN: u64 = 1 << 63;
+
+impl Token {
+    /// Of the bytes of a hash, but for one bit.
+    pub fn of_hash(hash: [u8; 16]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| hash[at + i]));
+        Self { high: word(0) | IS_TOKEN, low: word(8) }
+    }
+}
+
+/// The request that a record notes, because it may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Of a mount: the disk was made, or its name given or taken.
+    Mount(MountRequest),
+    /// Of a client of the control socket: the disk was made.
+    Client(Token),
+}
+
+impl Request {
+    fn put(&self, w: &mut Writer) {
+        match self {
+            Self::Mount(request) => w.i64(request.mount_ns).u64(request.unique),
+            Self::Client(token) => w.u64(token.high).u64(token.low),
+        };
+    }
+
+    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let (high, low) = (r.u64()?, r.u64()?);
+        Ok(match high & IS_TOKEN {
+            0 => Self::Mount(MountRequest { mount_ns: high as i64, unique: low }),
+            _ => Self::Client(Token { high, low }),
+        })
+    }
+}
+
 /// A registered base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseRecord {
@@ -163,6 +208,8 @@ pub struct BaseRecord {
     /// Where its files are now, when they are not any more where they were: at most one for each, in their order. What
     /// is kept of a file goes by [`ImageFile::source`], which stays what it was.
     pub moved: Vec<Moved>,
+    /// The request that registered it, until the next clean close.
+    pub token: Option<Token>,
 }
 
 /// A disk's reference to its base.
@@ -236,8 +283,8 @@ pub struct DiskRecord {
     pub modified_ns: i64,
     /// The durable map.
     pub map: MapRoot,
-    /// The request that made it, or gave or took its name, when a mount did that last.
-    pub request: Option<MountRequest>,
+    /// The request that made it, or gave or took its name last.
+    pub request: Option<Request>,
 }
 
 /// Version 1 knows files only.
@@ -327,6 +374,14 @@ impl ImageFile {
     /// The most mirrors, and the most files below an image.
     pub const MAX_FILES: usize = 16;
 
+    /// Whether it is a file of this host, and not behind a network.
+    pub fn is_local(&self) -> bool {
+        match self.identity.validator {
+            Validator::File { .. } => true,
+            Validator::Http { .. } => false,
+        }
+    }
+
     fn put(&self, w: &mut Writer) {
         w.bytes(self.source.as_bytes());
         put_format(w, self.format);
@@ -412,6 +467,13 @@ fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError
     Ok(moved)
 }
 
+fn get_token(r: &mut Reader<'_>) -> Result<Token, FormatError> {
+    match Request::get(r)? {
+        Request::Client(token) => Ok(token),
+        Request::Mount(_) => Err(r.bad("the token lacks its mark".to_owned())),
+    }
+}
+
 /// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
 fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
@@ -439,6 +501,11 @@ impl BaseRecord {
         std::iter::once(&self.image).chain(&self.backing)
     }
 
+    /// Whether one of its files is read through what is kept of it, block by block.
+    pub fn keeps(&self, file: &ImageFile) -> bool {
+        self.options.hydrate || !file.is_local()
+    }
+
     /// The URLs at which one of its files is now, the first of which is asked first.
     pub fn urls_of(&self, file: &ImageFile) -> Vec<String> {
         let number = self.files().position(|other| other == file);
@@ -455,7 +522,7 @@ impl BaseRecord {
         w.u64(self.id).bytes(self.name.as_bytes());
         let image = &self.image;
         let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
-        let plain = self.moved.is_empty() && self.options == BaseOptions::default();
+        let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
@@ -470,10 +537,17 @@ impl BaseRecord {
             file.put(&mut w);
         }
         w.i64(self.created_ns);
-        let version = if self.options.given_up || !self.moved.is_empty() { 3 } else { 2 };
+        let version = match self.token {
+            Some(_) => 4,
+            None if self.options.given_up || !self.moved.is_empty() => 3,
+            None => 2,
+        };
         self.options.put(&mut w, version);
         if version > 2 {
             put_moved(&mut w, &self.moved);
+        }
+        if let Some(token) = self.token {
+            w.u64(token.high).u64(token.low);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -492,7 +566,8 @@ impl BaseRecord {
             let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
-            Self { id, name, image, backing, created_ns, options: BaseOptions::default(), moved }
+            let options = BaseOptions::default();
+            Self { id, name, image, backing, created_ns, options, moved, token: None }
         } else {
             let image = ImageFile::get(&mut r)?;
             let below = r.u8()?;
@@ -504,7 +579,8 @@ impl BaseRecord {
             let options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
-            Self { id, name, image, backing, created_ns, options, moved }
+            let token = if version > 3 { Some(get_token(&mut r)?) } else { None };
+            Self { id, name, image, backing, created_ns, options, moved, token }
         };
         r.end()?;
         Ok(record)
@@ -554,7 +630,7 @@ impl DiskRecord {
         w.i64(self.created_ns).i64(self.changed_ns).i64(self.modified_ns);
         w.u64(self.map.generation).u64(self.map.floor);
         if let Some(request) = &self.request {
-            w.i64(request.mount_ns).u64(request.unique);
+            request.put(&mut w);
         }
         let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
         DISK.seal_with(version, autoclear, &w.finish())
@@ -597,11 +673,7 @@ impl DiskRecord {
             changed_ns: r.i64()?,
             modified_ns: r.i64()?,
             map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
-            request: if version < 3 {
-                None
-            } else {
-                Some(MountRequest { mount_ns: r.i64()?, unique: r.u64()? })
-            },
+            request: if version < 3 { None } else { Some(Request::get(&mut r)?) },
         };
         r.end()?;
         Ok(out)

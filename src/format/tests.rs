@@ -62,6 +62,7 @@ fn base() -> BaseRecord {
         created_ns: 5,
         options: BaseOptions::default(),
         moved: Vec::new(),
+        token: None,
     }
 }
 
@@ -109,13 +110,27 @@ fn moved_base() -> BaseRecord {
     BaseRecord { options, moved, ..far_base() }
 }
 
+fn token() -> Token {
+    Token::of_hash(std::array::from_fn(|i| i as u8))
+}
+
+/// What only version 4 can say.
+fn claimed_base() -> BaseRecord {
+    BaseRecord { token: Some(token()), ..base() }
+}
+
+/// A version 3 that a client made.
+fn claimed_disk() -> DiskRecord {
+    DiskRecord { request: Some(Request::Client(token())), ..disk() }
+}
+
 fn far_disk() -> DiskRecord {
     DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity }), ..disk() }
 }
 
 /// What only version 3 can say.
 fn named_disk() -> DiskRecord {
-    let request = Some(MountRequest { mount_ns: 1 << 60, unique: 8 });
+    let request = Some(Request::Mount(MountRequest { mount_ns: 1 << 60, unique: 8 }));
     DiskRecord { request, size_is_current: true, ..disk() }
 }
 
@@ -162,7 +177,15 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
     assert_eq!(fnv(&named_disk().encode()), GOLDEN_DISK_3, "disk record, version 3");
+    let claimed = (fnv(&claimed_base().encode()), fnv(&claimed_disk().encode()));
+    assert_eq!(
+        claimed,
+        (GOLDEN_BASE_4, GOLDEN_DISK_CLAIMED),
+        "base record, version 4, and disk record of a client"
+    );
 }
+const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
+const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
 const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
 const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
@@ -197,6 +220,11 @@ fn records_come_back_as_written() {
         BaseRecord::decode(&bad.encode()).expect_err("no such record is written");
     }
     assert_eq!(DiskRecord::decode(&named_disk().encode()).unwrap(), named_disk());
+    assert_eq!(DiskRecord::decode(&claimed_disk().encode()).unwrap(), claimed_disk());
+    let both = BaseRecord { token: Some(token()), ..moved_base() };
+    for claimed in [claimed_base(), both] {
+        assert_eq!((claimed.encode()[8], BaseRecord::decode(&claimed.encode()).unwrap()), (4, claimed));
+    }
     // A plyfs of before goes on with a feature that it does not know, and clears it when it writes.
     let closed = DiskRecord { size_is_current: true, ..disk() };
     assert_eq!((closed.encode()[8], DiskRecord::decode(&closed.encode()).unwrap()), (1, closed));
@@ -226,6 +254,8 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
         far_base().encode(),
         moved_base().encode(),
         named_disk().encode(),
+        claimed_base().encode(),
+        claimed_disk().encode(),
     ] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();

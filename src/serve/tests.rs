@@ -115,11 +115,7 @@ impl Sources for Network {
         FileSource::open(path)
     }
 
-    fn remote(&self, _: &BaseRecord, _: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
-        Ok(self.0.clone())
-    }
-
-    fn copied(&self, _: &BaseRecord, _: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+    fn kept(&self, _: &BaseRecord, _: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         Ok(self.0.clone())
     }
 
@@ -180,6 +176,7 @@ impl House {
             backing: Vec::new(),
             digest: None,
             options: BaseOptions::default(),
+            token: None,
         };
         let base = store.register(new).unwrap().id();
         let disk = |name: &str, base: Option<&str>| NewDisk {

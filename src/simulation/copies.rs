@@ -124,11 +124,7 @@ impl Sources for Copies {
         FileSource::open_with(&OpenHere, path)
     }
 
-    fn remote(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
-        Sources::remote(&OpenHere, base, file)
-    }
-
-    fn copied(&self, _: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+    fn kept(&self, _: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         let path = Path::new(&file.source);
         let source =
             self.campaign.bases.iter().position(|base| base.path == path).expect("a file of the campaign");

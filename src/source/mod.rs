@@ -14,6 +14,7 @@ mod arrival;
 pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
+mod location;
 mod open;
 mod patience;
 mod remote;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
 pub use file::FileSource;
+pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
 pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind};

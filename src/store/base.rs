@@ -27,18 +27,13 @@ pub trait Sources: Send + Sync {
     /// When it cannot be opened.
     fn file(&self, path: &Path) -> Result<FileSource, SourceError>;
 
-    /// The bytes of what lies behind a network, held to its identity. Asks nobody: a server that is down does not
-    /// keep a disk from being attached.
+    /// The bytes of a file that is kept block by block ([`BaseRecord::keeps`]), held to its identity: what lies behind a
+    /// network, or a file of this host of which a copy is made. Asks no server: one that is down does not keep a disk from
+    /// being attached.
     ///
     /// # Errors
-    /// When there is no network here.
-    fn remote(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
-
-    /// A file of this host of which a copy is in the store, or is being made.
-    ///
-    /// # Errors
-    /// As [`file`](Self::file), unless all of it is in the store.
-    fn copied(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
+    /// When there is no network here; of a file of this host as [`file`](Self::file), unless all of it is in the store.
+    fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
 
     /// What counts the base's traffic.
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic>;
@@ -50,13 +45,12 @@ impl<O: OpenImage> Sources for O {
         FileSource::open_with(self, path)
     }
 
-    fn remote(&self, _base: &BaseRecord, _file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+    fn kept(&self, _base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+        if file.is_local() {
+            return Ok(Arc::new(self.file(Path::new(&file.source))?));
+        }
         let (why, advice) = ("there is no network here", "run `plyfs serve`");
         Err(SourceError::remote(SourceErrorKind::Unreachable, "open", "a URL", why, advice))
-    }
-
-    fn copied(&self, _base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
-        Ok(Arc::new(self.file(Path::new(&file.source))?))
     }
 
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
@@ -201,6 +195,19 @@ impl BaseNode {
             .map_err(StoreError::io(self.object(), "writing its record"))
     }
 
+    /// The daemon ends cleanly: the request that registered it is answered, and an older plyfs reads the record again.
+    pub(super) fn forget_token(&self) {
+        if self.record.token.is_none() {
+            return;
+        }
+        let record = BaseRecord { token: None, ..self.current() };
+        let written =
+            replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &record.encode());
+        if let Err(error) = written {
+            tracing::warn!(base = record.name, %error, "its record keeps the note of a request");
+        }
+    }
+
     fn object(&self) -> String {
         format!("base {}", self.record.name)
     }
@@ -301,8 +308,7 @@ impl BaseNode {
             });
         }
         let mut layers = Vec::with_capacity(1 + record.backing.len());
-        let files = std::iter::once(&record.image).chain(&record.backing);
-        for (index, file) in files.enumerate() {
+        for (index, file) in record.files().enumerate() {
             let source = self.open(&record, file)?;
             let chain = if index < record.backing.len() { Chain::OnBacking } else { Chain::Alone };
             let open = |format| image::open(format, source.clone(), file.disk_size, chain);
@@ -316,11 +322,8 @@ impl BaseNode {
 
     fn open(&self, record: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, StoreError> {
         let wrap = |source| StoreError::Source { object: self.object(), source };
-        if matches!(file.identity.validator, Validator::Http { .. }) {
-            return self.sources.remote(record, file).map_err(wrap);
-        }
-        if record.options.hydrate {
-            return self.sources.copied(record, file).map_err(wrap);
+        if record.keeps(file) {
+            return self.sources.kept(record, file).map_err(wrap);
         }
         let source = self.sources.file(Path::new(&file.source)).map_err(wrap)?;
         match why_changed(file, source.identity()) {

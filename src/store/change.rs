@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{BaseNode, DiskNode, LiveLeft, NewDisk, Replace, Store, StoreError, check_name};
 use crate::delta::Delta;
-use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest};
+use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -35,7 +35,20 @@ impl Store {
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
     pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create_disks_for(wanted, None)
+        self.create(wanted, None)
+    }
+
+    /// As [`Store::create_disks`], on behalf of a client that may ask again (D63): disks that have their name and were made for
+    /// the same token are taken for made, and the others are made.
+    ///
+    /// # Errors
+    /// As [`Store::create_disks`].
+    pub fn create_disks_once(
+        &self,
+        wanted: &[NewDisk],
+        token: Token,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.create(wanted, Some(Request::Client(token)))
     }
 
     /// As [`Store::create_disks`], on behalf of a request that may be sent again.
@@ -47,23 +60,28 @@ impl Store {
         wanted: &[NewDisk],
         request: Option<MountRequest>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.create(wanted, request.map(Request::Mount))
+    }
+
+    fn create(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         let mut taken = HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
             if !taken.insert(&new.name) {
                 return Err(StoreError::Exists { object: format!("disk {}", new.name) });
             }
-            // Asked again below; here it keeps from looking at a base for nothing.
-            self.may_name(&new.name)?;
         }
+        // Asked again below; here it keeps from looking at a base for nothing.
+        let missing = self.not_made(wanted, request)?;
         // A base's file may hang: nothing is claimed yet.
-        let drafts = self.drafts(wanted)?;
+        let mut drafts = self.drafts(&missing)?;
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
-        for new in wanted {
-            self.may_name(&new.name)?;
-        }
+        // An earlier try of the same client may have come in between.
+        let missing: HashSet<String> =
+            self.not_made(wanted, request)?.into_iter().map(|new| new.name).collect();
+        drafts.retain(|draft| missing.contains(&draft.new.name));
         for base in drafts.iter().filter_map(|draft| draft.base.as_ref()) {
             // It may have been removed, and registered anew, while it was looked at.
             if self.base_by_id(base.id()).is_none() {
@@ -79,7 +97,26 @@ impl Store {
             names.disk_names.insert(node.name(), node.id());
             names.disks.insert(node.id(), node.clone());
         }
-        Ok(nodes)
+        let all = wanted.iter().map(|new| names.disk_names.get(&new.name).and_then(|id| names.disks.get(id)));
+        Ok(all.flatten().cloned().collect())
+    }
+
+    /// Those of the wanted disks that the same request has not made yet. Their names are free.
+    fn not_made(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<NewDisk>, StoreError> {
+        let mut missing = Vec::with_capacity(wanted.len());
+        for new in wanted {
+            let made = match request {
+                Some(Request::Client(_)) => {
+                    self.disk(&new.name).is_ok_and(|disk| disk.was_changed_by(request))
+                }
+                Some(Request::Mount(_)) | None => false,
+            };
+            if !made {
+                self.may_name(&new.name)?;
+                missing.push(new.clone());
+            }
+        }
+        Ok(missing)
     }
 
     /// Whether a disk may get this name.
@@ -132,7 +169,7 @@ impl Store {
     fn write_records(
         &self,
         drafts: Vec<Draft>,
-        request: Option<MountRequest>,
+        request: Option<Request>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         let mut nodes = Vec::with_capacity(drafts.len());
         let first = self.new_ids(drafts.len() as u64)?;
@@ -211,7 +248,7 @@ impl Store {
     /// The kernel keeps the inodes that a request is about until it is answered, so none of them is purged meanwhile.
     pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        disks.into_iter().find(|disk| disk.was_changed_by(request))
+        disks.into_iter().find(|disk| disk.was_changed_by(Some(Request::Mount(request))))
     }
 
     /// Takes a disk's name away. Its contents live until [`Store::purge`].
@@ -231,7 +268,7 @@ impl Store {
         let node = self.disk(name)?;
         node.update(|record| {
             record.unlinked = true;
-            record.request = request.or(record.request);
+            record.request = request.map(Request::Mount).or(record.request);
         })?;
         self.names.write().disk_names.remove(name);
         Ok(node)
@@ -274,7 +311,7 @@ impl Store {
         node.update(|record| {
             record.name = to.into();
             record.name_seq = seq;
-            record.request = request.or(record.request);
+            record.request = request.map(Request::Mount).or(record.request);
         })?;
         {
             let mut names = self.names.write();

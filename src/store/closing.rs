@@ -23,6 +23,7 @@ impl Store {
         if let Some(tracer) = self.tracer() {
             tracer.close();
         }
+        self.bases().iter().for_each(|base| base.forget_token());
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let (mut failed, mut doubtful) = (Vec::new(), HashSet::new());
         for disk in disks {

@@ -107,6 +107,27 @@ pub enum StoreError {
     },
 }
 
+/// What went wrong, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// No such disk or base.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Something needs it.
+    InUse,
+    /// The request makes no sense, or the source refuses it.
+    Invalid,
+    /// Not for this kind of object.
+    Unsupported,
+    /// A file of the store cannot be understood.
+    Damaged,
+    /// The image is not what was registered.
+    Changed,
+    /// The storage failed.
+    Io,
+}
+
 /// So many are named in one line.
 const NAMED: usize = 8;
 
@@ -128,22 +149,24 @@ impl StoreError {
         Self::Invalid { object: object.into(), why: why.into() }
     }
 
-    /// A word for programs: `not_found`, `exists`, `in_use`, `invalid`, `unsupported`, `damaged`, `changed`, `io`.
-    pub fn kind(&self) -> &'static str {
+    /// What went wrong, for programs.
+    pub fn kind(&self) -> StoreErrorKind {
         match self {
-            Self::NotFound { .. } => "not_found",
-            Self::Exists { .. } => "exists",
-            Self::InUse { .. } => "in_use",
-            Self::Invalid { .. } => "invalid",
-            Self::Unsupported { .. } => "unsupported",
-            Self::Damaged { .. } => "damaged",
-            Self::BaseChanged { .. } => "changed",
+            Self::NotFound { .. } => StoreErrorKind::NotFound,
+            Self::Exists { .. } => StoreErrorKind::Exists,
+            Self::InUse { .. } => StoreErrorKind::InUse,
+            Self::Invalid { .. } => StoreErrorKind::Invalid,
+            Self::Unsupported { .. } => StoreErrorKind::Unsupported,
+            Self::Damaged { .. } => StoreErrorKind::Damaged,
+            Self::BaseChanged { .. } => StoreErrorKind::Changed,
             Self::Source { source, .. } => match source.kind() {
-                SourceErrorKind::Changed => "changed",
-                SourceErrorKind::Io => "io",
-                _ => "invalid",
+                SourceErrorKind::Changed => StoreErrorKind::Changed,
+                SourceErrorKind::Io => StoreErrorKind::Io,
+                _ => StoreErrorKind::Invalid,
             },
-            Self::Disk { .. } | Self::Io { .. } | Self::Unread { .. } | Self::NotClosed { .. } => "io",
+            Self::Disk { .. } | Self::Io { .. } | Self::Unread { .. } | Self::NotClosed { .. } => {
+                StoreErrorKind::Io
+            }
         }
     }
 

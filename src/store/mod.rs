@@ -35,7 +35,7 @@ use attached::Attachments;
 pub use attached::{IDLE, OPEN_IDLE};
 pub use base::{BaseNode, Sources, why_changed};
 use claims::Claims;
-pub use error::StoreError;
+pub use error::{StoreError, StoreErrorKind};
 pub use node::{Attributes, DiskNode};
 use node::{Ground, LiveLeft};
 pub use preload::Preloaded;

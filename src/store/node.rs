@@ -12,7 +12,7 @@ use super::{BaseNode, StoreError};
 use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
 use crate::disk::Disk;
 use crate::format::layout;
-use crate::format::record::{DiskRecord, MapRoot, MountRequest};
+use crate::format::record::{DiskRecord, MapRoot, Request};
 use crate::io::{LiveStore, Medium, Open, replace, sys};
 use crate::trace::Tap;
 
@@ -209,8 +209,8 @@ impl DiskNode {
     }
 
     /// Whether a request made it, or gave or took its name, after any other did.
-    pub(super) fn was_changed_by(&self, request: MountRequest) -> bool {
-        self.keeper.record.lock().request == Some(request)
+    pub(super) fn was_changed_by(&self, request: Option<Request>) -> bool {
+        request.is_some() && self.keeper.record.lock().request == request
     }
 
     /// The bytes of its record.
@@ -525,9 +525,10 @@ impl DiskNode {
         self.check_base(&record).err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
     }
 
-    /// The mount whose requests may be sent again has ended. A note that stays means nothing to another mount.
+    /// The mount whose requests may be sent again has ended. A note that stays means nothing to another mount. The token of
+    /// a client stays: the client may ask the next daemon.
     fn forget_request(&self) {
-        let noted = self.keeper.record.lock().request.is_some();
+        let noted = matches!(self.keeper.record.lock().request, Some(Request::Mount(_)));
         let forget = |record: &mut DiskRecord| record.request = None;
         if noted && let Err(error) = self.keeper.update(forget) {
             tracing::warn!(disk = self.name(), %error, "its record keeps the note of a request");

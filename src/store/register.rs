@@ -10,10 +10,10 @@ use super::base::{identity_of, reader};
 use super::records::RECORD_LIMIT;
 use super::{BaseNode, Store, StoreError, check_name};
 use crate::format::layout;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat};
+use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat, Token};
 use crate::image::{self, Chain, HEAD};
 use crate::io::{replace, sys};
-use crate::source::{Source, SourceError};
+use crate::source::{Location, Source, SourceError};
 
 /// Longest path or URL, bytes.
 const MAX_SOURCE: usize = 4096;
@@ -44,6 +44,8 @@ pub struct NewBase {
     pub digest: Option<Digest>,
     /// How it is fetched and kept.
     pub options: BaseOptions,
+    /// The request that a client may send again.
+    pub token: Option<Token>,
 }
 
 impl NewBase {
@@ -51,7 +53,8 @@ impl NewBase {
     pub fn raw(name: &str, path: &str, digest: Option<Digest>) -> Self {
         let image =
             NewFile { source: path.into(), mirrors: Vec::new(), format: ImageFormat::Raw, probed: None };
-        Self { name: name.into(), image, backing: Vec::new(), digest, options: BaseOptions::default() }
+        let (backing, options) = (Vec::new(), BaseOptions::default());
+        Self { name: name.into(), image, backing, digest, options, token: None }
     }
 }
 
@@ -82,11 +85,14 @@ impl Store {
         Ok(())
     }
 
-    /// Registers a base.
+    /// Registers a base, once: one that has the name and was registered for the same token is taken for it.
     ///
     /// # Errors
     /// A bad name, a name that is taken, a file that cannot be read, an image that is refused.
     pub fn register(&self, new: NewBase) -> Result<Arc<BaseNode>, StoreError> {
+        if let Some(made) = self.registered_by(&new.name, new.token) {
+            return Ok(made);
+        }
         self.may_register(&new.name)?;
         let object = format!("base {}", new.name);
         if new.backing.len() > ImageFile::MAX_FILES {
@@ -103,6 +109,9 @@ impl Store {
             .collect::<Result<_, _>>()?;
         // Files may hang: they were looked at before the name is claimed.
         let _claim = self.claims.base_name(&new.name);
+        if let Some(made) = self.registered_by(&new.name, new.token) {
+            return Ok(made);
+        }
         self.may_register(&new.name)?;
         let record = BaseRecord {
             id: self.new_id()?,
@@ -112,6 +121,7 @@ impl Store {
             created_ns: sys::now_ns(),
             options: new.options,
             moved: Vec::new(),
+            token: new.token,
         };
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {
@@ -128,6 +138,12 @@ impl Store {
         names.base_names.insert(new.name, node.id());
         names.bases.insert(node.id(), node.clone());
         Ok(node)
+    }
+
+    /// The base of that name, when an earlier try of the same request has registered it.
+    pub fn registered_by(&self, name: &str, token: Option<Token>) -> Option<Arc<BaseNode>> {
+        let base = self.base(name).ok()?;
+        (token.is_some() && base.record().token == token).then_some(base)
     }
 
     /// Looks at a file of a base: what it is, and what its head says when it is not raw. `chain`: whether its operator
@@ -178,8 +194,5 @@ impl Store {
 
 /// A path, or a URL without what may be secret.
 fn shown(source: &str) -> &str {
-    match source.split_once("://") {
-        Some(_) => "its image",
-        None => source,
-    }
+    if Location::of(source).is_url() { "its image" } else { source }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use super::{NewDisk, Replace, Store, StoreError};
+use super::{NewDisk, Replace, Store, StoreError, StoreErrorKind as Kind};
 use crate::cache::BlockCache;
 use crate::delta::Edges;
 use crate::format::record::{DiskRecord, Superblock};
@@ -88,7 +88,7 @@ fn write(store: &Store, name: &str) {
 }
 
 #[track_caller]
-fn assert_refused<T>(result: Result<T, StoreError>, kind: &str, part: &str) {
+fn assert_refused<T>(result: Result<T, StoreError>, kind: Kind, part: &str) {
     let error = result.err().expect("it is refused");
     let message = error.to_string();
     assert_eq!(error.kind(), kind, "{message}");
@@ -136,9 +136,9 @@ fn names_that_are_none_are_refused() {
     store.create_disks(&[blank("fine")]).unwrap();
     let long = "x".repeat(200);
     for bad in ["", "..", ".", ".a", "a/b", "/", "a\nb", "a b", "-a", "ä", "a\0", &long] {
-        assert_refused(store.create_disks(&[blank(bad)]), "invalid", "1 to 128 letters");
-        assert_refused(store.add_base(bad, &house.source(), None), "invalid", "1 to 128 letters");
-        assert_refused(store.rename("fine", bad, Replace::Yes), "invalid", "1 to 128 letters");
+        assert_refused(store.create_disks(&[blank(bad)]), Kind::Invalid, "1 to 128 letters");
+        assert_refused(store.add_base(bad, &house.source(), None), Kind::Invalid, "1 to 128 letters");
+        assert_refused(store.rename("fine", bad, Replace::Yes), Kind::Invalid, "1 to 128 letters");
     }
     store.create_disks(&[blank(&"x".repeat(128))]).unwrap();
     assert_eq!(house.files("disks").len(), 2);
@@ -148,8 +148,8 @@ fn names_that_are_none_are_refused() {
 fn names_that_are_taken_are_refused() {
     let (house, store) = House::with_base();
     store.create_disks(&[blank("one")]).unwrap();
-    assert_refused(store.create_disks(&[blank("one")]), "exists", "disk one");
-    assert_refused(store.add_base("b", &house.source(), None), "exists", "base b");
+    assert_refused(store.create_disks(&[blank("one")]), Kind::Exists, "disk one");
+    assert_refused(store.add_base("b", &house.source(), None), Kind::Exists, "base b");
     // Bases and disks have names of their own.
     store.create_disks(&[blank("b")]).unwrap();
 }
@@ -157,25 +157,25 @@ fn names_that_are_taken_are_refused() {
 #[test]
 fn what_is_not_there_is_not_found() {
     let (_house, store) = House::with_base();
-    assert_refused(store.disk("x"), "not_found", "plyfs disk ls");
-    assert_refused(store.base("x"), "not_found", "plyfs base ls");
-    assert_refused(store.unlink("x"), "not_found", "disk x");
-    assert_refused(store.rename("x", "y", Replace::Yes), "not_found", "disk x");
-    assert_refused(store.remove_base("x"), "not_found", "base x");
-    assert_refused(store.create_disks(&[on("x", "one", None)]), "not_found", "base x");
+    assert_refused(store.disk("x"), Kind::NotFound, "plyfs disk ls");
+    assert_refused(store.base("x"), Kind::NotFound, "plyfs base ls");
+    assert_refused(store.unlink("x"), Kind::NotFound, "disk x");
+    assert_refused(store.rename("x", "y", Replace::Yes), Kind::NotFound, "disk x");
+    assert_refused(store.remove_base("x"), Kind::NotFound, "base x");
+    assert_refused(store.create_disks(&[on("x", "one", None)]), Kind::NotFound, "base x");
     store.purge(99).unwrap();
 }
 
 #[test]
 fn sizes() {
     let (house, store) = House::with_base();
-    assert_refused(store.create_disks(&[NewDisk { size: None, ..blank("one") }]), "invalid", "--size");
-    assert_refused(store.create_disks(&[on("b", "one", Some(8191))]), "invalid", "8192");
+    assert_refused(store.create_disks(&[NewDisk { size: None, ..blank("one") }]), Kind::Invalid, "--size");
+    assert_refused(store.create_disks(&[on("b", "one", Some(8191))]), Kind::Invalid, "8192");
     for size in [1 << 63, u64::MAX, (1 << 46) + 1] {
-        assert_refused(store.create_disks(&[on("b", "one", Some(size))]), "invalid", "64 TiB");
+        assert_refused(store.create_disks(&[on("b", "one", Some(size))]), Kind::Invalid, "64 TiB");
         assert_refused(
             store.create_disks(&[NewDisk { size: Some(size), ..blank("one") }]),
-            "invalid",
+            Kind::Invalid,
             "64 TiB",
         );
     }
@@ -191,21 +191,21 @@ fn what_cannot_be_a_base_is_refused() {
     let house = House::new();
     let store = house.open();
     let at = |name: &str| house.tmp.path().join(name).to_str().unwrap().to_owned();
-    assert_refused(store.add_base("b", &at("missing"), None), "invalid", "no such file");
-    assert_refused(store.add_base("b", &at("b.raw/x"), None), "invalid", "no such file");
-    assert_refused(store.add_base("b", &at(""), None), "invalid", "not a regular file");
+    assert_refused(store.add_base("b", &at("missing"), None), Kind::Invalid, "no such file");
+    assert_refused(store.add_base("b", &at("b.raw/x"), None), Kind::Invalid, "no such file");
+    assert_refused(store.add_base("b", &at(""), None), Kind::Invalid, "not a regular file");
     fs::write(at("empty"), "").unwrap();
-    assert_refused(store.add_base("b", &at("empty"), None), "invalid", "empty");
+    assert_refused(store.add_base("b", &at("empty"), None), Kind::Invalid, "empty");
     let fifo = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
     assert!(fifo.success());
-    assert_refused(store.add_base("b", &at("fifo"), None), "invalid", "not a regular file");
-    assert_refused(store.add_base("b", "b.raw", None), "invalid", "not absolute");
-    assert_refused(store.add_base("b", &format!("/{}", "x/".repeat(3000)), None), "invalid", "4096");
+    assert_refused(store.add_base("b", &at("fifo"), None), Kind::Invalid, "not a regular file");
+    assert_refused(store.add_base("b", "b.raw", None), Kind::Invalid, "not absolute");
+    assert_refused(store.add_base("b", &format!("/{}", "x/".repeat(3000)), None), Kind::Invalid, "4096");
     if sys::effective_ids().0 != 0 {
         use std::os::unix::fs::PermissionsExt;
         fs::write(at("closed"), "x").unwrap();
         fs::set_permissions(at("closed"), fs::Permissions::from_mode(0o0)).unwrap();
-        assert_refused(store.add_base("b", &at("closed"), None), "invalid", "permission");
+        assert_refused(store.add_base("b", &at("closed"), None), Kind::Invalid, "permission");
     }
     assert!(store.bases().is_empty());
     assert_eq!(house.files("bases").len(), 0);
@@ -215,27 +215,27 @@ fn what_cannot_be_a_base_is_refused() {
 fn a_base_in_use_names_its_disks() {
     let (house, store) = House::with_base();
     store.create_disks(&[on("b", "one", None), on("b", "two", None)]).unwrap();
-    assert_refused(store.remove_base("b"), "in_use", "disk one, disk two");
+    assert_refused(store.remove_base("b"), Kind::InUse, "disk one, disk two");
     let one = store.unlink("one").unwrap();
-    assert_refused(store.remove_base("b"), "in_use", "disk two");
+    assert_refused(store.remove_base("b"), Kind::InUse, "disk two");
     store.purge(one.id()).unwrap();
     let two = store.unlink("two").unwrap();
     store.purge(two.id()).unwrap();
     store.remove_base("b").unwrap();
     assert_eq!(house.files("bases").len(), 0);
     assert!(Path::new(&house.source()).exists());
-    assert_refused(store.base("b"), "not_found", "base b");
+    assert_refused(store.base("b"), Kind::NotFound, "base b");
     let many: Vec<_> = (0..15).map(|n| on("b", &format!("n{n}"), None)).collect();
     store.add_base("b", &house.source(), None).unwrap();
     store.create_disks(&many).unwrap();
-    assert_refused(store.remove_base("b"), "in_use", "and 5 more");
+    assert_refused(store.remove_base("b"), Kind::InUse, "and 5 more");
 }
 
 #[test]
 fn a_rename_over_a_disk_leaves_one_of_that_name() {
     let (house, store) = House::with_base();
     let made = store.create_disks(&[blank("a"), blank("b")]).unwrap();
-    assert_refused(store.rename("a", "b", Replace::No), "exists", "disk b");
+    assert_refused(store.rename("a", "b", Replace::No), Kind::Exists, "disk b");
     assert_eq!(names(&store), ["a", "b"]);
     assert!(store.rename("a", "a", Replace::Yes).unwrap().is_none());
     let loser = store.rename("a", "b", Replace::Yes).unwrap().unwrap();
@@ -302,7 +302,7 @@ fn a_removed_disk_is_gone_with_its_files_after_purge() {
     write(&store, "one");
     write(&store, "two");
     store.unlink("one").unwrap();
-    assert_refused(store.disk("one"), "not_found", "disk one");
+    assert_refused(store.disk("one"), Kind::NotFound, "disk one");
     // Its contents are there until the last close.
     let mut buf = [0; 4096];
     store.disk_by_id(id).unwrap().attach().unwrap().delta().read(&mut buf, 0).unwrap();
@@ -347,18 +347,18 @@ fn a_batch_is_made_wholly_or_not_at_all() {
     let (house, store) = House::with_base();
     store.create_disks(&[blank("taken")]).unwrap();
     let before = house.files("disks");
-    assert_refused(store.create_disks(&[blank("a"), blank("a/b")]), "invalid", "a/b");
-    assert_refused(store.create_disks(&[blank("a"), blank("taken")]), "exists", "taken");
-    assert_refused(store.create_disks(&[blank("a"), blank("a")]), "exists", "disk a");
-    assert_refused(store.create_disks(&[blank("a"), on("none", "c", None)]), "not_found", "none");
-    assert_refused(store.create_disks(&[blank("a"), on("b", "c", Some(1))]), "invalid", "smaller");
+    assert_refused(store.create_disks(&[blank("a"), blank("a/b")]), Kind::Invalid, "a/b");
+    assert_refused(store.create_disks(&[blank("a"), blank("taken")]), Kind::Exists, "taken");
+    assert_refused(store.create_disks(&[blank("a"), blank("a")]), Kind::Exists, "disk a");
+    assert_refused(store.create_disks(&[blank("a"), on("none", "c", None)]), Kind::NotFound, "none");
+    assert_refused(store.create_disks(&[blank("a"), on("b", "c", Some(1))]), Kind::Invalid, "smaller");
     assert_eq!(house.files("disks"), before);
     assert_eq!(names(&store), ["taken"]);
     assert_eq!(names(&house.open()), ["taken"]);
     // The storage fails at the second: where its record is to be staged there is a directory.
     let next = store.create_disks(&[blank("probe")]).unwrap()[0].id() + 1;
     fs::create_dir(house.path(&format!("disks/{}.disk.tmp", next + 1))).unwrap();
-    assert_refused(store.create_disks(&[blank("a"), blank("c")]), "io", "disk c");
+    assert_refused(store.create_disks(&[blank("a"), blank("c")]), Kind::Io, "disk c");
     fs::remove_dir(house.path(&format!("disks/{}.disk.tmp", next + 1))).unwrap();
     assert_eq!(names(&store), ["probe", "taken"]);
     assert_eq!(names(&house.open()), ["probe", "taken"]);
@@ -414,9 +414,9 @@ fn a_damaged_record_keeps_its_name_and_every_base_until_it_is_back() {
     bad[last] ^= 1;
     fs::write(house.path(&file), bad).unwrap();
     let store = house.open();
-    assert_refused(store.create_disks(&[blank("first")]).map(drop), "invalid", &file);
-    assert_refused(store.rename("two", "first", Replace::Yes).map(drop), "invalid", &file);
-    assert_refused(store.remove_base("b"), "invalid", &file);
+    assert_refused(store.create_disks(&[blank("first")]).map(drop), Kind::Invalid, &file);
+    assert_refused(store.rename("two", "first", Replace::Yes).map(drop), Kind::Invalid, &file);
+    assert_refused(store.remove_base("b"), Kind::Invalid, &file);
     // The order of names goes on behind the damaged record's: it is later than what is made now.
     store.create_disks(&[blank("three")]).unwrap();
     store.close().unwrap();
@@ -436,7 +436,7 @@ fn a_damaged_record_keeps_its_name_and_every_base_until_it_is_back() {
     bad[last] ^= 1;
     fs::write(house.path(&file), bad).unwrap();
     let store = house.open();
-    assert_refused(store.add_base("b", &house.source(), None).map(drop), "invalid", &file);
+    assert_refused(store.add_base("b", &house.source(), None).map(drop), Kind::Invalid, &file);
     store.add_base("c", &house.source(), None).unwrap();
 }
 
@@ -495,7 +495,7 @@ fn a_damaged_base_record_is_named_by_its_disks() {
         let store = house.open();
         assert_eq!(store.damaged().len(), 1, "byte {at}");
         assert!(store.bases().is_empty());
-        assert_refused(store.disk("one").unwrap().attach(), "changed", &format!("bases/{id}.base"));
+        assert_refused(store.disk("one").unwrap().attach(), Kind::Changed, &format!("bases/{id}.base"));
         store.disk("two").unwrap().attach().unwrap();
     }
 }
@@ -517,20 +517,20 @@ fn a_newer_or_damaged_superblock_is_refused() {
         newer[at] = 2;
         reseal(&mut newer);
         fs::write(&file, &newer).unwrap();
-        assert_refused(house.try_open(), "damaged", "newer");
+        assert_refused(house.try_open(), Kind::Damaged, "newer");
         assert_eq!(fs::read(&file).unwrap(), newer);
     }
     for at in 0..whole.len() {
         let mut bad = whole.clone();
         bad[at] ^= 1;
         fs::write(&file, bad).unwrap();
-        assert_refused(house.try_open(), "damaged", "plyfs.store");
+        assert_refused(house.try_open(), Kind::Damaged, "plyfs.store");
     }
     fs::write(&file, &whole).unwrap();
     // A store without its superblock is not made anew over what is there.
     house.open().create_disks(&[blank("one")]).unwrap();
     fs::remove_file(&file).unwrap();
-    assert_refused(house.try_open(), "invalid", "plyfs.store");
+    assert_refused(house.try_open(), Kind::Invalid, "plyfs.store");
     assert_eq!(house.files("disks").len(), 1);
     assert!(Superblock::decode(&whole).is_ok());
 }
@@ -549,9 +549,9 @@ fn a_base_that_changed_is_not_attached() {
     let file = fs::OpenOptions::new().write(true).open(&source).unwrap();
     let refused = |why: &str| {
         let store = house.open();
-        assert_refused(store.disk("one").unwrap().attach(), "changed", why);
-        assert_refused(store.disk("one").unwrap().attach(), "changed", &source);
-        assert_refused(store.create_disks(&[on("b", "two", None)]), "changed", &source);
+        assert_refused(store.disk("one").unwrap().attach(), Kind::Changed, why);
+        assert_refused(store.disk("one").unwrap().attach(), Kind::Changed, &source);
+        assert_refused(store.create_disks(&[on("b", "two", None)]), Kind::Changed, &source);
         assert!(store.base("b").unwrap().problem().is_some());
         assert_eq!(names(&store), ["one"], "it is still listed");
         assert_eq!(store.disk("one").unwrap().attributes().size, 8192);
@@ -572,7 +572,7 @@ fn a_base_that_changed_is_not_attached() {
     refused("another file");
     fs::remove_file(&source).unwrap();
     let store = house.open();
-    assert_refused(store.disk("one").unwrap().attach(), "invalid", &source);
+    assert_refused(store.disk("one").unwrap().attach(), Kind::Invalid, &source);
 }
 
 #[test]
@@ -584,7 +584,7 @@ fn a_disk_made_on_another_version_of_its_base_is_not_attached() {
     let mut record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
     record.backing.as_mut().unwrap().identity.size += 1;
     fs::write(&file, record.encode()).unwrap();
-    assert_refused(house.open().disk("one").unwrap().attach(), "changed", "another version of base b");
+    assert_refused(house.open().disk("one").unwrap().attach(), Kind::Changed, "another version of base b");
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::super::again;
 use super::super::client::Client;
 use super::super::error::CliError;
+use crate::control::wire::{AddBase, CreateDisks, ErrorKind, Format};
 
 /// What the daemon does with one request.
 enum Turn {
@@ -24,17 +25,14 @@ fn refused(kind: &str) -> Value {
     json!({"error": {"kind": kind, "message": format!("it is {kind}")}})
 }
 
-/// A disk as the daemon shows it, made so many seconds after now.
-fn disk(name: &str, base: Option<&str>, size: u64, seconds: i64) -> Value {
-    let shift = Duration::from_secs(seconds.unsigned_abs());
-    let now = SystemTime::now();
-    let created = if seconds < 0 { now - shift } else { now + shift };
-    json!({"name": name, "base": base, "size": size, "created": humantime::format_rfc3339_nanos(created).to_string()})
+/// A disk as the daemon shows it.
+fn disk(name: &str, base: Option<&str>, size: u64) -> Value {
+    json!({"name": name, "base": base, "size": size})
 }
 
 struct Daemon {
     dir: tempfile::TempDir,
-    thread: JoinHandle<Vec<String>>,
+    thread: JoinHandle<Vec<(String, String)>>,
 }
 
 impl Daemon {
@@ -50,13 +48,13 @@ impl Daemon {
         Client::new(self.dir.path().to_owned()).expect("a client")
     }
 
-    /// The bodies that came.
-    fn end(self) -> Vec<String> {
+    /// Head and body of each request that came.
+    fn end(self) -> Vec<(String, String)> {
         self.thread.join().expect("each request was the expected one")
     }
 }
 
-fn take(listener: &UnixListener, turn: Turn) -> String {
+fn take(listener: &UnixListener, turn: Turn) -> (String, String) {
     let (mut stream, _) = listener.accept().expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     let mut reader = BufReader::new(stream.try_clone().expect("descriptors"));
@@ -87,7 +85,7 @@ fn take(listener: &UnixListener, turn: Turn) -> String {
         );
         stream.write_all((head + &text).as_bytes()).expect("answered");
     }
-    String::from_utf8(body).expect("text")
+    (head, String::from_utf8(body).expect("text"))
 }
 
 fn names(names: &[&str]) -> Vec<String> {
@@ -100,7 +98,9 @@ fn create(
     base: Option<&str>,
     size: Option<u64>,
 ) -> Result<Value, CliError> {
-    again::create_disks(&daemon.client(), &names(wanted), base, size, "cannot create")
+    let body =
+        CreateDisks { names: names(wanted), base: base.map(str::to_owned), size, ..CreateDisks::default() };
+    again::create(&daemon.client(), "/v1/disks", &body, "cannot create")
 }
 
 #[test]
@@ -126,55 +126,51 @@ fn without_a_daemon_nobody_waits() {
     daemon.end();
 }
 
+/// The key and the body of each creation that came.
+fn creations(daemon: Daemon) -> Vec<(String, Value)> {
+    let of = |(head, body): (String, String)| {
+        let key = head
+            .lines()
+            .find_map(|line| line.to_lowercase().strip_prefix("idempotency-key: ").map(str::to_owned));
+        (key.expect("a key"), serde_json::from_str(&body).expect("JSON"))
+    };
+    daemon.end().into_iter().map(of).collect()
+}
+
+// What a try did once was guessed by the time of an object's creation.
 #[test]
-fn a_creation_that_was_not_done_is_sent_again() {
-    let made = disk("a", None, 4096, 0);
+fn a_creation_is_sent_again_with_its_key() {
+    let made = [disk("a", Some("b"), 8192), disk("c", Some("b"), 8192)];
     let daemon = Daemon::playing(vec![
         Lost("POST /v1/disks"),
-        Answer("GET /v1/disks/a", 404, refused("not_found")),
-        Answer("POST /v1/disks", 200, json!([made])),
-    ]);
-    assert_eq!(create(&daemon, &["a"], None, Some(4096)).expect("made"), json!([made]));
-    daemon.end();
-}
-
-#[test]
-fn a_creation_that_was_done_is_not_sent_again() {
-    let made = disk("a", Some("b"), 8192, 0);
-    let daemon = Daemon::playing(vec![Lost("POST /v1/disks"), Answer("GET /v1/disks/a", 200, made.clone())]);
-    assert_eq!(create(&daemon, &["a"], Some("b"), None).expect("made"), json!([made]));
-    daemon.end();
-}
-
-#[test]
-fn a_creation_that_was_cut_off_is_completed() {
-    let disks: Vec<Value> = ["a", "b", "c"].iter().map(|name| disk(name, None, 4096, 0)).collect();
-    let daemon = Daemon::playing(vec![
+        Answer("POST /v1/disks", 503, refused("unavailable")),
         Lost("POST /v1/disks"),
-        Answer("GET /v1/disks/a", 404, refused("not_found")),
-        Answer("GET /v1/disks/b", 200, disks[1].clone()),
-        Answer("GET /v1/disks/c", 404, refused("not_found")),
-        Answer("POST /v1/disks", 200, json!([disks[0], disks[2]])),
+        Answer("POST /v1/disks", 200, json!(made)),
     ]);
-    assert_eq!(create(&daemon, &["a", "b", "c"], None, Some(4096)).expect("made"), json!(disks));
-    let last: Value = serde_json::from_str(&daemon.end()[4]).expect("JSON");
-    assert_eq!(last["names"], json!(["a", "c"]));
+    assert_eq!(create(&daemon, &["a", "c"], Some("b"), None).expect("made"), json!(made));
+    let sent = creations(daemon);
+    assert_eq!(sent[0].0.len(), 32, "{sent:?}");
+    assert_eq!(sent[0].1, json!({"names": ["a", "c"], "base": "b", "size": null}));
+    assert!(sent.iter().all(|one| *one == sent[0]), "{sent:?}");
 }
 
 #[test]
-fn a_disk_that_was_there_before_or_is_another_is_not_taken_for_ours() {
-    for other in [disk("a", None, 4096, -5), disk("a", None, 8192, 0), disk("a", Some("b"), 4096, 0)] {
-        let daemon = Daemon::playing(vec![
-            Lost("POST /v1/disks"),
-            Answer("GET /v1/disks/a", 200, other.clone()),
-            Answer("POST /v1/disks", 409, refused("exists")),
-            Answer("GET /v1/disks/a", 200, other.clone()),
-        ]);
-        let error = create(&daemon, &["a"], None, Some(4096)).expect_err("it is not ours");
-        assert!(error.is("exists"), "{error}");
-        daemon.end();
-    }
-    // And when nothing was lost, it is not even looked at.
+fn two_commands_have_different_keys() {
+    let of = || {
+        let daemon = Daemon::playing(vec![Answer("POST /v1/disks", 200, json!([disk("a", None, 4096)]))]);
+        create(&daemon, &["a"], None, Some(4096)).expect("made");
+        creations(daemon).remove(0).0
+    };
+    assert_ne!(of(), of());
+}
+
+#[test]
+fn a_creation_that_another_came_before_fails_however_often_it_is_sent() {
+    let daemon =
+        Daemon::playing(vec![Lost("POST /v1/disks"), Answer("POST /v1/disks", 409, refused("exists"))]);
+    let error = create(&daemon, &["a"], None, Some(4096)).expect_err("it is not ours");
+    assert!(error.is(ErrorKind::Exists), "{error}");
+    daemon.end();
     let daemon = Daemon::playing(vec![Answer("POST /v1/disks", 409, refused("exists"))]);
     assert!(create(&daemon, &["a"], None, Some(4096)).is_err());
     daemon.end();
@@ -221,21 +217,21 @@ fn a_removal_is_done_once() {
 
 #[test]
 fn a_base_is_added_once() {
-    let body = json!({"name": "b", "source": "/b.img", "format": "raw"});
-    let mut made = disk("b", None, 4096, 0);
-    made["source"] = json!("/b.img");
-    made["format"] = json!("raw");
-    let daemon = Daemon::playing(vec![Lost("POST /v1/bases"), Answer("GET /v1/bases/b", 200, made.clone())]);
-    assert_eq!(again::add_base(&daemon.client(), "b", &body, "cannot add").expect("made"), made);
-    daemon.end();
+    let body = AddBase {
+        name: "b".into(),
+        source: "/b.img".into(),
+        format: Some(Format::Raw),
+        ..AddBase::default()
+    };
+    let made = json!({"name": "b", "source": "/b.img", "format": "raw"});
+    let daemon = Daemon::playing(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 200, made.clone())]);
+    assert_eq!(again::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect("made"), made);
+    let sent = creations(daemon);
+    assert_eq!(sent[0], sent[1]);
 
-    made["source"] = json!("/other.img");
-    let daemon = Daemon::playing(vec![
-        Lost("POST /v1/bases"),
-        Answer("GET /v1/bases/b", 200, made),
-        Answer("POST /v1/bases", 409, refused("exists")),
-    ]);
-    let error = again::add_base(&daemon.client(), "b", &body, "cannot add").expect_err("another's");
-    assert!(error.is("exists"), "{error}");
+    let daemon =
+        Daemon::playing(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 409, refused("exists"))]);
+    let error = again::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect_err("another's");
+    assert!(error.is(ErrorKind::Exists), "{error}");
     daemon.end();
 }

@@ -142,7 +142,7 @@ fn a_supervisor_that_does_not_say_that_it_answers_is_not_asked() {
     let (asker, supervisor) = asker();
     assert_eq!(asker.ask(&question()), None);
     // What one of the version before says.
-    let report: super::super::report::Report = serde_json::from_str("{\"worker_starts\": 1}").unwrap();
+    let report: crate::control::report::Report = serde_json::from_str("{\"worker_starts\": 1}").unwrap();
     asker.supervisor_answers(report.answers_callers);
     assert_eq!(asker.ask(&question()), None);
     drop(asker);

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::FromSupervisor;
 use super::super::process::Worker;
-use super::super::report::UpgradeState;
 use super::super::upgrade::Upgrading;
 use super::super::{ServeError, handover, mount};
 use super::state::{Closing, Ending, MountEnd, Seat};
 use super::{CLOSING_TAKE_OVER, Supervisor};
+use crate::control::report::UpgradeState;
 use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel;
 use crate::io::sys;

@@ -10,14 +10,13 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::super::channel::FromSupervisor;
 use super::super::process::Phase;
 use super::super::pulse::Felt;
 use super::super::unavailable::{self, Situation, Wish};
 use super::super::{ServeError, system};
 use super::Supervisor;
+use crate::control::wire::{SilentStatus, Standby, WorkerEnd, rfc3339};
 use crate::io::sys;
 
 /// After so long without a worker, clients of the control socket are told why.
@@ -83,12 +82,12 @@ impl Supervisor {
     }
 
     /// Why no worker answers; and what `status` says of one that is there and does not.
-    fn situation(&self) -> (String, Option<serde_json::Value>) {
+    fn situation(&self) -> (String, Option<SilentStatus>) {
         let Some(worker) = self.active.as_ref().filter(|worker| worker.pulse.is_lost()) else {
             return (self.why_down(), None);
         };
         let (pid, since_ns) = (worker.pid, worker.pulse.lost_at_ns);
-        let since = unavailable::rfc3339(since_ns);
+        let since = rfc3339(since_ns);
         let why = match worker.state() {
             Some('T' | 't') => "it is stopped by a signal or a debugger (SIGCONT lets it go on)",
             Some('D') => "it waits in the kernel",
@@ -100,23 +99,23 @@ impl Supervisor {
              upgrade, or end the daemon with: plyfs stop"
         );
         let report = &self.report;
-        let status = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "mount": self.config.mount,
-            "store": self.config.store,
-            "supervisor_pid": sys::pid(),
-            "supervisor_version": report.supervisor_version,
-            "worker_pid": pid,
-            "worker_starts": report.worker_starts,
-            "worker_not_answering_since": since,
-            "worker_not_answering_why": why,
-            "worker_ends": report.ends.iter().map(unavailable::end).collect::<Vec<_>>(),
-            "standby": report.standby,
-            "uptime_seconds": (sys::now_ns() - self.since_ns) / 1_000_000_000,
-            "bases": null,
-            "disks": null,
-            "cache": null,
-        });
+        let status = SilentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mount: self.config.mount.display().to_string(),
+            store: self.config.store.display().to_string(),
+            supervisor_pid: sys::pid(),
+            supervisor_version: report.supervisor_version.clone(),
+            worker_pid: pid,
+            worker_starts: report.worker_starts,
+            worker_not_answering_since: since,
+            worker_not_answering_why: why.to_owned(),
+            worker_ends: report.ends.iter().map(WorkerEnd::from).collect(),
+            standby: Standby::from(&report.standby),
+            uptime_seconds: (sys::now_ns() - self.since_ns) / 1_000_000_000,
+            bases: None,
+            disks: None,
+            cache: None,
+        };
         (message, Some(status))
     }
 

@@ -66,7 +66,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
         release.send(()).unwrap();
         waited.expect("nothing else waits");
         let [created, added] = hanging.map(|thread| thread.join().unwrap());
-        assert_refused(created, "exists", "four");
+        assert_refused(created, Kind::Exists, "four");
         added.unwrap();
     });
 }

@@ -1,7 +1,8 @@
 //! Requests that the kernel sends again, after another client has changed names.
 
 use super::*;
-use crate::format::record::MountRequest;
+use crate::format::record::{MountRequest, Token};
+use crate::store::{DiskNode, NewBase};
 
 fn request(unique: u64) -> MountRequest {
     MountRequest { mount_ns: 77, unique }
@@ -64,7 +65,7 @@ fn a_resent_creation_finds_its_own_disk_only() {
     store.create_disks(&[blank("mine")]).unwrap();
     assert_eq!(store.done_by(request(2)).unwrap().name(), "renamed");
     let other = store.create_disks_for(&[blank("mine")], Some(request(4)));
-    assert_refused(other.map(drop), "exists", "mine");
+    assert_refused(other.map(drop), Kind::Exists, "mine");
     assert!(store.done_by(request(4)).is_none());
 }
 
@@ -78,4 +79,92 @@ fn a_clean_close_leaves_no_requests_behind() {
     assert_eq!(version(), 3);
     store.close().unwrap();
     assert_eq!(version(), 1);
+}
+
+fn token(byte: u8) -> Token {
+    Token::of_hash([byte; 16])
+}
+
+#[test]
+fn a_creation_of_a_client_is_done_once() {
+    let house = House::new();
+    let store = house.open();
+    let made = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
+    drop(store);
+    let store = house.open();
+    let again = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
+    let ids = |disks: &[Arc<DiskNode>]| disks.iter().map(|disk| disk.id()).collect::<Vec<_>>();
+    assert_eq!(ids(&again), ids(&made));
+    assert_eq!(store.disks_after(0).len(), 2);
+    for other in [store.create_disks_once(&[blank("a")], token(2)), store.create_disks(&[blank("a")])] {
+        assert_refused(other.map(drop), Kind::Exists, "disk a");
+    }
+    // With a resize in between it is the same disk; a clean close changes nothing of that.
+    store.disk("a").unwrap().attach().unwrap().resize(1 << 30).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = house.open();
+    assert_eq!(
+        ids(&store.create_disks_once(&[blank("b"), blank("a")], token(1)).unwrap()),
+        [made[1].id(), made[0].id()]
+    );
+    // One that lost its name is not there any more.
+    store.unlink("a").unwrap();
+    let new = store.create_disks_once(&[blank("a")], token(1)).unwrap();
+    assert_ne!(new[0].id(), made[0].id());
+}
+
+#[test]
+fn a_creation_of_a_client_that_was_cut_off_is_completed() {
+    let house = House::new();
+    let store = house.open();
+    let first = store.create_disks_once(&[blank("b")], token(1)).unwrap()[0].id();
+    let all = store.create_disks_once(&[blank("a"), blank("b"), blank("c")], token(1)).unwrap();
+    let names: Vec<_> = all.iter().map(|disk| disk.name()).collect();
+    assert_eq!((names, all[1].id()), (vec!["a".into(), "b".into(), "c".into()], first));
+    // All or none: nothing is made beside a name that is another's.
+    store.create_disks(&[blank("theirs")]).unwrap();
+    let refused = store.create_disks_once(&[blank("x"), blank("theirs")], token(1));
+    assert_refused(refused.map(drop), Kind::Exists, "disk theirs");
+    assert!(store.disk("x").is_err());
+}
+
+#[test]
+fn of_clients_that_race_for_a_name_one_wins() {
+    let house = House::new();
+    let store = house.open();
+    for round in 0..20 {
+        let name = format!("vm{round}");
+        let create =
+            |byte: u8| store.create_disks_once(&[blank(&name)], token(byte)).map(|made| made[0].id());
+        let won: Vec<_> = std::thread::scope(|scope| {
+            // Each client asks twice at a time.
+            let threads: Vec<_> = [1, 1, 2, 2].map(|byte| scope.spawn(move || create(byte))).into();
+            threads.into_iter().map(|thread| thread.join().unwrap().ok()).collect()
+        });
+        let winner = store.disk(&name).unwrap().id();
+        assert!(won.iter().flatten().all(|id| *id == winner), "{won:?}");
+        assert!(
+            won[..2] == [Some(winner); 2] && won[2..] == [None; 2]
+                || won[..2] == [None; 2] && won[2..] == [Some(winner); 2]
+        );
+    }
+}
+
+#[test]
+fn a_base_is_registered_once_and_a_clean_close_forgets_the_token() {
+    let house = House::new();
+    let store = house.open();
+    let new = |byte| NewBase { token: Some(token(byte)), ..NewBase::raw("b", &house.source(), None) };
+    let made = store.register(new(1)).unwrap().id();
+    let version = || fs::read(house.path(&format!("bases/{made}.base"))).unwrap()[8];
+    assert_eq!(version(), 4);
+    drop(store);
+    let store = house.open();
+    assert_eq!(store.register(new(1)).unwrap().id(), made);
+    assert_refused(store.register(new(2)).map(drop), Kind::Exists, "base b");
+    store.close().unwrap();
+    assert_eq!(version(), 1);
+    drop(store);
+    assert_refused(house.open().register(new(1)).map(drop), Kind::Exists, "base b");
 }

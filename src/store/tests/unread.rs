@@ -61,9 +61,9 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         assert!(store.damaged().is_empty());
         assert_eq!(store.unread().iter().map(|record| &record.file).collect::<Vec<_>>(), [&file]);
         // It may have any name, and be on any base.
-        assert_refused(store.create_disks(&[blank("one")]).map(drop), "io", &file);
-        assert_refused(store.rename("two", "one", Replace::Yes).map(drop), "io", &file);
-        assert_refused(store.remove_base("b"), "io", &file);
+        assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Io, &file);
+        assert_refused(store.rename("two", "one", Replace::Yes).map(drop), Kind::Io, &file);
+        assert_refused(store.remove_base("b"), Kind::Io, &file);
         store.retry_unread();
         assert!(store.disk_by_id(ids[0]).is_none());
         assert_eq!(store.unread().len(), 1);
@@ -75,9 +75,9 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         let mut bytes = [0; 4096];
         store.disk("one").unwrap().attach().unwrap().read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [1; 4096]);
-        assert_refused(store.create_disks(&[blank("one")]).map(drop), "exists", "one");
+        assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Exists, "one");
         store.rename("two", "three", Replace::No).unwrap();
-        assert_refused(store.remove_base("b"), "in_use", "one");
+        assert_refused(store.remove_base("b"), Kind::InUse, "one");
     }
 }
 
@@ -94,8 +94,8 @@ fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
     home.fails(std::slice::from_ref(&file), libc::EMFILE);
     let store = home.open();
     assert!(store.damaged().is_empty());
-    assert_refused(store.disk("one").unwrap().attach().map(drop), "changed", &file);
-    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), "io", &file);
+    assert_refused(store.disk("one").unwrap().attach().map(drop), Kind::Changed, &file);
+    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Io, &file);
     home.works();
     let until = std::time::Instant::now() + Duration::from_secs(60);
     while !store.unread().is_empty() && std::time::Instant::now() < until {
@@ -103,7 +103,7 @@ fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
     }
     store.disk("one").unwrap().attach().unwrap();
     assert_eq!(store.disk("one").unwrap().base_name().as_deref(), Some("b"));
-    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), "exists", "b");
+    assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Exists, "b");
 }
 
 // Of two disks with one name the later has it, also when the later one could not be read at first.

@@ -11,16 +11,17 @@ use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
+use utoipa::IntoParams;
 
-use super::{ApiError, rfc3339};
-use crate::daemon::sources::HostSources;
+use super::wire::{self, rfc3339};
+use super::{ApiError, Cause};
+use crate::bases::sources::HostSources;
 use crate::events::{Events, Heard, Kind, Listener, Reason, Told, Traffic};
 use crate::io::sys;
 
@@ -31,8 +32,10 @@ const PIECE: usize = 32 << 10;
 /// How long a listener that was told of the end may take to read it, when nobody else has to be answered.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-#[derive(Deserialize)]
+/// Which events.
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Which {
     /// Until the client goes away, or this worker ends.
     #[serde(default)]
@@ -43,11 +46,25 @@ pub struct Which {
     worker: Option<u32>,
 }
 
+/// Show what happens
+///
+/// One JSON object on each line: recent events, or with `follow` all that come until the client goes away or the worker
+/// ends. Traffic is summed up: one line a second for each base and reason.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    tag = "events",
+    operation_id = "events",
+    params(Which),
+    responses(
+        (status = 200, description = "Lines.", body = wire::Event, content_type = "application/x-ndjson")
+    )
+)]
 pub async fn events(
     State(events): State<Events>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(which) = which.map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+    let Query(which) = which?;
     let worker = sys::pid();
     let after = match which.worker {
         Some(other) if other != worker => Some(0),
@@ -55,51 +72,45 @@ pub async fn events(
     };
     let body = if which.follow {
         let last = events.state().emitted;
-        let listener = events.listen(after).ok_or_else(|| ApiError {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            kind: "busy",
-            message: "too many clients follow events; end some of them".into(),
-        })?;
+        let too_many =
+            || ApiError::new(Cause::TooManyFollowers, "too many clients follow events; end some of them");
+        let listener = events.listen(after).ok_or_else(too_many)?;
         // Says that nothing that comes from here on is missed.
-        let first = json!({"event": "following", "worker": worker, "number": after.unwrap_or(last)});
+        let number = Some(after.unwrap_or(last));
+        let first = wire::Event { event: "following".into(), number, worker, ..wire::Event::default() };
         Body::new(Lines { listener, worker, first: Some(first) })
     } else {
         let recent = events.recent(after.unwrap_or(0));
-        Body::from(recent.iter().map(|told| format!("{}\n", object(told, worker))).collect::<String>())
+        Body::from(recent.iter().map(|told| line(&event_of(told, worker))).collect::<String>())
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-fn object(told: &Told, worker: u32) -> Value {
+fn event_of(told: &Told, worker: u32) -> wire::Event {
     let event = &told.event;
-    let mut out = Map::new();
-    out.insert("at".into(), rfc3339(told.at_ns).into());
-    out.insert("event".into(), event.kind.name().into());
-    if let Some(base) = &event.base {
-        out.insert("base".into(), (**base).into());
+    wire::Event {
+        at: Some(rfc3339(told.at_ns)),
+        event: event.kind.name().to_owned(),
+        base: event.base.as_ref().map(ToString::to_string),
+        bytes: event.bytes,
+        count: event.count,
+        reason: event.reason.as_ref().map(ToString::to_string),
+        since: event.since_ns.map(rfc3339),
+        number: Some(told.number),
+        worker,
     }
-    if let Some(bytes) = event.bytes {
-        out.insert("bytes".into(), bytes.into());
-    }
-    if let Some(count) = event.count {
-        out.insert("count".into(), count.into());
-    }
-    if let Some(reason) = &event.reason {
-        out.insert("reason".into(), (**reason).into());
-    }
-    if let Some(since) = event.since_ns {
-        out.insert("since".into(), rfc3339(since).into());
-    }
-    out.insert("number".into(), told.number.into());
-    out.insert("worker".into(), worker.into());
-    out.into()
+}
+
+/// One line of the answer. An event always encodes: its keys are text.
+fn line(event: &wire::Event) -> String {
+    serde_json::to_string(event).map_or_else(|_| String::new(), |text| text + "\n")
 }
 
 /// An answer that goes on as long as there are events.
 struct Lines {
     listener: Listener,
     worker: u32,
-    first: Option<Value>,
+    first: Option<wire::Event>,
 }
 
 impl HttpBody for Lines {
@@ -113,16 +124,16 @@ impl HttpBody for Lines {
         let this = self.get_mut();
         let mut text = String::new();
         if let Some(first) = this.first.take() {
-            text = format!("{first}\n");
+            text = line(&first);
         }
         while text.len() < PIECE {
             match this.listener.poll_next(context) {
                 Poll::Ready(Some(Heard::Event(told))) => {
-                    text += &format!("{}\n", object(&told, this.worker));
+                    text += &line(&event_of(&told, this.worker));
                 }
                 Poll::Ready(Some(Heard::Lost(count))) => {
-                    let lost = json!({"event": "lost", "count": count, "worker": this.worker});
-                    text += &format!("{lost}\n");
+                    let (event, count, worker) = ("lost".to_owned(), Some(count), this.worker);
+                    text += &line(&wire::Event { event, count, worker, ..wire::Event::default() });
                 }
                 Poll::Ready(None) if text.is_empty() => return Poll::Ready(None),
                 Poll::Pending if text.is_empty() => return Poll::Pending,
@@ -135,33 +146,33 @@ impl HttpBody for Lines {
 }
 
 /// For `status`.
-pub fn summary(events: &Events, since_ns: i64) -> Value {
+pub fn summary(events: &Events, since_ns: i64) -> wire::Events {
     let state = events.state();
-    json!({
-        "since": rfc3339(since_ns),
-        "emitted": state.emitted,
-        "lost": state.lost,
-        "listeners": state.listeners,
-        "bases": events.bases().iter().map(|(_, traffic)| {
-            let mut out = traffic_of(traffic);
-            out.insert("base".into(), traffic.base().into());
-            Value::from(out)
-        }).collect::<Vec<_>>(),
-    })
+    wire::Events {
+        since: rfc3339(since_ns),
+        emitted: state.emitted,
+        lost: state.lost,
+        listeners: state.listeners as u64,
+        bases: events.bases().iter().map(|(_, traffic)| traffic_of(traffic)).collect(),
+    }
 }
 
 /// The counters of one base.
-pub fn traffic_of(traffic: &Traffic) -> Map<String, Value> {
+fn traffic_of(traffic: &Traffic) -> wire::BaseTraffic {
     let of = |kind: Kind| {
         let reasons = Reason::ALL.into_iter().filter(|reason| reason.kind() == kind);
         let totals = reasons.map(|reason| {
             let total = traffic.total(reason);
-            (reason.name().to_owned(), json!({"count": total.count, "bytes": total.bytes}))
+            (reason.name().to_owned(), wire::Total { count: total.count, bytes: total.bytes })
         });
-        Value::from(totals.collect::<Map<_, _>>())
+        totals.collect()
     };
-    let kinds = [("hit", Kind::BaseHit), ("miss", Kind::BaseMiss), ("evict", Kind::BaseEvict)];
-    kinds.into_iter().map(|(key, kind)| (key.to_owned(), of(kind))).collect()
+    wire::BaseTraffic {
+        base: traffic.base().to_string(),
+        hit: of(Kind::BaseHit),
+        miss: of(Kind::BaseMiss),
+        evict: of(Kind::BaseEvict),
+    }
 }
 
 /// Makes events of what was counted, for ever.

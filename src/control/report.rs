@@ -15,7 +15,7 @@ const LONGEST_REASON: usize = 1024;
 pub struct Report {
     /// Version of the supervisor.
     pub supervisor_version: String,
-    /// Whether the supervisor answers which processes are ending ([`callers`](super::callers)).
+    /// Whether the supervisor answers which processes are ending (D55).
     pub answers_callers: bool,
     /// Workers that were told to take over, this one included.
     pub worker_starts: u64,

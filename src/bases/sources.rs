@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::copy::CopiedFile;
-use super::hydrate::files;
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
 use crate::config::{Config, HttpConfig};
@@ -597,16 +596,22 @@ impl HostSources {
     }
 }
 
+impl HostSources {
+    /// A file of this host, when it is what was registered.
+    ///
+    /// # Errors
+    /// When it cannot be opened; `Changed` when it is another one.
+    pub fn original_of(&self, file: &ImageFile) -> Result<FileSource, SourceError> {
+        open_original(&*self.opener, file)
+    }
+}
+
 impl Sources for HostSources {
     fn file(&self, path: &Path) -> Result<FileSource, SourceError> {
         FileSource::open_with(&*self.opener, path)
     }
 
-    fn remote(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
-        Ok(self.fetched(base, file)?)
-    }
-
-    fn copied(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
+    fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         Ok(self.fetched(base, file)?)
     }
 
@@ -636,6 +641,11 @@ fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource,
         None => Ok(source),
         Some(why) => Err(SourceError::changed(&file.source, &why)),
     }
+}
+
+/// The image and what is below it.
+fn files(base: &BaseRecord) -> impl Iterator<Item = &ImageFile> {
+    base.files()
 }
 
 /// Whether what is kept of a base is to stay.

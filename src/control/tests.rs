@@ -185,7 +185,7 @@ fn status_has_exact_counters() {
     let traffic = events.base(1, "debian");
     (0..3).for_each(|_| traffic.add(Reason::Disk, 16384));
     traffic.add(Reason::Corrupt, 100);
-    let summary = summary(&events, 0);
+    let summary = serde_json::to_value(summary(&events, 0)).expect("JSON");
     let base = &summary["bases"][0];
     assert_eq!(base["base"], "debian");
     assert_eq!(base["hit"]["disk"], serde_json::json!({"count": 3, "bytes": 49152}));

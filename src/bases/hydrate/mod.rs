@@ -26,9 +26,8 @@ use self::job::{Job, Stopped};
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
 use crate::fetch::kept::{EvictReason, Reach, Shares};
-use crate::format::record::{BaseRecord, ImageFile, Validator};
-use crate::source::Source;
-use crate::store::{BaseNode, Sources, Store, StoreError};
+use crate::format::record::ImageFile;
+use crate::store::{BaseNode, Store, StoreError};
 
 /// How often it is fetched when what was kept turns out to be damaged.
 const TRIES: u32 = 3;
@@ -46,11 +45,6 @@ pub struct Hydrations {
     /// Bytes per second, unless another is given.
     rate: Option<u64>,
     jobs: Arc<Mutex<HashMap<u64, Arc<Job>>>>,
-}
-
-/// The image and what is below it.
-pub fn files(record: &BaseRecord) -> impl Iterator<Item = &ImageFile> {
-    std::iter::once(&record.image).chain(&record.backing)
 }
 
 impl Hydrations {
@@ -90,7 +84,7 @@ impl Hydrations {
             let options = node.options();
             if options.hydrate
                 && !options.refused
-                && !files(record).all(done)
+                && !record.files().all(done)
                 && let Err(error) = self.begin(node, What::Hydrate, self.rate)
             {
                 tracing::error!(%error, base = record.name, "it is not hydrated");
@@ -113,12 +107,12 @@ impl Hydrations {
         node.set_options(|options| options.hydrate = true)?;
         // Who attaches it from now on reads the copy, as far as there is one.
         node.detach();
-        files(node.record()).for_each(|file| self.sources.contents(node.record(), file).pin(true));
+        node.record().files().for_each(|file| self.sources.contents(node.record(), file).pin(true));
         self.begin(node, What::Hydrate, rate.or(self.rate))
     }
 
     fn fits(&self, node: &BaseNode) -> Result<(), StoreError> {
-        let total: u64 = files(node.record()).map(|file| file.identity.size).sum();
+        let total: u64 = node.record().files().map(|file| file.identity.size).sum();
         let limit = self.sources.cache().stats().limit_bytes;
         if total <= limit {
             return Ok(());
@@ -135,7 +129,7 @@ impl Hydrations {
     /// # Errors
     /// When it is being hydrated, or there is no thread.
     pub fn verify(&self, node: &Arc<BaseNode>) -> Result<(), StoreError> {
-        if node.options().refused && files(node.record()).any(is_remote) {
+        if node.options().refused && node.record().files().any(|file| !file.is_local()) {
             self.fits(node)?;
         }
         if let Some(progress) = self.progress(node.id())
@@ -170,10 +164,10 @@ impl Hydrations {
             return Ok(());
         }
         let record = node.record();
-        let total = files(record).map(|file| file.identity.size).sum();
+        let total = record.files().map(|file| file.identity.size).sum();
         let here = |file| self.sources.contents(record, file).cached_bytes(Reach::Any);
         let first = match what {
-            What::Hydrate => files(record).map(here).sum(),
+            What::Hydrate => record.files().map(here).sum(),
             What::Verify => 0,
         };
         let job = Job::new(what, first, total);
@@ -323,7 +317,7 @@ impl Hydrations {
         let record = node.current();
         let degraded = || self.sources.cache().stats().degraded;
         let mut before = 0;
-        for file in files(&record).filter(|file| record.options.hydrate || is_remote(file)) {
+        for file in record.files().filter(|file| record.keeps(file)) {
             let contents = self.sources.contents(&record, file);
             if !contents.is_complete(Reach::Any) {
                 let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;
@@ -341,14 +335,14 @@ impl Hydrations {
         let record = node.record();
         let mut verdict = Verdict::Sound;
         let mut before = 0;
-        for file in files(record) {
+        for file in record.files() {
             let note = |bytes| {
                 job.note(State::Verifying, before + bytes);
                 job.check()?;
                 self.go_on(node)
             };
             let digest = file.identity.digest.as_ref();
-            let found = match node.options().hydrate || is_remote(file) {
+            let found = match node.options().hydrate || !file.is_local() {
                 true => compare::kept(&self.sources.contents(record, file), digest, &note)?,
                 false => self.compare_file(file, &note)?,
             };
@@ -367,10 +361,7 @@ impl Hydrations {
         file: &ImageFile,
         note: &dyn Fn(u64) -> Result<(), Stopped>,
     ) -> Result<Verdict, Stopped> {
-        let source = self.sources.file(std::path::Path::new(&file.source)).map_err(|e| e.to_string())?;
-        if let Some(why) = crate::store::why_changed(file, source.identity()) {
-            return Err(Stopped::Failed(format!("{} changed since it was registered: {why}", file.source)));
-        }
+        let source = self.sources.original_of(file).map_err(|e| e.to_string())?;
         match compare::file(&source, file.identity.digest.as_ref(), note)? {
             Verdict::Differs => Err(Stopped::Failed(format!(
                 "{} does not have its digest; put the original file back",
@@ -386,8 +377,4 @@ impl Progress {
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Done | State::Failed | State::Cancelled)
     }
-}
-
-fn is_remote(file: &ImageFile) -> bool {
-    matches!(file.identity.validator, Validator::Http { .. })
 }

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use serde::Serialize;
 
 use crate::source::Arrival;
 
 /// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// All of it is fetched, then compared.
     Hydrate,
@@ -22,8 +20,7 @@ pub enum What {
 }
 
 /// How far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Bytes come.
     Fetching,
@@ -39,8 +36,8 @@ pub enum State {
     Cancelled,
 }
 
-/// The last work on a base. Keys of `base show`.
-#[derive(Clone, Debug, Serialize)]
+/// The last work on a base.
+#[derive(Clone, Debug)]
 pub struct Progress {
     /// What.
     pub what: What,

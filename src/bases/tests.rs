@@ -1,0 +1,278 @@
+//! The rules of bases on a store of its own, without a mount and without a network.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::hydrate::{Hydrations, State};
+use super::sources::{HostSources, Kept};
+use super::{BaseState, Bases, Description, Evicted, File, Prepared};
+use crate::cache::BlockCache;
+use crate::config::{Config, Overrides};
+use crate::events::Events;
+use crate::fetch::kept::Reach;
+use crate::format::record::{Digest, ImageFormat, Strictness, Token};
+use crate::io::LiveDir;
+use crate::source::OpenHere;
+use crate::source::http::{Network, NoCredentials, Proxies};
+use crate::store::{BaseNode, NewDisk, Store, StoreError, StoreErrorKind as Kind};
+
+const SIZE: usize = 100_000;
+
+struct House {
+    dir: TempDir,
+    store: Arc<Store>,
+    bases: Bases,
+}
+
+impl House {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        Self::reopened(dir)
+    }
+
+    fn reopened(dir: TempDir) -> Self {
+        let root = dir.path().join("store");
+        fs::create_dir_all(&root).unwrap();
+        let config = config(&root);
+        let events = Events::new();
+        let network = Network::prepare(&config.http, Proxies::from_variables(|_| None));
+        let kept = Kept::open(&config, &events).unwrap();
+        let sources = HostSources::new(
+            Arc::new(OpenHere),
+            &config.http,
+            &network,
+            Arc::new(NoCredentials),
+            kept,
+            events.clone(),
+        );
+        let sources = Arc::new(sources.unwrap());
+        let live = LiveDir::new(&dir.path().join("live")).unwrap();
+        let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+        let store = Store::open_with(&root, |_| Ok(Arc::new(live)), cache, None, sources.clone());
+        let store = Arc::new(store.unwrap());
+        let of = store.clone();
+        sources.settle_within(move || of.bases().iter().map(|base| base.current()).collect()).unwrap();
+        let hydrations = Hydrations::new(store.clone(), sources.clone(), events, None);
+        let bases = Bases::new(store.clone(), sources, hydrations, dir.path().join("mount"), false);
+        Self { dir, store, bases }
+    }
+
+    fn image(&self, name: &str, byte: u8) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, vec![byte; SIZE]).unwrap();
+        path
+    }
+
+    fn add(&self, new: Description) -> Result<Arc<BaseNode>, StoreError> {
+        let prepared = self.bases.sources().handle().block_on(self.bases.prepare(new))?;
+        self.bases.add(prepared)
+    }
+
+    /// All of a base is in the store, compared with its digest.
+    fn hydrated(&self, name: &str) -> Arc<BaseNode> {
+        let base = self.bases.hydrate(name, None).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let progress = self.bases.progress(base.id()).unwrap();
+            if progress.has_ended() {
+                assert_eq!(progress.state, State::Done, "{progress:?}");
+                return base;
+            }
+            assert!(Instant::now() < end, "{progress:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Bytes of a base that are in the store.
+    fn kept(&self, base: &BaseNode) -> u64 {
+        let contents = self.bases.sources().contents(base.record(), &base.record().image);
+        contents.cached_bytes(Reach::Proven)
+    }
+}
+
+fn config(root: &std::path::Path) -> Config {
+    let flags =
+        Overrides { store: Some(root.to_owned()), cache_disk: Some(64 << 20), ..Overrides::default() };
+    Config::load(None, flags).unwrap()
+}
+
+/// A raw image of this host.
+fn raw(name: &str, path: &std::path::Path) -> Description {
+    Description {
+        name: name.into(),
+        image: File { source: path.to_str().unwrap().into(), mirrors: Vec::new(), format: None },
+        backing: Vec::new(),
+        digest: None,
+        strictness: Strictness::Strong,
+        deadline_s: None,
+        max_requests: None,
+        max_rate: None,
+        pinned: false,
+        token: None,
+    }
+}
+
+fn with_digest(name: &str, path: &std::path::Path) -> Description {
+    let digest = Sha256::digest(fs::read(path).unwrap());
+    Description { digest: Some(Digest::Sha256(digest.into())), ..raw(name, path) }
+}
+
+#[track_caller]
+fn refused<T>(result: Result<T, StoreError>, kind: Kind, part: &str) {
+    let error = result.err().expect("it is refused");
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(part), "{error}");
+}
+
+#[test]
+fn a_description_that_makes_no_sense_is_refused_before_anything_is_looked_at() {
+    let house = House::new();
+    let new = raw("b", &house.dir.path().join("none"));
+    let day = 24 * 3600;
+    for (bad, part) in [
+        (Description { deadline_s: Some(367 * day), ..new.clone() }, "deadline"),
+        (Description { max_requests: Some(0), ..new.clone() }, "max_requests"),
+        (Description { max_requests: Some(257), ..new.clone() }, "max_requests"),
+        (Description { max_rate: Some(1), ..new.clone() }, "max_rate"),
+        (Description { name: "a/b".into(), ..new.clone() }, "1 to 128"),
+    ] {
+        refused(house.add(bad), Kind::Invalid, part);
+    }
+    let mirrored = File { mirrors: vec!["http://h/".into()], ..new.image.clone() };
+    refused(house.add(Description { image: mirrored, ..new.clone() }), Kind::Invalid, "mirrors are of URLs");
+    let ftp = File { source: "ftp://h/a".into(), ..new.image.clone() };
+    refused(house.add(Description { image: ftp, ..new.clone() }), Kind::Invalid, "neither http nor https");
+    refused(house.add(new), Kind::Invalid, "none");
+    assert!(house.store.bases().is_empty());
+}
+
+#[test]
+fn the_name_says_the_format_where_none_is_given_and_the_contents_never() {
+    let house = House::new();
+    let path = house.image("looks-like.qcow2", 7);
+    refused(house.add(raw("b", &path)), Kind::Invalid, "qcow2");
+    let mut as_raw = raw("b", &path);
+    as_raw.image.format = Some(ImageFormat::Raw);
+    assert_eq!(house.add(as_raw).unwrap().record().image.format, ImageFormat::Raw);
+    let plain = house.image("plain", 0);
+    fs::write(&plain, [b"QFI\xfb".as_slice(), &[0; 4096]].concat()).unwrap();
+    assert_eq!(house.add(raw("plain", &plain)).unwrap().record().image.format, ImageFormat::Raw);
+}
+
+#[test]
+fn a_file_on_the_own_mount_is_no_base() {
+    let house = House::new();
+    let mount = house.dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let inside = mount.join("a.raw");
+    fs::write(&inside, [1; 4096]).unwrap();
+    std::os::unix::fs::symlink(&inside, house.dir.path().join("link")).unwrap();
+    for path in [inside, house.dir.path().join("link")] {
+        refused(house.add(raw("b", &path)), Kind::Invalid, "own mount");
+    }
+}
+
+#[test]
+fn the_same_request_adds_a_base_once() {
+    let house = House::new();
+    let path = house.image("a", 1);
+    let new = |byte| Description { token: Some(Token::of_hash([byte; 16])), ..raw("b", &path) };
+    let made = house.add(new(1)).unwrap().id();
+    // The image may be gone by now.
+    fs::remove_file(&path).unwrap();
+    assert_eq!(house.add(new(1)).unwrap().id(), made);
+    refused(house.add(new(2)), Kind::Exists, "base b");
+    let prepared = house.bases.sources().handle().block_on(house.bases.prepare(new(1)));
+    assert!(matches!(prepared, Ok(Prepared::Known(_))));
+}
+
+#[test]
+fn a_base_that_a_disk_needs_is_not_removed() {
+    let house = House::new();
+    let base = house.add(raw("b", &house.image("a", 1))).unwrap();
+    let (name, base_name) = ("vm".to_owned(), Some("b".to_owned()));
+    house
+        .store
+        .create_disks(&[NewDisk { name, base: base_name, size: None, mode: 0o600, uid: 0, gid: 0 }])
+        .unwrap();
+    assert_eq!(house.bases.users(&base), 1);
+    refused(house.bases.remove("b"), Kind::InUse, "disk vm");
+    let id = house.store.unlink("vm").unwrap().id();
+    house.store.purge(id).unwrap();
+    house.bases.remove("b").unwrap();
+    refused(house.bases.remove("b"), Kind::NotFound, "base b");
+}
+
+#[test]
+fn a_hydrated_base_lives_on_its_copy_and_gives_it_up_only_for_the_original() {
+    let house = House::new();
+    let path = house.image("a", 1);
+    house.add(with_digest("b", &path)).unwrap();
+    assert_eq!(house.bases.kept_files(&house.store.base("b").unwrap()).count(), 0);
+    let base = house.hydrated("b");
+    assert_eq!(house.bases.progress(base.id()).unwrap().digest_matches, Some(true));
+    assert_eq!(house.kept(&base), SIZE as u64);
+    let away = path.with_extension("away");
+    fs::rename(&path, &away).unwrap();
+    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    // The copy is the last one.
+    refused(house.bases.evict("b"), Kind::Invalid, "a");
+    assert_eq!(house.kept(&base), SIZE as u64);
+    let House { dir, store, bases } = house;
+    store.close().unwrap();
+    drop((store, bases, base));
+    let house = House::reopened(dir);
+    let base = house.store.base("b").unwrap();
+    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    fs::rename(&away, &path).unwrap();
+    assert_eq!(house.bases.evict("b").unwrap(), Evicted { dropped: SIZE as u64, shared: 0 });
+    assert!(!base.options().hydrate);
+    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    // From here on it is the original that counts.
+    fs::write(&path, [2; 10]).unwrap();
+    assert_eq!(house.bases.condition(&base).state, BaseState::Failed);
+}
+
+#[test]
+fn what_two_bases_have_in_common_goes_with_the_last_that_wants_it() {
+    let house = House::new();
+    let path = house.image("a", 1);
+    for name in ["one", "two"] {
+        house.add(with_digest(name, &path)).unwrap();
+    }
+    let (one, two) = (house.hydrated("one"), house.hydrated("two"));
+    let dropped = house.bases.evict("one").unwrap();
+    assert_eq!(dropped.shared + dropped.dropped, SIZE as u64, "{dropped:?}");
+    assert_eq!(house.kept(&two), SIZE as u64);
+    house.bases.remove("one").unwrap();
+    assert_eq!(house.kept(&two), SIZE as u64);
+    assert_eq!(house.bases.evict("two").unwrap().shared, 0);
+    assert_eq!(house.kept(&two), 0);
+    drop(one);
+}
+
+#[test]
+fn work_on_a_base_that_cannot_be_done_is_refused() {
+    let house = House::new();
+    house.add(raw("b", &house.image("a", 1))).unwrap();
+    refused(house.bases.hydrate("b", Some(0)), Kind::Invalid, "rate");
+    refused(house.bases.give_up("b", true), Kind::Invalid, "file of this host");
+    for result in
+        [house.bases.hydrate("none", None), house.bases.verify("none"), house.bases.pin("none", true)]
+    {
+        refused(result, Kind::NotFound, "base none");
+    }
+    let prepare = |number| {
+        let moving = house.bases.prepare_move("b", number, "http://127.0.0.1:1/".into(), None);
+        house.bases.sources().handle().block_on(moving)
+    };
+    refused(prepare(0), Kind::Invalid, "file of this host");
+    refused(prepare(1), Kind::Invalid, "it has 1 files");
+    assert!(house.bases.pin("b", true).unwrap().options().pinned);
+    assert!(!house.bases.pin("b", false).unwrap().options().pinned);
+}

@@ -1,0 +1,280 @@
+//! Bases: adding them, what is known of them, and what is kept of them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+
+use super::once::Key;
+use super::wire::{
+    self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
+};
+use super::{Answer, ApiError, Control, Name, blocking, hex};
+use crate::bases::hydrate::{self, Progress};
+use crate::bases::sources::BaseHealth;
+use crate::bases::{BaseState, Condition, Description, File};
+use crate::fetch::kept::Reach;
+use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token, Validator};
+use crate::source::Location;
+use crate::source::http::shown;
+use crate::store::BaseNode;
+
+fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
+    let bad = || ApiError::invalid(format!("{what} is not {} hexadecimal digits", 2 * N));
+    let mut out = [0; N];
+    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+    }
+    Ok(out)
+}
+
+/// As it is shown: a path as it is, a URL without what may be secret.
+fn shown_source(source: &str) -> String {
+    if Location::of(source).is_url() { shown(source) } else { source.to_owned() }
+}
+
+impl From<ImageFormat> for Format {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            ImageFormat::Raw => Self::Raw,
+            ImageFormat::Qcow2 => Self::Qcow2,
+            ImageFormat::Vmdk => Self::Vmdk,
+        }
+    }
+}
+
+impl From<Strictness> for Identity {
+    fn from(strictness: Strictness) -> Self {
+        match strictness {
+            Strictness::Strong => Self::Strong,
+            Strictness::Weak => Self::Weak,
+            Strictness::SizeOnly => Self::Size,
+        }
+    }
+}
+
+impl From<Progress> for Work {
+    fn from(progress: Progress) -> Self {
+        use super::wire::{WorkKind, WorkState};
+        let Progress { what, state, bytes, total, rate, digest_matches, error } = progress;
+        let what = match what {
+            hydrate::What::Hydrate => WorkKind::Hydrate,
+            hydrate::What::Verify => WorkKind::Verify,
+        };
+        let state = match state {
+            hydrate::State::Fetching => WorkState::Fetching,
+            hydrate::State::Waiting => WorkState::Waiting,
+            hydrate::State::Verifying => WorkState::Verifying,
+            hydrate::State::Done => WorkState::Done,
+            hydrate::State::Failed => WorkState::Failed,
+            hydrate::State::Cancelled => WorkState::Cancelled,
+        };
+        Self { what, state, bytes, total, rate, digest_matches, error }
+    }
+}
+
+impl From<Format> for ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Qcow2 => Self::Qcow2,
+            Format::Vmdk => Self::Vmdk,
+        }
+    }
+}
+
+impl From<Identity> for Strictness {
+    fn from(identity: Identity) -> Self {
+        match identity {
+            Identity::Strong => Self::Strong,
+            Identity::Weak => Self::Weak,
+            Identity::Size => Self::SizeOnly,
+        }
+    }
+}
+
+impl From<BaseState> for wire::BaseState {
+    fn from(state: BaseState) -> Self {
+        match state {
+            BaseState::Refused => Self::Refused,
+            BaseState::Failed => Self::Failed,
+            BaseState::GivenUp => Self::GivenUp,
+            BaseState::Changed => Self::Changed,
+            BaseState::Failing => Self::Failing,
+            BaseState::Waiting => Self::Waiting,
+            BaseState::Ok => Self::Ok,
+        }
+    }
+}
+
+fn digest(sha256: Option<&str>, sha512: Option<&str>) -> Result<Option<Digest>, ApiError> {
+    match (sha256, sha512) {
+        (Some(_), Some(_)) => Err(ApiError::invalid("give sha256 or sha512, not both")),
+        (Some(text), None) => Ok(Some(Digest::Sha256(unhex("sha256", text)?))),
+        (None, Some(text)) => Ok(Some(Digest::Sha512(unhex("sha512", text)?))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiError> {
+    let digest = digest(new.sha256.as_deref(), new.sha512.as_deref())?;
+    let file =
+        |source, mirrors, format: Option<Format>| File { source, mirrors, format: format.map(Into::into) };
+    let below = |below: Below| file(below.source, Vec::new(), below.format);
+    Ok(Description {
+        name: new.name,
+        image: file(new.source, new.mirrors, new.format),
+        backing: new.backing.into_iter().map(below).collect(),
+        digest,
+        strictness: new.identity.unwrap_or_default().into(),
+        deadline_s: new.deadline_seconds,
+        max_requests: new.max_requests,
+        max_rate: new.max_rate,
+        pinned: new.pinned,
+        token,
+    })
+}
+
+/// Register a base
+///
+/// Nothing is copied or converted. A server is asked once, for the identity of its object.
+#[utoipa::path(
+    post,
+    path = "/v1/bases",
+    tag = "bases",
+    operation_id = "add_base",
+    params(Key),
+    request_body = AddBase,
+    responses((status = 200, description = "The base.", body = Base))
+)]
+pub(super) async fn add(
+    State(c): State<Control>,
+    key: Key,
+    body: Result<Json<AddBase>, JsonRejection>,
+) -> Answer<Base> {
+    let Json(new) = body?;
+    let token = key.token("base", &new);
+    let prepared = c.bases.prepare(description(new, token)?).await?;
+    blocking(move || Ok(c.base(&*c.bases.add(prepared)?))).await
+}
+
+/// List the bases
+#[utoipa::path(
+    get,
+    path = "/v1/bases",
+    tag = "bases",
+    operation_id = "list_bases",
+    responses((status = 200, description = "Bases in the order of their numbers.", body = Vec<Base>))
+)]
+pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
+    blocking(move || {
+        let users = c.store.users();
+        let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
+        Ok(c.store.bases().iter().map(|b| c.shown_base(b, count(b))).collect())
+    })
+    .await
+}
+
+/// Show a base
+///
+/// Looks at its files on this host. Asks no server.
+#[utoipa::path(
+    get,
+    path = "/v1/bases/{name}",
+    tag = "bases",
+    operation_id = "show_base",
+    responses((status = 200, description = "The base.", body = Base))
+)]
+pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<Base> {
+    blocking(move || Ok(c.base(&*c.store.base(&name)?))).await
+}
+
+/// Remove a base
+///
+/// Refused while a disk needs it. The image itself is not touched.
+#[utoipa::path(
+    delete,
+    path = "/v1/bases/{name}",
+    tag = "bases",
+    operation_id = "remove_base",
+    responses((status = 200, description = "It is gone.", body = Removed))
+)]
+pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
+    blocking(move || {
+        c.bases.remove(&name)?;
+        Ok(Removed { removed: vec![name] })
+    })
+    .await
+}
+
+impl Control {
+    pub(super) fn base(&self, node: &BaseNode) -> Base {
+        self.shown_base(node, self.bases.users(node))
+    }
+
+    fn shown_base(&self, node: &BaseNode, disks: usize) -> Base {
+        let record = node.record();
+        let options = node.options();
+        let (sha256, sha512) = match &record.image.identity.digest {
+            Some(Digest::Sha256(d)) => (Some(hex(d)), None),
+            Some(Digest::Sha512(d)) => (None, Some(hex(d))),
+            None => (None, None),
+        };
+        let (etag, last_modified) = match &record.image.identity.validator {
+            Validator::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
+            Validator::File { .. } => (None, None),
+        };
+        let kept: Vec<_> =
+            self.bases.kept_files(node).map(|file| self.bases.sources().contents(record, file)).collect();
+        let (kept_bytes, all): (u64, u64) = kept
+            .iter()
+            .fold((0, 0), |(bytes, all), kept| (bytes + kept.cached_bytes(Reach::Proven), all + kept.size()));
+        let percent =
+            if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
+        let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified());
+        let Condition { state, since, error, health } = self.bases.condition(node);
+        let urls = node.current().urls_of(&record.image);
+        let shown_backing =
+            |file: &ImageFile| Backing { source: shown_source(&file.source), format: file.format.into() };
+        let BaseHealth { stall, failing, urls: servers } = health;
+        let waiting_since = stall.as_ref().map(|stall| rfc3339_millis(stall.since));
+        Base {
+            id: record.id,
+            name: record.name.clone(),
+            path: self.config.mount.join(format!("bases/{}.raw", record.name)).display().to_string(),
+            source: shown_source(&urls[0]),
+            mirrors: urls[1..].iter().map(|url| shown(url)).collect(),
+            backing: record.backing.iter().map(shown_backing).collect(),
+            format: record.image.format.into(),
+            size: record.size(),
+            source_size: record.image.identity.size,
+            disks: disks as u64,
+            cached_bytes: if kept.is_empty() { node.cached_bytes() } else { kept_bytes },
+            cached_percent: percent,
+            memory_bytes: node.cached_bytes(),
+            pinned: options.pinned || options.hydrate,
+            complete: !kept.is_empty() && kept.iter().all(|kept| kept.is_complete(Reach::Proven)),
+            digest_verified: verified,
+            sha256,
+            sha512,
+            etag: etag.map(str::to_owned),
+            last_modified: last_modified.map(str::to_owned),
+            identity: options.strictness.into(),
+            deadline_seconds: (options.deadline_s > 0).then_some(options.deadline_s),
+            max_requests: (options.max_requests > 0).then_some(options.max_requests),
+            max_rate: (options.max_rate > 0).then_some(options.max_rate),
+            created: rfc3339(record.created_ns),
+            state: state.into(),
+            state_since: since.map(rfc3339_millis),
+            error,
+            cache_error: kept.iter().find_map(|kept| kept.trouble()),
+            work: self.bases.progress(record.id).map(Work::from),
+            waiting_since,
+            waiting_for: stall.map(|stall| stall.why),
+            failing_since: failing.map(|failing| rfc3339_millis(failing.since)),
+            servers: servers.into_iter().map(|url| Server { url: url.url, trouble: url.trouble }).collect(),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! How an error becomes an answer: what went wrong decides the HTTP status and the kind that programs read.
+
+use axum::Json;
+use axum::extract::FromRequestParts;
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+
+use super::wire::{ErrorBody, ErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    NotFound,
+    NotAllowed,
+    Exists,
+    InUse,
+    Invalid,
+    Unsupported,
+    Damaged,
+    Changed,
+    Io,
+    StorageFull,
+    TooManyFollowers,
+    Overloaded,
+}
+
+impl Cause {
+    /// All of them.
+    pub(super) const ALL: [Self; 12] = [
+        Self::NotFound,
+        Self::NotAllowed,
+        Self::Exists,
+        Self::InUse,
+        Self::Invalid,
+        Self::Unsupported,
+        Self::Damaged,
+        Self::Changed,
+        Self::Io,
+        Self::StorageFull,
+        Self::TooManyFollowers,
+        Self::Overloaded,
+    ];
+
+    /// The HTTP status.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Exists | Self::InUse => StatusCode::CONFLICT,
+            Self::Invalid | Self::Unsupported => StatusCode::BAD_REQUEST,
+            Self::Damaged | Self::Changed | Self::Io => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+            Self::TooManyFollowers => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The word for programs.
+    pub(super) fn kind(self) -> ErrorKind {
+        match self {
+            Self::NotFound => ErrorKind::NotFound,
+            Self::NotAllowed => ErrorKind::NotAllowed,
+            Self::Exists => ErrorKind::Exists,
+            Self::InUse => ErrorKind::InUse,
+            Self::Invalid => ErrorKind::Invalid,
+            Self::Unsupported => ErrorKind::Unsupported,
+            Self::Damaged => ErrorKind::Damaged,
+            Self::Changed => ErrorKind::Changed,
+            Self::Io | Self::StorageFull => ErrorKind::Io,
+            Self::TooManyFollowers | Self::Overloaded => ErrorKind::Busy,
+        }
+    }
+}
+
+impl Cause {
+    /// What the description says of it.
+    pub(super) fn meaning(self) -> &'static str {
+        match self {
+            Self::NotFound => "there is no such disk, base, trace or resource",
+            Self::NotAllowed => "the resource has no such method",
+            Self::Exists => "the name is taken",
+            Self::InUse => "something needs the object, or the same thing is under way",
+            Self::Invalid => "the request makes no sense, or the source refuses it",
+            Self::Unsupported => "not for this kind of object",
+            Self::Damaged => "a file of the store cannot be understood",
+            Self::Changed => "the image of the base is not what was registered",
+            Self::Io => "the storage failed",
+            Self::StorageFull => "the storage is full",
+            Self::TooManyFollowers => "too many clients follow events",
+            Self::Overloaded => "too many requests hang",
+        }
+    }
+}
+
+/// An error as the socket reports it.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    cause: Cause,
+    message: String,
+}
+
+impl ApiError {
+    pub(super) fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into() }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Cause::Invalid, message)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let cause = match error.kind() {
+            StoreErrorKind::NotFound => Cause::NotFound,
+            StoreErrorKind::Exists => Cause::Exists,
+            StoreErrorKind::InUse => Cause::InUse,
+            StoreErrorKind::Invalid => Cause::Invalid,
+            StoreErrorKind::Unsupported => Cause::Unsupported,
+            StoreErrorKind::Damaged => Cause::Damaged,
+            StoreErrorKind::Changed => Cause::Changed,
+            StoreErrorKind::Io if error.errno() == libc::ENOSPC => Cause::StorageFull,
+            StoreErrorKind::Io => Cause::Io,
+        };
+        Self::new(cause, error.to_string())
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for ApiError {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.cause.status(), Json(ErrorBody::new(self.cause.kind(), self.message))).into_response()
+    }
+}
+
+/// The name in a path. One that is not UTF-8 is refused as every other request is.
+pub(super) struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        let path = path.map_err(|rejection: PathRejection| ApiError::invalid(rejection.body_text()))?;
+        Ok(Self(path.0))
+    }
+}

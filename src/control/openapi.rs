@@ -1,0 +1,180 @@
+//! The description of `/v1`, made from the routes and the types of their bodies.
+//!
+//! What must hold: every route is in it, and no other (`tests/api.rs` compares with the router); what the daemon answers
+//! fits it (`tests/fuse/api.rs`). docs/api.md is written from it.
+
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::OpenApi;
+
+use super::error::Cause;
+use super::wire::ErrorKind;
+use super::{bases, disks, events, kept, servers, status, traces, wire};
+
+/// As in a path; the daemon refuses other names.
+const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+
+/// Bodies of requests: which keys they need is as the types say. Of an answer all keys are there.
+const REQUESTS: [&str; 9] =
+    ["AddBase", "Below", "CreateDisks", "Fail", "Hydrate", "Pin", "Resize", "SetUrls", "UpgradeTo"];
+
+/// Keys of answers that are not always there.
+const NOT_ALWAYS: [(&str, &[&str]); 3] = [
+    ("Event", &["at", "base", "bytes", "count", "reason", "since", "number"]),
+    ("Status", &["worker_not_answering_since", "worker_not_answering_why"]),
+    (
+        "Trace",
+        &[
+            "recorded_on",
+            "recorded",
+            "size",
+            "origin",
+            "entries",
+            "bytes",
+            "duration_ms",
+            "prefetch_ranges",
+            "prefetch_bytes",
+            "fits",
+            "disk",
+            "recording",
+        ],
+    ),
+];
+
+const ABOUT: &str = "\
+The control socket of plyfs, a Unix socket in the directory of the store: HTTP/1.1 with JSON. Root and the daemon's own user may connect.
+
+- Sizes are bytes, times are RFC 3339 in UTC, unless the name of a key says otherwise.
+- Keys are only ever added. A client ignores keys that it does not know. A request with a key that the daemon does not \
+know is refused.
+- An error is an object with `error.kind` for programs and `error.message` for people. The kind decides the HTTP status.
+- When a worker dies, the connection breaks, and the request is done or is not. Questions can be asked again as they are, \
+and so can changes that have the same result when they are done twice.
+- A creation with the header `Idempotency-Key` is done once: a client that did not get the answer asks again with the \
+same key and hears what the first try made. Of clients that race for a name one succeeds.
+- 503 with kind `unavailable` means that no worker serves at the moment and nothing was done: ask again.
+- URLs are shown without query and user info.";
+
+/// All routes, by tag.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "plyfs control API"),
+    paths(
+        status::status,
+        status::stop,
+        status::upgrade,
+        openapi,
+        disks::list,
+        disks::create,
+        disks::show,
+        disks::remove,
+        disks::resize,
+        bases::list,
+        bases::add,
+        bases::show,
+        bases::remove,
+        servers::set,
+        servers::fail,
+        kept::pin,
+        kept::evict,
+        kept::hydrate,
+        kept::verify,
+        traces::list,
+        traces::show,
+        traces::remove,
+        traces::export,
+        traces::import,
+        traces::record,
+        traces::stop,
+        events::events,
+    ),
+    components(schemas(wire::ErrorBody)),
+    tags(
+        (name = "daemon", description = "The daemon: how it is, its end, its upgrade."),
+        (name = "disks", description = "Disks: each is one raw file under the mount."),
+        (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
+        (name = "traces", description = "Traces: what the boot of a base reads, so that the next one finds it here."),
+        (name = "events", description = "What happens to bases and caches."),
+    )
+)]
+struct Api;
+
+/// The description, OpenAPI 3.1.
+pub fn document() -> Value {
+    // Both are of text keys, and always encode.
+    let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
+    let info = &mut document["info"];
+    info["description"] = ABOUT.into();
+    info["version"] = env!("CARGO_PKG_VERSION").into();
+    if let Some(info) = info.as_object_mut() {
+        info.remove("license");
+        info.remove("contact");
+    }
+    document["components"]["responses"] = json!({"Refused": {
+        "description": "The request is refused or failed.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+    }});
+    for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
+        for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
+            operation["responses"]["default"] = json!({"$ref": "#/components/responses/Refused"});
+        }
+        if path.contains("{name}") {
+            let of = if path.starts_with("/v1/disks") { "disk" } else { "base" };
+            item["parameters"] = json!([{
+                "name": "name",
+                "in": "path",
+                "required": true,
+                "description": format!("Name of the {of}."),
+                "schema": {"type": "string", "pattern": NAME},
+            }]);
+        }
+    }
+    document["components"]["schemas"]["ErrorKind"]["description"] = kinds().into();
+    for (name, schema) in document["components"]["schemas"].as_object_mut().into_iter().flatten() {
+        if !REQUESTS.contains(&&**name) {
+            require_all(name, schema);
+        }
+    }
+    document
+}
+
+/// What the kinds of errors mean.
+fn kinds() -> String {
+    let word = |kind: ErrorKind| serde_json::to_string(&kind).unwrap_or_default().replace('"', "`");
+    let line = |cause: Cause| {
+        let (kind, status) = (word(cause.kind()), cause.status().as_u16());
+        format!("- {kind}, status {status}: {}.\n", cause.meaning())
+    };
+    let mut text = "The kind of an error, for programs.\n\n".to_owned();
+    text.extend(Cause::ALL.map(line));
+    text + &format!(
+        "- {}, status 503: no worker serves at the moment; nothing was done.",
+        word(ErrorKind::Unavailable)
+    )
+}
+
+/// An answer has all of its keys, but for those that are named above.
+fn require_all(name: &str, schema: &mut Value) {
+    let not_always = NOT_ALWAYS.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, keys)| *keys);
+    let Some(properties) = schema["properties"].as_object() else { return };
+    let required: Vec<&String> = properties.keys().filter(|key| !not_always.contains(&&***key)).collect();
+    schema["required"] = json!(required);
+}
+
+/// This description
+///
+/// OpenAPI 3.1, made from the types that the daemon answers with.
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    tag = "daemon",
+    operation_id = "describe",
+    responses((status = 200, description = "The description.", body = Object))
+)]
+pub(super) async fn openapi() -> Response {
+    static TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}

@@ -1,0 +1,74 @@
+//! The servers of bases: where a base is from now on, that it is given up, and which of them wait or fail.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+
+use super::wire::{Base, Fail, SetUrls, Trouble, rfc3339_millis};
+use super::{Answer, Control, Name, blocking};
+use crate::store::BaseNode;
+
+/// Give other URLs of the same image
+///
+/// The new URL is asked first, and has to have the object that was registered. Disks stay open; reads that wait go on there.
+#[utoipa::path(
+    post,
+    path = "/v1/bases/{name}/set",
+    tag = "bases",
+    operation_id = "set_base",
+    request_body = SetUrls,
+    responses((status = 200, description = "The base.", body = Base))
+)]
+pub(super) async fn set(
+    State(c): State<Control>,
+    Name(name): Name,
+    body: Result<Json<SetUrls>, JsonRejection>,
+) -> Answer<Base> {
+    let Json(SetUrls { source, mirrors, file }) = body?;
+    let moving = c.bases.prepare_move(&name, file, source, mirrors).await?;
+    blocking(move || Ok(c.base(&*c.bases.move_to(moving)?))).await
+}
+
+/// Give a base up, or no longer
+///
+/// Reads of it that wait for its servers end with an error, now and from now on.
+#[utoipa::path(
+    post,
+    path = "/v1/bases/{name}/fail",
+    tag = "bases",
+    operation_id = "fail_base",
+    request_body = Fail,
+    responses((status = 200, description = "The base.", body = Base))
+)]
+pub(super) async fn fail(
+    State(c): State<Control>,
+    Name(name): Name,
+    body: Result<Json<Fail>, JsonRejection>,
+) -> Answer<Base> {
+    let Json(Fail { given_up }) = body?;
+    blocking(move || Ok(c.base(&*c.bases.give_up(&name, given_up)?))).await
+}
+
+impl Control {
+    /// Bases whose reads wait for a server or fail.
+    pub(super) fn waiting(&self) -> Vec<Trouble> {
+        let waits = |base: &Arc<BaseNode>| {
+            let stall = self.bases.sources().health(base.id()).stall?;
+            let base = base.record().name.clone();
+            Some(Trouble { base, since: rfc3339_millis(stall.since), why: stall.why })
+        };
+        self.store.bases().iter().filter_map(waits).collect()
+    }
+
+    /// Bases whose readers were told errors, and have got nothing since.
+    pub(super) fn failing(&self) -> Vec<Trouble> {
+        let fails = |base: &Arc<BaseNode>| {
+            let failing = self.bases.sources().health(base.id()).failing?;
+            let (base, why) = (base.record().name.clone(), failing.error.to_string());
+            Some(Trouble { base, since: rfc3339_millis(failing.since), why })
+        };
+        self.store.bases().iter().filter_map(fails).collect()
+    }
+}

@@ -1,0 +1,91 @@
+//! Disks.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// New disks, all of one size on one base. At least one name.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDisks {
+    /// Name of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Names of disks; they follow `name`.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Name of the base; without one the disks are blank.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// Bytes of each disk, 1 at least; without it as many as the base has.
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    pub size: Option<u64>,
+}
+
+/// Another size.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// Bytes, 1 at least. What lies beyond a smaller size is gone.
+    #[schema(minimum = 1)]
+    pub size: u64,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Disk {
+    /// Number in the store, never used again.
+    pub id: u64,
+    /// Its file in the mount.
+    pub path: String,
+    /// Its name.
+    pub name: String,
+    /// Name of its base; null for a blank disk, and while the record of the base cannot be read.
+    pub base: Option<String>,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that it takes in the store.
+    pub delta_bytes: u64,
+    /// Bytes of its map in memory; 0 while the disk is not in use.
+    pub map_bytes: u64,
+    /// Permission bits, octal.
+    pub mode: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was created.
+    #[schema(format = DateTime)]
+    pub created: String,
+    /// When its contents changed last.
+    #[schema(format = DateTime)]
+    pub modified: String,
+    /// How it is.
+    pub state: DiskState,
+    /// Why it has failed.
+    pub error: Option<String>,
+    /// Why it refuses writes: a flush failed and no client has opened the disk since.
+    pub refuses_writes: Option<String>,
+}
+
+/// How a disk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// It works.
+    #[default]
+    Ok,
+    /// A flush has failed since the disk is in use.
+    HadErrors,
+    /// It cannot be used; `error` says why.
+    Failed,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Removed {
+    /// Names.
+    pub removed: Vec<String>,
+}

@@ -1,0 +1,328 @@
+//! The control API: the daemon answers as `/v1/openapi.json` says, in every operation, and whatever it is asked.
+
+mod creation;
+mod schema;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use self::schema::misfits;
+use crate::harness::{House, open, read_at, signal, until};
+use crate::server::{Object, Server};
+
+const MIB: usize = 1 << 20;
+
+/// A client that compares every answer with the description.
+struct Api {
+    socket: PathBuf,
+    document: Value,
+    /// Operations that were answered with success.
+    done: RefCell<BTreeSet<String>>,
+}
+
+impl Api {
+    fn of(house: &House) -> Self {
+        let socket = house.store().join("control.sock");
+        let (status, _, body) = exchange(&socket, "GET", "/v1/openapi.json", "", b"").unwrap();
+        assert_eq!(status, 200);
+        let document = serde_json::from_slice(&body).unwrap();
+        Self { socket, document, done: RefCell::default() }
+    }
+
+    /// Sends, and compares the answer with what `operation`, such as `GET /v1/disks/{name}`, may answer.
+    #[track_caller]
+    fn ask(&self, operation: &str, name: &str, body: Option<&Value>) -> (u16, Value) {
+        let text = body.map(Value::to_string).unwrap_or_default();
+        let media = if body.is_some() { "content-type: application/json\r\n" } else { "" };
+        let (status, _, answer) = self.send(operation, name, media, text.as_bytes());
+        let json = serde_json::from_slice(&answer).unwrap_or(Value::Null);
+        (status, json)
+    }
+
+    /// As [`ask`](Self::ask), with any bytes.
+    #[track_caller]
+    fn send(&self, operation: &str, name: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+        let (method, template) = operation.split_once(' ').unwrap();
+        let path = template.replace("{name}", name);
+        let (status, media, answer) = exchange(&self.socket, method, &path, headers, body).unwrap();
+        let template = template.split('?').next().unwrap();
+        let described = &self.document["paths"][template][method.to_lowercase()];
+        assert!(described.is_object(), "{operation} is not described");
+        self.compare(described, status, &media, &answer, &format!("{method} {path}"));
+        if status < 300 {
+            self.done.borrow_mut().insert(described["operationId"].as_str().unwrap().to_owned());
+        }
+        (status, media, answer)
+    }
+
+    #[track_caller]
+    fn compare(&self, operation: &Value, status: u16, media: &str, answer: &[u8], what: &str) {
+        let responses = &operation["responses"];
+        let exact = responses.get(status.to_string());
+        assert!(exact.is_some() || status >= 400, "{what}: status {status} is not described");
+        let response = exact.unwrap_or(&responses["default"]);
+        let response = match response["$ref"].as_str() {
+            Some(to) => self.document.pointer(to.strip_prefix('#').unwrap()).unwrap(),
+            None => response,
+        };
+        let content = &response["content"][media];
+        assert!(content.is_object(), "{what}: {status} with {media} is not described");
+        let schema = &content["schema"];
+        let values: Vec<Value> = match media {
+            "application/json" => vec![serde_json::from_slice(answer).unwrap()],
+            "application/x-ndjson" => {
+                let lines = std::str::from_utf8(answer).unwrap().lines();
+                lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+            }
+            _ => Vec::new(),
+        };
+        for value in values {
+            let wrong = misfits(&self.document, schema, &value, what);
+            assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        }
+    }
+
+    /// What has to succeed.
+    #[track_caller]
+    fn ok(&self, operation: &str, name: &str, body: Option<&Value>) -> Value {
+        if let Some(body) = body {
+            let (method, template) = operation.split_once(' ').unwrap();
+            let described = &self.document["paths"][template][method.to_lowercase()]["requestBody"];
+            let schema = &described["content"]["application/json"]["schema"];
+            assert_eq!(misfits(&self.document, schema, body, operation), [""; 0]);
+        }
+        let (status, answer) = self.ask(operation, name, body);
+        assert!(status < 300, "{operation} {name}: {status} {answer}");
+        answer
+    }
+
+    /// What has to be refused, with this status and kind.
+    #[track_caller]
+    fn refused(&self, operation: &str, name: &str, body: Option<&Value>, expected: (u16, &str)) {
+        let (status, answer) = self.ask(operation, name, body);
+        assert_eq!(
+            (status, answer["error"]["kind"].as_str().unwrap()),
+            expected,
+            "{operation} {name}: {answer}"
+        );
+    }
+}
+
+/// Status, media type and body of the answer.
+fn exchange(
+    socket: &std::path::Path,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> std::io::Result<(u16, String, Vec<u8>)> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: plyfs\r\nconnection: close\r\n{headers}");
+    // The supervisor takes an upgrade without a body only, and reads the header to tell.
+    let length = if length > 0 { format!("content-length: {length}\r\n") } else { String::new() };
+    // In one piece: the supervisor reads once.
+    stream.write_all(&[format!("{head}{length}\r\n").as_bytes(), body].concat())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let Some(end) = answer.windows(4).position(|w| w == b"\r\n\r\n") else {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    };
+    let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+    let media = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
+    Ok((head[9..12].parse().unwrap(), media.to_owned(), answer[end + 4..].to_vec()))
+}
+
+/// A daemon that keeps what it fetches, with a base `b` on this host.
+fn serving() -> House {
+    let mut house = House::unstarted("/var/tmp");
+    house.try_start(&["--cache-disk", "64M"]).unwrap();
+    house.base(4 * MIB);
+    house
+}
+
+#[test]
+fn every_operation_answers_as_described() {
+    let mut house = serving();
+    let api = Api::of(&house);
+    let ok = |operation: &str, name: &str| api.ok(operation, name, None);
+    let with = |operation: &str, name: &str, body: Value| api.ok(operation, name, Some(&body));
+    ok("GET /v1/openapi.json", "");
+
+    with("POST /v1/disks", "", json!({"names": ["one", "two"], "base": "b"}));
+    with("POST /v1/disks", "", json!({"name": "blank", "size": 1 << 20}));
+    read_at(&open(&house.disk("one")), 0, 65536);
+    ok("GET /v1/disks", "");
+    ok("GET /v1/disks/{name}", "one");
+    assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
+    assert_eq!(ok("DELETE /v1/disks/{name}", "blank"), json!({"removed": ["blank"]}));
+
+    let object = Object::new(2 * MIB);
+    let server = Server::start(object);
+    let source = server.url("/far?signature=secret");
+    let far = with("POST /v1/bases", "", json!({"name": "far", "source": source, "identity": "strong"}));
+    assert!(!far.to_string().contains("secret"), "{far}");
+    with("POST /v1/disks", "", json!({"name": "far", "base": "far"}));
+    read_at(&open(&house.disk("far")), 1 << 20, 65536);
+    ok("GET /v1/bases", "");
+    ok("GET /v1/bases/{name}", "far");
+    ok("GET /v1/bases/{name}", "b");
+    with(
+        "POST /v1/bases/{name}/set",
+        "far",
+        json!({"source": server.url("/far"), "mirrors": [server.url("/mirror")]}),
+    );
+    with("POST /v1/bases/{name}/fail", "far", json!({"given_up": true}));
+    with("POST /v1/bases/{name}/fail", "far", json!({"given_up": false}));
+    with("POST /v1/bases/{name}/pin", "far", json!({"pinned": true}));
+    with("POST /v1/bases/{name}/hydrate", "far", json!({"rate": 1 << 30}));
+    let is_done = |base: Value| (base["work"]["state"] == "done").then_some(());
+    until("a hydrated base", || is_done(ok("GET /v1/bases/{name}", "far")));
+    ok("POST /v1/bases/{name}/verify", "far");
+    until("a verified base", || is_done(ok("GET /v1/bases/{name}", "far")));
+    ok("POST /v1/bases/{name}/evict", "far");
+    ok("DELETE /v1/disks/{name}", "far");
+    ok("DELETE /v1/bases/{name}", "far");
+
+    ok("POST /v1/disks/{name}/trace", "two");
+    read_at(&open(&house.disk("two")), 1 << 20, 65536);
+    assert_eq!(ok("DELETE /v1/disks/{name}/trace", "two")["recording"], false);
+    ok("GET /v1/traces", "");
+    ok("GET /v1/bases/{name}/trace", "b");
+    let (status, _, file) = api.send("GET /v1/bases/{name}/trace/file", "b", "", b"");
+    assert_eq!(status, 200);
+    ok("DELETE /v1/bases/{name}/trace", "b");
+    assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &file).0, 200);
+    // A trace that cannot be read has fewer keys.
+    let path = house.store().join("traces/1.trace");
+    fs::write(&path, &file[..file.len() - 1]).unwrap();
+    assert!(ok("GET /v1/bases/{name}/trace", "b")["error"].is_string());
+    ok("GET /v1/traces", "");
+
+    for query in ["", "?after=0", "?after=0&worker=1"] {
+        assert_eq!(api.send(&format!("GET /v1/events{query}"), "", "", b"").0, 200);
+    }
+    ok("POST /v1/upgrade", "");
+    until("the end of the upgrade", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
+    ok("GET /v1/status", "");
+    ok("POST /v1/stop", "");
+    house.ended();
+
+    let all = api.document["paths"].as_object().unwrap().values();
+    let all = all.flat_map(|item| item.as_object().unwrap().values());
+    let all: BTreeSet<_> = all.filter_map(|one| one["operationId"].as_str().map(str::to_owned)).collect();
+    assert_eq!(*api.done.borrow(), all, "operations that were not tried");
+}
+
+/// The status, while workers change.
+fn ok_or_wait(api: &Api) -> Option<Value> {
+    let (status, _, body) = exchange(&api.socket, "GET", "/v1/status", "", b"").ok()?;
+    (status == 200).then(|| serde_json::from_slice(&body).unwrap())
+}
+
+#[test]
+fn what_is_refused_is_refused_as_described() {
+    let house = serving();
+    let api = Api::of(&house);
+    house.create("one", true, 4 << 20);
+    let post = |operation: &str, name: &str, body: Value, expected| {
+        api.refused(operation, name, Some(&body), expected)
+    };
+    for operation in [
+        "GET /v1/disks/{name}",
+        "DELETE /v1/disks/{name}",
+        "POST /v1/disks/{name}/trace",
+        "DELETE /v1/disks/{name}/trace",
+        "GET /v1/bases/{name}",
+        "DELETE /v1/bases/{name}",
+        "POST /v1/bases/{name}/evict",
+        "POST /v1/bases/{name}/verify",
+        "GET /v1/bases/{name}/trace",
+        "DELETE /v1/bases/{name}/trace",
+        "GET /v1/bases/{name}/trace/file",
+        "PUT /v1/bases/{name}/trace/file",
+    ] {
+        for name in ["none", "no%2fname", "%00", "a%20b", "..%2f..%2fetc"] {
+            api.refused(operation, name, None, (404, "not_found"));
+        }
+        api.refused(operation, "%ff", None, (400, "invalid"));
+    }
+    post("POST /v1/disks/{name}/resize", "none", json!({"size": 1}), (404, "not_found"));
+    post("POST /v1/disks/{name}/resize", "one", json!({"size": 0}), (400, "invalid"));
+    post("POST /v1/disks/{name}/resize", "one", json!({"size": -1}), (400, "invalid"));
+    post("POST /v1/disks/{name}/resize", "one", json!({"size": 1_u64 << 63}), (400, "invalid"));
+    post("POST /v1/disks", "", json!({"name": "one", "base": "b"}), (409, "exists"));
+    post("POST /v1/disks", "", json!({"names": ["x", "x"], "base": "b"}), (409, "exists"));
+    post("POST /v1/disks", "", json!({"name": "x", "base": "none"}), (404, "not_found"));
+    post("POST /v1/disks", "", json!({"name": "x"}), (400, "invalid"));
+    post("POST /v1/disks", "", json!({}), (400, "invalid"));
+    post("POST /v1/disks", "", json!({"name": "x", "size": 1, "sice": 1}), (400, "invalid"));
+    post("POST /v1/disks", "", json!({"name": "x", "size": u64::MAX}), (400, "invalid"));
+    post("POST /v1/disks", "", json!([]), (400, "invalid"));
+    post("POST /v1/bases", "", json!({"name": "b", "source": "/dev/null"}), (409, "exists"));
+    post("POST /v1/bases", "", json!({"name": "x", "source": "/dev/null"}), (400, "invalid"));
+    post("POST /v1/bases", "", json!({"name": "x", "source": "/none", "format": "vhd"}), (400, "invalid"));
+    post("POST /v1/bases", "", json!({"name": "x", "source": "/none", "identity": "any"}), (400, "invalid"));
+    post("POST /v1/bases", "", json!({"name": "x", "source": "/none", "sha256": "00"}), (400, "invalid"));
+    post("POST /v1/bases", "", json!({"name": "x", "source": "/none", "max_requests": 0}), (400, "invalid"));
+    post("POST /v1/bases/{name}/set", "b", json!({"source": "http://127.0.0.1:1/"}), (400, "invalid"));
+    post(
+        "POST /v1/bases/{name}/set",
+        "b",
+        json!({"source": "http://127.0.0.1:1/", "file": 9}),
+        (400, "invalid"),
+    );
+    post("POST /v1/bases/{name}/fail", "b", json!({"given_up": true}), (400, "invalid"));
+    post("POST /v1/bases/{name}/hydrate", "b", json!({"rate": 0}), (400, "invalid"));
+    post("POST /v1/upgrade", "", json!({"program": "relative"}), (400, "invalid"));
+    post("POST /v1/upgrade", "", json!({"programme": "/x"}), (400, "invalid"));
+    api.refused("DELETE /v1/bases/{name}", "b", None, (409, "in_use"));
+    api.refused("DELETE /v1/disks/{name}/trace", "one", None, (400, "invalid"));
+    for query in ["?after=x", "?follow=perhaps", "?other=1"] {
+        api.refused(&format!("GET /v1/events{query}"), "", None, (400, "invalid"));
+    }
+    let media = "content-type: application/json\r\n";
+    for body in [&b"{"[..], b"\xff", b"{\"name\": \"\xff\"}", b""] {
+        assert_eq!(api.send("POST /v1/disks", "", media, body).0, 400);
+    }
+    assert_eq!(api.send("POST /v1/disks", "", "", b"{\"name\": \"x\", \"size\": 1}").0, 400);
+    assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &[7; 100]).0, 400);
+    // What is not described at all is refused in the same form.
+    for (method, path, status, kind) in [
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/v2/disks", 404, "not_found"),
+        ("GET", "/v1/disks/", 404, "not_found"),
+        ("PATCH", "/v1/disks", 405, "not_allowed"),
+        ("POST", "/v1/status", 405, "not_allowed"),
+    ] {
+        let (found, _, body) = exchange(&api.socket, method, path, "", b"").unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((found, body["error"]["kind"].as_str().unwrap()), (status, kind), "{method} {path}");
+    }
+    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(house.json(&["base", "ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn the_supervisor_answers_as_described_too() {
+    let house = serving();
+    let api = Api::of(&house);
+    let worker = house.worker();
+    signal(worker, libc::SIGSTOP);
+    until("the status of a worker that is stopped", || {
+        let status = house.status();
+        status["worker_not_answering_since"].is_string().then_some(())
+    });
+    assert!(api.ok("GET /v1/status", "", None)["cache"].is_null());
+    api.refused("GET /v1/disks", "", None, (503, "unavailable"));
+    api.refused("DELETE /v1/disks/{name}", "one", None, (503, "unavailable"));
+    signal(worker, libc::SIGCONT);
+}
