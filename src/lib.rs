@@ -5,7 +5,7 @@
 //! needs it. A *worker* process serves requests; when it dies, a standby worker takes over under open disks.
 //!
 //! A read travels from [`disk`] to its [`delta`], or through the [`base`] and the memory [`cache`] to the [`image`] and its
-//! [`source`]. [`store`] is the catalogue of disks and bases, [`format`](crate::format) has the bytes on disk, [`io`] every
+//! [`source`]. [`store`] is the catalogue of disks and bases, [`mod@format`] has the bytes on disk, [`io`] every
 //! system call. `docs/architecture.md` has the whole way, the words, and where to change what; `docs/design.md` the
 //! invariants (D1, D2, ...) that the code cites, and the order of locks; `tests/layering.rs` holds which module may use
 //! which.

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 
-from harness import MIB, call, children
+from harness import MIB, children
 
 from .content import content
 from .run import Attack
@@ -175,6 +175,7 @@ class CacheFails(CacheDisk):
 
 class CacheHangs(CacheDisk):
     row = "the cache's disk hangs"
+    quick = True
 
     def harm(self, world):
         self.nbdkit.send_signal(signal.SIGSTOP)
