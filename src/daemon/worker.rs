@@ -287,6 +287,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let window = fuse::kernel::window();
     precedence::take();
+    serve::look_at_processors();
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let in_force = confine::apply(&Policy {
         security: &config.security,

@@ -70,8 +70,9 @@ impl Lane {
 /// Bytes of a request that takes a thread for so long that others notice.
 pub const LARGE: usize = 256 << 10;
 
-/// Bytes that jobs of one lane move at a time. One alone may move more.
-fn moved_at_once() -> usize {
+/// Bytes that jobs of one lane move at a time. One alone may move more. The first call reads files of the kernel, which a
+/// confined process must not.
+pub fn moved_at_once() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| std::thread::available_parallelism().map_or(4, NonZero::get).max(4) << 20)
 }
