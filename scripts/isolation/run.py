@@ -26,6 +26,7 @@ class Attack:
     worker_may_end = False  # it kills workers itself
     seconds = 240  # of everything, at most
     settle = 1.0  # between its end and the windows after it
+    least = 0.0  # seconds that it has to last to show anything
     judged = KINDS  # what of the victim's latency it may not touch
 
     def before(self, world):
@@ -120,7 +121,7 @@ def carry_out(attack, where, binary, quick, phase, save):
 
 def measured(attack, world, quick, phase, result, save):
     count = 3 if quick else 5
-    length = phase / count
+    length = max(phase, attack.least) / count
     world.start()
     attack.before(world)
     victim, quiet = Victim(world.where, world.daemon, LOCAL, URL, URL_SIZE, quick), Quiet(world.quiet, LOCAL)
