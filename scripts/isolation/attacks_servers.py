@@ -138,6 +138,7 @@ class DeadHostsRefusing(ServerAttack):
 
 class ByteASecondDeadline(ServerAttack):
     row = "one byte a second, --deadline 3s: EIO in time, and the mirror is asked"
+    least = 3.5
     mode, threads = "byte_a_second", 8
 
     def before(self, world):
