@@ -134,7 +134,7 @@ impl Delta {
         Ok(())
     }
 
-    /// Syncs the records that an earlier worker wrote: they have been read, and nobody knows whether they are durable.
+    /// Syncs the records that an earlier worker wrote: they have been read, and whether they are durable is not known.
     pub(super) fn prove(&self, commit: &mut Commit) -> Result<(), DeltaError> {
         match commit.file.clone() {
             Some(file) if commit.unproven => self.sync_map(commit, &file),
@@ -143,7 +143,7 @@ impl Delta {
     }
 
     fn sync_map(&self, commit: &mut Commit, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
-        // Until it succeeds, nobody knows what of the file is durable: a new one is written next time.
+        // Until it succeeds, what of the file is durable is not known: a new one is written next time.
         commit.rewrite = true;
         if !sabotaged(Sabotage::JournalNotSynced) {
             self.sync_begins(SYNCING_MAP);
@@ -157,7 +157,7 @@ impl Delta {
     /// Begins a new map file.
     pub(super) fn new_file(&self, commit: &mut Commit) -> Result<NewFile, DeltaError> {
         let generation = commit.tried.max(commit.root.generation) + 1;
-        // Also after a failure: nobody knows which record is durable, so no file is written twice.
+        // Also after a failure: which record is durable is not known, so no file is written twice.
         commit.tried = generation;
         let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
         NewFile::begin(self.footing.medium.clone(), header).map_err(DeltaError::io("writing a new map file"))
@@ -179,7 +179,7 @@ impl Delta {
             medium.sync_dir(DELTAS)?;
             self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
         };
-        // Until all of it succeeds, nobody knows which file a power cut leaves: neither is appended to.
+        // Until all of it succeeds, which file a power cut leaves is not known: neither is appended to.
         commit.rewrite = true;
         match durable() {
             Err(e) if is_full(&e) => {
@@ -214,7 +214,7 @@ impl Delta {
         *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
-        // A lack of space that shows only now has lost what was acknowledged: nobody may take it for one to wait out.
+        // A lack of space that shows only now has lost what was acknowledged: no caller may take it for one to wait out.
         let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
         DeltaError::Io { operation, source }
     }

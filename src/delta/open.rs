@@ -70,7 +70,7 @@ impl Delta {
         if taken_over {
             delta.commit.lock().unproven = true;
             // A sync failed under an earlier worker, or it was killed in the middle of one: that may have failed too,
-            // and the kernel reports a failure once, to whoever asked.
+            // and the kernel reports a failure once, to one caller of fsync(2).
             let syncing = delta.word(LiveHeader::Syncing);
             let failed = delta.error_epoch() != 0;
             if failed || syncing & SYNCING_DATA != 0 {
@@ -97,7 +97,7 @@ impl Delta {
     }
 
     /// Flushes, and notes how long the map file is, so that damage is noticed when it is opened again. The live map
-    /// goes; nobody may use the delta afterwards.
+    /// goes; no caller may use the delta afterwards.
     ///
     /// # Errors
     /// As [`Delta::flush`]; the live map stays then, for a next start before a reboot.

@@ -5,7 +5,7 @@
 //! - An arrival always happens: with the bytes, or with an error that the next try of the read reports (D37).
 //! - As long as somebody holds the arrival (or a clone), the bytes that it brought can be read, even when no cache
 //!   keeps them. So a read that keeps the arrivals of its earlier tries always comes to an end (D38).
-//! - It belongs to nobody: that one of those who wait goes away does not change anything for the others (D39).
+//! - It has no owner: that one waiter goes away does not change anything for the others (D39).
 
 use std::any::Any;
 use std::fmt;
