@@ -205,8 +205,10 @@ impl Delta {
         self.map.live().memory()
     }
 
-    /// Merges pages of the live map as [`LiveFile::merge_pages`](crate::io::LiveFile::merge_pages) does.
-    pub fn merge_map_pages(&self, most: usize) -> usize {
+    /// Does for a large live map what no request should wait for: notes which pages an earlier worker left dirty, and
+    /// merges up to `most` runs of pages (D64). Returns how many runs it tried.
+    pub fn tend_map(&self, most: usize) -> usize {
+        self.map.note_inherited();
         self.map.live().merge_pages(most)
     }
 

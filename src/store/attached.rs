@@ -104,15 +104,17 @@ impl Store {
         }
     }
 
-    /// Merges pages of large live maps, so that the kernel frees a dead worker's memory fast (D64). To be called every second
-    /// or so.
-    pub fn merge_map_pages(&self) {
+    /// Prepares large live maps for the next flush and for the death of this worker: see [`Delta::tend_map`]. To be called
+    /// every second or so; waits for nothing.
+    ///
+    /// [`Delta::tend_map`]: crate::delta::Delta::tend_map
+    pub fn tend_maps(&self) {
         let mut left = MERGED_AT_ONCE;
         for disk in self.attachments.all().iter().filter_map(|node| node.peek()) {
             if left == 0 || self.is_closing() {
                 return;
             }
-            left -= disk.delta().merge_map_pages(left);
+            left -= disk.delta().tend_map(left);
         }
     }
 

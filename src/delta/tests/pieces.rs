@@ -171,6 +171,10 @@ fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
 /// Guards D13.
 #[test]
 fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
+    [false, true].into_iter().for_each(taken_and_not_given_back);
+}
+
+fn taken_and_not_given_back(is_tended: bool) {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 3, 7);
@@ -179,7 +183,11 @@ fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
     std::mem::forget(Taken::of(&delta));
     drop(delta);
     rig.open().flush().unwrap_err();
-    rig.open().flush().unwrap();
+    let next = rig.open();
+    if is_tended {
+        next.tend_map(1);
+    }
+    next.flush().unwrap();
     let (_after, cut) = rig.cut(NOTHING);
     assert_eq!(byte(&cut, 3), 7);
 }
