@@ -206,7 +206,7 @@ impl Delta {
     }
 
     /// Does for a large live map what no request should wait for: notes which pages an earlier worker left dirty, and
-    /// merges up to `most` runs of pages (D64). Returns how many runs it tried.
+    /// merges up to `most` runs of pages (D66). Returns how many runs it tried.
     pub fn tend_map(&self, most: usize) -> usize {
         self.map.note_inherited();
         self.map.live().merge_pages(most)

@@ -259,7 +259,7 @@ impl LiveFile {
 
     /// Merges pages of the map into huge pages, `most` at most; returns how many it tried.
     ///
-    /// Merges only where each page of a huge page is reserved, so that merging takes no memory (D64). Each huge page is tried once:
+    /// Merges only where each page of a huge page is reserved, so that merging takes no memory (D66). Each huge page is tried once:
     /// a kernel before 6.1 cannot merge, and one without contiguous memory refuses. Contents stay, and readers and
     /// writers of the map may run meanwhile; the kernel holds them up for the copy of one huge page.
     pub fn merge_pages(&self, most: usize) -> usize {

@@ -29,7 +29,7 @@ fn huge_mapped() -> u64 {
     values.map(|value| value.trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum()
 }
 
-/// Guards D64.
+/// Guards D66.
 #[test]
 fn full_runs_of_map_pages_become_huge_pages_and_take_no_memory() {
     use std::os::unix::fs::MetadataExt;
