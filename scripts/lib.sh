@@ -85,6 +85,17 @@ need_cargo_tool() {
     cargo install --locked --quiet "$1" || die "could not install $2; run: cargo install --locked $1"
 }
 
+# need_rust [--target TARGET] [TOOLCHAIN]: has rustup install a toolchain, or a target's standard library. Fails when it
+# cannot, as where Rust does not come from rustup or its server is out of reach.
+need_rust() {
+    command -v rustup >/dev/null || return 1
+    if [[ $1 == --target ]]; then
+        rustup target list --installed | grep -qxF "$2" || timeout 300 rustup target add "$2" >/dev/null 2>&1
+    else
+        rustup toolchain list | grep -q "^$1-" || timeout 300 rustup toolchain install --profile minimal "$1" >/dev/null 2>&1
+    fi
+}
+
 # need_python VARIABLE PACKAGE VERSION: a program from PyPI of its package's name, in a virtual environment below the target
 # directory. Sets VARIABLE to its path.
 need_python() {

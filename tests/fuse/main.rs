@@ -30,3 +30,4 @@ mod supervision;
 mod tools;
 mod traces;
 mod upgrade;
+mod worker;
