@@ -1,8 +1,8 @@
-//! Making what was written durable: which words a flush takes, in which order data and records are synced, and what
-//! becomes of words whose flush failed. docs/design.md, "Flush", has the steps.
+//! Makes written data durable: which words a flush takes, in which order it syncs data and records, and what becomes of
+//! the words of a failed flush. docs/design.md, "Flush", has the steps.
 //!
-//! What must hold: the data file is synced before a record claims its blocks (D12), and words that were taken are durable
-//! or given back, however the flush ends.
+//! What must hold: the data file is synced before a record claims its blocks (D12). However a flush ends, the words
+//! that it took are either durable or restored.
 
 use std::cell::Cell;
 use std::io;
@@ -18,30 +18,30 @@ use crate::format::layout::DELTAS;
 use crate::io::MediumFile;
 use crate::sabotage::{Sabotage, limit, linger, sabotaged};
 
-/// A map file is rewritten when it is larger than this and than four times its first record.
+/// A map file is rewritten when it is larger than this, and larger than four times its first record.
 const REWRITE: u64 = 256 << 10;
-/// Blocks that are read and written again at once.
+/// Blocks that are read and written again at a time.
 const REDO_BLOCKS: usize = 64;
 
-/// Whether the caller has the whole range.
+/// Whether the caller holds the lock on the whole range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whole {
-    /// It has.
+    /// The caller holds it.
     Held,
-    /// It has none of it.
+    /// The caller holds no part of it.
     Free,
 }
 
-/// Words that a flush has taken: durable, or given back, however the flush ends.
+/// The words that a flush has taken. However the flush ends, they are either durable or restored.
 pub(super) struct Taken<'a> {
     delta: &'a Delta,
-    /// Where they are, in order.
+    /// The pages that contain them, in order.
     pages: Vec<u32>,
     durable: bool,
 }
 
 impl<'a> Taken<'a> {
-    /// All that are dirty.
+    /// Takes all dirty words.
     pub(super) fn of(delta: &'a Delta) -> Self {
         let mut taken = Self { delta, pages: Vec::new(), durable: false };
         delta.map.mark(&mut taken.pages);
@@ -71,18 +71,18 @@ impl Delta {
     /// Makes everything durable that was completed before the call.
     ///
     /// # Errors
-    /// After a failed sync the error epoch has grown: what was written since the last flush may be lost. ENOSPC
-    /// while appending to the map file is not such a failure, the flush can be asked for again.
+    /// After a failed sync the error epoch has grown: writes since the last flush may be lost. ENOSPC while appending
+    /// to the map file loses nothing, and the caller may flush again.
     pub fn flush(&self) -> Result<(), DeltaError> {
         self.redo_lost(Whole::Free)?;
         self.flush_joined()
     }
 
-    /// Writes again what a failed sync may have lost, so that the next record claims no block whose bytes are not
-    /// there. The page cache still has the bytes, but the kernel takes them for written.
+    /// Writes again what a failed sync may have lost, so that the next record claims no block whose bytes are not on
+    /// the medium. The page cache still has the bytes, but the kernel considers them written.
     ///
     /// # Errors
-    /// What the storage says; the next flush tries again.
+    /// Errors of the storage; the next flush tries again.
     pub(super) fn redo_lost(&self, whole: Whole) -> Result<(), DeltaError> {
         let lost = self.lost.load(Ordering::Acquire);
         if lost == self.redone.load(Ordering::Acquire) || sabotaged(Sabotage::LostNotRedone) {
@@ -91,7 +91,7 @@ impl Delta {
         let failed = DeltaError::io("writing again what a failed sync may have lost");
         let redo = || -> io::Result<()> {
             let Some(data) = self.data.read().clone() else { return Ok(()) };
-            // Read before the words: what is written from here on is dirty in the kernel by itself.
+            // Read before the words: the kernel marks all later writes dirty itself.
             for (first, end) in self.map.pages().flat_map(|page| self.map.unflushed_data(page)) {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
@@ -105,12 +105,12 @@ impl Delta {
         };
         redo().map_err(failed)?;
         self.unsynced.store(true, Ordering::Release);
-        // Not for a sync that failed meanwhile.
+        // A sync that failed meanwhile is not covered.
         self.redone.fetch_max(lost, Ordering::AcqRel);
         Ok(())
     }
 
-    /// As [`Delta::flush`], for somebody who has the whole range and has called [`Delta::redo_lost`].
+    /// As [`Delta::flush`], for a caller that holds the whole range and has called [`Delta::redo_lost`].
     pub(super) fn flush_joined(&self) -> Result<(), DeltaError> {
         let errno = |error: &DeltaError| match error {
             DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
@@ -129,7 +129,7 @@ impl Delta {
         let full = commit.rewrite || large;
         match self.flush_words(&mut commit, full) {
             Err(error) if error.is_full() && !commit.rewrite && large => {
-                // An append takes less space than a new file, and the old one is as good.
+                // An append takes less space than a new file, and the old file is as good.
                 commit.patience = commit.tail * 2;
                 self.flush_words(&mut commit, false)
             }
@@ -142,10 +142,12 @@ impl Delta {
             sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
         linger(Sabotage::NoteClearedFirst);
         let mut taken = Taken::of(self);
-        // After the words and before the sync: no word is above the size, and what growth did to the file is synced.
+        // Read after the words and before the sync: no word lies above the size, and the sync covers what growth did to
+        // the file.
         let now = || (self.size(), self.overlap());
         let extent = now();
-        // After the words: a word is set after this flag, so the data of every word taken is synced below.
+        // Read after the words: a writer sets this flag before its word, so the sync below covers the data of every
+        // word taken.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
         let result = (|| {
             if sabotaged(Sabotage::MapBeforeData) {
@@ -162,7 +164,7 @@ impl Delta {
         taken.end(result)
     }
 
-    /// Syncs the data file, and its directory entry when it is new.
+    /// Syncs the data file, and its directory entry when the file is new.
     fn sync_written(&self) -> Result<(), DeltaError> {
         if !sabotaged(Sabotage::DataNotSynced)
             && let Some(data) = self.data.read().clone()
@@ -184,12 +186,12 @@ impl Delta {
         Ok(())
     }
 
-    /// Journals a size at once; the caller has the whole range.
+    /// Journals a size at once. The caller holds the whole range.
     pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
         commit.refuse_retired()?;
         self.refuse_lost()?;
         if commit.rewrite {
-            // The first map file has everything, and what it claims has to be synced.
+            // The first map file has the whole map, and the data that it claims must be synced.
             let mut taken = Taken::of(self);
             let result = self.sync_for_rewrite();
             let cut = (size, overlap);
@@ -197,8 +199,8 @@ impl Delta {
             return taken.end(result);
         }
         if size > commit.extent.0 {
-            // A cut after growth that was not flushed: the file was cut to the old end for it, and that has to be
-            // durable before a record says that there is more.
+            // The disk shrinks after growth that was not flushed. For that growth the data file was cut to the old end.
+            // The cut must be durable before a record claims a larger size.
             self.sync_for_rewrite()?;
         }
         self.write_record(commit, &mut Target::Append, (size, overlap), Piece::default())
@@ -212,7 +214,7 @@ impl Delta {
     }
 
     fn sync_data(&self, data: &dyn MediumFile) -> Result<(), DeltaError> {
-        // Also when the medium panics.
+        // This also runs when the medium panics.
         let synced = Cell::new(false);
         let _failed = scopeguard(|| {
             if !synced.get() {
@@ -226,19 +228,19 @@ impl Delta {
         Ok(())
     }
 
-    /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
+    /// Refuses to journal between a failed sync and [`Delta::redo_lost`].
     fn refuse_lost(&self) -> Result<(), DeltaError> {
         if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
             && !sabotaged(Sabotage::LostNotRedone)
         {
             let error = io::Error::from_raw_os_error(libc::EIO);
-            return Err(DeltaError::io("flush after a failed one")(error));
+            return Err(DeltaError::io("flush after a failed flush")(error));
         }
         Ok(())
     }
 
-    /// Writes the words taken, whose data is synced, as records of bounded size; of `extent`, or of `later` when words
-    /// have changed meanwhile. With `full` all words go to a new map file.
+    /// Writes the words taken, whose data is synced, as records of bounded size. The records have `extent`, or `later`
+    /// once words have changed meanwhile. With `full` all words go to a new map file.
     fn journal(
         &self,
         commit: &mut Commit,
@@ -272,7 +274,7 @@ impl Delta {
         if changed.is_empty() || !piece.is_empty() {
             self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
         }
-        // What writers have changed since: their values are kept, so this ends however fast they write.
+        // Words that writers have changed since are taken with their values, so this ends however fast they write.
         let (mut words, marked) = (Vec::new(), taken.pages.len());
         let mut changed = changed.into_iter().peekable();
         while let Some(page) = changed.next() {

@@ -1,4 +1,4 @@
-//! What a delta is opened from: the live map of a worker that ended, or the map file.
+//! Reads the state from which a delta opens: the live map of an earlier worker, or the map file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ use crate::sabotage::{Sabotage, sabotaged};
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 
-/// The data file has the blocks that the map file says it has.
+/// Checks that the data file has the blocks that the map file claims.
 pub(super) fn check_data(
     journal: Option<&Journal>,
     data: Option<&dyn MediumFile>,
@@ -31,16 +31,17 @@ pub(super) fn check_data(
     if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
 }
 
-/// A live map has no checksum; but numbers that are not possible would end in a map file that cannot be read.
+/// Checks the numbers of a live map, which has no checksum. Impossible numbers would lead to a map file that cannot be
+/// read.
 pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
     let word = |word| live.header(word).load(Ordering::Acquire);
     let (size, overlap, pending) =
         (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
     let pages = live.pages(0).last().map_or(0, |last| last + 1);
     let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
-        format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
+        format!("size {size}, overlap {overlap}, pending shrink to {}", pending.wrapping_sub(1))
     } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
-        format!("page {} is behind the largest disk", pages - 1)
+        format!("page {} is past the end of the largest disk", pages - 1)
     } else {
         return Ok(());
     };
@@ -48,7 +49,7 @@ pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaE
     Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
 }
 
-/// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
+/// Whether a worker of this version can take over a live map with this magic. The upper 16 bits are the layout.
 fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
     const NAME: u64 = (1 << 48) - 1;
     if magic & NAME == LIVE_MAGIC & NAME && magic != LIVE_MAGIC {
@@ -69,26 +70,26 @@ pub(super) fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Re
     if !ours {
         tracing::warn!(
             disk = spec.disk,
-            "a live map belongs to other files than the store's and is not used"
+            "the live map belongs to other files than those of the store; it is ignored"
         );
     }
     Ok(ours)
 }
 
 impl Delta {
-    /// Whether this version can take over the live maps of an arena, which another worker may be using.
+    /// Whether this version can take over the live maps of an arena. Another worker may be using the arena.
     ///
     /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
+    /// `LiveLayout` when one has another layout; errors of the storage.
     pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
         let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
         maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
     }
 
-    /// Whether this version can take over the live maps in `dir`, which another worker may be using.
+    /// Whether this version can take over the live maps in `dir`. Another worker may be using them.
     ///
     /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
+    /// `LiveLayout` when one has another layout; errors of the storage.
     pub fn probe_live(dir: &Path) -> Result<(), DeltaError> {
         let fail = || DeltaError::io("reading a live map");
         let entries = match std::fs::read_dir(dir) {
@@ -101,7 +102,7 @@ impl Delta {
             let Some(disk) = disk else { continue };
             let mut magic = [0; 8];
             match std::fs::File::open(dir.join(&name)).and_then(|mut file| file.read_exact(&mut magic)) {
-                // It was removed in this moment.
+                // It was removed just now.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 other => other.map_err(fail())?,
             }
@@ -112,7 +113,7 @@ impl Delta {
 }
 
 impl Delta {
-    /// Reads what a delta would be opened from where it has no live map, and changes nothing.
+    /// Reads the files from which a delta without a live map would open. Changes nothing.
     ///
     /// # Errors
     /// As [`Delta::open`].
@@ -149,8 +150,8 @@ pub(super) fn open_map_file(
     };
     let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
         let why = match journal.raised {
-            // What was cut off would show the base again.
-            Some(raised) => format!("record {} has a larger overlap than the one before", raised.seq),
+            // A larger overlap would show the base again where the disk was cut.
+            Some(raised) => format!("record {} has a larger overlap than the record before it", raised.seq),
             None if journal.records == 0 => "it has no record".to_owned(),
             None => return Ok(journal),
         };
@@ -180,14 +181,14 @@ pub(super) fn open_map_file(
     Ok((Some(journal), commit))
 }
 
-/// Makes a live map of what is durable.
+/// Creates a live map from the durable state.
 pub(super) fn replay(
     spec: &DeltaSpec,
     footing: &Footing,
     journal: Option<Journal>,
     data: (u64, u64),
 ) -> Result<LiveMap, DeltaError> {
-    let fail = || DeltaError::io("making the live map");
+    let fail = || DeltaError::io("creating the live map");
     let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
     if let Some(mut journal) = journal {

@@ -77,7 +77,7 @@ impl Rig {
             let path = dir.path().join("base.raw");
             File::create(&path).unwrap().write_all(&base_bytes).unwrap();
             let source = Arc::new(FileSource::open(&path).unwrap());
-            // Small, so that blocks come and go.
+            // Small, so that blocks are evicted.
             let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
             Arc::new(Base::new(1, "base".into(), source, cache))
         });
@@ -104,7 +104,7 @@ impl Rig {
         .clone()
     }
 
-    /// What a new disk reads as.
+    /// The contents of a new disk.
     fn fresh_contents(&self, n: usize) -> Vec<u8> {
         let mut flat = self.base_bytes.clone();
         flat.resize(self.disks[n].2 as usize, 0);
@@ -145,9 +145,9 @@ enum Op {
     Flush,
     /// The worker dies: the live map stays.
     Crash,
-    /// Clean close and open.
+    /// Clean close, then open.
     Reopen,
-    /// Flush, then power goes: the live map is gone.
+    /// Flush, then a power cut: the live map is gone.
     PowerCut,
 }
 

@@ -78,7 +78,7 @@ pub fn set_name(name: &std::ffi::CStr) {
 /// the same user may not trace it or read its memory.
 ///
 /// # Errors
-/// What prctl(2) says.
+/// Errors of prctl(2).
 pub fn forbid_core_dumps() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: numbers, and a struct that outlives the call.
@@ -91,7 +91,7 @@ pub fn forbid_core_dumps() -> io::Result<()> {
 /// From now on no program that this process runs gains rights.
 ///
 /// # Errors
-/// What prctl(2) says.
+/// Errors of prctl(2).
 pub fn no_new_privileges() -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
@@ -111,7 +111,7 @@ const CONTROL: usize = 8;
 /// Sends one message, of at most [`MAX_MESSAGE`] bytes and one or more, with a descriptor or without.
 ///
 /// # Errors
-/// What sendmsg(2) says; `BrokenPipe` when the other end is gone.
+/// Errors of sendmsg(2); `BrokenPipe` when the other end is gone.
 pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = [0u64; CONTROL];
@@ -143,7 +143,7 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<
 /// gone.
 ///
 /// # Errors
-/// What recvmsg(2) says; `InvalidData` when the message or what came along was larger than there was room for.
+/// Errors of recvmsg(2); `InvalidData` when the message or what came along was larger than there was room for.
 pub fn receive_message(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let mut control = [0u64; CONTROL];

@@ -140,7 +140,7 @@ impl BaseNode {
     /// Changes how it is fetched and kept, durably. Whoever has it attached goes on with what it was.
     ///
     /// # Errors
-    /// What the storage says; nothing has changed then.
+    /// Errors of the storage; nothing has changed then.
     pub fn set_options(&self, change: impl FnOnce(&mut BaseOptions)) -> Result<BaseOptions, StoreError> {
         // Changes come one after the other; who reads in between waits for a sync, at most.
         let mut options = self.options.write();
@@ -162,7 +162,7 @@ impl BaseNode {
     /// Notes durably where one of its files (0 is the image) is from now on, and that it is not given up any more.
     ///
     /// # Errors
-    /// `Invalid` when there is no such file or the record gets too long; what the storage says. Nothing has changed
+    /// `Invalid` when there is no such file or the record gets too long; errors of the storage. Nothing has changed
     /// then.
     pub fn set_urls(&self, file: u8, urls: Vec<String>) -> Result<(), StoreError> {
         let invalid = |why: &str| Err(StoreError::invalid(self.object(), why));
@@ -233,7 +233,7 @@ impl BaseNode {
     /// Gives nothing of it to anybody any more, now and after a restart: its contents do not have their digest.
     ///
     /// # Errors
-    /// What the storage says of noting it; it is refused until the next start all the same.
+    /// Errors of the storage of noting it; it is refused until the next start all the same.
     pub fn refuse(&self) -> Result<(), StoreError> {
         // First what keeps it from being attached again.
         let noted = match sabotaged(Sabotage::RefusalNotNoted) {
@@ -248,7 +248,7 @@ impl BaseNode {
     /// Serves it again: its contents have their digest after all.
     ///
     /// # Errors
-    /// What the storage says of noting it; it stays refused then.
+    /// Errors of the storage of noting it; it stays refused then.
     pub fn accept(&self) -> Result<(), StoreError> {
         self.set_options(|options| options.refused = false)?;
         self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.accept());

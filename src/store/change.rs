@@ -254,7 +254,7 @@ impl Store {
     /// Takes a disk's name away. Its contents live until [`Store::purge`].
     ///
     /// # Errors
-    /// `NotFound`; what the storage says.
+    /// `NotFound`; errors of the storage.
     pub fn unlink(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
         self.unlink_for(name, None)
     }
@@ -329,7 +329,7 @@ impl Store {
     /// a command removes it: the second of them returns when its space is free, too.
     ///
     /// # Errors
-    /// What the storage says; another call goes on, and so does the next start of the daemon.
+    /// Errors of the storage; another call goes on, and so does the next start of the daemon.
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
         // Until its record is gone.

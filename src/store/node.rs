@@ -261,7 +261,7 @@ impl DiskNode {
     /// Changes the record durably.
     ///
     /// # Errors
-    /// What the storage says; nothing has changed then.
+    /// Errors of the storage; nothing has changed then.
     pub fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> Result<(), StoreError> {
         let object = format!("disk {}", self.name());
         let stamped = |record: &mut DiskRecord| {

@@ -80,7 +80,7 @@ impl Store {
     /// Ends the recording of a disk's reads, and keeps it.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; what the storage says.
+    /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; errors of the storage.
     pub fn end_trace(&self, disk: &str) -> Result<Recorded, StoreError> {
         use crate::trace::RecordError;
         let node = self.disk(disk)?;

@@ -4,13 +4,13 @@ use super::*;
 use crate::io::LIVE_PAGE_WORDS;
 use crate::sabotage::simulate;
 
-/// Makes `pages` pages of a map as a guest leaves it that writes here and there: no two words alike, all dirty.
+/// Fills `pages` pages of a map as scattered writes of a guest leave it: neighbouring words differ, and all are dirty.
 fn scatter(delta: &Delta, pages: u64) {
     delta.open_data().unwrap();
     for no in 0..pages {
         let page = delta.map.live().prepare(no).unwrap();
         for (at, word) in page.iter().enumerate().take(LIVE_PAGE_WORDS) {
-            // Hides the base but for one block.
+            // Hides the base except for one block.
             let zeros = 0xaaaa_aaaa_aaaa_aaaa & !(1 << (at % 32 * 2 + 1));
             let value = if at < 8 { u64::MAX >> (if at == 7 { 16 } else { 0 }) } else { zeros };
             if !(8..16).contains(&at) {
@@ -20,7 +20,7 @@ fn scatter(delta: &Delta, pages: u64) {
     }
 }
 
-/// The longest write to a map file since this was called.
+/// The longest write to a map file since this call.
 fn longest_write(rig: &Rig) -> Arc<AtomicU64> {
     let (longest, before) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
     let (seen, medium) = (longest.clone(), rig.medium.clone());
@@ -77,7 +77,7 @@ fn a_word_that_changes_while_it_is_flushed_claims_only_what_is_synced() {
     for keep in [NOTHING, ALL] {
         let rig = Rig { overlap: 65_536, ..Rig::new() };
         let delta = rig.open();
-        // Of the first flush, which writes a new file, and of one that appends.
+        // In the first flush, which writes a new file, and in one that appends.
         for (round, first) in [(1, 0), (2, 5)] {
             put(&delta, first, round);
             let other = delta.clone();
@@ -101,7 +101,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
     let rig = Rig::new();
     let delta = rig.open();
     delta.resize(1 << 30, Durability::Flush).unwrap();
-    // Words far from each other: a record has few of them.
+    // Distant words: a record holds few of them.
     let block = |n: u64| n * 4001;
     (0..60).for_each(|n| put(&delta, block(n), 1));
     let (other, writes) = (delta.clone(), Arc::new(AtomicU64::new(0)));
@@ -110,7 +110,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
         if event.call == Call::Write && event.name.ends_with(".map") && event.stage == Stage::Before {
             let n = count.fetch_add(1, Ordering::AcqRel);
             if n < 1000 {
-                // Of words that the flush has written, and of those that it comes to.
+                // Changes words that the flush has written, and words that it has yet to write.
                 put(&other, block(n % 60) + 1, 2);
                 put(&other, block(59 - n % 60) + 2, 3);
             }
