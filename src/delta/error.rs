@@ -27,7 +27,9 @@ pub enum DeltaError {
         source: FormatError,
     },
     /// The data file is shorter than the map says.
-    #[error("{file} has {has} bytes, but the map needs more than {needs}: the file was truncated or is missing")]
+    #[error(
+        "{file} has {has} bytes, but the map needs more than {needs}: the file was truncated or is missing"
+    )]
     DataMissing {
         /// Which file of the store.
         file: String,
