@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 fn tracer(c: &Control) -> Result<&Tracer, ApiError> {
     let tracer = c.store.tracer().map(|tracer| &**tracer);
-    tracer.ok_or_else(|| ApiError::invalid("nothing is recorded here"))
+    tracer.ok_or_else(|| ApiError::invalid("this process records no traces"))
 }
 
 /// Keeps recordings when they have ended, for ever.

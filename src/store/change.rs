@@ -1,7 +1,8 @@
-//! Changes of the catalogue: disks and bases that come, go and get other names.
+//! Changes of the catalogue: creation, removal and renaming of disks, and removal of bases.
 //!
-//! What must hold: a change is durable when it returns, each by one rename of one record; disks of one call are made all
-//! or none; whatever may take long, the file of a base above all, is done before anything is claimed ([`super::claims`]).
+//! What must hold: a change is durable when it returns. Each is one rename of one record. The disks of one call are
+//! created all or none. Steps that may take long, above all opening the file of a base, run before the change claims
+//! anything ([`super::claims`]).
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -17,12 +18,12 @@ use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
 use crate::sabotage::{Sabotage, sabotaged};
 
-/// Threads that write the records of one call. Their syncs go into the filesystem's journal together.
+/// Threads that write the records of one call. Their syncs share commits of the filesystem's journal.
 const WRITERS: usize = 8;
-/// So many records are worth a thread.
+/// Records for each of these threads.
 const WRITER_SHARE: usize = 16;
 
-/// A disk that is being made.
+/// A disk that is being created.
 struct Draft {
     new: NewDisk,
     base: Option<Arc<BaseNode>>,
@@ -30,7 +31,7 @@ struct Draft {
 }
 
 impl Store {
-    /// Makes disks, all or none.
+    /// Creates disks, all or none.
     ///
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
@@ -38,8 +39,8 @@ impl Store {
         self.create(wanted, None)
     }
 
-    /// As [`Store::create_disks`], on behalf of a client that may ask again (D63): disks that have their name and were made for
-    /// the same token are taken for made, and the others are made.
+    /// As [`Store::create_disks`], for a client that may repeat the request (D63). A disk that has its name and was
+    /// created for the same token counts as created; the others are created.
     ///
     /// # Errors
     /// As [`Store::create_disks`].
@@ -51,7 +52,7 @@ impl Store {
         self.create(wanted, Some(Request::Client(token)))
     }
 
-    /// As [`Store::create_disks`], on behalf of a request that may be sent again.
+    /// As [`Store::create_disks`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::create_disks`].
@@ -71,19 +72,19 @@ impl Store {
                 return Err(StoreError::Exists { object: format!("disk {}", new.name) });
             }
         }
-        // Asked again below; here it keeps from looking at a base for nothing.
+        // Checked again below. The early check avoids opening a base for nothing.
         let missing = self.not_made(wanted, request)?;
-        // A base's file may hang: nothing is claimed yet.
+        // Opening a base's file may hang: nothing is claimed yet.
         let mut drafts = self.drafts(&missing)?;
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
-        // An earlier try of the same client may have come in between.
+        // An earlier attempt of the same client may have completed in between.
         let missing: HashSet<String> =
             self.not_made(wanted, request)?.into_iter().map(|new| new.name).collect();
         drafts.retain(|draft| missing.contains(&draft.new.name));
         for base in drafts.iter().filter_map(|draft| draft.base.as_ref()) {
-            // It may have been removed, and registered anew, while it was looked at.
+            // The base may have been removed, and registered anew, meanwhile.
             if self.base_by_id(base.id()).is_none() {
                 return Err(StoreError::NotFound {
                     object: format!("base {}", base.record().name),
@@ -101,7 +102,7 @@ impl Store {
         Ok(all.flatten().cloned().collect())
     }
 
-    /// Those of the wanted disks that the same request has not made yet. Their names are free.
+    /// The wanted disks that the same request has not created yet. Their names are free.
     fn not_made(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<NewDisk>, StoreError> {
         let mut missing = Vec::with_capacity(wanted.len());
         for new in wanted {
@@ -119,7 +120,7 @@ impl Store {
         Ok(missing)
     }
 
-    /// Whether a disk may get this name.
+    /// Checks that a disk may get this name.
     fn may_name(&self, name: &str) -> Result<(), StoreError> {
         self.missing.check_disk_name(name)?;
         if self.names.read().disk_names.contains_key(name) {
@@ -165,7 +166,7 @@ impl Store {
         Ok(drafts)
     }
 
-    /// Writes the records of new disks, durably, or none.
+    /// Writes the records of new disks durably, all or none.
     fn write_records(
         &self,
         drafts: Vec<Draft>,
@@ -242,16 +243,16 @@ impl Store {
         failed.into_inner().map_or(Ok(()), Err)
     }
 
-    /// The disk that a request made, or whose name it gave or took away, when it has done so: the worker that did may
-    /// have died before it could answer, and the names may have changed since (D27).
+    /// The disk that a request created, named or unlinked, if it did. The worker that ran the request may have died
+    /// before it answered, and names may have changed since (D27).
     ///
-    /// The kernel keeps the inodes that a request is about until it is answered, so none of them is purged meanwhile.
+    /// The kernel keeps the inodes of a request until the request is answered, so none of them is purged meanwhile.
     pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         disks.into_iter().find(|disk| disk.was_changed_by(Some(Request::Mount(request))))
     }
 
-    /// Takes a disk's name away. Its contents live until [`Store::purge`].
+    /// Removes a disk's name. Its contents live until [`Store::purge`].
     ///
     /// # Errors
     /// `NotFound`; errors of the storage.
@@ -259,7 +260,7 @@ impl Store {
         self.unlink_for(name, None)
     }
 
-    /// As [`Store::unlink`], on behalf of a request that may be sent again.
+    /// As [`Store::unlink`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::unlink`].
@@ -274,7 +275,7 @@ impl Store {
         Ok(node)
     }
 
-    /// Gives a disk another name; a disk that has the new name loses it and is returned.
+    /// Renames a disk. A disk that has the new name loses it and is returned.
     ///
     /// # Errors
     /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
@@ -282,7 +283,7 @@ impl Store {
         self.rename_for(from, to, over, None)
     }
 
-    /// As [`Store::rename`], on behalf of a request that may be sent again.
+    /// As [`Store::rename`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::rename`].
@@ -307,7 +308,7 @@ impl Store {
             return Ok(None);
         }
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-        // This one write is the commit: with the higher number the name is this disk's.
+        // This write is the commit: the higher number gives the name to this disk.
         node.update(|record| {
             record.name = to.into();
             record.name_seq = seq;
@@ -325,14 +326,14 @@ impl Store {
         Ok(loser)
     }
 
-    /// Removes what an unlinked disk has in the store. No process has it open any more. The kernel may forget it while
-    /// a command removes it: the second of them returns when its space is free, too.
+    /// Removes the files of an unlinked disk, which no process has open any more. The kernel may forget the disk while
+    /// a command removes it: also the second caller returns only when the space is free.
     ///
     /// # Errors
-    /// Errors of the storage; another call goes on, and so does the next start of the daemon.
+    /// Errors of the storage. Another call continues, and so does the next start of the daemon.
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
-        // Until its record is gone.
+        // Held until the record is gone.
         let _claim = self.claims.user_of(node.base_id());
         let _purging = node.purging.lock();
         if !self.names.read().disks.contains_key(&id) {
@@ -345,7 +346,7 @@ impl Store {
                 self.medium.remove(&layout::disk_path(id))?;
                 self.medium.sync_dir(layout::DISKS)?;
             }
-            // The record goes last: as long as it is there, the next start knows what to remove.
+            // The record is removed last: while it exists, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
             match self.medium.remove(&layout::disk_path(id)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -357,7 +358,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a base; the file it was registered from is not touched.
+    /// Removes a base. Its source is not touched.
     ///
     /// # Errors
     /// `InUse` with the names of the disks that need it.
@@ -365,7 +366,7 @@ impl Store {
         let base = self.base(name)?;
         let _claim = self.claims.removal(name, base.id());
         if self.base_by_id(base.id()).is_none() {
-            // Another removal came first.
+            // Another removal was first.
             return Err(StoreError::NotFound { object: format!("base {name}"), noun: "base" });
         }
         let object = format!("base {name}");
@@ -385,7 +386,7 @@ impl Store {
         };
         remove().map_err(StoreError::io(object, "removing its record"))?;
         if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {
-            // The next start tries again.
+            // The next start retries.
             tracing::warn!(base = name, %error, "its trace cannot be removed");
         }
         let mut names = self.names.write();

@@ -1,8 +1,8 @@
-//! Which names and bases running changes of the catalogue have claimed.
+//! Claims of names and bases by running changes of the catalogue.
 //!
-//! What must hold: a change claims all that it needs at once and holds nothing while it waits for that, so claims never
-//! wait for each other in a circle; a change that has its claims waits for local storage only, never for the file of a
-//! base or a network. Changes of other names never meet (D45).
+//! What must hold: a change claims all that it needs at once, and holds nothing while it waits for that, so claims
+//! cannot deadlock. A change that has its claims waits for local storage only, never for the file of a base or a
+//! network. Changes of different names never wait for each other (D45).
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 struct Held {
     disks: HashSet<String>,
     bases: HashSet<String>,
-    /// How many running changes need a base to stay, by its number.
+    /// Number of running changes that need a base to stay, by its number.
     users: HashMap<u64, usize>,
     /// Bases that are being removed.
     going: HashSet<u64>,
@@ -25,14 +25,14 @@ pub(super) struct Claims {
     freed: Condvar,
 }
 
-/// What a change needs.
+/// What one change claims.
 #[derive(Debug, Default)]
 struct Needs {
     disks: Vec<String>,
     base_name: Option<String>,
-    /// Bases that have to stay.
+    /// Bases that must stay.
     users: Vec<u64>,
-    /// A base that is to go.
+    /// A base that is removed.
     going: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Needs {
     }
 }
 
-/// What a change has claimed, until it is dropped.
+/// The claims of a change, held until dropped.
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
     claims: &'a Claims,
@@ -68,22 +68,22 @@ impl Claims {
         Claim { claims: self, needs }
     }
 
-    /// Names of disks, and bases that have to stay meanwhile. Neither list has anything twice.
+    /// Claims names of disks, and bases that must stay meanwhile. Neither list has duplicates.
     pub fn disks(&self, disks: Vec<String>, users: Vec<u64>) -> Claim<'_> {
         self.claim(Needs { disks, users, ..Needs::default() })
     }
 
-    /// A base that has to stay meanwhile.
+    /// Claims that a base stays.
     pub fn user_of(&self, base: Option<u64>) -> Claim<'_> {
         self.disks(Vec::new(), base.into_iter().collect())
     }
 
-    /// The name of a new base.
+    /// Claims the name of a new base.
     pub fn base_name(&self, name: &str) -> Claim<'_> {
         self.claim(Needs { base_name: Some(name.to_owned()), ..Needs::default() })
     }
 
-    /// A base that may go: no running change needs it, and none that comes gets it.
+    /// Claims the removal of a base: no running change needs it, and no new change gets it.
     pub fn removal(&self, name: &str, base: u64) -> Claim<'_> {
         self.claim(Needs { base_name: Some(name.to_owned()), going: Some(base), ..Needs::default() })
     }

@@ -1,7 +1,7 @@
-//! The records of a store as they lie on its medium: reading them, and what becomes of one that cannot be read.
+//! Reads the records of a store from its medium.
 //!
-//! What must hold: a record is damaged when its bytes say so. One whose bytes could not be had is *unread*: it may be as
-//! good as any, and is tried again (D46).
+//! What must hold: a record is damaged when its bytes are wrong. A record whose bytes cannot be read is *unread*: it
+//! may be sound, and is tried again (D46).
 
 use std::io;
 
@@ -17,7 +17,7 @@ use super::preload::Known;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
 
-/// Which of the two kinds of records.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordKind {
     /// `bases/N.base`.
@@ -50,19 +50,19 @@ impl RecordKind {
     }
 }
 
-/// What came of reading a record.
+/// The result of reading a record.
 #[derive(Debug)]
 pub(super) enum Outcome<T> {
     Good(T),
     /// Its bytes are not those of such a record.
     Damaged(FormatError),
-    /// Its bytes could not be had.
+    /// Its bytes could not be read.
     Unread(io::Error),
-    /// There is no such file (any more).
+    /// There is no such file.
     Gone,
 }
 
-/// Whether an error of open(2) or read(2) says what the file is, and not that it could not be read.
+/// Whether an error of open(2) or read(2) tells what the file is, rather than that it could not be read.
 fn is_verdict(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENXIO))
         || error.kind() == io::ErrorKind::InvalidData
@@ -98,18 +98,18 @@ pub(super) struct Records<T> {
     pub unread: Vec<(u64, io::Error)>,
 }
 
-/// What reading the records of one kind brought.
+/// The result of reading the records of one kind.
 #[derive(Debug)]
 pub(super) struct Read<T> {
-    /// Sound ones, with what tells their file from others: taken before it was read.
+    /// Sound records, each with the stamp that its file had before it was read.
     pub stamped: Vec<(u64, (Stamp, T))>,
-    /// Sound ones of a medium that cannot tell.
+    /// Sound records, on a medium without stamps.
     pub plain: Vec<T>,
     pub damaged: Vec<(String, FormatError)>,
     pub unread: Vec<(u64, io::Error)>,
 }
 
-/// Reads all records of one kind, but those that are `known` and did not change.
+/// Reads all records of one kind, except those in `known` whose files did not change.
 pub(super) fn read_all<T>(
     medium: &dyn Medium,
     kind: RecordKind,
@@ -122,7 +122,7 @@ pub(super) fn read_all<T>(
     Ok(Records { good: plain, damaged, unread })
 }
 
-/// As [`read_all`], with what tells the files.
+/// As [`read_all`], with the stamps of the files.
 pub(super) fn read_records<T>(
     medium: &dyn Medium,
     kind: RecordKind,
@@ -160,9 +160,9 @@ pub(super) fn read_records<T>(
     Ok(out)
 }
 
-/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
-/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a record that is `kept`,
-/// damaged or unread, stays; it may be the last copy. A failure keeps a file that does no harm.
+/// Removes the unfinished records that killed workers left. Otherwise each death leaves one, and `plyfs check` calls
+/// the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
+/// file that cannot be removed does no harm.
 pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
     for (dir, suffix) in [(".", SUPERBLOCK), (BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)] {
         for name in medium.list(dir).unwrap_or_default() {
@@ -175,7 +175,7 @@ pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
                 continue;
             }
             if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
-                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "an unfinished record that a killed worker left cannot be removed");
             }
         }
     }
@@ -186,10 +186,10 @@ pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> Outcome<DiskRecord>
     read_record(medium, RecordKind::Disk, number, DiskRecord::decode, |record| record.id)
 }
 
-/// Reads or, in an empty directory, makes the superblock.
+/// Reads the superblock. In an empty directory, creates the store.
 ///
 /// # Errors
-/// When the directory holds something else, or a store of a newer version.
+/// When the directory contains other files, or a store of a newer version.
 pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
     let object = format!("store {}", medium.root().display());
     match medium.open(SUPERBLOCK, Open::Existing) {
@@ -208,7 +208,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 for dir in DIRS {
                     medium.make_dir(dir)?;
                 }
-                // The superblock says that the directories are there.
+                // The superblock implies that the directories exist.
                 medium.sync_dir(".")?;
                 replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
                 Ok(superblock)
@@ -223,7 +223,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                     ));
                 }
             }
-            make().map_err(StoreError::io(object, "making it"))
+            make().map_err(StoreError::io(object, "creating it"))
         }
         Err(e) => Err(StoreError::io(object, "opening it")(e)),
     }

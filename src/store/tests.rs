@@ -34,7 +34,7 @@ impl House {
         fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
         Self { tmp }
     }
-    /// With base `b` of 8 KiB.
+    /// A store with base `b` of 8 KiB.
     fn with_base() -> (Self, Store) {
         let house = Self::new();
         let store = house.open();
@@ -150,7 +150,7 @@ fn names_that_are_taken_are_refused() {
     store.create_disks(&[blank("one")]).unwrap();
     assert_refused(store.create_disks(&[blank("one")]), Kind::Exists, "disk one");
     assert_refused(store.add_base("b", &house.source(), None), Kind::Exists, "base b");
-    // Bases and disks have names of their own.
+    // Bases and disks have separate namespaces.
     store.create_disks(&[blank("b")]).unwrap();
 }
 
@@ -250,7 +250,7 @@ fn a_rename_over_a_disk_leaves_one_of_that_name() {
     assert_eq!(house.files("disks").len(), 1);
 }
 
-/// `a` renamed over `b`, with the crash before the record of the loser was written. Returns number of `a` and `b`.
+/// Renames `a` over `b`, with a crash before the record of the loser was written. Returns the numbers of `a` and `b`.
 fn crash_between_the_two_records(house: &House) -> (u64, u64) {
     let store = house.open();
     let made = store.create_disks(&[blank("a"), blank("b")]).unwrap();
@@ -276,7 +276,7 @@ fn a_crash_between_the_two_records_of_a_rename_leaves_one_of_that_name() {
     assert_eq!(names(&house.open()), ["b"]);
 }
 
-// A mark that was only in memory once let the loser come back without a purge.
+// A mark in memory only let the loser come back without a purge.
 #[test]
 fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_renamed() {
     let house = House::new();
@@ -285,7 +285,7 @@ fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_renamed()
     assert_eq!(names(&house.open()), ["c"]);
 }
 
-// As above; of two records with one name the higher `name_seq` decides, also when that one is unlinked.
+// As above. Of two records with one name the higher `name_seq` decides, also when that disk is unlinked.
 #[test]
 fn the_loser_of_a_cut_off_rename_does_not_come_back_when_the_winner_is_removed() {
     let house = House::new();
@@ -303,13 +303,13 @@ fn a_removed_disk_is_gone_with_its_files_after_purge() {
     write(&store, "two");
     store.unlink("one").unwrap();
     assert_refused(store.disk("one"), Kind::NotFound, "disk one");
-    // Its contents are there until the last close.
+    // Its contents exist until the last close.
     let mut buf = [0; 4096];
     store.disk_by_id(id).unwrap().attach().unwrap().delta().read(&mut buf, 0).unwrap();
     assert_eq!(buf, [1; 4096]);
     store.purge(made[1].id()).unwrap();
     assert_eq!(names(&store), ["two"], "what has a name is not purged");
-    // As after a crash: a close would remove it.
+    // As after a crash, because a close would remove it.
     drop((store, made));
     let store = house.open();
     assert_eq!(names(&store), ["two"]);
@@ -355,7 +355,7 @@ fn a_batch_is_made_wholly_or_not_at_all() {
     assert_eq!(house.files("disks"), before);
     assert_eq!(names(&store), ["taken"]);
     assert_eq!(names(&house.open()), ["taken"]);
-    // The storage fails at the second: where its record is to be staged there is a directory.
+    // The storage fails at the second record: a directory has the name of its staged file.
     let next = store.create_disks(&[blank("probe")]).unwrap()[0].id() + 1;
     fs::create_dir(house.path(&format!("disks/{}.disk.tmp", next + 1))).unwrap();
     assert_refused(store.create_disks(&[blank("a"), blank("c")]), Kind::Io, "disk c");
@@ -397,8 +397,8 @@ fn a_damaged_record_takes_only_its_own_disk_away() {
     assert_eq!(names(&house.open()), ["one", "two"]);
 }
 
-// A new disk once took the name of a damaged record. With that record restored, one of the two lost its name, and the
-// next start removed its files. A base could be removed under a disk whose record was damaged.
+// A new disk took the name of a damaged record. With that record restored, one of the two lost its name, and the next
+// start removed its files. A base could be removed under a disk whose record was damaged.
 #[test]
 fn a_damaged_record_keeps_its_name_and_every_base_until_it_is_back() {
     let (house, store) = House::with_base();
@@ -417,7 +417,7 @@ fn a_damaged_record_keeps_its_name_and_every_base_until_it_is_back() {
     assert_refused(store.create_disks(&[blank("first")]).map(drop), Kind::Invalid, &file);
     assert_refused(store.rename("two", "first", Replace::Yes).map(drop), Kind::Invalid, &file);
     assert_refused(store.remove_base("b"), Kind::Invalid, &file);
-    // The order of names goes on behind the damaged record's: it is later than what is made now.
+    // The order of names continues above the damaged record's: that record is later than what is created now.
     store.create_disks(&[blank("three")]).unwrap();
     store.close().unwrap();
     drop(store);
@@ -440,7 +440,7 @@ fn a_damaged_record_keeps_its_name_and_every_base_until_it_is_back() {
     store.add_base("c", &house.source(), None).unwrap();
 }
 
-// A worker that died between the last close and the removal once left the files to the next start, also over a stop.
+// A worker that died between the last close and the removal left the files to the next start, even across a clean stop.
 #[test]
 fn a_close_of_the_store_removes_disks_that_lost_their_name() {
     let (house, store) = House::with_base();
@@ -452,7 +452,7 @@ fn a_close_of_the_store_removes_disks_that_lost_their_name() {
     assert_eq!(house.files("deltas"), [""; 0]);
 }
 
-// An error of open(2) once failed the whole store, unlike one of read(2).
+// An error of open(2) failed the whole store, unlike an error of read(2).
 #[test]
 fn a_record_that_cannot_be_opened_takes_only_its_own_disk_away() {
     let (house, store) = House::with_base();
@@ -466,7 +466,7 @@ fn a_record_that_cannot_be_opened_takes_only_its_own_disk_away() {
     assert_eq!(store.damaged().len(), 1);
 }
 
-// The record of another number was once served in place of the right one or beside it.
+// The record of another number was served in place of the right one, or beside it.
 #[test]
 fn a_record_under_another_number_is_damaged() {
     let house = House::new();
@@ -527,7 +527,7 @@ fn a_newer_or_damaged_superblock_is_refused() {
         assert_refused(house.try_open(), Kind::Damaged, "plyfs.store");
     }
     fs::write(&file, &whole).unwrap();
-    // A store without its superblock is not made anew over what is there.
+    // A store without its superblock is not created again over its files.
     house.open().create_disks(&[blank("one")]).unwrap();
     fs::remove_file(&file).unwrap();
     assert_refused(house.try_open(), Kind::Invalid, "plyfs.store");
@@ -563,7 +563,7 @@ fn a_base_that_changed_is_not_attached() {
     file.set_len(8192).unwrap();
     file.set_modified(original).unwrap();
     house.open().disk("one").unwrap().attach().unwrap();
-    // Replaced by an equal copy with the same time: still another file.
+    // Replaced by an equal copy with the same time: still a different file.
     fs::OpenOptions::new().write(true).open(&kept).unwrap().set_modified(original).unwrap();
     let inode = fs::metadata(&source).unwrap().ino();
     fs::rename(&source, format!("{source}.old")).unwrap();
@@ -621,9 +621,9 @@ fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
         "bases/77.base.tmp".to_owned(),
         format!("{}.tmp", record(one)),
         format!("{}.tmp", record(900)),
-        // May be the last copy, see below.
+        // May be the last copy, as below.
         format!("{}.tmp", record(two)),
-        // Not of plyfs.
+        // Not a file of plyfs.
         "disks/notes.tmp".to_owned(),
     ];
     for file in &left {
@@ -650,7 +650,7 @@ fn a_removed_disk_that_somebody_still_knows_leaves_nothing_behind() {
         if attached {
             write(&store, "a");
         }
-        // As a request of the control socket that found it before it was removed.
+        // As a request of the control socket does that found the disk before its removal.
         let node = store.disk("a").unwrap();
         store.unlink("a").unwrap();
         store.purge(node.id()).unwrap();
@@ -680,7 +680,7 @@ fn stat_of_a_disk_does_not_wait_for_its_flush() {
         if event.call == Call::SyncData && event.stage == Stage::Before {
             let (node, (tell, hear)) = (asked.clone(), mpsc::channel());
             std::thread::spawn(move || tell.send((node.attributes().size, node.name())));
-            // Only for a test that fails: it would wait for this call.
+            // The timeout is for a failing test only, which would wait for this call.
             seen.lock().push((event.name.to_owned(), hear.recv_timeout(Duration::from_secs(10)).ok()));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Which disks are attached.
+//! Attaching and detaching disks.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn attached(store: &Store) -> Vec<String> {
     names
 }
 
-// Each disk that was listed cost two descriptors and a mapping until the end of the worker.
+// Each listed disk took two descriptors and a mapping until the end of the worker.
 #[test]
 fn listing_and_stat_attach_nothing() {
     let (house, store) = House::with_base();
@@ -48,7 +48,7 @@ fn a_live_map_of_an_earlier_worker_has_the_word() {
     assert_eq!(house.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
-// Of a plyfs of before, whose record has the size that the disk was made with.
+// The record of an earlier plyfs has the size with which the disk was created.
 #[test]
 fn a_record_without_a_current_size_is_not_believed() {
     let house = House::new();
@@ -72,7 +72,7 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     let one = store.disk("one").unwrap();
     let epoch = one.attach().unwrap().delta().error_epoch();
     one.attach().unwrap().write(100, b"here", epoch).unwrap();
-    // In use, as by a request that runs.
+    // In use, as by a running request.
     let two = store.disk("two").unwrap().attach().unwrap();
     store.detach_idle(Duration::from_secs(600), NOW);
     assert_eq!(attached(&store), ["one", "two"]);
@@ -82,7 +82,7 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     let seen = one.attributes();
     assert!(seen.size == 8192 && seen.allocated > 0);
     assert_eq!(attached(&store), ["two"]);
-    // The handle is as good as before.
+    // The handle is still valid.
     one.attach().unwrap().write(200, b"there", epoch).unwrap();
     let mut bytes = [0; 300];
     one.attach().unwrap().read(0, &mut bytes).unwrap();
@@ -90,7 +90,7 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     drop(two);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), [""; 0]);
-    // As after a power cut: what was detached is durable.
+    // As after a power cut: the detached disk is durable.
     assert!(house.files("../live").is_empty());
     drop(store);
     let store = house.open();
@@ -128,7 +128,7 @@ fn a_disk_whose_flush_failed_stays_attached() {
     store.detach_idle(NOW, NOW);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), ["one"]);
-    // The handle from before is refused as ever.
+    // The earlier handle stays refused.
     assert!(one.attach().unwrap().write(0, &[2; 4096], 0).is_err());
 }
 
@@ -148,14 +148,14 @@ fn there_is_a_bound_and_the_longest_unused_go_first() {
         disk.attach().unwrap().read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [n as u8; 4096]);
     }
-    // When all are in use there are more.
+    // When all are in use the limit is exceeded.
     let held: Vec<_> = all.iter().map(|disk| disk.attach().unwrap()).collect();
     assert_eq!(store.attached().len(), 20);
     drop(held);
     store.close().unwrap();
 }
 
-// Map files of flushes that were cut off stayed for `plyfs check` to find, over any number of clean stops.
+// Map files of interrupted flushes stayed for `plyfs check` to find, across any number of clean stops.
 #[test]
 fn a_clean_close_removes_what_unclean_ends_left() {
     let house = House::new();

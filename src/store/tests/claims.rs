@@ -6,7 +6,7 @@ use super::*;
 use crate::io::{LiveFile, LiveStore};
 use crate::source::{OpenImage, Opened, SourceError};
 
-/// A filesystem that hangs while a file of it is opened.
+/// A filesystem that hangs while a file is opened.
 struct Hangs {
     asked: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
@@ -22,7 +22,7 @@ impl OpenImage for Hangs {
     }
 }
 
-// One base on a filesystem that hung kept all names of the store from being changed.
+// One base on a hanging filesystem blocked all changes of names in the store.
 /// Guards D45.
 #[test]
 fn a_base_that_hangs_keeps_nobody_else_waiting() {
@@ -50,7 +50,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
         let store = &store;
         scope.spawn(move || {
             store.create_disks(&[blank("five")]).unwrap();
-            // The name that is to come is free until its base is there.
+            // The new name is free until its base is open.
             store.rename("one", "four", Replace::No).unwrap();
             store.purge(store.unlink("two").unwrap().id()).unwrap();
             store.add_base("c", other.to_str().unwrap(), None).unwrap();
@@ -60,7 +60,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
             assert_eq!(names(store), ["five", "four", "six", "three"]);
             done.send(()).unwrap();
         });
-        // Only for a test that fails.
+        // The timeout is for a failing test only.
         let waited = all.recv_timeout(Duration::from_secs(60));
         release.send(()).unwrap();
         release.send(()).unwrap();
@@ -111,7 +111,7 @@ fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
     }
 }
 
-/// Live maps that go when the test says so.
+/// Live maps whose removal waits for the test.
 struct Slow {
     inner: LiveDir,
     asked: Mutex<Sender<()>>,
@@ -139,7 +139,7 @@ impl LiveStore for Slow {
 }
 
 // The kernel's FORGET began to purge a removed disk, and the command that had removed it answered before the space was
-// free: the next write of a guest found none.
+// free. The next write of a guest then found no space.
 #[test]
 fn the_second_to_purge_a_disk_returns_when_its_files_are_gone() {
     let house = House::new();

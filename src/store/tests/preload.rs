@@ -1,10 +1,10 @@
-//! Records that a standby worker has read before it takes over.
+//! Records that a standby worker reads before it takes over.
 
 use super::*;
 use crate::io::HostMedium;
 use crate::store::Preloaded;
 
-/// Every file counts as old.
+/// With this margin every file counts as old.
 const HOUR_AHEAD: i64 = -3_600_000_000_000;
 
 fn open_with(house: &House, known: Preloaded) -> Store {
@@ -14,7 +14,7 @@ fn open_with(house: &House, known: Preloaded) -> Store {
     Store::open_prepared(&house.path(""), live, cache, None, Arc::new(OpenHere), known).unwrap()
 }
 
-// Each worker read all records one by one before it served.
+// Each worker read all records before it served.
 #[test]
 fn a_takeover_reads_the_records_that_changed_since_they_were_read_ahead() {
     let (house, store) = House::with_base();
@@ -39,12 +39,12 @@ fn a_takeover_reads_the_records_that_changed_since_they_were_read_ahead() {
     assert_eq!(store.disk("same").unwrap().base_name().as_deref(), Some("b"));
     drop(store);
 
-    // One that did not change is not read.
+    // An unchanged record is not read.
     let mut known = Preloaded::read_from(&medium, Preloaded::default(), HOUR_AHEAD).unwrap();
     known.disks.get_mut(&made[0]).unwrap().1.name = "not-read".into();
     let known = Preloaded::read_from(&medium, known, HOUR_AHEAD).unwrap();
     assert_eq!(names(&open_with(&house, known)), ["grown", "new", "not-read", "other"]);
-    // One that was damaged since is.
+    // A record that was damaged since is read.
     let known = Preloaded::read_from(&medium, Preloaded::default(), HOUR_AHEAD).unwrap();
     fs::write(house.path(&format!("disks/{}.disk", made[0])), "damaged").unwrap();
     let store = open_with(&house, known);

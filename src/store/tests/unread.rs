@@ -22,7 +22,7 @@ impl Home {
             .unwrap()
     }
 
-    /// From now on these files cannot be opened.
+    /// Makes opens of these files fail.
     fn fails(&self, files: &[String], errno: i32) {
         let files = files.to_vec();
         self.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
@@ -36,7 +36,8 @@ impl Home {
     }
 }
 
-// EMFILE or EIO while a record was read made it a damaged one until the next start, and its name was free.
+// After EMFILE or EIO while a record was read, the record counted as damaged until the next start, and its name was
+// free.
 /// Guards D46.
 #[test]
 fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() {
@@ -60,7 +61,7 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         assert_eq!(names(&store), ["two"]);
         assert!(store.damaged().is_empty());
         assert_eq!(store.unread().iter().map(|record| &record.file).collect::<Vec<_>>(), [&file]);
-        // It may have any name, and be on any base.
+        // The record may have any name and be on any base.
         assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Io, &file);
         assert_refused(store.rename("two", "one", Replace::Yes).map(drop), Kind::Io, &file);
         assert_refused(store.remove_base("b"), Kind::Io, &file);
@@ -69,7 +70,7 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         assert_eq!(store.unread().len(), 1);
 
         home.works();
-        // Who asks for it need not wait for its turn.
+        // A lookup by number retries at once.
         assert_eq!(store.disk_by_id(ids[0]).unwrap().name(), "one");
         assert!(store.unread().is_empty());
         let mut bytes = [0; 4096];
@@ -106,7 +107,7 @@ fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
     assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Exists, "b");
 }
 
-// Of two disks with one name the later has it, also when the later one could not be read at first.
+// Of two disks with one name the later one has it, also when its record could not be read at first.
 #[test]
 fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
     for late in [0, 1] {
@@ -138,7 +139,7 @@ fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
     }
 }
 
-// What cannot be read and is taken out of the store by its operator is no longer waited for.
+// A record that cannot be read, and that the operator moves out of the store, blocks no names any more.
 #[test]
 fn a_record_that_is_moved_away_frees_the_names() {
     let home = Home::new();
