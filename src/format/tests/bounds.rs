@@ -1,4 +1,4 @@
-//! Hostile and damaged bytes: what a decoder takes is bounded by what it was given.
+//! Hostile and damaged bytes: the size of its input bounds what a decoder takes.
 
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ fn the_helper_makes_what_the_encoder_makes() {
     assert_eq!(decode(&file(&[payload(1 << 30, 0, &[])]), 0).unwrap().records, 1);
 }
 
-/// A thousand records of 100 bytes that each speak for all words of a disk of 64 TiB: 4 TiB, if it were made.
+/// A thousand records of 100 bytes, each for all words of a disk of 64 TiB: expanded they would take 4 TiB.
 #[test]
 fn a_repeated_run_takes_no_memory_for_its_length() {
     let all = |value: u64| payload(MAX_DISK_SIZE, 0, &[(0, ALL, 1, &[value])]);
@@ -84,7 +84,7 @@ fn words_behind_the_size_of_their_record_are_not_made() {
     assert_eq!(journal.map.data_end(), 33);
     let words: Vec<u64> = journal.map.words().flat_map(|(_, words)| each(words)).collect();
     assert_eq!((words.len(), &words[..3]), (64, &[DATA, 1, 0][..]));
-    // As a flush after a shrink writes them: zeros, for words that are no more.
+    // As a flush after a shrink writes them: zeros, for words past the end.
     let journal = decode(&file(&[payload(4096, 0, &[(1 << 20, 2, 0, &[0, 0])])]), 0).unwrap();
     assert_eq!((journal.records, journal.map.words().count()), (1, 0));
 }
@@ -113,7 +113,7 @@ fn what_no_plyfs_writes_is_refused_with_its_reason() {
     refused(&[payload(MAX_DISK_SIZE + 1, 0, &[])], "size 70368744177665");
     refused(&[payload(4096, 4097, &[])], "overlap 4097");
     refused(&[payload(4096, 0, &[])[..24].to_vec()], "longer than its record");
-    // More runs than there are bytes for.
+    // More runs than the bytes allow.
     let mut lie = payload(size, 0, &[]);
     lie[24..28].fill(0xff);
     refused(&[lie], "longer than its record");
@@ -128,7 +128,7 @@ fn an_overlap_that_grows_is_told() {
     assert_eq!(journal.raised.unwrap().before, 8192);
 }
 
-/// A torn tail full of what looks like records, each up to the end: summed up one by one they take hours.
+/// A torn tail full of candidate records, each up to the end: summing each of them would take hours.
 #[test]
 fn a_tail_of_nothing_but_records_is_refused_in_a_time_bounded_by_its_length() {
     let mut bytes = file(&[payload(4096, 0, &[])]);
@@ -163,7 +163,7 @@ fn a_record_of_many_windows_is_read_as_a_whole() {
     let got: Vec<u64> = journal.map.words().flat_map(|(_, words)| each(words)).collect();
     assert_eq!(got[3..200_003], words);
     assert_eq!(journal.map.data_end(), 900_000 * 32 + 1);
-    // Half a window of a file that somebody cuts while it is read.
+    // The file is truncated in the middle of a window while it is read.
     let short = |buf: &mut [u8], at: u64| {
         let rest = &bytes[(at as usize).min(300_000)..300_000];
         let n = rest.len().min(buf.len());
@@ -278,7 +278,7 @@ proptest! {
             || overlap > 0), "zeros above the overlap cost nothing");
     }
 
-    /// Bytes that were valid, then changed, cut, doubled: never a panic, never more memory than they justify.
+    /// Valid bytes that were changed, cut or doubled: never a panic, never more memory than they justify.
     #[test]
     fn damaged_golden_bytes_never_panic_nor_take_much(
         what in 0usize..4,
@@ -300,7 +300,7 @@ proptest! {
             }
         }
         if mend && bytes.len() > 4 {
-            // A checksum that is right lets the change through to what is behind it.
+            // With a right checksum the change reaches the decoder behind it.
             let end = bytes.len() - 4;
             let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
             bytes[end..].copy_from_slice(&sum);

@@ -47,7 +47,7 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
     assert!(Trace::decode(&[bytes, vec![0]].concat()).is_err());
 }
 
-/// With the envelope right, as whoever makes a hostile file would make it.
+/// Decodes a hostile payload in a right envelope, and expects `text` in the error.
 fn refused(why: &str, text: &str, change: impl FnOnce(&mut Writer)) {
     let mut w = Writer::new();
     change(&mut w);
@@ -73,7 +73,7 @@ fn hostile_traces_are_refused() {
     });
     refused("no bytes", "a base of 0 bytes", |w| head(w, 0, 0));
     refused("2^63 bytes", "a base of 9223372036854775808 bytes", |w| head(w, 1 << 63, 0));
-    refused("an origin that is none", "4 is no kind", |w| {
+    refused("an unknown origin", "origin type 4 is not known", |w| {
         w.bytes(b"b").u64(1).i64(0).u8(4).u32(0);
     });
     refused("more entries than bytes", "4294967295 entries", |w| head(w, 4096, u32::MAX));
