@@ -1,4 +1,4 @@
-//! The kernel's requests, one by one: decoded, handed to `serve`, answered.
+//! Decodes each request of the kernel, passes it to `serve`, and encodes the answer.
 
 use std::ffi::OsStr;
 use std::time::SystemTime;
@@ -17,7 +17,7 @@ use crate::disk::{Grow, Seek};
 use crate::serve::{self, Allocate, Asker, Change, Created, Target, Written};
 use crate::store::{Attributes, Replace};
 
-/// What fallocate(2) wants.
+/// The change of space that a mode of fallocate(2) asks for; `None` for a mode that is not supported.
 fn allocate_of(mode: i32) -> Option<Allocate> {
     let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -42,7 +42,7 @@ impl Filesystem for PlyFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // The kernel has let go of the inode.
+        // The kernel does not use the inode any more.
         if let Ok(disk) = disk_of(ino) {
             self.service.forgotten(disk, self.notifier.clone());
         }
@@ -127,7 +127,7 @@ impl Filesystem for PlyFs {
         if Node::of(parent.0) != Some(Node::Disks) {
             return reply.error(Errno::EPERM);
         }
-        // No disk is called nothing.
+        // No disk has an empty name.
         let name = name.to_string_lossy().strip_suffix(SUFFIX).unwrap_or_default().to_owned();
         self.service.unlink(self.asker(req), name, |done| answer(done, reply));
     }
@@ -260,7 +260,7 @@ impl Filesystem for PlyFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // close(2) promises nothing; the kernel need not ask again.
+        // close(2) promises nothing. After this answer the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
 
@@ -278,7 +278,7 @@ impl Filesystem for PlyFs {
         let Some(dir @ (Node::Root | Node::Disks | Node::Bases)) = Node::of(ino.0) else {
             return reply.error(Errno::ENOTDIR);
         };
-        // The cookie of an entry is its number plus 2, so that removals move nothing.
+        // The cookie of an entry is its number plus 2, so removals do not move other entries.
         let mut full = false;
         for (at, name) in [(1, "."), (2, "..")] {
             let node = if at == 1 { dir } else { Node::Root };
@@ -359,7 +359,7 @@ impl Filesystem for PlyFs {
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // Once; then the kernel stops asking before every write.
+        // After this answer the kernel stops asking before every write.
         reply.error(Errno::ENOSYS);
     }
 
@@ -402,7 +402,7 @@ impl Filesystem for PlyFs {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing then.
+        // After this answer the kernel copies by reading and writing.
         reply.error(Errno::ENOSYS);
     }
 }

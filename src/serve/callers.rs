@@ -1,15 +1,16 @@
-//! Which process a request that waits is of, and whether that process is ending.
+//! Finds the process of each waiting request, and whether that process is ending.
 //!
-//! The kernel interrupts a request whose caller waits for it. An asynchronous one (libaio, io_uring) has no such caller,
-//! and a killed process does not end before these do. So their processes are looked at while they wait.
+//! The kernel interrupts a request whose caller waits for it. An asynchronous request (libaio, io_uring) has no such
+//! caller, and a killed process does not end before its requests do. So this module watches the processes of waiting
+//! requests.
 //!
 //! What must hold:
-//! - A request ends because its own process does, and for nothing else. The process is learned once, as soon as the
-//!   request waits, and is known by its number and the time of its start: later the thread may be gone, and its number
-//!   another's. A request whose thread is gone before it was seen is left alone (D56).
-//! - Each process is looked at once in a round, however many requests it has, and a round looks at [`MOST`]. A thread is
-//!   looked at once in five seconds (D57).
-//! - This process reads nothing of others; it asks ([`Lookup`]). Without an answer requests wait on.
+//! - A request ends because its own process is ending, and for nothing else. Its process is looked up once, as soon as
+//!   the request waits, and is identified by its number and start time: later the thread may be gone, and its number
+//!   may be another thread's. A request whose thread was gone before the lookup is left alone (D56).
+//! - Each process is checked once in a round, however many requests it has, and a round checks [`MOST`] processes at
+//!   most. A thread is looked up once in five seconds (D57).
+//! - This process does not inspect other processes: it asks ([`Lookup`]). Without an answer, requests keep waiting.
 
 #[cfg(test)]
 mod tests;
@@ -17,47 +18,47 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often processes are looked at, while requests of theirs wait.
+/// How often processes are checked while their requests wait.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
-/// The shortest time between two questions, so that threads are asked about many at a time.
+/// The shortest time between two questions, so that one question covers many threads.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For so long the number of a thread means the same thread: until all other numbers were given out, which takes as
-/// many new threads.
+/// How long a thread's number certainly means the same thread: the kernel reuses it only after as many new threads as
+/// there are numbers.
 const FRESH: Duration = Duration::from_secs(5);
-/// Threads, and processes, of a question.
+/// Most threads, and most processes, in one question.
 pub const MOST: usize = 128;
 
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// Its number in the pid namespace of the mount.
+    /// Number in the pid namespace of the mount.
     pub id: u32,
-    /// When it started, in the unit of proc(5): processes of the same number differ in it.
+    /// Start time, in the unit of proc(5). It tells processes of one number apart.
     pub start: u64,
 }
 
-/// What is to be found out.
+/// A question about threads and processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Question {
-    /// Which processes these threads are of.
+    /// Threads whose process is unknown.
     pub threads: Vec<u32>,
-    /// Which of these are ending.
+    /// Processes of which some may be ending.
     pub processes: Vec<Process>,
 }
 
-/// What was found.
+/// The answer to a [`Question`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Threads of the question that are there, with their processes.
+    /// The threads that exist, with their processes.
     pub threads: Vec<(u32, Process)>,
-    /// Processes of the question that are ending, or have ended.
+    /// The processes that are ending or have ended.
     pub ending: Vec<Process>,
 }
 
-/// Finds out; `None` when there is no answer. It may take a while.
+/// Answers a question; `None` when there is no answer. May take a while.
 pub type Lookup = Box<dyn Fn(&Question) -> Option<Findings> + Send>;
 
-/// A request whose process is not known.
+/// A waiting request whose process is unknown.
 #[derive(Debug, Clone, Copy)]
 struct Stranger {
     since: Instant,
@@ -65,27 +66,27 @@ struct Stranger {
     thread: u32,
 }
 
-/// Those who made the requests that wait.
+/// The processes of the waiting requests.
 #[derive(Default)]
 pub(super) struct Callers {
-    /// Whether there is anything to ask.
+    /// Whether there is a [`Lookup`] to ask.
     pub watched: bool,
-    /// In the order in which they began to wait.
+    /// In the order in which the requests began to wait.
     strangers: VecDeque<Stranger>,
-    /// Threads that were looked at a short while ago, and when; those without a process are not seen, or were gone.
+    /// Threads that were looked up recently, with the time. A thread without a process was gone, or is not visible.
     threads: HashMap<u32, (Option<Process>, Instant)>,
     process_of: HashMap<u64, Process>,
     requests_of: HashMap<Process, HashSet<u64>>,
-    /// Those known, the one that is looked at next first.
+    /// The known processes, in the order of their next check.
     turns: VecDeque<Process>,
-    /// When it may be asked about threads, and about processes.
+    /// When the next question about threads, and about processes, is allowed.
     threads_at: Option<Instant>,
     processes_at: Option<Instant>,
 }
 
 impl Callers {
-    /// A request begins to wait; `thread` is 0 when it is not seen from the mount. Says whether [`due`](Self::due) may
-    /// be earlier now.
+    /// Adds a request that begins to wait. `thread` is 0 when it is not visible from the mount. Returns whether
+    /// [`due`](Self::due) may be earlier now.
     pub fn came(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
         if !self.watched || thread == 0 {
             return false;
@@ -103,7 +104,7 @@ impl Callers {
         }
     }
 
-    /// It does not wait any more.
+    /// Removes a request that does not wait any more.
     pub fn left(&mut self, unique: u64) {
         let Some(process) = self.process_of.remove(&unique) else { return };
         if let Some(requests) = self.requests_of.get_mut(&process) {
@@ -114,19 +115,19 @@ impl Callers {
         }
     }
 
-    /// Requests whose process is known.
+    /// Number of requests whose process is known.
     pub fn known(&self) -> usize {
         self.process_of.len()
     }
 
-    /// When the next question is due, if there is one; now, when it was due earlier.
+    /// When the next question is due, if there is one; `now` if it is overdue.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         let threads = (!self.strangers.is_empty()).then(|| self.threads_at.unwrap_or(now));
         let processes = (!self.process_of.is_empty()).then(|| self.processes_at.unwrap_or(now));
         threads.into_iter().chain(processes).min()
     }
 
-    /// What to ask now, if anything.
+    /// The question to ask now, if any. `waits` tells whether a request still waits.
     pub fn question(&mut self, now: Instant, waits: impl Fn(u64) -> bool) -> Option<Question> {
         let mut question = Question::default();
         if self.threads_at.is_none_or(|at| at <= now) {
@@ -144,7 +145,7 @@ impl Callers {
         }
         if self.processes_at.is_none_or(|at| at <= now) {
             self.processes_at = Some(now + ROUND);
-            // A process comes to the end of the queue when it is asked about, and leaves it when it has no request.
+            // A process moves to the end of the queue when it is checked, and leaves the queue when it has no request.
             for _ in 0..self.turns.len() {
                 let Some(process) = self.turns.pop_front() else { break };
                 if !self.requests_of.contains_key(&process) {
@@ -160,7 +161,7 @@ impl Callers {
         (question != Question::default()).then_some(question)
     }
 
-    /// The answer to `question`, which was asked at `asked`; says which requests end.
+    /// Takes the answer to `question`, which was asked at `asked`. Returns the requests to end.
     pub fn hear(
         &mut self,
         question: &Question,
@@ -169,7 +170,7 @@ impl Callers {
         waits: impl Fn(u64) -> bool,
     ) -> Vec<u64> {
         let Some(findings) = findings else {
-            // Threads are asked about again, as long as their numbers mean something.
+            // Ask about the threads again, while their numbers still mean the same threads.
             self.threads_at = Some(asked + ROUND);
             return Vec::new();
         };

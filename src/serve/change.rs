@@ -1,5 +1,5 @@
-//! Changes of a disk that come as one request with many parts: attributes and the size, and space that is taken or given
-//! back.
+//! Changes of a disk that one request makes together: attributes and size; and the reservation, discard and zeroing of
+//! space.
 
 use super::attempt::{Attempt, Kind};
 use super::error::{Stop, fail, fail_disk};
@@ -9,7 +9,7 @@ use crate::disk::Grow;
 use crate::format::record::MountRequest;
 use crate::store::{Attributes, DiskNode};
 
-/// New attributes of a disk; `None` stays.
+/// New attributes of a disk. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Change {
     pub mode: Option<u32>,
@@ -20,7 +20,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// Once for each request: when it is sent again, and the size was changed since by another client, that stays.
+    /// Applies the change, once for each request. A size that another client has set since stays when the request is
+    /// sent again.
     fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
         if let Some(size) = self.size {
             let disk = node.attach().map_err(|e| fail(&e))?;
@@ -42,14 +43,14 @@ impl Change {
     }
 }
 
-/// What becomes of a range of a disk.
+/// A change of the space of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocate {
-    /// Its space is taken, so that later writes find it.
+    /// Reserves space, so that later writes find it.
     Take(Grow),
-    /// It reads as zeros, and its space is given back. The size stays.
+    /// The range reads as zeros, and its space is freed. The size stays.
     Discard,
-    /// It reads as zeros.
+    /// The range reads as zeros.
     Zero(Grow),
 }
 
@@ -67,7 +68,7 @@ fn allocate(node: &DiskNode, what: Allocate, (offset, len): (u64, u64), handle: 
 }
 
 impl Service {
-    /// Changes attributes of a disk, and finds what they are then.
+    /// Changes attributes of a disk, and returns the new ones.
     pub fn change(
         &self,
         call: Call,
@@ -84,7 +85,7 @@ impl Service {
             })
         };
         if change.size.is_none() && !self.is_attached(target) {
-            // The record of a disk whose base cannot be opened can be changed all the same.
+            // The record can be changed even if the base cannot be opened.
             let (lane, service) = (self.attach_lane(target), self.clone());
             return self.runner.change_in(lane, answer, refuse, move |answer| answer(apply(&service)));
         }
@@ -94,7 +95,7 @@ impl Service {
         });
     }
 
-    /// Takes the space of `range`, an offset and a length in bytes, or gives it back.
+    /// Reserves or frees the space of `range`, an offset and a length in bytes.
     pub fn allocate(
         &self,
         call: Call,

@@ -1,7 +1,7 @@
-//! Lets changes in until the daemon stops with files open, and tells when those inside have ended.
+//! Counts running changes. When the daemon stops with files open, refuses later changes and waits for the running ones.
 //!
-//! What must hold: closing never keeps a request waiting. One that comes later is refused, on a thread that serves all
-//! disks.
+//! What must hold: a closed gate never makes a request wait. It refuses the request at once, on the thread that serves
+//! all disks.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,20 +17,20 @@ pub(super) struct Gate {
     left: Condvar,
 }
 
-/// A change that is under way.
+/// A running change.
 pub(super) struct Inside<'a>(&'a Gate);
 
 impl Gate {
-    /// None once the gate is closed.
+    /// Begins a change; `None` once the gate is closed.
     pub fn enter(&self) -> Option<Inside<'_>> {
-        // First in, then the look: closing does the two in the other order, so one of the two sees the other.
+        // First the count, then the check. Closing does the two in the other order, so at least one of the two threads
+        // sees the other.
         self.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Inside(self);
         (!self.closed.load(Ordering::SeqCst)).then_some(inside)
     }
 
-    /// Refuses all later changes and waits until those inside have ended, for `patience` at most. Returns how many
-    /// have not.
+    /// Refuses all later changes, and waits for the running ones for `patience` at most. Returns how many still run.
     pub fn close(&self, patience: Duration) -> usize {
         self.closed.store(true, Ordering::SeqCst);
         let end = Instant::now() + patience;

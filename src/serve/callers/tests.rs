@@ -22,7 +22,7 @@ fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
     all
 }
 
-/// Asks, which has to be about these threads and processes, and hears what was found.
+/// Asks a question, which must be about these threads and processes, and records the answer.
 #[track_caller]
 fn ask(
     callers: &mut Callers,
@@ -46,7 +46,7 @@ fn the_requests_of_a_process_end_when_it_does_and_those_of_others_do_not() {
     callers.came(4, 21, now);
     assert_eq!(ask(&mut callers, now, (&[11, 21], &[]), threads(&[(11, A), (21, B)])), NONE);
     assert_eq!(callers.known(), 4);
-    // Once in a round for each process, and not for its threads any more.
+    // Each process is checked once in a round, and its threads are not asked about again.
     assert_eq!(callers.due(now), Some(now + ROUND));
     assert_eq!(callers.question(now + ROUND / 2, ALL), None);
     let now = now + ROUND;
@@ -74,7 +74,7 @@ fn a_thread_that_was_seen_is_not_asked_about_again_for_a_while() {
     assert!(callers.came(2, 11, soon), "its process is to be looked at");
     assert_eq!((callers.known(), callers.strangers.len()), (1, 0));
     ask(&mut callers, soon, (&[], &[A]), ending(&[]));
-    // Then the number may be another's.
+    // After this time the number may be another thread's.
     let later = now + FRESH;
     callers.came(3, 11, later);
     let again = Process { start: 5000, ..A };
@@ -91,7 +91,7 @@ fn requests_that_come_while_it_is_asked_are_known_with_the_answer() {
     callers.came(3, 12, now + PAUSE / 4);
     assert_eq!(callers.hear(&question, now, threads(&[(11, A)]), ALL), NONE);
     assert_eq!(callers.known(), 2);
-    // Many of the others are asked about at a time.
+    // The other threads are asked about together.
     assert_eq!(callers.due(now), Some(now + PAUSE));
     assert_eq!(callers.question(now + PAUSE, ALL).expect("a thread").threads, [12]);
 }

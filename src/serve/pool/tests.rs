@@ -4,7 +4,7 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A job that runs until it is let go of.
+/// A job that runs until the test ends it.
 fn stuck(pool: &Pool, lane: Lane) -> Sender<()> {
     let (go, gone) = channel::<()>();
     let (says, began) = channel();
@@ -27,7 +27,7 @@ fn tells(pool: &Pool, lane: Lane) -> Receiver<()> {
 fn a_base_that_hangs_holds_its_own_lane_only() {
     let pool = Pool::new(2, 0).expect("threads");
     let width = Lane::Base(1).width();
-    // More than the pool has threads: others take the place of those that are stuck.
+    // More than the pool has threads: others take the place of stuck ones.
     let held: Vec<_> = (0..width).map(|_| stuck(&pool, Lane::Base(1))).collect();
     let next = tells(&pool, Lane::Base(1));
     for lane in [Lane::Base(2), Lane::Disk(1), Lane::Sync(1), Lane::Names, Lane::Attach(1)] {
@@ -57,7 +57,7 @@ fn lanes_with_work_take_turns() {
     let pool = Pool::new(1, 0).expect("threads");
     let go = stuck(&pool, Lane::Names);
     let (says, order) = channel();
-    // One guest has a long queue before another asks for a little.
+    // One guest has a long queue before another guest sends a few requests.
     for lane in std::iter::repeat_n(Lane::Disk(1), 100).chain([Lane::Disk(2), Lane::Disk(3)]) {
         let says = says.clone();
         pool.spawn(lane, move || _ = says.send(lane));
@@ -109,7 +109,7 @@ fn large_jobs_of_a_lane_run_a_few_at_a_time() {
     let mut first: Vec<_> = (0..4).map(|_| began.recv_timeout(SOON).expect("it begins")).collect();
     first.sort_unstable();
     assert_eq!(first, [0, 1, 2, 3]);
-    // Small ones stand behind them, and those of another disk do not.
+    // Small jobs of the lane wait behind them; those of another disk do not.
     let small = tells(&pool, Lane::Disk(1));
     tells(&pool, Lane::Disk(2)).recv_timeout(SOON).expect("another disk");
     assert!(began.try_recv().is_err() && small.try_recv().is_err());
@@ -134,13 +134,13 @@ fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
     let quarter = QUEUED_BYTES / 4;
     (0..4).for_each(|n| assert!(pool.spawn_bounded(lane, quarter, job(n)).is_none()));
     assert!(ran.try_recv().is_err(), "they wait");
-    // What is more runs here as long as others of its kind are free, and waits too when none is.
+    // Writes above the bound run on the calling thread while others of its kind are free, and wait when none is.
     assert!(pool.spawn_bounded(lane, quarter, job(4)).is_none());
     assert_eq!(ran.try_recv(), Ok((4, true)));
     let permit = pool.try_inline().expect("one");
     assert!(pool.spawn_bounded(lane, quarter, job(5)).is_none());
     assert!(ran.try_recv().is_err());
-    // All lanes together have a bound.
+    // All lanes together have a bound too.
     assert!(pool.spawn_bounded(lane, ALL_QUEUED_BYTES - 5 * quarter, job(6)).is_none());
     assert!(pool.spawn_bounded(lane, 1, job(7)).is_some());
     drop((go, permit));
