@@ -96,7 +96,7 @@ fn byte(delta: &Delta, block: u64) -> u8 {
 }
 
 #[test]
-fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
+fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_no_caller_hangs() {
     for (call, name) in [
         (Call::SyncData, ".data"),
         (Call::SyncData, ".map"),
@@ -293,7 +293,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
 }
 
 #[test]
-fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
+fn a_power_cut_before_a_flush_leaves_flushed_blocks_old_or_new_and_others_unmapped() {
     for keep in [ALL, NOTHING] {
         let rig = Rig::new();
         let delta = rig.open();
@@ -309,7 +309,7 @@ fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
 }
 
 #[test]
-fn zeroing_up_to_the_end_leaves_a_disk_that_has_grown_alone() {
+fn zeroing_up_to_the_end_does_nothing_after_the_disk_has_grown() {
     let rig = Rig::new();
     let delta = rig.open();
     delta.resize(6000, Durability::Now).unwrap();
@@ -351,7 +351,7 @@ fn a_block_in_which_the_disk_ended_is_not_torn_when_it_is_overwritten_after_grow
 }
 
 #[test]
-fn a_resize_that_failed_does_not_come_back_when_its_record_was_written_up_to_its_zeros() {
+fn a_failed_resize_does_not_take_effect_although_its_record_lacks_only_zeros() {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 0, 1);
@@ -368,7 +368,7 @@ fn a_resize_that_failed_does_not_come_back_when_its_record_was_written_up_to_its
 }
 
 #[test]
-fn a_shrink_after_growth_that_was_not_flushed_shows_nothing_old() {
+fn a_shrink_after_growth_that_was_not_flushed_shows_no_old_bytes() {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 1, 7);
@@ -387,7 +387,7 @@ fn a_shrink_after_growth_that_was_not_flushed_shows_nothing_old() {
 // A write that failed halfway changed blocks that readers saw from then on. The next flush did not sync them: after a
 // power cut the old blocks were back.
 #[test]
-fn a_flush_makes_durable_what_is_read_of_a_write_that_failed_halfway() {
+fn a_flush_makes_the_visible_part_of_a_failed_write_durable() {
     for sync_fails in [false, true] {
         let rig = Rig::new();
         let delta = rig.open();
@@ -430,7 +430,7 @@ fn a_block_is_data_only_after_its_bytes_are_written() {
 
 /// Guards D5.
 #[test]
-fn what_was_looked_up_before_a_change_is_read_as_it_was_or_as_it_is() {
+fn a_lookup_before_a_change_reads_the_old_or_the_new_content() {
     type Change = fn(&Delta);
     let changes: [(u8, Change); 3] = [
         (2, |delta| put(delta, 3, 2)),
@@ -455,7 +455,7 @@ fn what_was_looked_up_before_a_change_is_read_as_it_was_or_as_it_is() {
 
 /// Guards D11.
 #[test]
-fn a_write_that_needs_the_base_says_so_and_holds_nothing() {
+fn a_write_that_needs_the_base_fails_with_need_base_and_holds_no_lock() {
     let rig = Rig { overlap: 65_536, ..Rig::new() };
     let delta = rig.open();
     let refused = delta.write(100, &[1; 10], &Edges::default());

@@ -268,7 +268,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn disks_are_what_a_flat_file_is(
+    fn disks_behave_as_a_flat_file(
         base_len in prop_oneof![Just(0usize), 1usize..250_000, Just(4096 * 40)],
         grow in proptest::collection::vec(prop_oneof![Just(0u64), 0u64..60_000], 1..4),
         ops in proptest::collection::vec((0usize..3, op()), 1..40),

@@ -195,7 +195,7 @@ const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
 const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
 
 #[test]
-fn records_come_back_as_written() {
+fn records_decode_as_written() {
     assert_eq!(DiskRecord::decode(&disk().encode()).unwrap(), disk());
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
@@ -246,7 +246,7 @@ fn records_come_back_as_written() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
+fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
     for bytes in [
         disk().encode(),
         base().encode(),
@@ -271,7 +271,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
 }
 
 #[test]
-fn a_newer_version_is_said_to_be_newer() {
+fn a_newer_version_is_reported_as_newer() {
     let mut bytes = disk().encode();
     bytes[8] = 4;
     let end = bytes.len() - 4;
@@ -281,7 +281,7 @@ fn a_newer_version_is_said_to_be_newer() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_below_the_floor_is_noticed() {
+fn every_flipped_bit_and_every_cut_below_the_floor_is_detected() {
     let bytes = map_file();
     let floor = bytes.len() as u64;
     for bit in 0..bytes.len() * 8 {

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_an_interrupt_in_every_respect_is_taken_out() {
+    fn only_complete_interrupt_messages_are_taken_out() {
         assert_eq!(interrupted(&message(48, 36, 0x8000_0000_0000_0042)), Some(0x8000_0000_0000_0042));
         assert_eq!(interrupted(&message(48, 37, 66)), None);
         assert_eq!(interrupted(&message(56, 36, 66)), None);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_of_the_device_are_heard_and_everything_else_passes() {
+    fn interrupts_of_the_device_reach_the_listener_and_all_else_passes() {
         use std::os::fd::AsFd;
         use std::sync::Mutex;
 

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_inside_are_waited_for_and_later_ones_refused() {
+    fn closing_waits_for_running_changes_and_refuses_later_ones() {
         let gate = Gate::default();
         let inside = gate.enter().expect("it is open");
         assert_eq!(gate.close(Duration::from_millis(1)), 1, "one is inside");

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_panic_is_not_seen_by_anybody() {
+    fn a_single_panic_is_hidden_by_the_retry() {
         let tries = Cell::new(0);
         let done: Result<_, Errno> = guarded(|| {
             tries.set(tries.get() + 1);

@@ -311,7 +311,7 @@ fn a_read_that_waits_for_a_base_is_run_again_when_it_arrives() {
 }
 
 #[test]
-fn a_write_waits_for_what_its_ends_need_of_the_base() {
+fn a_write_waits_for_the_bytes_of_the_base_that_its_ends_need() {
     let house = House::new();
     let data = vec![0xee; 3 * 4096];
     let written = house.write(0, 100, &data);
@@ -366,7 +366,7 @@ fn seeking_goes_through_delta_and_base() {
 }
 
 #[test]
-fn after_the_end_has_begun_changes_are_refused_and_reads_are_not() {
+fn after_quiesce_changes_are_refused_and_reads_are_not() {
     let house = House::new();
     let waiting = house.write(0, 100, b"late");
     house.until_asked();
@@ -441,7 +441,7 @@ fn the_requests_of_a_killed_caller_end_and_those_of_others_wait_on() {
 }
 
 #[test]
-fn what_is_too_much_of_one_disk_is_refused_and_others_wait_their_turn() {
+fn requests_above_the_bound_of_one_disk_are_refused_and_others_wait() {
     let limits = Limits { requests: 10, of_disk: 2, bytes: 1 << 20, bytes_of_disk: 1 << 20, floor: 2 };
     let house = House::with_limits(limits);
     let waiting = [house.read(call(90), house.disk(0), 0, 512), house.read(call(91), house.disk(0), 0, 512)];
@@ -504,7 +504,7 @@ impl Users for Openers {
 }
 
 #[test]
-fn a_disk_without_a_name_goes_with_its_last_user() {
+fn an_unlinked_disk_is_purged_after_its_last_close() {
     let house = House::new();
     let (disk, store) = (house.disks[BLANK], house.service.store());
     let users = Arc::new(Openers(AtomicBool::new(true)));

@@ -97,7 +97,7 @@ fn assert_refused<T>(result: Result<T, StoreError>, kind: Kind, part: &str) {
 }
 
 #[test]
-fn what_is_made_is_there_after_a_reopen() {
+fn created_objects_exist_after_a_reopen() {
     let (house, store) = House::with_base();
     assert!(names(&store).is_empty());
     store.create_disks(&[on("b", "one", None), on("b", "two", Some(1 << 30)), blank("three")]).unwrap();
@@ -131,7 +131,7 @@ fn what_is_made_is_there_after_a_reopen() {
 }
 
 #[test]
-fn names_that_are_none_are_refused() {
+fn invalid_names_are_refused() {
     let (house, store) = House::with_base();
     store.create_disks(&[blank("fine")]).unwrap();
     let long = "x".repeat(200);
@@ -155,7 +155,7 @@ fn names_that_are_taken_are_refused() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn missing_objects_are_not_found() {
     let (_house, store) = House::with_base();
     assert_refused(store.disk("x"), Kind::NotFound, "plyfs disk ls");
     assert_refused(store.base("x"), Kind::NotFound, "plyfs base ls");
@@ -187,7 +187,7 @@ fn sizes() {
 }
 
 #[test]
-fn what_cannot_be_a_base_is_refused() {
+fn unusable_sources_are_refused_as_bases() {
     let house = House::new();
     let store = house.open();
     let at = |name: &str| house.tmp.path().join(name).to_str().unwrap().to_owned();
@@ -232,7 +232,7 @@ fn a_base_in_use_names_its_disks() {
 }
 
 #[test]
-fn a_rename_over_a_disk_leaves_one_of_that_name() {
+fn a_rename_over_a_disk_leaves_one_disk_of_that_name() {
     let (house, store) = House::with_base();
     let made = store.create_disks(&[blank("a"), blank("b")]).unwrap();
     assert_refused(store.rename("a", "b", Replace::No), Kind::Exists, "disk b");
@@ -264,7 +264,7 @@ fn crash_between_the_two_records(house: &House) -> (u64, u64) {
 
 /// Guards D14.
 #[test]
-fn a_crash_between_the_two_records_of_a_rename_leaves_one_of_that_name() {
+fn a_crash_between_the_two_records_of_a_rename_leaves_one_disk_of_that_name() {
     let house = House::new();
     let (a, b) = crash_between_the_two_records(&house);
     let store = house.open();
@@ -326,7 +326,7 @@ fn a_removed_disk_is_gone_with_its_files_after_purge() {
 }
 
 #[test]
-fn numbers_are_never_used_again() {
+fn numbers_are_never_reused() {
     let (house, mut store) = House::with_base();
     let mut last = store.base("b").unwrap().id();
     for _ in 0..5 {
@@ -343,7 +343,7 @@ fn numbers_are_never_used_again() {
 }
 
 #[test]
-fn a_batch_is_made_wholly_or_not_at_all() {
+fn a_batch_is_created_wholly_or_not_at_all() {
     let (house, store) = House::with_base();
     store.create_disks(&[blank("taken")]).unwrap();
     let before = house.files("disks");
@@ -609,7 +609,7 @@ fn attributes_are_kept() {
 }
 
 #[test]
-fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
+fn unfinished_records_of_a_killed_worker_are_removed_by_the_next() {
     let (house, store) = House::with_base();
     store.create_disks(&[blank("one"), blank("two")]).unwrap();
     let (one, two) = (store.disk("one").unwrap().id(), store.disk("two").unwrap().id());
@@ -642,7 +642,7 @@ fn what_a_killed_worker_was_writing_is_swept_by_the_next() {
 }
 
 #[test]
-fn a_removed_disk_that_somebody_still_knows_leaves_nothing_behind() {
+fn a_removed_disk_leaves_no_files_although_a_request_still_holds_it() {
     for attached in [false, true] {
         let house = House::new();
         let store = house.open();

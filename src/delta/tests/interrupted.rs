@@ -4,7 +4,7 @@ use super::super::gate::Turns;
 use super::*;
 
 #[test]
-fn whoever_waits_for_a_flush_hears_that_it_failed_however_late_he_asks() {
+fn a_caller_of_a_flush_learns_its_failure_however_late_it_asks() {
     let mut turns = Turns::default();
     let first = turns.arrive();
     assert_eq!(turns.outcome(first), None);
@@ -93,20 +93,20 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
 
 /// Guards D21.
 #[test]
-fn a_failed_sync_of_data_that_no_worker_lived_to_hear_of_is_made_up_for() {
+fn data_is_written_again_when_a_worker_died_before_it_saw_a_failed_sync() {
     killed_in_a_failing_sync(".data", false);
     killed_in_a_failing_sync(".data", true);
 }
 
 /// Guards D21.
 #[test]
-fn a_failed_sync_of_the_map_that_no_worker_lived_to_hear_of_is_made_up_for() {
+fn the_map_file_is_rewritten_when_a_worker_died_before_it_saw_a_failed_sync() {
     killed_in_a_failing_sync(".map", true);
     killed_in_a_failing_sync(".map", false);
 }
 
 #[test]
-fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
+fn a_lock_of_the_whole_disk_is_granted_under_a_load_of_small_writes() {
     const WRITERS: u64 = 8;
     const ROUNDS: u64 = 200;
     let lock = Arc::new(RangeLock::default());
@@ -135,7 +135,7 @@ fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
 }
 
 #[test]
-fn a_cut_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
+fn a_shrink_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
     let rig = Rig { overlap: 65_536, ..Rig::new() };
     let delta = rig.open();
     put(&delta, 2, 2);

@@ -131,7 +131,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
 }
 
 #[test]
-fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
+fn a_flush_of_many_records_that_is_cut_anywhere_leaves_each_block_old_or_new() {
     for keep in [NOTHING, ALL, Keep { sectors: 50, lengths: 50, entries: 50, stale: true }] {
         let _small = simulate(None);
         let rig = Rig::new();
@@ -170,7 +170,7 @@ fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
 
 /// Guards D13.
 #[test]
-fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
+fn words_that_a_dead_worker_took_are_flushed_by_the_next_without_a_scan_at_attach() {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 3, 7);

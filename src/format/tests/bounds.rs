@@ -78,7 +78,7 @@ fn a_repeated_run_takes_no_memory_for_its_length() {
 }
 
 #[test]
-fn words_behind_the_size_of_their_record_are_not_made() {
+fn words_past_the_size_of_their_record_are_not_set() {
     let size = 33 * 4096;
     let journal = decode(&file(&[payload(size, 0, &[(0, ALL, 1, &[DATA])])]), 0).unwrap();
     assert_eq!(journal.map.data_end(), 33);
@@ -90,7 +90,7 @@ fn words_behind_the_size_of_their_record_are_not_made() {
 }
 
 #[test]
-fn what_no_plyfs_writes_is_refused_with_its_reason() {
+fn records_that_no_plyfs_writes_are_refused_with_a_reason() {
     let size = 1 << 30;
     for (runs, part) in [
         (&[(ALL, 1, 1, &[1][..])][..], "outside of the largest disk"),
@@ -120,7 +120,7 @@ fn what_no_plyfs_writes_is_refused_with_its_reason() {
 }
 
 #[test]
-fn an_overlap_that_grows_is_told() {
+fn an_overlap_that_grows_is_reported() {
     let journal = decode(&file(&[payload(8192, 4096, &[]), payload(8192, 4097, &[])]), 0).unwrap();
     let raised = journal.raised.unwrap();
     assert_eq!((raised.seq, raised.before, raised.overlap), (2, 4096, 4097));
@@ -182,7 +182,7 @@ fn a_record_of_many_windows_is_read_as_a_whole() {
 }
 
 #[test]
-fn numbers_that_would_run_over_are_refused() {
+fn numbers_that_could_overflow_are_refused() {
     let superblock = |next_id| Superblock { uuid: [1; 16], created_ns: 0, next_id };
     assert!(Superblock::decode(&superblock(1 << 62).encode()).is_ok());
     assert_eq!(Superblock::decode(&superblock((1 << 62) + 1).encode()).unwrap_err().kind, Kind::Value);
@@ -236,7 +236,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_replay_is_what_a_flat_array_is(changes in prop::collection::vec(change(), 0..40), overlap in 0..SMALL * 32) {
+    fn a_replay_equals_a_flat_array(changes in prop::collection::vec(change(), 0..40), overlap in 0..SMALL * 32) {
         let (mut replay, mut flat) = (Replay::default(), vec![0u64; SMALL as usize]);
         let mut given = 0;
         for change in changes {
@@ -280,7 +280,7 @@ proptest! {
 
     /// Valid bytes that were changed, cut or doubled: never a panic, never more memory than they justify.
     #[test]
-    fn damaged_golden_bytes_never_panic_nor_take_much(
+    fn damaged_golden_bytes_never_panic_nor_take_more_memory_than_they_justify(
         what in 0usize..4,
         edits in prop::collection::vec((any::<u16>(), any::<u8>(), 0u8..6), 0..8),
         mend in any::<bool>(),
@@ -318,7 +318,7 @@ proptest! {
 
     /// Any numbers in runs whose record has the right checksum.
     #[test]
-    fn records_of_any_numbers_never_panic_nor_take_much(
+    fn records_of_any_numbers_never_panic_nor_take_more_memory_than_they_justify(
         records in prop::collection::vec(
             (0..=MAX_DISK_SIZE, any::<u64>(), prop::collection::vec(
                 (0..ALL, prop_oneof![0..64u64, 0..ALL, any::<u64>()], 0..2u64, any::<u64>()), 0..4)),

@@ -57,7 +57,7 @@ fn blocks_of_data_files_are_whole_and_overwritten_versions_may_be_the_ones_that_
 }
 
 #[test]
-fn lengths_and_bytes_are_lost_apart() {
+fn lengths_and_bytes_are_lost_independently() {
     let medium = SimMedium::new(1);
     let f = file(&medium, "f");
     f.write_at(&[1; 64], 0).unwrap();

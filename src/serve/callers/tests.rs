@@ -83,7 +83,7 @@ fn a_thread_that_was_seen_is_not_asked_about_again_for_a_while() {
 }
 
 #[test]
-fn requests_that_come_while_it_is_asked_are_known_with_the_answer() {
+fn an_answer_identifies_requests_that_came_after_the_question() {
     let (mut callers, now) = callers();
     callers.came(1, 11, now);
     let question = callers.question(now, ALL).expect("a thread");
@@ -97,7 +97,7 @@ fn requests_that_come_while_it_is_asked_are_known_with_the_answer() {
 }
 
 #[test]
-fn a_thread_that_is_not_seen_leaves_its_requests_alone() {
+fn requests_of_an_invisible_thread_are_left_alone() {
     let (mut callers, now) = callers();
     callers.came(1, 0, now);
     assert_eq!(callers.due(now), None, "of another pid namespace");
@@ -111,7 +111,7 @@ fn a_thread_that_is_not_seen_leaves_its_requests_alone() {
 
 /// Guards D56.
 #[test]
-fn without_an_answer_it_is_asked_again_until_the_number_may_be_anothers() {
+fn without_an_answer_the_question_is_repeated_until_the_thread_number_may_be_reused() {
     let (mut callers, now) = callers();
     callers.came(1, 11, now);
     callers.came(2, 12, now);
@@ -162,7 +162,7 @@ fn a_question_is_bounded_and_all_processes_get_their_turn() {
 }
 
 #[test]
-fn nothing_is_kept_where_there_is_nothing_to_ask() {
+fn nothing_is_tracked_without_a_lookup() {
     let mut callers = Callers::default();
     let now = Instant::now();
     assert!(!callers.came(1, 11, now));

@@ -82,7 +82,7 @@ fn the_jobs_of_a_lane_begin_in_order() {
 }
 
 #[test]
-fn permits_come_back() {
+fn a_dropped_permit_is_available_again() {
     let pool = Pool::new(1, 1).expect("threads");
     let permit = pool.try_inline().expect("one");
     assert!(pool.try_inline().is_none());

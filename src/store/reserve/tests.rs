@@ -281,7 +281,7 @@ fn metadata_gets_the_reserve_and_data_does_not() {
 }
 
 #[test]
-fn a_trace_takes_nothing_of_what_is_kept_back() {
+fn a_trace_takes_no_space_of_the_reserve() {
     let small = Small::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     replace(&*reserve, "traces", "1.trace", &[1; 8192]).unwrap();
@@ -306,7 +306,7 @@ fn metadata_uses_the_whole_reserve_and_fails_after_it() {
 }
 
 #[test]
-fn discards_of_parts_get_half_of_the_reserve() {
+fn discards_of_partial_blocks_may_use_half_of_the_reserve() {
     let small = Small::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     let data = reserve.open("deltas/1.data", Open::Create).unwrap();
@@ -387,7 +387,7 @@ fn data_never_takes_what_was_freed_for_metadata() {
 }
 
 #[test]
-fn what_was_not_written_in_full_is_removed() {
+fn files_that_were_not_written_in_full_are_removed() {
     let small = Small::new(64 * MIB);
     replace(&small, "disks", "1.disk", b"old").unwrap();
     for operation in ["write", "sync", "rename"] {
@@ -494,7 +494,7 @@ fn a_discard_of_a_part_of_a_block_works_on_a_full_medium() {
 }
 
 /// Changes scattered blocks until the next flush replaces the map file.
-fn let_the_map_file_be_due(delta: &Delta) {
+fn fill_map_file(delta: &Delta) {
     write(delta, 0).unwrap();
     delta.flush().unwrap();
     for round in 0..3 {
@@ -512,7 +512,7 @@ fn let_the_map_file_be_due(delta: &Delta) {
 fn a_map_file_that_cannot_be_replaced_goes_on_growing() {
     let rig = Rig::new(0);
     let delta = rig.open();
-    let_the_map_file_be_due(&delta);
+    fill_map_file(&delta);
     // Space for an append but not for a copy, which has 96 KiB.
     delta.zero_blocks(0, 1).unwrap();
     rig.small.fill();
@@ -526,13 +526,13 @@ fn a_map_file_that_cannot_be_replaced_goes_on_growing() {
     // Once there is space, a later flush replaces it.
     rig.small.grow(64 * MIB);
     for _ in 0..3 {
-        let_the_map_file_be_due(&delta);
+        fill_map_file(&delta);
     }
     assert_ne!(rig.small.names(), before);
 }
 
 #[test]
-fn a_flush_without_space_is_no_lost_flush() {
+fn a_flush_that_finds_no_space_loses_nothing() {
     let rig = Rig::new(0);
     let delta = rig.open();
     (0..40_000).for_each(|n| write(&delta, n).unwrap());
@@ -548,7 +548,7 @@ fn a_flush_without_space_is_no_lost_flush() {
 }
 
 #[test]
-fn a_sync_without_space_is_a_lost_flush_and_an_io_error() {
+fn a_sync_that_finds_no_space_is_a_failed_flush_and_an_io_error() {
     for (errno, file) in [
         (libc::ENOSPC, "1.data"),
         (libc::EDQUOT, "1.data"),
@@ -592,10 +592,10 @@ fn a_disk_refuses_writes_under_the_next_worker_too() {
 }
 
 #[test]
-fn a_record_that_may_be_the_new_one_gets_no_append_to_the_old_map_file() {
+fn the_old_map_file_gets_no_append_when_the_new_record_may_be_durable() {
     let rig = Rig::new(WANTED);
     let delta = rig.open();
-    let_the_map_file_be_due(&delta);
+    fill_map_file(&delta);
     delta.zero_blocks(0, 1).unwrap();
     // The record is renamed, and the sync of its directory finds no space.
     rig.small.fail("sync_dir", "disks", libc::ENOSPC);

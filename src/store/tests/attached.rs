@@ -35,7 +35,7 @@ fn listing_and_stat_attach_nothing() {
 }
 
 #[test]
-fn a_live_map_of_an_earlier_worker_has_the_word() {
+fn a_live_map_of_an_earlier_worker_is_authoritative() {
     let house = House::new();
     let store = house.open();
     store.create_disks(&[blank("one")]).unwrap();
@@ -50,7 +50,7 @@ fn a_live_map_of_an_earlier_worker_has_the_word() {
 
 // The record of an earlier plyfs has the size with which the disk was created.
 #[test]
-fn a_record_without_a_current_size_is_not_believed() {
+fn the_size_in_a_record_is_ignored_unless_it_is_current() {
     let house = House::new();
     let store = house.open();
     let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
@@ -133,7 +133,7 @@ fn a_disk_whose_flush_failed_stays_attached() {
 }
 
 #[test]
-fn there_is_a_bound_and_the_longest_unused_go_first() {
+fn above_the_limit_the_longest_unused_disks_are_detached_first() {
     let house = House::new();
     let store = house.open();
     let all: Vec<_> = (0..20).map(|n| blank(&format!("d{n}"))).collect();
@@ -157,7 +157,7 @@ fn there_is_a_bound_and_the_longest_unused_go_first() {
 
 // Map files of interrupted flushes stayed for `plyfs check` to find, across any number of clean stops.
 #[test]
-fn a_clean_close_removes_what_unclean_ends_left() {
+fn a_clean_close_removes_files_that_unclean_ends_left() {
     let house = House::new();
     let store = house.open();
     let made = store.create_disks(&[blank("one"), blank("two"), blank("bad")]).unwrap();

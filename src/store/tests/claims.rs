@@ -25,7 +25,7 @@ impl OpenImage for Hangs {
 // One base on a hanging filesystem blocked all changes of names in the store.
 /// Guards D45.
 #[test]
-fn a_base_that_hangs_keeps_nobody_else_waiting() {
+fn a_base_that_hangs_blocks_no_other_change() {
     let (house, store) = House::with_base();
     fs::write(house.path("../c.raw"), [8; 8192]).unwrap();
     let other = house.tmp.path().join("c.raw");
@@ -73,7 +73,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
 
 /// Guards D45.
 #[test]
-fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
+fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
     let (house, store) = House::with_base();
     let won: usize = std::thread::scope(|scope| {
         let makers: Vec<_> = (0..4)
@@ -99,7 +99,7 @@ fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
 }
 
 #[test]
-fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
+fn a_base_is_not_removed_while_a_disk_is_created_on_it() {
     for _ in 0..50 {
         let (_house, store) = House::with_base();
         std::thread::scope(|scope| {
@@ -141,7 +141,7 @@ impl LiveStore for Slow {
 // The kernel's FORGET began to purge a removed disk, and the command that had removed it answered before the space was
 // free. The next write of a guest then found no space.
 #[test]
-fn the_second_to_purge_a_disk_returns_when_its_files_are_gone() {
+fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
     let house = House::new();
     let (asked, hears) = mpsc::channel();
     let (release, go_on) = mpsc::channel();

@@ -86,7 +86,7 @@ fn token(byte: u8) -> Token {
 }
 
 #[test]
-fn a_creation_of_a_client_is_done_once() {
+fn a_creation_of_a_client_is_carried_out_once() {
     let house = House::new();
     let store = house.open();
     let made = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
@@ -115,7 +115,7 @@ fn a_creation_of_a_client_is_done_once() {
 }
 
 #[test]
-fn a_creation_of_a_client_that_was_cut_off_is_completed() {
+fn an_interrupted_creation_of_a_client_is_completed() {
     let house = House::new();
     let store = house.open();
     let first = store.create_disks_once(&[blank("b")], token(1)).unwrap()[0].id();
