@@ -41,7 +41,7 @@ use crate::serve::guard::{self, Guard};
 use crate::serve::{self, Service, purge};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::{IDLE, OPEN_IDLE, Preloaded, Store};
+use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
 use crate::trace::{Automatic, Limits};
 
 /// How often the store does what it does once in a while.
@@ -194,7 +194,7 @@ struct Prepared {
     /// How many it may have.
     descriptors: u64,
     /// What it has read of the store's records; read again once in a while, until it is its turn.
-    records: Arc<Mutex<Preloaded>>,
+    records: Arc<Mutex<PreloadedRecords>>,
     web: Web,
     /// Asynchronous requests that the kernel sends at most.
     window: u16,
@@ -287,7 +287,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let window = fuse::kernel::window();
     precedence::take();
-    serve::look_at_processors();
+    serve::cache_processor_count();
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let in_force = confine::apply(&Policy {
         security: &config.security,
@@ -526,8 +526,8 @@ fn spawn_ear(ear: Ear) -> io::Result<()> {
 
 /// Reads the store's records, and those that changed again and again, until what it has is taken: so a takeover reads few,
 /// however many disks there are.
-fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<Preloaded>>> {
-    let records = Arc::new(Mutex::new(Preloaded::default()));
+fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
+    let records = Arc::new(Mutex::new(PreloadedRecords::default()));
     let taken = Arc::downgrade(&records);
     let read = move || {
         let mut pause = FIRST_PRELOAD;
@@ -537,7 +537,7 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<Preloaded>>> {
             let Some(records) = taken.upgrade() else { return };
             let mut records = records.lock();
             // What cannot be read is said by the worker that serves.
-            let Ok(read) = Preloaded::read(&store, std::mem::take(&mut *records)) else { return };
+            let Ok(read) = PreloadedRecords::read(&store, std::mem::take(&mut *records)) else { return };
             *records = read;
             pause = PRELOAD.max(begun.elapsed() * 100);
         }

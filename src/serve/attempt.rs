@@ -236,14 +236,14 @@ impl<T: Send + 'static> Attempt<T> {
             (Files::Allowed, Some(base)) => Lane::Base(base),
             _ => self.origin.lane,
         };
-        pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, files));
+        pool.spawn_sized(lane, self.origin.moves, move || self.run(&runner, files));
     }
 
     /// As [`spawn`](Self::spawn), in a lane where it may wait for files for as long as they take.
     pub fn spawn_in(self: Arc<Self>, runner: &Arc<Runner>, lane: Lane) {
         if self.wait(runner, None) {
             let (pool, runner) = (&runner.pool, runner.clone());
-            pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, Files::Allowed));
+            pool.spawn_sized(lane, self.origin.moves, move || self.run(&runner, Files::Allowed));
         }
     }
 

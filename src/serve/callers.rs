@@ -8,8 +8,8 @@
 //! - A request ends because its own process is ending, and for nothing else. Its process is looked up once, as soon as
 //!   the request waits, and is identified by its number and start time: later the thread may be gone, and its number
 //!   may be another thread's. A request whose thread was gone before the lookup is left alone (D56).
-//! - Each process is checked once in a round, however many requests it has, and a round checks [`MOST`] processes at
-//!   most. A thread is looked up once in five seconds (D57).
+//! - Each process is checked once in a round, however many requests it has, and a round checks [`MAX_PER_QUESTION`]
+//!   processes at most. A thread is looked up once in five seconds (D57).
 //! - This process does not inspect other processes: it asks ([`Lookup`]). Without an answer, requests keep waiting.
 
 #[cfg(test)]
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// there are numbers.
 const FRESH: Duration = Duration::from_secs(5);
 /// Most threads, and most processes, in one question.
-pub const MOST: usize = 128;
+pub const MAX_PER_QUESTION: usize = 128;
 
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,7 +60,7 @@ pub type Lookup = Box<dyn Fn(&Question) -> Option<Findings> + Send>;
 
 /// A waiting request whose process is unknown.
 #[derive(Debug, Clone, Copy)]
-struct Stranger {
+struct UnidentifiedRequest {
     since: Instant,
     unique: u64,
     thread: u32,
@@ -72,13 +72,13 @@ pub(super) struct Callers {
     /// Whether there is a [`Lookup`] to ask.
     pub watched: bool,
     /// In the order in which the requests began to wait.
-    strangers: VecDeque<Stranger>,
+    unidentified: VecDeque<UnidentifiedRequest>,
     /// Threads that were looked up recently, with the time. A thread without a process was gone, or is not visible.
     threads: HashMap<u32, (Option<Process>, Instant)>,
     process_of: HashMap<u64, Process>,
     requests_of: HashMap<Process, HashSet<u64>>,
     /// The known processes, in the order of their next check.
-    turns: VecDeque<Process>,
+    queue: VecDeque<Process>,
     /// When the next question about threads, and about processes, is allowed.
     threads_at: Option<Instant>,
     processes_at: Option<Instant>,
@@ -87,25 +87,25 @@ pub(super) struct Callers {
 impl Callers {
     /// Adds a request that begins to wait. `thread` is 0 when it is not visible from the mount. Returns whether
     /// [`due`](Self::due) may be earlier now.
-    pub fn came(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
+    pub fn add(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
         if !self.watched || thread == 0 {
             return false;
         }
         match self.threads.get(&thread) {
             Some((Some(process), seen)) if now.saturating_duration_since(*seen) < FRESH => {
-                self.know(*process, unique);
+                self.identify(*process, unique);
                 self.process_of.len() == 1
             }
             Some((None, seen)) if now.saturating_duration_since(*seen) < FRESH => false,
             _ => {
-                self.strangers.push_back(Stranger { since: now, unique, thread });
-                self.strangers.len() == 1
+                self.unidentified.push_back(UnidentifiedRequest { since: now, unique, thread });
+                self.unidentified.len() == 1
             }
         }
     }
 
     /// Removes a request that does not wait any more.
-    pub fn left(&mut self, unique: u64) {
+    pub fn remove(&mut self, unique: u64) {
         let Some(process) = self.process_of.remove(&unique) else { return };
         if let Some(requests) = self.requests_of.get_mut(&process) {
             requests.remove(&unique);
@@ -116,13 +116,13 @@ impl Callers {
     }
 
     /// Number of requests whose process is known.
-    pub fn known(&self) -> usize {
+    pub fn identified(&self) -> usize {
         self.process_of.len()
     }
 
     /// When the next question is due, if there is one; `now` if it is overdue.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let threads = (!self.strangers.is_empty()).then(|| self.threads_at.unwrap_or(now));
+        let threads = (!self.unidentified.is_empty()).then(|| self.threads_at.unwrap_or(now));
         let processes = (!self.process_of.is_empty()).then(|| self.processes_at.unwrap_or(now));
         threads.into_iter().chain(processes).min()
     }
@@ -131,13 +131,13 @@ impl Callers {
     pub fn question(&mut self, now: Instant, waits: impl Fn(u64) -> bool) -> Option<Question> {
         let mut question = Question::default();
         if self.threads_at.is_none_or(|at| at <= now) {
-            let age = |stranger: &Stranger| now.saturating_duration_since(stranger.since);
-            self.strangers.retain(|stranger| age(stranger) < FRESH && waits(stranger.unique));
+            let age = |request: &UnidentifiedRequest| now.saturating_duration_since(request.since);
+            self.unidentified.retain(|request| age(request) < FRESH && waits(request.unique));
             self.threads.retain(|_, (_, seen)| now.saturating_duration_since(*seen) < FRESH);
             let mut threads = HashSet::new();
-            for stranger in &self.strangers {
-                threads.insert(stranger.thread);
-                if threads.len() == MOST {
+            for request in &self.unidentified {
+                threads.insert(request.thread);
+                if threads.len() == MAX_PER_QUESTION {
                     break;
                 }
             }
@@ -146,14 +146,14 @@ impl Callers {
         if self.processes_at.is_none_or(|at| at <= now) {
             self.processes_at = Some(now + ROUND);
             // A process moves to the end of the queue when it is checked, and leaves the queue when it has no request.
-            for _ in 0..self.turns.len() {
-                let Some(process) = self.turns.pop_front() else { break };
+            for _ in 0..self.queue.len() {
+                let Some(process) = self.queue.pop_front() else { break };
                 if !self.requests_of.contains_key(&process) {
                     continue;
                 }
-                self.turns.push_back(process);
+                self.queue.push_back(process);
                 question.processes.push(process);
-                if question.processes.len() == MOST {
+                if question.processes.len() == MAX_PER_QUESTION {
                     break;
                 }
             }
@@ -162,7 +162,7 @@ impl Callers {
     }
 
     /// Takes the answer to `question`, which was asked at `asked`. Returns the requests to end.
-    pub fn hear(
+    pub fn take_answer(
         &mut self,
         question: &Question,
         asked: Instant,
@@ -178,27 +178,27 @@ impl Callers {
         self.threads.extend(question.threads.iter().map(|thread| (*thread, (None, asked))));
         let found = findings.threads.into_iter().map(|(thread, process)| (thread, (Some(process), asked)));
         self.threads.extend(found);
-        for stranger in std::mem::take(&mut self.strangers) {
-            match self.threads.get(&stranger.thread) {
-                _ if !waits(stranger.unique) => {}
-                Some((Some(process), _)) => self.know(*process, stranger.unique),
+        for request in std::mem::take(&mut self.unidentified) {
+            match self.threads.get(&request.thread) {
+                _ if !waits(request.unique) => {}
+                Some((Some(process), _)) => self.identify(*process, request.unique),
                 Some((None, _)) => {}
-                None => self.strangers.push_back(stranger),
+                None => self.unidentified.push_back(request),
             }
         }
         let requests = |process: &Process| self.requests_of.get(process).into_iter().flatten().copied();
         findings.ending.iter().flat_map(requests).collect()
     }
 
-    fn know(&mut self, process: Process, unique: u64) {
+    fn identify(&mut self, process: Process, unique: u64) {
         if self.process_of.contains_key(&unique) {
             return;
         }
         self.process_of.insert(unique, process);
         let requests = self.requests_of.entry(process).or_default();
         requests.insert(unique);
-        if requests.len() == 1 && !self.turns.contains(&process) {
-            self.turns.push_back(process);
+        if requests.len() == 1 && !self.queue.contains(&process) {
+            self.queue.push_back(process);
         }
     }
 }

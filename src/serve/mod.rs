@@ -81,8 +81,8 @@ pub struct Service {
 }
 
 /// Reads and caches the number of processors. The number is in files that a confined process may not read.
-pub fn look_at_processors() {
-    pool::moved_at_once();
+pub fn cache_processor_count() {
+    pool::lane_byte_limit();
 }
 
 impl Service {

@@ -4,7 +4,7 @@
 //! - A lane runs a bounded number of jobs at a time, which move a bounded number of bytes, in the order of its queue.
 //!   Lanes that have work take turns, whatever the lengths of their queues.
 //! - A job that runs for longer than [`STUCK`] does not count against the pool: another thread takes its place, up to
-//!   [`most_threads`]. So a filesystem that hangs holds the threads of its own lanes only.
+//!   [`max_threads`]. So a filesystem that hangs holds the threads of its own lanes only.
 //! - A FUSE thread runs work itself only while enough other FUSE threads are free ([`Pool::try_inline`]), only work
 //!   that waits for nothing but the store, and a large request only while its lane has no other work. So a single
 //!   request needs no hand-over, and large requests of one disk leave FUSE threads and processors to the other disks
@@ -28,11 +28,11 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// for a while.
 const STUCK: Duration = Duration::from_millis(100);
 /// How often the pool looks for stuck jobs while work waits for a thread.
-const LOOK: Duration = Duration::from_millis(25);
+const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 const STACK: usize = 512 << 10;
 
 /// Most threads of the pool, with stuck ones.
-fn most_threads(threads: usize) -> usize {
+fn max_threads(threads: usize) -> usize {
     (threads * 8).max(512)
 }
 
@@ -74,7 +74,7 @@ pub const LARGE: usize = 256 << 10;
 
 /// Bytes that the running jobs of one lane move at a time. A job that runs alone may move more. The first call reads
 /// files of the kernel that a confined process may not read.
-pub fn moved_at_once() -> usize {
+pub fn lane_byte_limit() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| std::thread::available_parallelism().map_or(4, NonZero::get).max(4) << 20)
 }
@@ -149,7 +149,7 @@ impl State {
             && !queue.listed
             && let Some(next) = queue.jobs.front()
             && queue.running < lane.width()
-            && (queue.moved == 0 || queue.moved + next.moves <= moved_at_once())
+            && (queue.moved == 0 || queue.moved + next.moves <= lane_byte_limit())
         {
             queue.listed = true;
             self.ready.push_back(lane);
@@ -230,20 +230,20 @@ impl Pool {
 
     /// Queues a job in a lane.
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
-        self.spawn_moving(lane, 0, job);
+        self.spawn_sized(lane, 0, job);
     }
 
     /// Queues a job that moves `bytes` bytes.
-    pub fn spawn_moving(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
+    pub fn spawn_sized(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
         let queued = Queued { job: Box::new(job), held: 0, moves: bytes };
         state.lanes.entry(lane).or_default().jobs.push_back(queued);
         state.list(lane);
-        self.shared.call(&state);
+        self.shared.wake(&state);
     }
 
-    /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when too many bytes wait in
-    /// its lane and a permit is free. Returns it when too many bytes wait in all lanes.
+    /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when too many bytes wait
+    /// in its lane and a permit is free. Returns it when too many bytes wait in all lanes.
     pub fn spawn_bounded(&self, lane: Lane, bytes: usize, job: Job) -> Option<Job> {
         let mut state = self.shared.state.lock();
         let all = state.held + bytes;
@@ -264,7 +264,7 @@ impl Pool {
         queue.held += bytes;
         state.held = all;
         state.list(lane);
-        self.shared.call(&state);
+        self.shared.wake(&state);
         None
     }
 
@@ -287,7 +287,7 @@ impl Drop for Pool {
 
 impl Shared {
     /// Wakes an idle thread for ready work, or the watcher, which may start one.
-    fn call(&self, state: &State) {
+    fn wake(&self, state: &State) {
         if state.idle > 0 {
             self.work.notify_one();
         } else {
@@ -323,7 +323,7 @@ impl Shared {
                 state.began[number] = Some(Instant::now());
                 // One notification may stand for more than one job.
                 if !state.ready.is_empty() {
-                    self.call(&state);
+                    self.wake(&state);
                 }
                 MutexGuard::unlocked(&mut state, job);
                 state.began[number] = None;
@@ -350,14 +350,14 @@ impl Shared {
                 self.backlog.wait(&mut state);
                 continue;
             }
-            let wanted = (self.threads + state.stuck()).min(most_threads(self.threads));
+            let wanted = (self.threads + state.stuck()).min(max_threads(self.threads));
             while state.threads < wanted {
                 if let Err(error) = self.start_one(&mut state) {
                     tracing::error!(%error, threads = state.threads, "no thread can be started for waiting work; it waits for the threads that there are");
                     break;
                 }
             }
-            self.backlog.wait_for(&mut state, LOOK);
+            self.backlog.wait_for(&mut state, WATCH_INTERVAL);
         }
     }
 }

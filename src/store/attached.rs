@@ -22,18 +22,18 @@ const AT_ONCE: usize = 256;
 
 /// See the module.
 pub(super) struct Attachments {
-    begun: Instant,
+    started: Instant,
     /// Most attached disks. Above this the longest unused disk is detached first.
-    most: AtomicUsize,
+    limit: AtomicUsize,
     nodes: Mutex<HashMap<u64, Weak<DiskNode>>>,
-    /// Milliseconds from `begun` to the last tick: requests read no clock.
+    /// Milliseconds from `started` to the last tick: requests read no clock.
     now: AtomicU64,
 }
 
 impl Default for Attachments {
     fn default() -> Self {
-        let (most, nodes) = (AtomicUsize::new(usize::MAX), Mutex::default());
-        Self { begun: Instant::now(), most, nodes, now: AtomicU64::new(0) }
+        let (limit, nodes) = (AtomicUsize::new(usize::MAX), Mutex::default());
+        Self { started: Instant::now(), limit, nodes, now: AtomicU64::new(0) }
     }
 }
 
@@ -43,7 +43,7 @@ impl Attachments {
     }
 
     fn tick(&self) -> u64 {
-        let now = self.begun.elapsed().as_millis() as u64;
+        let now = self.started.elapsed().as_millis() as u64;
         self.now.store(now, Ordering::Relaxed);
         now
     }
@@ -64,15 +64,15 @@ impl Attachments {
     ///
     /// When all disks are in use there is no room, and the number of descriptors is the only bound.
     pub fn make_room(&self) {
-        let most = self.most.load(Ordering::Relaxed);
-        if self.nodes.lock().len() < most {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if self.nodes.lock().len() < limit {
             return;
         }
         self.tick();
         let mut nodes = self.all();
         nodes.sort_unstable_by_key(|node| node.used());
         for node in &nodes {
-            if node.detach() && self.nodes.lock().len() < most {
+            if node.detach() && self.nodes.lock().len() < limit {
                 return;
             }
         }
@@ -81,8 +81,8 @@ impl Attachments {
 
 impl Store {
     /// Sets how many disks are attached at a time, as far as those in use allow.
-    pub fn attach_at_most(&self, most: usize) {
-        self.attachments.most.store(most.max(1), Ordering::Relaxed);
+    pub fn attach_at_most(&self, limit: usize) {
+        self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
     /// Detaches idle disks: those that are known to be closed after `closed` without use, all others after `open`. To

@@ -79,7 +79,7 @@ pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
 }
 
 #[derive(Default)]
-struct Attached {
+struct AttachState {
     base: Option<Arc<Base>>,
     /// Number of detaches. An attach that runs meanwhile starts again.
     detached: u64,
@@ -97,7 +97,7 @@ pub struct BaseNode {
     /// Held while the files are opened, for as long as their filesystem hangs.
     attaching: Mutex<()>,
     /// Never held through a system call.
-    attached: Mutex<Attached>,
+    attached: Mutex<AttachState>,
     /// All instances that disks may still hold: the current one, and those from before a detach.
     handed_out: Mutex<Vec<Weak<Base>>>,
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{BaseNode, DiskNode, LiveLeft, NewDisk, Replace, Store, StoreError, check_name};
+use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
 use crate::delta::Delta;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
@@ -73,7 +73,7 @@ impl Store {
             }
         }
         // Checked again below. The early check avoids opening a base for nothing.
-        let missing = self.not_made(wanted, request)?;
+        let missing = self.missing_disks(wanted, request)?;
         // Opening a base's file may hang: nothing is claimed yet.
         let mut drafts = self.drafts(&missing)?;
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
@@ -81,7 +81,7 @@ impl Store {
         let _claim = self.claims.disks(names, users.iter().copied().collect());
         // An earlier attempt of the same client may have completed in between.
         let missing: HashSet<String> =
-            self.not_made(wanted, request)?.into_iter().map(|new| new.name).collect();
+            self.missing_disks(wanted, request)?.into_iter().map(|new| new.name).collect();
         drafts.retain(|draft| missing.contains(&draft.new.name));
         for base in drafts.iter().filter_map(|draft| draft.base.as_ref()) {
             // The base may have been removed, and registered anew, meanwhile.
@@ -103,7 +103,11 @@ impl Store {
     }
 
     /// The wanted disks that the same request has not created yet. Their names are free.
-    fn not_made(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<NewDisk>, StoreError> {
+    fn missing_disks(
+        &self,
+        wanted: &[NewDisk],
+        request: Option<Request>,
+    ) -> Result<Vec<NewDisk>, StoreError> {
         let mut missing = Vec::with_capacity(wanted.len());
         for new in wanted {
             let made = match request {
@@ -113,7 +117,7 @@ impl Store {
                 Some(Request::Mount(_)) | None => false,
             };
             if !made {
-                self.may_name(&new.name)?;
+                self.check_name_is_free(&new.name)?;
                 missing.push(new.clone());
             }
         }
@@ -121,8 +125,8 @@ impl Store {
     }
 
     /// Checks that a disk may get this name.
-    fn may_name(&self, name: &str) -> Result<(), StoreError> {
-        self.missing.check_disk_name(name)?;
+    fn check_name_is_free(&self, name: &str) -> Result<(), StoreError> {
+        self.unavailable.check_disk_name(name)?;
         if self.names.read().disk_names.contains_key(name) {
             return Err(StoreError::Exists { object: format!("disk {name}") });
         }
@@ -196,7 +200,7 @@ impl Store {
                 map: MapRoot::default(),
                 request,
             };
-            nodes.push(self.disk_node(record, LiveLeft::No));
+            nodes.push(self.disk_node(record, InheritedLiveMap::No));
         }
         let written = self.stage_all(&nodes).and_then(|()| {
             self.medium.sync_dir(layout::DISKS).map_err(StoreError::io("new disks", "syncing their records"))
@@ -298,7 +302,7 @@ impl Store {
         let mut claimed = vec![from.to_owned(), to.to_owned()];
         claimed.dedup();
         let _claim = self.claims.disks(claimed, Vec::new());
-        self.missing.check_disk_name(to)?;
+        self.unavailable.check_disk_name(to)?;
         let node = self.disk(from)?;
         let loser = self.disk(to).ok();
         if loser.is_some() && over == Replace::No {
@@ -379,7 +383,7 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
-        self.missing.check_base_removal(name)?;
+        self.unavailable.check_base_removal(name)?;
         let remove = || {
             self.medium.remove(&layout::base_path(base.id()))?;
             self.medium.sync_dir(layout::BASES)

@@ -56,7 +56,7 @@ impl Store {
                 None => {}
             }
         }
-        let missing = self.missing.files();
+        let missing = self.unavailable.files();
         let mut removed = false;
         for (id, Files { maps, has_data }) in files {
             if doubtful.contains(&id) {

@@ -39,14 +39,14 @@ pub use base::{BaseNode, Sources, why_changed};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use node::{Attributes, DiskNode};
-use node::{Ground, LiveLeft};
-pub use preload::Preloaded;
+use node::{InheritedLiveMap, NodeContext};
+pub use preload::PreloadedRecords;
 use recording::Recording;
 pub use records::open_superblock;
 use records::{RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
-use unread::Missing;
+use unread::UnavailableRecords;
 pub use unread::UnreadRecord;
 
 use crate::cache::BlockCache;
@@ -72,7 +72,7 @@ pub struct Store {
     next_seq: AtomicU64,
     claims: Claims,
     names: RwLock<Names>,
-    missing: Missing,
+    unavailable: UnavailableRecords,
     recording: Recording,
     attachments: Arc<Attachments>,
     /// [`Store::close`] has begun.
@@ -188,7 +188,7 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
-        Self::open_prepared(root, live, cache, reserve, sources, Preloaded::default())
+        Self::open_prepared(root, live, cache, reserve, sources, PreloadedRecords::default())
     }
 
     /// As [`Store::open_with`], for a worker that has read records ahead.
@@ -201,7 +201,7 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
-        known: Preloaded,
+        known: PreloadedRecords,
     ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
@@ -219,7 +219,7 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
-        Self::open_knowing(medium, live, cache, reserve, sources, Preloaded::default())
+        Self::open_knowing(medium, live, cache, reserve, sources, PreloadedRecords::default())
     }
 
     fn open_knowing(
@@ -228,7 +228,7 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
-        known: Preloaded,
+        known: PreloadedRecords,
     ) -> Result<Self, StoreError> {
         let root = medium.root();
         let object = || format!("store {}", root.display());
@@ -250,16 +250,16 @@ impl Store {
             read_all(&*medium, RecordKind::Base, known.bases, BaseRecord::decode, |r| r.id).map_err(fail())?;
         let disks =
             read_all(&*medium, RecordKind::Disk, known.disks, DiskRecord::decode, |r| r.id).map_err(fail())?;
-        let missing = Missing::default();
+        let unavailable = UnavailableRecords::default();
         for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
-            missing.add_damaged(&*medium, &file, error);
+            unavailable.add_damaged(&*medium, &file, error);
         }
         let unread = |kind, list: Vec<(u64, io::Error)>| {
-            list.iter().for_each(|(number, error)| missing.add_unread(kind, *number, error));
+            list.iter().for_each(|(number, error)| unavailable.add_unread(kind, *number, error));
         };
         unread(RecordKind::Base, bases.unread);
         unread(RecordKind::Disk, disks.unread);
-        records::sweep(&*medium, &missing.files());
+        records::remove_unfinished(&*medium, &unavailable.files());
         let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
@@ -273,7 +273,7 @@ impl Store {
             |error| tracing::warn!(%error, "live maps cannot be listed; each disk is checked for one"),
         );
         let left = left.ok().map(|left| left.into_iter().collect::<HashSet<_>>());
-        let ground = Ground {
+        let context = NodeContext {
             medium: medium.clone(),
             live: live.clone(),
             recording: recording.clone(),
@@ -285,8 +285,8 @@ impl Store {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
             let has_live = left.as_ref().is_none_or(|left| left.contains(&id));
-            let live_left = if has_live { LiveLeft::Yes } else { LiveLeft::No };
-            let node = DiskNode::new(record, base, &ground, live_left);
+            let inherited_live_map = if has_live { InheritedLiveMap::Yes } else { InheritedLiveMap::No };
+            let node = DiskNode::new(record, base, &context, inherited_live_map);
             names.disks.insert(id, node);
             // The highest `name_seq` decides, even if that disk is unlinked by now.
             if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
@@ -307,12 +307,12 @@ impl Store {
             sources,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq.max(missing.last_seq()) + 1),
+            next_seq: AtomicU64::new(last_seq.max(unavailable.last_seq()) + 1),
             claims: Claims::default(),
             names: RwLock::new(names),
-            missing,
+            unavailable,
             recording,
-            attachments: ground.attachments,
+            attachments: context.attachments,
             closing: AtomicBool::new(false),
         })
     }
@@ -364,15 +364,15 @@ impl Store {
         Ok(id)
     }
 
-    fn disk_node(&self, record: DiskRecord, live_left: LiveLeft) -> Arc<DiskNode> {
+    fn disk_node(&self, record: DiskRecord, inherited_live_map: InheritedLiveMap) -> Arc<DiskNode> {
         let base = record.backing.as_ref().and_then(|b| self.base_by_id(b.base));
-        let ground = Ground {
+        let context = NodeContext {
             medium: self.medium.clone(),
             live: self.live.clone(),
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
         };
-        DiskNode::new(record, base, &ground, live_left)
+        DiskNode::new(record, base, &context, inherited_live_map)
     }
 
     /// A disk by name.

@@ -20,7 +20,7 @@ use crate::trace::Tap;
 pub struct DiskNode {
     id: u64,
     base_id: Option<u64>,
-    keeper: Arc<RecordKeeper>,
+    writer: Arc<RecordWriter>,
     /// Empty when the disk has no base, and while the base's record cannot be read.
     base: OnceLock<Arc<BaseNode>>,
     medium: Arc<dyn Medium>,
@@ -34,9 +34,9 @@ pub struct DiskNode {
     /// Never held through a system call.
     disk: RwLock<Option<Arc<Disk>>>,
     /// An earlier worker left a live map, which is authoritative.
-    live_left: AtomicBool,
+    inherited_live_map: AtomicBool,
     /// Result of stat(2) while the disk is detached, once a caller asked.
-    rest: Mutex<Option<Rest>>,
+    detached_stat: Mutex<Option<DetachedStat>>,
     /// Why the last attach failed.
     failure: Mutex<Option<String>>,
     /// Time of the last use, by the clock of `attachments`.
@@ -79,21 +79,21 @@ pub struct Attributes {
 
 /// Whether an earlier worker left a live map of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LiveLeft {
+pub(super) enum InheritedLiveMap {
     Yes,
     No,
 }
 
 /// Size and space of a detached disk, from its files.
 #[derive(Debug, Clone, Copy)]
-struct Rest {
+struct DetachedStat {
     size: u64,
     allocated: u64,
 }
 
 /// What all disks of a store share.
 #[derive(Clone)]
-pub(super) struct Ground {
+pub(super) struct NodeContext {
     pub medium: Arc<dyn Medium>,
     pub live: Arc<dyn LiveStore>,
     pub recording: Recording,
@@ -101,7 +101,7 @@ pub(super) struct Ground {
 }
 
 /// Writes the record of one disk. Each caller changes a part of it.
-struct RecordKeeper {
+struct RecordWriter {
     medium: Arc<dyn Medium>,
     /// The durable record. Never locked through a system call, so no reader waits for a sync.
     record: Mutex<DiskRecord>,
@@ -115,7 +115,7 @@ fn removed() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "the disk was removed")
 }
 
-impl RecordKeeper {
+impl RecordWriter {
     fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
         let _replacing = self.replacing.lock();
         if self.retired.load(Ordering::Acquire) {
@@ -129,7 +129,7 @@ impl RecordKeeper {
     }
 }
 
-impl RootStore for RecordKeeper {
+impl RootStore for RecordWriter {
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
         self.update(|record| {
             record.map = root;
@@ -153,21 +153,21 @@ impl RootStore for RecordKeeper {
 }
 
 impl DiskNode {
-    /// `live_left`: whether an earlier worker left a live map of the disk.
+    /// `inherited_live_map`: whether an earlier worker left a live map of the disk.
     pub(super) fn new(
         record: DiskRecord,
         base: Option<Arc<BaseNode>>,
-        ground: &Ground,
-        live_left: LiveLeft,
+        context: &NodeContext,
+        inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let Ground { medium, live, recording, attachments } = ground.clone();
-        let live_left = live_left == LiveLeft::Yes;
+        let NodeContext { medium, live, recording, attachments } = context.clone();
+        let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
             base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
-            keeper: Arc::new(RecordKeeper {
+            writer: Arc::new(RecordWriter {
                 medium: medium.clone(),
                 record: Mutex::new(record),
                 replacing: Mutex::new(()),
@@ -180,12 +180,12 @@ impl DiskNode {
             opening: Mutex::new(()),
             purging: Mutex::new(()),
             disk: RwLock::new(None),
-            live_left: AtomicBool::new(live_left),
-            rest: Mutex::new(None),
+            inherited_live_map: AtomicBool::new(inherited_live_map),
+            detached_stat: Mutex::new(None),
             failure: Mutex::new(None),
             used: AtomicU64::new(0),
             opened: AtomicUsize::new(0),
-            inherited: AtomicBool::new(live_left),
+            inherited: AtomicBool::new(inherited_live_map),
             attachments,
             me: me.clone(),
             traced: AtomicBool::new(false),
@@ -201,22 +201,22 @@ impl DiskNode {
 
     /// Its name, or the last one it had.
     pub fn name(&self) -> String {
-        self.keeper.record.lock().name.clone()
+        self.writer.record.lock().name.clone()
     }
 
     /// Its position in the order of names.
     pub(super) fn name_seq(&self) -> u64 {
-        self.keeper.record.lock().name_seq
+        self.writer.record.lock().name_seq
     }
 
     /// Whether `request` was the last one that created, named or unlinked the disk.
     pub(super) fn was_changed_by(&self, request: Option<Request>) -> bool {
-        request.is_some() && self.keeper.record.lock().request == request
+        request.is_some() && self.writer.record.lock().request == request
     }
 
     /// The bytes of its record.
     pub(super) fn encode(&self) -> Vec<u8> {
-        self.keeper.record.lock().encode()
+        self.writer.record.lock().encode()
     }
 
     /// Sets the base, whose record can be read at last.
@@ -246,8 +246,8 @@ impl DiskNode {
     pub(super) fn retire(&self) {
         let _opening = self.opening.lock();
         {
-            let _replacing = self.keeper.replacing.lock();
-            self.keeper.retired.store(true, Ordering::Release);
+            let _replacing = self.writer.replacing.lock();
+            self.writer.retired.store(true, Ordering::Release);
         }
         if let Some(disk) = self.disk.write().take() {
             disk.delta().retire();
@@ -269,15 +269,15 @@ impl DiskNode {
             change(record);
             record.changed_ns = sys::now_ns();
         };
-        self.keeper.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
-        let unlinked = self.keeper.record.lock().unlinked;
+        self.writer.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
+        let unlinked = self.writer.record.lock().unlinked;
         self.unlinked.fetch_or(unlinked, Ordering::AcqRel);
         Ok(())
     }
 
     /// Generation of its map file.
     pub(super) fn generation(&self) -> u64 {
-        self.keeper.record.lock().map.generation
+        self.writer.record.lock().map.generation
     }
 
     /// Whether the map file that the record names is sound. Reads all of it, unless the disk is attached. Writes
@@ -286,7 +286,7 @@ impl DiskNode {
         if self.peek().is_some() {
             return true;
         }
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         Delta::check_files(&Self::spec(&record), &self.footing()).is_ok()
     }
 
@@ -357,22 +357,22 @@ impl DiskNode {
     }
 
     fn attach_alone(&self) -> Result<Arc<Disk>, StoreError> {
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
         let base = self.base.get().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
-        if self.keeper.retired.load(Ordering::Acquire) {
+        if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
         }
         // Read again: no other thread opens the files now.
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         let delta = self.open_delta(&record)?;
         let disk = Arc::new(Disk::new(delta, base).tapped(self.tap.clone()));
         self.touch();
         *self.disk.write() = Some(disk.clone());
-        *self.rest.lock() = None;
-        self.live_left.store(false, Ordering::Release);
+        *self.detached_stat.lock() = None;
+        self.inherited_live_map.store(false, Ordering::Release);
         self.attachments.add(self.id, self.me.clone());
         if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get())
             && !self.traced.swap(true, Ordering::AcqRel)
@@ -421,7 +421,7 @@ impl DiskNode {
         {
             let mut slot = self.disk.write();
             // One reference in the slot, and one here.
-            if Arc::strong_count(&disk) > 2 || self.keeper.retired.load(Ordering::Acquire) {
+            if Arc::strong_count(&disk) > 2 || self.writer.retired.load(Ordering::Acquire) {
                 return false;
             }
             *slot = None;
@@ -431,20 +431,21 @@ impl DiskNode {
             *self.disk.write() = Some(disk);
             return false;
         }
-        let rest = disk.allocated().ok().map(|allocated| Rest { size: disk.size(), allocated });
-        *self.rest.lock() = rest;
+        let detached_stat =
+            disk.allocated().ok().map(|allocated| DetachedStat { size: disk.size(), allocated });
+        *self.detached_stat.lock() = detached_stat;
         self.inherited.store(false, Ordering::Relaxed);
         self.attachments.remove(self.id);
         true
     }
 
     /// Size and space of a detached disk, from its record and files; `None` when that needs an attach.
-    fn at_rest(&self, record: &DiskRecord) -> Option<Rest> {
-        if self.live_left.load(Ordering::Acquire) {
+    fn stat_detached(&self, record: &DiskRecord) -> Option<DetachedStat> {
+        if self.inherited_live_map.load(Ordering::Acquire) {
             return None;
         }
-        if let Some(rest) = *self.rest.lock() {
-            return Some(rest);
+        if let Some(detached_stat) = *self.detached_stat.lock() {
+            return Some(detached_stat);
         }
         // The files do not change while the disk is not attached.
         let _attach = self.attach.try_lock()?;
@@ -466,9 +467,9 @@ impl DiskNode {
             }
             allocated += file.allocated().ok()?;
         }
-        let rest = Rest { size: record.size, allocated };
-        *self.rest.lock() = Some(rest);
-        Some(rest)
+        let detached_stat = DetachedStat { size: record.size, allocated };
+        *self.detached_stat.lock() = Some(detached_stat);
+        Some(detached_stat)
     }
 
     fn spec(record: &DiskRecord) -> DeltaSpec {
@@ -482,7 +483,7 @@ impl DiskNode {
     }
 
     fn footing(&self) -> Footing {
-        Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() }
+        Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.writer.clone() }
     }
 
     fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
@@ -492,19 +493,19 @@ impl DiskNode {
 
     /// The attributes for stat(2). Attaches the disk only if its record and the lengths of its files do not suffice.
     pub fn attributes(&self) -> Attributes {
-        let record = self.keeper.record.lock().clone();
-        let rest = if self.peek().is_some() { None } else { self.at_rest(&record) };
+        let record = self.writer.record.lock().clone();
+        let detached_stat = if self.peek().is_some() { None } else { self.stat_detached(&record) };
         // A disk that cannot be attached still has a name and a size.
-        let disk = match (rest, self.peek()) {
+        let disk = match (detached_stat, self.peek()) {
             (_, Some(disk)) => Some(disk),
             (Some(_), None) => None,
             (None, None) => self.attach().ok(),
         };
         let disk = disk.as_deref();
-        let rest = rest.unwrap_or(Rest { size: record.size, allocated: 0 });
+        let detached_stat = detached_stat.unwrap_or(DetachedStat { size: record.size, allocated: 0 });
         Attributes {
-            size: disk.map_or(rest.size, Disk::size),
-            allocated: disk.map_or(rest.allocated, |d| d.allocated().unwrap_or(0)),
+            size: disk.map_or(detached_stat.size, Disk::size),
+            allocated: disk.map_or(detached_stat.allocated, |d| d.allocated().unwrap_or(0)),
             mode: record.mode,
             uid: record.uid,
             gid: record.gid,
@@ -522,16 +523,16 @@ impl DiskNode {
 
     /// Why the disk cannot be attached, as far as that is known. Attaches nothing.
     pub fn known_problem(&self) -> Option<String> {
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         self.check_base(&record).err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
     }
 
     /// Removes the note of a mount's request: the mount has ended, and the note means nothing to another mount. The
     /// token of a client stays: the client may ask the next daemon.
     fn forget_request(&self) {
-        let noted = matches!(self.keeper.record.lock().request, Some(Request::Mount(_)));
+        let noted = matches!(self.writer.record.lock().request, Some(Request::Mount(_)));
         let forget = |record: &mut DiskRecord| record.request = None;
-        if noted && let Err(error) = self.keeper.update(forget) {
+        if noted && let Err(error) = self.writer.update(forget) {
             tracing::warn!(disk = self.name(), %error, "the note of a request stays in the disk's record, which an older plyfs then cannot read");
         }
     }
@@ -554,8 +555,8 @@ impl DiskNode {
             self.forget_request();
             return Ok(());
         }
-        if self.live_left.load(Ordering::Acquire) && self.has_live_map()? {
-            let record = self.keeper.record.lock().clone();
+        if self.inherited_live_map.load(Ordering::Acquire) && self.has_live_map()? {
+            let record = self.writer.record.lock().clone();
             self.open_delta(&record)?.close().map_err(failed)?;
         }
         self.forget_request();

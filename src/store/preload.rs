@@ -16,19 +16,19 @@ use crate::io::{HostMedium, Medium, Stamp, sys};
 
 /// How old the last change of a file is at least when it is read. The clocks of filesystems tick some hundred times a
 /// second.
-const OVER_NS: i64 = 2_000_000_000;
+const MIN_AGE_NS: i64 = 2_000_000_000;
 
 /// Records of one kind, by number.
-pub(super) type Known<T> = HashMap<u64, (Stamp, T)>;
+pub(super) type KnownRecords<T> = HashMap<u64, (Stamp, T)>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Preloaded {
-    pub(super) bases: Known<BaseRecord>,
-    pub(super) disks: Known<DiskRecord>,
+pub struct PreloadedRecords {
+    pub(super) bases: KnownRecords<BaseRecord>,
+    pub(super) disks: KnownRecords<DiskRecord>,
 }
 
-impl Preloaded {
+impl PreloadedRecords {
     /// Reads those records of the store at `root` that changed since `before`. Changes nothing: another worker may be
     /// serving the store.
     ///
@@ -37,15 +37,15 @@ impl Preloaded {
     pub fn read(root: &Path, before: Self) -> Result<Self, StoreError> {
         let object = || format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
-        Self::read_from(&medium, before, OVER_NS).map_err(StoreError::io(object(), "reading the records"))
+        Self::read_from(&medium, before, MIN_AGE_NS).map_err(StoreError::io(object(), "reading the records"))
     }
 
-    /// `over_ns`: how old the last change of a file is at least.
-    pub(super) fn read_from(medium: &dyn Medium, before: Self, over_ns: i64) -> io::Result<Self> {
-        let end = sys::now_ns() - over_ns;
+    /// `min_age_ns`: how old the last change of a file is at least.
+    pub(super) fn read_from(medium: &dyn Medium, before: Self, min_age_ns: i64) -> io::Result<Self> {
+        let end = sys::now_ns() - min_age_ns;
         let bases = read_records(medium, RecordKind::Base, before.bases, BaseRecord::decode, |r| r.id)?;
         let disks = read_records(medium, RecordKind::Disk, before.disks, DiskRecord::decode, |r| r.id)?;
-        Ok(Self { bases: over(bases.stamped, end), disks: over(disks.stamped, end) })
+        Ok(Self { bases: older_than(bases.stamped, end), disks: older_than(disks.stamped, end) })
     }
 
     /// How many records it has.
@@ -59,6 +59,6 @@ impl Preloaded {
     }
 }
 
-fn over<T>(stamped: Vec<(u64, (Stamp, T))>, end: i64) -> Known<T> {
+fn older_than<T>(stamped: Vec<(u64, (Stamp, T))>, end: i64) -> KnownRecords<T> {
     stamped.into_iter().filter(|(_, (stamp, _))| stamp.changed_ns < end).collect()
 }

@@ -42,7 +42,7 @@ impl Store {
         let store = TraceStore::new(self.medium.clone());
         let tracer = self.recording.get_or_init(|| Arc::new(Tracer::new(store, limits, automatic, events)));
         // A crash may have left traces of removed bases. The record of a missing base may come back.
-        if !self.missing.lacks_base() {
+        if !self.unavailable.has_unavailable_base() {
             for base in tracer.store().bases().unwrap_or_default() {
                 if self.base_by_id(base).is_none()
                     && let Err(error) = tracer.remove(base)

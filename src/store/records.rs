@@ -13,7 +13,7 @@ use crate::format::{FormatError, Kind};
 use crate::io::{Medium, Open, Stamp, read_whole, replace, sys};
 
 use super::StoreError;
-use super::preload::Known;
+use super::preload::KnownRecords;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
 
@@ -52,7 +52,7 @@ impl RecordKind {
 
 /// The result of reading a record.
 #[derive(Debug)]
-pub(super) enum Outcome<T> {
+pub(super) enum ReadOutcome<T> {
     Good(T),
     /// Its bytes are not those of such a record.
     Damaged(FormatError),
@@ -63,7 +63,7 @@ pub(super) enum Outcome<T> {
 }
 
 /// Whether an error of open(2) or read(2) tells what the file is, rather than that it could not be read.
-fn is_verdict(error: &io::Error) -> bool {
+fn means_damage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENXIO))
         || error.kind() == io::ErrorKind::InvalidData
 }
@@ -75,18 +75,18 @@ pub(super) fn read_record<T>(
     number: u64,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
-) -> Outcome<T> {
-    let damaged = |kind, detail| Outcome::Damaged(FormatError { kind, structure: "record", detail });
+) -> ReadOutcome<T> {
+    let damaged = |kind, detail| ReadOutcome::Damaged(FormatError { kind, structure: "record", detail });
     let file = medium.open(&kind.path(number), Open::Existing);
     match file.and_then(|file| read_whole(&*file, RECORD_LIMIT)) {
         Ok(bytes) => match decode(&bytes) {
-            Ok(record) if id(&record) == number => Outcome::Good(record),
+            Ok(record) if id(&record) == number => ReadOutcome::Good(record),
             Ok(record) => damaged(Kind::Value, format!("it is the record of number {}", id(&record))),
-            Err(error) => Outcome::Damaged(error),
+            Err(error) => ReadOutcome::Damaged(error),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
-        Err(error) if is_verdict(&error) => damaged(Kind::Truncated, error.to_string()),
-        Err(error) => Outcome::Unread(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => ReadOutcome::Gone,
+        Err(error) if means_damage(&error) => damaged(Kind::Truncated, error.to_string()),
+        Err(error) => ReadOutcome::Unread(error),
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Records<T> {
 
 /// The result of reading the records of one kind.
 #[derive(Debug)]
-pub(super) struct Read<T> {
+pub(super) struct ReadRecords<T> {
     /// Sound records, each with the stamp that its file had before it was read.
     pub stamped: Vec<(u64, (Stamp, T))>,
     /// Sound records, on a medium without stamps.
@@ -113,11 +113,11 @@ pub(super) struct Read<T> {
 pub(super) fn read_all<T>(
     medium: &dyn Medium,
     kind: RecordKind,
-    known: Known<T>,
+    known: KnownRecords<T>,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
 ) -> io::Result<Records<T>> {
-    let Read { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
+    let ReadRecords { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
     plain.extend(stamped.into_iter().map(|(_, (_, record))| record));
     Ok(Records { good: plain, damaged, unread })
 }
@@ -126,11 +126,12 @@ pub(super) fn read_all<T>(
 pub(super) fn read_records<T>(
     medium: &dyn Medium,
     kind: RecordKind,
-    mut known: Known<T>,
+    mut known: KnownRecords<T>,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
-) -> io::Result<Read<T>> {
-    let mut out = Read { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
+) -> io::Result<ReadRecords<T>> {
+    let mut out =
+        ReadRecords { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
     for name in medium.list(kind.dir())? {
         let Some(text) = name.strip_suffix(kind.suffix()) else { continue };
         let Ok(number) = text.parse::<u64>() else { continue };
@@ -148,13 +149,13 @@ pub(super) fn read_records<T>(
             continue;
         }
         match read_record(medium, kind, number, &decode, &id) {
-            Outcome::Good(record) => match stamp {
+            ReadOutcome::Good(record) => match stamp {
                 Some(stamp) => out.stamped.push((number, (stamp, record))),
                 None => out.plain.push(record),
             },
-            Outcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
-            Outcome::Unread(error) => out.unread.push((number, error)),
-            Outcome::Gone => {}
+            ReadOutcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
+            ReadOutcome::Unread(error) => out.unread.push((number, error)),
+            ReadOutcome::Gone => {}
         }
     }
     Ok(out)
@@ -163,7 +164,7 @@ pub(super) fn read_records<T>(
 /// Removes the unfinished records that killed workers left. Otherwise each death leaves one, and `plyfs check` calls
 /// the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
 /// file that cannot be removed does no harm.
-pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
+pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
     for (dir, suffix) in [(".", SUPERBLOCK), (BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)] {
         for name in medium.list(dir).unwrap_or_default() {
             let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))
@@ -182,7 +183,7 @@ pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
 }
 
 /// Reads the record of a disk.
-pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> Outcome<DiskRecord> {
+pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> ReadOutcome<DiskRecord> {
     read_record(medium, RecordKind::Disk, number, DiskRecord::decode, |record| record.id)
 }
 

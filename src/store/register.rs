@@ -78,7 +78,7 @@ impl Store {
     /// A bad name, a name that is taken.
     pub fn may_register(&self, name: &str) -> Result<(), StoreError> {
         check_name("base", name)?;
-        self.missing.check_base_name(name)?;
+        self.unavailable.check_base_name(name)?;
         if self.names.read().base_names.contains_key(name) {
             return Err(StoreError::Exists { object: format!("base {name}") });
         }
@@ -104,12 +104,12 @@ impl Store {
             return Err(StoreError::invalid(object, why));
         }
         let chain = |below: bool| if below { Chain::OnBacking } else { Chain::Alone };
-        let mut image = self.look_at(&object, new.image, chain(!new.backing.is_empty()))?;
+        let mut image = self.inspect_file(&object, new.image, chain(!new.backing.is_empty()))?;
         image.identity.digest = new.digest;
         let below = new.backing.len();
         let backing = new.backing.into_iter().enumerate();
         let backing: Vec<ImageFile> = backing
-            .map(|(index, file)| self.look_at(&object, file, chain(index + 1 < below)))
+            .map(|(index, file)| self.inspect_file(&object, file, chain(index + 1 < below)))
             .collect::<Result<_, _>>()?;
         // Opening files may hang, so they were inspected before the name is claimed.
         let _claim = self.claims.base_name(&new.name);
@@ -149,7 +149,7 @@ impl Store {
 
     /// Inspects a file of a base: its identity and, unless it is raw, its header. `chain`: whether the operator named a
     /// file below it.
-    fn look_at(&self, object: &str, new: NewFile, chain: Chain) -> Result<ImageFile, StoreError> {
+    fn inspect_file(&self, object: &str, new: NewFile, chain: Chain) -> Result<ImageFile, StoreError> {
         let invalid = |why: String| StoreError::invalid(object, why);
         let fail = |source: SourceError| StoreError::Source { object: object.to_owned(), source };
         for source in std::iter::once(&new.source).chain(&new.mirrors) {
@@ -186,7 +186,8 @@ impl Store {
             },
             Some(format) => image::inspect(format, &head, identity.size, chain),
         };
-        let disk_size = size.map_err(|error| invalid(format!("{}: {error}", shown(&new.source))))?.size;
+        let disk_size =
+            size.map_err(|error| invalid(format!("{}: {error}", display_source(&new.source))))?.size;
 
         if disk_size == 0 {
             return Err(invalid("its virtual disk has 0 bytes; give an image that is not empty".into()));
@@ -196,7 +197,7 @@ impl Store {
     }
 }
 
-/// A path as it is; a URL may contain secrets and is not shown.
-fn shown(source: &str) -> &str {
+/// A path as it is; a URL may contain secrets and is not display_source.
+fn display_source(source: &str) -> &str {
     if Location::of(source).is_url() { "its image" } else { source }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::records::{Outcome, RECORD_LIMIT, RecordKind, read_disk, read_record};
-use super::{BaseNode, DiskNode, LiveLeft, Store, StoreError};
+use super::records::{RECORD_LIMIT, ReadOutcome, RecordKind, read_disk, read_record};
+use super::{BaseNode, DiskNode, InheritedLiveMap, Store, StoreError};
 use crate::format::FormatError;
 use crate::format::record::{BaseRecord, DiskRecord};
 use crate::io::{Medium, Open, read_whole};
@@ -31,7 +31,7 @@ pub struct UnreadRecord {
     pub error: String,
 }
 
-struct Waiting {
+struct UnreadEntry {
     kind: RecordKind,
     number: u64,
     error: String,
@@ -41,7 +41,7 @@ struct Waiting {
 
 /// Names of damaged records, and the position in the order of names that they have reached, as far as they can be read.
 #[derive(Debug, Default)]
-struct Reserved {
+struct ReservedNames {
     disks: HashMap<String, String>,
     bases: HashMap<String, String>,
     disk_files: Vec<String>,
@@ -51,13 +51,13 @@ struct Reserved {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Missing {
+pub(super) struct UnavailableRecords {
     damaged: RwLock<Vec<(String, FormatError)>>,
-    reserved: RwLock<Reserved>,
-    unread: Mutex<Vec<Waiting>>,
+    reserved: RwLock<ReservedNames>,
+    unread: Mutex<Vec<UnreadEntry>>,
 }
 
-impl Missing {
+impl UnavailableRecords {
     /// Adds a record whose bytes are not those of a record.
     pub fn add_damaged(&self, medium: &dyn Medium, file: &str, error: FormatError) {
         tracing::error!(file, %error, "a record is damaged; its disk or base is not served; restore the file, or see `plyfs check`");
@@ -85,7 +85,7 @@ impl Missing {
         let file = kind.path(number);
         tracing::error!(file, %error, "a record cannot be read now; its disk or base is served as soon as a retry reads it");
         let (error, next) = (error.to_string(), Instant::now() + FIRST_WAIT);
-        self.unread.lock().push(Waiting { kind, number, error, next, wait: FIRST_WAIT });
+        self.unread.lock().push(UnreadEntry { kind, number, error, next, wait: FIRST_WAIT });
     }
 
     pub fn damaged(&self) -> Vec<(String, FormatError)> {
@@ -94,7 +94,7 @@ impl Missing {
 
     pub fn unread(&self) -> Vec<UnreadRecord> {
         let list = self.unread.lock();
-        let record = |w: &Waiting| UnreadRecord { file: w.kind.path(w.number), error: w.error.clone() };
+        let record = |w: &UnreadEntry| UnreadRecord { file: w.kind.path(w.number), error: w.error.clone() };
         list.iter().map(record).collect()
     }
 
@@ -110,7 +110,7 @@ impl Missing {
     }
 
     /// Whether the record of a base is damaged or unread.
-    pub fn lacks_base(&self) -> bool {
+    pub fn has_unavailable_base(&self) -> bool {
         self.damaged.read().iter().any(|(file, _)| file.starts_with("bases/"))
             || self.unread.lock().iter().any(|w| w.kind == RecordKind::Base)
     }
@@ -163,7 +163,7 @@ impl Missing {
     /// Takes the records to try now: all that are due, or the one of `disk`.
     fn take_due(&self, disk: Option<u64>) -> Vec<(RecordKind, u64)> {
         let (now, mut list) = (Instant::now(), self.unread.lock());
-        let is_due = |w: &Waiting| match disk {
+        let is_due = |w: &UnreadEntry| match disk {
             Some(number) => w.kind == RecordKind::Disk && w.number == number,
             None => w.next <= now,
         };
@@ -176,14 +176,14 @@ impl Missing {
         .collect()
     }
 
-    fn failed_again(&self, kind: RecordKind, number: u64, error: &io::Error) {
+    fn note_failure(&self, kind: RecordKind, number: u64, error: &io::Error) {
         let mut list = self.unread.lock();
         if let Some(waiting) = list.iter_mut().find(|w| w.kind == kind && w.number == number) {
             waiting.error = error.to_string();
         }
     }
 
-    fn settled(&self, kind: RecordKind, number: u64) {
+    fn remove_unread(&self, kind: RecordKind, number: u64) {
         self.unread.lock().retain(|w| w.kind != kind || w.number != number);
     }
 }
@@ -200,25 +200,25 @@ fn check_damaged(noun: &str, name: &str, file: Option<&String>) -> Result<(), St
 impl Store {
     /// The damaged records: path of the file and error.
     pub fn damaged(&self) -> Vec<(String, FormatError)> {
-        self.missing.damaged()
+        self.unavailable.damaged()
     }
 
     /// The records that could not be read and are tried again.
     pub fn unread(&self) -> Vec<UnreadRecord> {
-        self.missing.unread()
+        self.unavailable.unread()
     }
 
     /// Tries the unread records that are due. To be called about once a second.
     pub fn retry_unread(&self) {
-        self.retry(self.missing.take_due(None));
+        self.retry(self.unavailable.take_due(None));
     }
 
     /// The disk of a number whose record could not be read, if it can be read now.
     pub(super) fn retry_disk(&self, number: u64) -> Option<Arc<DiskNode>> {
-        if !self.missing.has_unread_disk(number) {
+        if !self.unavailable.has_unread_disk(number) {
             return None;
         }
-        self.retry(self.missing.take_due(Some(number)));
+        self.retry(self.unavailable.take_due(Some(number)));
         self.names.read().disks.get(&number).cloned()
     }
 
@@ -226,33 +226,33 @@ impl Store {
         for (kind, number) in due {
             let done = match kind {
                 RecordKind::Disk => match read_disk(&*self.medium, number) {
-                    Outcome::Good(record) => self.admit_disk(record),
-                    other => self.still_missing(kind, number, other),
+                    ReadOutcome::Good(record) => self.admit_disk(record),
+                    other => self.handle_failure(kind, number, other),
                 },
                 RecordKind::Base => {
                     match read_record(&*self.medium, kind, number, BaseRecord::decode, |record| record.id) {
-                        Outcome::Good(record) => {
+                        ReadOutcome::Good(record) => {
                             self.admit_base(record);
                             Ok(())
                         }
-                        other => self.still_missing(kind, number, other),
+                        other => self.handle_failure(kind, number, other),
                     }
                 }
             };
             match done {
-                Ok(()) => self.missing.settled(kind, number),
-                Err(error) => self.missing.failed_again(kind, number, &error),
+                Ok(()) => self.unavailable.remove_unread(kind, number),
+                Err(error) => self.unavailable.note_failure(kind, number, &error),
             }
         }
     }
 
-    fn still_missing<T>(&self, kind: RecordKind, number: u64, outcome: Outcome<T>) -> io::Result<()> {
+    fn handle_failure<T>(&self, kind: RecordKind, number: u64, outcome: ReadOutcome<T>) -> io::Result<()> {
         let file = kind.path(number);
         match outcome {
-            Outcome::Good(_) => {}
-            Outcome::Damaged(error) => self.missing.add_damaged(&*self.medium, &file, error),
-            Outcome::Unread(error) => return Err(error),
-            Outcome::Gone => {
+            ReadOutcome::Good(_) => {}
+            ReadOutcome::Damaged(error) => self.unavailable.add_damaged(&*self.medium, &file, error),
+            ReadOutcome::Unread(error) => return Err(error),
+            ReadOutcome::Gone => {
                 tracing::warn!(file, "a record that could not be read is gone; plyfs does not retry it")
             }
         }
@@ -267,7 +267,7 @@ impl Store {
         self.next_seq.fetch_max(record.name_seq + 1, std::sync::atomic::Ordering::Relaxed);
         let (id, name, seq) = (record.id, record.name.clone(), record.name_seq);
         // An earlier worker may have left a live map.
-        let node = self.disk_node(record, LiveLeft::Yes);
+        let node = self.disk_node(record, InheritedLiveMap::Yes);
         let all: Vec<_> = self.names.read().disks.values().cloned().collect();
         let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();
         let is_later = |disk: &Arc<DiskNode>| disk.name_seq() > seq;

@@ -94,12 +94,12 @@ fn a_dropped_permit_is_available_again() {
 #[test]
 fn large_jobs_of_a_lane_run_a_few_at_a_time() {
     let pool = Pool::new(32, 4).expect("threads");
-    let bytes = moved_at_once() / 4;
+    let bytes = lane_byte_limit() / 4;
     let (says, began) = channel();
     let held: Vec<_> = (0..10)
         .map(|n| {
             let (says, (go, gone)) = (says.clone(), channel::<()>());
-            pool.spawn_moving(Lane::Disk(1), bytes, move || {
+            pool.spawn_sized(Lane::Disk(1), bytes, move || {
                 let _ = says.send(n);
                 let _ = gone.recv();
             });

@@ -15,7 +15,7 @@ use crate::io::{LiveDir, replace};
 
 /// A filesystem in memory, with a size that the test sets and calls that fail when the test says so.
 #[derive(Clone)]
-struct Small(Arc<Mutex<State>>);
+struct SmallMedium(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-impl Small {
+impl SmallMedium {
     fn new(total: u64) -> Self {
         Self(Arc::new(Mutex::new(State { total, full: libc::ENOSPC, ..State::default() })))
     }
@@ -93,7 +93,7 @@ impl Small {
     }
 }
 
-impl Medium for Small {
+impl Medium for SmallMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
         let mut state = self.0.lock();
         state.fault("open", name)?;
@@ -140,7 +140,7 @@ impl Medium for Small {
 }
 
 struct SmallFile {
-    small: Small,
+    small: SmallMedium,
     name: String,
 }
 
@@ -240,7 +240,7 @@ fn sizes() {
 #[test]
 fn metadata_gets_the_reserve_and_data_does_not() {
     for errno in [libc::ENOSPC, libc::EDQUOT] {
-        let small = Small::new(64 * MIB);
+        let small = SmallMedium::new(64 * MIB);
         small.0.lock().full = errno;
         let reserve = small.reserve(WANTED);
         assert_eq!(
@@ -282,7 +282,7 @@ fn metadata_gets_the_reserve_and_data_does_not() {
 
 #[test]
 fn a_trace_takes_no_space_of_the_reserve() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     replace(&*reserve, "traces", "1.trace", &[1; 8192]).unwrap();
     small.fill();
@@ -293,7 +293,7 @@ fn a_trace_takes_no_space_of_the_reserve() {
 
 #[test]
 fn metadata_uses_the_whole_reserve_and_fails_after_it() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     let map = reserve.open("deltas/1.1.map", Open::Create).unwrap();
@@ -307,7 +307,7 @@ fn metadata_uses_the_whole_reserve_and_fails_after_it() {
 
 #[test]
 fn discards_of_partial_blocks_may_use_half_of_the_reserve() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     let data = reserve.open("deltas/1.data", Open::Create).unwrap();
     small.fill();
@@ -321,7 +321,7 @@ fn discards_of_partial_blocks_may_use_half_of_the_reserve() {
 
 #[test]
 fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     replace(&*reserve, "disks", "1.disk", &[2; 4096]).unwrap();
@@ -351,7 +351,7 @@ fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
 
 #[test]
 fn a_reserve_that_was_copied_as_a_hole_is_filled() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     small.open(RESERVE, Open::Create).unwrap().set_len(WANTED).unwrap();
     small.reserve(WANTED);
     assert_eq!(small.free(), 60 * MIB);
@@ -360,7 +360,7 @@ fn a_reserve_that_was_copied_as_a_hole_is_filled() {
 /// Guards D20.
 #[test]
 fn data_never_takes_what_was_freed_for_metadata() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     small.grow(2 * MIB);
@@ -388,7 +388,7 @@ fn data_never_takes_what_was_freed_for_metadata() {
 
 #[test]
 fn files_that_were_not_written_in_full_are_removed() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     replace(&small, "disks", "1.disk", b"old").unwrap();
     for operation in ["write", "sync", "rename"] {
         small.fail(operation, "1.disk.tmp", libc::EIO);
@@ -409,7 +409,7 @@ impl RootStore for Roots {
 }
 
 struct Rig {
-    small: Small,
+    small: SmallMedium,
     reserve: Arc<Reserve>,
     live: tempfile::TempDir,
 }
@@ -418,7 +418,7 @@ const SIZE: u64 = 1 << 30;
 
 impl Rig {
     fn new(reserve: u64) -> Self {
-        let small = Small::new(256 * MIB);
+        let small = SmallMedium::new(256 * MIB);
         let reserve = small.reserve(reserve);
         Self { small, reserve, live: tempfile::tempdir_in("/dev/shm").unwrap() }
     }

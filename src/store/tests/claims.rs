@@ -7,12 +7,12 @@ use crate::io::{LiveFile, LiveStore};
 use crate::source::{OpenImage, Opened, SourceError};
 
 /// A filesystem that hangs while a file is opened.
-struct Hangs {
+struct HangingFiles {
     asked: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
-impl OpenImage for Hangs {
+impl OpenImage for HangingFiles {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
         if path.ends_with("b.raw") {
             self.asked.lock().send(()).unwrap();
@@ -26,23 +26,23 @@ impl OpenImage for Hangs {
 /// Guards D45.
 #[test]
 fn a_base_that_hangs_blocks_no_other_change() {
-    let (house, store) = House::with_base();
-    fs::write(house.path("../c.raw"), [8; 8192]).unwrap();
-    let other = house.tmp.path().join("c.raw");
+    let (test_store, store) = TestStore::with_base();
+    fs::write(test_store.path("../c.raw"), [8; 8192]).unwrap();
+    let other = test_store.tmp.path().join("c.raw");
     store.create_disks(&[blank("one"), blank("two"), blank("three")]).unwrap();
     store.close().unwrap();
     drop(store);
     let (asked, hears) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let sources = Arc::new(Hangs { asked: Mutex::new(asked), go_on: Mutex::new(go_on) });
+    let sources = Arc::new(HangingFiles { asked: Mutex::new(asked), go_on: Mutex::new(go_on) });
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let live = house.tmp.path().join("live");
+    let live = test_store.tmp.path().join("live");
     let live = |_: &Superblock| Ok(Arc::new(LiveDir::new(&live)?) as Arc<dyn crate::io::LiveStore>);
-    let store = Store::open_with(&house.path(""), live, cache, None, sources).unwrap();
+    let store = Store::open_with(&test_store.path(""), live, cache, None, sources).unwrap();
     std::thread::scope(|scope| {
         let hanging = [
             scope.spawn(|| store.create_disks(&[on("b", "four", None)]).map(drop)),
-            scope.spawn(|| store.add_base("again", &house.source(), None).map(drop)),
+            scope.spawn(|| store.add_base("again", &test_store.source(), None).map(drop)),
         ];
         hears.recv().unwrap();
         hears.recv().unwrap();
@@ -74,7 +74,7 @@ fn a_base_that_hangs_blocks_no_other_change() {
 /// Guards D45.
 #[test]
 fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
-    let (house, store) = House::with_base();
+    let (test_store, store) = TestStore::with_base();
     let won: usize = std::thread::scope(|scope| {
         let makers: Vec<_> = (0..4)
             .map(|maker| {
@@ -95,13 +95,13 @@ fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
     ids.dedup();
     assert_eq!(ids.len(), 440);
     drop(store);
-    assert_eq!(names(&house.open()).len(), 440);
+    assert_eq!(names(&test_store.open()).len(), 440);
 }
 
 #[test]
 fn a_base_is_not_removed_while_a_disk_is_created_on_it() {
     for _ in 0..50 {
-        let (_house, store) = House::with_base();
+        let (_house, store) = TestStore::with_base();
         std::thread::scope(|scope| {
             let removed = scope.spawn(|| store.remove_base("b").is_ok());
             let made = store.create_disks(&[on("b", "one", None)]).is_ok();
@@ -112,13 +112,13 @@ fn a_base_is_not_removed_while_a_disk_is_created_on_it() {
 }
 
 /// Live maps whose removal waits for the test.
-struct Slow {
+struct SlowLiveStore {
     inner: LiveDir,
     asked: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
-impl LiveStore for Slow {
+impl LiveStore for SlowLiveStore {
     fn existing(&self, disk: u64) -> std::io::Result<Option<LiveFile>> {
         self.inner.existing(disk)
     }
@@ -142,19 +142,20 @@ impl LiveStore for Slow {
 // free. The next write of a guest then found no space.
 #[test]
 fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
-    let house = House::new();
+    let test_store = TestStore::new();
     let (asked, hears) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let dir = house.tmp.path().join("slow");
+    let dir = test_store.tmp.path().join("slow");
     let live = move |_: &Superblock| {
-        let slow = Slow { inner: LiveDir::new(&dir)?, asked: Mutex::new(asked), go_on: Mutex::new(go_on) };
+        let slow =
+            SlowLiveStore { inner: LiveDir::new(&dir)?, asked: Mutex::new(asked), go_on: Mutex::new(go_on) };
         Ok(Arc::new(slow) as Arc<dyn LiveStore>)
     };
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let store = Store::open_with(&house.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
+    let store = Store::open_with(&test_store.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
     store.create_disks(&[blank("one")]).unwrap();
     let node = store.unlink("one").unwrap();
-    let record = house.path(&format!("disks/{}.disk", node.id()));
+    let record = test_store.path(&format!("disks/{}.disk", node.id()));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| store.purge(node.id()));
         hears.recv().unwrap();

@@ -2,13 +2,13 @@
 
 use super::*;
 
-struct Home {
+struct SimStore {
     medium: SimMedium,
     live: Arc<SimLive>,
     tmp: TempDir,
 }
 
-impl Home {
+impl SimStore {
     fn new() -> Self {
         let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
         fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
@@ -42,9 +42,9 @@ impl Home {
 #[test]
 fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() {
     for errno in [libc::EMFILE, libc::EIO, libc::ENOMEM] {
-        let home = Home::new();
-        let store = home.open();
-        let source = home.tmp.path().join("b.raw");
+        let sim = SimStore::new();
+        let store = sim.open();
+        let source = sim.tmp.path().join("b.raw");
         store.add_base("b", source.to_str().unwrap(), None).unwrap();
         let ids: Vec<u64> = store
             .create_disks(&[on("b", "one", None), blank("two")])
@@ -56,8 +56,8 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         drop(store);
 
         let file = format!("disks/{}.disk", ids[0]);
-        home.fails(std::slice::from_ref(&file), errno);
-        let store = home.open();
+        sim.fails(std::slice::from_ref(&file), errno);
+        let store = sim.open();
         assert_eq!(names(&store), ["two"]);
         assert!(store.damaged().is_empty());
         assert_eq!(store.unread().iter().map(|record| &record.file).collect::<Vec<_>>(), [&file]);
@@ -69,7 +69,7 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         assert!(store.disk_by_id(ids[0]).is_none());
         assert_eq!(store.unread().len(), 1);
 
-        home.works();
+        sim.works();
         // A lookup by number retries at once.
         assert_eq!(store.disk_by_id(ids[0]).unwrap().name(), "one");
         assert!(store.unread().is_empty());
@@ -84,20 +84,20 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
 
 #[test]
 fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
-    let home = Home::new();
-    let store = home.open();
-    let source = home.tmp.path().join("b.raw");
+    let sim = SimStore::new();
+    let store = sim.open();
+    let source = sim.tmp.path().join("b.raw");
     let base = store.add_base("b", source.to_str().unwrap(), None).unwrap().id();
     store.create_disks(&[on("b", "one", None)]).unwrap();
     drop(store);
 
     let file = format!("bases/{base}.base");
-    home.fails(std::slice::from_ref(&file), libc::EMFILE);
-    let store = home.open();
+    sim.fails(std::slice::from_ref(&file), libc::EMFILE);
+    let store = sim.open();
     assert!(store.damaged().is_empty());
     assert_refused(store.disk("one").unwrap().attach().map(drop), Kind::Changed, &file);
     assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Io, &file);
-    home.works();
+    sim.works();
     let until = std::time::Instant::now() + Duration::from_secs(60);
     while !store.unread().is_empty() && std::time::Instant::now() < until {
         store.retry_unread();
@@ -111,12 +111,12 @@ fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
 #[test]
 fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
     for late in [0, 1] {
-        let home = Home::new();
-        let store = home.open();
+        let sim = SimStore::new();
+        let store = sim.open();
         let made = store.create_disks(&[blank("from"), blank("to")]).unwrap();
         let ids = [made[0].id(), made[1].id()];
         // The worker dies between the two records.
-        home.medium.plan(Fault {
+        sim.medium.plan(Fault {
             call: Call::Create,
             name: format!("disks/{}.disk", ids[1]),
             skip: 0,
@@ -126,14 +126,14 @@ fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
         assert!(store.rename("from", "to", Replace::Yes).is_err());
         drop((store, made));
 
-        home.fails(&[format!("disks/{}.disk", ids[late])], libc::EIO);
-        let store = home.open();
-        home.works();
+        sim.fails(&[format!("disks/{}.disk", ids[late])], libc::EIO);
+        let store = sim.open();
+        sim.works();
         assert!(store.disk_by_id(ids[late]).is_some());
         assert_eq!(store.disk("to").unwrap().id(), ids[0], "late: {late}");
         assert_eq!(store.unlinked().iter().map(|disk| disk.id()).collect::<Vec<_>>(), [ids[1]]);
         drop(store);
-        let store = home.open();
+        let store = sim.open();
         assert_eq!(store.disk("to").unwrap().id(), ids[0]);
         assert_eq!(store.unlinked().len(), 1);
     }
@@ -142,14 +142,14 @@ fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
 // A record that cannot be read, and that the operator moves out of the store, blocks no names any more.
 #[test]
 fn a_record_that_is_moved_away_frees_the_names() {
-    let home = Home::new();
-    let store = home.open();
+    let sim = SimStore::new();
+    let store = sim.open();
     let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
     drop(store);
-    home.fails(&[format!("disks/{id}.disk")], libc::EIO);
-    let store = home.open();
-    home.works();
-    home.medium.remove(&format!("disks/{id}.disk")).unwrap();
+    sim.fails(&[format!("disks/{id}.disk")], libc::EIO);
+    let store = sim.open();
+    sim.works();
+    sim.medium.remove(&format!("disks/{id}.disk")).unwrap();
     assert!(store.disk_by_id(id).is_none());
     assert!(store.unread().is_empty());
     store.create_disks(&[blank("one")]).unwrap();
