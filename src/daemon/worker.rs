@@ -31,7 +31,7 @@ use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
-use crate::fuse::session::Serving;
+use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
 use crate::sandbox::confine::{self, InForce, Policy};
@@ -169,7 +169,7 @@ fn end_at_panic(channel: Arc<Channel>) {
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         tracing::error!(backtrace = %Backtrace::force_capture(), "panicked{place}: {text}");
         let guard = guard::current();
-        if guard != Guard::GoesOn {
+        if guard != Guard::Recovers {
             let _ = channel.send(&FromWorker::Failed(reason(&format!("it panicked{place}: {text}"))));
         }
         if guard == Guard::None {
@@ -394,7 +394,8 @@ fn serve(
         .watch_callers(Box::new(move |question| asking.ask(question)))
         .map_err(|e| format!("threads: {e}"))?;
     let fs = PlyFs::new(service.clone(), owner, notifier.clone());
-    let serving = Serving::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
+    let serving =
+        FuseSession::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
     let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::pieces::{NewFile, Piece};
+use super::record_builder::{NewMapFile, RecordBuilder};
 use super::{Delta, DeltaError};
 use crate::format::journal::{MapHeader, Record};
 use crate::format::layout::{DELTAS, map_path};
@@ -38,30 +38,31 @@ pub trait RootStore: Send + Sync {
 
 /// State of the map file. The holder of its lock may append.
 #[derive(Default)]
-pub(super) struct Commit {
+pub(super) struct MapFileState {
     pub(super) root: MapRoot,
     /// Highest generation for which a file was started.
-    pub(super) tried: u64,
+    pub(super) last_started: u64,
     pub(super) file: Option<Arc<dyn MediumFile>>,
     pub(super) nonce: u64,
     pub(super) tail: u64,
-    /// The file is filled with zeros up to this offset.
-    pub(super) filled: u64,
-    pub(super) first: u64,
+    /// The file is zeroed_to with zeros up to this offset.
+    pub(super) zeroed_to: u64,
+    /// Length of the file when it was started; after a restart, the length of its header.
+    pub(super) base_len: u64,
     /// The file may grow to this many bytes before it is rewritten, because there was no space for a new file.
-    pub(super) patience: u64,
+    pub(super) size_allowance: u64,
     pub(super) seq: u64,
     /// The next flush writes a new map file.
     pub(super) rewrite: bool,
     /// An earlier worker may have written records without syncing them.
-    pub(super) unproven: bool,
+    pub(super) maybe_unsynced: bool,
     /// Size and overlap in the last record of the file.
-    pub(super) extent: (u64, u64),
+    pub(super) bounds: (u64, u64),
     /// The disk was removed: no file of it may be created any more.
     pub(super) retired: bool,
 }
 
-impl Commit {
+impl MapFileState {
     pub(super) fn allocated(&self) -> u64 {
         self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
     }
@@ -78,7 +79,7 @@ pub(super) enum Target {
     /// power cut may leave only the later one, which would read as damage.
     Append,
     /// To a new file, which counts once its root is committed.
-    New(NewFile),
+    New(NewMapFile),
 }
 
 fn random() -> u64 {
@@ -93,33 +94,33 @@ fn random() -> u64 {
 impl Delta {
     pub(super) fn write_record(
         &self,
-        commit: &mut Commit,
+        commit: &mut MapFileState,
         target: &mut Target,
         (size, overlap): (u64, u64),
-        piece: Piece,
+        builder: RecordBuilder,
     ) -> Result<(), DeltaError> {
-        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: piece.into_runs() };
+        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: builder.into_runs() };
         match target {
             Target::Append => {
                 self.append(commit, &record)?;
-                commit.extent = (size, overlap);
+                commit.bounds = (size, overlap);
                 Ok(())
             }
-            Target::New(file) => file.put(&record).map_err(DeltaError::io("writing a new map file")),
+            Target::New(file) => file.append(&record).map_err(DeltaError::io("writing a new map file")),
         }
     }
 
-    fn append(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
+    fn append(&self, commit: &mut MapFileState, record: &Record) -> Result<(), DeltaError> {
         let Some(file) = commit.file.clone() else {
             return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
         };
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
-        if end > commit.filled {
-            let zeros = vec![0; (end - commit.filled + limit(AHEAD, 2 << 10)) as usize];
+        if end > commit.zeroed_to {
+            let zeros = vec![0; (end - commit.zeroed_to + limit(AHEAD, 2 << 10)) as usize];
             // An optimisation only: without space for the zeros, the record itself may still fit.
-            if file.write_at(&zeros, commit.filled).is_ok() {
-                commit.filled += zeros.len() as u64;
+            if file.write_at(&zeros, commit.zeroed_to).is_ok() {
+                commit.zeroed_to += zeros.len() as u64;
             }
         }
         if let Err(error) = file.write_at(&bytes, commit.tail) {
@@ -130,20 +131,20 @@ impl Delta {
         }
         self.sync_map(commit, &file)?;
         commit.tail = end;
-        commit.filled = commit.filled.max(end);
+        commit.zeroed_to = commit.zeroed_to.max(end);
         commit.seq += 1;
         Ok(())
     }
 
     /// Syncs the records that an earlier worker wrote. They were read, but may not be durable.
-    pub(super) fn prove(&self, commit: &mut Commit) -> Result<(), DeltaError> {
+    pub(super) fn sync_inherited(&self, commit: &mut MapFileState) -> Result<(), DeltaError> {
         match commit.file.clone() {
-            Some(file) if commit.unproven => self.sync_map(commit, &file),
+            Some(file) if commit.maybe_unsynced => self.sync_map(commit, &file),
             _ => Ok(()),
         }
     }
 
-    fn sync_map(&self, commit: &mut Commit, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
+    fn sync_map(&self, commit: &mut MapFileState, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
         // Until the sync succeeds it is unknown what of the file is durable, so the next flush writes a new file.
         commit.rewrite = true;
         if !sabotaged(Sabotage::JournalNotSynced) {
@@ -151,34 +152,35 @@ impl Delta {
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
             self.sync_ended(SYNCING_MAP);
         }
-        (commit.rewrite, commit.unproven) = (false, false);
+        (commit.rewrite, commit.maybe_unsynced) = (false, false);
         Ok(())
     }
 
     /// Starts a new map file.
-    pub(super) fn new_file(&self, commit: &mut Commit) -> Result<NewFile, DeltaError> {
-        let generation = commit.tried.max(commit.root.generation) + 1;
+    pub(super) fn new_file(&self, commit: &mut MapFileState) -> Result<NewMapFile, DeltaError> {
+        let generation = commit.last_started.max(commit.root.generation) + 1;
         // A generation is used once, also after a failure: it is unknown which record is durable.
-        commit.tried = generation;
+        commit.last_started = generation;
         let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
-        NewFile::begin(self.footing.medium.clone(), header).map_err(DeltaError::io("writing a new map file"))
+        NewMapFile::start(self.delta_io.medium.clone(), header)
+            .map_err(DeltaError::io("writing a new map file"))
     }
 
     /// Makes a complete new map file durable, then its root.
     pub(super) fn commit_file(
         &self,
-        commit: &mut Commit,
-        mut new: NewFile,
-        extent: (u64, u64),
+        commit: &mut MapFileState,
+        mut new: NewMapFile,
+        bounds: (u64, u64),
     ) -> Result<(), DeltaError> {
-        let (disk, medium) = (self.spec.disk, &self.footing.medium);
+        let (disk, medium) = (self.spec.disk, &self.delta_io.medium);
         let (header, len, next_seq) = (new.header, new.len, new.next_seq);
         let file = new.keep().map_err(DeltaError::io("writing a new map file"))?;
         let root = MapRoot { generation: header.generation, floor: len };
         let durable = || {
             file.sync_data()?;
             medium.sync_dir(DELTAS)?;
-            self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
+            self.delta_io.roots.commit_sized(root, new.modified_ns, bounds.0)
         };
         // Until all steps succeed it is unknown which file a power cut leaves, so nothing is appended to either.
         commit.rewrite = true;
@@ -193,19 +195,19 @@ impl Delta {
         for before in commit.root.generation.max(1)..header.generation {
             let _ = medium.remove(&map_path(disk, before));
         }
-        *commit = Commit {
+        *commit = MapFileState {
             root,
-            tried: header.generation,
+            last_started: header.generation,
             file: Some(file),
             nonce: header.nonce,
             tail: len,
-            filled: len,
-            first: len,
-            patience: 0,
+            zeroed_to: len,
+            base_len: len,
+            size_allowance: 0,
             seq: next_seq,
             rewrite: false,
-            unproven: false,
-            extent,
+            maybe_unsynced: false,
+            bounds,
             retired: false,
         };
         Ok(())

@@ -8,10 +8,10 @@ use std::cell::Cell;
 use std::io;
 use std::sync::atomic::Ordering;
 
-use super::commit::{Commit, SYNCING_DATA, Target};
+use super::commit::{MapFileState, SYNCING_DATA, Target};
 use super::guard::scopeguard;
 use super::map::Take;
-use super::pieces::Piece;
+use super::record_builder::RecordBuilder;
 use super::{Delta, DeltaError};
 use crate::format::BLOCK;
 use crate::format::layout::DELTAS;
@@ -25,44 +25,44 @@ const REDO_BLOCKS: usize = 64;
 
 /// Whether the caller holds the lock on the whole range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whole {
+pub(super) enum WholeRange {
     /// The caller holds it.
     Held,
     /// The caller holds no part of it.
-    Free,
+    NotHeld,
 }
 
 /// The words that a flush has taken. However the flush ends, they are either durable or restored.
-pub(super) struct Taken<'a> {
+pub(super) struct TakenWords<'a> {
     delta: &'a Delta,
     /// The pages that contain them, in order.
     pages: Vec<u32>,
     durable: bool,
 }
 
-impl<'a> Taken<'a> {
+impl<'a> TakenWords<'a> {
     /// Takes all dirty words.
-    pub(super) fn of(delta: &'a Delta) -> Self {
+    pub(super) fn take(delta: &'a Delta) -> Self {
         let mut taken = Self { delta, pages: Vec::new(), durable: false };
-        delta.map.mark(&mut taken.pages);
+        delta.map.take_dirty(&mut taken.pages);
         taken
     }
 
-    fn end(mut self, result: Result<(), DeltaError>) -> Result<(), DeltaError> {
+    fn finish(mut self, result: Result<(), DeltaError>) -> Result<(), DeltaError> {
         self.durable = result.is_ok();
         result
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for TakenWords<'_> {
     fn drop(&mut self) {
         if self.durable {
-            self.delta.map.done(&self.pages);
+            self.delta.map.mark_durable(&self.pages);
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
         if !sabotaged(Sabotage::WordsNotGivenBack) {
-            self.delta.map.failed(&self.pages);
+            self.delta.map.restore(&self.pages);
         }
     }
 }
@@ -74,7 +74,7 @@ impl Delta {
     /// After a failed sync the error epoch has grown: writes since the last flush may be lost. ENOSPC while appending
     /// to the map file loses nothing, and the caller may flush again.
     pub fn flush(&self) -> Result<(), DeltaError> {
-        self.redo_lost(Whole::Free)?;
+        self.rewrite_lost_data(WholeRange::NotHeld)?;
         self.flush_joined()
     }
 
@@ -83,7 +83,7 @@ impl Delta {
     ///
     /// # Errors
     /// Errors of the storage; the next flush tries again.
-    pub(super) fn redo_lost(&self, whole: Whole) -> Result<(), DeltaError> {
+    pub(super) fn rewrite_lost_data(&self, whole: WholeRange) -> Result<(), DeltaError> {
         let lost = self.lost.load(Ordering::Acquire);
         if lost == self.redone.load(Ordering::Acquire) || sabotaged(Sabotage::LostNotRedone) {
             return Ok(());
@@ -95,7 +95,7 @@ impl Delta {
             for (first, end) in self.map.pages().flat_map(|page| self.map.unflushed_data(page)) {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
-                    let _range = (whole == Whole::Free).then(|| self.ranges.lock(from, to));
+                    let _range = (whole == WholeRange::NotHeld).then(|| self.ranges.lock(from, to));
                     let mut bytes = vec![0; ((to - from) * BLOCK) as usize];
                     let got = data.read_at(&mut bytes, from * BLOCK)?;
                     data.write_at(&bytes[..got], from * BLOCK)?;
@@ -110,7 +110,7 @@ impl Delta {
         Ok(())
     }
 
-    /// As [`Delta::flush`], for a caller that holds the whole range and has called [`Delta::redo_lost`].
+    /// As [`Delta::flush`], for a caller that holds the whole range and has called [`Delta::rewrite_lost_data`].
     pub(super) fn flush_joined(&self) -> Result<(), DeltaError> {
         let errno = |error: &DeltaError| match error {
             DeltaError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
@@ -125,43 +125,43 @@ impl Delta {
         let mut commit = self.commit.lock();
         commit.refuse_retired()?;
         self.refuse_lost()?;
-        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.first).max(commit.patience);
+        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
         let full = commit.rewrite || large;
         match self.flush_words(&mut commit, full) {
             Err(error) if error.is_full() && !commit.rewrite && large => {
                 // An append takes less space than a new file, and the old file is as good.
-                commit.patience = commit.tail * 2;
+                commit.size_allowance = commit.tail * 2;
                 self.flush_words(&mut commit, false)
             }
             other => other,
         }
     }
 
-    fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
+    fn flush_words(&self, commit: &mut MapFileState, full: bool) -> Result<(), DeltaError> {
         let early =
             sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
         linger(Sabotage::NoteClearedFirst);
-        let mut taken = Taken::of(self);
+        let mut taken = TakenWords::take(self);
         // Read after the words and before the sync: no word lies above the size, and the sync covers what growth did to
         // the file.
         let now = || (self.size(), self.overlap());
-        let extent = now();
+        let bounds = now();
         // Read after the words: a writer sets this flag before its word, so the sync below covers the data of every
         // word taken.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
         let result = (|| {
             if sabotaged(Sabotage::MapBeforeData) {
-                self.journal(commit, extent, now, &mut taken, full)?;
+                self.journal(commit, bounds, now, &mut taken, full)?;
             }
             if was_unsynced {
                 self.sync_written()?;
             }
-            if taken.pages.is_empty() && extent == commit.extent && !commit.rewrite {
-                return self.prove(commit);
+            if taken.pages.is_empty() && bounds == commit.bounds && !commit.rewrite {
+                return self.sync_inherited(commit);
             }
-            self.journal(commit, extent, now, &mut taken, full)
+            self.journal(commit, bounds, now, &mut taken, full)
         })();
-        taken.end(result)
+        taken.finish(result)
     }
 
     /// Syncs the data file, and its directory entry when the file is new.
@@ -178,7 +178,7 @@ impl Delta {
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
         if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
-            self.footing.medium.sync_dir(DELTAS).map_err(|e| {
+            self.delta_io.medium.sync_dir(DELTAS).map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
             })?;
@@ -187,23 +187,28 @@ impl Delta {
     }
 
     /// Journals a size at once. The caller holds the whole range.
-    pub(super) fn commit_size(&self, commit: &mut Commit, size: u64, overlap: u64) -> Result<(), DeltaError> {
+    pub(super) fn commit_size(
+        &self,
+        commit: &mut MapFileState,
+        size: u64,
+        overlap: u64,
+    ) -> Result<(), DeltaError> {
         commit.refuse_retired()?;
         self.refuse_lost()?;
         if commit.rewrite {
             // The first map file has the whole map, and the data that it claims must be synced.
-            let mut taken = Taken::of(self);
+            let mut taken = TakenWords::take(self);
             let result = self.sync_for_rewrite();
             let cut = (size, overlap);
             let result = result.and_then(|()| self.journal(commit, cut, || cut, &mut taken, true));
-            return taken.end(result);
+            return taken.finish(result);
         }
-        if size > commit.extent.0 {
+        if size > commit.bounds.0 {
             // The disk shrinks after growth that was not flushed. For that growth the data file was cut to the old end.
             // The cut must be durable before a record claims a larger size.
             self.sync_for_rewrite()?;
         }
-        self.write_record(commit, &mut Target::Append, (size, overlap), Piece::default())
+        self.write_record(commit, &mut Target::Append, (size, overlap), RecordBuilder::default())
     }
 
     fn sync_for_rewrite(&self) -> Result<(), DeltaError> {
@@ -228,7 +233,7 @@ impl Delta {
         Ok(())
     }
 
-    /// Refuses to journal between a failed sync and [`Delta::redo_lost`].
+    /// Refuses to journal between a failed sync and [`Delta::rewrite_lost_data`].
     fn refuse_lost(&self) -> Result<(), DeltaError> {
         if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
             && !sabotaged(Sabotage::LostNotRedone)
@@ -239,29 +244,29 @@ impl Delta {
         Ok(())
     }
 
-    /// Writes the words taken, whose data is synced, as records of bounded size. The records have `extent`, or `later`
+    /// Writes the words taken, whose data is synced, as records of bounded size. The records have `bounds`, or `later`
     /// once words have changed meanwhile. With `full` all words go to a new map file.
     fn journal(
         &self,
-        commit: &mut Commit,
-        extent: (u64, u64),
+        commit: &mut MapFileState,
+        bounds: (u64, u64),
         later: impl Fn() -> (u64, u64),
-        taken: &mut Taken<'_>,
+        taken: &mut TakenWords<'_>,
         full: bool,
     ) -> Result<(), DeltaError> {
         let full = full || commit.file.is_none();
         let mut target = if full { Target::New(self.new_file(commit)?) } else { Target::Append };
-        let (mut piece, mut changed) = (Piece::default(), Vec::new());
+        let (mut builder, mut changed) = (RecordBuilder::default(), Vec::new());
         let mut put = |page: u64, take| -> Result<(), DeltaError> {
             let (words, others) = self.map.unchanged(page, take);
             if others {
                 changed.push(page as u32);
             }
             for (word, value) in words {
-                if piece.is_full() {
-                    self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+                if builder.is_full() {
+                    self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
                 }
-                piece.add(word, value);
+                builder.add(word, value);
             }
             Ok(())
         };
@@ -270,9 +275,9 @@ impl Delta {
         } else {
             taken.pages.iter().try_for_each(|page| put(u64::from(*page), Take::Changed))?;
         }
-        let mut extent = extent;
-        if changed.is_empty() || !piece.is_empty() {
-            self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+        let mut bounds = bounds;
+        if changed.is_empty() || !builder.is_empty() {
+            self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
         }
         // Words that writers have changed since are taken with their values, so this ends however fast they write.
         let (mut words, marked) = (Vec::new(), taken.pages.len());
@@ -282,23 +287,23 @@ impl Delta {
                 taken.pages.push(page);
             }
             self.map.retake(u64::from(page), &mut words);
-            if words.len() < Piece::WORDS && changed.peek().is_some() {
+            if words.len() < RecordBuilder::WORDS && changed.peek().is_some() {
                 continue;
             }
-            extent = later();
+            bounds = later();
             if self.unsynced.swap(false, Ordering::AcqRel) {
                 self.sync_written()?;
             }
             for (word, value) in words.drain(..) {
-                if piece.is_full() {
-                    self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+                if builder.is_full() {
+                    self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
                 }
-                piece.add(word, value);
+                builder.add(word, value);
             }
-            self.write_record(commit, &mut target, extent, std::mem::take(&mut piece))?;
+            self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
         }
         if let Target::New(file) = target {
-            self.commit_file(commit, file, extent)?;
+            self.commit_file(commit, file, bounds)?;
         }
         Ok(())
     }

@@ -9,14 +9,14 @@ use super::guard::scopeguard;
 /// Joins the flushes of one delta.
 #[derive(Default)]
 pub(super) struct FlushGate {
-    turns: Mutex<Turns>,
+    rounds: Mutex<FlushRounds>,
     changed: Condvar,
 }
 
 /// The flushes that run, wait and have ended. What must hold: a caller learns the result of exactly the flush that
 /// served it, however many flushes have ended before the caller's thread runs again.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct FlushRounds {
     running: bool,
     /// Number of the last flush that began, and of the last that ended.
     begun: u64,
@@ -27,16 +27,16 @@ pub(super) struct Turns {
     failed: Vec<(u64, i32)>,
 }
 
-impl Turns {
+impl FlushRounds {
     /// Registers a caller. Returns the number of the flush that serves it, which has not begun yet.
-    pub(super) fn arrive(&mut self) -> u64 {
+    pub(super) fn register(&mut self) -> u64 {
         let mine = self.begun + 1;
         self.waiting.push(mine);
         mine
     }
 
     /// Whether the caller must wait: its flush has not ended, and another one runs.
-    fn is_to_wait(&self, mine: u64) -> bool {
+    fn must_wait(&self, mine: u64) -> bool {
         self.running && self.ended < mine
     }
 
@@ -54,7 +54,7 @@ impl Turns {
     }
 
     /// Notes the end of the flush that its caller led.
-    pub(super) fn end(&mut self, mine: u64, failed: Option<i32>) {
+    pub(super) fn finish(&mut self, mine: u64, failed: Option<i32>) {
         self.running = false;
         self.ended = mine;
         self.failed.extend(failed.map(|errno| (mine, errno)));
@@ -71,19 +71,19 @@ impl FlushGate {
         errno: impl FnOnce(&E) -> i32,
         of_another: impl FnOnce(i32) -> E,
     ) -> Result<(), E> {
-        let mut turns = self.turns.lock();
-        let mine = turns.arrive();
-        while turns.is_to_wait(mine) {
-            self.changed.wait(&mut turns);
+        let mut rounds = self.rounds.lock();
+        let mine = rounds.register();
+        while rounds.must_wait(mine) {
+            self.changed.wait(&mut rounds);
         }
-        if let Some(outcome) = turns.outcome(mine) {
+        if let Some(outcome) = rounds.outcome(mine) {
             return outcome.map_err(of_another);
         }
-        drop(turns);
+        drop(rounds);
         // When this unwinds, the callers that joined get EIO.
         let failed = Cell::new(Some(libc::EIO));
         let _lead = scopeguard(|| {
-            self.turns.lock().end(mine, failed.get());
+            self.rounds.lock().finish(mine, failed.get());
             self.changed.notify_all();
         });
         let result = flush();

@@ -4,7 +4,7 @@
 //! that the next flush must journal the word. An in-flight bit means that a flush has taken the word and has not ended.
 //! After the death of a worker both count as dirty.
 //!
-//! A flush takes words page by page without copying them ([`LiveMap::mark`]), so a writer waits for 16 words at most.
+//! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at most.
 //! Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It takes
 //! each changed word again, now with its value, and syncs the data again ([`LiveMap::retake`]).
 
@@ -105,7 +105,7 @@ pub enum Take {
     All,
 }
 
-fn place(block: u64) -> (u64, usize, u32) {
+fn locate(block: u64) -> (u64, usize, u32) {
     let word = block / WORD_BLOCKS;
     (word / WORDS, (word % WORDS) as usize, (block % WORD_BLOCKS) as u32 * 2)
 }
@@ -137,7 +137,7 @@ impl LiveMap {
 
     /// State of one block.
     pub fn state(&self, block: u64) -> State {
-        let (page, word, shift) = place(block);
+        let (page, word, shift) = locate(block);
         let Some(page) = self.live.page(page) else { return State::Unmapped };
         State::from_bits(page[2 * BITS + word].load(Ordering::Acquire) >> shift & 3).unwrap_or(State::Zero)
     }
@@ -148,7 +148,7 @@ impl LiveMap {
         let pattern = EVEN * state as u64;
         let mut block = first + 1;
         while block < end {
-            let (page, word, shift) = place(block);
+            let (page, word, shift) = locate(block);
             match self.live.page(page) {
                 None if state == State::Unmapped => block = (page + 1) * WORDS * WORD_BLOCKS,
                 None => break,
@@ -170,7 +170,7 @@ impl LiveMap {
     /// # Errors
     /// ENOSPC when the memory filesystem is full or the bound on the memory for maps is reached.
     pub fn prepare(&self, first: u64, end: u64, wanted: MapUse) -> io::Result<()> {
-        for page in place(first).0..=place(end.saturating_sub(1).max(first)).0 {
+        for page in locate(first).0..=locate(end.saturating_sub(1).max(first)).0 {
             self.live.prepare_for(page, wanted)?;
         }
         Ok(())
@@ -181,7 +181,7 @@ impl LiveMap {
         let pattern = EVEN * state as u64;
         let mut block = first;
         while block < end {
-            let page_no = place(block).0;
+            let page_no = locate(block).0;
             let page_end = ((page_no + 1) * WORDS * WORD_BLOCKS).min(end);
             let Some(page) = self.live.page(page_no) else {
                 debug_assert_eq!(state, State::Unmapped);
@@ -190,7 +190,7 @@ impl LiveMap {
             };
             let _publish = self.stripe(page_no).read();
             while block < page_end {
-                let (_, word, shift) = place(block);
+                let (_, word, shift) = locate(block);
                 let from = u64::from(shift / 2);
                 let to = (from + (page_end - block)).min(WORD_BLOCKS);
                 let mask = mask(from, to);
@@ -216,8 +216,8 @@ impl LiveMap {
     }
 
     /// Marks a block dirty that was written since the last flush and whose state did not change.
-    pub fn note(&self, block: u64) {
-        let (page_no, word, _) = place(block);
+    pub fn mark_dirty(&self, block: u64) {
+        let (page_no, word, _) = locate(block);
         let _publish = self.stripe(page_no).read();
         if let Some(page) = self.live.page(page_no) {
             self.set_dirty(page_no, page, word);
@@ -226,7 +226,7 @@ impl LiveMap {
 
     /// Unmaps all blocks from `first` on. This is not journaled: the size in the next record says the same.
     pub fn clear_from(&self, first: u64) {
-        let (first_page, first_word, shift) = place(first);
+        let (first_page, first_word, shift) = locate(first);
         for page_no in self.live.pages(first_page) {
             let Some(page) = self.live.page(page_no) else { continue };
             let _publish = self.stripe(page_no).read();
@@ -242,8 +242,8 @@ impl LiveMap {
     }
 
     /// Takes all dirty words for a flush. Lists the pages with taken words, in order.
-    pub fn mark(&self, taken: &mut Vec<u32>) {
-        let mut mark = |page_no: u64| {
+    pub fn take_dirty(&self, taken: &mut Vec<u32>) {
+        let mut take = |page_no: u64| {
             let Some(page) = self.live.page(page_no) else { return };
             let _publish = self.stripe(page_no).write();
             self.dirty_pages.remove(page_no);
@@ -257,13 +257,13 @@ impl LiveMap {
             }
         };
         if self.inherited.swap(false, Ordering::AcqRel) {
-            self.live.pages(0).for_each(&mut mark);
+            self.live.pages(0).for_each(&mut take);
         } else {
-            self.dirty_pages.pages().for_each(&mut mark);
+            self.dirty_pages.pages().for_each(&mut take);
         }
     }
 
-    /// The words of a page that have not changed since [`LiveMap::mark`], with their values; and whether others have
+    /// The words of a page that have not changed since [`LiveMap::take_dirty`], with their values; and whether others have
     /// changed and must be taken again.
     pub fn unchanged(&self, page_no: u64, what: Take) -> (Vec<(u64, u64)>, bool) {
         let (mut words, mut others) = (Vec::new(), false);
@@ -328,14 +328,14 @@ impl LiveMap {
     }
 
     /// Notes that the words taken from these pages are durable.
-    pub fn done(&self, pages: &[u32]) {
+    pub fn mark_durable(&self, pages: &[u32]) {
         for page in pages.iter().filter_map(|p| self.live.page(u64::from(*p))) {
             page[BITS..2 * BITS].iter().for_each(|bits| bits.store(0, Ordering::Release));
         }
     }
 
     /// Marks the words taken from these pages dirty again, for the next flush.
-    pub fn failed(&self, pages: &[u32]) {
+    pub fn restore(&self, pages: &[u32]) {
         for (no, page) in pages.iter().filter_map(|p| Some((u64::from(*p), self.live.page(u64::from(*p))?))) {
             let _publish = self.stripe(no).read();
             let mut any = 0;

@@ -12,8 +12,8 @@ mod gate;
 mod guard;
 mod map;
 mod open;
-mod pieces;
 mod ranges;
+mod record_builder;
 mod recovery;
 #[cfg(test)]
 mod tests;
@@ -25,10 +25,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use commit::Commit;
+use commit::MapFileState;
 pub use commit::RootStore;
 pub use error::DeltaError;
-use flush::Whole;
+use flush::WholeRange;
 use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
@@ -69,7 +69,7 @@ pub struct DeltaSpec {
 
 /// The storage that a delta uses.
 #[derive(Clone)]
-pub struct Footing {
+pub struct DeltaIo {
     /// The store.
     pub medium: Arc<dyn Medium>,
     /// Keeps the live maps.
@@ -111,11 +111,11 @@ pub enum Durability {
 /// The write layer of one disk.
 pub struct Delta {
     spec: DeltaSpec,
-    footing: Footing,
+    delta_io: DeltaIo,
     map: LiveMap,
     data: RwLock<Option<Arc<dyn MediumFile>>>,
     ranges: RangeLock,
-    commit: Mutex<Commit>,
+    commit: Mutex<MapFileState>,
     /// Bytes that the map file took when they were last read.
     map_bytes: AtomicU64,
     gate: FlushGate,
@@ -261,7 +261,7 @@ impl Delta {
             return Ok(data.clone());
         }
         let fail = DeltaError::io("creating the data file");
-        let data = self.footing.medium.open(&data_path(self.spec.disk), Open::Create);
+        let data = self.delta_io.medium.open(&data_path(self.spec.disk), Open::Create);
         let made = data.and_then(|data| Ok((data.identity()?, data)));
         let ((device, inode), data) = made.map_err(fail)?;
         self.set_word(LiveHeader::Device, device);
@@ -294,7 +294,7 @@ impl Delta {
         let size = self.size();
         let extends = end > size;
         if extends {
-            self.forget_beyond(size, end)?;
+            self.clear_beyond(size, end)?;
         }
         let data = self.open_data()?;
         let wanted = match edges.space {
@@ -339,7 +339,7 @@ impl Delta {
             // must the flush after a failed one.
             (first..=last)
                 .filter(|block| self.map.state(*block) == State::Data)
-                .for_each(|b| self.map.note(b));
+                .for_each(|b| self.map.mark_dirty(b));
         }
         done?;
         let late = sabotaged(Sabotage::SizeAfterWords);
@@ -369,7 +369,7 @@ impl Delta {
     }
 
     /// Makes sure that no old bytes show when the disk grows from `size` to `end`. The caller holds the range.
-    fn forget_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
+    fn clear_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
         self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
         if sabotaged(Sabotage::GrowthNotCut) {
             return Ok(());
@@ -391,7 +391,7 @@ impl Delta {
             self.unsynced.store(true, Ordering::Release);
             if partial {
                 // If the next sync fails, this block is written again like the others.
-                self.map.note(last);
+                self.map.mark_dirty(last);
             }
         }
         Ok(())
@@ -475,7 +475,7 @@ impl Delta {
     /// As [`Delta::resize`].
     pub fn resize_for(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
         let _range = self.ranges.lock(0, u64::MAX);
-        self.redo_lost(Whole::Held)?;
+        self.rewrite_lost_data(WholeRange::Held)?;
         if token != 0 && self.word(LiveHeader::Resized) == token {
             return self.flush_joined();
         }
@@ -500,7 +500,7 @@ impl Delta {
         };
         let old = self.size();
         if size > old {
-            self.forget_beyond(old, size)?;
+            self.clear_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             resized();
             if durability == Durability::Now {

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::commit::{SYNCING_DATA, SYNCING_MAP};
-use super::flush::Whole;
+use super::flush::WholeRange;
 use super::gate::FlushGate;
 use super::map::LiveMap;
 use super::ranges::RangeLock;
 use super::recovery::{check_data, check_live, is_ours, open_map_file, replay};
-use super::{Delta, DeltaError, DeltaSpec, Footing};
+use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::layout::data_path;
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, Open};
@@ -24,10 +24,10 @@ impl Delta {
     ///
     /// # Errors
     /// `Damaged` and `DataMissing` when the store lacks what was acknowledged; errors of the storage.
-    pub fn open(spec: DeltaSpec, footing: Footing) -> Result<Self, DeltaError> {
+    pub fn open(spec: DeltaSpec, delta_io: DeltaIo) -> Result<Self, DeltaError> {
         let fail = |operation| DeltaError::io(operation);
         let data_name = data_path(spec.disk);
-        let data = match footing.medium.open(&data_name, Open::Existing) {
+        let data = match delta_io.medium.open(&data_name, Open::Existing) {
             Ok(file) => Some(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(fail("opening the data file")(e)),
@@ -36,8 +36,8 @@ impl Delta {
             Some(data) => data.identity().map_err(fail("opening the data file"))?,
             None => (0, 0),
         };
-        let (journal, commit) = open_map_file(&spec, &footing)?;
-        let live = footing.live.existing(spec.disk).map_err(fail("opening the live map"))?;
+        let (journal, commit) = open_map_file(&spec, &delta_io)?;
+        let live = delta_io.live.existing(spec.disk).map_err(fail("opening the live map"))?;
         let live = match live {
             Some(live) if is_ours(&live, &spec, identity)? => Some(live),
             _ => None,
@@ -49,7 +49,7 @@ impl Delta {
             None => {
                 // Checked before the map is created: files that do not fit take no memory.
                 check_data(journal.as_ref(), data.as_deref(), &data_name)?;
-                replay(&spec, &footing, journal, identity)?
+                replay(&spec, &delta_io, journal, identity)?
             }
         };
         let delta = Self {
@@ -65,10 +65,10 @@ impl Delta {
             unsynced: AtomicBool::new(true),
             unlisted: AtomicBool::new(true),
             failure: Mutex::new(None),
-            footing,
+            delta_io,
         };
         if taken_over {
-            delta.commit.lock().unproven = true;
+            delta.commit.lock().maybe_unsynced = true;
             // A sync failed under an earlier worker, or that worker was killed during a sync. Such a sync may have
             // failed too: the kernel reports a failure once, to one caller of fsync(2).
             let syncing = delta.word(LiveHeader::Syncing);
@@ -82,11 +82,11 @@ impl Delta {
             }
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
-                delta.redo_lost(Whole::Held)?;
+                delta.rewrite_lost_data(WholeRange::Held)?;
                 delta.complete_shrink(pending - 1)?;
             }
         } else {
-            delta.footing.live.publish(delta.spec.disk).map_err(fail("creating the live map"))?;
+            delta.delta_io.live.publish(delta.spec.disk).map_err(fail("creating the live map"))?;
         }
         Ok(delta)
     }
@@ -106,11 +106,11 @@ impl Delta {
         let mut commit = self.commit.lock();
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let modified = self.modified_ns();
-        if root != commit.root || modified != self.spec.modified_ns || commit.extent.0 != self.spec.size {
-            let done = self.footing.roots.commit_sized(root, modified, commit.extent.0);
+        if root != commit.root || modified != self.spec.modified_ns || commit.bounds.0 != self.spec.size {
+            let done = self.delta_io.roots.commit_sized(root, modified, commit.bounds.0);
             done.map_err(DeltaError::io("writing the disk's record"))?;
             commit.root = root;
         }
-        self.footing.live.remove(self.spec.disk).map_err(DeltaError::io("removing the live map"))
+        self.delta_io.live.remove(self.spec.disk).map_err(DeltaError::io("removing the live map"))
     }
 }

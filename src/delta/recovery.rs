@@ -5,9 +5,9 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::commit::Commit;
+use super::commit::MapFileState;
 use super::map::LiveMap;
-use super::{Delta, DeltaError, DeltaSpec, Footing};
+use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
 use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
@@ -117,9 +117,9 @@ impl Delta {
     ///
     /// # Errors
     /// As [`Delta::open`].
-    pub fn check_files(spec: &DeltaSpec, footing: &Footing) -> Result<(), DeltaError> {
-        let (journal, _) = open_map_file(spec, footing)?;
-        let data = match footing.medium.open(&data_path(spec.disk), Open::Existing) {
+    pub fn check_files(spec: &DeltaSpec, delta_io: &DeltaIo) -> Result<(), DeltaError> {
+        let (journal, _) = open_map_file(spec, delta_io)?;
+        let data = match delta_io.medium.open(&data_path(spec.disk), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(DeltaError::io("opening the data file"))?),
         };
@@ -129,16 +129,16 @@ impl Delta {
 
 pub(super) fn open_map_file(
     spec: &DeltaSpec,
-    footing: &Footing,
-) -> Result<(Option<Journal>, Commit), DeltaError> {
+    delta_io: &DeltaIo,
+) -> Result<(Option<Journal>, MapFileState), DeltaError> {
     let root = spec.root;
     if root.generation == 0 {
-        let extent = (spec.size, spec.overlap);
-        return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
+        let bounds = (spec.size, spec.overlap);
+        return Ok((None, MapFileState { rewrite: true, bounds, ..MapFileState::default() }));
     }
     let name = map_path(spec.disk, root.generation);
     let fail = || DeltaError::io("opening the map file");
-    let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
+    let file = delta_io.medium.open(&name, Open::Existing).map_err(fail())?;
     let len = file.len().map_err(fail())?;
     let expected = Expected {
         disk: spec.disk,
@@ -162,20 +162,20 @@ pub(super) fn open_map_file(
         Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
         Err(ReadError::Source(error)) => return Err(DeltaError::io("reading the map file")(error)),
     };
-    let extent = (journal.size, journal.overlap);
-    let commit = Commit {
+    let bounds = (journal.size, journal.overlap);
+    let commit = MapFileState {
         root,
-        tried: root.generation,
+        last_started: root.generation,
         file: Some(file),
         nonce: journal.header.nonce,
         tail: journal.end,
-        filled: if journal.torn { journal.end } else { len },
-        first: HEADER as u64,
-        patience: 0,
+        zeroed_to: if journal.torn { journal.end } else { len },
+        base_len: HEADER as u64,
+        size_allowance: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
-        unproven: false,
-        extent,
+        maybe_unsynced: false,
+        bounds,
         retired: false,
     };
     Ok((Some(journal), commit))
@@ -184,12 +184,12 @@ pub(super) fn open_map_file(
 /// Creates a live map from the durable state.
 pub(super) fn replay(
     spec: &DeltaSpec,
-    footing: &Footing,
+    delta_io: &DeltaIo,
     journal: Option<Journal>,
     data: (u64, u64),
 ) -> Result<LiveMap, DeltaError> {
     let fail = || DeltaError::io("creating the live map");
-    let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
+    let map = LiveMap::new(delta_io.live.fresh(spec.disk).map_err(fail())?);
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
     if let Some(mut journal) = journal {
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);

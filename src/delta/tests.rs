@@ -1,13 +1,13 @@
 //! Tests of the delta on a medium that fails or panics, and while other calls run in the middle of one.
 
 mod interrupted;
-mod pieces;
+mod large_maps;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::flush::Taken;
+use super::flush::TakenWords;
 use super::*;
 use crate::io::sim::{Call, Event, Fault, Hook, Keep, Rng, SimLive, SimMedium, Stage};
 
@@ -44,12 +44,12 @@ impl Rig {
     fn try_open(&self) -> Result<Arc<Delta>, DeltaError> {
         let overlap = self.overlap;
         let spec = DeltaSpec { disk: 1, size: 65_536, overlap, modified_ns: 0, root: *self.roots.0.lock() };
-        let footing = Footing {
+        let delta_io = DeltaIo {
             medium: Arc::new(self.medium.clone()),
             live: self.live.clone(),
             roots: self.roots.clone(),
         };
-        Delta::open(spec, footing).map(Arc::new)
+        Delta::open(spec, delta_io).map(Arc::new)
     }
     /// The delta after a power cut now.
     fn cut(&self, keep: Keep) -> (Self, Arc<Delta>) {
@@ -245,11 +245,11 @@ fn a_map_file_is_not_appended_to_when_its_replacement_may_be_durable() {
     }
     let rig = Rig::new();
     let roots = Arc::new(Fails(Roots::default(), AtomicBool::new(false)));
-    let footing =
-        Footing { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
+    let delta_io =
+        DeltaIo { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
     let spec = DeltaSpec { disk: 1, size: 65_536, overlap: 0, modified_ns: 0, root: MapRoot::default() };
     let _small = crate::sabotage::simulate(None);
-    let delta = Delta::open(spec, footing).unwrap();
+    let delta = Delta::open(spec, delta_io).unwrap();
     // Until the file is large enough for the next flush to replace it.
     let mut round = 0;
     while roots.0.0.lock().generation < 2 {

@@ -100,12 +100,12 @@ impl Disk {
 
     /// Reports reads of the base to `tap`, for traces.
     #[must_use]
-    pub fn tapped(self, tap: Arc<Tap>) -> Self {
+    pub fn with_tap(self, tap: Arc<Tap>) -> Self {
         Self { tap: Some(tap), ..self }
     }
 
     /// Reports a read of the base before its bytes are here: a trace has the order of the requests.
-    fn note(&self, offset: u64, len: usize) {
+    fn record_read(&self, offset: u64, len: usize) {
         if let Some(tap) = &self.tap {
             tap.note(offset, len as u64);
         }
@@ -161,7 +161,7 @@ impl Disk {
                 Mapping::Data => self.delta.read_now(part, at),
                 Mapping::Base => match &self.base {
                     Some(base) => {
-                        self.note(at, part.len());
+                        self.record_read(at, part.len());
                         base.read_now(at, part, touch)
                     }
                     None => {
@@ -186,8 +186,8 @@ impl Disk {
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
-        let readahead = self.stream(offset, end);
-        let mut coming: Option<BaseError> = None;
+        let readahead = self.update_readahead(offset, end);
+        let mut missing: Option<BaseError> = None;
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
@@ -196,24 +196,24 @@ impl Disk {
                 (Mapping::Data, _) => self.delta.read(part, at)?,
                 // `read_now` ran before and counted what it found.
                 (Mapping::Base, Some(base)) => {
-                    self.note(at, part.len());
+                    self.record_read(at, part.len());
                     if let Err(error) = base.read(at, part, Touch::Repeat, readahead) {
                         // All missing parts are requested together.
-                        coming = Some(BaseError::join(coming, error)?);
+                        missing = Some(BaseError::join(missing, error)?);
                     }
                 }
                 _ => part.fill(0),
             }
             at = stop;
         }
-        match coming {
+        match missing {
             Some(error) => Err(error.into()),
             None => Ok(len),
         }
     }
 
     /// Notes a read and returns how many bytes to read ahead: 0 until reads are sequential.
-    fn stream(&self, offset: u64, end: u64) -> u32 {
+    fn update_readahead(&self, offset: u64, end: u64) -> u32 {
         let window = if self.stream_end.swap(end, Ordering::Relaxed) == offset {
             (self.stream_window.load(Ordering::Relaxed) * 2).clamp(64 << 10, READAHEAD)
         } else {
@@ -230,13 +230,13 @@ impl Disk {
         if let Some(base) = &self.base
             && below > 0
         {
-            self.note(block * BLOCK, below);
+            self.record_read(block * BLOCK, below);
             base.read(block * BLOCK, &mut out[..below], Touch::Use, 0)?;
         }
         Ok(out)
     }
 
-    fn refuse_poisoned(&self, epoch: u64) -> Result<(), DiskError> {
+    fn check_epoch(&self, epoch: u64) -> Result<(), DiskError> {
         // The epoch in a handle has 16 bits.
         if self.delta.error_epoch() & 0xffff == epoch & 0xffff { Ok(()) } else { Err(DiskError::Poisoned) }
     }
@@ -252,7 +252,7 @@ impl Disk {
     }
 
     fn write_with(&self, offset: u64, bytes: &[u8], space: WriteSpace, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > MAX_DISK_SIZE) {
             return Err(DiskError::TooLarge);
         }
@@ -284,7 +284,7 @@ impl Disk {
     /// # Errors
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         // Up to the end of the disk as it is now. If the disk grows meanwhile, later writes stay.
         while !self.zero_below(self.size(), offset, len, epoch)? {}
         Ok(())
@@ -335,7 +335,7 @@ impl Disk {
     /// # Errors
     /// ENOSPC when there is not enough.
     pub fn allocate(&self, offset: u64, len: u64, grow: Grow, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_DISK_SIZE).ok_or(DiskError::TooLarge)?;
         self.delta.allocate(offset, len)?;
         self.grow(end, grow)
@@ -380,11 +380,11 @@ impl Disk {
     /// # Errors
     /// Errors of the storage; see [`Delta::flush`].
     pub fn flush(&self, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         self.delta.flush()?;
         // An earlier flush may have failed meanwhile. It included this caller's writes, and a second sync proves
         // nothing.
-        self.refuse_poisoned(epoch)
+        self.check_epoch(epoch)
     }
 
     /// The next data or hole at or after `offset`, as in lseek(2); `None` is ENXIO.

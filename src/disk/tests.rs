@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cache::BlockCache;
-use crate::delta::{DeltaSpec, Footing, RootStore};
+use crate::delta::{DeltaIo, DeltaSpec, RootStore};
 use crate::format::record::MapRoot;
 use crate::io::{HostMedium, LiveFile, LiveStore, Medium};
 use crate::source::file::FileSource;
@@ -97,9 +97,9 @@ impl Rig {
                 modified_ns: 0,
                 root: *roots.0.lock(),
             };
-            let footing =
-                Footing { medium: self.medium.clone(), live: self.live.clone(), roots: roots.clone() };
-            Arc::new(Disk::new(Delta::open(spec, footing).unwrap(), self.base.clone()))
+            let delta_io =
+                DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: roots.clone() };
+            Arc::new(Disk::new(Delta::open(spec, delta_io).unwrap(), self.base.clone()))
         })
         .clone()
     }
@@ -355,9 +355,9 @@ fn a_cut_data_file_and_a_damaged_map_are_refused() {
     let open = |rig: &Rig| {
         let root = *rig.disks[0].0.0.lock();
         let spec = DeltaSpec { disk: 0, size: 100_000, overlap: 0, modified_ns: 0, root };
-        let footing =
-            Footing { medium: rig.medium.clone(), live: rig.live.clone(), roots: rig.disks[0].0.clone() };
-        Delta::open(spec, footing)
+        let delta_io =
+            DeltaIo { medium: rig.medium.clone(), live: rig.live.clone(), roots: rig.disks[0].0.clone() };
+        Delta::open(spec, delta_io)
     };
     let data = rig.medium.root().join("deltas/0.data");
     let bytes = std::fs::read(&data).unwrap();

@@ -19,7 +19,7 @@ pub use ino::Node;
 use kernel::KernelNotifier;
 
 use crate::format::record::MountRequest;
-use crate::serve::{self, Asker, Call, Handle, Service, Target};
+use crate::serve::{self, Call, Handle, Requester, Service, Target};
 
 /// The kernel asks for attributes and names each time, because the control socket changes them too.
 const TTL: Duration = Duration::ZERO;
@@ -137,9 +137,9 @@ impl PlyFs {
         FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH
     }
 
-    fn asker(&self, req: &Request) -> Asker {
+    fn requester(&self, req: &Request) -> Requester {
         let unique = req.unique().0;
-        Asker {
+        Requester {
             uid: req.uid(),
             gid: req.gid(),
             request: MountRequest { mount_ns: self.owner.since_ns, unique: unique & !RESENT },

@@ -10,20 +10,20 @@ use super::kernel::{KernelNotifier, synthetic_init};
 use crate::io::{interrupts, sys};
 
 /// A session that is ready to run.
-pub struct Serving {
+pub struct FuseSession {
     session: Session<PlyFs>,
 }
 
 /// Interrupts are taken out while this exists.
-struct Hearing;
+struct InterruptGuard;
 
-impl Drop for Hearing {
+impl Drop for InterruptGuard {
     fn drop(&mut self) {
-        interrupts::hear_no_more();
+        interrupts::clear_listener();
     }
 }
 
-impl Serving {
+impl FuseSession {
     /// Takes over `fuse`. The supervisor has answered its FUSE_INIT.
     ///
     /// # Errors
@@ -40,12 +40,12 @@ impl Serving {
         let mut answer = [0; 256];
         sys::read(ours.as_fd(), &mut answer)?;
         sys::replace_fd(fuse.as_fd(), session.as_fd().as_raw_fd())?;
-        if !interrupts::are_seen() {
+        if !interrupts::is_linked() {
             tracing::warn!(
                 "the program was linked without build.rs, so interrupts are not seen: a killed process waits for its base's server"
             );
         }
-        interrupts::hear(session.as_fd(), move |unique| service.interrupt(unique));
+        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(unique));
         Ok(Self { session })
     }
 
@@ -58,7 +58,7 @@ impl Serving {
         if let Err(error) = notifier.resend() {
             tracing::warn!(%error, "the kernel cannot send the requests of an earlier worker again");
         }
-        let _hearing = Hearing;
+        let _interrupts = InterruptGuard;
         self.session.run()
     }
 }

@@ -26,19 +26,19 @@ static LISTENER: OnceLock<Listener> = OnceLock::new();
 static WRAPPED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the program was linked so that messages can be taken out. Known after the first read of any file.
-pub fn are_seen() -> bool {
+pub fn is_linked() -> bool {
     WRAPPED.load(Ordering::Relaxed)
 }
 
 /// Passes each interrupt that is read from `device` to `listener`: the number of the request whose caller got a signal.
 /// To be called once in the life of a process.
-pub fn hear(device: BorrowedFd<'_>, listener: impl Fn(u64) + Send + Sync + 'static) {
+pub fn set_listener(device: BorrowedFd<'_>, listener: impl Fn(u64) + Send + Sync + 'static) {
     let _ = LISTENER.set(Box::new(listener));
     DEVICE.store(device.as_raw_fd(), Ordering::Release);
 }
 
 /// Stops taking out messages: the number of the descriptor may soon mean another file.
-pub fn hear_no_more() {
+pub fn clear_listener() {
     DEVICE.store(-1, Ordering::Release);
 }
 
@@ -101,7 +101,7 @@ mod tests {
 
         static HEARD: Mutex<Vec<u64>> = Mutex::new(Vec::new());
         let (ours, theirs) = super::super::sys::message_pair().expect("a pair");
-        hear(theirs.as_fd(), |unique| HEARD.lock().expect("no panic").push(unique));
+        set_listener(theirs.as_fd(), |unique| HEARD.lock().expect("no panic").push(unique));
         let send = |bytes: &[u8]| super::super::sys::write(ours.as_fd(), bytes).expect("sent");
         let mut buffer = [0_u8; 256];
         let mut read = || {
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(read(), other);
         assert_eq!(*HEARD.lock().expect("no panic"), [6, 7]);
         // The number belongs to another file.
-        hear_no_more();
+        clear_listener();
         send(&message(48, 36, 9));
         assert_eq!(read(), message(48, 36, 9));
     }

@@ -4,14 +4,14 @@
 use super::attempt::{Attempt, Kind};
 use super::error::{Stop, fail, fail_disk};
 use super::pool::Lane;
-use super::{Asker, Call, Errno, Handle, Service, Target, guard, refuse};
+use super::{Call, Errno, Handle, Requester, Service, Target, guard, refuse};
 use crate::disk::Grow;
 use crate::format::record::MountRequest;
 use crate::store::{Attributes, DiskNode};
 
 /// New attributes of a disk. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Change {
+pub struct AttributeChange {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
@@ -19,7 +19,7 @@ pub struct Change {
     pub modified_ns: Option<i64>,
 }
 
-impl Change {
+impl AttributeChange {
     /// Applies the change, once for each request. A size that another client has set since stays when the request is
     /// sent again.
     fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
@@ -45,22 +45,27 @@ impl Change {
 
 /// A change of the space of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Allocate {
+pub enum SpaceChange {
     /// Reserves space, so that later writes find it.
-    Take(Grow),
+    Reserve(Grow),
     /// The range reads as zeros, and its space is freed. The size stays.
     Discard,
     /// The range reads as zeros.
     Zero(Grow),
 }
 
-fn allocate(node: &DiskNode, what: Allocate, (offset, len): (u64, u64), handle: Handle) -> Result<(), Stop> {
+fn allocate(
+    node: &DiskNode,
+    what: SpaceChange,
+    (offset, len): (u64, u64),
+    handle: Handle,
+) -> Result<(), Stop> {
     let disk = node.attach().map_err(|e| fail(&e))?;
     let epoch = handle.epoch();
     let done = match what {
-        Allocate::Take(grow) => disk.allocate(offset, len, grow, epoch),
-        Allocate::Discard => disk.zero(offset, len, epoch),
-        Allocate::Zero(grow) => {
+        SpaceChange::Reserve(grow) => disk.allocate(offset, len, grow, epoch),
+        SpaceChange::Discard => disk.zero(offset, len, epoch),
+        SpaceChange::Zero(grow) => {
             disk.zero(offset, len, epoch).and_then(|()| disk.grow(offset.saturating_add(len), grow))
         }
     };
@@ -72,15 +77,15 @@ impl Service {
     pub fn change(
         &self,
         call: Call,
-        asker: Asker,
+        requester: Requester,
         disk: u64,
-        change: Change,
+        change: AttributeChange,
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
         let apply = move |service: &Self| {
-            guard::once(asker.resent, || {
-                service.disk(disk).and_then(|node| change.apply(&node, asker.request))?;
+            guard::once(requester.resent, || {
+                service.disk(disk).and_then(|node| change.apply(&node, requester.request))?;
                 service.attributes_now(disk)
             })
         };
@@ -100,7 +105,7 @@ impl Service {
         &self,
         call: Call,
         disk: u64,
-        what: Allocate,
+        what: SpaceChange,
         range: (u64, u64),
         handle: Handle,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,

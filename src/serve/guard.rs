@@ -20,14 +20,14 @@ pub enum Guard {
     /// It ends the worker.
     None,
     /// It is caught, and the worker continues.
-    GoesOn,
+    Recovers,
     /// It is caught, and the worker ends once the request is answered.
     Ends,
 }
 
 thread_local! {
     static GUARD: Cell<Guard> = const { Cell::new(Guard::None) };
-    static DOOMED: Cell<bool> = const { Cell::new(false) };
+    static MUST_END: Cell<bool> = const { Cell::new(false) };
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -59,7 +59,7 @@ fn caught<T>(guard: Guard, work: impl FnOnce() -> T) -> Option<T> {
 /// Those of `work`, and EIO.
 pub fn guarded<T, E: From<Errno>>(work: impl Fn() -> Result<T, E>) -> Result<T, E> {
     for _ in 0..2 {
-        if let Some(done) = caught(Guard::GoesOn, &work) {
+        if let Some(done) = caught(Guard::Recovers, &work) {
             return done;
         }
     }
@@ -68,7 +68,7 @@ pub fn guarded<T, E: From<Errno>>(work: impl Fn() -> Result<T, E>) -> Result<T, 
 }
 
 /// Runs `work`. A panic aborts the process, unless the request was `resent`. Then the result is EIO, and this thread
-/// must call [`is_doomed`] after the answer.
+/// must call [`must_end`] after the answer.
 ///
 /// # Errors
 /// Those of `work`, and EIO.
@@ -78,14 +78,14 @@ pub fn once<T>(resent: bool, work: impl FnOnce() -> Result<T, Errno>) -> Result<
             std::process::abort();
         }
         tracing::error!("a request panicked under two workers; it ends with EIO, and this worker ends");
-        DOOMED.set(true);
+        MUST_END.set(true);
         Err(Errno::EIO)
     })
 }
 
 /// Whether the worker must end now that the request is answered. Returns true once.
-pub fn is_doomed() -> bool {
-    DOOMED.replace(false)
+pub fn must_end() -> bool {
+    MUST_END.replace(false)
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
         let tries = Cell::new(0);
         let done: Result<_, Errno> = guarded(|| {
             tries.set(tries.get() + 1);
-            assert_eq!(current(), Guard::GoesOn);
+            assert_eq!(current(), Guard::Recovers);
             assert!(tries.get() != 1, "the first try");
             Ok(tries.get())
         });
@@ -118,9 +118,9 @@ mod tests {
     #[test]
     fn a_change_that_panics_again_is_refused_before_the_worker_ends() {
         assert!(matches!(once(true, || Ok(5)), Ok(5)));
-        assert!(!is_doomed());
+        assert!(!must_end());
         let done: Result<(), Errno> = once(true, || panic!("again"));
         assert_eq!(done.map_err(i32::from), Err(libc::EIO));
-        assert!(is_doomed() && !is_doomed());
+        assert!(must_end() && !must_end());
     }
 }

@@ -31,15 +31,15 @@ mod write;
 use std::sync::Arc;
 
 use attempt::{Attempt, Kind, Origin, Place};
-pub use change::{Allocate, Change};
+pub use change::{AttributeChange, SpaceChange};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
 use guard::guarded;
-pub use names::{Asker, Created};
+pub use names::{CreatedDisk, Requester};
 use pool::Lane;
 use runner::Runner;
 pub use waiting::{Call, Limits, Waiters};
-pub use write::Written;
+pub use write::WriteRequest;
 
 use crate::io::Space;
 use crate::store::{Attributes, BaseNode, DiskNode, Store};

@@ -14,7 +14,7 @@ use crate::store::{Attributes, DiskNode, NewDisk, Replace, StoreError};
 
 /// The requester of a change, and its request.
 #[derive(Debug, Clone, Copy)]
-pub struct Asker {
+pub struct Requester {
     pub uid: u32,
     pub gid: u32,
     /// The request. It has the same number when it is sent again.
@@ -27,7 +27,7 @@ pub struct Asker {
 
 /// A disk that was created, or that existed.
 #[derive(Debug, Clone)]
-pub struct Created {
+pub struct CreatedDisk {
     /// Its number.
     pub disk: u64,
     pub attributes: Attributes,
@@ -37,13 +37,13 @@ impl Service {
     /// Creates a blank disk of 0 bytes, as mknod(2) creates a file.
     pub fn create(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         mode: u32,
-        answer: impl FnOnce(Result<Created, Errno>) + Send + 'static,
+        answer: impl FnOnce(Result<CreatedDisk, Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            let made = guard::once(asker.resent, || service.make(&asker, &name, mode));
+            let made = guard::once(requester.resent, || service.make(&requester, &name, mode));
             answer(made.and_then(|node| service.created(&node)));
         });
     }
@@ -51,13 +51,13 @@ impl Service {
     /// Creates a disk and opens it, as creat(2) does a file.
     pub fn create_open(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         mode: u32,
-        answer: impl FnOnce(Result<(Created, Handle), Errno>) + Send + 'static,
+        answer: impl FnOnce(Result<(CreatedDisk, Handle), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            let made = guard::once(asker.resent, || service.make(&asker, &name, mode));
+            let made = guard::once(requester.resent, || service.make(&requester, &name, mode));
             answer(made.and_then(|node| {
                 let handle = open_disk(&node)?;
                 Ok((service.created(&node)?, handle))
@@ -68,19 +68,19 @@ impl Service {
     /// Removes the name of a disk. Its files are removed after its last close ([`purge`](super::purge)).
     pub fn unlink(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            answer(guard::once(asker.resent, || {
-                if service.done_before(&asker).is_some() {
+            answer(guard::once(requester.resent, || {
+                if service.done_before(&requester).is_some() {
                     return Ok(());
                 }
-                match service.store.unlink_for(&name, Some(asker.request)) {
+                match service.store.unlink_for(&name, Some(requester.request)) {
                     Ok(_) => Ok(()),
                     // An earlier version may have done it, which did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
+                    Err(StoreError::NotFound { .. }) if requester.resent => Ok(()),
                     Err(error) => Err(fail(&error)),
                 }
             }));
@@ -90,21 +90,23 @@ impl Service {
     /// Renames a disk.
     pub fn rename(
         &self,
-        asker: Asker,
+        requester: Requester,
         from: String,
         to: String,
         over: Replace,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            answer(guard::once(asker.resent, || {
-                if service.done_before(&asker).is_some() {
+            answer(guard::once(requester.resent, || {
+                if service.done_before(&requester).is_some() {
                     return Ok(());
                 }
-                match service.store.rename_for(&from, &to, over, Some(asker.request)) {
+                match service.store.rename_for(&from, &to, over, Some(requester.request)) {
                     Ok(_) => Ok(()),
                     // An earlier version may have done it, which did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent && service.store.disk(&to).is_ok() => {
+                    Err(StoreError::NotFound { .. })
+                        if requester.resent && service.store.disk(&to).is_ok() =>
+                    {
                         Ok(())
                     }
                     Err(error) => Err(fail(&error)),
@@ -123,32 +125,34 @@ impl Service {
         self.runner.change_in(Lane::Names, answer, refuse, move |answer| job(&service, answer));
     }
 
-    fn created(&self, node: &DiskNode) -> Result<Created, Errno> {
-        Ok(Created { disk: node.id(), attributes: self.attributes_now(node.id())? })
+    fn created(&self, node: &DiskNode) -> Result<CreatedDisk, Errno> {
+        Ok(CreatedDisk { disk: node.id(), attributes: self.attributes_now(node.id())? })
     }
 
     /// The disk whose name the first attempt of a resent request changed. Commands of the control socket do not wait
     /// for resent requests, and may have changed names since.
-    fn done_before(&self, asker: &Asker) -> Option<Arc<DiskNode>> {
-        if asker.resent { self.store.done_by(asker.request) } else { None }
+    fn done_before(&self, requester: &Requester) -> Option<Arc<DiskNode>> {
+        if requester.resent { self.store.done_by(requester.request) } else { None }
     }
 
     /// Finds the disk that the first attempt of a resent request created, or creates one.
-    fn make(&self, asker: &Asker, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
+    fn make(&self, requester: &Requester, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
         let new = NewDisk {
             name: name.into(),
             base: None,
             size: Some(0),
             mode: mode & 0o7777,
-            uid: asker.uid,
-            gid: asker.gid,
+            uid: requester.uid,
+            gid: requester.gid,
         };
-        if let Some(made) = self.done_before(asker) {
+        if let Some(made) = self.done_before(requester) {
             return Ok(made);
         }
-        match self.store.create_disks_for(&[new], Some(asker.request)) {
+        match self.store.create_disks_for(&[new], Some(requester.request)) {
             Ok(mut made) => made.pop().ok_or(Errno::EIO),
-            Err(StoreError::Exists { .. }) if !asker.exclusive => self.store.disk(name).map_err(|e| fail(&e)),
+            Err(StoreError::Exists { .. }) if !requester.exclusive => {
+                self.store.disk(name).map_err(|e| fail(&e))
+            }
             Err(error) => Err(fail(&error)),
         }
     }

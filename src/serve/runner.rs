@@ -80,7 +80,7 @@ impl Runner {
             Some(_inside) => job(answer),
             None => refuse(answer, Errno::EIO),
         }
-        if guard::is_doomed() {
+        if guard::must_end() {
             std::process::abort();
         }
     }

@@ -13,7 +13,9 @@ use tempfile::TempDir;
 
 use super::callers::{Findings, Process, Question};
 use super::purge::{Users, reap};
-use super::{Allocate, Asker, Call, Created, Errno, Handle, Limits, Service, Target, Written, guard};
+use super::{
+    Call, CreatedDisk, Errno, Handle, Limits, Requester, Service, SpaceChange, Target, WriteRequest, guard,
+};
 use crate::cache::BlockCache;
 use crate::disk::{Grow, Seek};
 use crate::events::{Events, Traffic};
@@ -215,7 +217,7 @@ impl House {
 
     fn write_with(&self, handle: Handle, n: usize, offset: u64, data: &[u8]) -> Answered<()> {
         let (says, answered) = channel();
-        let written = Written { offset, handle, durable: false };
+        let written = WriteRequest { offset, handle, durable: false };
         let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
         self.service.write(self.any_call(), self.disks[n], written, data, answer);
         answered
@@ -228,12 +230,12 @@ impl House {
         answered
     }
 
-    fn create(&self, asker: Asker, name: &str) -> Answered<u64> {
+    fn create(&self, requester: Requester, name: &str) -> Answered<u64> {
         let (says, answered) = channel();
-        let answer = move |made: Result<Created, Errno>| {
+        let answer = move |made: Result<CreatedDisk, Errno>| {
             let _ = says.send(made.map(|made| made.disk).map_err(i32::from));
         };
-        self.service.create(asker, name.into(), 0o600, answer);
+        self.service.create(requester, name.into(), 0o600, answer);
         answered
     }
 
@@ -267,9 +269,9 @@ fn call(unique: u64) -> Call {
     Call { unique, thread: 0 }
 }
 
-fn asker(unique: u64, resent: bool) -> Asker {
+fn requester(unique: u64, resent: bool) -> Requester {
     let request = MountRequest { mount_ns: 1, unique };
-    Asker { uid: 0, gid: 0, request, resent, exclusive: true }
+    Requester { uid: 0, gid: 0, request, resent, exclusive: true }
 }
 
 #[track_caller]
@@ -336,7 +338,7 @@ fn a_discard_waits_for_its_ends_as_a_write_does() {
     let house = House::new();
     let (says, answered) = channel();
     let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
-    let (disk, what) = (house.disks[0], Allocate::Zero(Grow::No));
+    let (disk, what) = (house.disks[0], SpaceChange::Zero(Grow::No));
     house.service.allocate(call(30), disk, what, (100, 4096), Handle::new(0), answer);
     house.until_asked();
     waits(&answered);
@@ -378,7 +380,7 @@ fn after_quiesce_changes_are_refused_and_reads_are_not() {
     assert_eq!(done(&house.write(BLANK, 0, b"after!")), Err(libc::EIO));
     assert_eq!(done(&house.write(BLANK, 0, &[1; 4096])), Err(libc::EIO));
     assert_eq!(done(&house.flush(BLANK)), Err(libc::EIO));
-    assert_eq!(done(&house.create(asker(1, false), "new")), Err(libc::EIO));
+    assert_eq!(done(&house.create(requester(1, false), "new")), Err(libc::EIO));
     assert_eq!(done(&house.read(call(50), house.disk(BLANK), 0, 6)), Ok(b"before".to_vec()));
     house.server.sends();
     assert_eq!(done(&waiting), Err(libc::EIO));
@@ -477,14 +479,14 @@ fn a_handle_of_another_epoch_is_refused() {
 #[test]
 fn a_creation_that_is_sent_again_finds_the_disk_of_the_first_try() {
     let house = House::new();
-    let made = done(&house.create(asker(7, false), "new")).expect("it is made");
-    assert_eq!(done(&house.create(asker(8, false), "new")), Err(libc::EEXIST));
-    assert_eq!(done(&house.create(asker(7, true), "new")), Ok(made));
+    let made = done(&house.create(requester(7, false), "new")).expect("it is made");
+    assert_eq!(done(&house.create(requester(8, false), "new")), Err(libc::EEXIST));
+    assert_eq!(done(&house.create(requester(7, true), "new")), Ok(made));
     let rename = |request, resent| {
         let (says, answered) = channel();
         let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
         let over = Replace::No;
-        house.service.rename(asker(request, resent), "new".into(), "other".into(), over, answer);
+        house.service.rename(requester(request, resent), "new".into(), "other".into(), over, answer);
         done(&answered)
     };
     assert_eq!(rename(9, false), Ok(()));
@@ -512,7 +514,7 @@ fn an_unlinked_disk_is_purged_after_its_last_close() {
     house.service.forgotten(disk, users.clone());
     let (says, answered) = channel();
     let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
-    house.service.unlink(asker(11, false), "blank".into(), answer);
+    house.service.unlink(requester(11, false), "blank".into(), answer);
     assert_eq!(done(&answered), Ok(()));
     house.service.forgotten(disk, users.clone());
     reap(store, &*users);

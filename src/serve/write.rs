@@ -16,7 +16,7 @@ use crate::store::DiskNode;
 
 /// A write as it came.
 #[derive(Debug, Clone, Copy)]
-pub struct Written {
+pub struct WriteRequest {
     /// Where in the disk, bytes.
     pub offset: u64,
     pub handle: Handle,
@@ -24,7 +24,7 @@ pub struct Written {
     pub durable: bool,
 }
 
-impl Written {
+impl WriteRequest {
     /// Part of it that lies at `offset`.
     fn at(self, offset: u64) -> Self {
         Self { offset, ..self }
@@ -36,26 +36,26 @@ fn is_partial(offset: u64, len: u64) -> bool {
     !(offset | len).is_multiple_of(BLOCK)
 }
 
-fn write_now(node: &DiskNode, written: Written, data: &[u8]) -> Result<(), Stop> {
+fn write_now(node: &DiskNode, request: WriteRequest, data: &[u8]) -> Result<(), Stop> {
     let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.write(written.offset, data, written.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
+    disk.write(request.offset, data, request.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
 }
 
-fn sync_now(node: &DiskNode, written: Written) -> Result<(), Stop> {
-    if !written.durable {
+fn sync_now(node: &DiskNode, request: WriteRequest) -> Result<(), Stop> {
+    if !request.durable {
         return Ok(());
     }
     let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.flush(written.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
+    disk.flush(request.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
 }
 
 impl Service {
-    /// Writes all of `data`, or fails. A write that fails may have written a part of it.
+    /// Writes all of `data`, or fails. A write that fails may have request a part of it.
     pub fn write(
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         data: &[u8],
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
@@ -66,27 +66,27 @@ impl Service {
         let Some(attached) = node.attached() else {
             let data = data.to_vec();
             return self.when_attached(call, Target::Disk(disk), answer, refuse, move |service, answer| {
-                service.write_later(call, disk, written, data, answer);
+                service.write_later(call, disk, request, data, answer);
             });
         };
-        let partial = is_partial(written.offset, data.len() as u64);
-        let memory = self.store.never_waits() && !partial && !written.durable;
+        let partial = is_partial(request.offset, data.len() as u64);
+        let memory = self.store.never_waits() && !partial && !request.durable;
         let plain = !partial || attached.is_plain();
         let lane = Lane::Disk(disk);
         let permit = if plain && !memory { self.runner.pool.try_inline_for(lane, data.len()) } else { None };
         if !memory && permit.is_none() {
-            return self.write_later(call, disk, written, data.to_vec(), answer);
+            return self.write_later(call, disk, request, data.to_vec(), answer);
         }
         let Some(inside) = self.runner.gate.enter() else { return answer(Err(Errno::EIO)) };
-        let write = || write_now(&node, written, data).and_then(|()| sync_now(&node, written));
+        let write = || write_now(&node, request, data).and_then(|()| sync_now(&node, request));
         let (done, wanted) = without_files(|| guarded(write));
         match done {
             Ok(()) => answer(Ok(())),
             Err(Stop::Errno(errno)) => answer(Err(errno)),
             Err(Stop::Wait(arrival)) => {
                 // Whole blocks need nothing of the base: only the ends are kept while it is waited for (D49).
-                let (ends, middle) = Ends::of(written.offset, data);
-                let whole = || write_now(&node, written.at(ends.middle_at()), middle);
+                let (ends, middle) = Ends::of(request.offset, data);
+                let whole = || write_now(&node, request.at(ends.middle_at()), middle);
                 if !middle.is_empty()
                     && let Err(stop) = guarded(whole)
                 {
@@ -94,7 +94,7 @@ impl Service {
                 }
                 drop(inside);
                 let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
-                let attempt = self.write_of_parts(call, disk, written, parts, answer);
+                let attempt = self.write_of_parts(call, disk, request, parts, answer);
                 match wanted {
                     Wanted::File => attempt.spawn_in_base(&self.runner),
                     Wanted::Nothing => attempt.wait_for(&self.runner, arrival),
@@ -108,13 +108,13 @@ impl Service {
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         data: Vec<u8>,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let len = data.len();
         let parts = Parts { len, pending: Mutex::new(Pending::Whole(data)) };
-        let attempt = self.write_of_parts(call, disk, written, parts, answer);
+        let attempt = self.write_of_parts(call, disk, request, parts, answer);
         attempt.submit_later(&self.runner, len);
     }
 
@@ -122,23 +122,23 @@ impl Service {
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         parts: Parts,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) -> Arc<Attempt<()>> {
         let len = parts.len as u64;
-        let origin = self.origin(call, Target::Disk(disk), parts.held(written.offset));
+        let origin = self.origin(call, Target::Disk(disk), parts.held(request.offset));
         let (writer, reader) = (self.clone(), self.clone());
         let work = move || {
             let node = writer.disk(disk)?;
             let mut pending = parts.pending.lock();
             match &*pending {
-                Pending::Whole(data) => match write_now(&node, written, data) {
+                Pending::Whole(data) => match write_now(&node, request, data) {
                     Err(Stop::Wait(arrival)) => {
-                        let (ends, middle) = Ends::of(written.offset, data);
+                        let (ends, middle) = Ends::of(request.offset, data);
                         // Whole blocks need nothing of the base, and need not be held while it is waited for.
                         if !middle.is_empty() {
-                            write_now(&node, written.at(ends.middle_at()), middle)?;
+                            write_now(&node, request.at(ends.middle_at()), middle)?;
                         }
                         *pending = Pending::Ends(ends);
                         return Err(Stop::Wait(arrival));
@@ -146,15 +146,15 @@ impl Service {
                     done => done?,
                 },
                 Pending::Ends(ends) => {
-                    write_now(&node, written.at(ends.head_at), &ends.head)?;
-                    write_now(&node, written.at(ends.tail_at), &ends.tail)?;
+                    write_now(&node, request.at(ends.head_at), &ends.head)?;
+                    write_now(&node, request.at(ends.tail_at), &ends.tail)?;
                 }
             }
             drop(pending);
-            sync_now(&node, written)
+            sync_now(&node, request)
         };
         let attempt = Attempt::new(origin, Kind::Changes, work, answer);
-        Arc::new(attempt.prepared_by(move || reader.read_ends(disk, written.offset, len)))
+        Arc::new(attempt.prepared_by(move || reader.read_ends(disk, request.offset, len)))
     }
 }
 
@@ -174,7 +174,7 @@ impl Parts {
     }
 }
 
-/// The bytes of it that are not written yet.
+/// The bytes of it that are not request yet.
 enum Pending {
     Whole(Vec<u8>),
     /// Of a write that waits for the base.

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use super::attached::Attachments;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
+use crate::delta::{Delta, DeltaError, DeltaIo, DeltaSpec, RootStore};
 use crate::disk::Disk;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot, Request};
@@ -287,7 +287,7 @@ impl DiskNode {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        Delta::check_files(&Self::spec(&record), &self.footing()).is_ok()
+        Delta::check_files(&Self::spec(&record), &self.delta_io()).is_ok()
     }
 
     /// The tap that records reads of the base.
@@ -368,7 +368,7 @@ impl DiskNode {
         // Read again: no other thread opens the files now.
         let record = self.writer.record.lock().clone();
         let delta = self.open_delta(&record)?;
-        let disk = Arc::new(Disk::new(delta, base).tapped(self.tap.clone()));
+        let disk = Arc::new(Disk::new(delta, base).with_tap(self.tap.clone()));
         self.touch();
         *self.disk.write() = Some(disk.clone());
         *self.detached_stat.lock() = None;
@@ -482,12 +482,12 @@ impl DiskNode {
         }
     }
 
-    fn footing(&self) -> Footing {
-        Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.writer.clone() }
+    fn delta_io(&self) -> DeltaIo {
+        DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: self.writer.clone() }
     }
 
     fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
-        Delta::open(Self::spec(record), self.footing())
+        Delta::open(Self::spec(record), self.delta_io())
             .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
     }
 

@@ -1,28 +1,28 @@
 //! Results that a caller or a worker must not lose when it is suspended or killed.
 
-use super::super::gate::Turns;
+use super::super::gate::FlushRounds;
 use super::*;
 
 #[test]
 fn a_caller_of_a_flush_learns_its_failure_however_late_it_asks() {
-    let mut turns = Turns::default();
-    let first = turns.arrive();
-    assert_eq!(turns.outcome(first), None);
+    let mut rounds = FlushRounds::default();
+    let first = rounds.register();
+    assert_eq!(rounds.outcome(first), None);
     // Two callers come while the first flush runs. One of them runs again only after three more flushes have failed.
-    let (leader, late) = (turns.arrive(), turns.arrive());
+    let (leader, late) = (rounds.register(), rounds.register());
     assert_eq!(leader, late);
-    turns.end(first, None);
-    assert_eq!(turns.outcome(leader), None);
-    turns.end(leader, Some(libc::ENOSPC));
+    rounds.finish(first, None);
+    assert_eq!(rounds.outcome(leader), None);
+    rounds.finish(leader, Some(libc::ENOSPC));
     for _ in 0..3 {
-        let next = turns.arrive();
-        assert_eq!(turns.outcome(next), None);
-        turns.end(next, Some(libc::EIO));
+        let next = rounds.register();
+        assert_eq!(rounds.outcome(next), None);
+        rounds.finish(next, Some(libc::EIO));
     }
-    assert_eq!(turns.outcome(late), Some(Err(libc::ENOSPC)));
-    let last = turns.arrive();
-    assert_eq!(turns.outcome(last), None);
-    turns.end(last, None);
+    assert_eq!(rounds.outcome(late), Some(Err(libc::ENOSPC)));
+    let last = rounds.register();
+    assert_eq!(rounds.outcome(last), None);
+    rounds.finish(last, None);
 }
 
 #[test]

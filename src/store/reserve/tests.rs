@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::delta::{
-    Delta, DeltaError, DeltaSpec, Durability, Edges, Footing, Mapping, RootStore, WriteSpace,
+    Delta, DeltaError, DeltaIo, DeltaSpec, Durability, Edges, Mapping, RootStore, WriteSpace,
 };
 use crate::disk::DiskError;
 use crate::format::BLOCK;
@@ -434,7 +434,7 @@ impl Rig {
         let live = Arc::new(LiveDir::new(&self.live.path().join("live")).unwrap());
         let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, modified_ns: 0, root };
         let medium: Arc<dyn Medium> = self.reserve.clone();
-        Delta::open(spec, Footing { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
+        Delta::open(spec, DeltaIo { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
     }
 
     fn open(&self) -> Delta {

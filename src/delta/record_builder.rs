@@ -15,12 +15,12 @@ const RUN: u64 = 72;
 
 /// The words of one record.
 #[derive(Debug, Default)]
-pub(super) struct Piece {
+pub(super) struct RecordBuilder {
     runs: Vec<Run>,
     memory: u64,
 }
 
-impl Piece {
+impl RecordBuilder {
     /// Words whose values a flush holds at a time.
     pub(super) const WORDS: usize = 64 << 10;
 
@@ -50,7 +50,7 @@ impl Piece {
 }
 
 /// A map file that is being written, and that no record names yet. Dropping it removes the file, unless it was kept.
-pub(super) struct NewFile {
+pub(super) struct NewMapFile {
     medium: Arc<dyn Medium>,
     pub(super) header: MapHeader,
     file: Option<Arc<dyn MediumFile>>,
@@ -62,8 +62,8 @@ pub(super) struct NewFile {
     pub(super) modified_ns: i64,
 }
 
-impl NewFile {
-    pub(super) fn begin(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
+impl NewMapFile {
+    pub(super) fn start(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
         let file = medium.open(&map_path(header.disk, header.generation), Open::Create);
         let mut new = Self { medium, header, file: None, kept: false, len: 0, next_seq: 1, modified_ns: 0 };
         let file = new.file.insert(file?);
@@ -75,7 +75,7 @@ impl NewFile {
     }
 
     /// Appends a record without a sync: the file counts as a whole or not at all.
-    pub(super) fn put(&mut self, record: &Record) -> io::Result<()> {
+    pub(super) fn append(&mut self, record: &Record) -> io::Result<()> {
         let bytes = record.encode(self.header.nonce, self.next_seq);
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.write_at(&bytes, self.len)?;
@@ -92,7 +92,7 @@ impl NewFile {
     }
 }
 
-impl Drop for NewFile {
+impl Drop for NewMapFile {
     fn drop(&mut self) {
         if !self.kept {
             // The file may take the space whose lack made it fail.

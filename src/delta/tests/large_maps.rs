@@ -53,7 +53,7 @@ fn a_flush_of_a_large_map_has_bounded_memory() {
     // Appended, and rewritten.
     for _ in 0..2 {
         scatter(&delta, PAGES);
-        (0..PAGES).for_each(|page| delta.map.note(page * 496 * 32));
+        (0..PAGES).for_each(|page| delta.map.mark_dirty(page * 496 * 32));
         delta.flush().unwrap();
     }
     delta.commit.lock().rewrite = true;
@@ -176,7 +176,7 @@ fn words_that_a_dead_worker_took_are_flushed_by_the_next_without_a_scan_at_attac
     put(&delta, 3, 7);
     rig.fail(Call::SyncData, ".map", libc::EIO);
     // The worker dies in the middle of a flush: words are taken and not given back.
-    std::mem::forget(Taken::of(&delta));
+    std::mem::forget(TakenWords::take(&delta));
     drop(delta);
     rig.open().flush().unwrap_err();
     rig.open().flush().unwrap();
