@@ -56,8 +56,8 @@ impl DiskError {
 }
 
 impl DiskError {
-    /// When to run the operation again, of an error that is no failure: bytes of the base have to be fetched first.
-    /// Nothing was changed (D36).
+    /// The completion after which the operation can run again, if this is no failure: bytes of the base must be fetched
+    /// first. Nothing was changed (D36).
     pub fn arrival(&self) -> Option<&Arrival> {
         match self {
             Self::Base(error) => error.arrival(),
@@ -390,7 +390,7 @@ impl Disk {
     /// The next data or hole at or after `offset`, as in lseek(2); `None` is ENXIO.
     ///
     /// # Errors
-    /// What the base's storage says.
+    /// Errors of the base's storage.
     pub fn seek(&self, offset: u64, what: Seek) -> Result<Option<u64>, DiskError> {
         let size = self.size();
         if offset >= size {

@@ -1,7 +1,7 @@
 //! Changes of a disk that one request makes together: attributes and size; and the reservation, discard and zeroing of
 //! space.
 
-use super::attempt::{Attempt, Kind};
+use super::attempt::{Kind, PendingRequest};
 use super::error::{Stop, fail, fail_disk};
 use super::pool::Lane;
 use super::{Call, Errno, Handle, Requester, Service, Target, guard, refuse};
@@ -114,7 +114,7 @@ impl Service {
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (changer, reader) = (service.clone(), service.clone());
             let work = move || allocate(&*changer.disk(disk)?, what, range, handle);
-            let attempt = Attempt::new(service.origin(call, target, 0), Kind::Changes, work, answer);
+            let attempt = PendingRequest::new(service.origin(call, target, 0), Kind::Changes, work, answer);
             let attempt = attempt.prepared_by(move || reader.read_ends(disk, range.0, range.1));
             attempt.submit(&service.runner, service.place(target));
         });

@@ -1,8 +1,8 @@
-//! How the work of a request ends when it does not succeed: it fails with an error number, which every frontend can
-//! tell its caller, or it waits for bytes and is run again.
+//! Why the work of a request does not succeed: it fails with an error number, which every frontend can pass to its
+//! caller, or it waits for bytes and runs again.
 //!
-//! What must hold: an I/O error is logged where it arises, with its object and cause, because the number alone says
-//! neither to an operator.
+//! What must hold: an I/O error is logged where it arises, with its object and cause, because the number alone tells an
+//! operator neither.
 
 use super::{Target, log};
 use crate::base::{Arrival, BaseError};
@@ -33,7 +33,7 @@ impl From<Errno> for i32 {
 pub(super) enum Stop {
     /// It failed.
     Errno(Errno),
-    /// It is to be run again.
+    /// It must run again.
     Wait(Arrival),
 }
 
@@ -44,7 +44,7 @@ impl From<Errno> for Stop {
 }
 
 impl Stop {
-    /// For work that needs nothing of a base.
+    /// The error number, for work that needs no bytes of a base.
     pub fn errno(self) -> Errno {
         match self {
             Self::Errno(errno) => errno,

@@ -59,7 +59,7 @@ pub(super) fn refused(target: Target, waiters: Waiters) {
             waiting = requests,
             bytes,
             refused,
-            "a request ends with EIO: too many of its disk wait for the base; see the base's state in `plyfs status`"
+            "a request ends with EIO: too many requests of its disk wait for the base; see the base's state in `plyfs status`"
         );
     }
 }

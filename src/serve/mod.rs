@@ -30,7 +30,7 @@ mod write;
 
 use std::sync::Arc;
 
-use attempt::{Attempt, Kind, Origin, Place};
+use attempt::{Kind, Origin, PendingRequest, Place};
 pub use change::{AttributeChange, SpaceChange};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
@@ -157,9 +157,9 @@ impl Service {
         target: Target,
         work: impl Fn(&Self) -> Result<T, Stop> + Send + 'static,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) -> Attempt<T> {
+    ) -> PendingRequest<T> {
         let service = self.clone();
-        Attempt::new(self.origin(call, target, 0), Kind::Reads, move || work(&service), answer)
+        PendingRequest::new(self.origin(call, target, 0), Kind::Reads, move || work(&service), answer)
     }
 
     fn is_attached(&self, target: Target) -> bool {
@@ -217,9 +217,9 @@ impl Service {
             Target::Disk(id) => {
                 let node = self.store.disk_by_id(id);
                 let is_plain = node.is_none_or(|node| node.peek().is_none_or(|disk| disk.is_plain()));
-                if is_plain { Place::Here } else { Place::Lane }
+                if is_plain { Place::CallingThread } else { Place::DiskLane }
             }
-            Target::Base(_) => Place::Base,
+            Target::Base(_) => Place::BaseLane,
         }
     }
 

@@ -157,7 +157,9 @@ impl Service {
             node.attached().is_some_and(|disk| disk.is_plain() && disk.falls_through(offset, size as u64))
         };
         match target {
-            Target::Disk(id) if self.store.disk_by_id(id).is_some_and(|node| all_base(&node)) => Place::Base,
+            Target::Disk(id) if self.store.disk_by_id(id).is_some_and(|node| all_base(&node)) => {
+                Place::BaseLane
+            }
             _ => self.place(target),
         }
     }

@@ -686,10 +686,10 @@ fn stat_of_a_disk_does_not_wait_for_its_flush() {
     let seen = answers.clone();
     medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
         if event.call == Call::SyncData && event.stage == Stage::Before {
-            let (node, (tell, hear)) = (asked.clone(), mpsc::channel());
-            std::thread::spawn(move || tell.send((node.attributes().size, node.name())));
+            let (node, (sender, receiver)) = (asked.clone(), mpsc::channel());
+            std::thread::spawn(move || sender.send((node.attributes().size, node.name())));
             // The timeout is for a failing test only, which would wait for this call.
-            seen.lock().push((event.name.to_owned(), hear.recv_timeout(Duration::from_secs(10)).ok()));
+            seen.lock().push((event.name.to_owned(), receiver.recv_timeout(Duration::from_secs(10)).ok()));
         }
         Ok(())
     })));

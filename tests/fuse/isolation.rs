@@ -113,7 +113,7 @@ fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
         (Some(16_384), Some(3616)),
         "{status}"
     );
-    assert!(house.log().contains("too many of its disk wait"));
+    assert!(house.log().contains("too many requests of its disk wait"));
     // Another disk on the same server waits in peace.
     let late = Reads::new(&house.disk("late"), 64);
     late.submit((0..64).map(|n| 65536 + n * 4096));

@@ -8,14 +8,14 @@ use crate::source::{OpenImage, Opened, SourceError};
 
 /// A filesystem that hangs while a file is opened.
 struct HangingFiles {
-    asked: Mutex<Sender<()>>,
+    calls: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
 impl OpenImage for HangingFiles {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
         if path.ends_with("b.raw") {
-            self.asked.lock().send(()).unwrap();
+            self.calls.lock().send(()).unwrap();
             self.go_on.lock().recv().unwrap();
         }
         OpenHere.open(path)
@@ -32,9 +32,9 @@ fn a_base_that_hangs_blocks_no_other_change() {
     store.create_disks(&[blank("one"), blank("two"), blank("three")]).unwrap();
     store.close().unwrap();
     drop(store);
-    let (asked, hears) = mpsc::channel();
+    let (calls, called) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let sources = Arc::new(HangingFiles { asked: Mutex::new(asked), go_on: Mutex::new(go_on) });
+    let sources = Arc::new(HangingFiles { calls: Mutex::new(calls), go_on: Mutex::new(go_on) });
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
     let live = test_store.tmp.path().join("live");
     let live = |_: &Superblock| Ok(Arc::new(LiveDir::new(&live)?) as Arc<dyn crate::io::LiveStore>);
@@ -44,8 +44,8 @@ fn a_base_that_hangs_blocks_no_other_change() {
             scope.spawn(|| store.create_disks(&[on("b", "four", None)]).map(drop)),
             scope.spawn(|| store.add_base("again", &test_store.source(), None).map(drop)),
         ];
-        hears.recv().unwrap();
-        hears.recv().unwrap();
+        called.recv().unwrap();
+        called.recv().unwrap();
         let (done, all) = mpsc::channel();
         let store = &store;
         scope.spawn(move || {
@@ -114,7 +114,7 @@ fn a_base_is_not_removed_while_a_disk_is_created_on_it() {
 /// Live maps whose removal waits for the test.
 struct SlowLiveStore {
     inner: LiveDir,
-    asked: Mutex<Sender<()>>,
+    calls: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
@@ -132,7 +132,7 @@ impl LiveStore for SlowLiveStore {
         self.inner.disks()
     }
     fn remove(&self, disk: u64) -> std::io::Result<()> {
-        self.asked.lock().send(()).unwrap();
+        self.calls.lock().send(()).unwrap();
         self.go_on.lock().recv().unwrap();
         self.inner.remove(disk)
     }
@@ -143,12 +143,12 @@ impl LiveStore for SlowLiveStore {
 #[test]
 fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
     let test_store = TestStore::new();
-    let (asked, hears) = mpsc::channel();
+    let (calls, called) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
     let dir = test_store.tmp.path().join("slow");
     let live = move |_: &Superblock| {
         let slow =
-            SlowLiveStore { inner: LiveDir::new(&dir)?, asked: Mutex::new(asked), go_on: Mutex::new(go_on) };
+            SlowLiveStore { inner: LiveDir::new(&dir)?, calls: Mutex::new(calls), go_on: Mutex::new(go_on) };
         Ok(Arc::new(slow) as Arc<dyn LiveStore>)
     };
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
@@ -158,7 +158,7 @@ fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
     let record = test_store.path(&format!("disks/{}.disk", node.id()));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| store.purge(node.id()));
-        hears.recv().unwrap();
+        called.recv().unwrap();
         let (done, second) = mpsc::channel();
         let (store, node, record) = (&store, &node, &record);
         scope.spawn(move || {
