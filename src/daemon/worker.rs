@@ -565,6 +565,7 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
         while !store.is_closing() {
             store.retry_unread();
             store.detach_idle(IDLE, OPEN_IDLE);
+            store.merge_map_pages();
             std::thread::sleep(UPKEEP);
         }
     };

@@ -47,7 +47,7 @@ pub(super) struct MapFileState {
     pub(super) tail: u64,
     /// The file is zeroed_to with zeros up to this offset.
     pub(super) zeroed_to: u64,
-    /// Length of the file when it was started; after a restart, the length of its header.
+    /// Length of the file when it was last rewritten; after a restart, the length that a rewrite would have.
     pub(super) base_len: u64,
     /// The file may grow to this many bytes before it is rewritten, because there was no space for a new file.
     pub(super) size_allowance: u64,

@@ -206,6 +206,11 @@ impl Delta {
         self.map.live().memory()
     }
 
+    /// Merges pages of the live map as [`LiveFile::merge_pages`](crate::io::LiveFile::merge_pages) does.
+    pub fn merge_map_pages(&self, most: usize) -> usize {
+        self.map.live().merge_pages(most)
+    }
+
     /// Mapping at `offset`, and the end of its extent, at most `end`. The result is sound without a lock until the I/O
     /// is done (D5).
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {

@@ -170,7 +170,9 @@ pub(super) fn open_map_file(
         nonce: journal.header.nonce,
         tail: journal.end,
         zeroed_to: if journal.torn { journal.end } else { len },
-        base_len: HEADER as u64,
+        // The length of the file at its last rewrite is unknown. The length that a rewrite would have now measures the
+        // outdated part of the file as well.
+        base_len: HEADER as u64 + journal.map.encoded_len(),
         size_allowance: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,

@@ -20,6 +20,9 @@ pub const OPEN_IDLE: Duration = Duration::from_secs(600);
 /// Disks that one pass detaches.
 const AT_ONCE: usize = 256;
 
+/// Huge pages that one pass merges. Merging one takes up to some milliseconds.
+const MERGED_AT_ONCE: usize = 128;
+
 /// See the module.
 pub(super) struct Attachments {
     started: Instant,
@@ -98,6 +101,18 @@ impl Store {
                 return;
             }
             node.detach();
+        }
+    }
+
+    /// Merges pages of large live maps, so that the kernel frees the memory of a dead worker quickly (D64). To be called
+    /// about once a second.
+    pub fn merge_map_pages(&self) {
+        let mut left = MERGED_AT_ONCE;
+        for disk in self.attachments.all().iter().filter_map(|node| node.peek()) {
+            if left == 0 || self.is_closing() {
+                return;
+            }
+            left -= disk.delta().merge_map_pages(left);
         }
     }
 

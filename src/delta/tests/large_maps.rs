@@ -183,3 +183,36 @@ fn words_that_a_dead_worker_took_are_flushed_by_the_next_without_a_scan_at_attac
     let (_after, cut) = rig.cut(NOTHING);
     assert_eq!(byte(&cut, 3), 7);
 }
+
+#[test]
+fn a_next_worker_appends_to_a_large_map_file_and_does_not_write_it_anew() {
+    const PAGES: u64 = 200;
+    let size = PAGES * 496 * 32 * BLOCK;
+    let rig = Rig { overlap: size, ..Rig::new() };
+    let delta = rig.open();
+    delta.resize(size, Durability::Flush).unwrap();
+    scatter(&delta, PAGES);
+    delta.flush().unwrap();
+    let written = *rig.roots.0.lock();
+    assert!(written.floor > 2 * 256 << 10, "{written:?}");
+    drop(delta);
+    // Killed, and closed and opened again.
+    for round in 0..6 {
+        let delta = rig.open();
+        put(&delta, round, 7);
+        delta.flush().unwrap();
+        if round % 2 == 0 {
+            delta.close().unwrap();
+        }
+        assert_eq!(rig.roots.0.lock().generation, written.generation, "round {round}");
+    }
+    // Out of date it is written anew all the same, however often it was opened.
+    let mut rounds = 0;
+    while rig.roots.0.lock().generation == written.generation {
+        let delta = rig.open();
+        (0..PAGES).for_each(|page| (0..496).for_each(|word| delta.map.mark_dirty((page * 496 + word) * 32)));
+        delta.flush().unwrap();
+        rounds += 1;
+    }
+    assert_eq!(rounds, 4);
+}
