@@ -16,7 +16,7 @@ use super::{Delta, DeltaError};
 use crate::format::BLOCK;
 use crate::format::layout::DELTAS;
 use crate::io::MediumFile;
-use crate::sabotage::{Sabotage, limit, linger, sabotaged};
+use crate::mutant::{Mutant, limit};
 
 /// A map file is rewritten when it is larger than this and than four times its first record.
 const REWRITE: u64 = 256 << 10;
@@ -61,7 +61,7 @@ impl Drop for Taken<'_> {
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
-        if !sabotaged(Sabotage::WordsNotGivenBack) {
+        if !Mutant::WordsNotRestored.is_active() {
             self.delta.map.failed(&self.pages);
         }
     }
@@ -85,7 +85,7 @@ impl Delta {
     /// What the storage says; the next flush tries again.
     pub(super) fn redo_lost(&self, whole: Whole) -> Result<(), DeltaError> {
         let lost = self.lost.load(Ordering::Acquire);
-        if lost == self.redone.load(Ordering::Acquire) || sabotaged(Sabotage::LostNotRedone) {
+        if lost == self.redone.load(Ordering::Acquire) || Mutant::LostNotRewritten.is_active() {
             return Ok(());
         }
         let failed = DeltaError::io("writing again what a failed sync may have lost");
@@ -139,8 +139,8 @@ impl Delta {
 
     fn flush_words(&self, commit: &mut Commit, full: bool) -> Result<(), DeltaError> {
         let early =
-            sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
-        linger(Sabotage::NoteClearedFirst);
+            Mutant::DirtyNoteClearedFirst.is_active().then(|| self.unsynced.swap(false, Ordering::AcqRel));
+        Mutant::DirtyNoteClearedFirst.widen_race();
         let mut taken = Taken::of(self);
         // After the words and before the sync: no word is above the size, and what growth did to the file is synced.
         let now = || (self.size(), self.overlap());
@@ -148,7 +148,7 @@ impl Delta {
         // After the words: a word is set after this flag, so the data of every word taken is synced below.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
         let result = (|| {
-            if sabotaged(Sabotage::MapBeforeData) {
+            if Mutant::MapBeforeData.is_active() {
                 self.journal(commit, extent, now, &mut taken, full)?;
             }
             if was_unsynced {
@@ -164,7 +164,7 @@ impl Delta {
 
     /// Syncs the data file, and its directory entry when it is new.
     fn sync_written(&self) -> Result<(), DeltaError> {
-        if !sabotaged(Sabotage::DataNotSynced)
+        if !Mutant::DataNotSynced.is_active()
             && let Some(data) = self.data.read().clone()
         {
             self.sync_data(&*data)?;
@@ -175,7 +175,7 @@ impl Delta {
 
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
-        if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
+        if self.unlisted.swap(false, Ordering::AcqRel) && !Mutant::DirectoryEntryNotSynced.is_active() {
             self.footing.medium.sync_dir(DELTAS).map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
@@ -229,7 +229,7 @@ impl Delta {
     /// Nothing is journaled between a failed sync and [`Delta::redo_lost`].
     fn refuse_lost(&self) -> Result<(), DeltaError> {
         if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
-            && !sabotaged(Sabotage::LostNotRedone)
+            && !Mutant::LostNotRewritten.is_active()
         {
             let error = io::Error::from_raw_os_error(libc::EIO);
             return Err(DeltaError::io("flush after a failed one")(error));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::base::{Arrival, Base, BaseError};
+use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
@@ -41,7 +41,7 @@ pub enum DiskError {
 impl DiskError {
     /// The error number that a system call reports: ENOSPC stays ENOSPC, everything unexpected is EIO.
     ///
-    /// An error that only says that something has to come first ([`DiskError::arrival`]) has none; EIO stands for it.
+    /// An error that only says that something has to come first ([`DiskError::completion`]) has none; EIO stands for it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::TooLarge => libc::EFBIG,
@@ -58,9 +58,9 @@ impl DiskError {
 impl DiskError {
     /// When to run the operation again, of an error that is no failure: bytes of the base have to be fetched first.
     /// Nothing was changed (D36).
-    pub fn arrival(&self) -> Option<&Arrival> {
+    pub fn completion(&self) -> Option<&Completion> {
         match self {
-            Self::Base(error) => error.arrival(),
+            Self::Base(error) => error.completion(),
             Self::Delta(_) | Self::Poisoned | Self::TooLarge => None,
         }
     }

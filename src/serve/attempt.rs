@@ -2,11 +2,11 @@
 //!
 //! No thread that others need waits for them. The work of a request stops with [`Stop::Wait`], having changed nothing,
 //! and is run again when the bytes are here. What must hold:
-//! - The arrivals of all earlier tries are held until the request is answered, so that what they brought is found, and a
+//! - The completions of all earlier tries are held until the request is answered, so that what they brought is found, and a
 //!   request comes to an end although no cache may keep anything.
 //! - The file of a base is read in that base's lane only ([`Lane::Base`]). A change reads what it needs first, and then
 //!   changes the disk without files: so no change that is under way waits for a base (D28).
-//! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
+//! - A request that waits, in a lane or for a completion, is counted ([`Waiting`](super::waiting::Waiting)) and can be
 //!   ended by a signal, or with its process. So can one that reads. A change that is under way can not.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::pool::Lane;
 use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
 use super::{Errno, Target, log};
-use crate::base::{Arrival, Wanted, without_files};
+use crate::base::{Completion, Wanted, without_files};
 
 /// So often a change reads what it needs of a base and finds it gone from the cache; then it waits with the change
 /// under way.
@@ -72,7 +72,7 @@ struct Tries<T> {
     /// Reads what a change needs of the base.
     prepare: Option<Work<()>>,
     /// What earlier tries waited for.
-    held: Vec<Arrival>,
+    held: Vec<Completion>,
     /// How many times it went to the base's lane.
     rounds: u32,
 }
@@ -222,10 +222,10 @@ impl<T: Send + 'static> Attempt<T> {
         self.spawn_in(runner, lane);
     }
 
-    /// Runs it when `arrival` has happened, for which an earlier try stopped.
-    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, arrival: Arrival) {
+    /// Runs it when `completion`, for which an earlier try stopped, is complete.
+    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, completion: Completion) {
         if let Some(tries) = self.state.lock().tries.take() {
-            self.clone().run_when(runner, tries, arrival, Files::Barred);
+            self.clone().run_when(runner, tries, completion, Files::Barred);
         }
     }
 
@@ -256,7 +256,9 @@ impl<T: Send + 'static> Attempt<T> {
             && tries.rounds <= ROUNDS
         {
             match guarded(prepare) {
-                Err(Stop::Wait(arrival)) => return self.run_when(runner, tries, arrival, Files::Allowed),
+                Err(Stop::Wait(completion)) => {
+                    return self.run_when(runner, tries, completion, Files::Allowed);
+                }
                 Err(Stop::Errno(errno)) => return self.answer(Err(errno)),
                 // What is in memory now is found without files.
                 Ok(()) => files = Files::Barred,
@@ -285,26 +287,32 @@ impl<T: Send + 'static> Attempt<T> {
         match done {
             Ok(done) => self.answer(Ok(done)),
             Err(Stop::Errno(errno)) => self.answer(Err(errno)),
-            Err(Stop::Wait(arrival)) => {
+            Err(Stop::Wait(completion)) => {
                 if wanted == Wanted::File && self.origin.base.is_some() {
-                    tries.held.push(arrival);
+                    tries.held.push(completion);
                     tries.rounds += 1;
                     if self.wait(runner, Some(tries)) {
                         self.spawn(runner, Files::Allowed);
                     }
                 } else {
-                    self.run_when(runner, tries, arrival, Files::Barred);
+                    self.run_when(runner, tries, completion, Files::Barred);
                 }
             }
         }
     }
 
-    /// Runs it again when `arrival` has happened.
-    fn run_when(self: Arc<Self>, runner: &Arc<Runner>, mut tries: Tries<T>, arrival: Arrival, files: Files) {
-        tries.held.push(arrival.clone());
+    /// Runs it again when `completion` is complete.
+    fn run_when(
+        self: Arc<Self>,
+        runner: &Arc<Runner>,
+        mut tries: Tries<T>,
+        completion: Completion,
+        files: Files,
+    ) {
+        tries.held.push(completion.clone());
         if self.wait(runner, Some(tries)) {
             let runner = runner.clone();
-            arrival.then(move || self.spawn(&runner, files));
+            completion.then(move || self.spawn(&runner, files));
         }
     }
 }

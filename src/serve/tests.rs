@@ -21,7 +21,7 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, MountRequest, Validator,
 };
 use crate::io::LiveDir;
-use crate::source::{Arrival, Arrived, FileSource, Identity, Source, SourceError};
+use crate::source::{Completer, Completion, FileSource, Identity, Source, SourceError};
 use crate::store::{NewBase, NewDisk, NewFile, Replace, Sources, Store};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ const SIZE: usize = 1 << 20;
 /// What a server does that is asked for bytes.
 enum Mood {
     /// It sends them later.
-    Late { arrival: Arrival, _arrives: Arrived },
+    Late { completion: Completion, _arrives: Completer },
     /// They are here.
     Here,
     /// Looking for them panics.
@@ -71,12 +71,12 @@ impl Source for Server {
         self.tries.fetch_add(1, Ordering::Relaxed);
         let _ = self.asked.lock().send(());
         let waits = match &*self.mood.lock() {
-            Mood::Late { arrival, .. } => Some(arrival.clone()),
+            Mood::Late { completion, .. } => Some(completion.clone()),
             Mood::Here => None,
             Mood::Broken => panic!("a bug"),
         };
-        if let Some(arrival) = waits {
-            return Err(SourceError::not_here("http://server/image", arrival));
+        if let Some(completion) = waits {
+            return Err(SourceError::not_here("http://server/image", completion));
         }
         let len = buf.len().min(SIZE.saturating_sub(offset as usize));
         buf[..len].copy_from_slice(&bytes(offset as usize, len));
@@ -149,10 +149,10 @@ impl House {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
         let (says, asked) = channel();
-        let (arrives, arrival) = Arrival::new();
+        let (arrives, completion) = Completion::new();
         let server = Arc::new(Server {
             identity: Identity::named(SIZE as u64, [7; 32]),
-            mood: Mutex::new(Mood::Late { arrival, _arrives: arrives }),
+            mood: Mutex::new(Mood::Late { completion, _arrives: arrives }),
             asked: Mutex::new(says),
             tries: AtomicU64::new(0),
         });

@@ -16,7 +16,7 @@ use crate::format::record::{
 };
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
 
 /// Somebody who can get at the files of bases.
@@ -236,7 +236,7 @@ impl BaseNode {
     /// What the storage says of noting it; it is refused until the next start all the same.
     pub fn refuse(&self) -> Result<(), StoreError> {
         // First what keeps it from being attached again.
-        let noted = match sabotaged(Sabotage::RefusalNotNoted) {
+        let noted = match Mutant::RefusalNotRecorded.is_active() {
             true => Ok(self.options()),
             false => self.set_options(|options| options.refused = true),
         };

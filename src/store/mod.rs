@@ -52,7 +52,7 @@ use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
-use crate::sabotage::{Sabotage, limit, sabotaged};
+use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
 
 /// Numbers taken from the superblock at once.
@@ -233,7 +233,7 @@ impl Store {
         // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
         // and told to clients whose request is sent again: it has to be what a power cut leaves.
         for dir in iter::once(".").chain(layout::DIRS) {
-            if !sabotaged(Sabotage::NamesNotSettled) {
+            if !Mutant::NamesNotSynced.is_active() {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
         }
@@ -349,7 +349,7 @@ impl Store {
                     "its numbers are used up; move its disks to a new store",
                 ));
             }
-            if !sabotaged(Sabotage::NumbersNotReserved) {
+            if !Mutant::DiskNumberNotReserved.is_active() {
                 replace(&*self.medium, ".", layout::SUPERBLOCK, &next.encode())
                     .map_err(StoreError::io("store", "reserving numbers"))?;
             }

@@ -8,14 +8,14 @@ use super::{BaseNode, Store, StoreError};
 use crate::events::Events;
 use crate::format::record::Validator;
 use crate::format::trace::Origin;
-use crate::trace::{Automatic, Limits, Recorded, Subject, TraceStore, Tracer};
+use crate::trace::{AutoRecord, Limits, SavedRecording, TraceStore, TracedBase, Tracer};
 
 /// Set once somebody serves; a store that is only looked at records nothing.
 pub(super) type Recording = Arc<OnceLock<Arc<Tracer>>>;
 
 impl BaseNode {
     /// It, as a recording knows it.
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> TracedBase {
         let record = self.record();
         let identity = &record.image.identity;
         let origin = match (&identity.digest, &identity.validator) {
@@ -32,13 +32,13 @@ impl BaseNode {
             // Of a file there is nothing to say that holds on another host.
             (None, Validator::File { .. }) => Origin::Unknown,
         };
-        Subject { base: record.id, name: record.name.clone(), size: record.size(), origin }
+        TracedBase { base: record.id, name: record.name.clone(), size: record.size(), origin }
     }
 }
 
 impl Store {
     /// From now on boots are recorded. To be called before disks are used.
-    pub fn trace(&self, limits: Limits, automatic: Automatic, events: Events) -> Arc<Tracer> {
+    pub fn trace(&self, limits: Limits, automatic: AutoRecord, events: Events) -> Arc<Tracer> {
         let store = TraceStore::new(self.medium.clone());
         let tracer = self.recording.get_or_init(|| Arc::new(Tracer::new(store, limits, automatic, events)));
         // Traces of bases that a crash kept from being removed with them. A record that is missing may come back.
@@ -81,7 +81,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; what the storage says.
-    pub fn end_trace(&self, disk: &str) -> Result<Recorded, StoreError> {
+    pub fn end_trace(&self, disk: &str) -> Result<SavedRecording, StoreError> {
         use crate::trace::RecordError;
         let node = self.disk(disk)?;
         let object = format!("disk {disk}");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::io::LIVE_PAGE_WORDS;
-use crate::sabotage::simulate;
+use crate::mutant::simulate;
 
 /// Makes `pages` pages of a map as a guest leaves it that writes here and there: no two words alike, all dirty.
 fn scatter(delta: &Delta, pages: u64) {
