@@ -133,7 +133,7 @@ class FewDescriptorsAtStart(Scenario):
             world.daemon.cli("base", "hydrate", f"b{number}", seconds=30)
             path.unlink()
         stop_and_check(world)
-        few = Daemon(world.where / "house", *world.daemon.arguments, binary=world.binary, prefix=("prlimit", "--nofile=48:48"))
+        few = Daemon(world.where / "attacked", *world.daemon.arguments, binary=world.binary, prefix=("prlimit", "--nofile=48:48"))
         try:
             few.start(30)
             world.note("it starts with 48 descriptors")
@@ -412,7 +412,7 @@ class TokenRunsOut(Scenario):
         (world.where / "print").chmod(0o755)
         server = world.serve()
         scope = server.url("")
-        (world.where / "house" / "plyfs.toml").write_text(
+        (world.where / "attacked" / "plyfs.toml").write_text(
             CONFIG + f'[[http.credentials]]\nurl = "{scope}"\ncommand = ["{world.where / "print"}"]\n'
         )
         token.write_text("one\n")

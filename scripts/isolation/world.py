@@ -56,12 +56,12 @@ class World:
         write_image(where / "local.img", LOCAL[1], LOCAL_SIZE)
         self.server = Server(URL_SIZE, URL[1], nice=False)
         self.digest = sha256(URL[1], URL_SIZE)
-        (where / "house").mkdir()
+        (where / "attacked").mkdir()
         # An older binary refuses keys that it does not know.
         known = Path(binary).read_bytes()
         config = CONFIG + "".join(text for key, text in attack.newer.items() if key.encode() in known)
         self.daemon = Daemon(
-            where / "house", "--cache-memory", "64M", *attack.arguments, binary=binary, config=config, prefix=attack.prefix
+            where / "attacked", "--cache-memory", "64M", *attack.arguments, binary=binary, config=config, prefix=attack.prefix
         )
         self.quiet = None
 
