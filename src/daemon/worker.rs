@@ -42,7 +42,7 @@ use crate::serve::{self, Service, purge};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
-use crate::trace::{Automatic, Limits};
+use crate::trace::{AutoRecord, Limits};
 
 /// How often the store does what it does once in a while.
 const UPKEEP: Duration = Duration::from_millis(500);
@@ -366,7 +366,7 @@ fn serve(
         longest: Duration::from_secs(config.trace.longest_seconds),
         ..Limits::default()
     };
-    let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
+    let automatic = if config.trace.auto { AutoRecord::Yes } else { AutoRecord::No };
     let tracer = store.trace(limits, automatic, events.clone());
     // Without a cache that keeps what is fetched early there is nothing to gain.
     if config.trace.prefetch && config.cache_disk != Some(0) {

@@ -14,7 +14,7 @@ use crate::format::journal::{MapHeader, Record};
 use crate::format::layout::{DELTAS, map_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, MediumFile, is_full, sys};
-use crate::sabotage::{Sabotage, limit, sabotaged};
+use crate::mutant::{Mutant, limit};
 
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
@@ -147,7 +147,7 @@ impl Delta {
     fn sync_map(&self, commit: &mut MapFileState, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
         // Until the sync succeeds it is unknown what of the file is durable, so the next flush writes a new file.
         commit.rewrite = true;
-        if !sabotaged(Sabotage::JournalNotSynced) {
+        if !Mutant::JournalNotSynced.is_active() {
             self.sync_begins(SYNCING_MAP);
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
             self.sync_ended(SYNCING_MAP);

@@ -16,7 +16,7 @@ use super::{Delta, DeltaError};
 use crate::format::BLOCK;
 use crate::format::layout::DELTAS;
 use crate::io::MediumFile;
-use crate::sabotage::{Sabotage, limit, linger, sabotaged};
+use crate::mutant::{Mutant, limit};
 
 /// A map file is rewritten when it is larger than this, and larger than four times its first record.
 const REWRITE: u64 = 256 << 10;
@@ -61,7 +61,7 @@ impl Drop for TakenWords<'_> {
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
-        if !sabotaged(Sabotage::WordsNotGivenBack) {
+        if !Mutant::WordsNotRestored.is_active() {
             self.delta.map.restore(&self.pages);
         }
     }
@@ -85,7 +85,7 @@ impl Delta {
     /// Errors of the storage; the next flush tries again.
     pub(super) fn rewrite_lost_data(&self, whole: WholeRange) -> Result<(), DeltaError> {
         let lost = self.lost.load(Ordering::Acquire);
-        if lost == self.redone.load(Ordering::Acquire) || sabotaged(Sabotage::LostNotRedone) {
+        if lost == self.redone.load(Ordering::Acquire) || Mutant::LostNotRewritten.is_active() {
             return Ok(());
         }
         let failed = DeltaError::io("writing again what a failed sync may have lost");
@@ -139,8 +139,8 @@ impl Delta {
 
     fn flush_words(&self, commit: &mut MapFileState, full: bool) -> Result<(), DeltaError> {
         let early =
-            sabotaged(Sabotage::NoteClearedFirst).then(|| self.unsynced.swap(false, Ordering::AcqRel));
-        linger(Sabotage::NoteClearedFirst);
+            Mutant::DirtyNoteClearedFirst.is_active().then(|| self.unsynced.swap(false, Ordering::AcqRel));
+        Mutant::DirtyNoteClearedFirst.widen_race();
         let mut taken = TakenWords::take(self);
         // Read after the words and before the sync: no word lies above the size, and the sync covers what growth did to
         // the file.
@@ -150,7 +150,7 @@ impl Delta {
         // word taken.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
         let result = (|| {
-            if sabotaged(Sabotage::MapBeforeData) {
+            if Mutant::MapBeforeData.is_active() {
                 self.journal(commit, bounds, now, &mut taken, full)?;
             }
             if was_unsynced {
@@ -166,7 +166,7 @@ impl Delta {
 
     /// Syncs the data file, and its directory entry when the file is new.
     fn sync_written(&self) -> Result<(), DeltaError> {
-        if !sabotaged(Sabotage::DataNotSynced)
+        if !Mutant::DataNotSynced.is_active()
             && let Some(data) = self.data.read().clone()
         {
             self.sync_data(&*data)?;
@@ -177,7 +177,7 @@ impl Delta {
 
     /// Makes the directory entry of a new data file durable, once.
     fn list_data(&self) -> Result<(), DeltaError> {
-        if self.unlisted.swap(false, Ordering::AcqRel) && !sabotaged(Sabotage::EntryNotListed) {
+        if self.unlisted.swap(false, Ordering::AcqRel) && !Mutant::DirectoryEntryNotSynced.is_active() {
             self.delta_io.medium.sync_dir(DELTAS).map_err(|e| {
                 self.unlisted.store(true, Ordering::Release);
                 self.poison("syncing the directory of the data file", e)
@@ -236,7 +236,7 @@ impl Delta {
     /// Refuses to journal between a failed sync and [`Delta::rewrite_lost_data`].
     fn refuse_lost(&self) -> Result<(), DeltaError> {
         if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
-            && !sabotaged(Sabotage::LostNotRedone)
+            && !Mutant::LostNotRewritten.is_active()
         {
             let error = io::Error::from_raw_os_error(libc::EIO);
             return Err(DeltaError::io("flush after a failed flush")(error));

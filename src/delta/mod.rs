@@ -39,7 +39,7 @@ use crate::format::journal::State;
 use crate::format::layout::{DELTAS, data_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, LiveStore, MapUse, Medium, MediumFile, Open, sys};
-use crate::sabotage::{Sabotage, linger, sabotaged};
+use crate::mutant::Mutant;
 
 /// Where an extent's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,14 +347,14 @@ impl Delta {
                 .for_each(|b| self.map.mark_dirty(b));
         }
         done?;
-        let late = sabotaged(Sabotage::SizeAfterWords);
+        let late = Mutant::SizeAfterWords.is_active();
         if extends && !late {
             // Set before the words: a record never has words above its size, which replay would drop.
             self.set_word(LiveHeader::Size, end);
         }
         self.map.set(first, last + 1, State::Data);
         if extends && late {
-            linger(Sabotage::SizeAfterWords);
+            Mutant::SizeAfterWords.widen_race();
             self.set_word(LiveHeader::Size, end);
         }
         self.touch();
@@ -376,7 +376,7 @@ impl Delta {
     /// Makes sure that no old bytes show when the disk grows from `size` to `end`. The caller holds the range.
     fn clear_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
         self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
-        if sabotaged(Sabotage::GrowthNotCut) {
+        if Mutant::GrowthNotCut.is_active() {
             return Ok(());
         }
         if let Some(data) = self.data.read().as_ref() {
@@ -554,12 +554,12 @@ impl Delta {
         // Held to the end: a flush in between would journal the old size, and words above the cut, again.
         let mut commit = self.commit.lock();
         let overlap = self.overlap().min(size);
-        if !sabotaged(Sabotage::ShrinkNotJournaled) {
+        if !Mutant::ShrinkNotJournaled.is_active() {
             self.commit_size(&mut commit, size, overlap)?;
         }
-        if sabotaged(Sabotage::ShrinkNotAlone) {
+        if Mutant::ShrinkNotExclusive.is_active() {
             drop(commit);
-            linger(Sabotage::ShrinkNotAlone);
+            Mutant::ShrinkNotExclusive.widen_race();
         }
         self.set_word(LiveHeader::Overlap, overlap);
         self.set_word(LiveHeader::Size, size);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::format::journal::{MapHeader, Record, Run};
 use crate::format::layout::map_path;
 use crate::io::{Medium, MediumFile, Open};
-use crate::sabotage::limit;
+use crate::mutant::limit;
 
 /// Bytes of memory that the runs of a record take at most. Encoding takes twice that for a moment.
 const LARGEST: u64 = 2 << 20;

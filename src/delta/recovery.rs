@@ -12,7 +12,7 @@ use crate::format::journal::{Expected, HEADER, Journal, ReadError};
 use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
 use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 
@@ -195,7 +195,7 @@ pub(super) fn replay(
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
     if let Some(mut journal) = journal {
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
-        let forget = if sabotaged(Sabotage::ZeroForgotten) { 0 } else { overlap };
+        let forget = if Mutant::ZeroForgotten.is_active() { 0 } else { overlap };
         journal.map.forget_zeros_above(forget);
         map.load(&journal.map).map_err(fail())?;
     }

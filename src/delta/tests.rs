@@ -248,7 +248,7 @@ fn a_map_file_is_not_appended_to_when_its_replacement_may_be_durable() {
     let delta_io =
         DeltaIo { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
     let spec = DeltaSpec { disk: 1, size: 65_536, overlap: 0, modified_ns: 0, root: MapRoot::default() };
-    let _small = crate::sabotage::simulate(None);
+    let _small = crate::mutant::simulate(None);
     let delta = Delta::open(spec, delta_io).unwrap();
     // Until the file is large enough for the next flush to replace it.
     let mut round = 0;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::base::{Arrival, Base, BaseError};
+use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
@@ -41,7 +41,7 @@ pub enum DiskError {
 impl DiskError {
     /// The error number that a system call reports: ENOSPC stays ENOSPC, everything unexpected is EIO.
     ///
-    /// An error that only says that something has to come first ([`DiskError::arrival`]) has none; EIO stands for it.
+    /// An error that only says that something has to come first ([`DiskError::completion`]) has none; EIO stands for it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::TooLarge => libc::EFBIG,
@@ -58,9 +58,9 @@ impl DiskError {
 impl DiskError {
     /// The completion after which the operation can run again, if this is no failure: bytes of the base must be fetched
     /// first. Nothing was changed (D36).
-    pub fn arrival(&self) -> Option<&Arrival> {
+    pub fn completion(&self) -> Option<&Completion> {
         match self {
-            Self::Base(error) => error.arrival(),
+            Self::Base(error) => error.completion(),
             Self::Delta(_) | Self::Poisoned | Self::TooLarge => None,
         }
     }

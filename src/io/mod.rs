@@ -29,7 +29,7 @@ pub use live_arena::{ArenaIdentity, LiveArena, MapBounds};
 pub use live_store::{LiveDir, LiveStore};
 pub use prefault::PrefaultingAllocator;
 
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
 /// How to open a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +170,7 @@ pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
 /// Replaces the file `dir/name` durably: writes the new bytes beside it, syncs them, renames, and syncs the directory.
 pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     stage(medium, dir, name, bytes)?;
-    if sabotaged(Sabotage::DirectoryNotSynced) {
+    if Mutant::DirectoryNotSynced.is_active() {
         return Ok(());
     }
     medium.sync_dir(dir)
@@ -183,7 +183,7 @@ pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Re
         let file = medium.open(&staged, Open::Create)?;
         file.set_len(0)?;
         file.write_at(bytes, 0)?;
-        if !sabotaged(Sabotage::RenameBeforeSync) {
+        if !Mutant::RenameBeforeSync.is_active() {
             file.sync_data()?;
         }
         drop(file);

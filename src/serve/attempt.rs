@@ -2,12 +2,12 @@
 //!
 //! No thread that other requests need waits for these bytes. Without them the work of a request stops with
 //! [`Stop::Wait`], having changed nothing, and runs again when the bytes are here. What must hold:
-//! - The arrivals of all earlier tries are held until the request is answered, so that what they brought is found, and a
-//!   request comes to an end although no cache may keep anything.
+//! - The completions of all earlier tries are held until the request is answered. So the bytes that they brought are
+//!   found, and a request ends even if no cache may keep anything.
 //! - The file of a base is read only in that base's lane ([`Lane::Base`]). A change first reads what it needs, and then
 //!   changes the disk without files, so no running change waits for a base (D28).
-//! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
-//!   ended by a signal, or with its process. So can one that reads. A change that is under way can not.
+//! - A request that waits, in a lane or for a completion, is counted ([`Waiting`](super::waiting::Waiting)). A signal
+//!   or the end of its process can end it. The same holds for a read that runs, but not for a change that runs.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::pool::Lane;
 use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
 use super::{Errno, Target, log};
-use crate::base::{Arrival, Wanted, without_files};
+use crate::base::{Completion, Wanted, without_files};
 
 /// How many times a change may read what it needs of a base and find it evicted from the cache again. After that the
 /// change waits for the base while it runs.
@@ -72,7 +72,7 @@ struct Tries<T> {
     /// Reads the bytes of the base that a change needs.
     prepare: Option<Work<()>>,
     /// The completions for which earlier tries waited.
-    held: Vec<Arrival>,
+    held: Vec<Completion>,
     /// Number of times that the request went to the base's lane.
     rounds: u32,
 }
@@ -223,10 +223,10 @@ impl<T: Send + 'static> PendingRequest<T> {
         self.spawn_in(runner, lane);
     }
 
-    /// Runs it when `arrival` has happened, for which an earlier try stopped.
-    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, arrival: Arrival) {
+    /// Runs it when `completion`, for which an earlier try stopped, is complete.
+    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, completion: Completion) {
         if let Some(tries) = self.state.lock().tries.take() {
-            self.clone().run_when(runner, tries, arrival, Files::Barred);
+            self.clone().run_when(runner, tries, completion, Files::Barred);
         }
     }
 
@@ -257,7 +257,9 @@ impl<T: Send + 'static> PendingRequest<T> {
             && tries.rounds <= ROUNDS
         {
             match guarded(prepare) {
-                Err(Stop::Wait(arrival)) => return self.run_when(runner, tries, arrival, Files::Allowed),
+                Err(Stop::Wait(completion)) => {
+                    return self.run_when(runner, tries, completion, Files::Allowed);
+                }
                 Err(Stop::Errno(errno)) => return self.answer(Err(errno)),
                 // The bytes are in memory now, so the work needs no files.
                 Ok(()) => files = Files::Barred,
@@ -286,26 +288,32 @@ impl<T: Send + 'static> PendingRequest<T> {
         match done {
             Ok(done) => self.answer(Ok(done)),
             Err(Stop::Errno(errno)) => self.answer(Err(errno)),
-            Err(Stop::Wait(arrival)) => {
+            Err(Stop::Wait(completion)) => {
                 if wanted == Wanted::File && self.origin.base.is_some() {
-                    tries.held.push(arrival);
+                    tries.held.push(completion);
                     tries.rounds += 1;
                     if self.wait(runner, Some(tries)) {
                         self.spawn(runner, Files::Allowed);
                     }
                 } else {
-                    self.run_when(runner, tries, arrival, Files::Barred);
+                    self.run_when(runner, tries, completion, Files::Barred);
                 }
             }
         }
     }
 
-    /// Runs it again when `arrival` has happened.
-    fn run_when(self: Arc<Self>, runner: &Arc<Runner>, mut tries: Tries<T>, arrival: Arrival, files: Files) {
-        tries.held.push(arrival.clone());
+    /// Runs it again when `completion` is complete.
+    fn run_when(
+        self: Arc<Self>,
+        runner: &Arc<Runner>,
+        mut tries: Tries<T>,
+        completion: Completion,
+        files: Files,
+    ) {
+        tries.held.push(completion.clone());
         if self.wait(runner, Some(tries)) {
             let runner = runner.clone();
-            arrival.then(move || self.spawn(&runner, files));
+            completion.then(move || self.spawn(&runner, files));
         }
     }
 }

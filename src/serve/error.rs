@@ -5,7 +5,7 @@
 //! operator neither.
 
 use super::{Target, log};
-use crate::base::{Arrival, BaseError};
+use crate::base::{BaseError, Completion};
 use crate::disk::DiskError;
 use crate::store::{DiskNode, StoreError};
 
@@ -34,7 +34,7 @@ pub(super) enum Stop {
     /// It failed.
     Errno(Errno),
     /// It must run again.
-    Wait(Arrival),
+    Wait(Completion),
 }
 
 impl From<Errno> for Stop {
@@ -62,8 +62,8 @@ pub(super) fn fail(error: &StoreError) -> Errno {
 }
 
 pub(super) fn fail_disk(node: &DiskNode, operation: &'static str, error: &DiskError) -> Stop {
-    if let Some(arrival) = error.arrival() {
-        return Stop::Wait(arrival.clone());
+    if let Some(completion) = error.completion() {
+        return Stop::Wait(completion.clone());
     }
     let errno = Errno(error.errno());
     if errno == Errno::EIO {
@@ -73,8 +73,8 @@ pub(super) fn fail_disk(node: &DiskNode, operation: &'static str, error: &DiskEr
 }
 
 pub(super) fn fail_base(base: u64, error: &BaseError) -> Stop {
-    if let Some(arrival) = error.arrival() {
-        return Stop::Wait(arrival.clone());
+    if let Some(completion) = error.completion() {
+        return Stop::Wait(completion.clone());
     }
     log::failed(Some(Target::Base(base)), error);
     Stop::Errno(Errno::EIO)

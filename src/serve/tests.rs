@@ -23,7 +23,7 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, MountRequest, Validator,
 };
 use crate::io::LiveDir;
-use crate::source::{Arrival, Arrived, FileSource, Identity, Source, SourceError};
+use crate::source::{Completer, Completion, FileSource, Identity, Source, SourceError};
 use crate::store::{NewBase, NewDisk, NewFile, Replace, Sources, Store};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const SIZE: usize = 1 << 20;
 /// How the server answers a read.
 enum Response {
     /// It sends the bytes later.
-    Late { arrival: Arrival, _arrives: Arrived },
+    Late { completion: Completion, _arrives: Completer },
     /// The bytes are here.
     Here,
     /// The lookup panics.
@@ -73,12 +73,12 @@ impl Source for Server {
         self.tries.fetch_add(1, Ordering::Relaxed);
         let _ = self.asked.lock().send(());
         let waits = match &*self.response.lock() {
-            Response::Late { arrival, .. } => Some(arrival.clone()),
+            Response::Late { completion, .. } => Some(completion.clone()),
             Response::Here => None,
             Response::Broken => panic!("a bug"),
         };
-        if let Some(arrival) = waits {
-            return Err(SourceError::not_here("http://server/image", arrival));
+        if let Some(completion) = waits {
+            return Err(SourceError::not_here("http://server/image", completion));
         }
         let len = buf.len().min(SIZE.saturating_sub(offset as usize));
         buf[..len].copy_from_slice(&bytes(offset as usize, len));
@@ -151,10 +151,10 @@ impl Fixture {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
         let (sender, asked) = channel();
-        let (arrives, arrival) = Arrival::new();
+        let (arrives, completion) = Completion::new();
         let server = Arc::new(Server {
             identity: Identity::named(SIZE as u64, [7; 32]),
-            response: Mutex::new(Response::Late { arrival, _arrives: arrives }),
+            response: Mutex::new(Response::Late { completion, _arrives: arrives }),
             asked: Mutex::new(sender),
             tries: AtomicU64::new(0),
         });

@@ -83,7 +83,7 @@ impl Service {
         match done {
             Ok(()) => answer(Ok(())),
             Err(Stop::Errno(errno)) => answer(Err(errno)),
-            Err(Stop::Wait(arrival)) => {
+            Err(Stop::Wait(completion)) => {
                 // Whole blocks need no bytes of the base: only the ends are held while the request waits for it (D49).
                 let (ends, middle) = Ends::of(request.offset, data);
                 let whole = || write_now(&node, request.at(ends.middle_at()), middle);
@@ -97,7 +97,7 @@ impl Service {
                 let attempt = self.write_of_parts(call, disk, request, parts, answer);
                 match wanted {
                     Wanted::File => attempt.spawn_in_base(&self.runner),
-                    Wanted::Nothing => attempt.wait_for(&self.runner, arrival),
+                    Wanted::Nothing => attempt.wait_for(&self.runner, completion),
                 }
             }
         }
@@ -134,14 +134,14 @@ impl Service {
             let mut pending = parts.pending.lock();
             match &*pending {
                 Pending::Whole(data) => match write_now(&node, request, data) {
-                    Err(Stop::Wait(arrival)) => {
+                    Err(Stop::Wait(completion)) => {
                         let (ends, middle) = Ends::of(request.offset, data);
                         // Whole blocks need no bytes of the base, and are not held while the request waits for it.
                         if !middle.is_empty() {
                             write_now(&node, request.at(ends.middle_at()), middle)?;
                         }
                         *pending = Pending::Ends(ends);
-                        return Err(Stop::Wait(arrival));
+                        return Err(Stop::Wait(completion));
                     }
                     done => done?,
                 },

@@ -16,7 +16,7 @@ use crate::format::record::{
 };
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
 
 /// Opens the files of bases.
@@ -239,7 +239,7 @@ impl BaseNode {
     /// When the refusal cannot be recorded; the base is then refused until the next start.
     pub fn refuse(&self) -> Result<(), StoreError> {
         // First prevent that it is attached again.
-        let noted = match sabotaged(Sabotage::RefusalNotNoted) {
+        let noted = match Mutant::RefusalNotRecorded.is_active() {
             true => Ok(self.options()),
             false => self.set_options(|options| options.refused = true),
         };

@@ -16,7 +16,7 @@ use crate::delta::Delta;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
 /// Threads that write the records of one call. Their syncs share commits of the filesystem's journal.
 const WRITERS: usize = 8;
@@ -346,7 +346,7 @@ impl Store {
         let object = format!("removed disk {}", node.name());
         node.retire();
         let purge = || {
-            if sabotaged(Sabotage::RecordPurgedFirst) {
+            if Mutant::RecordRemovedFirst.is_active() {
                 self.medium.remove(&layout::disk_path(id))?;
                 self.medium.sync_dir(layout::DISKS)?;
             }

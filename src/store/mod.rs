@@ -54,7 +54,7 @@ use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
-use crate::sabotage::{Sabotage, limit, sabotaged};
+use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
 
 /// Numbers that are reserved in the superblock at a time.
@@ -236,7 +236,7 @@ impl Store {
         // A worker that died may have renamed a record without making that durable. This worker acts on the records,
         // and answers resent requests by them, so a power cut must leave what is read here.
         for dir in iter::once(".").chain(layout::DIRS) {
-            if !sabotaged(Sabotage::NamesNotSettled) {
+            if !Mutant::NamesNotSynced.is_active() {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
         }
@@ -354,7 +354,7 @@ impl Store {
                     "its disk numbers are used up; move its disks to a new store",
                 ));
             }
-            if !sabotaged(Sabotage::NumbersNotReserved) {
+            if !Mutant::DiskNumberNotReserved.is_active() {
                 replace(&*self.medium, ".", layout::SUPERBLOCK, &next.encode())
                     .map_err(StoreError::io("store", "reserving numbers"))?;
             }

@@ -8,14 +8,14 @@ use super::{BaseNode, Store, StoreError};
 use crate::events::Events;
 use crate::format::record::Validator;
 use crate::format::trace::Origin;
-use crate::trace::{Automatic, Limits, Recorded, Subject, TraceStore, Tracer};
+use crate::trace::{AutoRecord, Limits, SavedRecording, TraceStore, TracedBase, Tracer};
 
 /// Set when a worker serves the store. A store that is only read records nothing.
 pub(super) type Recording = Arc<OnceLock<Arc<Tracer>>>;
 
 impl BaseNode {
     /// The base as the subject of a recording.
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> TracedBase {
         let record = self.record();
         let identity = &record.image.identity;
         let origin = match (&identity.digest, &identity.validator) {
@@ -32,13 +32,13 @@ impl BaseNode {
             // A file of this host has no property that another host could compare.
             (None, Validator::File { .. }) => Origin::Unknown,
         };
-        Subject { base: record.id, name: record.name.clone(), size: record.size(), origin }
+        TracedBase { base: record.id, name: record.name.clone(), size: record.size(), origin }
     }
 }
 
 impl Store {
     /// Starts the recording of boots. To be called before disks are used.
-    pub fn trace(&self, limits: Limits, automatic: Automatic, events: Events) -> Arc<Tracer> {
+    pub fn trace(&self, limits: Limits, automatic: AutoRecord, events: Events) -> Arc<Tracer> {
         let store = TraceStore::new(self.medium.clone());
         let tracer = self.recording.get_or_init(|| Arc::new(Tracer::new(store, limits, automatic, events)));
         // A crash may have left traces of removed bases. The record of a missing base may come back.
@@ -85,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; errors of the storage.
-    pub fn end_trace(&self, disk: &str) -> Result<Recorded, StoreError> {
+    pub fn end_trace(&self, disk: &str) -> Result<SavedRecording, StoreError> {
         use crate::trace::RecordError;
         let node = self.disk(disk)?;
         let object = format!("disk {disk}");

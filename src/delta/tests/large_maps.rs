@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::io::LIVE_PAGE_WORDS;
-use crate::sabotage::simulate;
+use crate::mutant::simulate;
 
 /// Fills `pages` pages of a map as scattered writes of a guest leave it: neighbouring words differ, and all are dirty.
 fn scatter(delta: &Delta, pages: u64) {
