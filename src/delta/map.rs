@@ -4,9 +4,9 @@
 //! that the next flush must journal the word. An in-flight bit means that a flush has taken the word and has not ended.
 //! After the death of a worker both count as dirty.
 //!
-//! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at most.
-//! Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It takes
-//! each changed word again, now with its value, and syncs the data again ([`LiveMap::retake`]).
+//! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at
+//! most. Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It
+//! takes each changed word again, now with its value, and syncs the data again ([`LiveMap::retake`]).
 
 use std::io;
 use std::sync::OnceLock;
@@ -263,8 +263,8 @@ impl LiveMap {
         }
     }
 
-    /// The words of a page that have not changed since [`LiveMap::take_dirty`], with their values; and whether others have
-    /// changed and must be taken again.
+    /// The words of a page that have not changed since [`LiveMap::take_dirty`], with their values; and whether others
+    /// have changed and must be taken again.
     pub fn unchanged(&self, page_no: u64, what: Take) -> (Vec<(u64, u64)>, bool) {
         let (mut words, mut others) = (Vec::new(), false);
         let Some(page) = self.live.page(page_no) else { return (words, others) };

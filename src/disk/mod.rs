@@ -41,7 +41,8 @@ pub enum DiskError {
 impl DiskError {
     /// The error number that a system call reports: ENOSPC stays ENOSPC, everything unexpected is EIO.
     ///
-    /// An error that only says that something has to come first ([`DiskError::completion`]) has none; EIO stands for it.
+    /// An error that only says that something has to come first ([`DiskError::completion`]) has none; EIO stands for
+    /// it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::TooLarge => libc::EFBIG,

@@ -104,8 +104,8 @@ impl Store {
         }
     }
 
-    /// Merges pages of large live maps, so that the kernel frees the memory of a dead worker quickly (D64). To be called
-    /// about once a second.
+    /// Merges pages of large live maps, so that the kernel frees the memory of a dead worker quickly (D64). To be
+    /// called about once a second.
     pub fn merge_map_pages(&self) {
         let mut left = MERGED_AT_ONCE;
         for disk in self.attachments.all().iter().filter_map(|node| node.peek()) {

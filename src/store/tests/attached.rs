@@ -13,7 +13,7 @@ fn attached(store: &Store) -> Vec<String> {
 // Each listed disk took two descriptors and a mapping until the end of the worker.
 #[test]
 fn listing_and_stat_attach_nothing() {
-    let (test_store, store) = TestStore::with_base();
+    let (fixture, store) = TestStore::with_base();
     store.create_disks(&[on("b", "one", None), on("b", "two", Some(1 << 20)), blank("three")]).unwrap();
     write(&store, "one");
     store.disk("one").unwrap().attach().unwrap().resize(1 << 30).unwrap();
@@ -26,48 +26,48 @@ fn listing_and_stat_attach_nothing() {
     assert_eq!(before.iter().map(|a| a.0).collect::<Vec<_>>(), [1 << 30, 1 << 20, 8192]);
     store.close().unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     assert_eq!(look(&store), before);
     assert_eq!(attached(&store), [""; 0]);
     assert!(store.disks_after(0).iter().all(|disk| disk.known_problem().is_none()));
-    assert!(test_store.files("../live").is_empty());
+    assert!(fixture.files("../live").is_empty());
     store.close().unwrap();
 }
 
 #[test]
 fn a_live_map_of_an_earlier_worker_is_authoritative() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("one")]).unwrap();
     store.disk("one").unwrap().attach().unwrap().grow(1 << 20, crate::disk::Grow::Yes).unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     assert_eq!(store.disk("one").unwrap().attributes().size, 1 << 20);
     store.close().unwrap();
     drop(store);
-    assert_eq!(test_store.open().disk("one").unwrap().attributes().size, 1 << 20);
+    assert_eq!(fixture.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
 // The record of an earlier plyfs has the size with which the disk was created.
 #[test]
 fn the_size_in_a_record_is_ignored_unless_it_is_current() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
     store.disk("one").unwrap().attach().unwrap().resize(1 << 20).unwrap();
     store.close().unwrap();
     drop(store);
-    let file = test_store.path(&format!("disks/{id}.disk"));
+    let file = fixture.path(&format!("disks/{id}.disk"));
     let record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
     assert!(record.size_is_current && record.size == 1 << 20);
     fs::write(&file, DiskRecord { size: 8192, size_is_current: false, ..record }.encode()).unwrap();
-    assert_eq!(test_store.open().disk("one").unwrap().attributes().size, 1 << 20);
+    assert_eq!(fixture.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
 /// Guards D47, D48.
 #[test]
 fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
-    let (test_store, store) = TestStore::with_base();
+    let (fixture, store) = TestStore::with_base();
     store.create_disks(&[on("b", "one", None), blank("two")]).unwrap();
     let one = store.disk("one").unwrap();
     let epoch = one.attach().unwrap().delta().error_epoch();
@@ -78,7 +78,7 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     assert_eq!(attached(&store), ["one", "two"]);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), ["two"]);
-    assert_eq!(test_store.files("../live").len(), 1);
+    assert_eq!(fixture.files("../live").len(), 1);
     let seen = one.attributes();
     assert!(seen.size == 8192 && seen.allocated > 0);
     assert_eq!(attached(&store), ["two"]);
@@ -91,17 +91,17 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), [""; 0]);
     // As after a power cut: the detached disk is durable.
-    assert!(test_store.files("../live").is_empty());
+    assert!(fixture.files("../live").is_empty());
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     store.disk("one").unwrap().attach().unwrap().read(0, &mut bytes).unwrap();
     assert_eq!(&bytes[200..205], b"there");
 }
 
 #[test]
 fn a_disk_that_may_be_open_is_detached_later() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("one")]).unwrap();
     let one = store.disk("one").unwrap();
     one.attach().unwrap();
@@ -134,8 +134,8 @@ fn a_disk_whose_flush_failed_stays_attached() {
 
 #[test]
 fn above_the_limit_the_longest_unused_disks_are_detached_first() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let all: Vec<_> = (0..20).map(|n| blank(&format!("d{n}"))).collect();
     let all = store.create_disks(&all).unwrap();
     store.attach_at_most(4);
@@ -158,8 +158,8 @@ fn above_the_limit_the_longest_unused_disks_are_detached_first() {
 // Map files of interrupted flushes stayed for `plyfs check` to find, across any number of clean stops.
 #[test]
 fn a_clean_close_removes_files_that_unclean_ends_left() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let made = store.create_disks(&[blank("one"), blank("two"), blank("bad")]).unwrap();
     let [one, two, bad] = [made[0].id(), made[1].id(), made[2].id()];
     write(&store, "one");
@@ -168,12 +168,12 @@ fn a_clean_close_removes_files_that_unclean_ends_left() {
     drop((store, made));
     for file in [format!("{one}.7.map"), format!("{two}.1.map"), format!("{bad}.9.map"), "4000.1.map".into()]
     {
-        fs::write(test_store.path("deltas").join(file), "a flush that was cut off").unwrap();
+        fs::write(fixture.path("deltas").join(file), "a flush that was cut off").unwrap();
     }
     // May be the last copies.
-    fs::write(test_store.path(&format!("deltas/{bad}.1.map")), "damaged").unwrap();
-    fs::write(test_store.path("deltas/4001.data"), [1; 4096]).unwrap();
-    test_store.open().close().unwrap();
+    fs::write(fixture.path(&format!("deltas/{bad}.1.map")), "damaged").unwrap();
+    fs::write(fixture.path("deltas/4001.data"), [1; 4096]).unwrap();
+    fixture.open().close().unwrap();
     let kept = [
         "4001.data".into(),
         format!("{bad}.1.map"),
@@ -184,5 +184,5 @@ fn a_clean_close_removes_files_that_unclean_ends_left() {
     ];
     let mut kept: Vec<String> = kept.into();
     kept.sort();
-    assert_eq!(test_store.files("deltas"), kept);
+    assert_eq!(fixture.files("deltas"), kept);
 }

@@ -26,9 +26,9 @@ impl OpenImage for HangingFiles {
 /// Guards D45.
 #[test]
 fn a_base_that_hangs_blocks_no_other_change() {
-    let (test_store, store) = TestStore::with_base();
-    fs::write(test_store.path("../c.raw"), [8; 8192]).unwrap();
-    let other = test_store.tmp.path().join("c.raw");
+    let (fixture, store) = TestStore::with_base();
+    fs::write(fixture.path("../c.raw"), [8; 8192]).unwrap();
+    let other = fixture.tmp.path().join("c.raw");
     store.create_disks(&[blank("one"), blank("two"), blank("three")]).unwrap();
     store.close().unwrap();
     drop(store);
@@ -36,13 +36,13 @@ fn a_base_that_hangs_blocks_no_other_change() {
     let (release, go_on) = mpsc::channel();
     let sources = Arc::new(HangingFiles { calls: Mutex::new(calls), go_on: Mutex::new(go_on) });
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let live = test_store.tmp.path().join("live");
+    let live = fixture.tmp.path().join("live");
     let live = |_: &Superblock| Ok(Arc::new(LiveDir::new(&live)?) as Arc<dyn crate::io::LiveStore>);
-    let store = Store::open_with(&test_store.path(""), live, cache, None, sources).unwrap();
+    let store = Store::open_with(&fixture.path(""), live, cache, None, sources).unwrap();
     std::thread::scope(|scope| {
         let hanging = [
             scope.spawn(|| store.create_disks(&[on("b", "four", None)]).map(drop)),
-            scope.spawn(|| store.add_base("again", &test_store.source(), None).map(drop)),
+            scope.spawn(|| store.add_base("again", &fixture.source(), None).map(drop)),
         ];
         called.recv().unwrap();
         called.recv().unwrap();
@@ -74,7 +74,7 @@ fn a_base_that_hangs_blocks_no_other_change() {
 /// Guards D45.
 #[test]
 fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
-    let (test_store, store) = TestStore::with_base();
+    let (fixture, store) = TestStore::with_base();
     let won: usize = std::thread::scope(|scope| {
         let makers: Vec<_> = (0..4)
             .map(|maker| {
@@ -95,7 +95,7 @@ fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
     ids.dedup();
     assert_eq!(ids.len(), 440);
     drop(store);
-    assert_eq!(names(&test_store.open()).len(), 440);
+    assert_eq!(names(&fixture.open()).len(), 440);
 }
 
 #[test]
@@ -142,20 +142,20 @@ impl LiveStore for SlowLiveStore {
 // free. The next write of a guest then found no space.
 #[test]
 fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
-    let test_store = TestStore::new();
+    let fixture = TestStore::new();
     let (calls, called) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let dir = test_store.tmp.path().join("slow");
+    let dir = fixture.tmp.path().join("slow");
     let live = move |_: &Superblock| {
         let slow =
             SlowLiveStore { inner: LiveDir::new(&dir)?, calls: Mutex::new(calls), go_on: Mutex::new(go_on) };
         Ok(Arc::new(slow) as Arc<dyn LiveStore>)
     };
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let store = Store::open_with(&test_store.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
+    let store = Store::open_with(&fixture.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
     store.create_disks(&[blank("one")]).unwrap();
     let node = store.unlink("one").unwrap();
-    let record = test_store.path(&format!("disks/{}.disk", node.id()));
+    let record = fixture.path(&format!("disks/{}.disk", node.id()));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| store.purge(node.id()));
         called.recv().unwrap();

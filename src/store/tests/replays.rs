@@ -20,12 +20,12 @@ fn again(store: &Store, unique: u64, change: impl FnOnce(&Store, MountRequest)) 
 /// Guards D27.
 #[test]
 fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("vm")]).unwrap();
     store.unlink_for("vm", Some(request(2))).unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     let new = store.create_disks(&[blank("vm")]).unwrap()[0].id();
     again(&store, 2, |store, request| drop(store.unlink_for("vm", Some(request)).unwrap()));
     assert_eq!(store.disk("vm").unwrap().id(), new);
@@ -37,12 +37,12 @@ fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
 /// Guards D27.
 #[test]
 fn a_resent_rename_leaves_the_disks_that_took_the_names() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let old = store.create_disks(&[blank("a")]).unwrap()[0].id();
     store.rename_for("a", "b", Replace::Yes, Some(request(2))).unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     let new = store.create_disks(&[blank("a")]).unwrap()[0].id();
     again(&store, 2, |store, request| drop(store.rename_for("a", "b", Replace::Yes, Some(request)).unwrap()));
     assert_eq!((store.disk("a").unwrap().id(), store.disk("b").unwrap().id()), (new, old));
@@ -56,12 +56,12 @@ fn a_resent_rename_leaves_the_disks_that_took_the_names() {
 /// Guards D27.
 #[test]
 fn a_resent_creation_finds_its_own_disk_only() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks_for(&[blank("mine")], Some(request(2))).unwrap();
     store.rename("mine", "renamed", Replace::No).unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     store.create_disks(&[blank("mine")]).unwrap();
     assert_eq!(store.done_by(request(2)).unwrap().name(), "renamed");
     let other = store.create_disks_for(&[blank("mine")], Some(request(4)));
@@ -72,10 +72,10 @@ fn a_resent_creation_finds_its_own_disk_only() {
 // The note of a request needs a record of version 3, which an earlier plyfs cannot read.
 #[test]
 fn a_clean_close_leaves_no_requests_behind() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let id = store.create_disks_for(&[blank("one")], Some(request(2))).unwrap()[0].id();
-    let version = || fs::read(test_store.path(&format!("disks/{id}.disk"))).unwrap()[8];
+    let version = || fs::read(fixture.path(&format!("disks/{id}.disk"))).unwrap()[8];
     assert_eq!(version(), 3);
     store.close().unwrap();
     assert_eq!(version(), 1);
@@ -87,11 +87,11 @@ fn token(byte: u8) -> Token {
 
 #[test]
 fn a_creation_of_a_client_is_carried_out_once() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let made = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     let again = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
     let ids = |disks: &[Arc<DiskNode>]| disks.iter().map(|disk| disk.id()).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&made));
@@ -103,7 +103,7 @@ fn a_creation_of_a_client_is_carried_out_once() {
     store.disk("a").unwrap().attach().unwrap().resize(1 << 30).unwrap();
     store.close().unwrap();
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     assert_eq!(
         ids(&store.create_disks_once(&[blank("b"), blank("a")], token(1)).unwrap()),
         [made[1].id(), made[0].id()]
@@ -116,8 +116,8 @@ fn a_creation_of_a_client_is_carried_out_once() {
 
 #[test]
 fn an_interrupted_creation_of_a_client_is_completed() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let first = store.create_disks_once(&[blank("b")], token(1)).unwrap()[0].id();
     let all = store.create_disks_once(&[blank("a"), blank("b"), blank("c")], token(1)).unwrap();
     let names: Vec<_> = all.iter().map(|disk| disk.name()).collect();
@@ -131,8 +131,8 @@ fn an_interrupted_creation_of_a_client_is_completed() {
 
 #[test]
 fn of_clients_that_race_for_a_name_one_wins() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     for round in 0..20 {
         let name = format!("vm{round}");
         let create =
@@ -153,18 +153,18 @@ fn of_clients_that_race_for_a_name_one_wins() {
 
 #[test]
 fn a_base_is_registered_once_and_a_clean_close_forgets_the_token() {
-    let test_store = TestStore::new();
-    let store = test_store.open();
-    let new = |byte| NewBase { token: Some(token(byte)), ..NewBase::raw("b", &test_store.source(), None) };
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    let new = |byte| NewBase { token: Some(token(byte)), ..NewBase::raw("b", &fixture.source(), None) };
     let made = store.register(new(1)).unwrap().id();
-    let version = || fs::read(test_store.path(&format!("bases/{made}.base"))).unwrap()[8];
+    let version = || fs::read(fixture.path(&format!("bases/{made}.base"))).unwrap()[8];
     assert_eq!(version(), 4);
     drop(store);
-    let store = test_store.open();
+    let store = fixture.open();
     assert_eq!(store.register(new(1)).unwrap().id(), made);
     assert_refused(store.register(new(2)).map(drop), Kind::Exists, "base b");
     store.close().unwrap();
     assert_eq!(version(), 1);
     drop(store);
-    assert_refused(test_store.open().register(new(1)).map(drop), Kind::Exists, "base b");
+    assert_refused(fixture.open().register(new(1)).map(drop), Kind::Exists, "base b");
 }
