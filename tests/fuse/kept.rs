@@ -178,7 +178,7 @@ fn a_base_that_is_evicted_while_it_is_hydrated_is_evicted() {
         (Some("cancelled"), Some("the base was evicted")),
         "{shown}"
     );
-    assert!(house.ok(&["base", "verify", "b"]).contains("0 bytes are here"));
+    assert!(house.ok(&["base", "verify", "b"]).contains("0 bytes are in the store"));
     server.start_again();
     waits.join().unwrap();
     same(&whole(&house, "b", len), &object.bytes, "afterwards");

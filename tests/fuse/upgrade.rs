@@ -151,7 +151,7 @@ fn a_program_that_is_none_changes_nothing() {
     let scripts = [
         ("exit 3", "exit status: 3"),
         ("kill -SEGV $$", "SIGSEGV"),
-        ("say 'hello'; hear", "was not understood"),
+        ("say 'hello'; hear", "cannot be decoded"),
         (r#"say '"ready"'; say '"drained"'; exit 4"#, "exit status: 4"),
         (r#"say '{"failed":"no luck\ntoday"}'; exit 1"#, "no luck today"),
         // It closes its channel and lives on.
