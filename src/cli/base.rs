@@ -30,8 +30,8 @@ Examples:
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
 
-plyfs never guesses the format: a raw image is raw, whatever bytes it contains. The image must not change while it is a
-base. The command prints the path of the base's file in the mount.";
+plyfs never guesses the format: a raw image is raw, whatever bytes it contains. The image must not change while it is \
+a base. The command prints the path of the base's file in the mount.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,7 @@ Examples:
   plyfs base hydrate debian --rate 20M
   plyfs base hydrate debian --background
 
-A base in a file of this host can be hydrated too: reads then use the copy in the store. The work continues by itself
+A base in a file of this host can be hydrated too: reads then use the copy in the store. The work continues by itself \
 after a restart of the daemon. The cache never evicts a hydrated base to make room.";
 
 const SET_EXAMPLES: &str = "\
@@ -53,8 +53,8 @@ Examples:
   plyfs base set debian --source https://images.example.org/debian-12.qcow2
   plyfs base set debian --source-file url.txt --mirror https://mirror.example.org/debian-12.qcow2
 
-The new URL must have the image that was registered: the daemon asks the server first, and refuses a different image.
-Disks stay open, and reads that wait continue there at once. Fetched data stays. A base that was given up is served
+The new URL must have the image that was registered: the daemon asks the server first, and refuses a different image. \
+Disks stay open, and reads that wait continue there at once. Fetched data stays. A base that was given up is served \
 again.";
 
 const FAIL_EXAMPLES: &str = "\
@@ -62,9 +62,9 @@ Examples:
   plyfs base fail debian
   plyfs base fail debian --undo
 
-For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones.
-Reads of data in the store succeed as before. The command holds after a restart, until --undo or until `plyfs base set`
-gives another URL.";
+For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones. \
+Reads of data in the store succeed as before. The command holds after a restart, until --undo or until `plyfs base \
+set` gives another URL.";
 
 pub(super) const COLUMNS: [Column; 8] = [
     ("NAME", "name", Kind::Text),

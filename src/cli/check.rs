@@ -16,7 +16,7 @@ Examples:
   plyfs check --verify-bases
   plyfs --json check
 
-The check is offline: no daemon may run on the store. Without --repair it writes nothing. Each finding names the
+The check is offline: no daemon may run on the store. Without --repair it writes nothing. Each finding names the \
 invariant of docs/format.md that does not hold. The exit status is 0 only when nothing is left to repair.";
 
 /// Verify every structure of the store, offline, and name each finding

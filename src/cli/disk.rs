@@ -24,9 +24,9 @@ Examples:
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
 
-A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all.
-The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array for
-several.";
+A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
+The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
+for several.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +39,7 @@ const RESIZE_EXAMPLES: &str = "\
 Examples:
   plyfs disk resize vm1 40G
 
-A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. A running QEMU learns
+A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. A running QEMU learns \
 the new size through its monitor command block_resize.";
 
 pub(super) const COLUMNS: [Column; 7] = [

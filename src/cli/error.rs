@@ -31,8 +31,8 @@ pub(super) enum CliError {
     Transport { action: String, socket: PathBuf, message: String },
     /// The connection stays open, and no answer arrives in time.
     #[error(
-        "{action}: the daemon at {} has not answered for {waited}: its worker hangs, or the host is overloaded; see the \
-         daemon's log, replace the worker with `plyfs upgrade` or end the daemon with `plyfs stop`",
+        "{action}: the daemon at {} has not answered for {waited}: its worker hangs, or the host is overloaded; see \
+         the daemon's log, replace the worker with `plyfs upgrade` or end the daemon with `plyfs stop`",
         socket.display()
     )]
     TimedOut { action: String, socket: PathBuf, waited: String },

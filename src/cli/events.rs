@@ -18,8 +18,8 @@ Examples:
   plyfs events --follow                             new events, until interrupted
   plyfs --json events --follow | jq 'select(.event == \"base.waiting\")'
 
-Bytes found in a cache, fetched and evicted are summed up: one line a second for each base and reason. With --json and
---follow each line is an object. A reader that is too slow loses events; a line `lost` says how many. The command
+Bytes found in a cache, fetched and evicted are summed up: one line a second for each base and reason. With --json and \
+--follow each line is an object. A reader that is too slow loses events; a line `lost` says how many. The command \
 continues when another worker takes over; it ends when the daemon does, with status 1.";
 
 /// Show the events of bases and caches: hits, misses, evictions, servers that do not answer

@@ -17,8 +17,8 @@ Examples:
   plyfs --store /srv/vm serve --mount /mnt/vm        another store, another mount
   plyfs serve --config /etc/plyfs.toml --cache-memory 8G
 
-When the mount is usable, the daemon prints one line, 'plyfs ready mount=DIR socket=PATH', and notifies systemd.
-On SIGTERM, SIGINT and 'plyfs stop' it flushes, unmounts and exits with status 0. Logs go to standard error.
+When the mount is usable, the daemon prints one line, 'plyfs ready mount=DIR socket=PATH', and notifies systemd. \
+On SIGTERM, SIGINT and 'plyfs stop' it flushes, unmounts and exits with status 0. Logs go to standard error. \
 Flags override the configuration file, which overrides the defaults.";
 
 /// Run the daemon in the foreground: mount the store and serve it until it is told to stop

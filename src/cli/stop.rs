@@ -20,7 +20,7 @@ Examples:
   plyfs stop
   plyfs stop --timeout 30s
 
-When the command succeeds, all data is flushed, the mount is gone, and another daemon may start on the store. When a
+When the command succeeds, all data is flushed, the mount is gone, and another daemon may start on the store. When a \
 disk could not be closed, the exit status is 1 and the message names the disk.";
 
 /// How often the command checks whether the daemon has ended. The daemon is not its child, so no signal reports the

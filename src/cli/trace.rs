@@ -24,8 +24,8 @@ Examples:
   plyfs trace record vm1
   plyfs trace record vm1 --stop
 
-The daemon records the first boot of a base without this command. A recording begins with the first read. It ends when
-the disk has read nothing new for 30 s, after 5 minutes, after 1 GiB, or with --stop. It replaces the trace that the
+The daemon records the first boot of a base without this command. A recording begins with the first read. It ends when \
+the disk has read nothing new for 30 s, after 5 minutes, after 1 GiB, or with --stop. It replaces the trace that the \
 base has. A recording is lost when its worker ends, except at `plyfs stop`.";
 
 const BASE_EXAMPLES: &str = "\
@@ -35,7 +35,7 @@ Examples:
   plyfs base trace import debian debian-12.trace
   plyfs base trace rm debian
 
-A trace is a small file: which blocks a boot read, in which order and when. A host that has the trace fetches these
+A trace is a small file: which blocks a boot read, in which order and when. A host that has the trace fetches these \
 blocks before the guest reads them. The trace can be distributed with the image.";
 
 pub(super) const COLUMNS: [Column; 7] = [

@@ -16,8 +16,8 @@ Examples:
   plyfs upgrade                                   to the file now at the path that the daemon was started from
   plyfs upgrade --program /opt/plyfs-2/bin/plyfs
 
-Disks pause for some milliseconds; no VM has to stop. The new version first shows that it can start and read the store.
-When it cannot, the old version goes on serving without a pause, and this command fails with the reason.";
+Disks pause for some milliseconds; no VM has to stop. The new version first shows that it can start and read the \
+store. When it cannot, the old version goes on serving without a pause, and this command fails with the reason.";
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
