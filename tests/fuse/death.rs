@@ -370,7 +370,7 @@ fn a_living_mount_that_is_not_passed_on_makes_the_start_fail() {
     // Started by hand, while the service manager has the mount.
     let begun = Instant::now();
     let why = house.try_start(&[]).unwrap_err();
-    assert!(why.contains("nobody answers there") && why.contains("umount -l"), "{why}");
+    assert!(why.contains("no process has answered there") && why.contains("umount -l"), "{why}");
     assert!(begun.elapsed() >= Duration::from_secs(10), "{why}");
     manager.start(&mut house);
     house.create("a", false, SIZE);

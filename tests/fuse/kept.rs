@@ -179,7 +179,7 @@ fn an_eviction_cancels_the_hydration_of_the_base() {
         (Some("cancelled"), Some("the base was evicted")),
         "{shown}"
     );
-    assert!(house.ok(&["base", "verify", "b"]).contains("0 bytes are here"));
+    assert!(house.ok(&["base", "verify", "b"]).contains("0 bytes are in the store"));
     server.start_again();
     waits.join().unwrap();
     same(&whole(&house, "b", len), &object.bytes, "afterwards");

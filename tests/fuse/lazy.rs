@@ -335,7 +335,7 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
     house.restart();
     for name in ["far", "near"] {
         same(&whole(&house, name, bytes.len()), &bytes, name);
-        assert!(house.ok(&["base", "verify", name]).contains("are here"));
+        assert!(house.ok(&["base", "verify", name]).contains("are in the store"));
     }
     assert_eq!(server.requests().len(), requests);
     // The cached copy is the only one.

@@ -151,7 +151,7 @@ fn an_upgrade_to_an_unusable_program_fails_and_changes_nothing() {
     let scripts = [
         ("exit 3", "exit status: 3"),
         ("kill -SEGV $$", "SIGSEGV"),
-        ("say 'hello'; hear", "was not understood"),
+        ("say 'hello'; hear", "cannot be decoded"),
         (r#"say '"ready"'; say '"drained"'; exit 4"#, "exit status: 4"),
         (r#"say '{"failed":"no luck\ntoday"}'; exit 1"#, "no luck today"),
         // The worker closes its channel and goes on running.
