@@ -29,24 +29,33 @@ impl PriorityThread {
     }
 }
 
+/// The nice value that the daemon was started with.
+#[derive(Debug, Clone, Copy)]
+pub struct DaemonNice(i32);
+
 /// Gives this thread precedence, where the system allows it. The caller has not given up its rights or started other
 /// threads yet.
-pub fn raise_priority() {
-    if let Err(error) = sys::set_thread_nice(NICE) {
+pub fn raise_priority() -> DaemonNice {
+    let nice = sys::thread_nice();
+    if let Err(error) = sys::set_thread_nice(NICE.min(nice)) {
         tracing::debug!(%error, "the threads that take requests have no precedence (CAP_SYS_NICE)");
     }
+    DaemonNice(nice)
 }
 
-/// Runs `work` on a thread without precedence. Meanwhile this thread runs the jobs that `work` passes to
+/// Runs `work` on a thread with the nice value of the daemon. Meanwhile this thread runs the jobs that `work` passes to
 /// [`PriorityThread::run`].
 ///
 /// # Errors
 /// When the thread cannot be started, or panics.
-pub fn run_beside<R: Send>(work: impl FnOnce(&PriorityThread) -> R + Send) -> io::Result<R> {
+pub fn run_beside<R: Send>(
+    nice: DaemonNice,
+    work: impl FnOnce(&PriorityThread) -> R + Send,
+) -> io::Result<R> {
     thread::scope(|scope| {
         let (sender, jobs) = channel();
         let ordinary = move || {
-            let _ = sys::set_thread_nice(0);
+            let _ = sys::set_thread_nice(nice.0);
             work(&PriorityThread(sender))
         };
         let ordinary = thread::Builder::new().name("work".into()).spawn_scoped(scope, ordinary)?;
@@ -62,7 +71,7 @@ mod tests {
     #[test]
     fn jobs_run_on_the_calling_thread_and_work_runs_on_another() {
         let here = thread::current().id();
-        let (there, asked) = run_beside(|preferred| {
+        let (there, asked) = run_beside(DaemonNice(sys::thread_nice()), |preferred| {
             (thread::current().id(), preferred.run(|| thread::current().id()).expect("an answer"))
         })
         .expect("a thread");

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::precedence::{self, PriorityThread};
+use super::precedence::{self, DaemonNice, PriorityThread};
 use super::{handover, home};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -101,7 +101,7 @@ pub fn worker_main() -> ExitCode {
         }
     };
     let done = confine(&start, live).and_then(|confined| {
-        precedence::run_beside(|priority| work(priority, confined)).map_err(no_thread)?
+        precedence::run_beside(confined.nice, |priority| work(priority, confined)).map_err(no_thread)?
     });
     match done {
         Ok(()) => {
@@ -247,6 +247,7 @@ struct Confined {
     in_force: ActiveMeasures,
     web: WebAccess,
     window: u16,
+    nice: DaemonNice,
 }
 
 /// Gives up the rights that serving does not need, before the process has another thread. Another worker serves
@@ -301,7 +302,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         },
     };
     let window = fuse::kernel::window();
-    precedence::raise_priority();
+    let nice = precedence::raise_priority();
     serve::cache_processor_count();
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
@@ -311,13 +312,13 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         memory_locked: protection.locked,
         first: start.warn,
     });
-    Ok(Confined { opener, live, in_force, web, window })
+    Ok(Confined { opener, live, in_force, web, window, nice })
 }
 
 /// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window } = confined;
+    let Confined { opener, live, in_force: confinement, web, window, nice: _ } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(no_thread)?;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::harness::{TestDaemon, signal, until};
 
@@ -64,7 +65,10 @@ fn threads_that_take_requests_have_precedence_and_no_others() {
     if !is_root() {
         return eprintln!("not root: no thread has precedence");
     }
-    let daemon = TestDaemon::on_disk();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let mut wrapper = Command::new("nice");
+    wrapper.args(["-n", "3"]);
+    daemon.start_under(wrapper);
     daemon.create("d", false, 4096);
     fs::write(daemon.disk("d"), vec![1; 1 << 20]).unwrap();
     let own = stat(&proc(daemon.supervisor()), 19).unwrap();
