@@ -1,6 +1,7 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
+pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
@@ -47,45 +48,6 @@ pub enum ImageFormat {
     Qcow2,
     /// VMware's VMDK: monolithicSparse or streamOptimized.
     Vmdk,
-}
-
-/// A content digest as given by the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Digest {
-    /// SHA-256.
-    Sha256([u8; 32]),
-    /// SHA-512.
-    Sha512([u8; 64]),
-}
-
-/// How a changed source is noticed, besides its size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Validator {
-    /// A file of this host.
-    File {
-        /// Modification time in nanoseconds since the epoch.
-        mtime_ns: i64,
-        /// Inode number.
-        inode: u64,
-    },
-    /// An object of an HTTP server, RFC 9110 section 8.8, as the server sent them.
-    Http {
-        /// The ETag, with its quotes, and `W/` when it is weak.
-        etag: Option<String>,
-        /// Last-Modified.
-        last_modified: Option<String>,
-    },
-}
-
-/// What a base has to be, so that a changed file is noticed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseIdentity {
-    /// Bytes of the source file.
-    pub size: u64,
-    /// What else tells a changed one.
-    pub validator: Validator,
-    /// Content digest, when given.
-    pub digest: Option<Digest>,
 }
 
 /// One file of a base.
@@ -287,65 +249,6 @@ pub struct DiskRecord {
     pub request: Option<Request>,
 }
 
-/// Version 1 knows files only.
-fn put_identity(w: &mut Writer, identity: &BaseIdentity, version: u16) {
-    w.u64(identity.size);
-    if version > 1 {
-        w.u8(match identity.validator {
-            Validator::File { .. } => 0,
-            Validator::Http { .. } => 1,
-        });
-    }
-    match &identity.validator {
-        Validator::File { mtime_ns, inode } => {
-            w.i64(*mtime_ns).u64(*inode);
-        }
-        Validator::Http { etag, last_modified } => {
-            for text in [etag, last_modified] {
-                match text {
-                    None => w.u8(0),
-                    Some(text) => w.u8(1).bytes(text.as_bytes()),
-                };
-            }
-        }
-    }
-    match &identity.digest {
-        None => w.u8(0),
-        Some(Digest::Sha256(d)) => w.u8(1).raw(d),
-        Some(Digest::Sha512(d)) => w.u8(2).raw(d),
-    };
-}
-
-fn get_identity(r: &mut Reader<'_>, version: u16) -> Result<BaseIdentity, FormatError> {
-    let size = r.u64()?;
-    let kind = if version > 1 { r.u8()? } else { 0 };
-    let text = |r: &mut Reader<'_>| match r.u8()? {
-        0 => Ok(None),
-        1 => r.text().map(Some),
-        other => Err(r.bad(format!("presence of a validator is {other}"))),
-    };
-    let validator = match kind {
-        0 => Validator::File { mtime_ns: r.i64()?, inode: r.u64()? },
-        1 => Validator::Http { etag: text(r)?, last_modified: text(r)? },
-        other => return Err(r.bad(format!("validator type {other} is not known"))),
-    };
-    let digest = match r.u8()? {
-        0 => None,
-        1 => {
-            let mut d = [0; 32];
-            d.copy_from_slice(r.raw(32)?);
-            Some(Digest::Sha256(d))
-        }
-        2 => {
-            let mut d = [0; 64];
-            d.copy_from_slice(r.raw(64)?);
-            Some(Digest::Sha512(d))
-        }
-        other => return Err(r.bad(format!("digest type {other} is not known"))),
-    };
-    Ok(BaseIdentity { size, validator, digest })
-}
-
 fn put_format(w: &mut Writer, format: ImageFormat) {
     w.u8(match format {
         ImageFormat::Raw => 0,
@@ -363,30 +266,20 @@ fn get_format(r: &mut Reader<'_>, version: u16) -> Result<ImageFormat, FormatErr
     }
 }
 
-impl BaseIdentity {
-    /// Whether version 1 can say it.
-    fn is_old(&self) -> bool {
-        matches!(self.validator, Validator::File { .. })
-    }
-}
-
 impl ImageFile {
     /// The most mirrors, and the most files below an image.
     pub const MAX_FILES: usize = 16;
 
     /// Whether it is a file of this host, and not behind a network.
     pub fn is_local(&self) -> bool {
-        match self.identity.validator {
-            Validator::File { .. } => true,
-            Validator::Http { .. } => false,
-        }
+        self.identity.validator.is_local()
     }
 
     fn put(&self, w: &mut Writer) {
         w.bytes(self.source.as_bytes());
         put_format(w, self.format);
         w.u64(self.disk_size);
-        put_identity(w, &self.identity, 2);
+        self.identity.put(w, 2);
         w.u8(self.mirrors.len() as u8);
         for mirror in &self.mirrors {
             w.bytes(mirror.as_bytes());
@@ -397,7 +290,7 @@ impl ImageFile {
         let source = r.text()?;
         let format = get_format(r, 2)?;
         let disk_size = get_size(r)?;
-        let identity = get_identity(r, 2)?;
+        let identity = BaseIdentity::get(r, 2)?;
         let mirrors = r.u8()?;
         if usize::from(mirrors) > Self::MAX_FILES {
             return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
@@ -408,6 +301,17 @@ impl ImageFile {
 }
 
 impl BaseOptions {
+    /// Whether a file of the base is read through the cache of fetched blocks: it lies behind a network, or the store
+    /// is to have a copy of it.
+    pub fn keeps(&self, file: &ImageFile) -> bool {
+        self.hydrate || !file.is_local()
+    }
+
+    /// Whether what the cache has of the base stays when others need room.
+    pub fn retains(&self) -> bool {
+        self.pinned || self.hydrate
+    }
+
     fn put(&self, w: &mut Writer, version: u16) {
         w.u8(match self.strictness {
             Strictness::Strong => 0,
@@ -501,9 +405,14 @@ impl BaseRecord {
         std::iter::once(&self.image).chain(&self.backing)
     }
 
-    /// Whether one of its files is read through what is kept of it, block by block.
+    /// As [`BaseOptions::keeps`], with the options of this record.
     pub fn keeps(&self, file: &ImageFile) -> bool {
-        self.options.hydrate || !file.is_local()
+        self.options.keeps(file)
+    }
+
+    /// When the contents of the image were modified: as its validator says, or else when it was registered.
+    pub fn modified_ns(&self) -> i64 {
+        self.image.identity.validator.modified_ns().unwrap_or(self.created_ns)
     }
 
     /// The URLs at which one of its files is now, the first of which is asked first.
@@ -521,13 +430,14 @@ impl BaseRecord {
         let mut w = Writer::new();
         w.u64(self.id).bytes(self.name.as_bytes());
         let image = &self.image;
-        let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
+        let old =
+            image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.fits_version_1();
         let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
             w.u64(image.disk_size);
-            put_identity(&mut w, &image.identity, 1);
+            image.identity.put(&mut w, 1);
             w.i64(self.created_ns);
             return BASE.seal_as(1, &w.finish());
         }
@@ -562,7 +472,7 @@ impl BaseRecord {
             let source = r.text()?;
             let format = get_format(&mut r, version)?;
             let size = get_size(&mut r)?;
-            let identity = get_identity(&mut r, version)?;
+            let identity = BaseIdentity::get(&mut r, version)?;
             let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
@@ -609,7 +519,7 @@ impl DiskRecord {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.is_old());
+        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.fits_version_1());
         let version = match (self.request, old) {
             (Some(_), _) => 3,
             (None, false) => 2,
@@ -622,7 +532,7 @@ impl DiskRecord {
             }
             Some(backing) => {
                 w.u8(1).u64(backing.base);
-                put_identity(&mut w, &backing.identity, version);
+                backing.identity.put(&mut w, version);
             }
         }
         w.u64(self.size).u64(self.overlap);
@@ -650,7 +560,7 @@ impl DiskRecord {
         };
         let backing = match r.u8()? {
             0 => None,
-            1 => Some(Backing { base: get_count(&mut r)?, identity: get_identity(&mut r, version)? }),
+            1 => Some(Backing { base: get_count(&mut r)?, identity: BaseIdentity::get(&mut r, version)? }),
             other => return Err(r.bad(format!("backing type {other} is not known"))),
         };
         let (size, overlap) = (get_size(&mut r)?, get_size(&mut r)?);
