@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use super::Bases;
-use super::sources::options_of;
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
-use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token, Validator};
-use crate::source::Location;
-use crate::source::http::check_url;
+use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token};
+use crate::source::{Kind, Location};
 use crate::store::{BaseNode, NewBase, NewFile, StoreError};
 
 /// Longest of a deadline, seconds: a year.
@@ -131,7 +129,7 @@ impl Bases {
         Ok(NewFile { source: file.source, mirrors: file.mirrors, format, probed })
     }
 
-    /// A URL's identity and first bytes, from its server; nothing for a path.
+    /// The identity and first bytes that the server of a URL has; none for a path.
     pub(super) async fn probe(
         &self,
         object: &str,
@@ -140,21 +138,12 @@ impl Bases {
     ) -> Result<Option<(BaseIdentity, Vec<u8>)>, StoreError> {
         let wrap = |source| StoreError::Source { object: object.to_owned(), source };
         let [first, mirrors @ ..] = urls else { return Ok(None) };
-        if !Location::of(first).is_url() {
-            return match mirrors {
-                [] => Ok(None),
-                _ => Err(StoreError::invalid(object, "mirrors are of URLs; the source is a path")),
-            };
+        let kind = Kind::of(first).map_err(wrap)?;
+        if !Location::of(first).is_url() && !mirrors.is_empty() {
+            return Err(StoreError::invalid(object, "mirrors are of URLs; the source is a path"));
         }
-        urls.iter().try_for_each(|url| check_url(url)).map_err(wrap)?;
-        let (http, urls, options) = (self.sources.http().clone(), urls.to_vec(), options_of(options));
-        let asked = self.sources.handle().spawn(async move { http.probe(&urls, &options).await });
-        let probed =
-            asked.await.map_err(|_| StoreError::invalid(object, "asking its server was given up"))?;
-        let probed = probed.map_err(wrap)?;
-        let validator =
-            Validator::Http { etag: probed.identity.etag, last_modified: probed.identity.last_modified };
-        Ok(Some((BaseIdentity { size: probed.identity.size, validator, digest: None }, probed.head)))
+        kind.check(urls).map_err(wrap)?;
+        self.sources.probe(kind, urls, options).await.map_err(wrap)
     }
 
     /// Registers a base, and begins to hydrate it where that is configured. May wait for its files.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::source::{
     Arrival, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
-    Stall,
+    Stall, UrlState,
 };
 
 /// Bytes that are read at once.
@@ -79,6 +79,18 @@ impl RemoteSource for CopiedFile {
 
     fn stall(&self) -> Option<Stall> {
         None
+    }
+
+    fn set_urls(&self, _urls: &[String]) -> Result<(), SourceError> {
+        let why = "it is a file of this host, which has no URL";
+        let advice = "add the URL as a new base";
+        Err(SourceError::remote(SourceErrorKind::Protocol, "use", &self.path, why, advice))
+    }
+
+    fn give_up(&self, _given_up: bool) {}
+
+    fn urls(&self) -> Vec<UrlState> {
+        Vec::new()
     }
 }
 

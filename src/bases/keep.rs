@@ -19,8 +19,8 @@ pub struct Evicted {
 impl Bases {
     /// Its files that are kept block by block.
     pub fn kept_files<'a>(&self, base: &'a BaseNode) -> impl Iterator<Item = &'a ImageFile> + use<'a> {
-        let hydrate = base.options().hydrate;
-        base.record().files().filter(move |file| hydrate || !file.is_local())
+        let options = base.options();
+        base.record().files().filter(move |file| options.keeps(file))
     }
 
     /// Pins a base, or no longer. What another pinned base has too stays pinned.
@@ -30,7 +30,7 @@ impl Bases {
     pub fn pin(&self, name: &str, pinned: bool) -> Result<Arc<BaseNode>, StoreError> {
         let base = self.store.base(name)?;
         let options = base.set_options(|options| options.pinned = pinned)?;
-        let (pinned, others) = (options.pinned || options.hydrate, self.others(&base));
+        let (pinned, others) = (options.retains(), self.others(&base));
         for file in self.kept_files(&base) {
             if pinned || self.sources.shares(base.record(), file, &others) == Shares::Free {
                 self.sources.contents(base.record(), file).pin(pinned);

@@ -14,6 +14,7 @@ pub mod hydrate;
 mod keep;
 mod keys;
 mod lane;
+mod origin;
 pub mod prefetch;
 mod servers;
 pub mod sources;

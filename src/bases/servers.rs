@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use super::Bases;
-use super::sources::options_of;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, Validator};
-use crate::source::http::{HttpIdentity, check_url, shown};
-use crate::source::{SourceError, SourceErrorKind};
+use crate::format::record::{BaseRecord, ImageFile};
+use crate::source::{Kind, SourceError, SourceErrorKind, compare, shown};
 use crate::store::{BaseNode, StoreError};
 
 /// Other URLs of a file of a base, whose first has the object that was registered.
@@ -39,19 +37,19 @@ impl Bases {
         let Some(file) = record.files().nth(number.into()).cloned() else {
             return Err(StoreError::invalid(object, format!("it has {} files", 1 + record.backing.len())));
         };
-        let Validator::Http { etag, last_modified } = file.identity.validator.clone() else {
+        if file.is_local() {
             let why = "its source is a file of this host, which has no URL; add the URL as a new base";
             return Err(StoreError::invalid(object, why));
-        };
+        }
         let mirrors = mirrors.unwrap_or_else(|| record.urls_of(&file).split_off(1));
         let urls: Vec<String> = std::iter::once(source).chain(mirrors).collect();
         // The new URL alone: mirrors that are away are no hindrance, and are held to the identity when they are read.
         let Some((found, head)) = self.probe(&object, &urls[..1], &record.options).await? else {
             return Err(StoreError::invalid(object, format!("{} is not a URL", shown(&urls[0]))));
         };
-        let pinned = HttpIdentity { size: file.identity.size, etag, last_modified };
-        same(&pinned, &found, &record.options, &urls[0])
-            .map_err(|source| StoreError::Source { object, source })?;
+        if let Some(why) = compare(&file.identity, &found, record.options.strictness).difference() {
+            return Err(StoreError::Source { object, source: another(&urls[0], &why) });
+        }
         Ok(Moving { base, record, number, file, urls, head })
     }
 
@@ -62,7 +60,7 @@ impl Bases {
     pub fn move_to(&self, moving: Moving) -> Result<Arc<BaseNode>, StoreError> {
         let Moving { base, record, number, file, urls, head } = moving;
         let wrap = |source| StoreError::Source { object: format!("base {}", record.name), source };
-        urls.iter().try_for_each(|url| check_url(url)).map_err(wrap)?;
+        Kind::of_validator(&file.identity.validator).check(&urls).map_err(wrap)?;
         if self.sources.differs(&record, &file, &head).map_err(wrap)? {
             return Err(wrap(another(&urls[0], "it begins with other bytes")));
         }
@@ -86,18 +84,6 @@ impl Bases {
         self.sources.give_up(base.id(), given_up);
         Ok(base)
     }
-}
-
-fn same(
-    pinned: &HttpIdentity,
-    found: &BaseIdentity,
-    options: &BaseOptions,
-    url: &str,
-) -> Result<(), SourceError> {
-    let Validator::Http { etag, last_modified } = &found.validator else { return Ok(()) };
-    let found = HttpIdentity { size: found.size, etag: etag.clone(), last_modified: last_modified.clone() };
-    let strictness = options_of(options).strictness;
-    pinned.fits(strictness, &found).map_err(|why| another(url, &why))
 }
 
 fn another(url: &str, why: &str) -> SourceError {

@@ -16,32 +16,27 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::copy::CopiedFile;
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
-    Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
+    Contents, Damaged, DiskCache, EvictReason, Limits, Of, Shares, SourceKey, Ticker, Watch,
     default_free_floor,
 };
 use crate::fetch::{DemandBudget, Failing, Keep, KeepNothing, LazySource, Patience};
-use crate::format::record::{self, BaseRecord, ImageFile, Validator};
+use crate::format::record::{BaseRecord, ImageFile};
 use crate::io::{HostMedium, Medium};
-use crate::source::http::{
-    Credentials, Http, HttpIdentity, HttpSource, Network, RemoteOptions, Strictness, UrlState,
-};
+use crate::source::http::{Credentials, Http, Network};
 use crate::source::{
     FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
-    StallKind,
+    StallKind, UrlState,
 };
-use crate::store::{Sources, why_changed};
+use crate::store::Sources;
 
-/// Threads that drive requests; those that wait for the cache's disk; those that read one file that is copied; and all
-/// that wait, for credentials too.
+/// Threads that drive requests; those that wait for the cache's disk; and all that wait, for credentials too.
 const THREADS: usize = 2;
 const WRITERS: usize = 8;
-const READERS: usize = 4;
 const CACHE_READERS: usize = 16;
 /// How long the start of a worker, and its end, wait for the cache's disk.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -50,9 +45,16 @@ const WAITING: usize = 256;
 
 /// Where network requests run.
 #[derive(Clone)]
-struct OnRuntime {
+pub(super) struct OnRuntime {
     handle: Handle,
     lane: Arc<Lane>,
+}
+
+impl OnRuntime {
+    /// Work that waits for a disk runs in `lane`.
+    pub fn new(handle: Handle, lane: Arc<Lane>) -> Self {
+        Self { handle, lane }
+    }
 }
 
 impl Spawn for OnRuntime {
@@ -72,8 +74,8 @@ type Name = (u64, SourceKey);
 struct Known {
     contents: Arc<Contents>,
     source: Weak<LazySource>,
-    /// What it reads from, when that is a server.
-    http: Weak<HttpSource>,
+    /// What it is fetched from, which fetches under way outlive `source` with.
+    remote: Option<Weak<dyn RemoteSource>>,
 }
 
 /// The cache of fetched blocks, with what tells everybody how it is.
@@ -239,6 +241,10 @@ impl HostSources {
         })
     }
 
+    pub(super) fn opener(&self) -> &Arc<dyn OpenImage> {
+        &self.opener
+    }
+
     /// To ask servers.
     pub fn http(&self) -> &Arc<Http> {
         &self.http
@@ -275,22 +281,26 @@ impl HostSources {
     fn settle(&self, bases: &[BaseRecord], in_time: &AtomicBool) {
         let cache = &self.kept.cache;
         let candidates = || -> Vec<u64> {
-            let own = |base| files(base).map(move |file| keys_of(base, file, false).own);
+            let own = |base| BaseRecord::files(base).map(move |file| keys_of(base, file, false).own);
             let owned: HashSet<SourceKey> = bases.iter().flat_map(own).collect();
             let older = |file: &ImageFile| {
                 let key = older_key(file);
                 let kept = cache.find(&key).is_some() || cache.trouble(&key).is_some();
                 kept && file.identity.digest.is_none() && !owned.contains(&key)
             };
-            bases.iter().filter(|base| wants(base) && files(base).any(older)).map(|base| base.id).collect()
+            bases
+                .iter()
+                .filter(|base| base.options.retains() && base.files().any(older))
+                .map(|base| base.id)
+                .collect()
         };
         let inherited = cache.inherited(candidates).unwrap_or_else(|error| {
             tracing::error!(%error, "the list of bases with contents of an older version cannot be read");
             candidates()
         });
         let _ = self.inherited.set(inherited);
-        let all = |base| files(base).map(move |file| self.contents(base, file));
-        let precious = bases.iter().filter(|base| wants(base)).flat_map(all);
+        let all = |base| BaseRecord::files(base).map(move |file| self.contents(base, file));
+        let precious = bases.iter().filter(|base| base.options.retains()).flat_map(all);
         let keys = precious.flat_map(|contents| {
             let of = *contents.of();
             [Some(of.own), of.digest].into_iter().flatten().map(move |key| (key, of.size))
@@ -300,7 +310,7 @@ impl HostSources {
         for base in bases {
             for contents in all(base) {
                 contents.believe();
-                if wants(base) {
+                if base.options.retains() {
                     contents.pin(true);
                     pinned.extend(contents.keys());
                 }
@@ -324,7 +334,7 @@ impl HostSources {
         let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
             contents: self.kept.cache.contents(of),
             source: Weak::new(),
-            http: Weak::new(),
+            remote: None,
         });
         known.contents.clone()
     }
@@ -338,12 +348,12 @@ impl HostSources {
     /// Whether others than `base` want kept what it has in common with them.
     pub fn shares(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> Shares {
         let of = self.of(base, file);
-        let wanted = others.iter().filter(|other| wants(other)).any(|other| {
+        let wanted = others.iter().filter(|other| other.options.retains()).any(|other| {
             let same = |file| {
                 let other = self.of(other, file);
                 other.own == of.own || (of.digest.is_some() && other.digest == of.digest)
             };
-            files(other).any(same)
+            other.files().any(same)
         });
         if wanted { Shares::Wanted } else { Shares::Free }
     }
@@ -353,8 +363,8 @@ impl HostSources {
         let of = self.of(base, file);
         let theirs: Vec<Of> = others
             .iter()
-            .filter(|other| wants(other))
-            .flat_map(|other| files(other).map(|file| self.of(other, file)))
+            .filter(|other| other.options.retains())
+            .flat_map(|other| other.files().map(|file| self.of(other, file)))
             .collect();
         if theirs.iter().any(|other| other.own == of.own) {
             return 0;
@@ -449,7 +459,7 @@ impl HostSources {
         let sources: Vec<_> = known.iter().filter_map(|(_, known)| known.source.upgrade()).collect();
         let stalls = sources.iter().filter_map(|source| source.stall());
         let failing = sources.iter().filter_map(|source| source.failing());
-        let urls = known.iter().filter_map(|(_, known)| known.http.upgrade());
+        let urls = known.iter().filter_map(|(_, known)| known.remote.as_ref()?.upgrade());
         BaseHealth {
             // Another object says more than a longer wait.
             stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
@@ -470,7 +480,7 @@ impl HostSources {
     /// # Errors
     /// `Protocol`, when one of them is no URL.
     pub fn set_urls(&self, base: &BaseRecord, file: &ImageFile, urls: &[String]) -> Result<(), SourceError> {
-        match self.http_sources(base.id, Some(self.of(base, file).own)).first() {
+        match self.remotes(base.id, Some(self.of(base, file).own)).first() {
             Some(source) => source.set_urls(urls),
             // Not open: it is opened there.
             None => Ok(()),
@@ -479,24 +489,25 @@ impl HostSources {
 
     /// Ends all reads of a base that wait for its servers, now and from now on; or no longer.
     pub fn give_up(&self, base: u64, given_up: bool) {
-        self.http_sources(base, None).iter().for_each(|source| source.give_up(given_up));
+        self.remotes(base, None).iter().for_each(|source| source.give_up(given_up));
     }
 
-    fn http_sources(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<HttpSource>> {
+    /// What the open files of a base are fetched from; of one file with `key`.
+    fn remotes(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<dyn RemoteSource>> {
         let known = self.known.lock();
         let wanted = |(id, own): &Name| *id == base && key.is_none_or(|key| key == *own);
         let known = known.iter().filter(|(name, _)| wanted(name));
-        known.filter_map(|(_, known)| known.http.upgrade()).collect()
+        known.filter_map(|(_, known)| known.remote.as_ref()?.upgrade()).collect()
     }
 
     /// A base is gone. What is kept of it goes too, unless it is another's as well.
     pub fn forget(&self, base: &BaseRecord, others: &[BaseRecord]) {
-        for file in files(base) {
+        for file in base.files() {
             let of = self.of(base, file);
             let contents = self.contents(base, file);
             self.known.lock().remove(&(base.id, of.own));
             let theirs: Vec<Of> =
-                others.iter().flat_map(|other| files(other).map(|file| self.of(other, file))).collect();
+                others.iter().flat_map(|other| other.files().map(|file| self.of(other, file))).collect();
             if theirs.iter().any(|other| other.own == of.own) {
                 continue;
             }
@@ -513,60 +524,15 @@ impl HostSources {
     /// # Errors
     /// Of a file of this host: when it cannot be opened or is another one, and not all of it is here.
     pub fn fetched(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<LazySource>, SourceError> {
-        let mut http = Weak::new();
-        let remote: Arc<dyn RemoteSource> = match &file.identity.validator {
-            Validator::Http { etag, last_modified } => {
-                let identity = HttpIdentity {
-                    size: file.identity.size,
-                    etag: etag.clone(),
-                    last_modified: last_modified.clone(),
-                };
-                let source = self.http.open(&base.urls_of(file), identity, options_of(&base.options));
-                source.give_up(base.options.given_up);
-                http = Arc::downgrade(&source);
-                source
-            }
-            Validator::File { .. } => {
-                let original = self.original(base, file)?;
-                // Its filesystem may hang: it has threads of its own.
-                let handle = self.runtime.handle().clone();
-                let spawn = Arc::new(OnRuntime { lane: Lane::new("copy", READERS), handle });
-                let (opener, wanted) = (self.opener.clone(), file.clone());
-                let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
-                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
-            }
-        };
-        Ok(self.lazy(base, file, remote, http))
+        let remote = self.open_remote(base, file)?;
+        remote.give_up(base.options.given_up);
+        Ok(self.lazy(base, file, remote))
     }
 
-    /// The file of this host, which may be gone once all of it is here.
-    fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
-        match open_original(&*self.opener, file) {
-            Ok(source) => Ok(Some(Arc::new(source))),
-            // Whether all of a large one is here is not known at once; what is not will be said by the read.
-            Err(error) if self.may_be_complete(base, file) => {
-                tracing::debug!(%error, "a base is served from its copy");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
-        let contents = self.contents(base, file);
-        !contents.is_known() || contents.is_complete(Reach::Proven)
-    }
-
-    fn lazy(
-        &self,
-        base: &BaseRecord,
-        file: &ImageFile,
-        remote: Arc<dyn RemoteSource>,
-        http: Weak<HttpSource>,
-    ) -> Arc<LazySource> {
+    fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {
         let contents = self.contents(base, file);
         let of = *contents.of();
-        if base.options.pinned || base.options.hydrate {
+        if base.options.retains() {
             contents.pin(true);
         }
         let traffic = self.traffic(base);
@@ -577,7 +543,7 @@ impl HostSources {
         let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
             contents: contents.clone(),
             source: Weak::new(),
-            http: Weak::new(),
+            remote: None,
         });
         if let Some(source) = known.source.upgrade() {
             return source;
@@ -587,22 +553,12 @@ impl HostSources {
             _ => contents,
         };
         let spawn = Arc::new(OnRuntime { handle: self.runtime.handle().clone(), lane: self.writers.clone() });
-        let identity = Identity::named(of.size, of.own.0);
+        let identity = Identity::Contents { size: of.size, key: of.own.0 };
         let (demand, patience) = (self.demand.clone(), self.patience.clone());
+        known.remote = Some(Arc::downgrade(&remote));
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
-        known.http = http;
         known.source = Arc::downgrade(&source);
         source
-    }
-}
-
-impl HostSources {
-    /// A file of this host, when it is what was registered.
-    ///
-    /// # Errors
-    /// When it cannot be opened; `Changed` when it is another one.
-    pub fn original_of(&self, file: &ImageFile) -> Result<FileSource, SourceError> {
-        open_original(&*self.opener, file)
     }
 }
 
@@ -632,37 +588,4 @@ fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> i
     let ended = ended.recv_timeout(limit).is_ok();
     in_time.store(ended, Ordering::Release);
     Ok(ended)
-}
-
-/// A file of this host, when it is what was registered.
-fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource, SourceError> {
-    let source = FileSource::open_with(opener, Path::new(&file.source))?;
-    match why_changed(file, source.identity()) {
-        None => Ok(source),
-        Some(why) => Err(SourceError::changed(&file.source, &why)),
-    }
-}
-
-/// The image and what is below it.
-fn files(base: &BaseRecord) -> impl Iterator<Item = &ImageFile> {
-    base.files()
-}
-
-/// Whether what is kept of a base is to stay.
-fn wants(base: &BaseRecord) -> bool {
-    base.options.pinned || base.options.hydrate
-}
-
-/// How a base wants its servers to be asked.
-pub fn options_of(options: &record::BaseOptions) -> RemoteOptions {
-    RemoteOptions {
-        strictness: match options.strictness {
-            record::Strictness::Strong => Strictness::Strong,
-            record::Strictness::Weak => Strictness::Weak,
-            record::Strictness::SizeOnly => Strictness::SizeOnly,
-        },
-        deadline: (options.deadline_s > 0).then(|| Duration::from_secs(options.deadline_s.into())),
-        max_requests: (options.max_requests > 0).then_some(options.max_requests),
-        max_rate: (options.max_rate > 0).then_some(options.max_rate),
-    }
 }

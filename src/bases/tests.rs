@@ -146,7 +146,7 @@ fn a_description_that_makes_no_sense_is_refused_before_anything_is_looked_at() {
     let mirrored = File { mirrors: vec!["http://h/".into()], ..new.image.clone() };
     refused(house.add(Description { image: mirrored, ..new.clone() }), Kind::Invalid, "mirrors are of URLs");
     let ftp = File { source: "ftp://h/a".into(), ..new.image.clone() };
-    refused(house.add(Description { image: ftp, ..new.clone() }), Kind::Invalid, "neither http nor https");
+    refused(house.add(Description { image: ftp, ..new.clone() }), Kind::Invalid, "one of http, https");
     refused(house.add(new), Kind::Invalid, "none");
     assert!(house.store.bases().is_empty());
 }

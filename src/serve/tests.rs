@@ -151,7 +151,7 @@ impl House {
         let (says, asked) = channel();
         let (arrives, arrival) = Arrival::new();
         let server = Arc::new(Server {
-            identity: Identity::named(SIZE as u64, [7; 32]),
+            identity: Identity::Contents { size: SIZE as u64, key: [7; 32] },
             mood: Mutex::new(Mood::Late { arrival, _arrives: arrives }),
             asked: Mutex::new(says),
             tries: AtomicU64::new(0),

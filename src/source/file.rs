@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::aligned::{ALIGN, AlignedBuf};
 use super::open::{OpenHere, OpenImage, Opened, pread, usable};
 use super::patience::may_wait_for;
-use super::{Identity, Source, SourceError, SourceErrorKind};
+use super::{Identity, KeyParts, Source, SourceError, SourceErrorKind, Verdict};
+use crate::format::record::{BaseIdentity, Validator};
 
 /// The most that one unaligned step reads.
 const BOUNCE: usize = 256 * 1024;
@@ -28,11 +29,78 @@ thread_local! {
     static BOUNCE_BUFFER: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
 }
 
+/// What the metadata of a file say of its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, whole seconds since 1970.
+    pub mtime_s: i64,
+    /// Modification time, nanoseconds within the second.
+    pub mtime_ns: u32,
+    /// Device number of the filesystem.
+    pub device: u64,
+    /// Inode number on that filesystem.
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    /// Of the file that these are the metadata of.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            size: metadata.len(),
+            mtime_s: metadata.mtime(),
+            mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+
+    /// Whether an open file has the same contents as then, as far as metadata can tell. Through one descriptor the
+    /// inode number says nothing.
+    fn is_unmodified(&self, now: &Self) -> bool {
+        (self.size, self.mtime_s, self.mtime_ns) == (now.size, now.mtime_s, now.mtime_ns)
+    }
+}
+
+impl From<FileIdentity> for BaseIdentity {
+    fn from(file: FileIdentity) -> Self {
+        // The record has 64 bits of nanoseconds, which end in 2262. Later times wrap: they still differ.
+        let mtime_ns = file.mtime_s.wrapping_mul(1_000_000_000).wrapping_add(i64::from(file.mtime_ns));
+        Self { size: file.size, validator: Validator::File { mtime_ns, inode: file.inode }, digest: None }
+    }
+}
+
+/// See [`compare`](super::compare); none when one of the objects is of another kind.
+pub(super) fn compare(registered: &BaseIdentity, found: &BaseIdentity) -> Option<Verdict> {
+    let (Validator::File { mtime_ns: then, inode }, Validator::File { mtime_ns: now, inode: found_inode }) =
+        (&registered.validator, &found.validator)
+    else {
+        return None;
+    };
+    Some(if found.size != registered.size {
+        Verdict::Another(format!("it has {} bytes, not {}", found.size, registered.size))
+    } else if found_inode != inode {
+        Verdict::Another("it is another file than the one registered".into())
+    } else if now != then {
+        Verdict::Another("it was modified".into())
+    } else {
+        Verdict::Same
+    })
+}
+
+/// See [`key_parts`](super::key_parts).
+pub(super) fn key_parts(mtime_ns: i64, inode: u64) -> KeyParts {
+    let parts = vec![mtime_ns.to_le_bytes().to_vec(), inode.to_le_bytes().to_vec()];
+    KeyParts { label: "file", parts, is_strong: false, is_portable: false }
+}
+
 /// A regular file, opened for reading.
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
     path: PathBuf,
+    found: FileIdentity,
     identity: Identity,
     direct: bool,
     changed: AtomicBool,
@@ -55,16 +123,14 @@ impl FileSource {
         let Opened { file, direct } = opener.open(path)?;
         let metadata = file.metadata().map_err(|error| SourceError::from_io("open", path, error))?;
         usable(path, &metadata)?;
-        let identity = identity(&metadata);
-        Ok(Self { file, path: path.to_owned(), identity, direct, changed: AtomicBool::new(false) })
+        let found = FileIdentity::of(&metadata);
+        let (identity, changed) = (Identity::File(found), AtomicBool::new(false));
+        Ok(Self { file, path: path.to_owned(), found, identity, direct, changed })
     }
 
-    /// What [`open`](Self::open) would find, to be recorded when a base is registered.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open): a file that cannot be opened is refused now rather than at the first read.
-    pub fn identity_of(path: &Path) -> Result<Identity, SourceError> {
-        Self::open(path).map(|source| source.identity)
+    /// What was opened, as a record has it.
+    pub fn found(&self) -> BaseIdentity {
+        self.found.into()
     }
 
     /// Whether reads go around the page cache.
@@ -119,7 +185,7 @@ impl FileSource {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
             // The filesystem knows no holes.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.identity.size }))
+                Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.found.size }))
             }
             Err(error) => Err(self.failed(error)),
         }
@@ -130,7 +196,7 @@ impl Source for FileSource {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         self.refuse_changed()?;
         may_wait_for(&self.path)?;
-        let left = self.identity.size.saturating_sub(offset);
+        let left = self.found.size.saturating_sub(offset);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let mut done = 0;
         while done < want {
@@ -153,7 +219,7 @@ impl Source for FileSource {
     }
 
     fn size(&self) -> u64 {
-        self.identity.size
+        self.found.size
     }
 
     fn identity(&self) -> &Identity {
@@ -162,7 +228,7 @@ impl Source for FileSource {
 
     fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError> {
         self.refuse_changed()?;
-        if offset >= self.identity.size {
+        if offset >= self.found.size {
             return Ok(None);
         }
         may_wait_for(&self.path)?;
@@ -171,17 +237,17 @@ impl Source for FileSource {
 
     fn next_hole(&self, offset: u64) -> Result<u64, SourceError> {
         self.refuse_changed()?;
-        if offset >= self.identity.size {
-            return Ok(self.identity.size);
+        if offset >= self.found.size {
+            return Ok(self.found.size);
         }
         may_wait_for(&self.path)?;
-        Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.identity.size))
+        Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.found.size))
     }
 
     fn check(&self) -> Result<(), SourceError> {
         self.refuse_changed()?;
         let metadata = self.file.metadata().map_err(|error| self.failed(error))?;
-        if identity(&metadata).same_content(&self.identity) {
+        if self.found.is_unmodified(&FileIdentity::of(&metadata)) {
             return Ok(());
         }
         if !self.changed.swap(true, Ordering::AcqRel) {
@@ -189,15 +255,5 @@ impl Source for FileSource {
             tracing::error!(%path, "the file of a base was changed in place; it is not served any more");
         }
         Err(self.changed())
-    }
-}
-
-fn identity(metadata: &Metadata) -> Identity {
-    Identity {
-        size: metadata.len(),
-        mtime_s: metadata.mtime(),
-        mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
-        device: metadata.dev(),
-        inode: metadata.ino(),
     }
 }

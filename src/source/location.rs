@@ -7,8 +7,13 @@ use std::path::Path;
 pub enum Location<'a> {
     /// A file of this host.
     File(&'a Path),
-    /// Behind a network; whether it is a URL that can be a source is for who asks it.
-    Url(&'a str),
+    /// Behind a network. Which kinds of sources there are, [`Kind`](super::Kind) knows.
+    Url {
+        /// As it was written: a scheme has no case.
+        scheme: &'a str,
+        /// All of it.
+        url: &'a str,
+    },
 }
 
 impl<'a> Location<'a> {
@@ -19,20 +24,20 @@ impl<'a> Location<'a> {
                 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
         };
         match text.split_once("://") {
-            Some((scheme, _)) if is_scheme(scheme) => Self::Url(text),
+            Some((scheme, _)) if is_scheme(scheme) => Self::Url { scheme, url: text },
             _ => Self::File(Path::new(text)),
         }
     }
 
     /// Whether it is behind a network.
     pub fn is_url(self) -> bool {
-        matches!(self, Self::Url(_))
+        matches!(self, Self::Url { .. })
     }
 
     /// What its last part ends in says the format where none is given: the text without query and fragment.
     pub fn without_query(text: &'a str) -> &'a str {
         match Self::of(text) {
-            Self::Url(url) => url.split(['?', '#']).next().unwrap_or(url),
+            Self::Url { url, .. } => url.split(['?', '#']).next().unwrap_or(url),
             Self::File(_) => text,
         }
     }
@@ -44,8 +49,13 @@ mod tests {
 
     #[test]
     fn a_path_is_no_url() {
-        for url in ["http://host/a.raw", "https://host", "s3+x://bucket/a", "HTTP://h"] {
-            assert_eq!(Location::of(url), Location::Url(url));
+        for (scheme, url) in [
+            ("http", "http://host/a.raw"),
+            ("https", "https://host"),
+            ("s3+x", "s3+x://b/a"),
+            ("HTTP", "HTTP://h"),
+        ] {
+            assert_eq!(Location::of(url), Location::Url { scheme, url });
         }
         for path in ["a.raw", "/a", "./http://x", "/srv/a://b", "a/b://c", "://x", "1http://x", "C:\\x", ""] {
             assert_eq!(Location::of(path), Location::File(Path::new(path)), "{path}");

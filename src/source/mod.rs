@@ -14,6 +14,9 @@ mod arrival;
 pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
+mod http_identity;
+mod identity;
+mod kind;
 mod location;
 mod open;
 mod patience;
@@ -26,53 +29,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 pub(crate) use aligned::AlignedBuf;
 pub use arrival::{Arrival, Arrived};
-pub use file::FileSource;
+pub use file::{FileIdentity, FileSource};
+pub use http_identity::HttpIdentity;
+pub use identity::{Identity, KeyParts, Verdict};
+#[cfg(feature = "daemon")]
+pub use kind::shown;
+pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
-pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind};
-
-/// Says whether an object is still the one that was registered.
-///
-/// Compared while reading: size and modification time. Device and inode tell one file from another when it is
-/// opened again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Identity {
-    /// Bytes.
-    pub size: u64,
-    /// Modification time, whole seconds since 1970.
-    pub mtime_s: i64,
-    /// Modification time, nanoseconds within the second.
-    pub mtime_ns: u32,
-    /// Device number of the filesystem.
-    pub device: u64,
-    /// Inode number on that filesystem.
-    pub inode: u64,
-}
-
-impl Identity {
-    /// The same content as far as metadata can tell: size and modification time.
-    pub fn same_content(&self, other: &Self) -> bool {
-        self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
-    }
-
-    /// Of an object that is no file of this host: `name` is its own and no other's.
-    pub fn named(size: u64, name: [u8; 32]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| name[at * 8 + byte]));
-        Self { size, mtime_s: word(0) as i64, mtime_ns: word(1) as u32, device: word(2), inode: word(3) }
-    }
-
-    /// All of it, to tell identities apart within this machine's memory; no format for disks.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let Self { size, mtime_s, mtime_ns, device, inode } = *self;
-        let words = [size, mtime_s as u64, u64::from(mtime_ns), device, inode];
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
-}
+pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind, UrlState};
 
 /// One immutable object that bytes can be read from, by any number of threads at once.
 pub trait Source: Send + Sync {

@@ -51,6 +51,15 @@ pub enum StallKind {
     Changed,
 }
 
+/// One URL of an object, and whether it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlState {
+    /// Without user info and query.
+    pub url: String,
+    /// How it failed last, when it does not work.
+    pub trouble: Option<String>,
+}
+
 /// Somewhere to run what waits for a network.
 pub trait Spawn: Send + Sync {
     /// Runs a future to its end, with others, on threads that nothing else may keep.
@@ -83,4 +92,17 @@ pub trait RemoteSource: Send + Sync {
 
     /// Whether reads wait for the server now.
     fn stall(&self) -> Option<Stall>;
+
+    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there (H10).
+    ///
+    /// # Errors
+    /// `Protocol`, when one of them cannot be a URL of this kind of source.
+    fn set_urls(&self, urls: &[String]) -> Result<(), SourceError>;
+
+    /// Ends all requests with an error, now and from now on; or no longer. Does nothing to a source that waits for no
+    /// server.
+    fn give_up(&self, given_up: bool);
+
+    /// The URLs, in the order in which they are asked.
+    fn urls(&self) -> Vec<UrlState>;
 }

@@ -11,13 +11,11 @@ use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
 use crate::format::layout;
-use crate::format::record::{
-    BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved, Validator,
-};
+use crate::format::record::{BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
+use crate::source::{FileSource, OpenImage, Source, SourceError, SourceErrorKind, compare};
 
 /// Somebody who can get at the files of bases.
 pub trait Sources: Send + Sync {
@@ -55,16 +53,6 @@ impl<O: OpenImage> Sources for O {
 
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
         Events::new().base(base.id, &base.name)
-    }
-}
-
-/// What a file of this host is now.
-pub(super) fn identity_of(found: &Identity) -> BaseIdentity {
-    let mtime_ns = found.mtime_s * 1_000_000_000 + i64::from(found.mtime_ns);
-    BaseIdentity {
-        size: found.size,
-        validator: Validator::File { mtime_ns, inode: found.inode },
-        digest: None,
     }
 }
 
@@ -326,7 +314,7 @@ impl BaseNode {
             return self.sources.kept(record, file).map_err(wrap);
         }
         let source = self.sources.file(Path::new(&file.source)).map_err(wrap)?;
-        match why_changed(file, source.identity()) {
+        match compare(&file.identity, &source.found(), record.options.strictness).difference() {
             None => Ok(Arc::new(source)),
             Some(why) => Err(StoreError::BaseChanged {
                 object: self.object(),
@@ -337,23 +325,5 @@ impl BaseNode {
                 ),
             }),
         }
-    }
-}
-
-/// In which way a file of this host is not what was registered.
-pub fn why_changed(file: &ImageFile, found: &Identity) -> Option<String> {
-    let (now, then) = (identity_of(found), &file.identity);
-    let inode = |identity: &BaseIdentity| match identity.validator {
-        Validator::File { inode, .. } => Some(inode),
-        Validator::Http { .. } => None,
-    };
-    if now.size != then.size {
-        Some(format!("it has {} bytes and had {}", now.size, then.size))
-    } else if inode(&now) != inode(then) {
-        Some("it is another file than the one registered".into())
-    } else if now.validator != then.validator {
-        Some("it was modified".into())
-    } else {
-        None
     }
 }

@@ -342,7 +342,7 @@ impl Hydrations {
                 self.go_on(node)
             };
             let digest = file.identity.digest.as_ref();
-            let found = match node.options().hydrate || !file.is_local() {
+            let found = match node.options().keeps(file) {
                 true => compare::kept(&self.sources.contents(record, file), digest, &note)?,
                 false => self.compare_file(file, &note)?,
             };

@@ -132,7 +132,7 @@ fn what_the_cache_had_after_all_is_not_asked_of_the_server_for_ever() {
         server.clone(),
         keep.clone(),
         pool,
-        Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 },
+        Identity::Contents { size: server.size(), key: [0; 32] },
         Events::new().base(1, "debian"),
         Arc::default(),
         Patience::new(Arc::new(Threads)),

@@ -10,7 +10,10 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
-use super::identity::{HttpIdentity, Said, Strictness, Verdict, printable, retry_after};
+use super::identity::retry_after;
+use super::{HttpIdentity, Strictness};
+use crate::source::Verdict;
+use crate::source::http_identity::printable;
 
 /// A whole file that is sent instead of a range is read up to its bytes when no more than this comes before them.
 pub(super) const MAX_SKIP: u64 = 1 << 20;
@@ -180,9 +183,7 @@ fn identity(headers: &HeaderMap, size: u64) -> HttpIdentity {
 }
 
 fn verdict(found: &HttpIdentity, asked: &Asked<'_>) -> Verdict {
-    let said =
-        Said { size: found.size, etag: found.etag.as_deref(), last_modified: found.last_modified.as_deref() };
-    asked.pinned.map_or(Verdict::Same, |(pinned, strictness)| pinned.compare(strictness, &said))
+    asked.pinned.map_or(Verdict::Same, |(pinned, strictness)| pinned.compare(strictness, found))
 }
 
 fn partial(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {

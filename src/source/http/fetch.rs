@@ -10,12 +10,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::{Asked, Failure};
 use super::gate::{Pass, jittered};
-use super::identity::HttpIdentity;
 use super::limit::{Party, Rate, Slots};
 use super::mirror::{Ask, Mirror, SLOW, Transfer};
 use super::wait::{Patience, Stalls, Wait};
-use super::{Http, RemoteOptions, failed, words};
-use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall};
+use super::{Http, HttpIdentity, RemoteOptions, failed, words};
+use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState};
 
 /// For a purpose for which no reader waits it is tried so often, and not for longer.
 const TRIES: u32 = 4;
@@ -66,15 +65,6 @@ pub struct HttpSource {
     stalls: Arc<Stalls>,
 }
 
-/// One URL of an object, and whether it works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UrlState {
-    /// Without user info and query.
-    pub url: String,
-    /// How it failed last, when it does not work.
-    pub trouble: Option<String>,
-}
-
 impl HttpSource {
     pub(super) fn new(
         http: Arc<Http>,
@@ -92,39 +82,6 @@ impl HttpSource {
             identity,
             options,
         }
-    }
-
-    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there (H10).
-    ///
-    /// # Errors
-    /// `Protocol`, when one of them is none.
-    pub fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
-        let place = Place::new(urls);
-        if let Some(error) = place.broken {
-            return Err(error);
-        }
-        self.place.send_modify(|now| *now = Arc::new(Place { given_up: now.given_up, ..place }));
-        Ok(())
-    }
-
-    /// Ends all requests with an error, now and from now on; or no longer.
-    pub fn give_up(&self, given_up: bool) {
-        self.place.send_if_modified(|now| {
-            let differs = now.given_up != given_up;
-            *now = Arc::new(Place { given_up, ..Place::clone(now) });
-            differs
-        });
-    }
-
-    /// Its URLs, in the order in which they are asked.
-    pub fn urls(&self) -> Vec<UrlState> {
-        let place = self.place.borrow().clone();
-        let state = |mirror: &Arc<Mirror>| {
-            let origin = self.http.known_origin(&mirror.origin());
-            let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
-            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
-        };
-        place.mirrors.iter().map(state).collect()
     }
 
     /// When a mirror may be asked; none when it works.
@@ -562,6 +519,33 @@ impl RemoteSource for HttpSource {
 
     fn stall(&self) -> Option<Stall> {
         self.stalls.longest()
+    }
+
+    fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
+        let place = Place::new(urls);
+        if let Some(error) = place.broken {
+            return Err(error);
+        }
+        self.place.send_modify(|now| *now = Arc::new(Place { given_up: now.given_up, ..place }));
+        Ok(())
+    }
+
+    fn give_up(&self, given_up: bool) {
+        self.place.send_if_modified(|now| {
+            let differs = now.given_up != given_up;
+            *now = Arc::new(Place { given_up, ..Place::clone(now) });
+            differs
+        });
+    }
+
+    fn urls(&self) -> Vec<UrlState> {
+        let place = self.place.borrow().clone();
+        let state = |mirror: &Arc<Mirror>| {
+            let origin = self.http.known_origin(&mirror.origin());
+            let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
+            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
+        };
+        place.mirrors.iter().map(state).collect()
     }
 }
 

@@ -32,14 +32,15 @@ use parking_lot::Mutex;
 use reqwest::{Url, header};
 use tokio::runtime::Handle;
 
+pub use super::HttpIdentity;
 use super::{Purpose, SourceError, SourceErrorKind};
 use crate::config::HttpConfig;
+pub use crate::format::record::Strictness;
 use address::AllowList;
 use answer::{Asked, Failure};
+pub use fetch::HttpSource;
 use fetch::Reading;
-pub use fetch::{HttpSource, UrlState};
 use gate::{Gate, Pass};
-pub use identity::{HttpIdentity, Strictness};
 use limit::{Party, Rate, Slot, Slots};
 use mirror::{Ask, HeldSlots, Mirror};
 use network::Clients;
@@ -238,7 +239,7 @@ impl Http {
             let failure = tokio::select! {
                 done = once => match done {
                     Ok((probed, date)) => {
-                        return match probed.identity.suffices(strictness, date.as_deref()) {
+                        return match identity::suffices(&probed.identity, strictness, date.as_deref()) {
                             Ok(()) => Ok(probed),
                             Err(why) => Err(insufficient(&mirror.shown, why)),
                         };
@@ -373,15 +374,10 @@ fn same(
     strictness: Strictness,
 ) -> Result<(), SourceError> {
     let Probed { identity, head } = probed;
-    let said = identity::Said {
-        size: identity.size,
-        etag: identity.etag.as_deref(),
-        last_modified: identity.last_modified.as_deref(),
-    };
-    let why = match pinned.identity.compare(strictness, &said) {
-        identity::Verdict::Same if *head == pinned.head => return Ok(()),
-        identity::Verdict::Same => "it begins with other bytes".into(),
-        identity::Verdict::Another(why) | identity::Verdict::Unproven(why) => why,
+    let why = match pinned.identity.compare(strictness, identity).difference() {
+        None if *head == pinned.head => return Ok(()),
+        None => "it begins with other bytes".into(),
+        Some(why) => why,
     };
     Err(SourceError::remote(
         SourceErrorKind::Protocol,
