@@ -41,7 +41,6 @@ use self::room::{Kind, Refused, Rooms};
 use crate::bases::Bases;
 use crate::config::Config;
 use crate::events::Events;
-use crate::fuse::kernel::KernelNotifier;
 use crate::io::LiveArena;
 use crate::serve::Service;
 use crate::store::Store;
@@ -68,8 +67,6 @@ pub struct Control {
     pub store: Arc<Store>,
     /// For what waits.
     pub service: Service,
-    /// To tell the kernel of changes that did not come through it.
-    pub notifier: Arc<KernelNotifier>,
     /// The daemon around this worker.
     pub daemon: Arc<dyn Daemon>,
     /// The configuration in force.

@@ -38,7 +38,7 @@ use crate::sandbox::confine::{self, InForce, Policy};
 use crate::sandbox::opener::Opener;
 use crate::sandbox::secrets::Keeper;
 use crate::serve::guard::{self, Guard};
-use crate::serve::{self, Service, purge};
+use crate::serve::{self, Service};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{IDLE, OPEN_IDLE, Preloaded, Store};
@@ -387,13 +387,14 @@ fn serve(
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
     let service = Service::new(store.clone(), config.io_threads, inline, limits)
         .map_err(|e| format!("threads: {e}"))?;
+    let frontend = service.add_frontend(notifier.clone());
     let asker = Asker::new(channel.clone());
     asker.supervisor_answers(turn.report.answers_callers);
     let asking = asker.clone();
     service
         .watch_callers(Box::new(move |question| asking.ask(question)))
         .map_err(|e| format!("threads: {e}"))?;
-    let fs = PlyFs::new(service.clone(), owner, notifier.clone());
+    let fs = PlyFs::new(service.clone(), owner, frontend);
     let serving = Serving::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
@@ -410,7 +411,6 @@ fn serve(
     let control = Control {
         store: store.clone(),
         service: service.clone(),
-        notifier: notifier.clone(),
         daemon: channel.clone(),
         config: config.clone(),
         arena,
@@ -426,7 +426,7 @@ fn serve(
     let drained = move || _ = drained.send(&FromWorker::Drained);
     control::spawn(control, listener, drain.clone(), drained).map_err(|e| format!("control socket: {e}"))?;
     spawn_ear(Ear {
-        service,
+        service: service.clone(),
         store: store.clone(),
         live_dir: live_dir.clone(),
         channel: channel.clone(),
@@ -438,7 +438,7 @@ fn serve(
     })
     .map_err(|e| format!("threads: {e}"))?;
     if !turn.fresh_mount {
-        spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
+        spawn_reaper(service).map_err(|e| format!("threads: {e}"))?;
     }
     spawn_upkeep(store.clone()).map_err(|e| format!("threads: {e}"))?;
     hydrations.resume();
@@ -571,7 +571,6 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
 }
 
 /// Once: from now on the kernel tells this worker.
-fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<()> {
-    let reap = move || purge::reap(&store, &*notifier);
-    std::thread::Builder::new().name("reaper".into()).spawn(reap).map(drop)
+fn spawn_reaper(service: Service) -> io::Result<()> {
+    std::thread::Builder::new().name("reaper".into()).spawn(move || service.reap()).map(drop)
 }

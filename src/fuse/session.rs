@@ -34,7 +34,7 @@ impl Serving {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
-        let service = fs.service.clone();
+        let (service, frontend) = (fs.service.clone(), fs.frontend);
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request means nothing.
         let mut answer = [0; 256];
@@ -45,7 +45,7 @@ impl Serving {
                 "the program was linked without build.rs: a killed process waits for its base's server"
             );
         }
-        interrupts::hear(session.as_fd(), move |unique| service.interrupt(unique));
+        interrupts::hear(session.as_fd(), move |unique| service.interrupt(frontend.request(unique)));
         Ok(Self { session })
     }
 

@@ -17,6 +17,8 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::RequestId;
+
 /// How often processes are looked at, while requests of theirs wait.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// The shortest time between two questions, so that threads are asked about many at a time.
@@ -61,7 +63,7 @@ pub type Lookup = Box<dyn Fn(&Question) -> Option<Findings> + Send>;
 #[derive(Debug, Clone, Copy)]
 struct Stranger {
     since: Instant,
-    unique: u64,
+    unique: RequestId,
     thread: u32,
 }
 
@@ -74,8 +76,8 @@ pub(super) struct Callers {
     strangers: VecDeque<Stranger>,
     /// Threads that were looked at a short while ago, and when; those without a process are not seen, or were gone.
     threads: HashMap<u32, (Option<Process>, Instant)>,
-    process_of: HashMap<u64, Process>,
-    requests_of: HashMap<Process, HashSet<u64>>,
+    process_of: HashMap<RequestId, Process>,
+    requests_of: HashMap<Process, HashSet<RequestId>>,
     /// Those known, the one that is looked at next first.
     turns: VecDeque<Process>,
     /// When it may be asked about threads, and about processes.
@@ -86,7 +88,7 @@ pub(super) struct Callers {
 impl Callers {
     /// A request begins to wait; `thread` is 0 when it is not seen from the mount. Says whether [`due`](Self::due) may
     /// be earlier now.
-    pub fn came(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
+    pub fn came(&mut self, unique: RequestId, thread: u32, now: Instant) -> bool {
         if !self.watched || thread == 0 {
             return false;
         }
@@ -104,7 +106,7 @@ impl Callers {
     }
 
     /// It does not wait any more.
-    pub fn left(&mut self, unique: u64) {
+    pub fn left(&mut self, unique: RequestId) {
         let Some(process) = self.process_of.remove(&unique) else { return };
         if let Some(requests) = self.requests_of.get_mut(&process) {
             requests.remove(&unique);
@@ -127,7 +129,7 @@ impl Callers {
     }
 
     /// What to ask now, if anything.
-    pub fn question(&mut self, now: Instant, waits: impl Fn(u64) -> bool) -> Option<Question> {
+    pub fn question(&mut self, now: Instant, waits: impl Fn(RequestId) -> bool) -> Option<Question> {
         let mut question = Question::default();
         if self.threads_at.is_none_or(|at| at <= now) {
             let age = |stranger: &Stranger| now.saturating_duration_since(stranger.since);
@@ -166,8 +168,8 @@ impl Callers {
         question: &Question,
         asked: Instant,
         findings: Option<Findings>,
-        waits: impl Fn(u64) -> bool,
-    ) -> Vec<u64> {
+        waits: impl Fn(RequestId) -> bool,
+    ) -> Vec<RequestId> {
         let Some(findings) = findings else {
             // Threads are asked about again, as long as their numbers mean something.
             self.threads_at = Some(asked + ROUND);
@@ -189,7 +191,7 @@ impl Callers {
         findings.ending.iter().flat_map(requests).collect()
     }
 
-    fn know(&mut self, process: Process, unique: u64) {
+    fn know(&mut self, process: Process, unique: RequestId) {
         if self.process_of.contains_key(&unique) {
             return;
         }

@@ -14,12 +14,13 @@ mod attempt;
 pub mod callers;
 mod change;
 mod error;
+mod frontend;
 mod gate;
 pub mod guard;
 mod log;
 mod names;
 mod pool;
-pub mod purge;
+mod purge;
 mod read;
 mod runner;
 #[cfg(test)]
@@ -33,6 +34,8 @@ use attempt::{Attempt, Kind, Origin, Place};
 pub use change::{Allocate, Change};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
+use frontend::Frontends;
+pub use frontend::{Frontend, FrontendId, RequestId};
 use guard::guarded;
 pub use names::{Asker, Created};
 use pool::Lane;
@@ -77,6 +80,7 @@ impl Handle {
 pub struct Service {
     store: Arc<Store>,
     runner: Arc<Runner>,
+    frontends: Arc<Frontends>,
 }
 
 /// Learns how many processors there are, from files that a process that has given up its rights must not read.
@@ -90,7 +94,17 @@ impl Service {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(store: Arc<Store>, threads: usize, inline: usize, limits: Limits) -> std::io::Result<Self> {
-        Ok(Self { store, runner: Runner::new(threads, inline, limits)? })
+        Ok(Self { store, runner: Runner::new(threads, inline, limits)?, frontends: Arc::default() })
+    }
+
+    /// Adds a frontend, whose requests go by what is returned. To be called before its first request.
+    pub fn add_frontend(&self, frontend: Arc<dyn Frontend>) -> FrontendId {
+        self.frontends.add(frontend)
+    }
+
+    /// The size of a disk changed outside of all frontends. May wait for them.
+    pub fn resized(&self, disk: u64) {
+        self.frontends.resized(disk);
     }
 
     /// Lets running changes end and refuses all later ones, so that the store can be closed under open files.
@@ -104,8 +118,8 @@ impl Service {
     }
 
     /// The caller of a request got a signal.
-    pub fn interrupt(&self, unique: u64) {
-        self.runner.waiting.interrupt(unique);
+    pub fn interrupt(&self, request: RequestId) {
+        self.runner.waiting.interrupt(request);
     }
 
     /// Ends what waits of processes that are ending, which `lookup` finds out.

@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::callers::{Findings, Process, Question};
-use super::purge::{Users, reap};
-use super::{Allocate, Asker, Call, Created, Errno, Handle, Limits, Service, Target, Written, guard};
+use super::{
+    Allocate, Asker, Call, Created, Errno, Frontend, FrontendId, Handle, Limits, Service, Target, Written,
+    guard,
+};
 use crate::cache::BlockCache;
 use crate::disk::{Grow, Seek};
 use crate::events::{Events, Traffic};
@@ -263,8 +265,9 @@ impl House {
     }
 }
 
-fn call(unique: u64) -> Call {
-    Call { unique, thread: 0 }
+/// A request of the only frontend.
+fn call(number: u64) -> Call {
+    Call { request: FrontendId(0).request(number), thread: 0 }
 }
 
 fn asker(unique: u64, resent: bool) -> Asker {
@@ -407,7 +410,7 @@ fn an_interrupt_ends_a_read_that_waits_and_no_other() {
     let interrupted = house.read(call(70), house.disk(0), 0, 4096);
     let other = house.read(call(71), house.disk(0), 0, 4096);
     house.until_waiting(2);
-    house.service.interrupt(70);
+    house.service.interrupt(call(70).request);
     assert_eq!(done(&interrupted), Err(libc::EINTR));
     waits(&other);
     assert_eq!(house.service.waiters().interrupted, 1);
@@ -430,8 +433,8 @@ fn the_requests_of_a_killed_caller_end_and_those_of_others_wait_on() {
         Some(Findings { threads, ending: question.processes.iter().filter(ends).copied().collect() })
     };
     house.service.watch_callers(Box::new(lookup)).unwrap();
-    let killed = house.read(Call { unique: 80, thread: 11 }, house.disk(0), 0, 4096);
-    let other = house.read(Call { unique: 81, thread: 21 }, house.disk(0), 0, 4096);
+    let killed = house.read(Call { thread: 11, ..call(80) }, house.disk(0), 0, 4096);
+    let other = house.read(Call { thread: 21, ..call(81) }, house.disk(0), 0, 4096);
     house.until_waiting(2);
     is_killed.store(true, Ordering::Relaxed);
     assert_eq!(done(&killed), Err(libc::EINTR));
@@ -492,35 +495,75 @@ fn a_creation_that_is_sent_again_finds_the_disk_of_the_first_try() {
     assert_eq!(rename(10, false), Err(libc::ENOENT));
 }
 
-/// Callers of a frontend that have a disk open.
+/// A frontend whose callers may have a disk open.
 struct Openers(AtomicBool);
 
-impl Users for Openers {
-    fn let_go(&self, _disk: u64) {}
+impl Openers {
+    fn new(may_use: bool) -> Arc<Self> {
+        Arc::new(Self(AtomicBool::new(may_use)))
+    }
+}
+
+impl Frontend for Openers {
+    fn release(&self, _disk: u64) {}
 
     fn may_use(&self, _disk: u64) -> io::Result<bool> {
         Ok(self.0.load(Ordering::Relaxed))
+    }
+
+    fn resized(&self, _disk: u64) {}
+}
+
+impl House {
+    fn unlink_blank(&self) {
+        let (says, answered) = channel();
+        let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
+        self.service.unlink(asker(11, false), "blank".into(), answer);
+        assert_eq!(done(&answered), Ok(()));
+    }
+
+    /// Whether the disk is there after all ways in which it may be purged.
+    fn is_kept(&self, disk: u64) -> bool {
+        self.service.forgotten(disk);
+        self.service.reap();
+        self.service.store().disk_by_id(disk).is_some()
     }
 }
 
 #[test]
 fn a_disk_without_a_name_goes_with_its_last_user() {
     let house = House::new();
-    let (disk, store) = (house.disks[BLANK], house.service.store());
-    let users = Arc::new(Openers(AtomicBool::new(true)));
-    // One with a name is never looked at.
-    house.service.forgotten(disk, users.clone());
-    let (says, answered) = channel();
-    let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
-    house.service.unlink(asker(11, false), "blank".into(), answer);
-    assert_eq!(done(&answered), Ok(()));
-    house.service.forgotten(disk, users.clone());
-    reap(store, &*users);
-    assert!(store.disk_by_id(disk).is_some(), "a caller has it open");
+    let disk = house.disks[BLANK];
+    let users = Openers::new(true);
+    house.service.add_frontend(users.clone());
+    assert!(house.is_kept(disk), "it has a name");
+    house.unlink_blank();
+    assert!(house.is_kept(disk), "a caller has it open");
     assert_eq!(done(&house.write(BLANK, 0, b"mine")), Ok(()));
     users.0.store(false, Ordering::Relaxed);
-    house.service.forgotten(disk, users.clone());
-    reap(store, &*users);
-    assert!(store.disk_by_id(disk).is_none());
+    assert!(!house.is_kept(disk));
     assert_eq!(done(&house.read(call(110), house.disk(BLANK), 0, 4)), Err(libc::ESTALE));
+}
+
+#[test]
+fn a_disk_that_a_caller_of_another_frontend_has_open_is_not_purged() {
+    let house = House::new();
+    let disk = house.disks[BLANK];
+    let (first, second) = (Openers::new(false), Openers::new(true));
+    house.service.add_frontend(first);
+    house.service.add_frontend(second.clone());
+    house.unlink_blank();
+    assert!(house.is_kept(disk), "a caller of the second frontend has it open");
+    second.0.store(false, Ordering::Relaxed);
+    assert!(!house.is_kept(disk));
+}
+
+#[test]
+fn no_disk_is_purged_before_a_frontend_says_that_it_is_unused() {
+    let house = House::new();
+    let disk = house.disks[BLANK];
+    house.unlink_blank();
+    assert!(house.is_kept(disk), "there is no frontend yet");
+    house.service.add_frontend(Openers::new(false));
+    assert!(!house.is_kept(disk));
 }

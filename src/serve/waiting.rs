@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::callers::{Callers, Lookup};
-use super::{Errno, Target};
+use super::{Errno, RequestId, Target};
 
 /// How long a request that was interrupted may still be answered. A signal that does not kill is common (profilers,
 /// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
@@ -76,11 +76,12 @@ pub struct Waiters {
 }
 
 /// A request, and the thread that made it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// The request's number, which an interrupt names.
-    pub unique: u64,
-    /// In the pid namespace of the mount; 0 when it is not seen from there, or may be gone by now.
+    /// The request, which an interrupt names.
+    pub request: RequestId,
+    /// In the pid namespace of the mount; 0 when it is not seen from there, may be gone by now, or is of a frontend that
+    /// is no mount.
     pub thread: u32,
 }
 
@@ -100,12 +101,12 @@ struct Held {
 struct State {
     held: HashMap<Target, Held>,
     all: Held,
-    requests: HashMap<u64, Weak<dyn Cancel>>,
+    requests: HashMap<RequestId, Weak<dyn Cancel>>,
     /// Interrupted, and not among `requests`.
-    early: HashSet<u64>,
-    early_order: VecDeque<u64>,
+    early: HashSet<RequestId>,
+    early_order: VecDeque<RequestId>,
     /// Interrupted, and to be ended then.
-    due: VecDeque<(Instant, u64)>,
+    due: VecDeque<(Instant, RequestId)>,
     callers: Callers,
     closed: bool,
 }
@@ -126,7 +127,7 @@ pub(super) struct Ticket {
     table: Arc<Waiting>,
     target: Target,
     bytes: usize,
-    unique: u64,
+    request: RequestId,
 }
 
 impl Drop for Ticket {
@@ -142,8 +143,8 @@ impl Drop for Ticket {
                 state.held.remove(&self.target);
             }
         }
-        state.requests.remove(&self.unique);
-        state.callers.left(self.unique);
+        state.requests.remove(&self.request);
+        state.callers.left(self.request);
     }
 }
 
@@ -172,9 +173,9 @@ impl Waiting {
         target: Target,
         bytes: usize,
         call: Call,
-        request: Weak<dyn Cancel>,
+        cancel: Weak<dyn Cancel>,
     ) -> Option<Ticket> {
-        let unique = call.unique;
+        let request = call.request;
         let mut state = self.state.lock();
         let Held { requests, bytes: all_bytes } = state.all;
         let held = state.held.get(&target).copied().unwrap_or_default();
@@ -190,34 +191,34 @@ impl Waiting {
         let held = Held { requests: held.requests + 1, bytes: held.bytes + bytes };
         state.held.insert(target, held);
         state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
-        state.requests.insert(unique, request);
-        if state.callers.came(unique, call.thread, Instant::now()) {
+        state.requests.insert(request, cancel);
+        if state.callers.came(request, call.thread, Instant::now()) {
             self.came.notify_one();
         }
-        if state.early.remove(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.early.remove(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         }
-        Some(Ticket { table: self.clone(), target, bytes, unique })
+        Some(Ticket { table: self.clone(), target, bytes, request })
     }
 
     /// A request that has its place goes on waiting after a try that could not be ended.
-    pub fn waits_again(&self, unique: u64) {
+    pub fn waits_again(&self, request: RequestId) {
         let mut state = self.state.lock();
-        if state.early.remove(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.early.remove(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         }
     }
 
     /// The kernel says that the caller of a request got a signal.
-    pub fn interrupt(&self, unique: u64) {
+    pub fn interrupt(&self, request: RequestId) {
         let mut state = self.state.lock();
-        if state.requests.contains_key(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.requests.contains_key(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         } else {
-            state.remember(unique);
+            state.remember(request);
         }
     }
 
@@ -242,7 +243,7 @@ impl Waiting {
     fn end_those_due(&self) {
         let mut state = self.state.lock();
         while !state.closed {
-            let Some((at, unique)) = state.due.front().copied() else {
+            let Some((at, request)) = state.due.front().copied() else {
                 self.interrupts.wait(&mut state);
                 continue;
             };
@@ -251,23 +252,23 @@ impl Waiting {
                 continue;
             }
             state.due.pop_front();
-            self.end(&mut state, unique);
+            self.end(&mut state, request);
         }
     }
 
     /// Ends a request that waits, as a signal does.
-    fn end(&self, state: &mut MutexGuard<'_, State>, unique: u64) {
-        let Some(request) = state.requests.get(&unique).and_then(Weak::upgrade) else { return };
+    fn end(&self, state: &mut MutexGuard<'_, State>, request: RequestId) {
+        let Some(cancel) = state.requests.get(&request).and_then(Weak::upgrade) else { return };
         // Without the lock: the answer gives the ticket back.
         MutexGuard::unlocked(state, || {
             // Counted first: the caller may look as soon as it is answered.
             self.interrupted.fetch_add(1, Ordering::Relaxed);
-            if !request.cancel(Errno::EINTR) {
+            if !cancel.cancel(Errno::EINTR) {
                 self.interrupted.fetch_sub(1, Ordering::Relaxed);
                 // It runs; should it have to wait again, it ends then.
-                self.state.lock().remember(unique);
+                self.state.lock().remember(request);
             }
-            drop(request);
+            drop(cancel);
         });
     }
 
@@ -299,22 +300,22 @@ impl Waiting {
                 Some(_) => {}
             }
             let State { callers, requests, .. } = &mut *state;
-            let Some(question) = callers.question(now, |unique| requests.contains_key(&unique)) else {
+            let Some(question) = callers.question(now, |request| requests.contains_key(&request)) else {
                 continue;
             };
             let findings = MutexGuard::unlocked(&mut state, || lookup(&question));
             let State { callers, requests, .. } = &mut *state;
-            for unique in callers.hear(&question, now, findings, |unique| requests.contains_key(&unique)) {
-                self.end(&mut state, unique);
+            for request in callers.hear(&question, now, findings, |request| requests.contains_key(&request)) {
+                self.end(&mut state, request);
             }
         }
     }
 }
 
 impl State {
-    fn remember(&mut self, unique: u64) {
-        if self.early.insert(unique) {
-            self.early_order.push_back(unique);
+    fn remember(&mut self, request: RequestId) {
+        if self.early.insert(request) {
+            self.early_order.push_back(request);
         }
         while self.early_order.len() > REMEMBERED {
             if let Some(oldest) = self.early_order.pop_front() {

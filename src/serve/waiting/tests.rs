@@ -2,6 +2,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 
 use super::*;
+use crate::serve::FrontendId;
 use crate::serve::callers::{Findings, Process, Question, ROUND};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -23,8 +24,12 @@ fn request() -> (Arc<dyn Cancel>, std::sync::mpsc::Receiver<i32>) {
     (Arc::new(Request(Mutex::new(Some(says)))), ended)
 }
 
-fn call(unique: u64) -> Call {
-    Call { unique, thread: 0 }
+fn id(number: u64) -> RequestId {
+    FrontendId(0).request(number)
+}
+
+fn call(number: u64) -> Call {
+    Call { request: id(number), thread: 0 }
 }
 
 fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>) -> usize {
@@ -75,7 +80,7 @@ fn an_interrupted_request_ends_with_eintr() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
     let _ticket = table.admit(Target::Disk(1), 0, call(42), Arc::downgrade(&request)).expect("room");
-    table.interrupt(42);
+    table.interrupt(id(42));
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert_eq!(table.counts().interrupted, 1);
 }
@@ -85,7 +90,7 @@ fn an_interrupted_request_ends_with_eintr() {
 fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
-    table.interrupt(42);
+    table.interrupt(id(42));
     let _ticket = table.admit(Target::Disk(1), 0, call(42), Arc::downgrade(&request)).expect("room");
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
     assert!(table.state.lock().early.is_empty());
@@ -96,7 +101,7 @@ fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
 fn interrupts_of_requests_that_were_answered_are_forgotten() {
     let table = Waiting::new(limits()).expect("a thread");
     for unique in 0..3 * REMEMBERED as u64 {
-        table.interrupt(unique);
+        table.interrupt(id(unique));
     }
     let state = table.state.lock();
     assert!(state.early.len() <= REMEMBERED && state.early_order.len() <= REMEMBERED);
@@ -119,7 +124,7 @@ fn requests_of_a_process_that_ends_end_and_those_of_others_wait_on() {
     let requests: Vec<_> = [11, 12, 21, 0].into_iter().map(|thread| (thread, request())).collect();
     let mut tickets = Vec::new();
     for (thread, (request, _)) in &requests {
-        let call = Call { unique: u64::from(*thread), thread: *thread };
+        let call = Call { request: id(u64::from(*thread)), thread: *thread };
         tickets.push(table.admit(Target::Disk(1), 0, call, Arc::downgrade(request)).expect("room"));
     }
     assert!(requests[0].1.1.recv_timeout(3 * ROUND).is_err(), "it lives");
@@ -132,4 +137,19 @@ fn requests_of_a_process_that_ends_end_and_those_of_others_wait_on() {
         assert!(ended.recv_timeout(2 * ROUND).is_err(), "{thread}");
     }
     assert_eq!(table.counts().interrupted, 2);
+}
+
+#[test]
+fn an_interrupt_ends_the_request_of_its_own_frontend() {
+    let table = Waiting::new(limits()).expect("a thread");
+    let other_call = Call { request: FrontendId(1).request(42), thread: 0 };
+    let (first, ended) = request();
+    let (second, other) = request();
+    let _first = table.admit(Target::Disk(1), 0, call(42), Arc::downgrade(&first)).expect("room");
+    let _second = table.admit(Target::Disk(2), 0, other_call, Arc::downgrade(&second)).expect("room");
+    table.interrupt(id(42));
+    assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
+    assert!(other.try_recv().is_err(), "the request of the other frontend waits on");
+    table.interrupt(other_call.request);
+    assert_eq!(other.recv_timeout(SOON), Ok(libc::EINTR));
 }
