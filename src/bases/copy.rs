@@ -1,4 +1,4 @@
-//! A file of this host as something that is fetched, so that a copy of it can be made in the store.
+//! A file of this host as a source that is fetched, so that the store can keep a copy of it.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -13,24 +13,24 @@ use crate::source::{
     Stall, UrlState,
 };
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE: u64 = 1 << 20;
 
 /// See the module.
 pub struct CopiedFile {
     path: String,
     size: u64,
-    /// None while it is gone; then everything has to be in the store.
+    /// None while the file is gone; then all bytes must be in the store.
     original: Mutex<Option<Arc<FileSource>>>,
     open: Reopen,
     spawn: Arc<dyn Spawn>,
 }
 
-/// Opens the original when it is there again, as it was registered.
+/// Opens the original, if it is the file that was registered.
 pub type Reopen = Box<dyn Fn() -> Option<Arc<FileSource>> + Send + Sync>;
 
 impl CopiedFile {
-    /// `original` is what was registered; `open` is asked for it when there is none.
+    /// Of the file that was registered. When `original` is none, `open` is called at the next fetch.
     pub fn new(
         path: &str,
         size: u64,

@@ -1,8 +1,8 @@
-//! Under which keys the contents of bases lie in the cache of fetched blocks.
+//! The keys of the contents of bases in the cache of fetched blocks.
 //!
-//! What must hold: two bases have one key for what was fetched only when the same bytes are sure to come for both: the same
-//! URLs with the same strong validator. Where the source cannot vouch for that over time, a part of the key is the base's
-//! number, which is never another's. A digest is a claim; it is a key of its own, for what was compared with it.
+//! What must hold: two bases share a key for fetched contents only when both certainly get the same bytes: the same
+//! URLs with the same strong validator. Otherwise the number of the base is a part of the key; no other base ever has
+//! it. A digest is a claim of the operator. It is a key of its own, for contents that were compared with it.
 
 use sha2::{Digest as _, Sha256};
 
@@ -28,7 +28,7 @@ impl Key {
     }
 }
 
-/// What a file of a base is called in the cache. `inherited`: version 0.1.0 kept it, and it must not be lost.
+/// The keys of a file of a base. `inherited`: version 0.1.0 cached the contents, which must not be lost.
 pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> Of {
     let size = file.identity.size;
     let own = match inherited && file.identity.digest.is_none() {
@@ -58,7 +58,7 @@ fn own_key(base: &BaseRecord, file: &ImageFile) -> SourceKey {
     key.of_size(file.identity.size)
 }
 
-/// The key of what was compared with a digest.
+/// The key of contents that were compared with a digest.
 fn digest_key(digest: &Digest, size: u64) -> SourceKey {
     match digest {
         Digest::Sha256(digest) => Key::of("sha256").part(digest),
@@ -67,7 +67,7 @@ fn digest_key(digest: &Digest, size: u64) -> SourceKey {
     .of_size(size)
 }
 
-/// The key that version 0.1.0 made of a file without a digest.
+/// The key of version 0.1.0 for a file without a digest.
 pub fn older_key(file: &ImageFile) -> SourceKey {
     let KeyParts { label, parts, .. } = key_parts(&file.identity.validator);
     let key = parts.iter().fold(Key::of(label).part(file.source.as_bytes()), |key, part| key.part(part));

@@ -22,7 +22,7 @@ use super::{handover, home};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
-use crate::bases::sources::{HostSources, Kept};
+use crate::bases::sources::{FetchCache, HostSources};
 use crate::cache::{Adoption, BlockCache};
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
@@ -347,7 +347,7 @@ fn serve(
     };
     let (live, arena) = live.open().map_err(|e| format!("memory for live maps: {e}"))?;
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(live) };
-    let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
+    let kept = FetchCache::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
     let sources = Arc::new(sources.map_err(|e| format!("threads: {e}"))?);
     // Waits for a look that has begun, which is no more than it would have to do itself.

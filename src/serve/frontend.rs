@@ -1,4 +1,4 @@
-//! The frontends of a service, and what concerns all of them: who uses a disk, and whose a request is.
+//! The frontends of a service: which of them uses a disk, and which of them a request belongs to.
 //!
 //! What must hold:
 //! - A disk is unused when every frontend says so. One that cannot tell may use it, and so may the frontends of a

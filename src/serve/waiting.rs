@@ -1,13 +1,13 @@
-//! Requests that wait for the bytes of a base: how many there may be, and which one a signal ends.
+//! Requests that wait for the bytes of a base: how many may wait, and which ones a signal ends.
 //!
 //! What must hold:
-//! - Requests and their bytes are bounded for each disk and in all. A disk may have as much as is left for all others
-//!   together, at most its own bound. So a disk that takes all it can get leaves room for those that come later, and
-//!   the kernel's window of asynchronous requests is never full of requests that wait (D29).
-//! - A request that a signal interrupts while it waits ends with EINTR within [`GRACE`]. One that is answered before is
-//!   not touched: a signal that is not fatal shows only where a base's source has been silent for longer (D60).
+//! - Requests and their bytes are bounded for each disk and in all. A disk may have at most as much as is left for all
+//!   others together, and at most its own bound. So a disk that takes all it can get leaves room for later disks, and
+//!   waiting requests never fill the kernel's window of asynchronous requests (D29).
+//! - A request that a signal interrupts while it waits ends with EINTR after [`GRACE`]. A request that is answered
+//!   before is not affected: a signal that is not fatal shows only when a base's source is silent for longer (D60).
 //! - A request whose process is ending ends in the same way ([`callers`](super::callers)).
-//! - What is known of a request goes with its answer.
+//! - The answer of a request removes all state of the request here.
 
 #[cfg(test)]
 mod tests;
@@ -22,33 +22,33 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::callers::{Callers, Lookup};
 use super::{Errno, RequestId, Target};
 
-/// How long a request that was interrupted may still be answered. A signal that does not kill is common (profilers,
-/// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
+/// How long an interrupted request may still be answered. Signals that do not kill are common (profilers, timers, job
+/// control), and a read of a regular file must not fail with EINTR when its bytes are about to come.
 const GRACE: Duration = Duration::from_millis(200);
-/// Interrupts that are remembered of requests that do not wait: those on their way to it, and those that were answered
-/// at the same moment (D61).
+/// Most remembered interrupts of requests that do not wait: requests that are about to wait, and requests that were
+/// answered at the same moment (D61).
 const REMEMBERED: usize = 16 << 10;
 
-/// How much may wait.
+/// Limits of the requests that wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Requests, in all.
+    /// Requests in all.
     pub requests: usize,
     /// Requests of one disk. Far more than a guest's queues hold.
     pub of_disk: usize,
-    /// Bytes of writes, in all.
+    /// Bytes of writes in all.
     pub bytes: usize,
     /// Bytes of writes of one disk.
     pub bytes_of_disk: usize,
-    /// Requests that each disk may have whatever the others have: many disks that boot at once are no attack.
+    /// Requests that each disk may always have, so that many disks can boot at once.
     pub floor: usize,
 }
 
-/// Bytes that each disk may have whatever the others have.
+/// Bytes of writes that each disk may always have.
 const FLOOR_BYTES: usize = 256 << 10;
 
 impl Limits {
-    /// For a mount whose kernel side has at most `window` asynchronous requests under way.
+    /// For a mount whose kernel has at most `window` asynchronous requests in flight.
     pub fn of_window(window: u16) -> Self {
         Self {
             requests: usize::from(window) / 4 * 3,
@@ -60,34 +60,34 @@ impl Limits {
     }
 }
 
-/// What waits now, and what became of others.
+/// Counters of waiting requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiters {
     /// Requests that wait.
     pub requests: usize,
     /// Bytes of writes that wait.
     pub bytes: usize,
-    /// Requests that wait and whose process is known: they end when it is killed.
+    /// Requests that wait and whose process is known, so that they end with it.
     pub watched: usize,
-    /// Requests that were refused since the worker began, because too many waited.
+    /// Requests that were refused since the start of the worker, because too many waited.
     pub refused: u64,
-    /// Requests that were ended by a signal, or with their process.
+    /// Requests that ended by a signal or with their process.
     pub interrupted: u64,
 }
 
 /// A request, and the thread that made it.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// The request, which an interrupt names.
+    /// The request, as an interrupt names it.
     pub request: RequestId,
-    /// In the pid namespace of the mount; 0 when it is not seen from there, may be gone by now, or is of a frontend that
-    /// is no mount.
+    /// Number of the thread in the pid namespace of the mount. 0 when the thread is not visible there, may be gone, or
+    /// uses a frontend that is no mount.
     pub thread: u32,
 }
 
-/// A request that can be ended from outside.
+/// A request that can be cancelled while it waits.
 pub(super) trait Cancel: Send + Sync {
-    /// Ends it; false when it cannot be ended now.
+    /// Answers the request with `errno`. Returns false when it cannot be cancelled now.
     fn cancel(&self, errno: Errno) -> bool;
 }
 
@@ -102,10 +102,10 @@ struct State {
     held: HashMap<Target, Held>,
     all: Held,
     requests: HashMap<RequestId, Weak<dyn Cancel>>,
-    /// Interrupted, and not among `requests`.
+    /// Interrupted requests that are not in `requests`.
     early: HashSet<RequestId>,
     early_order: VecDeque<RequestId>,
-    /// Interrupted, and to be ended then.
+    /// Interrupted requests, and when to end them.
     due: VecDeque<(Instant, RequestId)>,
     callers: Callers,
     closed: bool,
@@ -116,13 +116,13 @@ pub(super) struct Waiting {
     limits: Limits,
     state: Mutex<State>,
     interrupts: Condvar,
-    /// A request came that a question may be about.
+    /// Signalled when a request came whose process may be looked up.
     came: Condvar,
     refused: AtomicU64,
     interrupted: AtomicU64,
 }
 
-/// A place among those that wait.
+/// The place of a request among those that wait. Dropping it gives the place back.
 pub(super) struct Ticket {
     table: Arc<Waiting>,
     target: Target,
@@ -149,10 +149,10 @@ impl Drop for Ticket {
 }
 
 impl Waiting {
-    /// With a thread that ends interrupted requests.
+    /// Starts the thread that ends interrupted requests.
     ///
     /// # Errors
-    /// When there is no thread.
+    /// When the thread cannot be started.
     pub fn new(limits: Limits) -> std::io::Result<Arc<Self>> {
         let table = Arc::new(Self {
             limits,
@@ -167,7 +167,7 @@ impl Waiting {
         Ok(table)
     }
 
-    /// A place for a request on a disk or base with `bytes` of a write; none when too many wait.
+    /// Gives a request on a disk or base, with `bytes` of a write, a place; none when too many wait.
     pub fn admit(
         self: &Arc<Self>,
         target: Target,
@@ -202,7 +202,7 @@ impl Waiting {
         Some(Ticket { table: self.clone(), target, bytes, request })
     }
 
-    /// A request that has its place goes on waiting after a try that could not be ended.
+    /// A request with a place waits again after an attempt that could not be cancelled.
     pub fn waits_again(&self, request: RequestId) {
         let mut state = self.state.lock();
         if state.early.remove(&request) {
@@ -211,7 +211,7 @@ impl Waiting {
         }
     }
 
-    /// The kernel says that the caller of a request got a signal.
+    /// The caller of a request got a signal.
     pub fn interrupt(&self, request: RequestId) {
         let mut state = self.state.lock();
         if state.requests.contains_key(&request) {
@@ -222,7 +222,7 @@ impl Waiting {
         }
     }
 
-    /// What waits now.
+    /// The present counters.
     pub fn counts(&self) -> Waiters {
         let (Held { requests, bytes }, watched) = {
             let state = self.state.lock();
@@ -233,7 +233,7 @@ impl Waiting {
         Waiters { requests, bytes, watched, refused, interrupted }
     }
 
-    /// Ends the thread.
+    /// Ends the threads.
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.interrupts.notify_one();
@@ -256,27 +256,27 @@ impl Waiting {
         }
     }
 
-    /// Ends a request that waits, as a signal does.
+    /// Ends a waiting request with EINTR.
     fn end(&self, state: &mut MutexGuard<'_, State>, request: RequestId) {
         let Some(cancel) = state.requests.get(&request).and_then(Weak::upgrade) else { return };
-        // Without the lock: the answer gives the ticket back.
+        // Without the lock: the answer drops the ticket, which takes it.
         MutexGuard::unlocked(state, || {
-            // Counted first: the caller may look as soon as it is answered.
+            // Counted first: the caller may read the counters as soon as it has the answer.
             self.interrupted.fetch_add(1, Ordering::Relaxed);
             if !cancel.cancel(Errno::EINTR) {
                 self.interrupted.fetch_sub(1, Ordering::Relaxed);
-                // It runs; should it have to wait again, it ends then.
+                // It runs now. If it waits again, it ends then.
                 self.state.lock().remember(request);
             }
             drop(cancel);
         });
     }
 
-    /// From now on the processes of requests that wait are looked at, on a thread of its own, and requests of those that
-    /// are ending end with EINTR.
+    /// Starts a thread that watches the processes of waiting requests. Requests of a process that is ending end with
+    /// EINTR.
     ///
     /// # Errors
-    /// When there is no thread.
+    /// When the thread cannot be started.
     pub fn watch(self: &Arc<Self>, lookup: Lookup) -> std::io::Result<()> {
         self.state.lock().callers.watched = true;
         let watching = self.clone();

@@ -1,12 +1,12 @@
 //! A base in a file on this host.
 //!
-//! Read around the page cache (O_DIRECT) where the filesystem takes it, because the block cache keeps what is
-//! worth keeping and memory would be spent twice. What must hold:
-//! - The file is never written, and no shared file offset is used for data: positional reads only.
-//! - **No byte is handed out before the file was found unchanged after the read.** A writer's modification
-//!   time is set before its bytes can be seen, so bytes of a file that is modified in place are not served.
-//!   Once changed, always changed: putting the old time back does not help.
-//! - A file that is replaced by a rename goes on being served: the old one is still open.
+//! Reads bypass the page cache (O_DIRECT) where the filesystem allows it: the block cache keeps the blocks, and two
+//! copies would waste memory. What must hold:
+//! - The file is never written, and reads are positional: they use no shared file offset.
+//! - **A read returns no byte before a check after the read found the file unchanged.** The kernel sets the
+//!   modification time of a write before its bytes can be seen, so bytes of a file that is modified in place are not
+//!   served. A change is final: restoring the old time does not help.
+//! - A file that is replaced by a rename is still served: the old file stays open.
 
 use std::cell::Cell;
 use std::fs::{File, Metadata};
@@ -22,14 +22,14 @@ use super::patience::may_wait_for;
 use super::{Identity, KeyParts, Source, SourceError, SourceErrorKind, Verdict};
 use crate::format::record::{BaseIdentity, Validator};
 
-/// The most that one unaligned step reads.
+/// Most bytes of one unaligned step.
 const BOUNCE: usize = 256 * 1024;
 
 thread_local! {
     static BOUNCE_BUFFER: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
 }
 
-/// What the metadata of a file say of its contents.
+/// The metadata by which a file is identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     /// Bytes.
@@ -45,7 +45,7 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    /// Of the file that these are the metadata of.
+    /// Of the file with this metadata.
     pub fn of(metadata: &Metadata) -> Self {
         Self {
             size: metadata.len(),
@@ -56,8 +56,8 @@ impl FileIdentity {
         }
     }
 
-    /// Whether an open file has the same contents as then, as far as metadata can tell. Through one descriptor the
-    /// inode number says nothing.
+    /// Whether an open file has the same contents as at `self`, as far as metadata tells. One descriptor is one file,
+    /// so the inode number is not compared.
     fn is_unmodified(&self, now: &Self) -> bool {
         (self.size, self.mtime_s, self.mtime_ns) == (now.size, now.mtime_s, now.mtime_ns)
     }
@@ -65,7 +65,7 @@ impl FileIdentity {
 
 impl From<FileIdentity> for BaseIdentity {
     fn from(file: FileIdentity) -> Self {
-        // The record has 64 bits of nanoseconds, which end in 2262. Later times wrap: they still differ.
+        // The record has 64 bits of nanoseconds, which end in 2262. Later times wrap, and still differ from each other.
         let mtime_ns = file.mtime_s.wrapping_mul(1_000_000_000).wrapping_add(i64::from(file.mtime_ns));
         Self { size: file.size, validator: Validator::File { mtime_ns, inode: file.inode }, digest: None }
     }
@@ -115,7 +115,7 @@ impl FileSource {
         Self::open_with(&OpenHere, path)
     }
 
-    /// As [`open`](Self::open), by somebody who may open it.
+    /// As [`open`](Self::open), through `opener`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -128,12 +128,12 @@ impl FileSource {
         Ok(Self { file, path: path.to_owned(), found, identity, direct, changed })
     }
 
-    /// What was opened, as a record has it.
+    /// The identity of the file that was opened, as in a record.
     pub fn found(&self) -> BaseIdentity {
         self.found.into()
     }
 
-    /// Whether reads go around the page cache.
+    /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
     }
@@ -150,7 +150,7 @@ impl FileSource {
         SourceError::from_io("read", &self.path, error)
     }
 
-    /// One step of a read: at least one byte unless at the end.
+    /// One step of a read: returns at least one byte, except at the end.
     fn read_some(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let aligned = offset.is_multiple_of(ALIGN as u64)
             && buf.len().is_multiple_of(ALIGN)
@@ -172,7 +172,7 @@ impl FileSource {
         copied
     }
 
-    /// `lseek` for data or holes. None: nothing there up to the end.
+    /// `lseek` for data or holes. None: there is none up to the end.
     fn seek(&self, offset: u64, whence: libc::c_int) -> Result<Option<u64>, SourceError> {
         let Ok(from) = libc::off_t::try_from(offset) else { return Ok(None) };
         // SAFETY: the descriptor is open as long as `self.file`; lseek touches no memory of ours. It moves
@@ -183,7 +183,7 @@ impl FileSource {
         match result {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-            // The filesystem knows no holes.
+            // The filesystem cannot find holes.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.found.size }))
             }
@@ -200,7 +200,7 @@ impl Source for FileSource {
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let mut done = 0;
         while done < want {
-            // The whole rest of `buf`, although it may go past the end: that keeps an aligned read aligned.
+            // The whole rest of `buf`, also past the end of the file: so an aligned read stays aligned.
             match self.read_some(&mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
@@ -252,7 +252,10 @@ impl Source for FileSource {
         }
         if !self.changed.swap(true, Ordering::AcqRel) {
             let path = self.path.display();
-            tracing::error!(%path, "the file of a base was changed in place; it is not served any more");
+            tracing::error!(
+                %path,
+                "the file of a base was changed in place and is not served any more; put the original file back"
+            );
         }
         Err(self.changed())
     }

@@ -30,14 +30,14 @@ fn open_fails(path: &Path, kind: SourceErrorKind, text: &str) {
     assert!(message.contains(text) && message.contains(&path.display().to_string()), "{message}");
 }
 
-/// Gives the file a modification time that it did not have, whatever the clock's granularity.
+/// Changes the modification time, whatever the clock's granularity.
 fn move_mtime(file: &File) {
     let before = file.metadata().and_then(|metadata| metadata.modified()).expect("a modification time");
     file.set_times(FileTimes::new().set_modified(before + Duration::from_secs(1))).expect("set the time");
 }
 
 #[test]
-fn refuses_what_is_not_an_image_and_does_not_hang() {
+fn opening_what_is_not_an_image_is_refused_without_waiting() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     open_fails(&dir.path().join("nothing"), SourceErrorKind::NotFound, "no such file");
     open_fails(dir.path(), SourceErrorKind::NotAFile, "not a regular file");
@@ -62,7 +62,7 @@ fn refuses_what_is_not_an_image_and_does_not_hang() {
 }
 
 #[test]
-fn follows_symbolic_links() {
+fn a_symbolic_link_is_followed() {
     let (dir, path) = file(5000);
     let link = dir.path().join("link");
     symlink(&path, &link).expect("a symbolic link");
@@ -72,7 +72,7 @@ fn follows_symbolic_links() {
 }
 
 #[test]
-fn reads_any_alignment_up_to_an_odd_end() {
+fn a_read_of_any_alignment_gets_the_bytes_up_to_an_odd_end() {
     for len in [1, 511, 512, 4095, 4096, 4097, 10_000, 300_001] {
         let (_dir, path) = file(len);
         let source = FileSource::open(&path).expect("opens");
@@ -99,7 +99,7 @@ fn reads_any_alignment_up_to_an_odd_end() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn agrees_with_the_flat_file(
+    fn reads_agree_with_a_flat_copy(
         len in 1..700_000usize,
         reads in proptest::collection::vec(
             (0..750_000u64, prop_oneof![0..5000usize, 0..600_000usize], any::<bool>()), 1..12),
@@ -132,7 +132,7 @@ fn a_file_changed_in_place_is_never_served_again() {
     assert_eq!(error.kind(), SourceErrorKind::Changed);
     assert!(error.to_string().contains("a base must never change"), "{error}");
 
-    // Putting the time back does not help this source.
+    // Restoring the time does not help this source.
     writer.set_times(FileTimes::new().set_modified(before)).expect("set the time");
     assert_eq!(source.read_at(&mut buf, 0).expect_err("sticky").kind(), SourceErrorKind::Changed);
     assert_eq!(source.check().expect_err("sticky").kind(), SourceErrorKind::Changed);
@@ -153,7 +153,7 @@ fn a_truncated_and_a_grown_file_are_changed_files() {
 }
 
 #[test]
-fn a_replaced_or_deleted_file_goes_on_being_served() {
+fn a_replaced_or_deleted_file_is_still_served() {
     let (dir, path) = file(20_000);
     let source = FileSource::open(&path).expect("opens");
     let next = dir.path().join("next");
@@ -168,7 +168,7 @@ fn a_replaced_or_deleted_file_goes_on_being_served() {
 }
 
 #[test]
-fn finds_data_and_holes() {
+fn data_and_holes_are_found() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("sparse");
     let mut writer = File::create(&path).expect("creates");

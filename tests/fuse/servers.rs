@@ -204,7 +204,7 @@ fn a_base_that_failed_says_so_until_a_read_succeeds() {
     assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
     becomes(&house, "failing");
     let shown = house.json(&["base", "show", "b"]);
-    assert!(shown["error"].as_str().unwrap().contains("has not given it for 1s"), "{shown}");
+    assert!(shown["error"].as_str().unwrap().contains("has not sent it for 1s"), "{shown}");
     assert!(shown["failing_since"].is_string(), "{shown}");
     assert!(house.ok(&["base", "ls"]).contains("failing") && house.ok(&["status"]).contains("failing"));
     until("the error to be told", || (events(&house, "base.error") > 0).then_some(()));
@@ -228,7 +228,7 @@ fn a_server_that_sends_one_byte_a_second_is_held_to_the_deadline() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     becomes(&house, "failing");
     let shown = house.json(&["base", "show", "b"]);
-    assert!(shown["error"].as_str().unwrap().contains("has not given it for 3s"), "{shown}");
+    assert!(shown["error"].as_str().unwrap().contains("has not sent it for 3s"), "{shown}");
 }
 
 /// A reader that is killed while it waits takes nothing along.

@@ -106,7 +106,7 @@ fn a_deadline_ends_the_waiting() {
     fails(
         client.read(&source, 0..10),
         Unreachable,
-        &["has not given it for 700ms", "refused", "check the server"],
+        &["has not sent it for 700ms", "refused", "check the server"],
     );
     assert!(begin.elapsed() >= Duration::from_millis(700));
     assert_eq!(source.stall(), None);
@@ -238,7 +238,7 @@ fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
         let text = fails(
             client.read(&brief, 0..10),
             Denied,
-            &["has not given it for 700ms", why, &status.to_string(), "check the URL"],
+            &["has not sent it for 700ms", why, &status.to_string(), "check the URL"],
         );
         assert!(!text.contains("secret"), "{text}");
         // At once when a base is added.
@@ -326,7 +326,7 @@ fn one_byte_at_a_time_is_no_answer() {
     reading.task.abort();
     let options = RemoteOptions { deadline: Some(Duration::from_secs(2)), ..RemoteOptions::default() };
     let alone = client.open_with(&[&slow.url("/a")], &object, options);
-    fails(client.read(&alone, 0..200_000), Unreachable, &["has not given it for 2s", "too slow"]);
+    fails(client.read(&alone, 0..200_000), Unreachable, &["has not sent it for 2s", "too slow"]);
 }
 
 /// A deadline shorter than `stall_timeout`: the mirror is asked before it, not after.
@@ -358,5 +358,5 @@ fn a_deadline_counts_from_the_first_moment_a_reader_waits() {
     server.stop();
     let Some(long_ago) = Instant::now().checked_sub(deadline) else { return };
     let late = source.clone().fetch(0..10, Purpose::Demand, long_ago, Box::new(|_| {}));
-    fails(client.wait(late), Unreachable, &["has not given it for 3600s"]);
+    fails(client.wait(late), Unreachable, &["has not sent it for 3600s"]);
 }

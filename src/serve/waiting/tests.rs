@@ -45,14 +45,14 @@ fn fill(table: &Arc<Waiting>, disk: u64, bytes: usize, tickets: &mut Vec<Ticket>
 
 /// Guards D29.
 #[test]
-fn disks_that_take_all_they_can_get_leave_room_for_others() {
+fn a_disk_that_takes_all_it_can_get_leaves_room_for_others() {
     let table = Waiting::new(limits()).expect("a thread");
     let mut tickets = Vec::new();
     assert_eq!(fill(&table, 1, 0, &mut tickets), 500, "its own bound");
-    // Each takes half of what is left.
+    // Each further disk takes half of the rest.
     let others: Vec<usize> = (2..8).map(|disk| fill(&table, disk, 0, &mut tickets)).collect();
     assert!(others.windows(2).all(|w| w[0] >= w[1]) && others.iter().all(|n| *n >= 5), "{others:?}");
-    // When nothing is left each may still have a few.
+    // When nothing is left, each disk may still have a few.
     let late: Vec<usize> = (8..40).map(|disk| fill(&table, disk, 0, &mut tickets)).collect();
     assert!(late.iter().all(|n| *n >= 3) && late.ends_with(&[3, 3]), "{late:?}");
     assert_eq!(table.counts().requests, tickets.len());
@@ -64,7 +64,7 @@ fn disks_that_take_all_they_can_get_leave_room_for_others() {
 
 /// Guards D29.
 #[test]
-fn bytes_of_writes_are_bounded_too() {
+fn the_bytes_of_waiting_writes_are_bounded_too() {
     let table = Waiting::new(limits()).expect("a thread");
     let mut tickets = Vec::new();
     assert_eq!(fill(&table, 1, 1 << 20, &mut tickets), 5, "half of all");
@@ -87,7 +87,7 @@ fn an_interrupted_request_ends_with_eintr() {
 
 /// Guards D61.
 #[test]
-fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
+fn an_interrupt_before_the_request_waits_is_remembered() {
     let table = Waiting::new(limits()).expect("a thread");
     let (request, ended) = request();
     table.interrupt(id(42));
@@ -98,7 +98,7 @@ fn an_interrupt_that_is_earlier_than_the_waiting_is_remembered() {
 
 /// Guards D61.
 #[test]
-fn interrupts_of_requests_that_were_answered_are_forgotten() {
+fn the_number_of_remembered_interrupts_is_bounded() {
     let table = Waiting::new(limits()).expect("a thread");
     for unique in 0..3 * REMEMBERED as u64 {
         table.interrupt(id(unique));
@@ -108,7 +108,7 @@ fn interrupts_of_requests_that_were_answered_are_forgotten() {
 }
 
 #[test]
-fn requests_of_a_process_that_ends_end_and_those_of_others_wait_on() {
+fn requests_of_an_ending_process_end_and_those_of_others_keep_waiting() {
     const MORTAL: Process = Process { id: 10, start: 5 };
     let table = Waiting::new(limits()).expect("a thread");
     let dies = Arc::new(AtomicBool::new(false));
@@ -149,7 +149,7 @@ fn an_interrupt_ends_the_request_of_its_own_frontend() {
     let _second = table.admit(Target::Disk(2), 0, other_call, Arc::downgrade(&second)).expect("room");
     table.interrupt(id(42));
     assert_eq!(ended.recv_timeout(SOON), Ok(libc::EINTR));
-    assert!(other.try_recv().is_err(), "the request of the other frontend waits on");
+    assert!(other.try_recv().is_err(), "the request of the other frontend keeps waiting");
     table.interrupt(other_call.request);
     assert_eq!(other.recv_timeout(SOON), Ok(libc::EINTR));
 }
