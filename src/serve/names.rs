@@ -65,7 +65,7 @@ impl Service {
         });
     }
 
-    /// Takes the name from a disk. Its files go with its last user ([`purge`](super::purge)).
+    /// Takes the name from a disk. Its files go with its last user ([`Service::purge`]).
     pub fn unlink(
         &self,
         asker: Asker,

@@ -1,10 +1,9 @@
 //! The kinds of sources: every question whose answer differs from kind to kind is asked here, and answered in the file
 //! of the kind.
 //!
-//! A new kind adds a file beside this one, a variant of [`Kind`] and of
-//! [`Validator`](crate::format::record::Validator), and an arm where `bases/origin.rs` probes and opens. The compiler
-//! names the places. No other module matches on a kind (`tests/layering.rs`). What must hold: whether an object is the
-//! one that was registered is decided by [`compare`] alone.
+//! A new kind adds a file beside this one, a variant of [`Kind`] and of [`Validator`], and an arm where
+//! `bases/origin.rs` probes and opens. The compiler names the places. No other module matches on a kind
+//! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
 use super::{file, http_identity};
