@@ -11,7 +11,7 @@ use parking_lot::Condvar;
 
 use super::*;
 use crate::events::Events;
-use crate::source::{Deliver, Fetch};
+use crate::source::{Deliver, Fetch, UrlState};
 
 /// Runs each future on a thread of its own.
 struct Threads;
@@ -129,6 +129,16 @@ impl RemoteSource for Server {
     fn stall(&self) -> Option<Stall> {
         None
     }
+
+    fn set_urls(&self, _urls: &[String]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn give_up(&self, _given_up: bool) {}
+
+    fn urls(&self) -> Vec<UrlState> {
+        Vec::new()
+    }
 }
 
 /// A cache in memory; a test may remove any block at any time.
@@ -164,7 +174,7 @@ impl FetchCache for MemoryCache {
 }
 
 fn lazy(server: &Arc<Server>, cache: Arc<dyn FetchCache>) -> LazySource {
-    let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 };
+    let identity = Identity::Contents { size: server.size(), key: [0; 32] };
     LazySource::new(
         server.clone(),
         cache,
@@ -524,6 +534,16 @@ impl RemoteSource for Silent {
     fn stall(&self) -> Option<Stall> {
         None
     }
+
+    fn set_urls(&self, _urls: &[String]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn give_up(&self, _given_up: bool) {}
+
+    fn urls(&self) -> Vec<UrlState> {
+        Vec::new()
+    }
 }
 
 /// Runs futures on two threads, as the daemon does.
@@ -547,7 +567,7 @@ impl Spawn for Pool {
 }
 
 fn silent(server: &Arc<Silent>, pool: &Arc<Pool>, number: u64, budget: &Arc<DemandBudget>) -> LazySource {
-    let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: number };
+    let identity = Identity::Contents { size: server.size(), key: [number as u8; 32] };
     let traffic = Events::new().base(number, "debian");
     let timed_reads = TimedReads::new(Arc::new(Threads));
     let cache = Arc::new(NoCache);

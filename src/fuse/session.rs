@@ -34,7 +34,7 @@ impl FuseSession {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
-        let service = fs.service.clone();
+        let (service, frontend) = (fs.service.clone(), fs.frontend);
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request is dropped.
         let mut answer = [0; 256];
@@ -45,7 +45,7 @@ impl FuseSession {
                 "the program was linked without build.rs, so interrupts are not seen: a killed process waits for its base's server"
             );
         }
-        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(unique));
+        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(frontend.request(unique)));
         Ok(Self { session })
     }
 
