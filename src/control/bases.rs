@@ -224,7 +224,7 @@ impl Control {
             .fold((0, 0), |(bytes, all), kept| (bytes + kept.cached_bytes(Reach::Proven), all + kept.size()));
         let percent =
             if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
-        let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified());
+        let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified_now() == Some(true));
         let Condition { state, since, error, health } = self.bases.condition(node);
         let urls = node.current().urls_of(&record.image);
         let shown_backing =
@@ -246,7 +246,8 @@ impl Control {
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),
             pinned: options.retains(),
-            complete: !kept.is_empty() && kept.iter().all(|kept| kept.is_complete(Reach::Proven)),
+            complete: !kept.is_empty()
+                && kept.iter().all(|kept| kept.is_complete_now(Reach::Proven) == Some(true)),
             digest_verified: verified,
             sha256,
             sha512,
