@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use super::silent_servers::{Pool, Silent};
 use super::*;
 
 /// A cache whose disk hangs while it is closed.
