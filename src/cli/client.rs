@@ -100,6 +100,11 @@ impl Client {
         self.promptly(action, || again::repeat(|| self.request_within(PROMPTLY, Method::POST, path, action)))
     }
 
+    /// Asks once, and gives up after `limit`.
+    pub(super) fn get_within(&self, limit: Duration, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request_within(limit, Method::GET, path, action)
+    }
+
     /// Asks until there is an answer, or it has taken too long.
     fn promptly(&self, action: &str, ask: impl Fn() -> Result<Value, CliError>) -> Result<Value, CliError> {
         let begun = Instant::now();

@@ -8,12 +8,16 @@ mod again;
 mod args;
 mod base;
 mod check;
+mod check_config;
 mod client;
 mod completions;
 mod disk;
 mod error;
 mod events;
+mod generator;
+mod journal;
 mod logging;
+mod man;
 mod output;
 mod serve;
 mod status;
@@ -32,7 +36,7 @@ use clap::{Parser, Subcommand};
 use self::client::Client;
 use self::error::CliError;
 use self::output::Output;
-use crate::config::host;
+use crate::config::place;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +48,7 @@ Examples:
   plyfs stop
 
 Sizes are bytes, or a number with K, M, G, T, P or E, powers of 1024.
-Exit status: 0 done; 1 failed; 2 usage.";
+Exit status: 0 done; 1 failed; 2 usage; 78 the configuration is wrong.";
 
 /// Layered disk images for hypervisor hosts: many raw disks on one shared base
 ///
@@ -59,11 +63,17 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// Names the configuration file, as `--config` does.
+const CONFIG_ENV: &str = "PLYFS_CONFIG";
+
 #[derive(Debug, clap::Args)]
 struct Global {
     /// Directory of the store [default: /var/lib/plyfs for root, else plyfs in the XDG data directory]
     #[arg(long, global = true, value_name = "DIR", env = "PLYFS_STORE")]
     store: Option<PathBuf>,
+    /// TOML file with the configuration [default: /etc/plyfs/plyfs.toml for root, when it exists and is for this store]
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_ENV)]
+    config: Option<PathBuf>,
     /// Print JSON: an object, or for `ls` an array of objects
     #[arg(long, global = true)]
     json: bool,
@@ -74,7 +84,7 @@ impl Global {
     fn store(&self) -> Result<PathBuf, CliError> {
         match &self.store {
             Some(store) => args::absolute(store),
-            None => Ok(host::default_store()?),
+            None => Ok(place::store(self.config.as_deref(), None)?),
         }
     }
 
@@ -101,8 +111,11 @@ enum Command {
     Stop(stop::Stop),
     Upgrade(upgrade::Upgrade),
     Check(check::Check),
+    CheckConfig(check_config::CheckConfig),
     Completions(completions::Completions),
-    Man(completions::Man),
+    Man(man::Man),
+    #[command(name = "systemd-generator", hide = true)]
+    Generator(generator::Generator),
     /// Serve the mount of the supervisor that started this process
     #[command(hide = true)]
     Worker,
@@ -112,6 +125,9 @@ enum Command {
 pub fn main() -> ExitCode {
     if crate::daemon::resumes() {
         return serve::resume();
+    }
+    if completions::answer() {
+        return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -128,6 +144,8 @@ pub fn main() -> ExitCode {
         Command::Stop(stop) => stop.run(&global),
         Command::Upgrade(upgrade) => upgrade.run(&global),
         Command::Check(check) => check.run(&global),
+        Command::CheckConfig(check) => check.run(&global),
+        Command::Generator(generator) => generator.run(&global),
         Command::Completions(completions) => completions.run(&global),
         Command::Man(man) => man.run(),
         Command::Worker => return serve::worker(),
