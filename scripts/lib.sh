@@ -10,7 +10,8 @@ export PATH
 
 # Every package that some script here needs. `scripts/test` asks for them in one call: apt solves them together.
 # shellcheck disable=SC2034
-TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra)
+TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra
+    systemd-container rpm zsh fish man-db binutils dpkg-dev)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

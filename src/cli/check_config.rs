@@ -22,7 +22,7 @@ Takes the flags of `plyfs serve` and starts nothing. Reads no secret: of a crede
 secret is. Exit status: 0 valid; 78 not valid, with one line that says why.";
 
 const COLUMNS: [Column; 3] =
-    [("KEY", "key", Kind::Text), ("VALUE", "value", Kind::Text), ("FROM", "from", Kind::Text)];
+    [("KEY", "key", Kind::Text), ("FROM", "from", Kind::Text), ("VALUE", "value", Kind::Text)];
 
 /// Check the configuration, and print what the daemon would use
 #[derive(Debug, clap::Args)]
