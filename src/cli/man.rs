@@ -13,6 +13,7 @@ use super::error::CliError;
 use super::{CONFIG_ENV, Cli};
 use crate::config::keys::{CREDENTIALS, KEYS, plain};
 use crate::config::{LOG_FORMAT_ENV, LOG_LEVEL_ENV, place::SYSTEM_FILE};
+use crate::format::layout::{CONTROL_SOCKET, MOUNT};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,14 +23,22 @@ Writes man1/plyfs.1, a page for each command, and man5/plyfs.toml.5.";
 
 const CONFIG_PAGE: &str = "plyfs.toml";
 
-const FILES: [(&str, &str); 6] = [
-    (SYSTEM_FILE, "The configuration of the host, see plyfs.toml(5). Root reads it."),
-    ("/var/lib/plyfs", "The store, unless the configuration or --store names another one."),
-    ("<store>/control.sock", "The control socket of the running daemon: HTTP/1.1 with JSON."),
-    ("<store>/mnt", "The mount point, unless the configuration or --mount names another one."),
-    ("<mount>/disks/NAME.raw", "A disk, read-write."),
-    ("<mount>/bases/NAME.raw", "The virtual disk of a base, read-only."),
-];
+fn files() -> [(String, &'static str); 6] {
+    [
+        (SYSTEM_FILE.into(), "The configuration of the host, see plyfs.toml(5). Root reads it."),
+        ("/var/lib/plyfs".into(), "The store, unless the configuration or --store names another one."),
+        (
+            format!("<store>/{CONTROL_SOCKET}"),
+            "The control socket of the running daemon: HTTP/1.1 with JSON.",
+        ),
+        (
+            format!("<store>/{MOUNT}"),
+            "The mount point, unless the configuration or --mount names another one.",
+        ),
+        ("<mount>/disks/NAME.raw".into(), "A disk, read-write."),
+        ("<mount>/bases/NAME.raw".into(), "The virtual disk of a base, read-only."),
+    ]
+}
 
 /// Of commands, and then of `serve` alone.
 const ENVIRONMENT: [(&str, &str); 2] =
@@ -109,9 +118,9 @@ fn write_command(command: &Command, above: &[String], dir: &Path) -> std::io::Re
     let serves = ["plyfs", "plyfs-serve", "plyfs-check-config"].contains(&name.as_str());
     let environment = ENVIRONMENT.iter().chain(SERVE_ENVIRONMENT.iter().filter(|_| serves));
     let mut roff = Roff::new();
-    terms(&mut roff, "FILES", FILES.iter());
+    terms(&mut roff, "FILES", &files());
     terms(&mut roff, "ENVIRONMENT", environment);
-    terms(&mut roff, "EXIT STATUS", STATUS.iter());
+    terms(&mut roff, "EXIT STATUS", &STATUS);
     see_also(&mut roff, &see);
     roff.to_writer(&mut text)?;
     fs::write(dir.join(file), one_preamble(&text))?;
@@ -149,10 +158,14 @@ fn examples(text: &str) -> Roff {
     roff
 }
 
-fn terms<'a>(roff: &mut Roff, title: &str, pairs: impl Iterator<Item = &'a (&'a str, &'a str)>) {
+fn terms<'a, T: AsRef<str> + 'a>(
+    roff: &mut Roff,
+    title: &str,
+    pairs: impl IntoIterator<Item = &'a (T, &'a str)>,
+) {
     roff.control("SH", [title]);
     for (term, text) in pairs {
-        roff.control("TP", []).text([bold(*term)]).text([roman(*text)]);
+        roff.control("TP", []).text([bold(term.as_ref())]).text([roman(*text)]);
     }
 }
 
@@ -233,7 +246,7 @@ fn config_page() -> std::io::Result<String> {
         roff.text([roman(line)]);
     }
     roff.control("fi", []);
-    terms(&mut roff, "FILES", FILES.iter().take(1));
+    terms(&mut roff, "FILES", &files()[..1]);
     see_also(&mut roff, &["plyfs(1)".into(), "plyfs-serve(1)".into(), "plyfs-check-config(1)".into()]);
     let mut text = Vec::new();
     roff.to_writer(&mut text)?;
