@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use arbitrary::Arbitrary;
 use plyfs::base::Base;
 use plyfs::cache::BlockCache;
-use plyfs::delta::{Delta, DeltaSpec, Footing};
+use plyfs::delta::{Delta, DeltaSpec, DeltaIo};
 use plyfs::disk::{Disk, Grow, Seek};
 use plyfs::source::{Identity, Source, SourceError, SourceErrorKind};
 
@@ -101,7 +101,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 fn base() -> Arc<Base> {
     static SHARED: OnceLock<Arc<Base>> = OnceLock::new();
     let make = || {
-        let identity = Identity { size: BASE as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
+        let identity = Identity::Contents { size: BASE as u64, key: [0; 32] };
         let cache = Arc::new(BlockCache::new(1 << 20).expect("memory"));
         Arc::new(Base::new(1, "base".into(), Arc::new(Image(pattern(BASE, 0xa5), identity)), cache))
     };
@@ -185,9 +185,9 @@ impl Rig {
         let overlap = if self.based { BASE as u64 } else { 0 };
         let root = self.roots.root();
         let spec = DeltaSpec { disk: 1, size: self.size, overlap, modified_ns: 0, root };
-        let footing =
-            Footing { medium: self.medium.clone(), live: self.lives.clone(), roots: self.roots.clone() };
-        Ok(Disk::new(Delta::open(spec, footing)?, self.based.then(base)))
+        let delta_io =
+            DeltaIo { medium: self.medium.clone(), live: self.lives.clone(), roots: self.roots.clone() };
+        Ok(Disk::new(Delta::open(spec, delta_io)?, self.based.then(base)))
     }
 
     fn disk(&mut self) -> &Disk {

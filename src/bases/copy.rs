@@ -1,4 +1,4 @@
-//! A file of this host as something that is fetched, so that a copy of it can be made in the store.
+//! A file of this host as a source that is fetched, so that the store can keep a copy of it.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -9,28 +9,28 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::source::{
-    Arrival, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
-    Stall,
+    Completion, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind,
+    Spawn, Stall, UrlState,
 };
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE: u64 = 1 << 20;
 
 /// See the module.
 pub struct CopiedFile {
     path: String,
     size: u64,
-    /// None while it is gone; then everything has to be in the store.
+    /// None while the file is gone; then all bytes must be in the store.
     original: Mutex<Option<Arc<FileSource>>>,
     open: Reopen,
     spawn: Arc<dyn Spawn>,
 }
 
-/// Opens the original when it is there again, as it was registered.
+/// Opens the original, if it is the file that was registered.
 pub type Reopen = Box<dyn Fn() -> Option<Arc<FileSource>> + Send + Sync>;
 
 impl CopiedFile {
-    /// `original` is what was registered; `open` is asked for it when there is none.
+    /// Of the file that was registered. When `original` is none, `open` is called at the next fetch.
     pub fn new(
         path: &str,
         size: u64,
@@ -67,18 +67,30 @@ impl RemoteSource for CopiedFile {
         _since: Instant,
         mut deliver: Deliver,
     ) -> Fetch {
-        let (done, arrival) = Arrival::new();
+        let (done, completion) = Completion::new();
         let result = Arc::new(Mutex::new(None));
         let (this, slot) = (self.clone(), result.clone());
         self.spawn.spawn_blocking(Box::new(move || {
             *slot.lock() = Some(this.read(range, &mut *deliver));
             drop(done);
         }));
-        Box::pin(Done { arrival, result })
+        Box::pin(Done { completion, result })
     }
 
     fn stall(&self) -> Option<Stall> {
         None
+    }
+
+    fn set_urls(&self, _urls: &[String]) -> Result<(), SourceError> {
+        let why = "it is a file of this host, which has no URL";
+        let advice = "add the URL as a new base";
+        Err(SourceError::remote(SourceErrorKind::Protocol, "use", &self.path, why, advice))
+    }
+
+    fn give_up(&self, _given_up: bool) {}
+
+    fn urls(&self) -> Vec<UrlState> {
+        Vec::new()
     }
 }
 
@@ -104,9 +116,9 @@ impl CopiedFile {
     }
 }
 
-/// Ready when the arrival has happened.
+/// Ready when the completion is complete.
 struct Done {
-    arrival: Arrival,
+    completion: Completion,
     result: Arc<Mutex<Option<Result<(), SourceError>>>>,
 }
 
@@ -114,9 +126,9 @@ impl Future for Done {
     type Output = Result<(), SourceError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if !self.arrival.has_happened() {
+        if !self.completion.is_complete() {
             let waker = context.waker().clone();
-            self.arrival.then(move || waker.wake());
+            self.completion.then(move || waker.wake());
             return Poll::Pending;
         }
         Poll::Ready(self.result.lock().take().unwrap_or(Ok(())))

@@ -28,7 +28,7 @@ impl Generator {
         let path = dir.join("50-places.conf");
         std::fs::create_dir_all(&dir)
             .and_then(|()| std::fs::write(&path, drop_in(&config.store, &config.mount)))
-            .map_err(|source| CliError::Carry { action: "cannot write a unit".into(), path, source })
+            .map_err(|source| CliError::Transfer { action: "cannot write a unit".into(), path, source })
     }
 }
 

@@ -1,10 +1,10 @@
-//! Bases: adding them, what is known of them, and what is kept of them.
+//! Routes on bases: add, list, show, remove.
 
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 
-use super::once::Key;
+use super::idempotency::Key;
 use super::wire::{
     self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
 };
@@ -13,13 +13,12 @@ use crate::bases::hydrate::{self, Progress};
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File};
 use crate::fetch::kept::Reach;
-use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token, Validator};
-use crate::source::Location;
-use crate::source::http::shown;
+use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
+use crate::source::shown;
 use crate::store::BaseNode;
 
-fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
-    let bad = || ApiError::invalid(format!("{what} is not {} hexadecimal digits", 2 * N));
+fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
+    let bad = || ApiError::invalid(format!("{key} is not a digest; give {} hexadecimal digits", 2 * N));
     let mut out = [0; N];
     if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(bad());
@@ -28,11 +27,6 @@ fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
         *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
     }
     Ok(out)
-}
-
-/// As it is shown: a path as it is, a URL without what may be secret.
-fn shown_source(source: &str) -> String {
-    if Location::of(source).is_url() { shown(source) } else { source.to_owned() }
 }
 
 impl From<ImageFormat> for Format {
@@ -139,7 +133,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
 
 /// Register a base
 ///
-/// Nothing is copied or converted. A server is asked once, for the identity of its object.
+/// The daemon copies and converts nothing. It asks a server once, for the identity of its object.
 #[utoipa::path(
     post,
     path = "/v1/bases",
@@ -172,14 +166,14 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
     blocking(move || {
         let users = c.store.users();
         let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
-        Ok(c.store.bases().iter().map(|b| c.shown_base(b, count(b))).collect())
+        Ok(c.store.bases().iter().map(|b| c.base_with_users(b, count(b))).collect())
     })
     .await
 }
 
 /// Show a base
 ///
-/// Looks at its files on this host. Asks no server.
+/// The daemon checks the base's files on this host. It asks no server.
 #[utoipa::path(
     get,
     path = "/v1/bases/{name}",
@@ -193,13 +187,13 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<B
 
 /// Remove a base
 ///
-/// Refused while a disk needs it. The image itself is not touched.
+/// Refused while a disk needs the base. The image itself does not change.
 #[utoipa::path(
     delete,
     path = "/v1/bases/{name}",
     tag = "bases",
     operation_id = "remove_base",
-    responses((status = 200, description = "It is gone.", body = Removed))
+    responses((status = 200, description = "The base is removed.", body = Removed))
 )]
 pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
     blocking(move || {
@@ -211,10 +205,10 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 
 impl Control {
     pub(super) fn base(&self, node: &BaseNode) -> Base {
-        self.shown_base(node, self.bases.users(node))
+        self.base_with_users(node, self.bases.users(node))
     }
 
-    fn shown_base(&self, node: &BaseNode, disks: usize) -> Base {
+    fn base_with_users(&self, node: &BaseNode, disks: usize) -> Base {
         let record = node.record();
         let options = node.options();
         let (sha256, sha512) = match &record.image.identity.digest {
@@ -222,10 +216,7 @@ impl Control {
             Some(Digest::Sha512(d)) => (None, Some(hex(d))),
             None => (None, None),
         };
-        let (etag, last_modified) = match &record.image.identity.validator {
-            Validator::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
-            Validator::File { .. } => (None, None),
-        };
+        let (etag, last_modified) = record.image.identity.validator.http();
         let kept: Vec<_> =
             self.bases.kept_files(node).map(|file| self.bases.sources().contents(record, file)).collect();
         let (kept_bytes, all): (u64, u64) = kept
@@ -237,14 +228,14 @@ impl Control {
         let Condition { state, since, error, health } = self.bases.condition(node);
         let urls = node.current().urls_of(&record.image);
         let shown_backing =
-            |file: &ImageFile| Backing { source: shown_source(&file.source), format: file.format.into() };
+            |file: &ImageFile| Backing { source: shown(&file.source), format: file.format.into() };
         let BaseHealth { stall, failing, urls: servers } = health;
         let waiting_since = stall.as_ref().map(|stall| rfc3339_millis(stall.since));
         Base {
             id: record.id,
             name: record.name.clone(),
             path: self.config.mount.join(format!("bases/{}.raw", record.name)).display().to_string(),
-            source: shown_source(&urls[0]),
+            source: shown(&urls[0]),
             mirrors: urls[1..].iter().map(|url| shown(url)).collect(),
             backing: record.backing.iter().map(shown_backing).collect(),
             format: record.image.format.into(),
@@ -254,7 +245,7 @@ impl Control {
             cached_bytes: if kept.is_empty() { node.cached_bytes() } else { kept_bytes },
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),
-            pinned: options.pinned || options.hydrate,
+            pinned: options.retains(),
             complete: !kept.is_empty() && kept.iter().all(|kept| kept.is_complete(Reach::Proven)),
             digest_verified: verified,
             sha256,

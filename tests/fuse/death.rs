@@ -1,4 +1,4 @@
-//! Death of everything: what the next start finds, and a mount that a service manager keeps meanwhile.
+//! Death of the supervisor and the worker: what the next start finds, and a mount that a service manager keeps.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::harness::{House, Random, open, read_at, same, until};
+use crate::harness::{Random, TestDaemon, open, read_at, same, until};
 use crate::process::Client;
 
 const SIZE: u64 = 4 << 20;
 
 #[test]
-fn all_that_was_acknowledged_survives_the_death_of_both() {
-    let mut house = House::on_disk();
-    let base = house.base(1 << 20);
-    let paths: Vec<PathBuf> = (0..3).map(|n| house.create(&format!("d{n}"), n == 0, SIZE)).collect();
+fn acknowledged_writes_survive_the_death_of_supervisor_and_worker() {
+    let mut daemon = TestDaemon::on_disk();
+    let base = daemon.base(1 << 20);
+    let paths: Vec<PathBuf> = (0..3).map(|n| daemon.create(&format!("d{n}"), n == 0, SIZE)).collect();
     let mut models: Vec<Vec<u8>> = vec![vec![0; SIZE as usize]; 3];
     models[0][..base.len()].copy_from_slice(&base);
     let mut random = Random(11);
@@ -41,11 +41,11 @@ fn all_that_was_acknowledged_survives_the_death_of_both() {
             }
         }
         if round % 2 == 0 {
-            house.kill_supervisor()
+            daemon.kill_supervisor()
         } else {
-            house.kill_everything()
+            daemon.kill_everything()
         }
-        house.start();
+        daemon.start();
         for (path, model) in paths.iter().zip(&models) {
             same(&read_at(&open(path), 0, SIZE as usize), model, "after the death");
         }
@@ -53,10 +53,10 @@ fn all_that_was_acknowledged_survives_the_death_of_both() {
 }
 
 #[test]
-fn all_that_was_flushed_survives_a_reset() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let path = house.create("a", true, SIZE);
+fn flushed_writes_survive_a_reset_of_the_host() {
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let path = daemon.create("a", true, SIZE);
     let mut flushed = read_at(&open(&path), 0, SIZE as usize);
     let mut random = Random(12);
     for _ in 0..3 {
@@ -77,23 +77,23 @@ fn all_that_was_flushed_survives_a_reset() {
             written[at..at + 4096].copy_from_slice(&bytes);
         }
         drop(file);
-        house.kill_everything();
-        // What a reset takes: memory.
-        fs::remove_file(house.arena().unwrap()).unwrap();
-        house.start();
+        daemon.kill_everything();
+        // A reset loses memory.
+        fs::remove_file(daemon.arena().unwrap()).unwrap();
+        daemon.start();
         let found = read_at(&open(&path), 0, SIZE as usize);
         for at in (0..SIZE as usize).step_by(4096) {
             let block = &found[at..at + 4096];
             let is_either = block == &flushed[at..at + 4096] || block == &written[at..at + 4096];
-            assert!(is_either, "the block at {at:#x} is neither what was flushed nor what was written");
+            assert!(is_either, "the block at {at:#x} has neither the flushed nor the written contents");
         }
-        // From here on what was found is what counts.
+        // From here on, compare with the contents that were found.
         flushed = found;
     }
 }
 
-/// What a service manager does with `NOTIFY_SOCKET`, as systemd does it: it keeps descriptors by name, and throws out
-/// those it is told to.
+/// A service manager that handles `NOTIFY_SOCKET` as systemd does: it keeps descriptors by name, and removes them on
+/// request.
 struct Manager {
     path: PathBuf,
     kept: Arc<Mutex<Vec<(String, OwnedFd)>>>,
@@ -103,8 +103,8 @@ struct Manager {
 }
 
 impl Manager {
-    fn new(house: &House) -> Self {
-        let path = house.path("notify");
+    fn new(daemon: &TestDaemon) -> Self {
+        let path = daemon.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (kept, said) = (Arc::default(), Arc::default());
@@ -130,8 +130,8 @@ impl Manager {
         self.said.lock().unwrap().iter().any(|said| said == line)
     }
 
-    /// `plyfs serve` as the service manager would start it.
-    fn command(&self, house: &House, args: &[&str]) -> Command {
+    /// The command with which the service manager starts `plyfs serve`.
+    fn command(&self, daemon: &TestDaemon, args: &[&str]) -> Command {
         let kept = self.kept.lock().unwrap();
         let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
         let fds: Vec<RawFd> = kept.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
@@ -144,9 +144,9 @@ impl Manager {
             command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         }
         command.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]).args(args);
-        command.env("PLYFS_STORE", house.store()).env("NOTIFY_SOCKET", &self.path);
-        // SAFETY: only system calls that may be made between fork and exec; the kept descriptors are open until the
-        // child runs, and numbers from 100 on are nobody's there.
+        command.env("PLYFS_STORE", daemon.store()).env("NOTIFY_SOCKET", &self.path);
+        // SAFETY: only system calls that are allowed between fork and exec; the kept descriptors are open until the
+        // child runs, and numbers from 100 on are unused there.
         unsafe {
             command.pre_exec(move || {
                 for (n, fd) in fds.iter().enumerate() {
@@ -165,9 +165,9 @@ impl Manager {
         command
     }
 
-    fn start(&self, house: &mut House) {
-        let command = self.command(house, &[]);
-        house.start_command(command);
+    fn start(&self, daemon: &mut TestDaemon) {
+        let command = self.command(daemon, &[]);
+        daemon.start_command(command);
         until("READY=1", || self.has_said("READY=1").then_some(()));
     }
 }
@@ -197,7 +197,7 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
     let mut control = [0u64; 32];
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut fds = Vec::new();
-    // SAFETY: the header points at buffers that outlive the call; descriptors that come are owned by nobody else.
+    // SAFETY: the header points at buffers that outlive the call; received descriptors have no other owner.
     let got = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         (message.msg_iov, message.msg_iovlen) = (&mut iov, 1);
@@ -222,8 +222,8 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
     Ok((String::from_utf8_lossy(&bytes[..got]).into_owned(), fds))
 }
 
-/// A user of two disks in a process of its own. This one must not have files open on a mount that nobody serves: what
-/// it starts inherits them until exec closes them, and that asks the mount.
+/// A client of two disks in a process of its own. The test process itself must have no files open on a mount without a
+/// daemon: its children inherit them until exec closes them, and the close needs the mount.
 struct Guest {
     child: Child,
     dir: PathBuf,
@@ -232,18 +232,18 @@ struct Guest {
 impl Guest {
     const DIR_ENV: &str = "PLYFS_TEST_GUEST";
 
-    fn new(house: &House) -> Self {
-        house.create("a", false, SIZE);
-        house.create("quiet", false, SIZE);
+    fn new(daemon: &TestDaemon) -> Self {
+        daemon.create("a", false, SIZE);
+        daemon.create("quiet", false, SIZE);
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "death::guest", "--nocapture"]).env(Self::DIR_ENV, house.dir.path());
-        let dir = house.dir.path().to_owned();
+        command.args(["--exact", "death::guest", "--nocapture"]).env(Self::DIR_ENV, daemon.dir.path());
+        let dir = daemon.dir.path().to_owned();
         let mut guest = Self { child: command.stdout(Stdio::null()).spawn().unwrap(), dir };
         guest.answers(0);
         guest
     }
 
-    /// The files that it has open work; it met no error.
+    /// Asserts that the open files of the guest work, and that it met no error.
     fn answers(&mut self, number: u32) {
         fs::write(self.dir.join(format!("ask-{number}")), "").unwrap();
         let seen = self.dir.join(format!("seen-{number}"));
@@ -255,7 +255,7 @@ impl Guest {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// What disk `a` has to contain.
+    /// Stops the guest, and returns the expected contents of disk `a`.
     fn stop(mut self) -> Vec<u8> {
         fs::write(self.dir.join("stop"), "").unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -266,12 +266,12 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        // It may be waiting for a mount that a failed test has left; the next to go is that mount.
+        // After a failed test the guest may wait for the mount, which is removed next.
         let _ = self.child.try_wait();
     }
 }
 
-/// Not a test by itself: what [`Guest`] runs.
+/// Not a test by itself: the process that [`Guest`] starts.
 #[test]
 fn guest() {
     let Some(dir) = std::env::var_os(Guest::DIR_ENV).map(PathBuf::from) else { return };
@@ -294,43 +294,43 @@ fn guest() {
 }
 
 #[test]
-fn a_mount_that_the_service_manager_keeps_outlives_everything() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
+fn a_mount_that_the_service_manager_keeps_outlives_the_daemon() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
     assert_eq!(manager.names().len(), 4, "{:?}", manager.names());
-    let mut guest = Guest::new(&house);
-    let since = house.status()["uptime_seconds"].clone();
+    let mut guest = Guest::new(&daemon);
+    let since = daemon.status()["uptime_seconds"].clone();
     for round in 1..4 {
         if round == 2 {
-            // What is kept is kept for the next version too.
-            house.ok(&["upgrade"]);
+            // The kept descriptors work for the next version, too.
+            daemon.ok(&["upgrade"]);
         }
-        house.kill_supervisor();
-        manager.start(&mut house);
+        daemon.kill_supervisor();
+        manager.start(&mut daemon);
         guest.answers(round);
         assert_eq!(manager.names().len(), 4, "{:?}", manager.names());
-        house.prepared();
+        daemon.prepared();
     }
-    assert!(house.log().contains("the mount was kept by the service manager"));
-    assert!(house.status()["uptime_seconds"].as_u64() >= since.as_u64());
+    assert!(daemon.log().contains("the mount was kept by the service manager"));
+    assert!(daemon.status()["uptime_seconds"].as_u64() >= since.as_u64());
     let model = guest.stop();
-    house.stop();
+    daemon.stop();
     assert!(manager.has_said("STOPPING=1"));
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
-    manager.start(&mut house);
-    same(&read_at(&open(&house.disk("a")), 0, SIZE as usize), &model, "after the stop");
+    manager.start(&mut daemon);
+    same(&read_at(&open(&daemon.disk("a")), 0, SIZE as usize), &model, "after the stop");
 }
 
 #[test]
-fn older_mounts_in_the_descriptor_store_are_told_apart() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let mut guest = Guest::new(&house);
-    house.kill_supervisor();
+fn descriptors_of_older_mounts_in_the_store_are_ignored() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let mut guest = Guest::new(&daemon);
+    daemon.kill_supervisor();
     {
-        // What is left of a mount that has ended; a service manager passes things in any order.
+        // Descriptors of a mount that has ended. A service manager passes descriptors in any order.
         let mut kept = manager.kept.lock().unwrap();
         let number: u64 = kept[0].0.rsplit('-').next().unwrap().parse().unwrap();
         let older = |(name, _): &(String, OwnedFd)| {
@@ -341,59 +341,59 @@ fn older_mounts_in_the_descriptor_store_are_told_apart() {
         kept.insert(0, dead.pop().unwrap());
         kept.extend(dead);
     }
-    manager.start(&mut house);
+    manager.start(&mut daemon);
     guest.answers(1);
-    until("only the mount that lives", || (manager.names().len() == 4).then_some(()));
+    until("only the living mount", || (manager.names().len() == 4).then_some(()));
     guest.stop();
 }
 
 #[test]
-fn without_the_descriptors_the_next_start_cleans_up() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let path = house.create("a", false, SIZE);
+fn without_the_descriptors_the_next_start_cleans_up_the_dead_mount() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let path = daemon.create("a", false, SIZE);
     open(&path).write_all_at(b"acknowledged", 0).unwrap();
-    house.kill_supervisor();
+    daemon.kill_supervisor();
     manager.kept.lock().unwrap().clear();
-    manager.start(&mut house);
+    manager.start(&mut daemon);
     same(&read_at(&open(&path), 0, 12), b"acknowledged", "after the death");
-    assert!(house.log().contains("a dead mount of an earlier daemon is cleaned up"));
+    assert!(daemon.log().contains("a dead mount of an earlier daemon is cleaned up"));
 }
 
 #[test]
-fn a_mount_that_lives_and_is_not_passed_is_named_and_not_waited_for() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    house.kill_supervisor();
+fn a_living_mount_that_is_not_passed_on_makes_the_start_fail() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    daemon.kill_supervisor();
     // Started by hand, while the service manager has the mount.
     let begun = Instant::now();
-    let why = house.try_start(&[]).unwrap_err();
-    assert!(why.contains("nobody answers there") && why.contains("umount -l"), "{why}");
+    let why = daemon.try_start(&[]).unwrap_err();
+    assert!(why.contains("no process has answered there") && why.contains("umount -l"), "{why}");
     assert!(begun.elapsed() >= Duration::from_secs(10), "{why}");
-    manager.start(&mut house);
-    house.create("a", false, SIZE);
+    manager.start(&mut daemon);
+    daemon.create("a", false, SIZE);
 }
 
 #[test]
-fn a_kept_mount_of_another_place_is_given_up() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let path = house.create("a", false, SIZE);
+fn a_kept_mount_at_another_place_is_dropped() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let path = daemon.create("a", false, SIZE);
     open(&path).write_all_at(b"acknowledged", 0).unwrap();
-    house.kill_supervisor();
-    let elsewhere = house.path("elsewhere");
-    let command = manager.command(&house, &["--mount", elsewhere.to_str().unwrap()]);
-    house.start_command(command);
-    assert!(house.log().contains("the configuration names another store or mount now"), "{}", house.log());
+    daemon.kill_supervisor();
+    let elsewhere = daemon.path("elsewhere");
+    let command = manager.command(&daemon, &["--mount", elsewhere.to_str().unwrap()]);
+    daemon.start_command(command);
+    assert!(daemon.log().contains("the configuration names another store or mount now"), "{}", daemon.log());
     same(&read_at(&open(&elsewhere.join("disks/a.raw")), 0, 12), b"acknowledged", "elsewhere");
     // Three descriptors of the new mount; the old one has ended.
     until("the new mount only", || (manager.names().len() == 4).then_some(()));
-    let gone = until("an end of the old mount", || fs::metadata(house.mount()).err());
+    let gone = until("an end of the old mount", || fs::metadata(daemon.mount()).err());
     assert_eq!(gone.raw_os_error(), Some(libc::ENOTCONN));
-    house.stop();
+    daemon.stop();
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
     assert!(!is_listed(&elsewhere));
 }

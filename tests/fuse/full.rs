@@ -1,4 +1,4 @@
-//! A store on a filesystem that is filled to the last block, and a full memory for live maps.
+//! A store on a full filesystem, and a full tmpfs of live maps.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -21,10 +21,10 @@ const EXT4: &[&str] = &["mkfs.ext4", "-q", "-F"];
 const EXT4_SMALL_BLOCKS: &[&str] = &["mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "^has_journal"];
 const XFS: &[&str] = &["mkfs.xfs", "-q", "-f"];
 
-/// What may be in each block: a block that says who wrote it, or bytes of the base.
+/// The allowed contents of each block: tags of writes, or the block of the base.
 struct Model {
     base: Vec<u8>,
-    /// Per block: what was acknowledged last, then what failed since.
+    /// For each block: the last acknowledged write, then the writes that failed since.
     may_be: Vec<Vec<u64>>,
 }
 
@@ -52,7 +52,7 @@ impl Model {
         }
     }
 
-    /// Each block is wholly one of what it may be; from then on it is that.
+    /// Asserts that each block has one of its allowed contents, which becomes the only allowed one.
     #[track_caller]
     fn verify(&mut self, disk: &Path, what: &str) {
         let found = fs::read(disk).unwrap();
@@ -72,7 +72,7 @@ impl Model {
     }
 }
 
-/// Writes at random places from several threads until each was refused `refusals` times; returns the errors seen.
+/// Writes at random places from several threads until each got `refusals` errors. Returns the distinct errors.
 fn write_until_refused(file: &File, model: &mut Model, refusals: u64, seed: u64) -> BTreeSet<i32> {
     let refused_total = AtomicU64::new(0);
     let per_writer = BLOCKS / WRITERS;
@@ -114,8 +114,8 @@ fn write_until_refused(file: &File, model: &mut Model, refusals: u64, seed: u64)
     errors
 }
 
-fn check_is_clean(house: &House) {
-    let output = house.cli(&["check"]);
+fn check_is_clean(daemon: &TestDaemon) {
+    let output = daemon.cli(&["check"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -125,24 +125,24 @@ fn store_disk_full(size: u64, make: &[&str]) {
     }
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let volume = Volume::on_file(dir.path(), size, make);
-    let mut house = House::with_store_at(volume.path("store"));
-    house.start();
-    let mut model = Model::new(house.base(DISK as usize));
-    let disk = house.create("d", true, DISK);
-    let other = house.create("other", false, DISK);
-    let gone = house.create("gone", false, DISK);
+    let mut daemon = TestDaemon::with_store_at(volume.path("store"));
+    daemon.start();
+    let mut model = Model::new(daemon.base(DISK as usize));
+    let disk = daemon.create("d", true, DISK);
+    let other = daemon.create("other", false, DISK);
+    let gone = daemon.create("gone", false, DISK);
     fs::write(&other, Random(3).bytes(100_000)).unwrap();
     {
         let file = open(&gone);
         file.write_all_at(&Random(4).bytes(12 << 20), 0).unwrap();
         file.sync_all().unwrap();
     }
-    let before = house.json(&["status"]);
+    let before = daemon.json(&["status"]);
     assert_eq!(before["space"]["full"], false, "{before}");
     assert_eq!(before["space"]["reserve_held_bytes"], before["space"]["reserve_bytes"], "{before}");
     assert!(before["space"]["reserve_bytes"].as_u64().unwrap() >= MIB, "{before}");
 
-    // In the middle of the writes the filesystem becomes full, filled by them and by somebody else.
+    // The writes and another program fill the filesystem during the writes.
     volume.fill_but(24 * MIB);
     let file = open(&disk);
     std::thread::scope(|scope| {
@@ -160,12 +160,12 @@ fn store_disk_full(size: u64, make: &[&str]) {
     volume.fill();
     model.verify(&disk, "full");
 
-    // What needs no space of the data's, works.
+    // Operations that need no space for data still work.
     file.sync_all().unwrap();
     let errors = write_until_refused(&file, &mut model, 30, 2);
     assert_eq!(errors, BTreeSet::from([libc::ENOSPC]));
     file.sync_data().unwrap();
-    let full = house.json(&["status"]);
+    let full = daemon.json(&["status"]);
     assert_eq!(full["space"]["full"], true, "{full}");
     model.verify(&disk, "full, flushed");
     let written = (0..BLOCKS).find(|b| model.may_be[*b as usize] != [BASE]).unwrap();
@@ -178,7 +178,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
         }
     }
     for at in 0..8 {
-        // Where nothing was written a discard needs a map record, and no more.
+        // A discard of an unwritten range needs only a map record.
         let block = at * (BLOCKS / 8);
         fallocate(&file, PUNCH, block * BLOCK as u64, 3 * BLOCK as u64).unwrap();
         (block..block + 3).for_each(|b| model.wrote(b, ZERO, true));
@@ -189,26 +189,26 @@ fn store_disk_full(size: u64, make: &[&str]) {
         .unwrap_or_else(|e| panic!("discard of a part: {e}"));
     fallocate(&file, PUNCH, 7 * BLOCK as u64, BLOCK as u64).unwrap();
     model.wrote(7, ZERO, true);
-    fs::rename(house.disk("other"), house.disk("renamed")).unwrap();
-    fs::set_permissions(house.disk("renamed"), fs::Permissions::from_mode(0o640)).unwrap();
-    let new = house.create("new", false, MIB);
+    fs::rename(daemon.disk("other"), daemon.disk("renamed")).unwrap();
+    fs::set_permissions(daemon.disk("renamed"), fs::Permissions::from_mode(0o640)).unwrap();
+    let new = daemon.create("new", false, MIB);
     assert_eq!(fs::read(&new).unwrap(), vec![0; MIB as usize]);
     open(&new).set_len(2 * MIB).unwrap();
     volume.fill();
-    house.ok(&["disk", "rm", "new"]);
-    house.ok(&["base", "add", "b2", house.path("b.img").to_str().unwrap()]);
-    house.ok(&["base", "rm", "b2"]);
+    daemon.ok(&["disk", "rm", "new"]);
+    daemon.ok(&["base", "add", "b2", daemon.path("b.img").to_str().unwrap()]);
+    daemon.ok(&["base", "rm", "b2"]);
     volume.fill();
     model.verify(&disk, "full, after discards");
 
-    // A disk that goes gives its space to the others, at once.
-    house.ok(&["disk", "rm", "gone"]);
+    // The space of a removed disk is free at once.
+    daemon.ok(&["disk", "rm", "gone"]);
     file.write_all_at(&5u64.to_le_bytes().repeat(BLOCK / 8), 100 * BLOCK as u64).unwrap();
     model.wrote(100, 5, true);
     volume.fill();
     write_until_refused(&file, &mut model, 5, 3);
 
-    // Space comes back: the same descriptor, the same worker.
+    // When there is space again, the same descriptor and the same worker go on.
     volume.make_space();
     for block in (0..BLOCKS).step_by(7) {
         file.write_all_at(&9u64.to_le_bytes().repeat(BLOCK / 8), block * BLOCK as u64).unwrap();
@@ -216,40 +216,40 @@ fn store_disk_full(size: u64, make: &[&str]) {
     }
     file.sync_all().unwrap();
     model.verify(&disk, "with space again");
-    let after = house.json(&["status"]);
+    let after = daemon.json(&["status"]);
     assert_eq!(after["worker_starts"], before["worker_starts"]);
     assert_eq!(after["worker_pid"], before["worker_pid"]);
     assert_eq!(after["space"]["full"], false, "{after}");
     assert_eq!(after["space"]["reserve_held_bytes"], after["space"]["reserve_bytes"], "{after}");
     assert_eq!(after["disks_refusing_writes"], serde_json::json!([]), "{after}");
 
-    // Stop and start when it is full, with writes that were not flushed; and a worker's death.
+    // On the full filesystem: a worker's death, a stop and a start, with unflushed writes.
     volume.fill();
     write_until_refused(&file, &mut model, 20, 4);
     volume.fill();
-    house.kill_worker();
+    daemon.kill_worker();
     model.verify(&disk, "full, the next worker");
     file.sync_all().unwrap();
     write_until_refused(&file, &mut model, 5, 5);
     drop(file);
     volume.fill();
-    house.stop();
-    check_is_clean(&house);
+    daemon.stop();
+    check_is_clean(&daemon);
     volume.fill();
-    house.start();
+    daemon.start();
     model.verify(&disk, "full, after a restart");
-    same(&fs::read(house.disk("renamed")).unwrap()[..100_000], &Random(3).bytes(100_000), "the other disk");
+    same(&fs::read(daemon.disk("renamed")).unwrap()[..100_000], &Random(3).bytes(100_000), "the other disk");
     write_until_refused(&open(&disk), &mut model, 5, 6);
-    house.kill_everything();
+    daemon.kill_everything();
     volume.fill();
-    house.start();
+    daemon.start();
     model.verify(&disk, "full, after a kill of everything");
-    house.stop();
-    check_is_clean(&house);
+    daemon.stop();
+    check_is_clean(&daemon);
 }
 
 #[test]
-fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
+fn a_full_tmpfs_of_live_maps_is_enospc_until_it_is_larger() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let runtime = dir.path().join("runtime");
     fs::create_dir(&runtime).unwrap();
@@ -263,9 +263,9 @@ fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
     let _unmount = Unmount(runtime.clone());
     let config = dir.path().join("plyfs.toml");
     fs::write(&config, format!("runtime.dir = {runtime:?}\n")).unwrap();
-    let mut house = House::unstarted("/var/tmp");
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    let disk = house.create("d", false, 1 << 40);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    let disk = daemon.create("d", false, 1 << 40);
     let file = open(&disk);
     let mut written = Vec::new();
     // A page of the map is 62 MiB of the disk; a write of 1 MiB may need two.
@@ -281,14 +281,14 @@ fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
     assert!(written.len() > 100, "{}", written.len());
     let at = |n: u64| n * 64 * MIB;
     assert_eq!(errno(file.write_all_at(&[1; 4096], at(2000))), libc::ENOSPC);
-    // What has its page of the map is written, discarded and flushed.
+    // Blocks whose map page exists can be written, discarded and flushed.
     file.write_all_at(&[3; 4096], 4096).unwrap();
     fallocate(&file, PUNCH, at(1), 4096).unwrap();
     file.sync_all().unwrap();
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
-    assert!(house.json(&["disk", "show", "d"])["refuses_writes"].is_null());
-    // Another disk cannot be opened; it can when there is memory again.
-    let other = house.create("other", false, MIB);
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
+    assert!(daemon.json(&["disk", "show", "d"])["refuses_writes"].is_null());
+    // Another disk cannot be opened until there is memory again.
+    let other = daemon.create("other", false, MIB);
     assert_eq!(errno(File::open(&other)), libc::ENOSPC);
     run(Command::new("mount").args(["-o", "remount,size=2M"]).arg(&runtime));
     fs::write(&other, b"other").unwrap();
@@ -298,30 +298,30 @@ fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
     }
     same(&read_at(&file, at(1), 4096), &[0; 4096], "discarded");
     same(&read_at(&file, 4096, 4096), &[3; 4096], "written meanwhile");
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
     drop(file);
-    house.stop();
+    daemon.stop();
 }
 
-/// fio in the middle of whose run the filesystem becomes full: it is told ENOSPC, and each block is old or new.
+/// The filesystem becomes full during a run of fio: fio gets ENOSPC, and each block is old or new.
 #[test]
-fn store_disk_full_in_the_middle_of_a_fio_run() {
+fn store_disk_full_during_a_fio_run() {
     let Some(fio) = tool("fio") else { return };
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let volume = Volume::on_file(dir.path(), 96 * MIB, EXT4);
-    let mut house = House::with_store_at(volume.path("store"));
-    house.start();
-    let mut model = Model::new(house.base(DISK as usize));
-    let disk = house.create("d", true, DISK);
+    let mut daemon = TestDaemon::with_store_at(volume.path("store"));
+    daemon.start();
+    let mut model = Model::new(daemon.base(DISK as usize));
+    let disk = daemon.create("d", true, DISK);
     volume.fill_but(16 * MIB);
     let pattern = 0x5a5a_1234_5a5a_1234u64;
-    let report = house.path("fio.json");
+    let report = daemon.path("fio.json");
     let fio = |more: &[&str]| {
         let mut command = Command::new(&fio);
         command.args(["--name=v", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio"]);
         command.args(["--direct=1", "--verify=pattern", "--verify_pattern=0x34125a5a34125a5a", "--size=64m"]);
         command.args(["--output-format=json", "--randseed=4"]).arg(format!("--output={}", report.display()));
-        command.arg(format!("--filename={}", disk.display())).args(more).current_dir(house.dir.path());
+        command.arg(format!("--filename={}", disk.display())).args(more).current_dir(daemon.dir.path());
         let status = command.status().unwrap();
         let text = fs::read_to_string(&report).unwrap();
         let from = text.find('{').unwrap();
@@ -334,10 +334,10 @@ fn store_disk_full_in_the_middle_of_a_fio_run() {
     assert!(model.may_be.iter().any(|m| *m == [pattern]) && model.may_be.iter().any(|m| *m == [BASE]));
     open(&disk).sync_all().unwrap();
     volume.make_space();
-    // The same run with its verification, under the same worker.
+    // The same run with verification, under the same worker.
     assert_eq!(fio(&["--do_verify=1", "--verify_fatal=1", "--io_size=48m"]), (true, 0));
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
-    house.stop();
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
+    daemon.stop();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a worker may do, who may use the disks, and what a crash leaves behind.
+//! The rights of a worker, the access of other users to disks, and the core dump of a crash.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{House, PUNCH, Random, ZERO, fallocate, open, run, same, tool};
+use crate::harness::{PUNCH, Random, TestDaemon, ZERO, fallocate, open, run, same, tool};
 
 const NOBODY: u32 = 65534;
 
-/// The program as user nobody, without any group.
+/// A command that runs as user nobody, without groups.
 fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
     command
 }
 
-/// What a command of nobody's ends with; its complaint must be about permission when it fails.
+/// Whether a command succeeds as user nobody. If it fails, it must fail for lack of permission.
 #[track_caller]
 fn nobody_may(program: &str, args: &[&Path]) -> bool {
     let output = as_nobody(program).args(args).env("LC_ALL", "C").output().unwrap();
@@ -39,7 +39,7 @@ fn status_of(pid: i64, task: &str) -> impl Fn(&str) -> String + use<> {
     }
 }
 
-/// Every thread of a process has only these capabilities, and is under a filter.
+/// Asserts that every thread of a process has at most these capabilities, and has a seccomp filter.
 #[track_caller]
 fn every_thread_is_confined(pid: i64, capabilities: u64) {
     let tasks: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).unwrap().collect();
@@ -64,7 +64,7 @@ fn children(pid: i64) -> Vec<i64> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// What `status` says of landlock where it is switched on: signals and abstract sockets came with Linux 6.12.
+/// The text of `status` for landlock when it is on. Signals and abstract sockets came with Linux 6.12.
 fn landlock() -> &'static str {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());
@@ -75,8 +75,8 @@ fn landlock() -> &'static str {
 const IPC_LOCK: u64 = 1 << 14;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 
-fn looks_confined(house: &House) {
-    let status = house.json(&["status"]);
+fn looks_confined(daemon: &TestDaemon) {
+    let status = daemon.json(&["status"]);
     let confinement = &status["confinement"];
     assert_eq!(confinement["landlock"], landlock(), "{confinement}");
     assert_eq!(confinement["seccomp"], "on", "{confinement}");
@@ -90,7 +90,7 @@ fn looks_confined(house: &House) {
     let openers = children(worker);
     assert_eq!(openers.len(), 1, "{openers:?}");
     every_thread_is_confined(openers[0], DAC_READ_SEARCH);
-    // The opener has nothing of the mount, the store or the control socket: a socket per thread, and the first three.
+    // The opener has no descriptor of the mount, the store or the control socket: only a socket per thread, and 0 to 2.
     for entry in fs::read_dir(format!("/proc/{}/fd", openers[0])).unwrap() {
         let entry = entry.unwrap();
         let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
@@ -101,56 +101,60 @@ fn looks_confined(house: &House) {
 
 /// Guards D15.
 #[test]
-fn every_worker_is_confined_and_says_so() {
-    let house = House::on_disk();
-    looks_confined(&house);
-    let text = house.ok(&["status"]);
+fn every_worker_is_confined_and_the_status_shows_it() {
+    let daemon = TestDaemon::on_disk();
+    looks_confined(&daemon);
+    let text = daemon.ok(&["status"]);
     assert!(text.contains(&format!("landlock {}, seccomp on, core dumps off", landlock())), "{text}");
-    house.kill_worker();
-    looks_confined(&house);
+    daemon.kill_worker();
+    looks_confined(&daemon);
 }
 
 #[test]
-fn switches_for_emergencies_work() {
-    let mut house = House::unstarted("/var/tmp");
-    let config = house.path("c.toml");
+fn confinement_can_be_switched_off() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let config = daemon.path("c.toml");
     fs::write(&config, "[security]\ncapabilities = false\nlandlock = false\nseccomp = \"off\"\n").unwrap();
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    let confinement = house.json(&["status"])["confinement"].clone();
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    let confinement = daemon.json(&["status"])["confinement"].clone();
     assert_eq!(confinement["landlock"], "off (configuration)");
     assert_eq!(confinement["seccomp"], "off (configuration)");
     assert!(confinement["capabilities"].as_array().unwrap().len() > 5, "{confinement}");
-    assert_eq!(children(i64::from(house.worker())), [] as [i64; 0], "there is no opener then");
-    house.base(1 << 20);
-    house.stop();
+    assert_eq!(
+        children(i64::from(daemon.worker())),
+        [] as [i64; 0],
+        "there is no opener without confinement"
+    );
+    daemon.base(1 << 20);
+    daemon.stop();
 }
 
 #[test]
 fn bases_outside_of_their_directories_are_refused() {
-    let mut house = House::unstarted("/var/tmp");
-    let (config, inside) = (house.path("c.toml"), house.path("images"));
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let (config, inside) = (daemon.path("c.toml"), daemon.path("images"));
     fs::create_dir(&inside).unwrap();
     fs::write(&config, format!("[security]\nbase_dirs = [{inside:?}]\n")).unwrap();
     for image in ["images/in.img", "out.img"] {
-        fs::write(house.path(image), [1; 4096]).unwrap();
+        fs::write(daemon.path(image), [1; 4096]).unwrap();
     }
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    house.ok(&["base", "add", "in", house.path("images/in.img").to_str().unwrap()]);
-    let why = house.fails(&["base", "add", "out", house.path("out.img").to_str().unwrap()]);
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    daemon.ok(&["base", "add", "in", daemon.path("images/in.img").to_str().unwrap()]);
+    let why = daemon.fails(&["base", "add", "out", daemon.path("out.img").to_str().unwrap()]);
     assert!(why.contains("outside the directories for bases") && why.contains("base_dirs"), "{why}");
 }
 
-/// A day in the life of a worker under strace: nothing it does is on no list.
+/// Typical work of a worker under strace: it makes no system call that is on no list.
 #[test]
 fn nothing_a_worker_does_is_refused() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
-    let trace = house.path("trace");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let trace = daemon.path("trace");
     let mut wrapper = Command::new(strace);
     wrapper.args(["-f", "-qq", "-Z", "-o"]).arg(&trace);
-    house.start_under(wrapper);
-    let data = house.base(4 << 20);
-    let path = house.create("a", true, 16 << 20);
+    daemon.start_under(wrapper);
+    let data = daemon.base(4 << 20);
+    let path = daemon.create("a", true, 16 << 20);
     let file = open(&path);
     let mut bytes = vec![0; data.len()];
     file.read_exact_at(&mut bytes, 0).unwrap();
@@ -161,21 +165,21 @@ fn nothing_a_worker_does_is_refused() {
     fallocate(&file, 0, 8 << 20, 4096).unwrap();
     file.sync_all().unwrap();
     file.set_len(12 << 20).unwrap();
-    fs::rename(&path, house.disk("b")).unwrap();
-    end(&house, libc::SIGKILL);
+    fs::rename(&path, daemon.disk("b")).unwrap();
+    end(&daemon, libc::SIGKILL);
     file.write_all_at(&[8; 5000], 40_000).unwrap();
     file.sync_all().unwrap();
-    chown(house.disk("b"), Some(NOBODY), None).unwrap();
-    house.ok(&["disk", "resize", "b", "20M"]);
-    house.ok(&["disk", "ls"]);
-    File::create(house.disk("c")).unwrap().write_all(b"new").unwrap();
+    chown(daemon.disk("b"), Some(NOBODY), None).unwrap();
+    daemon.ok(&["disk", "resize", "b", "20M"]);
+    daemon.ok(&["disk", "ls"]);
+    File::create(daemon.disk("c")).unwrap().write_all(b"new").unwrap();
     drop(file);
-    fs::remove_file(house.disk("c")).unwrap();
-    house.ok(&["disk", "rm", "b"]);
-    house.ok(&["base", "rm", "b"]);
-    house.stop();
+    fs::remove_file(daemon.disk("c")).unwrap();
+    daemon.ok(&["disk", "rm", "b"]);
+    daemon.ok(&["base", "rm", "b"]);
+    daemon.stop();
     let trace = fs::read_to_string(&trace).unwrap();
-    assert!(trace.contains("clone3"), "failed calls are in the trace: that one is refused on purpose");
+    assert!(trace.contains("clone3"), "the trace must contain failed calls: clone3 is refused on purpose");
     let refused: Vec<_> = trace
         .lines()
         .filter(|line| line.contains("ENOSYS") && !line.contains("clone3") || line.contains(" EACCES "))
@@ -183,57 +187,57 @@ fn nothing_a_worker_does_is_refused() {
     assert_eq!(refused, [] as [&str; 0]);
 }
 
-/// What the kernel lacks is said once and in `status`, and nothing else comes of it.
+/// A missing kernel feature is logged once and shown in `status`, and has no other effect.
 /// Guards D16.
 #[test]
-fn a_kernel_without_landlock_and_seccomp_is_served_and_named() {
+fn without_landlock_and_seccomp_in_the_kernel_the_daemon_works_and_reports_it() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
     let mut wrapper = Command::new(strace);
     wrapper.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset,seccomp"]);
     wrapper.args(["-e", "inject=landlock_create_ruleset,seccomp:error=ENOSYS"]);
-    house.start_under(wrapper);
-    let data = house.base(1 << 20);
-    let path = house.create("a", true, 1 << 20);
+    daemon.start_under(wrapper);
+    let data = daemon.base(1 << 20);
+    let path = daemon.create("a", true, 1 << 20);
     for _ in 0..2 {
         same(&fs::read(&path).unwrap(), &data, "the base");
-        let confinement = house.json(&["status"])["confinement"].clone();
+        let confinement = daemon.json(&["status"])["confinement"].clone();
         for key in ["landlock", "seccomp"] {
             let text = confinement[key].as_str().unwrap();
             assert!(text.starts_with("off (") && text != "off (configuration)", "{confinement}");
         }
-        end(&house, libc::SIGKILL);
+        end(&daemon, libc::SIGKILL);
     }
-    let log = house.log();
+    let log = daemon.log();
     assert_eq!(log.matches("more rights than it needs").count(), 2, "once each, by the first worker: {log}");
 }
 
-/// The opener's death is the worker's, and that is a pause.
+/// The worker dies with its opener, and the next worker takes over.
 #[test]
-fn a_dead_opener_is_a_pause() {
-    let house = House::on_disk();
-    let data = house.base(1 << 20);
-    let path = house.create("a", true, 1 << 20);
-    house.kill_worker();
-    let worker = i64::from(house.worker());
+fn the_death_of_the_opener_costs_clients_only_a_pause() {
+    let daemon = TestDaemon::on_disk();
+    let data = daemon.base(1 << 20);
+    let path = daemon.create("a", true, 1 << 20);
+    daemon.kill_worker();
+    let worker = i64::from(daemon.worker());
     // SAFETY: no memory is involved.
     children(worker).iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid as i32, libc::SIGKILL) }, 0));
     same(&fs::read(&path).unwrap(), &data, "the base");
-    assert_ne!(i64::from(house.worker()), worker);
-    assert!(house.log().contains("the opener is gone"), "{}", house.log());
+    assert_ne!(i64::from(daemon.worker()), worker);
+    assert!(daemon.log().contains("the opener is gone"), "{}", daemon.log());
 }
 
-/// Sends the worker a signal and waits for the next one; the worker may be any descendant of what was started.
-fn end(house: &House, signal: i32) {
-    let worker = house.worker();
+/// Sends the worker a signal, and waits for the next worker. The worker may be any descendant of the started process.
+fn end(daemon: &TestDaemon, signal: i32) {
+    let worker = daemon.worker();
     let until = Instant::now() + Duration::from_secs(60);
-    // Rust's runtime takes a SIGSEGV that no fault caused for nothing the first time; the second one counts.
+    // Rust's runtime ignores the first SIGSEGV that no fault caused; the second one kills.
     // SAFETY: no memory is involved.
     while unsafe { libc::kill(worker, signal) } == 0 {
-        assert!(Instant::now() < until, "it does not die");
+        assert!(Instant::now() < until, "the worker does not die");
         std::thread::sleep(Duration::from_millis(10));
     }
-    while house.cli(&["--json", "status"]).stdout.is_empty() || house.worker() == worker {
+    while daemon.cli(&["--json", "status"]).stdout.is_empty() || daemon.worker() == worker {
         assert!(Instant::now() < until, "no worker within 60 s");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -253,18 +257,18 @@ fn contains(path: &Path, marker: &[u8]) -> bool {
 #[test]
 fn a_crashed_worker_leaves_no_guest_data_behind() {
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    // Only a name without a directory ends up where this test can look.
+    // The test finds a core file only when the pattern is a name without a directory.
     let here = !pattern.starts_with('|') && !pattern.contains('/') && pattern.contains("core");
     let marker: Vec<u8> = Random(99).bytes(64);
     for allowed in [true, false] {
         if allowed && !here {
-            println!("SKIP: cores go to {pattern}: whether one would hold the data is not looked at");
+            println!("SKIP: core files go to {pattern}, where the test cannot read them");
             continue;
         }
-        let mut house = House::unstarted("/var/tmp");
-        let cwd = house.path("cwd");
+        let mut daemon = TestDaemon::unstarted("/var/tmp");
+        let cwd = daemon.path("cwd");
         fs::create_dir(&cwd).unwrap();
-        let config = house.path("c.toml");
+        let config = daemon.path("c.toml");
         fs::write(&config, format!("[security]\ncore_dumps = {allowed}\n[cache]\nmemory = \"8M\"\n"))
             .unwrap();
         let mut wrapper = Command::new("sh");
@@ -272,16 +276,16 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
             .args(["-c", "ulimit -c unlimited && exec \"$@\" --config \"$0\""])
             .arg(&config)
             .current_dir(&cwd);
-        house.start_under(wrapper);
-        fs::write(house.path("m.img"), marker.repeat((1 << 20) / marker.len())).unwrap();
-        house.ok(&["base", "add", "m", house.path("m.img").to_str().unwrap()]);
-        house.ok(&["disk", "create", "a", "--base", "m"]);
+        daemon.start_under(wrapper);
+        fs::write(daemon.path("m.img"), marker.repeat((1 << 20) / marker.len())).unwrap();
+        daemon.ok(&["base", "add", "m", daemon.path("m.img").to_str().unwrap()]);
+        daemon.ok(&["disk", "create", "a", "--base", "m"]);
         let mut bytes = [0; 4096];
-        open(&house.disk("a")).read_exact_at(&mut bytes, 0).unwrap();
+        open(&daemon.disk("a")).read_exact_at(&mut bytes, 0).unwrap();
         same(&bytes[..64], &marker, "the data is in the worker's cache");
-        end(&house, libc::SIGSEGV);
-        // Where the worker was started, or where it may write.
-        let found = [cores(&cwd), cores(&house.store())].concat();
+        end(&daemon, libc::SIGSEGV);
+        // In the directory where the worker was started, or where it may write.
+        let found = [cores(&cwd), cores(&daemon.store())].concat();
         if allowed {
             assert!(
                 found.iter().any(|core| contains(core, &marker)),
@@ -289,7 +293,7 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
             );
         } else {
             assert_eq!(found, [] as [PathBuf; 0]);
-            let limits = fs::read_to_string(format!("/proc/{}/limits", house.worker())).unwrap();
+            let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.worker())).unwrap();
             let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
             assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
         }
@@ -297,17 +301,17 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
 }
 
 #[test]
-fn another_user_reaches_what_was_given_to_him_and_nothing_else() {
-    let house = House::on_disk();
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    house.base(1 << 20);
-    let (mine, his) = (house.create("mine", true, 1 << 20), house.create("his", true, 1 << 20));
-    chown(&his, Some(NOBODY), None).unwrap();
+fn another_user_can_access_only_the_disks_that_were_given_to_it() {
+    let daemon = TestDaemon::on_disk();
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.base(1 << 20);
+    let (mine, theirs) = (daemon.create("mine", true, 1 << 20), daemon.create("theirs", true, 1 << 20));
+    chown(&theirs, Some(NOBODY), None).unwrap();
     assert_eq!(fs::metadata(&mine).unwrap().mode() & 0o7777, 0o600);
 
-    assert!(nobody_may("cat", &[&his]), "his own disk, by its path, as QEMU opens it");
+    assert!(nobody_may("cat", &[&theirs]), "its own disk, by its path, as QEMU opens it");
     assert!(!nobody_may("cat", &[&mine]), "a disk of mode 0600");
-    assert!(!nobody_may("cat", &[&house.mount().join("bases/b.raw")]), "a base");
+    assert!(!nobody_may("cat", &[&daemon.mount().join("bases/b.raw")]), "a base");
     for dir in [
         "store/mnt",
         "store/mnt/disks",
@@ -317,38 +321,38 @@ fn another_user_reaches_what_was_given_to_him_and_nothing_else() {
         "store/deltas",
         "store/bases",
     ] {
-        assert!(!nobody_may("ls", &[&house.path(dir)]), "names in {dir}");
+        assert!(!nobody_may("ls", &[&daemon.path(dir)]), "names in {dir}");
     }
-    assert!(!nobody_may("ls", &[&house.live_dir().unwrap()]), "live maps");
-    assert!(!nobody_may("cat", &[&house.arena().unwrap()]), "live maps");
-    // The other changes that he may not make.
+    assert!(!nobody_may("ls", &[&daemon.live_dir().unwrap()]), "live maps");
+    assert!(!nobody_may("cat", &[&daemon.arena().unwrap()]), "live maps");
+    // The user may make no other changes, either.
     assert!(!nobody_may("rm", &[Path::new("-f"), &mine]));
-    assert!(!nobody_may("touch", &[&house.disk("new")]));
+    assert!(!nobody_may("touch", &[&daemon.disk("new")]));
     assert!(!nobody_may("chmod", &[Path::new("0666"), &mine]));
     fs::set_permissions(&mine, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(nobody_may("cat", &[&mine]), "what its mode allows is possible");
+    assert!(nobody_may("cat", &[&mine]), "a disk whose mode allows it");
 }
 
 #[test]
 fn another_user_cannot_reach_the_control_socket() {
-    let house = House::on_disk();
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(UnixStream::connect(house.store().join("control.sock")).is_ok(), "the daemon's own user can");
-    let binary = public_binary(&house);
+    let daemon = TestDaemon::on_disk();
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(UnixStream::connect(daemon.store().join("control.sock")).is_ok(), "the daemon's own user can");
+    let binary = public_binary(&daemon);
     let output =
-        as_nobody(&binary).args(["--store", house.store().to_str().unwrap(), "status"]).output().unwrap();
+        as_nobody(&binary).args(["--store", daemon.store().to_str().unwrap(), "status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("ermission denied"), "{text}");
 }
 
-/// The socket is private from its first moment, whatever the umask: nobody can slip in between.
+/// The socket has mode 0600 from its creation, whatever the umask.
 #[test]
-fn the_control_socket_is_never_open_to_others() {
+fn the_control_socket_is_never_accessible_to_other_users() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
-    let (trace, socket) = (house.path("trace"), house.store().join("control.sock"));
-    // If the mode were set after the socket is there, this is the time that others would have.
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let (trace, socket) = (daemon.path("trace"), daemon.store().join("control.sock"));
+    // If the mode were set after the creation of the socket, this delay would expose it.
     let script = "umask 0; trace=$0; strace=$1; shift; exec \"$strace\" -f -qq -o \"$trace\" \
                   -e trace=chmod,fchmodat,fchmod \
                   -e inject=chmod,fchmodat,fchmod:delay_enter=1500000 \"$@\"";
@@ -364,20 +368,20 @@ fn the_control_socket_is_never_open_to_others() {
         }
         panic!("no socket");
     });
-    house.start_under(wrapper);
+    daemon.start_under(wrapper);
     assert_eq!(watcher.join().unwrap(), 0o600);
 }
 
-/// A copy of the program where every user can run it.
-fn public_binary(house: &House) -> PathBuf {
-    let path = house.path("plyfs");
-    // By another program: while this one had the copy open for writing, a child of another test could inherit that,
-    // and to run the copy would be ETXTBSY.
+/// A copy of the program that every user can run.
+fn public_binary(daemon: &TestDaemon) -> PathBuf {
+    let path = daemon.path("plyfs");
+    // cp makes the copy. If this process wrote it, a child of another test could inherit the open file, and running the
+    // copy would be ETXTBSY.
     run(Command::new("cp").arg(env!("CARGO_BIN_EXE_plyfs")).arg(&path));
     path
 }
 
-/// While it lives, every user may open /dev/fuse, as on most hosts. One at a time on a machine.
+/// While this is held, every user may open /dev/fuse, as on most hosts. Only one per machine at a time.
 struct OpenDevice {
     _lock: File,
     mode: u32,
@@ -405,32 +409,36 @@ impl Drop for OpenDevice {
 }
 
 #[test]
-fn an_ordinary_user_can_run_all_of_it() {
+fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     if tool("fusermount3").is_none() {
         return;
     }
-    let mut house = House::unstarted("/var/tmp");
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    chown(house.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    let binary = public_binary(&house);
-    let store = house.store();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(daemon.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let binary = public_binary(&daemon);
+    let store = daemon.store();
     let mut command = as_nobody(&binary);
-    command.arg("--store").arg(&store).args(["serve", "--cache-memory", "64M"]).current_dir(house.dir.path());
+    command
+        .arg("--store")
+        .arg(&store)
+        .args(["serve", "--cache-memory", "64M"])
+        .current_dir(daemon.dir.path());
     {
         let _device = OpenDevice::new();
-        house.start_command(command);
+        daemon.start_command(command);
     }
     let plyfs = |args: &[&str]| run(as_nobody(&binary).arg("--store").arg(&store).args(args));
     let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&plyfs(args)).unwrap();
-    // Everything on the mount happens as nobody: without allow_other even root may not enter.
+    // All access to the mount is as user nobody, because without allow_other even root has none.
     let shell = |script: &str, args: &[&Path]| run(as_nobody("sh").args(["-euc", script, "sh"]).args(args));
 
     let data = Random(3).bytes(4 << 20);
-    fs::write(house.path("b.img"), &data).unwrap();
-    plyfs(&["base", "add", "b", house.path("b.img").to_str().unwrap()]);
+    fs::write(daemon.path("b.img"), &data).unwrap();
+    plyfs(&["base", "add", "b", daemon.path("b.img").to_str().unwrap()]);
     plyfs(&["disk", "create", "a", "--base", "b", "--size", "8M"]);
-    let disk = house.disk("a");
-    let image = house.path("b.img");
+    let disk = daemon.disk("a");
+    let image = daemon.path("b.img");
     shell("cmp -n 4194304 \"$1\" \"$2\"", &[&disk, &image]);
     shell(
         "head -c 100000 \"$2\" | dd of=\"$1\" bs=1000 seek=5000 conv=notrunc,fsync status=none",
@@ -446,7 +454,7 @@ fn an_ordinary_user_can_run_all_of_it() {
     assert_eq!(
         fs::metadata(format!("/proc/{worker}/environ")).unwrap().uid(),
         0,
-        "nobody else of that user may trace it"
+        "no other process of that user may trace it"
     );
     let status_file = status_of(worker, &worker.to_string());
     assert!(status_file("Uid").starts_with(&NOBODY.to_string()));
@@ -461,9 +469,9 @@ fn an_ordinary_user_can_run_all_of_it() {
     plyfs(&["disk", "resize", "blank", "2M"]);
     plyfs(&["disk", "rm", "blank"]);
     plyfs(&["stop"]);
-    house.ended();
+    daemon.ended();
     assert!(plyfs(&["check"]).contains("0 finding(s)"));
-    let log = house.log();
+    let log = daemon.log();
     let locked = confinement["memory_locked"].as_bool().unwrap();
-    assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "said once: {log}");
+    assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "logged once: {log}");
 }

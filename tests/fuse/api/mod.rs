@@ -1,4 +1,4 @@
-//! The control API: the daemon answers as `/v1/openapi.json` says, in every operation, and whatever it is asked.
+//! The control API: the daemon answers every operation, and invalid requests, as `/v1/openapi.json` describes.
 
 mod creation;
 mod schema;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use self::schema::misfits;
-use crate::harness::{House, open, read_at, signal, until};
+use crate::harness::{TestDaemon, open, read_at, signal, until};
 use crate::server::{Object, Server};
 
 const MIB: usize = 1 << 20;
@@ -28,15 +28,15 @@ struct Api {
 }
 
 impl Api {
-    fn of(house: &House) -> Self {
-        let socket = house.store().join("control.sock");
+    fn of(daemon: &TestDaemon) -> Self {
+        let socket = daemon.store().join("control.sock");
         let (status, _, body) = exchange(&socket, "GET", "/v1/openapi.json", "", b"").unwrap();
         assert_eq!(status, 200);
         let document = serde_json::from_slice(&body).unwrap();
         Self { socket, document, done: RefCell::default() }
     }
 
-    /// Sends, and compares the answer with what `operation`, such as `GET /v1/disks/{name}`, may answer.
+    /// Sends a request, and compares the answer with the description of `operation`, such as `GET /v1/disks/{name}`.
     #[track_caller]
     fn ask(&self, operation: &str, name: &str, body: Option<&Value>) -> (u16, Value) {
         let text = body.map(Value::to_string).unwrap_or_default();
@@ -46,7 +46,7 @@ impl Api {
         (status, json)
     }
 
-    /// As [`ask`](Self::ask), with any bytes.
+    /// As [`ask`](Self::ask), with any bytes as body.
     #[track_caller]
     fn send(&self, operation: &str, name: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let (method, template) = operation.split_once(' ').unwrap();
@@ -89,7 +89,7 @@ impl Api {
         }
     }
 
-    /// What has to succeed.
+    /// Sends a request that must succeed.
     #[track_caller]
     fn ok(&self, operation: &str, name: &str, body: Option<&Value>) -> Value {
         if let Some(body) = body {
@@ -103,7 +103,7 @@ impl Api {
         answer
     }
 
-    /// What has to be refused, with this status and kind.
+    /// Sends a request that must be refused, with this status and kind.
     #[track_caller]
     fn refused(&self, operation: &str, name: &str, body: Option<&Value>, expected: (u16, &str)) {
         let (status, answer) = self.ask(operation, name, body);
@@ -127,9 +127,9 @@ fn exchange(
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let length = body.len();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: plyfs\r\nconnection: close\r\n{headers}");
-    // The supervisor takes an upgrade without a body only, and reads the header to tell.
+    // The supervisor accepts an upgrade only without a body, and decides by this header.
     let length = if length > 0 { format!("content-length: {length}\r\n") } else { String::new() };
-    // In one piece: the supervisor reads once.
+    // In one write, because the supervisor reads once.
     stream.write_all(&[format!("{head}{length}\r\n").as_bytes(), body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -141,25 +141,25 @@ fn exchange(
     Ok((head[9..12].parse().unwrap(), media.to_owned(), answer[end + 4..].to_vec()))
 }
 
-/// A daemon that keeps what it fetches, with a base `b` on this host.
-fn serving() -> House {
-    let mut house = House::unstarted("/var/tmp");
-    house.try_start(&["--cache-disk", "64M"]).unwrap();
-    house.base(4 * MIB);
-    house
+/// A daemon with a persistent cache, and a base `b` on this host.
+fn serving() -> TestDaemon {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    daemon.try_start(&["--cache-disk", "64M"]).unwrap();
+    daemon.base(4 * MIB);
+    daemon
 }
 
 #[test]
 fn every_operation_answers_as_described() {
-    let mut house = serving();
-    let api = Api::of(&house);
+    let mut daemon = serving();
+    let api = Api::of(&daemon);
     let ok = |operation: &str, name: &str| api.ok(operation, name, None);
     let with = |operation: &str, name: &str, body: Value| api.ok(operation, name, Some(&body));
     ok("GET /v1/openapi.json", "");
 
     with("POST /v1/disks", "", json!({"names": ["one", "two"], "base": "b"}));
     with("POST /v1/disks", "", json!({"name": "blank", "size": 1 << 20}));
-    read_at(&open(&house.disk("one")), 0, 65536);
+    read_at(&open(&daemon.disk("one")), 0, 65536);
     ok("GET /v1/disks", "");
     ok("GET /v1/disks/{name}", "one");
     assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
@@ -171,7 +171,7 @@ fn every_operation_answers_as_described() {
     let far = with("POST /v1/bases", "", json!({"name": "far", "source": source, "identity": "strong"}));
     assert!(!far.to_string().contains("secret"), "{far}");
     with("POST /v1/disks", "", json!({"name": "far", "base": "far"}));
-    read_at(&open(&house.disk("far")), 1 << 20, 65536);
+    read_at(&open(&daemon.disk("far")), 1 << 20, 65536);
     ok("GET /v1/bases", "");
     ok("GET /v1/bases/{name}", "far");
     ok("GET /v1/bases/{name}", "b");
@@ -193,7 +193,7 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/bases/{name}", "far");
 
     ok("POST /v1/disks/{name}/trace", "two");
-    read_at(&open(&house.disk("two")), 1 << 20, 65536);
+    read_at(&open(&daemon.disk("two")), 1 << 20, 65536);
     assert_eq!(ok("DELETE /v1/disks/{name}/trace", "two")["recording"], false);
     ok("GET /v1/traces", "");
     ok("GET /v1/bases/{name}/trace", "b");
@@ -201,8 +201,8 @@ fn every_operation_answers_as_described() {
     assert_eq!(status, 200);
     ok("DELETE /v1/bases/{name}/trace", "b");
     assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &file).0, 200);
-    // A trace that cannot be read has fewer keys.
-    let path = house.store().join("traces/1.trace");
+    // The answer for an unreadable trace has fewer keys.
+    let path = daemon.store().join("traces/1.trace");
     fs::write(&path, &file[..file.len() - 1]).unwrap();
     assert!(ok("GET /v1/bases/{name}/trace", "b")["error"].is_string());
     ok("GET /v1/traces", "");
@@ -214,7 +214,7 @@ fn every_operation_answers_as_described() {
     until("the end of the upgrade", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
     ok("GET /v1/status", "");
     ok("POST /v1/stop", "");
-    house.ended();
+    daemon.ended();
 
     let all = api.document["paths"].as_object().unwrap().values();
     let all = all.flat_map(|item| item.as_object().unwrap().values());
@@ -229,10 +229,10 @@ fn ok_or_wait(api: &Api) -> Option<Value> {
 }
 
 #[test]
-fn what_is_refused_is_refused_as_described() {
-    let house = serving();
-    let api = Api::of(&house);
-    house.create("one", true, 4 << 20);
+fn refusals_are_answered_as_described() {
+    let daemon = serving();
+    let api = Api::of(&daemon);
+    daemon.create("one", true, 4 << 20);
     let post = |operation: &str, name: &str, body: Value, expected| {
         api.refused(operation, name, Some(&body), expected)
     };
@@ -295,7 +295,7 @@ fn what_is_refused_is_refused_as_described() {
     }
     assert_eq!(api.send("POST /v1/disks", "", "", b"{\"name\": \"x\", \"size\": 1}").0, 400);
     assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &[7; 100]).0, 400);
-    // What is not described at all is refused in the same form.
+    // A request that is not described is refused in the same form.
     for (method, path, status, kind) in [
         ("GET", "/", 404, "not_found"),
         ("GET", "/v2/disks", 404, "not_found"),
@@ -307,18 +307,18 @@ fn what_is_refused_is_refused_as_described() {
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!((found, body["error"]["kind"].as_str().unwrap()), (status, kind), "{method} {path}");
     }
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
-    assert_eq!(house.json(&["base", "ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(daemon.json(&["base", "ls"]).as_array().unwrap().len(), 1);
 }
 
 #[test]
-fn the_supervisor_answers_as_described_too() {
-    let house = serving();
-    let api = Api::of(&house);
-    let worker = house.worker();
+fn the_supervisor_answers_as_described_while_the_worker_is_stopped() {
+    let daemon = serving();
+    let api = Api::of(&daemon);
+    let worker = daemon.worker();
     signal(worker, libc::SIGSTOP);
     until("the status of a worker that is stopped", || {
-        let status = house.status();
+        let status = daemon.status();
         status["worker_not_answering_since"].is_string().then_some(())
     });
     assert!(api.ok("GET /v1/status", "", None)["cache"].is_null());
