@@ -102,6 +102,11 @@ impl Client {
         })
     }
 
+    /// Sends one GET request, and gives up after `limit`.
+    pub(super) fn get_within(&self, limit: Duration, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request_within(limit, Method::GET, path, action)
+    }
+
     /// Repeats a request that times out, until it has an answer or [`RETRY_LIMIT`] is over.
     fn retry_timeouts(
         &self,

@@ -90,7 +90,23 @@ pub(super) enum CliError {
     StillRunning { store: PathBuf, waited: String, state: String },
 }
 
+/// The configuration is wrong: EX_CONFIG of sysexits.h. A service manager does not start the daemon again then.
+const WRONG_CONFIG: u8 = 78;
+
 impl CliError {
+    /// The exit status of the command.
+    ///
+    /// When the service manager keeps a mount for the daemon (sd_listen_fds(3)), clients wait on it, and the manager has
+    /// to start the daemon again however long the operator takes to correct the configuration: without the start it
+    /// would drop the mount.
+    pub(super) fn status(&self) -> u8 {
+        match self {
+            Self::Config(ConfigError::NoDefaultStore | ConfigError::Relative { .. }) => 1,
+            Self::Config(_) if std::env::var_os("LISTEN_FDS").is_none() => WRONG_CONFIG,
+            _ => 1,
+        }
+    }
+
     /// Whether the daemon refused with this kind.
     pub(super) fn is(&self, reason: ErrorKind) -> bool {
         match self {

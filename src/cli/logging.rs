@@ -3,10 +3,12 @@
 use std::io::{IsTerminal, stderr};
 
 use tracing_log::LogTracer;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use super::error::CliError;
+use super::journal::{self, Journal};
 use crate::config::{LogConfig, LogFormat};
 
 /// Sets up logging for the rest of the process.
@@ -22,10 +24,14 @@ pub(super) fn init(config: &LogConfig) -> Result<(), CliError> {
         LogFormat::Human => false,
         LogFormat::Json => true,
     };
+    let writer = match journal::is_connected() {
+        true => BoxMakeWriter::new(Journal),
+        false => BoxMakeWriter::new(stderr),
+    };
     let layer: Box<dyn Layer<Registry> + Send + Sync> = if json {
-        fmt::layer().json().flatten_event(true).with_writer(stderr).boxed()
+        fmt::layer().json().flatten_event(true).with_writer(writer).boxed()
     } else {
-        fmt::layer().with_ansi(terminal).with_writer(stderr).boxed()
+        fmt::layer().with_ansi(terminal).with_writer(writer).boxed()
     };
     tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter)))
         .map_err(|error| failed(&error))?;

@@ -7,12 +7,16 @@
 mod args;
 mod base;
 mod check;
+mod check_config;
 mod client;
 mod completions;
 mod disk;
 mod error;
 mod events;
+mod generator;
+mod journal;
 mod logging;
+mod man;
 mod output;
 mod retry;
 mod serve;
@@ -32,7 +36,7 @@ use clap::{Parser, Subcommand};
 use self::client::Client;
 use self::error::CliError;
 use self::output::Output;
-use crate::config::host;
+use crate::config::place;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +48,7 @@ Examples:
   plyfs stop
 
 Sizes are bytes, or a number with K, M, G, T, P or E, powers of 1024.
-Exit status: 0 done; 1 failed; 2 usage.";
+Exit status: 0 done; 1 failed; 2 usage; 78 the configuration is wrong.";
 
 /// Layered disk images for hypervisor hosts: many raw disks on one shared base
 ///
@@ -59,6 +63,9 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// Names the configuration file, as `--config` does.
+const CONFIG_ENV: &str = "PLYFS_CONFIG";
+
 /// The heading of the options that every command has.
 const GLOBAL_OPTIONS: &str = "Global options";
 
@@ -67,6 +74,9 @@ struct Global {
     /// Directory of the store [default: /var/lib/plyfs for root, else plyfs in the XDG data directory]
     #[arg(long, global = true, value_name = "DIR", env = "PLYFS_STORE", help_heading = GLOBAL_OPTIONS)]
     store: Option<PathBuf>,
+    /// TOML file with the configuration [default: /etc/plyfs/plyfs.toml for root, when it exists and is for this store]
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_ENV, help_heading = GLOBAL_OPTIONS)]
+    config: Option<PathBuf>,
     /// Print JSON: an object, or for `ls` an array of objects
     #[arg(long, global = true, help_heading = GLOBAL_OPTIONS)]
     json: bool,
@@ -77,7 +87,7 @@ impl Global {
     fn store(&self) -> Result<PathBuf, CliError> {
         match &self.store {
             Some(store) => args::absolute(store),
-            None => Ok(host::default_store()?),
+            None => Ok(place::store(self.config.as_deref(), None)?),
         }
     }
 
@@ -104,8 +114,11 @@ enum Command {
     Stop(stop::Stop),
     Upgrade(upgrade::Upgrade),
     Check(check::Check),
+    CheckConfig(check_config::CheckConfig),
     Completions(completions::Completions),
-    Man(completions::Man),
+    Man(man::Man),
+    #[command(name = "systemd-generator", hide = true)]
+    Generator(generator::Generator),
     /// Serve the mount of the supervisor that started this process
     #[command(hide = true)]
     Worker,
@@ -115,6 +128,9 @@ enum Command {
 pub fn main() -> ExitCode {
     if crate::daemon::is_resuming() {
         return serve::resume();
+    }
+    if completions::answer() {
+        return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -131,6 +147,8 @@ pub fn main() -> ExitCode {
         Command::Stop(stop) => stop.run(&global),
         Command::Upgrade(upgrade) => upgrade.run(&global),
         Command::Check(check) => check.run(&global),
+        Command::CheckConfig(check) => check.run(&global),
+        Command::Generator(generator) => generator.run(&global),
         Command::Completions(completions) => completions.run(&global),
         Command::Man(man) => man.run(),
         Command::Worker => return serve::worker(),

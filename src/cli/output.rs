@@ -8,6 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde_json::Value;
 
 use super::error::CliError;
+use super::journal;
 use crate::config::size::format_size;
 
 pub(super) struct Output {
@@ -53,14 +54,15 @@ pub(super) enum Reader {
 /// Prints on standard error why the command failed.
 pub(super) fn failure(error: &CliError) -> ExitCode {
     print_error(&error.to_string());
-    ExitCode::FAILURE
+    ExitCode::from(error.status())
 }
 
 /// Writes one line to standard error, whatever the text contains.
 pub(super) fn print_error(text: &str) {
     let line: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let priority = if journal::is_connected() { journal::prefix(tracing::Level::ERROR) } else { "" };
     // When standard error is closed, there is no other place for the message.
-    let _ = writeln!(io::stderr(), "plyfs: {}", printable(&line.join(" ")));
+    let _ = writeln!(io::stderr(), "{priority}plyfs: {}", printable(&line.join(" ")));
 }
 
 /// Help and version go to standard output. A mistake in the arguments becomes one line and exit status 2.

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::error::CliError;
 use super::{Global, args, logging, output};
 use crate::config::{
-    Config, LOG_FORMAT_ENV, LOG_FORMATS, LOG_LEVEL_ENV, LOG_LEVELS, LogConfig, LogFormat, Overrides,
+    Config, LOG_FORMAT_ENV, LOG_FORMATS, LOG_LEVEL_ENV, LOG_LEVELS, LogConfig, LogFormat, Overrides, place,
 };
 
 const EXAMPLES: &str = "\
@@ -25,12 +25,16 @@ Flags override the configuration file, which overrides the defaults.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Serve {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+// No comment for the user: it would become the description of the command.
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
     /// Mount point; created when missing [default: mnt in the store]
     #[arg(long, value_name = "DIR")]
     mount: Option<PathBuf>,
-    /// Configuration file in TOML; unknown keys are refused
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Memory for cached blocks of bases, at least 1M [default: 1/8 of the machine's, from 64M to 16G]
     #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
     cache_memory: Option<u64>,
@@ -54,9 +58,9 @@ fn log_format() -> impl TypedValueParser<Value = LogFormat> {
         .try_map(|name| LogFormat::from_name(&name).ok_or("it is auto, human or json"))
 }
 
-impl Serve {
-    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        let overrides = Overrides {
+impl Flags {
+    pub(super) fn overrides(self, global: &Global) -> Overrides {
+        Overrides {
             store: global.store.clone(),
             mount: self.mount,
             cache_memory: self.cache_memory,
@@ -64,8 +68,15 @@ impl Serve {
             allow_other: self.allow_other,
             log_level: self.log_level,
             log_format: self.log_format,
-        };
-        let config = Config::load(self.config.as_deref(), overrides)?;
+        }
+    }
+}
+
+impl Serve {
+    pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
+        let file = place::file(global.config.as_deref(), global.store.as_deref())?;
+        let config = Config::load(file.as_deref(), self.flags.overrides(global))?;
+        config.check_files()?;
         logging::init(&config.log)?;
         crate::daemon::serve(config).map_err(|error| CliError::Serve(output::chain(&error)))
     }

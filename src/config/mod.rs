@@ -6,8 +6,11 @@
 
 mod allow;
 mod file;
+mod files;
 pub mod host;
 mod http;
+pub mod keys;
+pub mod place;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -277,13 +280,8 @@ impl Config {
         let Some(path) = file else {
             return Self::merge(file::File::default(), overrides);
         };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-        let file = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_path_buf(),
-            line: line_of(&text, error.span()),
-            message: error.message().lines().collect::<Vec<_>>().join(" "),
-        })?;
+        let text = place::read(path)?;
+        let file = toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
         Self::merge(file, overrides)
     }
 
@@ -452,6 +450,14 @@ fn choose(
 
 fn default_cache_memory(total: Option<u64>) -> u64 {
     total.map_or(64 * MIB, |total| (total / 8).clamp(64 * MIB, 16 * GIB))
+}
+
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    ConfigError::Parse {
+        path: path.to_path_buf(),
+        line: line_of(text, error.span()),
+        message: error.message().lines().collect::<Vec<_>>().join(" "),
+    }
 }
 
 fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> usize {

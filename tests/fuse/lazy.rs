@@ -177,7 +177,7 @@ fn a_deadline_ends_a_read_and_a_later_read_works() {
     let file = open(&daemon.disk("b"));
     let error = file.read_exact_at(&mut [0; 4096], 500_000).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    until("it to be told", || daemon.log().contains("a base cannot be read").then_some(()));
+    until("it to be told", || daemon.log().contains("readers of a base get an error").then_some(()));
     server.start_again();
     until("a read that works", || file.read_exact_at(&mut [0; 4096], 500_000).ok());
     same(&whole(&daemon, "b", bytes.len()), &bytes, "after the deadline");
