@@ -14,6 +14,7 @@ use super::callers::{Answered, Asked};
 use crate::config::Config;
 use crate::control::Daemon;
 use crate::control::report::Report;
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
 
 /// Environment variable that carries the [`Start`] of a worker.
@@ -35,6 +36,12 @@ pub struct Start {
     pub config: Config,
     /// /dev/fuse, mounted and past FUSE_INIT.
     pub fuse: RawFd,
+    /// What the kernel offers. A supervisor of 0.1.0 serves only kernels that offer all.
+    #[serde(default)]
+    pub offers: Protocol,
+    /// Where the worker lists the requests that it has read and not answered, when the kernel cannot send them again.
+    #[serde(default)]
+    pub unanswered: Option<RawFd>,
     /// The control socket, listening.
     pub listener: RawFd,
     /// The store's lock, held.
@@ -85,6 +92,8 @@ pub enum FromWorker {
     Upgrade(Option<PathBuf>),
     /// Requests of the control socket have been answered, new ones wait.
     Drained,
+    /// All requests of the kernel that were read have been answered, new ones wait.
+    Paused,
     /// Which processes are ending? Only to a supervisor that says in its report that it answers.
     Callers(Asked),
     /// The worker cannot start, could not close the store, or panicked.
@@ -110,6 +119,11 @@ pub enum FromSupervisor {
     Callers(Answered),
     /// Answer the requests of the control socket that have begun, take no new ones, say `Drained`.
     Drain,
+    /// Answer the requests of the kernel that were read, read no new ones, say `Paused`. Only to one whose hand-over knows
+    /// it (`super::handover`).
+    Pause,
+    /// Read requests of the kernel again. Only to one that was told to pause.
+    GoOn,
     /// Close the store and exit, although files are open.
     Finish,
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{ServeError, system};
 use crate::config::Config;
 use crate::control::report::Report;
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
 
 /// Environment variable with the number of the descriptor of a [`HandOver`].
@@ -30,8 +31,13 @@ pub const RESUME_ENV: &str = "PLYFS_RESUME";
 const REHEARSE_ENV: &str = "PLYFS_REHEARSE";
 /// How long a rehearsal may take; a worker serves meanwhile.
 const REHEARSAL: Duration = Duration::from_secs(10);
-/// Newest format that is read and written here. 2: the arena of live maps.
-pub const FORMAT: u32 = 2;
+/// Newest format that is read and written here. 2: the arena of live maps. 3: a device for each worker, and pauses.
+pub const FORMAT: u32 = 3;
+
+/// The oldest format that can express what there is to hand over: an older program goes on as long as it can.
+pub fn format_of(protocol: Protocol) -> u32 {
+    if protocol.resend { 2 } else { FORMAT }
+}
 
 /// What is in the descriptor store, as part of its name.
 const FUSE: &str = "fuse";
@@ -50,6 +56,12 @@ pub struct HandOver {
     pub program: PathBuf,
     /// /dev/fuse.
     pub fuse: RawFd,
+    /// What the kernel offers.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The device and the table of the worker that serves, when it has its own.
+    #[serde(default)]
+    pub device: Option<(RawFd, RawFd)>,
     /// The store's lock.
     pub lock: RawFd,
     /// The control socket.
@@ -82,6 +94,8 @@ struct Kept {
     /// As configured, and without symbolic links.
     mounts: [PathBuf; 2],
     since_ns: i64,
+    #[serde(default)]
+    protocol: Protocol,
 }
 
 /// A mount that an earlier daemon of the service left behind, alive.
@@ -94,6 +108,8 @@ pub struct Found {
     pub mount: PathBuf,
     /// When the mount was made.
     pub since_ns: i64,
+    /// What the kernel offers.
+    pub protocol: Protocol,
 }
 
 fn in_memory(value: &impl Serialize) -> io::Result<File> {
@@ -182,6 +198,7 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         }
         let mut numbers = vec![number, state.fuse, state.lock, state.listener, state.cache, state.channel];
         numbers.extend(state.live.as_ref().map(|(fd, _)| *fd));
+        numbers.extend(state.device.iter().flat_map(|(fd, table)| [*fd, *table]));
         Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
     let read = read().map_err(system("taking over from the program before"))?;
@@ -201,6 +218,7 @@ pub fn keep(
     config: &Config,
     mount: &Path,
     since_ns: i64,
+    protocol: Protocol,
     fuse: BorrowedFd<'_>,
     cache: BorrowedFd<'_>,
     live: Option<BorrowedFd<'_>>,
@@ -209,10 +227,11 @@ pub fn keep(
         return;
     }
     let kept = Kept {
-        format: FORMAT,
+        format: format_of(protocol),
         store: config.store.clone(),
         mounts: [config.mount.clone(), mount.to_path_buf()],
         since_ns,
+        protocol,
     };
     let send = |kind: &str, fd: BorrowedFd<'_>| send(kind, since_ns, fd);
     let sent = in_memory(&kept).and_then(|state| {
@@ -337,7 +356,8 @@ fn usable(config: &Config, mut fds: HashMap<String, OwnedFd>) -> Result<Found, (
     } else if sys::fuse_ended(fuse.as_fd()) {
         "it has ended"
     } else {
-        return Ok(Found { fuse, cache: fds.remove(CACHE), mount, since_ns: kept.since_ns });
+        let (since_ns, protocol) = (kept.since_ns, kept.protocol);
+        return Ok(Found { fuse, cache: fds.remove(CACHE), mount, since_ns, protocol });
     };
     Err((mount.display().to_string(), why.to_owned()))
 }

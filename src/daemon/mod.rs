@@ -5,8 +5,10 @@
 
 mod callers;
 mod channel;
+mod device;
 mod handover;
 mod home;
+mod kernel;
 mod leftover;
 mod mount;
 mod moving;
@@ -35,6 +37,12 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 /// Why the daemon could not start or ended badly. The text is a whole line for the operator.
 #[derive(Debug, Error)]
 pub enum ServeError {
+    /// The kernel is too old.
+    #[error("cannot serve: {why}")]
+    Kernel {
+        /// Which it is, and what to do.
+        why: String,
+    },
     /// Something is wrong with the store.
     #[error("cannot serve store {store}: {why}")]
     Store {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::handover;
 use super::home::LiveHome;
 use super::process::{Phase, Worker};
-use super::supervisor::Supervisor;
+use super::supervisor::{PAUSE, Supervisor};
 use crate::control::report::reason;
 use crate::io::sys;
 
@@ -73,12 +73,30 @@ impl Supervisor {
 
     /// A standby worker that knows the new arena is prepared: the active one makes room.
     pub(super) fn move_live_maps(&mut self) {
-        if let Some(active) =
-            self.active.as_ref().filter(|_| self.moving.is_some() && self.upgrading.is_none())
-        {
+        if self.moving.is_some() && self.upgrading.is_none() && !self.pauses_for_move() {
+            self.end_for_move();
+        }
+    }
+
+    /// The active worker makes room.
+    pub(super) fn end_for_move(&mut self) {
+        if let Some(active) = &self.active {
             // It is heard of when nothing of it runs any more.
             let _ = sys::kill(active.pid, libc::SIGKILL);
         }
+    }
+
+    /// Requests that wait would be lost with the worker: the move is tried again later.
+    pub(super) fn put_off_move(&mut self) {
+        let Some(new) = self.moving.take() else { return };
+        new.discard(sys::Detach::No);
+        // It knows the new arena only.
+        self.end_others();
+        self.standby_at = Some(Instant::now());
+        let seconds = PAUSE.as_secs();
+        self.move_failed(&std::io::Error::other(format!(
+            "requests in flight did not end within {seconds} s, and this kernel cannot send them to the next worker"
+        )));
     }
 
     /// The worker that is to take over, with the live maps where it looks for them. No other one runs.

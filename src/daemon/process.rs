@@ -8,6 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
+use super::device::Device;
 use super::handover::RESUME_ENV;
 use super::leftover;
 use super::pulse::Pulse;
@@ -35,6 +36,8 @@ pub enum Phase {
 pub struct Worker {
     /// Its process; a child that nobody else waits for.
     pub pid: u32,
+    /// What it reads requests from, when that is not the descriptor of all.
+    pub device: Option<Device>,
     /// The supervisor's end.
     pub channel: Channel,
     /// How far it is.
@@ -93,6 +96,7 @@ impl Worker {
         let pid = child?.id();
         Ok(Self {
             pid,
+            device: None,
             channel: Channel(ours),
             phase: Phase::Preparing,
             since: Instant::now(),
@@ -135,11 +139,30 @@ impl Worker {
     }
 
     /// Ends it and waits until nothing of it runs any more, but for threads that wait for the cache's disk: what is left
-    /// then is reaped as a stranger when that disk answers.
+    /// then is reaped as a stranger when that disk answers. Requests that it had read end, where the next worker does not
+    /// get them (D64).
     ///
     /// # Errors
     /// As [`Worker::listen`].
     pub fn kill(&self) -> io::Result<ExitStatus> {
+        let status = self.kill_and_reap()?;
+        match self.device.as_ref().map(Device::fail_unanswered) {
+            None | Some(Ok(0)) => {}
+            Some(Ok(requests)) => tracing::error!(
+                pid = self.pid,
+                requests,
+                "requests that the worker had read end with EIO: this kernel cannot send them to the next worker"
+            ),
+            Some(Err(error)) => tracing::error!(
+                pid = self.pid,
+                %error,
+                "the kernel ends the requests that the worker had read"
+            ),
+        }
+        Ok(status)
+    }
+
+    fn kill_and_reap(&self) -> io::Result<ExitStatus> {
         // It is not reaped yet, so the number is its own.
         let _ = sys::kill(self.pid, libc::SIGKILL);
         let began = Instant::now();

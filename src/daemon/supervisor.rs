@@ -6,6 +6,7 @@
 //! knows that the worker runs, and what it says to clients when it does not, is in [`watch`]; the end in [`ending`].
 
 mod ending;
+mod pausing;
 mod state;
 mod watch;
 
@@ -18,19 +19,22 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
+use super::device::Device;
 use super::handover::HandOver;
 use super::home::{LiveHome, Tentative};
 use super::outcome::Outcome;
 use super::process::{Heard, Phase, Worker, reap_strangers};
 use super::pulse::Pulse;
 use super::upgrade::Upgrading;
-use super::{ServeError, callers, handover, mount, start, system};
+use super::{ServeError, callers, handover, kernel as own_kernel, mount, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::control::report::{self, End, Report, Standby, reason};
 use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel::{self, answer_init};
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
+pub(super) use pausing::PAUSE;
 pub(super) use state::Ending;
 use state::{MountEnd, Seat};
 use watch::SILENCE;
@@ -52,6 +56,7 @@ const LONGEST_TAKE_OVER: Duration = Duration::from_secs(600);
 /// # Errors
 /// When the store, the mount point or the first worker cannot be used; when the store could not be closed.
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    own_kernel::check()?;
     let signals = signals()?;
     sys::raise_descriptor_limit();
     let program = std::env::current_exe().map_err(system("finding this program"))?;
@@ -62,7 +67,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let of_live = config.clone();
     let (tentative, lost) = Tentative::find(&of_live, arenas).map_err(system("memory for live maps"))?;
     let (path, fuse, cache, since_ns) = match found {
-        Some(found) => (found.mount, Some(found.fuse), found.cache, found.since_ns),
+        Some(found) => (found.mount, Some((found.fuse, found.protocol)), found.cache, found.since_ns),
         None => (mount::prepare(&config)?, None, None, sys::now_ns()),
     };
     let cache = match cache {
@@ -70,17 +75,17 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         None => BlockCache::memory_file().map_err(system("memory for the cache"))?,
     };
     let listener = start::listen(&config.store)?;
-    let fuse = match fuse {
+    let (fuse, protocol) = match fuse {
         Some(fuse) => fuse,
         None => {
             let fuse = mount::begin(&config, &path)?;
-            if let Err(error) = answer_init(fuse.as_fd()) {
+            let protocol = answer_init(fuse.as_fd()).map_err(|error| {
                 let _ = mount::end(&path, sys::Detach::Yes);
-                return Err(system("answering FUSE_INIT")(error));
-            }
+                system("answering FUSE_INIT")(error)
+            })?;
             let live = tentative.get().map(|home| home.file().as_fd());
-            handover::keep(&config, &path, since_ns, fuse.as_fd(), cache.as_fd(), live);
-            fuse
+            handover::keep(&config, &path, since_ns, protocol, fuse.as_fd(), cache.as_fd(), live);
+            (fuse, protocol)
         }
     };
     if kept {
@@ -106,11 +111,13 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         lock: lock.into(),
         listener,
         fuse,
+        protocol,
         cache,
         live,
         since_ns,
     };
     Outcome::begin(&things.config.store, since_ns);
+    own_kernel::warn(protocol);
     let mut supervisor = Supervisor::new(things, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
@@ -130,6 +137,13 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let mut fds = fds;
     let worker_answers = state.worker_answers;
     let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    let device = match state.device {
+        Some(_) => {
+            let (table, fd) = (fds.pop(), fds.pop());
+            Some(fd.zip(table).ok_or_else(missing)?)
+        }
+        None => None,
+    };
     let live = live.and_then(|(_, path)| Some((fds.pop()?, path)));
     let Ok([_, fuse, lock, listener, cache, channel]) = <[OwnedFd; 6]>::try_from(fds) else {
         return Err(missing());
@@ -145,14 +159,26 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let listener = UnixListener::from(listener);
     let worker_program = this_program()?;
     let signals = signals()?;
-    let things =
-        Things { config, program, worker_program, signals, lock, listener, fuse, cache, live, since_ns };
+    let things = Things {
+        config,
+        program,
+        worker_program,
+        signals,
+        lock,
+        listener,
+        fuse,
+        protocol: state.protocol,
+        cache,
+        live,
+        since_ns,
+    };
     Outcome::begin(&things.config.store, since_ns);
     let mut supervisor = Supervisor::new(things, report);
     let mut pulse = Pulse::default();
     pulse.begin(worker_answers);
     let worker = Worker {
         pid: worker_pid,
+        device: device.map(|(fd, table)| Device::resumed(fd, table)),
         answers: worker_answers,
         pulse,
         channel: Channel(channel),
@@ -207,6 +233,8 @@ pub(super) struct Things {
     pub lock: OwnedFd,
     pub listener: UnixListener,
     pub fuse: OwnedFd,
+    /// What the kernel offers.
+    pub protocol: Protocol,
     pub cache: OwnedFd,
     /// The arena of live maps; `None` after an upgrade from a version without one, until a worker has it.
     pub live: Option<LiveHome>,
@@ -236,6 +264,10 @@ pub(super) struct Supervisor {
     pub(super) moving: Option<LiveHome>,
     /// When the name of the live maps is looked at.
     pub(super) look_at: Option<Instant>,
+    /// The worker pauses, so that the live maps can move; until when it may take to.
+    pause_until: Option<Instant>,
+    /// The highest number of a request that the last worker has read, where it lists them.
+    last_read: u64,
     /// How it all ends.
     outcome: Option<Result<(), ServeError>>,
 }
@@ -275,6 +307,8 @@ impl Supervisor {
             standby_at: None,
             moving: None,
             look_at: Some(Instant::now()),
+            pause_until: None,
+            last_read: 0,
             outcome: None,
         }
     }
@@ -328,6 +362,7 @@ impl Supervisor {
             self.seat.deadline(),
             self.standby_at,
             self.look_at,
+            self.pause_until,
             self.upgrading.as_ref().map(|u| u.deadline),
             self.seat.down_since().filter(|_| !self.answers_clients()).map(|since| since + SILENCE),
             self.active.as_ref().and_then(|worker| worker.pulse.due()),
@@ -358,6 +393,9 @@ impl Supervisor {
         }
         if self.look_at.is_some_and(|at| at <= now) {
             self.look_after_live_maps();
+        }
+        if self.pause_until.is_some_and(|at| at <= now) {
+            self.move_is_late();
         }
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_is_late()?;
@@ -390,15 +428,20 @@ impl Supervisor {
     }
 
     pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
-        let mut shared =
-            vec![self.fuse.as_fd(), self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
+        let device = (!self.protocol.resend).then(|| Device::open(self.fuse.as_fd())).transpose()?;
+        let fuse = device.as_ref().map_or(self.fuse.as_fd(), Device::fd);
+        let unanswered = device.as_ref().map(Device::table);
+        let mut shared = vec![fuse, self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
+        shared.extend(unanswered);
         let live = self.moving.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
         shared.extend(live);
-        Worker::start(program, &shared, &self.config.log, |channel| Start {
+        let mut worker = Worker::start(program, &shared, &self.config.log, |channel| Start {
             protocol: PROTOCOL,
             channel,
             config: self.config.clone(),
-            fuse: self.fuse.as_raw_fd(),
+            fuse: fuse.as_raw_fd(),
+            offers: self.protocol,
+            unanswered: unanswered.map(|fd| fd.as_raw_fd()),
             listener: self.listener.as_raw_fd(),
             lock: self.lock.as_raw_fd(),
             cache: self.cache.as_raw_fd(),
@@ -408,7 +451,9 @@ impl Supervisor {
             probe,
             warn: !self.announced,
             hears_closed: true,
-        })
+        })?;
+        worker.device = device;
+        Ok(worker)
     }
 
     fn start_standby(&mut self) {
@@ -472,6 +517,7 @@ impl Supervisor {
         }
         worker.phase = Phase::Activated;
         worker.since = Instant::now();
+        worker.device.iter().for_each(|device| device.begin_at(self.last_read));
         let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
         worker.tell(&message);
         let patience = match &self.ending {
@@ -511,6 +557,7 @@ impl Supervisor {
             Heard::Said(FromWorker::Stop) => self.stop()?,
             Heard::Said(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
             Heard::Said(FromWorker::Drained) => self.drained(),
+            Heard::Said(FromWorker::Paused) => self.paused(),
             Heard::Said(FromWorker::Callers(asked)) => {
                 // One that does not take the answer asks again.
                 let answer = callers::look(&asked).map(FromSupervisor::Callers);
@@ -554,6 +601,8 @@ impl Supervisor {
     fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
         let Some(worker) = self.active.take() else { return Ok(()) };
         self.seat.vacate(None);
+        self.pause_until = None;
+        self.last_read = worker.device.as_ref().map_or(0, Device::highest);
         let why = worker.why(status);
         let served = worker.since.elapsed();
         if self.is_closing() {

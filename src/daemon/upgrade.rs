@@ -3,7 +3,8 @@
 //! 1. The candidate is started from the new program and prepares itself; it reads the store's records without
 //!    changing anything. A program that cannot start, does not speak the protocol or cannot read the store ends here,
 //!    and the old worker has served all the time.
-//! 2. The old worker answers the control requests that have begun (`Drain`), then is killed and reaped: from here on
+//! 2. Where the kernel cannot send them to the candidate, the old worker answers the requests that it has read and reads no
+//!    more (`Pause`). It answers the control requests that have begun (`Drain`), then is killed and reaped: from here on
 //!    it is a takeover like any other. When the candidate dies before it serves, the standby worker of the old version
 //!    takes over.
 //! 3. The supervisor goes on as the new program by exec, with its descriptors, after a child of that program has shown
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::channel::{FromSupervisor, FromWorker};
 use super::handover::{self, HandOver};
 use super::process::{Heard, Phase, Worker};
-use super::supervisor::{Ending, Supervisor};
+use super::supervisor::{Ending, PAUSE, Supervisor};
 use super::{ServeError, system};
 use crate::control::report::{Upgrade, UpgradeState, reason};
 use crate::io::sys;
@@ -35,6 +36,8 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 enum Step {
     /// The candidate prepares itself.
     Preparing,
+    /// The old worker answers the kernel's requests that it has read, where the new one would not get them.
+    Pausing,
     /// The old worker ends its control requests.
     Draining,
     /// The old worker was told to die.
@@ -113,30 +116,32 @@ impl Supervisor {
     }
 
     pub(super) fn hear_candidate(&mut self) -> Result<(), ServeError> {
+        let needed = handover::format_of(self.things.protocol);
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         let Some(worker) = &mut upgrading.candidate else { return Ok(()) };
         match worker.listen().map_err(system("waiting for the new version"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over, .. }) if hand_over < handover::FORMAT => {
-                // It would look for live maps by name, and not find what is not flushed.
+            // It would look for live maps by name, and not find what is not flushed.
+            Heard::Said(FromWorker::Prepared { version, hand_over, .. }) if hand_over < 2 => {
                 self.upgrade_failed(&format!(
                     "version {version} cannot take over the live maps of this one; stop the daemon and start that version"
+                ));
+            }
+            Heard::Said(FromWorker::Prepared { version, hand_over, .. }) if hand_over < needed => {
+                self.upgrade_failed(&format!(
+                    "version {version} does not serve this kernel; stay with this version, or boot Linux 6.9 or newer"
                 ));
             }
             Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
                 (worker.version, worker.hand_over, worker.answers) =
                     (Some(version.clone()), hand_over, answers);
                 worker.phase = Phase::Prepared;
-                (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN);
+                (upgrading.step, upgrading.deadline) = (Step::Pausing, Instant::now() + PAUSE);
                 tracing::info!(version, "the new version is prepared and the old one makes room");
                 if let Some(upgrade) = &mut self.report.upgrade {
                     upgrade.to = Some(version);
                 }
-                match &self.active {
-                    Some(active) if active.phase == Phase::Serving && !active.pulse.is_lost() => {
-                        active.tell(&FromSupervisor::Drain);
-                    }
-                    // Nobody serves at the moment; the worker that is on its way is replaced like any other.
-                    _ => self.drained(),
+                if !self.is_serving() || !self.pauses() {
+                    self.upgrade_paused();
                 }
             }
             Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
@@ -154,12 +159,32 @@ impl Supervisor {
 
     /// A drained worker answers the control socket no more; it makes room for one that does.
     fn after_failed_step(&mut self, step: Step) -> Result<(), ServeError> {
+        if step == Step::Pausing {
+            self.go_on();
+        }
         if step == Step::Draining
             && let Some(active) = &self.active
         {
             let _ = sys::kill(active.pid, libc::SIGKILL);
         }
         Ok(())
+    }
+
+    /// Whether a worker serves and answers.
+    fn is_serving(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.phase == Phase::Serving && !active.pulse.is_lost())
+    }
+
+    /// The kernel's requests that the old worker has read are answered, or come again.
+    pub(super) fn upgrade_paused(&mut self) {
+        let is_serving = self.is_serving();
+        let Some(upgrading) = self.upgrading.as_mut().filter(|u| u.step == Step::Pausing) else { return };
+        (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN);
+        match &self.active {
+            Some(active) if is_serving => active.tell(&FromSupervisor::Drain),
+            // Nobody serves at the moment; the worker that is on its way is replaced like any other.
+            _ => self.drained(),
+        }
     }
 
     /// The old worker's control requests have ended.
@@ -189,7 +214,7 @@ impl Supervisor {
         match upgrading.step {
             Step::Preparing => Ok(false),
             // It may have died by itself while it drained: all the same.
-            Step::Draining | Step::Ending => {
+            Step::Pausing | Step::Draining | Step::Ending => {
                 self.give_to_candidate();
                 Ok(true)
             }
@@ -204,6 +229,14 @@ impl Supervisor {
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         match upgrading.step {
             Step::Preparing => self.upgrade_failed("the new version did not prepare itself within a minute"),
+            Step::Pausing => {
+                self.upgrade_failed(&format!(
+                    "requests in flight did not end within {} s, as they wait for a disk or for the server of a base \
+                     (plyfs status), and this kernel cannot hand them to the new version; try again when they have ended",
+                    PAUSE.as_secs()
+                ));
+                self.go_on();
+            }
             Step::Draining => {
                 tracing::warn!("requests of the control socket did not end in time and are cut off");
                 self.drained();
@@ -255,15 +288,19 @@ impl Supervisor {
     /// Goes on as the new program; returns only when that is not possible.
     fn become_new(&mut self) -> Result<(), String> {
         let Some(active) = &self.active else { return Err("no worker serves".into()) };
-        if active.hand_over < handover::FORMAT {
+        let format = handover::format_of(self.things.protocol);
+        if active.hand_over < format {
             return Err("the new version cannot read what this one hands over".into());
         }
         let things = &self.things;
+        let device = active.device.as_ref();
         let state = HandOver {
-            format: handover::FORMAT,
+            format,
             config: things.config.clone(),
             program: things.program.clone(),
             fuse: things.fuse.as_raw_fd(),
+            protocol: things.protocol,
+            device: device.map(|device| (device.fd().as_raw_fd(), device.table().as_raw_fd())),
             lock: things.lock.as_raw_fd(),
             listener: things.listener.as_raw_fd(),
             cache: things.cache.as_raw_fd(),
@@ -283,6 +320,7 @@ impl Supervisor {
             active.channel.0.as_fd(),
         ];
         shared.extend(things.live.as_ref().map(|home| home.file().as_fd()));
+        shared.extend(device.iter().flat_map(|device| [device.fd(), device.table()]));
         // The file that was opened, not what may have been put in its place since.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", things.worker_program.as_raw_fd()));
         Err(handover::become_program(&opened, &state, &shared).to_string())

@@ -33,7 +33,7 @@ use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::Serving;
 use crate::fuse::{self, Ownership, PlyFs};
-use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
+use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
 use crate::sandbox::confine::{self, InForce, Policy};
 use crate::sandbox::opener::Opener;
 use crate::sandbox::secrets::Keeper;
@@ -69,7 +69,9 @@ pub fn worker_main() -> ExitCode {
     }
     let mut fds = vec![start.fuse, start.channel, start.listener, start.lock, start.cache];
     fds.extend(start.live);
+    fds.extend(start.unanswered);
     let Ok(mut inherited) = sys::inherit_once(&fds) else { return ExitCode::FAILURE };
+    let table = start.unanswered.and_then(|_| inherited.pop()).map(File::from);
     let live = start.live.and_then(|_| inherited.pop());
     let Ok([fuse, channel, listener, lock, cache]) = <[OwnedFd; 5]>::try_from(inherited) else {
         return ExitCode::FAILURE;
@@ -77,7 +79,7 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let ends = Ends { fuse, listener, lock: lock.clone() };
+    let ends = Ends { fuse, listener, table, lock: lock.clone() };
     let work = |preferred: &Preferred, confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -94,6 +96,8 @@ pub fn worker_main() -> ExitCode {
                     FromSupervisor::Report(_)
                     | FromSupervisor::Callers(_)
                     | FromSupervisor::Drain
+                    | FromSupervisor::Pause
+                    | FromSupervisor::GoOn
                     | FromSupervisor::Ping,
                 ) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
@@ -120,6 +124,8 @@ pub fn worker_main() -> ExitCode {
 struct Ends {
     fuse: OwnedFd,
     listener: OwnedFd,
+    /// Where requests that are not answered are listed.
+    table: Option<File>,
     lock: Lock,
 }
 
@@ -334,7 +340,7 @@ fn serve(
     channel: &Arc<Channel>,
     preferred: &Preferred,
 ) -> Result<(), String> {
-    let Ends { fuse, listener, lock } = ends;
+    let Ends { fuse, listener, table, lock } = ends;
     let config = &start.config;
     let Prepared { cache, opener, live, confinement, descriptors, records, web, window } = prepared;
     let Web { network, credentials } = web;
@@ -393,7 +399,10 @@ fn serve(
     service
         .watch_callers(Box::new(move |question| asking.ask(question)))
         .map_err(|e| format!("threads: {e}"))?;
-    let fs = PlyFs::new(service.clone(), owner, notifier.clone());
+    if let Some(table) = table {
+        unanswered::list_in(&table).map_err(|e| format!("memory for the list of requests: {e}"))?;
+    }
+    let fs = PlyFs::new(service.clone(), owner, notifier.clone(), start.offers);
     let serving = Serving::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
@@ -476,6 +485,8 @@ impl Ear {
                 }
                 Ok(Some(FromSupervisor::Callers(answered))) => self.asker.hear(answered),
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
+                Ok(Some(FromSupervisor::Pause)) => self.pause(),
+                Ok(Some(FromSupervisor::GoOn)) => unanswered::go_on(),
                 Ok(Some(FromSupervisor::Ping)) => {
                     let _ = self.channel.send(&FromWorker::Alive);
                 }
@@ -494,6 +505,20 @@ impl Ear {
                 // The supervisor has ended, and this process is about to.
                 Ok(None) | Err(_) => return,
             }
+        }
+    }
+
+    /// Requests may take long to end: elsewhere.
+    fn pause(&self) {
+        let channel = self.channel.clone();
+        let pause = move || {
+            if unanswered::pause() {
+                let _ = channel.send(&FromWorker::Paused);
+            }
+        };
+        // Without a thread it does not pause, and the supervisor gives the upgrade up.
+        if let Err(error) = std::thread::Builder::new().name("pausing".into()).spawn(pause) {
+            tracing::error!(%error, "requests cannot be paused");
         }
     }
 

@@ -6,6 +6,7 @@
 mod filesystem;
 mod ino;
 pub mod kernel;
+pub mod promises;
 mod reply;
 pub mod session;
 
@@ -17,6 +18,7 @@ use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Request};
 
 pub use ino::Node;
 use kernel::KernelNotifier;
+use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
 use crate::serve::{self, Asker, Call, Handle, Service, Target};
@@ -45,6 +47,7 @@ pub struct PlyFs {
     service: Service,
     owner: Ownership,
     notifier: Arc<KernelNotifier>,
+    protocol: Protocol,
 }
 
 /// The name of a disk or base from the name of its file.
@@ -82,8 +85,13 @@ fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
 
 impl PlyFs {
     /// Serves the disks and bases of `service`.
-    pub fn new(service: Service, owner: Ownership, notifier: Arc<KernelNotifier>) -> Self {
-        Self { service, owner, notifier }
+    pub fn new(
+        service: Service,
+        owner: Ownership,
+        notifier: Arc<KernelNotifier>,
+        protocol: Protocol,
+    ) -> Self {
+        Self { service, owner, notifier, protocol }
     }
 
     /// Finds what stat(2) says of `node`.
@@ -133,8 +141,12 @@ impl PlyFs {
 
     /// NOFLUSH: the kernel would wait for the writes of others before it asks for a flush at close(2), which promises
     /// nothing. A process that only inherited a file, and closes it at exec, must not hang while no worker serves.
-    fn open_flags() -> FopenFlags {
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH
+    fn open_flags(&self) -> FopenFlags {
+        let missing = self.protocol.missing();
+        let unless = |promise, flag| if missing.contains(&promise) { FopenFlags::empty() } else { flag };
+        FopenFlags::FOPEN_DIRECT_IO
+            | unless(Promise::ParallelWrites, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+            | unless(Promise::Close, FopenFlags::FOPEN_NOFLUSH)
     }
 
     fn asker(&self, req: &Request) -> Asker {

@@ -12,6 +12,7 @@ use crate::io::{interrupts, sys};
 /// A session that is ready to run.
 pub struct Serving {
     session: Session<PlyFs>,
+    resends: bool,
 }
 
 /// Interrupts are heard as long as this is there.
@@ -35,6 +36,7 @@ impl Serving {
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
         let service = fs.service.clone();
+        let resends = fs.protocol.resend;
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request means nothing.
         let mut answer = [0; 256];
@@ -46,16 +48,18 @@ impl Serving {
             );
         }
         interrupts::hear(session.as_fd(), move |unique| service.interrupt(unique));
-        Ok(Self { session })
+        Ok(Self { session, resends })
     }
 
-    /// Has requests of a dead worker sent again, then serves until the mount is gone. Its threads have this thread's nice
+    /// Has requests of a dead worker sent again, where the kernel can, then serves until the mount is gone. Its threads have this thread's nice
     /// value.
     ///
     /// # Errors
     /// What the device says.
     pub fn run(self, notifier: &KernelNotifier) -> io::Result<()> {
-        if let Err(error) = notifier.resend() {
+        if self.resends
+            && let Err(error) = notifier.resend()
+        {
             tracing::warn!(%error, "the kernel cannot send requests again");
         }
         let _hearing = Hearing;
