@@ -42,6 +42,7 @@ use crate::bases::Bases;
 use crate::config::Config;
 use crate::events::Events;
 use crate::fuse::kernel::KernelNotifier;
+use crate::fuse::promises::Protocol;
 use crate::io::LiveArena;
 use crate::serve::Service;
 use crate::store::Store;
@@ -84,6 +85,10 @@ pub struct Control {
     pub since_ns: i64,
     /// What of least privilege is in force.
     pub confinement: wire::Confinement,
+    /// What the kernel offers.
+    pub protocol: Protocol,
+    /// Its release.
+    pub kernel_release: String,
     /// What happens to bases and caches.
     pub events: Events,
     /// What is done with bases.

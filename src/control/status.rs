@@ -8,8 +8,8 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, DiskCache, LiveMaps, Requests, Space, Standby, Status, Stopping, Upgrade,
-    UpgradeBegun, UpgradeTo, WorkerEnd, rfc3339,
+    AnyStatus, Cache, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests, Space, Standby,
+    Status, Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd, rfc3339,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
 use crate::cache::CacheStats;
@@ -147,6 +147,7 @@ impl Control {
             requests: self.requests(),
             failing: self.failing(),
             confinement: Some(self.confinement.clone()),
+            kernel: Some(self.kernel()),
             events: events::summary(&self.events, self.serving_since_ns),
             worker_not_answering_since: None,
             worker_not_answering_why: None,
@@ -164,6 +165,19 @@ impl Control {
             reserve_bytes: reserve.wanted,
             reserve_held_bytes: reserve.held,
             full: reserve.full,
+        }
+    }
+
+    fn kernel(&self) -> Kernel {
+        let missing = self.protocol.missing().into_iter().map(|promise| MissingPromise {
+            promise: promise.name().to_owned(),
+            since: promise.since().to_owned(),
+            instead: promise.instead().to_owned(),
+        });
+        Kernel {
+            release: self.kernel_release.clone(),
+            fuse: format!("7.{}", self.protocol.minor),
+            missing: missing.collect(),
         }
     }
 

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::callers::Asker;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::precedence::{self, Preferred};
-use super::{handover, home};
+use super::{handover, home, kernel};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
@@ -204,6 +204,7 @@ struct Prepared {
     web: Web,
     /// Asynchronous requests that the kernel sends at most.
     window: u16,
+    kernel_release: String,
 }
 
 /// Where the live maps are.
@@ -245,6 +246,7 @@ struct Confined {
     in_force: InForce,
     web: Web,
     window: u16,
+    kernel_release: String,
 }
 
 /// Gives up what serving does not need, before there is another thread. Another worker serves meanwhile: nothing of the
@@ -292,6 +294,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         },
     };
     let window = fuse::kernel::window();
+    let kernel_release = kernel::release();
     precedence::take();
     serve::look_at_processors();
     // Rights go before there is another thread; the standby worker already has what it keeps.
@@ -302,18 +305,18 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         memory_locked: protection.locked,
         first: start.warn,
     });
-    Ok(Confined { opener, live, in_force, web, window })
+    Ok(Confined { opener, live, in_force, web, window, kernel_release })
 }
 
 /// Does what takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window } = confined;
+    let Confined { opener, live, in_force: confinement, web, window, kernel_release } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(|e| format!("threads: {e}"))?;
     let descriptors = sys::descriptor_limit();
-    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window })
+    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window, kernel_release })
 }
 
 /// What is in force, as `status` shows it.
@@ -342,7 +345,8 @@ fn serve(
 ) -> Result<(), String> {
     let Ends { fuse, listener, table, lock } = ends;
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, descriptors, records, web, window } = prepared;
+    let Prepared { cache, opener, live, confinement, descriptors, records, web, window, kernel_release } =
+        prepared;
     let Web { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
@@ -427,6 +431,8 @@ fn serve(
         report: report.clone(),
         since_ns: start.since_ns,
         confinement: shown(confinement),
+        protocol: start.offers,
+        kernel_release,
         events,
         bases,
         serving_since_ns: sys::now_ns(),
