@@ -18,6 +18,9 @@ fn signal(pid: i32, number: i32) {
 /// The campaign itself, with few kills: all its clients and all its comparisons.
 #[test]
 fn crash_campaign_in_short() {
+    if !needs("resend") {
+        return;
+    }
     if tool("fio").is_none() || tool("python3").is_none() {
         return;
     }

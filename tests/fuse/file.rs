@@ -169,6 +169,9 @@ fn random_operations_on_a_blank_disk_match_a_flat_model() {
 /// Guards D4.
 #[test]
 fn random_operations_with_kills_during_them_match_a_flat_model() {
+    if !needs("resend") {
+        return;
+    }
     random_operations(14, true, House::on_disk(), Kills::During);
     random_operations(15, true, House::in_memory(), Kills::During);
     random_operations(16, false, House::on_disk(), Kills::During);
@@ -251,6 +254,9 @@ impl Drop for Map {
 
 #[test]
 fn a_shared_map_writes_through_and_a_private_one_does_not() {
+    if !needs("shared_mmap") {
+        return;
+    }
     let mut house = House::on_disk();
     let mut model = house.base(MIB);
     let path = house.create("d", true, MIB as u64);

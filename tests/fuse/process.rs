@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{House, Random, children, open, read_at, run, same, signal, tool, until};
+use crate::harness::{House, Random, children, needs, open, read_at, run, same, signal, tool, until};
 
 /// A client that writes, reads back, compares and flushes one disk through one open file until it is told to end.
 pub struct Client {
@@ -94,6 +94,9 @@ fn is_mounted(path: &Path) -> bool {
 
 #[test]
 fn the_standby_takes_over_and_another_is_prepared() {
+    if !needs("resend") {
+        return;
+    }
     let house = House::on_disk();
     let disk = open(&house.create("a", false, 1 << 20));
     disk.write_all_at(b"before", 4096).unwrap();
@@ -205,6 +208,9 @@ fn the_first_process_of_a_container_buries_what_it_inherits() {
 
 #[test]
 fn workers_that_keep_dying_are_put_off_and_it_is_said_why() {
+    if !needs("resend") {
+        return;
+    }
     let house = House::on_disk();
     let client = Client::new(&house.create("a", false, 4 << 20), 4 << 20, 1);
     let end = Instant::now() + Duration::from_secs(3);
@@ -321,6 +327,9 @@ fn a_mount_that_somebody_detached_ends_cleanly() {
 
 #[test]
 fn a_store_that_becomes_readable_again_needs_no_restart() {
+    if !needs("resend") {
+        return;
+    }
     let house = House::on_disk();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
     let (worker, standby) = house.prepared();
