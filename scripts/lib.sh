@@ -10,7 +10,7 @@ export PATH
 
 # Every package that some script here needs. `scripts/test` asks for them in one call: apt solves them together.
 # shellcheck disable=SC2034
-TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra)
+TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra cpio kmod)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -115,8 +115,17 @@ scripts_by() {
     grep -slE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
 }
 
+# need_kernel: before anything is installed or built. The daemon names the package for each distribution.
+need_kernel() {
+    local major minor
+    IFS=.- read -r major minor _ </proc/sys/kernel/osrelease
+    ((major > 5 || (major == 5 && ${minor//[^0-9]/} >= 14))) || die "the kernel is Linux $(uname -r), and plyfs needs Linux 5.14 or newer;" \
+        "install a newer kernel package (Debian: linux-image-amd64 of Debian 12 or of bullseye-backports), and reboot the host"
+}
+
 # need_fuse: a mount needs the device and the right to use it. Says which is missing.
 need_fuse() {
+    need_kernel
     [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the kernel module (modprobe fuse), or pass the device to this container"
     [[ -r /dev/fuse && -w /dev/fuse ]] || die "/dev/fuse cannot be opened by $(id -un): chmod 666 /dev/fuse, or run as root"
     [[ $(id -u) -eq 0 ]] || command -v fusermount3 >/dev/null || die "fusermount3 is missing: apt-get install fuse3"
