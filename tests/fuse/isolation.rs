@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::aio::Reads;
 use crate::hanging::Hanging;
-use crate::harness::{House, Random, open, read_at, same, signal, tool, until};
+use crate::harness::{House, Random, needs, open, read_at, same, signal, tool, until};
 use crate::server::{Object, Reply, Server};
 
 const MIB: usize = 1 << 20;
@@ -125,6 +125,9 @@ fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
 /// Guards D49.
 #[test]
 fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
+    if !needs("parallel_writes") {
+        return;
+    }
     let (house, mut server) = behind_a_dead_server(64 * MIB);
     let writers: Vec<_> = (0..40_usize)
         .map(|n| {
@@ -215,6 +218,9 @@ fn dd(house: &House, skip: usize) -> Child {
 
 #[test]
 fn a_killed_process_that_waits_for_a_server_is_gone() {
+    if !needs("resend") {
+        return;
+    }
     let (house, mut server) = behind_a_dead_server(64 * MIB);
     for (number, kind) in [libc::SIGKILL, libc::SIGINT, libc::SIGTERM].into_iter().enumerate() {
         let mut child = dd(&house, 100 + 16 * number);

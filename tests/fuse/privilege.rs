@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{House, PUNCH, Random, ZERO, fallocate, open, run, same, tool};
+use crate::harness::{House, PUNCH, Random, ZERO, fallocate, needs, open, run, same, tool};
 
 const NOBODY: u32 = 65534;
 
@@ -211,6 +211,9 @@ fn a_kernel_without_landlock_and_seccomp_is_served_and_named() {
 /// The opener's death is the worker's, and that is a pause.
 #[test]
 fn a_dead_opener_is_a_pause() {
+    if !needs("resend") {
+        return;
+    }
     let house = House::on_disk();
     let data = house.base(1 << 20);
     let path = house.create("a", true, 1 << 20);
