@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -403,6 +404,65 @@ class LargeCache(Scenario):
         return pauses
 
 
+class LargestDisk(Scenario):
+    row = "a disk of 64 TiB, all of it mapped: the pause of a killed worker, beside that of an empty disk; its flush, and writers meanwhile"
+
+    TIB = 1 << 40
+
+    def run(self, world):
+        (world.where / "house" / "plyfs.toml").write_text(CONFIG + '[runtime]\nmap_memory = "12G"\nmap_memory_per_disk = "10G"\n')
+        world.daemon.start()
+        world.later(world.daemon.end)
+        world.daemon.cli("disk", "create", "p", "--size", "64M")
+        call("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", world.where / "large.qcow2", "64T")
+        world.daemon.cli("base", "add", "large", world.where / "large.qcow2", "--format", "qcow2")
+        world.daemon.cli("disk", "create", "huge", "--base", "large")
+        empty = self.pauses(world)
+        with open(world.daemon.disk("huge"), "r+b", buffering=0) as huge:
+            # Zeros that hide the base have words of their own in the map.
+            for at in range(0, 64 * self.TIB, self.TIB):
+                call("fallocate", "--zero-range", "--keep-size", "--offset", at, "--length", self.TIB, world.daemon.disk("huge"))
+            os.pwrite(huge.fileno(), b"x" * 4096, 0)
+            flushed, longest = self.flush(huge.fileno())
+            # Upkeep merges its pages meanwhile; until that is done the pause is longer.
+            time.sleep(20)
+            full = self.pauses(world)
+            after, longest_after = self.flush(huge.fileno())
+        world.note(
+            f"pause, median of 5: {sorted(empty)[2]:.0f} ms empty, {sorted(full)[2]:.0f} ms mapped, worst {max(full):.0f} ms; "
+            f"flush of all of it {flushed:.1f} s, longest write of a 4 KiB writer meanwhile {longest * 1000:.1f} ms; "
+            f"after a kill {after:.1f} s, {longest_after * 1000:.1f} ms; memory {world.daemon.usage()['memory'] / MIB:.0f} MiB"
+        )
+        if sorted(full)[2] > 2 * sorted(empty)[2] + 50:
+            world.problem(f"the pause grows with the map: {sorted(empty)[2]:.0f} to {sorted(full)[2]:.0f} ms")
+        if max(longest, longest_after) > max(flushed, after) / 4 + 0.1:
+            world.problem(f"a writer waits {max(longest, longest_after) * 1000:.0f} ms for a flush")
+        stop_and_check(world)
+
+    pauses = LargeCache.pauses
+
+    def flush(self, huge):
+        """Seconds of an fsync, and of the longest write to the same disk meanwhile."""
+        took = []
+
+        def sync():
+            begin = time.monotonic()
+            os.fsync(huge)
+            took.append(time.monotonic() - begin)
+
+        thread = threading.Thread(target=sync)
+        longest, at = 0, 0
+        thread.start()
+        while thread.is_alive():
+            begin = time.monotonic()
+            at += 1
+            os.pwrite(huge, b"y" * 4096, at * 4096)
+            longest = max(longest, time.monotonic() - begin)
+            time.sleep(0.001)
+        thread.join()
+        return took[0], longest
+
+
 class TokenRunsOut(Scenario):
     row = "the command that prints a token fails while it runs out, and works again"
 
@@ -476,5 +536,5 @@ class Many(Scenario):
 
 SCENARIOS = [
     BorrowedDigest, BorrowedDigestFile, ReplacedImage, FewDescriptorsAtStart, Ulimit256, Squat, ShmLost, StopWhileStopped, StopWhileHanging,
-    StopWhileFilesHang, CacheHangsAtTheEnd, LargeCache, TokenRunsOut, Many,
+    StopWhileFilesHang, CacheHangsAtTheEnd, LargeCache, LargestDisk, TokenRunsOut, Many,
 ]  # fmt: skip

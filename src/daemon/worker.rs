@@ -595,6 +595,7 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
         while !store.is_closing() {
             store.retry_unread();
             store.detach_idle(IDLE, OPEN_IDLE);
+            store.tend_maps();
             std::thread::sleep(UPKEEP);
         }
     };

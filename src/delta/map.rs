@@ -242,6 +242,22 @@ impl LiveMap {
         }
     }
 
+    /// Notes which pages of an earlier worker have bits, so that the first flush does not visit all of them. Flushes and
+    /// writers may run meanwhile: a page that is noted without a bit is skipped, and its own writer notes a new bit.
+    pub fn note_inherited(&self) {
+        if !self.inherited.load(Ordering::Acquire) {
+            return;
+        }
+        for page_no in self.live.pages(0) {
+            let Some(page) = self.live.page(page_no) else { continue };
+            let _publish = self.stripe(page_no).read();
+            if page[..2 * BITS].iter().any(|bits| bits.load(Ordering::Acquire) != 0) {
+                self.dirty_pages.insert(page_no);
+            }
+        }
+        self.inherited.store(false, Ordering::Release);
+    }
+
     /// Takes all dirty words for a flush, and lists the pages that have words taken, in order.
     pub fn mark(&self, taken: &mut Vec<u32>) {
         let mut mark = |page_no: u64| {

@@ -205,6 +205,13 @@ impl Delta {
         self.map.live().memory()
     }
 
+    /// Does for a large live map what no request should wait for: notes which pages an earlier worker left dirty, and
+    /// merges up to `most` runs of pages (D66). Returns how many runs it tried.
+    pub fn tend_map(&self, most: usize) -> usize {
+        self.map.note_inherited();
+        self.map.live().merge_pages(most)
+    }
+
     /// Mapping at `offset` and the end of its extent, at most `end`.
     /// Sound without a lock until the I/O is done (D5).
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {

@@ -169,7 +169,9 @@ pub(super) fn open_map_file(
         nonce: journal.header.nonce,
         tail: journal.end,
         filled: if journal.torn { journal.end } else { len },
-        first: HEADER as u64,
+        // What it had when it was written anew is not known; what it would have now is as good a measure of what is
+        // out of date in it.
+        first: HEADER as u64 + journal.map.encoded_len(),
         patience: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,

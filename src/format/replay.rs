@@ -11,6 +11,8 @@ use super::journal::WORD_BLOCKS;
 
 /// Words in a page. Small: a single word at an address of its own costs a page.
 const PAGE: u64 = 64;
+/// Words of one record, about.
+const MOST_WORDS: u64 = 256 << 10;
 /// The lower bit of each block: the state `Data`.
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
@@ -196,6 +198,41 @@ impl Replay {
             };
             (page * PAGE, words)
         })
+    }
+
+    /// Bytes of the runs of records that hold it and no zeros, about: what a map file has that is written anew. Words are
+    /// counted as [`Record::encode`](super::journal::Record::encode) stores them.
+    pub fn encoded_len(&self) -> u64 {
+        const RUN: u64 = 24;
+        let run = |len: u64, is_same: bool| match len {
+            0 => 0,
+            _ if is_same && len > 2 => RUN + 8,
+            _ => RUN + 8 * len,
+        };
+        let (mut bytes, mut end, mut len, mut value, mut is_same) = (0, 0, 0, 0, true);
+        let mut add = |first: u64, count: u64, word: u64| {
+            if first != end || len == 0 {
+                bytes += run(len, is_same);
+                (len, value, is_same) = (0, word, true);
+            }
+            is_same &= word == value;
+            (end, len) = (first + count, len + count);
+            // No record holds more words than this, about: a run of one value costs as much in each.
+            while len >= MOST_WORDS {
+                bytes += run(MOST_WORDS, is_same);
+                len -= MOST_WORDS;
+            }
+        };
+        for (first, words) in self.words() {
+            match words {
+                Words::Same(count, word) => add(first, count, word),
+                Words::Each(words) => {
+                    let set = (first..).zip(words).filter(|(_, word)| **word != 0);
+                    set.for_each(|(at, word)| add(at, 1, *word));
+                }
+            }
+        }
+        bytes + run(len, is_same)
     }
 
     /// Bytes of memory that it takes, about.

@@ -4,8 +4,13 @@
 //! after its space was reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and a page
 //! without a write costs nothing. Contents are valid for this boot only: tmpfs forgets them at reboot.
 //!
+//! The kernel unmaps the pages of a dead worker before the supervisor learns of its death, and the next worker waits for
+//! that. For a map of gigabytes in pages of 4 KiB this takes hundreds of milliseconds, in huge pages one. So runs of map
+//! pages that are all reserved are merged into huge pages ([`LiveFile::merge_pages`]); mappings are aligned for them.
+//!
 //! A live file has a file of its own, or a window of one that many share ([`super::LiveArena`]).
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -16,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::live_arena::{Lease, MapPages};
-use super::sys;
+use super::{mapping, sys};
 
 /// Words of a page.
 pub const LIVE_PAGE_WORDS: usize = 512;
@@ -24,11 +29,15 @@ const PAGE: u64 = 4096;
 /// Header page, then summary pages, up to here.
 const HEAD_PAGES: u64 = 64;
 const SUMMARY_WORDS: usize = (HEAD_PAGES as usize - 1) * LIVE_PAGE_WORDS;
-/// Map pages mapped at once (16 MiB).
+/// Pages of the file mapped at once (16 MiB). The first segment begins with the head.
 const SEGMENT_PAGES: u64 = 4096;
-/// Segments behind the first one, which is mapped together with the head.
-const SEGMENTS: usize = (SUMMARY_WORDS * 64).div_ceil(SEGMENT_PAGES as usize) - 1;
-const FIRST_BYTES: usize = ((HEAD_PAGES + SEGMENT_PAGES) * PAGE) as usize;
+const SEGMENT_BYTES: usize = (SEGMENT_PAGES * PAGE) as usize;
+/// Segments behind the first one.
+const SEGMENTS: usize = (HEAD_PAGES as usize + SUMMARY_WORDS * 64).div_ceil(SEGMENT_PAGES as usize) - 1;
+/// Pages of a huge page (2 MiB); a segment has a whole number of them, and so has a window of the arena.
+const HUGE_PAGES: u64 = mapping::HUGE_PAGE as u64 / PAGE;
+const _: () =
+    assert!(SEGMENT_PAGES.is_multiple_of(HUGE_PAGES) && HUGE_PAGES.is_multiple_of(64) && HEAD_PAGES == 64);
 /// No live file is longer.
 pub(super) const LONGEST: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
 
@@ -89,6 +98,8 @@ pub struct LiveFile {
     reserved: AtomicU64,
     /// Bytes of them for zeros that hide the base.
     discarded: AtomicU64,
+    /// Huge pages, by their number in the file, whose pages were merged or cannot be. Held while pages are merged.
+    merged: Mutex<BTreeSet<u64>>,
     /// Keeps the window of a shared file. Dropped after the mappings.
     lease: Option<Lease>,
 }
@@ -118,10 +129,10 @@ impl LiveFile {
         if lease.is_none() && file.metadata()?.len() < base + HEAD_PAGES * PAGE {
             file.set_len(base + HEAD_PAGES * PAGE)?;
         }
-        let head = sys::map_shared(file.as_fd(), base, FIRST_BYTES)?.cast::<AtomicU64>();
+        let head = mapping::map_shared(file.as_fd(), base, SEGMENT_BYTES)?.cast::<AtomicU64>();
         let (segments, grow, reserved) = (OnceLock::new(), Mutex::new(()), AtomicU64::new(0));
-        let discarded = AtomicU64::new(0);
-        let live = Self { file, base, head, segments, grow, reserved, discarded, lease };
+        let (discarded, merged) = (AtomicU64::new(0), Mutex::default());
+        let live = Self { file, base, head, segments, grow, reserved, discarded, merged, lease };
         // Touching a page behind the end would be a SIGBUS.
         let (mut pages, mut count) = (0, 0);
         for page in live.pages(0) {
@@ -213,34 +224,69 @@ impl LiveFile {
         if word.load(Ordering::Acquire) & bit == 0 {
             return None;
         }
-        let base = self.segment(page).ok()?;
+        let at = self.mapped(page).ok()?;
         // SAFETY: the segment mapping covers the page, which was reserved before its summary bit was set.
-        Some(unsafe { &*base.add((page % SEGMENT_PAGES) as usize * LIVE_PAGE_WORDS).cast() })
+        Some(unsafe { &*at.cast() })
     }
 
-    /// Where the segment of a page is mapped.
-    fn segment(&self, page: u64) -> io::Result<*mut AtomicU64> {
-        let Some(index) = (page / SEGMENT_PAGES).checked_sub(1) else {
-            // SAFETY: the first mapping has the head and a segment behind it.
-            return Ok(unsafe { self.head.add(HEAD_PAGES as usize * LIVE_PAGE_WORDS) });
-        };
+    /// Where map page `page` is mapped.
+    fn mapped(&self, page: u64) -> io::Result<*mut AtomicU64> {
+        let (segment, within) = ((HEAD_PAGES + page) / SEGMENT_PAGES, (HEAD_PAGES + page) % SEGMENT_PAGES);
+        // SAFETY: a segment has SEGMENT_PAGES pages.
+        Ok(unsafe { self.segment(segment)?.add(within as usize * LIVE_PAGE_WORDS) })
+    }
+
+    /// Where a segment is mapped.
+    fn segment(&self, segment: u64) -> io::Result<*mut AtomicU64> {
+        let Some(index) = segment.checked_sub(1) else { return Ok(self.head) };
         let none = || (0..SEGMENTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
         let slot = &self.segments.get_or_init(none)[index as usize];
         let seen = slot.load(Ordering::Acquire);
         if !seen.is_null() {
             return Ok(seen);
         }
-        let offset = self.base + (HEAD_PAGES + page / SEGMENT_PAGES * SEGMENT_PAGES) * PAGE;
-        let at =
-            sys::map_shared(self.file.as_fd(), offset, (SEGMENT_PAGES * PAGE) as usize)?.cast::<AtomicU64>();
+        let offset = self.base + segment * SEGMENT_BYTES as u64;
+        let at = mapping::map_shared(self.file.as_fd(), offset, SEGMENT_BYTES)?.cast::<AtomicU64>();
         match slot.compare_exchange(ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(at),
             Err(seen) => {
                 // SAFETY: mapped above, and nothing else knows it.
-                unsafe { sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize) };
+                unsafe { mapping::unmap(at.cast(), SEGMENT_BYTES) };
                 Ok(seen)
             }
         }
+    }
+
+    /// Merges pages of the map into huge pages, `most` at most; returns how many it tried.
+    ///
+    /// Merges only where each page of a huge page is reserved, so that merging takes no memory (D66). Each huge page is tried once:
+    /// a kernel before 6.1 cannot merge, and one without contiguous memory refuses. Contents stay, and readers and
+    /// writers of the map may run meanwhile; the kernel holds them up for the copy of one huge page.
+    pub fn merge_pages(&self, most: usize) -> usize {
+        let mut merged = self.merged.lock();
+        let words = self.header_extra().load(Ordering::Acquire);
+        let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
+        let per_huge = HUGE_PAGES / 64;
+        // The head takes the place of one word of the summary; the first huge page has pages of the head that are not
+        // reserved.
+        let count = (words + HEAD_PAGES / 64) / per_huge;
+        let is_full = |huge: u64| {
+            (huge * per_huge..(huge + 1) * per_huge).all(|word| {
+                let page = word * 64 - HEAD_PAGES;
+                self.summary(page).is_some_and(|(bits, _)| bits.load(Ordering::Acquire) == u64::MAX)
+            })
+        };
+        let full: Vec<u64> =
+            (1..count).filter(|huge| !merged.contains(huge) && is_full(*huge)).take(most).collect();
+        for huge in &full {
+            merged.insert(*huge);
+            let Ok(at) = self.mapped(huge * HUGE_PAGES - HEAD_PAGES) else { continue };
+            // SAFETY: the segment that holds the huge page is mapped as long as self, and every page of it is reserved.
+            if let Err(error) = unsafe { mapping::merge_huge_page(at.cast()) } {
+                tracing::debug!(huge, %error, "pages of a live map stay small");
+            }
+        }
+        full.len()
     }
 
     /// As [`LiveFile::prepare_for`], of a map that was there before.
@@ -272,7 +318,7 @@ impl LiveFile {
                 self.header_extra().store(upto, Ordering::Release);
             }
             sys::fallocate(self.file.as_fd(), 0, self.base + (HEAD_PAGES + page) * PAGE, PAGE)?;
-            self.segment(page)?;
+            self.mapped(page)?;
             if word.fetch_or(bit, Ordering::Release) & bit == 0 {
                 self.reserved.fetch_add(1, Ordering::Relaxed);
                 if wanted == MapUse::Discard {
@@ -306,12 +352,12 @@ impl LiveFile {
 impl Drop for LiveFile {
     fn drop(&mut self) {
         // SAFETY: mapped in `at`, and `self` was the only way to it.
-        unsafe { sys::unmap(self.head.cast(), FIRST_BYTES) };
+        unsafe { mapping::unmap(self.head.cast(), SEGMENT_BYTES) };
         for slot in self.segments.get().into_iter().flatten() {
             let at = slot.load(Ordering::Acquire);
             if !at.is_null() {
                 // SAFETY: mapped in `segment`, and `self` was the only way to it.
-                unsafe { sys::unmap(at.cast(), (SEGMENT_PAGES * PAGE) as usize) };
+                unsafe { mapping::unmap(at.cast(), SEGMENT_BYTES) };
             }
         }
     }

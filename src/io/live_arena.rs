@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::live::{LONGEST, LiveFile, MapUse};
 use super::live_store::LiveStore;
-use super::sys;
+use super::{mapping, sys};
 
 const PAGE: u64 = 4096;
 /// "PLARNA", layout 1 in the upper 16 bits.
@@ -268,7 +268,7 @@ impl LiveArena {
         if file.metadata()?.len() < DIRECTORY_AT + entries * 8 {
             return Err(damaged("the arena of live maps was cut"));
         }
-        let head = sys::map_shared(file.as_fd(), 0, HEAD_BYTES)?.cast::<AtomicU64>();
+        let head = mapping::map_shared(file.as_fd(), 0, HEAD_BYTES)?.cast::<AtomicU64>();
         let inner = Inner { file: Arc::new(file), head, bounds, slots: Mutex::default() };
         let mut slots = Slots { fresh: entries, ..Slots::default() };
         for slot in 0..entries {
@@ -382,7 +382,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // SAFETY: mapped in `open`, and `self` was the only way to it.
-        unsafe { sys::unmap(self.head.cast(), HEAD_BYTES) };
+        unsafe { mapping::unmap(self.head.cast(), HEAD_BYTES) };
     }
 }
 

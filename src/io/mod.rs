@@ -11,6 +11,7 @@ pub mod interrupts;
 mod live;
 mod live_arena;
 mod live_store;
+mod mapping;
 mod prefault;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;

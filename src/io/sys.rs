@@ -1,6 +1,6 @@
 //! System calls that the standard library has no safe word for.
 
-use std::ffi::{CStr, CString, OsString, c_void};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -24,7 +24,7 @@ pub(super) fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-fn off(v: u64) -> io::Result<libc::off_t> {
+pub(super) fn off(v: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(v).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
@@ -155,31 +155,6 @@ fn has_pages(fd: BorrowedFd<'_>, offset: u64, end: u64) -> io::Result<bool> {
     // SAFETY: numbers only; the file's position is used by nobody.
     let hole = check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_HOLE) })?;
     Ok(hole as u64 >= end)
-}
-
-/// mmap(2) of a file, shared, for reading and writing.
-pub fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<*mut c_void> {
-    // SAFETY: a new mapping at an address the kernel chooses.
-    let at = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-            fd.as_raw_fd(),
-            off(offset)?,
-        )
-    };
-    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) }
-}
-
-/// munmap(2) of what [`map_shared`] returned.
-///
-/// # Safety
-/// `at` and `len` are of a live mapping, and nobody has a reference into it any more.
-pub unsafe fn unmap(at: *mut c_void, len: usize) {
-    // SAFETY: by the contract of this function.
-    unsafe { libc::munmap(at, len) };
 }
 
 /// An unnamed file in memory.

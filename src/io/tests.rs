@@ -22,6 +22,59 @@ fn a_page_outlives_the_mapping_and_untouched_pages_are_absent() {
     assert_eq!(next.prepare(1 << 40).unwrap_err().raw_os_error(), Some(libc::EFBIG));
 }
 
+/// KiB of shared memory that huge pages map in this process, by smaps(5).
+fn huge_mapped() -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let values = smaps.lines().filter_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+    values.map(|value| value.trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum()
+}
+
+/// Guards D66.
+#[test]
+fn full_runs_of_map_pages_become_huge_pages_and_take_no_memory() {
+    use std::os::unix::fs::MetadataExt;
+    let file = sys::memory_file().unwrap();
+    let live = LiveFile::new(file.try_clone().unwrap()).unwrap();
+    // Behind 64 pages of the head: the second and the third huge page are full, the fourth has a hole, the first has one in
+    // the head. One more is full in another segment.
+    let pages = || (0..2000).filter(|page| *page != 1700).chain(4544..5056);
+    for page in pages() {
+        live.prepare(page).unwrap()[7].store(page + 1, Ordering::Relaxed);
+    }
+    let blocks = file.metadata().unwrap().blocks();
+    assert_eq!(huge_mapped(), 0);
+    assert_eq!(live.merge_pages(1), 1);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Writers do not stop meanwhile, and lose nothing.
+        let writer = scope.spawn(|| {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) || rounds == 0 {
+                rounds += 1;
+                for page in 448..1472 {
+                    live.page(page).unwrap()[9].fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            rounds
+        });
+        assert_eq!(live.merge_pages(100), 2);
+        done.store(true, Ordering::Relaxed);
+        let rounds = writer.join().unwrap();
+        for page in 448..1472 {
+            assert_eq!(live.page(page).unwrap()[9].load(Ordering::Relaxed), rounds);
+        }
+    });
+    assert_eq!(live.merge_pages(100), 0, "each is tried once");
+    assert_eq!(huge_mapped(), 3 * 2048, "Linux 6.1 and contiguous memory are there");
+    assert_eq!(file.metadata().unwrap().blocks(), blocks);
+    live.prepare(1700).unwrap();
+    assert_eq!(live.merge_pages(100), 1);
+    let next = live.reopen().unwrap();
+    for page in pages() {
+        assert_eq!(next.page(page).unwrap()[7].load(Ordering::Relaxed), page + 1);
+    }
+}
+
 #[test]
 fn replaced_files_have_the_new_bytes() {
     let dir = tempfile::tempdir().unwrap();

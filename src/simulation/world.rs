@@ -445,6 +445,7 @@ impl World {
             })
             .collect();
         self.store().detach_idle(Duration::ZERO, Duration::ZERO);
+        self.store().tend_maps();
         let mut failed = Vec::new();
         for (node, epoch, mark) in before {
             match node.peek() {

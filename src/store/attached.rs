@@ -20,6 +20,9 @@ pub const OPEN_IDLE: Duration = Duration::from_secs(600);
 /// So many are detached at once, before the next look.
 const AT_ONCE: usize = 256;
 
+/// Huge pages that are merged before the next look; one takes up to some milliseconds.
+const MERGED_AT_ONCE: usize = 128;
+
 /// See the module.
 pub(super) struct Attachments {
     begun: Instant,
@@ -98,6 +101,20 @@ impl Store {
                 return;
             }
             node.detach();
+        }
+    }
+
+    /// Prepares large live maps for the next flush and for the death of this worker: see [`Delta::tend_map`]. To be called
+    /// every second or so; waits for nothing.
+    ///
+    /// [`Delta::tend_map`]: crate::delta::Delta::tend_map
+    pub fn tend_maps(&self) {
+        let mut left = MERGED_AT_ONCE;
+        for disk in self.attachments.all().iter().filter_map(|node| node.peek()) {
+            if left == 0 || self.is_closing() {
+                return;
+            }
+            left -= disk.delta().tend_map(left);
         }
     }
 

@@ -171,6 +171,10 @@ fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
 /// Guards D13.
 #[test]
 fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
+    [false, true].into_iter().for_each(taken_and_not_given_back);
+}
+
+fn taken_and_not_given_back(is_tended: bool) {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 3, 7);
@@ -179,7 +183,44 @@ fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
     std::mem::forget(Taken::of(&delta));
     drop(delta);
     rig.open().flush().unwrap_err();
-    rig.open().flush().unwrap();
+    let next = rig.open();
+    if is_tended {
+        next.tend_map(1);
+    }
+    next.flush().unwrap();
     let (_after, cut) = rig.cut(NOTHING);
     assert_eq!(byte(&cut, 3), 7);
+}
+
+#[test]
+fn a_next_worker_appends_to_a_large_map_file_and_does_not_write_it_anew() {
+    const PAGES: u64 = 200;
+    let size = PAGES * 496 * 32 * BLOCK;
+    let rig = Rig { overlap: size, ..Rig::new() };
+    let delta = rig.open();
+    delta.resize(size, Durability::Flush).unwrap();
+    scatter(&delta, PAGES);
+    delta.flush().unwrap();
+    let written = *rig.roots.0.lock();
+    assert!(written.floor > 2 * 256 << 10, "{written:?}");
+    drop(delta);
+    // Killed, and closed and opened again.
+    for round in 0..6 {
+        let delta = rig.open();
+        put(&delta, round, 7);
+        delta.flush().unwrap();
+        if round % 2 == 0 {
+            delta.close().unwrap();
+        }
+        assert_eq!(rig.roots.0.lock().generation, written.generation, "round {round}");
+    }
+    // Out of date it is written anew all the same, however often it was opened.
+    let mut rounds = 0;
+    while rig.roots.0.lock().generation == written.generation {
+        let delta = rig.open();
+        (0..PAGES).for_each(|page| (0..496).for_each(|word| delta.map.note((page * 496 + word) * 32)));
+        delta.flush().unwrap();
+        rounds += 1;
+    }
+    assert_eq!(rounds, 4);
 }

@@ -266,6 +266,17 @@ proptest! {
                 at as u64 * 32 + u64::from((63 - (flat[at] & DATA).leading_zeros()) / 2) + 1
             });
             prop_assert_eq!(replay.data_end(), end);
+            let runs: Vec<Run> = flat.iter().enumerate().fold(Vec::new(), |mut runs: Vec<Run>, (at, word)| {
+                match runs.last_mut() {
+                    _ if *word == 0 => {}
+                    Some(run) if run.first + run.words.len() as u64 == at as u64 => run.words.push(*word),
+                    _ => runs.push(Run { first: at as u64, words: vec![*word] }),
+                }
+                runs
+            });
+            let empty = Record::default().encode(0, 1).len() as u64;
+            let written = Record { runs, ..Record::default() }.encode(0, 1).len() as u64;
+            prop_assert_eq!(replay.encoded_len(), written - empty);
         }
         replay.forget_zeros_above(overlap * 4096);
         let now = expand(&replay);
