@@ -325,6 +325,35 @@ fn a_mount_that_the_service_manager_keeps_outlives_everything() {
     same(&read_at(&open(&house.disk("a")), 0, SIZE as usize), &model, "after the stop");
 }
 
+/// What the kernel offers goes with the mount: the next daemon is not told by FUSE_INIT.
+#[test]
+fn a_kept_mount_without_resend_outlives_everything() {
+    let mut house = House::unstarted("/var/tmp");
+    let manager = Manager::new(&house);
+    let mut command = manager.command(&house, &[]);
+    house.start_command({
+        command.env("PLYFS_FUSE_MINOR", "37");
+        command
+    });
+    until("all that is kept", || (manager.names().len() == 4).then_some(()));
+    let path = house.create("a", false, SIZE);
+    let kernel = house.status()["kernel"].clone();
+    assert_eq!(kernel["missing"][0]["promise"], "resend");
+    let write = |bytes: &[u8]| open(&path).write_all_at(bytes, 0).unwrap();
+    write(b"first");
+    for bytes in [b"after", b"again"] {
+        house.kill_supervisor();
+        manager.start(&mut house);
+        assert_eq!(house.status()["kernel"], kernel);
+        house.kill_worker();
+        write(bytes);
+        house.ok(&["upgrade"]);
+        house.kill_worker();
+        same(&read_at(&open(&path), 0, 5), bytes, "the file");
+    }
+    house.stop();
+}
+
 #[test]
 fn older_mounts_in_the_descriptor_store_are_told_apart() {
     let mut house = House::unstarted("/var/tmp");
