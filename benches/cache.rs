@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use plyfs::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
-use plyfs::fetch::kept::{CACHE_BLOCK, DiskCache, EvictReason, Limits, SourceKey, Watch};
+use plyfs::fetch::kept::{CACHE_BLOCK, CacheObserver, DiskCache, EvictReason, Limits, SourceKey};
 use plyfs::io::HostMedium;
 
 const MIB: u64 = 1024 * 1024;
@@ -171,9 +171,9 @@ fn adoption(criterion: &mut Criterion) {
     group.finish();
 }
 
-struct Nobody;
+struct NoObserver;
 
-impl Watch for Nobody {
+impl CacheObserver for NoObserver {
     fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}
     fn degraded(&self, _: Option<&str>) {}
 }
@@ -183,7 +183,7 @@ fn disk(criterion: &mut Criterion) {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
     let medium = Arc::new(HostMedium::new(dir.path()).expect("it was just made"));
     let limits = Limits { bytes: Some(256 * MIB), bases: None, free_floor: 0 };
-    let cache = DiskCache::open(medium, limits, Arc::new(Nobody));
+    let cache = DiskCache::open(medium, limits, Arc::new(NoObserver));
     let blocks = 64 * MIB / CACHE_BLOCK;
     let source = cache.attach(SourceKey([1; 32]), 64 * MIB);
     let mut buf: Vec<u8> = (0..64 * MIB).map(|n| (n * 7 / 3) as u8).collect();

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use plyfs::delta::{Delta, DeltaSpec, Edges, Footing, RootStore};
+use plyfs::delta::{Delta, DeltaIo, DeltaSpec, Edges, RootStore};
 use plyfs::format::record::MapRoot;
 use plyfs::io::{HostMedium, LiveDir, Medium};
 
@@ -25,7 +25,7 @@ fn delta(dir: &std::path::Path, disk: u64) -> Delta {
     medium.make_dir("deltas").expect("tmpfs");
     let live = Arc::new(LiveDir::new(&dir.join("live")).expect("tmpfs"));
     let spec = DeltaSpec { disk, size: SIZE, overlap: SIZE, modified_ns: 0, root: MapRoot::default() };
-    Delta::open(spec, Footing { medium, live, roots: Arc::new(NoRoots) }).expect("a new delta opens")
+    Delta::open(spec, DeltaIo { medium, live, roots: Arc::new(NoRoots) }).expect("a new delta opens")
 }
 
 /// A walk over all blocks that comes back to none before it has seen the others.

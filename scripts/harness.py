@@ -1,4 +1,4 @@
-"""What benchmarks and campaigns share: processes that end with the program, a daemon, and the file that the tables go to."""
+"""Shared by benchmarks and campaigns: child processes that end with the program, a daemon, and the generated documents."""
 
 import atexit
 import http.client
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 PLYFS = os.environ.get("PLYFS_BIN") or str(TARGET / "plyfs")
-# Another build of the peer, to be fair to a newer one than the distribution's.
+# The environment may name another build of qemu-storage-daemon, such as one newer than the distribution's.
 QSD = os.environ.get("QEMU_STORAGE_DAEMON", "qemu-storage-daemon")
 GIB = 1 << 30
 MIB = 1 << 20
@@ -29,7 +29,7 @@ def say(*words):
 
 
 def call(*argv, **kwargs):
-    """Runs to completion; on failure says what the program said."""
+    """Runs to completion and returns the output; RuntimeError with the error output if it fails."""
     done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, argv[:6]))}: status {done.returncode}: {done.stderr.strip()[-800:]}")
@@ -50,7 +50,7 @@ def wait_for(what, condition, process, seconds=60):
         time.sleep(0.01)
 
 
-# Every process and mount that this program started: exactly those are ended, whatever happens.
+# The processes that this program started and that are still to be ended; their logs by process id.
 STARTED = []
 LOGS = {}
 
@@ -61,7 +61,7 @@ def log_of(process):
 
 
 def start(argv, log, **kwargs):
-    # Append: one file serves restarts too. The descriptor is the child's once it runs.
+    # Append, because a restart uses the same file. The child has its own descriptor once it runs.
     with open(log, "ab") as out:
         files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
         process = subprocess.Popen([str(a) for a in argv], **{**files, **kwargs})
@@ -92,7 +92,7 @@ def children(pid):
 
 
 def family(pid):
-    """The process and all below it."""
+    """The process and all its descendants."""
     return [pid] + [below for child in children(pid) for below in family(child)]
 
 
@@ -110,7 +110,7 @@ class Control(http.client.HTTPConnection):
 
 
 class Daemon:
-    """plyfs on a store of its own. Every call ends within `seconds`, whatever the daemon does."""
+    """plyfs on its own store. Every call ends within `seconds`, whatever the daemon does."""
 
     def __init__(self, where, *arguments, binary=PLYFS, config=None, prefix=()):
         self.where, self.arguments, self.binary, self.prefix = where, arguments, binary, prefix
@@ -132,12 +132,12 @@ class Daemon:
         return self.mount / "bases" / f"{name}.raw"
 
     def cli(self, *argv, seconds=60):
-        """What the command prints; RuntimeError with what it says when it fails, subprocess.TimeoutExpired when it hangs."""
+        """The value that the command prints; RuntimeError with its error output if it fails, subprocess.TimeoutExpired if it hangs."""
         text = call(self.binary, "--store", self.store, "--json", *argv, timeout=seconds)
         return json.loads(text) if text.strip() else None
 
     def ask(self, method, path, body=None, seconds=30):
-        """Status and value of one request to the control socket."""
+        """Status and value of the answer to one request to the control socket."""
         connection = Control(self.store / "control.sock", seconds)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
@@ -148,7 +148,7 @@ class Daemon:
             connection.close()
 
     def worker(self):
-        """The process that serves: the supervisor's oldest child."""
+        """The active worker: the supervisor's oldest child."""
         return next(iter(children(self.process.pid)), None)
 
     def usage(self):
@@ -156,7 +156,7 @@ class Daemon:
         memory = files = ticks = 0
         for pid in family(self.process.pid):
             try:
-                # What several map counts once.
+                # Pss: memory shared by several processes counts once.
                 memory += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) << 10
                 files += len(os.listdir(f"/proc/{pid}/fd"))
                 ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -165,7 +165,7 @@ class Daemon:
         return {"memory": memory, "files": files, "seconds": ticks / os.sysconf("SC_CLK_TCK")}
 
     def stop(self, seconds=60):
-        """Status of the daemon, after `plyfs stop`."""
+        """Runs `plyfs stop` and returns the daemon's exit status."""
         self.cli("stop", seconds=seconds)
         status = self.process.wait(seconds)
         STARTED.remove(self.process)
@@ -173,14 +173,14 @@ class Daemon:
         return status
 
     def check(self, seconds=120):
-        """What `plyfs check` finds, or nothing."""
+        """The findings of `plyfs check`, or None."""
         done = subprocess.run(
             [self.binary, "--store", self.store, "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
         )
         return None if done.returncode == 0 else (done.stdout + done.stderr).strip() or f"status {done.returncode}"
 
     def end(self):
-        """Whatever state it is in: nothing of it stays."""
+        """Kills the daemon, whatever state it is in, and removes its mount."""
         if self.process is None:
             return
         below = family(self.process.pid)[1:]
@@ -218,7 +218,7 @@ def machine(disk_directory):
     )
 
 
-# Directories that are removed at the end, whatever was mounted in them.
+# Temporary directories; they and the mounts in them are removed at exit.
 DIRECTORIES = []
 
 
@@ -249,10 +249,10 @@ def need(packages):
 
 
 def write_section(path, name, text):
-    """Replaces one program's part of a file that several write, and leaves the others' alone."""
+    """Replaces one program's section of a document that several programs write."""
     old = path.read_text() if path.exists() else ""
     parts = dict(re.findall(r"<!-- begin ([a-z-]+) -->\n(.*?)<!-- end \1 -->\n", old, re.DOTALL))
     parts[name] = text.rstrip() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the order of the names: `bench`, whose part has the title, is the first.
+    # Sorted by name, so that `bench`, whose section has the title, comes first.
     path.write_text("\n".join(f"<!-- begin {n} -->\n{parts[n]}<!-- end {n} -->\n" for n in sorted(parts)))

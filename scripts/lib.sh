@@ -1,14 +1,14 @@
-# Sourced by the scripts beside it: what they share. Not a program.
+# Functions shared by the scripts in this directory, which source it.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Cargo's target directory can be moved by the environment; the binary moves with it.
+# The environment may set another target directory of Cargo.
 PLYFS=${PLYFS_BIN:-${CARGO_TARGET_DIR:-$ROOT/target}/release/plyfs}
-# A machine where only root has sbin in its path still finds mke2fs and debootstrap; rustup's own place too.
+# For mke2fs and debootstrap where only root has sbin in PATH, and for cargo installed by rustup.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 export PATH
 
-# Every package that some script here needs. `scripts/test` asks for them in one call: apt solves them together.
+# The packages of all scripts. `scripts/test` installs them in one call, so that apt resolves them together.
 # shellcheck disable=SC2034
 TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra cpio kmod)
 
@@ -17,7 +17,7 @@ die() {
     exit 1
 }
 
-# step TITLE COMMAND...: runs a stage, and prints its title before and its duration after.
+# step TITLE COMMAND...: runs a command, and prints the title before and the duration after.
 step() {
     local title=$1 start=$SECONDS
     shift
@@ -30,10 +30,10 @@ installed() {
     [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) == ii* ]]
 }
 
-# need_packages PACKAGE...: installs what is missing, or names the exact command and ends.
+# need_packages PACKAGE...: installs missing packages, or prints the command that does and exits.
 need_packages() {
     local package missing=() apt=(apt-get install -y --no-install-recommends) sudo=(env)
-    command -v dpkg-query >/dev/null || die "this script installs Debian packages; on this system install: $*"
+    command -v dpkg-query >/dev/null || die "this script installs Debian packages; on this system, install: $*"
     for package in "$@"; do
         installed "$package" || missing+=("$package")
     done
@@ -62,10 +62,10 @@ need_packages() {
     rm -f "$log"
 }
 
-# Sets PINNED to the arguments, with qemu-utils named in the version of qemu-system-x86 when the installed one differs.
+# Sets PINNED to the arguments, and adds qemu-utils in the version of qemu-system-x86 if another version is installed.
 #
-# A newer qemu-utils (from backports, say) Breaks the older qemu-system-common that qemu-system-x86 wants, and apt
-# does not downgrade by itself: it calls qemu-system-common "not installable". Naming the version lets it.
+# A newer qemu-utils (e.g. from backports) Breaks the older qemu-system-common on which qemu-system-x86 depends, and apt
+# does not downgrade by itself: it calls qemu-system-common "not installable". An explicit version permits it.
 qemu_pin() {
     PINNED=("$@")
     [[ " $* " == *" qemu-system-x86 "* ]] && installed qemu-utils || return 0
@@ -77,7 +77,7 @@ qemu_pin() {
     fi
 }
 
-# need_cargo_tool CRATE BINARY: a tool that comes from crates.io and not from Debian.
+# need_cargo_tool CRATE BINARY: installs a tool from crates.io if it is missing.
 need_cargo_tool() {
     command -v "$2" >/dev/null && return 0
     command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain (https://rustup.rs)"
@@ -85,8 +85,19 @@ need_cargo_tool() {
     cargo install --locked --quiet "$1" || die "could not install $2; run: cargo install --locked $1"
 }
 
-# need_python VARIABLE PACKAGE VERSION: a program from PyPI of its package's name, in a virtual environment below the target
-# directory. Sets VARIABLE to its path.
+# need_rust [--target TARGET] [TOOLCHAIN]: has rustup install a toolchain, or a target's standard library. Fails when it
+# cannot, as where Rust does not come from rustup or its server is out of reach.
+need_rust() {
+    command -v rustup >/dev/null || return 1
+    if [[ $1 == --target ]]; then
+        rustup target list --installed | grep -qxF "$2" || timeout 300 rustup target add "$2" >/dev/null 2>&1
+    else
+        rustup toolchain list | grep -q "^$1-" || timeout 300 rustup toolchain install --profile minimal "$1" >/dev/null 2>&1
+    fi
+}
+
+# need_python VARIABLE PACKAGE VERSION: installs the program of a PyPI package into a virtual environment below the
+# target directory if it is missing. Sets VARIABLE to its path.
 need_python() {
     local place=${CARGO_TARGET_DIR:-$ROOT/target}/python
     local -n found=$1
@@ -95,27 +106,28 @@ need_python() {
     found=$(command -v "$2") && return 0
     need_packages python3-venv
     printf 'installing: %s (pip)\n' "$2"
-    /usr/bin/python3 -m venv "$place" || die "could not make a virtual environment in $place"
+    /usr/bin/python3 -m venv "$place" || die "could not create a virtual environment in $place"
     "$place/bin/pip" install --quiet --disable-pip-version-check "$2==$3" || die "could not install $2; run: pip install $2"
     found=$place/bin/$2
 }
 
-# The linter of Python. Sets RUFF.
+# Installs the Python linter. Sets RUFF.
 need_ruff() {
     need_python RUFF ruff 0.17.6
 }
 
-# The client that a description of an API drives. Sets SCHEMATHESIS.
+# Installs the client that tests an API against its description. Sets SCHEMATHESIS.
 need_schemathesis() {
     need_python SCHEMATHESIS schemathesis 4.32.5
 }
 
-# scripts_by INTERPRETER: the programs in scripts/ whose first line names it.
+# scripts_by INTERPRETER: the scripts whose first line names this interpreter.
 scripts_by() {
     grep -slE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
 }
 
-# need_kernel: before anything is installed or built. The daemon names the package for each distribution.
+# need_kernel: exits with a message when the kernel is too old, before anything is installed or built. The daemon names the
+# package of each distribution.
 need_kernel() {
     local major minor
     IFS=.- read -r major minor _ </proc/sys/kernel/osrelease
@@ -123,7 +135,7 @@ need_kernel() {
         "install a newer kernel package (Debian: linux-image-amd64 of Debian 12 or of bullseye-backports), and reboot the host"
 }
 
-# need_fuse: a mount needs the device and the right to use it. Says which is missing.
+# need_fuse: exits with a message unless FUSE can be used.
 need_fuse() {
     need_kernel
     [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the kernel module (modprobe fuse), or pass the device to this container"
@@ -131,14 +143,15 @@ need_fuse() {
     [[ $(id -u) -eq 0 ]] || command -v fusermount3 >/dev/null || die "fusermount3 is missing: apt-get install fuse3"
 }
 
-# need_room DIR MIB: stop before the work and not in the middle of it.
+# need_room DIR MIB: exits with a message if the directory's filesystem has less free space.
 need_room() {
     local free
     free=$(df --output=avail -BM "$1" | tail -n 1 | tr -dc 0-9)
-    [[ $free -ge $2 ]] || die "$1 has $free MiB free, $2 MiB are needed; point TMPDIR or PLYFS_GUEST_CACHE elsewhere"
+    [[ $free -ge $2 ]] || die "$1 has $free MiB free, $2 MiB are needed; set TMPDIR or PLYFS_GUEST_CACHE to another directory"
 }
 
-# Starts `plyfs serve ARGS...` and returns when it is ready: sets SERVE_PID and MOUNT. Its output goes to LOG.
+# serve LOG ARGS...: starts `plyfs serve ARGS...` with its output in LOG, and returns when it is ready. Sets SERVE_PID
+# and MOUNT.
 serve() {
     local log=$1 line tries=0
     shift
@@ -156,7 +169,7 @@ serve() {
     MOUNT=${MOUNT% socket=*}
 }
 
-# For traps: ends the daemon that serve() started, if it still runs, and leaves no mount behind.
+# For traps: ends the daemon that serve() started, if it still runs, and removes its mount.
 end_serve() {
     if [[ -n ${SERVE_PID:-} ]] && kill -0 "$SERVE_PID" 2>/dev/null; then
         kill -TERM "$SERVE_PID" 2>/dev/null || true

@@ -31,7 +31,7 @@ pub mod format;
 pub mod fuse;
 pub mod image;
 pub mod io;
-pub mod sabotage;
+pub mod mutant;
 #[cfg(feature = "daemon")]
 mod sandbox;
 #[cfg(feature = "daemon")]

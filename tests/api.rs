@@ -1,5 +1,5 @@
-//! The description of the control API against the router, and docs/api.md against the description. That the daemon
-//! answers as described is a test through a real one: tests/fuse/api.rs.
+//! Compares the description of the control API with the router, and docs/api.md with the description. tests/fuse/api
+//! tests that a running daemon answers as described.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use plyfs::control::document;
 use serde_json::Value;
 
 const METHODS: [&str; 4] = ["get", "put", "post", "delete"];
-/// Writes docs/api.md in place of comparing it.
+/// With this variable, the test writes docs/api.md instead of comparing it.
 const WRITE: &str = "PLYFS_WRITE_DOCS";
 
 fn file(path: &str) -> PathBuf {
@@ -26,7 +26,7 @@ fn operations(document: &Value) -> Vec<(String, &'static str, &Value)> {
         let path = path.clone();
         METHODS.into_iter().filter_map(move |method| Some((path.clone(), method, item.get(method)?)))
     };
-    // The map of a value is sorted by path, and the borrow of each item is as long as the document's.
+    // The map is sorted by path.
     paths.iter().flat_map(of).collect()
 }
 
@@ -42,7 +42,7 @@ fn every_route_is_described_and_no_other() {
             }
         }
     }
-    assert!(routes.len() > 20, "the test sees the routes: {routes:?}");
+    assert!(routes.len() > 20, "the test must find the routes: {routes:?}");
     let document = document();
     let described: BTreeSet<_> =
         operations(&document).into_iter().map(|(path, method, _)| (path, method)).collect();
@@ -50,7 +50,7 @@ fn every_route_is_described_and_no_other() {
 }
 
 #[test]
-fn operations_have_a_name_each_and_say_what_they_do() {
+fn each_operation_has_a_unique_name_and_a_description() {
     let document = document();
     let mut names = BTreeSet::new();
     for (path, method, operation) in operations(&document) {
@@ -67,20 +67,20 @@ fn operations_have_a_name_each_and_say_what_they_do() {
     }
 }
 
-/// Of a key. That of one that may be null and is a type of its own stands beside the reference.
+/// The description of a key. For a nullable key of a named type, it stands beside the reference.
 fn description(property: &Value) -> Option<&str> {
     let parts = property["oneOf"].as_array().into_iter().flatten();
     std::iter::once(property).chain(parts).find_map(|part| part["description"].as_str())
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     fn walk(value: &Value, document: &Value) {
         match value {
             Value::Object(object) => {
                 if let Some(Value::String(to)) = object.get("$ref") {
                     let pointer = to.strip_prefix('#').unwrap();
-                    assert!(document.pointer(pointer).is_some(), "{to} leads nowhere");
+                    assert!(document.pointer(pointer).is_some(), "{to} does not resolve");
                 }
                 object.values().for_each(|value| walk(value, document));
             }
@@ -93,7 +93,7 @@ fn every_reference_leads_somewhere() {
 }
 
 #[test]
-fn docs_api_md_is_written_from_the_description() {
+fn docs_api_md_agrees_with_the_description() {
     let (path, text) = (file("docs/api.md"), markdown(&document()));
     if std::env::var_os(WRITE).is_some() {
         fs::write(&path, &text).unwrap();
@@ -101,11 +101,11 @@ fn docs_api_md_is_written_from_the_description() {
     let found = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == text,
-        "docs/api.md is not what the description says; write it anew with: {WRITE}=1 cargo test --test api"
+        "docs/api.md differs from the description; write it anew with: {WRITE}=1 cargo test --test api"
     );
 }
 
-/// The description for people.
+/// The description as Markdown.
 fn markdown(document: &Value) -> String {
     let mut out = String::from("# Control API\n\n");
     out += "<!-- Written by tests/api.rs from the description; change the types in src/control/, then: ";
@@ -182,7 +182,7 @@ fn body(name: &str, schema: &Value) -> String {
     out
 }
 
-/// What a schema allows, in words.
+/// The type that a schema describes, in words.
 fn kind(schema: &Value) -> String {
     if let Some(to) = schema["$ref"].as_str() {
         let name = to.rsplit('/').next().unwrap();

@@ -1,5 +1,5 @@
-//! The command line without a mount: usage errors, exit statuses, what is said when no daemon runs, and what goes over
-//! the control socket, held against a server that answers what each test tells it.
+//! The command line without a mount: usage errors, exit statuses, the messages without a daemon, and the requests over
+//! the control socket, with a server that gives the answers that each test sets.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -53,7 +53,7 @@ fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("UTF-8 on stdout")
 }
 
-/// The one line on stderr; nothing may be on stdout.
+/// The only line on stderr; stdout must be empty.
 fn error_line(output: &Output, status: i32) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).expect("UTF-8 on stderr");
     assert_eq!(output.status.code(), Some(status), "{stderr}");
@@ -104,7 +104,7 @@ fn parse(data: &[u8]) -> Option<(String, Value)> {
     Some((head.lines().next()?.to_owned(), body))
 }
 
-/// Runs one command against one answer.
+/// Runs one command with one answer. Returns its output, and the request line and body.
 fn exchange(args: &[&str], status: u16, answer: &Value) -> (Output, String, Value) {
     let store = tempfile::tempdir().expect("store");
     let server = serve(store.path(), vec![(status, answer.to_string())]);
@@ -123,7 +123,7 @@ fn disk(name: &str) -> Value {
 }
 
 #[test]
-fn help_of_every_command() {
+fn every_command_has_help_with_examples() {
     let store = tempfile::tempdir().expect("store");
     let root: &[&str] = &[];
     for command in COMMANDS.iter().copied().chain([root]) {
@@ -213,14 +213,14 @@ fn without_a_daemon_every_client_command_says_how_to_start_one() {
     for command in commands {
         check(command);
     }
-    // A socket that a killed daemon left.
+    // The same with a socket that a killed daemon left.
     drop(UnixListener::bind(store.path().join("control.sock")).expect("bind"));
     check(&["status"]);
     check(&["stop"]);
 }
 
 #[test]
-fn removal_without_a_daemon_says_so_once() {
+fn removal_without_a_daemon_reports_it_once() {
     let store = tempfile::tempdir().expect("store");
     for noun in ["base", "disk"] {
         let line = error_line(&run(store.path(), &[noun, "rm", "a", "b"]), 1);
@@ -235,7 +235,7 @@ fn a_long_store_path_still_has_a_socket() {
     std::fs::create_dir(&store).expect("store");
     let line = error_line(&run(&store, &["status"]), 1);
     assert!(line.starts_with("no daemon is running"), "{line}");
-    // The server's side of the same: bound by a short name.
+    // The server binds the socket by a short name.
     let link = root.path().join("s");
     std::os::unix::fs::symlink(&store, &link).expect("link");
     let server = serve(&link, vec![(200, "[]".into())]);
@@ -268,7 +268,7 @@ fn create_prints_an_object_for_one_name_and_an_array_for_more() {
 }
 
 #[test]
-fn lists_and_objects() {
+fn disk_ls_and_disk_show_print_text_or_json() {
     let disks = json!([disk("vm1"), disk("vm2")]);
     let (output, line, _) = exchange(&["disk", "ls"], 200, &disks);
     assert_eq!(line, "GET /v1/disks HTTP/1.1");
@@ -292,7 +292,7 @@ fn base_add_sends_an_absolute_path_or_the_url() {
     let here = std::env::current_dir().expect("current directory");
     assert_eq!(body["source"], here.join("x/../image.raw").to_str().expect("UTF-8"));
     assert_eq!(body["sha256"], "ab".repeat(32));
-    // What the format is when nobody says is the daemon's business.
+    // Without --format the daemon chooses the format.
     assert_eq!((&body["format"], &body["sha512"]), (&Value::Null, &Value::Null));
     assert_eq!(stdout(&output), "/m/bases/b.raw\n");
     let (_, _, body) =
@@ -301,14 +301,14 @@ fn base_add_sends_an_absolute_path_or_the_url() {
 }
 
 #[test]
-fn a_refusal_is_passed_on_in_one_line() {
+fn a_refusal_of_the_daemon_is_printed_as_one_line() {
     let message = "cannot create disk vm1: it exists;\nchoose another \u{1b}[31mname";
     let (output, ..) = exchange(&["disk", "create", "vm1", "--size", "1G"], 409, &refusal("exists", message));
     assert_eq!(error_line(&output, 1), "cannot create disk vm1: it exists; choose another \\u{1b}[31mname");
 }
 
 #[test]
-fn answers_of_something_else_are_errors() {
+fn answers_that_are_not_from_plyfs_are_errors() {
     for (status, answer) in [(500, json!("boom")), (404, Value::Null)] {
         let (output, ..) = exchange(&["disk", "show", "vm1"], status, &answer);
         let line = error_line(&output, 1);
@@ -322,7 +322,7 @@ fn answers_of_something_else_are_errors() {
 }
 
 #[test]
-fn a_daemon_that_hangs_up_is_an_error() {
+fn a_daemon_that_closes_the_connection_is_an_error() {
     let store = tempfile::tempdir().expect("store");
     let listener = UnixListener::bind(store.path().join("control.sock")).expect("bind");
     let server = std::thread::spawn(move || drop(listener.accept().expect("accept")));
@@ -332,7 +332,7 @@ fn a_daemon_that_hangs_up_is_an_error() {
 }
 
 #[test]
-fn removal_goes_on_after_a_refusal() {
+fn removal_continues_after_a_refusal() {
     let store = tempfile::tempdir().expect("store");
     let in_use =
         refusal("in_use", "cannot remove base a: disk vm1 needs it; remove the disk first").to_string();
@@ -371,7 +371,7 @@ fn stop_waits_for_the_lock() {
     let mut child =
         plyfs(store.path()).args(["stop", "--json"]).stdout(Stdio::piped()).spawn().expect("run plyfs");
     server.join().expect("server");
-    assert!(child.try_wait().expect("wait").is_none(), "it did not wait");
+    assert!(child.try_wait().expect("wait").is_none(), "stop did not wait for the lock");
     lock.unlock().expect("unlock");
     let output = child.wait_with_output().expect("wait");
     assert_eq!(output.status.code(), Some(0));
@@ -379,7 +379,7 @@ fn stop_waits_for_the_lock() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_pipe_on_stdout_is_no_error() {
     let store = tempfile::tempdir().expect("store");
     for args in [&["completions", "bash"] as &[&str], &["--help"]] {
         let mut child = plyfs(store.path())
@@ -396,7 +396,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn a_full_output_is_an_error() {
+fn a_full_stdout_is_an_error() {
     let store = tempfile::tempdir().expect("store");
     let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     let output = plyfs(store.path()).args(["completions", "bash"]).stdout(full).output().expect("run plyfs");
@@ -404,7 +404,7 @@ fn a_full_output_is_an_error() {
 }
 
 #[test]
-fn completions_for_the_shells() {
+fn completions_exist_for_each_shell() {
     let store = tempfile::tempdir().expect("store");
     for shell in ["bash", "zsh", "fish"] {
         let output = run(store.path(), &["completions", shell]);
@@ -416,7 +416,7 @@ fn completions_for_the_shells() {
 }
 
 #[test]
-fn man_pages() {
+fn every_command_has_a_man_page() {
     let store = tempfile::tempdir().expect("store");
     let dir = store.path().join("share/man1");
     let output = run(store.path(), &["man", dir.to_str().expect("UTF-8")]);
@@ -433,7 +433,7 @@ fn man_pages() {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_is_refused_before_anything_starts() {
+fn an_invalid_configuration_is_refused_before_anything_starts() {
     let store = tempfile::tempdir().expect("store");
     let file = store.path().join("plyfs.toml");
     for (text, part) in [

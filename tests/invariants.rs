@@ -1,12 +1,16 @@
-//! Holds docs and code together: each invariant of docs/design.md and docs/format.md is cited where the code holds it,
-//! and by the test that guards it.
+//! Checks that docs and code agree: the code that upholds an invariant of docs/design.md or docs/format.md cites it, and
+//! so does the test that guards it.
 //!
-//! A citation is the invariant's number as a word of a comment: `(D12)` behind the sentence that says it, and
-//! `/// Guards D12.` above the test. Of the scripts, docstrings are comments too.
+//! A citation is the invariant's number as a word of a comment: `(D12)` behind the sentence that states it, and
+//! `/// Guards D12.` above the test. In scripts, docstrings count as comments.
+
+mod source_tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use source_tree::{Part, is_rust, parts, root, texts};
 
 const DOCS: &[&str] = &["docs/design.md", "docs/format.md"];
 const THIS: &str = "tests/invariants.rs";
@@ -14,35 +18,7 @@ const THIS: &str = "tests/invariants.rs";
 /// An invariant's letter and number.
 type Number = (char, u32);
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Path from the root of the repository, and text, of every file below `dir` whose path `wanted` says yes to.
-fn texts(dir: &str, wanted: fn(&Path) -> bool) -> Vec<(String, String)> {
-    fn collect(dir: &Path, wanted: fn(&Path) -> bool, out: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, wanted, out);
-            } else if wanted(&path) {
-                out.push(path);
-            }
-        }
-    }
-    let mut files = Vec::new();
-    collect(&root().join(dir), wanted, &mut files);
-    files.sort();
-    let name = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-    // What is no text has no comments.
-    files.into_iter().filter_map(|path| Some((name(&path), fs::read_to_string(&path).ok()?))).collect()
-}
-
-fn is_rust(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "rs")
-}
-
-/// All files that may cite.
+/// All files that may cite an invariant.
 fn sources() -> Vec<(String, String)> {
     let rust = ["src", "tests", "fuzz/src", "fuzz/tests"].into_iter().flat_map(|dir| texts(dir, is_rust));
     rust.chain(texts("scripts", |_| true)).filter(|(path, _)| path != THIS).collect()
@@ -59,7 +35,7 @@ fn is_test(path: &str) -> bool {
         || (dir == "scripts" && (name.contains("campaign") || ["kill-each", "bench-lazy"].contains(&name)))
 }
 
-/// The number of the invariant that a line of the docs defines.
+/// The number of the invariant that a line of the docs defines, if it defines one.
 fn defined(line: &str) -> Option<Number> {
     let (number, _) = line.strip_prefix("- ")?.split_once(' ')?;
     parse(number)
@@ -74,7 +50,7 @@ fn parse(word: &str) -> Option<Number> {
     is_number.then(|| Some((letter, digits.parse().ok()?)))?
 }
 
-/// The numbers in a comment. A list that goes on with dots names none: `(D1, D2, ...)`.
+/// The numbers in a comment. A list that ends with dots cites none: `(D1, D2, ...)`.
 fn cited(comment: &str) -> Vec<Number> {
     let is_word = |c: char| c.is_alphanumeric() || "_+-#./:&%\\".contains(c);
     let mut out = Vec::new();
@@ -88,50 +64,14 @@ fn cited(comment: &str) -> Vec<Number> {
 
 /// The comments of Rust code, each with its line from 0.
 fn rust_comments(text: &str) -> Vec<(usize, String)> {
-    let bytes = text.as_bytes();
-    let line_of = |at: usize| bytes[..at].iter().filter(|b| **b == b'\n').count();
-    let mut out = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let in_word = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
-        if rest.starts_with(b"//") {
-            let len = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
-            out.push((line_of(at), text[at..at + len].trim_start_matches(['/', '!']).to_owned()));
-            at += len;
-        } else if !in_word && let Some(len) = raw_string(rest) {
-            at += len;
-        } else if rest[0] == b'"' {
-            at += 1;
-            while at < bytes.len() && bytes[at] != b'"' {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
-            }
-            at += 1;
-        } else if rest.starts_with(b"'\\") {
-            at += 3 + rest[3..].iter().position(|b| *b == b'\'').unwrap_or(0) + 1;
-        } else if rest[0] == b'\'' && rest.get(2) == Some(&b'\'') {
-            at += 3;
-        } else {
-            at += 1;
-        }
-    }
-    out
+    let line_of = |at: usize| text[..at].matches('\n').count();
+    let comments = parts(text).into_iter().filter(|(part, _)| *part == Part::Comment);
+    comments
+        .map(|(_, range)| (line_of(range.start), text[range].trim_start_matches(['/', '!']).to_owned()))
+        .collect()
 }
 
-/// Length of the raw string that `bytes` begins with.
-fn raw_string(bytes: &[u8]) -> Option<usize> {
-    let head = if bytes.starts_with(b"br") { 2 } else { usize::from(bytes.starts_with(b"r")) };
-    let hashes = bytes[head..].iter().take_while(|b| **b == b'#').count();
-    if head == 0 || bytes.get(head + hashes) != Some(&b'"') {
-        return None;
-    }
-    let close = [b"\"".as_slice(), &b"#".repeat(hashes)].concat();
-    let body = head + hashes + 1;
-    let end = bytes[body..].windows(close.len()).position(|w| w == close)?;
-    Some(body + end + close.len())
-}
-
-/// The comments of a script, each with its line from 0: what is behind a `#` that begins a word, and docstrings.
+/// The comments of a script, each with its line from 0: the text behind a `#` that begins a word, and docstrings.
 fn script_comments(text: &str) -> Vec<(usize, String)> {
     let mut out = Vec::new();
     let mut in_docstring = false;
@@ -156,7 +96,7 @@ fn tests_from(text: &str) -> usize {
     lines.windows(2).position(begins).unwrap_or(usize::MAX)
 }
 
-/// Numbers that a file cites, each with its line from 1 and whether a test does.
+/// The numbers that a file cites, each with its line from 1, and whether the citation is in a test.
 fn citations(path: &str, text: &str) -> Vec<(Number, usize, bool)> {
     let comments = if is_rust(Path::new(path)) { rust_comments(text) } else { script_comments(text) };
     let tests = if is_test(path) { 0 } else { tests_from(text) };
@@ -167,7 +107,7 @@ fn citations(path: &str, text: &str) -> Vec<(Number, usize, bool)> {
 }
 
 #[test]
-fn each_invariant_is_cited_by_the_code_that_holds_it_and_by_a_test_that_guards_it() {
+fn each_invariant_is_cited_by_code_and_by_a_test() {
     let mut wrong = Vec::new();
     let mut invariants: BTreeMap<Number, String> = BTreeMap::new();
     for doc in DOCS {
@@ -175,11 +115,11 @@ fn each_invariant_is_cited_by_the_code_that_holds_it_and_by_a_test_that_guards_i
         for (line, number) in (1..).zip(text.lines().map(defined)) {
             let Some(number) = number else { continue };
             if let Some(before) = invariants.insert(number, format!("{doc}:{line}")) {
-                wrong.push(format!("{doc}:{line}: {}{} is defined at {before} too", number.0, number.1));
+                wrong.push(format!("{doc}:{line}: {}{} is also defined at {before}", number.0, number.1));
             }
         }
     }
-    assert!(invariants.len() > 50, "{} invariants: the docs have another form", invariants.len());
+    assert!(invariants.len() > 50, "only {} invariants: the docs have another form", invariants.len());
     let (mut code, mut tests) = (BTreeSet::new(), BTreeSet::new());
     for (path, text) in sources() {
         for (number, line, in_test) in citations(&path, &text) {
@@ -196,17 +136,19 @@ fn each_invariant_is_cited_by_the_code_that_holds_it_and_by_a_test_that_guards_i
     }
     for (number @ (letter, n), place) in &invariants {
         if !code.contains(number) {
-            wrong.push(format!("{place}: no code cites {letter}{n}; say where it is held: ({letter}{n})"));
+            wrong.push(format!(
+                "{place}: no code cites {letter}{n}; cite it in the code that upholds it: ({letter}{n})"
+            ));
         }
         if !tests.contains(number) {
-            wrong.push(format!("{place}: no test cites {letter}{n}; say which one: /// Guards {letter}{n}."));
+            wrong.push(format!("{place}: no test cites {letter}{n}; cite it in the test that guards it: /// Guards {letter}{n}."));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_parser_of_this_test_sees_what_it_should() {
+fn the_parser_finds_definitions_and_citations() {
     let definitions = ["- D7 The cache decides", "- D1, D2", "D8 A block", "- D 9", "- H10 URLs", "- Dx y"];
     let numbers: Vec<_> = definitions.into_iter().filter_map(defined).collect();
     assert_eq!(numbers, [('D', 7), ('H', 10)]);

@@ -1,36 +1,37 @@
-//! Holds the edges between the modules (docs/design.md): who may use whom, where `unsafe` may be, how long a file is.
+//! Checks the rules of docs/design.md for modules: which module may use which, where `unsafe` may be, and how long a file
+//! may be.
+
+mod source_tree;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
-/// A module and what it may name of the crate. A module may always name itself.
+use source_tree::{Part, is_rust, parts, root, texts};
+
+/// Each module, and the modules of the crate that it may use. A module may always use itself.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("sabotage", &[]),
-    ("format", &["sabotage"]),
-    ("io", &["sabotage"]),
+    ("mutant", &[]),
+    ("format", &["mutant"]),
+    ("io", &["mutant"]),
     ("source", &["config"]),
     ("events", &[]),
     ("trace", &["events", "format", "io"]),
-    ("fetch", &["events", "source", "format", "io", "sabotage"]),
+    ("fetch", &["events", "source", "format", "io", "mutant"]),
     ("cache", &[]),
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "image"]),
-    ("delta", &["format", "io", "sabotage"]),
+    ("delta", &["format", "io", "mutant"]),
     ("disk", &["delta", "base", "cache", "format", "trace"]),
     (
         "store",
-        &["disk", "delta", "base", "cache", "image", "source", "format", "io", "sabotage", "events", "trace"],
+        &["disk", "delta", "base", "cache", "image", "source", "format", "io", "mutant", "events", "trace"],
     ),
     ("serve", &["store", "disk", "base", "cache", "format", "io"]),
     ("fuse", &["serve", "store", "disk", "format", "io"]),
     ("check", &["fetch", "format", "io", "store"]),
     (
         "simulation",
-        &[
-            "store", "disk", "delta", "check", "cache", "fetch", "source", "format", "io", "sabotage",
-            "events",
-        ],
+        &["store", "disk", "delta", "check", "cache", "fetch", "source", "format", "io", "mutant", "events"],
     ),
     ("config", &["format"]),
     ("sandbox", &["config", "format", "io", "source"]),
@@ -52,7 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["config", "control", "daemon", "check", "format", "source"]),
 ];
 
-/// Of a module, only these items.
+/// Edges on which a module may use only these items.
 const ONLY: &[(&str, &str, &[&str])] = &[
     ("disk", "trace", &["Tap"]),
     ("disk", "cache", &["Touch"]),
@@ -65,114 +66,43 @@ const ONLY: &[(&str, &str, &[&str])] = &[
     ("sandbox", "format", &["layout"]),
 ];
 
-/// `unsafe` may be here and in src/io/.
+/// The files outside of src/io/ that may contain `unsafe`, and how often.
 const UNSAFE: &[(&str, usize)] = &[("src/cache/arena.rs", usize::MAX), ("src/source/file.rs", 1)];
 
 const LONGEST_FILE: usize = 800;
 const LONGEST_MAIN: usize = 60;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            out.push(path);
-        }
-    }
-}
-
-/// Path from the root of the repository, and text, of every source file.
+/// The path from the root of the repository, and the text, of every source file.
 fn sources() -> Vec<(String, String)> {
-    let mut files = Vec::new();
-    rust_files(&root().join("src"), &mut files);
-    files.sort();
-    files
-        .into_iter()
-        .map(|p| {
-            (p.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), fs::read_to_string(p).unwrap())
-        })
-        .collect()
+    texts("src", is_rust)
 }
 
 fn is_test(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
-/// The text without comments, and with the contents of string and character literals blanked.
+/// The text without comments, and with empty literals.
 fn code(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let word_before = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
-        if rest.starts_with(b"//") {
-            at += rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
-        } else if rest.starts_with(b"/*") {
-            let mut depth = 0;
-            loop {
-                match bytes.get(at..at + 2) {
-                    Some(b"/*") => (depth, at) = (depth + 1, at + 2),
-                    Some(b"*/") => (depth, at) = (depth - 1, at + 2),
-                    Some(_) => at += 1,
-                    None => at = bytes.len(),
-                }
-                if depth == 0 || at >= bytes.len() {
-                    break;
-                }
-            }
-        } else if !word_before && let Some(len) = raw_string(rest) {
-            at += len;
-            out.extend_from_slice(b"\"\"");
-        } else if rest[0] == b'"' {
-            at += 1;
-            while at < bytes.len() && bytes[at] != b'"' {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
-            }
-            at += 1;
-            out.extend_from_slice(b"\"\"");
-        } else if rest.starts_with(b"'\\") {
-            at += 3 + rest[3..].iter().position(|b| *b == b'\'').unwrap_or(0) + 1;
-        } else if rest[0] == b'\'' && rest.get(2) == Some(&b'\'') {
-            at += 3;
-        } else {
-            out.push(rest[0]);
-            at += 1;
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Length of the raw string that `bytes` begins with.
-fn raw_string(bytes: &[u8]) -> Option<usize> {
-    let head = if bytes.starts_with(b"br") { 2 } else { usize::from(bytes.starts_with(b"r")) };
-    let hashes = bytes[head..].iter().take_while(|b| **b == b'#').count();
-    if head == 0 || bytes.get(head + hashes) != Some(&b'"') {
-        return None;
-    }
-    let close = [b"\"".as_slice(), &b"#".repeat(hashes)].concat();
-    let body = head + hashes + 1;
-    let end = bytes[body..].windows(close.len()).position(|w| w == close)?;
-    Some(body + end + close.len())
+    let part = |(part, range): (Part, _)| match part {
+        Part::Code => &text[range],
+        Part::Comment => "",
+        Part::Literal => "\"\"",
+    };
+    parts(text).into_iter().map(part).collect()
 }
 
 fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Where `word` stands by itself.
+/// The offsets at which `word` stands by itself.
 fn occurrences<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     code.match_indices(word)
         .map(|(at, _)| at)
         .filter(move |at| !code[..*at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word))
 }
 
-/// Items at the start of a path or of a list in braces; nested lists count by what they begin with.
+/// The items at the start of a path or of a list in braces. A nested list counts by its first word.
 fn heads(path: &str) -> Vec<String> {
     let path = path.trim_start();
     let head = |s: &str| s.trim_start().chars().take_while(|c| is_word(*c) || *c == '*').collect::<String>();
@@ -197,7 +127,7 @@ fn heads(path: &str) -> Vec<String> {
     out
 }
 
-/// What a file names of the crate: modules, each with the items when they stand right behind.
+/// The modules of the crate that a file uses, each with the items that follow directly.
 fn edges(code: &str) -> Vec<(String, Vec<String>)> {
     let mut out = Vec::new();
     for at in occurrences(code, "crate") {
@@ -228,7 +158,9 @@ fn modules_use_only_what_they_may() {
     let mut wrong = Vec::new();
     for module in &modules {
         if !MAY_USE.iter().any(|(name, _)| name == module) {
-            wrong.push(format!("src/{module}: say in tests/layering.rs and docs/design.md what it may use"));
+            wrong.push(format!(
+                "src/{module}: declare in tests/layering.rs and docs/design.md what it may use"
+            ));
         }
     }
     for (path, text) in sources() {
@@ -263,7 +195,7 @@ fn the_allowed_edges_have_no_cycle() {
     {
         placed.insert(name);
     }
-    assert_eq!(placed.len(), MAY_USE.len(), "these are part of a cycle, or use one: all but {placed:?}");
+    assert_eq!(placed.len(), MAY_USE.len(), "all modules but {placed:?} are part of a cycle, or use one");
 }
 
 #[test]
@@ -279,7 +211,7 @@ fn only_fuse_uses_the_fuse_crate() {
 }
 
 #[test]
-fn unsafe_is_where_it_is_expected() {
+fn unsafe_code_is_only_in_the_listed_files() {
     for (path, text) in sources() {
         let count = occurrences(&code(&text), "unsafe").count();
         let limit = UNSAFE.iter().find(|(file, _)| *file == path).map_or(0, |(_, limit)| *limit);
@@ -291,8 +223,8 @@ fn unsafe_is_where_it_is_expected() {
 }
 
 #[test]
-fn names_of_files_are_spelled_once() {
-    // Those that mean nothing else. `io` knows no store; a medium that is simulated tells data files by their name.
+fn file_names_of_the_store_are_spelled_only_in_layout_rs() {
+    // Only unambiguous names. `io` knows no store; the simulated medium recognises data files by their names.
     const NAMES: &[&str] = &["plyfs.store", "daemon.outcome", "control.sock", "\"deltas"];
     const ENDS: &[&str] = &["base", "disk", "data", "map", "trace", "blocks", "sums"];
     let ends = ENDS.iter().flat_map(|end| [format!("}}.{end}"), format!("\".{end}\"")]);
@@ -319,7 +251,7 @@ fn no_file_is_too_long() {
 }
 
 #[test]
-fn the_parser_of_this_test_sees_what_it_should() {
+fn the_parser_finds_the_used_modules() {
     let text = r##"
         use crate::{a::B, c};  // crate::comment
         use crate::d::{E, f::G};

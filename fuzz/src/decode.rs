@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use plyfs::config::size::{MAX_SIZE, format_size, parse_size};
-use plyfs::delta::{Delta, DeltaSpec, Footing};
+use plyfs::delta::{Delta, DeltaSpec, DeltaIo};
 use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
 use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
 use plyfs::format::trace::Trace;
@@ -157,8 +157,8 @@ pub fn live_map(data: &[u8]) {
     let open = || {
         let root: MapRoot = roots.root();
         let spec = DeltaSpec { disk: 9, size: 1 << 20, overlap: 1 << 19, modified_ns: 0, root };
-        let footing = Footing { medium: medium.clone(), live: lives.clone(), roots: roots.clone() };
-        Delta::open(spec, footing)
+        let delta_io = DeltaIo { medium: medium.clone(), live: lives.clone(), roots: roots.clone() };
+        Delta::open(spec, delta_io)
     };
     let Ok(delta) = open() else { return };
     let size = delta.size();

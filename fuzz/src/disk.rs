@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use arbitrary::Arbitrary;
 use plyfs::base::Base;
 use plyfs::cache::BlockCache;
-use plyfs::delta::{Delta, DeltaSpec, Footing};
+use plyfs::delta::{Delta, DeltaSpec, DeltaIo};
 use plyfs::disk::{Disk, Grow, Seek};
 use plyfs::source::{Identity, Source, SourceError, SourceErrorKind};
 
@@ -185,9 +185,9 @@ impl Rig {
         let overlap = if self.based { BASE as u64 } else { 0 };
         let root = self.roots.root();
         let spec = DeltaSpec { disk: 1, size: self.size, overlap, modified_ns: 0, root };
-        let footing =
-            Footing { medium: self.medium.clone(), live: self.lives.clone(), roots: self.roots.clone() };
-        Ok(Disk::new(Delta::open(spec, footing)?, self.based.then(base)))
+        let delta_io =
+            DeltaIo { medium: self.medium.clone(), live: self.lives.clone(), roots: self.roots.clone() };
+        Ok(Disk::new(Delta::open(spec, delta_io)?, self.based.then(base)))
     }
 
     fn disk(&mut self) -> &Disk {

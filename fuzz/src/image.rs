@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use plyfs::image::{self, Chain, Compressed, Extent, Format, HEAD, Image, ImageErrorKind, Method};
-use plyfs::source::{Arrival, Identity, Source, SourceError};
+use plyfs::source::{Completion, Identity, Source, SourceError};
 
 /// Of a file.
 const MOST: usize = 1 << 20;
@@ -61,7 +61,7 @@ impl Source for Memory {
         let mut here = self.here.lock();
         if !here.remove(&(offset, buf.len())) {
             here.insert((offset, buf.len()));
-            return Err(SourceError::not_here("memory", Arrival::new().1));
+            return Err(SourceError::not_here("memory", Completion::new().1));
         }
         // The most that is read at once: an L1 table.
         assert!(buf.len() <= 32 << 20);
@@ -97,7 +97,7 @@ impl Source for Memory {
 fn persist<T>(mut run: impl FnMut() -> Result<T, image::ImageError>) -> Result<T, image::ImageError> {
     for _ in 0..200 {
         match run() {
-            Err(error) if error.arrival().is_some() => {}
+            Err(error) if error.completion().is_some() => {}
             result => return result,
         }
     }

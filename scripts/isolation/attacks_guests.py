@@ -1,4 +1,4 @@
-"""Guests, images and base filesystems that disturb: floods of requests, storms of changes, hostile images, hangs below a base."""
+"""Attacks by guests, images and filesystems: floods of requests and changes, hostile images, hangs below a base."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE = 2, 1, 16
 
 
 class AsyncReads(Attack):
-    """Of a disk whose server hangs."""
+    """Asynchronous reads of a disk whose server hangs."""
 
     depth, jobs = 300, 1
 
@@ -38,7 +38,7 @@ class AsyncReads(Attack):
         try:
             self.fio.wait(2)
         except subprocess.TimeoutExpired:
-            world.problem("fio, killed, does not end while the server hangs")
+            world.problem("fio does not end when it is killed while the server hangs")
         self.bad.mode("ok")
         until(lambda: self.fio.poll() is not None, 20, "fio")
 
@@ -54,7 +54,7 @@ class Async10000(AsyncReads):
 
 
 class KilledReader(Attack):
-    row = "a process that waits for a server is killed: it ends at once"
+    row = "a process that waits for a server is killed, and ends at once"
     quick = True
 
     def before(self, world):
@@ -69,7 +69,7 @@ class KilledReader(Attack):
 
     def during(self, world):
         if not self.readers.dies(2):
-            world.problem("a killed reader has not ended after 2 s")
+            world.problem("a killed reader has not ended within 2 s")
         self.readers = world.readers(self.path, threads=64)
         time.sleep(0.2)
 
@@ -79,7 +79,7 @@ class KilledReader(Attack):
 
 
 class ManyOpens(Attack):
-    row = "10,000 opens of one disk, kept"
+    row = "one disk is opened 10,000 times and kept open"
 
     def before(self, world):
         self.path = world.attacker_disk(LOCAL[0])
@@ -105,7 +105,7 @@ class ManyOpens(Attack):
 
     def end(self, world):
         if not self.loop.end():
-            world.problem("its process does not end")
+            world.problem("the process does not end")
         if self.loop.failed.value:
             world.problem(self.loop.text.value.decode())
 
@@ -136,13 +136,13 @@ class ManyDisks(Attack):
         world.note(f"{self.loop.turns.value} opens; {world.daemon.usage()['files']} descriptors")
         if self.loop.failed.value:
             world.problem(self.loop.text.value.decode())
-        # Detached when they were closed for 30 s.
+        # Disks are detached 30 s after they are closed.
         if self.loop.turns.value > 500:
-            until(lambda: world.daemon.usage()["files"] < 500, 45, "descriptors of disks that were closed")
+            until(lambda: world.daemon.usage()["files"] < 500, 45, "closed disks are detached")
 
 
 class Create10000(Attack):
-    row = "10,000 disks made in one call, and removed"
+    row = "10,000 disks are created in one call, and removed"
 
     def begin(self, world):
         names = [f"c{number}" for number in range(10_000)]
@@ -159,7 +159,7 @@ class Create10000(Attack):
 
     def end(self, world):
         if not self.loop.end(120):
-            world.problem("the call has not ended after 120 s")
+            world.problem("the call has not ended within 120 s")
         if self.loop.failed.value:
             world.problem(self.loop.text.value.decode())
 
@@ -169,12 +169,12 @@ class Create10000(Attack):
             for name in names:
                 world.daemon.ask("DELETE", f"/v1/disks/{name}")
             if time.monotonic() - begin > 90:
-                world.problem(f"{len(names)} disks are left after 90 s of removals")
+                world.problem(f"{len(names)} disks remain after 90 s of removals")
                 return
 
 
 class CreateRemove(Attack):
-    row = "creates and removals of disks as fast as the socket takes them, from eight clients"
+    row = "eight clients create and remove disks as fast as possible"
     quick = True
 
     def begin(self, world):
@@ -198,11 +198,11 @@ class CreateRemove(Attack):
             loop.end()
             if loop.failed.value:
                 world.problem(f"{loop.failed.value} of {loop.turns.value} failed: {loop.text.value.decode()}")
-        world.note(f"{sum(loop.turns.value for loop in self.loops) / took:.0f} a second of each")
+        world.note(f"{sum(loop.turns.value for loop in self.loops) / took:.0f} creations and removals a second")
 
 
 class PunchStorm(Attack):
-    row = "punches, zeroes and writes of one disk, without end"
+    row = "endless punches, zeroes and writes on one disk"
 
     def before(self, world):
         self.path = world.attacker_disk(LOCAL[0])
@@ -233,7 +233,7 @@ class PunchStorm(Attack):
 
 
 class TruncateStorm(PunchStorm):
-    row = "truncation to nothing and to 1 TiB, without end"
+    row = "endless truncation to 4 KiB and to 1 TiB"
 
     def begin(self, world):
         def work(turn):
@@ -245,7 +245,7 @@ class TruncateStorm(PunchStorm):
 
 
 class FsyncStorm(PunchStorm):
-    row = "writes, each with fsync, from sixteen processes on sixteen disks"
+    row = "sixteen processes write to sixteen disks, with fsync after each write"
 
     def before(self, world):
         self.paths = [world.attacker_disk(LOCAL[0], f"f{number}") for number in range(16)]
@@ -263,7 +263,7 @@ class FsyncStorm(PunchStorm):
 
 
 class HugeMap(Attack):
-    row = "a disk of 64 TiB: one block written in each 62 MiB, live maps grow, fsync all the time"
+    row = "on a disk of 64 TiB one block is written in each 62 MiB, so that live maps grow, with frequent fsync"
     quick = True
     newer = {"map_memory_per_disk": '[runtime]\nmap_memory = "48M"\n'}
 
@@ -273,7 +273,7 @@ class HugeMap(Attack):
         self.places = iter(range(0, 64 * GIB, 64 * MIB))
 
     def during(self, world):
-        # Another guest writes where it never wrote.
+        # Another guest writes to new places.
         try:
             for _ in range(20):
                 os.pwrite(self.bystander, b"b" * 4096, next(self.places))
@@ -297,12 +297,12 @@ class HugeMap(Attack):
         used = os.statvfs("/dev/shm")
         world.note(
             f"{self.loop.turns.value * 500} places; {(used.f_blocks - used.f_bfree) * 4096 / MIB:.0f} MiB of /dev/shm; "
-            f"own failures {self.loop.failed.value} {self.loop.text.value.decode()}"
+            f"failures of the attacker: {self.loop.failed.value} {self.loop.text.value.decode()}"
         )
 
 
 class BandwidthHog(Attack):
-    row = "reads and writes of 1 MiB at depth 32, four processes, on a disk of its own"
+    row = "four processes read and write 1 MiB at depth 32 on the attacker's disk"
 
     def before(self, world):
         self.path = world.attacker_disk(LOCAL[0], size="512M")
@@ -317,7 +317,7 @@ class BandwidthHog(Attack):
 
 
 class CacheThrash(Attack):
-    row = "reads all over a base of its own that is larger than the memory cache"
+    row = "random reads of an attacker's base that is larger than the memory cache"
 
     def before(self, world):
         self.good = world.serve(size=64 * GIB)
@@ -330,13 +330,13 @@ class CacheThrash(Attack):
 
     def end(self, world):
         if not self.readers.end(20):
-            world.problem("its reads do not end")
+            world.problem("the reads do not end")
         if self.readers.errors() or self.readers.wrong():
             world.problem(f"{self.readers.errors()} {self.readers.text.value.decode()}")
 
 
 class FuseBase(Attack):
-    """A base on a filesystem that hangs or lies."""
+    """A base on a filesystem that misbehaves."""
 
     mode, threads = "hang", 40
     own_errors = False
@@ -357,7 +357,7 @@ class FuseBase(Attack):
 
     def healed(self, world):
         good = self.readers.good()
-        until(lambda: self.readers.good() > good + self.threads, 15, "its own guest's reads going on")
+        until(lambda: self.readers.good() > good + self.threads, 15, "its own guest's reads resume")
         if not self.readers.end(20):
             world.problem("its own guest's reads do not end")
         if self.readers.wrong():
@@ -372,7 +372,7 @@ class FuseHang(FuseBase):
 
 
 class FuseLie(FuseBase):
-    row = "a base on a filesystem that gives other bytes"
+    row = "a base on a filesystem that returns wrong bytes"
     mode = "lie"
 
 
@@ -382,17 +382,17 @@ class FuseFail(FuseBase):
 
 
 class FuseSlow(FuseBase):
-    row = "a base on a filesystem of 20 reads a second"
+    row = "a base on a filesystem that answers 20 reads a second"
     mode = "slow"
 
 
 class FuseShort(FuseBase):
-    row = "a base on a filesystem that reads half of what was asked for"
+    row = "a base on a filesystem that returns half of each read"
     mode, own_errors = "short", True
 
 
 class AttachHang(Attack):
-    row = "bases and disks on a filesystem that hangs altogether are added, attached and opened"
+    row = "bases and disks on a filesystem that hangs completely are added, attached and opened"
 
     def before(self, world):
         self.files = FileSystem(world.where / "below", 64 * MIB, ATTACKER)
@@ -400,7 +400,7 @@ class AttachHang(Attack):
         world.daemon.cli("base", "add", "below", self.files.path)
         for number in range(40):
             world.attacker_disk("below", f"h{number}")
-        # Attached anew: nothing of it is known to the worker.
+        # After a restart the worker has not attached the disks.
         world.daemon.stop()
         world.daemon.start()
 
@@ -424,11 +424,11 @@ class AttachHang(Attack):
         for loop in self.loops:
             loop.ending.set()
         if not all(loop.end(10) for loop in self.loops):
-            world.problem("its opens do not end when the filesystem goes on")
+            world.problem("the opens do not end when the filesystem works again")
 
 
 class NbdBase(Attack):
-    row = "a base behind nbdkit and nbdfuse, delayed by 2 s, then failing"
+    row = "a base behind nbdkit and nbdfuse that delays reads by 2 s, then fails"
 
     def before(self, world):
         self.failing = world.where / "failing"
@@ -448,12 +448,12 @@ class NbdBase(Attack):
     def end(self, world):
         self.failing.unlink()
         if not self.readers.end(30):
-            world.problem("its reads do not end")
+            world.problem("the reads do not end")
         end_now(self.server)
 
 
 class HostileImages(Attack):
-    row = "hostile images (the fuzzers' seeds) are added, attached and read, without end"
+    row = "hostile images (the fuzzers' seeds) are added, attached and read in a loop"
     quick = True
 
     def before(self, world):
@@ -463,7 +463,7 @@ class HostileImages(Attack):
         for kind, suffix in (("image_qcow2", "qcow2"), ("image_vmdk", "vmdk")):
             for path in sorted((ROOT / "fuzz" / "corpus" / kind).iterdir()):
                 self.images.append(place / f"{path.name}.{suffix}")
-                # The seeds begin with two lengths of the fuzz target's.
+                # The seeds begin with two lengths for the fuzz target.
                 data = path.read_bytes()
                 self.images[-1].write_bytes(data[8:] if data[8:12] in (b"QFI\xfb", b"KDMV") else data)
         big = place / "claims.qcow2"
@@ -500,7 +500,7 @@ class HostileImages(Attack):
     def end(self, world):
         for loop in self.loops:
             if not loop.end(20):
-                world.problem("its loop does not end")
+                world.problem("a loop does not end")
         world.note(f"{sum(loop.turns.value for loop in self.loops)} images")
 
 

@@ -1,4 +1,4 @@
-"""What local users, the control socket's clients and the host do: full, hanging and failing disks, memory, signals, kills."""
+"""Attacks by local users, clients of the control socket and the host: full, hanging and failing disks, memory, signals, kills."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .world import ATTACKER, LOCAL, Cgroup, as_nobody, kill_group, remove_live_m
 
 
 class SlowClients(Attack):
-    row = "control socket: thousands of connections that say nothing, half a request, or a byte a second"
+    row = "control socket: thousands of connections that send nothing, half a request, or single bytes"
     quick = True
     count = 3000
 
@@ -53,7 +53,7 @@ class SlowClients(Attack):
 
 
 class Garbage(Attack):
-    row = "control socket: invalid JSON, giant bodies, deep nesting, unknown methods, absurd names and sizes"
+    row = "control socket: invalid JSON, huge bodies, deep nesting, unknown methods, invalid names and sizes"
 
     def begin(self, world):
         path = str(world.daemon.store / "control.sock")
@@ -87,11 +87,11 @@ class Garbage(Attack):
             loop.end()
         world.note(f"{sum(loop.turns.value for loop in self.loops)} requests")
         if any(loop.failed.value for loop in self.loops):
-            world.problem(self.loops[0].text.value.decode() or "the socket does not accept")
+            world.problem(self.loops[0].text.value.decode() or "the socket does not accept connections")
 
 
 class Listeners(Attack):
-    row = "control socket: hundreds of `events --follow` that do not read, and `disk ls` of 2,000 disks without end"
+    row = "control socket: hundreds of clients that follow events and do not read, and endless `disk ls` of 2,000 disks"
 
     def before(self, world):
         for first in range(0, 2000, 500):
@@ -118,7 +118,7 @@ class Listeners(Attack):
 
 
 class CacheDisk(Attack):
-    """The persistent cache on a filesystem of its own, behind a block device that does as it is told."""
+    """The persistent cache on its own filesystem, on a block device that fails or hangs on request."""
 
     def before(self, world):
         world.daemon.stop()
@@ -185,13 +185,13 @@ class CacheHangs(CacheDisk):
 
 
 class Memory(Attack):
-    row = "memory pressure: the daemon in a cgroup with 24 MiB to spare, a process in it that takes 200 MiB again and again"
+    row = "memory pressure: the daemon in a cgroup with 24 MiB free, where a process repeatedly takes 200 MiB"
 
     def before(self, world):
         self.group = Cgroup(f"plyfs-isolation-{os.path.basename(world.where)}")
         world.later(self.group.remove)
         if self.group.place is None:
-            world.note("no memory cgroup can be made here: a process that takes memory, without a limit")
+            world.note("no memory cgroup can be created here: a process takes memory, without a limit")
         self.path = world.attacker_disk(LOCAL[0], size="256M")
 
     def begin(self, world):
@@ -206,7 +206,7 @@ class Memory(Attack):
                 self.group.add(os.getpid())
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("1000")
-            # A child, which may be killed for it.
+            # In a child, since the kernel may kill it.
             if (pid := os.fork()) == 0:
                 taken = bytearray(200 * MIB)
                 os._exit(len(taken) & 1)
@@ -233,13 +233,13 @@ class Memory(Attack):
                     (root / "cgroup.procs").write_text(str(pid))
                 except OSError:
                     pass
-        world.note(f"{self.loops[0].turns.value} times 200 MiB")
+        world.note(f"200 MiB taken {self.loops[0].turns.value} times")
 
 
 class StoppedWorker(Attack):
-    row = "SIGSTOP of the worker: `status` and `stop` answer within a time, the worker is named"
+    row = "SIGSTOP of the worker: `status` and `stop` answer in time and name the worker"
     worker_may_end = True
-    # Its guests stand while it stands: what they may not see is an error or a wrong byte.
+    # Guests wait while the worker is stopped; they must not see an error or a wrong byte.
     judged = ()
 
     def begin(self, world):
@@ -257,7 +257,7 @@ class StoppedWorker(Attack):
             except RuntimeError as error:
                 world.note(f"status in {time.monotonic() - begin:.1f} s: {str(error)[-160:]}")
             except Exception:
-                world.problem("status has no answer after 8 s while the worker is stopped")
+                world.problem("status does not answer within 8 s while the worker is stopped")
 
     def end(self, world):
         try:
@@ -267,10 +267,10 @@ class StoppedWorker(Attack):
 
 
 class KilledWorker(Attack):
-    row = "the worker is killed twice a second, under 40 reads of a hanging server and disks that come and go"
+    row = "the worker is killed twice a second, with 40 reads of a hanging server while disks are created and removed"
     quick = True
     worker_may_end = True
-    # A takeover is a pause, which `crash-campaign` bounds.
+    # A takeover is a pause; `crash-campaign` measures it.
     judged = ()
 
     def before(self, world):
@@ -304,10 +304,10 @@ class KilledWorker(Attack):
         self.bad.mode("ok")
         if self.names.failed.value:
             world.problem(f"names: {self.names.failed.value} of {self.names.turns.value} failed: {self.names.text.value.decode()}")
-        world.note(f"{self.kills.turns.value} kills, {self.names.turns.value} files made, renamed and removed")
+        world.note(f"{self.kills.turns.value} kills, {self.names.turns.value} files created, renamed and removed")
 
     def healed(self, world):
-        until(lambda: self.readers.good() > 40, 20, "its own guest's reads going on")
+        until(lambda: self.readers.good() > 40, 20, "its own guest's reads resume")
         if not self.readers.end(20):
             world.problem("its own guest's reads do not end")
         if self.readers.errors() or self.readers.wrong():
@@ -319,7 +319,7 @@ class ShmFull(Attack):
     quick = True
 
     def before(self, world):
-        # A guest that writes where it never wrote needs room for its map.
+        # A guest that writes to new places needs space for its map.
         path = world.attacker_disk(LOCAL[0], "full", size="64G")
 
         def work(turn):
@@ -327,7 +327,7 @@ class ShmFull(Attack):
             os.pwrite(fd, b"f" * 4096, turn * 64 * MIB % (64 << 30))
             os.close(fd)
 
-        # Made now: the means by which processes here talk are in /dev/shm too.
+        # Started before /dev/shm is full, because Python's shared memory is there too.
         self.loop = world.loop(work, 0.01)
 
     def begin(self, world):
@@ -343,19 +343,19 @@ class ShmFull(Attack):
 
 
 class ShmRemoved(Attack):
-    row = "the live maps' directory in /dev/shm is removed under a running daemon, then the worker is killed"
+    row = "the directory of live maps in /dev/shm is removed while the daemon runs, then the worker is killed"
     worker_may_end = True
     judged = ()
 
     def begin(self, world):
         world.note(f"removed: {remove_live_maps(world.daemon)}")
-        # What is written now has to be there afterwards.
+        # What is written now must survive the kill.
         time.sleep(0.5)
         os.kill(worker_of(world.daemon), signal.SIGKILL)
 
 
 class UserMounts(Attack):
-    row = "an ordinary user tries the mount, the socket and the store"
+    row = "an ordinary user tries to access the mount, the socket and the store"
 
     def begin(self, world):
         store = world.daemon.store
@@ -366,7 +366,7 @@ class UserMounts(Attack):
                 f"mkdir {store}/cache/x", f"dd if=/dev/zero of={world.daemon.mount}/disks/x.raw count=1", f"ls {store}/cache",
             ):  # fmt: skip
                 if as_nobody("sh", "-c", f"{command} >/dev/null 2>&1 && echo DONE").stdout.strip() and "ls -lR" not in command:
-                    raise RuntimeError(f"an ordinary user may: {command}")
+                    raise RuntimeError(f"an ordinary user is allowed: {command}")
 
         self.loop = world.loop(work)
 
@@ -377,7 +377,7 @@ class UserMounts(Attack):
 
 
 class StoppedClient(Attack):
-    row = "a guest is stopped (SIGSTOP) with 256 requests under way, and killed"
+    row = "a guest is stopped (SIGSTOP) with 256 pending requests, and killed"
 
     def before(self, world):
         self.path = world.attacker_disk(LOCAL[0], size="512M")
@@ -393,7 +393,7 @@ class StoppedClient(Attack):
 
 
 class PinnedCache(Attack):
-    row = "a base of its own is hydrated and pinned until the disk cache has no room"
+    row = "an attacker's base is hydrated and pinned until the disk cache is full"
     arguments = ("--cache-disk", "96M")
 
     def before(self, world):
@@ -408,14 +408,14 @@ class PinnedCache(Attack):
 
     def end(self, world):
         if not self.readers.end(20):
-            world.problem("its reads do not end")
+            world.problem("the reads do not end")
 
     def healed(self, world):
         world.daemon.cli("base", "evict", "greedy", seconds=30)
 
 
 class Upgrades(Attack):
-    row = "`upgrade` to a program that does not start, hangs, or is no program, in a loop"
+    row = "`upgrade` in a loop, to files that end at once or are not programs"
 
     def begin(self, world):
         programs = {"hangs": "#!/bin/sh\nexec sleep 1000\n", "ends": "#!/bin/sh\nexit 3\n", "noise": "\x7fELF" + "x" * 1000}

@@ -1,4 +1,4 @@
-"""Servers that are slow, lie, die or never end, below a base of the attacker's."""
+"""Attacks by servers that are slow, wrong, failing or endless, below a base of the attacker."""
 
 import time
 
@@ -7,19 +7,19 @@ from .run import Attack
 from .servers import black_hole
 from .world import ATTACKER, PUBLIC, until
 
-# A minute's trouble of a server is no guest's error: its reads wait and go on.
+# A temporary failure of a server causes no errors: reads wait, and continue within this many seconds afterwards.
 HEALS = 15
 
 
 class ServerAttack(Attack):
-    """A base on a good server, which turns bad while `threads` read of it, and good again."""
+    """A base on a good server, which turns bad while `threads` read the base, and then good again."""
 
     mode = "ok"
     threads = 40
     options = ()
     server = {}
-    expect_state = True  # `base show` says that something is wrong
-    honest = True  # its wrong bytes can be known from right ones
+    expect_state = True  # whether `base show` must report the failure
+    honest = True  # whether wrong bytes can be detected
 
     def before(self, world):
         self.bad = world.serve(**self.server)
@@ -34,7 +34,7 @@ class ServerAttack(Attack):
         self.adding = world.loop(lambda turn: self.add(world, turn), 0.2)
 
     def add(self, world, turn):
-        """A base that is bad from the beginning: refused, or there, but within a time."""
+        """Adds a base on the bad server, which may succeed or fail, but within the time limit."""
         try:
             world.daemon.cli("base", "add", f"bad{turn}", self.bad.url("2"), *self.options, seconds=60)
         except RuntimeError:
@@ -51,15 +51,15 @@ class ServerAttack(Attack):
         try:
             until(lambda: self.readers.good() > good + self.threads, HEALS, "")
         except RuntimeError:
-            world.problem(f"its own guest's reads do not go on {HEALS} s after the server is good again")
+            world.problem(f"its own guest's reads have not resumed {HEALS} s after the server recovered")
         if not self.readers.end(20):
             world.problem("its own guest's reads do not end")
         if self.readers.errors():
-            world.problem(f"its own guest got {self.readers.errors()} for what heals")
+            world.problem(f"its own guest got {self.readers.errors()} for a temporary failure")
         if self.readers.wrong():
             world.problem(f"its own guest read wrong bytes, {self.readers.wrong()} times: {self.readers.text.value.decode()}")
         if self.expect_state and self.states == {"ok"}:
-            world.problem("base show said ok all the time")
+            world.problem("base show reported ok all the time")
         world.note(f"state {'/'.join(sorted(self.states))}; {self.bad.requests.value} requests")
         if not self.adding.end(20):
             world.problem("base add has not ended")
@@ -92,22 +92,22 @@ SERVER_MODES = [
     bad("etag-other", "other_etag", "another ETag for a while (a deploy)", quick=True),
     bad("etag-flap", "etag_flap", "every other answer is of another object (a cache node)"),
     bad("size-flap", "size_flap", "the size of the object changes from answer to answer"),
-    bad("unauthorized", "unauthorized", "401 for a while (a token that ran out)"),
-    bad("forbidden", "forbidden", "403 for a while (a presigned URL, an image deactivated)", quick=True),
+    bad("unauthorized", "unauthorized", "401 for a while (an expired token)"),
+    bad("forbidden", "forbidden", "403 for a while (an expired presigned URL, a deactivated image)", quick=True),
     bad("not-found", "not_found", "404 for four seconds"),
     bad("empty-204", "empty", "an empty 204"),
     bad("refused-flap", "refused_flap", "401, 403, 404 in turn"),
-    bad("not-satisfiable", "not_satisfiable", "416 for ranges that are there"),
+    bad("not-satisfiable", "not_satisfiable", "416 for existing ranges"),
     bad("come-again", "come_again", "429, Retry-After in thirty thousand years"),
     bad("broken-500", "broken", "500"),
-    bad("redirect-loop", "redirect_self", "redirects to ever new paths of itself"),
+    bad("redirect-loop", "redirect_self", "redirects to a new path of itself each time"),
     bad("redirect-long", "redirect_long", "redirects to URLs of 60 KB"),
     bad("tls-garbage", "tls_garbage", "TLS records of noise instead of HTTP"),
 ]  # fmt: skip
 
 
 class DeadHosts(ServerAttack):
-    row = "redirects to ever new dead hosts"
+    row = "redirects to a different dead host each time"
     mode, quick = "redirect_dead", True
 
     def before(self, world):
@@ -122,7 +122,7 @@ class DeadHosts(ServerAttack):
 
 
 class DeadHostsRefusing(ServerAttack):
-    row = "redirects to ever new hosts that refuse at once"
+    row = "redirects to a different host each time, which refuses connections"
     mode = "redirect_dead"
     server = {"target": 1}
 
@@ -132,12 +132,12 @@ class DeadHostsRefusing(ServerAttack):
 
     def end(self, world):
         seen = self.bad.requests.value
-        world.note(f"{seen} requests in the attack")
+        world.note(f"{seen} requests during the attack")
         super().end(world)
 
 
 class ByteASecondDeadline(ServerAttack):
-    row = "one byte a second, --deadline 3s: EIO in time, and the mirror is asked"
+    row = "one byte a second, --deadline 3s: EIO in time, and the mirror takes over"
     least = 3.5
     mode, threads = "byte_a_second", 8
 
@@ -154,7 +154,7 @@ class ByteASecondDeadline(ServerAttack):
 
     def healed(self, world):
         if not self.readers.errors().get("EIO") and not self.readers.errors().get("ETIMEDOUT"):
-            world.problem("no read ended at its deadline of 3 s")
+            world.problem("no read failed at its deadline of 3 s")
         if self.second.good() < 20:
             world.problem(f"the mirror was not used: {self.second.good()} reads")
         for readers in (self.readers, self.second):
@@ -186,13 +186,13 @@ class RedirectLoopback(Attack):
     def healed(self, world):
         names = [base["name"] for base in world.daemon.cli("base", "ls") if base["name"].startswith("far")]
         if names:
-            world.problem(f"{len(names)} bases were made of what a loopback service answered")
+            world.problem(f"{len(names)} bases were created from answers of a loopback service")
         if self.secret.requests.value:
             world.problem(f"the loopback service got {self.secret.requests.value} requests")
 
 
 class FiveHundredBases(Attack):
-    row = "500 bases of one hanging server, one reader each"
+    row = "500 bases on one hanging server, one reader each"
 
     def before(self, world):
         self.bad = world.serve(size=4 * MIB)
@@ -222,7 +222,7 @@ class FiveHundredBases(Attack):
 
 
 class HydrateDead(Attack):
-    row = "hydrations of a dead server, while a reader waits; evict, pin, verify, in a loop"
+    row = "hydrate, evict, pin and verify in a loop, of a base on a dead server, while a reader waits"
     quick = True
 
     def before(self, world):
@@ -242,7 +242,7 @@ class HydrateDead(Attack):
             try:
                 world.daemon.ask("POST", f"/v1/bases/bad/{path}", body, seconds=10)
             except OSError as error:
-                raise RuntimeError(f"{path}: no answer after {time.monotonic() - begin:.0f} s: {error}") from error
+                raise RuntimeError(f"{path}: no answer in {time.monotonic() - begin:.0f} s: {error}") from error
 
         self.loops = [world.loop(work, 0.02) for _ in range(4)]
         time.sleep(1)
@@ -262,7 +262,7 @@ class HydrateDead(Attack):
         if self.readers.errors():
             world.problem(f"its own guest got {self.readers.errors()}")
         answer = world.daemon.cli("base", "evict", "bad", seconds=20)
-        world.note(f"{sum(loop.turns.value for loop in self.loops)} requests; evict then says {answer}"[:200])
+        world.note(f"{sum(loop.turns.value for loop in self.loops)} requests; evict afterwards: {answer}"[:200])
 
 
 ATTACKS = [

@@ -1,4 +1,4 @@
-"""What images and disks hold: every block of 4 KiB says where it belongs, so a wrong byte is seen without a copy of the image."""
+"""Contents of images and disks: every block of 4 KiB contains its seed and number, so wrong bytes are detected without a copy."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 class WrongBytes(Exception):
-    """A party read bytes that are not its own."""
+    """A read returned bytes other than expected."""
 
 
 def block(seed, number):
@@ -15,7 +15,7 @@ def block(seed, number):
 
 
 def content(seed, offset, length):
-    """Bytes of the image `seed`."""
+    """The bytes of a range of the image `seed`."""
     first, last = offset // BLOCK, (offset + length + BLOCK - 1) // BLOCK
     return b"".join(block(seed, number) for number in range(first, last))[offset - first * BLOCK :][:length]
 

@@ -1,6 +1,7 @@
-"""A filesystem of one read-only file, spoken to the kernel by hand: it serves, hangs, lies, fails or is slow, as it is told.
+"""A FUSE filesystem with one read-only file that works, hangs, returns wrong bytes, fails or is slow, as its mode says.
 
-The protocol is that of linux/fuse.h, version 7.31. One thread; a request that hangs is not answered, which holds up no other.
+It implements the protocol of linux/fuse.h, version 7.31, in one thread. A request that hangs is kept without an answer, which
+does not delay others.
 """
 
 import ctypes
@@ -43,7 +44,7 @@ class FileSystem:
         self.number.value = MODES.index(name)
 
     def end(self):
-        # With its last descriptor the connection ends: who waits gets an error.
+        # Closing the last descriptor ends the connection: waiting requests fail.
         self.process.kill()
         self.process.join(5)
         libc.umount2(os.fsencode(self.mount), 2)
@@ -59,7 +60,7 @@ class FileSystem:
         while True:
             mode = MODES[self.number.value]
             if held and mode not in ("hang", "hang_everything"):
-                # What hung is answered now.
+                # Requests that hung are answered now.
                 for late in held:
                     self.one(late, mode)
                 held = []

@@ -1,4 +1,4 @@
-"""Runs one attack in its world and says what the victim noticed."""
+"""Runs one attack and records its effects on the victim."""
 
 import json
 import subprocess
@@ -11,42 +11,42 @@ from .content import compare, content
 from .victim import KINDS, LIMITS, Quiet, Victim, by_window
 from .world import LOCAL, URL, URL_SIZE, World
 
-# What may have grown after an attack: the memory cache (64 MiB) and buffers stay.
+# Allowed growth after an attack: the memory cache (64 MiB) and buffers are kept.
 GROWTH_MEMORY, GROWTH_FILES = 300 * MIB, 200
 LONGEST_END = 45
 
 
 class Attack:
-    """What a tenant, a server, an image, a filesystem or a local user does."""
+    """An attack by a tenant, a server, an image, a filesystem or a local user."""
 
-    row = ""  # what it shows, for the table
-    quick = False  # whether it is part of the short form
+    row = ""  # its description in the table
+    quick = False  # whether --quick runs it
     arguments, prefix = (), ()
-    newer = {}  # configuration by the key that a binary has to know
-    worker_may_end = False  # it kills workers itself
-    seconds = 240  # of everything, at most
-    settle = 1.0  # between its end and the windows after it
-    least = 0.0  # seconds that it has to last to show anything
-    judged = KINDS  # what of the victim's latency it may not touch
+    newer = {}  # configuration that only binaries with the key in them know
+    worker_may_end = False  # whether the attack kills workers itself
+    seconds = 240  # limit of the total duration
+    settle = 1.0  # seconds between its end and the windows after it
+    least = 0.0  # its shortest useful duration, seconds
+    judged = KINDS  # the probes whose latency it must not affect
 
     def before(self, world):
-        """Prepares, before the windows that are compared with."""
+        """Prepares the attack; called before the first windows."""
 
     def begin(self, world):
-        """Begins, and returns when it bites."""
+        """Starts the attack, and returns when it is effective."""
 
     def during(self, world):
         """Called between the windows of the attack."""
 
     def end(self, world):
-        """Ends it; what it started ends."""
+        """Ends the attack and its processes."""
 
     def healed(self, world):
-        """What has to be so a while after its end; `world.problem` says that it is not."""
+        """Checks the recovery, a while after the end; reports to `world.problem`."""
 
 
 class Scenario(Attack):
-    """An attack with no steady victim: it starts and stops daemons itself, in `run`."""
+    """An attack without the measured victim: it starts and stops daemons itself, in `run`."""
 
     def run(self, world):
         raise NotImplementedError
@@ -84,7 +84,7 @@ def status_problems(world, found):
 
 
 def new_disk(world):
-    """A disk on each base of the victim works."""
+    """Checks that a new disk works on each base of the victim."""
     for base, seed in (LOCAL, URL):
         world.daemon.cli("disk", "create", f"after-{base}", "--base", base, seconds=20)
         with open(world.daemon.disk(f"after-{base}"), "r+b", buffering=0) as file:
@@ -94,7 +94,7 @@ def new_disk(world):
 
 
 def carry_out(attack, where, binary, quick, phase, save):
-    """The result, which is saved whenever more of it is known."""
+    """Runs an attack and returns the result, which is also saved in between."""
     result = {
         "name": attack.name, "row": attack.row, "errors": [], "wrong": [], "recovers": [], "notes": [], "stuck": [], "check": None,
         "finished": False,
@@ -177,7 +177,7 @@ def ratio(values):
 
 
 def judge(result, attack, generous):
-    """What is wrong with it, shortest first word: errors, bytes, stuck, p99, recovery, check."""
+    """The list of failures in a result: wrong bytes, errors, stuck operations, p99, recovery, check."""
     verdict = []
     if result["wrong"]:
         verdict.append(f"wrong bytes: {result['wrong'][0]}")
@@ -191,7 +191,7 @@ def judge(result, attack, generous):
             limit = LIMITS[kind] * (10 if generous else 1)
             if kind not in attack.judged or found is None:
                 continue
-            # What the host did to a daemon beside it is no fault of this one, nor what it did before.
+            # Effects of the host, as seen on the second daemon or before the attack, do not count.
             host = max(1.0, ratio(result["quiet"]["create" if kind == "create" else "local"]) or 1.0)
             peace = values["before"]["most"]
             if found / host > limit and values["during"]["p99"] > peace and not (generous and values["during"]["p99"] < 200):
@@ -200,7 +200,7 @@ def judge(result, attack, generous):
     if result["check"]:
         verdict.append(f"check: {' / '.join(result['check'].splitlines()[:2])}"[:300])
     if not result["finished"]:
-        verdict.append("the attack was ended from outside")
+        verdict.append("the attack did not finish in time")
     return verdict
 
 

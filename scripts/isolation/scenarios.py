@@ -1,4 +1,4 @@
-"""Rows that need the daemon to start, stop or be born in trouble: each says what is wrong at its end."""
+"""Attacks on the start, the stop and the store of a daemon, without the measured victim."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ def read(path, seed, offset, length, what):
 def stop_and_check(world, what="stop"):
     status = world.daemon.stop(60)
     if status != 0:
-        world.problem(f"{what}: the command said 0, the daemon ended with {status}")
+        world.problem(f"{what}: the command succeeded, the daemon ended with status {status}")
     found = world.daemon.check()
     if found:
         world.problem(f"{what}: check: {found[:200]}")
 
 
 class BorrowedDigest(Scenario):
-    row = "a base with another base's --sha256 and other bytes is read first"
+    row = "a base with the --sha256 of another base and different bytes is read first"
     quick = True
 
     def run(self, world):
@@ -53,10 +53,10 @@ class BorrowedDigest(Scenario):
             world.daemon.cli("base", "hydrate", "good", seconds=30)
         except Exception as error:
             world.problem(f"hydrate good: {error}"[-300:])
-        # By now the digest's bytes are here, and compared: evil may be given those, or be refused.
+        # The bytes of the digest are cached and verified by now: evil may get them or be refused.
         try:
             world.daemon.cli("base", "hydrate", "evil", seconds=30)
-            world.note("evil has the bytes of its digest by now")
+            world.note("evil has got the bytes of its digest")
         except RuntimeError as error:
             world.note(f"evil: {str(error)[-100:]}")
         try:
@@ -67,7 +67,7 @@ class BorrowedDigest(Scenario):
 
 
 class BorrowedDigestFile(Scenario):
-    row = "the same with local files, and with --sha512 never given"
+    row = "the same with local files"
 
     def run(self, world):
         write_image(world.where / "evil.img", ATTACKER, 16 * MIB)
@@ -80,7 +80,7 @@ class BorrowedDigestFile(Scenario):
             world.daemon.cli("disk", "create", name, "--base", name)
         try:
             world.daemon.cli("base", "hydrate", "evil", seconds=30)
-            world.problem("hydrate evil says that it has its digest")
+            world.problem("hydrate evil succeeded although its bytes do not have the digest")
         except RuntimeError:
             pass
         try:
@@ -93,7 +93,7 @@ class BorrowedDigestFile(Scenario):
 
 
 class ReplacedImage(Scenario):
-    row = "a source without a validator: an image is replaced under its URL, and added again beside the old base and without it"
+    row = "a source without a validator: an image is replaced under its URL and added again, with and without the old base"
 
     def run(self, world):
         world.daemon.start()
@@ -106,20 +106,20 @@ class ReplacedImage(Scenario):
         world.daemon.cli("disk", "rm", "removed")
         world.daemon.cli("base", "rm", "removed")
         server.end()
-        # The same URL, another object of the same size.
+        # At the same URL, another object of the same size.
         newer = world.serve(size=16 * MIB, seed=6, port=server.port, etag="")
         for name in ("kept", "removed"):
             world.daemon.cli("base", "add", f"new-{name}", newer.url(name), "--identity", "size")
             world.daemon.cli("disk", "create", f"new-{name}", "--base", f"new-{name}")
             try:
-                read(world.daemon.disk(f"new-{name}"), 6, 0, 4 * MIB, f"new base, the old one {name}")
+                read(world.daemon.disk(f"new-{name}"), 6, 0, 4 * MIB, f"new base, old one {name}")
             except Exception as error:
                 world.problem(str(error))
         stop_and_check(world)
 
 
 class FewDescriptorsAtStart(Scenario):
-    row = "one start with few descriptors, of a store with hydrated bases whose originals are gone"
+    row = "a start with few descriptors, of a store with hydrated bases whose originals have been removed"
     quick = True
 
     def run(self, world):
@@ -134,7 +134,7 @@ class FewDescriptorsAtStart(Scenario):
             world.daemon.cli("base", "hydrate", f"b{number}", seconds=30)
             path.unlink()
         stop_and_check(world)
-        few = Daemon(world.where / "house", *world.daemon.arguments, binary=world.binary, prefix=("prlimit", "--nofile=48:48"))
+        few = Daemon(world.where / "attacked", *world.daemon.arguments, binary=world.binary, prefix=("prlimit", "--nofile=48:48"))
         try:
             few.start(30)
             world.note("it starts with 48 descriptors")
@@ -156,7 +156,7 @@ class FewDescriptorsAtStart(Scenario):
 
 
 class Ulimit256(Scenario):
-    row = "ulimit -n 256 and 300 disks that are written: fsync, create, stop tell the truth; check is clean after a clean serve"
+    row = "300 disks are written with ulimit -n 256: no acknowledged write is lost, and check finds nothing"
     quick = True
 
     def run(self, world):
@@ -174,7 +174,7 @@ class Ulimit256(Scenario):
                 kept.append(fd)
                 os.pwrite(fd, content(7, 0, 4096), 0)
                 os.fsync(fd)
-                # A guest's disk that is not open costs nothing; forty stay open.
+                # Forty disks stay open.
                 if len(kept) > 40:
                     os.close(kept.pop(0))
             except OSError as error:
@@ -186,12 +186,12 @@ class Ulimit256(Scenario):
         try:
             status = few.stop(20)
             if status != 0:
-                world.problem(f"stop said 0, the daemon ended with {status}")
+                world.problem(f"stop succeeded, the daemon ended with status {status}")
         except RuntimeError as error:
             world.note(f"stop: {error}"[:200])
             few.end()
         except subprocess.TimeoutExpired:
-            world.problem("stop has not ended after 20 s")
+            world.problem("stop has not ended within 20 s")
             few.end()
         few.prefix = ()
         few.start()
@@ -206,7 +206,7 @@ class Ulimit256(Scenario):
 
 
 class Squat(Scenario):
-    row = "an ordinary user makes the daemon's directories in /dev/shm before it starts"
+    row = "an ordinary user creates the daemon's directories in /dev/shm before it starts"
     quick = True
 
     def run(self, world):
@@ -214,7 +214,7 @@ class Squat(Scenario):
         place = live_maps(world.daemon)
         world.daemon.stop()
         if place is None or place.parent != Path("/dev/shm"):
-            world.note(f"the live maps are at {place}")
+            world.note(f"the live maps are in {place}")
             places = [Path("/dev/shm") / name for name in ("plyfs", place.name if place else "x", f"plyfs-{place.name if place else 0}")]
         else:
             call("rm", "-rf", place)
@@ -225,7 +225,7 @@ class Squat(Scenario):
             world.daemon.start(30)
             world.daemon.stop()
         except Exception as error:
-            world.problem(f"it does not start: {str(error)[-200:]}")
+            world.problem(f"the daemon does not start: {str(error)[-200:]}")
         finally:
             world.daemon.end()
             for squatted in places:
@@ -234,7 +234,7 @@ class Squat(Scenario):
 
 
 class ShmLost(Scenario):
-    row = "live maps are removed from /dev/shm, writes go on, with and without a flush, the worker is killed: the bytes are there"
+    row = "live maps are removed from /dev/shm, writes continue, with and without a flush, and the worker is killed: no write is lost"
     quick = True
 
     def run(self, world):
@@ -266,7 +266,7 @@ class ShmLost(Scenario):
 
 
 class StopWhileStopped(Scenario):
-    row = "`stop` while the worker is stopped by SIGSTOP ends within a minute, and says what it did"
+    row = "`stop` while the worker is stopped by SIGSTOP ends within a minute"
 
     def run(self, world):
         world.daemon.start()
@@ -280,7 +280,7 @@ class StopWhileStopped(Scenario):
         except RuntimeError as error:
             world.note(f"stop after {time.monotonic() - begin:.0f} s: {str(error)[-200:]}")
         except subprocess.TimeoutExpired:
-            world.problem("stop --timeout 40s has not ended after 60 s")
+            world.problem("stop --timeout 40s has not ended within 60 s")
         finally:
             try:
                 os.kill(pid, signal.SIGCONT)
@@ -310,7 +310,7 @@ class StopWhileHanging(Scenario):
             status = world.daemon.stop(40)
             world.note(f"{time.monotonic() - begin:.1f} s")
             if status != 0:
-                world.problem(f"stop said 0, the daemon ended with {status}")
+                world.problem(f"stop succeeded, the daemon ended with status {status}")
         except Exception as error:
             world.problem(f"stop: {error}"[-200:])
             return
@@ -327,7 +327,7 @@ class StopWhileFilesHang(StopWhileHanging):
 
 
 class CacheHangsAtTheEnd(Scenario):
-    row = "the cache's disk hangs while a worker is killed, and while the daemon is stopped and started again"
+    row = "the cache's disk hangs while workers are killed and while the daemon is stopped; then the daemon is started again"
 
     def run(self, world):
         world.daemon.start()
@@ -366,11 +366,11 @@ class CacheHangsAtTheEnd(Scenario):
             compare(os.pread(file.fileno(), 65536, place), content(URL[1], place, 65536), "a disk on a server's base")
         world.note(f"after {local:.2f} s, with a server after {time.monotonic() - begin:.2f} s")
         if time.monotonic() - begin > 5:
-            world.problem("its disks stand")
+            world.problem("reads and writes took longer than 5 s")
 
 
 class LargeCache(Scenario):
-    row = "2 GiB of cached blocks: the pause of a killed worker, beside that of an empty cache"
+    row = "2 GiB of cached blocks: the pause after a worker is killed, compared with that of an empty cache"
 
     def run(self, world):
         world.daemon.arguments = (*world.daemon.arguments, "--cache-disk", "8G")
@@ -384,7 +384,7 @@ class LargeCache(Scenario):
         try:
             world.daemon.cli("base", "hydrate", "big", seconds=180)
         except subprocess.TimeoutExpired:
-            world.note("hydrated in part only")
+            world.note("hydrated only in part")
         full = self.pauses(world)
         world.note(f"median of 5: {sorted(empty)[2]:.0f} ms empty, {sorted(full)[2]:.0f} ms with 2 GiB; worst {max(full):.0f} ms")
         if sorted(full)[2] > 2 * sorted(empty)[2] + 10:
@@ -464,7 +464,7 @@ class LargestDisk(Scenario):
 
 
 class TokenRunsOut(Scenario):
-    row = "the command that prints a token fails while it runs out, and works again"
+    row = "the token expires while the command that prints it fails; then the command works again"
 
     def run(self, world):
         token = world.where / "token"
@@ -472,7 +472,7 @@ class TokenRunsOut(Scenario):
         (world.where / "print").chmod(0o755)
         server = world.serve()
         scope = server.url("")
-        (world.where / "house" / "plyfs.toml").write_text(
+        (world.where / "attacked" / "plyfs.toml").write_text(
             CONFIG + f'[[http.credentials]]\nurl = "{scope}"\ncommand = ["{world.where / "print"}"]\n'
         )
         token.write_text("one\n")
@@ -489,14 +489,14 @@ class TokenRunsOut(Scenario):
         server.mode("ok")
         good = readers.good()
         try:
-            until(lambda: readers.good() > good + 20, 20, "reads going on when the token is there again")
+            until(lambda: readers.good() > good + 20, 20, "reads resume when the token is available again")
         except RuntimeError as error:
             world.problem(str(error))
         readers.end(20)
         if readers.errors():
             world.problem(f"the guest got {readers.errors()}")
         if shown == "ok":
-            world.problem("base show says ok while the server refuses")
+            world.problem("base show reports ok while the server refuses")
         stop_and_check(world)
 
 

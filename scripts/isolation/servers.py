@@ -1,4 +1,4 @@
-"""Web servers that behave as they are told: well, slow, lying, dying, endless. What they serve is `content` of their seed."""
+"""Web servers whose mode makes them correct, slow, wrong, failing or endless. They serve `content` of their seed."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import time
 from .content import KIB, content
 
 FORK = multiprocessing.get_context("fork")
-# How often a server that waits looks whether it still has to.
+# Interval at which a waiting server checks whether the mode has changed.
 TICK = 0.05
 
 
@@ -21,7 +21,7 @@ class Request:
         self.method, self.path, self.headers = method, path, headers
 
     def range(self, size):
-        """First and last byte that were asked for."""
+        """The first and the last byte requested."""
         text = self.headers.get("range", "")
         if not text.startswith("bytes="):
             return 0, size - 1
@@ -85,7 +85,7 @@ class Server:
             connection.close()
 
     def waiting(self):
-        """One tick, and whether the mode is still the one that waits."""
+        """Waits one tick; returns whether the mode is unchanged."""
         now = self.number.value
         time.sleep(TICK)
         return self.number.value == now
@@ -110,7 +110,7 @@ class Server:
         connection.sendall(f"HTTP/1.1 {text}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body)
         return True
 
-    # The modes. True: the connection goes on.
+    # The modes. They return True if the connection stays open.
 
     def ok(self, connection, request):
         return self.send(connection, request)
@@ -182,7 +182,7 @@ class Server:
         return True
 
     def other_range(self, connection, request):
-        """A range that nobody asked for, and its bytes."""
+        """A range other than requested, with its bytes."""
         first, last = request.range(self.size)
         first, last = (first + 64 * KIB) % self.size, (first + 64 * KIB) % self.size + last - first
         connection.sendall(self.head(first, last) + content(self.seed, first, last - first + 1))
@@ -204,7 +204,7 @@ class Server:
         return False
 
     def dying(self, connection, request):
-        """Resets in the middle of every other answer."""
+        """Resets the connection in the middle of half of the answers."""
         if random.random() < 0.5:
             return self.send(connection, request)
         first, last = request.range(self.size)
@@ -229,7 +229,7 @@ class Server:
         return self.send(connection, request, etag="other", seed=self.seed + 1)
 
     def etag_flap(self, connection, request):
-        """Every other answer is of another object."""
+        """Half of the answers are of another object."""
         return self.other_etag(connection, request) if random.random() < 0.5 else self.send(connection, request)
 
     def size_flap(self, connection, request):
@@ -255,7 +255,7 @@ class Server:
         return self.status(connection, "416 Range Not Satisfiable", f"Content-Range: bytes */{self.size}\r\n")
 
     def come_again(self, connection, request):
-        """Busy for the next thirty thousand years."""
+        """Retry-After in thirty thousand years."""
         return self.status(connection, "429 Too Many Requests", "Retry-After: 999999999999\r\n")
 
     def broken(self, connection, request):
@@ -265,7 +265,7 @@ class Server:
         return self.status(connection, "302 Found", f"Location: {self.url('x%d' % random.getrandbits(60))}\r\n")
 
     def redirect_dead(self, connection, request):
-        """To a host that does not answer, another one each time."""
+        """To a different host each time, which does not answer."""
         host = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
         return self.status(connection, "302 Found", f"Location: http://{host}:{self.target}/x\r\n")
 
@@ -288,7 +288,7 @@ MODES = [
 
 
 def black_hole():
-    """A socket on every address of this host whose queue is full: connections to it are never made. With its port."""
+    """A socket on every address of this host whose queue is full, so that connections to it hang; and its port."""
     listener = socket.socket()
     listener.bind(("0.0.0.0", 0))
     listener.listen(0)

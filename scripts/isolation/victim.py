@@ -1,4 +1,4 @@
-"""The tenant that must notice nothing: fio with verification, and probes that time single operations at a steady rate."""
+"""The tenant that must not be affected: fio with verification, and probes that time single operations at a steady rate."""
 
 import ctypes
 import errno
@@ -22,22 +22,22 @@ libc = ctypes.CDLL(None, use_errno=True)
 ENTRY = struct.Struct("<QQI4x")
 ENTRIES = 1 << 18
 SLOTS = 16
-# What is measured, and how far its 99th percentile may be from that before the attack. `names`: stat and open.
-# Creations, removals and first reads of a base come a few times a second: the 99th of a hundred is the second worst.
+# The allowed ratio of the 99th percentile during an attack to that before, by the kind of the probe. `names`: stat and open.
+# `fetch` and `create` are rare, a few times a second: the 99th percentile of a hundred is the second worst.
 LIMITS = {"local": 1.5, "async": 1.5, "url": 1.5, "names": 1.5, "fetch": 3.0, "create": 3.0}
 KINDS = list(LIMITS)
 INTERVAL = {"local": 0.004, "async": 0.006, "url": 0.004, "names": 0.006, "fetch": 0.05, "create": 0.06}
 
 
 class Probe:
-    """A process that does one operation after the other, and a table of what they took that the campaign reads meanwhile.
+    """A process that does one operation after the other, and a shared table of their durations.
 
-    The campaign itself has no threads: a process that is forked while another thread starts a program would keep that
-    program's pipe, and its start would not end.
+    The campaign itself has no threads: a process forked while another thread starts a program would keep that program's
+    pipe open, and the start would not return.
     """
 
     def __init__(self, name, kind, operation):
-        """`operation` is made in the process, and called with the number of the turn."""
+        """`operation` is called in the process; it returns the operation, which is called with its number."""
         self.name, self.kind, self.operation = name, kind, operation
         self.memory = mmap.mmap(-1, 64 + ENTRIES * ENTRY.size)
         self.ending = FORK.Event()
@@ -55,7 +55,7 @@ class Probe:
         except Exception:
             self.theirs.send(("error", traceback.format_exc(limit=-2)))
             return
-        turn, interval, said = 0, INTERVAL[self.kind], 0
+        turn, interval, reported = 0, INTERVAL[self.kind], 0
         due = time.monotonic()
         while not self.ending.is_set() and turn < ENTRIES:
             begun = time.monotonic_ns()
@@ -63,8 +63,8 @@ class Probe:
             try:
                 operation(turn)
             except Exception as error:
-                # A few tell all of them.
-                if (said := said + 1) <= 20:
+                # More would not say more.
+                if (reported := reported + 1) <= 20:
                     self.theirs.send(("wrong" if isinstance(error, WrongBytes) else "error", f"{self.name}: {error or type(error).__name__}"))
             ENTRY.pack_into(self.memory, 64 + turn * ENTRY.size, begun, time.monotonic_ns() - begun, 0)
             struct.pack_into("<Q", self.memory, 8, 0)
@@ -74,8 +74,8 @@ class Probe:
             time.sleep(max(0, due - time.monotonic()))
 
     def samples(self):
-        """Begin and duration of each operation, the one that has not ended too. An operation that was held up for longer
-        than the interval stands for those that would have been done meanwhile."""
+        """Begin and duration of each operation, including the one still running. An operation that took longer than the
+        interval also counts for those that would have begun meanwhile."""
         count, running = struct.unpack_from("<QQ", self.memory)
         entries = [ENTRY.unpack_from(self.memory, 64 + turn * ENTRY.size)[:2] for turn in range(count)]
         if running:
@@ -86,12 +86,12 @@ class Probe:
                 yield begun + late, took - late
 
     def stuck(self):
-        """Seconds for which the operation at hand has been running."""
+        """Seconds for which the current operation has been running."""
         running = struct.unpack_from("<Q", self.memory, 8)[0]
         return (time.monotonic_ns() - running) / 1e9 if running else 0
 
     def take(self):
-        """What went wrong since the last call."""
+        """Errors since the last call."""
         found = []
         try:
             while self.errors.poll():
@@ -113,7 +113,7 @@ def direct(path, mode=os.O_RDWR):
 
 
 class Blocks:
-    """4 KiB reads and writes of a disk on base `seed`: blocks below `written` are written and read again."""
+    """4 KiB reads and writes of a disk on base `seed`; even blocks are written and read again."""
 
     def __init__(self, path, seed, offset, blocks, choice):
         self.path, self.seed, self.offset, self.blocks = path, seed, offset, blocks
@@ -124,7 +124,7 @@ class Blocks:
         number = self.random.randrange(self.blocks)
         at = self.offset + number * BLOCK
         if turn % 2 == 0 and number % 2 == 0:
-            # Until it is acknowledged, either is right.
+            # Until the write is acknowledged, both contents are right.
             new = content(turn + 1000, at, BLOCK)
             self.buffer[:] = new
             old, self.known[number] = self.known.get(number), None
@@ -141,7 +141,7 @@ class Blocks:
 
 
 class Async:
-    """Reads as a hypervisor sends them, with io_submit(2): the kernel counts those against a bound of the whole mount."""
+    """Reads with io_submit(2), as a hypervisor does; the kernel limits their number for the mount."""
 
     def __init__(self, path, seed, blocks):
         self.path, self.seed, self.blocks, self.random = path, seed, blocks, random.Random(4)
@@ -170,7 +170,7 @@ class Async:
 
 
 class FirstReads:
-    """Each read is of a place of the base that was never read: it goes to the server."""
+    """Reads places of the base that were never read, so that each read is fetched from the server."""
 
     def __init__(self, path, seed, size):
         self.path, self.seed = path, seed
@@ -186,7 +186,7 @@ class FirstReads:
 
 
 class Names:
-    """stat and open of a disk, and a stat of what does not exist."""
+    """stat and open of a disk, and stat of a name that does not exist."""
 
     def __init__(self, path):
         self.path = path
@@ -199,13 +199,13 @@ class Names:
         else:
             try:
                 os.stat(f"{self.path}{turn}.raw")
-                raise OSError(errno.EIO, "a disk that nobody made")
+                raise OSError(errno.EIO, "a disk exists that was never created")
             except FileNotFoundError:
                 pass
 
 
 class Creations:
-    """Makes a small disk, and removes it, by the control socket."""
+    """Creates and removes a small disk through the control socket."""
 
     def __init__(self, socket, base):
         self.socket, self.base = socket, base
@@ -222,7 +222,7 @@ class Creations:
 
     def __call__(self, turn):
         name = f"victim-{turn // 2}"
-        # A worker that takes over cuts a connection; commands ask again, so a program does.
+        # A takeover of a worker breaks connections; the command line retries, and so does a program.
         for last in (False, False, True):
             try:
                 if turn % 2 == 0:
@@ -245,7 +245,7 @@ class Creations:
 
 
 class Fio:
-    """fio with verification on one disk, again and again, at a steady rate. In a process of its own: see `Probe`."""
+    """fio with verification on one disk, repeatedly, at a steady rate; in its own process, see `Probe`."""
 
     name = "fio"
 
@@ -280,7 +280,7 @@ class Fio:
 
 
 class Victim:
-    """All of them on one daemon."""
+    """The probes and fio on one daemon."""
 
     def __init__(self, where, daemon, local, url, size, quick):
         """`local` and `url` are name and seed of the two bases."""
@@ -288,7 +288,7 @@ class Victim:
             daemon.cli("disk", "create", f"v-{name}", "--base", base[0])
         socket = daemon.store / "control.sock"
         disk = {name: str(daemon.disk(f"v-{name}")) for name in ("fio", "local", "url", "fetch", "names")}
-        # Warm: what is measured is not how the first read of a base goes.
+        # Warms the cache: the first read of the base is not to be measured.
         fd = os.open(disk["url"], os.O_RDONLY)
         compare(os.pread(fd, 2 * MIB, 0), content(url[1], 0, 2 * MIB), disk["url"])
         os.close(fd)
@@ -311,7 +311,7 @@ class Victim:
         return max((probe.stuck(), probe.name) for probe in self.probes)
 
     def end(self, seconds):
-        """Which did not end."""
+        """Ends all parts; returns the names of those that did not end in time."""
         for part in self.parts:
             part.ending.set()
         deadline = time.monotonic() + seconds
@@ -324,7 +324,7 @@ class Victim:
 
 
 class Quiet:
-    """The same probes on another daemon, which nobody attacks: what the host does to everybody shows there too."""
+    """Two of the probes on a second daemon that is not attacked: effects of the host show there too."""
 
     def __init__(self, daemon, local):
         daemon.cli("disk", "create", "quiet", "--base", local[0])
@@ -349,13 +349,13 @@ def p99(values):
 
 
 def by_window(probe, windows):
-    """For each phase the median over its windows of the 99th percentile, ms; and the longest operation in it."""
+    """For each phase the median and the maximum over its windows of the 99th percentile, ms, and the longest operation."""
     samples = list(probe.samples())
     result = {}
     for phase, spans in windows.items():
         inside = [[took for begun, took in samples if first <= begun < last] for first, last in spans]
         values = [value for value in map(p99, inside) if value is not None]
-        # Nothing began: what is running since before stands for it, in `samples`.
+        # A window in which nothing began is covered by `samples`, by the operation that was running.
         result[phase] = {
             "p99": statistics.median(values) if values else None,
             "most": max(values, default=None),

@@ -1,4 +1,4 @@
-"""One attack's world: namespaces of its own, two daemons, the victim's bases and server, and what attackers are made of."""
+"""The environment of one attack: its namespaces, two daemons, the victim's bases and server, and tools for attackers."""
 
 import ctypes
 import errno
@@ -21,9 +21,9 @@ from .servers import FORK, Server
 
 LOCAL, URL, ATTACKER = ("local", 100), ("url", 200), 900
 LOCAL_SIZE, URL_SIZE = 16 * MIB, 256 * MIB
-# An address that is no loopback, private or link-local one; of this network namespace only.
+# An address that is neither loopback nor private nor link-local; only in this network namespace.
 PUBLIC = "203.0.113.10"
-# For live maps and the like: small enough to be filled.
+# The size of /dev/shm: small enough to be filled.
 SHM = "48m"
 CONFIG = """
 [http]
@@ -35,14 +35,14 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def own_network():
-    """Loopback up, and an address on it that looks public."""
+    """Brings loopback up, and gives it an address that looks public."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         fcntl.ioctl(probe, 0x8914, struct.pack("16sh14x", b"lo", 0x49))
         fcntl.ioctl(probe, 0x8916, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton(PUBLIC)))
 
 
 def own_memory():
-    """/dev/shm, small enough to be filled, and /run, where daemons of root keep things in memory."""
+    """Mounts a small /dev/shm, and /run, where daemons of root keep files in memory."""
     call("mount", "-t", "tmpfs", "-o", f"size={SHM},mode=1777", "isolation", "/dev/shm")
     call("mount", "-t", "tmpfs", "-o", "mode=755", "isolation", "/run")
 
@@ -56,12 +56,12 @@ class World:
         write_image(where / "local.img", LOCAL[1], LOCAL_SIZE)
         self.server = Server(URL_SIZE, URL[1], nice=False)
         self.digest = sha256(URL[1], URL_SIZE)
-        (where / "house").mkdir()
-        # Keys that an older binary does not know it refuses.
+        (where / "attacked").mkdir()
+        # An older binary refuses keys that it does not know.
         known = Path(binary).read_bytes()
         config = CONFIG + "".join(text for key, text in attack.newer.items() if key.encode() in known)
         self.daemon = Daemon(
-            where / "house", "--cache-memory", "64M", *attack.arguments, binary=binary, config=config, prefix=attack.prefix
+            where / "attacked", "--cache-memory", "64M", *attack.arguments, binary=binary, config=config, prefix=attack.prefix
         )
         self.quiet = None
 
@@ -73,7 +73,7 @@ class World:
             self.problems.append(text)
 
     def later(self, action):
-        """Something that is undone at the end, last first."""
+        """Registers a clean-up; they run in reverse order."""
         self.undo.append(action)
 
     def clean(self):
@@ -81,7 +81,7 @@ class World:
             try:
                 self.undo.pop()()
             except Exception as error:
-                self.note(f"cleaning: {error}")
+                self.note(f"clean-up: {error}")
 
     def start(self, quiet=True):
         self.daemon.start()
@@ -98,7 +98,7 @@ class World:
         daemon.cli("base", "add", LOCAL[0], self.where / "local.img")
         daemon.cli("base", "add", URL[0], self.server.url(), "--sha256", self.digest)
 
-    # What attackers use.
+    # Tools for attackers.
 
     def serve(self, mode="ok", size=256 * MIB, seed=ATTACKER, **kwargs):
         server = Server(size, seed, mode, **kwargs)
@@ -116,7 +116,7 @@ class World:
         return readers
 
     def storm(self, path, *arguments, name="storm"):
-        """fio at the least priority: what disturbs the victim is what the daemon does, not the load on the host."""
+        """Runs fio at low priority, so that the daemon's work affects the victim and not the load on the host."""
         log = self.where / f"{name}.log"
         process = start(
             ["nice", "-n", "15", "fio", f"--name={name}", f"--filename={path}", "--direct=1", "--allow_file_create=0", "--randrepeat=0",
@@ -127,13 +127,13 @@ class World:
         return process
 
     def loop(self, work, pace=0.0):
-        """Calls `work(turn)` in a process of low priority, until told to end."""
+        """Calls `work(turn)` repeatedly in a process of low priority, until it is ended."""
         loop = Loop(work, pace)
         self.later(loop.end)
         return loop
 
     def nbd(self, *filters, parameters=(), size="256M", name="nbd"):
-        """A file below a FUSE mount that nbdkit serves, with these filters and their parameters."""
+        """nbdkit with these filters and their parameters, and a file that nbdfuse makes of it: the process and the path."""
         socket_path, mount = self.where / f"{name}.sock", self.where / f"{name}.mnt"
         mount.mkdir()
         server = start(["nbdkit", "-f", "-U", socket_path, *filters, "memory", size, *parameters], self.where / f"{name}.log")
@@ -145,12 +145,12 @@ class World:
         return server, mount / "nbd"
 
     def cache_disk(self):
-        """Puts the stopped daemon's cache on a filesystem of its own, on a disk that fails as long as the file is there and
-        hangs while the process is stopped: that process, and that file."""
+        """Moves the stopped daemon's cache to its own filesystem, on a disk that fails while a file exists and hangs while a
+        process is stopped. Returns that process and the path of that file."""
         failing, cache = self.where / "failing", self.daemon.store / "cache"
         server, device = self.nbd("--filter=error", parameters=(f"error-file={failing}", "error-rate=100%"), name="cache")
         call("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device)
-        # With the mount, its loop device ends.
+        # The loop device ends with the mount.
         call("mount", "-o", "loop,commit=1", device, cache)
         (cache / "lost+found").rmdir()
         self.later(lambda: call("umount", "-l", cache))
@@ -178,7 +178,7 @@ def until(condition, seconds, what):
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what}: not after {seconds} s")
+            raise RuntimeError(f"{what}: not within {seconds} s")
         time.sleep(0.02)
 
 
@@ -221,12 +221,12 @@ ERRNOS = [errno.EIO, errno.ENOSPC, errno.EINTR, errno.ETIMEDOUT, errno.ENXIO]
 
 
 class Readers:
-    """Threads that read 4 KiB at random places of `path`, each place once, and compare with `seed` when it is given."""
+    """Threads that read 4 KiB at random places of `path`, and compare with the content of `seed` if it is given."""
 
     def __init__(self, path, seed=None, threads=4, size=256 * MIB, pace=0.0, direct=True, choice=0):
         self.path, self.seed, self.threads, self.size, self.pace, self.choice = path, seed, threads, size, pace, choice
         self.flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
-        # Good, wrong, then by error, then others.
+        # Good reads, wrong reads, failures by error number, other failures.
         self.counts = FORK.Array("q", 3 + len(ERRNOS))
         self.ending, self.text = FORK.Event(), FORK.Array("c", 300)
         self.process = FORK.Process(target=self.run, daemon=True)
@@ -279,12 +279,12 @@ class Readers:
         return self.counts[1]
 
     def errors(self):
-        """Of what kind and how many."""
+        """The number of failures by error name."""
         named = [(errno.errorcode[number], self.counts[2 + place]) for place, number in enumerate(ERRNOS)] + [("other", self.counts[-1])]
         return {name: count for name, count in named if count}
 
     def end(self, seconds):
-        """Whether all its reads came to an end."""
+        """Stops; returns whether all reads ended in time."""
         self.ending.set()
         self.process.join(seconds)
         return not self.process.is_alive()
@@ -294,14 +294,14 @@ class Readers:
         self.process.join(1)
 
     def dies(self, seconds):
-        """Whether it ends when it is killed in the middle of its reads."""
+        """Kills the process; returns whether it ended in time although its reads were waiting."""
         self.process.kill()
         self.process.join(seconds)
         return not self.process.is_alive()
 
 
 def live_maps(daemon):
-    """The directory of a daemon's live maps, where this or an older version keeps it; None when it has no name."""
+    """The directory of a daemon's live maps, where this or an older version keeps it; None if there is none."""
     status = os.stat(daemon.store)
     for parent in (Path("/dev/shm"), Path("/run/plyfs")):
         for place in parent.iterdir() if parent.is_dir() else ():
@@ -311,14 +311,14 @@ def live_maps(daemon):
 
 
 def remove_live_maps(daemon):
-    """As a clean-up job does. What is a mount keeps its directory."""
+    """Removes the live maps as a clean-up job would. A mount point cannot be removed."""
     if place := live_maps(daemon):
         subprocess.run(["rm", "-rf", place], stderr=subprocess.DEVNULL)
     return place
 
 
 class Cgroup:
-    """Of memory, version 1 or 2, whichever can be written here."""
+    """A memory cgroup, of version 1 or 2, whichever is writable."""
 
     def __init__(self, name):
         self.place = None

@@ -1,15 +1,15 @@
-//! The shared image: one virtual disk, read-only, as every disk on it sees it, over cached bytes of a source.
+//! A base: one shared, read-only virtual disk over cached bytes of its sources.
 //!
-//! It is the only place that knows both the cache and the source. What must hold:
-//! - A read returns the bytes that the source had when it was opened, or an error; bytes of a changed source
-//!   neither reach a reader nor the cache (the source vouches for each read before it is inserted) (D6).
-//! - [`Base::read_now`] waits for nothing; everything that may wait is in [`Base::read`], and that waits for disks of
-//!   this host only. What has to come over a network is an error of the kind `NotHere`.
-//! - The result never depends on what the cache keeps: `read` takes fetched bytes from the fetch, so a cache
-//!   of no blocks works too (D7).
+//! This is the only module that uses both the memory cache and the sources. What must hold:
+//! - A read returns the bytes that the source had when it was opened, or an error. Bytes of a changed source reach
+//!   neither a reader nor the cache, because the source vouches for each read before the insert (D6).
+//! - [`Base::read_now`] never waits. [`Base::read`] may wait, but only for disks of this host. When bytes must come over
+//!   a network, it returns an error of the kind `NotHere`.
+//! - The result never depends on what the cache holds: `read` returns the bytes that it fetched, so that it works with a
+//!   cache of no blocks, too (D7).
 //!
-//! What the bytes of a source mean is the business of [`crate::image`]; clusters are decompressed here, and only what
-//! comes out is kept in memory.
+//! [`crate::image`] interprets the bytes of a source. Clusters are decompressed here, and memory keeps only the
+//! decompressed bytes.
 
 mod stack;
 #[cfg(test)]
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use stack::Layer;
-use stack::{Coming, Stack};
+use stack::{PendingFetches, Stack};
 
 use parking_lot::RwLock;
 
@@ -28,23 +28,23 @@ use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
 use crate::source::{AlignedBuf, Purpose, Source, SourceError, SourceErrorKind};
-pub use crate::source::{Arrival, Wanted, without_files};
+pub use crate::source::{Completion, Wanted, without_files};
 
-/// The most that one request to the source asks for.
+/// The most bytes of one request to a source.
 const MAX_FETCH: usize = 1024 * 1024;
 const MAX_FETCH_BLOCKS: usize = MAX_FETCH / BLOCK;
 
 thread_local! {
-    /// Of [`MAX_FETCH`] bytes; taken out while in use.
+    /// A buffer of [`MAX_FETCH`] bytes; taken out while in use.
     static FETCH_BUFFER: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
 }
 
-/// What kind of failure, for callers that decide by it.
+/// The kind of a failure, for callers that act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BaseErrorKind {
-    /// The source is not what it was; what is cached is still right and is still served.
+    /// The source has changed. Cached blocks are still right and are still served.
     Changed,
-    /// It has to be fetched first: to be asked again when [`BaseError::arrival`] says so.
+    /// Bytes must be fetched first: try again after [`BaseError::completion`].
     NotHere,
     /// The source could not be read.
     Io,
@@ -53,10 +53,10 @@ pub enum BaseErrorKind {
 /// Why a read of a base failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// One of its sources.
+    /// A source failed.
     #[error("{0}")]
     Source(#[from] SourceError),
-    /// What is in one of them.
+    /// The image in a source is invalid.
     #[error("{0}")]
     Image(ImageError),
 }
@@ -71,15 +71,15 @@ impl From<ImageError> for Cause {
 }
 
 impl Cause {
-    fn arrival(&self) -> Option<&Arrival> {
+    fn completion(&self) -> Option<&Completion> {
         match self {
-            Self::Source(error) => error.arrival(),
+            Self::Source(error) => error.completion(),
             Self::Image(_) => None,
         }
     }
 }
 
-/// A read of a base that failed. The message is complete, the source's own included.
+/// A failed read of a base. The message is complete and includes that of the source.
 #[derive(Debug, thiserror::Error)]
 #[error("base {base}: reading {length} bytes at offset {offset}: {cause}")]
 pub struct BaseError {
@@ -103,35 +103,35 @@ impl BaseError {
         &self.base
     }
 
-    /// Where in the virtual disk the failed request to the source began, bytes.
+    /// The offset in the virtual disk at which the failed request to the source began.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// When to ask again, of an error that is no failure.
-    pub fn arrival(&self) -> Option<&Arrival> {
-        self.cause.arrival()
+    /// The completion after which the caller can try again, when the error only means that bytes must be fetched.
+    pub fn completion(&self) -> Option<&Completion> {
+        self.cause.completion()
     }
 
-    /// One error for two reads that both have to wait; the one that is a failure, when there is one.
+    /// Joins the errors of two reads that both must wait into one error.
     ///
     /// # Errors
     /// `next`, when it is a failure.
     pub fn join(earlier: Option<Self>, next: Self) -> Result<Self, Self> {
-        let Some(arrival) = next.arrival() else { return Err(next) };
-        let Some(before) = earlier.as_ref().and_then(Self::arrival) else { return Ok(next) };
-        let arrival = Arrival::all(vec![before.clone(), arrival.clone()]);
-        let cause = SourceError::not_here(next.base.clone(), arrival).into();
+        let Some(completion) = next.completion() else { return Err(next) };
+        let Some(before) = earlier.as_ref().and_then(Self::completion) else { return Ok(next) };
+        let completion = Completion::all(vec![before.clone(), completion.clone()]);
+        let cause = SourceError::not_here(next.base.clone(), completion).into();
         Ok(Self { cause, ..next })
     }
 
-    /// What was wrong.
+    /// The cause of the failure.
     pub fn cause(&self) -> &Cause {
         &self.cause
     }
 }
 
-/// A base in use. Dropping it drops its blocks from the cache.
+/// An attached base. Its blocks leave the cache when it is dropped.
 pub struct Base {
     name: String,
     stack: Stack,
@@ -139,22 +139,22 @@ pub struct Base {
     id: CacheId,
     remote: bool,
     traffic: Arc<Traffic>,
-    /// Its contents are not what its operator said: nothing of it is given to anybody.
+    /// Its contents do not have the digest that the operator gave: every read fails.
     refused: AtomicBool,
-    /// Shared while sources are read and what they gave is kept; exclusive while all that is kept is dropped.
+    /// Held shared while sources are read and the bytes are cached; exclusive while all cached bytes are dropped.
     reading: RwLock<()>,
 }
 
 impl Base {
-    /// Of one source that is the disk. `number` is the base's own, and never another's: blocks of it that an earlier
-    /// worker left are used again when the source has the same identity as then.
+    /// A base of one source, which is the disk. `number` is the base's number, which no other base ever has. Blocks that
+    /// an earlier worker left are used again if the source still has the same identity.
     pub fn new(number: u64, name: String, source: Arc<dyn Source>, cache: Arc<BlockCache>) -> Self {
         let size = source.size();
         let traffic = Events::new().base(number, &name);
         Self::layered(number, name, size, vec![Layer { source, image: None }], cache, traffic)
     }
 
-    /// Of an image and what is below it. `size`: bytes of the virtual disk; `traffic` counts what is read.
+    /// A base of an image and its backing images. `size`: bytes of the virtual disk. `traffic` counts reads.
     pub fn layered(
         number: u64,
         name: String,
@@ -187,22 +187,22 @@ impl Base {
         self.stack.size()
     }
 
-    /// Gives nothing of it to anybody from now on: its contents do not have their digest.
+    /// Refuses every read from now on, because the contents do not have their digest.
     pub fn refuse(&self) {
         self.refused.store(true, Ordering::Release);
         self.purge();
     }
 
-    /// Its contents have their digest after all.
+    /// Allows reads again, because the contents have their digest after all.
     pub fn accept(&self) {
         self.purge();
         self.refused.store(false, Ordering::Release);
     }
 
-    /// Drops all that is kept of it in memory, tables of images included. What is read from now on was read from its
-    /// sources after this.
+    /// Drops everything that memory holds of it, including tables of images. Later reads return bytes that were read from
+    /// the sources after this call.
     pub fn purge(&self) {
-        let _none_reads = self.reading.write();
+        let _exclusive = self.reading.write();
         self.cache.forget(self.id);
         self.stack.forget();
     }
@@ -212,22 +212,22 @@ impl Base {
             return Ok(());
         }
         let why = "its contents do not have the digest that it was registered with";
-        let advice = "when its source has the right ones again, run `plyfs base verify`";
+        let advice = "when its source has the right contents again, run `plyfs base verify`";
         let cause = SourceError::remote(SourceErrorKind::Changed, "read", self.name.clone(), why, advice);
         Err(self.failed(offset, length, cause.into()))
     }
 
-    /// Bytes of it that are in memory.
+    /// Bytes of its blocks in memory.
     pub fn cached_bytes(&self) -> u64 {
         self.cache.cached_bytes(self.id)
     }
 
-    /// Whether a read is only a read of a file of this host, with nothing to decode.
+    /// Whether its bytes are those of one file of this host, without a format to decode.
     pub fn is_plain(&self) -> bool {
         !self.remote && self.stack.raw().is_some()
     }
 
-    /// Whether the sources are still what they were, as far as that can be told without asking a server.
+    /// Checks that the sources are unchanged, as far as that is possible without a request to a server.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -236,12 +236,17 @@ impl Base {
         self.stack.check().map_err(|cause| self.failed(0, 0, cause.into()))
     }
 
-    /// Has a range of the virtual disk fetched, as far as it lies behind a network and is not here. Does not wait;
-    /// returns when what is under way now is here. Less than was asked for may be under way.
+    /// Starts to fetch the missing bytes of a range of the virtual disk from remote sources. Does not wait. The completion
+    /// is that of the requests now under way, which may be fewer than requested.
     ///
     /// # Errors
     /// As [`read`](Self::read), but never `NotHere`.
-    pub fn prefetch(&self, offset: u64, length: u64, purpose: Purpose) -> Result<Option<Arrival>, BaseError> {
+    pub fn prefetch(
+        &self,
+        offset: u64,
+        length: u64,
+        purpose: Purpose,
+    ) -> Result<Option<Completion>, BaseError> {
         if !self.remote {
             return Ok(None);
         }
@@ -249,9 +254,9 @@ impl Base {
         self.stack.prefetch(offset, length, purpose).map_err(|cause| self.failed(offset, length, cause))
     }
 
-    /// Fills `buf` from `offset` on if all of it is in memory: no waiting, no system call. Past the end of
-    /// the base there are zeros. If false, the content of `buf` is undefined, and [`read`](Self::read) is the
-    /// way.
+    /// Fills `buf` from `offset` on if all of it is in memory. Never waits and makes no system call. Beyond the end of
+    /// the base there are zeros. When it returns false, the content of `buf` is undefined, and the caller must use
+    /// [`read`](Self::read).
     #[must_use]
     pub fn read_now(&self, offset: u64, buf: &mut [u8], touch: Touch) -> bool {
         if self.refused.load(Ordering::Relaxed) {
@@ -261,19 +266,19 @@ impl Base {
         self.cached(offset, &mut buf[..inside], touch) == inside
     }
 
-    /// Fills `buf` from `offset` on; past the end of the base there are zeros. What is not in memory comes
-    /// from the source, in pieces as large as neighbouring missing blocks allow, and may take as long as the
-    /// disk under it does. The last piece is extended by up to `readahead` bytes that nobody asked for yet (none if
-    /// what follows is in memory, or if it lies behind a network: such a source reads ahead by itself).
+    /// Fills `buf` from `offset` on; beyond the end of the base there are zeros. Missing blocks are read from the
+    /// sources, adjacent ones in one request, and that may take as long as the source's disk needs. The last request
+    /// reads up to `readahead` more bytes ahead, unless the next block is in memory or the source is remote: a remote
+    /// source has its own readahead.
     ///
     /// # Errors
-    /// `NotHere` when something has to be fetched first, all of it being under way; `Changed` or `Io`. Then the content
-    /// of `buf` is undefined.
+    /// `NotHere` when bytes must be fetched first; all of them are under way then. Else `Changed` or `Io`. After an error
+    /// the content of `buf` is undefined.
     pub fn read(&self, offset: u64, buf: &mut [u8], touch: Touch, readahead: u32) -> Result<(), BaseError> {
         self.check_refused(offset, buf.len() as u64)?;
         let inside = self.zero_past_end(offset, buf);
         let readahead = if self.remote { 0 } else { readahead };
-        let mut coming = Coming::default();
+        let mut pending = PendingFetches::default();
         let mut done = 0;
         while done < inside {
             let rest = &mut buf[done..inside];
@@ -282,17 +287,17 @@ impl Base {
             if done < inside {
                 let fetched = self.fetch(offset + done as u64, &mut rest[cached..], readahead);
                 let noted = match fetched.result {
-                    Err(Cause::Source(error)) => coming.wait_for(error).map_err(Cause::Source),
+                    Err(Cause::Source(error)) => pending.wait_for(error).map_err(Cause::Source),
                     other => other,
                 };
                 noted.map_err(|cause| self.failed(fetched.from, fetched.asked, cause))?;
                 done += fetched.length;
             }
         }
-        coming.end().map_err(|cause| self.failed(offset, inside as u64, cause))
+        pending.end().map_err(|cause| self.failed(offset, inside as u64, cause))
     }
 
-    /// The first offset at or after `offset` that may hold data; none up to the end.
+    /// The first offset at or after `offset` that may hold data; `None` if there is none up to the end.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -304,8 +309,7 @@ impl Base {
         self.stack.next(offset, true).map_err(|cause| self.failed(offset, 0, cause))
     }
 
-    /// The first offset at or after `offset` that is in a hole; the end counts as one, and so does what lies
-    /// beyond it.
+    /// The first offset at or after `offset` that is in a hole. The end of the base begins a hole.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -319,7 +323,7 @@ impl Base {
         Ok(found.unwrap_or(size))
     }
 
-    /// Zeroes what lies past the end, and returns how many bytes of `buf` do not.
+    /// Zeroes the part of `buf` beyond the end of the base. Returns the length of the other part.
     fn zero_past_end(&self, offset: u64, buf: &mut [u8]) -> usize {
         let left = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
         let inside = left.min(buf.len());
@@ -327,7 +331,7 @@ impl Base {
         inside
     }
 
-    /// Copies what is cached, up to the first block that is not. Returns bytes.
+    /// Copies cached bytes, up to the first missing block. Returns the number of bytes.
     fn cached(&self, offset: u64, buf: &mut [u8], touch: Touch) -> usize {
         let mut block = offset / BLOCK as u64;
         let skip = (offset % BLOCK as u64) as usize;
@@ -355,6 +359,7 @@ impl Base {
         self.found(done)
     }
 
+    /// Counts bytes that were found in memory.
     fn found(&self, bytes: usize) -> usize {
         if bytes > 0 {
             self.traffic.add(Reason::Memory, bytes as u64);
@@ -362,8 +367,8 @@ impl Base {
         bytes
     }
 
-    /// Reads the missing blocks at `offset` from the sources, keeps them, and copies to `buf`, which lies
-    /// inside the base, what belongs there.
+    /// Reads the missing blocks at `offset` from the sources, caches them, and copies their bytes to `buf`, which lies
+    /// inside the base.
     fn fetch(&self, offset: u64, buf: &mut [u8], readahead: u32) -> Fetched {
         let _reading = self.reading.read();
         let first = offset / BLOCK as u64;
@@ -388,7 +393,7 @@ impl Base {
         Fetched { length, from, asked: (self.size() - from).min(bytes as u64), result }
     }
 
-    /// Reads whole blocks into `blocks`; zeros past the end.
+    /// Reads whole blocks into `blocks`, with zeros beyond the end.
     fn fill(&self, blocks: &mut [u8], from: u64) -> Result<(), Cause> {
         let inside = usize::try_from(self.size() - from).unwrap_or(usize::MAX).min(blocks.len());
         match self.stack.raw() {
@@ -398,20 +403,20 @@ impl Base {
                     return Err(self.ended_early().into());
                 }
             }
-            None => {
-                self.stack.read(&mut blocks[..inside], from, |start, cluster| self.keep(start, cluster))?
-            }
+            None => self
+                .stack
+                .read(&mut blocks[..inside], from, |start, cluster| self.cache_cluster(start, cluster))?,
         }
         blocks[inside..].fill(0);
         if !self.remote {
-            // Others count for themselves what they had to fetch.
+            // Remote sources count their own fetches.
             self.traffic.add(Reason::Demand, inside as u64);
         }
         Ok(())
     }
 
-    /// Keeps the blocks of a cluster that was decompressed; who asked for a part of it will ask for more.
-    fn keep(&self, start: u64, cluster: &[u8]) {
+    /// Caches the blocks of a decompressed cluster, because a reader of a part of it is likely to read more.
+    fn cache_cluster(&self, start: u64, cluster: &[u8]) {
         if !start.is_multiple_of(BLOCK as u64) {
             return;
         }
@@ -419,7 +424,7 @@ impl Base {
         self.cache.insert_ahead(self.id, start / BLOCK as u64, &cluster[..whole]);
     }
 
-    /// How many blocks from `next` on to read ahead, behind `taken` that are read anyway.
+    /// The number of blocks to read ahead from `next` on, in a request that reads `taken` other blocks.
     fn ahead(&self, next: u64, taken: usize, readahead: u32) -> usize {
         let left = self.size().div_ceil(BLOCK as u64).saturating_sub(next);
         let most = (readahead as usize).div_ceil(BLOCK).min(MAX_FETCH_BLOCKS - taken);
@@ -427,7 +432,7 @@ impl Base {
         self.cache.missing_run(self.id, next, most)
     }
 
-    /// For a source that breaks its word.
+    /// The error for a source that returns fewer bytes than its size promises.
     fn ended_early(&self) -> SourceError {
         let early =
             std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the source ended before its size");
@@ -439,13 +444,13 @@ impl Base {
     }
 }
 
-/// What came of one request to the sources.
+/// The result of one request to the sources.
 struct Fetched {
-    /// Bytes of the caller's buffer that it was about, at least one.
+    /// The bytes of the caller's buffer that it covers, at least one.
     length: usize,
-    /// Where in the virtual disk it began.
+    /// Its offset in the virtual disk.
     from: u64,
-    /// Bytes.
+    /// Its length in bytes.
     asked: u64,
     result: Result<(), Cause>,
 }

@@ -1,24 +1,23 @@
-//! The files that a base is made of: the image, and below it those that it leaves clusters to, as its operator named
-//! them.
+//! The stack of files of a base: the image on top, below it the backing images that the operator named.
 //!
-//! What must hold: what is decoded never depends on what is here: a read that lacks bytes of a source says so, having
-//! seen to it that all it lacks is under way, and is run again.
+//! What must hold: decoded bytes never depend on which bytes are here. A read that misses bytes of a source starts to
+//! fetch all of them, returns `NotHere`, and is run again.
 
 use std::sync::Arc;
 
 use super::Cause;
 use crate::image::{Compressed, Extent, Image};
-use crate::source::{Arrival, Identity, Purpose, Source, SourceError, SourceErrorKind};
+use crate::source::{Completion, Identity, Purpose, Source, SourceError, SourceErrorKind};
 
 /// One file of a base.
 pub struct Layer {
-    /// Its bytes.
+    /// The bytes of the file.
     pub source: Arc<dyn Source>,
-    /// What they mean; none when they are the disk.
+    /// Interprets the bytes; `None` when the file is the disk.
     pub image: Option<Arc<dyn Image>>,
 }
 
-/// Where a range of the virtual disk is.
+/// Where the bytes of a range of the virtual disk come from.
 enum Place<'a> {
     Zero,
     Plain(&'a dyn Source, u64),
@@ -26,7 +25,7 @@ enum Place<'a> {
 }
 
 pub(super) struct Stack {
-    /// The image first.
+    /// From top to bottom: the image, then its backing images.
     layers: Vec<Layer>,
     size: u64,
 }
@@ -40,7 +39,7 @@ impl Stack {
         self.size
     }
 
-    /// Its only file, when that is the disk.
+    /// The only file of the base, when that file is the disk.
     pub fn raw(&self) -> Option<&dyn Source> {
         match &self.layers[..] {
             [Layer { source, image: None }] => Some(&**source),
@@ -52,12 +51,12 @@ impl Stack {
         self.layers.iter().map(|layer| &*layer.source)
     }
 
-    /// Drops what its images keep of their files.
+    /// Drops the tables that its images cache.
     pub fn forget(&self) {
         self.layers.iter().filter_map(|layer| layer.image.as_ref()).for_each(|image| image.forget());
     }
 
-    /// Tells this base's blocks from those of every other.
+    /// Identifies this base's blocks in the memory cache.
     pub fn identity(&self) -> Vec<u8> {
         let mut bytes = self.size.to_le_bytes().to_vec();
         for layer in &self.layers {
@@ -67,7 +66,7 @@ impl Stack {
         bytes
     }
 
-    /// What begins at `offset`, and how many of at most `length` bytes are alike.
+    /// The place of the byte at `offset`, and the number of bytes, at most `length`, for which it holds.
     fn place(&self, offset: u64, length: u64) -> Result<(Place<'_>, u64), Cause> {
         let mut length = length;
         for layer in &self.layers {
@@ -95,26 +94,26 @@ impl Stack {
         Ok((Place::Zero, length))
     }
 
-    /// Fills `buf` from `offset` on, all of it inside. `whole` is given each cluster that was decompressed, with its
-    /// place, because more of it may be kept than was asked for.
+    /// Fills `buf` from `offset` on; all of it is inside the disk. Calls `whole` with the guest offset and the bytes of
+    /// each decompressed cluster, so that the caller can cache all of it.
     pub fn read(&self, buf: &mut [u8], offset: u64, mut whole: impl FnMut(u64, &[u8])) -> Result<(), Cause> {
-        let mut coming = Coming::default();
+        let mut pending = PendingFetches::default();
         let mut cluster = Vec::new();
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
             let (place, length) = match self.place(at, (buf.len() - done) as u64) {
                 Ok(found) => found,
-                // Without the tables there is nothing more to be known.
-                Err(cause) => return Err(coming.and(cause)),
+                // Without the tables, the rest of the range is unknown.
+                Err(cause) => return Err(pending.and(cause)),
             };
             let part = &mut buf[done..done + length as usize];
             match place {
                 Place::Zero => part.fill(0),
                 Place::Plain(source, from) => match source.read_at(part, from) {
-                    // The file of an image may end within its last cluster; the rest of that is zeros.
+                    // The file of an image may end within its last cluster, whose rest reads zeros.
                     Ok(read) => part[read..].fill(0),
-                    Err(error) => coming.wait_for(error)?,
+                    Err(error) => pending.wait_for(error)?,
                 },
                 Place::Compressed(_, image, what) => match image.inflate(&what, &mut cluster) {
                     Ok(()) => {
@@ -123,42 +122,46 @@ impl Stack {
                         whole(what.guest, &cluster);
                     }
                     Err(error) => match Cause::from(error) {
-                        Cause::Source(error) => coming.wait_for(error)?,
+                        Cause::Source(error) => pending.wait_for(error)?,
                         other => return Err(other),
                     },
                 },
             }
             done += length as usize;
         }
-        coming.end()
+        pending.end()
     }
 
-    /// Has the bytes of a range of the virtual disk fetched. Returns when those that are under way now are here.
-    pub fn prefetch(&self, offset: u64, length: u64, purpose: Purpose) -> Result<Option<Arrival>, Cause> {
-        let mut arrivals = Vec::new();
+    /// Starts to fetch the bytes of a range of the virtual disk. The completion is that of all requests now under way.
+    pub fn prefetch(&self, offset: u64, length: u64, purpose: Purpose) -> Result<Option<Completion>, Cause> {
+        let mut completions = Vec::new();
         let end = offset.saturating_add(length).min(self.size);
         let mut at = offset;
         while at < end {
             let (place, length) = match self.place(at, end - at) {
                 Ok(found) => found,
                 Err(cause) => {
-                    arrivals.extend(cause.arrival().cloned());
-                    return if arrivals.is_empty() { Err(cause) } else { Ok(Some(Arrival::all(arrivals))) };
+                    completions.extend(cause.completion().cloned());
+                    return if completions.is_empty() {
+                        Err(cause)
+                    } else {
+                        Ok(Some(Completion::all(completions)))
+                    };
                 }
             };
             match place {
                 Place::Zero => {}
-                Place::Plain(source, from) => arrivals.extend(source.prefetch(&[(from, length)], purpose)),
+                Place::Plain(source, from) => completions.extend(source.prefetch(&[(from, length)], purpose)),
                 Place::Compressed(source, _, what) => {
-                    arrivals.extend(source.prefetch(&[(what.at, what.bytes)], purpose));
+                    completions.extend(source.prefetch(&[(what.at, what.bytes)], purpose));
                 }
             }
             at += length;
         }
-        Ok((!arrivals.is_empty()).then(|| Arrival::all(arrivals)))
+        Ok((!completions.is_empty()).then(|| Completion::all(completions)))
     }
 
-    /// The first offset at or after `offset` and below the end that is data (or is not).
+    /// The first offset at or after `offset`, below the end, that is data (or is a hole).
     pub fn next(&self, offset: u64, data: bool) -> Result<Option<u64>, Cause> {
         if let Some(source) = self.raw() {
             let found = if data { source.next_data(offset)? } else { Some(source.next_hole(offset)?) };
@@ -180,19 +183,19 @@ impl Stack {
     }
 }
 
-/// Arrivals that a read has to wait for.
+/// The fetches that a read must wait for.
 #[derive(Default)]
-pub(super) struct Coming {
-    arrivals: Vec<Arrival>,
+pub(super) struct PendingFetches {
+    completions: Vec<Completion>,
     last: Option<SourceError>,
 }
 
-impl Coming {
-    /// Notes an error that is no failure; any other is the end.
+impl PendingFetches {
+    /// Notes an error that means "not here yet". Returns any other error.
     pub fn wait_for(&mut self, error: SourceError) -> Result<(), SourceError> {
-        match error.arrival() {
-            Some(arrival) if error.kind() == SourceErrorKind::NotHere => {
-                self.arrivals.push(arrival.clone());
+        match error.completion() {
+            Some(completion) if error.kind() == SourceErrorKind::NotHere => {
+                self.completions.push(completion.clone());
                 self.last = Some(error);
                 Ok(())
             }
@@ -200,13 +203,13 @@ impl Coming {
         }
     }
 
-    /// `cause`, and what was noted before when that is to be waited for as well.
+    /// Joins `cause` with the noted fetches, unless it is a failure.
     fn and(mut self, cause: Cause) -> Cause {
         match cause {
             Cause::Source(error) => match self.wait_for(error) {
                 Ok(()) => match self.end() {
                     Err(cause) => cause,
-                    Ok(()) => unreachable!("an arrival was noted"),
+                    Ok(()) => unreachable!("a completion was noted"),
                 },
                 Err(error) => Cause::Source(error),
             },
@@ -214,14 +217,14 @@ impl Coming {
         }
     }
 
-    /// The error for all that was noted.
+    /// The error for all noted fetches.
     pub fn end(mut self) -> Result<(), Cause> {
-        match (self.arrivals.len(), self.last) {
+        match (self.completions.len(), self.last) {
             (0, _) | (_, None) => Ok(()),
             (1, Some(error)) => Err(Cause::Source(error)),
             (_, Some(error)) => {
-                let arrival = Arrival::all(std::mem::take(&mut self.arrivals));
-                Err(Cause::Source(SourceError::not_here(error.object().to_owned(), arrival)))
+                let completion = Completion::all(std::mem::take(&mut self.completions));
+                Err(Cause::Source(SourceError::not_here(error.object().to_owned(), completion)))
             }
         }
     }

@@ -34,7 +34,7 @@ fn file_base(path: &Path, limit: u64) -> Base {
     Base::new(1, "debian".into(), Arc::new(FileSource::open(path).expect("opens")), cache(limit))
 }
 
-/// What a reader expects: the flat image, then zeros for ever.
+/// The bytes that a reader must get: the flat image, then zeros.
 fn expected(flat: &[u8], offset: u64, len: usize) -> Vec<u8> {
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(flat.len());
     let end = start.saturating_add(len).min(flat.len());
@@ -43,7 +43,7 @@ fn expected(flat: &[u8], offset: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// As a disk reads: first from memory, then from the source.
+/// Reads as a disk does: first from memory, then from the source.
 fn read(base: &Base, offset: u64, len: usize, readahead: u32) -> Vec<u8> {
     let mut buf = vec![0xee; len];
     if !base.read_now(offset, &mut buf, Touch::Use) {
@@ -52,15 +52,15 @@ fn read(base: &Base, offset: u64, len: usize, readahead: u32) -> Vec<u8> {
     buf
 }
 
-/// A source in memory that writes down what it is asked for.
-struct Recorded {
+/// A source in memory that records its requests.
+struct RecordingSource {
     bytes: Vec<u8>,
     identity: Identity,
     requests: Mutex<Vec<(u64, usize)>>,
     failure: Mutex<Option<SourceErrorKind>>,
 }
 
-impl Recorded {
+impl RecordingSource {
     fn new(len: usize) -> Arc<Self> {
         let identity = Identity { size: len as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 };
         Arc::new(Self {
@@ -76,11 +76,11 @@ impl Recorded {
     }
 }
 
-impl Source for Recorded {
+impl Source for RecordingSource {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         self.requests.lock().push((offset, buf.len()));
         assert!(buf.as_ptr().addr().is_multiple_of(4096) && buf.len() <= MIB as usize);
-        // Whatever happens, the buffer has been scribbled on.
+        // Overwrite the buffer even when the read fails.
         buf.fill(0xbb);
         self.check()?;
         let start = self.bytes.len().min(offset as usize);
@@ -114,8 +114,8 @@ impl Source for Recorded {
 }
 
 #[test]
-fn answers_from_memory_what_was_read_before() {
-    let source = Recorded::new(100_001);
+fn a_repeated_read_is_answered_from_memory() {
+    let source = RecordingSource::new(100_001);
     let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     assert_eq!((base.name(), base.size()), ("debian", 100_001));
     let mut buf = vec![0; 5000];
@@ -130,13 +130,13 @@ fn answers_from_memory_what_was_read_before() {
     assert!(base.read_now(3000, &mut buf, Touch::Use));
     assert_eq!(buf, expected(&source.bytes, 3000, 5000));
     assert!(base.read_now(0, &mut buf[..1], Touch::Use));
-    assert!(base.read_now(8192, &mut buf[..0], Touch::Use), "nothing is always there");
+    assert!(base.read_now(8192, &mut buf[..0], Touch::Use), "an empty read always succeeds");
     assert!(!base.read_now(8191, &mut buf[..2], Touch::Use));
 }
 
 #[test]
-fn beyond_the_end_there_are_zeros() {
-    let source = Recorded::new(4097);
+fn reads_beyond_the_end_return_zeros() {
+    let source = RecordingSource::new(4097);
     let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     for (offset, len) in [(0, 20_000), (4096, 4096), (4097, 10), (5000, 3), (1 << 40, 8192), (u64::MAX, 1)] {
         assert_eq!(read(&base, offset, len, 65536), expected(&source.bytes, offset, len), "{offset}+{len}");
@@ -148,15 +148,15 @@ fn beyond_the_end_there_are_zeros() {
 }
 
 #[test]
-fn fetches_missing_runs_as_a_whole_and_only_them() {
-    let source = Recorded::new(8 * MIB as usize);
+fn each_missing_run_is_one_request_and_cached_blocks_are_not_requested() {
+    let source = RecordingSource::new(8 * MIB as usize);
     let base = Base::new(1, "debian".into(), source.clone(), cache(64 * MIB));
     read(&base, 10 * 4096, 2 * 4096, 0);
     assert_eq!(source.requests(), [(10 * 4096, 2 * BLOCK)]);
     assert_eq!(read(&base, 0, 20 * 4096, 0), expected(&source.bytes, 0, 20 * 4096));
     assert_eq!(source.requests(), [(0, 10 * BLOCK), (12 * 4096, 8 * BLOCK)]);
 
-    // 1 MiB at most.
+    // A request has 1 MiB at most.
     let large = read(&base, 2 * MIB + 100, 2 * MIB as usize, 4096);
     assert_eq!(large, expected(&source.bytes, 2 * MIB + 100, 2 * MIB as usize));
     let mib = MIB as usize;
@@ -164,26 +164,26 @@ fn fetches_missing_runs_as_a_whole_and_only_them() {
 }
 
 #[test]
-fn readahead_extends_the_last_run_within_the_base_and_up_to_what_is_there() {
-    let source = Recorded::new(100 * BLOCK + 1);
+fn readahead_extends_the_last_run_up_to_a_cached_block_or_the_end() {
+    let source = RecordingSource::new(100 * BLOCK + 1);
     let base = Base::new(1, "debian".into(), source.clone(), cache(64 * MIB));
     read(&base, 50 * 4096, 1, 0);
     read(&base, 90 * 4096, 1, 65536);
     assert_eq!(source.requests(), [(50 * 4096, BLOCK), (90 * 4096, 11 * BLOCK)]);
     read(&base, 40 * 4096, 4096, 65536);
-    assert_eq!(source.requests(), [(40 * 4096, 10 * BLOCK)], "up to the block that is there");
+    assert_eq!(source.requests(), [(40 * 4096, 10 * BLOCK)], "up to the cached block");
     read(&base, 0, 4096, 5000);
     assert_eq!(source.requests(), [(0, 3 * BLOCK)], "rounded up to blocks");
     read(&base, 48 * 4096, 3 * 4096, 5000);
     assert_eq!(source.requests(), [], "a hit reads nothing ahead");
-    // One block was asked for in each; what was read ahead is no miss.
+    // Each read missed one block. Blocks that were read ahead are no misses.
     assert_eq!(base.cache.stats().misses, 4);
     assert_eq!(read(&base, 0, 101 * BLOCK, u32::MAX), expected(&source.bytes, 0, 101 * BLOCK));
 }
 
 #[test]
-fn a_failed_read_leaves_nothing_behind() {
-    let source = Recorded::new(100_000);
+fn a_failed_read_caches_nothing() {
+    let source = RecordingSource::new(100_000);
     let base = Base::new(1, "debian".into(), source.clone(), cache(MIB));
     read(&base, 0, 4096, 0);
     let mut buf = vec![0; 8192];
@@ -209,7 +209,7 @@ fn a_failed_read_leaves_nothing_behind() {
 
 #[test]
 fn data_and_holes_are_clipped_to_the_base() {
-    let source = Recorded::new(10_000);
+    let source = RecordingSource::new(10_000);
     let base = Base::new(1, "debian".into(), source, cache(MIB));
     assert_eq!(base.next_data(9_999).expect("seeks"), Some(9_999));
     assert_eq!(base.next_data(10_000).expect("seeks"), None);
@@ -218,10 +218,10 @@ fn data_and_holes_are_clipped_to_the_base() {
 }
 
 #[test]
-fn a_dropped_base_leaves_the_cache() {
+fn the_blocks_of_a_dropped_base_leave_the_cache() {
     let cache = cache(4 * MIB);
-    let one = Base::new(1, "one".into(), Recorded::new(100_000), cache.clone());
-    let two = Base::new(2, "two".into(), Recorded::new(200_000), cache.clone());
+    let one = Base::new(1, "one".into(), RecordingSource::new(100_000), cache.clone());
+    let two = Base::new(2, "two".into(), RecordingSource::new(200_000), cache.clone());
     read(&one, 0, 100_000, 0);
     assert_eq!(two.cached_bytes(), 0, "bases share no blocks");
     read(&two, 0, 8192, 0);
@@ -233,7 +233,7 @@ fn a_dropped_base_leaves_the_cache() {
 
 /// Guards D6.
 #[test]
-fn a_file_changed_in_place_gives_old_bytes_or_an_error() {
+fn reads_of_a_file_that_changed_in_place_return_old_bytes_or_an_error() {
     let (_dir, path) = file(40_000);
     let flat = pattern(40_000);
     let base = file_base(&path, MIB);
@@ -245,7 +245,7 @@ fn a_file_changed_in_place_gives_old_bytes_or_an_error() {
     writer.set_times(FileTimes::new().set_modified(before + Duration::from_secs(1))).expect("set the time");
 
     let mut buf = vec![0; 4096];
-    assert!(base.read_now(0, &mut buf, Touch::Use), "what is cached is right and is served");
+    assert!(base.read_now(0, &mut buf, Touch::Use), "the cached block is right and is served");
     assert_eq!(buf, flat[..4096]);
     for offset in [4096, 8000, 2000] {
         let error = base.read(offset, &mut buf, Touch::Use, 65536).expect_err("must be refused");
@@ -257,7 +257,7 @@ fn a_file_changed_in_place_gives_old_bytes_or_an_error() {
 }
 
 #[test]
-fn a_truncated_file_is_a_changed_file() {
+fn a_truncated_file_counts_as_changed() {
     let (_dir, path) = file(40_000);
     let base = file_base(&path, MIB);
     File::options().write(true).open(&path).and_then(|file| file.set_len(5000)).expect("truncates");
@@ -270,7 +270,7 @@ fn a_truncated_file_is_a_changed_file() {
 }
 
 #[test]
-fn a_replaced_file_goes_on_being_served() {
+fn after_a_rename_over_the_file_the_old_contents_are_served() {
     let (dir, path) = file(40_000);
     let base = file_base(&path, MIB);
     let next = dir.path().join("next");
@@ -285,7 +285,7 @@ proptest! {
 
     /// Guards D7.
     #[test]
-    fn agrees_with_the_flat_file(
+    fn random_reads_agree_with_the_flat_file(
         len in prop_oneof![1..20_000usize, 1..3_000_000usize],
         limit in prop_oneof![0..100_000u64, 0..2 * MIB, 4 * MIB..8 * MIB],
         reads in proptest::collection::vec((

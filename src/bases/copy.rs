@@ -9,8 +9,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::source::{
-    Arrival, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
-    Stall,
+    Completion, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind,
+    Spawn, Stall,
 };
 
 /// Bytes that are read at once.
@@ -67,14 +67,14 @@ impl RemoteSource for CopiedFile {
         _since: Instant,
         mut deliver: Deliver,
     ) -> Fetch {
-        let (done, arrival) = Arrival::new();
+        let (done, completion) = Completion::new();
         let result = Arc::new(Mutex::new(None));
         let (this, slot) = (self.clone(), result.clone());
         self.spawn.spawn_blocking(Box::new(move || {
             *slot.lock() = Some(this.read(range, &mut *deliver));
             drop(done);
         }));
-        Box::pin(Done { arrival, result })
+        Box::pin(Done { completion, result })
     }
 
     fn stall(&self) -> Option<Stall> {
@@ -104,9 +104,9 @@ impl CopiedFile {
     }
 }
 
-/// Ready when the arrival has happened.
+/// Ready when the completion is complete.
 struct Done {
-    arrival: Arrival,
+    completion: Completion,
     result: Arc<Mutex<Option<Result<(), SourceError>>>>,
 }
 
@@ -114,9 +114,9 @@ impl Future for Done {
     type Output = Result<(), SourceError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if !self.arrival.has_happened() {
+        if !self.completion.is_complete() {
             let waker = context.waker().clone();
-            self.arrival.then(move || waker.wake());
+            self.completion.then(move || waker.wake());
             return Poll::Pending;
         }
         Poll::Ready(self.result.lock().take().unwrap_or(Ok(())))

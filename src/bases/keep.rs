@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
-use crate::fetch::kept::{Reach, Shares};
+use crate::fetch::kept::{Reach, SharedCopies};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::store::{BaseNode, StoreError};
 
@@ -32,7 +32,7 @@ impl Bases {
         let options = base.set_options(|options| options.pinned = pinned)?;
         let (pinned, others) = (options.pinned || options.hydrate, self.others(&base));
         for file in self.kept_files(&base) {
-            if pinned || self.sources.shares(base.record(), file, &others) == Shares::Free {
+            if pinned || self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
                 self.sources.contents(base.record(), file).pin(pinned);
             }
         }
@@ -62,7 +62,7 @@ impl Bases {
         let mut dropped = 0;
         for file in &files {
             dropped += self.sources.evict(base.record(), file, &others);
-            if hydrated && self.sources.shares(base.record(), file, &others) == Shares::Free {
+            if hydrated && self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
                 self.sources.contents(base.record(), file).pin(options.pinned);
             }
         }

@@ -6,7 +6,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::fetch::kept::{Of, SourceKey};
+use crate::fetch::kept::{FileKeys, SourceKey};
 use crate::format::record::{BaseRecord, Digest, ImageFile, Strictness, Validator};
 
 struct Key(Sha256);
@@ -32,13 +32,13 @@ impl Key {
 }
 
 /// What a file of a base is called in the cache. `inherited`: version 0.1.0 kept it, and it must not be lost.
-pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> Of {
+pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> FileKeys {
     let size = file.identity.size;
     let own = match inherited && file.identity.digest.is_none() {
         true => older_key(file),
         false => own_key(base, file),
     };
-    Of { own, digest: file.identity.digest.as_ref().map(|digest| digest_key(digest, size)), size }
+    FileKeys { own, digest: file.identity.digest.as_ref().map(|digest| digest_key(digest, size)), size }
 }
 
 /// Whether the same validator at the same place is the same contents at any time.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::base::Arrival;
+use crate::base::Completion;
 use crate::source::Purpose;
 use crate::store::Store;
 use crate::trace::Player;
@@ -76,24 +76,24 @@ impl Prefetcher {
 
 /// Has all ranges fetched, in order. `ask` starts what is missing of a range and says when to ask again; nothing is
 /// missing when it has nothing to say. Returns how many ranges did not come.
-fn drive<E>(player: Player, ask: impl Fn(&Range<u64>) -> Result<Option<Arrival>, E>) -> Result<u32, E> {
-    let mut under_way: VecDeque<(Range<u64>, Arrival, u32)> = VecDeque::new();
+fn drive<E>(player: Player, ask: impl Fn(&Range<u64>) -> Result<Option<Completion>, E>) -> Result<u32, E> {
+    let mut under_way: VecDeque<(Range<u64>, Completion, u32)> = VecDeque::new();
     let (mut bytes, mut missing) = (0, 0);
     let mut ranges = player;
     loop {
         while bytes < UNDER_WAY
             && let Some(range) = ranges.next()
         {
-            if let Some(arrival) = ask(&range)? {
+            if let Some(completion) = ask(&range)? {
                 bytes += range.end - range.start;
-                under_way.push_back((range, arrival, 1));
+                under_way.push_back((range, completion, 1));
             }
         }
-        let Some((range, arrival, tries)) = under_way.pop_front() else { return Ok(missing) };
-        arrival.wait();
+        let Some((range, completion, tries)) = under_way.pop_front() else { return Ok(missing) };
+        completion.wait();
         match ask(&range)? {
             // What came may have said that there is more to fetch.
-            Some(arrival) if tries < TRIES => under_way.push_back((range, arrival, tries + 1)),
+            Some(completion) if tries < TRIES => under_way.push_back((range, completion, tries + 1)),
             more => {
                 bytes -= range.end - range.start;
                 missing += u32::from(more.is_some());

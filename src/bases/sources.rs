@@ -22,10 +22,10 @@ use super::lane::Lane;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
-    Contents, Damaged, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Ticker, Watch,
-    default_free_floor,
+    CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, OnDamage, Reach, SharedCopies,
+    SourceKey, Ticker, default_free_floor,
 };
-use crate::fetch::{DemandBudget, Failing, Keep, KeepNothing, LazySource, Patience};
+use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
 use crate::format::record::{self, BaseRecord, ImageFile, Validator};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{
@@ -109,7 +109,7 @@ impl Watcher {
     }
 }
 
-impl Watch for Watcher {
+impl CacheObserver for Watcher {
     fn evicted(&self, key: &SourceKey, bytes: u64, reason: EvictReason) {
         let reason = match reason {
             EvictReason::Space => Reason::Space,
@@ -153,7 +153,7 @@ impl Kept {
             free_floor: config.cache_disk_free.unwrap_or_else(|| default_free_floor(total)),
         };
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
-        let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), Damaged::Keep);
+        let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), OnDamage::Keep);
         let _ticker = cache.start()?;
         Ok(Self { cache, watcher, _ticker })
     }
@@ -192,7 +192,7 @@ pub struct HostSources {
     /// What waits for the disk under the cache.
     writers: Arc<Lane>,
     /// Reads of the cache that have to wait for its disk.
-    patience: Arc<Patience>,
+    timed_reads: Arc<TimedReads>,
     /// Bases of which it was told that they wait or fail, by number.
     troubled: Mutex<HashMap<u64, Troubled>>,
     /// Numbers of bases of version 0.1.0 whose contents must not be lost, ascending.
@@ -230,7 +230,7 @@ impl HostSources {
             known: Mutex::default(),
             demand: Arc::default(),
             writers: Lane::new("cache-write", WRITERS),
-            patience: Patience::new(Arc::new(OnRuntime {
+            timed_reads: TimedReads::new(Arc::new(OnRuntime {
                 lane: Lane::new("cache-read", CACHE_READERS),
                 handle,
             })),
@@ -292,14 +292,14 @@ impl HostSources {
         let all = |base| files(base).map(move |file| self.contents(base, file));
         let precious = bases.iter().filter(|base| wants(base)).flat_map(all);
         let keys = precious.flat_map(|contents| {
-            let of = *contents.of();
+            let of = *contents.file_keys();
             [Some(of.own), of.digest].into_iter().flatten().map(move |key| (key, of.size))
         });
         cache.settle_damaged(&keys.collect::<Vec<_>>());
         let mut pinned = Vec::new();
         for base in bases {
             for contents in all(base) {
-                contents.believe();
+                contents.adopt_verified();
                 if wants(base) {
                     contents.pin(true);
                     pinned.extend(contents.keys());
@@ -330,13 +330,13 @@ impl HostSources {
     }
 
     /// What a file of a base is called in the cache.
-    fn of(&self, base: &BaseRecord, file: &ImageFile) -> Of {
+    fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
         let inherited = self.inherited.get().is_some_and(|bases| bases.binary_search(&base.id).is_ok());
         keys_of(base, file, inherited)
     }
 
     /// Whether others than `base` want kept what it has in common with them.
-    pub fn shares(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> Shares {
+    pub fn shares(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> SharedCopies {
         let of = self.of(base, file);
         let wanted = others.iter().filter(|other| wants(other)).any(|other| {
             let same = |file| {
@@ -345,13 +345,13 @@ impl HostSources {
             };
             files(other).any(same)
         });
-        if wanted { Shares::Wanted } else { Shares::Free }
+        if wanted { SharedCopies::Keep } else { SharedCopies::Drop }
     }
 
     /// Drops what is kept of a file of a base, but for what others want kept. Returns bytes.
     pub fn evict(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> u64 {
         let of = self.of(base, file);
-        let theirs: Vec<Of> = others
+        let theirs: Vec<FileKeys> = others
             .iter()
             .filter(|other| wants(other))
             .flat_map(|other| files(other).map(|file| self.of(other, file)))
@@ -360,7 +360,7 @@ impl HostSources {
             return 0;
         }
         let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
-        let shares = if verified { Shares::Wanted } else { Shares::Free };
+        let shares = if verified { SharedCopies::Keep } else { SharedCopies::Drop };
         self.contents(base, file).evict(EvictReason::Asked, shares)
     }
 
@@ -495,13 +495,13 @@ impl HostSources {
             let of = self.of(base, file);
             let contents = self.contents(base, file);
             self.known.lock().remove(&(base.id, of.own));
-            let theirs: Vec<Of> =
+            let theirs: Vec<FileKeys> =
                 others.iter().flat_map(|other| files(other).map(|file| self.of(other, file))).collect();
             if theirs.iter().any(|other| other.own == of.own) {
                 continue;
             }
             let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
-            contents.remove(if verified { Shares::Wanted } else { Shares::Free });
+            contents.remove(if verified { SharedCopies::Keep } else { SharedCopies::Drop });
         }
         self.kept.watcher.forget(&self.traffic(base));
         self.troubled.lock().remove(&base.id);
@@ -565,7 +565,7 @@ impl HostSources {
         http: Weak<HttpSource>,
     ) -> Arc<LazySource> {
         let contents = self.contents(base, file);
-        let of = *contents.of();
+        let of = *contents.file_keys();
         if base.options.pinned || base.options.hydrate {
             contents.pin(true);
         }
@@ -582,13 +582,13 @@ impl HostSources {
         if let Some(source) = known.source.upgrade() {
             return source;
         }
-        let keep: Arc<dyn Keep> = match self.kept.cache.stats().limit_bytes {
-            0 => Arc::new(KeepNothing),
+        let keep: Arc<dyn FetchCache> = match self.kept.cache.stats().limit_bytes {
+            0 => Arc::new(NoCache),
             _ => contents,
         };
         let spawn = Arc::new(OnRuntime { handle: self.runtime.handle().clone(), lane: self.writers.clone() });
         let identity = Identity::named(of.size, of.own.0);
-        let (demand, patience) = (self.demand.clone(), self.patience.clone());
+        let (demand, patience) = (self.demand.clone(), self.timed_reads.clone());
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
         known.http = http;
         known.source = Arc::downgrade(&source);

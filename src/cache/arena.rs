@@ -1,10 +1,9 @@
-//! The memory that holds cached blocks: one mapping, cut into disjoint regions, one for each shard.
+//! The memory of cached blocks: one mapping, divided into disjoint regions, one for each shard.
 //!
-//! It exists so that all `unsafe` of the cache is on this page. The mapping is anonymous, or it is a *memory file*
-//! (memfd) that somebody keeps open beyond this process: then it also has a page of words that describe it and four
-//! words beside each block, and the next process finds all of it again. What must hold: regions never overlap, each
-//! is reached only through its owner (`&`/`&mut` of the [`Region`]), and the mapping lives as long as any region of
-//! it.
+//! This module contains all `unsafe` code of the cache. The mapping is anonymous, or it is a *memory file* (memfd) that
+//! another process keeps open. A memory file also has a header page and four words (a tag) for each block, so that the
+//! next process finds the blocks again. What must hold: regions never overlap, a region is accessed only through its
+//! owner (`&`/`&mut` of the [`Region`]), and the mapping lives as long as any region of it.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -14,10 +13,10 @@ use std::sync::atomic::AtomicU64;
 
 use super::BLOCK;
 
-/// The words beside one block. What they mean is in [`tags`](super::tags).
+/// The tag of one block; [`tags`](super::tags) documents the words.
 pub(super) type TagWords = [AtomicU64; 4];
 
-/// Words of the page at the start of a memory file.
+/// Words of the header page of a memory file.
 pub(super) const HEADER_WORDS: usize = BLOCK / 8;
 
 /// One mapping. Unmapped when the last region is dropped.
@@ -35,7 +34,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `bytes` at an address of the kernel's choice. Kept out of core dumps: it is large, and not the worker's state.
+    /// Maps `bytes` at an address that the kernel chooses. The mapping is excluded from core dumps, because it is large
+    /// and no state of the worker.
     fn new(bytes: usize, file: Option<OwnedFd>) -> io::Result<Self> {
         let kind = if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
         let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
@@ -58,16 +58,16 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// The page that describes the file; none of an anonymous mapping.
+    /// The header page of a memory file; `None` for an anonymous mapping.
     pub(super) fn header(&self) -> Option<&[AtomicU64; HEADER_WORDS]> {
         self.file.as_ref()?;
         // SAFETY: the mapping of a file begins with this page; it is aligned as a page, every bit pattern is a value
-        // of an atomic word, and nobody makes any other kind of reference to it.
+        // of an atomic word, and no other kind of reference to it exists.
         Some(unsafe { self.start.cast::<[AtomicU64; HEADER_WORDS]>().as_ref() })
     }
 
-    /// Makes a range of the file real memory, so that touching it cannot fail any more. Nothing to do for an
-    /// anonymous mapping, for which the kernel accounts at mmap(2) where it accounts strictly.
+    /// Allocates the memory of a range of the file, so that an access cannot fail any more. Does nothing for an anonymous
+    /// mapping, whose memory the kernel accounts at mmap(2) if it accounts strictly.
     ///
     /// # Errors
     /// `ENOSPC` when there is no memory.
@@ -79,7 +79,7 @@ impl Mapping {
         }
     }
 
-    /// Gives all memory of the file back; it reads zeros from then on.
+    /// Frees all memory of the file, which then reads zeros.
     ///
     /// # Errors
     /// What fallocate(2) reports.
@@ -92,7 +92,7 @@ impl Mapping {
         }
     }
 
-    /// Makes the header real memory.
+    /// Allocates the memory of the header.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -109,12 +109,12 @@ impl Drop for Mapping {
     }
 }
 
-/// `blocks` blocks of [`BLOCK`] bytes that belong to one owner. Untouched blocks read as zeros and cost no
+/// `blocks` blocks of [`BLOCK`] bytes that belong to one owner. Blocks that were never accessed read zeros and take no
 /// memory.
 pub(super) struct Region {
     start: NonNull<u8>,
     blocks: usize,
-    /// Of a memory file: where its `blocks` tags are in the mapping, bytes.
+    /// In a memory file: the offset of its `blocks` tags in the mapping.
     tags: Option<usize>,
     mapping: Arc<Mapping>,
 }
@@ -143,22 +143,22 @@ impl Region {
         unsafe { self.start.add(index * BLOCK).cast::<[u8; BLOCK]>().as_mut() }
     }
 
-    /// The words beside a block; none in an anonymous mapping.
+    /// The tag of a block; `None` in an anonymous mapping.
     pub(super) fn tag(&self, index: u32) -> Option<&TagWords> {
         let index = index as usize;
         assert!(index < self.blocks);
         let at = self.tags? + index * size_of::<TagWords>();
         // SAFETY: `layout` puts `blocks` tags of this region at `tags`, inside the mapping and aligned for words;
-        // every bit pattern is a value of an atomic word, and nobody makes any other kind of reference to them.
+        // every bit pattern is a value of an atomic word, and no other kind of reference to them exists.
         Some(unsafe { self.mapping.start.add(at).cast::<TagWords>().as_ref() })
     }
 
-    /// The mapping that this is a part of.
+    /// The mapping of the region.
     pub(super) fn mapping(&self) -> &Mapping {
         &self.mapping
     }
 
-    /// Makes `count` blocks from `first` on, and the words beside them, real memory.
+    /// Allocates the memory of `count` blocks from `first` on, and of their tags.
     ///
     /// # Errors
     /// `ENOSPC` when there is none.
@@ -169,7 +169,7 @@ impl Region {
         self.mapping.allocate(start + first as usize * BLOCK, count * BLOCK)
     }
 
-    /// Makes the words beside `count` blocks real memory.
+    /// Allocates the memory of the tags of `count` blocks.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -185,14 +185,14 @@ impl Region {
     }
 }
 
-/// Where the parts are in a mapping, bytes from its start.
+/// The offsets of the parts of a mapping.
 struct Layout {
     tags: Option<usize>,
     data: usize,
     bytes: usize,
 }
 
-/// An anonymous mapping is blocks only. A memory file is the header, all tags, and, from a full block on, all blocks.
+/// An anonymous mapping has only blocks. A memory file has the header, then all tags, then all blocks, aligned to a block.
 fn layout(count: usize, blocks: usize, in_file: bool) -> io::Result<Layout> {
     let all = count.checked_mul(blocks);
     let head = if in_file {
@@ -214,9 +214,9 @@ fn layout(count: usize, blocks: usize, in_file: bool) -> io::Result<Layout> {
     }
 }
 
-/// Maps memory for `count` regions of `blocks` blocks each: anonymous, or of `file`, which is made longer when it is
-/// too short for them. The memory is reserved as address space only and becomes real on first touch (or at once under
-/// `mlockall(MCL_FUTURE)` without `MCL_ONFAULT`). Nothing of the file's contents is touched here.
+/// Maps memory for `count` regions of `blocks` blocks each: anonymous, or from `file`, which is extended if it is too
+/// short. This reserves only address space; the kernel allocates memory at the first access (or at once under
+/// `mlockall(MCL_FUTURE)` without `MCL_ONFAULT`). The contents of the file are not accessed.
 ///
 /// # Errors
 /// What the system calls report, or `OutOfMemory` when the size is beyond the address space.
@@ -243,13 +243,13 @@ pub(super) fn regions(
     Ok((mapping, regions))
 }
 
-/// An empty memory file that can grow and can never become shorter, so that a mapping of it never faults. Closed on
-/// exec.
+/// Creates an empty memory file that can grow but never shrink, so that access to a mapping of it never faults. It is
+/// closed on exec.
 ///
 /// # Errors
 /// What the system calls report.
 pub(super) fn memory_file() -> io::Result<OwnedFd> {
-    // SAFETY: a constant name; the returned descriptor is owned by nobody else.
+    // SAFETY: a constant name; the returned descriptor has no other owner.
     let file = unsafe {
         let fd = libc::memfd_create(c"plyfs-cache".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
         if fd < 0 {
@@ -263,7 +263,7 @@ pub(super) fn memory_file() -> io::Result<OwnedFd> {
     if sealed < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
-/// Makes the file `bytes` long if it is shorter.
+/// Extends the file to `bytes` if it is shorter.
 fn grow(file: &OwnedFd, bytes: usize) -> io::Result<()> {
     let length = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     // SAFETY: plain numbers are in the struct, zero is a value of each; the descriptor is open.

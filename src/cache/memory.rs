@@ -9,9 +9,9 @@
 //! 64 neighbouring blocks share a shard, so a read of 256 KiB takes one or two locks. Copies happen under the
 //! shard's lock: that is what makes pins and reference counts unnecessary.
 //!
-//! A cache in a memory file outlives its worker. Each shard looks at what was left for it when it is used first, and
-//! each block is compared with its sum when it is used first; so the time from one worker to the next does not grow
-//! with the cache.
+//! A cache in a memory file outlives its worker. The next worker reads the tags of a shard at the first use of the shard,
+//! and compares a block with its sum at the first use of the block. So the time of a take-over does not grow with the
+//! cache.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,73 +27,74 @@ use super::arena::{self, Mapping};
 use super::shard::{Contents, Key, Origin, Shard, bookkeeping};
 use super::tags::{self, BLOCK_BITS, MAX_SHARDS, Owner, Shape, Tag, mix};
 
-/// Neighbouring blocks that live in one shard.
+/// The number of adjacent blocks that share a shard.
 const RUN: u64 = 64;
-/// Shards are not made smaller than this: runs are spread over shards as a whole, and in shards of a few runs
-/// some would be overfull while others are empty.
+/// The smallest shard. Runs are distributed over the shards as a whole, so shards of only a few runs would fill
+/// unevenly.
 const MIN_SHARD_BLOCKS: usize = 1024;
 const MAX_BASES: u32 = 1 << (u64::BITS - BLOCK_BITS);
 /// The address space of one base in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheId {
     id: u32,
-    /// Decides, with the block, which shard; the same in every worker for the same owner.
+    /// Selects the shard, together with the block. Every worker has the same salt for the same owner.
     salt: u64,
-    /// None when the blocks end with this process.
+    /// `None` when the blocks do not outlive this process.
     owner: Option<Owner>,
 }
 
 /// Whether a read counts as a use of the blocks it touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touch {
-    /// The reader came to this block anew.
+    /// The reader begins to read this block.
     Use,
-    /// The reader goes on in a block that it has already used: a sequential reader with reads smaller than a
-    /// block, or the second try of the same read.
+    /// The reader continues in a block that it has used: a sequential reader whose reads are smaller than a block, or
+    /// another attempt of the same read.
     Repeat,
 }
 
 /// Counters since the start, and memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CacheStats {
-    /// The bound that was configured.
+    /// The configured limit.
     pub memory_limit: u64,
-    /// Bytes of cached blocks and all bookkeeping; never above the limit, except that bookkeeping has a floor
-    /// of a few KiB.
+    /// Bytes of cached blocks and of all bookkeeping. Never above the limit, except that bookkeeping takes at least a few
+    /// KiB.
     pub memory_used: u64,
-    /// Blocks copied out. A read that was answered in part and tried again counts again.
+    /// Blocks that were copied out. A read that was answered in part and tried again counts again.
     pub hits: u64,
-    /// Blocks that a reader wanted and that had to be fetched.
+    /// Blocks that had to be fetched for a reader.
     pub misses: u64,
-    /// Blocks that came in.
+    /// Blocks that were inserted.
     pub insertions: u64,
-    /// Blocks that went out to make room. [`BlockCache::forget`] is not an eviction.
+    /// Blocks that were evicted to make room. [`BlockCache::forget`] is no eviction.
     pub evictions: u64,
-    /// Blocks that an earlier worker left and that were taken over.
+    /// Blocks of an earlier worker that were taken over.
     pub adopted_blocks: u64,
-    /// What an earlier worker left and was not taken over, or was dropped at its first use, because it was not sound.
+    /// Blocks of an earlier worker that were not taken over, or were dropped at their first use, because they were not
+    /// sound.
     pub adopted_rejected: u64,
 }
 
-/// What became of the contents of a memory file.
+/// The result of taking over a memory file.
 #[derive(Debug)]
 pub enum Adoption {
     /// The file was empty.
     Empty,
-    /// They are taken over, as far as they prove sound.
+    /// The blocks are taken over. Each is checked at its first use.
     Kept,
-    /// They are of another layout or size, and were dropped.
+    /// The contents had another layout or size, and were dropped.
     Dropped,
     /// The file cannot be used; the cache holds nothing.
     Unusable(io::Error),
 }
 
-/// The block LRU in memory. All methods take `&self` and may be called from any thread.
+/// The memory cache. All methods take `&self`, and any thread may call them.
 pub struct BlockCache {
     shards: Box<[Mutex<Shard>]>,
     mapping: Arc<Mapping>,
     shape: Shape,
-    /// Ids of the bases that are attached or had blocks left to them.
+    /// Ids of the bases that are attached, or whose blocks an earlier worker left.
     owners: Mutex<HashMap<Owner, u32>>,
     shard_bits: u32,
     limit: u64,
@@ -102,8 +103,8 @@ pub struct BlockCache {
 }
 
 impl BlockCache {
-    /// A cache of at most `limit_bytes` bytes, bookkeeping included, in memory of this process alone. A limit too
-    /// small for a single block gives a cache that holds nothing, which is slow and right.
+    /// A cache of at most `limit_bytes` bytes, bookkeeping included, in the memory of this process. With a limit that is
+    /// too small for one block it holds nothing, which is correct but slow.
     ///
     /// # Errors
     /// When the address space for it cannot be mapped.
@@ -111,8 +112,8 @@ impl BlockCache {
         Self::build(limit_bytes, None)
     }
 
-    /// A file for [`prepare`](Self::prepare), to be kept open by whoever outlives the workers. It is in memory, has
-    /// no name, grows by itself, and is closed on exec.
+    /// A file for [`prepare`](Self::prepare). A process that outlives the workers must keep it open. The file is in
+    /// memory, has no name, grows as needed, and is closed on exec.
     ///
     /// # Errors
     /// What memfd_create(2) reports.
@@ -120,8 +121,8 @@ impl BlockCache {
         arena::memory_file()
     }
 
-    /// As [`new`](Self::new), over a [`memory_file`](Self::memory_file). Until [`adopt`](Self::adopt) it holds
-    /// nothing and takes nothing, and does not look at the contents, because another worker may be using them.
+    /// As [`new`](Self::new), over a [`memory_file`](Self::memory_file). Until [`adopt`](Self::adopt) it is empty, takes no
+    /// blocks, and does not access the contents, because another worker may be using them.
     ///
     /// # Errors
     /// When the file cannot be made large enough, or cannot be mapped.
@@ -149,11 +150,11 @@ impl BlockCache {
         })
     }
 
-    /// Takes the memory file over. To be called once, when no other worker uses it any more. Fast, whatever the size:
-    /// each shard looks at what it has when it is used first.
+    /// Takes the memory file over. To be called once, when no other worker uses it any more. The time does not depend on
+    /// the size, because each shard reads its tags at its first use.
     pub fn adopt(&self) -> Adoption {
         let Some(header) = self.mapping.header() else { return Adoption::Empty };
-        // Touching memory that the machine refuses would be a signal; this is an error.
+        // An access to memory that the kernel cannot allocate raises a signal. An explicit allocation returns an error.
         if let Err(error) = self.mapping.allocate_header() {
             return Adoption::Unusable(error);
         }
@@ -170,8 +171,7 @@ impl BlockCache {
         adoption
     }
 
-    /// As [`adopt`](Self::adopt), but drops whatever there is: for a worker whose predecessors died for no reason
-    /// that anybody knows.
+    /// As [`adopt`](Self::adopt), but drops all contents: for a worker whose predecessors died for an unknown reason.
     pub fn adopt_nothing(&self) -> Adoption {
         if self.mapping.header().is_some()
             && let Err(error) = self.start_over()
@@ -182,7 +182,7 @@ impl BlockCache {
         Adoption::Dropped
     }
 
-    /// Empties the file and describes it anew.
+    /// Empties the file and writes its header.
     fn start_over(&self) -> io::Result<()> {
         self.mapping.clear()?;
         self.mapping.allocate_header()?;
@@ -198,15 +198,15 @@ impl BlockCache {
         }
     }
 
-    /// A new, empty address space, whose blocks end with this process. Ids are never reused; after about a million of
-    /// them, further ones are valid and hold nothing.
+    /// A new, empty address space. Its blocks do not outlive this process. Ids are never reused; after about a million,
+    /// further ids are valid but hold no blocks.
     pub fn register(&self) -> CacheId {
         let id = self.next_id();
         CacheId { id, salt: u64::from(id) << BLOCK_BITS, owner: None }
     }
 
-    /// The address space of a base. Its blocks outlive this process when the cache is in a memory file; it begins with
-    /// those that were left to it. Whoever registers it has to hold its source to the identity that is in `owner`.
+    /// The address space of a base. In a memory file, its blocks outlive this process, and it starts with the blocks that
+    /// an earlier worker left. The caller must ensure that the source has the identity in `owner`.
     pub fn register_as(&self, owner: Owner) -> CacheId {
         CacheId { id: self.id_of(owner), salt: owner.salt(), owner: Some(owner) }
     }
@@ -220,12 +220,12 @@ impl BlockCache {
         self.next_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(MAX_BASES)
     }
 
-    /// Drops every block of `id`. A read of that base that is still under way may insert a few more; they age
-    /// out.
+    /// Drops every block of `id`. A read of that base that is still under way may insert a few more, which are evicted
+    /// in time.
     pub fn forget(&self, id: CacheId) {
         if let Some(owner) = id.owner {
             let mut owners = self.owners.lock();
-            // Who registers as this owner again begins anew.
+            // The next registration of this owner starts empty.
             if owners.get(&owner) == Some(&id.id) {
                 owners.remove(&owner);
             }
@@ -235,8 +235,8 @@ impl BlockCache {
         }
     }
 
-    /// Copies the leading run of cached blocks into `buf`, whose length is a multiple of [`BLOCK`]. Returns
-    /// how many blocks were copied; the rest of `buf` is untouched.
+    /// Copies cached blocks into `buf`, up to the first missing one. The length of `buf` is a multiple of [`BLOCK`].
+    /// Returns the number of blocks copied; the rest of `buf` is unchanged.
     pub fn read(&self, id: CacheId, first_block: u64, buf: &mut [u8], touch: Touch) -> usize {
         debug_assert!(buf.len().is_multiple_of(BLOCK));
         let blocks = buf.len() / BLOCK;
@@ -255,8 +255,8 @@ impl BlockCache {
         done
     }
 
-    /// Copies bytes from inside one block: `offset_in_block + buf.len()` is at most [`BLOCK`]. False, and
-    /// `buf` untouched, if the block is not cached.
+    /// Copies bytes from one block: `offset_in_block + buf.len()` is at most [`BLOCK`]. When the block is not cached,
+    /// returns false and leaves `buf` unchanged.
     pub fn read_part(
         &self,
         id: CacheId,
@@ -270,13 +270,12 @@ impl BlockCache {
         self.shard(id, block).read_part(key, offset_in_block, buf, touch)
     }
 
-    /// Whether the block is cached now. Not a use.
+    /// Whether the block is cached now. Does not count as a use.
     pub fn contains(&self, id: CacheId, block: u64) -> bool {
         key(id, block).is_some_and(|key| self.shard(id, block).contains(key))
     }
 
-    /// How many blocks from `first_block` on are not cached, up to `max` and to the first one that is. Not a
-    /// use.
+    /// The number of consecutive missing blocks from `first_block` on, at most `max`. Does not count as a use.
     pub fn missing_run(&self, id: CacheId, first_block: u64, max: usize) -> usize {
         let mut done = 0;
         while done < max {
@@ -293,15 +292,14 @@ impl BlockCache {
         done
     }
 
-    /// Inserts blocks that a reader asked for: `data`, a multiple of [`BLOCK`] long, holds the blocks from
-    /// `first_block` on. Blocks that are present stay as they are. This counts as their first use.
+    /// Inserts blocks for a reader: `data` has the blocks from `first_block` on, and its length is a multiple of
+    /// [`BLOCK`]. Present blocks stay as they are. The insert counts as the first use.
     pub fn insert(&self, id: CacheId, first_block: u64, data: &[u8]) {
         self.insert_used(id, first_block, data, 1);
     }
 
-    /// As [`insert`](Self::insert), for blocks that nobody asked for yet (readahead, prefetch): the first
-    /// reader to come is their first use, so that reading ahead of a scan does not make its blocks look used
-    /// twice.
+    /// As [`insert`](Self::insert), for readahead and prefetch. The first read counts as the first use, so that a scan
+    /// with readahead does not use its blocks twice.
     pub fn insert_ahead(&self, id: CacheId, first_block: u64, data: &[u8]) {
         self.insert_used(id, first_block, data, 0);
     }
@@ -316,7 +314,7 @@ impl BlockCache {
             let run = run_from(block, blocks - done);
             let part = &data[done * BLOCK..(done + run) * BLOCK];
             let mut sums = [0; RUN as usize];
-            // Before the lock: this takes about as long as the copy.
+            // Before the lock, because it takes about as long as the copy.
             let lasting = self.mapping.header().and(id.owner).map(|owner| {
                 for ((sum, bytes), block) in sums.iter_mut().zip(part.chunks_exact(BLOCK)).zip(block..) {
                     *sum = tags::sum(owner, block, bytes);
@@ -328,19 +326,19 @@ impl BlockCache {
         }
     }
 
-    /// Counts blocks that had to be fetched for a reader. The caller counts, because one read may look more
-    /// than once.
+    /// Counts blocks that had to be fetched for a reader. The caller counts them, because one read may look a block up
+    /// more than once.
     pub fn record_misses(&self, blocks: u64) {
         self.misses.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// Bytes of this base's blocks that are cached now.
+    /// Bytes of this base's cached blocks.
     pub fn cached_bytes(&self, id: CacheId) -> u64 {
         let blocks: u64 = (0..self.shards.len()).map(|index| self.lock(index).blocks_of(id.id)).sum();
         blocks * BLOCK as u64
     }
 
-    /// A view of all shards, each at its own moment.
+    /// The sum over all shards, each read at its own moment.
     pub fn stats(&self) -> CacheStats {
         let mut stats = CacheStats {
             memory_limit: self.limit,
@@ -360,8 +358,8 @@ impl BlockCache {
         stats
     }
 
-    /// Neighbouring runs go to different shards (within a window of as many runs as there are shards, each
-    /// gets one), and windows are shuffled, so that neither a large read nor a stride meets one shard only.
+    /// Locks the shard of a block. Adjacent runs go to different shards: in a window of as many runs as there are shards,
+    /// each shard gets one. The order differs between windows. So neither a large read nor a stride hits only one shard.
     fn shard(&self, id: CacheId, block: u64) -> MutexGuard<'_, Shard> {
         self.lock(self.index(id.salt, block))
     }
@@ -407,8 +405,7 @@ fn run_from(block: u64, max: usize) -> usize {
     max.min((RUN - block % RUN) as usize)
 }
 
-/// Base and block in one word; the keys of a run are consecutive. None for what is beyond the cache's address
-/// space.
+/// Base and block in one word; the keys of a run are consecutive. `None` for a block that a key cannot express.
 fn key(id: CacheId, block: u64) -> Option<Key> {
     (id.id < MAX_BASES && block >> BLOCK_BITS == 0).then_some(u64::from(id.id) << BLOCK_BITS | block)
 }

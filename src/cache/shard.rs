@@ -1,8 +1,8 @@
 //! One shard of the cache: S3-FIFO over the blocks of one region.
 //!
-//! What must hold: every key of the table is in exactly one of the two queues, and owns one slot; slots are either
-//! owned, on the free list, or not yet used; an eviction does a bounded number of steps; no byte of a block that an
-//! earlier worker left gets out before its sum was compared.
+//! What must hold: every key of the table is in exactly one of the two queues and owns one slot. A slot is owned, on the
+//! free list, or never used. An eviction takes a bounded number of steps. No byte of a block that an earlier worker left
+//! is returned before its sum was compared.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -19,13 +19,13 @@ use super::tags::{self, Found, Owner, Queue, Tag, mix};
 /// Base (above) and block (the low [`tags::BLOCK_BITS`] bits) in one word.
 pub(super) type Key = u64;
 
-/// Uses counted at most; also the rounds that a block stays in the main queue without being used.
+/// The most uses that are counted; also the rounds that an unused block stays in the main queue.
 const MAX_USES: u8 = 3;
-/// A block used this often (its first use included) is worth the main queue.
+/// The uses, the first included, after which a block moves to the main queue.
 const PROMOTE_USES: u8 = 2;
-/// The longest search for a victim under the lock; then the next one in line goes, used or not.
+/// The most steps of a search for a victim under the lock. After that the next block goes, used or not.
 const MAX_STEPS: usize = 256;
-/// So many blocks of a memory file become real memory at a time.
+/// The blocks of a memory file that are allocated at a time.
 const ALLOCATE: usize = 64;
 
 pub(super) fn base_of(key: Key) -> u32 {
@@ -36,8 +36,8 @@ pub(super) fn block_of(key: Key) -> u64 {
     key & ((1 << tags::BLOCK_BITS) - 1)
 }
 
-/// The most memory that the bookkeeping of a shard of `blocks` blocks takes. Tables are made for twice their
-/// content: then deletions leave no tombstones to speak of, and they never grow.
+/// The most memory that the bookkeeping of a shard of `blocks` blocks takes. Tables have twice the capacity of their
+/// content, so that deletions leave few tombstones and the tables never grow.
 pub(super) fn bookkeeping(blocks: usize, in_file: bool) -> usize {
     let buckets = (blocks * 2).max(14) * 8 / 7 + 1;
     let buckets = buckets.next_power_of_two();
@@ -49,14 +49,14 @@ pub(super) fn bookkeeping(blocks: usize, in_file: bool) -> usize {
     mem::size_of::<Mutex<Shard>>() + table + ghost_table + queues + free + tags
 }
 
-/// What is known of an entry's bytes.
+/// Whether the bytes of an entry can be trusted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bytes {
-    /// This process put them there, or compared their sum.
+    /// This process wrote them, or compared their sum.
     Sound,
-    /// An earlier worker put them there.
+    /// An earlier worker wrote them; the sum was not compared yet.
     Adopted,
-    /// Their sum was wrong: as if the block were not here, until somebody brings its bytes anew.
+    /// The sum was wrong: the block counts as missing until its bytes are inserted again.
     Rejected,
 }
 
@@ -77,23 +77,23 @@ impl Entry {
     }
 }
 
-/// What an insert may know besides the bytes.
+/// What an insert knows besides the bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Origin<'a> {
-    /// Uses that the insert counts as.
+    /// The uses that the insert counts as.
     pub(super) uses: u8,
-    /// Whose blocks these are, with a sum for each; none when they end with this process.
+    /// The owner of the blocks, and a sum for each; `None` when they do not outlive this process.
     pub(super) lasting: Option<(Owner, &'a [u64])>,
 }
 
 /// Whether the contents of the region may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contents {
-    /// No: they belong to another worker, who may be alive.
+    /// No: they belong to another worker, which may be alive.
     Foreign,
-    /// They belong to this worker, who has not looked yet what an earlier one left.
+    /// They belong to this worker, but it has not read the tags of an earlier worker yet.
     Inherited,
-    /// The table says what there is.
+    /// The table has all blocks.
     Known,
 }
 
@@ -107,7 +107,7 @@ pub(super) struct Counters {
 }
 
 pub(super) struct Shard {
-    /// Which one of the cache's.
+    /// The number of the shard.
     index: usize,
     contents: Contents,
     table: HashTable<Entry>,
@@ -115,16 +115,16 @@ pub(super) struct Shard {
     small: VecDeque<Key>,
     main: VecDeque<Key>,
     ghost: Ghost,
-    /// The small queue gives up blocks when it is longer than this.
+    /// The length of the small queue above which blocks are evicted from it.
     small_target: usize,
     /// Slots from here on were never used.
     fresh: u32,
-    /// Slots up to here can be touched; at most `capacity`.
+    /// Slots below this number have memory; at most `capacity`.
     allocated: usize,
-    /// Slots that there is memory for. Less than the region has when the machine refused more.
+    /// Slots that may be used. Fewer than the region has after the kernel refused more memory.
     capacity: usize,
     free: Vec<u32>,
-    /// Blocks held for each base, without zeros and without rejected ones.
+    /// The number of blocks of each base, without rejected ones. No entry is zero.
     held: HashMap<u32, u64>,
     counters: Counters,
 }
@@ -165,7 +165,7 @@ impl Shard {
         self.table.len() * BLOCK + bookkeeping(self.slots.blocks(), in_file)
     }
 
-    /// The file is this worker's from now on.
+    /// From now on the contents belong to this worker.
     pub(super) fn inherit(&mut self) {
         if self.contents == Contents::Foreign {
             self.contents = Contents::Inherited;
@@ -173,8 +173,8 @@ impl Shard {
         }
     }
 
-    /// Takes over what an earlier worker left. `key_of` finds the key for what a tag names, or none if it does not
-    /// belong into this shard.
+    /// Takes over the blocks of an earlier worker. `key_of` returns the key of the block that a tag names; `None` if the
+    /// block does not belong into this shard.
     pub(super) fn adopt(&mut self, mut key_of: impl FnMut(&Tag) -> Option<Key>) {
         self.contents = Contents::Known;
         let Some(header) = self.slots.mapping().header() else { return };
@@ -184,7 +184,7 @@ impl Shard {
             self.counters.rejected += 1;
             return;
         }
-        // Real memory already, unless the mark was overwritten.
+        // They have memory already, unless the mark was overwritten.
         if self.slots.allocate_tags(0, mark).is_err() {
             return;
         }
@@ -194,10 +194,10 @@ impl Shard {
             let found = tags::read(words);
             let key = match found {
                 Found::Tag(tag) => key_of(&tag).map(|key| (key, tag.queue)),
-                Found::Nothing | Found::Nonsense => None,
+                Found::Empty | Found::Invalid => None,
             };
             match key {
-                // Left twice is no fault: a base that is attached again has its blocks read again.
+                // A second copy is no fault: a base that was attached again had its blocks inserted again.
                 Some((key, queue)) if !self.contains_entry(key) => {
                     let entry = Entry { key, slot, uses: 0, bytes: Bytes::Adopted };
                     self.table.insert_unique(mix(key), entry, |entry| mix(entry.key));
@@ -211,7 +211,7 @@ impl Shard {
                 other => {
                     tags::clear(words);
                     self.free.push(slot);
-                    if other.is_none() && found != Found::Nothing {
+                    if other.is_none() && found != Found::Empty {
                         self.counters.rejected += 1;
                     }
                 }
@@ -232,7 +232,7 @@ impl Shard {
         self.held.get(&base).copied().unwrap_or(0)
     }
 
-    /// The slot of a block that is here and sound; the reader counts as `touch` says.
+    /// The slot of a block that is present and sound. Counts the use according to `touch`.
     fn find(&mut self, key: Key, touch: Touch) -> Option<u32> {
         let entry = self.table.find_mut(mix(key), |entry| entry.key == key)?;
         match entry.bytes {
@@ -282,7 +282,7 @@ impl Shard {
                 if before == Bytes::Sound {
                     continue;
                 }
-                // These bytes come from the source; what lies here does not, or not surely.
+                // These bytes come from the source. The bytes in the slot are wrong, or not compared yet.
                 let slot = entry.slot;
                 if before == Bytes::Rejected {
                     *self.held.entry(base_of(key)).or_insert(0) += 1;
@@ -305,7 +305,7 @@ impl Shard {
         }
     }
 
-    /// Puts bytes into a slot, in the order that leaves nothing half-written behind.
+    /// Writes bytes and tag of a slot, in the order that leaves no half-written block after a kill (D18).
     fn fill(&mut self, slot: u32, bytes: &[u8], key: Key, lasting: Option<(Owner, u64)>, queue: Queue) {
         if let Some(words) = self.slots.tag(slot) {
             tags::clear(words);
@@ -316,7 +316,7 @@ impl Shard {
         }
     }
 
-    /// None only in a shard without slots.
+    /// A slot for a new block; `None` only in a shard without slots.
     fn take_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
@@ -331,8 +331,8 @@ impl Shard {
         self.evict()
     }
 
-    /// Makes the next slots of a memory file real memory. When there is none left, the shard stays at the size that
-    /// it has: better than the signal that touching them would bring where memory is accounted strictly.
+    /// Allocates memory for the next slots of a memory file. When the kernel has none, the shard keeps its size. Without
+    /// the allocation, an access would raise a signal where memory is accounted strictly.
     fn allocate(&mut self) {
         let count = ALLOCATE.min(self.capacity.saturating_sub(self.allocated));
         if count == 0 {
@@ -396,11 +396,11 @@ impl Shard {
         }
     }
 
-    /// Drops the blocks of a base. Tags stay until their slots are used again: they are as right as before, and a
-    /// worker that ends in order leaves its cache to the next one.
+    /// Drops the blocks of a base. Their tags stay until the slots are used again: they are still right, so that a worker
+    /// that ends normally leaves its cache to the next one.
     pub(super) fn forget(&mut self, base: u32) {
         if self.held.remove(&base).is_none() {
-            // Rejected ones may be left; they age out.
+            // Rejected entries may be left; they are evicted in time.
             return;
         }
         let free = &mut self.free;
@@ -416,14 +416,14 @@ impl Shard {
     }
 }
 
-/// Whether an adopted block is what its tag says and what the table took it for.
+/// Whether an adopted block matches its tag, and the tag still names the block of the entry.
 fn is_sound(slots: &Region, entry: &Entry) -> bool {
     match slots.tag(entry.slot).map(tags::read) {
         Some(Found::Tag(tag)) => {
             tag.block == block_of(entry.key)
                 && tag.sum == tags::sum(tag.owner, tag.block, slots.block(entry.slot))
         }
-        Some(Found::Nothing | Found::Nonsense) | None => false,
+        Some(Found::Empty | Found::Invalid) | None => false,
     }
 }
 
@@ -458,10 +458,10 @@ impl Shard {
     }
 }
 
-/// Keys of blocks that were evicted after one use, the latest `limit` of them.
+/// The keys of the last `limit` blocks that were evicted after one use.
 struct Ghost {
     keys: HashTable<Key>,
-    /// Oldest first. A key that came back stays here until its turn; at worst its next stay is cut short.
+    /// Oldest first. A key that came back stays in the queue until its turn; at worst that shortens its next stay.
     order: VecDeque<Key>,
     limit: usize,
 }

@@ -1,10 +1,9 @@
-//! What lies beside the blocks in a memory file, so that the next worker can take them over.
+//! The header and the tags in a memory file, with which the next worker takes the blocks over.
 //!
-//! The worker that wrote it may have died in the middle of anything, or because it wrote where it should not. So
-//! nothing here is believed: the header names its layout and has a sum; a tag names the block it belongs to and holds
-//! a sum of the block's bytes *and* of that name, which is compared when the block is first used. A tag is emptied
-//! before its block is overwritten and gets its sum after the bytes are there, so a block that was being written is
-//! not even looked at (D18).
+//! The worker that wrote them may have died in the middle of a write, or because of a stray write. So nothing is trusted:
+//! the header names its layout and has a checksum (sum). A tag names its block and has a sum of the block's bytes *and*
+//! of that name, which is compared when the block is first used. A tag is cleared before its block is overwritten, and
+//! gets its sum after the bytes are written. So the next worker ignores a block that was being written (D18).
 //!
 //! | word of the header | holds |
 //! | --- | --- |
@@ -12,14 +11,14 @@
 //! | 1 | version of this layout |
 //! | 2, 3 | shards, blocks of each |
 //! | 4 | sum of the words above |
-//! | 16 + shard | how many of the shard's blocks are real memory; those from there on were never used |
+//! | 16 + shard | how many of the shard's blocks have memory; the blocks from there on were never used |
 //!
 //! | word of a tag | holds |
 //! | --- | --- |
 //! | 0 | number of the base |
 //! | 1 | its generation |
 //! | 2 | bits 0-43: block; 44-62: check of the name; 63: block is in the main queue (a hint) |
-//! | 3 | sum of the name and of the bytes; 0: nothing is here |
+//! | 3 | sum of the name and of the bytes; 0: the tag is empty |
 
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
@@ -27,23 +26,23 @@ use twox_hash::XxHash3_64;
 
 use super::arena::{HEADER_WORDS, TagWords};
 
-/// Bits of a block's index that can be expressed.
+/// Bits of a block's index in a tag.
 pub(super) const BLOCK_BITS: u32 = 44;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"plyfsLRU");
-/// To be raised with any change of what the words or the blocks mean, the sums included.
+/// Must be raised with any change of the meaning of words, blocks or sums.
 const VERSION: u64 = 1;
 const HEAD: usize = 4;
 const MARKS: usize = 16;
-/// As many shards as have a word in the header.
+/// The number of shards that have a word in the header.
 pub(super) const MAX_SHARDS: usize = 64;
 const _: () = assert!(MARKS + MAX_SHARDS <= HEADER_WORDS);
 
 const CHECK_BITS: u32 = 63 - BLOCK_BITS;
 const MAIN: u64 = 1 << 63;
 
-/// Whose blocks: the base, and the state of its source that they were read in. Both are part of what a block's sum
-/// covers, so blocks of a source that was replaced are never taken for those of the new one.
+/// The owner of blocks: the base, and the identity of its source when they were read. A block's sum covers both, so blocks
+/// of a replaced source are never taken for blocks of the new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     number: u64,
@@ -51,12 +50,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Of base `number`, which is never used for another base, while its source has this identity.
+    /// The owner for base `number` while its source has this identity. No other base ever has that number.
     pub fn new(number: u64, identity: &[u8]) -> Self {
         Self { number, generation: XxHash3_64::oneshot(identity) }
     }
 
-    /// Differs between owners, in all bits.
+    /// A hash of the owner.
     pub(super) fn salt(self) -> u64 {
         mix(mix(self.number) ^ self.generation)
     }
@@ -66,9 +65,8 @@ impl Owner {
     }
 }
 
-/// Folded multiplication: two instructions, and every bit of the key reaches both ends of the hash, which
-/// `hashbrown` uses separately. Keys are not chosen by an attacker in a way that pays: a shard only gets
-/// slower for its own base.
+/// Folded multiplication: two instructions, and every bit of the key reaches both ends of the hash, which `hashbrown` uses
+/// separately. An attacker gains nothing by choosing keys: collisions slow down only the blocks of the attacker's own base.
 pub(super) fn mix(key: u64) -> u64 {
     let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * 0xe703_7ed1_a0b4_28db;
     product as u64 ^ (product >> 64) as u64
@@ -86,7 +84,7 @@ pub(super) enum Queue {
     Main,
 }
 
-/// What a tag says of its block.
+/// The contents of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     pub(super) owner: Owner,
@@ -95,37 +93,37 @@ pub(super) struct Tag {
     pub(super) sum: u64,
 }
 
-/// What was found where a tag may be.
+/// The result of reading a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    Nothing,
-    /// Words that no worker leaves.
-    Nonsense,
+    Empty,
+    /// Words that no worker writes.
+    Invalid,
     Tag(Tag),
 }
 
 pub(super) fn read(words: &TagWords) -> Found {
     let [number, generation, place, sum] = words.each_ref().map(|word| word.load(Ordering::Relaxed));
     if sum == 0 {
-        return Found::Nothing;
+        return Found::Empty;
     }
     let owner = Owner { number, generation };
     let block = place & ((1 << BLOCK_BITS) - 1);
     if (place & !MAIN) >> BLOCK_BITS != check(owner, block) {
-        return Found::Nonsense;
+        return Found::Invalid;
     }
     let queue = if place & MAIN == 0 { Queue::Small } else { Queue::Main };
     Found::Tag(Tag { owner, block, queue, sum })
 }
 
-/// To be called before the block is overwritten.
+/// Clears a tag. To be called before the block is overwritten.
 pub(super) fn clear(words: &TagWords) {
     words[3].store(0, Ordering::Relaxed);
-    // A killed process leaves its stores in the order of its instructions; only the compiler could change it.
+    // A killed process leaves its stores in the order of its instructions. Only the compiler could change that order.
     compiler_fence(Ordering::SeqCst);
 }
 
-/// To be called after the block was written and its tag cleared.
+/// Writes a tag. To be called after the block was written; the tag must be cleared before.
 pub(super) fn write(words: &TagWords, tag: Tag) {
     compiler_fence(Ordering::SeqCst);
     words[0].store(tag.owner.number, Ordering::Relaxed);
@@ -137,17 +135,17 @@ pub(super) fn write(words: &TagWords, tag: Tag) {
     words[3].store(tag.sum, Ordering::Relaxed);
 }
 
-/// Notes that the block moved to the main queue. Not covered by any sum: wrong, it costs a miss later.
+/// Notes that the block moved to the main queue. No sum covers the bit: a wrong bit costs at most a miss.
 pub(super) fn note_main(words: &TagWords) {
     words[2].fetch_or(MAIN, Ordering::Relaxed);
 }
 
-/// Tells most words that were overwritten from a tag, without looking at the block.
+/// The check bits of a tag, which detect most overwritten words without a look at the block.
 fn check(owner: Owner, block: u64) -> u64 {
     owner.name(block) >> (64 - CHECK_BITS)
 }
 
-/// What the header has to say for a cache of this shape.
+/// The dimensions of a cache, which its header must name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) shards: usize,
@@ -161,17 +159,17 @@ impl Shape {
         [head[0], head[1], head[2], head[3], sum]
     }
 
-    /// Whether the header is of this shape and layout.
+    /// Whether the header names this shape and layout.
     pub(super) fn is_in(self, header: &[AtomicU64; HEADER_WORDS]) -> bool {
         self.words().iter().zip(header).all(|(word, found)| found.load(Ordering::Relaxed) == *word)
     }
 
-    /// Whether nobody ever wrote to the file.
+    /// Whether the file was never written to.
     pub(super) fn is_blank(header: &[AtomicU64; HEADER_WORDS]) -> bool {
         header[..=HEAD].iter().all(|word| word.load(Ordering::Relaxed) == 0)
     }
 
-    /// Describes a file that is all zeros.
+    /// Writes the header of a file that is all zeros.
     pub(super) fn write(self, header: &[AtomicU64; HEADER_WORDS]) {
         for (word, place) in self.words().iter().zip(header) {
             place.store(*word, Ordering::Relaxed);
@@ -179,7 +177,7 @@ impl Shape {
     }
 }
 
-/// How many blocks of a shard are real memory.
+/// The word with the number of a shard's blocks that have memory.
 pub(super) fn mark(header: &[AtomicU64; HEADER_WORDS], shard: usize) -> &AtomicU64 {
     &header[MARKS + shard]
 }

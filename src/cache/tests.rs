@@ -14,7 +14,7 @@ fn cache(limit: u64) -> BlockCache {
     BlockCache::new(limit).expect("address space for a test cache")
 }
 
-/// Bytes that only this block of this base has.
+/// Bytes that are unique to this block of this base.
 fn content(salt: u64, block: u64) -> Vec<u8> {
     let mut word = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ block.wrapping_mul(0xd134_2543_de82_ef95);
     let mut bytes = Vec::with_capacity(BLOCK);
@@ -33,7 +33,7 @@ fn present(cache: &BlockCache, id: CacheId, blocks: impl Iterator<Item = u64>) -
     blocks.filter(|block| cache.contains(id, *block)).count()
 }
 
-/// Reads a block as a disk does: from the cache, else inserts it.
+/// Reads a block from the cache, and inserts it when it is missing, as a disk does.
 fn use_block(cache: &BlockCache, id: CacheId, block: u64, buf: &mut [u8]) {
     if cache.read(id, block, buf, Touch::Use) == 0 {
         cache.insert(id, block, buf);
@@ -41,7 +41,7 @@ fn use_block(cache: &BlockCache, id: CacheId, block: u64, buf: &mut [u8]) {
 }
 
 #[test]
-fn reads_back_what_was_inserted_up_to_the_first_miss() {
+fn a_read_returns_inserted_blocks_up_to_the_first_miss() {
     let cache = cache(16 * MIB);
     let id = cache.register();
     cache.insert(id, 60, &contents(1, 60, 10));
@@ -50,7 +50,10 @@ fn reads_back_what_was_inserted_up_to_the_first_miss() {
     let mut buf = vec![0xee; 13 * BLOCK];
     assert_eq!(cache.read(id, 60, &mut buf, Touch::Use), 10);
     assert_eq!(buf[..10 * BLOCK], contents(1, 60, 10));
-    assert!(buf[10 * BLOCK..].iter().all(|byte| *byte == 0xee), "what was not found is untouched");
+    assert!(
+        buf[10 * BLOCK..].iter().all(|byte| *byte == 0xee),
+        "the part behind the first miss is unchanged"
+    );
     assert_eq!(cache.read(id, 70, &mut buf, Touch::Use), 0);
 
     let mut part = [0; 100];
@@ -82,7 +85,7 @@ fn an_insert_of_a_present_block_overwrites_nothing() {
 }
 
 #[test]
-fn address_spaces_are_apart_and_forget_empties_one() {
+fn address_spaces_are_separate_and_forget_empties_one() {
     let cache = cache(16 * MIB);
     let (one, two) = (cache.register(), cache.register());
     assert_ne!(one, two);
@@ -100,7 +103,7 @@ fn address_spaces_are_apart_and_forget_empties_one() {
     assert_eq!(cache.read(two, 0, &mut buf, Touch::Use), 300);
     assert_eq!(cache.stats().evictions, 0);
 
-    // The room is free again.
+    // The space is free again.
     let three = cache.register();
     cache.insert(three, 0, &contents(3, 0, 500));
     assert_eq!(cache.cached_bytes(three), 500 * BLOCK as u64);
@@ -108,7 +111,7 @@ fn address_spaces_are_apart_and_forget_empties_one() {
 }
 
 #[test]
-fn a_scan_does_not_throw_out_the_working_set() {
+fn a_scan_does_not_evict_the_working_set() {
     for limit in [8 * MIB, 64 * MIB] {
         let cache = cache(limit);
         let (hot, scanned) = (cache.register(), cache.register());
@@ -120,7 +123,7 @@ fn a_scan_does_not_throw_out_the_working_set() {
                 use_block(&cache, hot, block, &mut buf);
             }
         }
-        // A scan with reads of half a block: the second half goes on in a block that was used already.
+        // A scan with reads of half a block. The second half continues in a block that was used already.
         for block in 0..capacity * 10 {
             use_block(&cache, scanned, block, &mut buf);
             assert!(cache.read_part(scanned, block, 2048, &mut buf[2048..], Touch::Repeat));
@@ -132,7 +135,7 @@ fn a_scan_does_not_throw_out_the_working_set() {
 }
 
 #[test]
-fn a_scan_that_is_read_ahead_does_not_either() {
+fn a_scan_with_readahead_does_not_evict_the_working_set() {
     let cache = cache(16 * MIB);
     let (hot, scanned) = (cache.register(), cache.register());
     let capacity = cache.capacity_blocks() as u64;
@@ -152,12 +155,12 @@ fn a_scan_that_is_read_ahead_does_not_either() {
 }
 
 #[test]
-fn a_block_that_comes_back_soon_stays() {
+fn a_block_that_is_inserted_again_soon_after_its_eviction_stays() {
     let cache = cache(8 * MIB);
     let id = cache.register();
     let capacity = cache.capacity_blocks() as u64;
     let mut buf = vec![0; BLOCK];
-    // Fill with blocks in use, so that there is a main queue and a small one.
+    // Fill the cache with blocks that are used twice, so that both queues have blocks.
     for _ in 0..2 {
         for block in 0..capacity {
             use_block(&cache, id, block, &mut buf);
@@ -180,7 +183,7 @@ fn a_block_that_comes_back_soon_stays() {
 }
 
 #[test]
-fn memory_is_bounded_and_well_used() {
+fn memory_is_bounded_and_mostly_used_for_blocks() {
     for limit in [MIB, 4 * MIB + 12345, 33 * MIB] {
         let cache = cache(limit);
         let id = cache.register();
@@ -200,7 +203,7 @@ fn memory_is_bounded_and_well_used() {
 }
 
 #[test]
-fn tiny_caches_are_slow_and_right() {
+fn tiny_caches_return_right_bytes() {
     for limit in (0..20).map(|blocks| blocks * BLOCK as u64) {
         let cache = cache(limit);
         let id = cache.register();
@@ -221,7 +224,7 @@ fn tiny_caches_are_slow_and_right() {
 }
 
 #[test]
-fn what_the_key_cannot_express_is_not_cached() {
+fn blocks_that_a_key_cannot_express_are_not_cached() {
     let cache = cache(MIB);
     let id = cache.register();
     let last = (1 << 44) - 1;
@@ -271,10 +274,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
 
-    /// Whatever is found is what was inserted first since the last forget; what is not found may have been
+    /// A block that is found has the bytes that were inserted first since the last forget. A missing block may have been
     /// evicted.
     #[test]
-    fn agrees_with_a_map(steps in steps(), limit in prop_oneof![0..MIB, 0..8 * MIB]) {
+    fn random_calls_agree_with_a_map(steps in steps(), limit in prop_oneof![0..MIB, 0..8 * MIB]) {
         let cache = cache(limit);
         let mut ids: Vec<CacheId> = (0..3).map(|_| cache.register()).collect();
         let mut salts = [10u64, 20, 30];
@@ -327,7 +330,7 @@ proptest! {
 }
 
 #[test]
-fn threads_never_see_a_wrong_byte() {
+fn concurrent_threads_never_read_a_wrong_byte() {
     let cache = cache(6 * MIB);
     let ids = [cache.register(), cache.register()];
     let blocks = 4000u64;
@@ -364,7 +367,7 @@ fn threads_never_see_a_wrong_byte() {
             thread::yield_now();
         }
         let found: usize = workers.into_iter().map(|worker| worker.join().expect("no worker fails")).sum();
-        assert!(found > 0, "the test found nothing in the cache, so it tested nothing");
+        assert!(found > 0, "no read found a block, so the test tested nothing");
     });
     cache.assert_consistent();
     assert!(cache.stats().evictions > 0);

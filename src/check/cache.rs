@@ -1,14 +1,14 @@
-//! Invariant 14: the cache of fetched blocks.
+//! Invariant 14: the persistent cache of fetched blocks.
 
 use std::io;
 
 use super::{Check, CheckError, Finding, Repair, VerifyBases};
-use crate::fetch::kept::{self, DIR, Sums};
+use crate::fetch::kept::{self, Checksums, DIR};
 
 impl Check<'_> {
-    /// The bytes of all that is cached are read only when bases are to be verified too: it may take as long.
+    /// Reads the bytes of cached blocks only when bases are verified, too, because it may take as long.
     pub(super) fn cache(&mut self) -> Result<(), CheckError> {
-        let sums = if self.verify == VerifyBases::Yes { Sums::Compare } else { Sums::Believe };
+        let sums = if self.verify == VerifyBases::Yes { Checksums::Compare } else { Checksums::Skip };
         let repair = match self.repair {
             Repair::Yes => kept::Repair::Yes,
             Repair::No => kept::Repair::No,

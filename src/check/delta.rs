@@ -15,7 +15,7 @@ impl Check<'_> {
     pub(super) fn check_delta(&mut self, id: u64, record: &DiskRecord) {
         let root = record.map;
         if root.generation == 0 {
-            // Nothing was ever flushed: whatever the data file has, nobody was told that it is there.
+            // The disk was never flushed, so no data in the data file was ever acknowledged.
             return;
         }
         let object = format!("disk {}", record.name);
@@ -53,14 +53,14 @@ impl Check<'_> {
         if let Some(raised) = journal.raised {
             self.broken.insert(id);
             let message = format!(
-                "{file}: record {} reads {} bytes through to the base, before it were {}; restore the disk from a \
-                 backup",
+                "{file}: record {} raises the bytes that the disk reads from the base to {}, from {}; restore the disk \
+                 from a backup",
                 raised.seq, raised.overlap, raised.before
             );
             self.find(9, object.clone(), message);
         }
         let end = journal.map.data_end();
-        // A live map has later news of the disk, a shrink too.
+        // A live map has a newer state of the disk, perhaps after a shrink.
         if end == 0 || self.live_unknown || self.live.contains(&id) {
             return;
         }
@@ -69,9 +69,9 @@ impl Check<'_> {
         let needs = (end - 1) * BLOCK;
         let why = match self.open(&file).and_then(|f| f.metadata()) {
             Ok(meta) if meta.len() > needs => return,
-            Ok(meta) => format!("it has {} bytes, its map says that there is data at {needs}", meta.len()),
+            Ok(meta) => format!("it has {} bytes, but its map has data at {needs}", meta.len()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                format!("it is missing, its map says that there is data up to {needs}")
+                format!("it is missing, but its map has data up to {needs}")
             }
             Err(e) => format!("it cannot be read: {e}"),
         };

@@ -1,4 +1,4 @@
-//! The digest of a base's source, compared with the one that its operator gave.
+//! Compares the digest of a base's source with the one that the operator gave.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,20 +9,20 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::Check;
 use crate::format::record::{BaseRecord, Digest};
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE: usize = 1 << 20;
 
-/// Whether the digests of bases are compared, which reads each base as a whole.
+/// Whether the check compares the digests of bases, which reads each base as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyBases {
-    /// Only size, modification time and inode.
+    /// It compares only size, modification time and inode.
     No,
-    /// The digest too, of each base that has one.
+    /// It also compares the digest of each base that has one.
     Yes,
 }
 
 impl Check<'_> {
-    /// The part of invariant 7 that is asked for. The source is the one that was registered, as far as its inode tells.
+    /// The part of invariant 7 that is checked on request. The metadata of the source have been checked.
     pub(super) fn verify_digest(&mut self, record: &BaseRecord) {
         let Some(expected) = &record.image.identity.digest else {
             self.without_digest += 1;
@@ -33,7 +33,7 @@ impl Check<'_> {
             Ok(found) if found == *expected => self.digests += 1,
             Ok(found) => {
                 let message = format!(
-                    "its source {} has the digest {} and should have {}; put the original file back",
+                    "its source {} has the digest {}, but should have {}; put the original file back",
                     record.image.source,
                     hex(&found),
                     hex(expected)

@@ -1,4 +1,4 @@
-//! Live maps that a store needs: a disk that has one is not judged by its durable map alone.
+//! Finds the live maps of a store: a disk with a live map has a newer state than its durable map.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,15 +11,15 @@ use crate::format::record::Superblock;
 use crate::io::{ArenaIdentity, LiveArena, sys};
 
 impl Check<'_> {
-    /// Which disks have a live map: in the arena that the store's record names, or in files that a version without an
-    /// arena left, whose directory's name has the store's uuid, device and inode.
+    /// Finds the disks that have a live map, in the arena that the store's record names, or in files that a version
+    /// without an arena left. The name of the directory of such files has the store's uuid, device and inode.
     pub(super) fn find_live_maps(&mut self, runtime_dir: &Path, superblock: Option<&Superblock>) {
         let Ok(meta) = fs::metadata(self.store) else { return };
         self.find_arena(&meta);
         let uuid = superblock.map(|s| s.uuid[..4].iter().map(|b| format!("{b:02x}")).collect::<String>());
         let (prefix, suffix) = match uuid {
             Some(uuid) => (format!("plyfs-{uuid}-"), format!("{}-{}", meta.dev(), meta.ino())),
-            // Without the superblock's word, the directory's own identity has to do.
+            // Without the superblock, only the directory's device and inode are known.
             None => ("plyfs-".to_owned(), format!("-{}-{}", meta.dev(), meta.ino())),
         };
         let ours = |name: &str| {
@@ -49,7 +49,7 @@ impl Check<'_> {
         });
         match listed {
             Ok(maps) => self.live.extend(maps.into_iter().map(|(disk, _)| disk)),
-            // The daemon's descriptor store may have it still.
+            // The service manager's descriptor store may still have the maps.
             Err(_) => self.live_unknown = true,
         }
     }

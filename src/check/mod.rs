@@ -1,8 +1,8 @@
-//! `plyfs check`: verifies every durable structure of a store that no daemon runs on.
+//! `plyfs check`: verifies every durable structure of a store without a running daemon.
 //!
-//! The numbers of the invariants are those of docs/format.md. What must hold: without `repair` nothing is written
-//! but a missing lock file; with it, only what needs no guess is changed, nothing that a live map still speaks for,
-//! and nothing that may be the last copy of somebody's data.
+//! The numbers of the invariants are those of docs/format.md. What must hold: without `repair` the check writes nothing
+//! but a missing lock file. With it, the check changes only what needs no guess. It never changes a disk that has a live
+//! map, and never removes what may be the last copy of a client's data.
 
 mod cache;
 mod delta;
@@ -31,10 +31,10 @@ use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
 
 const RECORD_LIMIT: u64 = 64 << 10;
-/// As the store takes numbers from the superblock.
+/// The step in which the store reserves numbers in the superblock.
 const ID_STEP: u64 = 4096;
 
-/// A structure that is not as docs/format.md has it.
+/// A violation of docs/format.md.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Number of the invariant in docs/format.md.
@@ -43,16 +43,16 @@ pub struct Finding {
     pub object: String,
     /// What is wrong and, when it is not repairable, what to do.
     pub message: String,
-    /// Whether it is put right.
+    /// Whether it was repaired.
     pub repaired: bool,
 }
 
-/// What was looked at and what was found.
+/// The result of a check.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// In the order of the check.
     pub findings: Vec<Finding>,
-    /// How many of each kind of structure were looked at, and what else is worth a word but no damage.
+    /// How many structures of each kind were checked, and facts that are no damage.
     pub checked: Vec<(String, u64)>,
 }
 
@@ -67,7 +67,7 @@ pub enum CheckError {
         /// What is there instead.
         why: String,
     },
-    /// Somebody has the lock.
+    /// A daemon has the lock.
     #[error(
         "a daemon is running on store {}; stop it first: plyfs stop --store {}",
         store.display(), store.display()
@@ -84,28 +84,28 @@ pub enum CheckError {
         /// What is newer.
         error: FormatError,
     },
-    /// The storage said no.
+    /// An error of the storage.
     #[error("{operation} {}: {error}; check the disk, and run as the store's owner", path.display())]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         operation: &'static str,
-        /// With which file or directory.
+        /// Its file or directory.
         path: PathBuf,
-        /// What the storage said.
+        /// The error of the storage.
         error: io::Error,
     },
 }
 
-/// Checks the store at `store`, with live maps where they are by default.
+/// Checks the store at `store`, with live maps at their default place.
 ///
 /// # Errors
-/// No store, a store in use, a newer store, or one that cannot be read at all. Damage is no error but a finding.
+/// No store, a store in use, a newer store, or one that cannot be read at all. Damage is a finding, not an error.
 pub fn run(store: &Path, repair: bool) -> Result<Report, CheckError> {
     let repair = if repair { Repair::Yes } else { Repair::No };
     run_with_runtime_dir(store, Path::new("/dev/shm"), repair)
 }
 
-/// What is wrong with a file of a base, as far as its metadata tell.
+/// How a file of a base differs from the registered one, according to its metadata.
 fn why_changed(file: &ImageFile) -> Option<String> {
     let Validator::File { mtime_ns, inode } = file.identity.validator else { return None };
     let now = match fs::metadata(&file.source) {
@@ -115,9 +115,9 @@ fn why_changed(file: &ImageFile) -> Option<String> {
     if !now.is_file() {
         Some("is not a regular file".into())
     } else if now.len() != file.identity.size {
-        Some(format!("has {} bytes and had {}", now.len(), file.identity.size))
+        Some(format!("has {} bytes, but had {} when it was registered", now.len(), file.identity.size))
     } else if now.ino() != inode {
-        Some("is another file than the one registered".into())
+        Some("is not the file that was registered".into())
     } else if now.mtime().wrapping_mul(1_000_000_000).wrapping_add(now.mtime_nsec()) != mtime_ns {
         Some("was modified since it was registered".into())
     } else {
@@ -130,11 +130,11 @@ fn why_changed(file: &ImageFile) -> Option<String> {
 pub enum Repair {
     /// It only reads.
     No,
-    /// It puts right what needs no guess.
+    /// It repairs what needs no guess.
     Yes,
 }
 
-/// As [`run`], for a daemon that keeps its live maps below another directory.
+/// As [`run`], for live maps below another directory.
 ///
 /// # Errors
 /// As [`run`].
@@ -142,7 +142,7 @@ pub fn run_with_runtime_dir(store: &Path, runtime_dir: &Path, repair: Repair) ->
     run_verifying(store, runtime_dir, repair, VerifyBases::No)
 }
 
-/// As [`run_with_runtime_dir`], and the digests of bases when asked for.
+/// As [`run_with_runtime_dir`], and compares the digests of bases on request.
 ///
 /// # Errors
 /// As [`run`].
@@ -170,7 +170,7 @@ pub fn run_verifying(
     run_through(store, runtime_dir, repair, verify, &medium)
 }
 
-/// As [`run_with_runtime_dir`], for a caller who has the lock: what is repaired is written through `medium`.
+/// As [`run_with_runtime_dir`], for a caller that has the lock. Repairs are written through `medium`.
 ///
 /// # Errors
 /// As [`run`].
@@ -224,13 +224,13 @@ struct Check<'a> {
     store: &'a Path,
     medium: &'a dyn Medium,
     repair: Repair,
-    /// Disks that a live map speaks for.
+    /// Disks that have a live map.
     live: BTreeSet<u64>,
-    /// The store's record names live maps of this boot, and they cannot be read.
+    /// The store's record names live maps of this boot, but they cannot be read.
     live_unknown: bool,
-    /// Numbers of disks whose record or map cannot be read: nothing of theirs is removed.
+    /// Numbers of disks whose record or map cannot be read: none of their files are removed.
     broken: BTreeSet<u64>,
-    /// Disks that lost their name by this repair: their files are the next start's, or the next check's, to remove.
+    /// Disks that lost their name in this repair. The next start or the next check removes their files.
     losers: BTreeSet<u64>,
     /// By the number in the file's name.
     bases: BTreeMap<u64, BaseRecord>,
@@ -240,7 +240,7 @@ struct Check<'a> {
     maps: u64,
     data_files: u64,
     verify: VerifyBases,
-    /// Bases whose digest is right, and those that nobody gave a digest of.
+    /// Bases whose digest is right, and bases without a digest.
     digests: u64,
     without_digest: u64,
 }
@@ -263,7 +263,7 @@ impl Check<'_> {
         self.backings();
         self.sources();
         for (id, record) in self.disks.clone() {
-            // Nobody reads a removed disk again.
+            // No client reads a removed disk again.
             if !record.unlinked {
                 self.check_delta(id, &record);
             }
@@ -287,12 +287,11 @@ impl Check<'_> {
             checked.push(("bases without a digest".to_owned(), self.without_digest));
         }
         if self.torn > 0 {
-            checked
-                .push(("map files with a flush that was cut off, never acknowledged".to_owned(), self.torn));
+            checked.push(("map files with a torn flush that was never acknowledged".to_owned(), self.torn));
         }
         if !self.live.is_empty() {
             checked
-                .push(("live maps, the next plyfs serve takes them over".to_owned(), self.live.len() as u64));
+                .push(("live maps that the next plyfs serve takes over".to_owned(), self.live.len() as u64));
         }
         Ok(Report { findings: std::mem::take(&mut self.findings), checked })
     }
@@ -306,8 +305,8 @@ impl Check<'_> {
         });
     }
 
-    /// A finding that can be put right. `disk` is the one that the repair touches.
-    fn mend(
+    /// Adds a finding, and repairs it if the check may. `disk` is the disk that the repair changes.
+    fn repairable(
         &mut self,
         invariant: u32,
         object: impl Into<String>,
@@ -319,7 +318,7 @@ impl Check<'_> {
         let mut repaired = false;
         if disk.is_some_and(|id| self.live_unknown || self.live.contains(&id)) {
             message.push_str(
-                "; not repaired while there is a live map of the disk: run plyfs serve and stop it first",
+                "; not repaired, because the disk has a live map: run plyfs serve, stop it, and check again",
             );
         } else if self.repair == Repair::Yes {
             match repair(self.medium) {
@@ -331,13 +330,15 @@ impl Check<'_> {
         repaired
     }
 
-    /// The bytes of a file of the store, which is not written to.
+    /// The bytes of a file of the store.
     fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         let file = self.open(name)?;
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > limit {
-            return Err(io::Error::other(format!("it has more than the {limit} bytes that it may have")));
+            return Err(io::Error::other(format!(
+                "it has more than {limit} bytes, the most that it may have"
+            )));
         }
         Ok(bytes)
     }
@@ -348,7 +349,7 @@ impl Check<'_> {
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
     }
 
-    /// Names in a directory of the store, in order.
+    /// The names in a directory of the store, sorted.
     fn list(&mut self, dir: &'static str) -> Result<Vec<String>, CheckError> {
         match self.medium.list(dir) {
             Ok(mut names) => {
@@ -405,7 +406,7 @@ impl Check<'_> {
                 }
                 Ok(record) => {
                     let message =
-                        format!("it is the record of number {}; restore both from a backup", id(&record));
+                        format!("it has the record of number {}; restore both from a backup", id(&record));
                     self.find(4, file, message);
                 }
                 Err(why) => self.find(3, file, format!("{why}; restore it from a backup")),
@@ -419,17 +420,18 @@ impl Check<'_> {
 
     /// Invariant 2.
     fn next_number(&mut self, superblock: &Superblock, names: [&[String]; 3]) {
-        // A file whose name begins with a number uses it, whatever else it is.
+        // Any file whose name begins with a number uses the number.
         let used = names.into_iter().flatten().filter_map(|name| number(name.split('.').next()?)).max();
         let Some(used) = used.filter(|used| *used >= superblock.next_id) else { return };
-        let message =
-            format!("the next number to give away is {}, but number {used} is in use", superblock.next_id);
+        let message = format!("the next free number is {}, but number {used} is in use", superblock.next_id);
         let Some(next_id) = used.checked_add(ID_STEP).filter(|next| *next <= MAX_NUMBER) else {
             self.find(2, SUPERBLOCK, message);
             return;
         };
         let next = Superblock { next_id, ..superblock.clone() };
-        self.mend(2, SUPERBLOCK, message, None, |medium| replace(medium, ".", SUPERBLOCK, &next.encode()));
+        self.repairable(2, SUPERBLOCK, message, None, |medium| {
+            replace(medium, ".", SUPERBLOCK, &next.encode())
+        });
     }
 
     /// Invariant 5.
@@ -442,8 +444,8 @@ impl Check<'_> {
                 self.find(5, format!("base {}", record.name), message);
             }
         }
-        // Of all records with one name, the one with the highest number in the order of names decides, also when
-        // its disk has lost the name since.
+        // Among the records with one name, the one with the highest sequence number owns the name, even when its disk
+        // has lost the name since.
         let mut order: Vec<(u64, u64)> =
             self.disks.iter().map(|(id, record)| (record.name_seq, *id)).collect();
         order.sort_unstable_by(|a, b| b.cmp(a));
@@ -458,15 +460,15 @@ impl Check<'_> {
                 Some(_) if record.unlinked => {}
                 Some((owner_seq, owner)) if *owner_seq == seq => {
                     let message = format!(
-                        "numbers {owner} and {id} have the same name and no order; save one of disks/N.disk \
+                        "numbers {owner} and {id} have the same name and no order; copy one of disks/N.disk \
                          elsewhere and remove it"
                     );
                     self.find(5, object, message);
                 }
                 Some((_, owner)) => {
-                    let message = format!("number {id} has the name too; number {owner} replaced it");
+                    let message = format!("number {id} still has the name, but number {owner} replaced it");
                     let loser = DiskRecord { unlinked: true, ..record };
-                    let done = self.mend(5, object, message, Some(id), |medium| {
+                    let done = self.repairable(5, object, message, Some(id), |medium| {
                         replace(medium, DISKS, &disk_record(id), &loser.encode())
                     });
                     if done {
@@ -490,10 +492,13 @@ impl Check<'_> {
                     base_path(backing.base)
                 ),
                 Some(base) if base.image.identity != backing.identity => {
-                    format!("number {id} was made on another version of base {}; restore that one", base.name)
+                    format!(
+                        "number {id} was created on another version of base {}; restore that version",
+                        base.name
+                    )
                 }
                 Some(base) if record.overlap > base.size() => format!(
-                    "number {id} reads {} bytes through to base {}, which has {}; restore {}",
+                    "number {id} reads {} bytes from base {}, which has only {}; restore {}",
                     record.overlap,
                     base.name,
                     base.size(),
@@ -505,12 +510,12 @@ impl Check<'_> {
         }
     }
 
-    /// Invariant 7. What lies behind a network is not asked for here.
+    /// Invariant 7. Remote sources are not checked.
     fn sources(&mut self) {
         for record in self.bases.clone().into_values() {
             let object = format!("base {}", record.name);
             let mut sound = true;
-            // Of a base that is in the store as a whole the original may be gone.
+            // The original of a hydrated base may be removed.
             for file in record.files().filter(|_| !record.options.hydrate) {
                 if let Some(why) = why_changed(file) {
                     sound = false;
@@ -548,7 +553,7 @@ impl Check<'_> {
                         self.find(
                             11,
                             path,
-                            "left by an unclean stop; kept, what it was to replace is damaged",
+                            "left by an unclean stop; kept, because the file that it should replace is damaged",
                         );
                     } else {
                         self.stray(dir, name, owner, "left by an unclean stop");
@@ -567,13 +572,13 @@ impl Check<'_> {
     }
 
     fn foreign(&mut self, path: String) {
-        self.find(11, path, "plyfs makes no file of this name; move it elsewhere");
+        self.find(11, path, "plyfs creates no file of this name; move it elsewhere");
     }
 
     fn stray(&mut self, dir: &str, name: &str, disk: Option<u64>, why: &str) {
         let path = if dir == "." { name.to_owned() } else { format!("{dir}/{name}") };
         let file = path.clone();
-        self.mend(11, path, why, disk, |medium| {
+        self.repairable(11, path, why, disk, |medium| {
             match medium.remove(&file) {
                 // An earlier repair of this run may have renamed it into place.
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -589,14 +594,14 @@ impl Check<'_> {
         let (DeltaFile::Data(id) | DeltaFile::Map { disk: id, .. }) = file;
         if disks.binary_search(&disk_record(id)).is_err() {
             let record = disk_path(id);
-            // No order of writes leaves data without a record: then the record is what was lost.
+            // No crash leaves data without a record, so the record was lost.
             let has_data =
                 fs::symlink_metadata(self.store.join(data_path(id))).is_ok_and(|meta| meta.blocks() > 0);
             if has_data {
                 self.find(
                     11,
                     path,
-                    format!("there is no {record}; kept, it has data: restore that record, or remove it"),
+                    format!("there is no {record}; kept, because it has data: restore that record, or remove this file"),
                 );
             } else {
                 self.stray(DELTAS, name, Some(id), &format!("there is no {record}"));
@@ -607,9 +612,9 @@ impl Check<'_> {
         if let DeltaFile::Map { generation, .. } = file
             && generation != root.generation
         {
-            let why = format!("the map of the disk is generation {}", root.generation);
+            let why = format!("the map of the disk has generation {}", root.generation);
             if self.broken.contains(&id) {
-                self.find(11, path, format!("{why}; kept, because of the other findings about it"));
+                self.find(11, path, format!("{why}; kept, because the disk has other findings"));
             } else {
                 self.stray(DELTAS, name, Some(id), &why);
             }
@@ -629,9 +634,9 @@ impl Check<'_> {
                 })
                 .map(|name| format!("{DELTAS}/{name}"))
                 .collect();
-            let message = format!("number {id} was removed, its files are still there");
-            self.mend(12, format!("disk {}", record.name), message, Some(id), |medium| {
-                // The record goes last, as in the store.
+            let message = format!("number {id} was removed, but its files are still there");
+            self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {
+                // The record is removed last, as in the store.
                 for file in &files {
                     match medium.remove(file) {
                         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -7,12 +7,12 @@ use crate::format::layout::{STAGED_SUFFIX, TRACE_SUFFIX, TRACES, base_path, base
 use crate::format::trace::{MAX_FILE, Trace};
 
 impl Check<'_> {
-    /// Invariant 13. Returns how many there are. A trace is worth a faster boot and nothing else, so what is wrong with
-    /// one is put right by removing it.
+    /// Invariant 13. Returns the number of sound traces. A trace only makes a boot faster, so a damaged one is repaired by
+    /// removing it.
     pub(super) fn traces(&mut self, bases: &[String]) -> Result<u64, CheckError> {
         let names = match self.medium.list(TRACES) {
             Ok(names) => names,
-            // Made with the first trace.
+            // The directory is created with the first trace.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => {
                 return Err(CheckError::Io { operation: "reading", path: self.store.join(TRACES), error });
@@ -39,7 +39,7 @@ impl Check<'_> {
                 sound += 1;
                 continue;
             };
-            self.mend(13, path.clone(), format!("{why}; it is of no use"), None, |medium| {
+            self.repairable(13, path.clone(), format!("{why}; the trace cannot be used"), None, |medium| {
                 medium.remove(&path)?;
                 medium.sync_dir(TRACES)
             });

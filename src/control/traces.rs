@@ -15,14 +15,14 @@ use crate::format::BLOCK;
 use crate::format::record::Digest;
 use crate::format::trace::{Origin, Trace};
 use crate::store::{BaseNode, StoreError};
-use crate::trace::{Player, Saved, Tracer};
+use crate::trace::{Player, SavedTrace, Tracer};
 
 /// How often it is looked whether a recording has ended.
 const TICK: Duration = Duration::from_secs(1);
 
 fn tracer(c: &Control) -> Result<&Tracer, ApiError> {
     let tracer = c.store.tracer().map(|tracer| &**tracer);
-    tracer.ok_or_else(|| ApiError::invalid("nothing is recorded here"))
+    tracer.ok_or_else(|| ApiError::invalid("this process records no traces"))
 }
 
 /// Keeps recordings when they have ended, for ever.
@@ -38,7 +38,7 @@ pub async fn tick(control: Control) {
     }
 }
 
-fn object(base: &BaseNode, saved: &Saved) -> wire::Trace {
+fn object(base: &BaseNode, saved: &SavedTrace) -> wire::Trace {
     let found = wire::Trace {
         base: base.record().name.clone(),
         base_id: saved.base,
@@ -104,7 +104,7 @@ fn load(c: &Control, name: &str) -> Result<wire::Trace, ApiError> {
     let bytes = tracer(c)?.store().bytes(base.id()).map_err(storage(name, "reading it"))?;
     let bytes = bytes.ok_or_else(|| no_trace(name))?;
     let trace = Trace::decode(&bytes).map_err(|error| error.to_string());
-    Ok(object(&base, &Saved { base: base.id(), file_bytes: bytes.len() as u64, trace }))
+    Ok(object(&base, &SavedTrace { base: base.id(), file_bytes: bytes.len() as u64, trace }))
 }
 
 /// List the traces
@@ -120,7 +120,7 @@ pub async fn list(State(c): State<Control>) -> Answer<Vec<wire::Trace>> {
         let all = tracer(&c)?.store().list().map_err(|error| {
             ApiError::new(Cause::Io, format!("the traces in the store cannot be listed: {error}"))
         })?;
-        let object = |saved: &Saved| c.store.base_by_id(saved.base).map(|base| object(&base, saved));
+        let object = |saved: &SavedTrace| c.store.base_by_id(saved.base).map(|base| object(&base, saved));
         Ok(all.iter().filter_map(object).collect())
     })
     .await

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, FromWorker};
 use crate::io::sys;
-use crate::serve::callers::{Findings, MOST, Process, Question};
+use crate::serve::callers::{Findings, MAX_PER_QUESTION, Process, Question};
 
 const PF_EXITING: u64 = 0x4;
 /// Threads that the kernel made in a process for io_uring, and for all else that works there for it.
@@ -206,11 +206,11 @@ impl Proc {
 
     fn look(mut self, asked: &Asked) -> Answered {
         let mut answered = Answered { number: asked.number, threads: Vec::new(), ending: Vec::new() };
-        for thread in asked.threads.iter().take(MOST).copied() {
+        for thread in asked.threads.iter().take(MAX_PER_QUESTION).copied() {
             let process = self.process_of(thread);
             answered.threads.extend(process.map(|process| (thread, process.id, process.start)));
         }
-        for (id, start) in asked.processes.iter().take(MOST).copied() {
+        for (id, start) in asked.processes.iter().take(MAX_PER_QUESTION).copied() {
             if self.is_ending(Process { id, start }) {
                 answered.ending.push((id, start));
             }

@@ -31,7 +31,7 @@ use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
-use crate::fuse::session::Serving;
+use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
 use crate::sandbox::confine::{self, InForce, Policy};
@@ -41,8 +41,8 @@ use crate::serve::guard::{self, Guard};
 use crate::serve::{self, Service, purge};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::{IDLE, OPEN_IDLE, Preloaded, Store};
-use crate::trace::{Automatic, Limits};
+use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
+use crate::trace::{AutoRecord, Limits};
 
 /// How often the store does what it does once in a while.
 const UPKEEP: Duration = Duration::from_millis(500);
@@ -175,7 +175,7 @@ fn end_at_panic(channel: Arc<Channel>) {
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         tracing::error!(backtrace = %Backtrace::force_capture(), "panicked{place}: {text}");
         let guard = guard::current();
-        if guard != Guard::GoesOn {
+        if guard != Guard::Recovers {
             let _ = channel.send(&FromWorker::Failed(reason(&format!("it panicked{place}: {text}"))));
         }
         if guard == Guard::None {
@@ -200,7 +200,7 @@ struct Prepared {
     /// How many it may have.
     descriptors: u64,
     /// What it has read of the store's records; read again once in a while, until it is its turn.
-    records: Arc<Mutex<Preloaded>>,
+    records: Arc<Mutex<PreloadedRecords>>,
     web: Web,
     /// Asynchronous requests that the kernel sends at most.
     window: u16,
@@ -296,7 +296,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
     precedence::take();
-    serve::look_at_processors();
+    serve::cache_processor_count();
     // Rights go before there is another thread; the standby worker already has what it keeps.
     let in_force = confine::apply(&Policy {
         security: &config.security,
@@ -376,7 +376,7 @@ fn serve(
         longest: Duration::from_secs(config.trace.longest_seconds),
         ..Limits::default()
     };
-    let automatic = if config.trace.auto { Automatic::Yes } else { Automatic::No };
+    let automatic = if config.trace.auto { AutoRecord::Yes } else { AutoRecord::No };
     let tracer = store.trace(limits, automatic, events.clone());
     // Without a cache that keeps what is fetched early there is nothing to gain.
     if config.trace.prefetch && config.cache_disk != Some(0) {
@@ -407,7 +407,8 @@ fn serve(
         unanswered::list_in(&table).map_err(|e| format!("memory for the list of requests: {e}"))?;
     }
     let fs = PlyFs::new(service.clone(), owner, notifier.clone(), start.offers);
-    let serving = Serving::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
+    let serving =
+        FuseSession::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
     drop(fuse);
 
     let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);
@@ -557,8 +558,8 @@ fn spawn_ear(ear: Ear) -> io::Result<()> {
 
 /// Reads the store's records, and those that changed again and again, until what it has is taken: so a takeover reads few,
 /// however many disks there are.
-fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<Preloaded>>> {
-    let records = Arc::new(Mutex::new(Preloaded::default()));
+fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
+    let records = Arc::new(Mutex::new(PreloadedRecords::default()));
     let taken = Arc::downgrade(&records);
     let read = move || {
         let mut pause = FIRST_PRELOAD;
@@ -568,7 +569,7 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<Preloaded>>> {
             let Some(records) = taken.upgrade() else { return };
             let mut records = records.lock();
             // What cannot be read is said by the worker that serves.
-            let Ok(read) = Preloaded::read(&store, std::mem::take(&mut *records)) else { return };
+            let Ok(read) = PreloadedRecords::read(&store, std::mem::take(&mut *records)) else { return };
             *records = read;
             pause = PRELOAD.max(begun.elapsed() * 100);
         }

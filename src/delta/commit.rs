@@ -1,19 +1,20 @@
-//! The map file: appending records to it, and putting a new one in its place.
+//! Writes the map file: appends records, and replaces the file.
 //!
-//! What must hold: one record is synced before the next is appended. After a failure that leaves open what is durable, the
-//! file is not appended to again; a new one is written, which counts when the disk's record names it.
+//! What must hold: a record is synced before the next record is appended. After a failure that leaves it unknown what
+//! is durable, nothing is appended to the file. A new file is written instead; it counts once the disk's record names
+//! it.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::pieces::{NewFile, Piece};
+use super::record_builder::{NewMapFile, RecordBuilder};
 use super::{Delta, DeltaError};
 use crate::format::journal::{MapHeader, Record};
 use crate::format::layout::{DELTAS, map_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, MediumFile, is_full, sys};
-use crate::sabotage::{Sabotage, limit, sabotaged};
+use crate::mutant::{Mutant, limit};
 
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
@@ -26,7 +27,7 @@ pub trait RootStore: Send + Sync {
     /// Durably replaces the root.
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()>;
 
-    /// As [`RootStore::commit`], with the size that the map file has at the root's floor.
+    /// As [`RootStore::commit`]. `_size` is the size of the disk at the root's floor of the map file.
     ///
     /// # Errors
     /// As [`RootStore::commit`].
@@ -35,32 +36,33 @@ pub trait RootStore: Send + Sync {
     }
 }
 
-/// State of the map file; who has it may append.
+/// State of the map file. The holder of its lock may append.
 #[derive(Default)]
-pub(super) struct Commit {
+pub(super) struct MapFileState {
     pub(super) root: MapRoot,
-    /// Highest generation that a file was written for.
-    pub(super) tried: u64,
+    /// Highest generation for which a file was started.
+    pub(super) last_started: u64,
     pub(super) file: Option<Arc<dyn MediumFile>>,
     pub(super) nonce: u64,
     pub(super) tail: u64,
-    /// The file has zeros up to here.
-    pub(super) filled: u64,
-    pub(super) first: u64,
-    /// The file may grow to this, because there was no space for a new one.
-    pub(super) patience: u64,
+    /// The file is zeroed_to with zeros up to this offset.
+    pub(super) zeroed_to: u64,
+    /// Length of the file when it was last rewritten; after a restart, the length that a rewrite would have.
+    pub(super) base_len: u64,
+    /// The file may grow to this many bytes before it is rewritten, because there was no space for a new file.
+    pub(super) size_allowance: u64,
     pub(super) seq: u64,
     /// The next flush writes a new map file.
     pub(super) rewrite: bool,
-    /// An earlier worker may have written records that it did not sync.
-    pub(super) unproven: bool,
-    /// Size and overlap as the file has them.
-    pub(super) extent: (u64, u64),
-    /// The disk was removed: no file of it is made any more.
+    /// An earlier worker may have written records without syncing them.
+    pub(super) maybe_unsynced: bool,
+    /// Size and overlap in the last record of the file.
+    pub(super) bounds: (u64, u64),
+    /// The disk was removed: no file of it may be created any more.
     pub(super) retired: bool,
 }
 
-impl Commit {
+impl MapFileState {
     pub(super) fn allocated(&self) -> u64 {
         self.file.as_ref().and_then(|f| f.allocated().ok()).unwrap_or(0)
     }
@@ -71,18 +73,18 @@ impl Commit {
     }
 }
 
-/// Where the records of a flush go.
+/// Where a flush writes its records.
 pub(super) enum Target {
-    /// To the end of the map file, each synced before the next is written: of two that are not, a power cut may leave
-    /// the later one, which would be damage.
+    /// To the end of the map file. Each record is synced before the next one is written: of two unsynced records a
+    /// power cut may leave only the later one, which would read as damage.
     Append,
-    /// To a new file, which counts when its root is committed.
-    New(NewFile),
+    /// To a new file, which counts once its root is committed.
+    New(NewMapFile),
 }
 
 fn random() -> u64 {
     let mut bytes = [0; 8];
-    // Without randomness the clock has to do: the nonce guards against stale bytes, not against enemies.
+    // Without randomness the clock must do: the nonce guards against stale bytes, not against attackers.
     match getrandom::fill(&mut bytes) {
         Ok(()) => u64::from_le_bytes(bytes),
         Err(_) => sys::now_ns() as u64,
@@ -92,94 +94,95 @@ fn random() -> u64 {
 impl Delta {
     pub(super) fn write_record(
         &self,
-        commit: &mut Commit,
+        commit: &mut MapFileState,
         target: &mut Target,
         (size, overlap): (u64, u64),
-        piece: Piece,
+        builder: RecordBuilder,
     ) -> Result<(), DeltaError> {
-        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: piece.into_runs() };
+        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: builder.into_runs() };
         match target {
             Target::Append => {
                 self.append(commit, &record)?;
-                commit.extent = (size, overlap);
+                commit.bounds = (size, overlap);
                 Ok(())
             }
-            Target::New(file) => file.put(&record).map_err(DeltaError::io("writing a new map file")),
+            Target::New(file) => file.append(&record).map_err(DeltaError::io("writing a new map file")),
         }
     }
 
-    fn append(&self, commit: &mut Commit, record: &Record) -> Result<(), DeltaError> {
+    fn append(&self, commit: &mut MapFileState, record: &Record) -> Result<(), DeltaError> {
         let Some(file) = commit.file.clone() else {
             return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
         };
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
-        if end > commit.filled {
-            let zeros = vec![0; (end - commit.filled + limit(AHEAD, 2 << 10)) as usize];
-            // Only a convenience: without space for it the record itself may still fit.
-            if file.write_at(&zeros, commit.filled).is_ok() {
-                commit.filled += zeros.len() as u64;
+        if end > commit.zeroed_to {
+            let zeros = vec![0; (end - commit.zeroed_to + limit(AHEAD, 2 << 10)) as usize];
+            // An optimisation only: without space for the zeros, the record itself may still fit.
+            if file.write_at(&zeros, commit.zeroed_to).is_ok() {
+                commit.zeroed_to += zeros.len() as u64;
             }
         }
         if let Err(error) = file.write_at(&bytes, commit.tail) {
-            // What is missing of it may be zeros that are there already: then it counts, though the caller is told
-            // that it failed. A new file has only what is.
+            // The missing bytes of the record may be zeros, which are in the file already. The record would then count,
+            // although the caller is told that it failed. A new file does not contain it.
             commit.rewrite = true;
             return Err(DeltaError::io("appending to the map file")(error));
         }
         self.sync_map(commit, &file)?;
         commit.tail = end;
-        commit.filled = commit.filled.max(end);
+        commit.zeroed_to = commit.zeroed_to.max(end);
         commit.seq += 1;
         Ok(())
     }
 
-    /// Syncs the records that an earlier worker wrote: they have been read, and whether they are durable is not known.
-    pub(super) fn prove(&self, commit: &mut Commit) -> Result<(), DeltaError> {
+    /// Syncs the records that an earlier worker wrote. They were read, but may not be durable.
+    pub(super) fn sync_inherited(&self, commit: &mut MapFileState) -> Result<(), DeltaError> {
         match commit.file.clone() {
-            Some(file) if commit.unproven => self.sync_map(commit, &file),
+            Some(file) if commit.maybe_unsynced => self.sync_map(commit, &file),
             _ => Ok(()),
         }
     }
 
-    fn sync_map(&self, commit: &mut Commit, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
-        // Until it succeeds, what of the file is durable is not known: a new one is written next time.
+    fn sync_map(&self, commit: &mut MapFileState, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
+        // Until the sync succeeds it is unknown what of the file is durable, so the next flush writes a new file.
         commit.rewrite = true;
-        if !sabotaged(Sabotage::JournalNotSynced) {
+        if !Mutant::JournalNotSynced.is_active() {
             self.sync_begins(SYNCING_MAP);
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
             self.sync_ended(SYNCING_MAP);
         }
-        (commit.rewrite, commit.unproven) = (false, false);
+        (commit.rewrite, commit.maybe_unsynced) = (false, false);
         Ok(())
     }
 
-    /// Begins a new map file.
-    pub(super) fn new_file(&self, commit: &mut Commit) -> Result<NewFile, DeltaError> {
-        let generation = commit.tried.max(commit.root.generation) + 1;
-        // Also after a failure: which record is durable is not known, so no file is written twice.
-        commit.tried = generation;
+    /// Starts a new map file.
+    pub(super) fn new_file(&self, commit: &mut MapFileState) -> Result<NewMapFile, DeltaError> {
+        let generation = commit.last_started.max(commit.root.generation) + 1;
+        // A generation is used once, also after a failure: it is unknown which record is durable.
+        commit.last_started = generation;
         let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
-        NewFile::begin(self.footing.medium.clone(), header).map_err(DeltaError::io("writing a new map file"))
+        NewMapFile::start(self.delta_io.medium.clone(), header)
+            .map_err(DeltaError::io("writing a new map file"))
     }
 
-    /// Makes a new map file, which has everything, durable and the root.
+    /// Makes a complete new map file durable, then its root.
     pub(super) fn commit_file(
         &self,
-        commit: &mut Commit,
-        mut new: NewFile,
-        extent: (u64, u64),
+        commit: &mut MapFileState,
+        mut new: NewMapFile,
+        bounds: (u64, u64),
     ) -> Result<(), DeltaError> {
-        let (disk, medium) = (self.spec.disk, &self.footing.medium);
+        let (disk, medium) = (self.spec.disk, &self.delta_io.medium);
         let (header, len, next_seq) = (new.header, new.len, new.next_seq);
         let file = new.keep().map_err(DeltaError::io("writing a new map file"))?;
         let root = MapRoot { generation: header.generation, floor: len };
         let durable = || {
             file.sync_data()?;
             medium.sync_dir(DELTAS)?;
-            self.footing.roots.commit_sized(root, new.modified_ns, extent.0)
+            self.delta_io.roots.commit_sized(root, new.modified_ns, bounds.0)
         };
-        // Until all of it succeeds, which file a power cut leaves is not known: neither is appended to.
+        // Until all steps succeed it is unknown which file a power cut leaves, so nothing is appended to either.
         commit.rewrite = true;
         match durable() {
             Err(e) if is_full(&e) => {
@@ -188,23 +191,23 @@ impl Delta {
             other => other.map_err(|e| self.poison("making a new map file durable", e))?,
         }
         self.sync_ended(SYNCING_MAP);
-        // With those of rewrites that failed in between. A left-over is harmless; `plyfs check` names it.
+        // Also removes the files of failed rewrites in between. A leftover is harmless; `plyfs check` names it.
         for before in commit.root.generation.max(1)..header.generation {
             let _ = medium.remove(&map_path(disk, before));
         }
-        *commit = Commit {
+        *commit = MapFileState {
             root,
-            tried: header.generation,
+            last_started: header.generation,
             file: Some(file),
             nonce: header.nonce,
             tail: len,
-            filled: len,
-            first: len,
-            patience: 0,
+            zeroed_to: len,
+            base_len: len,
+            size_allowance: 0,
             seq: next_seq,
             rewrite: false,
-            unproven: false,
-            extent,
+            maybe_unsynced: false,
+            bounds,
             retired: false,
         };
         Ok(())
@@ -214,17 +217,18 @@ impl Delta {
         *self.failure.lock() = Some(format!("{operation}: {source}"));
         self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
         tracing::error!(disk = self.spec.disk, operation, error = %source, "a flush failed; writes are refused until the disk is opened again");
-        // A lack of space that shows only now has lost what was acknowledged: no caller may take it for one to wait out.
+        // ENOSPC from a sync means that acknowledged writes are lost. The caller must not take it for an ENOSPC that
+        // passes.
         let source = if is_full(&source) { io::Error::from_raw_os_error(libc::EIO) } else { source };
         DeltaError::Io { operation, source }
     }
 
-    /// Notes for the next worker that this one may die without having heard how a sync ended (D21).
+    /// Notes for the next worker that this worker may die before it learns the result of a sync (D21).
     pub(super) fn sync_begins(&self, what: u64) {
         self.map.live().header(LiveHeader::Syncing).fetch_or(what, Ordering::AcqRel);
     }
 
-    /// It succeeded, or another file has what it was for.
+    /// The sync succeeded, or another file holds what it would have made durable.
     pub(super) fn sync_ended(&self, what: u64) {
         self.map.live().header(LiveHeader::Syncing).fetch_and(!what, Ordering::AcqRel);
     }

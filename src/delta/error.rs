@@ -1,4 +1,4 @@
-//! What can go wrong in a delta.
+//! Errors of a delta.
 
 use std::io;
 
@@ -7,15 +7,15 @@ use thiserror::Error;
 use crate::format::FormatError;
 use crate::io::is_full;
 
-/// An operation on a delta that failed.
+/// The error of a failed operation on a delta.
 #[derive(Debug, Error)]
 pub enum DeltaError {
-    /// The storage said no. ENOSPC stays ENOSPC.
+    /// The storage failed. ENOSPC stays ENOSPC.
     #[error("{operation}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         operation: &'static str,
-        /// What the storage said.
+        /// The error of the storage.
         source: io::Error,
     },
     /// Durable state is damaged.
@@ -23,22 +23,24 @@ pub enum DeltaError {
     Damaged {
         /// Which file of the store.
         file: String,
-        /// In which way.
+        /// What is wrong with it.
         source: FormatError,
     },
-    /// The data file does not have what the map says it has.
-    #[error("{file} has {has} bytes, the map needs more than {needs}: it was cut or is missing")]
+    /// The data file is shorter than the map says.
+    #[error(
+        "{file} has {has} bytes, but the map needs more than {needs}: the file was truncated or is missing"
+    )]
     DataMissing {
         /// Which file of the store.
         file: String,
         /// Its length.
         has: u64,
-        /// Start of the last block that should be in it.
+        /// Start of the last block that the map says is in it.
         needs: u64,
     },
-    /// Memory of a worker of another version.
+    /// The live map was made by a worker of another version.
     #[error(
-        "the live map of disk number {disk} has layout {has}, this plyfs knows {knows}; start the version that made it"
+        "the live map of disk number {disk} has layout {has}, but this plyfs reads layout {knows}; start the version that made it"
     )]
     LiveLayout {
         /// Number of the disk.
@@ -48,13 +50,13 @@ pub enum DeltaError {
         /// The layout of this version.
         knows: u64,
     },
-    /// A partial write found a block that falls through to the base, and was not given the base's bytes.
+    /// A partial write met a block that falls through to the base, and the caller did not pass the base's bytes.
     #[error("the base's bytes of a partly written block are missing")]
     NeedBase,
 }
 
 impl DeltaError {
-    /// Whether space was missing: nothing was lost, and asking again may help.
+    /// Whether the cause is a lack of space: nothing was lost, and a retry may succeed.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_full(source))
     }

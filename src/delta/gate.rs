@@ -1,5 +1,4 @@
-//! Lets concurrent flushes join: one that comes while another runs is served by the next, together with all others
-//! that wait.
+//! Joins concurrent flushes: the flushes that are requested while one runs are all served by the next one.
 
 use std::cell::Cell;
 
@@ -7,41 +6,41 @@ use parking_lot::{Condvar, Mutex};
 
 use super::guard::scopeguard;
 
-/// How flushes of one delta join.
+/// Joins the flushes of one delta.
 #[derive(Default)]
 pub(super) struct FlushGate {
-    turns: Mutex<Turns>,
+    rounds: Mutex<FlushRounds>,
     changed: Condvar,
 }
 
-/// Whose turn it is. What must hold: whoever arrived is told how exactly the flush ended that served him, however many
-/// have ended since, because he may not have run meanwhile.
+/// The flushes that run, wait and have ended. What must hold: a caller learns the result of exactly the flush that
+/// served it, however many flushes have ended before the caller's thread runs again.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct FlushRounds {
     running: bool,
-    /// Flushes begun, and ended.
+    /// Number of the last flush that began, and of the last that ended.
     begun: u64,
     ended: u64,
-    /// Which ones somebody waits for, or has not yet asked for.
+    /// Numbers of the flushes whose result a caller has yet to read, one entry for each caller.
     waiting: Vec<u64>,
-    /// How the ones failed that somebody may still ask for.
+    /// Error numbers of failed flushes whose result a caller has yet to read.
     failed: Vec<(u64, i32)>,
 }
 
-impl Turns {
-    /// Somebody wants a flush that begins after now: the number of the one that serves him.
-    pub(super) fn arrive(&mut self) -> u64 {
+impl FlushRounds {
+    /// Registers a caller. Returns the number of the flush that serves it, which has not begun yet.
+    pub(super) fn register(&mut self) -> u64 {
         let mine = self.begun + 1;
         self.waiting.push(mine);
         mine
     }
 
-    /// Whether that one has neither ended nor may be begun.
-    fn is_to_wait(&self, mine: u64) -> bool {
+    /// Whether the caller must wait: its flush has not ended, and another one runs.
+    fn must_wait(&self, mine: u64) -> bool {
         self.running && self.ended < mine
     }
 
-    /// How it ended; `None` when it is for the asker to lead it, which then runs. To be asked once.
+    /// The result of the flush. `None`: the caller must lead it, and it counts as running. Each caller asks once.
     pub(super) fn outcome(&mut self, mine: u64) -> Option<Result<(), i32>> {
         if let Some(at) = self.waiting.iter().position(|n| *n == mine) {
             self.waiting.swap_remove(at);
@@ -54,8 +53,8 @@ impl Turns {
         Some(failed.map_or(Ok(()), Err))
     }
 
-    /// The flush that somebody leads has ended.
-    pub(super) fn end(&mut self, mine: u64, failed: Option<i32>) {
+    /// Notes the end of the flush that its caller led.
+    pub(super) fn finish(&mut self, mine: u64, failed: Option<i32>) {
         self.running = false;
         self.ended = mine;
         self.failed.extend(failed.map(|errno| (mine, errno)));
@@ -64,27 +63,27 @@ impl Turns {
 }
 
 impl FlushGate {
-    /// Runs `flush`, or waits for somebody else's that begins after now: then `Err` has its error number, as `failed`
-    /// made it.
+    /// Runs `flush`, or waits for the flush of another caller that begins after this call. `errno` makes the error
+    /// number that the other callers get, and `of_another` makes their error from it.
     pub(super) fn join<E>(
         &self,
         flush: impl FnOnce() -> Result<(), E>,
         errno: impl FnOnce(&E) -> i32,
         of_another: impl FnOnce(i32) -> E,
     ) -> Result<(), E> {
-        let mut turns = self.turns.lock();
-        let mine = turns.arrive();
-        while turns.is_to_wait(mine) {
-            self.changed.wait(&mut turns);
+        let mut rounds = self.rounds.lock();
+        let mine = rounds.register();
+        while rounds.must_wait(mine) {
+            self.changed.wait(&mut rounds);
         }
-        if let Some(outcome) = turns.outcome(mine) {
+        if let Some(outcome) = rounds.outcome(mine) {
             return outcome.map_err(of_another);
         }
-        drop(turns);
-        // Those who joined are told so when this unwinds.
+        drop(rounds);
+        // When this unwinds, the callers that joined get EIO.
         let failed = Cell::new(Some(libc::EIO));
         let _lead = scopeguard(|| {
-            self.turns.lock().end(mine, failed.get());
+            self.rounds.lock().finish(mine, failed.get());
             self.changed.notify_all();
         });
         let result = flush();

@@ -1,5 +1,4 @@
-//! Runs something when a scope ends, also when that is because of a panic: requests that panic are caught, and the
-//! disk goes on without them.
+//! Runs a closure at the end of a scope, also after a panic: a panic in a request is caught, and the disk stays in use.
 
 /// Runs its closure when dropped.
 pub(super) struct Guard<F: FnMut()>(F);

@@ -1,13 +1,12 @@
 //! The live map: two bits for each block, in memory that outlives the worker.
 //!
-//! A map page has 8 words of dirty bits, 8 words of in-flight bits and 496 words of 32 blocks each. A dirty bit
-//! says that its word is to be journaled by the next flush; an in-flight bit that a flush has taken it and not
-//! finished. After a crash of the worker both count as dirty.
+//! A map page has 8 words of dirty bits, 8 words of in-flight bits and 496 words of 32 blocks each. A dirty bit means
+//! that the next flush must journal the word. An in-flight bit means that a flush has taken the word and has not ended.
+//! After the death of a worker both count as dirty.
 //!
-//! A flush takes words page by page and copies none of them when it does ([`LiveMap::mark`]): a writer waits for 16
-//! words at most. Once the data is synced, a word that has not changed since is journaled as it is
-//! ([`LiveMap::unchanged`]); one that has is taken again, with its value, and the data synced again
-//! ([`LiveMap::retake`]).
+//! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at
+//! most. Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It
+//! takes each changed word again, now with its value, and syncs the data again ([`LiveMap::retake`]).
 
 use std::io;
 use std::sync::OnceLock;
@@ -24,14 +23,14 @@ const BITS: usize = 8;
 const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
-/// Pages are noted in groups of so many.
+/// Pages in a group of a [`PageSet`].
 const GROUP: u64 = 64 * 64;
-/// Locks of which each is for every 16th page.
+/// Number of `publish` locks. Page n uses lock n modulo this.
 const STRIPES: usize = 16;
 
 type Group = [AtomicU64; 64];
 
-/// A set of pages: half a kilobyte for a disk of 256 GiB, more when it is larger.
+/// A set of pages. It takes half a kilobyte for a disk of up to 256 GiB, and more for a larger one.
 #[derive(Debug)]
 struct PageSet {
     near: Group,
@@ -68,7 +67,7 @@ impl PageSet {
         }
     }
 
-    /// Those that were in it when they were come to, in order.
+    /// The pages of the set, in order. A page that is inserted or removed meanwhile may be missed or listed.
     fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         let groups = 1 + self.far.get().map_or(0, |far| far.len() as u64);
         let groups = (0..groups).filter_map(|number| Some((number, self.group(number)?)));
@@ -91,22 +90,22 @@ pub struct LiveMap {
     live: LiveFile,
     /// Pages that have dirty bits.
     dirty_pages: PageSet,
-    /// Pages of an earlier worker may have bits too, and were not looked at.
+    /// Pages of an earlier worker may have dirty bits too, and were not scanned yet.
     inherited: AtomicBool,
-    /// Held shared while a word of a page and its dirty bit change, exclusively while a flush takes them.
+    /// Held shared while a word of a page and its dirty bit change; held exclusively while a flush takes them.
     publish: [RwLock<()>; STRIPES],
 }
 
 /// Which words a flush takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Take {
-    /// Those that changed since the last flush.
+    /// The words that changed since the last flush.
     Changed,
-    /// All that are not empty.
+    /// All words that are not 0.
     All,
 }
 
-fn place(block: u64) -> (u64, usize, u32) {
+fn locate(block: u64) -> (u64, usize, u32) {
     let word = block / WORD_BLOCKS;
     (word / WORDS, (word % WORDS) as usize, (block % WORD_BLOCKS) as u32 * 2)
 }
@@ -118,10 +117,10 @@ fn mask(from: u64, to: u64) -> u64 {
 }
 
 impl LiveMap {
-    /// No map has more pages.
+    /// Pages of the map of the largest disk.
     pub const PAGES_OF_LARGEST_DISK: u64 = (MAX_DISK_SIZE / BLOCK / WORD_BLOCKS).div_ceil(WORDS);
 
-    /// Uses a live file; what an earlier worker had not made durable is dirty again.
+    /// Uses a live file. Words that an earlier worker had not made durable are dirty again.
     pub fn new(live: LiveFile) -> Self {
         let publish = [const { RwLock::new(()) }; STRIPES];
         Self { live, dirty_pages: PageSet::new(), inherited: AtomicBool::new(true), publish }
@@ -138,18 +137,18 @@ impl LiveMap {
 
     /// State of one block.
     pub fn state(&self, block: u64) -> State {
-        let (page, word, shift) = place(block);
+        let (page, word, shift) = locate(block);
         let Some(page) = self.live.page(page) else { return State::Unmapped };
         State::from_bits(page[2 * BITS + word].load(Ordering::Acquire) >> shift & 3).unwrap_or(State::Zero)
     }
 
-    /// State of block `first` and the end of the run of blocks that share it, at most `end`.
+    /// State of block `first`, and the end of the run of blocks with that state, at most `end`.
     pub fn run(&self, first: u64, end: u64) -> (State, u64) {
         let state = self.state(first);
         let pattern = EVEN * state as u64;
         let mut block = first + 1;
         while block < end {
-            let (page, word, shift) = place(block);
+            let (page, word, shift) = locate(block);
             match self.live.page(page) {
                 None if state == State::Unmapped => block = (page + 1) * WORDS * WORD_BLOCKS,
                 None => break,
@@ -169,20 +168,20 @@ impl LiveMap {
     /// Reserves the memory that [`LiveMap::set`] of these blocks needs.
     ///
     /// # Errors
-    /// ENOSPC when the memory filesystem is full, or a bound on the memory for maps is reached.
+    /// ENOSPC when the memory filesystem is full or the bound on the memory for maps is reached.
     pub fn prepare(&self, first: u64, end: u64, wanted: MapUse) -> io::Result<()> {
-        for page in place(first).0..=place(end.saturating_sub(1).max(first)).0 {
+        for page in locate(first).0..=locate(end.saturating_sub(1).max(first)).0 {
             self.live.prepare_for(page, wanted)?;
         }
         Ok(())
     }
 
-    /// Sets the state of blocks `first..end`; their pages are prepared, or skipped for `Unmapped`.
+    /// Sets the state of blocks `first..end`. Their pages are prepared; `Unmapped` skips pages that are not.
     pub fn set(&self, first: u64, end: u64, state: State) {
         let pattern = EVEN * state as u64;
         let mut block = first;
         while block < end {
-            let page_no = place(block).0;
+            let page_no = locate(block).0;
             let page_end = ((page_no + 1) * WORDS * WORD_BLOCKS).min(end);
             let Some(page) = self.live.page(page_no) else {
                 debug_assert_eq!(state, State::Unmapped);
@@ -191,7 +190,7 @@ impl LiveMap {
             };
             let _publish = self.stripe(page_no).read();
             while block < page_end {
-                let (_, word, shift) = place(block);
+                let (_, word, shift) = locate(block);
                 let from = u64::from(shift / 2);
                 let to = (from + (page_end - block)).min(WORD_BLOCKS);
                 let mask = mask(from, to);
@@ -199,8 +198,8 @@ impl LiveMap {
                 let change = |old: u64| (old & !mask) | (pattern & mask);
                 let seen = cell.load(Ordering::Acquire);
                 if change(seen) != seen {
-                    // Dirty first: after a crash between the two, the word is journaled once too often, never too
-                    // rarely (D13). A flush cannot come between, it takes `publish` exclusively.
+                    // The dirty bit first: after a crash between the two, the word is journaled once too often, never
+                    // too rarely (D13). No flush runs in between, because it takes `publish` exclusively.
                     self.set_dirty(page_no, page, word);
                     let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
                 }
@@ -209,25 +208,25 @@ impl LiveMap {
         }
     }
 
-    /// The caller has `publish` of the page.
+    /// The caller holds `publish` of the page.
     fn set_dirty(&self, page_no: u64, page: &[AtomicU64; LIVE_PAGE_WORDS], word: usize) {
         if page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0 {
             self.dirty_pages.insert(page_no);
         }
     }
 
-    /// Notes a block as written since the last flush, whose state is what it was.
-    pub fn note(&self, block: u64) {
-        let (page_no, word, _) = place(block);
+    /// Marks a block dirty that was written since the last flush and whose state did not change.
+    pub fn mark_dirty(&self, block: u64) {
+        let (page_no, word, _) = locate(block);
         let _publish = self.stripe(page_no).read();
         if let Some(page) = self.live.page(page_no) {
             self.set_dirty(page_no, page, word);
         }
     }
 
-    /// Forgets what is mapped at and above block `first`; not journaled, a record's size says the same.
+    /// Unmaps all blocks from `first` on. This is not journaled: the size in the next record says the same.
     pub fn clear_from(&self, first: u64) {
-        let (first_page, first_word, shift) = place(first);
+        let (first_page, first_word, shift) = locate(first);
         for page_no in self.live.pages(first_page) {
             let Some(page) = self.live.page(page_no) else { continue };
             let _publish = self.stripe(page_no).read();
@@ -258,9 +257,9 @@ impl LiveMap {
         self.inherited.store(false, Ordering::Release);
     }
 
-    /// Takes all dirty words for a flush, and lists the pages that have words taken, in order.
-    pub fn mark(&self, taken: &mut Vec<u32>) {
-        let mut mark = |page_no: u64| {
+    /// Takes all dirty words for a flush. Lists the pages with taken words, in order.
+    pub fn take_dirty(&self, taken: &mut Vec<u32>) {
+        let mut take = |page_no: u64| {
             let Some(page) = self.live.page(page_no) else { return };
             let _publish = self.stripe(page_no).write();
             self.dirty_pages.remove(page_no);
@@ -274,14 +273,14 @@ impl LiveMap {
             }
         };
         if self.inherited.swap(false, Ordering::AcqRel) {
-            self.live.pages(0).for_each(&mut mark);
+            self.live.pages(0).for_each(&mut take);
         } else {
-            self.dirty_pages.pages().for_each(&mut mark);
+            self.dirty_pages.pages().for_each(&mut take);
         }
     }
 
-    /// Words of a page, with their values, that have not changed since [`LiveMap::mark`]; and whether others have, which
-    /// have to be taken again.
+    /// The words of a page that have not changed since [`LiveMap::take_dirty`], with their values; and whether others
+    /// have changed and must be taken again.
     pub fn unchanged(&self, page_no: u64, what: Take) -> (Vec<(u64, u64)>, bool) {
         let (mut words, mut others) = (Vec::new(), false);
         let Some(page) = self.live.page(page_no) else { return (words, others) };
@@ -290,7 +289,7 @@ impl LiveMap {
             if what == Take::Changed && page[BITS + word / 64].load(Ordering::Acquire) & bit == 0 {
                 continue;
             }
-            // The word first: a value that is new comes with its dirty bit.
+            // The word is read first: a new value comes with its dirty bit.
             let value = page[2 * BITS + word].load(Ordering::Acquire);
             if page[word / 64].load(Ordering::Acquire) & bit != 0 {
                 others = true;
@@ -301,7 +300,7 @@ impl LiveMap {
         (words, others)
     }
 
-    /// Takes the dirty words of a page, with their values.
+    /// Takes the dirty words of a page again, with their values.
     pub fn retake(&self, page_no: u64, words: &mut Vec<(u64, u64)>) {
         let Some(page) = self.live.page(page_no) else { return };
         let _publish = self.stripe(page_no).write();
@@ -322,7 +321,7 @@ impl LiveMap {
         self.live.pages(0)
     }
 
-    /// Runs of `Data` blocks in words of a page that are not durable.
+    /// Runs of `Data` blocks in those words of a page that are not durable.
     pub fn unflushed_data(&self, page_no: u64) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         let Some(page) = self.live.page(page_no) else { return runs };
@@ -344,15 +343,15 @@ impl LiveMap {
         runs
     }
 
-    /// The words taken of these pages are durable.
-    pub fn done(&self, pages: &[u32]) {
+    /// Notes that the words taken from these pages are durable.
+    pub fn mark_durable(&self, pages: &[u32]) {
         for page in pages.iter().filter_map(|p| self.live.page(u64::from(*p))) {
             page[BITS..2 * BITS].iter().for_each(|bits| bits.store(0, Ordering::Release));
         }
     }
 
-    /// The words taken of these pages are not durable; the next flush takes them again.
-    pub fn failed(&self, pages: &[u32]) {
+    /// Marks the words taken from these pages dirty again, for the next flush.
+    pub fn restore(&self, pages: &[u32]) {
         for (no, page) in pages.iter().filter_map(|p| Some((u64::from(*p), self.live.page(u64::from(*p))?))) {
             let _publish = self.stripe(no).read();
             let mut any = 0;
@@ -367,7 +366,7 @@ impl LiveMap {
         }
     }
 
-    /// Loads words as a journal has them, without making them dirty. For a map that nobody uses yet.
+    /// Loads the words of a journal without marking them dirty. No other thread uses the map yet.
     ///
     /// # Errors
     /// ENOSPC when the memory filesystem is full.
@@ -389,7 +388,7 @@ impl LiveMap {
     }
 }
 
-/// First block that is not wholly below `bytes`.
+/// Number of blocks that `bytes` need; also the first block that lies wholly at or above `bytes`.
 pub fn blocks_for(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK)
 }

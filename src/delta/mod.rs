@@ -1,8 +1,9 @@
-//! The write layer of one disk: a data file with the disk's own offsets, and a map of two bits a block.
+//! The write layer of one disk: a data file in which each block lies at its offset on the disk, and a map of two bits
+//! for each block.
 //!
-//! What must hold: a block is `Data` only after its bytes are in the data file (D8); the durable map claims only what
-//! the data file durably has (D12); the map is the only truth, holes of the data file mean nothing; a block that was
-//! `Zero` or `Data` below the overlap never falls through to the base again (D9).
+//! What must hold: a block is `Data` only after its bytes are in the data file (D8). The durable map claims only what
+//! is durable in the data file (D12). The map alone decides; holes of the data file mean nothing. A block below the
+//! overlap that was `Zero` or `Data` never falls through to the base again (D9).
 
 mod commit;
 mod error;
@@ -11,8 +12,8 @@ mod gate;
 mod guard;
 mod map;
 mod open;
-mod pieces;
 mod ranges;
+mod record_builder;
 mod recovery;
 #[cfg(test)]
 mod tests;
@@ -24,10 +25,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use commit::Commit;
+use commit::MapFileState;
 pub use commit::RootStore;
 pub use error::DeltaError;
-use flush::Whole;
+use flush::WholeRange;
 use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
@@ -38,7 +39,7 @@ use crate::format::journal::State;
 use crate::format::layout::{DELTAS, data_path};
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, LiveStore, MapUse, Medium, MediumFile, Open, sys};
-use crate::sabotage::{Sabotage, linger, sabotaged};
+use crate::mutant::Mutant;
 
 /// Where an extent's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +52,14 @@ pub enum Mapping {
     Base,
 }
 
-/// What a disk's record says of its delta.
+/// What a disk's record says about its delta.
 #[derive(Debug, Clone, Copy)]
 pub struct DeltaSpec {
     /// Number of the disk.
     pub disk: u64,
-    /// Bytes, when no map file has another word.
+    /// Bytes of the disk. A map file overrides it.
     pub size: u64,
-    /// Bytes that fall through, when no map file has another word.
+    /// Bytes from the start that fall through to the base. A map file overrides it.
     pub overlap: u64,
     /// Last modification in nanoseconds since the epoch.
     pub modified_ns: i64,
@@ -66,39 +67,39 @@ pub struct DeltaSpec {
     pub root: MapRoot,
 }
 
-/// What a delta stands on.
+/// The storage that a delta uses.
 #[derive(Clone)]
-pub struct Footing {
+pub struct DeltaIo {
     /// The store.
     pub medium: Arc<dyn Medium>,
-    /// Where live maps are.
+    /// Keeps the live maps.
     pub live: Arc<dyn LiveStore>,
     /// Keeps the root of this disk's durable map.
     pub roots: Arc<dyn RootStore>,
 }
 
-/// The base's bytes of the blocks at both ends of a write that covers them partly.
+/// The base's bytes of the first and the last block of a write, where the write covers the block only in part.
 #[derive(Debug, Default)]
 pub struct Edges {
     /// Of the first block.
     pub head: Option<Box<[u8]>>,
-    /// Of the last block, when that is another one.
+    /// Of the last block, when that is not the first one.
     pub tail: Option<Box<[u8]>>,
-    /// Which space the write may take.
+    /// The space that the write may use.
     pub space: WriteSpace,
 }
 
-/// Which space a write may take.
+/// The space that a write may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WriteSpace {
-    /// What is free.
+    /// Free space.
     #[default]
     Free,
-    /// What the store keeps back too: it is a part of a discard.
+    /// Free space, and the store's reserve: the write is part of a discard.
     Reserved,
 }
 
-/// Whether a size changes the file to exactly that, or only when it is larger.
+/// When a change of the size becomes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// Durable when the call returns.
@@ -110,21 +111,21 @@ pub enum Durability {
 /// The write layer of one disk.
 pub struct Delta {
     spec: DeltaSpec,
-    footing: Footing,
+    delta_io: DeltaIo,
     map: LiveMap,
     data: RwLock<Option<Arc<dyn MediumFile>>>,
     ranges: RangeLock,
-    commit: Mutex<Commit>,
-    /// What the map file took when somebody looked.
+    commit: Mutex<MapFileState>,
+    /// Bytes that the map file took when they were last read.
     map_bytes: AtomicU64,
     gate: FlushGate,
     unsynced: AtomicBool,
-    /// How many syncs of the data file failed, and up to which of them the lost bytes were written again.
+    /// How many syncs of the data file failed, and for how many of them the lost bytes were written again.
     lost: AtomicU64,
     redone: AtomicU64,
     /// The data file's directory entry may not be durable.
     unlisted: AtomicBool,
-    /// How the last flush that failed did.
+    /// Why the last failed flush failed.
     failure: Mutex<Option<String>>,
 }
 
@@ -148,22 +149,22 @@ impl Delta {
         self.word(LiveHeader::Size)
     }
 
-    /// Bytes from the start that fall through to the base where nothing was written.
+    /// Bytes from the start that fall through to the base where the disk was not written.
     pub fn overlap(&self) -> u64 {
         self.word(LiveHeader::Overlap)
     }
 
-    /// Failed flushes so far; a handle opened before the last one may not write.
+    /// Number of failed flushes. A handle that was opened before the last failure may not write.
     pub fn error_epoch(&self) -> u64 {
         self.word(LiveHeader::ErrorEpoch)
     }
 
-    /// Notes that somebody opened the disk, who may write, whatever failed before.
+    /// Notes that a client opened the disk. This client may write, whatever failed before.
     pub fn opened(&self) {
         self.set_word(LiveHeader::OpenedEpoch, self.error_epoch());
     }
 
-    /// Why writes are refused until the disk is opened again, when they are.
+    /// Why the disk refuses writes until it is opened again; `None` when it accepts them.
     pub fn refuses_writes(&self) -> Option<String> {
         if self.error_epoch() == self.word(LiveHeader::OpenedEpoch) {
             return None;
@@ -171,7 +172,7 @@ impl Delta {
         let why = self.failure.lock().clone();
         Some(format!(
             "a flush failed: {}",
-            why.as_deref().unwrap_or("under an earlier worker, whose log says why")
+            why.as_deref().unwrap_or("under an earlier worker; its log has the cause")
         ))
     }
 
@@ -189,10 +190,10 @@ impl Delta {
         self.set_modified_ns(sys::now_ns());
     }
 
-    /// Bytes that the delta takes in the store; while a flush runs, its map file counts as it was last seen.
+    /// Bytes that the delta takes in the store. While a flush runs, the map file counts with its last known size.
     pub fn allocated(&self) -> io::Result<u64> {
         let data = self.data.read().clone();
-        // Whoever only looks does not wait for a sync.
+        // A caller that only asks does not wait for a sync.
         if let Some(commit) = self.commit.try_lock() {
             self.map_bytes.store(commit.allocated(), Ordering::Relaxed);
         }
@@ -212,8 +213,8 @@ impl Delta {
         self.map.live().merge_pages(most)
     }
 
-    /// Mapping at `offset` and the end of its extent, at most `end`.
-    /// Sound without a lock until the I/O is done (D5).
+    /// Mapping at `offset`, and the end of its extent, at most `end`. The result is sound without a lock until the I/O
+    /// is done (D5).
     pub fn extent(&self, offset: u64, end: u64) -> (Mapping, u64) {
         let overlap = self.overlap();
         let (state, blocks_end) = self.map.run(offset / BLOCK, end.div_ceil(BLOCK));
@@ -226,10 +227,10 @@ impl Delta {
         }
     }
 
-    /// Reads an extent that is `Data`; bytes that the file does not have are zeros.
+    /// Reads an extent that is `Data`. Bytes past the end of the file are zeros.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), DeltaError> {
         let data = self.data.read().clone();
         let got = match data {
@@ -240,13 +241,13 @@ impl Delta {
         Ok(())
     }
 
-    /// As [`Delta::read`] when that needs no waiting; false otherwise.
+    /// As [`Delta::read`], if all bytes are in memory; otherwise false.
     pub fn read_now(&self, buf: &mut [u8], offset: u64) -> bool {
         let data = self.data.read();
         data.as_ref().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
     }
 
-    /// Whether a write of `offset..offset + len` needs the base's bytes of its first and its last block.
+    /// Whether a write of `offset..offset + len` needs the base's bytes of its first block, and of its last block.
     pub fn needs_base(&self, offset: u64, len: u64) -> (bool, bool) {
         let (end, size) = (offset + len, self.size());
         let falls_through =
@@ -266,8 +267,8 @@ impl Delta {
         if let Some(data) = slot.as_ref() {
             return Ok(data.clone());
         }
-        let fail = DeltaError::io("making the data file");
-        let data = self.footing.medium.open(&data_path(self.spec.disk), Open::Create);
+        let fail = DeltaError::io("creating the data file");
+        let data = self.delta_io.medium.open(&data_path(self.spec.disk), Open::Create);
         let made = data.and_then(|data| Ok((data.identity()?, data)));
         let ((device, inode), data) = made.map_err(fail)?;
         self.set_word(LiveHeader::Device, device);
@@ -277,13 +278,13 @@ impl Delta {
         Ok(data)
     }
 
-    /// Writes `bytes` at `offset`; a write past the end extends the disk.
+    /// Writes `bytes` at `offset`. A write past the end extends the disk.
     ///
-    /// `edges` has the base's bytes of partly covered blocks, as [`Delta::needs_base`] asked for.
+    /// `edges` has the base's bytes of the partly covered blocks that [`Delta::needs_base`] asked for.
     ///
     /// # Errors
-    /// [`DeltaError::NeedBase`] when an edge is missing; what the storage says. Then each block has its old
-    /// content, or for blocks that were `Data` before, possibly the new one.
+    /// [`DeltaError::NeedBase`] when an edge is missing; errors of the storage. Each block then has its old content; a
+    /// block that was `Data` before may have the new one.
     pub fn write(&self, offset: u64, bytes: &[u8], edges: &Edges) -> Result<(), DeltaError> {
         if bytes.is_empty() {
             return Ok(());
@@ -292,7 +293,7 @@ impl Delta {
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let mut range = self.ranges.lock(first, last + 1);
         if end > self.size() {
-            // Growing touches what lies between the old and the new end, and the old end moves with every grower.
+            // Growth changes what lies between the old and the new end, and each growing writer moves the old end.
             drop(range);
             range = self.ranges.lock(0, u64::MAX);
         }
@@ -300,7 +301,7 @@ impl Delta {
         let size = self.size();
         let extends = end > size;
         if extends {
-            self.forget_beyond(size, end)?;
+            self.clear_beyond(size, end)?;
         }
         let data = self.open_data()?;
         let wanted = match edges.space {
@@ -320,7 +321,7 @@ impl Delta {
             let edge = if last == first { edges.head.as_deref() } else { edges.tail.as_deref() };
             tail_fill = self.old_block(last, edge)?.split_off((end % BLOCK) as usize);
         }
-        // One write, so that fill and new bytes become visible as one.
+        // One write, so that copied-up and new bytes become visible together.
         let put = |bytes: &[u8], at| {
             let done = match edges.space {
                 WriteSpace::Free => data.write_at(bytes, at),
@@ -337,31 +338,32 @@ impl Delta {
             whole.extend_from_slice(&tail_fill);
             put(&whole, at)
         };
-        // A flush takes words and then clears this: set between the write and the words, it is seen with them.
+        // A flush takes the words, then clears this flag. It is set after the data and before the words, so a flush
+        // that takes the words also sees the flag.
         self.unsynced.store(true, Ordering::Release);
         if done.is_err() {
-            // A part of it may be in blocks that are read already: the next flush, and the one after a failed one, has
-            // these too.
+            // A part of the write may be in blocks that readers see already. The next flush must include them, and so
+            // must the flush after a failed one.
             (first..=last)
                 .filter(|block| self.map.state(*block) == State::Data)
-                .for_each(|b| self.map.note(b));
+                .for_each(|b| self.map.mark_dirty(b));
         }
         done?;
-        let late = sabotaged(Sabotage::SizeAfterWords);
+        let late = Mutant::SizeAfterWords.is_active();
         if extends && !late {
-            // Before the words: a record never has words above its size, which replay would drop.
+            // Set before the words: a record never has words above its size, which replay would drop.
             self.set_word(LiveHeader::Size, end);
         }
         self.map.set(first, last + 1, State::Data);
         if extends && late {
-            linger(Sabotage::SizeAfterWords);
+            Mutant::SizeAfterWords.widen_race();
             self.set_word(LiveHeader::Size, end);
         }
         self.touch();
         Ok(())
     }
 
-    /// What a block that is not `Data` reads as.
+    /// The content of a block that is not `Data`.
     fn old_block(&self, block: u64, base: Option<&[u8]>) -> Result<Vec<u8>, DeltaError> {
         let overlap = self.overlap();
         let mut out = vec![0; BLOCK as usize];
@@ -373,10 +375,10 @@ impl Delta {
         Ok(out)
     }
 
-    /// Makes sure that nothing old shows when the disk grows from `size` to `end`: whoever grows it has the range.
-    fn forget_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
+    /// Makes sure that no old bytes show when the disk grows from `size` to `end`. The caller holds the range.
+    fn clear_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
         self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
-        if sabotaged(Sabotage::GrowthNotCut) {
+        if Mutant::GrowthNotCut.is_active() {
             return Ok(());
         }
         if let Some(data) = self.data.read().as_ref() {
@@ -386,26 +388,26 @@ impl Delta {
                 if data.len()? > size {
                     data.set_len(size)?;
                 }
-                // The block in which the disk ended is in the file as a whole from here on. Otherwise its next
-                // write would extend the file, and a power cut could keep the bytes and lose the length: a torn
-                // block. Its zeros are written, because those of a cut may be lost with a sync that failed.
+                // From here on the data file contains all of the block in which the disk ended. Otherwise the next
+                // write of this block would extend the file, and a power cut could keep the bytes and lose the length:
+                // a torn block. The zeros are written, because a failed sync may lose those of a cut.
                 let zeros = [0; BLOCK as usize];
                 if partial { data.write_reserved(&zeros[..(border - size) as usize], size) } else { Ok(()) }
             };
             trim().map_err(DeltaError::io("cutting the data file"))?;
             self.unsynced.store(true, Ordering::Release);
             if partial {
-                // When the next sync fails it is written again like the others.
-                self.map.note(last);
+                // If the next sync fails, this block is written again like the others.
+                self.map.mark_dirty(last);
             }
         }
         Ok(())
     }
 
-    /// Makes whole blocks `first..end` read as zeros and gives their space back.
+    /// Makes whole blocks `first..end` read as zeros, and frees their space.
     ///
     /// # Errors
-    /// ENOSPC when there is no memory for the map; the blocks are unchanged then.
+    /// ENOSPC when there is no memory for the map. The blocks are then unchanged.
     pub fn zero_blocks(&self, first: u64, end: u64) -> Result<(), DeltaError> {
         if first >= end {
             return Ok(());
@@ -414,14 +416,14 @@ impl Delta {
         self.zero_locked(first, end)
     }
 
-    /// As [`Delta::zero_blocks`] up to the end of the disk, with its last block though it may be a part of one, as
-    /// long as the disk ends at `size`: false, and nothing is done, when it has grown or shrunk.
+    /// As [`Delta::zero_blocks`], up to the end of the disk and with its last block, which may be a partial one.
+    /// Returns false, without a change, when the disk does not end at `size` any more.
     ///
     /// # Errors
     /// As [`Delta::zero_blocks`].
     pub fn zero_to_end(&self, first: u64, size: u64) -> Result<bool, DeltaError> {
         let end = blocks_for(size);
-        // Whoever grows the disk has all of it, so the size stays as long as any block is held.
+        // A writer that grows the disk holds the whole range, so the size is stable while this lock is held.
         let _range = self.ranges.lock(first, end.max(first + 1));
         if self.size() != size {
             return Ok(false);
@@ -433,7 +435,7 @@ impl Delta {
     }
 
     fn zero_locked(&self, first: u64, end: u64) -> Result<(), DeltaError> {
-        // Above the overlap nothing shines through, so forgetting is enough and costs no memory.
+        // Above the overlap no base shows through, so `Unmapped` is enough and takes no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {
             let prepared = self.map.prepare(first, hidden, MapUse::Discard);
@@ -442,9 +444,9 @@ impl Delta {
         }
         self.map.set(hidden, end, State::Unmapped);
         if let Some(data) = self.data.read().as_ref() {
-            // The map has the word (D10); a filesystem that cannot punch only keeps the space.
+            // The map decides (D10). A filesystem that cannot punch holes only keeps the space.
             if let Err(error) = data.punch(first * BLOCK, (end - first) * BLOCK) {
-                tracing::debug!(disk = self.spec.disk, %error, "space of a discard was not given back");
+                tracing::debug!(disk = self.spec.disk, %error, "the space of a discard was not freed");
             }
             self.unsynced.store(true, Ordering::Release);
         }
@@ -452,12 +454,12 @@ impl Delta {
         Ok(())
     }
 
-    /// Whether every byte of a block reads as zero without looking at data.
+    /// Whether the map says that a block is zeros. Reads no data.
     pub fn is_zero(&self, block: u64) -> bool {
         matches!(self.extent(block * BLOCK, (block + 1) * BLOCK), (Mapping::Zero, _))
     }
 
-    /// Reserves space for a range; what is read does not change.
+    /// Reserves space for a range. Reads return the same bytes as before.
     ///
     /// # Errors
     /// ENOSPC when there is not enough.
@@ -465,26 +467,26 @@ impl Delta {
         self.open_data()?.allocate(offset, len).map_err(DeltaError::io("reserving space"))
     }
 
-    /// Changes the size. What is cut off reads zeros when the disk grows again.
+    /// Changes the size. Bytes that were cut off read as zeros after the disk grows again.
     ///
     /// # Errors
-    /// What the storage says; the size is then unchanged. A shrink is always durable at return.
+    /// Errors of the storage; the size is then unchanged. A shrink is always durable at return.
     pub fn resize(&self, size: u64, durability: Durability) -> Result<(), DeltaError> {
         self.resize_for(size, durability, 0)
     }
 
-    /// As [`Delta::resize`], for a request that a next worker may be sent again; `token` stands for it, 0 for none. When
-    /// it has set the size before, it only makes durable what is the size by now.
+    /// As [`Delta::resize`], for a request that the kernel may send again to a later worker. `token` identifies the
+    /// request, 0: none. If this request has set the size before, the call only makes the current size durable.
     ///
     /// # Errors
     /// As [`Delta::resize`].
     pub fn resize_for(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
         let _range = self.ranges.lock(0, u64::MAX);
-        self.redo_lost(Whole::Held)?;
+        self.rewrite_lost_data(WholeRange::Held)?;
         if token != 0 && self.word(LiveHeader::Resized) == token {
             return self.flush_joined();
         }
-        // Also when the medium panics: the request is run again then.
+        // This also runs when the medium panics: the request then runs again.
         let done = Cell::new(false);
         let _undo = scopeguard(|| {
             if !done.get() && token != 0 {
@@ -496,7 +498,7 @@ impl Delta {
         Ok(())
     }
 
-    /// The caller has the whole range.
+    /// The caller holds the whole range.
     fn resize_held(&self, size: u64, durability: Durability, token: u64) -> Result<(), DeltaError> {
         let resized = || {
             if token != 0 {
@@ -505,11 +507,11 @@ impl Delta {
         };
         let old = self.size();
         if size > old {
-            self.forget_beyond(old, size)?;
+            self.clear_beyond(old, size)?;
             self.set_word(LiveHeader::Size, size);
             resized();
             if durability == Durability::Now {
-                // Also when the medium panics.
+                // This also runs when the medium panics.
                 let durable = Cell::new(false);
                 let _undo = scopeguard(|| {
                     if !durable.get() {
@@ -521,26 +523,29 @@ impl Delta {
             }
         } else if size < old {
             self.set_word(LiveHeader::PendingShrink, size + 1);
-            // From here on it is done, by the next worker if need be.
+            // From here on the shrink will be completed, by the next worker if need be.
             resized();
             self.shrink(size)?;
         } else if durability == Durability::Now {
             resized();
-            // Perhaps sent again: the worker that set the size may have died before it was durable.
+            // The request may have been sent again: the worker that set the size may have died before the size was
+            // durable.
             self.flush_joined()?;
         }
         self.touch();
         Ok(())
     }
 
-    /// Cuts the disk; that is noted. Until the note is gone a crash is completed by the next worker.
+    /// Shrinks the disk, whose pending size is noted in the live map. While the note is there, the next worker
+    /// completes the shrink.
     fn shrink(&self, size: u64) -> Result<(), DeltaError> {
-        // Also when the medium panics: a note that stays would cut what is written later.
+        // This also runs when the medium panics: a note that stays would cut off later writes.
         let _note = scopeguard(|| self.set_word(LiveHeader::PendingShrink, 0));
         self.cut(size)
     }
 
-    /// Completes a cut that an earlier worker began. The note stays until that is done: the live map may have a part.
+    /// Completes a shrink that an earlier worker began. The note stays until that is done: the live map may have a part
+    /// of the change.
     fn complete_shrink(&self, size: u64) -> Result<(), DeltaError> {
         self.cut(size)?;
         self.set_word(LiveHeader::PendingShrink, 0);
@@ -548,15 +553,15 @@ impl Delta {
     }
 
     fn cut(&self, size: u64) -> Result<(), DeltaError> {
-        // Held to the end: a flush in between would journal the old size and words above the cut again.
+        // Held to the end: a flush in between would journal the old size, and words above the cut, again.
         let mut commit = self.commit.lock();
         let overlap = self.overlap().min(size);
-        if !sabotaged(Sabotage::ShrinkNotJournaled) {
+        if !Mutant::ShrinkNotJournaled.is_active() {
             self.commit_size(&mut commit, size, overlap)?;
         }
-        if sabotaged(Sabotage::ShrinkNotAlone) {
+        if Mutant::ShrinkNotExclusive.is_active() {
             drop(commit);
-            linger(Sabotage::ShrinkNotAlone);
+            Mutant::ShrinkNotExclusive.widen_race();
         }
         self.set_word(LiveHeader::Overlap, overlap);
         self.set_word(LiveHeader::Size, size);
@@ -564,18 +569,18 @@ impl Delta {
         if let Some(data) = self.data.read().as_ref() {
             let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };
             if let Err(error) = trim() {
-                // The size says the same, and whoever grows the disk cuts again or fails.
-                tracing::warn!(disk = self.spec.disk, %error, "the data file of a shrunk disk was not cut");
+                // The size says the same. A caller that grows the disk cuts the file again, or fails.
+                tracing::warn!(disk = self.spec.disk, %error, "the data file of a shrunk disk was not truncated; its size in the map is right");
             }
             self.unsynced.store(true, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Removes everything that a disk has in the store and in memory. Nobody may use the disk any more.
+    /// Removes everything that a disk has in the store and in memory. The disk is not in use any more.
     ///
     /// # Errors
-    /// What the storage says; calling again goes on.
+    /// Errors of the storage. Another call continues.
     pub fn purge(medium: &dyn Medium, live: &dyn LiveStore, disk: u64) -> io::Result<()> {
         live.remove(disk)?;
         let (prefix, mut any) = (format!("{disk}."), false);

@@ -1,8 +1,8 @@
-//! Orders writes, copy-ups and discards that touch the same block.
+//! Orders writes, copy-ups and discards of the same block.
 //!
-//! Whoever changes blocks holds their range, and no other one. A holder waits for local storage only: what comes from
-//! the base was read before (D11; docs/design.md, "Lock order"). Ranges that overlap are had in the order in which they
-//! were asked for, so that a resize, which needs all blocks, has its turn under any load.
+//! A thread that changes blocks holds their range, and no other range. It waits for local storage only: bytes of the
+//! base are read before (D11; docs/design.md, "Lock order"). Overlapping ranges are granted in the order of the
+//! requests, so a resize, which needs all blocks, gets its turn under any load.
 
 use parking_lot::{Condvar, Mutex};
 
@@ -16,7 +16,7 @@ pub struct RangeLock {
 #[derive(Debug, Default)]
 struct Queue {
     next: u64,
-    /// Who holds a range or waits for one, in the order of arrival: number, first block, end.
+    /// The held and the requested ranges, in the order of the requests: number, first block, end.
     entries: Vec<(u64, u64, u64)>,
 }
 
@@ -28,7 +28,7 @@ pub struct RangeGuard<'a> {
 }
 
 impl RangeLock {
-    /// Waits until whoever asked before for some of blocks `first..end` is done with them, then holds them.
+    /// Waits for all earlier requests that overlap blocks `first..end`, then holds these blocks.
     pub fn lock(&self, first: u64, end: u64) -> RangeGuard<'_> {
         let mut queue = self.queue.lock();
         let number = queue.next;

@@ -1,22 +1,22 @@
-//! What a delta is opened from: the live map of a worker that ended, or the map file.
+//! Reads the state from which a delta opens: the live map of an earlier worker, or the map file.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::commit::Commit;
+use super::commit::MapFileState;
 use super::map::LiveMap;
-use super::{Delta, DeltaError, DeltaSpec, Footing};
+use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
 use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
 use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 
-/// The data file has the blocks that the map file says it has.
+/// Checks that the data file has the blocks that the map file claims.
 pub(super) fn check_data(
     journal: Option<&Journal>,
     data: Option<&dyn MediumFile>,
@@ -31,16 +31,17 @@ pub(super) fn check_data(
     if has > needs { Ok(()) } else { Err(DeltaError::DataMissing { file: file.into(), has, needs }) }
 }
 
-/// A live map has no checksum; but numbers that are not possible would end in a map file that cannot be read.
+/// Checks the numbers of a live map, which has no checksum. Impossible numbers would lead to a map file that cannot be
+/// read.
 pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaError> {
     let word = |word| live.header(word).load(Ordering::Acquire);
     let (size, overlap, pending) =
         (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
     let pages = live.pages(0).last().map_or(0, |last| last + 1);
     let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
-        format!("size {size}, overlap {overlap}, size to cut to {}", pending.wrapping_sub(1))
+        format!("size {size}, overlap {overlap}, pending shrink to {}", pending.wrapping_sub(1))
     } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
-        format!("page {} is behind the largest disk", pages - 1)
+        format!("page {} is past the end of the largest disk", pages - 1)
     } else {
         return Ok(());
     };
@@ -48,7 +49,7 @@ pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaE
     Err(DeltaError::Damaged { file: format!("{}.live", spec.disk), source })
 }
 
-/// Whether a worker of this version can take over a live map with this magic; the layout is in the upper 16 bits.
+/// Whether a worker of this version can take over a live map with this magic. The upper 16 bits are the layout.
 fn check_layout(disk: u64, magic: u64) -> Result<(), DeltaError> {
     const NAME: u64 = (1 << 48) - 1;
     if magic & NAME == LIVE_MAGIC & NAME && magic != LIVE_MAGIC {
@@ -69,26 +70,26 @@ pub(super) fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Re
     if !ours {
         tracing::warn!(
             disk = spec.disk,
-            "a live map belongs to other files than the store's and is not used"
+            "the live map belongs to other files than those of the store; it is ignored"
         );
     }
     Ok(ours)
 }
 
 impl Delta {
-    /// Whether this version can take over the live maps of an arena, which another worker may be using.
+    /// Whether this version can take over the live maps of an arena. Another worker may be using the arena.
     ///
     /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
+    /// `LiveLayout` when one has another layout; errors of the storage.
     pub fn probe_arena(arena: &File) -> Result<(), DeltaError> {
         let maps = LiveArena::list(arena).map_err(DeltaError::io("reading the arena of live maps"))?;
         maps.into_iter().try_for_each(|(disk, magic)| check_layout(disk, magic))
     }
 
-    /// Whether this version can take over the live maps in `dir`, which another worker may be using.
+    /// Whether this version can take over the live maps in `dir`. Another worker may be using them.
     ///
     /// # Errors
-    /// `LiveLayout` when one has another layout; what the storage says.
+    /// `LiveLayout` when one has another layout; errors of the storage.
     pub fn probe_live(dir: &Path) -> Result<(), DeltaError> {
         let fail = || DeltaError::io("reading a live map");
         let entries = match std::fs::read_dir(dir) {
@@ -101,7 +102,7 @@ impl Delta {
             let Some(disk) = disk else { continue };
             let mut magic = [0; 8];
             match std::fs::File::open(dir.join(&name)).and_then(|mut file| file.read_exact(&mut magic)) {
-                // It was removed in this moment.
+                // It was removed just now.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 other => other.map_err(fail())?,
             }
@@ -112,13 +113,13 @@ impl Delta {
 }
 
 impl Delta {
-    /// Reads what a delta would be opened from where it has no live map, and changes nothing.
+    /// Reads the files from which a delta without a live map would open. Changes nothing.
     ///
     /// # Errors
     /// As [`Delta::open`].
-    pub fn check_files(spec: &DeltaSpec, footing: &Footing) -> Result<(), DeltaError> {
-        let (journal, _) = open_map_file(spec, footing)?;
-        let data = match footing.medium.open(&data_path(spec.disk), Open::Existing) {
+    pub fn check_files(spec: &DeltaSpec, delta_io: &DeltaIo) -> Result<(), DeltaError> {
+        let (journal, _) = open_map_file(spec, delta_io)?;
+        let data = match delta_io.medium.open(&data_path(spec.disk), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(DeltaError::io("opening the data file"))?),
         };
@@ -128,16 +129,16 @@ impl Delta {
 
 pub(super) fn open_map_file(
     spec: &DeltaSpec,
-    footing: &Footing,
-) -> Result<(Option<Journal>, Commit), DeltaError> {
+    delta_io: &DeltaIo,
+) -> Result<(Option<Journal>, MapFileState), DeltaError> {
     let root = spec.root;
     if root.generation == 0 {
-        let extent = (spec.size, spec.overlap);
-        return Ok((None, Commit { rewrite: true, extent, ..Commit::default() }));
+        let bounds = (spec.size, spec.overlap);
+        return Ok((None, MapFileState { rewrite: true, bounds, ..MapFileState::default() }));
     }
     let name = map_path(spec.disk, root.generation);
     let fail = || DeltaError::io("opening the map file");
-    let file = footing.medium.open(&name, Open::Existing).map_err(fail())?;
+    let file = delta_io.medium.open(&name, Open::Existing).map_err(fail())?;
     let len = file.len().map_err(fail())?;
     let expected = Expected {
         disk: spec.disk,
@@ -149,8 +150,8 @@ pub(super) fn open_map_file(
     };
     let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
         let why = match journal.raised {
-            // What was cut off would show the base again.
-            Some(raised) => format!("record {} has a larger overlap than the one before", raised.seq),
+            // A larger overlap would show the base again where the disk was cut.
+            Some(raised) => format!("record {} has a larger overlap than the record before it", raised.seq),
             None if journal.records == 0 => "it has no record".to_owned(),
             None => return Ok(journal),
         };
@@ -161,40 +162,40 @@ pub(super) fn open_map_file(
         Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
         Err(ReadError::Source(error)) => return Err(DeltaError::io("reading the map file")(error)),
     };
-    let extent = (journal.size, journal.overlap);
-    let commit = Commit {
+    let bounds = (journal.size, journal.overlap);
+    let commit = MapFileState {
         root,
-        tried: root.generation,
+        last_started: root.generation,
         file: Some(file),
         nonce: journal.header.nonce,
         tail: journal.end,
-        filled: if journal.torn { journal.end } else { len },
-        // What it had when it was written anew is not known; what it would have now is as good a measure of what is
-        // out of date in it.
-        first: HEADER as u64 + journal.map.encoded_len(),
-        patience: 0,
+        zeroed_to: if journal.torn { journal.end } else { len },
+        // The length of the file at its last rewrite is unknown. The length that a rewrite would have now measures the
+        // outdated part of the file as well.
+        base_len: HEADER as u64 + journal.map.encoded_len(),
+        size_allowance: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
-        unproven: false,
-        extent,
+        maybe_unsynced: false,
+        bounds,
         retired: false,
     };
     Ok((Some(journal), commit))
 }
 
-/// Makes a live map of what is durable.
+/// Creates a live map from the durable state.
 pub(super) fn replay(
     spec: &DeltaSpec,
-    footing: &Footing,
+    delta_io: &DeltaIo,
     journal: Option<Journal>,
     data: (u64, u64),
 ) -> Result<LiveMap, DeltaError> {
-    let fail = || DeltaError::io("making the live map");
-    let map = LiveMap::new(footing.live.fresh(spec.disk).map_err(fail())?);
+    let fail = || DeltaError::io("creating the live map");
+    let map = LiveMap::new(delta_io.live.fresh(spec.disk).map_err(fail())?);
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
     if let Some(mut journal) = journal {
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
-        let forget = if sabotaged(Sabotage::ZeroForgotten) { 0 } else { overlap };
+        let forget = if Mutant::ZeroForgotten.is_active() { 0 } else { overlap };
         journal.map.forget_zeros_above(forget);
         map.load(&journal.map).map_err(fail())?;
     }

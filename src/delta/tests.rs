@@ -1,13 +1,13 @@
-//! Tests of the delta on a medium that fails, panics, and has something else run in the middle of a call.
+//! Tests of the delta on a medium that fails or panics, and while other calls run in the middle of one.
 
 mod interrupted;
-mod pieces;
+mod large_maps;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::flush::Taken;
+use super::flush::TakenWords;
 use super::*;
 use crate::io::sim::{Call, Event, Fault, Hook, Keep, Rng, SimLive, SimMedium, Stage};
 
@@ -44,12 +44,12 @@ impl Rig {
     fn try_open(&self) -> Result<Arc<Delta>, DeltaError> {
         let overlap = self.overlap;
         let spec = DeltaSpec { disk: 1, size: 65_536, overlap, modified_ns: 0, root: *self.roots.0.lock() };
-        let footing = Footing {
+        let delta_io = DeltaIo {
             medium: Arc::new(self.medium.clone()),
             live: self.live.clone(),
             roots: self.roots.clone(),
         };
-        Delta::open(spec, footing).map(Arc::new)
+        Delta::open(spec, delta_io).map(Arc::new)
     }
     /// The delta after a power cut now.
     fn cut(&self, keep: Keep) -> (Self, Arc<Delta>) {
@@ -62,7 +62,7 @@ impl Rig {
         let delta = after.open();
         (after, delta)
     }
-    /// Runs `act` once, at the first call of this kind to a file whose name ends so.
+    /// Runs `act` once, at the first such call to a file whose name ends with `name`.
     fn once(&self, call: Call, name: &'static str, stage: Stage, act: impl Fn() + Send + Sync + 'static) {
         let done = AtomicBool::new(false);
         let hook: Hook = Arc::new(move |event: &Event<'_>| {
@@ -96,7 +96,7 @@ fn byte(delta: &Delta, block: u64) -> u8 {
 }
 
 #[test]
-fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
+fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_no_caller_hangs() {
     for (call, name) in [
         (Call::SyncData, ".data"),
         (Call::SyncData, ".map"),
@@ -128,7 +128,7 @@ fn a_panic_in_a_flush_leaves_its_words_to_the_next_and_nobody_hangs() {
         }
         let panicked = catch_unwind(AssertUnwindSafe(|| delta.flush()));
         assert!(panicked.is_err(), "{call:?} {name}");
-        // One that waits is let go, whether it was served by the one that panicked or leads the next.
+        // A waiting flush ends, whether the panicking flush served it or it leads the next one.
         joiner.lock().take().unwrap().join().unwrap();
         assert!(joined.lock().is_some());
         rig.medium.set_hook(None);
@@ -149,7 +149,7 @@ fn a_panic_in_a_shrink_does_not_cut_what_is_written_later() {
     rig.medium.set_hook(None);
     assert_eq!(delta.size(), 65_536);
     put(&delta, 10, 2);
-    // The worker dies, the next one takes the live map over.
+    // The worker dies, and the next one takes over the live map.
     drop(delta);
     let delta = rig.open();
     assert_eq!((delta.size(), byte(&delta, 9), byte(&delta, 10)), (65_536, 1, 2));
@@ -167,7 +167,7 @@ fn blocks_that_a_failed_sync_lost_are_written_again_before_they_are_claimed() {
         rig.fail(Call::SyncData, ".data", libc::EIO);
         delta.flush().unwrap_err();
         assert_eq!(delta.error_epoch(), 1);
-        // Both ways to the next record.
+        // All ways to the next record.
         match seed % 3 {
             0 => delta.flush().unwrap(),
             1 => delta.resize(40_960, Durability::Now).unwrap(),
@@ -208,9 +208,9 @@ fn a_joined_flush_reports_the_failure_of_the_one_that_served_it() {
     for thread in threads.lock().drain(..) {
         thread.join().unwrap();
     }
-    // Each was served after the failure: by a sync that may prove nothing, so it is told.
+    // Each flush ran after the failure. Its sync may prove nothing, so it reports an error.
     assert_eq!(results.lock().len(), 4);
-    assert_eq!(delta.error_epoch(), 1, "handles of before are refused");
+    assert_eq!(delta.error_epoch(), 1, "earlier handles are refused");
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_write_during_the_sync_of_a_flush_is_synced_by_the_next() {
 
 #[test]
 fn a_map_file_is_not_appended_to_when_its_replacement_may_be_durable() {
-    // The record is in place, but the call that puts it there fails.
+    // The record is in place, but the call that wrote it fails.
     struct Fails(Roots, AtomicBool);
     impl RootStore for Fails {
         fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
@@ -245,12 +245,12 @@ fn a_map_file_is_not_appended_to_when_its_replacement_may_be_durable() {
     }
     let rig = Rig::new();
     let roots = Arc::new(Fails(Roots::default(), AtomicBool::new(false)));
-    let footing =
-        Footing { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
+    let delta_io =
+        DeltaIo { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
     let spec = DeltaSpec { disk: 1, size: 65_536, overlap: 0, modified_ns: 0, root: MapRoot::default() };
-    let _small = crate::sabotage::simulate(None);
-    let delta = Delta::open(spec, footing).unwrap();
-    // Until the file is so large that the next flush replaces it.
+    let _small = crate::mutant::simulate(None);
+    let delta = Delta::open(spec, delta_io).unwrap();
+    // Until the file is large enough for the next flush to replace it.
     let mut round = 0;
     while roots.0.0.lock().generation < 2 {
         roots.1.store(roots.0.0.lock().generation == 1, Ordering::Release);
@@ -273,7 +273,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
         put(&delta, 0, 1);
         delta.flush().unwrap();
         rig.once(call, ".map", stage, || panic!("the worker dies"));
-        // What the dead worker left is copied before its guards run.
+        // Copies what the dead worker left, before its guards run.
         let left: Arc<Mutex<Option<(SimMedium, SimLive)>>> = Arc::default();
         {
             let (left, medium, live) = (left.clone(), rig.medium.clone(), rig.live.clone());
@@ -293,7 +293,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
 }
 
 #[test]
-fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
+fn a_power_cut_before_a_flush_leaves_flushed_blocks_old_or_new_and_others_unmapped() {
     for keep in [ALL, NOTHING] {
         let rig = Rig::new();
         let delta = rig.open();
@@ -309,12 +309,12 @@ fn a_flush_that_is_cut_leaves_all_or_nothing_of_its_words() {
 }
 
 #[test]
-fn zeroing_up_to_the_end_leaves_a_disk_that_has_grown_alone() {
+fn zeroing_up_to_the_end_does_nothing_after_the_disk_has_grown() {
     let rig = Rig::new();
     let delta = rig.open();
     delta.resize(6000, Durability::Now).unwrap();
     delta.write(5000, &[1; 100], &Edges::default()).unwrap();
-    // The caller took 6000 for the end; the disk has grown since, within the last block.
+    // The caller assumes that the disk ends at 6000. Since then it has grown within its last block.
     delta.write(6000, &[9; 1000], &Edges::default()).unwrap();
     assert!(!delta.zero_to_end(1, 6000).unwrap());
     let mut buf = [0; 1000];
@@ -351,24 +351,24 @@ fn a_block_in_which_the_disk_ended_is_not_torn_when_it_is_overwritten_after_grow
 }
 
 #[test]
-fn a_resize_that_failed_does_not_come_back_when_its_record_was_written_up_to_its_zeros() {
+fn a_failed_resize_does_not_take_effect_although_its_record_lacks_only_zeros() {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 0, 1);
     delta.flush().unwrap();
-    // An earlier record leaves zeros ahead; the last eight bytes of a record without runs are zeros as well.
+    // An earlier record leaves zeros behind it, and the last eight bytes of a record without runs are zeros too.
     delta.resize(70_000, Durability::Now).unwrap();
     rig.fail(Call::Write, "1.1.map", libc::EIO);
     delta.resize(80_000, Durability::Now).unwrap_err();
     assert_eq!(delta.size(), 70_000);
     delta.flush().unwrap();
-    assert_eq!(rig.roots.0.lock().generation, 2, "a new file, without what was left");
+    assert_eq!(rig.roots.0.lock().generation, 2, "a new file, without the partial record");
     let (_after, cut) = rig.cut(ALL);
     assert_eq!(cut.size(), 70_000);
 }
 
 #[test]
-fn a_shrink_after_growth_that_was_not_flushed_shows_nothing_old() {
+fn a_shrink_after_growth_that_was_not_flushed_shows_no_old_bytes() {
     let rig = Rig::new();
     let delta = rig.open();
     put(&delta, 1, 7);
@@ -384,10 +384,10 @@ fn a_shrink_after_growth_that_was_not_flushed_shows_nothing_old() {
     assert!(buf[..400].iter().all(|b| *b == 7) && buf[400..].iter().all(|b| *b == 0));
 }
 
-// A write that failed halfway had changed blocks that were read from then on. The next flush did not sync them: after a
-// power cut the old ones were back.
+// A write that failed halfway changed blocks that readers saw from then on. The next flush did not sync them: after a
+// power cut the old blocks were back.
 #[test]
-fn a_flush_makes_durable_what_is_read_of_a_write_that_failed_halfway() {
+fn a_flush_makes_the_visible_part_of_a_failed_write_durable() {
     for sync_fails in [false, true] {
         let rig = Rig::new();
         let delta = rig.open();
@@ -430,7 +430,7 @@ fn a_block_is_data_only_after_its_bytes_are_written() {
 
 /// Guards D5.
 #[test]
-fn what_was_looked_up_before_a_change_is_read_as_it_was_or_as_it_is() {
+fn a_lookup_before_a_change_reads_the_old_or_the_new_content() {
     type Change = fn(&Delta);
     let changes: [(u8, Change); 3] = [
         (2, |delta| put(delta, 3, 2)),
@@ -455,13 +455,13 @@ fn what_was_looked_up_before_a_change_is_read_as_it_was_or_as_it_is() {
 
 /// Guards D11.
 #[test]
-fn a_write_that_needs_the_base_says_so_and_holds_nothing() {
+fn a_write_that_needs_the_base_fails_with_need_base_and_holds_no_lock() {
     let rig = Rig { overlap: 65_536, ..Rig::new() };
     let delta = rig.open();
     let refused = delta.write(100, &[1; 10], &Edges::default());
     assert!(matches!(refused, Err(DeltaError::NeedBase)), "{refused:?}");
     assert_eq!(byte(&delta, 0), 0xba);
-    // Others of this block, and of all, need not wait.
+    // Other writes of this block, and of all blocks, need not wait.
     put(&delta, 0, 2);
     delta.resize(8192, Durability::Now).unwrap();
     assert_eq!(byte(&delta, 0), 2);

@@ -1,7 +1,7 @@
 //! Delta over base, seen as one raw file.
 //!
-//! The only place that knows both. Calls here may wait for a disk or, through the base, for a network; the
-//! `_now` variants never do. What is needed of the base is read before a range of the delta is locked.
+//! This module alone knows both. Calls may wait for a disk or, through the base, for a network; the `_now` variants
+//! never do. Bytes of the base are read before a range of the delta is locked.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::base::{Arrival, Base, BaseError};
+use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
@@ -21,19 +21,19 @@ use crate::trace::Tap;
 /// Largest readahead in bytes.
 const READAHEAD: u64 = 512 << 10;
 
-/// An operation on a disk that failed.
+/// The error of a failed operation on a disk.
 #[derive(Debug, Error)]
 pub enum DiskError {
-    /// The delta.
+    /// The delta failed.
     #[error("{0}")]
     Delta(#[from] DeltaError),
-    /// The base.
+    /// The base failed.
     #[error("{0}")]
     Base(#[from] BaseError),
     /// A flush failed since the handle was opened.
     #[error("a flush failed since the disk was opened; open it again to write")]
     Poisoned,
-    /// Past the largest size.
+    /// The disk would exceed the largest size.
     #[error("the disk would be larger than 64 TiB")]
     TooLarge,
 }
@@ -41,7 +41,8 @@ pub enum DiskError {
 impl DiskError {
     /// The error number that a system call reports: ENOSPC stays ENOSPC, everything unexpected is EIO.
     ///
-    /// An error that only says that something has to come first ([`DiskError::arrival`]) has none; EIO stands for it.
+    /// An error that only says that something has to come first ([`DiskError::completion`]) has none; EIO stands for
+    /// it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::TooLarge => libc::EFBIG,
@@ -56,17 +57,17 @@ impl DiskError {
 }
 
 impl DiskError {
-    /// When to run the operation again, of an error that is no failure: bytes of the base have to be fetched first.
-    /// Nothing was changed (D36).
-    pub fn arrival(&self) -> Option<&Arrival> {
+    /// The completion after which the operation can run again, if this is no failure: bytes of the base must be fetched
+    /// first. Nothing was changed (D36).
+    pub fn completion(&self) -> Option<&Completion> {
         match self {
-            Self::Base(error) => error.arrival(),
+            Self::Base(error) => error.completion(),
             Self::Delta(_) | Self::Poisoned | Self::TooLarge => None,
         }
     }
 }
 
-/// A disk that is attached.
+/// An attached disk.
 pub struct Disk {
     delta: Delta,
     base: Option<Arc<Base>>,
@@ -98,14 +99,14 @@ impl Disk {
         Self { delta, base, tap: None, stream_end, stream_window }
     }
 
-    /// With somebody who may want to know what is read from the base.
+    /// Reports reads of the base to `tap`, for traces.
     #[must_use]
-    pub fn tapped(self, tap: Arc<Tap>) -> Self {
+    pub fn with_tap(self, tap: Arc<Tap>) -> Self {
         Self { tap: Some(tap), ..self }
     }
 
-    /// What is read from the base is noted before it is here: the order of asking is what a trace is about.
-    fn note(&self, offset: u64, len: usize) {
+    /// Reports a read of the base before its bytes are here: a trace has the order of the requests.
+    fn record_read(&self, offset: u64, len: usize) {
         if let Some(tap) = &self.tap {
             tap.note(offset, len as u64);
         }
@@ -116,12 +117,12 @@ impl Disk {
         &self.delta
     }
 
-    /// Whether what falls through is read from a file of this host, with nothing to decode.
+    /// Whether blocks that fall through are read from a file of this host, without decoding.
     pub fn is_plain(&self) -> bool {
         self.base.as_ref().is_none_or(|base| base.is_plain())
     }
 
-    /// Whether nothing of a range was written: all of it is the base's.
+    /// Whether no part of a range was written, so that all of it falls through to the base.
     pub fn falls_through(&self, offset: u64, len: u64) -> bool {
         let end = offset.saturating_add(len).min(self.size());
         offset < end && self.base.is_some() && self.delta.extent(offset, end) == (Mapping::Base, end)
@@ -132,18 +133,19 @@ impl Disk {
         self.delta.size()
     }
 
-    /// How much of `len` bytes at `offset` exists.
+    /// How many of the `len` bytes at `offset` exist.
     fn clip(&self, offset: u64, len: usize) -> usize {
         self.size().saturating_sub(offset).min(len as u64) as usize
     }
 
     fn touch(&self, offset: u64) -> Touch {
-        // A sequential reader that comes back to the block where it stopped uses it once, not twice.
+        // A sequential reader that returns to the block where it stopped uses the block once, not twice.
         let last = self.stream_end.load(Ordering::Relaxed);
         if last == offset && !offset.is_multiple_of(BLOCK) { Touch::Repeat } else { Touch::Use }
     }
 
-    /// Reads what is in memory: the number of bytes, short at the end of the disk; `None` when it would wait.
+    /// Reads from memory only. Returns the number of bytes, short at the end of the disk; `None` when the read would
+    /// wait.
     pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<usize> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
@@ -160,7 +162,7 @@ impl Disk {
                 Mapping::Data => self.delta.read_now(part, at),
                 Mapping::Base => match &self.base {
                     Some(base) => {
-                        self.note(at, part.len());
+                        self.record_read(at, part.len());
                         base.read_now(at, part, touch)
                     }
                     None => {
@@ -178,41 +180,41 @@ impl Disk {
         Some(len)
     }
 
-    /// Reads `buf` from `offset`; fewer bytes only at the end of the disk.
+    /// Fills `buf` from `offset`; fewer bytes only at the end of the disk.
     ///
     /// # Errors
-    /// What the delta's or the base's storage says; nothing is made up.
+    /// Errors of the storage of the delta or base. A read never invents bytes.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
-        let readahead = self.stream(offset, end);
-        let mut coming: Option<BaseError> = None;
+        let readahead = self.update_readahead(offset, end);
+        let mut missing: Option<BaseError> = None;
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
             match (mapping, &self.base) {
                 (Mapping::Data, _) => self.delta.read(part, at)?,
-                // `read_now` came before and counted what it found.
+                // `read_now` ran before and counted what it found.
                 (Mapping::Base, Some(base)) => {
-                    self.note(at, part.len());
+                    self.record_read(at, part.len());
                     if let Err(error) = base.read(at, part, Touch::Repeat, readahead) {
-                        // All that is missing is fetched at once.
-                        coming = Some(BaseError::join(coming, error)?);
+                        // All missing parts are requested together.
+                        missing = Some(BaseError::join(missing, error)?);
                     }
                 }
                 _ => part.fill(0),
             }
             at = stop;
         }
-        match coming {
+        match missing {
             Some(error) => Err(error.into()),
             None => Ok(len),
         }
     }
 
-    /// Notes a read and says how far to read ahead of it: nothing until reads follow each other.
-    fn stream(&self, offset: u64, end: u64) -> u32 {
+    /// Notes a read and returns how many bytes to read ahead: 0 until reads are sequential.
+    fn update_readahead(&self, offset: u64, end: u64) -> u32 {
         let window = if self.stream_end.swap(end, Ordering::Relaxed) == offset {
             (self.stream_window.load(Ordering::Relaxed) * 2).clamp(64 << 10, READAHEAD)
         } else {
@@ -229,29 +231,29 @@ impl Disk {
         if let Some(base) = &self.base
             && below > 0
         {
-            self.note(block * BLOCK, below);
+            self.record_read(block * BLOCK, below);
             base.read(block * BLOCK, &mut out[..below], Touch::Use, 0)?;
         }
         Ok(out)
     }
 
-    fn refuse_poisoned(&self, epoch: u64) -> Result<(), DiskError> {
-        // An epoch of a handle wraps at 16 bits.
+    fn check_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+        // The epoch in a handle has 16 bits.
         if self.delta.error_epoch() & 0xffff == epoch & 0xffff { Ok(()) } else { Err(DiskError::Poisoned) }
     }
 
-    /// Writes `bytes` at `offset`, growing the disk when that is past its end. `epoch` is the error epoch of the
-    /// handle's open.
+    /// Writes `bytes` at `offset`. A write past the end grows the disk. `epoch` is the disk's error epoch at the time
+    /// of the handle's open.
     ///
     /// # Errors
-    /// [`DiskError::Poisoned`] after a failed flush; what the storage says. A block then reads as before or as
-    /// written.
+    /// [`DiskError::Poisoned`] after a failed flush; errors of the storage. After a failed write each block has its old
+    /// or its new content.
     pub fn write(&self, offset: u64, bytes: &[u8], epoch: u64) -> Result<(), DiskError> {
         self.write_with(offset, bytes, WriteSpace::Free, epoch)
     }
 
     fn write_with(&self, offset: u64, bytes: &[u8], space: WriteSpace, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > MAX_DISK_SIZE) {
             return Err(DiskError::TooLarge);
         }
@@ -260,8 +262,8 @@ impl Disk {
         }
         let len = bytes.len() as u64;
         let mut edges = Edges { space, ..Edges::default() };
-        // A block never starts to fall through, so this ends: at most once more for each edge, when the disk's end
-        // moved in between.
+        // A block never starts to fall through again, so this ends: it repeats at most once for each edge, when the
+        // disk's end moved in between.
         for _ in 0..8 {
             let (head, tail) = self.delta.needs_base(offset, len);
             if head && edges.head.is_none() {
@@ -278,18 +280,19 @@ impl Disk {
         Err(DeltaError::NeedBase.into())
     }
 
-    /// Makes a range read as zeros and gives its space back; the size does not change, nothing happens past it.
+    /// Makes a range read as zeros, and frees its space. The size does not change; past the end nothing happens.
     ///
     /// # Errors
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
-        // Up to the end of the disk, but not of one that grows meanwhile: what is written there then stays.
+        self.check_epoch(epoch)?;
+        // Up to the end of the disk as it is now. If the disk grows meanwhile, later writes stay.
         while !self.zero_below(self.size(), offset, len, epoch)? {}
         Ok(())
     }
 
-    /// Zeros what of a range is below `size`; false when that is not the disk's size any more, and not all is done.
+    /// Zeros the part of a range below `size`. Returns false, with only a part done, when the disk's size is not `size`
+    /// any more.
     fn zero_below(&self, size: u64, offset: u64, len: u64, epoch: u64) -> Result<bool, DiskError> {
         let end = offset.saturating_add(len).min(size);
         if offset >= end {
@@ -297,16 +300,16 @@ impl Disk {
         }
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let whole_first = offset.div_ceil(BLOCK);
-        // The last block of the disk is whole when it is zeroed up to the end of the disk.
+        // The last block of the disk counts as whole when it is zeroed up to the end of the disk.
         let whole_end = if end == size { last + 1 } else { end / BLOCK };
         if whole_first >= whole_end {
-            // No whole block: one or two parts.
+            // No whole block: parts of one or two blocks.
             let border = ((first + 1) * BLOCK).min(end);
             self.zero_part(offset, border, epoch)?;
             self.zero_part(border, end, epoch)?;
             return Ok(true);
         }
-        // First what gives space back; parts of blocks may need some.
+        // Whole blocks first: they free space, and partial blocks may need some.
         if end == size {
             if !self.delta.zero_to_end(whole_first, size)? {
                 return Ok(false);
@@ -320,7 +323,7 @@ impl Disk {
         Ok(true)
     }
 
-    /// Zeros a part of one block.
+    /// Zeros part of one block.
     fn zero_part(&self, from: u64, to: u64, epoch: u64) -> Result<(), DiskError> {
         if from >= to || self.delta.is_zero(from / BLOCK) {
             return Ok(());
@@ -328,21 +331,21 @@ impl Disk {
         self.write_with(from, &vec![0; (to - from) as usize], WriteSpace::Reserved, epoch)
     }
 
-    /// Reserves space for a range, and grows the disk to hold it when `grow` says so.
+    /// Reserves space for a range, and with [`Grow::Yes`] grows the disk to hold it.
     ///
     /// # Errors
     /// ENOSPC when there is not enough.
     pub fn allocate(&self, offset: u64, len: u64, grow: Grow, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_DISK_SIZE).ok_or(DiskError::TooLarge)?;
         self.delta.allocate(offset, len)?;
         self.grow(end, grow)
     }
 
-    /// Grows the disk to `end` when it is smaller and `grow` says so.
+    /// With [`Grow::Yes`], grows the disk to `end` if it is smaller.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn grow(&self, end: u64, grow: Grow) -> Result<(), DiskError> {
         if end > MAX_DISK_SIZE {
             return Err(DiskError::TooLarge);
@@ -353,16 +356,16 @@ impl Disk {
         Ok(())
     }
 
-    /// Changes the size; durable at return.
+    /// Changes the size. Durable at return.
     ///
     /// # Errors
-    /// What the storage says; the size is then unchanged.
+    /// Errors of the storage; the size is then unchanged.
     pub fn resize(&self, size: u64) -> Result<(), DiskError> {
         self.resize_for(size, 0)
     }
 
-    /// As [`Disk::resize`], for a request that may be sent again; `token` stands for it, 0 for none. It changes the size
-    /// once.
+    /// As [`Disk::resize`], for a request that the kernel may send again; it changes the size once. `token` identifies
+    /// the request, 0: none.
     ///
     /// # Errors
     /// As [`Disk::resize`].
@@ -376,18 +379,19 @@ impl Disk {
     /// Makes everything durable that was completed before the call.
     ///
     /// # Errors
-    /// What the storage says; see [`Delta::flush`].
+    /// Errors of the storage; see [`Delta::flush`].
     pub fn flush(&self, epoch: u64) -> Result<(), DiskError> {
-        self.refuse_poisoned(epoch)?;
+        self.check_epoch(epoch)?;
         self.delta.flush()?;
-        // A flush before this one may have failed meanwhile; that one had our writes, and a second sync proves nothing.
-        self.refuse_poisoned(epoch)
+        // An earlier flush may have failed meanwhile. It included this caller's writes, and a second sync proves
+        // nothing.
+        self.check_epoch(epoch)
     }
 
-    /// The next data or hole at or after `offset`, as lseek(2); `None` is ENXIO.
+    /// The next data or hole at or after `offset`, as in lseek(2); `None` is ENXIO.
     ///
     /// # Errors
-    /// What the base's storage says.
+    /// Errors of the base's storage.
     pub fn seek(&self, offset: u64, what: Seek) -> Result<Option<u64>, DiskError> {
         let size = self.size();
         if offset >= size {
@@ -415,17 +419,17 @@ impl Disk {
     /// Bytes that the disk takes in the store.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn allocated(&self) -> io::Result<u64> {
         self.delta.allocated()
     }
 }
 
-/// Whether an allocation past the end makes the disk larger.
+/// Whether an allocation past the end grows the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grow {
     /// As fallocate(2) without FALLOC_FL_KEEP_SIZE.
     Yes,
-    /// With it.
+    /// As fallocate(2) with FALLOC_FL_KEEP_SIZE.
     No,
 }

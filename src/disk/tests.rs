@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cache::BlockCache;
-use crate::delta::{DeltaSpec, Footing, RootStore};
+use crate::delta::{DeltaIo, DeltaSpec, RootStore};
 use crate::format::record::MapRoot;
 use crate::io::{HostMedium, LiveFile, LiveStore, Medium};
 use crate::source::file::FileSource;
@@ -77,7 +77,7 @@ impl Rig {
             let path = dir.path().join("base.raw");
             File::create(&path).unwrap().write_all(&base_bytes).unwrap();
             let source = Arc::new(FileSource::open(&path).unwrap());
-            // Small, so that blocks come and go.
+            // Small, so that blocks are evicted.
             let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
             Arc::new(Base::new(1, "base".into(), source, cache))
         });
@@ -97,14 +97,14 @@ impl Rig {
                 modified_ns: 0,
                 root: *roots.0.lock(),
             };
-            let footing =
-                Footing { medium: self.medium.clone(), live: self.live.clone(), roots: roots.clone() };
-            Arc::new(Disk::new(Delta::open(spec, footing).unwrap(), self.base.clone()))
+            let delta_io =
+                DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: roots.clone() };
+            Arc::new(Disk::new(Delta::open(spec, delta_io).unwrap(), self.base.clone()))
         })
         .clone()
     }
 
-    /// What a new disk reads as.
+    /// The contents of a new disk.
     fn fresh_contents(&self, n: usize) -> Vec<u8> {
         let mut flat = self.base_bytes.clone();
         flat.resize(self.disks[n].2 as usize, 0);
@@ -145,9 +145,9 @@ enum Op {
     Flush,
     /// The worker dies: the live map stays.
     Crash,
-    /// Clean close and open.
+    /// Clean close, then open.
     Reopen,
-    /// Flush, then power goes: the live map is gone.
+    /// Flush, then a power cut: the live map is gone.
     PowerCut,
 }
 
@@ -268,7 +268,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn disks_are_what_a_flat_file_is(
+    fn disks_behave_as_a_flat_file(
         base_len in prop_oneof![Just(0usize), 1usize..250_000, Just(4096 * 40)],
         grow in proptest::collection::vec(prop_oneof![Just(0u64), 0u64..60_000], 1..4),
         ops in proptest::collection::vec((0usize..3, op()), 1..40),
@@ -355,9 +355,9 @@ fn a_cut_data_file_and_a_damaged_map_are_refused() {
     let open = |rig: &Rig| {
         let root = *rig.disks[0].0.0.lock();
         let spec = DeltaSpec { disk: 0, size: 100_000, overlap: 0, modified_ns: 0, root };
-        let footing =
-            Footing { medium: rig.medium.clone(), live: rig.live.clone(), roots: rig.disks[0].0.clone() };
-        Delta::open(spec, footing)
+        let delta_io =
+            DeltaIo { medium: rig.medium.clone(), live: rig.live.clone(), roots: rig.disks[0].0.clone() };
+        Delta::open(spec, delta_io)
     };
     let data = rig.medium.root().join("deltas/0.data");
     let bytes = std::fs::read(&data).unwrap();

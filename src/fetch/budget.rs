@@ -1,29 +1,31 @@
-//! How many bytes readers have asked for and not got yet: of one source, and of all.
+//! The memory budget of readers' requests: how many bytes may be under way, for one source and for all.
 //!
-//! Every request that is under way may have all its bytes in memory a moment later. What must hold:
-//! - One source has at most [`OF_ONE`] bytes under way for readers, all together [`OF_ALL`] and [`LEAST`] for each
-//!   source that has any: so many that a source with endless readers keeps no other from its next request.
-//! - What waits is begun in its order. It takes its turn when bytes have come or were given up, whether the cache has
-//!   taken them or not: a disk under the cache that hangs stops no reader.
+//! Every request under way may have all its bytes in memory a moment later. What must hold:
+//! - One source has at most [`PER_SOURCE`] bytes under way for readers. All sources together have at most [`TOTAL`],
+//!   and in addition [`MINIMUM`] for each source that has any. So a source with endless readers never keeps another
+//!   source from its next request.
+//! - Waiting requests start in order. A request starts when bytes have come or were given up, whether or not the cache
+//!   has taken them: a hanging cache disk stops no reader.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// See the module, bytes. The largest request fits into the least.
-const OF_ONE: u64 = 64 << 20;
-const OF_ALL: u64 = 256 << 20;
-const LEAST: u64 = super::MAX_REQUEST;
-/// Bytes of all sources that came and that the cache has not taken yet. Above it they are not kept.
+/// See the module, bytes. The largest request fits into the minimum.
+const PER_SOURCE: u64 = 64 << 20;
+const TOTAL: u64 = 256 << 20;
+const MINIMUM: u64 = super::MAX_REQUEST;
+/// Bytes of all sources that came and that the cache has not taken yet. Above this bound the cache does not get them.
 const UNKEPT: u64 = 256 << 20;
 
-/// A source that may begin more when there is room.
-pub(super) trait Begin: Send + Sync {
-    fn begin(self: Arc<Self>);
+/// A source that waits for room in the budget.
+pub(super) trait BudgetWaiter: Send + Sync {
+    /// There may be room now.
+    fn room(self: Arc<Self>);
 }
 
-/// What all sources share.
+/// The budget that all sources share.
 #[derive(Default)]
 pub struct DemandBudget {
     state: Mutex<State>,
@@ -33,25 +35,25 @@ pub struct DemandBudget {
 struct State {
     used: u64,
     unkept: u64,
-    /// Sources that found no room, in the order in which they came.
-    waiting: VecDeque<Weak<dyn Begin>>,
+    /// Sources that found no room, oldest first.
+    waiting: VecDeque<Weak<dyn BudgetWaiter>>,
 }
 
 impl DemandBudget {
-    /// Takes `bytes` for a source that has `own` under way. Without room among all, what `source` returns is told when
-    /// there may be some.
+    /// Takes `bytes` for a source that has `own` under way. When the total has no room, the waiter that `source` returns
+    /// is called as soon as there may be some.
     pub(super) fn take(
         &self,
         bytes: u64,
         own: u64,
-        source: impl FnOnce() -> Option<Weak<dyn Begin>>,
+        source: impl FnOnce() -> Option<Weak<dyn BudgetWaiter>>,
     ) -> bool {
-        if own > 0 && own + bytes > OF_ONE {
-            // Its own bytes come first, which it is told of anyway.
+        if own > 0 && own + bytes > PER_SOURCE {
+            // The source tries again when its own bytes come.
             return false;
         }
         let mut state = self.state.lock();
-        if own + bytes > LEAST && state.used + bytes > OF_ALL {
+        if own + bytes > MINIMUM && state.used + bytes > TOTAL {
             state.waiting.extend(source());
             return false;
         }
@@ -59,27 +61,26 @@ impl DemandBudget {
         true
     }
 
-    /// Gives bytes back, and lets those begin that there is room for.
+    /// Returns bytes, and calls the sources for which there is room now.
     pub(super) fn give(&self, bytes: u64) {
         self.state.lock().used -= bytes;
         loop {
             let next = {
                 let mut state = self.state.lock();
-                if state.used + LEAST > OF_ALL {
+                if state.used + MINIMUM > TOTAL {
                     return;
                 }
                 state.waiting.pop_front()
             };
             match next {
-                // Without the lock. It comes back when it finds no room.
-                Some(next) => _ = next.upgrade().map(Begin::begin),
+                // Without the lock. The source queues again when it finds no room.
+                Some(next) => _ = next.upgrade().map(BudgetWaiter::room),
                 None => return,
             }
         }
     }
 
-    /// Whether bytes that came may be kept in memory until the cache has taken them; given back by
-    /// [`kept`](Self::kept).
+    /// Whether bytes that came may stay in memory until the cache has taken them; [`kept`](Self::kept) returns them.
     pub(super) fn may_keep(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         let may = state.unkept + bytes <= UNKEPT;
@@ -87,6 +88,7 @@ impl DemandBudget {
         may
     }
 
+    /// The cache has taken bytes.
     pub(super) fn kept(&self, bytes: u64) {
         self.state.lock().unkept -= bytes;
     }

@@ -1,4 +1,4 @@
-//! Whether readers of a source got what they asked for, the last time that it had to be fetched.
+//! Whether the last fetch for a reader of a source worked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::source::SourceError;
 
-/// Readers were told an error, and none has got anything since.
+/// Reads failed, and none succeeded since.
 #[derive(Clone, Debug)]
 pub struct Failing {
     /// The first of these errors.
@@ -20,15 +20,15 @@ pub struct Failing {
 #[derive(Default)]
 pub(super) struct Health {
     state: Mutex<State>,
-    /// Whether there is anything to take back, for a look without the lock.
+    /// Whether `state.failing` is set; can be read without the lock.
     failing: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     failing: Option<Failing>,
-    /// An error that was not told yet.
-    untold: Option<SourceError>,
+    /// An error that was not reported yet.
+    unreported: Option<SourceError>,
 }
 
 impl Health {
@@ -36,7 +36,7 @@ impl Health {
         let mut state = self.state.lock();
         let since = state.failing.as_ref().map_or_else(SystemTime::now, |failing| failing.since);
         state.failing = Some(Failing { since, error: error.clone() });
-        state.untold = Some(error.clone());
+        state.unreported = Some(error.clone());
         self.failing.store(true, Ordering::Release);
     }
 
@@ -52,8 +52,8 @@ impl Health {
         self.state.lock().failing.clone()
     }
 
-    /// The last error that was not told, once.
-    pub fn take_untold(&self) -> Option<SourceError> {
-        self.state.lock().untold.take()
+    /// The last error that was not reported yet. Each error is returned once.
+    pub fn take_unreported(&self) -> Option<SourceError> {
+        self.state.lock().unreported.take()
     }
 }

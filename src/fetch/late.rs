@@ -1,8 +1,9 @@
-//! Blocks that the cache's disk was too slow for: they are looked for in the cache again as long as readers wait for them.
+//! Late blocks: the cache's disk did not read them in time. A thread reads them from the cache while readers wait for
+//! them.
 //!
-//! Why: their server was asked, and need not be there any more. A hydrated base may have its only copy in the cache. What
-//! must hold: a block is looked for after its unit is in the table, so that it is not missed there; one thread at a time
-//! looks for one source.
+//! Why: the request goes to their server as well, but the server may be gone. The cache may have the only copy of a
+//! hydrated base. What must hold: the search for a block starts after its unit is in the table, so that its readers find
+//! the result there. One thread at a time searches for one source.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,30 +13,30 @@ use super::{Reason, Shared};
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Looking {
+pub(super) struct LateBlocks {
     blocks: BTreeSet<u64>,
-    /// A thread looks for them.
-    looking: bool,
+    /// A thread searches for them.
+    searching: bool,
 }
 
 impl Shared {
-    /// Looks for blocks that are in transit.
-    pub(super) fn look_for(self: &Arc<Self>, blocks: Vec<u64>) {
+    /// Searches the cache for blocks that are in transit.
+    pub(super) fn search_late(self: &Arc<Self>, blocks: Vec<u64>) {
         if blocks.is_empty() {
             return;
         }
         {
             let mut late = self.late.lock();
             late.blocks.extend(blocks);
-            if std::mem::replace(&mut late.looking, true) {
+            if std::mem::replace(&mut late.searching, true) {
                 return;
             }
         }
         let this = self.clone();
-        self.patience.spawn(move || this.look());
+        self.timed_reads.spawn(move || this.search());
     }
 
-    fn look(&self) {
+    fn search(&self) {
         let mut found = false;
         loop {
             let block = {
@@ -43,13 +44,13 @@ impl Shared {
                 match late.blocks.pop_first() {
                     Some(block) => block,
                     None => {
-                        late.looking = false;
+                        late.searching = false;
                         break;
                     }
                 }
             };
-            if self.is_coming(block) {
-                found |= self.look_for_one(block);
+            if self.is_pending(block) {
+                found |= self.search_one(block);
             }
         }
         if found {
@@ -57,21 +58,21 @@ impl Shared {
         }
     }
 
-    /// Whether a block is under way; it is not held.
-    fn is_coming(&self, block: u64) -> bool {
+    /// Whether a block is in transit and has not come. Does not hold it afterwards.
+    fn is_pending(&self, block: u64) -> bool {
         let unit = self.table.lock().transit.get(block);
-        unit.is_some_and(|unit| matches!(unit.find(), Found::Coming))
+        unit.is_some_and(|unit| matches!(unit.find(), Found::Pending))
     }
 
-    fn look_for_one(&self, block: u64) -> bool {
+    fn search_one(&self, block: u64) -> bool {
         let mut bytes = vec![0; self.block_len(block)];
-        if self.patience.counted(&*self.keep, |keep| keep.read(block, &mut bytes)) != 1 {
+        if self.timed_reads.counted(&*self.keep, |keep| keep.read(block, &mut bytes)) != 1 {
             return false;
         }
         let unit = self.table.lock().transit.get(block);
-        let Some(unit) = unit.filter(|unit| matches!(unit.find(), Found::Coming)) else { return false };
+        let Some(unit) = unit.filter(|unit| matches!(unit.find(), Found::Pending)) else { return false };
         self.traffic.add(Reason::Disk, bytes.len() as u64);
-        unit.arrived(bytes.into());
+        unit.complete(bytes.into());
         true
     }
 }

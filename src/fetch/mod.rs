@@ -1,28 +1,28 @@
-//! A source behind a network: its bytes come block by block, when they are needed, and are kept.
+//! A source behind a network. plyfs fetches its bytes block by block, when a reader needs them, and caches them.
 //!
-//! A read takes what is in transit, then what the cache of fetched blocks keeps, and starts fetching the rest; it never
-//! waits for the network (see [`Arrival`]). What must hold:
+//! A read takes blocks in transit first, then blocks of the persistent cache, and starts to fetch the rest. It never
+//! waits for the network (see [`Completion`]). What must hold:
 //! - Bytes reach a reader and the cache only from a [`RemoteSource`] that vouches for them, or from the cache after it
-//!   compared their sum.
-//! - Readers come first: a block goes to those who wait for it before it goes to the cache, and reads of cached
-//!   blocks take no lock that anybody holds while waiting (D41).
-//! - The result never depends on what the cache keeps.
-//! - A cache whose disk hangs costs a reader a moment and then nothing (`patience`). A block that only the cache has
-//!   reaches its readers when the disk answers, though their server never does (`late`).
+//!   compared their checksum.
+//! - Readers come first: a block goes to its waiting readers before it goes to the cache. A read of cached blocks takes
+//!   no lock that another thread holds while it waits (D41).
+//! - The result of a read never depends on what the cache holds.
+//! - A hanging cache disk delays the first reader for a moment and later readers not at all (`timed_reads`). A block
+//!   that only the cache has reaches its readers when the disk answers, even if their server never does (`late`).
 //!
-//! Locks: `Shared::keeping` is shared while blocks are given to the cache, whose locks are inside; no reader takes it.
-//! `Shared::table` is held for looking up and noting; a unit's own lock is inside it. The cache is asked what it has
-//! under it, and its locks are inside as well. `Shared::late` is held for moments, with no other.
+//! Locks: `Shared::inserting` is held shared while blocks go to the cache; the cache's locks are inside it, and no
+//! reader takes it. `Shared::table` is held for lookups and notes; a unit's own lock and the cache's locks (for the
+//! question which blocks it has) are inside it. `Shared::late` is held briefly, with no other lock.
 
 mod budget;
-mod fetching;
 mod health;
 pub mod kept;
 mod late;
-mod patience;
 pub mod readahead;
+mod requests;
 #[cfg(test)]
 mod tests;
+mod timed_reads;
 mod transit;
 
 use std::path::Path;
@@ -33,55 +33,56 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::events::{Reason, Traffic};
 use crate::source::{
-    Arrival, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    Completion, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
 };
 pub use budget::DemandBudget;
-use fetching::{Demand, Fetching};
 pub use health::Failing;
 use health::Health;
 use kept::{CachedSource, Contents, Reach};
-use late::Looking;
-use patience::Late;
-pub use patience::{PATIENCE, Patience};
+use late::LateBlocks;
 use readahead::Readahead;
-use transit::{Found, Transit, Unit, Who, arrival_of};
+use requests::{Demand, RequestBuilder};
+use timed_reads::TimedOut;
+pub use timed_reads::{DISK_TIMEOUT, TimedReads};
+use transit::{Found, Transit, Unit, WaiterKind, completion_of};
 
-/// Bytes of a cache block: the unit of fetching and keeping.
+/// Bytes of a cache block: the unit of fetching and inserting.
 pub const CACHE_BLOCK: u64 = kept::CACHE_BLOCK;
 
 /// The most that one request asks for, bytes.
 const MAX_REQUEST: u64 = 4 << 20;
-/// Bytes in transit above which nothing is fetched that no reader waits for.
+/// Bytes in transit above which plyfs fetches only what a reader waits for.
 const MAX_TRANSIT: u64 = 96 << 20;
-/// Bytes in transit above which what came for readers is not kept: the cache's disk is slower than the network.
+/// Bytes in transit above which the cache does not get what was fetched for readers: its disk is slower than the
+/// network.
 const MAX_UNKEPT: u64 = 128 << 20;
 
-/// Where fetched blocks are kept. Best effort: what was put there may be gone.
-pub trait Keep: Send + Sync {
-    /// Fills `buf` from the start of block `first` on with whole blocks (the last of the object may be short) as far
-    /// as they are there without a gap. Returns how many. May wait for a disk.
+/// A cache of fetched blocks. Best effort: a block that was inserted may be gone.
+pub trait FetchCache: Send + Sync {
+    /// Fills `buf` with whole blocks from block `first` on, up to the first block that is missing. The last block of the
+    /// object may be short. Returns the number of blocks. May wait for a disk.
     fn read(&self, first: u64, buf: &mut [u8]) -> usize;
-    /// As [`read`](Self::read), without waiting, and perhaps fewer of them; 0 when the first is not there. `None`: only
-    /// `read` can say.
+    /// As [`read`](Self::read), but never waits and may return fewer blocks; 0 when the first is missing. `None`: only
+    /// `read` can tell.
     fn read_now(&self, _first: u64, _buf: &mut [u8]) -> Option<usize> {
         None
     }
-    /// Whether a block is there, as far as is known without reading it. May wait for a disk.
+    /// Whether the cache has a block, as far as it knows without reading the block. May wait for a disk.
     fn contains(&self, block: u64) -> bool;
-    /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
+    /// As [`contains`](Self::contains), but never waits. `None`: only `contains` can tell.
     fn contains_now(&self, _block: u64) -> Option<bool> {
         None
     }
-    /// Keeps whole blocks.
+    /// Stores whole blocks.
     fn insert(&self, first: u64, data: &[u8]);
-    /// Is told that the disk has not answered for a while, and that it does again. Must not wait.
+    /// Tells the cache that its disk stopped answering (`false`), or answers again (`true`). Must not wait.
     fn answers(&self, _answers: bool) {}
 }
 
-/// Keeps nothing.
-pub struct KeepNothing;
+/// A cache that stores nothing.
+pub struct NoCache;
 
-impl Keep for KeepNothing {
+impl FetchCache for NoCache {
     fn read(&self, _first: u64, _buf: &mut [u8]) -> usize {
         0
     }
@@ -101,7 +102,7 @@ impl Keep for KeepNothing {
     fn insert(&self, _first: u64, _data: &[u8]) {}
 }
 
-impl Keep for CachedSource {
+impl FetchCache for CachedSource {
     fn read(&self, first: u64, buf: &mut [u8]) -> usize {
         Self::read(self, first, buf)
     }
@@ -115,7 +116,7 @@ impl Keep for CachedSource {
     }
 }
 
-impl Keep for Contents {
+impl FetchCache for Contents {
     fn read(&self, first: u64, buf: &mut [u8]) -> usize {
         Self::read(self, first, buf, Reach::Proven)
     }
@@ -158,27 +159,27 @@ pub struct LazySource {
 
 struct Shared {
     remote: Arc<dyn RemoteSource>,
-    keep: Arc<dyn Keep>,
+    keep: Arc<dyn FetchCache>,
     spawn: Arc<dyn Spawn>,
     identity: Identity,
     size: u64,
     table: Mutex<Table>,
-    /// Whether a read ever lacked something.
+    /// Whether any read ever missed a block.
     missed: AtomicBool,
-    /// Goes up when what is under way is not to be kept any more.
-    kept_since: AtomicU64,
-    /// Shared while something is kept.
-    keeping: RwLock<()>,
-    /// Bytes that are under way or not yet given to the cache.
+    /// Incremented when the cache must not get what is in transit.
+    forget_epoch: AtomicU64,
+    /// Held shared while blocks go to the cache.
+    inserting: RwLock<()>,
+    /// Bytes that are in transit: requested, and not yet given to the cache.
     in_transit: AtomicU64,
     /// Readers' requests under way.
     demand: AtomicU64,
-    /// What readers asked for, and what of it has not begun.
+    /// Readers' requests: those under way and those that wait for the budget.
     asked: Demand,
     budget: Arc<DemandBudget>,
-    patience: Arc<Patience>,
-    /// Blocks that the cache was too slow for.
-    late: Mutex<Looking>,
+    timed_reads: Arc<TimedReads>,
+    /// Blocks that the cache did not read in time.
+    late: Mutex<LateBlocks>,
     traffic: Arc<Traffic>,
     health: Health,
 }
@@ -188,25 +189,25 @@ struct Table {
     readahead: Readahead,
 }
 
-/// What of a read is not here, in ascending order.
+/// Blocks that a read misses, in ascending order.
 #[derive(Default)]
 struct Lookup {
     missing: Vec<u64>,
-    /// Those of them that the cache may have: it was too slow to say.
+    /// Those of `missing` that the cache may have: it did not answer in time.
     late: Vec<u64>,
 }
 
 impl LazySource {
-    /// `identity` tells this object's blocks in the memory cache from all others'; `traffic` counts; `budget` and
-    /// `patience` are one for all.
+    /// `identity` distinguishes this object's blocks in the memory cache from all others. `traffic` has the counters.
+    /// All sources share `budget` and `timed_reads`.
     pub fn new(
         remote: Arc<dyn RemoteSource>,
-        keep: Arc<dyn Keep>,
+        keep: Arc<dyn FetchCache>,
         spawn: Arc<dyn Spawn>,
         identity: Identity,
         traffic: Arc<Traffic>,
         budget: Arc<DemandBudget>,
-        patience: Arc<Patience>,
+        timed_reads: Arc<TimedReads>,
     ) -> Self {
         let size = remote.size();
         let table =
@@ -220,13 +221,13 @@ impl LazySource {
                 size,
                 table: Mutex::new(table),
                 missed: AtomicBool::new(false),
-                kept_since: AtomicU64::new(0),
-                keeping: RwLock::new(()),
+                forget_epoch: AtomicU64::new(0),
+                inserting: RwLock::new(()),
                 in_transit: AtomicU64::new(0),
                 demand: AtomicU64::new(0),
                 asked: Demand::default(),
                 budget,
-                patience,
+                timed_reads,
                 late: Mutex::default(),
                 traffic,
                 health: Health::default(),
@@ -234,41 +235,43 @@ impl LazySource {
         }
     }
 
-    /// Name of the base that it is read for.
+    /// Name of the base that the source belongs to.
     pub fn base(&self) -> &str {
         self.shared.traffic.base()
     }
 
-    /// Since when reads wait for the server.
+    /// Since when reads wait for the server, if they do.
     pub fn stall(&self) -> Option<Stall> {
         self.shared.remote.stall()
     }
 
-    /// Since when readers are told errors, unless one has got something since.
+    /// Since when reads fail, unless a read succeeded since.
     pub fn failing(&self) -> Option<Failing> {
         self.shared.health.failing()
     }
 
-    /// The last failure that readers were told, once.
+    /// The last error that readers got. Each error is returned once.
     pub fn take_failure(&self) -> Option<SourceError> {
-        self.shared.health.take_untold()
+        self.shared.health.take_unreported()
     }
 
-    /// Fills `buf` from what is kept, asking no server. Whether all of it was there.
+    /// Fills `buf` from the cache and from blocks in transit, without a request to a server. Returns whether all of it
+    /// was there.
     pub fn read_kept(&self, buf: &mut [u8], offset: u64) -> bool {
         let end = offset.saturating_add(buf.len() as u64);
         end <= self.shared.size && self.shared.read(buf, offset).is_ok_and(|found| found.missing.is_empty())
     }
 
-    /// What is under way is given to those who wait for it, and not kept. Nothing of it is kept after this.
+    /// Blocks in transit still go to the readers that wait for them, but not to the cache. When this returns, none of
+    /// them can get into the cache any more.
     pub fn forget_in_transit(&self) {
-        self.shared.kept_since.fetch_add(1, Ordering::AcqRel);
-        // What is being kept at this moment is there afterwards, to be dropped.
-        drop(self.shared.keeping.write());
+        self.shared.forget_epoch.fetch_add(1, Ordering::AcqRel);
+        // An insert under way ends first, so that the caller can drop its blocks.
+        drop(self.shared.inserting.write());
         self.shared.table.lock().transit = Transit::default();
     }
 
-    /// Whether nothing is under way, and all that came was given to the cache.
+    /// Whether nothing is in transit: no request is under way, and the cache has all that came.
     pub fn is_settled(&self) -> bool {
         self.shared.in_transit.load(Ordering::Relaxed) == 0
     }
@@ -288,19 +291,19 @@ impl Shared {
         transit.get(block).is_some() || self.is_kept(block)
     }
 
-    /// Whether the cache has a block. While its disk hangs, yes: nothing is fetched on a guess.
+    /// Whether the cache has a block. While its disk hangs, the answer is yes, so that plyfs fetches nothing on a guess.
     fn is_kept(&self, block: u64) -> bool {
-        let wait = || self.patience.wait_for(&self.keep, move |keep| keep.contains(block)).unwrap_or(true);
+        let wait = || self.timed_reads.wait_for(&self.keep, move |keep| keep.contains(block)).unwrap_or(true);
         self.keep.contains_now(block).unwrap_or_else(wait)
     }
 
-    /// Fills `buf` with blocks of the cache, as [`Keep::read`] does.
-    fn read_keep(&self, first: u64, buf: &mut [u8]) -> Result<usize, Late> {
+    /// Fills `buf` with blocks of the cache, as [`FetchCache::read`] does, within the time limit.
+    fn read_keep(&self, first: u64, buf: &mut [u8]) -> Result<usize, TimedOut> {
         if let Some(kept) = self.keep.read_now(first, buf) {
             return Ok(kept);
         }
         let len = buf.len();
-        let (kept, bytes) = self.patience.wait_for(&self.keep, move |keep| {
+        let (kept, bytes) = self.timed_reads.wait_for(&self.keep, move |keep| {
             let mut bytes = vec![0; len];
             (keep.read(first, &mut bytes), bytes)
         })?;
@@ -308,7 +311,7 @@ impl Shared {
         Ok(kept)
     }
 
-    /// Copies the part of a block that `buf` (bytes of the object from `offset` on) covers. Returns bytes.
+    /// Copies the part of a block that `buf` covers; `buf` starts at `offset` of the object. Returns the bytes copied.
     fn copy_block(block: u64, bytes: &[u8], buf: &mut [u8], offset: u64) -> u64 {
         let start = block * CACHE_BLOCK;
         let from = start.max(offset);
@@ -318,14 +321,14 @@ impl Shared {
         to - from
     }
 
-    /// Fills `buf` with the part of one block, if that is kept. Returns bytes.
-    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Result<Option<u64>, Late> {
+    /// Fills `buf` with the part of one block, if the cache has the block. Returns the bytes copied.
+    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Result<Option<u64>, TimedOut> {
         let mut bounce = vec![0; self.block_len(block)];
         let kept = self.read_keep(block, &mut bounce)? == 1;
         Ok(kept.then(|| Self::copy_block(block, &bounce, buf, offset)))
     }
 
-    /// Fills `buf`, which lies inside the object, or says which blocks are missing.
+    /// Fills `buf`, which lies inside the object, or returns the blocks that are missing.
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<Lookup, SourceError> {
         let stop = offset + buf.len() as u64;
         let (first, end) = (offset / CACHE_BLOCK, stop.div_ceil(CACHE_BLOCK));
@@ -334,7 +337,7 @@ impl Shared {
         };
         let Lookup { mut missing, mut late } = Lookup::default();
         let mut hit = 0;
-        // What is in transit goes first: it gets into the cache before it leaves the table.
+        // Blocks in transit come first: a block gets into the cache before it leaves the table.
         let units: Vec<Option<Arc<Unit>>> = {
             let table = self.table.lock();
             (first..end).map(|block| table.transit.get(block)).collect()
@@ -343,13 +346,13 @@ impl Shared {
         let mut block = first;
         while block < end {
             match unit(block).map(|unit| unit.find()) {
-                Some(Found::Here { bytes, awaited }) => {
+                Some(Found::Present { bytes, awaited }) => {
                     let copied = Self::copy_block(block, &bytes, buf, offset);
-                    // Who waited for it was counted when it was missed.
+                    // An awaited block was counted when it was missed.
                     hit += if awaited { 0 } else { copied };
                 }
                 Some(Found::Failed(error)) => return Err(error),
-                Some(Found::Coming) => missing.push(block),
+                Some(Found::Pending) => missing.push(block),
                 None if is_whole(block) => {
                     let run = (block..end).take_while(|b| unit(*b).is_none() && is_whole(*b)).count() as u64;
                     let from = block * CACHE_BLOCK;
@@ -361,12 +364,12 @@ impl Shared {
                             hit += (kept * CACHE_BLOCK).min(part.len() as u64);
                             block += kept;
                             if kept > 0 {
-                                // What follows may be here as well, only not as fast.
+                                // The blocks behind it may be in the cache too, but take longer to read.
                                 continue;
                             }
                             missing.push(block);
                         }
-                        Err(Late) => {
+                        Err(TimedOut) => {
                             missing.extend(block..block + run);
                             late.extend(block..block + run);
                             block += run;
@@ -377,7 +380,7 @@ impl Shared {
                 None => match self.read_part(block, buf, offset) {
                     Ok(Some(copied)) => hit += copied,
                     Ok(None) => missing.push(block),
-                    Err(Late) => {
+                    Err(TimedOut) => {
                         missing.push(block);
                         late.push(block);
                     }
@@ -391,9 +394,9 @@ impl Shared {
         Ok(Lookup { missing, late })
     }
 
-    /// Sees to it that everything of `ranges` that is missing is under way.
-    fn start(self: &Arc<Self>, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Arrival> {
-        let mut fetching = Fetching::new(self, purpose);
+    /// Starts to fetch every block of `ranges` that is missing and not in transit.
+    fn start(self: &Arc<Self>, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Completion> {
+        let mut requests = RequestBuilder::new(self, purpose);
         let mut waiting = Vec::new();
         let full = || purpose != Purpose::Demand && self.in_transit.load(Ordering::Relaxed) > MAX_TRANSIT;
         for (offset, length) in ranges {
@@ -401,26 +404,27 @@ impl Shared {
             for block in offset / CACHE_BLOCK..end {
                 let mut table = self.table.lock();
                 if let Some(unit) = table.transit.get(block) {
-                    // What has come and is on its way to the cache is here.
-                    if matches!(unit.find(), Found::Coming) {
+                    // A block that has come and is on its way to the cache is present.
+                    if matches!(unit.find(), Found::Pending) {
                         waiting.push(unit);
                     }
                 } else if !full() && !self.is_kept(block) {
-                    waiting.push(fetching.add(&mut table.transit, block));
+                    waiting.push(requests.add(&mut table.transit, block));
                 }
             }
         }
-        fetching.go();
-        (!waiting.is_empty()).then(|| arrival_of(self, waiting, Who::Other))
+        requests.send();
+        (!waiting.is_empty()).then(|| completion_of(self, waiting, WaiterKind::Other))
     }
 
-    /// Fetches `missing` for a reader, and what the readahead expects next. Returns when they are here.
-    fn demand(self: &Arc<Self>, missing: &[u64], first: u64, count: u64) -> Arrival {
+    /// Starts to fetch `missing` for a reader, and the blocks that the readahead expects next. The completion is that of
+    /// `missing`.
+    fn demand(self: &Arc<Self>, missing: &[u64], first: u64, count: u64) -> Completion {
         self.missed.store(true, Ordering::Relaxed);
-        let mut fetching = Fetching::new(self, Purpose::Demand);
+        let mut requests = RequestBuilder::new(self, Purpose::Demand);
         let mut waiting = Vec::with_capacity(missing.len());
         let mut ahead = Vec::new();
-        // A read that only waits for what is under way already is no reason to guess once more.
+        // A read that only waits for blocks in transit is no reason for another readahead.
         let mut unknown = false;
         {
             let mut table = self.table.lock();
@@ -429,54 +433,56 @@ impl Shared {
                 unknown |= known.is_none();
                 waiting.push(match known {
                     Some(unit) => unit,
-                    None => fetching.add(&mut table.transit, *block),
+                    None => requests.add(&mut table.transit, *block),
                 });
             }
             let Table { transit, readahead } = &mut *table;
             let advice = readahead.read(first, count, unknown, &|block| self.present(transit, block));
-            self.plan(transit, advice.ranges, &mut fetching, &mut ahead);
+            self.plan(transit, advice.ranges, &mut requests, &mut ahead);
         }
-        let arrival = arrival_of(self, waiting, Who::Reader);
-        fetching.go();
-        for fetching in ahead {
-            fetching.go();
+        let completion = completion_of(self, waiting, WaiterKind::Reader);
+        requests.send();
+        for requests in ahead {
+            requests.send();
         }
-        arrival
+        completion
     }
 
-    /// Tells the readahead of a read that found everything.
+    /// Tells the readahead about a read that missed nothing.
     fn hit(self: &Arc<Self>, first: u64, count: u64) {
         let mut ahead = Vec::new();
         {
             let mut table = self.table.lock();
             let Table { transit, readahead } = &mut *table;
             let advice = readahead.read(first, count, false, &|block| self.present(transit, block));
-            // As long as all is found, the readers were here before, and a guess fetches what they never read.
+            // While no read misses, the cache already has all that these readers read. A readahead would fetch blocks
+            // that they never read.
             if advice.ranges.is_empty() || !self.missed.load(Ordering::Relaxed) {
                 return;
             }
-            let mut none = Fetching::new(self, Purpose::Demand);
+            let mut none = RequestBuilder::new(self, Purpose::Demand);
             self.plan(transit, advice.ranges, &mut none, &mut ahead);
         }
-        for fetching in ahead {
-            fetching.go();
+        for requests in ahead {
+            requests.send();
         }
     }
 
-    /// What is read ahead goes behind the readers' own request where it follows on it, else into requests of its own.
+    /// Appends the blocks of the readahead to the readers' own request where they follow it, and puts the others into
+    /// requests of their own.
     fn plan(
         self: &Arc<Self>,
         transit: &mut Transit,
         ranges: Vec<(u64, u64)>,
-        demand: &mut Fetching,
-        ahead: &mut Vec<Fetching>,
+        demand: &mut RequestBuilder,
+        ahead: &mut Vec<RequestBuilder>,
     ) {
         if self.in_transit.load(Ordering::Relaxed) > MAX_TRANSIT {
             return;
         }
         let blocks = self.size.div_ceil(CACHE_BLOCK);
         for (first, count) in ranges {
-            let mut separate = Fetching::new(self, Purpose::Readahead);
+            let mut separate = RequestBuilder::new(self, Purpose::Readahead);
             for block in first..first.saturating_add(count).min(blocks) {
                 if self.present(transit, block) {
                     continue;
@@ -491,8 +497,8 @@ impl Shared {
         }
     }
 
-    fn not_here(&self, arrival: Arrival) -> SourceError {
-        SourceError::not_here(self.remote.shown(), arrival)
+    fn not_here(&self, completion: Completion) -> SourceError {
+        SourceError::not_here(self.remote.shown(), completion)
     }
 }
 
@@ -510,9 +516,9 @@ impl Source for LazySource {
             shared.hit(first, end - first);
             return Ok(length);
         }
-        let arrival = shared.demand(&missing, first, end - first);
-        shared.look_for(late);
-        Err(shared.not_here(arrival))
+        let completion = shared.demand(&missing, first, end - first);
+        shared.search_late(late);
+        Err(shared.not_here(completion))
     }
 
     fn size(&self) -> u64 {
@@ -539,7 +545,7 @@ impl Source for LazySource {
         drop(self.shared.start(ranges, Purpose::Demand));
     }
 
-    fn prefetch(&self, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Arrival> {
+    fn prefetch(&self, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Completion> {
         self.shared.start(ranges, purpose)
     }
 
@@ -548,14 +554,17 @@ impl Source for LazySource {
     }
 }
 
-/// A source that breaks its word.
+/// The error for a source that delivers fewer bytes than it promised.
 fn short(object: &str) -> SourceError {
-    let early = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "fewer bytes came than were promised");
+    let early = std::io::Error::new(
+        std::io::ErrorKind::UnexpectedEof,
+        "the source delivered fewer bytes than it promised",
+    );
     SourceError::from_io("read", Path::new(object), early)
 }
 
-/// Whether asking again, for a reader, may help where a fetch of another purpose gave up.
-fn gave_up(error: &SourceError) -> bool {
+/// Whether a request for a reader may succeed after a fetch of another purpose failed with this error.
+fn reader_may_retry(error: &SourceError) -> bool {
     use SourceErrorKind::{Changed, Denied, Protocol, Unreachable};
     matches!(error.kind(), Unreachable | Denied | Protocol | Changed)
 }

@@ -1,21 +1,23 @@
-//! Which blocks to fetch besides those that a reader asked for. Pure logic: no I/O, no clock, no randomness.
+//! Readahead: which blocks to fetch in addition to those that a reader needs. Pure logic: no I/O, no clock, no
+//! randomness.
 //!
-//! A round trip costs as much as a megabyte, and a wrong guess costs bytes that somebody pays for. So a guess is made
-//! where the layout of a filesystem and the way a kernel reads it make it a good one, and each way of guessing is
-//! stopped while it does not pay. Cache blocks here: [`BLOCK`] bytes of the source.
+//! A round trip costs as much as a megabyte, and a wrong guess costs bytes on the network. So the policy guesses where
+//! the layout of a filesystem and the way a kernel reads it make a good guess likely, and suspends each kind of guess
+//! while it does not pay. A block here is a cache block: [`BLOCK`] bytes of the source.
 //!
 //! | guess | when | why it is good |
 //! | --- | --- | --- |
-//! | near | a read misses | what follows a small read belongs to the same file, directory or table; what follows reads in a row is read next |
-//! | join | a read misses not far from what was read, further when that was just now | both belong to one file: of a program the header and the end are read first, then what is between. A gap that is too large is filled from its beginning |
-//! | dense | most of an aligned region of 512 KiB to 4 MiB was read | the rest follows: tables of inodes, directories, what was installed together |
-//! | stream | more than 1 MiB in a row, either way | the classic readahead: as far ahead as half of what was read in a row, at most [`Readahead::LONGEST`], in requests of 1 MiB |
+//! | near | a read misses | the bytes behind a small read belong to the same file, directory or table; the bytes behind consecutive reads are read next |
+//! | join | a read misses close to blocks that were read; the distance may be larger when that was just now | both belong to one file: a reader of a program reads its header and its end first, then the bytes between. Of a gap that is too large, the beginning is fetched |
+//! | dense | most of an aligned region of 512 KiB to 4 MiB was read | the rest follows: tables of inodes, directories, files that were installed together |
+//! | stream | more than 1 MiB of consecutive reads, upwards or downwards | the classic readahead: half as far ahead as was read in a row, at most [`Readahead::LONGEST`], in requests of 1 MiB |
 //!
 //! What must hold:
-//! - A guess of each kind is scored when its block is read. A kind of which too little was used is held back: then only
-//!   every `PROBE`th guess is made, to notice when it pays again. So whoever reads at random fetches what it reads.
-//! - Repeating a read changes nothing: the same read is run again after each arrival.
-//! - Memory is bounded whatever the object's size (`REGIONS`); what was forgotten counts as never read.
+//! - A guess of each kind is scored when its block is read. When too few guesses of a kind are used, the kind is held
+//!   back: the policy then makes only every `PROBE`th guess, to notice when the kind pays again. So a random reader
+//!   fetches little more than it reads.
+//! - Repeating a read changes nothing, because the same read runs again after each completion.
+//! - Memory is bounded, whatever the size of the object (`REGIONS`). A forgotten region counts as never read.
 //!
 //! The numbers in `NUMBERS` come from `scripts/search-readahead`: recorded boots (tests/data/README.md) replayed on a
 //! simulated link of 1 Gbit/s, 10 ms away. `readahead/tests.rs` replays them and holds the bounds, and prints the figures
@@ -38,65 +40,67 @@ use stream::{Following, REQUEST, Streams};
 /// Bytes of a cache block.
 pub const BLOCK: u64 = 16 * 1024;
 
-/// Regions of 1 MiB that are remembered: 16 GiB of what was read, in less than 1.5 MiB of memory.
+/// Regions of 1 MiB in the map: 16 GiB of reads, in less than 1.5 MiB of memory.
 const REGIONS: usize = 16 * 1024;
-/// A kind of guess is judged when it has guessed so many blocks, and held back when less than one in [`LEAST`] was
-/// read. That is few, because a boot reads late much of what was guessed early; who reads at random reaches less.
-const ENOUGH: u32 = 256;
-const LEAST: u32 = 16;
-/// While it is held back, one guess in so many is made, and none of more than [`PROBE_BLOCKS`].
+/// Blocks that a kind of guess must have guessed before it is judged. It is held back when less than one in
+/// [`MIN_USED`] of them was read. That share is small, because a boot reads much of what was guessed early only late; a
+/// random reader stays below it.
+const MIN_SAMPLE: u32 = 256;
+const MIN_USED: u32 = 16;
+/// While a kind is held back, the policy makes one guess in this many, of at most [`PROBE_BLOCKS`].
 const PROBE: u32 = 32;
 const PROBE_BLOCKS: u64 = 8;
-/// Nothing is looked for further away, blocks.
+/// The farthest distance at which the policy looks for earlier reads, blocks.
 const FAR: u64 = 256;
 
-/// What to fetch besides what was asked for, ranges (first block, count) in order of urgency. They may overlap what
-/// is here. Requests are best made of them as they are: one that goes on behind the blocks that a reader waits for
-/// costs that reader nothing, since they come first.
+/// What to fetch in addition: ranges (first block, count) in order of urgency. They may overlap blocks that are
+/// present. The caller best makes one request of each range. A range that continues the blocks that a reader waits for
+/// can go into the same request at no cost to the reader, because the awaited blocks come first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
     pub ranges: Vec<(u64, u64)>,
 }
 
-/// What to guess around a read that missed, by its length. All in blocks, none more than [`FAR`].
+/// What to guess around a read that missed, by the length of the read. All in blocks, at most [`FAR`].
 #[derive(Clone, Copy, Debug)]
-struct Habit {
-    /// The longest read that this is for.
+struct Rule {
+    /// The longest read that this rule is for.
     longest: u64,
-    /// Guessed after the read in any case.
+    /// Blocks to guess after the read in any case.
     ahead: u64,
-    /// Guessed after the read where it is dense: at most so many, and of so many to both sides this many 64ths read.
+    /// Blocks to guess after the read in a dense area, at most. An area is dense when, of this many blocks on both
+    /// sides, at least `density` 64ths were read.
     dense: u64,
     density: u64,
-    /// The largest gap to fill to what was read before: after the read, and in front of it.
+    /// The largest gap to fill between the read and earlier reads: after the read, and in front of it.
     join: [u64; 2],
-    /// The same when the other side was read just now.
+    /// The same when the other side of the gap was read just now.
     join_now: [u64; 2],
-    /// Of a gap in front that is larger than that, to what was read just now: so many blocks of its beginning.
+    /// For a larger gap in front of the read whose other side was read just now: blocks to guess from its beginning.
     head: u64,
     /// The largest such gap.
     head_gap: u64,
-    /// Guessed further on, where the read follows others: quarters of what was read in a row.
+    /// Blocks to guess beyond a read that follows others: quarters of the length that was read in a row.
     follow: u64,
 }
 
-/// The numbers of the policy.
+/// The parameters of the policy.
 #[derive(Clone, Copy, Debug)]
 struct Numbers {
-    habits: [Habit; 5],
-    /// So many different reads ago is "just now".
+    rules: [Rule; 5],
+    /// "Just now" means: one of this many last different reads.
     now: u64,
-    /// A guess that ends so close to what was read goes on to there.
+    /// A guess that ends this close to blocks that were read is extended up to them.
     bridge: u64,
-    /// So many 64ths of an aligned region have to be read for the rest to be guessed.
+    /// How many 64ths of an aligned region must have been read for the rest to be guessed.
     thick: u64,
-    /// Guessed when the very first block is read: up to this one.
+    /// A read of the very first block guesses up to this block.
     first: u64,
 }
 
 const NUMBERS: Numbers = Numbers {
-    habits: [
-        Habit {
+    rules: [
+        Rule {
             longest: 1,
             ahead: 1,
             dense: 64,
@@ -107,7 +111,7 @@ const NUMBERS: Numbers = Numbers {
             head_gap: 48,
             follow: 0,
         },
-        Habit {
+        Rule {
             longest: 3,
             ahead: 0,
             dense: 4,
@@ -118,7 +122,7 @@ const NUMBERS: Numbers = Numbers {
             head_gap: 48,
             follow: 0,
         },
-        Habit {
+        Rule {
             longest: 6,
             ahead: 1,
             dense: 0,
@@ -129,7 +133,7 @@ const NUMBERS: Numbers = Numbers {
             head_gap: 128,
             follow: 0,
         },
-        Habit {
+        Rule {
             longest: 8,
             ahead: 1,
             dense: 0,
@@ -140,7 +144,7 @@ const NUMBERS: Numbers = Numbers {
             head_gap: 48,
             follow: 6,
         },
-        Habit {
+        Rule {
             longest: u64::MAX,
             ahead: 1,
             dense: 0,
@@ -158,26 +162,28 @@ const NUMBERS: Numbers = Numbers {
     first: 32,
 };
 
-/// How a kind of guess pays, in blocks; both are halved now and then, so that what was long ago counts less.
+/// How well a kind of guess pays, in blocks. `guessed` and `used` are halved now and then, so that old guesses count
+/// less.
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
     guessed: u32,
     used: u32,
+    /// Guesses since the kind was held back.
     held_back: u32,
 }
 
 impl Score {
-    /// How many blocks of such a guess are to be guessed.
+    /// How many blocks of a guess of `blocks` blocks the policy makes.
     fn allowed(&mut self, blocks: u64) -> u64 {
-        if self.guessed < ENOUGH || self.used >= self.guessed / LEAST {
+        if self.guessed < MIN_SAMPLE || self.used >= self.guessed / MIN_USED {
             return blocks;
         }
         self.held_back += 1;
         if self.held_back.is_multiple_of(PROBE) { blocks.min(PROBE_BLOCKS) } else { 0 }
     }
 
-    /// So many guessed blocks were read. Whatever is held back is then tried again at once.
-    fn use_up(&mut self, blocks: u32) {
+    /// Readers read `blocks` guessed blocks. If the kind is held back, its next guess is made at once.
+    fn note_used(&mut self, blocks: u32) {
         self.used += blocks;
         if blocks > 0 {
             self.held_back = PROBE - 1;
@@ -186,30 +192,30 @@ impl Score {
 
     fn guess(&mut self, blocks: u32) {
         self.guessed += blocks;
-        while self.guessed > 2 * ENOUGH {
+        while self.guessed > 2 * MIN_SAMPLE {
             self.guessed /= 2;
             self.used /= 2;
         }
     }
 }
 
-/// One per source; the caller has the lock. See the module.
+/// The readahead of one source; the caller holds its lock. See the module.
 pub struct Readahead {
-    /// Of the object.
+    /// Blocks of the object.
     blocks: u64,
     map: Map,
     streams: Streams,
-    /// The reads of the near past that were new, the last one first.
+    /// The last reads that read new blocks, the latest first.
     recent: VecDeque<(u64, u64)>,
     scores: [Score; Kind::ALL.len()],
     numbers: Numbers,
 }
 
 impl Readahead {
-    /// The most that is fetched ahead of a stream, blocks: 8 MiB, six times what a link of 1 Gbit/s holds at 10 ms.
+    /// The farthest that a stream is fetched ahead, blocks: 8 MiB, six times what a link of 1 Gbit/s holds at 10 ms.
     pub const LONGEST: u64 = 512;
 
-    /// For an object of `blocks` cache blocks, the last of which may be cut short.
+    /// For an object of `blocks` cache blocks, the last of which may be short.
     pub fn new(blocks: u64) -> Self {
         Self::with(blocks, NUMBERS)
     }
@@ -225,8 +231,8 @@ impl Readahead {
         }
     }
 
-    /// A reader asked for `count` blocks from `first` on. `missing`: not all of them were here or on their way.
-    /// `present` says of a block whether it is here or on its way; it is asked about few.
+    /// A reader reads `count` blocks from `first` on. `missing`: not all of them are present or in transit. `present`
+    /// tells whether a block is present or in transit; it is called for few blocks.
     pub fn read(&mut self, first: u64, count: u64, missing: bool, present: &dyn Fn(u64) -> bool) -> Advice {
         let end = first.saturating_add(count).min(self.blocks);
         if first >= end {
@@ -234,10 +240,10 @@ impl Readahead {
         }
         let marked = self.map.mark(first, end);
         for (score, used) in self.scores.iter_mut().zip(marked.used) {
-            score.use_up(used);
+            score.note_used(used);
         }
         let mut ranges = Vec::new();
-        // What is read again and is here needs nothing, and says nothing of what comes next: others boot from it too.
+        // A repeated read that misses nothing needs nothing. It also predicts nothing: other VMs boot from this source.
         if marked.new == 0 && !missing {
             return Advice::default();
         }
@@ -259,13 +265,13 @@ impl Readahead {
 
     /// Guesses around a read that missed and belongs to no stream.
     fn around(&mut self, first: u64, end: u64, run: u64, down: bool, ranges: &mut Vec<(u64, u64)>) {
-        let Numbers { habits, bridge, thick, .. } = self.numbers;
-        let Some(habit) = habits.into_iter().find(|habit| end - first <= habit.longest) else { return };
+        let Numbers { rules, bridge, thick, .. } = self.numbers;
+        let Some(rule) = rules.into_iter().find(|rule| end - first <= rule.longest) else { return };
 
-        let mut near = end + habit.ahead;
+        let mut near = end + rule.ahead;
         for size in [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64] {
-            if size <= habit.dense
-                && self.map.count(first.saturating_sub(size), end + size) * 64 >= habit.density * size
+            if size <= rule.dense
+                && self.map.count(first.saturating_sub(size), end + size) * 64 >= rule.density * size
             {
                 near = near.max(end + size);
             }
@@ -273,7 +279,7 @@ impl Readahead {
         if first == 0 {
             near = near.max(self.numbers.first);
         }
-        let follow = if run > end - first { (run * habit.follow / 4).min(REQUEST) } else { 0 };
+        let follow = if run > end - first { (run * rule.follow / 4).min(REQUEST) } else { 0 };
         let behind = if down { follow } else { 0 };
         if !down {
             near = near.max(end + follow);
@@ -282,7 +288,7 @@ impl Readahead {
         let previous = self.map.previous(first.saturating_sub(FAR), first);
         let just_now = |block: u64| self.recent.iter().any(|(from, to)| (*from..*to).contains(&block));
         let largest = |now: bool, side: usize| {
-            if now { habit.join[side].max(habit.join_now[side]) } else { habit.join[side] }
+            if now { rule.join[side].max(rule.join_now[side]) } else { rule.join[side] }
         };
         let joined_after = next.filter(|next| next - end <= largest(just_now(*next), 0));
         let mut joined_before = None;
@@ -291,8 +297,8 @@ impl Readahead {
             let (gap, now) = (first - previous - 1, just_now(previous));
             if gap <= largest(now, 1) {
                 joined_before = Some(previous + 1);
-            } else if now && gap <= habit.head_gap {
-                head = Some((previous + 1, previous + 1 + habit.head.min(gap)));
+            } else if now && gap <= rule.head_gap {
+                head = Some((previous + 1, previous + 1 + rule.head.min(gap)));
             }
         }
         let mut dense = None;
@@ -349,7 +355,7 @@ impl Readahead {
         ranges.extend(self.allow(kind, from, to, reader));
     }
 
-    /// What of such a guess is made, the part next to the block where the reader is; that is noted.
+    /// The part of a guess that the policy makes, next to the reader's block. Notes the guess.
     fn allow(&mut self, kind: Kind, from: u64, to: u64, reader: u64) -> Option<(u64, u64)> {
         let to = to.min(self.blocks);
         if from >= to {
@@ -363,7 +369,7 @@ impl Readahead {
     }
 }
 
-/// Without what is present at both ends, as (first, count).
+/// The range without the present blocks at both ends, as (first, count).
 fn missing_part((mut from, mut to): (u64, u64), present: &dyn Fn(u64) -> bool) -> Option<(u64, u64)> {
     while from < to && present(from) {
         from += 1;

@@ -39,7 +39,7 @@ impl Spawn for Threads {
     }
 }
 
-/// What the next requests do.
+/// Decides whether a request fails, and with which error.
 type Answer = Box<dyn FnMut(&Range<u64>, Purpose) -> Option<SourceErrorKind> + Send>;
 
 /// A server in memory.
@@ -52,7 +52,7 @@ struct Server {
     /// Requests stop before their first byte while it is closed.
     open: Mutex<bool>,
     opened: Condvar,
-    /// Whether only a part of what was asked for comes.
+    /// Whether each request delivers only half of its bytes.
     cut: AtomicBool,
 }
 
@@ -78,8 +78,8 @@ impl Server {
         self.requests.lock().iter().map(|(range, _)| range.clone()).collect()
     }
 
-    /// How often each block was asked for, at most.
-    fn most_asked(&self) -> usize {
+    /// The largest number of requests for any one block.
+    fn max_requests_per_block(&self) -> usize {
         let mut count = HashMap::new();
         for range in self.requests() {
             assert!(range.start.is_multiple_of(CACHE_BLOCK) && range.start < range.end);
@@ -131,13 +131,13 @@ impl RemoteSource for Server {
     }
 }
 
-/// Keeps whole blocks; may lose any of them at any time.
+/// A cache in memory; a test may remove any block at any time.
 #[derive(Default)]
-struct Shelf {
+struct MemoryCache {
     blocks: Mutex<HashMap<u64, Vec<u8>>>,
 }
 
-impl Keep for Shelf {
+impl FetchCache for MemoryCache {
     fn read(&self, first: u64, buf: &mut [u8]) -> usize {
         let blocks = self.blocks.lock();
         let mut done = 0;
@@ -163,26 +163,26 @@ impl Keep for Shelf {
     }
 }
 
-fn lazy(server: &Arc<Server>, keep: Arc<dyn Keep>) -> LazySource {
+fn lazy(server: &Arc<Server>, cache: Arc<dyn FetchCache>) -> LazySource {
     let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 };
     LazySource::new(
         server.clone(),
-        keep,
+        cache,
         Arc::new(Threads),
         identity,
         Events::new().base(1, "debian"),
         Arc::default(),
-        Patience::new(Arc::new(Threads)),
+        TimedReads::new(Arc::new(Threads)),
     )
 }
 
-/// Bytes that readers found, and bytes that came, for whatever reason.
-fn counted(source: &LazySource) -> (u64, u64) {
+/// Bytes that readers found in the cache, and bytes that were fetched for any reason.
+fn counters(source: &LazySource) -> (u64, u64) {
     let bytes = |reasons: &[Reason]| reasons.iter().map(|r| source.shared.traffic.total(*r).bytes).sum();
     (bytes(&[Reason::Disk]), bytes(&[Reason::Demand, Reason::Readahead, Reason::Prefetch, Reason::Hydrate]))
 }
 
-/// As a request does: again, holding what was waited for, until it needs nothing more.
+/// Reads as a request does: runs again until nothing is missing, and holds the completions of all attempts.
 fn read(source: &LazySource, offset: u64, len: usize) -> Result<Vec<u8>, SourceError> {
     let mut held = Vec::new();
     loop {
@@ -192,11 +192,11 @@ fn read(source: &LazySource, offset: u64, len: usize) -> Result<Vec<u8>, SourceE
                 buf.truncate(read);
                 return Ok(buf);
             }
-            Err(error) => match error.arrival() {
-                Some(arrival) => {
-                    held.push(arrival.clone());
+            Err(error) => match error.completion() {
+                Some(completion) => {
+                    held.push(completion.clone());
                     assert!(held.len() < 1000, "a read that does not end");
-                    arrival.wait();
+                    completion.wait();
                 }
                 None => return Err(error),
             },
@@ -209,8 +209,8 @@ fn assert_reads(source: &LazySource, server: &Server, offset: u64, len: usize) {
     assert!(read(source, offset, len).unwrap() == server.bytes[offset as usize..end], "{offset}+{len}");
 }
 
-/// Once nothing is in transit any more, everything that came is on the shelf.
-fn settle(source: &LazySource) {
+/// Waits until nothing is in transit: the cache has every block that came.
+fn wait_until_cached(source: &LazySource) {
     while source.shared.in_transit.load(Ordering::Relaxed) > 0 {
         thread::yield_now();
     }
@@ -218,13 +218,13 @@ fn settle(source: &LazySource) {
 
 /// Guards D7, D38.
 #[test]
-fn reads_are_those_of_the_object_whatever_is_kept_and_however_it_comes() {
+fn reads_return_the_objects_bytes_whatever_the_cache_holds_and_however_they_come() {
     const LEN: usize = 3 * (1 << 20) + 777;
     for (seed, piece) in [(1u64, 100), (2, 16384), (3, 40_000), (4, 1 << 22)] {
-        let keeps: [Arc<dyn Keep>; 2] = [Arc::new(Shelf::default()), Arc::new(KeepNothing)];
-        for keep in keeps {
+        let caches: [Arc<dyn FetchCache>; 2] = [Arc::new(MemoryCache::default()), Arc::new(NoCache)];
+        for cache in caches {
             let server = Server::new(LEN, piece);
-            let source = Arc::new(lazy(&server, keep));
+            let source = Arc::new(lazy(&server, cache));
             let threads = (0..4u64).map(|n| {
                 let (source, server) = (source.clone(), server.clone());
                 thread::spawn(move || {
@@ -249,68 +249,68 @@ fn reads_are_those_of_the_object_whatever_is_kept_and_however_it_comes() {
 
 /// Guards D40.
 #[test]
-fn a_block_is_fetched_once_however_many_ask() {
+fn a_block_is_fetched_once_for_any_number_of_readers() {
     let server = Server::new(1 << 20, 5000);
     server.set_open(false);
-    let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
+    let source = Arc::new(lazy(&server, Arc::new(MemoryCache::default())));
     let readers: Vec<_> = (0..10)
         .map(|n| {
             let (source, server) = (source.clone(), server.clone());
             thread::spawn(move || assert_reads(&source, &server, n * 100, 300_000))
         })
         .collect();
-    // All of them have asked when this one, the last, has.
+    // This is the last reader: when it has asked, all have.
     let mut buf = vec![0; 300_000];
-    let arrival = source.read_at(&mut buf, 0).unwrap_err().arrival().cloned().unwrap();
-    assert!(!arrival.has_happened());
+    let completion = source.read_at(&mut buf, 0).unwrap_err().completion().cloned().unwrap();
+    assert!(!completion.is_complete());
     server.set_open(true);
     readers.into_iter().for_each(|reader| reader.join().unwrap());
-    settle(&source);
-    drop(arrival);
+    wait_until_cached(&source);
+    drop(completion);
     assert_reads(&source, &server, 0, 300_000);
-    assert_eq!(server.most_asked(), 1, "{:?}", server.requests());
-    let (hit, fetched) = counted(&source);
+    assert_eq!(server.max_requests_per_block(), 1, "{:?}", server.requests());
+    let (hit, fetched) = counters(&source);
     assert!(hit >= 300_000 && fetched >= 300_000, "{hit} {fetched}");
 }
 
 #[test]
 fn neighbouring_misses_are_one_request() {
     let server = Server::new(4 << 20, 1 << 20);
-    let source = lazy(&server, Arc::new(Shelf::default()));
+    let source = lazy(&server, Arc::new(MemoryCache::default()));
     assert_reads(&source, &server, 5, 1 << 20);
     assert_eq!(server.requests().first().unwrap().start, 0);
     assert!(server.requests()[0].end >= (1 << 20) + 5);
-    settle(&source);
-    assert_eq!(counted(&source).0, 0);
+    wait_until_cached(&source);
+    assert_eq!(counters(&source).0, 0);
     assert_reads(&source, &server, 5, 1 << 20);
-    assert_eq!((counted(&source).0, server.most_asked()), (1 << 20, 1));
+    assert_eq!((counters(&source).0, server.max_requests_per_block()), (1 << 20, 1));
 }
 
 /// Guards D39.
 #[test]
-fn who_goes_away_takes_nobody_along() {
+fn a_reader_that_goes_away_does_not_affect_other_readers_of_the_block() {
     let server = Server::new(1 << 20, 1 << 20);
     server.set_open(false);
-    let source = lazy(&server, Arc::new(KeepNothing));
+    let source = lazy(&server, Arc::new(NoCache));
     let mut buf = vec![0; 4096];
-    // Asks, and never comes back.
+    // Reads, and never comes back.
     drop(source.read_at(&mut buf, 0).unwrap_err());
-    // Waits before the server answers: one that came after the block had passed would ask anew.
-    let other = source.read_at(&mut buf, 0).unwrap_err().arrival().cloned().unwrap();
+    // Waits before the server answers: a reader that came after the block had left would request it again.
+    let other = source.read_at(&mut buf, 0).unwrap_err().completion().cloned().unwrap();
     server.set_open(true);
     other.wait();
     assert_reads(&source, &server, 0, 4096);
-    assert_eq!(server.most_asked(), 1);
+    assert_eq!(server.max_requests_per_block(), 1);
 }
 
 /// Guards D37.
 #[test]
-fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
+fn a_failure_reaches_all_waiting_readers_and_the_next_reader_requests_again() {
     for kind in [SourceErrorKind::Changed, SourceErrorKind::Denied, SourceErrorKind::Unreachable] {
         let server = Server::new(1 << 20, 1 << 20);
         server.set_open(false);
         *server.answer.lock() = Box::new(move |_, _| Some(kind));
-        let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
+        let source = Arc::new(lazy(&server, Arc::new(MemoryCache::default())));
         let readers: Vec<_> = (0..4)
             .map(|_| {
                 let source = source.clone();
@@ -322,7 +322,7 @@ fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
             assert_eq!(reader.join().unwrap(), kind);
         }
         *server.answer.lock() = Box::new(|_, _| None);
-        // Who comes while somebody still holds the failure shares it.
+        // A reader that comes while another still holds the failed block gets the same error.
         while read(&source, 20_000, 10).is_err() {
             thread::yield_now();
         }
@@ -332,70 +332,70 @@ fn all_who_wait_are_told_of_a_failure_and_the_next_asks_again() {
 
 /// Guards D37.
 #[test]
-fn a_transfer_that_ends_early_is_an_error_and_nobody_hangs() {
-    // The read is all of it: nothing that is read ahead comes behind.
+fn a_transfer_that_ends_early_fails_the_read_and_hangs_no_reader() {
+    // The read covers the whole object, so that no readahead follows.
     let server = Server::new(200_000, 1 << 20);
     server.cut.store(true, Ordering::Relaxed);
-    let source = lazy(&server, Arc::new(KeepNothing));
+    let source = lazy(&server, Arc::new(NoCache));
     let error = read(&source, 0, 200_000).unwrap_err();
     assert_eq!(error.kind(), SourceErrorKind::Io, "{error}");
     server.cut.store(false, Ordering::Relaxed);
-    // The thread of the request may hold the failed blocks for a moment more; a read that meets them shares the error.
+    // The thread of the request may still hold the failed blocks; a read that finds them gets the same error.
     let left = |block| source.shared.table.lock().transit.get(block).is_none();
-    eventually("failed blocks leave the table", || (0..13).all(left));
+    eventually("the failed blocks have left the table", || (0..13).all(left));
     assert_reads(&source, &server, 0, 200_000);
 }
 
 #[test]
-fn a_reader_that_joined_a_prefetch_is_not_given_up_with_it() {
+fn a_reader_that_joined_a_failed_prefetch_gets_a_request_of_its_own() {
     let server = Server::new(1 << 20, 1 << 20);
     server.set_open(false);
     *server.answer.lock() =
         Box::new(|_, purpose| (purpose != Purpose::Demand).then_some(SourceErrorKind::Unreachable));
-    let source = Arc::new(lazy(&server, Arc::new(Shelf::default())));
-    let arrival = source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).unwrap();
+    let source = Arc::new(lazy(&server, Arc::new(MemoryCache::default())));
+    let completion = source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).unwrap();
     let mut buf = vec![0; 4096];
-    let joined = source.read_at(&mut buf, 500_000).unwrap_err().arrival().cloned().unwrap();
+    let joined = source.read_at(&mut buf, 500_000).unwrap_err().completion().cloned().unwrap();
     server.set_open(true);
-    arrival.wait();
+    completion.wait();
     joined.wait();
     assert_reads(&source, &server, 500_000, 4096);
     assert!(server.requests.lock().iter().any(|(_, purpose)| *purpose == Purpose::Demand));
-    // What nobody reads was not asked for again.
+    // Blocks without a reader are not requested again.
     assert!(server.requests().iter().filter(|range| range.contains(&0)).count() == 1);
 }
 
 #[test]
-fn what_was_lost_from_the_cache_is_fetched_again() {
+fn blocks_that_the_cache_lost_are_fetched_again() {
     let server = Server::new(1 << 20, 1 << 20);
-    let shelf = Arc::new(Shelf::default());
-    let source = lazy(&server, shelf.clone());
+    let cache = Arc::new(MemoryCache::default());
+    let source = lazy(&server, cache.clone());
     assert_reads(&source, &server, 0, 1 << 20);
-    settle(&source);
-    shelf.blocks.lock().remove(&7);
+    wait_until_cached(&source);
+    cache.blocks.lock().remove(&7);
     assert_reads(&source, &server, 0, 1 << 20);
-    // A block that is not whole is as good as none.
-    settle(&source);
-    shelf.blocks.lock().get_mut(&9).unwrap().truncate(5);
+    // A truncated block counts as missing.
+    wait_until_cached(&source);
+    cache.blocks.lock().get_mut(&9).unwrap().truncate(5);
     assert_reads(&source, &server, 0, 1 << 20);
-    assert_eq!(server.most_asked(), 2);
+    assert_eq!(server.max_requests_per_block(), 2);
 }
 
-/// A shelf that takes nothing until it is opened.
+/// A cache whose inserts wait until it is opened.
 #[derive(Default)]
-struct SlowShelf {
-    shelf: Shelf,
+struct SlowCache {
+    cache: MemoryCache,
     open: Mutex<bool>,
     opened: Condvar,
 }
 
-impl Keep for SlowShelf {
+impl FetchCache for SlowCache {
     fn read(&self, first: u64, buf: &mut [u8]) -> usize {
-        self.shelf.read(first, buf)
+        self.cache.read(first, buf)
     }
 
     fn contains(&self, block: u64) -> bool {
-        self.shelf.contains(block)
+        self.cache.contains(block)
     }
 
     fn insert(&self, first: u64, data: &[u8]) {
@@ -403,39 +403,39 @@ impl Keep for SlowShelf {
         while !*open {
             self.opened.wait(&mut open);
         }
-        self.shelf.insert(first, data);
+        self.cache.insert(first, data);
     }
 }
 
 #[test]
-fn a_prefetch_does_not_wait_for_the_disk_that_keeps_it() {
+fn a_prefetch_does_not_wait_for_the_cache_disk() {
     let server = Server::new(1 << 20, 1 << 16);
-    let shelf = Arc::new(SlowShelf::default());
-    let source = lazy(&server, shelf.clone());
+    let cache = Arc::new(SlowCache::default());
+    let source = lazy(&server, cache.clone());
     source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).unwrap().wait();
-    // It has come. Whoever plays a trace would take it for lost if there were more to wait for, and give up.
+    // The blocks have come. A player of a trace would count them as lost if it still had to wait, and give up.
     assert!(source.prefetch(&[(0, 1 << 20)], Purpose::Prefetch).is_none());
-    *shelf.open.lock() = true;
-    shelf.opened.notify_all();
-    settle(&source);
-    assert_eq!(server.most_asked(), 1);
+    *cache.open.lock() = true;
+    cache.opened.notify_all();
+    wait_until_cached(&source);
+    assert_eq!(server.max_requests_per_block(), 1);
 }
 
 #[test]
-fn a_prefetch_says_when_everything_is_here() {
+fn a_prefetch_has_no_completion_when_all_blocks_are_present() {
     let server = Server::new((1 << 20) + 5, 1 << 16);
-    let source = lazy(&server, Arc::new(Shelf::default()));
-    while let Some(arrival) = source.prefetch(&[(0, u64::MAX)], Purpose::Hydrate) {
-        arrival.wait();
+    let source = lazy(&server, Arc::new(MemoryCache::default()));
+    while let Some(completion) = source.prefetch(&[(0, u64::MAX)], Purpose::Hydrate) {
+        completion.wait();
     }
-    settle(&source);
+    wait_until_cached(&source);
     let before = server.requests().len();
     assert_reads(&source, &server, 0, (1 << 20) + 5);
-    assert_eq!((server.requests().len(), server.most_asked()), (before, 1));
+    assert_eq!((server.requests().len(), server.max_requests_per_block()), (before, 1));
     assert!(read(&source, (1 << 20) + 5, 10).unwrap().is_empty());
 }
 
-/// A server that answers when it is told to, without keeping a thread.
+/// A server that answers when the test tells it to, and keeps no thread until then.
 struct Silent {
     size: u64,
     state: Mutex<SilentState>,
@@ -444,7 +444,7 @@ struct Silent {
 #[derive(Default)]
 struct SilentState {
     answers: bool,
-    /// Requests in the order in which they came, and bytes of those that are under way, now and at most.
+    /// The start of each request in the order in which they came; bytes of requests under way, and their maximum.
     requests: Vec<u64>,
     bytes: u64,
     most: u64,
@@ -470,7 +470,7 @@ impl Silent {
     }
 }
 
-/// A request of it, which counts as long as it is there.
+/// A request to it; counts as under way until it is dropped.
 struct SilentFetch {
     server: Arc<Silent>,
     bytes: u64,
@@ -549,17 +549,17 @@ impl Spawn for Pool {
 fn silent(server: &Arc<Silent>, pool: &Arc<Pool>, number: u64, budget: &Arc<DemandBudget>) -> LazySource {
     let identity = Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: number };
     let traffic = Events::new().base(number, "debian");
-    let patience = Patience::new(Arc::new(Threads));
-    let keep = Arc::new(KeepNothing);
-    LazySource::new(server.clone(), keep, pool.clone(), identity, traffic, budget.clone(), patience)
+    let timed_reads = TimedReads::new(Arc::new(Threads));
+    let cache = Arc::new(NoCache);
+    LazySource::new(server.clone(), cache, pool.clone(), identity, traffic, budget.clone(), timed_reads)
 }
 
-/// Reads that wait, 1 MiB each at every fourth MiB: nothing of them is one request with another.
-fn park(source: &LazySource, reads: Range<u64>) -> Vec<Arrival> {
+/// Starts reads that wait: 1 MiB each at every fourth MiB, so that no two become one request.
+fn park(source: &LazySource, reads: Range<u64>) -> Vec<Completion> {
     reads
         .map(|number| {
             let error = source.read_at(&mut vec![0; 1 << 20], number << 22).unwrap_err();
-            error.arrival().cloned().expect("it waits")
+            error.completion().cloned().expect("it waits")
         })
         .collect()
 }
@@ -567,54 +567,54 @@ fn park(source: &LazySource, reads: Range<u64>) -> Vec<Arrival> {
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + std::time::Duration::from_secs(60);
     while !so() {
-        assert!(Instant::now() < end, "it never came to this: {what}");
+        assert!(Instant::now() < end, "timed out waiting until {what}");
         thread::yield_now();
     }
 }
 
-/// The second boot of a base fetched what the first had not read.
+/// Regression: the second boot of a base fetched blocks that the first had not read.
 #[test]
-fn readers_that_find_all_have_nothing_guessed_for_them() {
+fn reads_that_miss_nothing_start_no_readahead() {
     let server = Server::new(9 << 20, 1 << 20);
-    let keep = Arc::new(Shelf::default());
+    let cache = Arc::new(MemoryCache::default());
     let runs = (0..16u64).map(|run| (run * 4, 4));
     for (first, count) in runs.clone() {
         let range = (first * CACHE_BLOCK) as usize..((first + count) * CACHE_BLOCK) as usize;
-        keep.insert(first, &server.bytes[range]);
+        cache.insert(first, &server.bytes[range]);
     }
-    let source = lazy(&server, keep);
+    let source = lazy(&server, cache);
     for (first, count) in runs {
         let mut buf = vec![0; (count * CACHE_BLOCK) as usize];
         assert_eq!(source.read_at(&mut buf, first * CACHE_BLOCK).unwrap(), buf.len());
     }
     assert_eq!(server.requests(), []);
-    // From the first read that misses on, guesses go on as ever.
+    // From the first miss on, readahead works.
     let error = source.read_at(&mut [0; 4096], 500 * CACHE_BLOCK).unwrap_err();
-    error.arrival().expect("it waits").wait();
+    error.completion().expect("it waits").wait();
     assert!(!server.requests().is_empty());
 }
 
-/// 10,000 reads of 1 MiB that wait for one base asked for 10 GB at once.
+/// Without the bound, 10,000 waiting reads of 1 MiB requested 10 GB at once.
 /// Guards D44.
 #[test]
-fn ten_thousand_reads_that_wait_have_a_bounded_number_of_bytes_under_way() {
+fn ten_thousand_waiting_reads_have_a_bounded_number_of_bytes_under_way() {
     let (server, pool) = (Silent::new(10_000 << 22), Pool::new());
     let source = silent(&server, &pool, 1, &Arc::default());
     let reads = park(&source, 0..10_000);
     assert!(server.under_way() <= 64 << 20, "{}", server.under_way());
     assert!(server.under_way() >= 60 << 20, "{}", server.under_way());
     server.answer();
-    // Each of them comes to its end, in the order in which they came.
-    for (number, arrival) in reads.into_iter().enumerate() {
-        arrival.wait();
+    // Each read completes, in the order of the reads.
+    for (number, completion) in reads.into_iter().enumerate() {
+        completion.wait();
         let mut buf = vec![0; 1 << 20];
         assert_eq!(source.read_at(&mut buf, (number as u64) << 22).unwrap(), 1 << 20);
         assert!(buf.iter().all(|byte| *byte == 7));
     }
     let state = server.state.lock();
     assert!(state.most <= 100 << 20, "{}", state.most);
-    // In the order in which they were asked for. Threads that begin one each at the same time may change places, so a
-    // request is passed by no more than are under way.
+    // Requests start in the order of the reads. Threads that start one each at the same time may swap, so a request may
+    // move by as many places as requests are under way.
     for (place, start) in state.requests.iter().enumerate() {
         let number = start >> 22;
         assert!(number.abs_diff(place as u64) <= 64, "request {number} began at place {place}");
@@ -623,7 +623,7 @@ fn ten_thousand_reads_that_wait_have_a_bounded_number_of_bytes_under_way() {
 
 /// Sources with endless readers whose servers hang leave room for the next request of each other source.
 #[test]
-fn sources_that_hang_keep_no_other_from_its_bytes() {
+fn hanging_sources_leave_room_for_other_sources() {
     let (pool, budget) = (Pool::new(), Arc::default());
     let servers: Vec<_> = (0..8).map(|_| Silent::new(1000 << 22)).collect();
     let sources: Vec<_> =
@@ -636,32 +636,32 @@ fn sources_that_hang_keep_no_other_from_its_bytes() {
     let other = silent(&server, &pool, number, &budget);
     server.answer();
     for number in 0..50 {
-        park(&other, number..number + 1).into_iter().for_each(|arrival| arrival.wait());
+        park(&other, number..number + 1).into_iter().for_each(|completion| completion.wait());
     }
-    // What they had is given back to those that wait for room.
+    // The bytes that they held go to the sources that wait for room.
     servers[0].answer();
-    reads[0].iter().for_each(Arrival::wait);
+    reads[0].iter().for_each(Completion::wait);
     servers.iter().for_each(|server| server.answer());
-    reads.iter().flatten().for_each(Arrival::wait);
+    reads.iter().flatten().for_each(Completion::wait);
 }
 
-/// A reader that is killed gives its place back, also when its request hangs.
+/// A killed reader frees its place, even when its request hangs.
 /// Guards D44.
 #[test]
-fn readers_that_went_away_keep_no_place_from_others() {
+fn readers_that_went_away_free_their_places() {
     let (server, pool) = (Silent::new(10_000 << 22), Pool::new());
     let source = silent(&server, &pool, 1, &Arc::default());
     let mut reads = park(&source, 0..500);
     let asked = || server.state.lock().requests.len();
     let began = asked();
-    // Those that had a place, and most of those that waited for one.
+    // Drops the readers that had a place, and most of those that waited for one.
     let last = reads.split_off(495);
     while reads.pop().is_some() {}
-    eventually("the last ones have their turn", || {
+    eventually("the last readers' requests start", || {
         let state = server.state.lock();
         state.requests.iter().filter(|start| **start >= 495 << 22).count() == 5
     });
     assert!(asked() <= began + 5 + 64, "{} requests for readers that are gone", asked() - began);
     server.answer();
-    last.iter().for_each(Arrival::wait);
+    last.iter().for_each(Completion::wait);
 }

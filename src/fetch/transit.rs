@@ -1,10 +1,11 @@
-//! Cache blocks between the network and the cache: under way, or here and still held by somebody.
+//! The transit table: cache blocks between the network and the cache, either requested or present and still held.
 //!
 //! What must hold:
-//! - A block is fetched once, however many ask for it: who comes later finds it here and waits for the same bytes (D40).
-//! - A block leaves the table only when nobody holds it: the fetch that brings it, the writer that puts it into the
-//!   cache, or a reader's [`Arrival`]. So a reader that comes back for what it waited for finds it, or why it failed.
-//! - Nobody is called back under a lock.
+//! - A block is fetched once, however many readers ask for it: a later reader finds it here and waits for the same bytes
+//!   (D40).
+//! - A block stays in the table while it has a holder: the fetch that brings it, the insert into the cache, or a
+//!   reader's [`Completion`]. So a reader that runs again finds the block that it waited for, or the error.
+//! - No callback runs under a lock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -13,34 +14,34 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Shared;
-use crate::source::{Arrival, Arrived, SourceError};
+use crate::source::{Completer, Completion, SourceError};
 
-/// One cache block under way.
+/// One cache block in transit.
 pub(super) struct Unit {
     state: Mutex<State>,
 }
 
 enum State {
-    /// Those who wait for it: an arrival happens when the last of its blocks lets go of it. `read`: since when a reader
-    /// is among them.
-    Coming {
-        waiters: Vec<Arc<Arrived>>,
+    /// `waiters`: completions that wait for it. A completion is complete when the last of its blocks drops its
+    /// completer. `read`: since when a reader is among them.
+    Pending {
+        waiters: Vec<Arc<Completer>>,
         read: Option<Instant>,
     },
-    Here {
+    Present {
         bytes: Arc<[u8]>,
         awaited: bool,
     },
     Failed(SourceError),
-    /// It did not come, and no reader waited for it: as if it had never been asked for.
+    /// It did not come, and no reader waited for it: as if it had never been requested.
     Abandoned,
 }
 
-/// What a reader finds.
+/// What a reader finds in the table.
 pub(super) enum Found {
-    Coming,
-    /// `awaited`: somebody waited for it.
-    Here {
+    Pending,
+    /// `awaited`: a reader waited for it.
+    Present {
         bytes: Arc<[u8]>,
         awaited: bool,
     },
@@ -49,68 +50,69 @@ pub(super) enum Found {
 
 impl Unit {
     fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Coming { waiters: Vec::new(), read: None }) })
+        Arc::new(Self { state: Mutex::new(State::Pending { waiters: Vec::new(), read: None }) })
     }
 
     pub fn find(&self) -> Found {
         match &*self.state.lock() {
-            // Nobody gets hold of an abandoned one any more ([`Transit::get`]); who had it waits for nothing.
-            State::Coming { .. } | State::Abandoned => Found::Coming,
-            State::Here { bytes, awaited } => Found::Here { bytes: bytes.clone(), awaited: *awaited },
+            // [`Transit::get`] does not return an abandoned unit, and its earlier holders wait for nothing.
+            State::Pending { .. } | State::Abandoned => Found::Pending,
+            State::Present { bytes, awaited } => Found::Present { bytes: bytes.clone(), awaited: *awaited },
             State::Failed(error) => Found::Failed(error.clone()),
         }
     }
 
-    /// Lets go of `waiter` when it is here.
-    fn wait(&self, waiter: Arc<Arrived>, who: Who) {
+    /// Holds `waiter` until the block has come or failed.
+    fn wait(&self, waiter: Arc<Completer>, kind: WaiterKind) {
         let mut gone = Vec::new();
-        if let State::Coming { waiters, read } = &mut *self.state.lock() {
-            // Readers that went away are forgotten when the list is about to grow: it is at most twice as long as
-            // there are readers that wait.
+        if let State::Pending { waiters, read } = &mut *self.state.lock() {
+            // Readers that went away are removed when the list is about to grow. So its length is at most twice the
+            // number of waiting readers.
             if waiters.len() == waiters.capacity() {
                 gone = waiters.extract_if(.., |waiter| !waiter.is_awaited()).collect();
             }
             waiters.push(waiter);
-            if who == Who::Reader {
+            if kind == WaiterKind::Reader {
                 read.get_or_insert_with(Instant::now);
             }
         }
-        // Without the lock: this may run what was to happen then.
+        // Without the lock: this may run callbacks.
         drop(gone);
     }
 
     fn settle(&self, state: impl FnOnce(bool) -> State) {
         let before = {
             let mut now = self.state.lock();
-            let State::Coming { read, .. } = &*now else { return };
+            let State::Pending { read, .. } = &*now else { return };
             let state = state(read.is_some());
             std::mem::replace(&mut *now, state)
         };
-        // Without the lock: this may run the readers' next try.
+        // Without the lock: this may run the readers' next attempt.
         drop(before);
     }
 
-    pub fn arrived(&self, bytes: Arc<[u8]>) {
-        self.settle(|awaited| State::Here { bytes, awaited });
+    pub fn complete(&self, bytes: Arc<[u8]>) {
+        self.settle(|awaited| State::Present { bytes, awaited });
     }
 
-    pub fn failed(&self, error: SourceError) {
+    pub fn fail(&self, error: SourceError) {
         self.settle(|_| State::Failed(error));
     }
 
-    /// It will not come, whether or not a reader waited for it once.
-    pub fn drop_it(&self) {
+    /// The block will not come. Call it when no reader waits for it any more.
+    pub fn cancel(&self) {
         self.settle(|_| State::Abandoned);
     }
 
-    /// It will not come, unless a reader waits for it. Returns since when one does.
+    /// The block will not come by this request. When a reader waits for it, the block stays pending, and the result is
+    /// since when the reader waits.
     #[must_use]
-    pub fn abandon(&self) -> Option<Instant> {
+    pub fn abandon_unless_read(&self) -> Option<Instant> {
         let before = {
             let mut now = self.state.lock();
             match &*now {
-                State::Coming { read: Some(since), .. } => return Some(*since),
-                State::Coming { .. } => std::mem::replace(&mut *now, State::Abandoned),
+                State::Pending { read: Some(since), .. } => return Some(*since),
+                State::Pending { .. } => std::mem::replace(&mut *now, State::Abandoned),
                 _ => return None,
             }
         };
@@ -119,16 +121,16 @@ impl Unit {
     }
 }
 
-/// Who waits.
+/// Which kind of caller waits for a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Who {
-    /// Somebody who has to have it.
+pub(super) enum WaiterKind {
+    /// A reader, which cannot go on without it.
     Reader,
-    /// Somebody who would like to have it here.
+    /// A prefetch or a hydration.
     Other,
 }
 
-/// Blocks that are held for a reader, or for others.
+/// The blocks that a completion holds.
 struct Held {
     units: Vec<Arc<Unit>>,
     source: Weak<Shared>,
@@ -136,8 +138,8 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.units.iter().any(|unit| matches!(&*unit.state.lock(), State::Coming { .. })) {
-            // Its owner went away before they came.
+        if self.units.iter().any(|unit| matches!(&*unit.state.lock(), State::Pending { .. })) {
+            // The reader went away before the blocks came.
             self.units.clear();
             if let Some(source) = self.source.upgrade() {
                 source.reader_left();
@@ -146,22 +148,22 @@ impl Drop for Held {
     }
 }
 
-/// An arrival that has happened when each of `units` is here or will not come. It holds them.
-pub(super) fn arrival_of(source: &Arc<Shared>, units: Vec<Arc<Unit>>, who: Who) -> Arrival {
-    let (arrived, arrival) = Arrival::new();
-    let arrived = Arc::new(arrived);
+/// A completion that is complete when each of `units` has come or failed. It holds the units.
+pub(super) fn completion_of(source: &Arc<Shared>, units: Vec<Arc<Unit>>, kind: WaiterKind) -> Completion {
+    let (completer, completion) = Completion::new();
+    let completer = Arc::new(completer);
     for unit in &units {
-        unit.wait(arrived.clone(), who);
+        unit.wait(completer.clone(), kind);
     }
-    drop(arrived);
-    arrival.keeping(Arc::new(Held { units, source: Arc::downgrade(source) }))
+    drop(completer);
+    completion.keeping(Arc::new(Held { units, source: Arc::downgrade(source) }))
 }
 
 /// The blocks of one source that are in transit.
 #[derive(Default)]
 pub(super) struct Transit {
     units: HashMap<u64, Weak<Unit>>,
-    /// How many entries there may be before those that nobody holds are dropped.
+    /// The number of entries at which those without a holder are dropped.
     sweep_at: usize,
 }
 

@@ -1,7 +1,7 @@
 //! The sums file of the cache of fetched blocks (docs/format.md, "Cache of fetched blocks").
 //!
-//! Everything here may be lost or wrong at any time, and costs a fetch then, never a wrong byte: what is cached is
-//! compared with [`block_sum`] whenever it is read. So these structures have no repair but to be dropped.
+//! Everything here may be lost or damaged at any time. That costs a fetch, never a wrong byte: each read compares the
+//! cached bytes with [`block_sum`]. So the only repair of these structures is to drop them.
 
 use twox_hash::XxHash3_64;
 
@@ -9,51 +9,52 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Kind, Reader, Writer};
 use super::{MAX_DISK_SIZE, MAX_NUMBER};
 
 const HEADER: Envelope = Envelope { magic: *b"PLYCACHE", version: 2, structure: "cache header" };
-/// Bases whose contents lie under another key than the one that is made for them now.
+/// Bases whose contents lie under another key than the current one for them.
 const INHERITED: Envelope = Envelope { magic: *b"PLYCKEYS", version: 1, structure: "list of inherited keys" };
 
 /// Bytes of the source in one cache block.
 pub const CACHE_BLOCK: u64 = 16 * 1024;
-/// Cache blocks that a slot speaks for.
+/// Cache blocks of a slot.
 pub const SLOT_BLOCKS: u64 = 64;
 /// Bytes of the sums file before the first slot.
 pub const HEADER_AREA: u64 = 4096;
 /// Bytes of a slot.
 pub const SLOT: u64 = 640;
-/// Where a slot's ages are in it.
+/// Offset of the ages in a slot.
 pub const AGES_AT: u64 = 32;
-/// Where a slot's sums are in it.
+/// Offset of the sums in a slot.
 pub const SUMS_AT: u64 = 128;
 
 const COPY: usize = 2048;
 const PAYLOAD: usize = 8 + 32 + 8 + 4 + 4 + 1 + 1;
 /// Autoclear: [`CacheHeader::direct`].
 const DIRECT: u64 = 1;
-/// In version 2 behind the payload of version 1.
+/// Bytes that version 2 adds to the payload of version 1.
 const CONTENTS: usize = 32;
 const STRUCTURE: &str = "cache slot";
 
-/// Whose blocks a sums file is about, and what is known of them as a whole. It is there twice.
+/// The header of a sums file: the source of its blocks, and what is known about the contents as a whole. The file has
+/// two copies of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheHeader {
-    /// Grows with each copy that is written; the sound copy with the higher one counts.
+    /// Grows with each copy that is written. The sound copy with the higher number counts.
     pub sequence: u64,
     /// Identity of the source's contents.
     pub key: [u8; 32],
     /// Bytes of the source.
     pub size: u64,
-    /// Nothing of it is evicted to make room.
+    /// No block is evicted to make room.
     pub pinned: bool,
-    /// All of it was compared with the digest that the operator gave.
+    /// All contents were compared with the digest that the operator gave.
     pub verified: bool,
-    /// Each block that is here was a part of contents that were compared, as a whole, with the digest that this key
-    /// stands for. No block comes in any more.
+    /// Key of a digest. The blocks that are here were part of contents that, as a whole, matched this digest. No
+    /// further block may be inserted.
     pub contents: Option<[u8; 32]>,
-    /// Each slot lies at the place of its chunk: slot number n speaks of chunk n, or of nothing.
+    /// Slot n is the slot of chunk n, or is free.
     pub direct: bool,
 }
 
-/// What [`CacheHeader::decode`] found.
+/// The result of [`CacheHeader::decode`].
 #[derive(Debug)]
 pub struct DecodedHeader {
     /// The newest sound copy.
@@ -63,18 +64,18 @@ pub struct DecodedHeader {
 }
 
 impl CacheHeader {
-    /// Where the copy with this sequence number lies in the file.
+    /// Offset in the file of the copy with this sequence number.
     pub fn place(sequence: u64) -> u64 {
         (sequence % 2) * COPY as u64
     }
 
-    /// The bytes of one copy: of version 1 as long as that says all.
+    /// The bytes of one copy, in version 1 if that can express the header.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.u64(self.sequence).raw(&self.key).u64(self.size);
         w.u32(CACHE_BLOCK as u32).u32(SLOT_BLOCKS as u32);
         w.u8(self.pinned.into()).u8(self.verified.into());
-        // Version 1 had verified contents under the key of their digest only.
+        // In version 1, verified contents always lie under the key of their digest.
         let contents = self.contents.filter(|contents| !self.verified || *contents != self.key);
         let version = if contents.is_some() { 2 } else { 1 };
         w.raw(contents.as_ref().map_or(&[], |contents| contents));
@@ -98,11 +99,13 @@ impl CacheHeader {
         key.copy_from_slice(r.raw(32)?);
         let size = r.u64()?;
         if size == 0 || size > MAX_DISK_SIZE {
-            return Err(r.bad(format!("a source of {size} bytes")));
+            return Err(r.bad(format!("source size {size} is out of range")));
         }
         let (block, slot) = (r.u32()?, r.u32()?);
         if (u64::from(block), u64::from(slot)) != (CACHE_BLOCK, SLOT_BLOCKS) {
-            return Err(r.bad(format!("blocks of {block} bytes, {slot} in a slot")));
+            return Err(
+                r.bad(format!("blocks of {block} bytes and slots of {slot} blocks are not supported"))
+            );
         }
         let mut flag = || match r.u8()? {
             0 => Ok(false),
@@ -124,14 +127,14 @@ impl CacheHeader {
     /// Reads the first [`HEADER_AREA`] bytes of a sums file.
     ///
     /// # Errors
-    /// What is wrong with the first copy, when neither is sound.
+    /// The error of the first copy, when neither copy is sound.
     pub fn decode(area: &[u8]) -> Result<DecodedHeader, FormatError> {
         let copy = |at: usize| {
             let header = Self::decode_copy(area.get(at..(at + COPY).min(area.len())).unwrap_or_default())?;
             if Self::place(header.sequence) == at as u64 {
                 Ok(header)
             } else {
-                let why = "this copy belongs to the other place";
+                let why = "this copy lies at the offset of the other copy";
                 Err(FormatError::new(Kind::Value, HEADER.structure, why))
             }
         };
@@ -148,23 +151,25 @@ impl CacheHeader {
     }
 }
 
-/// When each block of a slot was used last.
+/// When each block of a slot was last used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ages {
     /// Added to the lower seven bits of each byte.
     pub base: u64,
-    /// Of each block: the generation above `base`, and in the highest bit whether it was used again after it came.
+    /// For each block: in the lower seven bits its generation above `base`; in the highest bit whether it was used
+    /// again after it came.
     pub ages: [u8; SLOT_BLOCKS as usize],
 }
 
-/// A slot as it was read.
+/// A decoded slot.
 #[derive(Debug)]
 pub struct Slot {
-    /// Which run of [`SLOT_BLOCKS`] blocks it speaks for; `None`: it is free, or nobody knows.
+    /// Index of the run of [`SLOT_BLOCKS`] blocks that the slot describes. `None`: the slot is free or its owner sum is
+    /// wrong.
     pub chunk: Option<u64>,
     /// `None`: damaged, or never written.
     pub ages: Option<Ages>,
-    /// Of each block; 0: it is not here.
+    /// The sum of each block; 0: the block is not here.
     pub sums: [u64; SLOT_BLOCKS as usize],
 }
 
@@ -178,7 +183,7 @@ fn ages_sum(key: &[u8; 32], chunk: u64, ages: &Ages) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(sum, &ages.base.to_le_bytes()), &ages.ages)
 }
 
-/// The part of a slot that is written again when blocks were used: bytes [`AGES_AT`] to [`SUMS_AT`].
+/// The part of a slot that is rewritten when blocks were used: bytes [`AGES_AT`] to [`SUMS_AT`].
 pub fn encode_ages(key: &[u8; 32], chunk: u64, ages: &Ages) -> Vec<u8> {
     let mut w = Writer::new();
     w.u64(ages.base).u32(ages_sum(key, chunk, ages)).u32(0).raw(&ages.ages).raw(&[0; 16]);
@@ -205,7 +210,7 @@ pub fn encode_slot(
 /// Reads slot number `slot`.
 ///
 /// # Errors
-/// When `bytes` are not [`SLOT`] bytes. Damage is no error: the slot says nothing then.
+/// When `bytes` does not have [`SLOT`] bytes. Damage is no error: the slot is then free.
 pub fn decode_slot(key: &[u8; 32], slot: u32, bytes: &[u8]) -> Result<Slot, FormatError> {
     let mut r = Reader::new(bytes, STRUCTURE);
     let (chunk, sum, _) = (r.u64()?, r.u32()?, r.raw(20)?);
@@ -223,13 +228,13 @@ pub fn decode_slot(key: &[u8; 32], slot: u32, bytes: &[u8]) -> Result<Slot, Form
     Ok(Slot { chunk, ages: sound.then_some(ages), sums })
 }
 
-/// Where a slot begins in the sums file.
+/// Offset of a slot in the sums file.
 pub fn slot_place(slot: u32) -> u64 {
     HEADER_AREA + u64::from(slot) * SLOT
 }
 
-/// What the bytes of a cache block must sum up to. It covers whose block it is and which: bytes that were written to
-/// another place, or for another source, do not pass. Never 0, which stands for "not here".
+/// The sum of a cache block. It covers the source and the block's number, so bytes of another block or another source
+/// do not match. Never 0, which means "not here".
 pub fn block_sum(key: &[u8; 32], block: u64, bytes: &[u8]) -> u64 {
     let mut name = [0; 40];
     name[..32].copy_from_slice(key);
@@ -237,7 +242,7 @@ pub fn block_sum(key: &[u8; 32], block: u64, bytes: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&name), bytes).max(1)
 }
 
-/// Numbers of bases, ascending, whose contents lie under the key that version 0.1.0 made for them.
+/// Encodes the numbers of the bases, ascending, whose contents lie under the key that version 0.1.0 made for them.
 pub fn encode_inherited(bases: &[u64]) -> Vec<u8> {
     let mut w = Writer::new();
     for base in bases.iter().take(MAX_INHERITED) {
@@ -246,10 +251,10 @@ pub fn encode_inherited(bases: &[u64]) -> Vec<u8> {
     INHERITED.seal(&w.finish())
 }
 
-/// The most bases that [`encode_inherited`] takes.
+/// Most bases that [`encode_inherited`] takes.
 pub const MAX_INHERITED: usize = 8000;
 
-/// Reads what [`encode_inherited`] made.
+/// Decodes the bytes of [`encode_inherited`].
 ///
 /// # Errors
 /// When it is damaged.

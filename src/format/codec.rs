@@ -13,7 +13,7 @@ pub enum Kind {
     Newer,
     /// The checksum does not match the bytes.
     Checksum,
-    /// The checksum is right, a value is not possible.
+    /// The checksum is right, but a value is impossible.
     Value,
 }
 
@@ -21,11 +21,11 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{structure}: {detail}")]
 pub struct FormatError {
-    /// For matching.
+    /// Kind, for programs.
     pub kind: Kind,
     /// Which structure.
     pub structure: &'static str,
-    /// What is wrong, in words.
+    /// What is wrong, for people.
     pub detail: String,
 }
 
@@ -79,12 +79,12 @@ impl Writer {
     /// Appends a 16-bit length and the bytes.
     ///
     /// # Panics
-    /// When `v` is longer than 65,535 bytes; callers bound their strings before.
+    /// When `v` is longer than 65,535 bytes. Callers bound their strings.
     pub fn bytes(&mut self, v: &[u8]) -> &mut Self {
         let len = u16::try_from(v.len()).expect("field is bounded by the caller");
         self.u16(len).raw(v)
     }
-    /// Appends a number in groups of 7 bits, the lowest first; all bytes but the last have the highest bit set.
+    /// Appends a number in groups of 7 bits, the lowest first. All bytes except the last have the highest bit set.
     pub fn varint(&mut self, mut v: u64) -> &mut Self {
         while v >= 0x80 {
             self.u8(v as u8 | 0x80);
@@ -96,7 +96,7 @@ impl Writer {
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
-    /// The bytes written so far, still open for more.
+    /// The bytes written so far; more can follow.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes
     }
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
             return Err(FormatError::new(
                 Kind::Truncated,
                 self.structure,
-                format!("{n} bytes wanted, {} left", self.rest.len()),
+                format!("{n} bytes needed, {} left", self.rest.len()),
             ));
         }
         let (head, tail) = self.rest.split_at(n);
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes()?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.bad("text is not UTF-8"))
     }
-    /// Takes a number as [`Writer::varint`] writes it: in as few bytes as possible, or it is refused.
+    /// Takes a number that [`Writer::varint`] wrote. Refuses an encoding with more bytes than necessary.
     pub fn varint(&mut self) -> Result<u64, FormatError> {
         let mut v = 0u64;
         for shift in (0..64).step_by(7) {
@@ -223,12 +223,12 @@ pub(super) const ENVELOPE_HEAD: usize = 8 + 2 + 2 + 4 + 3 * 8;
 const HEAD: usize = ENVELOPE_HEAD;
 
 impl Envelope {
-    /// Wraps `payload`; no feature bit is set by this version.
+    /// Wraps `payload`. This version sets no feature bit.
     pub fn seal(&self, payload: &[u8]) -> Vec<u8> {
         self.seal_as(self.version, payload)
     }
 
-    /// As [`seal`](Self::seal), for a payload that an older version reads as well.
+    /// As [`seal`](Self::seal), for a payload of an older version.
     pub fn seal_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
         self.seal_with(version, 0, payload)
     }
@@ -245,12 +245,12 @@ impl Envelope {
         w.finish()
     }
 
-    /// The payload of `bytes`, when magic, version, features, length and checksum are right.
+    /// The payload of `bytes`, if magic, version, features, length and checksum are right.
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
         self.open_any(bytes).map(|(payload, _)| payload)
     }
 
-    /// As [`open`](Self::open), with the version that the payload has: 1 to the newest.
+    /// As [`open`](Self::open), with the version of the payload: 1 to the newest.
     pub fn open_any<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u16), FormatError> {
         self.open_with(bytes).map(|(payload, version, _)| (payload, version))
     }
@@ -269,7 +269,7 @@ impl Envelope {
         let incompatible = r.u64()?;
         let _compatible = r.u64()?;
         let autoclear = r.u64()?;
-        // The checksum comes before the version: a flipped bit must not be reported as a newer store.
+        // The checksum is compared before the version: a flipped bit must not be reported as a newer store.
         let end = HEAD.checked_add(len).filter(|end| bytes.len() == end.saturating_add(4));
         let Some(end) = end else {
             return fail(
@@ -285,7 +285,10 @@ impl Envelope {
         if version > self.version || version == 0 {
             return fail(
                 Kind::Newer,
-                format!("version {version}, this plyfs reads up to {}; use a newer plyfs", self.version),
+                format!(
+                    "version {version}, but this plyfs reads versions up to {}; use a newer plyfs",
+                    self.version
+                ),
             );
         }
         if incompatible != 0 {

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::codec::{FormatError, Kind, Reader, Writer};
 use super::replay::{Replay, Words};
 use super::{BLOCK, MAX_DISK_SIZE};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
 /// Bytes of a map file's header.
 pub const HEADER: usize = 64;
@@ -18,11 +18,11 @@ pub const WORD_BLOCKS: u64 = 32;
 
 /// Words of the map of the largest disk.
 const MAX_WORDS: u64 = MAX_DISK_SIZE / BLOCK / WORD_BLOCKS;
-/// More than a map file of the largest disk ever has: four times a record with all its words, and one more record.
+/// No map file is larger: four times a record with all words of the largest disk, and one more such record.
 const LARGEST_MAP_FILE: u64 = 8 * MAX_WORDS * 8;
-/// Bytes of the file in memory at once.
+/// Bytes of the file in memory at a time.
 const WINDOW: u64 = 256 << 10;
-/// Words that are decoded at once.
+/// Words that are decoded at a time.
 const PIECE: usize = 512;
 /// Bytes of a record's header that its checksum covers.
 const CHECKED_HEAD: usize = 24;
@@ -67,7 +67,7 @@ pub struct MapHeader {
     pub disk: u64,
     /// Generation; as in the disk's record.
     pub generation: u64,
-    /// Random; goes into each record's checksum, so that bytes of another file are never a record of this one.
+    /// Random. Each record's checksum covers it, so bytes of another file never pass as a record of this one.
     pub nonce: u64,
 }
 
@@ -121,7 +121,7 @@ pub struct Run {
     pub words: Vec<u64>,
 }
 
-/// What one flush makes durable.
+/// The state that one flush makes durable.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     /// Size of the disk in bytes.
@@ -130,7 +130,7 @@ pub struct Record {
     pub overlap: u64,
     /// Last modification, nanoseconds since the epoch.
     pub modified_ns: i64,
-    /// Words that have these values from now on. Blocks at or past `size` are unmapped whatever they say.
+    /// The new values of these words. Blocks at or above `size` are unmapped, whatever the words say.
     pub runs: Vec<Run>,
 }
 
@@ -148,7 +148,7 @@ impl Record {
         p.u32(0);
         for run in &self.runs {
             p.u64(run.first).u64(run.words.len() as u64);
-            // A run of one repeated value is stored once: a filled disk costs a few bytes.
+            // A run of one repeated value is stored once, so a full disk takes a few bytes.
             match run.words.first() {
                 Some(first) if run.words.len() > 2 && run.words.iter().all(|w| w == first) => {
                     p.u64(1).u64(*first);
@@ -171,28 +171,28 @@ impl Record {
     }
 }
 
-/// What a map file says.
+/// The replayed contents of a map file.
 #[derive(Debug)]
 pub struct Journal {
     /// Its header.
     pub header: MapHeader,
-    /// How many valid records it has.
+    /// Number of valid records.
     pub records: u64,
-    /// What they add up to.
+    /// The map after the last record.
     pub map: Replay,
-    /// Size of the disk after the last one.
+    /// Size of the disk after the last record.
     pub size: u64,
-    /// Overlap after the last one.
+    /// Overlap after the last record.
     pub overlap: u64,
-    /// The latest modification that any of them has.
+    /// The latest modification time in any record.
     pub modified_ns: i64,
-    /// The first record with an overlap above the one before it, which no plyfs writes.
+    /// The first record with an overlap above the one before it. No plyfs writes such a record.
     pub raised: Option<Raised>,
-    /// Offset behind the last valid record.
+    /// Offset of the end of the last valid record.
     pub end: u64,
     /// Sequence number of the next record.
     pub next_seq: u64,
-    /// Bytes behind `end` are not zero: a flush was cut off. They were never acknowledged.
+    /// Whether bytes past `end` are not zero: a flush was interrupted. It was never acknowledged.
     pub torn: bool,
 }
 
@@ -203,31 +203,31 @@ pub struct Raised {
     pub seq: u64,
     /// Its overlap.
     pub overlap: u64,
-    /// The one before.
+    /// The overlap before it.
     pub before: u64,
 }
 
-/// What a disk's record knows of its map file, and of the disk as it was before the first record of that file.
+/// What a disk's record says about its map file, and about the disk before the first record of that file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
     /// Number of the disk.
     pub disk: u64,
     /// Generation.
     pub generation: u64,
-    /// The file has to be valid up to here, in bytes.
+    /// The file must be valid up to this byte.
     pub floor: u64,
-    /// Size of the disk when it was made.
+    /// Size of the disk when it was created.
     pub size: u64,
-    /// Overlap when it was made.
+    /// Overlap when the disk was created.
     pub overlap: u64,
-    /// Last modification that the record has.
+    /// Last modification according to the record.
     pub modified_ns: i64,
 }
 
 /// Why a map file could not be replayed.
 #[derive(Debug, Error)]
 pub enum ReadError<E> {
-    /// It is damaged, or of a newer plyfs.
+    /// The file is damaged, or of a newer plyfs.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// Its bytes could not be read.
@@ -235,14 +235,14 @@ pub enum ReadError<E> {
     Source(E),
 }
 
-/// A piece of the file in memory, so that a large file is never there as a whole.
+/// The part of the file in memory: a large file is never in memory as a whole.
 struct Window<F> {
     /// Fills a buffer from an offset; fewer bytes only at the end of the file.
     read: F,
     /// Bytes of the file.
     len: u64,
     bytes: Vec<u8>,
-    /// Where in the file `bytes` begin.
+    /// Offset of `bytes` in the file.
     start: u64,
 }
 
@@ -261,7 +261,7 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
             self.start = at;
             let got = (self.read)(&mut self.bytes, at).map_err(ReadError::Source)?;
             if got < wanted {
-                // Somebody cut the file meanwhile.
+                // The file was truncated meanwhile.
                 self.bytes.truncate(got);
                 self.len = at + got as u64;
             }
@@ -271,7 +271,7 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
         Ok(&self.bytes[from.min(to)..to])
     }
 
-    /// What is in memory at `at`: not less than a record's header, but at the end of the file.
+    /// The bytes in memory from `at`: at least a record's header, except at the end of the file.
     fn some(&mut self, at: u64) -> Result<&[u8], ReadError<E>> {
         let here = (self.start + self.bytes.len() as u64).saturating_sub(at);
         self.get(at, if at < self.start { RECORD_HEADER as u64 } else { here.max(RECORD_HEADER as u64) })
@@ -282,13 +282,13 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
         let bytes = self.get(at, n as u64)?;
         let left = bytes.len();
         if left < n {
-            let detail = format!("{n} bytes wanted at {at}, {left} left");
+            let detail = format!("{n} bytes needed at {at}, {left} left");
             return Err(FormatError::new(Kind::Truncated, STRUCTURE, detail).into());
         }
         Ok(bytes)
     }
 
-    /// What the header at `at` says, when that has the form of a record that ends in the file; no checksum yet.
+    /// The header at `at`, if it has the form of a record that ends within the file. Compares no checksum.
     fn head(&mut self, at: u64) -> Result<Option<Head>, ReadError<E>> {
         let len = self.len;
         let bytes = self.get(at, RECORD_HEADER as u64)?;
@@ -303,7 +303,7 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
         Ok((is_record && payload.is_multiple_of(8)).then_some(Head { seq, payload, sum }))
     }
 
-    /// Whether the record at `at` has its checksum.
+    /// Whether the checksum of the record at `at` matches.
     fn is_whole(&mut self, at: u64, head: &Head, nonce: u64) -> Result<bool, ReadError<E>> {
         let mut sum = crc32c::crc32c(&nonce.to_le_bytes());
         sum = crc32c::crc32c_append(sum, self.exactly(at, CHECKED_HEAD)?);
@@ -316,7 +316,7 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
             sum = crc32c::crc32c_append(sum, bytes);
             at += bytes.len() as u64;
         }
-        Ok(sum == head.sum || sabotaged(Sabotage::ChecksumIgnored))
+        Ok(sum == head.sum || Mutant::ChecksumIgnored.is_active())
     }
 }
 
@@ -337,13 +337,13 @@ fn impossible<E>(detail: impl Into<String>) -> ReadError<E> {
     FormatError::new(Kind::Value, "map record", detail).into()
 }
 
-/// Whether a word has a pair 11, which is not a state.
+/// Whether a word has a pair of bits 11, which is no state.
 fn has_no_state(word: u64) -> bool {
     word & (word >> 1) & 0x5555_5555_5555_5555 != 0
 }
 
 impl Journal {
-    /// As [`Journal::read`], of bytes in memory.
+    /// As [`Journal::read`], from bytes in memory.
     ///
     /// # Errors
     /// As [`Journal::read`].
@@ -360,11 +360,11 @@ impl Journal {
         })
     }
 
-    /// Replays a map file of `len` bytes. `read` fills a buffer from an offset, with fewer bytes only at the end of
-    /// the file. Memory and time are bounded by the length of the file.
+    /// Replays a map file of `len` bytes. `read` fills a buffer from an offset, with fewer bytes only at the end of the
+    /// file. The length of the file bounds memory and time.
     ///
-    /// A damaged record that a valid one follows, or that lies below the floor, is an error: it was acknowledged.
-    /// Behind that, the first damaged record is where a cut-off flush began.
+    /// A damaged record is an error when a valid record follows it or when it lies below the floor: it was
+    /// acknowledged. Otherwise an interrupted flush begins at the first damaged record.
     ///
     /// # Errors
     /// `Format` for damage, `Source` when `read` fails.
@@ -375,7 +375,7 @@ impl Journal {
     ) -> Result<Self, ReadError<E>> {
         let fail = |kind, detail| Err(FormatError::new(kind, STRUCTURE, detail).into());
         if len > LARGEST_MAP_FILE {
-            return fail(Kind::Value, format!("{len} bytes, more than the {LARGEST_MAP_FILE} it may have"));
+            return fail(Kind::Value, format!("{len} bytes, but at most {LARGEST_MAP_FILE} are possible"));
         }
         let mut file = Window::new(read, len);
         let header = MapHeader::decode(file.get(0, HEADER as u64)?)?;
@@ -383,7 +383,7 @@ impl Journal {
             return fail(
                 Kind::Value,
                 format!(
-                    "it is generation {} of disk number {}, not {} of {}",
+                    "it is generation {} of disk number {}, not generation {} of disk number {}",
                     header.generation, header.disk, expected.generation, expected.disk
                 ),
             );
@@ -414,14 +414,16 @@ impl Journal {
             let (end, floor) = (out.end, expected.floor);
             return fail(
                 kind,
-                format!("damaged at byte {end}, it was complete up to {floor} when last closed"),
+                format!(
+                    "damaged at byte {end}, but the file was complete up to byte {floor} when it was last closed"
+                ),
             );
         }
         out.tail(&mut file)?;
         Ok(out)
     }
 
-    /// Sets what the record at `self.end` says; its checksum is right.
+    /// Applies the record at `self.end`, whose checksum matches.
     fn replay<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>>(
         &mut self,
         file: &mut Window<F>,
@@ -439,7 +441,7 @@ impl Journal {
             return Err(impossible(format!("size {size}, overlap {overlap}")));
         }
         at += PAYLOAD_HEAD as u64;
-        // Words behind the size are forgotten below; they are not even set.
+        // Words past the size are cleared below, so they are not even set.
         let keep = size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
         let mut behind = 0;
         for _ in 0..runs {
@@ -511,13 +513,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Looks at what is behind the last valid record: zeros, the torn tail of a flush, or damage.
+    /// Classifies the bytes past the last valid record: zeros, the torn tail of a flush, or damage.
     fn tail<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>>(
         &mut self,
         file: &mut Window<F>,
     ) -> Result<(), ReadError<E>> {
-        // What looks like a record is summed up to the end that it claims. Words never have the bits of a record's
-        // magic, so there is at most a handful of such places; many would take the square of the file's length.
+        // A candidate record is summed up to its claimed end. No map word has the bits of a record's magic, so there
+        // are few candidates. Many of them would take time quadratic in the length of the file.
         let mut budget = 2 * file.len.saturating_sub(self.end) + (1 << 20);
         let mut at = self.end;
         loop {
@@ -531,7 +533,7 @@ impl Journal {
                 continue;
             };
             self.torn = true;
-            // Records begin at multiples of 8 from the last one.
+            // Records begin at multiples of 8 bytes from the end of the last one.
             let here = at + skip as u64;
             at = here - (here - self.end) % 8;
             let Some(head) = file.head(at)?.filter(|head| head.seq >= self.next_seq) else {
@@ -541,7 +543,7 @@ impl Journal {
             let damaged = |detail: String| Err(FormatError::new(Kind::Checksum, STRUCTURE, detail).into());
             if head.len() > budget {
                 return damaged(format!(
-                    "damaged at byte {}, and too much behind it looks like a record",
+                    "damaged at byte {}, and too much of the rest looks like a record",
                     self.end
                 ));
             }

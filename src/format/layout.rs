@@ -1,21 +1,21 @@
 //! The name of every file of a store, each once (docs/format.md, "The store directory").
 //!
-//! Names are a part of the format: what one version writes another finds by them. What must hold: a name that is on disk
-//! is spelled here and nowhere else outside of tests, so that it cannot be spelled in two ways.
+//! Names are part of the format: one version finds by name what another version wrote. What must hold: outside of
+//! tests, each name on disk is spelled here only, so that no two places can disagree.
 
-/// The superblock; a directory with it is a store.
+/// The superblock. A directory with this file is a store.
 pub const SUPERBLOCK: &str = "plyfs.store";
 /// Locked by the daemon, or by the check.
 pub const LOCK: &str = "lock";
 /// Space kept back for metadata.
 pub const RESERVE: &str = "reserve";
-/// Where the live maps of this boot are.
+/// The record of live maps: where the live maps of this boot are.
 pub const LIVE_RECORD: &str = "live";
 /// How the last daemon ended.
 pub const OUTCOME: &str = "daemon.outcome";
 /// The control socket of the running daemon.
 pub const CONTROL_SOCKET: &str = "control.sock";
-/// Where the daemon mounts when it is not told otherwise.
+/// The default mount point.
 pub const MOUNT: &str = "mnt";
 
 /// Records of bases.
@@ -24,14 +24,14 @@ pub const BASES: &str = "bases";
 pub const DISKS: &str = "disks";
 /// Data files and map files of disks.
 pub const DELTAS: &str = "deltas";
-/// Blocks that were fetched.
+/// The cache of fetched blocks.
 pub const CACHE: &str = "cache";
-/// Traces of bases; made with the first.
+/// Traces of bases. Created with the first trace.
 pub const TRACES: &str = "traces";
 /// Directories that every store has.
 pub const DIRS: [&str; 3] = [BASES, DISKS, DELTAS];
 
-/// Ends of names, with their dot.
+/// Suffixes of names, with their dot.
 pub const BASE_SUFFIX: &str = ".base";
 pub const DISK_SUFFIX: &str = ".disk";
 pub const DATA_SUFFIX: &str = ".data";
@@ -39,58 +39,58 @@ pub const MAP_SUFFIX: &str = ".map";
 pub const TRACE_SUFFIX: &str = ".trace";
 pub const BLOCKS_SUFFIX: &str = ".blocks";
 pub const SUMS_SUFFIX: &str = ".sums";
-/// Of a file that is being written: it has no meaning after a crash.
+/// Suffix of a file that is being written. The file has no meaning after a crash.
 pub const STAGED_SUFFIX: &str = ".tmp";
 
-/// In [`CACHE`]: bases whose contents lie under the key that version 0.1.0 made.
+/// In [`CACHE`]: the list of bases whose contents lie under the key that version 0.1.0 made.
 pub const INHERITED: &str = "inherited";
 
-/// The record of a base, in [`BASES`].
+/// Name of the record of a base, in [`BASES`].
 pub fn base_record(base: u64) -> String {
     format!("{base}{BASE_SUFFIX}")
 }
 
-/// The same, in the store.
+/// Path of the record of a base, from the store's directory.
 pub fn base_path(base: u64) -> String {
     format!("{BASES}/{base}{BASE_SUFFIX}")
 }
 
-/// The record of a disk, in [`DISKS`].
+/// Name of the record of a disk, in [`DISKS`].
 pub fn disk_record(disk: u64) -> String {
     format!("{disk}{DISK_SUFFIX}")
 }
 
-/// The same, in the store.
+/// Path of the record of a disk, from the store's directory.
 pub fn disk_path(disk: u64) -> String {
     format!("{DISKS}/{disk}{DISK_SUFFIX}")
 }
 
-/// The data file of a disk, in the store.
+/// Path of the data file of a disk, from the store's directory.
 pub fn data_path(disk: u64) -> String {
     format!("{DELTAS}/{disk}{DATA_SUFFIX}")
 }
 
-/// A map file of a disk, in the store.
+/// Path of a map file of a disk, from the store's directory.
 pub fn map_path(disk: u64, generation: u64) -> String {
     format!("{DELTAS}/{disk}.{generation}{MAP_SUFFIX}")
 }
 
-/// The trace of a base, in [`TRACES`].
+/// Name of the trace of a base, in [`TRACES`].
 pub fn trace_file(base: u64) -> String {
     format!("{base}{TRACE_SUFFIX}")
 }
 
-/// What `name` is called while it is being written.
+/// The name of the file `name` while it is being written.
 pub fn staged(name: &str) -> String {
     format!("{name}{STAGED_SUFFIX}")
 }
 
-/// A number as plyfs writes it into a name: decimal, nothing before it.
+/// Parses a number in a file name: decimal, without leading zeros or a sign.
 pub fn number(text: &str) -> Option<u64> {
     text.parse::<u64>().ok().filter(|n| n.to_string() == text)
 }
 
-/// What a file in [`DELTAS`] is by its name.
+/// A file in [`DELTAS`], by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeltaFile {
     /// The data file of a disk.
@@ -105,7 +105,7 @@ pub enum DeltaFile {
 }
 
 impl DeltaFile {
-    /// None for a name that plyfs does not make.
+    /// `None` for a name that plyfs does not make.
     pub fn of(name: &str) -> Option<Self> {
         if let Some(disk) = name.strip_suffix(DATA_SUFFIX) {
             return number(disk).map(Self::Data);

@@ -1,8 +1,9 @@
-//! Where the live maps of a store are (docs/format.md, "Record of live maps"): a hint for this boot, never durable.
+//! The record of live maps, which tells where the live maps of a store are (docs/format.md, "Record of live maps"). It
+//! is a hint for this boot, never durable.
 
 use super::codec::{Envelope, FormatError, Reader, Writer};
 
-/// The record is not longer.
+/// Most bytes of the record.
 pub const LONGEST_LIVE_RECORD: u64 = 8 << 10;
 
 const ENVELOPE: Envelope = Envelope { magic: *b"PLYLIVE\0", version: 1, structure: "record of live maps" };
@@ -10,15 +11,15 @@ const ENVELOPE: Envelope = Envelope { magic: *b"PLYLIVE\0", version: 1, structur
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveRecord {
-    /// Boot that it belongs to.
+    /// The boot to which the record belongs.
     pub boot: u64,
-    /// The arena has the same.
+    /// The id in the arena must match.
     pub id: u64,
     /// Device of the store's directory.
     pub device: u64,
     /// Its inode number.
     pub inode: u64,
-    /// Where the arena is.
+    /// Path of the arena.
     pub path: String,
 }
 

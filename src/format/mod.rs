@@ -1,8 +1,8 @@
-//! Pure encode and decode of what plyfs keeps on disk; no I/O.
+//! Encodes and decodes the structures that plyfs keeps on disk; no I/O.
 //!
-//! Every byte is specified in docs/format.md. Structures are encoded field by field, little endian, so that a
-//! change of a Rust type never changes a store. A decoder returns an error for anything it does not know:
-//! it never panics and never allocates more than the input's own length justifies.
+//! docs/format.md specifies every byte. Structures are encoded field by field, little endian, so that a change of a
+//! Rust type never changes a store. A decoder returns an error for anything that it does not know. It never panics, and
+//! never allocates more than the length of its input justifies.
 
 pub mod cache;
 mod codec;
@@ -23,7 +23,8 @@ pub const BLOCK: u64 = 4096;
 /// Largest size of a disk or base in bytes (64 TiB).
 pub const MAX_DISK_SIZE: u64 = 1 << 46;
 
-/// Largest number, order of names and generation: far above what counting reaches, and far below running over.
+/// Largest disk or base number, position in the order of names, and generation: far above what counting reaches, and
+/// far below an overflow.
 pub const MAX_NUMBER: u64 = 1 << 62;
 
 /// Whether `name` can be the name of a disk or a base: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.

@@ -1,25 +1,25 @@
-//! What a map file adds up to: the words of a map after all its records.
+//! The words of a map after all records of its map file.
 //!
-//! A record of a few bytes may speak for 2^29 words. What must hold: the memory and the time that a replay takes are
-//! bounded by the bytes that were read, never by the numbers in them. So a run of one repeated word is kept as such,
-//! whatever its length, and only words that were stored one by one take memory each.
+//! A record of a few bytes may set 2^29 words. What must hold: the bytes that were read bound the memory and the time
+//! of a replay, never the numbers in them. So a run of one repeated word is kept as a run of any length, and only words
+//! that were stored one by one take memory each.
 
 use std::collections::BTreeMap;
 
 use super::BLOCK;
 use super::journal::WORD_BLOCKS;
 
-/// Words in a page. Small: a single word at an address of its own costs a page.
+/// Words in a page. Small, because a single word at a distant address takes a page.
 const PAGE: u64 = 64;
-/// Words of one record, about.
+/// Approximate number of words of one record.
 const MOST_WORDS: u64 = 256 << 10;
 /// The lower bit of each block: the state `Data`.
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
-/// Pages that follow each other.
+/// Consecutive pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stretch {
-    /// So many pages of one word.
+    /// A number of pages in which all words have one value.
     Same(u64, u64),
     /// One page.
     Page(Box<[u64; PAGE as usize]>),
@@ -37,16 +37,16 @@ impl Stretch {
 /// Words with their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Words<'a> {
-    /// So many of one value.
+    /// A number of words with one value.
     Same(u64, u64),
-    /// Each its own.
+    /// Words with a value each.
     Each(&'a [u64]),
 }
 
-/// A map as a sparse array of words; what was never set is 0.
+/// A map as a sparse array of words. A word that was never set is 0.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Replay {
-    /// By the number of the first page; they do not overlap, and no `Same` is of zeros.
+    /// By the number of the first page. Stretches do not overlap, and no `Same` is of zeros.
     stretches: BTreeMap<u64, Stretch>,
 }
 
@@ -60,7 +60,7 @@ impl Replay {
                 while !words.is_empty() {
                     let at = (first % PAGE) as usize;
                     let (head, rest) = words.split_at(words.len().min(PAGE as usize - at));
-                    // Zeros need no page of their own.
+                    // Zeros need no page.
                     if self.at(first / PAGE).is_some() || head.iter().any(|word| *word != 0) {
                         self.page(first / PAGE)[at..at + head.len()].copy_from_slice(head);
                     }
@@ -70,7 +70,7 @@ impl Replay {
         }
     }
 
-    /// Words of one page.
+    /// Sets words that all lie in one page.
     fn set_within(&mut self, first: u64, end: u64, value: u64) {
         if first < end && (value != 0 || self.at(first / PAGE).is_some()) {
             let at = (first % PAGE) as usize;
@@ -93,13 +93,13 @@ impl Replay {
         self.set_within(to * PAGE, end, value);
     }
 
-    /// Where the stretch with this page begins.
+    /// The first page of the stretch that contains `page`.
     fn at(&self, page: u64) -> Option<u64> {
         let (start, stretch) = self.stretches.range(..=page).next_back()?;
         (page - start < stretch.pages()).then_some(*start)
     }
 
-    /// Makes `page` the first of a stretch, when one has it.
+    /// Splits a stretch so that `page` is the first page of one, if a stretch contains it.
     fn split(&mut self, page: u64) {
         if let Some(start) = self.at(page).filter(|start| *start < page)
             && let Some(Stretch::Same(pages, value)) = self.stretches.get_mut(&start)
@@ -110,7 +110,7 @@ impl Replay {
         }
     }
 
-    /// Forgets the pages `from..to`.
+    /// Clears the pages `from..to`.
     fn cut(&mut self, from: u64, to: u64) {
         self.split(from);
         self.split(to);
@@ -119,7 +119,7 @@ impl Replay {
         }
     }
 
-    /// A page with a value for each of its words.
+    /// The page `page`, expanded to a value for each of its words.
     fn page(&mut self, page: u64) -> &mut [u64; PAGE as usize] {
         self.split(page);
         self.split(page + 1);
@@ -133,7 +133,7 @@ impl Replay {
         }
     }
 
-    /// Forgets the blocks at and past `block`.
+    /// Clears the blocks from `block` on.
     pub fn clear_from(&mut self, block: u64) {
         let word = block / WORD_BLOCKS;
         self.cut(word / PAGE + 1, u64::MAX);
@@ -145,10 +145,10 @@ impl Replay {
         }
     }
 
-    /// Forgets `Zero` where nothing shines through anyway: above `overlap` bytes, a block that was never written
-    /// reads the same, for good, because an overlap never grows. A map in memory then costs what the data costs.
+    /// Clears `Zero` above `overlap` bytes, where no base shows through: a block there that was never written also
+    /// reads as zeros, for good, because an overlap never grows. A map in memory then takes what its data needs.
     pub fn forget_zeros_above(&mut self, overlap: u64) {
-        // Whole words only; one that has both kinds of blocks is worth nothing.
+        // Whole words only; a word with blocks on both sides of the overlap stays.
         let first = overlap.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
         self.split(first.div_ceil(PAGE));
         for (start, stretch) in self.stretches.range_mut(first / PAGE..) {
@@ -169,7 +169,7 @@ impl Replay {
         self.stretches.retain(|_, stretch| !matches!(stretch, Stretch::Same(_, 0)));
     }
 
-    /// One behind the last block in the data file; 0 when there is none.
+    /// The block after the last block in the data file; 0 when there is none.
     pub fn data_end(&self) -> u64 {
         for (page, stretch) in self.stretches.iter().rev() {
             let last = match stretch {
@@ -189,7 +189,7 @@ impl Replay {
         0
     }
 
-    /// The words that were set, in order; zeros may be among them, and what is left out is zero.
+    /// The words that were set, in order. Some may be zeros; words that are left out are zeros.
     pub fn words(&self) -> impl Iterator<Item = (u64, Words<'_>)> {
         self.stretches.iter().map(|(page, stretch)| {
             let words = match stretch {
@@ -200,8 +200,8 @@ impl Replay {
         })
     }
 
-    /// Bytes of the runs of records that hold it and no zeros, about: what a map file has that is written anew. Words are
-    /// counted as [`Record::encode`](super::journal::Record::encode) stores them.
+    /// Approximate bytes of the runs of a rewritten map file, which contains this map without zeros. Counts words as
+    /// [`Record::encode`](super::journal::Record::encode) stores them.
     pub fn encoded_len(&self) -> u64 {
         const RUN: u64 = 24;
         let run = |len: u64, is_same: bool| match len {
@@ -217,7 +217,7 @@ impl Replay {
             }
             is_same &= word == value;
             (end, len) = (first + count, len + count);
-            // No record holds more words than this, about: a run of one value costs as much in each.
+            // No record holds many more words than this, and each record repeats a run of one value.
             while len >= MOST_WORDS {
                 bytes += run(MOST_WORDS, is_same);
                 len -= MOST_WORDS;
@@ -235,7 +235,7 @@ impl Replay {
         bytes + run(len, is_same)
     }
 
-    /// Bytes of memory that it takes, about.
+    /// Approximate bytes of memory.
     pub fn memory(&self) -> u64 {
         let page = |stretch: &Stretch| match stretch {
             Stretch::Same(..) => 0,
@@ -245,7 +245,7 @@ impl Replay {
     }
 }
 
-/// Which bits of a word stay when its `Zero` blocks are forgotten: both of every `Data` block.
+/// Mask of the bits of a word that stay when its `Zero` blocks are cleared: both bits of every `Data` block.
 fn zeros_forgotten(value: u64) -> u64 {
     let data = value & EVEN;
     data | data << 1

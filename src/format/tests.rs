@@ -66,7 +66,7 @@ fn base() -> BaseRecord {
     }
 }
 
-/// What only version 2 can say.
+/// A base that needs version 2.
 fn far_base() -> BaseRecord {
     let identity = |etag: Option<&str>| BaseIdentity {
         size: 700,
@@ -102,7 +102,7 @@ fn far_base() -> BaseRecord {
     BaseRecord { image, backing: vec![below], options, ..base() }
 }
 
-/// What only version 3 can say.
+/// A base that needs version 3.
 fn moved_base() -> BaseRecord {
     let urls = |text: &str| vec![format!("https://new.example.org/{text}"), "http://m.example.org/x".into()];
     let moved = vec![Moved { file: 0, urls: urls("image") }, Moved { file: 1, urls: urls("below") }];
@@ -114,12 +114,12 @@ fn token() -> Token {
     Token::of_hash(std::array::from_fn(|i| i as u8))
 }
 
-/// What only version 4 can say.
+/// A base that needs version 4.
 fn claimed_base() -> BaseRecord {
     BaseRecord { token: Some(token()), ..base() }
 }
 
-/// A version 3 that a client made.
+/// A disk of version 3 that a client created.
 fn claimed_disk() -> DiskRecord {
     DiskRecord { request: Some(Request::Client(token())), ..disk() }
 }
@@ -128,7 +128,7 @@ fn far_disk() -> DiskRecord {
     DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity }), ..disk() }
 }
 
-/// What only version 3 can say.
+/// A disk that needs version 3.
 fn named_disk() -> DiskRecord {
     let request = Some(Request::Mount(MountRequest { mount_ns: 1 << 60, unique: 8 }));
     DiskRecord { request, size_is_current: true, ..disk() }
@@ -155,13 +155,13 @@ fn each(words: Words<'_>) -> Vec<u64> {
     }
 }
 
-/// As the record of disk 3 has it.
+/// Decodes with what the record of disk 3 expects.
 fn decode(bytes: &[u8], floor: u64) -> Result<Journal, FormatError> {
     let (size, overlap) = (1 << 30, 8192);
     Journal::decode(bytes, &Expected { disk: 3, generation: 4, floor, size, overlap, modified_ns: 0 })
 }
 
-/// When this fails, the on-disk format has changed: bump the version of the structure and read the old one too.
+/// If this fails, the on-disk format has changed: raise the version of the structure, and keep reading the old one.
 #[test]
 fn golden_bytes_bump_the_version_when_this_fails() {
     let superblock = Superblock { uuid: [0xab; 16], created_ns: 1, next_id: 1000 };
@@ -195,7 +195,7 @@ const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
 const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
 
 #[test]
-fn records_come_back_as_written() {
+fn records_decode_as_written() {
     assert_eq!(DiskRecord::decode(&disk().encode()).unwrap(), disk());
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
@@ -205,7 +205,7 @@ fn records_come_back_as_written() {
     assert_eq!((given_up.encode()[8], BaseRecord::decode(&given_up.encode()).unwrap()), (3, given_up));
     let served = BaseRecord { options: far_base().options, ..moved_base() };
     assert_eq!((served.encode()[8], BaseRecord::decode(&served.encode()).unwrap()), (3, served.clone()));
-    // What is kept goes by where a file was; it is asked for where it is.
+    // Kept blocks go by the original URL; requests go to the current one.
     assert_eq!(served.urls_of(&served.image), served.moved[0].urls);
     assert_eq!(served.urls_of(&served.backing[0]), served.moved[1].urls);
     assert_eq!(far_base().urls_of(&far_base().image).len(), 2);
@@ -225,10 +225,10 @@ fn records_come_back_as_written() {
     for claimed in [claimed_base(), both] {
         assert_eq!((claimed.encode()[8], BaseRecord::decode(&claimed.encode()).unwrap()), (4, claimed));
     }
-    // A plyfs of before goes on with a feature that it does not know, and clears it when it writes.
+    // An earlier plyfs ignores a feature that it does not know, and clears it when it writes.
     let closed = DiskRecord { size_is_current: true, ..disk() };
     assert_eq!((closed.encode()[8], DiskRecord::decode(&closed.encode()).unwrap()), (1, closed));
-    // A plyfs of before reads what it could have written.
+    // An earlier plyfs reads what it could have written.
     assert_eq!((base().encode()[8], disk().encode()[8]), (1, 1));
     assert_eq!((far_base().encode()[8], far_disk().encode()[8]), (2, 2));
     assert_eq!(named_disk().encode()[8], 3);
@@ -246,7 +246,7 @@ fn records_come_back_as_written() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
+fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
     for bytes in [
         disk().encode(),
         base().encode(),
@@ -271,7 +271,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_noticed() {
 }
 
 #[test]
-fn a_newer_version_is_said_to_be_newer() {
+fn a_newer_version_is_reported_as_newer() {
     let mut bytes = disk().encode();
     bytes[8] = 4;
     let end = bytes.len() - 4;
@@ -281,7 +281,7 @@ fn a_newer_version_is_said_to_be_newer() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_below_the_floor_is_noticed() {
+fn every_flipped_bit_and_every_cut_below_the_floor_is_detected() {
     let bytes = map_file();
     let floor = bytes.len() as u64;
     for bit in 0..bytes.len() * 8 {

@@ -1,5 +1,5 @@
-//! A trace: which blocks of a base a boot read, in which order and when. A file that travels with an image, so its
-//! bytes are as untrusted as the image's.
+//! A trace: which blocks of a base a boot read, in which order and when. The file travels with an image, so its bytes
+//! are as untrusted as the image's.
 
 use super::codec::{Envelope, FormatError, Kind, Reader, Writer};
 use super::record::Digest;
@@ -7,26 +7,26 @@ use super::{BLOCK, MAX_DISK_SIZE, valid_name};
 
 const TRACE: Envelope = Envelope { magic: *b"PLYTRACE", version: 1, structure: "trace" };
 
-/// Entries that a trace has at most.
+/// Most entries of a trace.
 pub const MAX_ENTRIES: usize = 1 << 20;
-/// Bytes that the file has at most.
+/// Most bytes of the file.
 pub const MAX_FILE: u64 = 16 << 20;
-/// An entry has three numbers of at least one byte.
+/// Fewest bytes of an entry: three numbers of at least one byte.
 const SMALLEST_ENTRY: usize = 3;
 
-/// What is known of the image that a trace was recorded on.
+/// What is known about the image on which a trace was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Its size only.
+    /// Only its size.
     Unknown,
     /// The digest that the operator gave for the source.
     Digest(Digest),
-    /// SHA-256 of what the server said to identify it. Another server says something else about the same bytes.
+    /// SHA-256 of the validators that the server sent. Another server sends others for the same bytes.
     Validator([u8; 32]),
 }
 
 impl Origin {
-    /// Whether the two are certainly of different images.
+    /// Whether the two certainly belong to different images.
     pub fn contradicts(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Digest(Digest::Sha256(a)), Self::Digest(Digest::Sha256(b))) => a != b,
@@ -39,9 +39,9 @@ impl Origin {
 /// Blocks that were first read together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceEntry {
-    /// The first of them.
+    /// The first block.
     pub first: u64,
-    /// How many; at least 1.
+    /// Number of blocks; at least 1.
     pub blocks: u64,
     /// Milliseconds from the first read of the trace.
     pub at_ms: u32,
@@ -50,19 +50,19 @@ pub struct TraceEntry {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
-    /// Name of the base where it was recorded; says nothing elsewhere.
+    /// Name of the base in the store where the trace was recorded. Means nothing in another store.
     pub base: String,
     /// Bytes of the base's virtual disk.
     pub size: u64,
-    /// Which image it was.
+    /// The image.
     pub origin: Origin,
     /// When it was recorded; nanoseconds since the epoch.
     pub recorded_ns: i64,
-    /// In the order of the first read.
+    /// Entries, in the order of the first read.
     pub entries: Vec<TraceEntry>,
 }
 
-/// Small numbers for small distances in both directions.
+/// Maps small distances in both directions to small numbers.
 fn zigzag(v: i64) -> u64 {
     ((v << 1) ^ (v >> 63)) as u64
 }
@@ -85,14 +85,14 @@ impl Trace {
     /// The bytes of the file.
     ///
     /// # Errors
-    /// `Value` when it is not what [`decode`](Self::decode) would take: too many entries, out of bounds or out of order.
+    /// `Value` when [`decode`](Self::decode) would refuse the bytes: too many entries, out of bounds or out of order.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
         let mut bounds = Bounds::of(self.size);
         if self.entries.len() > MAX_ENTRIES {
             return Err(bad(format!("{} entries, at most {MAX_ENTRIES} are kept", self.entries.len())));
         }
         if !valid_name(&self.base) {
-            return Err(bad("the name of its base is none"));
+            return Err(bad("the name of its base is invalid"));
         }
         let mut w = Writer::new();
         w.bytes(self.base.as_bytes()).u64(self.size).i64(self.recorded_ns);
@@ -108,7 +108,7 @@ impl Trace {
             let since = entry.at_ms.checked_sub(bounds.at_ms);
             bounds.take(entry)?;
             w.varint(zigzag(entry.first as i64 - end as i64)).varint(entry.blocks - 1);
-            w.varint(since.map(u64::from).ok_or_else(|| bad("its entries are not in the order of time"))?);
+            w.varint(since.map(u64::from).ok_or_else(|| bad("its entries are not in order of time"))?);
             end = entry.first + entry.blocks;
         }
         let bytes = TRACE.seal(&w.finish());
@@ -121,8 +121,8 @@ impl Trace {
     /// Reads the bytes of a file.
     ///
     /// # Errors
-    /// For anything that no plyfs writes: an entry outside of the base, more blocks than the base has, times that go
-    /// back, too many entries or bytes.
+    /// When the bytes are not what plyfs writes: an entry outside of the base, more blocks than the base has, times
+    /// that go back, too many entries or bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         if bytes.len() as u64 > MAX_FILE {
             return Err(bad(format!("{} bytes, at most {MAX_FILE} are read", bytes.len())));
@@ -130,7 +130,7 @@ impl Trace {
         let mut r = Reader::new(TRACE.open(bytes)?, TRACE.structure);
         let base = r.text()?;
         if !valid_name(&base) {
-            return Err(r.bad("the name of its base is none"));
+            return Err(r.bad("the name of its base is invalid"));
         }
         let (size, recorded_ns) = (r.u64()?, r.i64()?);
         if size == 0 || size > MAX_DISK_SIZE {
@@ -141,7 +141,7 @@ impl Trace {
             1 => Origin::Digest(Digest::Sha256(array(&mut r)?)),
             2 => Origin::Digest(Digest::Sha512(array(&mut r)?)),
             3 => Origin::Validator(array(&mut r)?),
-            other => return Err(r.bad(format!("{other} is no kind of origin"))),
+            other => return Err(r.bad(format!("origin type {other} is not known"))),
         };
         let count = r.u32()? as usize;
         if count > MAX_ENTRIES || count > r.left() / SMALLEST_ENTRY {
@@ -156,7 +156,7 @@ impl Trace {
             let at_ms = u64::from(bounds.at_ms).checked_add(since).and_then(|at| u32::try_from(at).ok());
             let entry = match (first, more.checked_add(1), at_ms) {
                 (Some(first), Some(blocks), Some(at_ms)) => TraceEntry { first, blocks, at_ms },
-                _ => return Err(r.bad("a number of an entry is out of bounds")),
+                _ => return Err(r.bad("a number in an entry is out of bounds")),
             };
             bounds.take(&entry)?;
             end = entry.first + entry.blocks;
@@ -177,7 +177,7 @@ fn array<const N: usize>(r: &mut Reader<'_>) -> Result<[u8; N], FormatError> {
     Ok(out)
 }
 
-/// What entries have to keep to.
+/// Checks that entries stay within their bounds.
 struct Bounds {
     /// Blocks of the base.
     blocks: u64,

@@ -1,4 +1,4 @@
-//! The kernel's requests, one by one: decoded, handed to `serve`, answered.
+//! Decodes each request of the kernel, passes it to `serve`, and encodes the answer.
 
 use std::ffi::OsStr;
 use std::time::SystemTime;
@@ -14,17 +14,17 @@ use super::kernel::MAX_WRITE;
 use super::reply::{answer, time_ns};
 use super::{Node, PlyFs, SUFFIX, TTL, call_of, disk_of, handle_of, reply, strip, target_of};
 use crate::disk::{Grow, Seek};
-use crate::serve::{self, Allocate, Asker, Change, Created, Target, Written};
+use crate::serve::{self, AttributeChange, CreatedDisk, Requester, SpaceChange, Target, WriteRequest};
 use crate::store::{Attributes, Replace};
 
-/// What fallocate(2) wants.
-fn allocate_of(mode: i32) -> Option<Allocate> {
+/// The change of space that a mode of fallocate(2) asks for; `None` for a mode that is not supported.
+fn allocate_of(mode: i32) -> Option<SpaceChange> {
     let grow = if mode & libc::FALLOC_FL_KEEP_SIZE != 0 { Grow::No } else { Grow::Yes };
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     match mode & !libc::FALLOC_FL_KEEP_SIZE {
-        0 => Some(Allocate::Take(grow)),
-        libc::FALLOC_FL_PUNCH_HOLE if mode == punch => Some(Allocate::Discard),
-        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Zero(grow)),
+        0 => Some(SpaceChange::Reserve(grow)),
+        libc::FALLOC_FL_PUNCH_HOLE if mode == punch => Some(SpaceChange::Discard),
+        libc::FALLOC_FL_ZERO_RANGE => Some(SpaceChange::Zero(grow)),
         _ => None,
     }
 }
@@ -42,7 +42,7 @@ impl Filesystem for PlyFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // The kernel has let go of the inode.
+        // The kernel does not use the inode any more.
         if let Ok(disk) = disk_of(ino) {
             self.service.forgotten(disk, self.notifier.clone());
         }
@@ -77,7 +77,7 @@ impl Filesystem for PlyFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
+        let change = AttributeChange { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
             Some(Node::Base(_)) => return reply.error(Errno::EROFS),
@@ -87,7 +87,7 @@ impl Filesystem for PlyFs {
             Ok(found) => reply.attr(&TTL, &reply::disk(node, &found)),
             Err(errno) => reply.error(errno.into()),
         };
-        self.service.change(call_of(req), self.asker(req), id, change, answer);
+        self.service.change(call_of(req), self.requester(req), id, change, answer);
     }
 
     fn mknod(
@@ -107,8 +107,8 @@ impl Filesystem for PlyFs {
             Ok(name) => name,
             Err(errno) => return reply.error(errno),
         };
-        self.service.create(self.asker(req), name, mode, move |made| match made {
-            Ok(Created { disk, attributes }) => {
+        self.service.create(self.requester(req), name, mode, move |made| match made {
+            Ok(CreatedDisk { disk, attributes }) => {
                 reply.entry(&TTL, &reply::disk(Node::Disk(disk), &attributes), Generation(0));
             }
             Err(errno) => reply.error(errno.into()),
@@ -127,9 +127,9 @@ impl Filesystem for PlyFs {
         if Node::of(parent.0) != Some(Node::Disks) {
             return reply.error(Errno::EPERM);
         }
-        // No disk is called nothing.
+        // No disk has an empty name.
         let name = name.to_string_lossy().strip_suffix(SUFFIX).unwrap_or_default().to_owned();
-        self.service.unlink(self.asker(req), name, |done| answer(done, reply));
+        self.service.unlink(self.requester(req), name, |done| answer(done, reply));
     }
 
     fn rename(
@@ -153,7 +153,7 @@ impl Filesystem for PlyFs {
         };
         let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
         let (from, to) = (from.to_owned(), to.to_owned());
-        self.service.rename(self.asker(req), from, to, over, |done| answer(done, reply));
+        self.service.rename(self.requester(req), from, to, over, |done| answer(done, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -187,10 +187,10 @@ impl Filesystem for PlyFs {
             Ok(name) => name,
             Err(errno) => return reply.error(errno),
         };
-        let asker = Asker { exclusive, ..self.asker(req) };
+        let requester = Requester { exclusive, ..self.requester(req) };
         let flags = self.open_flags();
-        self.service.create_open(asker, name, mode, move |made| match made {
-            Ok((Created { disk, attributes }, handle)) => {
+        self.service.create_open(requester, name, mode, move |made| match made {
+            Ok((CreatedDisk { disk, attributes }, handle)) => {
                 let attr = reply::disk(Node::Disk(disk), &attributes);
                 let fh = FileHandle(handle.number());
                 reply.created(&TTL, &attr, Generation(0), fh, flags);
@@ -237,7 +237,7 @@ impl Filesystem for PlyFs {
             Ok(disk) => disk,
             Err(errno) => return reply.error(errno),
         };
-        let written = Written { offset, handle: handle_of(fh), durable: flags.0 & libc::O_DSYNC != 0 };
+        let written = WriteRequest { offset, handle: handle_of(fh), durable: flags.0 & libc::O_DSYNC != 0 };
         let len = data.len() as u32;
         self.service.write(call_of(req), disk, written, data, move |done| match done {
             Ok(()) => reply.written(len),
@@ -262,7 +262,7 @@ impl Filesystem for PlyFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // close(2) promises nothing; the kernel need not ask again.
+        // close(2) promises nothing. After this answer the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
 
@@ -280,7 +280,7 @@ impl Filesystem for PlyFs {
         let Some(dir @ (Node::Root | Node::Disks | Node::Bases)) = Node::of(ino.0) else {
             return reply.error(Errno::ENOTDIR);
         };
-        // The cookie of an entry is its number plus 2, so that removals move nothing.
+        // The cookie of an entry is its number plus 2, so removals do not move other entries.
         let mut full = false;
         for (at, name) in [(1, "."), (2, "..")] {
             let node = if at == 1 { dir } else { Node::Root };
@@ -361,7 +361,7 @@ impl Filesystem for PlyFs {
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // Once; then the kernel stops asking before every write.
+        // After this answer the kernel stops asking before every write.
         reply.error(Errno::ENOSYS);
     }
 
@@ -404,7 +404,7 @@ impl Filesystem for PlyFs {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing then.
+        // After this answer the kernel copies by reading and writing.
         reply.error(Errno::ENOSYS);
     }
 }

@@ -1,6 +1,6 @@
-//! Inode numbers: fixed for the life of a store, so that every worker means the same by them.
+//! Inode numbers. They are fixed for the life of a store, so they mean the same to every worker.
 
-/// What an inode number stands for.
+/// The object that an inode number identifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Node {
     /// The mount point.
@@ -16,7 +16,7 @@ pub enum Node {
 }
 
 impl Node {
-    /// Its inode number.
+    /// The inode number of the object.
     pub fn ino(self) -> u64 {
         match self {
             Node::Root => 1,
@@ -27,7 +27,7 @@ impl Node {
         }
     }
 
-    /// What the number stands for.
+    /// The object of an inode number.
     pub fn of(ino: u64) -> Option<Self> {
         match ino {
             1 => Some(Node::Root),

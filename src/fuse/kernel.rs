@@ -1,4 +1,4 @@
-//! What the daemon says to the kernel outside of replies: the answer to FUSE_INIT, and notifications.
+//! Messages to the kernel besides replies: the answer to FUSE_INIT, and notifications.
 //!
 //! Source: linux/include/uapi/linux/fuse.h, protocol 7.45.
 
@@ -18,14 +18,16 @@ const NOTIFY_RESEND: i32 = 7;
 const NOTIFY_PRUNE: i32 = 9;
 const MINOR: u32 = 45;
 
-/// Largest write, and read, of one request in bytes.
+/// Most bytes of one read or write request.
 pub const MAX_WRITE: u32 = 1 << 20;
-/// Asynchronous requests that may be under way, for the whole mount: those that wait for a server count as well, so it is
-/// as large as the protocol can say. The kernel lowers it to `max_user_bgreq` for a supervisor without CAP_SYS_ADMIN.
+/// Asynchronous requests of the whole mount that may be in flight. Requests that wait for a server count too, so this
+/// is the largest value of the protocol. The kernel lowers it to `max_user_bgreq` for a supervisor without
+/// CAP_SYS_ADMIN.
 const MAX_BACKGROUND: u16 = u16::MAX;
-/// Above so many of them the kernel leaves out readahead, which a mount with direct I/O has only for mapped files.
+/// Above this number of asynchronous requests the kernel skips readahead, which a mount with direct I/O has only for
+/// mapped files.
 const CONGESTION: u16 = MAX_BACKGROUND / 4 * 3;
-/// Where that bound is.
+/// The file with `max_user_bgreq`.
 const USER_LIMIT: &str = "/sys/module/fuse/parameters/max_user_bgreq";
 
 const ASYNC_READ: u64 = 1 << 0;
@@ -61,7 +63,7 @@ fn offered_by(kernel: u32, flags: u64, limit: Option<u32>) -> (u32, u64) {
     (minor, hidden.fold(flags, |flags, (flag, _)| flags & !flag))
 }
 
-/// Reads FUSE_INIT from a fresh mount and answers it. The answer holds for the life of the mount.
+/// Reads FUSE_INIT from a new mount and answers it. The answer holds for the life of the mount.
 ///
 /// # Errors
 /// When the kernel's protocol is older than that of Linux 5.14.
@@ -85,7 +87,7 @@ pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<Protocol> {
     if major != 7 || minor < OLDEST {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("the kernel speaks FUSE {major}.{minor}; Linux 5.14 or newer is needed"),
+            format!("the kernel speaks FUSE {major}.{minor}, which is too old; use Linux 5.14 or newer"),
         ));
     }
     let flags = WANTED & offered;
@@ -107,30 +109,30 @@ pub fn fail(fuse: BorrowedFd<'_>, unique: u64) -> bool {
     sys::write(fuse, w.as_slice()).is_ok()
 }
 
-/// How many asynchronous requests the kernel has under way at most, for a mount of this process's user.
+/// The largest number of asynchronous requests that the kernel allows in flight, for a mount of this process's user.
 pub fn window() -> u16 {
     if sys::effective_ids().0 == 0 {
         return MAX_BACKGROUND;
     }
     let limit = std::fs::read_to_string(USER_LIMIT).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    // As of Linux 6.x without a word about it, on a host of 1 GiB.
+    // The default of Linux 6.x on a host of 1 GiB.
     let limit = limit.unwrap_or(334);
     u16::try_from(limit).unwrap_or(MAX_BACKGROUND)
 }
 
-/// Gives a mount that an earlier version made the window of this one. `device`: the mount's minor device number.
+/// Sets the window of this version on a mount that an earlier version made. `device`: the mount's minor device number.
 ///
 /// # Errors
-/// Without CAP_SYS_ADMIN it stays below `max_user_bgreq`; where fusectl cannot be had it cannot be changed.
+/// Without CAP_SYS_ADMIN the window stays below `max_user_bgreq`. Without fusectl it cannot be changed.
 pub fn widen(device: u32) -> io::Result<()> {
     control(device, "max_background", &window().to_string())?;
     control(device, "congestion_threshold", &(window() / 4 * 3).to_string())
 }
 
-/// Ends a connection: what waits for an answer, and all that comes later, fails. `device`: as for [`widen`].
+/// Aborts a connection: all waiting and all later requests fail. `device`: as for [`widen`].
 ///
 /// # Errors
-/// Where fusectl is not mounted and may not be.
+/// When fusectl is not mounted and cannot be mounted.
 pub fn abort(device: u32) -> io::Result<()> {
     control(device, "abort", "1")
 }
@@ -145,7 +147,7 @@ fn control(device: u32, name: &str, value: &str) -> io::Result<()> {
     }
 }
 
-/// A FUSE_INIT as the kernel would send it, for the FUSE crate, which insists on a handshake.
+/// A FUSE_INIT message as the kernel would send it, for the FUSE crate, which needs a handshake.
 pub fn synthetic_init() -> Vec<u8> {
     let mut w = Writer::new();
     w.u32(40 + 64).u32(OPCODE_INIT).u64(2).raw(&[0; 24]);
@@ -155,8 +157,8 @@ pub fn synthetic_init() -> Vec<u8> {
     w.finish()
 }
 
-/// Sends notifications. Only threads that hold no lock and serve no request may: the kernel may wait for a reply
-/// to a request before it takes one.
+/// Sends notifications. Only threads that hold no lock and serve no request may call it: the kernel may wait for a
+/// reply to a request before it accepts a notification.
 pub struct KernelNotifier {
     fuse: OwnedFd,
 }
@@ -173,25 +175,25 @@ impl KernelNotifier {
         sys::write(self.fuse.as_fd(), w.as_slice())
     }
 
-    /// Has the kernel queue again what the previous worker read and did not answer.
+    /// Makes the kernel queue again the requests that an earlier worker read and did not answer.
     pub fn resend(&self) -> io::Result<()> {
         self.send(NOTIFY_RESEND, &[])
     }
 
-    /// Has the kernel drop the names that it keeps of an inode and nobody uses; with the last one it forgets the inode.
+    /// Makes the kernel drop the unused names that it keeps of an inode. With the last name it forgets the inode.
     ///
-    /// Names are looked up again at each use, so this only gives space back sooner; an older kernel refuses it. The
-    /// notification that drops one name by its directory (FUSE_NOTIFY_INVAL_ENTRY) must not be used: it waits, not to
-    /// be killed, for the lock of the directory, which whoever creates a file there holds until he is answered. A worker
-    /// that is killed at that moment never ends, so no other is started, and nobody answers.
+    /// The kernel looks names up again at each use, so this only frees memory sooner; an older kernel refuses it.
+    /// FUSE_NOTIFY_INVAL_ENTRY, which drops one name by its directory, must not be used. It waits, unkillably, for the
+    /// lock of the directory. The creator of a file there holds that lock until its request is answered. A worker that
+    /// is killed at that moment never ends, so no other worker starts, and the request is never answered.
     pub fn forget_names(&self, ino: u64) {
         let mut w = Writer::new();
         w.u32(1).u32(0).u64(0).u64(ino);
         let _ = self.send(NOTIFY_PRUNE, w.as_slice());
     }
 
-    /// Drops cached attributes of an inode, not its pages; false when the kernel does not know the inode, so that
-    /// nobody can have it open.
+    /// Drops the cached attributes of an inode, but not its pages. False when the kernel does not know the inode, so
+    /// that no client can have it open.
     pub fn refresh(&self, ino: u64) -> io::Result<bool> {
         let mut w = Writer::new();
         w.u64(ino).i64(-1).i64(0);

@@ -1,7 +1,7 @@
 //! Translates between the kernel's requests and [`serve`]; the only user of the FUSE crate.
 //!
-//! What must hold: nothing here waits or decides what a request does; handles and inode numbers mean the same to every
-//! worker (D3).
+//! What must hold: this module never waits, and does not decide what a request does. Handles and inode numbers mean the
+//! same to every worker (D3).
 
 mod filesystem;
 mod ino;
@@ -21,15 +21,15 @@ use kernel::KernelNotifier;
 use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
-use crate::serve::{self, Asker, Call, Handle, Service, Target};
+use crate::serve::{self, Call, Handle, Requester, Service, Target};
 
-/// Attributes and names are asked for anew each time: they change by the control socket as well.
+/// The kernel asks for attributes and names each time, because the control socket changes them too.
 const TTL: Duration = Duration::ZERO;
 const SUFFIX: &str = ".raw";
-/// Set in the number of a request that is sent again.
+/// Bit in the number of a request that is sent again.
 const RESENT: u64 = 1 << 63;
 
-/// Who owns the directories and bases, and who may read bases.
+/// Owner and permissions of the directories and bases.
 #[derive(Debug, Clone, Copy)]
 pub struct Ownership {
     /// Owner of the directories and bases.
@@ -50,12 +50,12 @@ pub struct PlyFs {
     protocol: Protocol,
 }
 
-/// The name of a disk or base from the name of its file.
+/// The name of a disk or base, from the name of its file.
 fn strip(name: &OsStr) -> Option<&str> {
     name.to_str()?.strip_suffix(SUFFIX)
 }
 
-/// A request that is sent again may be old: its thread may be gone, and the number another's.
+/// The call of a request. A resent request may be old: its thread may be gone, and the number may be another thread's.
 fn call_of(req: &Request) -> Call {
     let unique = req.unique().0;
     Call { unique, thread: if unique & RESENT == 0 { req.pid() } else { 0 } }
@@ -75,7 +75,7 @@ fn target_of(ino: INodeNo) -> Result<Target, Errno> {
     }
 }
 
-/// The disk of an inode that is to be changed.
+/// The disk of an inode, for a change.
 fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
     match target_of(ino)? {
         Target::Disk(id) => Ok(id),
@@ -94,7 +94,7 @@ impl PlyFs {
         Self { service, owner, notifier, protocol }
     }
 
-    /// Finds what stat(2) says of `node`.
+    /// Finds the attributes of `node` for stat(2).
     fn attributes_of(
         &self,
         req: &Request,
@@ -130,7 +130,7 @@ impl PlyFs {
         }
     }
 
-    /// The name of a disk that is to be made, from where and how it is to be called.
+    /// The name of a new disk, from its directory and file name.
     fn name_of_new(parent: INodeNo, name: &OsStr) -> Result<String, Errno> {
         if Node::of(parent.0) != Some(Node::Disks) {
             return Err(Errno::EPERM);
@@ -139,8 +139,8 @@ impl PlyFs {
         Ok(name.strip_suffix(SUFFIX).ok_or(Errno::EINVAL)?.to_owned())
     }
 
-    /// NOFLUSH: the kernel would wait for the writes of others before it asks for a flush at close(2), which promises
-    /// nothing. A process that only inherited a file, and closes it at exec, must not hang while no worker serves.
+    /// NOFLUSH: without it the kernel waits for all writes in flight before it asks for a flush at close(2), which
+    /// promises nothing. A process that inherited a file and closes it at exec must not hang while no worker serves.
     fn open_flags(&self) -> FopenFlags {
         let missing = self.protocol.missing();
         let unless = |promise, flag| if missing.contains(&promise) { FopenFlags::empty() } else { flag };
@@ -149,9 +149,9 @@ impl PlyFs {
             | unless(Promise::Close, FopenFlags::FOPEN_NOFLUSH)
     }
 
-    fn asker(&self, req: &Request) -> Asker {
+    fn requester(&self, req: &Request) -> Requester {
         let unique = req.unique().0;
-        Asker {
+        Requester {
             uid: req.uid(),
             gid: req.gid(),
             request: MountRequest { mount_ns: self.owner.since_ns, unique: unique & !RESENT },

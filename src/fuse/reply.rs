@@ -1,4 +1,4 @@
-//! Attributes and times as the kernel wants them, and answers that are the same for many requests.
+//! Attributes and times in the kernel's form, and answers that many requests share.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use crate::io::sys;
 use crate::serve;
 use crate::store::Attributes;
 
-/// Answers a request that has no result but that it is done.
+/// Answers a request whose only result is success.
 pub fn answer(done: Result<(), serve::Errno>, reply: ReplyEmpty) {
     match done {
         Ok(()) => reply.ok(),
@@ -55,7 +55,7 @@ fn attr(node: Node, kind: FileType, perm: u32, owner: (u32, u32), times: (i64, i
     }
 }
 
-/// One of the directories: entered by anybody, listed by the owner.
+/// A directory: every user may enter it, and the owner may list it.
 pub fn directory(node: Node, owner: &Ownership) -> FileAttr {
     let at = owner.since_ns;
     let mut out = attr(node, FileType::Directory, 0o711, (owner.uid, owner.gid), (at, at, at));

@@ -1,4 +1,4 @@
-//! Serving the kernel's requests on a descriptor that somebody else mounted: how every worker starts.
+//! Serves the kernel's requests on a descriptor that another process mounted. Every worker starts this way.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -10,25 +10,25 @@ use super::kernel::{KernelNotifier, synthetic_init};
 use crate::io::{interrupts, sys};
 
 /// A session that is ready to run.
-pub struct Serving {
+pub struct FuseSession {
     session: Session<PlyFs>,
     resends: bool,
 }
 
-/// Interrupts are heard as long as this is there.
-struct Hearing;
+/// Interrupts are taken out while this exists.
+struct InterruptGuard;
 
-impl Drop for Hearing {
+impl Drop for InterruptGuard {
     fn drop(&mut self) {
-        interrupts::hear_no_more();
+        interrupts::clear_listener();
     }
 }
 
-impl Serving {
-    /// Takes over `fuse`, whose FUSE_INIT was answered by the supervisor.
+impl FuseSession {
+    /// Takes over `fuse`. The supervisor has answered its FUSE_INIT.
     ///
     /// # Errors
-    /// When descriptors run out.
+    /// When there are too few descriptors.
     pub fn new(fs: PlyFs, fuse: &OwnedFd, threads: usize) -> io::Result<Self> {
         let (ours, theirs) = sys::message_pair()?;
         sys::write(ours.as_fd(), &synthetic_init())?;
@@ -38,31 +38,31 @@ impl Serving {
         let service = fs.service.clone();
         let resends = fs.protocol.resend;
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
-        // The crate's answer to the synthetic request means nothing.
+        // The crate's answer to the synthetic request is dropped.
         let mut answer = [0; 256];
         sys::read(ours.as_fd(), &mut answer)?;
         sys::replace_fd(fuse.as_fd(), session.as_fd().as_raw_fd())?;
-        if !interrupts::are_seen() {
+        if !interrupts::is_linked() {
             tracing::warn!(
-                "the program was linked without build.rs: a killed process waits for its base's server"
+                "the program was linked without build.rs, so interrupts are not seen: a killed process waits for its base's server"
             );
         }
-        interrupts::hear(session.as_fd(), move |unique| service.interrupt(unique));
+        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(unique));
         Ok(Self { session, resends })
     }
 
-    /// Has requests of a dead worker sent again, where the kernel can, then serves until the mount is gone. Its threads have this thread's nice
-    /// value.
+    /// Makes the kernel send the requests of a dead worker again, where it can, then serves until the mount is gone. Its
+    /// threads have this thread's nice value.
     ///
     /// # Errors
-    /// What the device says.
+    /// Errors of the device.
     pub fn run(self, notifier: &KernelNotifier) -> io::Result<()> {
         if self.resends
             && let Err(error) = notifier.resend()
         {
-            tracing::warn!(%error, "the kernel cannot send requests again");
+            tracing::warn!(%error, "the kernel cannot send the requests of an earlier worker again");
         }
-        let _hearing = Hearing;
+        let _interrupts = InterruptGuard;
         self.session.run()
     }
 }

@@ -1,25 +1,24 @@
-//! What can go wrong between a guest's offset and the bytes of an image file.
+//! Errors of images.
 
 use std::fmt;
 
 use super::Format;
-use crate::source::{Arrival, SourceError};
+use crate::source::{Completion, SourceError};
 
-/// What kind of failure, for callers that decide by it.
+/// The kind of a failure, for callers that act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ImageErrorKind {
     /// The source failed, or its bytes are not here yet; see [`ImageError::source_error`].
     Source,
     /// The bytes contradict the format, each other, or the file they are in.
     Invalid,
-    /// It is what it says it is, and is not let in: it wants another file, or is too big.
+    /// The image is valid but refused: it needs another file, or is too big.
     Refused,
-    /// A variety of the format that this version does not read.
+    /// A variant of the format that this version does not read.
     Unsupported,
 }
 
-/// A failure of an image. The message is complete in itself but for the name of the image: what is wrong, where, what
-/// to do.
+/// A failure of an image. The message says what is wrong, where, and what to do; only the name of the image is missing.
 #[derive(Clone, Debug)]
 pub struct ImageError(Box<Inner>);
 
@@ -36,7 +35,7 @@ impl ImageError {
 
     /// `what` completes "not a usable image: ".
     pub(super) fn invalid(format: Format, what: impl Into<String>) -> Self {
-        let advice = "it is damaged or incomplete: take another copy of it";
+        let advice = "it is damaged or incomplete: use another copy";
         Self::image(ImageErrorKind::Invalid, format, what.into(), advice)
     }
 
@@ -48,7 +47,7 @@ impl ImageError {
         Self::image(ImageErrorKind::Unsupported, format, what.into(), advice)
     }
 
-    /// Where in the file.
+    /// Adds the offset in the file.
     pub(super) fn at(mut self, offset: u64) -> Self {
         if let Inner::Image { at, .. } = &mut *self.0 {
             *at = Some(offset);
@@ -56,6 +55,7 @@ impl ImageError {
         self
     }
 
+    /// Replaces the advice.
     pub(super) fn advise(mut self, text: &str) -> Self {
         if let Inner::Image { advice, .. } = &mut *self.0 {
             text.clone_into(advice);
@@ -70,7 +70,7 @@ impl ImageError {
         }
     }
 
-    /// What the source said, unchanged.
+    /// The error of the source, unchanged.
     pub fn source_error(&self) -> Option<&SourceError> {
         match &*self.0 {
             Inner::Source(error) => Some(error),
@@ -78,10 +78,10 @@ impl ImageError {
         }
     }
 
-    /// As [`source_error`](Self::source_error), giving it away.
+    /// As [`source_error`](Self::source_error), by value.
     ///
     /// # Errors
-    /// The error itself, when it is no source's.
+    /// This error, when it is not an error of the source.
     pub fn into_source_error(self) -> Result<SourceError, Self> {
         match *self.0 {
             Inner::Source(error) => Ok(error),
@@ -89,9 +89,9 @@ impl ImageError {
         }
     }
 
-    /// When to ask again, of an error that is no failure.
-    pub fn arrival(&self) -> Option<&Arrival> {
-        self.source_error().and_then(SourceError::arrival)
+    /// The completion after which the caller can try again, when the error only means that bytes must be fetched.
+    pub fn completion(&self) -> Option<&Completion> {
+        self.source_error().and_then(SourceError::completion)
     }
 }
 

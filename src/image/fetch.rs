@@ -1,9 +1,9 @@
-//! Reading tables from a source.
+//! Reads of tables from a source.
 
 use super::ImageError;
 use crate::source::Source;
 
-/// Fills `buf` from `at`, with zeros where the file ends. Returns how many bytes were there.
+/// Fills `buf` from `at` on, with zeros beyond the end of the file. Returns the number of bytes read from the file.
 pub(super) fn padded(source: &dyn Source, buf: &mut [u8], at: u64) -> Result<usize, ImageError> {
     let read = if at >= source.size() { 0 } else { source.read_at(buf, at)? };
     buf[read..].fill(0);

@@ -1,13 +1,13 @@
-//! The virtual disk inside an image file: which bytes of the file a range of the guest is.
+//! The virtual disk inside an image file: maps a guest range to bytes of the file.
 //!
-//! An [`Image`] maps, and inflates what is compressed; it keeps no data, only tables. What must hold:
-//! - **An image is hostile until proven otherwise.** No number in it is believed before it was compared with the
-//!   length of the file; time and memory of every call are bounded, whatever the tables say. Names in it are for
-//!   messages only: nothing here can open anything, there is one [`Source`] and it was given.
-//! - Every call can be run again. A read that fails because bytes have to be fetched first ends the call with that
-//!   error, unchanged; what was parsed before is kept. No lock is held across a read of the source. Two threads may
-//!   read one table at once: both get the same, one of them is kept.
-//! - A failure of the source is never remembered. A verdict about the image is: the bytes do not change.
+//! An [`Image`] maps ranges and inflates compressed clusters. It keeps tables, but no data. What must hold:
+//! - **Every image is treated as hostile.** A number from the image is compared with the length of the file before it
+//!   is used. Time and memory of every call are bounded, whatever the tables say. Names in the image appear in messages
+//!   only: this module opens no file and reads only the one [`Source`] that it was given.
+//! - Every call can be run again. When bytes must be fetched first, the call returns that error unchanged and keeps what
+//!   it parsed before. No lock is held across a read of the source. Two threads may read one table at once: both get the
+//!   same bytes, and one copy is kept.
+//! - A failure of the source is never cached. An error about the image is, because its bytes do not change.
 
 mod error;
 mod fetch;
@@ -30,22 +30,22 @@ pub use sniff::compressed_as_a_whole;
 
 use crate::source::Source;
 
-/// How many bytes from the start of the file [`inspect`] wants to see; less when the file is shorter.
+/// The bytes from the start of the file that [`inspect`] needs; fewer when the file is shorter.
 pub const HEAD: u64 = 64 * 1024;
 
-/// What an image file is. Fixed when a base is registered, never guessed.
+/// The format of an image file. The operator names it when a base is registered; plyfs never guesses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// The file is the disk.
     Raw,
-    /// QEMU's, versions 2 and 3.
+    /// QEMU's qcow2, versions 2 and 3.
     Qcow2,
-    /// VMware's, in one file: monolithicSparse and streamOptimized.
+    /// VMware's VMDK in one file: monolithicSparse and streamOptimized.
     Vmdk,
 }
 
 impl Format {
-    /// As it is written in the command line and in messages.
+    /// The name on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -74,82 +74,83 @@ impl FromStr for Format {
     }
 }
 
-/// What lies under an image, as the operator says. What the image says of it is compared, never followed.
+/// Whether the operator named a backing image. A backing file name inside the image is only compared with this, and
+/// never followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Chain {
-    /// Nothing: an image that wants a backing file is refused.
+    /// No backing image: an image that needs one is refused.
     Alone,
-    /// A backing image that the operator named: an image that wants none is refused.
+    /// The operator named a backing image: an image that needs none is refused.
     OnBacking,
 }
 
 /// How a cluster or grain is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Raw deflate, of qcow2.
+    /// Raw deflate (qcow2).
     Deflate,
-    /// Deflate with the header and checksum of zlib behind a grain marker, of VMDK.
+    /// Deflate with zlib's header and checksum, behind a grain marker (VMDK).
     Zlib,
-    /// One or more zstd frames, of qcow2.
+    /// One or more zstd frames (qcow2).
     Zstd,
 }
 
-/// A compressed cluster or grain, to be given to [`Image::inflate`].
+/// A compressed cluster or grain, the input of [`Image::inflate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Compressed {
-    /// Guest offset where it begins.
+    /// Its guest offset.
     pub guest: u64,
-    /// Guest bytes that are in it: a whole unit, or what is left of the disk.
+    /// Its guest bytes: a whole unit, or the rest of the disk.
     pub len: u64,
-    /// Offset in the file.
+    /// Its offset in the file.
     pub at: u64,
-    /// Bytes in the file, at most; inside of it.
+    /// The most bytes that it takes in the file; they lie inside the file.
     pub bytes: u64,
-    /// How.
+    /// How it is compressed.
     pub method: Method,
 }
 
-/// What a range of the guest is.
+/// The mapping of a guest range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Zeros, whatever lies under the image.
+    /// Zeros, which hide the backing image.
     Zero,
-    /// The bytes of the file from `at` on, all of them inside of it.
+    /// The bytes of the file from `at` on, all of them inside the file.
     Plain {
-        /// Offset in the file of the first byte asked for.
+        /// The offset in the file of the first requested byte.
         at: u64,
     },
-    /// Part of this.
+    /// A part of this cluster or grain.
     Compressed(Compressed),
-    /// Not in this image: in the backing image, or zeros where that ends. Only with [`Chain::OnBacking`].
+    /// Not in this image, but in the backing image; zeros beyond its end. Only with [`Chain::OnBacking`].
     Below,
 }
 
-/// A mapped image. Any number of threads may use it at once.
+/// An open image. Any number of threads may use it at once.
 pub trait Image: Send + Sync {
     /// Bytes of the virtual disk; any number.
     fn size(&self) -> u64;
 
-    /// What begins at the guest's `offset`, and for how many bytes it goes on alike: 1 to `len`, maybe less than
-    /// there are. What lies past the end of the disk is `Zero`. A run of `Plain` is contiguous in the file. A
-    /// `Compressed` begins at its own `guest`, which may be before `offset`.
+    /// The mapping of the guest's `offset`, and the bytes for which it holds: 1 to `len`, maybe less than possible.
+    /// Beyond the end of the disk it is `Zero`. A run of `Plain` is contiguous in the file. A `Compressed` begins at its
+    /// own `guest`, which may be before `offset`.
     ///
     /// # Errors
-    /// `Source` when a table could not be read, or not yet; the others when the image is not what it should be.
+    /// `Source` when a table could not be read, or is not here yet; the others when the image is damaged or unsupported.
     fn extent(&self, offset: u64, len: u64) -> Result<(Extent, u64), ImageError>;
 
-    /// Reads what [`extent`](Self::extent) found and decompresses it, into exactly `what.len` bytes. `out` is
-    /// replaced, and empty after an error. Takes a while: not for a thread that others wait for.
+    /// Reads a cluster or grain that [`extent`](Self::extent) found, and decompresses it into exactly `what.len` bytes.
+    /// Replaces `out`, which is empty after an error. Takes long: not for a thread that others wait for.
     ///
     /// # Errors
     /// As [`extent`](Self::extent).
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError>;
 
-    /// Drops the tables that were read: the file's bytes are not what they were. To be called while nothing else is.
+    /// Drops the cached tables, because the file's bytes have changed. The caller makes no other call meanwhile.
     fn forget(&self) {}
 }
 
-/// What the start of an image file says.
+/// The facts from the start of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspected {
     /// Bytes of the virtual disk.
@@ -158,12 +159,12 @@ pub struct Inspected {
     pub unit: u64,
     /// How clusters are compressed, if any are.
     pub method: Option<Method>,
-    /// What the image says of its backing file, made harmless: for messages only.
+    /// The backing file name in the image, sanitised. For messages only.
     pub backing_named: Option<String>,
 }
 
-/// Judges an image by its first [`HEAD`] bytes (all, of a shorter file). What passes may still turn out to be damaged
-/// when its tables are read.
+/// Checks an image by its first [`HEAD`] bytes, or all of a shorter file. The image may still prove damaged when its
+/// tables are read.
 ///
 /// # Errors
 /// `Invalid`, `Refused` or `Unsupported`.
@@ -175,14 +176,14 @@ pub fn inspect(format: Format, head: &[u8], file_size: u64, chain: Chain) -> Res
     }
 }
 
-/// No disk is bigger than [`MAX_DISK_SIZE`].
+/// The error for a disk larger than [`MAX_DISK_SIZE`].
 fn too_big(format: Format, size: u64) -> ImageError {
-    let what = format!("its disk is said to have {size} bytes, and more than 64 TiB is not supported");
-    ImageError::refused(format, what, "check that this is the image that was meant")
+    let what = format!("it claims a disk of {size} bytes, and the limit is 64 TiB");
+    ImageError::refused(format, what, "check that this is the intended image")
 }
 
-/// An image over the bytes of `source`, of which [`inspect`] found that it has `size` bytes. Reads nothing before the
-/// first [`Image::extent`].
+/// Opens the image in `source`. `size` is the disk size that [`inspect`] found. Reads nothing before the first
+/// [`Image::extent`].
 pub fn open(format: Format, source: Arc<dyn Source>, size: u64, chain: Chain) -> Arc<dyn Image> {
     match format {
         Format::Raw => Arc::new(raw::Raw::new(&*source)),

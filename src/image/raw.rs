@@ -1,4 +1,4 @@
-//! A raw image: the file is the disk, whatever is in it. Never probed: a guest can write any header.
+//! A raw image: the file is the disk. Its contents are never probed, because a guest can write any header.
 
 use super::{Chain, Compressed, Extent, Format, Image, ImageError, Inspected};
 use crate::format::MAX_DISK_SIZE;
@@ -21,8 +21,8 @@ pub(super) fn inspect(file_size: u64, chain: Chain) -> Result<Inspected, ImageEr
     match chain {
         Chain::Alone => Ok(Inspected { size: file_size, unit: 1, method: None, backing_named: None }),
         Chain::OnBacking => {
-            let why = "a backing image was given, and a raw image has none";
-            Err(ImageError::refused(Format::Raw, why, "leave the backing image out"))
+            let why = "a backing image was given, but a raw image has none";
+            Err(ImageError::refused(Format::Raw, why, "omit the backing image"))
         }
     }
 }
@@ -42,6 +42,6 @@ impl Image for Raw {
 
     fn inflate(&self, _what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError> {
         out.clear();
-        Err(ImageError::invalid(Format::Raw, "nothing in it is compressed"))
+        Err(ImageError::invalid(Format::Raw, "a raw image has no compressed clusters"))
     }
 }

@@ -1,20 +1,20 @@
-//! Tables of an image that were read, up to a number of bytes.
+//! A cache of the tables of an image, bounded in bytes.
 //!
-//! Second chance: a table that was used since the hand came by is passed over once. The lock is held for a lookup in
-//! a hash map, never while something is read.
+//! Eviction is "second chance" (clock): it skips a table once that was used since the hand passed. The lock is held for a
+//! lookup in a hash map, never during a read.
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
-/// What an image may keep.
+/// The most bytes of tables that an image caches.
 pub(super) const TABLES: usize = 16 << 20;
 
-/// What a kept table takes besides its entries, about.
+/// The approximate overhead of a cached table.
 const OVERHEAD: usize = 96;
 
-/// By the offset in the file.
+/// The cached tables, by their offsets in the file.
 pub(super) struct Tables<T> {
     limit: usize,
     state: Mutex<State<T>>,
@@ -64,12 +64,12 @@ impl<T> Tables<T> {
         state.index.insert(at, slot);
     }
 
-    /// Nothing is kept any more.
+    /// Drops all tables.
     pub(super) fn clear(&self) {
         *self.state.lock() = State { index: HashMap::new(), slots: Vec::new(), hand: 0, bytes: 0 };
     }
 
-    /// Bytes kept.
+    /// Bytes of the cached tables.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.state.lock().bytes

@@ -1,4 +1,4 @@
-//! Images written here, over sources that are slow, fail, or run out.
+//! Tests on images that the tests write, over sources that are remote, slow or failing.
 
 mod model;
 mod refusals;
@@ -12,51 +12,52 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Chain, Extent, Format, HEAD, Image, ImageError, ImageErrorKind, inspect, open};
-use crate::source::{Arrival, Identity, Source, SourceError, SourceErrorKind};
+use crate::source::{Completion, Identity, Source, SourceError, SourceErrorKind};
 
-/// Of the persistent cache.
+/// Bytes of a block of the persistent cache.
 const BLOCK: u64 = 16 * 1024;
 
-/// Bytes behind a network, or near.
-struct Far {
+/// A source in memory that behaves like a local or a remote one.
+struct TestSource {
     bytes: Vec<u8>,
     identity: Identity,
-    way: Way,
+    access: Access,
     state: Mutex<State>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
-    /// All here.
-    Near,
-    /// In blocks that have to be fetched; each trip brings all that was asked for or announced before it.
-    Trips,
-    /// Each read of a range is refused the first time, and every other time.
-    Moody,
+enum Access {
+    /// All bytes are here.
+    Local,
+    /// Blocks must be fetched. Each round trip brings all blocks that were requested or announced before it.
+    Remote,
+    /// Each read of a range fails with `NotHere` the first time, and then every other time.
+    Alternating,
 }
 
 #[derive(Default)]
 struct State {
-    here: BTreeSet<u64>,
-    coming: BTreeSet<u64>,
-    trips: usize,
-    moods: HashMap<(u64, usize), bool>,
+    present: BTreeSet<u64>,
+    requested: BTreeSet<u64>,
+    round_trips: usize,
+    /// Whether the next read of a range fails.
+    fails: HashMap<(u64, usize), bool>,
     reads: usize,
-    /// Fails with EIO at this read.
+    /// The number of the read that fails with EIO.
     fail_at: Option<usize>,
 }
 
-impl Far {
-    fn new(bytes: Vec<u8>, way: Way) -> Arc<Self> {
+impl TestSource {
+    fn new(bytes: Vec<u8>, access: Access) -> Arc<Self> {
         let identity = Identity { size: bytes.len() as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
-        Arc::new(Self { bytes, identity, way, state: Mutex::default() })
+        Arc::new(Self { bytes, identity, access, state: Mutex::default() })
     }
 
     fn deliver(&self) {
         let mut state = self.state.lock();
-        state.trips += 1;
-        let coming = std::mem::take(&mut state.coming);
-        state.here.extend(coming);
+        state.round_trips += 1;
+        let requested = std::mem::take(&mut state.requested);
+        state.present.extend(requested);
     }
 
     fn blocks(&self, offset: u64, len: u64) -> std::ops::Range<u64> {
@@ -64,32 +65,32 @@ impl Far {
     }
 }
 
-impl Source for Far {
+impl Source for TestSource {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         let mut state = self.state.lock();
         state.reads += 1;
         if state.fail_at == Some(state.reads) {
             return Err(SourceError::new(SourceErrorKind::Io, "read", Path::new("far")));
         }
-        let wait = match self.way {
-            Way::Near => false,
-            Way::Trips => {
+        let wait = match self.access {
+            Access::Local => false,
+            Access::Remote => {
                 let missing: Vec<u64> = self
                     .blocks(offset, buf.len() as u64)
-                    .filter(|block| !state.here.contains(block))
+                    .filter(|block| !state.present.contains(block))
                     .collect();
                 let wait = !missing.is_empty();
-                state.coming.extend(missing);
+                state.requested.extend(missing);
                 wait
             }
-            Way::Moody => {
-                let mood = state.moods.entry((offset, buf.len())).or_default();
-                *mood = !*mood;
-                *mood
+            Access::Alternating => {
+                let fails = state.fails.entry((offset, buf.len())).or_default();
+                *fails = !*fails;
+                *fails
             }
         };
         if wait {
-            return Err(SourceError::not_here("far", Arrival::new().1));
+            return Err(SourceError::not_here("far", Completion::new().1));
         }
         let rest = &self.bytes[self.bytes.len().min(offset as usize)..];
         let len = rest.len().min(buf.len());
@@ -122,13 +123,13 @@ impl Source for Far {
         for (offset, len) in ranges {
             assert!(offset + len <= self.size(), "announces {offset} + {len} of {}", self.size());
             let missing: Vec<u64> =
-                self.blocks(*offset, *len).filter(|block| !state.here.contains(block)).collect();
-            state.coming.extend(missing);
+                self.blocks(*offset, *len).filter(|block| !state.present.contains(block)).collect();
+            state.requested.extend(missing);
         }
     }
 
     fn is_remote(&self) -> bool {
-        self.way == Way::Trips
+        self.access == Access::Remote
     }
 }
 
@@ -136,32 +137,32 @@ fn head(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(HEAD as usize)]
 }
 
-/// Inspected and opened.
-fn opened(format: Format, source: &Arc<Far>, chain: Chain) -> Result<Arc<dyn Image>, ImageError> {
+/// Inspects and opens an image.
+fn opened(format: Format, source: &Arc<TestSource>, chain: Chain) -> Result<Arc<dyn Image>, ImageError> {
     let found = inspect(format, head(&source.bytes), source.size(), chain)?;
     Ok(open(format, source.clone(), found.size, chain))
 }
 
-/// Runs it until nothing is missing any more.
-fn persist<T>(source: &Far, mut run: impl FnMut() -> Result<T, ImageError>) -> Result<T, ImageError> {
+/// Runs a call again until no bytes are missing.
+fn retry<T>(source: &TestSource, mut run: impl FnMut() -> Result<T, ImageError>) -> Result<T, ImageError> {
     for _ in 0..1000 {
         match run() {
-            Err(error) if error.arrival().is_some() => source.deliver(),
+            Err(error) if error.completion().is_some() => source.deliver(),
             result => return result,
         }
     }
-    panic!("it does not come to an end");
+    panic!("the call always misses bytes");
 }
 
-/// A byte of a disk, or none where what lies under the image shows.
+/// The bytes of a disk; `None` where the backing image shows through.
 type Flat = Vec<Option<u8>>;
 
-/// What the image has in a range.
-fn read(image: &dyn Image, source: &Far, offset: u64, len: u64) -> Result<Flat, ImageError> {
+/// The bytes of a range of the image.
+fn read(image: &dyn Image, source: &TestSource, offset: u64, len: u64) -> Result<Flat, ImageError> {
     let (mut out, mut inflated): (Flat, _) = (Vec::new(), Vec::new());
     while (out.len() as u64) < len {
         let (here, left) = (offset + out.len() as u64, len - out.len() as u64);
-        let (extent, run) = persist(source, || image.extent(here, left))?;
+        let (extent, run) = retry(source, || image.extent(here, left))?;
         assert!((1..=left).contains(&run), "a run of {run} at {here}");
         let to = out.len() + run as usize;
         match extent {
@@ -173,7 +174,7 @@ fn read(image: &dyn Image, source: &Far, offset: u64, len: u64) -> Result<Flat, 
             }
             Extent::Compressed(what) => {
                 assert!(what.at + what.bytes <= source.size());
-                persist(source, || image.inflate(&what, &mut inflated))?;
+                retry(source, || image.inflate(&what, &mut inflated))?;
                 assert_eq!(inflated.len() as u64, what.len);
                 let from = (here - what.guest) as usize;
                 out.extend(inflated[from..from + run as usize].iter().map(|byte| Some(*byte)));
@@ -183,7 +184,7 @@ fn read(image: &dyn Image, source: &Far, offset: u64, len: u64) -> Result<Flat, 
     Ok(out)
 }
 
-/// Numbers that are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 struct Numbers(u64);
 
 impl Numbers {

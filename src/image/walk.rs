@@ -1,20 +1,20 @@
-//! Runs of clusters or grains that are alike.
+//! Merges neighbouring clusters or grains with the same mapping into one extent.
 
 use super::{Extent, ImageError};
 
-/// How many clusters one call looks at. With that, and with [`TABLES`], it comes to an end soon whatever the tables
-/// say; a run that goes on is found by the next call.
+/// The most clusters that one call visits. With [`TABLES`], it bounds the time of a call, whatever the tables say. The
+/// next call finds the rest of a longer run.
 const STEPS: usize = 1 << 14;
 
-/// How many tables one call reads or looks up.
+/// The most tables that one call reads or looks up.
 const TABLES: usize = 32;
 
-/// One cluster, or part of one, or a gap, at a time.
+/// Visits one cluster, a part of one, or a gap at a time.
 pub(super) trait Step {
-    /// What begins at `offset`, and for how many bytes for sure; at least one, maybe more than `left`.
+    /// The mapping at `offset`, and for how many bytes it certainly holds; at least one, maybe more than `left`.
     fn step(&mut self, offset: u64, left: u64) -> Result<(Extent, u64), ImageError>;
 
-    /// How many tables were looked up so far.
+    /// The number of tables looked up so far.
     fn tables(&self) -> usize;
 }
 
@@ -36,7 +36,7 @@ pub(super) fn extent(
     let mut steps = 0;
     while run < len && steps < STEPS && step.tables() < TABLES {
         steps += 1;
-        // What fails there fails when it is asked for.
+        // An error behind the first step is returned when that offset is requested.
         let Ok((next, more)) = step.step(offset + run, len - run) else { break };
         let goes_on = match (first, next) {
             (Extent::Zero, Extent::Zero) | (Extent::Below, Extent::Below) => true,

@@ -1,5 +1,5 @@
-//! What a process does to itself before it serves: the system calls of giving up rights, and of the helper process
-//! that keeps some.
+//! System calls with which a process gives up rights before it serves, and with which it starts the helper processes
+//! that keep some.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,25 +16,25 @@ pub const MAX_MESSAGE: usize = 8192;
 pub enum Forked {
     /// The new process.
     Child,
-    /// The process that called, with the number of the new one.
+    /// The calling process, with the number of the new one.
     Parent(u32),
 }
 
 /// How many threads this process has.
 ///
 /// # Errors
-/// When /proc is not there.
+/// When /proc is not mounted.
 pub fn threads() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-/// fork(2) of a process with one thread; the child dies with its parent.
+/// fork(2) of a process with one thread. The child dies with its parent.
 ///
 /// # Errors
-/// `Other` when there are other threads, whose locks would stay locked in the child for ever.
+/// `Other` when there are other threads: their locks would stay locked in the child for ever.
 pub fn fork() -> io::Result<Forked> {
     if threads()? != 1 {
-        return Err(io::Error::other("other threads run already"));
+        return Err(io::Error::other("cannot fork: other threads run already"));
     }
     let parent = std::process::id();
     // SAFETY: this is the only thread, so the child has a consistent copy of everything, and may do what any process
@@ -50,8 +50,8 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
-/// Closes every descriptor from 3 on but `keep`. For a child after [`fork`], which never runs the destructors of what
-/// it inherited.
+/// Closes every descriptor from 3 on except `keep`. For a child after [`fork`], which never runs the destructors of
+/// inherited values.
 ///
 /// # Errors
 /// When the kernel has no close_range(2).
@@ -68,17 +68,17 @@ pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
     close(keep + 1, libc::c_uint::MAX)
 }
 
-/// The name of this process in ps and top; at most 15 bytes of it count.
+/// Sets the name of this process for ps and top. At most 15 bytes count.
 pub fn set_name(name: &std::ffi::CStr) {
     // SAFETY: a C string.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// No core dumps of this process from now on, also not to a program that the host pipes them to; other processes of
-/// the same user may not trace it or read its memory.
+/// Forbids core dumps of this process, also to a program to which the host pipes them. Other processes of the same user
+/// may not trace the process or read its memory.
 ///
 /// # Errors
-/// What prctl(2) says.
+/// Errors of prctl(2).
 pub fn forbid_core_dumps() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: numbers, and a struct that outlives the call.
@@ -88,10 +88,10 @@ pub fn forbid_core_dumps() -> io::Result<()> {
     }
 }
 
-/// From now on no program that this process runs gains rights.
+/// Prevents that any program that this process runs gains rights.
 ///
 /// # Errors
-/// What prctl(2) says.
+/// Errors of prctl(2).
 pub fn no_new_privileges() -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
@@ -108,10 +108,10 @@ pub fn may_use_directory(path: &Path) -> bool {
 /// Room for the control message of one descriptor, aligned as its header is.
 const CONTROL: usize = 8;
 
-/// Sends one message, of at most [`MAX_MESSAGE`] bytes and one or more, with a descriptor or without.
+/// Sends one message of 1 to [`MAX_MESSAGE`] bytes, with a descriptor or without.
 ///
 /// # Errors
-/// What sendmsg(2) says; `BrokenPipe` when the other end is gone.
+/// Errors of sendmsg(2); `BrokenPipe` when the other end is gone.
 pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = [0u64; CONTROL];
@@ -139,16 +139,15 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<
     }
 }
 
-/// Waits for one message; with how many bytes it had and the descriptor that came along. 0 bytes: the other end is
-/// gone.
+/// Waits for one message. Returns its length, and the descriptor that it carried. 0 bytes: the other end is gone.
 ///
 /// # Errors
-/// What recvmsg(2) says; `InvalidData` when the message or what came along was larger than there was room for.
+/// Errors of recvmsg(2); `InvalidData` when the message or its control data does not fit.
 pub fn receive_message(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let mut control = [0u64; CONTROL];
     // SAFETY: the message header points at buffers that outlive the call; the control buffer is aligned for cmsghdr,
-    // and no larger than one descriptor needs, so that the kernel passes no more; that one is owned by nobody else.
+    // and no larger than one descriptor needs, so that the kernel passes no more; that one has no other owner.
     unsafe {
         let mut msg: libc::msghdr = std::mem::zeroed();
         msg.msg_iov = &mut iov;
@@ -170,15 +169,15 @@ pub fn receive_message(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(us
         if msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the message, or the descriptor in it, found no room",
+                "the message or its control data is larger than the buffer",
             ));
         }
         Ok((got as usize, fd))
     }
 }
 
-/// Runs `work` in a copy of this process and thread, for tests of what cannot be undone; returns its exit code, or the
-/// number of the signal that ended it, negative.
+/// Runs `work` in a copy of this process and thread, to test what cannot be undone. Returns its exit code, or the
+/// negative number of the signal that ended it.
 #[cfg(test)]
 pub fn in_child(work: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child has this thread only. The C library keeps its allocator usable over fork(2), and the tests use
@@ -188,7 +187,7 @@ pub fn in_child(work: impl FnOnce() -> i32) -> i32 {
         assert!(child >= 0, "fork: {}", io::Error::last_os_error());
         if child == 0 {
             let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-                // The harness keeps what is printed in this process, for nobody.
+                // The test harness captures the output of this process and never shows it.
                 let text = panic.downcast_ref::<String>().map_or("a panic without text", String::as_str);
                 let _ = io::Write::write_all(&mut io::stderr(), format!("in the child: {text}\n").as_bytes());
                 101
@@ -201,7 +200,7 @@ pub fn in_child(work: impl FnOnce() -> i32) -> i32 {
     }
 }
 
-/// A system call by its number, with numbers only; for tests of the filter. Returns what it failed with.
+/// A system call by its number, with numbers only, to test the filter. Returns its error number.
 #[cfg(test)]
 pub fn bare_call(number: libc::c_long, arguments: [u64; 3]) -> Option<i32> {
     let [a, b, c] = arguments;
@@ -217,7 +216,7 @@ pub fn make_fifo(path: &std::ffi::CStr) -> io::Result<()> {
     check(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }.into()).map(drop)
 }
 
-/// SIGKILL for a child, for tests; returns when it is gone.
+/// Kills a child, for tests. Returns when it is reaped.
 #[cfg(test)]
 pub fn end_process(pid: i32) {
     // SAFETY: numbers only; the status goes nowhere.

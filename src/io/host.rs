@@ -17,7 +17,7 @@ pub struct HostMedium {
 }
 
 impl HostMedium {
-    /// Uses the directory `root`, which has to exist.
+    /// Uses the directory `root`, which must exist.
     pub fn new(root: &Path) -> io::Result<Self> {
         Ok(Self { root: root.to_path_buf(), in_memory: sys::is_memory_filesystem(root)? })
     }
@@ -30,7 +30,7 @@ impl Medium for HostMedium {
         options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NOATIME);
         let path = self.root.join(name);
         let file = match options.open(&path) {
-            // Only the owner may leave the time of access as it is.
+            // Only the owner of a file may use O_NOATIME.
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
                 options.custom_flags(libc::O_NOFOLLOW).open(&path)?
             }

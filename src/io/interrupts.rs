@@ -1,11 +1,11 @@
-//! FUSE_INTERRUPT, which the FUSE crate answers with ENOSYS: then the kernel never sends another one.
+//! Handles FUSE_INTERRUPT. The FUSE crate answers it with ENOSYS, after which the kernel never sends another one.
 //!
-//! The program is linked with `--wrap=read` and `--wrap=writev` (build.rs), so that every call of read(2) and writev(2)
-//! from its Rust code comes here; those of the device pass [`unanswered`].
-//! Of one descriptor, the FUSE device, the messages that say that a request's caller got a signal are taken out and
-//! told to a listener, and the call is repeated. All others pass at the cost of a comparison. What must hold:
-//! - A message is taken out only when its length, its length field and its opcode all say what it is.
-//! - Nothing is answered: the kernel wants an answer only to send the message again (EAGAIN), or never (ENOSYS).
+//! The program is linked with `--wrap=read` and `--wrap=writev` (build.rs), so every call of read(2) and writev(2) from its
+//! Rust code comes here; those of the device pass [`unanswered`]. Of one descriptor, the FUSE device, this module takes out
+//! the messages that say that a request's caller got a signal. It passes them to a listener and repeats the call. All other
+//! reads pass at the cost of a comparison. What must hold:
+//! - A message is taken out only when its length, its length field and its opcode all identify it.
+//! - No interrupt is answered: an answer makes the kernel send the message again (EAGAIN), or no more of them (ENOSYS).
 //!
 //! Source: linux/include/uapi/linux/fuse.h, `fuse_in_header` and `fuse_interrupt_in`;
 //! Documentation/filesystems/fuse/fuse.rst, "Interrupting filesystem operations".
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use super::unanswered;
 
 const OPCODE_INTERRUPT: u32 = 36;
-/// Of a header, and of the message with the number that follows it.
+/// Bytes of a header, and of the whole message: the header and the number of the interrupted request.
 const HEADER: usize = 40;
 const LENGTH: usize = HEADER + 8;
 
@@ -25,27 +25,27 @@ type Listener = Box<dyn Fn(u64) + Send + Sync>;
 
 static DEVICE: AtomicI32 = AtomicI32::new(-1);
 static LISTENER: OnceLock<Listener> = OnceLock::new();
-/// The program was linked so that calls come here.
+/// Whether the program was linked so that calls of read(2) come here.
 static WRAPPED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the program was linked so that messages can be taken out; known after the first read of anything.
-pub fn are_seen() -> bool {
+/// Whether the program was linked so that messages can be taken out. Known after the first read of any file.
+pub fn is_linked() -> bool {
     WRAPPED.load(Ordering::Relaxed)
 }
 
-/// From now on `listener` hears of each interrupt that is read from `device`: the number of the request whose caller got
-/// a signal. Once in the life of a process.
-pub fn hear(device: BorrowedFd<'_>, listener: impl Fn(u64) + Send + Sync + 'static) {
+/// Passes each interrupt that is read from `device` to `listener`: the number of the request whose caller got a signal.
+/// To be called once in the life of a process.
+pub fn set_listener(device: BorrowedFd<'_>, listener: impl Fn(u64) + Send + Sync + 'static) {
     let _ = LISTENER.set(Box::new(listener));
     DEVICE.store(device.as_raw_fd(), Ordering::Release);
 }
 
-/// The descriptor's number may mean another file from now on.
-pub fn hear_no_more() {
+/// Stops taking out messages: the number of the descriptor may soon mean another file.
+pub fn clear_listener() {
     DEVICE.store(-1, Ordering::Release);
 }
 
-/// The number of the request that a message interrupts, if it is such a message.
+/// The number of the request that a message interrupts; `None` for any other message.
 fn interrupted(message: &[u8]) -> Option<u64> {
     let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
     let is_one = message.len() == LENGTH && word(0)? as usize == LENGTH && word(4)? == OPCODE_INTERRUPT;
@@ -53,10 +53,10 @@ fn interrupted(message: &[u8]) -> Option<u64> {
     is_one.then(|| number.try_into().map(u64::from_ne_bytes)).and_then(Result::ok)
 }
 
-/// What calls of read(2) are linked to.
+/// The target of calls of read(2).
 ///
 /// # Safety
-/// As of read(2): `buffer` has room for `size` bytes.
+/// As for read(2): `buffer` has room for `size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __wrap_read(fd: RawFd, buffer: *mut libc::c_void, size: usize) -> isize {
     WRAPPED.store(true, Ordering::Relaxed);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_an_interrupt_in_every_respect_is_taken_out() {
+    fn only_complete_interrupt_messages_are_taken_out() {
         assert_eq!(interrupted(&message(48, 36, 0x8000_0000_0000_0042)), Some(0x8000_0000_0000_0042));
         assert_eq!(interrupted(&message(48, 37, 66)), None);
         assert_eq!(interrupted(&message(56, 36, 66)), None);
@@ -118,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_of_the_device_are_heard_and_everything_else_passes() {
+    fn interrupts_of_the_device_reach_the_listener_and_all_else_passes() {
         use std::os::fd::AsFd;
         use std::sync::Mutex;
 
         static HEARD: Mutex<Vec<u64>> = Mutex::new(Vec::new());
         let (ours, theirs) = super::super::sys::message_pair().expect("a pair");
-        hear(theirs.as_fd(), |unique| HEARD.lock().expect("no panic").push(unique));
+        set_listener(theirs.as_fd(), |unique| HEARD.lock().expect("no panic").push(unique));
         let send = |bytes: &[u8]| super::super::sys::write(ours.as_fd(), bytes).expect("sent");
         let mut buffer = [0_u8; 256];
         let mut read = || {
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(read(), other);
         assert_eq!(*HEARD.lock().expect("no panic"), [6, 7]);
         // The number belongs to another file.
-        hear_no_more();
+        clear_listener();
         send(&message(48, 36, 9));
         assert_eq!(read(), message(48, 36, 9));
     }

@@ -1,8 +1,8 @@
-//! Files: positioned reads and writes, punches, syncs; memory that outlives the worker; all system calls that the
-//! standard library has no safe word for.
+//! Files: positioned reads and writes, hole punching, syncs; memory that outlives the worker; all system calls for
+//! which the standard library has no safe function.
 //!
-//! [`Medium`] is the fault seam: everything durable is written through it, so that a test can count the syncs,
-//! lose what was not synced, and fail any call.
+//! [`Medium`] is the fault seam: all durable state is written through it, so a test can count the syncs, lose what was
+//! not synced, and fail any call.
 
 pub mod confine;
 mod host;
@@ -31,31 +31,31 @@ pub use live_arena::{ArenaIdentity, LiveArena, MapBounds};
 pub use live_store::{LiveDir, LiveStore};
 pub use prefault::PrefaultingAllocator;
 
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
-/// Whether a file may be made by opening it.
+/// How to open a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
-    /// It has to be there.
+    /// The file must exist.
     Existing,
-    /// It has to be there, and is not written to: its filesystem may be read-only.
+    /// The file must exist and is only read: its filesystem may be read-only.
     ToRead,
-    /// It is made, with mode 0600, when it is not there.
+    /// The file is created with mode 0600 if it does not exist.
     Create,
 }
 
 /// A directory tree that holds durable state. Names are relative to its root, with `/` between the parts.
 pub trait Medium: Send + Sync {
-    /// Opens a file for reading and, unless `how` is [`Open::ToRead`], for writing. Reading it writes nothing: not the time
-    /// of access either, which would wait for a journal that hangs.
+    /// Opens a file for reading and, unless `how` is [`Open::ToRead`], for writing. Reading the file writes nothing,
+    /// not even the time of access, which would wait for a journal that hangs.
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>>;
-    /// Renames over whatever has the new name; durable after [`Medium::sync_dir`] of the directory.
+    /// Renames a file, over any file that has the new name. Durable after [`Medium::sync_dir`] of the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Removes a file; durable after [`Medium::sync_dir`].
+    /// Removes a file. Durable after [`Medium::sync_dir`].
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes the entries of a directory durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
-    /// Bytes that a file takes on its filesystem; none when there is no such file.
+    /// Bytes that a file takes on its filesystem; `None` when there is no such file.
     fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
         match self.open(name, Open::Existing) {
             Ok(file) => file.allocated().map(Some),
@@ -63,26 +63,26 @@ pub trait Medium: Send + Sync {
             Err(e) => Err(e),
         }
     }
-    /// What tells a file from all that had or will have its name; none when that cannot be said.
+    /// The stamp of a file, which tells it from every other file of that name; `None` when the medium has no stamps.
     fn stamp(&self, _name: &str) -> io::Result<Option<Stamp>> {
         Ok(None)
     }
     /// Names of the files in a directory.
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
-    /// Makes a directory, with mode 0700, unless it is there.
+    /// Creates a directory with mode 0700, unless it exists.
     fn make_dir(&self, dir: &str) -> io::Result<()>;
-    /// Whether its files live in memory, so that writing to them never waits.
+    /// Whether the files are in memory, so that writing to them never waits.
     fn never_waits(&self) -> bool;
-    /// Bytes in all, and bytes that may still be written.
+    /// Total and free space.
     fn space(&self) -> io::Result<Space>;
-    /// Where it is, for messages.
+    /// Path of the root, for messages.
     fn root(&self) -> PathBuf;
 }
 
-/// What tells a file from others under its name: each of them is another inode, or was changed at another time.
+/// Tells two files of one name apart: they differ in the inode, or in the time of the last change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Inode number, which may be used again.
+    /// Inode number. The filesystem may reuse it.
     pub inode: u64,
     /// Last change of the inode, nanoseconds since the epoch.
     pub changed_ns: i64,
@@ -93,11 +93,11 @@ pub struct Stamp {
 /// Space of a filesystem in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// In all.
+    /// Total bytes.
     pub total: u64,
-    /// Not used.
+    /// Unused bytes.
     pub free: u64,
-    /// Usable by whoever asks.
+    /// Bytes that this process may use.
     pub available: u64,
 }
 
@@ -105,16 +105,16 @@ pub struct Space {
 pub trait MediumFile: Send + Sync {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// As `read_at`, when that needs no waiting; `None` otherwise.
+    /// As `read_at`, if that needs no waiting; `None` otherwise.
     fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
-    /// Whether memory has all of a range, so that [`read_now`](Self::read_now) of it asks nothing of the disk. A read of what
-    /// is not there may begin to read ahead before it gives up, and wait for a disk that hangs.
+    /// Whether all of a range is in memory, so that [`read_now`](Self::read_now) of it does not touch the disk. A read
+    /// of missing bytes may start readahead before it gives up, and wait for a disk that hangs.
     fn is_in_memory(&self, _offset: u64, _len: u64) -> bool {
         true
     }
-    /// Writes all of `buf` or fails; space for it is certain when it returns.
+    /// Writes all of `buf`, or fails. On success the bytes have their space on the medium.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
-    /// As `write_at`, for a little that may have space kept back for it: the zeros of a discard.
+    /// As `write_at`, for a small write that may use the store's reserve: the zeros of a discard.
     fn write_reserved(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.write_at(buf, offset)
     }
@@ -126,19 +126,19 @@ pub trait MediumFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// The first byte at or after `offset` that may be something else than a hole; none up to the end.
+    /// The first byte at or after `offset` that may lie outside of a hole; `None` when there is none.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         Ok((offset < self.len()?).then_some(offset))
     }
-    /// Cuts or extends the file.
+    /// Truncates or extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Gives back the space of a range, which reads zeros from then on.
+    /// Frees the space of a range, which reads as zeros from then on.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Reserves space for a range without changing what is read, or the length.
+    /// Reserves space for a range. Changes neither the contents nor the length.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Bytes that the file takes on its filesystem.
     fn allocated(&self) -> io::Result<u64>;
-    /// Whether a write of a range needs no new space; false also when nobody knows.
+    /// Whether a write of a range needs no new space. False when that is unknown.
     fn has_space(&self, _offset: u64, _len: u64) -> io::Result<bool> {
         Ok(false)
     }
@@ -146,12 +146,12 @@ pub trait MediumFile: Send + Sync {
     fn identity(&self) -> io::Result<(u64, u64)>;
 }
 
-/// Whether an operation failed because the filesystem, or what the user may have of it, is used up.
+/// Whether an operation failed because the filesystem is full or a quota is exhausted.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// Reads a whole file that is expected to be small.
+/// Reads a whole file, which should be small.
 ///
 /// # Errors
 /// As `read_at`; `InvalidData` when it is larger than `limit` bytes.
@@ -160,7 +160,7 @@ pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
     if len > limit {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("{len} bytes, more than the {limit} it may have"),
+            format!("{len} bytes, but at most {limit} are allowed"),
         ));
     }
     let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
@@ -169,30 +169,30 @@ pub fn read_whole(file: &dyn MediumFile, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces the file `dir/name` durably: new bytes beside it, sync, rename, sync of the directory.
+/// Replaces the file `dir/name` durably: writes the new bytes beside it, syncs them, renames, and syncs the directory.
 pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     stage(medium, dir, name, bytes)?;
-    if sabotaged(Sabotage::DirectoryNotSynced) {
+    if Mutant::DirectoryNotSynced.is_active() {
         return Ok(());
     }
     medium.sync_dir(dir)
 }
 
-/// As [`replace`] without the last step, for several files that one sync of the directory makes durable.
+/// As [`replace`], without the sync of the directory: one sync makes several files durable.
 pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     let staged = format!("{dir}/{name}.tmp");
     let put = || {
         let file = medium.open(&staged, Open::Create)?;
         file.set_len(0)?;
         file.write_at(bytes, 0)?;
-        if !sabotaged(Sabotage::RenameBeforeSync) {
+        if !Mutant::RenameBeforeSync.is_active() {
             file.sync_data()?;
         }
         drop(file);
         medium.rename(&staged, &format!("{dir}/{name}"))
     };
     put().inspect_err(|_| {
-        // Space that is missing already; a left-over has no meaning.
+        // Frees the space, which may be what is missing. A leftover has no meaning.
         let _ = medium.remove(&staged);
     })
 }

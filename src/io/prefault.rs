@@ -1,7 +1,9 @@
-//! The allocator, with one addition: large zeroed buffers are touched where the kernel will copy into them.
+//! The system's allocator, with one addition: it touches the pages of large zeroed buffers into which the kernel will
+//! copy.
 //!
-//! The FUSE crate receives requests into 16 MiB of lazily faulted memory. A SIGKILL during such a page fault gives
-//! the client an I/O error, while one between requests is a pause. A request never has more than 1 MiB and a header.
+//! The FUSE crate receives requests into 16 MiB of lazily faulted memory. A SIGKILL during such a page fault is an I/O
+//! error for the client, while a SIGKILL between requests is only a pause. A request never has more than 1 MiB and a
+//! header.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -1,4 +1,4 @@
-//! System calls that the standard library has no safe word for.
+//! System calls for which the standard library has no safe function.
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
@@ -28,7 +28,7 @@ pub(super) fn off(v: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(v).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
-/// fallocate(2), again when a signal interrupts it.
+/// fallocate(2), repeated when a signal interrupts it.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     let (offset, len) = (off(offset)?, off(len)?);
     loop {
@@ -40,14 +40,14 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Re
     }
 }
 
-/// Reads what the page cache holds; `None` when some of it would have to come from the disk.
+/// Reads from the page cache only; `None` when a part would have to come from the disk.
 pub fn read_cached(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
     let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: one iovec over a buffer that is borrowed for the call.
     let got = unsafe { libc::preadv2(fd.as_raw_fd(), &iov, 1, off(offset)?, libc::RWF_NOWAIT) };
     match check(got as i64) {
         Ok(n) if n as usize == buf.len() => Ok(Some(n as usize)),
-        // Short: either the end of the file or the end of what is cached. The waiting read finds out.
+        // Short: the end of the file, or the end of what is cached. The waiting read finds out.
         Ok(_) => Ok(None),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR)) => Ok(None),
         Err(e) => Err(e),
@@ -63,7 +63,7 @@ fn page_size() -> u64 {
 /// cachestat(2), since Linux 6.5; the same number on all architectures (asm-generic/unistd.h).
 pub const SYS_CACHESTAT: libc::c_long = 451;
 
-/// Whether the page cache has all pages of a range. False where the kernel does not say.
+/// Whether the page cache has all pages of a range. False if the kernel does not tell.
 pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
     if len == 0 {
         return true;
@@ -82,7 +82,7 @@ pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
 /// The request of ioctl(2) that lists a file's extents.
 pub const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 
-/// What [`FS_IOC_FIEMAP`] takes and gives (linux/fiemap.h), with room for some extents.
+/// Argument and result of [`FS_IOC_FIEMAP`] (linux/fiemap.h), with room for some extents.
 #[repr(C)]
 struct ExtentQuery {
     start: u64,
@@ -150,16 +150,16 @@ pub fn has_space(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> 
     Ok(at >= end)
 }
 
-/// As [`has_space`] by the file's holes, for tmpfs.
+/// As [`has_space`], by the holes of the file, for tmpfs.
 fn has_pages(fd: BorrowedFd<'_>, offset: u64, end: u64) -> io::Result<bool> {
-    // SAFETY: numbers only; the file's position is used by nobody.
+    // SAFETY: numbers only; no code uses the position of the file.
     let hole = check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_HOLE) })?;
     Ok(hole as u64 >= end)
 }
 
 /// An unnamed file in memory.
 pub fn memory_file() -> io::Result<File> {
-    // SAFETY: a constant name; the returned descriptor is owned by nobody else.
+    // SAFETY: a constant name; the returned descriptor has no other owner.
     unsafe {
         let fd = check(libc::memfd_create(c"plyfs".as_ptr(), libc::MFD_CLOEXEC).into())?;
         Ok(File::from_raw_fd(fd as RawFd))
@@ -194,7 +194,7 @@ pub fn space(path: &Path) -> io::Result<Space> {
     Ok(Space { total: s.f_blocks * unit, free: s.f_bfree * unit, available: s.f_bavail * unit })
 }
 
-/// flock(2), exclusive, without waiting; false when somebody else has it.
+/// flock(2), exclusive, without waiting. False when another process holds the lock.
 pub fn try_lock(file: &File) -> io::Result<bool> {
     // SAFETY: a descriptor and a number.
     match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into()) {
@@ -212,14 +212,14 @@ pub fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
 
 /// Makes `new` refer to what `old` refers to.
 pub fn replace_fd(old: BorrowedFd<'_>, new: RawFd) -> io::Result<()> {
-    // SAFETY: `new` is a descriptor of the caller's, who wants it replaced.
+    // SAFETY: `new` is a descriptor that the caller wants replaced.
     check(unsafe { libc::dup3(old.as_raw_fd(), new, libc::O_CLOEXEC) }.into()).map(drop)
 }
 
 /// Takes the descriptors that the parent process left open under these numbers, once in the life of the process.
 ///
 /// # Errors
-/// `AlreadyExists` on a second call, which would take descriptors that somebody owns; `InvalidInput` when a number
+/// `AlreadyExists` on a second call, which would take descriptors that have an owner; `InvalidInput` when a number
 /// comes twice; `EBADF` when one is not open.
 pub fn inherit_once(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -237,29 +237,29 @@ pub fn inherit_once(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     Ok(fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect())
 }
 
-/// Sends a signal to a child of this process that was not waited for yet.
+/// Sends a signal to a child of this process that was not reaped yet.
 pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::kill(pid as libc::pid_t, signal) }.into()).map(drop)
 }
 
-/// Whether there is a process of this number, of whichever user.
+/// Whether a process of this number exists, of any user.
 pub fn is_process(pid: u32) -> bool {
     // SAFETY: numbers only; signal 0 is none.
     let sent = check(unsafe { libc::kill(pid as libc::pid_t, 0) }.into());
     sent.is_ok() || sent.is_err_and(|error| error.raw_os_error() != Some(libc::ESRCH))
 }
 
-/// Sends a signal to a child that was not waited for yet, and that leads a process group, and to all of that group.
+/// Sends a signal to the process group that a child leads. The child was not reaped yet.
 pub fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::kill(-(pid as libc::pid_t), signal) }.into()).map(drop)
 }
 
-/// How a child has ended, if it has; does not wait for it.
+/// The exit status of a child that has ended; `None` while it runs. Reaps the child. Does not wait.
 ///
 /// # Errors
-/// When it is no child of this process.
+/// When the process is not a child of this process.
 pub fn wait_now(pid: u32) -> io::Result<Option<ExitStatus>> {
     let mut status = 0;
     // SAFETY: room for the status.
@@ -269,14 +269,14 @@ pub fn wait_now(pid: u32) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Reaps a child if it has ended; does not wait for it.
+/// Reaps a child if it has ended. Does not wait.
 pub fn reap(pid: u32) {
     // SAFETY: numbers, and no status is wanted.
     unsafe { libc::waitpid(pid as libc::pid_t, ptr::null_mut(), libc::WNOHANG) };
 }
 
-/// execve(2): this process goes on as another program, with its descriptors that do not close, its children and its
-/// blocked signals (which `std`'s own exec would unblock). Returns only the error.
+/// execve(2): this process continues as another program. It keeps its descriptors without close-on-exec, its children
+/// and its blocked signals (which `std`'s exec would unblock). Returns only on failure.
 pub fn exec(program: &Path, arguments: &[OsString], environment: &[(OsString, OsString)]) -> io::Error {
     let pair = |(key, value): &(OsString, OsString)| {
         CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).map_err(io::Error::other)
@@ -300,16 +300,16 @@ pub fn exec(program: &Path, arguments: &[OsString], environment: &[(OsString, Os
     io::Error::last_os_error()
 }
 
-/// Names this process for `ps` and `top`; 15 bytes of it are shown.
+/// Sets the name of this process for `ps` and `top`, which show 15 bytes.
 pub fn set_process_name(name: &CStr) {
     // SAFETY: a C string.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// A pair of connected sockets that keep message borders.
+/// A pair of connected sockets that preserve message boundaries.
 pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
-    // SAFETY: room for two descriptors, owned by nobody else afterwards.
+    // SAFETY: room for two descriptors, which have no other owner afterwards.
     unsafe {
         check(
             libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
@@ -325,7 +325,7 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     let mut control = [0u64; 8];
     // SAFETY: the message header points at buffers that outlive the call; the control buffer is aligned for
-    // cmsghdr; a descriptor that arrives is owned by nobody else.
+    // cmsghdr; a descriptor that arrives has no other owner.
     unsafe {
         let mut msg: libc::msghdr = std::mem::zeroed();
         msg.msg_iov = &mut iov;
@@ -335,7 +335,7 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
         let got = check(libc::recvmsg(socket.as_raw_fd(), &mut msg, libc::MSG_CMSG_CLOEXEC) as i64)?;
         let cmsg = libc::CMSG_FIRSTHDR(&msg);
         if got == 0 || cmsg.is_null() || (*cmsg).cmsg_type != libc::SCM_RIGHTS {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no descriptor came"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the message carries no descriptor"));
         }
         let fd = ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast::<RawFd>());
         Ok(OwnedFd::from_raw_fd(fd))
@@ -374,8 +374,8 @@ pub fn mount_tmpfs(target: &Path, options: &str) -> io::Result<()> {
     check(ret.into()).map(drop)
 }
 
-/// The filesystem with the controls of FUSE connections (fusectl), mounted nowhere: for hosts and containers where it
-/// is not at /sys/fs/fuse/connections. fsopen(2), fsmount(2).
+/// The control filesystem of FUSE connections (fusectl), mounted nowhere: for hosts and containers that do not have it
+/// at /sys/fs/fuse/connections. fsopen(2), fsmount(2).
 ///
 /// # Errors
 /// Without CAP_SYS_ADMIN; on Linux before 5.2.
@@ -392,13 +392,13 @@ pub fn open_fusectl() -> io::Result<OwnedFd> {
     new_fd(unsafe { libc::syscall(libc::SYS_fsmount, fd, CLOEXEC, attributes as libc::c_uint) })
 }
 
-/// The descriptor that a system call has made.
+/// The new descriptor that a system call returned.
 fn new_fd(ret: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: it is new, and has no other owner.
     check(ret).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// umount2(2); with `detach` also while it is in use.
+/// umount2(2). With [`Detach::Yes`] also a mount that is in use.
 pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
     let target = c_path(target)?;
     let flags = match detach {
@@ -409,12 +409,12 @@ pub fn unmount(target: &Path, detach: Detach) -> io::Result<()> {
     check(unsafe { libc::umount2(target.as_ptr(), flags) }.into()).map(drop)
 }
 
-/// Whether a mount in use is taken out of the tree.
+/// Whether to detach a mount that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detach {
-    /// It stays and the call fails with EBUSY.
+    /// The mount stays, and the call fails with EBUSY.
     No,
-    /// It goes, and ends with its last user.
+    /// The mount leaves the tree, and ends with its last user.
     Yes,
 }
 
@@ -454,7 +454,7 @@ pub fn read_signal(fd: BorrowedFd<'_>) -> Option<i32> {
     }
 }
 
-/// Waits until one of the descriptors is readable or hung up; tells which.
+/// Waits until one of the descriptors is readable or hung up. Returns which.
 pub fn poll(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Result<Vec<bool>> {
     let mut polls: Vec<libc::pollfd> =
         fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
@@ -465,7 +465,8 @@ pub fn poll(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Result<Vec<bool>> {
     }
 }
 
-/// Connects to a socket in the filesystem; waits for room in its queue for `limit` at most, then `WouldBlock`.
+/// Connects to a socket in the filesystem. Waits up to `limit` for room in the socket's queue, then fails with
+/// `WouldBlock`.
 pub fn connect_within(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     let bytes = path.as_os_str().as_bytes();
     // SAFETY: a plain struct of numbers.
@@ -500,7 +501,7 @@ pub fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// write(2); all of it or an error, as for devices and message sockets.
+/// write(2) of all bytes or an error, as for devices and message sockets.
 pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
     // SAFETY: a buffer with its length.
     let put = check(unsafe { libc::write(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len()) } as i64)?;
@@ -511,14 +512,14 @@ pub fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Sends a whole message on a socket without waiting; `WouldBlock` when the other end does not read.
+/// Sends a whole message on a socket without waiting. `WouldBlock` when the other end does not read.
 pub fn send_now(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<()> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: a buffer with its length.
     check(unsafe { libc::send(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), flags) } as i64).map(drop)
 }
 
-/// SIGKILL for this process when its parent's thread ends; fails when the parent is gone already.
+/// Makes the kernel kill this process when its parent's thread ends. Fails when the parent is gone already.
 pub fn die_with_parent(parent: u32) -> io::Result<()> {
     // SAFETY: numbers only.
     unsafe {
@@ -531,16 +532,16 @@ pub fn die_with_parent(parent: u32) -> io::Result<()> {
     }
 }
 
-/// What of the process-wide protection against memory pressure is in force.
+/// Which protections of the process against memory pressure are in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Protection {
-    /// Memory does not leave RAM.
+    /// Memory is locked in RAM.
     pub locked: bool,
-    /// The kernel does not wait for this process's own writeback when it reclaims memory for it.
+    /// The kernel does not wait for this process's writeback when it reclaims memory for the process.
     pub io_flusher: bool,
 }
 
-/// RLIMIT_MEMLOCK: bytes that may be locked without a right to lock more; `u64::MAX` when there is no limit.
+/// RLIMIT_MEMLOCK: bytes that the process may lock without CAP_IPC_LOCK; `u64::MAX` when there is no limit.
 pub fn memory_lock_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain struct out.
@@ -548,7 +549,7 @@ pub fn memory_lock_limit() -> u64 {
     limit.rlim_cur
 }
 
-/// Locks memory as it is touched and marks the process as one that serves I/O, as far as it may.
+/// Locks memory as it is touched, and marks the process as one that serves I/O, as far as its rights allow.
 pub fn protect() -> Protection {
     // With a limit, MCL_FUTURE would make later mappings fail.
     let may_lock = effective_ids().0 == 0 || memory_lock_limit() == libc::RLIM_INFINITY;
@@ -562,17 +563,17 @@ pub fn protect() -> Protection {
     }
 }
 
-/// Sets the nice value of this thread, which those that it starts inherit. Below 0 this needs CAP_SYS_NICE or
+/// Sets the nice value of this thread. Threads that it starts inherit it. A value below 0 needs CAP_SYS_NICE or
 /// RLIMIT_NICE.
 ///
 /// # Errors
-/// What the system says, as EACCES without the right; nothing has changed then.
+/// Errors of setpriority(2), such as EACCES without the right; nothing has then changed.
 pub fn set_thread_nice(nice: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(i64::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })).map(drop)
 }
 
-/// Raises the number of descriptors to what is allowed at most.
+/// Raises the limit on descriptors to its maximum.
 pub fn raise_descriptor_limit() {
     // SAFETY: plain struct in and out.
     unsafe {
@@ -584,7 +585,7 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// The first byte of a file at or after `offset` that is not in a hole; none up to the end.
+/// The first byte of a file at or after `offset` that is not in a hole; `None` when there is none.
 pub fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
     // SAFETY: the descriptor is open, no memory is involved.
     match check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_DATA) }) {
@@ -594,7 +595,7 @@ pub fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// How many descriptors the process may have at a time; a cautious number when that is not known.
+/// The limit on descriptors of the process; a low number when it is unknown.
 pub fn descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes the plain struct that is passed.
@@ -610,7 +611,7 @@ pub fn effective_ids() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
-/// Coarse wall clock in nanoseconds since the epoch; a few nanoseconds to read, a few milliseconds fine.
+/// Coarse wall clock in nanoseconds since the epoch: a few nanoseconds to read, a resolution of a few milliseconds.
 pub fn now_ns() -> i64 {
     let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: plain struct out.
@@ -618,23 +619,23 @@ pub fn now_ns() -> i64 {
     at.tv_sec * 1_000_000_000 + at.tv_nsec
 }
 
-/// Number that stands for this boot of the machine; read once, as a confined process may not read it later.
+/// A number that identifies this boot of the machine. Read once, because a confined process may not read it later.
 pub fn boot_number() -> u64 {
     static NUMBER: OnceLock<u64> = OnceLock::new();
     *NUMBER.get_or_init(|| {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        // Not 0, which means none.
+        // Never 0, which means none.
         u64::from(crc32c::crc32c(id.as_bytes())) | 1 << 32
     })
 }
 
-/// umask(2); returns the old one. It belongs to the whole process: for one with a single thread.
+/// umask(2); returns the old mask. The mask belongs to the whole process, so this is for a process with one thread.
 pub fn set_umask(mask: u32) -> u32 {
     // SAFETY: cannot fail.
     unsafe { libc::umask(mask) }
 }
 
-/// Number of the thread-group; this process.
+/// Number of this process.
 pub fn pid() -> u32 {
     std::process::id()
 }

@@ -104,7 +104,7 @@ fn a_live_file_that_was_cut_is_an_error_and_no_signal() {
 }
 
 #[test]
-fn a_live_file_that_says_it_has_any_number_of_pages_is_walked_to_its_end() {
+fn a_live_file_that_claims_too_many_pages_is_read_to_its_end() {
     use std::os::unix::fs::FileExt;
     let file = sys::memory_file().unwrap();
     LiveFile::new(file.try_clone().unwrap()).unwrap().prepare(5).unwrap();

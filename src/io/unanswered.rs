@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::mapping::map_shared;
 use super::sys;
 
 /// Places of the table: twice the kernel's largest window of asynchronous requests.
@@ -125,7 +126,7 @@ impl Table {
         if memory.metadata()?.len() < BYTES as u64 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let at = sys::map_shared(memory.as_fd(), 0, BYTES)?;
+        let at = map_shared(memory.as_fd(), 0, BYTES)?;
         // SAFETY: the mapping has that many words, is aligned to a page, and is never unmapped; other processes change it
         // by atomic operations, or read it when this process has ended.
         let words = unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), WORDS) };
@@ -266,7 +267,7 @@ fn answered(start: &[u8]) -> Option<u64> {
 /// when calls do not come here. True at once when nothing is listed: then the kernel sends requests again.
 pub fn pause() -> bool {
     let Some(table) = TABLE.get() else { return true };
-    if !super::interrupts::are_seen() {
+    if !super::interrupts::is_linked() {
         return false;
     }
     {

@@ -1,13 +1,13 @@
-//! Requests that need bytes of a base: from a server, or from a file of this host that may hang as a server does.
+//! Requests that may need bytes of a base, from a server or from a file of this host that may hang as a server does.
 //!
-//! No thread that others need waits for them. The work of a request stops with [`Stop::Wait`], having changed nothing,
-//! and is run again when the bytes are here. What must hold:
-//! - The arrivals of all earlier tries are held until the request is answered, so that what they brought is found, and a
-//!   request comes to an end although no cache may keep anything.
-//! - The file of a base is read in that base's lane only ([`Lane::Base`]). A change reads what it needs first, and then
-//!   changes the disk without files: so no change that is under way waits for a base (D28).
-//! - A request that waits, in a lane or for an arrival, is counted ([`Waiting`](super::waiting::Waiting)) and can be
-//!   ended by a signal, or with its process. So can one that reads. A change that is under way can not.
+//! No thread that other requests need waits for these bytes. Without them the work of a request stops with
+//! [`Stop::Wait`], having changed nothing, and runs again when the bytes are here. What must hold:
+//! - The completions of all earlier tries are held until the request is answered. So the bytes that they brought are
+//!   found, and a request ends even if no cache may keep anything.
+//! - The file of a base is read only in that base's lane ([`Lane::Base`]). A change first reads what it needs, and then
+//!   changes the disk without files, so no running change waits for a base (D28).
+//! - A request that waits, in a lane or for a completion, is counted ([`Waiting`](super::waiting::Waiting)). A signal
+//!   or the end of its process can end it. The same holds for a read that runs, but not for a change that runs.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use super::pool::Lane;
 use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
 use super::{Errno, Target, log};
-use crate::base::{Arrival, Wanted, without_files};
+use crate::base::{Completion, Wanted, without_files};
 
-/// So often a change reads what it needs of a base and finds it gone from the cache; then it waits with the change
-/// under way.
+/// How many times a change may read what it needs of a base and find it evicted from the cache again. After that the
+/// change waits for the base while it runs.
 const ROUNDS: u32 = 4;
 
-/// Whether a request changes something, which it must not do once the daemon has stopped.
+/// Whether a request changes something. A change is refused once the daemon has stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Reads,
@@ -35,25 +35,25 @@ pub(super) enum Kind {
 type Work<T> = Box<dyn Fn() -> Result<T, Stop> + Send>;
 type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
-/// Of whom a request is, and where it runs.
+/// The origin of a request, and where it runs.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
-    /// Its number, and who made it.
+    /// The number of the request, and the thread that made it.
     pub call: Call,
-    /// Its disk or base, which it counts for.
+    /// The disk or base to which the request is charged.
     pub target: Target,
-    /// The base whose files it may need.
+    /// The base whose files the request may need.
     pub base: Option<u64>,
-    /// Where it runs as long as it waits for the store only.
+    /// The lane for work that waits for the store only.
     pub lane: Lane,
-    /// Bytes that it holds while it waits.
+    /// Bytes that the request holds while it waits.
     pub bytes: usize,
-    /// Bytes that it moves.
+    /// Bytes that the request moves when it runs.
     pub moves: usize,
 }
 
-/// A request that may have to be run more than once.
-pub(super) struct Attempt<T> {
+/// A request that may have to run more than once.
+pub(super) struct PendingRequest<T> {
     origin: Origin,
     kind: Kind,
     state: Mutex<State<T>>,
@@ -63,29 +63,29 @@ struct State<T> {
     tries: Option<Tries<T>>,
     answer: Option<Answer<T>>,
     ticket: Option<Ticket>,
-    /// A change is under way.
+    /// Whether a change is running, which cannot be cancelled.
     pinned: bool,
 }
 
 struct Tries<T> {
     work: Work<T>,
-    /// Reads what a change needs of the base.
+    /// Reads the bytes of the base that a change needs.
     prepare: Option<Work<()>>,
-    /// What earlier tries waited for.
-    held: Vec<Arrival>,
-    /// How many times it went to the base's lane.
+    /// The completions for which earlier tries waited.
+    held: Vec<Completion>,
+    /// Number of times that the request went to the base's lane.
     rounds: u32,
 }
 
 /// Where work on an attached disk or base runs first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// On this thread, if it may wait for the store.
-    Here,
-    /// In the disk's lane: it may have to decode.
-    Lane,
-    /// In the base's lane: it needs its files.
-    Base,
+    /// On the calling thread, if that may wait for the store.
+    CallingThread,
+    /// In the disk's lane: the work may have to decode.
+    DiskLane,
+    /// In the base's lane: the work needs the base's files.
+    BaseLane,
 }
 
 /// Whether a try may wait for files of a base.
@@ -95,7 +95,7 @@ enum Files {
     Allowed,
 }
 
-impl<T: 'static> Cancel for Attempt<T> {
+impl<T: 'static> Cancel for PendingRequest<T> {
     fn cancel(&self, errno: Errno) -> bool {
         let mut state = self.state.lock();
         if state.pinned {
@@ -112,7 +112,7 @@ impl<T: 'static> Cancel for Attempt<T> {
     }
 }
 
-impl<T: Send + 'static> Attempt<T> {
+impl<T: Send + 'static> PendingRequest<T> {
     pub fn new(
         origin: Origin,
         kind: Kind,
@@ -124,7 +124,7 @@ impl<T: Send + 'static> Attempt<T> {
         Self { origin, kind, state: Mutex::new(state) }
     }
 
-    /// A change that needs bytes of the base: `prepare` reads them, and changes nothing.
+    /// Adds `prepare`, which reads the bytes of the base that a change needs, and changes nothing.
     #[must_use]
     pub fn prepared_by(mut self, prepare: impl Fn() -> Result<(), Stop> + Send + 'static) -> Self {
         if let Some(tries) = &mut self.state.get_mut().tries {
@@ -133,27 +133,27 @@ impl<T: Send + 'static> Attempt<T> {
         self
     }
 
-    /// The answer, once.
+    /// Answers the request, once.
     fn answer(&self, done: Result<T, Errno>) {
         let (answer, ticket) = {
             let mut state = self.state.lock();
             state.pinned = false;
             (state.answer.take(), state.ticket.take())
         };
-        // First: the answer may go on with the same request, which then waits under the same number.
+        // Dropped first: the answer may continue the same request, which then waits under the same number.
         drop(ticket);
         if let Some(answer) = answer {
             answer(done);
         }
     }
 
-    /// Counts it among those that wait; false when too many do, and then it is answered.
+    /// Counts the request as waiting. Returns false when too many wait, after answering it.
     fn wait(self: &Arc<Self>, runner: &Arc<Runner>, tries: Option<Tries<T>>) -> bool {
         let has_place = {
             let mut state = self.state.lock();
             state.pinned = false;
             if state.answer.is_none() {
-                // It was ended.
+                // It was cancelled.
                 return false;
             }
             if tries.is_some() {
@@ -180,34 +180,35 @@ impl<T: Send + 'static> Attempt<T> {
             None => {
                 log::refused(target, waiting.counts());
                 drop(self.state.lock().tries.take());
-                // Not EAGAIN: io_uring submits a request that ends with it again at once, without end.
+                // Not EAGAIN: io_uring would submit such a request again at once, without end.
                 self.answer(Err(Errno::EIO));
                 false
             }
         }
     }
 
-    /// It moves so many bytes.
+    /// Sets how many bytes the request moves.
     #[must_use]
     pub fn moving(mut self, bytes: usize) -> Self {
         self.origin.moves = bytes;
         self
     }
 
-    /// Runs it where it may wait for what it needs.
+    /// Runs the request where it may wait for what it needs.
     pub fn submit(self, runner: &Arc<Runner>, place: Place) {
         let this = Arc::new(self);
         match place {
-            Place::Base => this.spawn_in_base(runner),
-            Place::Lane => this.spawn(runner, Files::Barred),
-            Place::Here => match runner.pool.try_inline_for(this.origin.lane, this.origin.moves) {
+            Place::BaseLane => this.spawn_in_base(runner),
+            Place::DiskLane => this.spawn(runner, Files::Barred),
+            Place::CallingThread => match runner.pool.try_inline_for(this.origin.lane, this.origin.moves) {
                 Some(_permit) => this.run(runner, Files::Barred),
                 None => this.spawn(runner, Files::Barred),
             },
         }
     }
 
-    /// Hands it over to its lane, where it holds `bytes` of a write. It runs here when too many bytes wait there.
+    /// Queues the request in its lane, where it holds `bytes` of a write. Runs it on the calling thread when too many
+    /// bytes wait.
     pub fn submit_later(self: Arc<Self>, runner: &Arc<Runner>, bytes: usize) {
         let (pool, lane, runner) = (&runner.pool, self.origin.lane, runner.clone());
         let job = Box::new(move || self.run(&runner, Files::Barred));
@@ -216,49 +217,51 @@ impl<T: Send + 'static> Attempt<T> {
         }
     }
 
-    /// Runs it in the base's lane, where it may wait for files.
+    /// Queues the request in the base's lane, where it may wait for files.
     pub fn spawn_in_base(self: Arc<Self>, runner: &Arc<Runner>) {
         let lane = self.origin.base.map_or(self.origin.lane, Lane::Base);
         self.spawn_in(runner, lane);
     }
 
-    /// Runs it when `arrival` has happened, for which an earlier try stopped.
-    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, arrival: Arrival) {
+    /// Runs it when `completion`, for which an earlier try stopped, is complete.
+    pub fn wait_for(self: Arc<Self>, runner: &Arc<Runner>, completion: Completion) {
         if let Some(tries) = self.state.lock().tries.take() {
-            self.clone().run_when(runner, tries, arrival, Files::Barred);
+            self.clone().run_when(runner, tries, completion, Files::Barred);
         }
     }
 
-    /// Runs it in its lane, or in that of the base when it needs files.
+    /// Queues the request in its lane, or in the base's lane when it needs files.
     fn spawn(self: Arc<Self>, runner: &Arc<Runner>, files: Files) {
         let (pool, runner) = (&runner.pool, runner.clone());
         let lane = match (files, self.origin.base) {
             (Files::Allowed, Some(base)) => Lane::Base(base),
             _ => self.origin.lane,
         };
-        pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, files));
+        pool.spawn_sized(lane, self.origin.moves, move || self.run(&runner, files));
     }
 
-    /// As [`spawn`](Self::spawn), in a lane where it may wait for files for as long as they take.
+    /// As [`spawn`](Self::spawn), in a lane where the request may wait for files as long as they take.
     pub fn spawn_in(self: Arc<Self>, runner: &Arc<Runner>, lane: Lane) {
         if self.wait(runner, None) {
             let (pool, runner) = (&runner.pool, runner.clone());
-            pool.spawn_moving(lane, self.origin.moves, move || self.run(&runner, Files::Allowed));
+            pool.spawn_sized(lane, self.origin.moves, move || self.run(&runner, Files::Allowed));
         }
     }
 
-    /// One try, and what follows from it.
+    /// Runs the request once, and handles the result.
     fn run(self: Arc<Self>, runner: &Arc<Runner>, files: Files) {
-        // It may have been ended by a signal.
+        // A signal may have ended the request.
         let Some(mut tries) = self.state.lock().tries.take() else { return };
         let mut files = files;
         if let (Files::Allowed, Some(prepare)) = (files, &tries.prepare)
             && tries.rounds <= ROUNDS
         {
             match guarded(prepare) {
-                Err(Stop::Wait(arrival)) => return self.run_when(runner, tries, arrival, Files::Allowed),
+                Err(Stop::Wait(completion)) => {
+                    return self.run_when(runner, tries, completion, Files::Allowed);
+                }
                 Err(Stop::Errno(errno)) => return self.answer(Err(errno)),
-                // What is in memory now is found without files.
+                // The bytes are in memory now, so the work needs no files.
                 Ok(()) => files = Files::Barred,
             }
         }
@@ -280,31 +283,37 @@ impl<T: Send + 'static> Attempt<T> {
             Files::Barred => without_files(work),
             Files::Allowed => (work(), Wanted::Nothing),
         };
-        // An end of the daemon does not wait for what comes; the request is sent again to the next worker.
+        // The end of the daemon does not wait for what follows: the kernel sends the request again to the next worker.
         drop(gate);
         match done {
             Ok(done) => self.answer(Ok(done)),
             Err(Stop::Errno(errno)) => self.answer(Err(errno)),
-            Err(Stop::Wait(arrival)) => {
+            Err(Stop::Wait(completion)) => {
                 if wanted == Wanted::File && self.origin.base.is_some() {
-                    tries.held.push(arrival);
+                    tries.held.push(completion);
                     tries.rounds += 1;
                     if self.wait(runner, Some(tries)) {
                         self.spawn(runner, Files::Allowed);
                     }
                 } else {
-                    self.run_when(runner, tries, arrival, Files::Barred);
+                    self.run_when(runner, tries, completion, Files::Barred);
                 }
             }
         }
     }
 
-    /// Runs it again when `arrival` has happened.
-    fn run_when(self: Arc<Self>, runner: &Arc<Runner>, mut tries: Tries<T>, arrival: Arrival, files: Files) {
-        tries.held.push(arrival.clone());
+    /// Runs it again when `completion` is complete.
+    fn run_when(
+        self: Arc<Self>,
+        runner: &Arc<Runner>,
+        mut tries: Tries<T>,
+        completion: Completion,
+        files: Files,
+    ) {
+        tries.held.push(completion.clone());
         if self.wait(runner, Some(tries)) {
             let runner = runner.clone();
-            arrival.then(move || self.spawn(&runner, files));
+            completion.then(move || self.spawn(&runner, files));
         }
     }
 }

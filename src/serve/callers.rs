@@ -1,15 +1,16 @@
-//! Which process a request that waits is of, and whether that process is ending.
+//! Finds the process of each waiting request, and whether that process is ending.
 //!
-//! The kernel interrupts a request whose caller waits for it. An asynchronous one (libaio, io_uring) has no such caller,
-//! and a killed process does not end before these do. So their processes are looked at while they wait.
+//! The kernel interrupts a request whose caller waits for it. An asynchronous request (libaio, io_uring) has no such
+//! caller, and a killed process does not end before its requests do. So this module watches the processes of waiting
+//! requests.
 //!
 //! What must hold:
-//! - A request ends because its own process does, and for nothing else. The process is learned once, as soon as the
-//!   request waits, and is known by its number and the time of its start: later the thread may be gone, and its number
-//!   another's. A request whose thread is gone before it was seen is left alone (D56).
-//! - Each process is looked at once in a round, however many requests it has, and a round looks at [`MOST`]. A thread is
-//!   looked at once in five seconds (D57).
-//! - This process reads nothing of others; it asks ([`Lookup`]). Without an answer requests wait on.
+//! - A request ends because its own process is ending, and for nothing else. Its process is looked up once, as soon as
+//!   the request waits, and is identified by its number and start time: later the thread may be gone, and its number
+//!   may be another thread's. A request whose thread was gone before the lookup is left alone (D56).
+//! - Each process is checked once in a round, however many requests it has, and a round checks [`MAX_PER_QUESTION`]
+//!   processes at most. A thread is looked up once in five seconds (D57).
+//! - This process does not inspect other processes: it asks ([`Lookup`]). Without an answer, requests keep waiting.
 
 #[cfg(test)]
 mod tests;
@@ -17,94 +18,94 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often processes are looked at, while requests of theirs wait.
+/// How often processes are checked while their requests wait.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
-/// The shortest time between two questions, so that threads are asked about many at a time.
+/// The shortest time between two questions, so that one question covers many threads.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For so long the number of a thread means the same thread: until all other numbers were given out, which takes as
-/// many new threads.
+/// How long a thread's number certainly means the same thread: the kernel reuses it only after as many new threads as
+/// there are numbers.
 const FRESH: Duration = Duration::from_secs(5);
-/// Threads, and processes, of a question.
-pub const MOST: usize = 128;
+/// Most threads, and most processes, in one question.
+pub const MAX_PER_QUESTION: usize = 128;
 
 /// A process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// Its number in the pid namespace of the mount.
+    /// Number in the pid namespace of the mount.
     pub id: u32,
-    /// When it started, in the unit of proc(5): processes of the same number differ in it.
+    /// Start time, in the unit of proc(5). It tells processes of one number apart.
     pub start: u64,
 }
 
-/// What is to be found out.
+/// A question about threads and processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Question {
-    /// Which processes these threads are of.
+    /// Threads whose process is unknown.
     pub threads: Vec<u32>,
-    /// Which of these are ending.
+    /// Processes of which some may be ending.
     pub processes: Vec<Process>,
 }
 
-/// What was found.
+/// The answer to a [`Question`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Threads of the question that are there, with their processes.
+    /// The threads that exist, with their processes.
     pub threads: Vec<(u32, Process)>,
-    /// Processes of the question that are ending, or have ended.
+    /// The processes that are ending or have ended.
     pub ending: Vec<Process>,
 }
 
-/// Finds out; `None` when there is no answer. It may take a while.
+/// Answers a question; `None` when there is no answer. May take a while.
 pub type Lookup = Box<dyn Fn(&Question) -> Option<Findings> + Send>;
 
-/// A request whose process is not known.
+/// A waiting request whose process is unknown.
 #[derive(Debug, Clone, Copy)]
-struct Stranger {
+struct UnidentifiedRequest {
     since: Instant,
     unique: u64,
     thread: u32,
 }
 
-/// Those who made the requests that wait.
+/// The processes of the waiting requests.
 #[derive(Default)]
 pub(super) struct Callers {
-    /// Whether there is anything to ask.
+    /// Whether there is a [`Lookup`] to ask.
     pub watched: bool,
-    /// In the order in which they began to wait.
-    strangers: VecDeque<Stranger>,
-    /// Threads that were looked at a short while ago, and when; those without a process are not seen, or were gone.
+    /// In the order in which the requests began to wait.
+    unidentified: VecDeque<UnidentifiedRequest>,
+    /// Threads that were looked up recently, with the time. A thread without a process was gone, or is not visible.
     threads: HashMap<u32, (Option<Process>, Instant)>,
     process_of: HashMap<u64, Process>,
     requests_of: HashMap<Process, HashSet<u64>>,
-    /// Those known, the one that is looked at next first.
-    turns: VecDeque<Process>,
-    /// When it may be asked about threads, and about processes.
+    /// The known processes, in the order of their next check.
+    queue: VecDeque<Process>,
+    /// When the next question about threads, and about processes, is allowed.
     threads_at: Option<Instant>,
     processes_at: Option<Instant>,
 }
 
 impl Callers {
-    /// A request begins to wait; `thread` is 0 when it is not seen from the mount. Says whether [`due`](Self::due) may
-    /// be earlier now.
-    pub fn came(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
+    /// Adds a request that begins to wait. `thread` is 0 when it is not visible from the mount. Returns whether
+    /// [`due`](Self::due) may be earlier now.
+    pub fn add(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
         if !self.watched || thread == 0 {
             return false;
         }
         match self.threads.get(&thread) {
             Some((Some(process), seen)) if now.saturating_duration_since(*seen) < FRESH => {
-                self.know(*process, unique);
+                self.identify(*process, unique);
                 self.process_of.len() == 1
             }
             Some((None, seen)) if now.saturating_duration_since(*seen) < FRESH => false,
             _ => {
-                self.strangers.push_back(Stranger { since: now, unique, thread });
-                self.strangers.len() == 1
+                self.unidentified.push_back(UnidentifiedRequest { since: now, unique, thread });
+                self.unidentified.len() == 1
             }
         }
     }
 
-    /// It does not wait any more.
-    pub fn left(&mut self, unique: u64) {
+    /// Removes a request that does not wait any more.
+    pub fn remove(&mut self, unique: u64) {
         let Some(process) = self.process_of.remove(&unique) else { return };
         if let Some(requests) = self.requests_of.get_mut(&process) {
             requests.remove(&unique);
@@ -114,29 +115,29 @@ impl Callers {
         }
     }
 
-    /// Requests whose process is known.
-    pub fn known(&self) -> usize {
+    /// Number of requests whose process is known.
+    pub fn identified(&self) -> usize {
         self.process_of.len()
     }
 
-    /// When the next question is due, if there is one; now, when it was due earlier.
+    /// When the next question is due, if there is one; `now` if it is overdue.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let threads = (!self.strangers.is_empty()).then(|| self.threads_at.unwrap_or(now));
+        let threads = (!self.unidentified.is_empty()).then(|| self.threads_at.unwrap_or(now));
         let processes = (!self.process_of.is_empty()).then(|| self.processes_at.unwrap_or(now));
         threads.into_iter().chain(processes).min()
     }
 
-    /// What to ask now, if anything.
+    /// The question to ask now, if any. `waits` tells whether a request still waits.
     pub fn question(&mut self, now: Instant, waits: impl Fn(u64) -> bool) -> Option<Question> {
         let mut question = Question::default();
         if self.threads_at.is_none_or(|at| at <= now) {
-            let age = |stranger: &Stranger| now.saturating_duration_since(stranger.since);
-            self.strangers.retain(|stranger| age(stranger) < FRESH && waits(stranger.unique));
+            let age = |request: &UnidentifiedRequest| now.saturating_duration_since(request.since);
+            self.unidentified.retain(|request| age(request) < FRESH && waits(request.unique));
             self.threads.retain(|_, (_, seen)| now.saturating_duration_since(*seen) < FRESH);
             let mut threads = HashSet::new();
-            for stranger in &self.strangers {
-                threads.insert(stranger.thread);
-                if threads.len() == MOST {
+            for request in &self.unidentified {
+                threads.insert(request.thread);
+                if threads.len() == MAX_PER_QUESTION {
                     break;
                 }
             }
@@ -144,15 +145,15 @@ impl Callers {
         }
         if self.processes_at.is_none_or(|at| at <= now) {
             self.processes_at = Some(now + ROUND);
-            // A process comes to the end of the queue when it is asked about, and leaves it when it has no request.
-            for _ in 0..self.turns.len() {
-                let Some(process) = self.turns.pop_front() else { break };
+            // A process moves to the end of the queue when it is checked, and leaves the queue when it has no request.
+            for _ in 0..self.queue.len() {
+                let Some(process) = self.queue.pop_front() else { break };
                 if !self.requests_of.contains_key(&process) {
                     continue;
                 }
-                self.turns.push_back(process);
+                self.queue.push_back(process);
                 question.processes.push(process);
-                if question.processes.len() == MOST {
+                if question.processes.len() == MAX_PER_QUESTION {
                     break;
                 }
             }
@@ -160,8 +161,8 @@ impl Callers {
         (question != Question::default()).then_some(question)
     }
 
-    /// The answer to `question`, which was asked at `asked`; says which requests end.
-    pub fn hear(
+    /// Takes the answer to `question`, which was asked at `asked`. Returns the requests to end.
+    pub fn take_answer(
         &mut self,
         question: &Question,
         asked: Instant,
@@ -169,7 +170,7 @@ impl Callers {
         waits: impl Fn(u64) -> bool,
     ) -> Vec<u64> {
         let Some(findings) = findings else {
-            // Threads are asked about again, as long as their numbers mean something.
+            // Ask about the threads again, while their numbers still mean the same threads.
             self.threads_at = Some(asked + ROUND);
             return Vec::new();
         };
@@ -177,27 +178,27 @@ impl Callers {
         self.threads.extend(question.threads.iter().map(|thread| (*thread, (None, asked))));
         let found = findings.threads.into_iter().map(|(thread, process)| (thread, (Some(process), asked)));
         self.threads.extend(found);
-        for stranger in std::mem::take(&mut self.strangers) {
-            match self.threads.get(&stranger.thread) {
-                _ if !waits(stranger.unique) => {}
-                Some((Some(process), _)) => self.know(*process, stranger.unique),
+        for request in std::mem::take(&mut self.unidentified) {
+            match self.threads.get(&request.thread) {
+                _ if !waits(request.unique) => {}
+                Some((Some(process), _)) => self.identify(*process, request.unique),
                 Some((None, _)) => {}
-                None => self.strangers.push_back(stranger),
+                None => self.unidentified.push_back(request),
             }
         }
         let requests = |process: &Process| self.requests_of.get(process).into_iter().flatten().copied();
         findings.ending.iter().flat_map(requests).collect()
     }
 
-    fn know(&mut self, process: Process, unique: u64) {
+    fn identify(&mut self, process: Process, unique: u64) {
         if self.process_of.contains_key(&unique) {
             return;
         }
         self.process_of.insert(unique, process);
         let requests = self.requests_of.entry(process).or_default();
         requests.insert(unique);
-        if requests.len() == 1 && !self.turns.contains(&process) {
-            self.turns.push_back(process);
+        if requests.len() == 1 && !self.queue.contains(&process) {
+            self.queue.push_back(process);
         }
     }
 }

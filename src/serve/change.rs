@@ -1,17 +1,17 @@
-//! Changes of a disk that come as one request with many parts: attributes and the size, and space that is taken or given
-//! back.
+//! Changes of a disk that one request makes together: attributes and size; and the reservation, discard and zeroing of
+//! space.
 
-use super::attempt::{Attempt, Kind};
+use super::attempt::{Kind, PendingRequest};
 use super::error::{Stop, fail, fail_disk};
 use super::pool::Lane;
-use super::{Asker, Call, Errno, Handle, Service, Target, guard, refuse};
+use super::{Call, Errno, Handle, Requester, Service, Target, guard, refuse};
 use crate::disk::Grow;
 use crate::format::record::MountRequest;
 use crate::store::{Attributes, DiskNode};
 
-/// New attributes of a disk; `None` stays.
+/// New attributes of a disk. `None` leaves an attribute as it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Change {
+pub struct AttributeChange {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
@@ -19,8 +19,9 @@ pub struct Change {
     pub modified_ns: Option<i64>,
 }
 
-impl Change {
-    /// Once for each request: when it is sent again, and the size was changed since by another client, that stays.
+impl AttributeChange {
+    /// Applies the change, once for each request. A size that another client has set since stays when the request is
+    /// sent again.
     fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
         if let Some(size) = self.size {
             let disk = node.attach().map_err(|e| fail(&e))?;
@@ -42,24 +43,29 @@ impl Change {
     }
 }
 
-/// What becomes of a range of a disk.
+/// A change of the space of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Allocate {
-    /// Its space is taken, so that later writes find it.
-    Take(Grow),
-    /// It reads as zeros, and its space is given back. The size stays.
+pub enum SpaceChange {
+    /// Reserves space, so that later writes find it.
+    Reserve(Grow),
+    /// The range reads as zeros, and its space is freed. The size stays.
     Discard,
-    /// It reads as zeros.
+    /// The range reads as zeros.
     Zero(Grow),
 }
 
-fn allocate(node: &DiskNode, what: Allocate, (offset, len): (u64, u64), handle: Handle) -> Result<(), Stop> {
+fn allocate(
+    node: &DiskNode,
+    what: SpaceChange,
+    (offset, len): (u64, u64),
+    handle: Handle,
+) -> Result<(), Stop> {
     let disk = node.attach().map_err(|e| fail(&e))?;
     let epoch = handle.epoch();
     let done = match what {
-        Allocate::Take(grow) => disk.allocate(offset, len, grow, epoch),
-        Allocate::Discard => disk.zero(offset, len, epoch),
-        Allocate::Zero(grow) => {
+        SpaceChange::Reserve(grow) => disk.allocate(offset, len, grow, epoch),
+        SpaceChange::Discard => disk.zero(offset, len, epoch),
+        SpaceChange::Zero(grow) => {
             disk.zero(offset, len, epoch).and_then(|()| disk.grow(offset.saturating_add(len), grow))
         }
     };
@@ -67,24 +73,24 @@ fn allocate(node: &DiskNode, what: Allocate, (offset, len): (u64, u64), handle: 
 }
 
 impl Service {
-    /// Changes attributes of a disk, and finds what they are then.
+    /// Changes attributes of a disk, and returns the new ones.
     pub fn change(
         &self,
         call: Call,
-        asker: Asker,
+        requester: Requester,
         disk: u64,
-        change: Change,
+        change: AttributeChange,
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
         let apply = move |service: &Self| {
-            guard::once(asker.resent, || {
-                service.disk(disk).and_then(|node| change.apply(&node, asker.request))?;
+            guard::once(requester.resent, || {
+                service.disk(disk).and_then(|node| change.apply(&node, requester.request))?;
                 service.attributes_now(disk)
             })
         };
         if change.size.is_none() && !self.is_attached(target) {
-            // The record of a disk whose base cannot be opened can be changed all the same.
+            // The record can be changed even if the base cannot be opened.
             let (lane, service) = (self.attach_lane(target), self.clone());
             return self.runner.change_in(lane, answer, refuse, move |answer| answer(apply(&service)));
         }
@@ -94,12 +100,12 @@ impl Service {
         });
     }
 
-    /// Takes the space of `range`, an offset and a length in bytes, or gives it back.
+    /// Reserves or frees the space of `range`, an offset and a length in bytes.
     pub fn allocate(
         &self,
         call: Call,
         disk: u64,
-        what: Allocate,
+        what: SpaceChange,
         range: (u64, u64),
         handle: Handle,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
@@ -108,7 +114,7 @@ impl Service {
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (changer, reader) = (service.clone(), service.clone());
             let work = move || allocate(&*changer.disk(disk)?, what, range, handle);
-            let attempt = Attempt::new(service.origin(call, target, 0), Kind::Changes, work, answer);
+            let attempt = PendingRequest::new(service.origin(call, target, 0), Kind::Changes, work, answer);
             let attempt = attempt.prepared_by(move || reader.read_ends(disk, range.0, range.1));
             attempt.submit(&service.runner, service.place(target));
         });

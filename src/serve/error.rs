@@ -1,11 +1,11 @@
-//! How the work of a request ends when it does not succeed: it fails with an error number, which every frontend can
-//! tell its caller, or it waits for bytes and is run again.
+//! Why the work of a request does not succeed: it fails with an error number, which every frontend can pass to its
+//! caller, or it waits for bytes and runs again.
 //!
-//! What must hold: an I/O error is logged where it arises, with its object and cause, because the number alone says
-//! neither to an operator.
+//! What must hold: an I/O error is logged where it arises, with its object and cause, because the number alone tells an
+//! operator neither.
 
 use super::{Target, log};
-use crate::base::{Arrival, BaseError};
+use crate::base::{BaseError, Completion};
 use crate::disk::DiskError;
 use crate::store::{DiskNode, StoreError};
 
@@ -33,8 +33,8 @@ impl From<Errno> for i32 {
 pub(super) enum Stop {
     /// It failed.
     Errno(Errno),
-    /// It is to be run again.
-    Wait(Arrival),
+    /// It must run again.
+    Wait(Completion),
 }
 
 impl From<Errno> for Stop {
@@ -44,7 +44,7 @@ impl From<Errno> for Stop {
 }
 
 impl Stop {
-    /// For work that needs nothing of a base.
+    /// The error number, for work that needs no bytes of a base.
     pub fn errno(self) -> Errno {
         match self {
             Self::Errno(errno) => errno,
@@ -62,8 +62,8 @@ pub(super) fn fail(error: &StoreError) -> Errno {
 }
 
 pub(super) fn fail_disk(node: &DiskNode, operation: &'static str, error: &DiskError) -> Stop {
-    if let Some(arrival) = error.arrival() {
-        return Stop::Wait(arrival.clone());
+    if let Some(completion) = error.completion() {
+        return Stop::Wait(completion.clone());
     }
     let errno = Errno(error.errno());
     if errno == Errno::EIO {
@@ -73,8 +73,8 @@ pub(super) fn fail_disk(node: &DiskNode, operation: &'static str, error: &DiskEr
 }
 
 pub(super) fn fail_base(base: u64, error: &BaseError) -> Stop {
-    if let Some(arrival) = error.arrival() {
-        return Stop::Wait(arrival.clone());
+    if let Some(completion) = error.completion() {
+        return Stop::Wait(completion.clone());
     }
     log::failed(Some(Target::Base(base)), error);
     Stop::Errno(Errno::EIO)

@@ -1,7 +1,7 @@
-//! Lets changes in until the daemon stops with files open, and tells when those inside have ended.
+//! Counts running changes. When the daemon stops with files open, refuses later changes and waits for the running ones.
 //!
-//! What must hold: closing never keeps a request waiting. One that comes later is refused, on a thread that serves all
-//! disks.
+//! What must hold: a closed gate never makes a request wait. It refuses the request at once, on the thread that serves
+//! all disks.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,42 +11,42 @@ use parking_lot::{Condvar, Mutex};
 /// See the module.
 #[derive(Default)]
 pub(super) struct Gate {
-    inside: AtomicUsize,
+    running: AtomicUsize,
     closed: AtomicBool,
     waiting: Mutex<()>,
     left: Condvar,
 }
 
-/// A change that is under way.
-pub(super) struct Inside<'a>(&'a Gate);
+/// A running change.
+pub(super) struct RunningChange<'a>(&'a Gate);
 
 impl Gate {
-    /// None once the gate is closed.
-    pub fn enter(&self) -> Option<Inside<'_>> {
-        // First in, then the look: closing does the two in the other order, so one of the two sees the other.
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        let inside = Inside(self);
-        (!self.closed.load(Ordering::SeqCst)).then_some(inside)
+    /// Begins a change; `None` once the gate is closed.
+    pub fn enter(&self) -> Option<RunningChange<'_>> {
+        // First the count, then the check. Closing does the two in the other order, so at least one of the two threads
+        // sees the other.
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let running = RunningChange(self);
+        (!self.closed.load(Ordering::SeqCst)).then_some(running)
     }
 
-    /// Refuses all later changes and waits until those inside have ended, for `patience` at most. Returns how many
-    /// have not.
+    /// Refuses all later changes, and waits for the running ones for `patience` at most. Returns how many still run.
     pub fn close(&self, patience: Duration) -> usize {
         self.closed.store(true, Ordering::SeqCst);
         let end = Instant::now() + patience;
         let mut waiting = self.waiting.lock();
         loop {
-            let inside = self.inside.load(Ordering::SeqCst);
-            if inside == 0 || self.left.wait_until(&mut waiting, end).timed_out() {
-                return self.inside.load(Ordering::SeqCst);
+            let running = self.running.load(Ordering::SeqCst);
+            if running == 0 || self.left.wait_until(&mut waiting, end).timed_out() {
+                return self.running.load(Ordering::SeqCst);
             }
         }
     }
 }
 
-impl Drop for Inside<'_> {
+impl Drop for RunningChange<'_> {
     fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
         if self.0.closed.load(Ordering::SeqCst) {
             drop(self.0.waiting.lock());
             self.0.left.notify_all();
@@ -59,14 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_inside_are_waited_for_and_later_ones_refused() {
+    fn closing_waits_for_running_changes_and_refuses_later_ones() {
         let gate = Gate::default();
-        let inside = gate.enter().expect("it is open");
+        let running = gate.enter().expect("it is open");
         assert_eq!(gate.close(Duration::from_millis(1)), 1, "one is inside");
         assert!(gate.enter().is_none());
         std::thread::scope(|scope| {
             let closing = scope.spawn(|| gate.close(Duration::from_secs(60)));
-            drop(inside);
+            drop(running);
             assert_eq!(closing.join().expect("no panic"), 0);
         });
     }

@@ -1,12 +1,12 @@
-//! A panic in one request is that request's alone.
+//! Confines a panic to the request in which it happens.
 //!
-//! Requests may run twice (docs/design.md, "Replays"), so one that panics is tried once more; when it panics again it
-//! is an I/O error of its own, and nobody else notices.
-//! - Work that leaves nothing half done in memory when it is unwound, reads, writes, discards, flushes, is tried again
-//!   at once ([`guarded`]).
-//! - Changes of names and records are not of that kind. After a panic in one the worker ends, the next one reads what
-//!   is durable, and gets the request again ([`once`]). When it panics there too, it is refused before that worker
-//!   ends, or it would end all that follow.
+//! Requests may run twice (docs/design.md, "Replays"), so a request that panics is tried once more. If it panics again,
+//! it ends with an I/O error, and no other request notices.
+//! - Reads, writes, discards and flushes leave nothing half done in memory when they unwind. They are tried again at
+//!   once ([`guarded`]).
+//! - Changes of names and records may leave something half done. After a panic in one the worker ends; the next worker
+//!   reads the durable state, and gets the request again ([`once`]). If the request panics there too, it is refused
+//!   before that worker ends, because otherwise it would end all later workers.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,37 +14,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Errno;
 
-/// What becomes of a panic in this thread.
+/// What a panic in this thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
     /// It ends the worker.
     None,
-    /// It is caught, and the worker goes on.
-    GoesOn,
-    /// It is caught, and the worker ends when the request is answered.
+    /// It is caught, and the worker continues.
+    Recovers,
+    /// It is caught, and the worker ends once the request is answered.
     Ends,
 }
 
 thread_local! {
     static GUARD: Cell<Guard> = const { Cell::new(Guard::None) };
-    static DOOMED: Cell<bool> = const { Cell::new(false) };
+    static MUST_END: Cell<bool> = const { Cell::new(false) };
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// What becomes of a panic in this thread now.
+/// What a panic in this thread does now.
 pub fn current() -> Guard {
     GUARD.get()
 }
 
-/// Panics that were caught since the process began.
+/// Number of panics that this process has caught.
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
 
 fn caught<T>(guard: Guard, work: impl FnOnce() -> T) -> Option<T> {
     let outer = GUARD.replace(guard);
-    // What unwinding leaves behind is sound, or is not used again: see the module.
+    // The state that unwinding leaves is sound or is not used again, see the module.
     let done = catch_unwind(AssertUnwindSafe(work));
     GUARD.set(outer);
     if done.is_err() {
@@ -53,22 +53,22 @@ fn caught<T>(guard: Guard, work: impl FnOnce() -> T) -> Option<T> {
     done.ok()
 }
 
-/// Runs `work`; once more when it panics; EIO when it panics again.
+/// Runs `work`, once more if it panics. A second panic is EIO.
 ///
 /// # Errors
 /// Those of `work`, and EIO.
 pub fn guarded<T, E: From<Errno>>(work: impl Fn() -> Result<T, E>) -> Result<T, E> {
     for _ in 0..2 {
-        if let Some(done) = caught(Guard::GoesOn, &work) {
+        if let Some(done) = caught(Guard::Recovers, &work) {
             return done;
         }
     }
-    tracing::error!("a request panicked twice and is refused");
+    tracing::error!("a request panicked twice; it ends with EIO");
     Err(Errno::EIO.into())
 }
 
-/// Runs `work`. When it panics and the request was `resent`, EIO: this thread has to ask [`is_doomed`] after
-/// the answer.
+/// Runs `work`. A panic aborts the process, unless the request was `resent`. Then the result is EIO, and this thread
+/// must call [`must_end`] after the answer.
 ///
 /// # Errors
 /// Those of `work`, and EIO.
@@ -77,15 +77,15 @@ pub fn once<T>(resent: bool, work: impl FnOnce() -> Result<T, Errno>) -> Result<
         if !resent {
             std::process::abort();
         }
-        tracing::error!("a request panicked under two workers and is refused");
-        DOOMED.set(true);
+        tracing::error!("a request panicked under two workers; it ends with EIO, and this worker ends");
+        MUST_END.set(true);
         Err(Errno::EIO)
     })
 }
 
-/// Whether the worker has to end now that the request is answered; once for each time that it has to.
-pub fn is_doomed() -> bool {
-    DOOMED.replace(false)
+/// Whether the worker must end now that the request is answered. Returns true once.
+pub fn must_end() -> bool {
+    MUST_END.replace(false)
 }
 
 #[cfg(test)]
@@ -95,11 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_panic_is_not_seen_by_anybody() {
+    fn a_single_panic_is_hidden_by_the_retry() {
         let tries = Cell::new(0);
         let done: Result<_, Errno> = guarded(|| {
             tries.set(tries.get() + 1);
-            assert_eq!(current(), Guard::GoesOn);
+            assert_eq!(current(), Guard::Recovers);
             assert!(tries.get() != 1, "the first try");
             Ok(tries.get())
         });
@@ -118,9 +118,9 @@ mod tests {
     #[test]
     fn a_change_that_panics_again_is_refused_before_the_worker_ends() {
         assert!(matches!(once(true, || Ok(5)), Ok(5)));
-        assert!(!is_doomed());
+        assert!(!must_end());
         let done: Result<(), Errno> = once(true, || panic!("again"));
         assert_eq!(done.map_err(i32::from), Err(libc::EIO));
-        assert!(is_doomed() && !is_doomed());
+        assert!(must_end() && !must_end());
     }
 }

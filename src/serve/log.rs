@@ -1,7 +1,7 @@
-//! Log lines that a guest can cause.
+//! Log lines that a guest can trigger.
 //!
-//! What must hold: their rate is bounded for each disk and base, so that one that fails all the time neither fills the
-//! log nor hides another.
+//! What must hold: the rate of lines is bounded for each disk and base, so one that fails all the time neither fills
+//! the log nor hides the lines of another.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use super::{Target, Waiters};
 use crate::io::sys;
 
-/// One line in 100 ms for each disk or base.
+/// Shortest time between two lines about one disk or base.
 const INTERVAL_NS: i64 = 100_000_000;
-/// Disks and bases that are kept apart.
+/// Disks and bases whose lines are counted separately.
 const APART: usize = 1024;
 
-/// `None` stands for all that is about neither a disk nor a base.
+/// Whether a line may be logged now. `None` stands for lines about neither a disk nor a base.
 fn may_log(target: Option<Target>) -> bool {
     static LAST: Mutex<BTreeMap<Option<Target>, i64>> = Mutex::new(BTreeMap::new());
     let now = sys::now_ns();
@@ -27,7 +27,7 @@ fn may_log(target: Option<Target>) -> bool {
     if last.len() >= APART {
         last.retain(|_, last| now - *last <= INTERVAL_NS);
     }
-    // So many that fail at a time share what is left.
+    // When more fail at a time, the surplus logs nothing.
     last.len() < APART && last.insert(target, now).is_none_or(|last| now - last > INTERVAL_NS)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn refused(target: Target, waiters: Waiters) {
             waiting = requests,
             bytes,
             refused,
-            "a request ends with EIO: too many of its disk wait for the base; see the base's state in `plyfs status`"
+            "a request ends with EIO: too many requests of its disk wait for the base; see the base's state in `plyfs status`"
         );
     }
 }

@@ -1,14 +1,15 @@
-//! One request on one disk, for any frontend: where it runs, what it waits for, how it fails, when it is answered.
+//! Runs one request on one disk or base, for any frontend: on which thread it runs, what it waits for, how it fails,
+//! and when it is answered.
 //!
-//! A frontend decodes a request, calls [`Service`] with it and with what answers it, and encodes the answer. It knows
-//! its protocol and nothing of lanes, bases that are not here yet, or panics. What must hold:
-//! - Nothing that may wait runs on a thread of the frontend unless enough others are free (`pool`), and nothing that
-//!   waits for the files of a base ever does (`attempt`).
-//! - Each request is answered once, with a result or an [`Errno`], whatever happens to its work; only the end of the
-//!   process leaves it to the next worker.
-//! - A request that is sent again after a crash of the worker has the result that the first try had (D4); a handle means the
-//!   same to every worker.
-//! - A change that comes after [`Service::quiesce`] is refused and changes nothing.
+//! A frontend decodes a request, calls [`Service`] with it and a function that answers it, and encodes the answer. The
+//! frontend knows its protocol, and nothing of lanes, bases that are not here yet, or panics. What must hold:
+//! - Work that may wait runs on a thread of the frontend only while enough others of them are free (`pool`). Work that
+//!   waits for the files of a base never does (`attempt`).
+//! - Each request is answered once, with a result or an [`Errno`], however its work ends. Only the end of the process
+//!   leaves it to the next worker.
+//! - A request that is sent again after the death of a worker has the result of the first attempt (D4). A handle means
+//!   the same to every worker.
+//! - A change after [`Service::quiesce`] is refused and changes nothing.
 
 mod attempt;
 pub mod callers;
@@ -29,36 +30,36 @@ mod write;
 
 use std::sync::Arc;
 
-use attempt::{Attempt, Kind, Origin, Place};
-pub use change::{Allocate, Change};
+use attempt::{Kind, Origin, PendingRequest, Place};
+pub use change::{AttributeChange, SpaceChange};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
 use guard::guarded;
-pub use names::{Asker, Created};
+pub use names::{CreatedDisk, Requester};
 use pool::Lane;
 use runner::Runner;
 pub use waiting::{Call, Limits, Waiters};
-pub use write::Written;
+pub use write::WriteRequest;
 
 use crate::io::Space;
 use crate::store::{Attributes, BaseNode, DiskNode, Store};
 
-/// What a request is on, by number.
+/// The disk or base of a request, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// A disk.
     Disk(u64),
-    /// A base, read as it is.
+    /// A base, read directly.
     Base(u64),
 }
 
-/// What an open returns and later requests bring back: the error epoch of the disk at that time. After a failed sync it
-/// is an older one, and is refused until the disk is opened again.
+/// The result of an open, which later requests carry: the disk's error epoch at that time. After a failed sync the
+/// epoch is outdated, and requests with it are refused until the disk is opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handle(u64);
 
 impl Handle {
-    /// From a number that [`number`](Self::number) gave.
+    /// A handle from the number that [`number`](Self::number) returned.
     pub fn new(number: u64) -> Self {
         Self(number & 0xffff)
     }
@@ -72,20 +73,21 @@ impl Handle {
     }
 }
 
-/// Runs requests on the disks and bases of a store. A clone is the same service.
+/// Runs requests on the disks and bases of a store. A clone shares the state.
 #[derive(Clone)]
 pub struct Service {
     store: Arc<Store>,
     runner: Arc<Runner>,
 }
 
-/// Learns how many processors there are, from files that a process that has given up its rights must not read.
-pub fn look_at_processors() {
-    pool::moved_at_once();
+/// Reads and caches the number of processors. The number is in files that a confined process may not read.
+pub fn cache_processor_count() {
+    pool::lane_byte_limit();
 }
 
 impl Service {
-    /// Of `store`; `threads` threads may wait besides `inline` of the frontend's, and requests as `limits` say.
+    /// A service for `store`, with `threads` threads of its own. At most `inline` threads of the frontend may wait.
+    /// `limits` bounds the requests that wait for bases.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -93,22 +95,22 @@ impl Service {
         Ok(Self { store, runner: Runner::new(threads, inline, limits)? })
     }
 
-    /// Lets running changes end and refuses all later ones, so that the store can be closed under open files.
+    /// Waits for running changes to end and refuses all later ones, so that the store can be closed under open files.
     pub fn quiesce(&self) {
         self.runner.quiesce();
     }
 
-    /// Requests that wait for the bytes of bases.
+    /// Counts of the requests that wait for bytes of bases.
     pub fn waiters(&self) -> Waiters {
         self.runner.waiting.counts()
     }
 
-    /// The caller of a request got a signal.
+    /// Notes that the caller of a request got a signal.
     pub fn interrupt(&self, unique: u64) {
         self.runner.waiting.interrupt(unique);
     }
 
-    /// Ends what waits of processes that are ending, which `lookup` finds out.
+    /// Ends waiting requests whose process is ending. `lookup` tells which processes are.
     ///
     /// # Errors
     /// When there is no thread.
@@ -133,13 +135,13 @@ impl Service {
         self.store.disk_by_id(id).ok_or(Errno::ESTALE)
     }
 
-    /// Runs what waits for the store only.
+    /// Runs work that waits for the store only.
     fn run(&self, lane: Lane, job: impl FnOnce(&Self) + Send + 'static) {
         let service = self.clone();
         self.runner.pool.run(lane, move || job(&service));
     }
 
-    /// Of whom a request is. `bytes`: what it holds while it waits.
+    /// The origin of a request. `bytes`: bytes that it holds while it waits.
     fn origin(&self, call: Call, target: Target, bytes: usize) -> Origin {
         let (base, lane) = match target {
             Target::Disk(id) => (self.store.disk_by_id(id).and_then(|n| n.base_id()), Lane::Disk(id)),
@@ -148,16 +150,16 @@ impl Service {
         Origin { call, target, base, lane, bytes, moves: bytes }
     }
 
-    /// Work that has changed nothing when it stops, and may run any number of times.
+    /// A request that only reads: its work may stop and run any number of times.
     fn reads<T: Send + 'static>(
         &self,
         call: Call,
         target: Target,
         work: impl Fn(&Self) -> Result<T, Stop> + Send + 'static,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) -> Attempt<T> {
+    ) -> PendingRequest<T> {
         let service = self.clone();
-        Attempt::new(self.origin(call, target, 0), Kind::Reads, move || work(&service), answer)
+        PendingRequest::new(self.origin(call, target, 0), Kind::Reads, move || work(&service), answer)
     }
 
     fn is_attached(&self, target: Target) -> bool {
@@ -167,7 +169,7 @@ impl Service {
         }
     }
 
-    /// The lane for what has to open the files of `target` first.
+    /// The lane for work that must first open the files of `target`.
     fn attach_lane(&self, target: Target) -> Lane {
         match target {
             Target::Base(id) => Lane::Attach(id),
@@ -178,8 +180,8 @@ impl Service {
         }
     }
 
-    /// Goes on once the files of `target` are open, which may take as long as its base's filesystem does. A signal ends
-    /// the waiting.
+    /// Calls `then` once the files of `target` are open. That may take as long as the base's filesystem does. A signal
+    /// ends the waiting.
     fn when_attached<A: Send + 'static>(
         &self,
         call: Call,
@@ -209,19 +211,19 @@ impl Service {
         Arc::new(attempt).spawn_in(&self.runner, self.attach_lane(target));
     }
 
-    /// Where work on an attached disk or base may run.
+    /// Where work on an attached disk or base may run first.
     fn place(&self, target: Target) -> Place {
         match target {
             Target::Disk(id) => {
                 let node = self.store.disk_by_id(id);
                 let is_plain = node.is_none_or(|node| node.peek().is_none_or(|disk| disk.is_plain()));
-                if is_plain { Place::Here } else { Place::Lane }
+                if is_plain { Place::CallingThread } else { Place::DiskLane }
             }
-            Target::Base(_) => Place::Base,
+            Target::Base(_) => Place::BaseLane,
         }
     }
 
-    /// Opens a disk or base. Who opened a disk says so when it closes it ([`closed`](Self::closed)).
+    /// Opens a disk or base. The opener of a disk calls [`closed`](Self::closed) when it closes the disk.
     pub fn open(
         &self,
         call: Call,
@@ -236,14 +238,14 @@ impl Service {
         });
     }
 
-    /// The last user of a handle has closed it.
+    /// Notes that the last user of a handle has closed it.
     pub fn closed(&self, disk: u64) {
         if let Ok(node) = self.disk(disk) {
             node.closed();
         }
     }
 
-    /// Finds what is known of a disk. Of one that is not attached it may take as long as opening it does.
+    /// Returns the attributes of a disk. For a detached disk that may take as long as opening it.
     pub fn attributes(
         &self,
         call: Call,
@@ -263,7 +265,7 @@ impl Service {
         Ok(self.disk(disk)?.attributes())
     }
 
-    /// Everything on a disk that was completed before it is durable.
+    /// Makes everything durable that was completed on a disk before the call.
     pub fn flush(
         &self,
         call: Call,
@@ -274,7 +276,7 @@ impl Service {
         let target = Target::Disk(disk);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let flusher = service.clone();
-            // It waits for the disk in any case, and encoding a large map takes a processor for seconds.
+            // A flush waits for the disk in any case, and encoding a large map takes a processor for seconds.
             service.runner.change_in(Lane::Sync(disk), answer, refuse, move |answer| {
                 answer(guarded(|| {
                     let node = flusher.disk(disk)?;
@@ -294,12 +296,12 @@ impl Service {
     }
 }
 
-/// Answers a request that fails before its work has run.
+/// Answers a request that fails before its work runs.
 fn refuse<T, A: FnOnce(Result<T, Errno>)>(answer: A, errno: Errno) {
     answer(Err(errno));
 }
 
-/// Of an attached disk.
+/// Opens an attached disk.
 fn open_disk(node: &DiskNode) -> Result<Handle, Errno> {
     let disk = node.attach().map_err(|e| fail(&e))?;
     disk.delta().opened();

@@ -1,8 +1,8 @@
-//! Changes of names: making, removing and renaming disks, each committed with the request that asked for it.
+//! Creates, removes and renames disks. Each change is committed together with the request that asked for it.
 //!
-//! What must hold: such a request may be sent again, to a worker that has not seen the first try. The store says what
-//! that try has done, and it is not done twice. None of this runs on a thread of the frontend, because one change of
-//! names waits for another.
+//! What must hold: such a request may be sent again to a worker that has not seen the first attempt. The store knows
+//! whether that attempt was carried out, and it is not carried out twice. These changes never run on a thread of the
+//! frontend, because they wait for each other.
 
 use std::sync::Arc;
 
@@ -12,52 +12,52 @@ use super::{Errno, Handle, Service, guard, open_disk, refuse};
 use crate::format::record::MountRequest;
 use crate::store::{Attributes, DiskNode, NewDisk, Replace, StoreError};
 
-/// Who asks for a change, and how.
+/// The requester of a change, and its request.
 #[derive(Debug, Clone, Copy)]
-pub struct Asker {
+pub struct Requester {
     pub uid: u32,
     pub gid: u32,
-    /// The request; the same number when it is sent again.
+    /// The request. It has the same number when it is sent again.
     pub request: MountRequest,
-    /// Whether it is sent again: another worker may have carried it out.
+    /// Whether the request is sent again: another worker may have carried it out.
     pub resent: bool,
     /// Whether a disk that exists already is an error.
     pub exclusive: bool,
 }
 
-/// A disk that was made, or found in its place.
+/// A disk that was created, or that existed.
 #[derive(Debug, Clone)]
-pub struct Created {
+pub struct CreatedDisk {
     /// Its number.
     pub disk: u64,
     pub attributes: Attributes,
 }
 
 impl Service {
-    /// Makes a blank disk of 0 bytes, as mknod(2) does a file.
+    /// Creates a blank disk of 0 bytes, as mknod(2) creates a file.
     pub fn create(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         mode: u32,
-        answer: impl FnOnce(Result<Created, Errno>) + Send + 'static,
+        answer: impl FnOnce(Result<CreatedDisk, Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            let made = guard::once(asker.resent, || service.make(&asker, &name, mode));
+            let made = guard::once(requester.resent, || service.make(&requester, &name, mode));
             answer(made.and_then(|node| service.created(&node)));
         });
     }
 
-    /// Makes a disk and opens it, as creat(2) does a file.
+    /// Creates a disk and opens it, as creat(2) does a file.
     pub fn create_open(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         mode: u32,
-        answer: impl FnOnce(Result<(Created, Handle), Errno>) + Send + 'static,
+        answer: impl FnOnce(Result<(CreatedDisk, Handle), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            let made = guard::once(asker.resent, || service.make(&asker, &name, mode));
+            let made = guard::once(requester.resent, || service.make(&requester, &name, mode));
             answer(made.and_then(|node| {
                 let handle = open_disk(&node)?;
                 Ok((service.created(&node)?, handle))
@@ -65,46 +65,48 @@ impl Service {
         });
     }
 
-    /// Takes the name from a disk. Its files go with its last user ([`purge`](super::purge)).
+    /// Removes the name of a disk. Its files are removed after its last close ([`purge`](super::purge)).
     pub fn unlink(
         &self,
-        asker: Asker,
+        requester: Requester,
         name: String,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            answer(guard::once(asker.resent, || {
-                if service.done_before(&asker).is_some() {
+            answer(guard::once(requester.resent, || {
+                if service.done_before(&requester).is_some() {
                     return Ok(());
                 }
-                match service.store.unlink_for(&name, Some(asker.request)) {
+                match service.store.unlink_for(&name, Some(requester.request)) {
                     Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent => Ok(()),
+                    // An earlier version may have done it, which did not note its requests.
+                    Err(StoreError::NotFound { .. }) if requester.resent => Ok(()),
                     Err(error) => Err(fail(&error)),
                 }
             }));
         });
     }
 
-    /// Gives a disk another name.
+    /// Renames a disk.
     pub fn rename(
         &self,
-        asker: Asker,
+        requester: Requester,
         from: String,
         to: String,
         over: Replace,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         self.change_names(answer, refuse, move |service, answer| {
-            answer(guard::once(asker.resent, || {
-                if service.done_before(&asker).is_some() {
+            answer(guard::once(requester.resent, || {
+                if service.done_before(&requester).is_some() {
                     return Ok(());
                 }
-                match service.store.rename_for(&from, &to, over, Some(asker.request)) {
+                match service.store.rename_for(&from, &to, over, Some(requester.request)) {
                     Ok(_) => Ok(()),
-                    // Of a worker of a version that did not note its requests.
-                    Err(StoreError::NotFound { .. }) if asker.resent && service.store.disk(&to).is_ok() => {
+                    // An earlier version may have done it, which did not note its requests.
+                    Err(StoreError::NotFound { .. })
+                        if requester.resent && service.store.disk(&to).is_ok() =>
+                    {
                         Ok(())
                     }
                     Err(error) => Err(fail(&error)),
@@ -123,32 +125,34 @@ impl Service {
         self.runner.change_in(Lane::Names, answer, refuse, move |answer| job(&service, answer));
     }
 
-    fn created(&self, node: &DiskNode) -> Result<Created, Errno> {
-        Ok(Created { disk: node.id(), attributes: self.attributes_now(node.id())? })
+    fn created(&self, node: &DiskNode) -> Result<CreatedDisk, Errno> {
+        Ok(CreatedDisk { disk: node.id(), attributes: self.attributes_now(node.id())? })
     }
 
-    /// The disk whose name the first try of a resent request changed. Its names may have been changed since by commands
-    /// of the control socket, which do not wait for requests that are sent again.
-    fn done_before(&self, asker: &Asker) -> Option<Arc<DiskNode>> {
-        if asker.resent { self.store.done_by(asker.request) } else { None }
+    /// The disk whose name the first attempt of a resent request changed. Commands of the control socket do not wait
+    /// for resent requests, and may have changed names since.
+    fn done_before(&self, requester: &Requester) -> Option<Arc<DiskNode>> {
+        if requester.resent { self.store.done_by(requester.request) } else { None }
     }
 
-    /// Finds the disk that the first try of a resent request made, or makes one.
-    fn make(&self, asker: &Asker, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
+    /// Finds the disk that the first attempt of a resent request created, or creates one.
+    fn make(&self, requester: &Requester, name: &str, mode: u32) -> Result<Arc<DiskNode>, Errno> {
         let new = NewDisk {
             name: name.into(),
             base: None,
             size: Some(0),
             mode: mode & 0o7777,
-            uid: asker.uid,
-            gid: asker.gid,
+            uid: requester.uid,
+            gid: requester.gid,
         };
-        if let Some(made) = self.done_before(asker) {
+        if let Some(made) = self.done_before(requester) {
             return Ok(made);
         }
-        match self.store.create_disks_for(&[new], Some(asker.request)) {
+        match self.store.create_disks_for(&[new], Some(requester.request)) {
             Ok(mut made) => made.pop().ok_or(Errno::EIO),
-            Err(StoreError::Exists { .. }) if !asker.exclusive => self.store.disk(name).map_err(|e| fail(&e)),
+            Err(StoreError::Exists { .. }) if !requester.exclusive => {
+                self.store.disk(name).map_err(|e| fail(&e))
+            }
             Err(error) => Err(fail(&error)),
         }
     }

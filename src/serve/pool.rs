@@ -1,13 +1,14 @@
-//! Threads for work that may wait, in lanes, so that one party's waiting stays its own.
+//! Threads for work that may wait, in lanes, so that one party's waiting delays no other party.
 //!
-//! Each job belongs to a lane: the data of one disk, its flushes, the files of one base, names. What must hold:
-//! - A lane runs a bounded number of jobs at a time, which move a bounded number of bytes, the first of its queue first.
-//!   Lanes that have work take turns, whatever the length of their queues.
+//! Each job belongs to a lane: data of one disk, its flushes, files of one base, names. What must hold:
+//! - A lane runs a bounded number of jobs at a time, which move a bounded number of bytes, in the order of its queue.
+//!   Lanes that have work take turns, whatever the lengths of their queues.
 //! - A job that runs for longer than [`STUCK`] does not count against the pool: another thread takes its place, up to
-//!   [`most_threads`]. So a filesystem that hangs holds the threads of its own lanes and no others.
-//! - A FUSE thread runs work itself as long as enough of its siblings are free ([`Pool::try_inline`]), and only work
-//!   that waits for nothing but the store; a large request only while its lane has no other work. So a single request
-//!   costs no hand-over, and large ones of one disk leave FUSE threads and processors to the others (D59).
+//!   [`max_threads`]. So a filesystem that hangs holds the threads of its own lanes only.
+//! - A FUSE thread runs work itself only while enough other FUSE threads are free ([`Pool::try_inline`]), only work
+//!   that waits for nothing but the store, and a large request only while its lane has no other work. So a single
+//!   request needs no hand-over, and large requests of one disk leave FUSE threads and processors to the other disks
+//!   (D59).
 
 #[cfg(test)]
 mod tests;
@@ -23,18 +24,19 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// A job that runs for so long may wait for something that hangs. One that does not costs a thread for a while.
+/// A job that runs for longer may wait for something that hangs. A job that does not hang then occupies one thread more
+/// for a while.
 const STUCK: Duration = Duration::from_millis(100);
-/// How often stuck jobs are looked for while work waits for a thread.
-const LOOK: Duration = Duration::from_millis(25);
+/// How often the pool looks for stuck jobs while work waits for a thread.
+const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 const STACK: usize = 512 << 10;
 
-/// Threads that there are at most, stuck ones included.
-fn most_threads(threads: usize) -> usize {
+/// Most threads of the pool, with stuck ones.
+fn max_threads(threads: usize) -> usize {
     (threads * 8).max(512)
 }
 
-/// Whose work it is, and of which kind.
+/// The party that a job works for, and the kind of the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// Reads, writes and discards of a disk that wait for the store only.
@@ -43,20 +45,20 @@ pub enum Lane {
     Sync(u64),
     /// Opening a disk without a base, and its attributes.
     Node(u64),
-    /// What needs the files of a base, of whichever disk.
+    /// Requests that need the files of a base, of any disk.
     Base(u64),
-    /// Opening a base's files, and opening and looking at disks on it that are not attached.
+    /// Opening a base's files; open and stat of detached disks on it.
     Attach(u64),
     /// Changes of names and records.
     Names,
     /// Removing disks that have no name and no user.
     Purge,
-    /// Questions about the store's filesystem.
+    /// statfs of the store's filesystem.
     Space,
 }
 
 impl Lane {
-    /// Jobs of it that run at a time.
+    /// Jobs of the lane that run at a time.
     fn width(self) -> usize {
         match self {
             Lane::Disk(_) | Lane::Base(_) => 16,
@@ -67,38 +69,38 @@ impl Lane {
     }
 }
 
-/// Bytes of a request that takes a thread for so long that others notice.
+/// A request of more bytes occupies a thread for so long that other requests notice.
 pub const LARGE: usize = 256 << 10;
 
-/// Bytes that jobs of one lane move at a time. One alone may move more. The first call reads files of the kernel, which a
-/// confined process must not.
-pub fn moved_at_once() -> usize {
+/// Bytes that the running jobs of one lane move at a time. A job that runs alone may move more. The first call reads
+/// files of the kernel that a confined process may not read.
+pub fn lane_byte_limit() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| std::thread::available_parallelism().map_or(4, NonZero::get).max(4) << 20)
 }
 
-/// Bytes of writes that wait in one lane. What is more than that runs on FUSE threads while enough others are free.
+/// Bytes of writes that wait in one lane. Writes above this run on FUSE threads while enough others are free.
 const QUEUED_BYTES: usize = 16 << 20;
-/// Bytes of writes that wait in all lanes. What is more than that runs on FUSE threads.
+/// Bytes of writes that wait in all lanes. Writes above this always run on FUSE threads.
 const ALL_QUEUED_BYTES: usize = 256 << 20;
 
 struct Queued {
     job: Job,
-    /// Bytes that it holds while it waits.
+    /// Bytes that the job holds while it waits.
     held: usize,
-    /// Bytes that it moves when it runs.
+    /// Bytes that the job moves when it runs.
     moves: usize,
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Queued>,
-    /// Bytes that they hold.
+    /// Bytes that the waiting jobs hold.
     held: usize,
     running: usize,
-    /// Bytes that the running ones move.
+    /// Bytes that the running jobs move.
     moved: usize,
-    /// It is in the list of lanes that have their turn.
+    /// Whether the lane is in the list `ready`.
     listed: bool,
 }
 
@@ -106,9 +108,9 @@ struct State {
     lanes: HashMap<Lane, Queue>,
     /// Lanes whose first job may run.
     ready: VecDeque<Lane>,
-    /// When each thread began its job; by the thread's number.
+    /// When each thread began its job, by the thread's number; `None`: it has none.
     began: Vec<Option<Instant>>,
-    /// Numbers of threads that have ended.
+    /// Numbers of ended threads, for reuse.
     free: Vec<usize>,
     threads: usize,
     idle: usize,
@@ -120,7 +122,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    /// Work waits, and no thread is idle.
+    /// Work waits and no thread is idle.
     backlog: Condvar,
     threads: usize,
 }
@@ -147,7 +149,7 @@ impl State {
             && !queue.listed
             && let Some(next) = queue.jobs.front()
             && queue.running < lane.width()
-            && (queue.moved == 0 || queue.moved + next.moves <= moved_at_once())
+            && (queue.moved == 0 || queue.moved + next.moves <= lane_byte_limit())
         {
             queue.listed = true;
             self.ready.push_back(lane);
@@ -185,7 +187,7 @@ impl State {
 }
 
 impl Pool {
-    /// Starts `threads` threads; at most `inline` callers wait on their own at any time.
+    /// Starts `threads` threads. At most `inline` callers run work themselves at a time.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -211,14 +213,14 @@ impl Pool {
         Ok(Self { shared, permits: Arc::new(AtomicUsize::new(inline)) })
     }
 
-    /// A permit, when the caller may wait for the store here.
+    /// A permit to wait for the store on the calling thread, if enough others are free.
     pub fn try_inline(&self) -> Option<Permit> {
         let take = |n: usize| n.checked_sub(1);
         let taken = self.permits.fetch_update(Ordering::Acquire, Ordering::Relaxed, take);
         taken.is_ok().then(|| Permit(self.permits.clone()))
     }
 
-    /// As [`try_inline`](Self::try_inline), for work in a lane that moves `bytes`.
+    /// As [`try_inline`](Self::try_inline), for work in a lane that moves `bytes` bytes.
     pub fn try_inline_for(&self, lane: Lane, bytes: usize) -> Option<Permit> {
         if bytes > LARGE && self.shared.state.lock().lanes.contains_key(&lane) {
             return None;
@@ -226,21 +228,22 @@ impl Pool {
         self.try_inline()
     }
 
-    /// Hands work over.
+    /// Queues a job in a lane.
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
-        self.spawn_moving(lane, 0, job);
+        self.spawn_sized(lane, 0, job);
     }
 
-    /// Hands work over that moves `bytes`.
-    pub fn spawn_moving(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
+    /// Queues a job that moves `bytes` bytes.
+    pub fn spawn_sized(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
         let queued = Queued { job: Box::new(job), held: 0, moves: bytes };
         state.lanes.entry(lane).or_default().jobs.push_back(queued);
         state.list(lane);
-        self.shared.call(&state);
+        self.shared.wake(&state);
     }
 
-    /// Hands work over that holds and moves `bytes`; gives it back when too many wait.
+    /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when too many bytes wait
+    /// in its lane and a permit is free. Returns it when too many bytes wait in all lanes.
     pub fn spawn_bounded(&self, lane: Lane, bytes: usize, job: Job) -> Option<Job> {
         let mut state = self.shared.state.lock();
         let all = state.held + bytes;
@@ -261,11 +264,11 @@ impl Pool {
         queue.held += bytes;
         state.held = all;
         state.list(lane);
-        self.shared.call(&state);
+        self.shared.wake(&state);
         None
     }
 
-    /// Runs work that waits for the store only: here when the caller may wait, handed over otherwise.
+    /// Runs a job that waits for the store only: on the calling thread if it may wait, otherwise in the lane.
     pub fn run(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
         match self.try_inline() {
             Some(_permit) => job(),
@@ -283,8 +286,8 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Work is ready: for a thread that waits, or for one that is to be started.
-    fn call(&self, state: &State) {
+    /// Wakes an idle thread for ready work, or the watcher, which may start one.
+    fn wake(&self, state: &State) {
         if state.idle > 0 {
             self.work.notify_one();
         } else {
@@ -318,16 +321,16 @@ impl Shared {
         loop {
             if let Some((lane, job, moves)) = state.take() {
                 state.began[number] = Some(Instant::now());
-                // A notification may have gone to this thread for more than one job.
+                // One notification may stand for more than one job.
                 if !state.ready.is_empty() {
-                    self.call(&state);
+                    self.wake(&state);
                 }
                 MutexGuard::unlocked(&mut state, job);
                 state.began[number] = None;
                 state.ended(lane, moves);
                 continue;
             }
-            // One that took the place of a stuck thread ends when that has come back.
+            // A thread that took the place of a stuck one ends when the stuck one is back.
             if state.closed || state.threads > self.threads && state.threads > self.threads + state.stuck() {
                 state.threads -= 1;
                 state.free.push(number);
@@ -339,7 +342,7 @@ impl Shared {
         }
     }
 
-    /// Puts threads in the place of stuck ones while work waits.
+    /// Starts threads in place of stuck ones while work waits.
     fn watch(self: &Arc<Self>) {
         let mut state = self.state.lock();
         while !state.closed {
@@ -347,14 +350,14 @@ impl Shared {
                 self.backlog.wait(&mut state);
                 continue;
             }
-            let wanted = (self.threads + state.stuck()).min(most_threads(self.threads));
+            let wanted = (self.threads + state.stuck()).min(max_threads(self.threads));
             while state.threads < wanted {
                 if let Err(error) = self.start_one(&mut state) {
-                    tracing::error!(%error, threads = state.threads, "no thread can be started for work that waits");
+                    tracing::error!(%error, threads = state.threads, "no thread can be started for waiting work; it waits for the threads that there are");
                     break;
                 }
             }
-            self.backlog.wait_for(&mut state, LOOK);
+            self.backlog.wait_for(&mut state, WATCH_INTERVAL);
         }
     }
 }

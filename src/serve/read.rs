@@ -1,5 +1,5 @@
-//! Reads, of bytes and of where data is: from memory at once, from the store on this thread or in the disk's lane, from a
-//! base's files in the base's lane.
+//! Reads of bytes, and lookups of data and holes. They are answered from memory at once, from the store on this thread
+//! or in the disk's lane, or from a base's files in the base's lane.
 
 use std::cell::{Cell, RefCell};
 
@@ -16,26 +16,26 @@ use crate::store::DiskNode;
 
 /// Bytes of the smallest buffer.
 const SMALLEST: usize = 64 << 10;
-/// What reads of bases ask for besides.
+/// Bytes that direct reads of bases read ahead.
 const READAHEAD: u32 = 128 << 10;
 
 thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A buffer that requests are answered from; this thread's own goes from request to request.
+/// A buffer with the answer to a read. Each thread reuses its own buffer.
 struct Filled {
     buffer: Vec<u8>,
     len: usize,
 }
 
 impl Filled {
-    /// With room for `size` bytes, of which none is filled.
+    /// A buffer with room for `size` bytes, none of them filled.
     fn with_room(size: usize) -> Self {
         let mut buffer = BUFFER.take();
         if buffer.len() < size {
             buffer = vec![0; size.next_power_of_two().max(SMALLEST)];
-            // The kernel must not fault when it copies from here (D2).
+            // The kernel must not fault when it copies from the buffer (D2).
             sys::touch_pages(&mut buffer);
         }
         Self { buffer, len: 0 }
@@ -50,7 +50,7 @@ impl Drop for Filled {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
         let other = BUFFER.replace(buffer);
-        // The larger one stays.
+        // The thread keeps the larger buffer.
         if other.len() > SMALLEST {
             BUFFER.set(other);
         }
@@ -58,8 +58,8 @@ impl Drop for Filled {
 }
 
 impl Service {
-    /// Reads `size` bytes from `offset` on; fewer only at the end. `answer` gets them where they lie: what it does with
-    /// them it does before it returns. A frontend bounds `size`, for which there is a buffer.
+    /// Reads `size` bytes from `offset`; fewer only at the end. `answer` gets a slice of the buffer, and is done with
+    /// it when it returns. The frontend bounds `size`, which is allocated.
     pub fn read(
         &self,
         call: Call,
@@ -88,7 +88,7 @@ impl Service {
         });
     }
 
-    /// Finds where data, or a hole, begins at or after `from`; none up to the end.
+    /// Finds the first data, or the first hole, at or after `from`; `None` when there is none up to the end.
     pub fn seek(
         &self,
         call: Call,
@@ -103,7 +103,7 @@ impl Service {
         });
     }
 
-    /// What of a read is in memory; none when it has to wait.
+    /// Reads from memory; `None` when the read would wait.
     fn read_from_memory(&self, target: Target, offset: u64, size: usize) -> Option<Filled> {
         let Target::Disk(id) = target else { return None };
         let disk = self.store.disk_by_id(id)?;
@@ -151,18 +151,20 @@ impl Service {
         }
     }
 
-    /// Where a read of an attached file may run, of which not all is in memory.
+    /// Where a read of an attached disk or base may run, when not all of it is in memory.
     fn place_of_read(&self, target: Target, offset: u64, size: usize) -> Place {
         let all_base = |node: &DiskNode| {
             node.attached().is_some_and(|disk| disk.is_plain() && disk.falls_through(offset, size as u64))
         };
         match target {
-            Target::Disk(id) if self.store.disk_by_id(id).is_some_and(|node| all_base(&node)) => Place::Base,
+            Target::Disk(id) if self.store.disk_by_id(id).is_some_and(|node| all_base(&node)) => {
+                Place::BaseLane
+            }
             _ => self.place(target),
         }
     }
 
-    /// Reads the blocks at both ends of a range, so that those of the base are in memory.
+    /// Reads the blocks at both ends of a range, so that the base's blocks are in memory.
     pub(super) fn read_ends(&self, disk: u64, offset: u64, len: u64) -> Result<(), Stop> {
         let node = self.disk(disk)?;
         let disk = node.attach().map_err(|e| fail(&e))?;
@@ -171,7 +173,7 @@ impl Service {
         for at in [offset / BLOCK, offset.saturating_add(len).saturating_sub(1) / BLOCK] {
             match disk.read(at * BLOCK, &mut block) {
                 Ok(_) => {}
-                // All that is missing is asked for at once.
+                // All missing bytes are requested together.
                 Err(error) => match fail_disk(&node, "read", &error) {
                     stop @ Stop::Wait(_) => missing = Some(stop),
                     stop => return Err(stop),

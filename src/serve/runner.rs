@@ -1,8 +1,8 @@
-//! What requests run on, whatever they do: the threads of the pool in their lanes, the gate that changes pass, and the
-//! requests that wait for a base.
+//! What all requests run on: the threads of the pool with their lanes, the gate for changes, and the table of requests
+//! that wait for a base.
 //!
-//! What must hold: a change runs inside the gate, and one that comes after the end of the daemon has begun is refused
-//! without waiting.
+//! What must hold: a change runs inside the gate. A change that comes after the end of the daemon has begun is refused
+//! at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use super::pool::{Lane, Pool};
 use super::waiting::{Limits, Waiting};
 use super::{Errno, guard};
 
-/// How long an end with files open waits for changes that are under way. They wait for the store's disk only.
+/// How long a stop with files open waits for running changes, which wait for the store's disk only.
 const LAST_CHANGES: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct Runner {
     pub pool: Pool,
-    /// Passed by each change of a disk; closed for good when the daemon stops with files open.
+    /// Each change of a disk passes it. Closed for good when the daemon stops with files open.
     pub gate: Gate,
     pub waiting: Arc<Waiting>,
 }
@@ -30,7 +30,7 @@ impl Drop for Runner {
 }
 
 impl Runner {
-    /// With `threads` threads; at most `inline` threads of the frontend wait themselves at any time.
+    /// A runner with `threads` threads. At most `inline` threads of the frontend wait themselves at a time.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -40,18 +40,18 @@ impl Runner {
         Ok(Arc::new(Self { pool, gate: Gate::default(), waiting }))
     }
 
-    /// Lets running changes end and refuses all later ones.
+    /// Waits for running changes to end and refuses all later ones.
     pub fn quiesce(&self) {
         let left = self.gate.close(LAST_CHANGES);
         if left > 0 {
             tracing::error!(
                 left,
-                "changes that were not acknowledged do not end; the store is closed without them"
+                "unacknowledged changes did not end in time; the store is closed without them"
             );
         }
     }
 
-    /// Runs what waits for the store only and changes something: here, or in its lane.
+    /// Runs a change that waits for the store only: on the calling thread, or in its lane.
     pub fn change<A: Send + 'static>(
         self: &Arc<Self>,
         lane: Lane,
@@ -80,7 +80,7 @@ impl Runner {
             Some(_inside) => job(answer),
             None => refuse(answer, Errno::EIO),
         }
-        if guard::is_doomed() {
+        if guard::must_end() {
             std::process::abort();
         }
     }

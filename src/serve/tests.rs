@@ -1,5 +1,5 @@
-//! Requests of a frontend that is no mount, on a store whose base lies behind a network: what they wait for, how they
-//! end, and that nothing else ends with them.
+//! Requests of a frontend that is not a mount, on a store whose base is behind a network: what they wait for, how they
+//! end, and that no other request ends with them.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +13,9 @@ use tempfile::TempDir;
 
 use super::callers::{Findings, Process, Question};
 use super::purge::{Users, reap};
-use super::{Allocate, Asker, Call, Created, Errno, Handle, Limits, Service, Target, Written, guard};
+use super::{
+    Call, CreatedDisk, Errno, Handle, Limits, Requester, Service, SpaceChange, Target, WriteRequest, guard,
+};
 use crate::cache::BlockCache;
 use crate::disk::{Grow, Seek};
 use crate::events::{Events, Traffic};
@@ -21,26 +23,26 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, MountRequest, Validator,
 };
 use crate::io::LiveDir;
-use crate::source::{Arrival, Arrived, FileSource, Identity, Source, SourceError};
+use crate::source::{Completer, Completion, FileSource, Identity, Source, SourceError};
 use crate::store::{NewBase, NewDisk, NewFile, Replace, Sources, Store};
 
 const SOON: Duration = Duration::from_secs(30);
 const SIZE: usize = 1 << 20;
 
-/// What a server does that is asked for bytes.
-enum Mood {
-    /// It sends them later.
-    Late { arrival: Arrival, _arrives: Arrived },
-    /// They are here.
+/// How the server answers a read.
+enum Response {
+    /// It sends the bytes later.
+    Late { completion: Completion, _arrives: Completer },
+    /// The bytes are here.
     Here,
-    /// Looking for them panics.
+    /// The lookup panics.
     Broken,
 }
 
 /// A source behind a network.
 struct Server {
     identity: Identity,
-    mood: Mutex<Mood>,
+    response: Mutex<Response>,
     asked: Mutex<Sender<()>>,
     tries: AtomicU64,
 }
@@ -54,15 +56,15 @@ fn bytes(from: usize, len: usize) -> Vec<u8> {
 }
 
 impl Server {
-    /// The bytes come, and those that wait for them go on.
+    /// Makes the bytes available, and wakes the waiting requests.
     fn sends(&self) {
-        let before = std::mem::replace(&mut *self.mood.lock(), Mood::Here);
-        // Without the lock: those that wait ask again.
+        let before = std::mem::replace(&mut *self.response.lock(), Response::Here);
+        // Dropped without the lock: the woken requests ask again.
         drop(before);
     }
 
     fn breaks(&self) {
-        *self.mood.lock() = Mood::Broken;
+        *self.response.lock() = Response::Broken;
     }
 }
 
@@ -70,13 +72,13 @@ impl Source for Server {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         self.tries.fetch_add(1, Ordering::Relaxed);
         let _ = self.asked.lock().send(());
-        let waits = match &*self.mood.lock() {
-            Mood::Late { arrival, .. } => Some(arrival.clone()),
-            Mood::Here => None,
-            Mood::Broken => panic!("a bug"),
+        let waits = match &*self.response.lock() {
+            Response::Late { completion, .. } => Some(completion.clone()),
+            Response::Here => None,
+            Response::Broken => panic!("a bug"),
         };
-        if let Some(arrival) = waits {
-            return Err(SourceError::not_here("http://server/image", arrival));
+        if let Some(completion) = waits {
+            return Err(SourceError::not_here("http://server/image", completion));
         }
         let len = buf.len().min(SIZE.saturating_sub(offset as usize));
         buf[..len].copy_from_slice(&bytes(offset as usize, len));
@@ -126,21 +128,21 @@ impl Sources for Network {
 
 type Answered<T> = Receiver<Result<T, i32>>;
 
-/// A frontend with a store of its own: two disks on one base, and one without.
-struct House {
+/// A frontend and its store: two disks on one base, and one blank disk.
+struct Fixture {
     _dir: TempDir,
     server: Arc<Server>,
     asked: Receiver<()>,
     service: Service,
     disks: Vec<u64>,
     base: u64,
-    /// The number of the next request that no test names.
+    /// The number of the next request without a number of its own.
     next: AtomicU64,
 }
 
 const BLANK: usize = 2;
 
-impl House {
+impl Fixture {
     fn new() -> Self {
         Self::with_limits(Limits::of_window(1000))
     }
@@ -148,12 +150,12 @@ impl House {
     fn with_limits(limits: Limits) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
-        let (says, asked) = channel();
-        let (arrives, arrival) = Arrival::new();
+        let (sender, asked) = channel();
+        let (arrives, completion) = Completion::new();
         let server = Arc::new(Server {
             identity: Identity::named(SIZE as u64, [7; 32]),
-            mood: Mutex::new(Mood::Late { arrival, _arrives: arrives }),
-            asked: Mutex::new(says),
+            response: Mutex::new(Response::Late { completion, _arrives: arrives }),
+            asked: Mutex::new(sender),
             tries: AtomicU64::new(0),
         });
         let live = dir.path().join("live");
@@ -202,9 +204,9 @@ impl House {
     }
 
     fn read(&self, call: Call, target: Target, offset: u64, size: usize) -> Answered<Vec<u8>> {
-        let (says, answered) = channel();
+        let (sender, answered) = channel();
         self.service.read(call, target, offset, size, move |done: Result<&[u8], Errno>| {
-            let _ = says.send(done.map(<[u8]>::to_vec).map_err(i32::from));
+            let _ = sender.send(done.map(<[u8]>::to_vec).map_err(i32::from));
         });
         answered
     }
@@ -214,36 +216,36 @@ impl House {
     }
 
     fn write_with(&self, handle: Handle, n: usize, offset: u64, data: &[u8]) -> Answered<()> {
-        let (says, answered) = channel();
-        let written = Written { offset, handle, durable: false };
-        let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
+        let (sender, answered) = channel();
+        let written = WriteRequest { offset, handle, durable: false };
+        let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
         self.service.write(self.any_call(), self.disks[n], written, data, answer);
         answered
     }
 
     fn flush(&self, n: usize) -> Answered<()> {
-        let (says, answered) = channel();
-        let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
+        let (sender, answered) = channel();
+        let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
         self.service.flush(self.any_call(), self.disks[n], Handle::new(0), answer);
         answered
     }
 
-    fn create(&self, asker: Asker, name: &str) -> Answered<u64> {
-        let (says, answered) = channel();
-        let answer = move |made: Result<Created, Errno>| {
-            let _ = says.send(made.map(|made| made.disk).map_err(i32::from));
+    fn create(&self, requester: Requester, name: &str) -> Answered<u64> {
+        let (sender, answered) = channel();
+        let answer = move |made: Result<CreatedDisk, Errno>| {
+            let _ = sender.send(made.map(|made| made.disk).map_err(i32::from));
         };
-        self.service.create(asker, name.into(), 0o600, answer);
+        self.service.create(requester, name.into(), 0o600, answer);
         answered
     }
 
-    /// Until the server was asked, which a request that waits for it has done.
+    /// Waits until the server was asked, which a waiting request has done.
     #[track_caller]
     fn until_asked(&self) {
         self.asked.recv_timeout(SOON).expect("the server is asked");
     }
 
-    /// Until so many requests wait.
+    /// Waits until this many requests wait.
     #[track_caller]
     fn until_waiting(&self, requests: usize) {
         let end = std::time::Instant::now() + SOON;
@@ -253,7 +255,7 @@ impl House {
         }
     }
 
-    /// What waits keeps no other disk from being served.
+    /// Checks that waiting requests do not block other disks.
     #[track_caller]
     fn others_are_served(&self) {
         let blank = self.disk(BLANK);
@@ -267,9 +269,9 @@ fn call(unique: u64) -> Call {
     Call { unique, thread: 0 }
 }
 
-fn asker(unique: u64, resent: bool) -> Asker {
+fn requester(unique: u64, resent: bool) -> Requester {
     let request = MountRequest { mount_ns: 1, unique };
-    Asker { uid: 0, gid: 0, request, resent, exclusive: true }
+    Requester { uid: 0, gid: 0, request, resent, exclusive: true }
 }
 
 #[track_caller]
@@ -287,173 +289,174 @@ fn waits<T>(answered: &Answered<T>) {
 
 #[test]
 fn a_read_that_waits_for_a_base_is_run_again_when_it_arrives() {
-    let house = House::new();
-    let base = Target::Base(house.base);
+    let fixture = Fixture::new();
+    let base = Target::Base(fixture.base);
     let reads = [
-        (house.read(call(10), house.disk(0), 4000, 200), bytes(4000, 200)),
-        (house.read(call(11), house.disk(1), 0, 8192), bytes(0, 8192)),
-        (house.read(call(12), base, SIZE as u64 - 100, 4096), bytes(SIZE - 100, 100)),
+        (fixture.read(call(10), fixture.disk(0), 4000, 200), bytes(4000, 200)),
+        (fixture.read(call(11), fixture.disk(1), 0, 8192), bytes(0, 8192)),
+        (fixture.read(call(12), base, SIZE as u64 - 100, 4096), bytes(SIZE - 100, 100)),
     ];
-    (0..3).for_each(|_| house.until_asked());
-    house.until_waiting(3);
+    (0..3).for_each(|_| fixture.until_asked());
+    fixture.until_waiting(3);
     reads.iter().for_each(|(answered, _)| waits(answered));
-    house.others_are_served();
-    house.server.sends();
+    fixture.others_are_served();
+    fixture.server.sends();
     for (answered, expected) in &reads {
         assert_eq!(done(answered).as_ref(), Ok(expected));
     }
-    // One of those that need the same block may find it in memory.
-    assert!(house.server.tries.load(Ordering::Relaxed) >= 5, "they ask again");
-    house.until_waiting(0);
-    // From memory, on this thread.
-    let again = house.read(call(13), house.disk(0), 4000, 200);
+    // One of the requests that need the same block may find it in memory.
+    assert!(fixture.server.tries.load(Ordering::Relaxed) >= 5, "they ask again");
+    fixture.until_waiting(0);
+    // Answered from memory, on this thread.
+    let again = fixture.read(call(13), fixture.disk(0), 4000, 200);
     assert_eq!(again.try_recv(), Ok(Ok(bytes(4000, 200))));
 }
 
 #[test]
-fn a_write_waits_for_what_its_ends_need_of_the_base() {
-    let house = House::new();
+fn a_write_waits_for_the_bytes_of_the_base_that_its_ends_need() {
+    let fixture = Fixture::new();
     let data = vec![0xee; 3 * 4096];
-    let written = house.write(0, 100, &data);
-    house.until_asked();
-    house.until_waiting(1);
+    let written = fixture.write(0, 100, &data);
+    fixture.until_asked();
+    fixture.until_waiting(1);
     waits(&written);
-    assert_eq!(house.service.waiters().bytes, 4096, "only the ends are held");
-    // Whole blocks need nothing of the base.
-    let middle = house.read(call(20), house.disk(0), 4096, 8192);
+    assert_eq!(fixture.service.waiters().bytes, 4096, "only the ends are held");
+    // Whole blocks need no bytes of the base.
+    let middle = fixture.read(call(20), fixture.disk(0), 4096, 8192);
     assert_eq!(done(&middle), Ok(vec![0xee; 8192]));
-    house.others_are_served();
-    house.server.sends();
+    fixture.others_are_served();
+    fixture.server.sends();
     assert_eq!(done(&written), Ok(()));
     let mut expected = bytes(0, 4 * 4096);
     expected[100..100 + data.len()].fill(0xee);
-    assert_eq!(done(&house.read(call(21), house.disk(0), 0, 4 * 4096)), Ok(expected));
-    house.until_waiting(0);
+    assert_eq!(done(&fixture.read(call(21), fixture.disk(0), 0, 4 * 4096)), Ok(expected));
+    fixture.until_waiting(0);
 }
 
 #[test]
 fn a_discard_waits_for_its_ends_as_a_write_does() {
-    let house = House::new();
-    let (says, answered) = channel();
-    let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
-    let (disk, what) = (house.disks[0], Allocate::Zero(Grow::No));
-    house.service.allocate(call(30), disk, what, (100, 4096), Handle::new(0), answer);
-    house.until_asked();
+    let fixture = Fixture::new();
+    let (sender, answered) = channel();
+    let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
+    let (disk, what) = (fixture.disks[0], SpaceChange::Zero(Grow::No));
+    fixture.service.allocate(call(30), disk, what, (100, 4096), Handle::new(0), answer);
+    fixture.until_asked();
     waits(&answered);
-    house.server.sends();
+    fixture.server.sends();
     assert_eq!(done(&answered), Ok(()));
     let mut expected = bytes(0, 8192);
     expected[100..4196].fill(0);
-    assert_eq!(done(&house.read(call(31), house.disk(0), 0, 8192)), Ok(expected));
+    assert_eq!(done(&fixture.read(call(31), fixture.disk(0), 0, 8192)), Ok(expected));
 }
 
 #[test]
 fn seeking_goes_through_delta_and_base() {
-    let house = House::new();
-    house.server.sends();
+    let fixture = Fixture::new();
+    fixture.server.sends();
     let seek = |target, from, what| {
-        let (says, answered) = channel();
-        let answer = move |found: Result<Option<u64>, Errno>| _ = says.send(found.map_err(i32::from));
-        house.service.seek(call(40), target, from, what, answer);
+        let (sender, answered) = channel();
+        let answer = move |found: Result<Option<u64>, Errno>| _ = sender.send(found.map_err(i32::from));
+        fixture.service.seek(call(40), target, from, what, answer);
         done(&answered)
     };
-    assert_eq!(done(&house.write(BLANK, 8192, &[1; 4096])), Ok(()));
-    assert_eq!(seek(house.disk(BLANK), 0, Seek::Data), Ok(Some(8192)));
-    assert_eq!(seek(house.disk(BLANK), 8192, Seek::Hole), Ok(Some(12288)));
-    assert_eq!(seek(house.disk(BLANK), 12288, Seek::Data), Ok(None));
-    assert_eq!(seek(Target::Base(house.base), 0, Seek::Hole), Ok(Some(SIZE as u64)));
+    assert_eq!(done(&fixture.write(BLANK, 8192, &[1; 4096])), Ok(()));
+    assert_eq!(seek(fixture.disk(BLANK), 0, Seek::Data), Ok(Some(8192)));
+    assert_eq!(seek(fixture.disk(BLANK), 8192, Seek::Hole), Ok(Some(12288)));
+    assert_eq!(seek(fixture.disk(BLANK), 12288, Seek::Data), Ok(None));
+    assert_eq!(seek(Target::Base(fixture.base), 0, Seek::Hole), Ok(Some(SIZE as u64)));
     assert_eq!(seek(Target::Disk(999), 0, Seek::Data), Err(libc::ESTALE));
 }
 
 #[test]
-fn after_the_end_has_begun_changes_are_refused_and_reads_are_not() {
-    let house = House::new();
-    let waiting = house.write(0, 100, b"late");
-    house.until_asked();
-    house.until_waiting(1);
-    assert_eq!(done(&house.write(BLANK, 0, b"before")), Ok(()));
-    // A change that waits for a base is not under way: the end does not wait for it.
-    house.service.quiesce();
+fn after_quiesce_changes_are_refused_and_reads_are_not() {
+    let fixture = Fixture::new();
+    let waiting = fixture.write(0, 100, b"late");
+    fixture.until_asked();
+    fixture.until_waiting(1);
+    assert_eq!(done(&fixture.write(BLANK, 0, b"before")), Ok(()));
+    // A change that waits for a base does not run, so quiesce does not wait for it.
+    fixture.service.quiesce();
     waits(&waiting);
-    assert_eq!(done(&house.write(BLANK, 0, b"after!")), Err(libc::EIO));
-    assert_eq!(done(&house.write(BLANK, 0, &[1; 4096])), Err(libc::EIO));
-    assert_eq!(done(&house.flush(BLANK)), Err(libc::EIO));
-    assert_eq!(done(&house.create(asker(1, false), "new")), Err(libc::EIO));
-    assert_eq!(done(&house.read(call(50), house.disk(BLANK), 0, 6)), Ok(b"before".to_vec()));
-    house.server.sends();
+    assert_eq!(done(&fixture.write(BLANK, 0, b"after!")), Err(libc::EIO));
+    assert_eq!(done(&fixture.write(BLANK, 0, &[1; 4096])), Err(libc::EIO));
+    assert_eq!(done(&fixture.flush(BLANK)), Err(libc::EIO));
+    assert_eq!(done(&fixture.create(requester(1, false), "new")), Err(libc::EIO));
+    assert_eq!(done(&fixture.read(call(50), fixture.disk(BLANK), 0, 6)), Ok(b"before".to_vec()));
+    fixture.server.sends();
     assert_eq!(done(&waiting), Err(libc::EIO));
-    assert_eq!(done(&house.read(call(51), house.disk(0), 100, 4)), Ok(bytes(100, 4)));
+    assert_eq!(done(&fixture.read(call(51), fixture.disk(0), 100, 4)), Ok(bytes(100, 4)));
 }
 
 #[test]
 fn a_panic_in_the_work_of_a_request_is_its_io_error_and_nothing_else() {
-    let house = House::new();
-    house.server.breaks();
+    let fixture = Fixture::new();
+    fixture.server.breaks();
     let before = guard::panics();
-    assert_eq!(done(&house.read(call(60), house.disk(0), 0, 4096)), Err(libc::EIO));
-    assert_eq!(done(&house.write(0, 100, b"part")), Err(libc::EIO));
+    assert_eq!(done(&fixture.read(call(60), fixture.disk(0), 0, 4096)), Err(libc::EIO));
+    assert_eq!(done(&fixture.write(0, 100, b"part")), Err(libc::EIO));
     assert!(guard::panics() >= before + 4, "each was tried twice");
-    house.others_are_served();
-    house.until_waiting(0);
-    // Also of the same disk, once the cause is gone.
-    house.server.sends();
-    assert_eq!(done(&house.read(call(61), house.disk(0), 0, 4096)), Ok(bytes(0, 4096)));
-    assert_eq!(done(&house.write(0, 100, b"part")), Ok(()));
+    fixture.others_are_served();
+    fixture.until_waiting(0);
+    // The same disk works too, once the cause is gone.
+    fixture.server.sends();
+    assert_eq!(done(&fixture.read(call(61), fixture.disk(0), 0, 4096)), Ok(bytes(0, 4096)));
+    assert_eq!(done(&fixture.write(0, 100, b"part")), Ok(()));
 }
 
 #[test]
 fn an_interrupt_ends_a_read_that_waits_and_no_other() {
-    let house = House::new();
-    let interrupted = house.read(call(70), house.disk(0), 0, 4096);
-    let other = house.read(call(71), house.disk(0), 0, 4096);
-    house.until_waiting(2);
-    house.service.interrupt(70);
+    let fixture = Fixture::new();
+    let interrupted = fixture.read(call(70), fixture.disk(0), 0, 4096);
+    let other = fixture.read(call(71), fixture.disk(0), 0, 4096);
+    fixture.until_waiting(2);
+    fixture.service.interrupt(70);
     assert_eq!(done(&interrupted), Err(libc::EINTR));
     waits(&other);
-    assert_eq!(house.service.waiters().interrupted, 1);
-    house.until_waiting(1);
-    house.server.sends();
+    assert_eq!(fixture.service.waiters().interrupted, 1);
+    fixture.until_waiting(1);
+    fixture.server.sends();
     assert_eq!(done(&other), Ok(bytes(0, 4096)));
 }
 
 #[test]
 fn the_requests_of_a_killed_caller_end_and_those_of_others_wait_on() {
-    const MORTAL: Process = Process { id: 10, start: 5 };
+    const KILLED: Process = Process { id: 10, start: 5 };
     const OTHER: Process = Process { id: 20, start: 5 };
-    let house = House::new();
+    let fixture = Fixture::new();
     let is_killed = Arc::new(AtomicBool::new(false));
     let seen = is_killed.clone();
     let lookup = move |question: &Question| {
-        let process = |thread: &u32| (*thread, if *thread == 11 { MORTAL } else { OTHER });
+        let process = |thread: &u32| (*thread, if *thread == 11 { KILLED } else { OTHER });
         let threads = question.threads.iter().map(process).collect();
-        let ends = |process: &&Process| **process == MORTAL && seen.load(Ordering::Relaxed);
+        let ends = |process: &&Process| **process == KILLED && seen.load(Ordering::Relaxed);
         Some(Findings { threads, ending: question.processes.iter().filter(ends).copied().collect() })
     };
-    house.service.watch_callers(Box::new(lookup)).unwrap();
-    let killed = house.read(Call { unique: 80, thread: 11 }, house.disk(0), 0, 4096);
-    let other = house.read(Call { unique: 81, thread: 21 }, house.disk(0), 0, 4096);
-    house.until_waiting(2);
+    fixture.service.watch_callers(Box::new(lookup)).unwrap();
+    let killed = fixture.read(Call { unique: 80, thread: 11 }, fixture.disk(0), 0, 4096);
+    let other = fixture.read(Call { unique: 81, thread: 21 }, fixture.disk(0), 0, 4096);
+    fixture.until_waiting(2);
     is_killed.store(true, Ordering::Relaxed);
     assert_eq!(done(&killed), Err(libc::EINTR));
     waits(&other);
-    house.server.sends();
+    fixture.server.sends();
     assert_eq!(done(&other), Ok(bytes(0, 4096)));
 }
 
 #[test]
-fn what_is_too_much_of_one_disk_is_refused_and_others_wait_their_turn() {
+fn requests_above_the_bound_of_one_disk_are_refused_and_others_wait() {
     let limits = Limits { requests: 10, of_disk: 2, bytes: 1 << 20, bytes_of_disk: 1 << 20, floor: 2 };
-    let house = House::with_limits(limits);
-    let waiting = [house.read(call(90), house.disk(0), 0, 512), house.read(call(91), house.disk(0), 0, 512)];
-    // Before they ask they wait for their disk to be attached.
-    house.until_asked();
-    house.until_asked();
-    house.until_waiting(2);
-    assert_eq!(done(&house.read(call(92), house.disk(0), 0, 512)), Err(libc::EIO));
-    assert_eq!(house.service.waiters().refused, 1);
-    let neighbour = house.read(call(93), house.disk(1), 0, 512);
-    house.until_waiting(3);
-    house.server.sends();
+    let fixture = Fixture::with_limits(limits);
+    let waiting =
+        [fixture.read(call(90), fixture.disk(0), 0, 512), fixture.read(call(91), fixture.disk(0), 0, 512)];
+    // Before they ask the server they wait for their disk to be attached.
+    fixture.until_asked();
+    fixture.until_asked();
+    fixture.until_waiting(2);
+    assert_eq!(done(&fixture.read(call(92), fixture.disk(0), 0, 512)), Err(libc::EIO));
+    assert_eq!(fixture.service.waiters().refused, 1);
+    let neighbour = fixture.read(call(93), fixture.disk(1), 0, 512);
+    fixture.until_waiting(3);
+    fixture.server.sends();
     for answered in waiting.iter().chain([&neighbour]) {
         assert_eq!(done(answered), Ok(bytes(0, 512)));
     }
@@ -461,30 +464,30 @@ fn what_is_too_much_of_one_disk_is_refused_and_others_wait_their_turn() {
 
 #[test]
 fn a_handle_of_another_epoch_is_refused() {
-    let house = House::new();
-    let (says, answered) = channel();
-    let answer = move |opened: Result<Handle, Errno>| _ = says.send(opened.map_err(i32::from));
-    house.service.open(call(100), house.disk(BLANK), answer);
+    let fixture = Fixture::new();
+    let (sender, answered) = channel();
+    let answer = move |opened: Result<Handle, Errno>| _ = sender.send(opened.map_err(i32::from));
+    fixture.service.open(call(100), fixture.disk(BLANK), answer);
     let handle = done(&answered).expect("it opens");
     assert_eq!(Handle::new(handle.number()), handle);
-    assert_eq!(done(&house.write_with(handle, BLANK, 0, b"new")), Ok(()));
+    assert_eq!(done(&fixture.write_with(handle, BLANK, 0, b"new")), Ok(()));
     let stale = Handle::new(handle.number() + 1);
-    assert_eq!(done(&house.write_with(stale, BLANK, 0, b"old")), Err(libc::EIO));
-    assert_eq!(done(&house.read(call(101), house.disk(BLANK), 0, 3)), Ok(b"new".to_vec()));
-    house.service.closed(house.disks[BLANK]);
+    assert_eq!(done(&fixture.write_with(stale, BLANK, 0, b"old")), Err(libc::EIO));
+    assert_eq!(done(&fixture.read(call(101), fixture.disk(BLANK), 0, 3)), Ok(b"new".to_vec()));
+    fixture.service.closed(fixture.disks[BLANK]);
 }
 
 #[test]
 fn a_creation_that_is_sent_again_finds_the_disk_of_the_first_try() {
-    let house = House::new();
-    let made = done(&house.create(asker(7, false), "new")).expect("it is made");
-    assert_eq!(done(&house.create(asker(8, false), "new")), Err(libc::EEXIST));
-    assert_eq!(done(&house.create(asker(7, true), "new")), Ok(made));
+    let fixture = Fixture::new();
+    let made = done(&fixture.create(requester(7, false), "new")).expect("it is made");
+    assert_eq!(done(&fixture.create(requester(8, false), "new")), Err(libc::EEXIST));
+    assert_eq!(done(&fixture.create(requester(7, true), "new")), Ok(made));
     let rename = |request, resent| {
-        let (says, answered) = channel();
-        let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
+        let (sender, answered) = channel();
+        let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
         let over = Replace::No;
-        house.service.rename(asker(request, resent), "new".into(), "other".into(), over, answer);
+        fixture.service.rename(requester(request, resent), "new".into(), "other".into(), over, answer);
         done(&answered)
     };
     assert_eq!(rename(9, false), Ok(()));
@@ -492,7 +495,7 @@ fn a_creation_that_is_sent_again_finds_the_disk_of_the_first_try() {
     assert_eq!(rename(10, false), Err(libc::ENOENT));
 }
 
-/// Callers of a frontend that have a disk open.
+/// Users of a disk at a frontend.
 struct Openers(AtomicBool);
 
 impl Users for Openers {
@@ -504,23 +507,23 @@ impl Users for Openers {
 }
 
 #[test]
-fn a_disk_without_a_name_goes_with_its_last_user() {
-    let house = House::new();
-    let (disk, store) = (house.disks[BLANK], house.service.store());
+fn an_unlinked_disk_is_purged_after_its_last_close() {
+    let fixture = Fixture::new();
+    let (disk, store) = (fixture.disks[BLANK], fixture.service.store());
     let users = Arc::new(Openers(AtomicBool::new(true)));
-    // One with a name is never looked at.
-    house.service.forgotten(disk, users.clone());
-    let (says, answered) = channel();
-    let answer = move |done: Result<(), Errno>| _ = says.send(done.map_err(i32::from));
-    house.service.unlink(asker(11, false), "blank".into(), answer);
+    // A disk with a name is never a candidate.
+    fixture.service.forgotten(disk, users.clone());
+    let (sender, answered) = channel();
+    let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
+    fixture.service.unlink(requester(11, false), "blank".into(), answer);
     assert_eq!(done(&answered), Ok(()));
-    house.service.forgotten(disk, users.clone());
+    fixture.service.forgotten(disk, users.clone());
     reap(store, &*users);
     assert!(store.disk_by_id(disk).is_some(), "a caller has it open");
-    assert_eq!(done(&house.write(BLANK, 0, b"mine")), Ok(()));
+    assert_eq!(done(&fixture.write(BLANK, 0, b"mine")), Ok(()));
     users.0.store(false, Ordering::Relaxed);
-    house.service.forgotten(disk, users.clone());
+    fixture.service.forgotten(disk, users.clone());
     reap(store, &*users);
     assert!(store.disk_by_id(disk).is_none());
-    assert_eq!(done(&house.read(call(110), house.disk(BLANK), 0, 4)), Err(libc::ESTALE));
+    assert_eq!(done(&fixture.read(call(110), fixture.disk(BLANK), 0, 4)), Err(libc::ESTALE));
 }

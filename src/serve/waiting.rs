@@ -143,7 +143,7 @@ impl Drop for Ticket {
             }
         }
         state.requests.remove(&self.unique);
-        state.callers.left(self.unique);
+        state.callers.remove(self.unique);
     }
 }
 
@@ -191,7 +191,7 @@ impl Waiting {
         state.held.insert(target, held);
         state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
         state.requests.insert(unique, request);
-        if state.callers.came(unique, call.thread, Instant::now()) {
+        if state.callers.add(unique, call.thread, Instant::now()) {
             self.came.notify_one();
         }
         if state.early.remove(&unique) {
@@ -225,7 +225,7 @@ impl Waiting {
     pub fn counts(&self) -> Waiters {
         let (Held { requests, bytes }, watched) = {
             let state = self.state.lock();
-            (state.all, state.callers.known())
+            (state.all, state.callers.identified())
         };
         let (refused, interrupted) =
             (self.refused.load(Ordering::Relaxed), self.interrupted.load(Ordering::Relaxed));
@@ -304,7 +304,9 @@ impl Waiting {
             };
             let findings = MutexGuard::unlocked(&mut state, || lookup(&question));
             let State { callers, requests, .. } = &mut *state;
-            for unique in callers.hear(&question, now, findings, |unique| requests.contains_key(&unique)) {
+            for unique in
+                callers.take_answer(&question, now, findings, |unique| requests.contains_key(&unique))
+            {
                 self.end(&mut state, unique);
             }
         }

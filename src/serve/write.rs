@@ -1,11 +1,11 @@
-//! Writes: to memory or the store on this thread where it may wait, in the disk's lane with a copy of the bytes
-//! elsewhere, and again when what the ends need of the base is here.
+//! Writes. They run on this thread if they go to memory or this thread may wait for the store, and otherwise in the
+//! disk's lane with a copy of the bytes. A write whose ends need bytes of the base runs again when these are here.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::attempt::{Attempt, Kind};
+use super::attempt::{Kind, PendingRequest};
 use super::error::{Stop, fail, fail_disk};
 use super::guard::guarded;
 use super::pool::Lane;
@@ -14,48 +14,48 @@ use crate::base::{Wanted, without_files};
 use crate::format::BLOCK;
 use crate::store::DiskNode;
 
-/// A write as it came.
+/// A write request without its bytes.
 #[derive(Debug, Clone, Copy)]
-pub struct Written {
-    /// Where in the disk, bytes.
+pub struct WriteRequest {
+    /// Offset on the disk in bytes.
     pub offset: u64,
     pub handle: Handle,
-    /// Whether it is durable when it is answered.
+    /// Whether the write must be durable when it is answered.
     pub durable: bool,
 }
 
-impl Written {
-    /// Part of it that lies at `offset`.
+impl WriteRequest {
+    /// A part of the write, at `offset`.
     fn at(self, offset: u64) -> Self {
         Self { offset, ..self }
     }
 }
 
-/// Whether a write or discard ends within a block, whose rest may be the base's.
+/// Whether a write or discard covers its first or last block only in part. The rest of that block may be the base's.
 fn is_partial(offset: u64, len: u64) -> bool {
     !(offset | len).is_multiple_of(BLOCK)
 }
 
-fn write_now(node: &DiskNode, written: Written, data: &[u8]) -> Result<(), Stop> {
+fn write_now(node: &DiskNode, request: WriteRequest, data: &[u8]) -> Result<(), Stop> {
     let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.write(written.offset, data, written.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
+    disk.write(request.offset, data, request.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
 }
 
-fn sync_now(node: &DiskNode, written: Written) -> Result<(), Stop> {
-    if !written.durable {
+fn sync_now(node: &DiskNode, request: WriteRequest) -> Result<(), Stop> {
+    if !request.durable {
         return Ok(());
     }
     let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.flush(written.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
+    disk.flush(request.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
 }
 
 impl Service {
-    /// Writes all of `data`, or fails. A write that fails may have written a part of it.
+    /// Writes all of `data`, or fails. A failed write may have written a part.
     pub fn write(
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         data: &[u8],
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
@@ -66,27 +66,27 @@ impl Service {
         let Some(attached) = node.attached() else {
             let data = data.to_vec();
             return self.when_attached(call, Target::Disk(disk), answer, refuse, move |service, answer| {
-                service.write_later(call, disk, written, data, answer);
+                service.write_later(call, disk, request, data, answer);
             });
         };
-        let partial = is_partial(written.offset, data.len() as u64);
-        let memory = self.store.never_waits() && !partial && !written.durable;
+        let partial = is_partial(request.offset, data.len() as u64);
+        let memory = self.store.never_waits() && !partial && !request.durable;
         let plain = !partial || attached.is_plain();
         let lane = Lane::Disk(disk);
         let permit = if plain && !memory { self.runner.pool.try_inline_for(lane, data.len()) } else { None };
         if !memory && permit.is_none() {
-            return self.write_later(call, disk, written, data.to_vec(), answer);
+            return self.write_later(call, disk, request, data.to_vec(), answer);
         }
         let Some(inside) = self.runner.gate.enter() else { return answer(Err(Errno::EIO)) };
-        let write = || write_now(&node, written, data).and_then(|()| sync_now(&node, written));
+        let write = || write_now(&node, request, data).and_then(|()| sync_now(&node, request));
         let (done, wanted) = without_files(|| guarded(write));
         match done {
             Ok(()) => answer(Ok(())),
             Err(Stop::Errno(errno)) => answer(Err(errno)),
-            Err(Stop::Wait(arrival)) => {
-                // Whole blocks need nothing of the base: only the ends are kept while it is waited for (D49).
-                let (ends, middle) = Ends::of(written.offset, data);
-                let whole = || write_now(&node, written.at(ends.middle_at()), middle);
+            Err(Stop::Wait(completion)) => {
+                // Whole blocks need no bytes of the base: only the ends are held while the request waits for it (D49).
+                let (ends, middle) = Ends::of(request.offset, data);
+                let whole = || write_now(&node, request.at(ends.middle_at()), middle);
                 if !middle.is_empty()
                     && let Err(stop) = guarded(whole)
                 {
@@ -94,27 +94,27 @@ impl Service {
                 }
                 drop(inside);
                 let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
-                let attempt = self.write_of_parts(call, disk, written, parts, answer);
+                let attempt = self.write_of_parts(call, disk, request, parts, answer);
                 match wanted {
                     Wanted::File => attempt.spawn_in_base(&self.runner),
-                    Wanted::Nothing => attempt.wait_for(&self.runner, arrival),
+                    Wanted::Nothing => attempt.wait_for(&self.runner, completion),
                 }
             }
         }
     }
 
-    /// A write that is run elsewhere, with a copy of its bytes.
+    /// Queues a write, with a copy of its bytes.
     fn write_later(
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         data: Vec<u8>,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let len = data.len();
         let parts = Parts { len, pending: Mutex::new(Pending::Whole(data)) };
-        let attempt = self.write_of_parts(call, disk, written, parts, answer);
+        let attempt = self.write_of_parts(call, disk, request, parts, answer);
         attempt.submit_later(&self.runner, len);
     }
 
@@ -122,50 +122,50 @@ impl Service {
         &self,
         call: Call,
         disk: u64,
-        written: Written,
+        request: WriteRequest,
         parts: Parts,
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
-    ) -> Arc<Attempt<()>> {
+    ) -> Arc<PendingRequest<()>> {
         let len = parts.len as u64;
-        let origin = self.origin(call, Target::Disk(disk), parts.held(written.offset));
+        let origin = self.origin(call, Target::Disk(disk), parts.held(request.offset));
         let (writer, reader) = (self.clone(), self.clone());
         let work = move || {
             let node = writer.disk(disk)?;
             let mut pending = parts.pending.lock();
             match &*pending {
-                Pending::Whole(data) => match write_now(&node, written, data) {
-                    Err(Stop::Wait(arrival)) => {
-                        let (ends, middle) = Ends::of(written.offset, data);
-                        // Whole blocks need nothing of the base, and need not be held while it is waited for.
+                Pending::Whole(data) => match write_now(&node, request, data) {
+                    Err(Stop::Wait(completion)) => {
+                        let (ends, middle) = Ends::of(request.offset, data);
+                        // Whole blocks need no bytes of the base, and are not held while the request waits for it.
                         if !middle.is_empty() {
-                            write_now(&node, written.at(ends.middle_at()), middle)?;
+                            write_now(&node, request.at(ends.middle_at()), middle)?;
                         }
                         *pending = Pending::Ends(ends);
-                        return Err(Stop::Wait(arrival));
+                        return Err(Stop::Wait(completion));
                     }
                     done => done?,
                 },
                 Pending::Ends(ends) => {
-                    write_now(&node, written.at(ends.head_at), &ends.head)?;
-                    write_now(&node, written.at(ends.tail_at), &ends.tail)?;
+                    write_now(&node, request.at(ends.head_at), &ends.head)?;
+                    write_now(&node, request.at(ends.tail_at), &ends.tail)?;
                 }
             }
             drop(pending);
-            sync_now(&node, written)
+            sync_now(&node, request)
         };
-        let attempt = Attempt::new(origin, Kind::Changes, work, answer);
-        Arc::new(attempt.prepared_by(move || reader.read_ends(disk, written.offset, len)))
+        let attempt = PendingRequest::new(origin, Kind::Changes, work, answer);
+        Arc::new(attempt.prepared_by(move || reader.read_ends(disk, request.offset, len)))
     }
 }
 
-/// A write that is run elsewhere.
+/// The bytes of a queued write.
 struct Parts {
     len: usize,
     pending: Mutex<Pending>,
 }
 
 impl Parts {
-    /// Bytes that it holds while it waits for the base.
+    /// Bytes that the write holds while it waits for the base.
     fn held(&self, offset: u64) -> usize {
         match &*self.pending.lock() {
             Pending::Whole(data) => data.len() - ends(offset, data).1.len(),
@@ -174,14 +174,14 @@ impl Parts {
     }
 }
 
-/// The bytes of it that are not written yet.
+/// The bytes that are not written yet.
 enum Pending {
     Whole(Vec<u8>),
-    /// Of a write that waits for the base.
+    /// The ends of a write that waits for the base.
     Ends(Ends),
 }
 
-/// First and last bytes of a write, which are parts of blocks.
+/// The first and the last bytes of a write, where it covers a block only in part.
 struct Ends {
     head_at: u64,
     head: Vec<u8>,
@@ -190,7 +190,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// And the whole blocks between them.
+    /// The ends of a write, and the whole blocks between them.
     fn of(offset: u64, data: &[u8]) -> (Self, &[u8]) {
         let (head, middle, tail) = ends(offset, data);
         let tail_at = offset + (data.len() - tail.len()) as u64;
@@ -202,7 +202,7 @@ impl Ends {
     }
 }
 
-/// The part of a block that `data` begins with, its whole blocks, and the part that it ends with.
+/// The partial block with which `data` begins, its whole blocks, and the partial block with which it ends.
 fn ends(offset: u64, data: &[u8]) -> (&[u8], &[u8], &[u8]) {
     let end = offset + data.len() as u64;
     let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);

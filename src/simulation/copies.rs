@@ -1,4 +1,4 @@
-//! The files of bases, and what the store keeps of them: copies that hydration makes, on the medium that is cut.
+//! The files of bases, and their hydrated copies on the simulated medium.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,65 +11,66 @@ use sha2::{Digest as _, Sha256};
 use super::Campaign;
 use crate::events::{Events, Traffic};
 use crate::fetch::kept::{
-    CACHE_BLOCK, Contents, DiskCache, EvictReason, Limits, Of, Reach, Shares, SourceKey, Watch as CacheWatch,
+    CACHE_BLOCK, CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, Reach, SharedCopies,
+    SourceKey,
 };
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::io::sim::SimMedium;
 use crate::source::{FileSource, Identity, OpenHere, Source, SourceError, SourceErrorKind};
 use crate::store::{BaseNode, Sources};
 
-/// What the first of the campaign's files has, and the second has not: a digest.
+/// The index of the campaign's file that has a digest; the other has none.
 const WITH_DIGEST: usize = 0;
 
-/// See the module. One for each start of a daemon.
+/// See the module. There is one for each start of a daemon.
 pub(super) struct Copies {
     campaign: Arc<Campaign>,
     cache: Arc<DiskCache>,
-    /// Which of the campaign's files are not there any more, because all of each was said to be in the store.
+    /// The campaign's files that were removed, because a hydration reported that all of each is in the store.
     gone: Arc<Mutex<BTreeSet<usize>>>,
 }
 
-/// Hears nothing.
-struct Unwatched;
+/// An observer that ignores all events.
+struct NoObserver;
 
-impl CacheWatch for Unwatched {
+impl CacheObserver for NoObserver {
     fn evicted(&self, _: &SourceKey, _: u64, _: EvictReason) {}
     fn degraded(&self, _: Option<&str>) {}
 }
 
-/// How keeping all of a file ended.
+/// The result of copying all of a file into the store.
 #[derive(Debug)]
-pub(super) enum Kept {
+pub(super) enum CopyResult {
     /// All of it is in the store, durably.
-    Whole,
-    /// The cache is without its directory since an earlier error, or one came.
+    Complete,
+    /// An error of the medium, or the cache has no directory since an earlier error.
     Failed(String),
 }
 
 impl Copies {
     pub fn open(campaign: &Arc<Campaign>, medium: &SimMedium, gone: BTreeSet<usize>) -> Arc<Self> {
         let limits = Limits { bytes: Some(1 << 30), bases: None, free_floor: 0 };
-        let cache = DiskCache::open(Arc::new(medium.clone()), limits, Arc::new(Unwatched));
+        let cache = DiskCache::open(Arc::new(medium.clone()), limits, Arc::new(NoObserver));
         Arc::new(Self { campaign: campaign.clone(), cache, gone: Arc::new(Mutex::new(gone)) })
     }
 
     fn contents(&self, source: usize) -> Arc<Contents> {
         let file = &self.campaign.bases[source];
         let key = |bytes: &[u8]| SourceKey(Sha256::digest(bytes).into());
-        self.cache.contents(Of {
+        self.cache.contents(FileKeys {
             own: key(file.path.as_os_str().as_encoded_bytes()),
             digest: (source == WITH_DIGEST).then(|| key(&file.bytes)),
             size: file.bytes.len() as u64,
         })
     }
 
-    /// As `pinned` and `hydrate` of a base are applied.
+    /// Applies the options `pinned` and `hydrate` of a base.
     pub fn pin(&self, source: usize, pinned: bool) {
         self.contents(source).pin(pinned);
     }
 
-    /// Fetches all of it, compares it, and makes it durable.
-    pub fn keep(&self, node: &BaseNode, source: usize) -> Kept {
+    /// Fetches all blocks, compares the whole, and makes it durable.
+    pub fn keep(&self, node: &BaseNode, source: usize) -> CopyResult {
         let contents = self.contents(source);
         contents.pin(true);
         node.detach();
@@ -78,41 +79,41 @@ impl Copies {
             let at = (block * CACHE_BLOCK) as usize;
             contents.insert(block, &bytes[at..(at + CACHE_BLOCK as usize).min(bytes.len())]);
             if !contents.contains(block) {
-                return Kept::Failed(format!("block {block} is not kept"));
+                return CopyResult::Failed(format!("block {block} cannot be cached"));
             }
         }
         let frozen = contents.freeze();
         let mut found = vec![0; bytes.len()];
         let read = contents.read(0, &mut found, Reach::Any) as u64;
         if read < contents.blocks() {
-            return Kept::Failed("not all of it can be read again".into());
+            return CopyResult::Failed("not all cached blocks can be read".into());
         }
-        assert!(found == *bytes, "the copy of base file {source} is not what was put there");
+        assert!(found == *bytes, "the copy of base file {source} has wrong bytes");
         if source == WITH_DIGEST && !contents.is_verified() && !frozen.seal() {
-            return Kept::Failed("that it has its digest is not noted".into());
+            return CopyResult::Failed("the verified digest cannot be noted".into());
         }
         match self.cache.flush() {
-            Ok(()) => Kept::Whole,
-            Err(e) => Kept::Failed(e.to_string()),
+            Ok(()) => CopyResult::Complete,
+            Err(e) => CopyResult::Failed(e.to_string()),
         }
     }
 
-    /// Nothing is promised of it any more: its operator has put the file back.
+    /// The operator put the file back: its copy is no longer promised.
     pub fn put_back(&self, source: usize) {
         self.gone.lock().remove(&source);
     }
 
-    /// Drops all that is kept.
+    /// Evicts all blocks of a file.
     pub fn evict(&self, source: usize) {
-        self.contents(source).evict(EvictReason::Asked, Shares::Free);
+        self.contents(source).evict(EvictReason::Asked, SharedCopies::Drop);
     }
 
-    /// The last base of it is gone.
+    /// Removes all blocks of a file whose last base was removed.
     pub fn forget(&self, source: usize) {
-        self.contents(source).remove(Shares::Free);
+        self.contents(source).remove(SharedCopies::Drop);
     }
 
-    /// As when the daemon has run for a while, and stops.
+    /// Ticks and flushes the cache, as a daemon does before it stops.
     pub fn flush(&self) -> io::Result<()> {
         self.cache.tick();
         self.cache.flush()
@@ -130,7 +131,7 @@ impl Sources for Copies {
             self.campaign.bases.iter().position(|base| base.path == path).expect("a file of the campaign");
         let identity = *self.file(path)?.identity();
         let (campaign, gone) = (self.campaign.clone(), self.gone.clone());
-        Ok(Arc::new(Copy { campaign, source, contents: self.contents(source), identity, gone }))
+        Ok(Arc::new(CopiedFile { campaign, source, contents: self.contents(source), identity, gone }))
     }
 
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {
@@ -138,8 +139,8 @@ impl Sources for Copies {
     }
 }
 
-/// A file of which a copy is being made, or was.
-struct Copy {
+/// A file with a complete or partial copy in the store.
+struct CopiedFile {
     campaign: Arc<Campaign>,
     source: usize,
     contents: Arc<Contents>,
@@ -147,8 +148,8 @@ struct Copy {
     gone: Arc<Mutex<BTreeSet<usize>>>,
 }
 
-impl Copy {
-    /// One block, which is kept when it was not.
+impl CopiedFile {
+    /// Reads one block, and caches it if it is missing.
     fn block(&self, block: u64) -> Result<Vec<u8>, SourceError> {
         let all = &self.campaign.bases[self.source].bytes;
         let at = (block * CACHE_BLOCK) as usize;
@@ -158,7 +159,7 @@ impl Copy {
             return Ok(bytes);
         }
         if self.gone.lock().contains(&self.source) {
-            let why = format!("block {block} is not in the store, which was said to have all of it");
+            let why = format!("block {block} is not in the store, although its hydration was complete");
             let name = format!("base file {}", self.source);
             return Err(SourceError::remote(
                 SourceErrorKind::NotFound,
@@ -173,7 +174,7 @@ impl Copy {
     }
 }
 
-impl Source for Copy {
+impl Source for CopiedFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         let mut done = 0;
         while done < buf.len() && offset + (done as u64) < self.size() {

@@ -1,4 +1,4 @@
-//! Where power is cut, and what `plyfs check` says of what is left.
+//! Cuts power or kills the worker at a call of the medium, and runs `plyfs check` on the result.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Counts;
-use super::model::Survived;
-use super::world::{Watch, World};
+use super::hook::HookState;
+use super::model::Interruption;
+use super::sim_store::SimStore;
 use crate::check::{Finding, Repair, Report, VerifyBases, run_through};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
 use crate::io::{HostMedium, Medium, MediumFile, Open, Space};
 
-/// Cuts are cut again this often.
+/// The most cuts in a row.
 pub(super) const DEEPEST: u32 = 3;
 
-/// Called for every call of the medium: power may go, or the worker may die.
-pub(super) fn at(watch: &Watch, event: &Event<'_>) {
-    if watch.depth >= DEEPEST || matches!(event.call, Call::Read | Call::Open) {
+/// Runs at every call of the medium: may cut power, or kill the worker.
+pub(super) fn at(hook: &HookState, event: &Event<'_>) {
+    if hook.depth >= DEEPEST || matches!(event.call, Call::Read | Call::Open) {
         return;
     }
     let sync_point = matches!(event.call, Call::SyncData | Call::SyncDir | Call::Rename);
-    let percent = match (watch.depth, sync_point) {
+    let percent = match (hook.depth, sync_point) {
         (0, true) => 100,
         (0, false) => 12,
         (1, true) => 12,
@@ -30,63 +31,64 @@ pub(super) fn at(watch: &Watch, event: &Event<'_>) {
         _ => 1,
     };
     let mut rng = {
-        let mut rng = watch.rng.lock();
+        let mut rng = hook.rng.lock();
         if !rng.chance(percent) {
             return;
         }
         rng.fork()
     };
-    let counts = &watch.campaign.counts;
-    // With several threads a worker's memory cannot be copied at one moment.
-    let what = if watch.crowded || rng.chance(85) { Survived::Power } else { Survived::Worker };
-    // Held while the medium is cut: what is acknowledged after that is not expected of it.
-    let model = watch.model.lock();
+    let counts = &hook.campaign.counts;
+    // With several threads, a worker's memory cannot be copied at one moment.
+    let what =
+        if hook.concurrent || rng.chance(85) { Interruption::PowerCut } else { Interruption::WorkerDeath };
+    // The model is locked while the medium is cut, so that it expects nothing that is acknowledged afterwards.
+    let model = hook.model.lock();
     let (medium, live) = match what {
-        Survived::Power => {
-            Counts::add(if watch.depth == 0 { &counts.cuts } else { &counts.nested });
+        Interruption::PowerCut => {
+            Counts::add(if hook.depth == 0 { &counts.cuts } else { &counts.nested });
             let keep = Keep::any(&mut rng);
-            (watch.medium.crash(&mut rng, keep), SimLive::default())
+            (hook.medium.crash(&mut rng, keep), SimLive::default())
         }
-        Survived::Worker => {
+        Interruption::WorkerDeath => {
             Counts::add(&counts.workers);
-            match watch.live.fork() {
-                Ok(live) => (watch.medium.fork(), live),
+            match hook.live.fork() {
+                Ok(live) => (hook.medium.fork(), live),
                 Err(e) => {
                     drop(model);
-                    watch.violated(&format!("no memory for live maps: {e}"));
+                    hook.violated(&format!("no memory for live maps: {e}"));
                     return;
                 }
             }
         }
     };
     let note =
-        format!("  {what:?} cut at depth {}: {:?} {:?} {}", watch.depth, event.stage, event.call, event.name);
+        format!("  {what:?} cut at depth {}: {:?} {:?} {}", hook.depth, event.stage, event.call, event.name);
     let mut later = model.clone();
     drop(model);
     later.log.push(note);
-    World::later_life(watch, later, medium, live, what, rng);
+    SimStore::later_life(hook, later, medium, live, what, rng);
 }
 
-/// A store's files in a directory of the host: what the check reads.
+/// A copy of the store in a directory of the host, which the check reads.
 struct Mirror {
     root: PathBuf,
 }
 
 impl Mirror {
-    fn new(watch: &Watch) -> io::Result<Self> {
-        let name = format!("store-{:?}-{}", std::thread::current().id(), watch.depth);
-        let root = watch.campaign.dir.join(name);
+    fn new(hook: &HookState) -> io::Result<Self> {
+        let name = format!("store-{:?}-{}", std::thread::current().id(), hook.depth);
+        let root = hook.campaign.dir.join(name);
         if root.exists() {
             fs::remove_dir_all(&root)?;
         }
         fs::create_dir(&root)?;
-        for dir in watch.medium.dirs() {
+        for dir in hook.medium.dirs() {
             fs::create_dir(root.join(dir))?;
         }
-        for (name, len, bytes) in watch.medium.files() {
+        for (name, len, bytes) in hook.medium.files() {
             match bytes {
                 Some(bytes) => fs::write(root.join(&name), bytes)?,
-                // The check asks whether it has data, not which.
+                // The check needs to know only whether the file has data.
                 None => {
                     let mut file = fs::File::create(root.join(&name))?;
                     file.write_all(&[0])?;
@@ -104,17 +106,17 @@ impl Drop for Mirror {
     }
 }
 
-/// Changes go to the host, where the check reads, and to the simulation, where they are cut.
-struct Both {
+/// Applies changes to the copy on the host, which the check reads, and to the simulated medium, which is cut.
+struct MirroredMedium {
     host: HostMedium,
     simulated: SimMedium,
 }
 
-struct BothFiles(Arc<dyn MediumFile>, Arc<dyn MediumFile>);
+struct MirroredFile(Arc<dyn MediumFile>, Arc<dyn MediumFile>);
 
-impl Medium for Both {
+impl Medium for MirroredMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
-        Ok(Arc::new(BothFiles(self.host.open(name, how)?, self.simulated.open(name, how)?)))
+        Ok(Arc::new(MirroredFile(self.host.open(name, how)?, self.simulated.open(name, how)?)))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.host.rename(from, to)?;
@@ -145,7 +147,7 @@ impl Medium for Both {
     }
 }
 
-impl MediumFile for BothFiles {
+impl MediumFile for MirroredFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buf, offset)
     }
@@ -181,12 +183,12 @@ impl MediumFile for BothFiles {
     }
 }
 
-fn run(watch: &Watch, mirror: &Mirror, repair: Repair) -> Result<Report, String> {
-    let counts = &watch.campaign.counts;
+fn run(hook: &HookState, mirror: &Mirror, repair: Repair) -> Result<Report, String> {
+    let counts = &hook.campaign.counts;
     Counts::add(&counts.checks);
     let host = HostMedium::new(&mirror.root).map_err(|e| e.to_string())?;
-    let both = Both { host, simulated: watch.medium.clone() };
-    let report = run_through(&mirror.root, &no_live_maps(watch), repair, VerifyBases::No, &both);
+    let both = MirroredMedium { host, simulated: hook.medium.clone() };
+    let report = run_through(&mirror.root, &no_live_maps(hook), repair, VerifyBases::No, &both);
     let report = report.map_err(|e| format!("the check failed: {e}"))?;
     for _ in report.findings.iter().filter(|f| f.repaired) {
         Counts::add(&counts.repairs);
@@ -194,22 +196,22 @@ fn run(watch: &Watch, mirror: &Mirror, repair: Repair) -> Result<Report, String>
     Ok(report)
 }
 
-fn no_live_maps(watch: &Watch) -> PathBuf {
-    let dir: &Path = &watch.campaign.dir;
+fn no_live_maps(hook: &HookState) -> PathBuf {
+    let dir: &Path = &hook.campaign.dir;
     dir.join("no-live-maps")
 }
 
-/// After a clean end: there is a loser of a rename, a stray, an unlinked disk, and nothing else.
-fn may_be(finding: &Finding) -> bool {
+/// The findings that a clean stop may leave: the loser of a rename, a stray file, an unlinked disk.
+fn is_allowed_after_stop(finding: &Finding) -> bool {
     matches!(finding.invariant, 5 | 11 | 12)
 }
 
-/// After a cut also what was being cached, of which nothing was promised.
-fn may_be_cut(finding: &Finding) -> bool {
-    may_be(finding) || finding.invariant == 14
+/// The findings that a cut may leave: also damage of cached blocks that were not promised.
+fn is_allowed_after_cut(finding: &Finding) -> bool {
+    is_allowed_after_stop(finding) || finding.invariant == 14
 }
 
-fn say(findings: &[Finding]) -> String {
+fn describe_findings(findings: &[Finding]) -> String {
     findings
         .iter()
         .map(|f| format!("[{}] {}: {}", f.invariant, f.object, f.message))
@@ -217,9 +219,9 @@ fn say(findings: &[Finding]) -> String {
         .join("; ")
 }
 
-/// Checks what a power cut left, before a daemon starts; with repair, or without, or not at all.
-pub(super) fn check(watch: &Watch, rng: &mut Rng) -> Result<(), String> {
-    if watch.medium.files().iter().all(|(name, ..)| name != "plyfs.store") {
+/// After a power cut and before a start: runs the check with repair, without, or not at all.
+pub(super) fn check(hook: &HookState, rng: &mut Rng) -> Result<(), String> {
+    if hook.medium.files().iter().all(|(name, ..)| name != "plyfs.store") {
         return Ok(());
     }
     let rounds = match rng.below(4) {
@@ -227,33 +229,39 @@ pub(super) fn check(watch: &Watch, rng: &mut Rng) -> Result<(), String> {
         1 => 0,
         _ => 3,
     };
-    let mirror = Mirror::new(watch).map_err(|e| format!("making a store for the check: {e}"))?;
-    let report = run(watch, &mirror, Repair::No)?;
-    if let Some(bad) = report.findings.iter().find(|f| !may_be_cut(f)) {
-        return Err(format!("the check finds what a cut may not leave: {}", say(std::slice::from_ref(bad))));
+    let mirror = Mirror::new(hook).map_err(|e| format!("copying the store for the check: {e}"))?;
+    let report = run(hook, &mirror, Repair::No)?;
+    if let Some(bad) = report.findings.iter().find(|f| !is_allowed_after_cut(f)) {
+        return Err(format!(
+            "the check finds damage that a cut must not cause: {}",
+            describe_findings(std::slice::from_ref(bad))
+        ));
     }
     if report.findings.is_empty() {
         return Ok(());
     }
     for round in 0..rounds {
-        let report = run(watch, &mirror, Repair::Yes)?;
+        let report = run(hook, &mirror, Repair::Yes)?;
         if report.findings.is_empty() {
             return Ok(());
         }
         if report.findings.iter().any(|f| !f.repaired) || round == 2 {
-            return Err(format!("the repair leaves findings: {}", say(&report.findings)));
+            return Err(format!("the repair leaves findings: {}", describe_findings(&report.findings)));
         }
     }
     Ok(())
 }
 
-/// Checks a store that was stopped cleanly: only what `--repair` may remove is left.
-pub(super) fn check_stopped(watch: &Watch, rng: &mut Rng) -> Result<(), String> {
+/// Checks a store that was stopped cleanly: there may be only findings that `--repair` removes.
+pub(super) fn check_stopped(hook: &HookState, rng: &mut Rng) -> Result<(), String> {
     let _ = rng;
-    let mirror = Mirror::new(watch).map_err(|e| format!("making a store for the check: {e}"))?;
-    let report = run(watch, &mirror, Repair::No)?;
-    match report.findings.iter().find(|f| !may_be(f)) {
-        Some(bad) => Err(format!("the check of a stopped store finds: {}", say(std::slice::from_ref(bad)))),
+    let mirror = Mirror::new(hook).map_err(|e| format!("copying the store for the check: {e}"))?;
+    let report = run(hook, &mirror, Repair::No)?;
+    match report.findings.iter().find(|f| !is_allowed_after_stop(f)) {
+        Some(bad) => Err(format!(
+            "the check of a stopped store finds: {}",
+            describe_findings(std::slice::from_ref(bad))
+        )),
         None => Ok(()),
     }
 }

@@ -1,20 +1,22 @@
-//! The power-cut campaign: random histories on a simulated medium, cut at every sync point and at random ones.
+//! The power-cut campaign: random histories of a store on a simulated medium, with power cuts at every sync point and at
+//! random calls.
 //!
-//! After each cut the store is opened again and compared with what the contract allows (`model`), checked and
-//! repaired by `plyfs check` itself, used, and cut again. Only tests and fuzz targets have this module
-//! (feature `simulation`); `scripts/power-campaign` runs it for as long as one likes.
+//! After each cut the campaign opens the store again, compares it with the contract (`model`), runs `plyfs check` and its
+//! repair, uses the store and cuts it again. Only tests and fuzz targets have this module (feature `simulation`);
+//! `scripts/power-campaign` runs it for any length of time.
 //!
-//! What must hold: a seed always gives the same history and the same cuts; nothing here is more lenient than
-//! docs/product's case table; every [`crate::sabotage::Sabotage`] is caught.
+//! What must hold: a seed always gives the same history and the same cuts. Nothing here is more lenient than the
+//! guarantees of docs/semantics.md and docs/format.md. The campaign catches every [`crate::mutant::Mutant`].
 
 mod bases;
 mod copies;
 mod cut;
+mod hook;
 mod model;
 mod operation;
+mod sim_store;
 #[cfg(test)]
 mod tests;
-mod world;
 
 use std::any::Any;
 use std::fs;
@@ -26,28 +28,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use self::world::World;
+use self::sim_store::SimStore;
 use crate::io::sim::Rng;
-use crate::sabotage::Sabotage;
+use crate::mutant::Mutant;
 
-/// What a campaign did.
+/// The counters of a campaign.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Histories run.
     pub histories: AtomicU64,
-    /// Of these, with several threads on one disk.
-    pub crowds: AtomicU64,
+    /// Histories with several threads on one disk, which count as histories as well.
+    pub concurrent: AtomicU64,
     /// Operations of histories.
     pub operations: AtomicU64,
-    /// Power cuts in a first life of a store.
+    /// Power cuts of a store that was never cut before.
     pub cuts: AtomicU64,
-    /// Power cuts while a store recovered, or soon after.
+    /// Power cuts while a store recovered from an earlier one, or soon after.
     pub nested: AtomicU64,
     /// Deaths of a worker.
     pub workers: AtomicU64,
     /// Runs of the check, with or without repair.
     pub checks: AtomicU64,
-    /// What the check put right.
+    /// Findings that the check repaired.
     pub repairs: AtomicU64,
     /// Calls that were made to fail.
     pub faults: AtomicU64,
@@ -59,31 +61,31 @@ impl Counts {
     }
 }
 
-/// A source of a base: a real file, because a store opens its bases by path.
+/// The source of a base: a real file, because a store opens its bases by path.
 struct BaseFile {
     path: PathBuf,
     bytes: Vec<u8>,
 }
 
-/// Histories with their counts, and the first violation.
+/// Runs histories, counts them, and records the first violation.
 pub struct Campaign {
-    /// What was done.
+    /// The counters.
     pub counts: Counts,
     dir: PathBuf,
     bases: Vec<BaseFile>,
     violation: Mutex<Option<String>>,
-    /// Whether a violation is told with every call of the medium (PLYFS_POWER_TRACE).
+    /// Whether a violation is reported with every call of the medium (PLYFS_POWER_TRACE).
     trace: bool,
 }
 
 impl Campaign {
-    /// Keeps its files in `dir`, which is empty and best on tmpfs.
+    /// A campaign with its files in `dir`, which must be empty and is best on tmpfs.
     ///
     /// # Errors
-    /// When the files cannot be made.
+    /// When the files cannot be created.
     pub fn new(dir: &Path) -> io::Result<Arc<Self>> {
         let mut bases = Vec::new();
-        // One ends within a block, one with a block.
+        // One ends within a block, the other at the end of a block.
         for (no, len) in [100_001usize, 65_536].into_iter().enumerate() {
             let mut rng = Rng::new(no as u64);
             let mut bytes: Vec<u8> = (0..len).map(|_| rng.number() as u8).collect();
@@ -101,18 +103,18 @@ impl Campaign {
     /// Runs one history.
     ///
     /// # Errors
-    /// A violation of the contract, with the seed and what was done. The campaign does nothing more then.
+    /// A violation of the contract, with the seed and the operations. The campaign stops then.
     pub fn history(self: &Arc<Self>, seed: u64) -> Result<(), String> {
-        self.guarded(seed, || World::first_life(self, seed))
+        self.guarded(seed, || SimStore::first_life(self, seed))
     }
 
-    /// Runs one history in which several threads use one disk at once, each with the deliberate fault, if any.
+    /// Runs one history in which several threads use one disk at once, each with the mutant, if any.
     ///
     /// # Errors
-    /// As [`Campaign::history`]. The order of threads is not the seed's: the same seed may find nothing.
-    pub fn crowd(self: &Arc<Self>, seed: u64, fault: Option<Sabotage>) -> Result<(), String> {
-        Counts::add(&self.counts.crowds);
-        self.guarded(seed, || World::crowd(self, seed, fault))
+    /// As [`Campaign::history`]. The seed does not determine the order of threads, so the same seed may find nothing.
+    pub fn concurrent_history(self: &Arc<Self>, seed: u64, fault: Option<Mutant>) -> Result<(), String> {
+        Counts::add(&self.counts.concurrent);
+        self.guarded(seed, || SimStore::concurrent_history(self, seed, fault))
     }
 
     fn guarded(&self, seed: u64, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
@@ -121,7 +123,7 @@ impl Campaign {
             Ok(result) => result.err(),
             Err(panic) => Some(format!("panicked: {}", panic_message(&*panic))),
         };
-        // What is below may have panicked because of what was found above it.
+        // The first violation may have caused the panic, so it goes first.
         match self.violation.lock().take().or(failed) {
             Some(message) => Err(format!("seed {seed}: {message}")),
             None => Ok(()),
@@ -132,7 +134,7 @@ impl Campaign {
         self.violation.lock().is_some()
     }
 
-    /// Notes a violation; the first counts.
+    /// Records a violation, if it is the first.
     fn violated(&self, log: &[String], message: &str) {
         self.violation.lock().get_or_insert_with(|| format!("{message}\n  {}", log.join("\n  ")));
     }

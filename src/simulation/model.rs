@@ -1,8 +1,8 @@
-//! What the contract allows a store to be: after a power cut, after the death of a worker, and now.
+//! The model: which states of a store the contract allows now, after a power cut, and after the death of a worker.
 //!
-//! Of each block, each size and each mode the model keeps every value since the last one that is certain to be
-//! durable. A power cut may show any of these; the death of a worker only the last acknowledged one, or one of an
-//! operation that was running. Names have alternatives while an operation on them runs.
+//! For each block, size and mode the model keeps every value since the last one that is certainly durable. After a power
+//! cut the store may show any of these. After the death of a worker it may show only the last acknowledged value, or that
+//! of an operation that was running. While an operation on names runs, the model has alternatives for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ pub(super) type Content = Option<Arc<[u8]>>;
 pub(super) struct Versions<T> {
     /// The first is durable; all others are newer.
     list: Vec<T>,
-    /// How many there were before the first.
+    /// The number of versions before the first.
     before: u64,
-    /// Number of the last one that was acknowledged.
+    /// The number of the last acknowledged version.
     acked: u64,
-    /// Up to this number a sync has failed: no later sync proves anything about them.
+    /// A sync failed for the versions up to this number. No later sync makes them certainly durable.
     doubtful: u64,
 }
 
@@ -47,7 +47,7 @@ impl<T: Clone> Versions<T> {
         self.list.push(current);
         self.acked = self.last();
     }
-    /// Version `number` was synced.
+    /// Notes that version `number` was synced.
     fn durable(&mut self, number: u64) {
         if number > self.before && number <= self.acked && (self.doubtful == 0 || number > self.doubtful) {
             self.list.drain(..(number - self.before) as usize);
@@ -59,21 +59,21 @@ impl<T: Clone> Versions<T> {
             self.doubtful = self.last();
         }
     }
-    fn after(&self, what: Survived) -> &[T] {
+    fn after(&self, what: Interruption) -> &[T] {
         match what {
-            Survived::Power => &self.list,
-            Survived::Worker => &self.list[(self.acked - self.before) as usize..],
+            Interruption::PowerCut => &self.list,
+            Interruption::WorkerDeath => &self.list[(self.acked - self.before) as usize..],
         }
     }
 }
 
-/// What went away before the store is opened again.
+/// What happened before the store is opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Survived {
-    /// Power: what was not synced, and memory.
-    Power,
-    /// The worker: nothing that was acknowledged.
-    Worker,
+pub(super) enum Interruption {
+    /// A power cut: memory and unsynced data are lost.
+    PowerCut,
+    /// The death of the worker: no acknowledged data is lost.
+    WorkerDeath,
 }
 
 #[derive(Debug, Clone)]
@@ -81,10 +81,10 @@ pub(super) struct DiskModel {
     pub size: Versions<u64>,
     blocks: Vec<Versions<Content>>,
     mode: Versions<u32>,
-    /// Name of its base.
+    /// The name of its base.
     pub base: Option<String>,
-    /// Power went while its base was refused: what is left of it will be seen when the base is accepted again.
-    unseen: bool,
+    /// Power was cut while the base was refused. The disk can be compared only when the base is accepted again.
+    unchecked: bool,
 }
 
 fn content(bytes: &[u8]) -> Content {
@@ -95,7 +95,7 @@ fn content(bytes: &[u8]) -> Content {
     })
 }
 
-/// Whether a block, as far as the disk goes, reads like this.
+/// Whether the bytes read of a block, up to the end of the disk, are those of `value`.
 fn shows(value: &Content, read: &[u8]) -> bool {
     match value {
         Some(value) => value[..read.len()] == *read,
@@ -117,7 +117,7 @@ impl DiskModel {
             blocks,
             mode: Versions::of(mode),
             base: base.map(|(name, _)| name.to_owned()),
-            unseen: false,
+            unchecked: false,
         }
     }
 
@@ -125,7 +125,7 @@ impl DiskModel {
         *self.size.current()
     }
 
-    /// Bytes from now on; `finish` or `fail` follows.
+    /// Begins a write; `finish_write` or `fail_write` follows.
     pub fn begin_write(&mut self, at: u64, len: u64, bytes: Option<&[u8]>) {
         let end = at + len;
         if end > self.size() {
@@ -154,11 +154,11 @@ impl DiskModel {
         }
     }
 
-    /// The write failed; each block is what `disk` says it is, which is the old one or the new one.
+    /// The write failed. Takes each block from `disk`; it must be the old or the new one.
     pub fn fail_write(&mut self, at: u64, len: u64, disk: &Disk) -> Result<(), String> {
         if self.size.last() != self.size.acked {
             let size = disk.size();
-            if !self.size.after(Survived::Worker).contains(&size) {
+            if !self.size.after(Interruption::WorkerDeath).contains(&size) {
                 return Err(format!("the size is {size} after a failed write"));
             }
             self.size.failed(size);
@@ -173,8 +173,8 @@ impl DiskModel {
             }
             let mut bytes = vec![0; (size - block * BLOCK).min(BLOCK) as usize];
             disk.read(block * BLOCK, &mut bytes).map_err(|e| format!("reading after a failed write: {e}"))?;
-            // What of the new bytes is past the end of the disk is not there.
-            if !slot.after(Survived::Worker).iter().any(|value| shows(value, &bytes)) {
+            // New bytes beyond the end of the disk do not exist.
+            if !slot.after(Interruption::WorkerDeath).iter().any(|value| shows(value, &bytes)) {
                 return Err(format!("block {block} is neither old nor new after a failed write"));
             }
             slot.failed(content(&bytes));
@@ -192,7 +192,7 @@ impl DiskModel {
         self.size.acknowledge();
     }
 
-    /// The size is durable; what was cut off is zeros for good.
+    /// The resize is durable: bytes beyond a smaller size read zeros from now on.
     pub fn finish_resize(&mut self) {
         self.size.acknowledge();
         self.size.doubtful = 0;
@@ -204,7 +204,7 @@ impl DiskModel {
                 *value = value.take().and_then(|bytes| content(&bytes[..keep]));
             }
             if keep == 0 {
-                // The numbers go on: a flush that runs knows them.
+                // Keep counting the versions, because a running flush has their numbers.
                 let last = slot.last();
                 *slot = Versions { before: last, acked: last, ..Versions::of(None) };
             }
@@ -226,13 +226,13 @@ impl DiskModel {
         self.mode.durable(self.mode.acked);
     }
 
-    /// What a flush that begins now will make durable.
-    pub fn mark(&self) -> Mark {
-        Mark { size: self.size.acked, blocks: self.blocks.iter().map(|b| b.acked).collect() }
+    /// The versions that a flush that begins now will make durable.
+    pub fn mark(&self) -> FlushMark {
+        FlushMark { size: self.size.acked, blocks: self.blocks.iter().map(|b| b.acked).collect() }
     }
 
-    pub fn flushed(&mut self, mark: &Mark) {
-        if self.unseen {
+    pub fn flushed(&mut self, mark: &FlushMark) {
+        if self.unchecked {
             return;
         }
         self.size.durable(mark.size);
@@ -241,15 +241,15 @@ impl DiskModel {
         }
     }
 
-    /// A sync failed: what was in flight may be lost for good.
+    /// A sync failed: unsynced versions may be lost for good.
     pub fn doubt(&mut self) {
         self.size.doubt();
         self.blocks.iter_mut().for_each(Versions::doubt);
     }
 
-    /// Compares with a disk of an opened store, and becomes what that is.
-    pub fn compare(&self, name: &str, what: Survived, disk: &Disk, mode: u32) -> Result<Self, String> {
-        let what = if self.unseen { Survived::Power } else { what };
+    /// Compares with a disk of an opened store. Returns the model of the disk's actual state.
+    pub fn compare(&self, name: &str, what: Interruption, disk: &Disk, mode: u32) -> Result<Self, String> {
+        let what = if self.unchecked { Interruption::PowerCut } else { what };
         let size = disk.size();
         if !self.size.after(what).contains(&size) {
             return Err(format!("disk {name}: its size is {size}, allowed are {:?}", self.size.after(what)));
@@ -274,22 +274,22 @@ impl DiskModel {
                 return Err(format!("disk {name}: block {no} {what}"));
             };
             match what {
-                Survived::Power => *slot = Versions::of(content(read)),
-                Survived::Worker => slot.acked += at as u64,
+                Interruption::PowerCut => *slot = Versions::of(content(read)),
+                Interruption::WorkerDeath => slot.acked += at as u64,
             }
         }
-        let mut now = Self { blocks, unseen: false, ..self.clone() };
+        let mut now = Self { blocks, unchecked: false, ..self.clone() };
         match what {
-            Survived::Power => {
+            Interruption::PowerCut => {
                 now.blocks.truncate(blocks_of(size));
                 (now.size, now.mode) = (Versions::of(size), Versions::of(mode));
             }
-            Survived::Worker => {
-                // What the dead worker had begun may reach the medium yet, or not.
+            Interruption::WorkerDeath => {
+                // Writes of the dead worker that were under way may or may not reach the medium.
                 let shrunk = size < self.size();
                 now.size.failed(size);
                 if shrunk {
-                    // A shrink that had begun was completed, durably, by whoever opened the disk.
+                    // Opening the disk completed the shrink durably.
                     now.finish_resize();
                 }
                 now.mode.failed(mode);
@@ -299,7 +299,7 @@ impl DiskModel {
     }
 }
 
-/// Where a block differs from what it may be.
+/// Describes how a block differs from its allowed contents.
 fn describe(read: &[u8], allowed: &[Content]) -> String {
     let show = |bytes: &[u8]| format!("{:02x?}", &bytes[..bytes.len().min(8)]);
     let differ: Vec<String> = allowed
@@ -316,22 +316,22 @@ fn describe(read: &[u8], allowed: &[Content]) -> String {
     format!("is {read}, allowed are {}", differ.join(", "))
 }
 
-/// Numbers of the versions that were acknowledged when a flush began.
+/// The numbers of the versions that were acknowledged when a flush began.
 #[derive(Debug, Clone)]
-pub(super) struct Mark {
+pub(super) struct FlushMark {
     size: u64,
     blocks: Vec<u64>,
 }
 
-/// A base, and what its operator and its digest made of it.
+/// A base with its options and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BaseModel {
-    /// Which of the campaign's files it is of.
+    /// The index of its file in the campaign.
     pub source: usize,
     pub pinned: bool,
     pub hydrate: bool,
     pub refused: bool,
-    /// All of it was said to be in the store.
+    /// Hydration reported that all of it is in the store.
     pub kept: bool,
 }
 
@@ -349,12 +349,12 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Whether nothing of the disk's base is given away.
+    /// Whether the disk's base is refused.
     pub fn is_refused(&self, disk: &DiskModel) -> bool {
         disk.base.as_ref().and_then(|base| self.bases.get(base)).is_some_and(|base| base.refused)
     }
 
-    /// The campaign's files of which all was said to be in the store.
+    /// The campaign's files that are completely in the store according to a hydration.
     pub fn kept(&self) -> BTreeSet<usize> {
         self.bases.values().filter(|base| base.kept).map(|base| base.source).collect()
     }
@@ -364,26 +364,26 @@ impl Names {
     }
 }
 
-/// A store.
+/// The model of a store.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
     pub names: Names,
-    /// What the names may be as well, while an operation on them runs or after it failed.
+    /// Other allowed names, while an operation on them runs or after it failed.
     pub alternatives: Vec<Names>,
-    /// What was done, for the message.
+    /// The operations so far, for the message.
     pub log: Vec<String>,
 }
 
 impl Model {
-    /// As [`DiskModel::doubt`], of all disks.
+    /// As [`DiskModel::doubt`], for all disks.
     pub fn doubt(&mut self) {
         for names in std::iter::once(&mut self.names).chain(&mut self.alternatives) {
             names.disks.values_mut().for_each(|disk| Arc::make_mut(disk).doubt());
         }
     }
 
-    /// Compares an opened store with what is allowed, and becomes what it is.
-    pub fn compare(&self, what: Survived, store: &Store) -> Result<Self, String> {
+    /// Compares an opened store with the allowed states. Returns the model of its actual state.
+    pub fn compare(&self, what: Interruption, store: &Store) -> Result<Self, String> {
         if let Some((file, error)) = store.damaged().first() {
             return Err(format!("{file} is damaged: {error}"));
         }
@@ -401,7 +401,7 @@ impl Model {
 
     fn compare_names(
         names: &Names,
-        what: Survived,
+        what: Interruption,
         store: &Store,
         nodes: &[Arc<crate::store::DiskNode>],
     ) -> Result<Names, String> {
@@ -427,14 +427,14 @@ impl Model {
         let mut now = names.clone();
         for node in nodes {
             let name = node.name();
-            // What is said of it without attaching it is what it is.
+            // The attributes without attaching the disk must be those of the attached disk.
             let listed = node.attributes();
             if names.is_refused(&names.disks[&name]) {
-                // One that was attached before goes on, without what it needs of the base.
+                // A disk that was attached before stays attached, but cannot read the base.
                 if node.peek().is_none() && node.attach().is_ok() {
-                    return Err(format!("disk {name} is served, on a base that is refused"));
+                    return Err(format!("disk {name} is served although its base is refused"));
                 }
-                now.disk(&name).unseen |= what == Survived::Power;
+                now.disk(&name).unchecked |= what == Interruption::PowerCut;
                 continue;
             }
             let disk = node.attach().map_err(|e| format!("disk {name} cannot be used: {e}"))?;

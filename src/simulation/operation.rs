@@ -1,4 +1,4 @@
-//! Operations on a store, and what each makes of the model.
+//! Operations on a store, and their random choice.
 
 use crate::io::sim::Rng;
 
@@ -43,7 +43,7 @@ pub(super) enum Op {
         disk: String,
     },
     Purge,
-    /// All disks that are not used.
+    /// Detaches all idle disks.
     Detach,
     AddBase {
         name: String,
@@ -56,22 +56,22 @@ pub(super) enum Op {
         base: String,
         pinned: bool,
     },
-    /// All of it is to be in the store, and is there when this is done.
+    /// Copies all of the base into the store; complete when the operation is done.
     Hydrate {
         base: String,
     },
-    /// Back to the file.
+    /// Reads the base from its file again.
     Unhydrate {
         base: String,
     },
     Evict {
         base: String,
     },
-    /// It does not have its digest.
+    /// Refuses the base, because it does not have its digest.
     Refuse {
         base: String,
     },
-    /// It has its digest after all.
+    /// Accepts the base again.
     Accept {
         base: String,
     },
@@ -81,7 +81,7 @@ pub(super) enum Op {
 }
 
 impl Op {
-    /// For the log: contents are long.
+    /// The operation for the log, with shortened contents.
     pub fn text(&self) -> String {
         match self {
             Self::Write { disk, at, bytes } => {
@@ -119,7 +119,7 @@ fn range(rng: &mut Rng, end: u64) -> (u64, u64) {
     (at, len)
 }
 
-/// Contents that differ from all others in every 8 bytes.
+/// Contents in which every 8 bytes are unique.
 fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
     let stamp = rng.number() as u32 | 1;
     let mut out: Vec<u8> =
@@ -128,8 +128,8 @@ fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
     out
 }
 
-/// Something that can be done to one of these bases.
-fn of_a_base(rng: &mut Rng, names: &Names) -> Op {
+/// A random operation on one of these bases.
+fn any_of_a_base(rng: &mut Rng, names: &Names) -> Op {
     let bases: Vec<&String> = names.bases.keys().collect();
     let base = (*rng.pick(&bases)).clone();
     let now = names.bases[&base];
@@ -143,7 +143,7 @@ fn of_a_base(rng: &mut Rng, names: &Names) -> Op {
     }
 }
 
-/// Something that can be done to a store with these names.
+/// A random operation on a store with these names.
 pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
     let disks: Vec<&String> = names.disks.keys().collect();
     let free: Vec<&str> = NAMES.into_iter().filter(|n| !names.disks.contains_key(*n)).collect();
@@ -167,14 +167,14 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
         return create(rng);
     }
     if !names.bases.is_empty() && rng.chance(12) {
-        return of_a_base(rng, names);
+        return any_of_a_base(rng, names);
     }
     let disk = (*rng.pick(&disks)).clone();
     let now = names.disks[&disk].size();
     if names.is_refused(&names.disks[&disk]) {
-        // It is not read or written.
+        // A disk on a refused base is neither read nor written.
         return match rng.below(10) {
-            0..4 => of_a_base(rng, names),
+            0..4 => any_of_a_base(rng, names),
             4 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },
             5 => Op::Unlink { disk },
             6 => Op::Detach,

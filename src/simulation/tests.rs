@@ -1,4 +1,4 @@
-//! The short campaign, and the proof that it catches what it is for.
+//! A short campaign, and the proof that the campaign catches every mutant.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::cache::BlockCache;
 use crate::disk::Grow;
 use crate::io::sim::{Event, Keep, SimLive, SimMedium};
-use crate::sabotage::{ALL, Sabotage, simulate};
+use crate::mutant::{ALL, Mutant, simulate};
 use crate::source::OpenHere;
 use crate::store::{NewDisk, Replace, Store};
 
@@ -28,7 +28,7 @@ fn show(campaign: &Campaign, since: Instant) {
     println!(
         "histories {} with-threads {} operations {} cuts {} nested {} worker-deaths {} faults {} checks {} repairs {} seconds {:.0}",
         get(&c.histories),
-        get(&c.crowds),
+        get(&c.concurrent),
         get(&c.operations),
         get(&c.cuts),
         get(&c.nested),
@@ -55,7 +55,8 @@ fn power_loss_keeps_what_was_flushed() {
         if done() >= cuts || since.elapsed() > seconds {
             break;
         }
-        let result = if seed % 8 == 7 { campaign.crowd(seed, None) } else { campaign.history(seed) };
+        let result =
+            if seed % 8 == 7 { campaign.concurrent_history(seed, None) } else { campaign.history(seed) };
         if let Err(violation) = result {
             show(&campaign, since);
             panic!("violation with {violation}");
@@ -68,48 +69,49 @@ fn power_loss_keeps_what_was_flushed() {
     show(&campaign, since);
 }
 
-/// A seed whose history is likely to meet the fault soon. Only saves time: later seeds follow.
-fn likely(fault: Sabotage) -> u64 {
+/// A first seed whose history probably hits the mutant soon. It only saves time, because later seeds follow.
+fn first_seed(fault: Mutant) -> u64 {
     match fault {
-        Sabotage::ChecksumIgnored | Sabotage::WordsNotGivenBack | Sabotage::RecordPurgedFirst => 2,
-        Sabotage::GrowthNotCut | Sabotage::NamesNotSettled => 4,
-        Sabotage::LostNotRedone => 24,
-        Sabotage::CopyNotRedone => 8,
+        Mutant::ChecksumIgnored | Mutant::WordsNotRestored | Mutant::RecordRemovedFirst => 2,
+        Mutant::GrowthNotCut | Mutant::NamesNotSynced => 4,
+        Mutant::LostNotRewritten => 24,
+        Mutant::CacheBlockNotRewritten => 8,
         _ => 1,
     }
 }
 
-/// Histories with a deliberate fault, or none, until a violation: the message, or `None` after so many cuts.
-fn catch(fault: Option<Sabotage>, limit: u64) -> Option<String> {
+/// Runs histories with a mutant, or none, until a violation. Returns its message, or `None` after `limit` cuts.
+fn find_violation(fault: Option<Mutant>, limit: u64) -> Option<String> {
     let (_dir, campaign) = campaign();
     let _faulty = simulate(fault);
     let in_threads = matches!(
         fault,
-        Some(Sabotage::NoteClearedFirst | Sabotage::SizeAfterWords | Sabotage::ShrinkNotAlone)
+        Some(Mutant::DirtyNoteClearedFirst | Mutant::SizeAfterWords | Mutant::ShrinkNotExclusive)
     );
-    let seed = number("PLYFS_POWER_SEED", fault.map_or(1, likely));
+    let seed = number("PLYFS_POWER_SEED", fault.map_or(1, first_seed));
     let cuts =
         || campaign.counts.cuts.load(Ordering::Relaxed) + campaign.counts.nested.load(Ordering::Relaxed);
     (seed..).take_while(|_| cuts() < limit).find_map(|seed| {
-        let result = if in_threads { campaign.crowd(seed, fault) } else { campaign.history(seed) };
+        let result =
+            if in_threads { campaign.concurrent_history(seed, fault) } else { campaign.history(seed) };
         let message = result.err()?;
         Some(format!("after {} cuts, {}", cuts(), message.lines().next().unwrap_or_default()))
     })
 }
 
 #[test]
-fn every_deliberate_fault_is_caught() {
-    // The same seeds find nothing without a fault, so that what is found below is the fault's.
+fn every_mutant_is_caught() {
+    // The same seeds find nothing without a mutant, so that the mutant causes every violation below.
     let (_dir, control) = campaign();
     let guard = simulate(None);
     for seed in [1, 2, 4, 8, 24] {
         assert_eq!(control.history(seed), Ok(()));
-        assert_eq!(control.crowd(seed, None), Ok(()));
+        assert_eq!(control.concurrent_history(seed, None), Ok(()));
     }
     drop(guard);
     let mut missed = Vec::new();
     for fault in ALL {
-        match catch(Some(fault), number("PLYFS_POWER_PROVE_CUTS", 60_000)) {
+        match find_violation(Some(fault), number("PLYFS_POWER_PROVE_CUTS", 60_000)) {
             Some(message) => println!("{fault:?}: caught {message}"),
             None => missed.push(fault),
         }
@@ -130,7 +132,7 @@ fn open(medium: &SimMedium) -> Result<Store, crate::store::StoreError> {
     )
 }
 
-/// What is on the medium at each call while `act` runs.
+/// Copies of the medium, taken at each call while `act` runs.
 fn forks(medium: &SimMedium, act: impl FnOnce()) -> Vec<SimMedium> {
     let seen: Arc<Mutex<Vec<SimMedium>>> = Arc::default();
     let (log, source) = (seen.clone(), medium.clone());
@@ -148,7 +150,7 @@ fn blank(name: &str) -> NewDisk {
 }
 
 #[test]
-fn a_store_that_was_being_made_when_power_went_can_be_made() {
+fn after_a_power_cut_during_its_creation_a_store_can_be_created() {
     let medium = SimMedium::new(1);
     let forks = forks(&medium, || drop(open(&medium).unwrap()));
     for (no, fork) in forks.iter().enumerate() {
@@ -163,12 +165,12 @@ fn a_store_that_was_being_made_when_power_went_can_be_made() {
 
 /// Guards D14.
 #[test]
-fn what_a_dead_worker_renamed_is_durable_before_anybody_is_told() {
+fn a_rename_of_a_dead_worker_is_durable_before_the_next_worker_reports_it() {
     let medium = SimMedium::new(1);
     let store = open(&medium).unwrap();
     store.create_disks(&[blank("a")]).unwrap();
     for fork in forks(&medium, || drop(store.rename("a", "b", Replace::Yes).unwrap())) {
-        // The next worker opens the store; a rename that is sent again is done when the new name is there.
+        // The next worker opens the store. A rename that is sent again counts as done when the new name exists.
         let store = open(&fork).unwrap();
         let told = store.disk("b").is_ok();
         let after = open(&fork.crash(&mut Rng::new(1), NOTHING)).unwrap();
@@ -178,7 +180,7 @@ fn what_a_dead_worker_renamed_is_durable_before_anybody_is_told() {
 }
 
 #[test]
-fn a_flush_of_the_next_worker_is_not_lost_with_the_record_of_the_dead_one() {
+fn a_flush_of_the_next_worker_does_not_depend_on_an_unsynced_record_of_the_dead_one() {
     let _small = simulate(None);
     let medium = SimMedium::new(1);
     let live = Arc::new(SimLive::default());
@@ -197,7 +199,7 @@ fn a_flush_of_the_next_worker_is_not_lost_with_the_record_of_the_dead_one() {
     let node = store.disk("a").unwrap();
     let disk = node.attach().unwrap();
     disk.write(0, &[1; 4096], 0).unwrap();
-    // The flush writes the first map file: its root may be in place and not durable.
+    // The flush writes the first map file. Its root may be in place but not durable.
     for fork in forks(&medium, || disk.flush(0).unwrap()) {
         let store = on(&fork, Arc::new(live.fork().unwrap()));
         let node = store.disk("a").unwrap();
@@ -212,8 +214,8 @@ fn a_flush_of_the_next_worker_is_not_lost_with_the_record_of_the_dead_one() {
     }
 }
 
-// The stop looked whether the disk's map was sound before it removed the stray of a flush that power cut off. That wrote
-// a map, under the stray's number, and the stop removed it: all that had been flushed was gone.
+// Regression: the stop checked the disk's map before it removed the stray map of a flush that a power cut ended. The
+// check wrote a map with the stray's number, which the stop then removed: all flushed data was lost.
 #[test]
 fn a_stop_after_a_power_cut_keeps_the_map_that_it_writes_itself() {
     let _small = simulate(None);
@@ -226,7 +228,7 @@ fn a_stop_after_a_power_cut_keeps_the_map_that_it_writes_itself() {
     disk.grow(20_000, Grow::Yes).unwrap();
     disk.write(16_384, &[1; 3616], 0).unwrap();
     for fork in forks(&medium, || disk.flush(0).unwrap()) {
-        // The disk is not used.
+        // No client uses the disk.
         let medium = fork.crash(&mut Rng::new(1), all);
         open(&medium).unwrap().close().unwrap();
         let store = open(&medium).unwrap();

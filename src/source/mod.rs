@@ -7,10 +7,10 @@
 //!   never mixed.
 //! - It never writes.
 //! - It waits for a disk of this host at most. A source whose bytes lie behind a network says
-//!   [`SourceErrorKind::NotHere`] with an [`Arrival`]; whoever asked asks again once that is there.
+//!   [`SourceErrorKind::NotHere`] with a [`Completion`]; whoever asked asks again when that is complete.
 
 mod aligned;
-mod arrival;
+mod completion;
 pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use aligned::AlignedBuf;
-pub use arrival::{Arrival, Arrived};
+pub use completion::{Completer, Completion};
 pub use file::FileSource;
 pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
@@ -80,7 +80,7 @@ pub trait Source: Send + Sync {
     /// than `buf.len()` only at the end of the object. May wait for a disk, never for a network.
     ///
     /// # Errors
-    /// `NotHere` when bytes have to be fetched first: they are under way, and [`SourceError::arrival`] tells when to
+    /// `NotHere` when bytes have to be fetched first: they are under way, and [`SourceError::completion`] tells when to
     /// ask again. `Changed` when the object is not the one that was opened any more (then nothing in `buf` may be used),
     /// `Io` when reading failed.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError>;
@@ -116,7 +116,7 @@ pub trait Source: Send + Sync {
 
     /// As [`announce`](Self::announce), for another purpose than a reader's. Returns when those are here that are
     /// under way now; none when all are here. Less than was asked for may be under way.
-    fn prefetch(&self, _ranges: &[(u64, u64)], _purpose: Purpose) -> Option<Arrival> {
+    fn prefetch(&self, _ranges: &[(u64, u64)], _purpose: Purpose) -> Option<Completion> {
         None
     }
 
@@ -143,7 +143,7 @@ pub enum SourceErrorKind {
     Outside,
     /// It is not the object any more that was opened.
     Changed,
-    /// It has to be fetched first; see [`SourceError::arrival`].
+    /// It has to be fetched first; see [`SourceError::completion`].
     NotHere,
     /// Its server does not let this host read it: credentials are missing or wrong, or it is not there any more.
     Denied,
@@ -171,7 +171,7 @@ struct Inner {
     io: Option<Arc<io::Error>>,
     /// Why, and what to do, where the kind alone does not say it.
     detail: Option<(String, String)>,
-    arrival: Option<Arrival>,
+    completion: Option<Completion>,
 }
 
 impl SourceError {
@@ -181,7 +181,7 @@ impl SourceError {
     }
 
     fn of(kind: SourceErrorKind, operation: &'static str, object: String) -> Self {
-        Self(Box::new(Inner { kind, object, operation, io: None, detail: None, arrival: None }))
+        Self(Box::new(Inner { kind, object, operation, io: None, detail: None, completion: None }))
     }
 
     /// With the kind that follows from the system's error.
@@ -218,9 +218,9 @@ impl SourceError {
     }
 
     /// The bytes are under way.
-    pub fn not_here(object: impl Into<String>, arrival: Arrival) -> Self {
+    pub fn not_here(object: impl Into<String>, completion: Completion) -> Self {
         let mut this = Self::of(SourceErrorKind::NotHere, "read", object.into());
-        this.0.arrival = Some(arrival);
+        this.0.completion = Some(completion);
         this
     }
 
@@ -239,8 +239,8 @@ impl SourceError {
     }
 
     /// When to ask again, of an error that is no failure ([`SourceErrorKind::NotHere`]).
-    pub fn arrival(&self) -> Option<&Arrival> {
-        self.0.arrival.as_ref()
+    pub fn completion(&self) -> Option<&Completion> {
+        self.0.completion.as_ref()
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! A file of this host lies on a filesystem that may hang as a server does. A thread that serves all disks must not
 //! wait for it, so it runs its work under [`without_files`]. A [`FileSource`](super::FileSource) then answers
-//! `NotHere` with an arrival that has happened, and the work is run again on a thread that may wait. What must hold:
+//! `NotHere` with a completion that is complete, and the work is run again on a thread that may wait. What must hold:
 //! only a source that would make a system call on a file asks; what is in memory is found as always.
 
 use std::cell::Cell;
 use std::path::Path;
 
-use super::{Arrival, SourceError};
+use super::{Completion, SourceError};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Files {
@@ -53,7 +53,7 @@ pub(super) fn may_wait_for(path: &Path) -> Result<(), SourceError> {
         return Ok(());
     }
     FILES.set(Files::Wanted);
-    let (arrived, arrival) = Arrival::new();
-    drop(arrived);
-    Err(SourceError::not_here(path.display().to_string(), arrival))
+    let (completer, completion) = Completion::new();
+    drop(completer);
+    Err(SourceError::not_here(path.display().to_string(), completion))
 }

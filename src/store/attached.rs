@@ -1,8 +1,8 @@
-//! Which disks are attached: those that are used.
+//! Tracks the attached disks, and detaches those that are idle.
 //!
-//! What must hold: a disk that is not used costs no descriptor and no mapping; being detached is noticed by no client. A
-//! request holds the attached disk by its `Arc`, so a disk that is in use is never detached under it; the next request
-//! attaches it again (D47). Handles stay good: they are error epochs, and a disk with a failed flush is not detached.
+//! What must hold: an unused disk takes no descriptor and no mapping. No client notices that its disk is detached. A
+//! request holds the attached disk by its `Arc`, so a disk in use is never detached; the next request attaches it again
+//! (D47). Handles stay valid: a handle is an error epoch, and a disk with a failed flush is not detached.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,30 +13,30 @@ use parking_lot::Mutex;
 
 use super::{DiskNode, Store};
 
-/// A disk that is known to be closed is detached when it was not used for so long.
+/// How long a disk that is known to be closed is unused before it is detached.
 pub const IDLE: Duration = Duration::from_secs(30);
-/// One that may be open: to attach a large disk again takes time.
+/// The same for a disk that may be open. Attaching a large disk again takes time.
 pub const OPEN_IDLE: Duration = Duration::from_secs(600);
-/// So many are detached at once, before the next look.
+/// Disks that one pass detaches.
 const AT_ONCE: usize = 256;
 
-/// Huge pages that are merged before the next look; one takes up to some milliseconds.
+/// Huge pages that one pass merges. Merging one takes up to some milliseconds.
 const MERGED_AT_ONCE: usize = 128;
 
 /// See the module.
 pub(super) struct Attachments {
-    begun: Instant,
-    /// Attached disks, at most; above it the longest unused goes first.
-    most: AtomicUsize,
+    started: Instant,
+    /// Most attached disks. Above this the longest unused disk is detached first.
+    limit: AtomicUsize,
     nodes: Mutex<HashMap<u64, Weak<DiskNode>>>,
-    /// Milliseconds since `begun`, when last looked: requests read no clock.
+    /// Milliseconds from `started` to the last tick: requests read no clock.
     now: AtomicU64,
 }
 
 impl Default for Attachments {
     fn default() -> Self {
-        let (most, nodes) = (AtomicUsize::new(usize::MAX), Mutex::default());
-        Self { begun: Instant::now(), most, nodes, now: AtomicU64::new(0) }
+        let (limit, nodes) = (AtomicUsize::new(usize::MAX), Mutex::default());
+        Self { started: Instant::now(), limit, nodes, now: AtomicU64::new(0) }
     }
 }
 
@@ -46,7 +46,7 @@ impl Attachments {
     }
 
     fn tick(&self) -> u64 {
-        let now = self.begun.elapsed().as_millis() as u64;
+        let now = self.started.elapsed().as_millis() as u64;
         self.now.store(now, Ordering::Relaxed);
         now
     }
@@ -63,19 +63,19 @@ impl Attachments {
         self.nodes.lock().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Detaches the longest unused disks until there is room for one more. Not under a lock of the caller's.
+    /// Detaches the longest unused disks until there is room for one more. The caller holds no lock.
     ///
-    /// There is none when all that may go are in use: then descriptors have to do, as many as there are.
+    /// When all disks are in use there is no room, and the number of descriptors is the only bound.
     pub fn make_room(&self) {
-        let most = self.most.load(Ordering::Relaxed);
-        if self.nodes.lock().len() < most {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if self.nodes.lock().len() < limit {
             return;
         }
         self.tick();
         let mut nodes = self.all();
         nodes.sort_unstable_by_key(|node| node.used());
         for node in &nodes {
-            if node.detach() && self.nodes.lock().len() < most {
+            if node.detach() && self.nodes.lock().len() < limit {
                 return;
             }
         }
@@ -83,13 +83,13 @@ impl Attachments {
 }
 
 impl Store {
-    /// At most so many disks are attached at a time, as far as those that are not in use allow.
-    pub fn attach_at_most(&self, most: usize) {
-        self.attachments.most.store(most.max(1), Ordering::Relaxed);
+    /// Sets how many disks are attached at a time, as far as those in use allow.
+    pub fn attach_at_most(&self, limit: usize) {
+        self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
-    /// Detaches disks that were not used for so long: `closed` those that are known to be closed, `open` all others.
-    /// To be called every second or so; may wait for the store.
+    /// Detaches idle disks: those that are known to be closed after `closed` without use, all others after `open`. To
+    /// be called about once a second; may wait for the store.
     pub fn detach_idle(&self, closed: Duration, open: Duration) {
         let now = self.attachments.tick();
         let is_idle = |node: &Arc<DiskNode>| {
@@ -118,7 +118,7 @@ impl Store {
         }
     }
 
-    /// Disks that are attached now.
+    /// The attached disks.
     pub fn attached(&self) -> Vec<Arc<DiskNode>> {
         self.attachments.all()
     }

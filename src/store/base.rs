@@ -1,4 +1,4 @@
-//! A registered base, and the files behind it once somebody needs them.
+//! A registered base, and its open files once a disk needs them.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -16,26 +16,27 @@ use crate::format::record::{
 };
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
 
-/// Somebody who can get at the files of bases.
+/// Opens the files of bases.
 pub trait Sources: Send + Sync {
-    /// The bytes of a file of this host. Its identity is compared by who asks.
+    /// Opens a file of this host. The caller compares its identity.
     ///
     /// # Errors
     /// When it cannot be opened.
     fn file(&self, path: &Path) -> Result<FileSource, SourceError>;
 
-    /// The bytes of a file that is kept block by block ([`BaseRecord::keeps`]), held to its identity: what lies behind a
-    /// network, or a file of this host of which a copy is made. Asks no server: one that is down does not keep a disk from
-    /// being attached.
+    /// Opens a file that is kept block by block ([`BaseRecord::keeps`]) and checks its identity: a file behind a
+    /// network, or a file of this host that is being copied. Asks no server: a server that is down does not keep a disk
+    /// from being attached.
     ///
     /// # Errors
-    /// When there is no network here; of a file of this host as [`file`](Self::file), unless all of it is in the store.
+    /// When this process has no network. For a file of this host as [`file`](Self::file), unless all of it is in the
+    /// store.
     fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
 
-    /// What counts the base's traffic.
+    /// The traffic counters of the base.
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic>;
 }
 
@@ -58,7 +59,7 @@ impl<O: OpenImage> Sources for O {
     }
 }
 
-/// What a file of this host is now.
+/// The current identity of a file of this host.
 pub(super) fn identity_of(found: &Identity) -> BaseIdentity {
     let mtime_ns = found.mtime_s * 1_000_000_000 + i64::from(found.mtime_ns);
     BaseIdentity {
@@ -68,7 +69,7 @@ pub(super) fn identity_of(found: &Identity) -> BaseIdentity {
     }
 }
 
-/// The reader for a format; none for raw.
+/// The reader for a format; `None` for raw.
 pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
     match format {
         ImageFormat::Raw => None,
@@ -78,9 +79,9 @@ pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
 }
 
 #[derive(Default)]
-struct Attached {
+struct AttachState {
     base: Option<Arc<Base>>,
-    /// How often it was let go of: what is being attached meanwhile is attached anew.
+    /// Number of detaches. An attach that runs meanwhile starts again.
     detached: u64,
 }
 
@@ -93,11 +94,11 @@ pub struct BaseNode {
     medium: Arc<dyn Medium>,
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
-    /// Held while its files are opened, which may take as long as their filesystem hangs.
+    /// Held while the files are opened, for as long as their filesystem hangs.
     attaching: Mutex<()>,
     /// Never held through a system call.
-    attached: Mutex<Attached>,
-    /// All that disks may still have, this one and those from before it was let go of.
+    attached: Mutex<AttachState>,
+    /// All instances that disks may still hold: the current one, and those from before a detach.
     handed_out: Mutex<Vec<Weak<Base>>>,
 }
 
@@ -127,22 +128,23 @@ impl BaseNode {
         self.record.id
     }
 
-    /// What was registered; its options may have changed since ([`BaseNode::options`]).
+    /// The record as registered. Options and URLs may have changed since ([`BaseNode::options`],
+    /// [`BaseNode::current`]).
     pub fn record(&self) -> &BaseRecord {
         &self.record
     }
 
-    /// How it is fetched and kept.
+    /// How the base is fetched and kept.
     pub fn options(&self) -> BaseOptions {
         *self.options.read()
     }
 
-    /// Changes how it is fetched and kept, durably. Whoever has it attached goes on with what it was.
+    /// Changes durably how the base is fetched and kept. Holders of an attached base keep the options that it had.
     ///
     /// # Errors
-    /// What the storage says; nothing has changed then.
+    /// Errors of the storage; nothing has then changed.
     pub fn set_options(&self, change: impl FnOnce(&mut BaseOptions)) -> Result<BaseOptions, StoreError> {
-        // Changes come one after the other; who reads in between waits for a sync, at most.
+        // One change runs at a time. A reader waits for one sync at most.
         let mut options = self.options.write();
         let mut new = *options;
         change(&mut new);
@@ -153,21 +155,21 @@ impl BaseNode {
         Ok(new)
     }
 
-    /// Its record with what may have changed since it was registered.
+    /// The record with its current options and URLs.
     pub fn current(&self) -> BaseRecord {
         let options = self.options.read();
         BaseRecord { options: *options, moved: self.moved.read().clone(), ..self.record.clone() }
     }
 
-    /// Notes durably where one of its files (0 is the image) is from now on, and that it is not given up any more.
+    /// Replaces durably the URLs of one file (0 is the image), and clears that the base is given up.
     ///
     /// # Errors
-    /// `Invalid` when there is no such file or the record gets too long; what the storage says. Nothing has changed
-    /// then.
+    /// `Invalid` when there is no such file or the record gets too long; errors of the storage. Nothing has then
+    /// changed.
     pub fn set_urls(&self, file: u8, urls: Vec<String>) -> Result<(), StoreError> {
         let invalid = |why: &str| Err(StoreError::invalid(self.object(), why));
         if usize::from(file) > self.record.backing.len() {
-            return invalid("it has no such file");
+            return invalid("it has no file of that number");
         }
         if !(1..=1 + ImageFile::MAX_FILES).contains(&urls.len()) {
             return invalid("a file has 1 URL and at most 16 mirrors");
@@ -188,14 +190,15 @@ impl BaseNode {
         let record = BaseRecord { options, moved: moved.to_vec(), ..self.record.clone() };
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {
-            let why = "its paths and URLs are too long in all; leave some away";
+            let why = "its paths and URLs are too long together; omit some";
             return Err(StoreError::invalid(self.object(), why));
         }
         replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &bytes)
             .map_err(StoreError::io(self.object(), "writing its record"))
     }
 
-    /// The daemon ends cleanly: the request that registered it is answered, and an older plyfs reads the record again.
+    /// Removes the token at a clean end of the daemon: the request that registered the base is answered, and an older
+    /// plyfs can read the record again.
     pub(super) fn forget_token(&self) {
         if self.record.token.is_none() {
             return;
@@ -204,7 +207,7 @@ impl BaseNode {
         let written =
             replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &record.encode());
         if let Err(error) = written {
-            tracing::warn!(base = record.name, %error, "its record keeps the note of a request");
+            tracing::warn!(base = record.name, %error, "the token of a request stays in the base's record, which an older plyfs then cannot read");
         }
     }
 
@@ -217,7 +220,7 @@ impl BaseNode {
         self.attached().map_or(0, |b| b.cached_bytes())
     }
 
-    /// What is wrong with it, if anything; looks at the files of this host.
+    /// Why the base cannot be used, if so. Looks at the files of this host.
     pub fn problem(&self) -> Option<String> {
         match self.attach() {
             Ok(base) => base.check().err().map(|e| e.to_string()),
@@ -225,18 +228,18 @@ impl BaseNode {
         }
     }
 
-    /// The base, when somebody has used it.
+    /// The base, if it is attached.
     pub fn attached(&self) -> Option<Arc<Base>> {
         self.attached.lock().base.clone()
     }
 
-    /// Gives nothing of it to anybody any more, now and after a restart: its contents do not have their digest.
+    /// Refuses all reads of the base, now and after a restart: its contents do not have their digest.
     ///
     /// # Errors
-    /// What the storage says of noting it; it is refused until the next start all the same.
+    /// When the refusal cannot be recorded; the base is then refused until the next start.
     pub fn refuse(&self) -> Result<(), StoreError> {
-        // First what keeps it from being attached again.
-        let noted = match sabotaged(Sabotage::RefusalNotNoted) {
+        // First prevent that it is attached again.
+        let noted = match Mutant::RefusalNotRecorded.is_active() {
             true => Ok(self.options()),
             false => self.set_options(|options| options.refused = true),
         };
@@ -245,32 +248,32 @@ impl BaseNode {
         noted.map(drop)
     }
 
-    /// Serves it again: its contents have their digest after all.
+    /// Serves a refused base again: its contents have their digest.
     ///
     /// # Errors
-    /// What the storage says of noting it; it stays refused then.
+    /// When that cannot be recorded; the base then stays refused.
     pub fn accept(&self) -> Result<(), StoreError> {
         self.set_options(|options| options.refused = false)?;
         self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.accept());
         Ok(())
     }
 
-    /// Drops all of it that is in memory: its source gave other bytes than it should.
+    /// Drops all cached blocks of the base from memory: its source returned wrong bytes.
     pub fn purge(&self) {
         self.handed_out.lock().iter().filter_map(Weak::upgrade).for_each(|base| base.purge());
     }
 
-    /// Lets go of the sources, so that the next who attaches gets them anew. Who has them keeps them.
+    /// Detaches the base, so that the next attach opens its sources anew. Current holders keep theirs.
     pub fn detach(&self) {
         let mut attached = self.attached.lock();
         attached.detached += 1;
         attached.base = None;
     }
 
-    /// Opens the sources, when they are still what was registered. Asks no server.
+    /// Opens the sources, after a check that they are what was registered. Asks no server.
     ///
     /// # Errors
-    /// `Source` when one cannot be opened, `BaseChanged` when it is another file or was written to.
+    /// `Source` when a source cannot be opened; `BaseChanged` when it was replaced or modified.
     pub fn attach(&self) -> Result<Arc<Base>, StoreError> {
         if let Some(base) = self.attached() {
             return Ok(base);
@@ -285,7 +288,8 @@ impl BaseNode {
                 attached.detached
             };
             let base = self.open_layers()?;
-            // Who refuses it or has it opened anew lets go of it after that is noted: seen here, or in the list.
+            // A refusal and a reopening detach the base after they are recorded: this attach sees either the count here
+            // or the record.
             let mut attached = self.attached.lock();
             if attached.detached == detached {
                 let mut handed_out = self.handed_out.lock();
@@ -303,7 +307,7 @@ impl BaseNode {
             return Err(StoreError::BaseChanged {
                 object: self.object(),
                 why: "its contents do not have the digest that it was registered with; when its source has the right \
-                      ones again, run `plyfs base verify`"
+                      contents again, run `plyfs base verify`"
                     .into(),
             });
         }
@@ -340,7 +344,7 @@ impl BaseNode {
     }
 }
 
-/// In which way a file of this host is not what was registered.
+/// How a file of this host differs from what was registered; `None` when it does not.
 pub fn why_changed(file: &ImageFile, found: &Identity) -> Option<String> {
     let (now, then) = (identity_of(found), &file.identity);
     let inode = |identity: &BaseIdentity| match identity.validator {

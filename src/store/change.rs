@@ -1,7 +1,8 @@
-//! Changes of the catalogue: disks and bases that come, go and get other names.
+//! Changes of the catalogue: creation, removal and renaming of disks, and removal of bases.
 //!
-//! What must hold: a change is durable when it returns, each by one rename of one record; disks of one call are made all
-//! or none; whatever may take long, the file of a base above all, is done before anything is claimed ([`super::claims`]).
+//! What must hold: a change is durable when it returns. Each is one rename of one record. The disks of one call are
+//! created all or none. Steps that may take long, above all opening the file of a base, run before the change claims
+//! anything ([`super::claims`]).
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -10,19 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{BaseNode, DiskNode, LiveLeft, NewDisk, Replace, Store, StoreError, check_name};
+use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
 use crate::delta::Delta;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
-/// Threads that write the records of one call. Their syncs go into the filesystem's journal together.
+/// Threads that write the records of one call. Their syncs share commits of the filesystem's journal.
 const WRITERS: usize = 8;
-/// So many records are worth a thread.
+/// Records for each of these threads.
 const WRITER_SHARE: usize = 16;
 
-/// A disk that is being made.
+/// A disk that is being created.
 struct Draft {
     new: NewDisk,
     base: Option<Arc<BaseNode>>,
@@ -30,7 +31,7 @@ struct Draft {
 }
 
 impl Store {
-    /// Makes disks, all or none.
+    /// Creates disks, all or none.
     ///
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
@@ -38,8 +39,8 @@ impl Store {
         self.create(wanted, None)
     }
 
-    /// As [`Store::create_disks`], on behalf of a client that may ask again (D63): disks that have their name and were made for
-    /// the same token are taken for made, and the others are made.
+    /// As [`Store::create_disks`], for a client that may repeat the request (D63). A disk that has its name and was
+    /// created for the same token counts as created; the others are created.
     ///
     /// # Errors
     /// As [`Store::create_disks`].
@@ -51,7 +52,7 @@ impl Store {
         self.create(wanted, Some(Request::Client(token)))
     }
 
-    /// As [`Store::create_disks`], on behalf of a request that may be sent again.
+    /// As [`Store::create_disks`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::create_disks`].
@@ -71,19 +72,19 @@ impl Store {
                 return Err(StoreError::Exists { object: format!("disk {}", new.name) });
             }
         }
-        // Asked again below; here it keeps from looking at a base for nothing.
-        let missing = self.not_made(wanted, request)?;
-        // A base's file may hang: nothing is claimed yet.
+        // Checked again below. The early check avoids opening a base for nothing.
+        let missing = self.missing_disks(wanted, request)?;
+        // Opening a base's file may hang: nothing is claimed yet.
         let mut drafts = self.drafts(&missing)?;
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
-        // An earlier try of the same client may have come in between.
+        // An earlier attempt of the same client may have completed in between.
         let missing: HashSet<String> =
-            self.not_made(wanted, request)?.into_iter().map(|new| new.name).collect();
+            self.missing_disks(wanted, request)?.into_iter().map(|new| new.name).collect();
         drafts.retain(|draft| missing.contains(&draft.new.name));
         for base in drafts.iter().filter_map(|draft| draft.base.as_ref()) {
-            // It may have been removed, and registered anew, while it was looked at.
+            // The base may have been removed, and registered anew, meanwhile.
             if self.base_by_id(base.id()).is_none() {
                 return Err(StoreError::NotFound {
                     object: format!("base {}", base.record().name),
@@ -101,8 +102,12 @@ impl Store {
         Ok(all.flatten().cloned().collect())
     }
 
-    /// Those of the wanted disks that the same request has not made yet. Their names are free.
-    fn not_made(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<NewDisk>, StoreError> {
+    /// The wanted disks that the same request has not created yet. Their names are free.
+    fn missing_disks(
+        &self,
+        wanted: &[NewDisk],
+        request: Option<Request>,
+    ) -> Result<Vec<NewDisk>, StoreError> {
         let mut missing = Vec::with_capacity(wanted.len());
         for new in wanted {
             let made = match request {
@@ -112,16 +117,16 @@ impl Store {
                 Some(Request::Mount(_)) | None => false,
             };
             if !made {
-                self.may_name(&new.name)?;
+                self.check_name_is_free(&new.name)?;
                 missing.push(new.clone());
             }
         }
         Ok(missing)
     }
 
-    /// Whether a disk may get this name.
-    fn may_name(&self, name: &str) -> Result<(), StoreError> {
-        self.missing.check_disk_name(name)?;
+    /// Checks that a disk may get this name.
+    fn check_name_is_free(&self, name: &str) -> Result<(), StoreError> {
+        self.unavailable.check_disk_name(name)?;
         if self.names.read().disk_names.contains_key(name) {
             return Err(StoreError::Exists { object: format!("disk {name}") });
         }
@@ -165,7 +170,7 @@ impl Store {
         Ok(drafts)
     }
 
-    /// Writes the records of new disks, durably, or none.
+    /// Writes the records of new disks durably, all or none.
     fn write_records(
         &self,
         drafts: Vec<Draft>,
@@ -195,7 +200,7 @@ impl Store {
                 map: MapRoot::default(),
                 request,
             };
-            nodes.push(self.disk_node(record, LiveLeft::No));
+            nodes.push(self.disk_node(record, InheritedLiveMap::No));
         }
         let written = self.stage_all(&nodes).and_then(|()| {
             self.medium.sync_dir(layout::DISKS).map_err(StoreError::io("new disks", "syncing their records"))
@@ -242,24 +247,24 @@ impl Store {
         failed.into_inner().map_or(Ok(()), Err)
     }
 
-    /// The disk that a request made, or whose name it gave or took away, when it has done so: the worker that did may
-    /// have died before it could answer, and the names may have changed since (D27).
+    /// The disk that a request created, named or unlinked, if it did. The worker that ran the request may have died
+    /// before it answered, and names may have changed since (D27).
     ///
-    /// The kernel keeps the inodes that a request is about until it is answered, so none of them is purged meanwhile.
+    /// The kernel keeps the inodes of a request until the request is answered, so none of them is purged meanwhile.
     pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         disks.into_iter().find(|disk| disk.was_changed_by(Some(Request::Mount(request))))
     }
 
-    /// Takes a disk's name away. Its contents live until [`Store::purge`].
+    /// Removes a disk's name. Its contents live until [`Store::purge`].
     ///
     /// # Errors
-    /// `NotFound`; what the storage says.
+    /// `NotFound`; errors of the storage.
     pub fn unlink(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
         self.unlink_for(name, None)
     }
 
-    /// As [`Store::unlink`], on behalf of a request that may be sent again.
+    /// As [`Store::unlink`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::unlink`].
@@ -274,7 +279,7 @@ impl Store {
         Ok(node)
     }
 
-    /// Gives a disk another name; a disk that has the new name loses it and is returned.
+    /// Renames a disk. A disk that has the new name loses it and is returned.
     ///
     /// # Errors
     /// `NotFound`; a bad name; `Exists` when the new name may not be replaced.
@@ -282,7 +287,7 @@ impl Store {
         self.rename_for(from, to, over, None)
     }
 
-    /// As [`Store::rename`], on behalf of a request that may be sent again.
+    /// As [`Store::rename`], for a request that the kernel may send again.
     ///
     /// # Errors
     /// As [`Store::rename`].
@@ -297,7 +302,7 @@ impl Store {
         let mut claimed = vec![from.to_owned(), to.to_owned()];
         claimed.dedup();
         let _claim = self.claims.disks(claimed, Vec::new());
-        self.missing.check_disk_name(to)?;
+        self.unavailable.check_disk_name(to)?;
         let node = self.disk(from)?;
         let loser = self.disk(to).ok();
         if loser.is_some() && over == Replace::No {
@@ -307,7 +312,7 @@ impl Store {
             return Ok(None);
         }
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-        // This one write is the commit: with the higher number the name is this disk's.
+        // This write is the commit: the higher number gives the name to this disk.
         node.update(|record| {
             record.name = to.into();
             record.name_seq = seq;
@@ -325,14 +330,14 @@ impl Store {
         Ok(loser)
     }
 
-    /// Removes what an unlinked disk has in the store. No process has it open any more. The kernel may forget it while
-    /// a command removes it: the second of them returns when its space is free, too.
+    /// Removes the files of an unlinked disk, which no process has open any more. The kernel may forget the disk while
+    /// a command removes it: also the second caller returns only when the space is free.
     ///
     /// # Errors
-    /// What the storage says; another call goes on, and so does the next start of the daemon.
+    /// Errors of the storage. Another call continues, and so does the next start of the daemon.
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
-        // Until its record is gone.
+        // Held until the record is gone.
         let _claim = self.claims.user_of(node.base_id());
         let _purging = node.purging.lock();
         if !self.names.read().disks.contains_key(&id) {
@@ -341,11 +346,11 @@ impl Store {
         let object = format!("removed disk {}", node.name());
         node.retire();
         let purge = || {
-            if sabotaged(Sabotage::RecordPurgedFirst) {
+            if Mutant::RecordRemovedFirst.is_active() {
                 self.medium.remove(&layout::disk_path(id))?;
                 self.medium.sync_dir(layout::DISKS)?;
             }
-            // The record goes last: as long as it is there, the next start knows what to remove.
+            // The record is removed last: while it exists, the next start knows what to remove.
             Delta::purge(&*self.medium, &*self.live, id)?;
             match self.medium.remove(&layout::disk_path(id)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -357,7 +362,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a base; the file it was registered from is not touched.
+    /// Removes a base. Its source is not touched.
     ///
     /// # Errors
     /// `InUse` with the names of the disks that need it.
@@ -365,7 +370,7 @@ impl Store {
         let base = self.base(name)?;
         let _claim = self.claims.removal(name, base.id());
         if self.base_by_id(base.id()).is_none() {
-            // Another removal came first.
+            // Another removal was first.
             return Err(StoreError::NotFound { object: format!("base {name}"), noun: "base" });
         }
         let object = format!("base {name}");
@@ -378,14 +383,14 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
-        self.missing.check_base_removal(name)?;
+        self.unavailable.check_base_removal(name)?;
         let remove = || {
             self.medium.remove(&layout::base_path(base.id()))?;
             self.medium.sync_dir(layout::BASES)
         };
         remove().map_err(StoreError::io(object, "removing its record"))?;
         if let Some(Err(error)) = self.tracer().map(|tracer| tracer.remove(base.id())) {
-            // The next start tries again.
+            // The next start retries.
             tracing::warn!(base = name, %error, "its trace cannot be removed");
         }
         let mut names = self.names.write();

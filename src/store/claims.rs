@@ -1,115 +1,118 @@
-//! Which names and bases running changes of the catalogue have claimed.
+//! Claims of names and bases by running changes of the catalogue.
 //!
-//! What must hold: a change claims all that it needs at once and holds nothing while it waits for that, so claims never
-//! wait for each other in a circle; a change that has its claims waits for local storage only, never for the file of a
-//! base or a network. Changes of other names never meet (D45).
+//! What must hold: a change claims all that it set at once, and holds nothing while it waits for that, so claims
+//! cannot deadlock. A change that has its claims waits for local storage only, never for the file of a base or a
+//! network. Changes of different names never wait for each other (D45).
 
 use std::collections::{HashMap, HashSet};
 
 use parking_lot::{Condvar, Mutex};
 
 #[derive(Debug, Default)]
-struct Held {
+struct ClaimTable {
     disks: HashSet<String>,
     bases: HashSet<String>,
-    /// How many running changes need a base to stay, by its number.
+    /// Number of running changes that need a base to stay, by its number.
     users: HashMap<u64, usize>,
     /// Bases that are being removed.
-    going: HashSet<u64>,
+    removing: HashSet<u64>,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    held: Mutex<Held>,
+    table: Mutex<ClaimTable>,
     freed: Condvar,
 }
 
-/// What a change needs.
+/// What one change claims.
 #[derive(Debug, Default)]
-struct Needs {
+struct ClaimSet {
     disks: Vec<String>,
     base_name: Option<String>,
-    /// Bases that have to stay.
+    /// Bases that must stay.
     users: Vec<u64>,
-    /// A base that is to go.
-    going: Option<u64>,
+    /// A base that is removed.
+    removing: Option<u64>,
 }
 
-impl Needs {
-    fn are_free(&self, held: &Held) -> bool {
-        self.disks.iter().all(|name| !held.disks.contains(name))
-            && self.base_name.iter().all(|name| !held.bases.contains(name))
-            && self.users.iter().all(|base| !held.going.contains(base))
-            && self.going.iter().all(|base| !held.users.contains_key(base) && !held.going.contains(base))
+impl ClaimSet {
+    fn is_free(&self, table: &ClaimTable) -> bool {
+        self.disks.iter().all(|name| !table.disks.contains(name))
+            && self.base_name.iter().all(|name| !table.bases.contains(name))
+            && self.users.iter().all(|base| !table.removing.contains(base))
+            && self
+                .removing
+                .iter()
+                .all(|base| !table.users.contains_key(base) && !table.removing.contains(base))
     }
 }
 
-/// What a change has claimed, until it is dropped.
+/// The claims of a change, table until dropped.
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
     claims: &'a Claims,
-    needs: Needs,
+    set: ClaimSet,
 }
 
 impl Claims {
-    fn claim(&self, needs: Needs) -> Claim<'_> {
-        let mut held = self.held.lock();
-        while !needs.are_free(&held) {
-            self.freed.wait(&mut held);
+    fn claim(&self, set: ClaimSet) -> Claim<'_> {
+        let mut table = self.table.lock();
+        while !set.is_free(&table) {
+            self.freed.wait(&mut table);
         }
-        held.disks.extend(needs.disks.iter().cloned());
-        held.bases.extend(needs.base_name.iter().cloned());
-        for base in &needs.users {
-            *held.users.entry(*base).or_default() += 1;
+        table.disks.extend(set.disks.iter().cloned());
+        table.bases.extend(set.base_name.iter().cloned());
+        for base in &set.users {
+            *table.users.entry(*base).or_default() += 1;
         }
-        held.going.extend(needs.going);
-        drop(held);
-        Claim { claims: self, needs }
+        table.removing.extend(set.removing);
+        drop(table);
+        Claim { claims: self, set }
     }
 
-    /// Names of disks, and bases that have to stay meanwhile. Neither list has anything twice.
+    /// Claims names of disks, and bases that must stay meanwhile. Neither list has duplicates.
     pub fn disks(&self, disks: Vec<String>, users: Vec<u64>) -> Claim<'_> {
-        self.claim(Needs { disks, users, ..Needs::default() })
+        self.claim(ClaimSet { disks, users, ..ClaimSet::default() })
     }
 
-    /// A base that has to stay meanwhile.
+    /// Claims that a base stays.
     pub fn user_of(&self, base: Option<u64>) -> Claim<'_> {
         self.disks(Vec::new(), base.into_iter().collect())
     }
 
-    /// The name of a new base.
+    /// Claims the name of a new base.
     pub fn base_name(&self, name: &str) -> Claim<'_> {
-        self.claim(Needs { base_name: Some(name.to_owned()), ..Needs::default() })
+        self.claim(ClaimSet { base_name: Some(name.to_owned()), ..ClaimSet::default() })
     }
 
-    /// A base that may go: no running change needs it, and none that comes gets it.
+    /// Claims the removal of a base: no running change set it, and no new change gets it.
     pub fn removal(&self, name: &str, base: u64) -> Claim<'_> {
-        self.claim(Needs { base_name: Some(name.to_owned()), going: Some(base), ..Needs::default() })
+        self.claim(ClaimSet { base_name: Some(name.to_owned()), removing: Some(base), ..ClaimSet::default() })
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut held = self.claims.held.lock();
-        for name in &self.needs.disks {
-            held.disks.remove(name);
+        let mut table = self.claims.table.lock();
+        for name in &self.set.disks {
+            table.disks.remove(name);
         }
-        if let Some(name) = &self.needs.base_name {
-            held.bases.remove(name);
+        if let Some(name) = &self.set.base_name {
+            table.bases.remove(name);
         }
-        for base in &self.needs.users {
-            if let Some(count) = held.users.get_mut(base) {
+        for base in &self.set.users {
+            if let Some(count) = table.users.get_mut(base) {
                 *count -= 1;
                 if *count == 0 {
-                    held.users.remove(base);
+                    table.users.remove(base);
                 }
             }
         }
-        if let Some(base) = self.needs.going {
-            held.going.remove(&base);
+        if let Some(base) = self.set.removing {
+            table.removing.remove(&base);
         }
-        drop(held);
+        drop(table);
         self.claims.freed.notify_all();
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a store: everything is made durable, and what an unclean end before left is put right.
+//! Closes a store: makes everything durable, and removes what an unclean end left.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{Store, StoreError};
 use crate::format::layout::{self, DeltaFile};
 
-/// Files in `deltas/` of one number.
+/// The files in `deltas/` of one disk number.
 #[derive(Debug, Default)]
 struct Files {
     maps: Vec<u64>,
@@ -14,10 +14,10 @@ struct Files {
 }
 
 impl Store {
-    /// Flushes and closes every disk. The store is not used afterwards.
+    /// Flushes and closes every disk. The store may not be used afterwards.
     ///
     /// # Errors
-    /// Names all disks that could not be closed; the others are closed.
+    /// Names all disks that could not be closed. The others are closed.
     pub fn close(&self) -> Result<(), StoreError> {
         self.closing.store(true, Ordering::Release);
         if let Some(tracer) = self.tracer() {
@@ -27,7 +27,7 @@ impl Store {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let (mut failed, mut doubtful) = (Vec::new(), HashSet::new());
         for disk in disks {
-            // Nobody can have it open any more. A worker may have died between its last close and its removal.
+            // No client can have it open any more. A worker may have died between the last close and the removal.
             let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
             if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
@@ -36,15 +36,15 @@ impl Store {
             }
         }
         if let Err(error) = self.remove_strays(&doubtful) {
-            tracing::error!(%error, "what unclean ends before left in deltas/ stays");
-            failed.push(format!("what unclean ends before left in deltas/: {error}"));
+            tracing::error!(%error, "files that an unclean end left in deltas/ cannot be removed; they stay");
+            failed.push(format!("files that an unclean end left in deltas/: {error}"));
         }
         if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }
     }
 
-    /// Removes map files that no record names, of flushes that failed or were cut off, where the one that the record
-    /// names is sound, and not in `doubtful`: of those it is not known which file a power cut leaves. And empty files of
-    /// numbers that have no record. All else may be the last copy of something.
+    /// Removes the map files of failed or interrupted flushes: those that no record names, where the map file that the
+    /// record names is sound. Skips disks in `doubtful`, of which it is unknown which file a power cut leaves. Also
+    /// removes files without data of numbers that have no record. All other files may be the last copy of an object.
     fn remove_strays(&self, doubtful: &HashSet<u64>) -> std::io::Result<()> {
         let mut files: HashMap<u64, Files> = HashMap::new();
         for name in self.medium.list(layout::DELTAS)? {
@@ -56,7 +56,7 @@ impl Store {
                 None => {}
             }
         }
-        let missing = self.missing.files();
+        let missing = self.unavailable.files();
         let mut removed = false;
         for (id, Files { maps, has_data }) in files {
             if doubtful.contains(&id) {

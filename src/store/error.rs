@@ -1,4 +1,4 @@
-//! What can go wrong with the catalogue.
+//! Errors of the catalogue.
 
 use std::io;
 
@@ -8,15 +8,15 @@ use crate::disk::DiskError;
 use crate::format::FormatError;
 use crate::source::{SourceError, SourceErrorKind};
 
-/// An operation on the store that failed. The message names the object, the cause and what to do.
+/// The error of a failed operation on the store. The message has the object, the cause and the remedy.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No such disk or base.
-    #[error("{object}: there is none of that name; see `plyfs {noun} ls`")]
+    #[error("{object}: there is no {noun} of that name; see `plyfs {noun} ls`")]
     NotFound {
         /// `disk NAME` or `base NAME`.
         object: String,
-        /// The command that lists them.
+        /// The noun of the command that lists them.
         noun: &'static str,
     },
     /// The name is taken.
@@ -25,28 +25,28 @@ pub enum StoreError {
         /// `disk NAME` or `base NAME`.
         object: String,
     },
-    /// Something needs it.
+    /// Another object needs it.
     #[error("{object}: still needed by {users}; remove those first")]
     InUse {
         /// `base NAME`.
         object: String,
-        /// Who needs it.
+        /// The objects that need it.
         users: String,
     },
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("{object}: {why}")]
     Invalid {
-        /// What it was about.
+        /// The object of the request.
         object: String,
-        /// Why not, and what to do.
+        /// The cause and the remedy.
         why: String,
     },
-    /// Not built yet for this kind of object.
+    /// The operation is not possible with this kind of object.
     #[error("{object}: {why}")]
     Unsupported {
-        /// What it was about.
+        /// The object of the request.
         object: String,
-        /// Why not, and what to do.
+        /// The cause and the remedy.
         why: String,
     },
     /// A file of the store cannot be understood.
@@ -54,32 +54,32 @@ pub enum StoreError {
     Damaged {
         /// Which file.
         file: String,
-        /// In which way.
+        /// What is wrong with it.
         source: FormatError,
     },
-    /// A record that may matter cannot be read now.
+    /// A record that may affect the request cannot be read now.
     #[error("{object}: {why}")]
     Unread {
-        /// What it was about.
+        /// The object of the request.
         object: String,
-        /// Which record, and what to do.
+        /// Which record, and the remedy.
         why: String,
     },
     /// Disks that could not be closed.
     #[error("{}", not_closed(disks))]
     NotClosed {
-        /// What failed, in the words of each disk's own error.
+        /// The error of each disk.
         disks: Vec<String>,
     },
-    /// The base is not what it was.
+    /// The base is not what was registered.
     #[error("{object}: {why}")]
     BaseChanged {
         /// `base NAME`.
         object: String,
-        /// In which way, and what to do.
+        /// What changed, and the remedy.
         why: String,
     },
-    /// A base's source said no.
+    /// A base's source failed.
     #[error("{object}: {source}")]
     Source {
         /// `base NAME`.
@@ -87,7 +87,7 @@ pub enum StoreError {
         /// What is wrong.
         source: SourceError,
     },
-    /// An attached disk said no.
+    /// An attached disk failed.
     #[error("{object}: {source}")]
     Disk {
         /// `disk NAME`.
@@ -95,14 +95,14 @@ pub enum StoreError {
         /// What is wrong.
         source: DiskError,
     },
-    /// The storage said no.
+    /// The storage failed.
     #[error("{object}: {operation}: {source}")]
     Io {
-        /// What it was about.
+        /// The object of the request.
         object: String,
-        /// What was being done.
+        /// The operation that failed.
         operation: &'static str,
-        /// What the storage said.
+        /// The error of the storage.
         source: io::Error,
     },
 }
@@ -114,11 +114,11 @@ pub enum StoreErrorKind {
     NotFound,
     /// The name is taken.
     Exists,
-    /// Something needs it.
+    /// Another object needs it.
     InUse,
-    /// The request makes no sense, or the source refuses it.
+    /// The request is invalid, or the source refuses it.
     Invalid,
-    /// Not for this kind of object.
+    /// The operation is not possible with this kind of object.
     Unsupported,
     /// A file of the store cannot be understood.
     Damaged,
@@ -128,7 +128,7 @@ pub enum StoreErrorKind {
     Io,
 }
 
-/// So many are named in one line.
+/// Disks that one message names.
 const NAMED: usize = 8;
 
 fn not_closed(disks: &[String]) -> String {
@@ -144,7 +144,7 @@ impl StoreError {
         move |source| Self::Io { object, operation, source }
     }
 
-    /// The request makes no sense.
+    /// The request is invalid.
     pub fn invalid(object: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { object: object.into(), why: why.into() }
     }

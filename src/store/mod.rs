@@ -1,10 +1,12 @@
-//! The catalogue of a store: which bases and disks there are, their records, and how they are attached.
+//! The catalogue of a store: its bases and disks, their records, and how they are attached.
 //!
-//! What must hold: a name change, a creation and a removal are durable when they return, each by one rename of one
-//! record; of two records with one name the one with the higher `name_seq` has it (D14); numbers are never used twice.
+//! What must hold: a creation, a change of a name and a removal are durable when they return, each by one rename of one
+//! record. Of two records with one name, the one with the higher `name_seq` has the name (D14). Numbers are never
+//! reused.
 //!
-//! Locks, in order: claims of names and bases (`claims`; held through local syncs), a disk's `attach` and `opening`, the
-//! replacement of a record, `superblock`, `names` and the record in memory (never held through a system call).
+//! Locks, in order: claims of names and bases (`claims`, held through local syncs); a disk's `attach`, then `opening`;
+//! the replacement of a record; `superblock`; `names`, then the record in memory (neither is held through a system
+//! call).
 
 mod attached;
 mod base;
@@ -37,14 +39,14 @@ pub use base::{BaseNode, Sources, why_changed};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use node::{Attributes, DiskNode};
-use node::{Ground, LiveLeft};
-pub use preload::Preloaded;
+use node::{InheritedLiveMap, NodeContext};
+pub use preload::PreloadedRecords;
 use recording::Recording;
 pub use records::open_superblock;
 use records::{RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
-use unread::Missing;
+use unread::UnavailableRecords;
 pub use unread::UnreadRecord;
 
 use crate::cache::BlockCache;
@@ -52,10 +54,10 @@ use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
-use crate::sabotage::{Sabotage, limit, sabotaged};
+use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
 
-/// Numbers taken from the superblock at once.
+/// Numbers that are reserved in the superblock at a time.
 const ID_STEP: u64 = 4096;
 
 /// An open store.
@@ -70,10 +72,10 @@ pub struct Store {
     next_seq: AtomicU64,
     claims: Claims,
     names: RwLock<Names>,
-    missing: Missing,
+    unavailable: UnavailableRecords,
     recording: Recording,
     attachments: Arc<Attachments>,
-    /// It is being closed.
+    /// [`Store::close`] has begun.
     closing: AtomicBool,
 }
 
@@ -85,14 +87,14 @@ struct Names {
     base_names: HashMap<String, u64>,
 }
 
-/// What a new disk is to be.
+/// The properties of a new disk.
 #[derive(Debug, Clone)]
 pub struct NewDisk {
     /// Name.
     pub name: String,
-    /// The base, or a blank disk.
+    /// Name of the base; `None` for a blank disk.
     pub base: Option<String>,
-    /// Bytes; the base's size when not given.
+    /// Bytes. `None`: the size of the base.
     pub size: Option<u64>,
     /// Permission bits.
     pub mode: u32,
@@ -113,10 +115,10 @@ fn check_name(noun: &str, name: &str) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// Reads the superblock, which has to be there.
+    /// Reads the superblock, which must exist.
     ///
     /// # Errors
-    /// When there is none, or it is damaged or newer.
+    /// When it is missing, damaged, or of a newer version.
     pub fn superblock(root: &Path) -> Result<Superblock, StoreError> {
         let object = || format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object(), "opening it"))?;
@@ -126,10 +128,10 @@ impl Store {
         open_superblock(&medium)
     }
 
-    /// Reads the superblock and every record without changing anything, also while another process serves the store.
+    /// Reads the superblock and every record, and changes nothing. Another process may be serving the store.
     ///
     /// # Errors
-    /// When there is something that this version does not understand because it is newer.
+    /// When a record is of a newer version.
     pub fn probe(root: &Path) -> Result<Superblock, StoreError> {
         let object = || format!("store {}", root.display());
         let superblock = Self::superblock(root)?;
@@ -143,7 +145,7 @@ impl Store {
         let disks = disks.good;
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
             let name = layout::map_path(disk.id, disk.map.generation);
-            // One that is gone was replaced or removed in this moment.
+            // A missing map file was replaced or removed just now.
             let Ok(file) = medium.open(&name, Open::Existing) else { continue };
             let mut header = vec![0; HEADER];
             let read =
@@ -160,11 +162,12 @@ impl Store {
         }
     }
 
-    /// Opens the store at `root`; whoever calls has its lock. `reserve` is how many bytes are kept back for
+    /// Opens the store at `root`. The caller holds its lock. `reserve` is the number of bytes that are kept back for
     /// metadata, see [`Reserve::over`].
     ///
     /// # Errors
-    /// A store that is damaged as a whole, or newer. A damaged record is no error: it is in [`Store::damaged`].
+    /// When the superblock is damaged or the store is of a newer version. A damaged record is no error:
+    /// [`Store::damaged`] has it.
     pub fn open(
         root: &Path,
         live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
@@ -174,7 +177,7 @@ impl Store {
         Self::open_with(root, live, cache, reserve, Arc::new(OpenHere))
     }
 
-    /// As [`Store::open`], with somebody else who opens the files of bases.
+    /// As [`Store::open`]; `sources` opens the files of bases.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -185,10 +188,10 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
-        Self::open_prepared(root, live, cache, reserve, sources, Preloaded::default())
+        Self::open_prepared(root, live, cache, reserve, sources, PreloadedRecords::default())
     }
 
-    /// As [`Store::open_with`], by a worker that has read records before.
+    /// As [`Store::open_with`], for a worker that has read records ahead.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -198,7 +201,7 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
-        known: Preloaded,
+        known: PreloadedRecords,
     ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
@@ -216,7 +219,7 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
-        Self::open_knowing(medium, live, cache, reserve, sources, Preloaded::default())
+        Self::open_knowing(medium, live, cache, reserve, sources, PreloadedRecords::default())
     }
 
     fn open_knowing(
@@ -225,15 +228,15 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
-        known: Preloaded,
+        known: PreloadedRecords,
     ) -> Result<Self, StoreError> {
         let root = medium.root();
         let object = || format!("store {}", root.display());
         let superblock = open_superblock(&*medium)?;
-        // A worker that died may have renamed a record and not made that durable. What is read here is acted on,
-        // and told to clients whose request is sent again: it has to be what a power cut leaves.
+        // A worker that died may have renamed a record without making that durable. This worker acts on the records,
+        // and answers resent requests by them, so a power cut must leave what is read here.
         for dir in iter::once(".").chain(layout::DIRS) {
-            if !sabotaged(Sabotage::NamesNotSettled) {
+            if !Mutant::NamesNotSynced.is_active() {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
         }
@@ -241,22 +244,22 @@ impl Store {
             Reserve::over(medium, reserve).map_err(StoreError::io(object(), "keeping space back"))?;
         let reserve = Arc::new(reserve);
         let medium = reserve.clone();
-        let live = live(&superblock).map_err(StoreError::io(object(), "memory for live maps"))?;
+        let live = live(&superblock).map_err(StoreError::io(object(), "opening the memory of live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let bases =
             read_all(&*medium, RecordKind::Base, known.bases, BaseRecord::decode, |r| r.id).map_err(fail())?;
         let disks =
             read_all(&*medium, RecordKind::Disk, known.disks, DiskRecord::decode, |r| r.id).map_err(fail())?;
-        let missing = Missing::default();
+        let unavailable = UnavailableRecords::default();
         for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
-            missing.add_damaged(&*medium, &file, error);
+            unavailable.add_damaged(&*medium, &file, error);
         }
         let unread = |kind, list: Vec<(u64, io::Error)>| {
-            list.iter().for_each(|(number, error)| missing.add_unread(kind, *number, error));
+            list.iter().for_each(|(number, error)| unavailable.add_unread(kind, *number, error));
         };
         unread(RecordKind::Base, bases.unread);
         unread(RecordKind::Disk, disks.unread);
-        records::sweep(&*medium, &missing.files());
+        records::remove_unfinished(&*medium, &unavailable.files());
         let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
@@ -265,10 +268,12 @@ impl Store {
             let node = BaseNode::new(record, medium.clone(), cache.clone(), sources.clone());
             names.bases.insert(node.id(), Arc::new(node));
         }
-        // Those whose live map has the word: all, when that cannot be said.
-        let left = live.disks().inspect_err(|error| tracing::warn!(%error, "live maps cannot be listed"));
+        // The disks whose live map is authoritative: all, when live maps cannot be listed.
+        let left = live.disks().inspect_err(
+            |error| tracing::warn!(%error, "live maps cannot be listed; each disk is checked for one"),
+        );
         let left = left.ok().map(|left| left.into_iter().collect::<HashSet<_>>());
-        let ground = Ground {
+        let context = NodeContext {
             medium: medium.clone(),
             live: live.clone(),
             recording: recording.clone(),
@@ -280,14 +285,14 @@ impl Store {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
             let has_live = left.as_ref().is_none_or(|left| left.contains(&id));
-            let live_left = if has_live { LiveLeft::Yes } else { LiveLeft::No };
-            let node = DiskNode::new(record, base, &ground, live_left);
+            let inherited_live_map = if has_live { InheritedLiveMap::Yes } else { InheritedLiveMap::No };
+            let node = DiskNode::new(record, base, &context, inherited_live_map);
             names.disks.insert(id, node);
-            // The highest number decides, also when that disk is unlinked by now.
+            // The highest `name_seq` decides, even if that disk is unlinked by now.
             if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
                 && !loser.is_unlinked()
             {
-                // A crash came between the rename of one disk and the removal of the one it replaced.
+                // A crash came between the rename of one disk and the unlinking of the disk that it replaced.
                 loser.update(|record| record.unlinked = true)?;
             }
         }
@@ -302,12 +307,12 @@ impl Store {
             sources,
             superblock: Mutex::new(superblock),
             next_id: AtomicU64::new(next_id),
-            next_seq: AtomicU64::new(last_seq.max(missing.last_seq()) + 1),
+            next_seq: AtomicU64::new(last_seq.max(unavailable.last_seq()) + 1),
             claims: Claims::default(),
             names: RwLock::new(names),
-            missing,
+            unavailable,
             recording,
-            attachments: ground.attachments,
+            attachments: context.attachments,
             closing: AtomicBool::new(false),
         })
     }
@@ -327,7 +332,7 @@ impl Store {
         self.reserve.state()
     }
 
-    /// Whether writes never wait, because the store lies in memory.
+    /// Whether the store is in memory, so that writes never wait.
     pub fn never_waits(&self) -> bool {
         self.medium.never_waits()
     }
@@ -336,7 +341,7 @@ impl Store {
         self.new_ids(1)
     }
 
-    /// The first of `count` numbers in a row.
+    /// Takes `count` consecutive numbers, and returns the first.
     fn new_ids(&self, count: u64) -> Result<u64, StoreError> {
         let mut superblock = self.superblock.lock();
         let id = self.next_id.load(Ordering::Relaxed);
@@ -346,10 +351,10 @@ impl Store {
             if next.next_id > MAX_NUMBER {
                 return Err(StoreError::invalid(
                     "store",
-                    "its numbers are used up; move its disks to a new store",
+                    "its disk numbers are used up; move its disks to a new store",
                 ));
             }
-            if !sabotaged(Sabotage::NumbersNotReserved) {
+            if !Mutant::DiskNumberNotReserved.is_active() {
                 replace(&*self.medium, ".", layout::SUPERBLOCK, &next.encode())
                     .map_err(StoreError::io("store", "reserving numbers"))?;
             }
@@ -359,15 +364,15 @@ impl Store {
         Ok(id)
     }
 
-    fn disk_node(&self, record: DiskRecord, live_left: LiveLeft) -> Arc<DiskNode> {
+    fn disk_node(&self, record: DiskRecord, inherited_live_map: InheritedLiveMap) -> Arc<DiskNode> {
         let base = record.backing.as_ref().and_then(|b| self.base_by_id(b.base));
-        let ground = Ground {
+        let context = NodeContext {
             medium: self.medium.clone(),
             live: self.live.clone(),
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
         };
-        DiskNode::new(record, base, &ground, live_left)
+        DiskNode::new(record, base, &context, inherited_live_map)
     }
 
     /// A disk by name.
@@ -381,7 +386,7 @@ impl Store {
             .ok_or_else(|| StoreError::NotFound { object: format!("disk {name}"), noun: "disk" })
     }
 
-    /// A disk by number; also one that is unlinked.
+    /// A disk by number, also an unlinked one.
     pub fn disk_by_id(&self, id: u64) -> Option<Arc<DiskNode>> {
         let found = self.names.read().disks.get(&id).cloned();
         found.or_else(|| self.retry_disk(id))
@@ -403,13 +408,13 @@ impl Store {
         self.names.read().bases.get(&id).cloned()
     }
 
-    /// All disks that have a name, by number, from `after` (exclusive) on.
+    /// All linked disks with a number above `after`, by number.
     pub fn disks_after(&self, after: u64) -> Vec<Arc<DiskNode>> {
         let names = self.names.read();
         names.disks.range(after + 1..).map(|(_, d)| d).filter(|d| !d.is_unlinked()).cloned().collect()
     }
 
-    /// All disks without a name, which live until their last close.
+    /// All unlinked disks, which live until their last close.
     pub fn unlinked(&self) -> Vec<Arc<DiskNode>> {
         self.names.read().disks.values().filter(|d| d.is_unlinked()).cloned().collect()
     }
@@ -419,10 +424,10 @@ impl Store {
         self.names.read().bases.values().cloned().collect()
     }
 
-    /// Names of the disks that need each base, by the base's number.
+    /// Names of the disks on each base, by the base's number.
     pub fn users(&self) -> HashMap<u64, Vec<String>> {
         let mut out: HashMap<u64, Vec<String>> = HashMap::new();
-        // A record's lock may be held through a sync: not taken under `names`.
+        // A record's lock may be held through a sync, so it is not taken under `names`.
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         for disk in disks {
             if let Some(base) = disk.base_id() {
@@ -438,7 +443,7 @@ impl Store {
     }
 }
 
-/// Whether a rename may take a name from another disk.
+/// Whether a rename may replace a disk that has the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replace {
     /// As rename(2).

@@ -1,4 +1,4 @@
-//! A disk of the store: its record, and the attached disk once somebody uses it.
+//! A disk of the store: its record, and the attached disk while it is in use.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use super::attached::Attachments;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaError, DeltaSpec, Footing, RootStore};
+use crate::delta::{Delta, DeltaError, DeltaIo, DeltaSpec, RootStore};
 use crate::disk::Disk;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot, Request};
@@ -20,45 +20,46 @@ use crate::trace::Tap;
 pub struct DiskNode {
     id: u64,
     base_id: Option<u64>,
-    keeper: Arc<RecordKeeper>,
-    /// Empty when there is none, and as long as its record cannot be read.
+    writer: Arc<RecordWriter>,
+    /// Empty when the disk has no base, and while the base's record cannot be read.
     base: OnceLock<Arc<BaseNode>>,
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     attach: Mutex<()>,
-    /// Held while its files are opened, not while its base's is, for which nobody who removes a disk is to wait.
+    /// Held while the disk's files are opened, but not while its base is: the removal of a disk must not wait for the
+    /// base.
     opening: Mutex<()>,
-    /// Held while what it has in the store is removed.
+    /// Held while the disk's files are removed.
     pub(super) purging: Mutex<()>,
-    /// Locked for moments only.
+    /// Never held through a system call.
     disk: RwLock<Option<Arc<Disk>>>,
-    /// An earlier worker left a live map, which has the word.
-    live_left: AtomicBool,
-    /// What stat(2) says while it is detached, once somebody asked.
-    rest: Mutex<Option<Rest>>,
-    /// Why it could not be attached the last time.
+    /// An earlier worker left a live map, which is authoritative.
+    inherited_live_map: AtomicBool,
+    /// Result of stat(2) while the disk is detached, once a caller asked.
+    detached_stat: Mutex<Option<DetachedStat>>,
+    /// Why the last attach failed.
     failure: Mutex<Option<String>>,
-    /// When it was used last, by the clock of `attachments`.
+    /// Time of the last use, by the clock of `attachments`.
     used: AtomicU64,
-    /// Handles that this worker has opened.
+    /// Number of handles that this worker has opened.
     opened: AtomicUsize,
-    /// An earlier worker may have opened it.
+    /// An earlier worker may have opened handles.
     inherited: AtomicBool,
     attachments: Arc<Attachments>,
     me: Weak<DiskNode>,
-    /// Its reads may be recorded; said once.
+    /// The tracer knows the disk; it is told once.
     traced: AtomicBool,
     unlinked: AtomicBool,
     recording: Recording,
     tap: Arc<Tap>,
 }
 
-/// What stat(2) says of a disk.
+/// The attributes of a disk for stat(2).
 #[derive(Debug, Clone)]
 pub struct Attributes {
     /// Bytes.
     pub size: u64,
-    /// Bytes that it takes in the store.
+    /// Bytes that the disk takes in the store.
     pub allocated: u64,
     /// Permission bits.
     pub mode: u32,
@@ -72,41 +73,41 @@ pub struct Attributes {
     pub changed_ns: i64,
     /// Last change of the contents.
     pub modified_ns: i64,
-    /// Whether it has a name.
+    /// Whether the disk has a name.
     pub linked: bool,
 }
 
 /// Whether an earlier worker left a live map of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LiveLeft {
+pub(super) enum InheritedLiveMap {
     Yes,
     No,
 }
 
-/// What its files say of a disk that is detached.
+/// Size and space of a detached disk, from its files.
 #[derive(Debug, Clone, Copy)]
-struct Rest {
+struct DetachedStat {
     size: u64,
     allocated: u64,
 }
 
-/// What all disks of a store stand on.
+/// What all disks of a store share.
 #[derive(Clone)]
-pub(super) struct Ground {
+pub(super) struct NodeContext {
     pub medium: Arc<dyn Medium>,
     pub live: Arc<dyn LiveStore>,
     pub recording: Recording,
     pub attachments: Arc<Attachments>,
 }
 
-/// Writes the record of one disk, for whoever changes a part of it.
-struct RecordKeeper {
+/// Writes the record of one disk. Each caller changes a part of it.
+struct RecordWriter {
     medium: Arc<dyn Medium>,
-    /// As it is durable; never locked through a system call, so that nobody who asks waits for a sync.
+    /// The durable record. Never locked through a system call, so no reader waits for a sync.
     record: Mutex<DiskRecord>,
     /// Held while the record is replaced.
     replacing: Mutex<()>,
-    /// The disk's files are being removed, or are gone; set with `replacing` held.
+    /// The disk's files are being removed, or are gone. Set while `replacing` is held.
     retired: AtomicBool,
 }
 
@@ -114,7 +115,7 @@ fn removed() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "the disk was removed")
 }
 
-impl RecordKeeper {
+impl RecordWriter {
     fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
         let _replacing = self.replacing.lock();
         if self.retired.load(Ordering::Acquire) {
@@ -128,7 +129,7 @@ impl RecordKeeper {
     }
 }
 
-impl RootStore for RecordKeeper {
+impl RootStore for RecordWriter {
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
         self.update(|record| {
             record.map = root;
@@ -141,8 +142,8 @@ impl RootStore for RecordKeeper {
         self.update(|record| {
             record.map = root;
             record.modified_ns = modified_ns;
-            // Of a disk that was cut below what it shows of its base the record keeps what it was made with: nothing
-            // may show more.
+            // The size of a disk that was cut below its overlap is not recorded: the record keeps its original size and
+            // overlap, and no more of the base may show.
             record.size_is_current = size >= record.overlap;
             if record.size_is_current {
                 record.size = size;
@@ -152,21 +153,21 @@ impl RootStore for RecordKeeper {
 }
 
 impl DiskNode {
-    /// `live_left`: an earlier worker left a live map of it.
+    /// `inherited_live_map`: whether an earlier worker left a live map of the disk.
     pub(super) fn new(
         record: DiskRecord,
         base: Option<Arc<BaseNode>>,
-        ground: &Ground,
-        live_left: LiveLeft,
+        context: &NodeContext,
+        inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let Ground { medium, live, recording, attachments } = ground.clone();
-        let live_left = live_left == LiveLeft::Yes;
+        let NodeContext { medium, live, recording, attachments } = context.clone();
+        let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
             base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
-            keeper: Arc::new(RecordKeeper {
+            writer: Arc::new(RecordWriter {
                 medium: medium.clone(),
                 record: Mutex::new(record),
                 replacing: Mutex::new(()),
@@ -179,12 +180,12 @@ impl DiskNode {
             opening: Mutex::new(()),
             purging: Mutex::new(()),
             disk: RwLock::new(None),
-            live_left: AtomicBool::new(live_left),
-            rest: Mutex::new(None),
+            inherited_live_map: AtomicBool::new(inherited_live_map),
+            detached_stat: Mutex::new(None),
             failure: Mutex::new(None),
             used: AtomicU64::new(0),
             opened: AtomicUsize::new(0),
-            inherited: AtomicBool::new(live_left),
+            inherited: AtomicBool::new(inherited_live_map),
             attachments,
             me: me.clone(),
             traced: AtomicBool::new(false),
@@ -200,25 +201,25 @@ impl DiskNode {
 
     /// Its name, or the last one it had.
     pub fn name(&self) -> String {
-        self.keeper.record.lock().name.clone()
+        self.writer.record.lock().name.clone()
     }
 
-    /// Its place in the order of names.
+    /// Its position in the order of names.
     pub(super) fn name_seq(&self) -> u64 {
-        self.keeper.record.lock().name_seq
+        self.writer.record.lock().name_seq
     }
 
-    /// Whether a request made it, or gave or took its name, after any other did.
+    /// Whether `request` was the last one that created, named or unlinked the disk.
     pub(super) fn was_changed_by(&self, request: Option<Request>) -> bool {
-        request.is_some() && self.keeper.record.lock().request == request
+        request.is_some() && self.writer.record.lock().request == request
     }
 
     /// The bytes of its record.
     pub(super) fn encode(&self) -> Vec<u8> {
-        self.keeper.record.lock().encode()
+        self.writer.record.lock().encode()
     }
 
-    /// The record of its base can be read at last.
+    /// Sets the base, whose record can be read at last.
     pub(super) fn found_base(&self, base: &Arc<BaseNode>) {
         if self.base_id == Some(base.id()) {
             let _ = self.base.set(base.clone());
@@ -235,18 +236,18 @@ impl DiskNode {
         self.base.get().map(|b| b.record().name.clone())
     }
 
-    /// Whether it has lost its name.
+    /// Whether the disk is unlinked.
     pub fn is_unlinked(&self) -> bool {
         self.unlinked.load(Ordering::Acquire)
     }
 
-    /// From here on no file of it is made: not by a caller that found it by its name before it was removed, either. Its own are
-    /// closed, so that their space is free when they are removed.
+    /// Closes the disk's files before their removal, so that their space is freed. From here on no file of the disk is
+    /// created, not even by a caller that found the disk by its name before.
     pub(super) fn retire(&self) {
         let _opening = self.opening.lock();
         {
-            let _replacing = self.keeper.replacing.lock();
-            self.keeper.retired.store(true, Ordering::Release);
+            let _replacing = self.writer.replacing.lock();
+            self.writer.retired.store(true, Ordering::Release);
         }
         if let Some(disk) = self.disk.write().take() {
             disk.delta().retire();
@@ -258,43 +259,43 @@ impl DiskNode {
         self.unlinked.store(true, Ordering::Release);
     }
 
-    /// Changes the record durably.
+    /// Changes the record, durably.
     ///
     /// # Errors
-    /// What the storage says; nothing has changed then.
+    /// Errors of the storage; nothing has changed then.
     pub fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> Result<(), StoreError> {
         let object = format!("disk {}", self.name());
         let stamped = |record: &mut DiskRecord| {
             change(record);
             record.changed_ns = sys::now_ns();
         };
-        self.keeper.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
-        let unlinked = self.keeper.record.lock().unlinked;
+        self.writer.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
+        let unlinked = self.writer.record.lock().unlinked;
         self.unlinked.fetch_or(unlinked, Ordering::AcqRel);
         Ok(())
     }
 
     /// Generation of its map file.
     pub(super) fn generation(&self) -> u64 {
-        self.keeper.record.lock().map.generation
+        self.writer.record.lock().map.generation
     }
 
-    /// Whether the map file that its record names is sound: read in full, when that was not done. Writes nothing: a map
-    /// written here would take the number of a stray.
+    /// Whether the map file that the record names is sound. Reads all of it, unless the disk is attached. Writes
+    /// nothing: a new map file would take the number of a stray.
     pub(super) fn has_sound_map(&self) -> bool {
         if self.peek().is_some() {
             return true;
         }
-        let record = self.keeper.record.lock().clone();
-        Delta::check_files(&Self::spec(&record), &self.footing()).is_ok()
+        let record = self.writer.record.lock().clone();
+        Delta::check_files(&Self::spec(&record), &self.delta_io()).is_ok()
     }
 
-    /// Where its reads of the base are recorded.
+    /// The tap that records reads of the base.
     pub(super) fn tap(&self) -> &Arc<Tap> {
         &self.tap
     }
 
-    /// The attached disk, if it is attached: waits for nothing.
+    /// The attached disk, if any. Does not wait. Counts as a use.
     pub fn attached(&self) -> Option<Arc<Disk>> {
         let disk = self.peek();
         if disk.is_some() {
@@ -303,44 +304,44 @@ impl DiskNode {
         disk
     }
 
-    /// As [`DiskNode::attached`], for one who only looks.
+    /// As [`DiskNode::attached`], without counting as a use.
     pub fn peek(&self) -> Option<Arc<Disk>> {
         self.disk.read().clone()
     }
 
     fn touch(&self) {
         let now = self.attachments.now();
-        // Not written to by each request of several threads.
+        // Avoids a write by each request of several threads.
         if self.used.load(Ordering::Relaxed) != now {
             self.used.store(now, Ordering::Relaxed);
         }
     }
 
-    /// When it was used last.
+    /// Time of the last use.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A client has opened it.
+    /// Notes that a client opened the disk.
     pub fn opened(&self) {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A client has closed it, which may have opened it under an earlier worker.
+    /// Notes that a client closed the disk. The client may have opened it under an earlier worker.
     pub fn closed(&self) {
         let less = |opened: usize| opened.checked_sub(1);
         let _ = self.opened.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Whether no client has it open, as far as this worker knows; false when an earlier one may know of one.
+    /// Whether no client has the disk open. False when an earlier worker may have opened handles.
     pub(super) fn is_known_closed(&self) -> bool {
         self.opened.load(Ordering::Relaxed) == 0 && !self.inherited.load(Ordering::Relaxed)
     }
 
-    /// The disk, attached when it was not. Who holds it keeps it from being detached.
+    /// Attaches the disk unless it is attached. A caller that holds the result prevents a detach.
     ///
     /// # Errors
-    /// A base that changed or is missing, a damaged map: named, and nothing is served.
+    /// When the base changed or is missing, or the map is damaged. The error names it, and nothing is served.
     pub fn attach(&self) -> Result<Arc<Disk>, StoreError> {
         if let Some(disk) = self.attached() {
             return Ok(disk);
@@ -356,22 +357,22 @@ impl DiskNode {
     }
 
     fn attach_alone(&self) -> Result<Arc<Disk>, StoreError> {
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
         let base = self.base.get().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
-        if self.keeper.retired.load(Ordering::Acquire) {
+        if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
         }
-        // As it is now that nobody else opens its files.
-        let record = self.keeper.record.lock().clone();
+        // Read again: no other thread opens the files now.
+        let record = self.writer.record.lock().clone();
         let delta = self.open_delta(&record)?;
-        let disk = Arc::new(Disk::new(delta, base).tapped(self.tap.clone()));
+        let disk = Arc::new(Disk::new(delta, base).with_tap(self.tap.clone()));
         self.touch();
         *self.disk.write() = Some(disk.clone());
-        *self.rest.lock() = None;
-        self.live_left.store(false, Ordering::Release);
+        *self.detached_stat.lock() = None;
+        self.inherited_live_map.store(false, Ordering::Release);
         self.attachments.add(self.id, self.me.clone());
         if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get())
             && !self.traced.swap(true, Ordering::AcqRel)
@@ -382,7 +383,7 @@ impl DiskNode {
         Ok(disk)
     }
 
-    /// Whether its base is the one that it was made on. Looks at records only.
+    /// Checks that the base is the one on which the disk was created. Compares records only.
     fn check_base(&self, record: &DiskRecord) -> Result<(), StoreError> {
         let object = || format!("disk {}", record.name);
         match (&record.backing, self.base.get()) {
@@ -403,49 +404,50 @@ impl DiskNode {
         }
     }
 
-    /// Flushes it, closes its files and gives its live map back, unless it is in use or a flush has failed. Waits for
-    /// local storage, never for another who attaches or detaches it. Whether it is detached.
+    /// Flushes the disk, closes its files and frees its live map, unless it is in use or a flush has failed. Waits for
+    /// local storage, never for another attach or detach. Returns whether the disk is detached.
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
         let Some(disk) = self.peek() else { return true };
-        // Handles that were opened before a failure are refused by what only the live map knows (D48).
+        // Only the live map knows which handles were opened before a failure and are refused (D48).
         if self.is_unlinked() || disk.delta().error_epoch() != 0 {
             return false;
         }
-        // What takes long is done while it is served.
+        // The long part runs while the disk is served.
         if disk.delta().flush().is_err() {
             return false;
         }
         let Some(_opening) = self.opening.try_lock() else { return false };
         {
             let mut slot = self.disk.write();
-            // The slot's and the one here.
-            if Arc::strong_count(&disk) > 2 || self.keeper.retired.load(Ordering::Acquire) {
+            // One reference in the slot, and one here.
+            if Arc::strong_count(&disk) > 2 || self.writer.retired.load(Ordering::Acquire) {
                 return false;
             }
             *slot = None;
         }
         if let Err(error) = disk.delta().close() {
-            tracing::warn!(disk = self.name(), %error, "an idle disk cannot be closed and stays attached");
+            tracing::warn!(disk = self.name(), %error, "an idle disk cannot be closed; it stays attached");
             *self.disk.write() = Some(disk);
             return false;
         }
-        let rest = disk.allocated().ok().map(|allocated| Rest { size: disk.size(), allocated });
-        *self.rest.lock() = rest;
+        let detached_stat =
+            disk.allocated().ok().map(|allocated| DetachedStat { size: disk.size(), allocated });
+        *self.detached_stat.lock() = detached_stat;
         self.inherited.store(false, Ordering::Relaxed);
         self.attachments.remove(self.id);
         true
     }
 
-    /// What the files of a detached disk say; none when that takes more than a look.
-    fn at_rest(&self, record: &DiskRecord) -> Option<Rest> {
-        if self.live_left.load(Ordering::Acquire) {
+    /// Size and space of a detached disk, from its record and files; `None` when that needs an attach.
+    fn stat_detached(&self, record: &DiskRecord) -> Option<DetachedStat> {
+        if self.inherited_live_map.load(Ordering::Acquire) {
             return None;
         }
-        if let Some(rest) = *self.rest.lock() {
-            return Some(rest);
+        if let Some(detached_stat) = *self.detached_stat.lock() {
+            return Some(detached_stat);
         }
-        // Its files stay as they are as long as it is not attached.
+        // The files do not change while the disk is not attached.
         let _attach = self.attach.try_lock()?;
         if self.peek().is_some() {
             return None;
@@ -457,7 +459,7 @@ impl DiskNode {
             }
             let map = layout::map_path(self.id, record.map.generation);
             let file = self.medium.open(&map, Open::Existing).ok()?;
-            // A record that follows may have another size, and one that is damaged is named when it is attached.
+            // A later map record may have another size, and attaching reports a damaged one.
             let mut next = [0; 8];
             let got = file.read_at(&mut next, record.map.floor).ok()?;
             if file.len().ok()? < record.map.floor || next[..got].iter().any(|byte| *byte != 0) {
@@ -465,9 +467,9 @@ impl DiskNode {
             }
             allocated += file.allocated().ok()?;
         }
-        let rest = Rest { size: record.size, allocated };
-        *self.rest.lock() = Some(rest);
-        Some(rest)
+        let detached_stat = DetachedStat { size: record.size, allocated };
+        *self.detached_stat.lock() = Some(detached_stat);
+        Some(detached_stat)
     }
 
     fn spec(record: &DiskRecord) -> DeltaSpec {
@@ -480,30 +482,30 @@ impl DiskNode {
         }
     }
 
-    fn footing(&self) -> Footing {
-        Footing { medium: self.medium.clone(), live: self.live.clone(), roots: self.keeper.clone() }
+    fn delta_io(&self) -> DeltaIo {
+        DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: self.writer.clone() }
     }
 
     fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
-        Delta::open(Self::spec(record), self.footing())
+        Delta::open(Self::spec(record), self.delta_io())
             .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
     }
 
-    /// What stat(2) says. The disk is attached when its record and the length of its files alone may not know.
+    /// The attributes for stat(2). Attaches the disk only if its record and the lengths of its files do not suffice.
     pub fn attributes(&self) -> Attributes {
-        let record = self.keeper.record.lock().clone();
-        let rest = if self.peek().is_some() { None } else { self.at_rest(&record) };
-        // A disk that cannot be attached still has a name and a size to show.
-        let disk = match (rest, self.peek()) {
+        let record = self.writer.record.lock().clone();
+        let detached_stat = if self.peek().is_some() { None } else { self.stat_detached(&record) };
+        // A disk that cannot be attached still has a name and a size.
+        let disk = match (detached_stat, self.peek()) {
             (_, Some(disk)) => Some(disk),
             (Some(_), None) => None,
             (None, None) => self.attach().ok(),
         };
         let disk = disk.as_deref();
-        let rest = rest.unwrap_or(Rest { size: record.size, allocated: 0 });
+        let detached_stat = detached_stat.unwrap_or(DetachedStat { size: record.size, allocated: 0 });
         Attributes {
-            size: disk.map_or(rest.size, Disk::size),
-            allocated: disk.map_or(rest.allocated, |d| d.allocated().unwrap_or(0)),
+            size: disk.map_or(detached_stat.size, Disk::size),
+            allocated: disk.map_or(detached_stat.allocated, |d| d.allocated().unwrap_or(0)),
             mode: record.mode,
             uid: record.uid,
             gid: record.gid,
@@ -514,24 +516,24 @@ impl DiskNode {
         }
     }
 
-    /// Why it cannot be attached, if so; attaches it to find out.
+    /// Why the disk cannot be attached, if so. Attaches it to find out.
     pub fn problem(&self) -> Option<String> {
         self.attach().err().map(|e| e.to_string())
     }
 
-    /// Why it cannot be attached, as far as that is known: nothing is attached.
+    /// Why the disk cannot be attached, as far as that is known. Attaches nothing.
     pub fn known_problem(&self) -> Option<String> {
-        let record = self.keeper.record.lock().clone();
+        let record = self.writer.record.lock().clone();
         self.check_base(&record).err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
     }
 
-    /// The mount whose requests may be sent again has ended. A note that stays means nothing to another mount. The token of
-    /// a client stays: the client may ask the next daemon.
+    /// Removes the note of a mount's request: the mount has ended, and the note means nothing to another mount. The
+    /// token of a client stays: the client may ask the next daemon.
     fn forget_request(&self) {
-        let noted = matches!(self.keeper.record.lock().request, Some(Request::Mount(_)));
+        let noted = matches!(self.writer.record.lock().request, Some(Request::Mount(_)));
         let forget = |record: &mut DiskRecord| record.request = None;
-        if noted && let Err(error) = self.keeper.update(forget) {
-            tracing::warn!(disk = self.name(), %error, "its record keeps the note of a request");
+        if noted && let Err(error) = self.writer.update(forget) {
+            tracing::warn!(disk = self.name(), %error, "the note of a request stays in the disk's record, which an older plyfs then cannot read");
         }
     }
 
@@ -541,20 +543,20 @@ impl DiskNode {
         live.map_err(failed).map(|live| live.is_some())
     }
 
-    /// Flushes and closes. A disk that an earlier worker served and this one did not is opened for it, without
+    /// Flushes and closes the disk. A disk that an earlier worker served and this one did not is opened for it, without
     /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
         let failed =
             |e: DeltaError| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() };
-        // Not `attach`, under which its base's file may hang.
+        // `attach` is not taken: its holder may hang on the base's file.
         let _opening = self.opening.lock();
         if let Some(disk) = self.peek() {
             disk.delta().close().map_err(failed)?;
             self.forget_request();
             return Ok(());
         }
-        if self.live_left.load(Ordering::Acquire) && self.has_live_map()? {
-            let record = self.keeper.record.lock().clone();
+        if self.inherited_live_map.load(Ordering::Acquire) && self.has_live_map()? {
+            let record = self.writer.record.lock().clone();
             self.open_delta(&record)?.close().map_err(failed)?;
         }
         self.forget_request();

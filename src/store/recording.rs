@@ -1,4 +1,4 @@
-//! Traces of the store's bases: which disk's reads are recorded.
+//! Traces of the store's bases: starts and stops the recording of disks.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,14 +8,14 @@ use super::{BaseNode, Store, StoreError};
 use crate::events::Events;
 use crate::format::record::Validator;
 use crate::format::trace::Origin;
-use crate::trace::{Automatic, Limits, Recorded, Subject, TraceStore, Tracer};
+use crate::trace::{AutoRecord, Limits, SavedRecording, TraceStore, TracedBase, Tracer};
 
-/// Set once somebody serves; a store that is only looked at records nothing.
+/// Set when a worker serves the store. A store that is only read records nothing.
 pub(super) type Recording = Arc<OnceLock<Arc<Tracer>>>;
 
 impl BaseNode {
-    /// It, as a recording knows it.
-    pub fn subject(&self) -> Subject {
+    /// The base as the subject of a recording.
+    pub fn subject(&self) -> TracedBase {
         let record = self.record();
         let identity = &record.image.identity;
         let origin = match (&identity.digest, &identity.validator) {
@@ -29,40 +29,40 @@ impl BaseNode {
                 }
                 Origin::Validator(sum.finalize().into())
             }
-            // Of a file there is nothing to say that holds on another host.
+            // A file of this host has no property that another host could compare.
             (None, Validator::File { .. }) => Origin::Unknown,
         };
-        Subject { base: record.id, name: record.name.clone(), size: record.size(), origin }
+        TracedBase { base: record.id, name: record.name.clone(), size: record.size(), origin }
     }
 }
 
 impl Store {
-    /// From now on boots are recorded. To be called before disks are used.
-    pub fn trace(&self, limits: Limits, automatic: Automatic, events: Events) -> Arc<Tracer> {
+    /// Starts the recording of boots. To be called before disks are used.
+    pub fn trace(&self, limits: Limits, automatic: AutoRecord, events: Events) -> Arc<Tracer> {
         let store = TraceStore::new(self.medium.clone());
         let tracer = self.recording.get_or_init(|| Arc::new(Tracer::new(store, limits, automatic, events)));
-        // Traces of bases that a crash kept from being removed with them. A record that is missing may come back.
-        if !self.missing.lacks_base() {
+        // A crash may have left traces of removed bases. The record of a missing base may come back.
+        if !self.unavailable.has_unavailable_base() {
             for base in tracer.store().bases().unwrap_or_default() {
                 if self.base_by_id(base).is_none()
                     && let Err(error) = tracer.remove(base)
                 {
-                    tracing::warn!(%error, base, "the trace of a base that is gone cannot be removed");
+                    tracing::warn!(%error, base, "the trace of a removed base cannot be removed; the next start retries");
                 }
             }
         }
         tracer.clone()
     }
 
-    /// Whoever records boots, when somebody does.
+    /// The recorder of boots, if boots are recorded.
     pub fn tracer(&self) -> Option<&Arc<Tracer>> {
         self.recording.get()
     }
 
-    /// Records what a disk reads of its base, from now on, as the base's trace.
+    /// Records the disk's reads of its base, from now on, as the base's trace.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a disk without a base, or when its base is being recorded; what attaching says.
+    /// `NotFound`; `Invalid` for a disk without a base, or when its base is being recorded; errors of attaching.
     pub fn record_trace(&self, disk: &str) -> Result<Arc<BaseNode>, StoreError> {
         let node = self.disk(disk)?;
         let object = format!("disk {disk}");
@@ -70,22 +70,27 @@ impl Store {
             StoreError::invalid(&object, "it has no base, and a trace is of a base; name a disk that has one")
         })?;
         node.attach()?;
-        let tracer = self.tracer().ok_or_else(|| StoreError::invalid(&object, "nothing is recorded here"))?;
+        let tracer =
+            self.tracer().ok_or_else(|| StoreError::invalid(&object, "this process records no traces"))?;
         tracer.record(node.tap(), base.subject()).map_err(|e| {
-            StoreError::invalid(object, format!("{e}; end that one first: plyfs trace record DISK --stop"))
+            StoreError::invalid(
+                object,
+                format!("{e}; stop that recording first: plyfs trace record DISK --stop"),
+            )
         })?;
         Ok(base)
     }
 
-    /// Ends the recording of a disk's reads, and keeps it.
+    /// Ends the recording of a disk's reads, and saves it.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; what the storage says.
-    pub fn end_trace(&self, disk: &str) -> Result<Recorded, StoreError> {
+    /// `NotFound`; `Invalid` when nothing is recorded or nothing was read; errors of the storage.
+    pub fn end_trace(&self, disk: &str) -> Result<SavedRecording, StoreError> {
         use crate::trace::RecordError;
         let node = self.disk(disk)?;
         let object = format!("disk {disk}");
-        let tracer = self.tracer().ok_or_else(|| StoreError::invalid(&object, "nothing is recorded here"))?;
+        let tracer =
+            self.tracer().ok_or_else(|| StoreError::invalid(&object, "this process records no traces"))?;
         tracer.stop(node.id()).map_err(|error| match error {
             RecordError::Io(source) => StoreError::io(object, "saving the trace")(source),
             RecordError::Empty => StoreError::invalid(

@@ -1,7 +1,7 @@
-//! The records of a store as they lie on its medium: reading them, and what becomes of one that cannot be read.
+//! Reads the records of a store from its medium.
 //!
-//! What must hold: a record is damaged when its bytes say so. One whose bytes could not be had is *unread*: it may be as
-//! good as any, and is tried again (D46).
+//! What must hold: a record is damaged when its bytes are wrong. A record whose bytes cannot be read is *unread*: it
+//! may be sound, and is tried again (D46).
 
 use std::io;
 
@@ -13,11 +13,11 @@ use crate::format::{FormatError, Kind};
 use crate::io::{Medium, Open, Stamp, read_whole, replace, sys};
 
 use super::StoreError;
-use super::preload::Known;
+use super::preload::KnownRecords;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
 
-/// Which of the two kinds of records.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordKind {
     /// `bases/N.base`.
@@ -50,20 +50,20 @@ impl RecordKind {
     }
 }
 
-/// What came of reading a record.
+/// The result of reading a record.
 #[derive(Debug)]
-pub(super) enum Outcome<T> {
+pub(super) enum ReadOutcome<T> {
     Good(T),
     /// Its bytes are not those of such a record.
     Damaged(FormatError),
-    /// Its bytes could not be had.
+    /// Its bytes could not be read.
     Unread(io::Error),
-    /// There is no such file (any more).
+    /// There is no such file.
     Gone,
 }
 
-/// Whether an error of open(2) or read(2) says what the file is, and not that it could not be read.
-fn is_verdict(error: &io::Error) -> bool {
+/// Whether an error of open(2) or read(2) tells what the file is, rather than that it could not be read.
+fn means_damage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EISDIR | libc::ELOOP | libc::ENXIO))
         || error.kind() == io::ErrorKind::InvalidData
 }
@@ -75,18 +75,18 @@ pub(super) fn read_record<T>(
     number: u64,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
-) -> Outcome<T> {
-    let damaged = |kind, detail| Outcome::Damaged(FormatError { kind, structure: "record", detail });
+) -> ReadOutcome<T> {
+    let damaged = |kind, detail| ReadOutcome::Damaged(FormatError { kind, structure: "record", detail });
     let file = medium.open(&kind.path(number), Open::Existing);
     match file.and_then(|file| read_whole(&*file, RECORD_LIMIT)) {
         Ok(bytes) => match decode(&bytes) {
-            Ok(record) if id(&record) == number => Outcome::Good(record),
+            Ok(record) if id(&record) == number => ReadOutcome::Good(record),
             Ok(record) => damaged(Kind::Value, format!("it is the record of number {}", id(&record))),
-            Err(error) => Outcome::Damaged(error),
+            Err(error) => ReadOutcome::Damaged(error),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
-        Err(error) if is_verdict(&error) => damaged(Kind::Truncated, error.to_string()),
-        Err(error) => Outcome::Unread(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => ReadOutcome::Gone,
+        Err(error) if means_damage(&error) => damaged(Kind::Truncated, error.to_string()),
+        Err(error) => ReadOutcome::Unread(error),
     }
 }
 
@@ -98,39 +98,40 @@ pub(super) struct Records<T> {
     pub unread: Vec<(u64, io::Error)>,
 }
 
-/// What reading the records of one kind brought.
+/// The result of reading the records of one kind.
 #[derive(Debug)]
-pub(super) struct Read<T> {
-    /// Sound ones, with what tells their file from others: taken before it was read.
+pub(super) struct ReadRecords<T> {
+    /// Sound records, each with the stamp that its file had before it was read.
     pub stamped: Vec<(u64, (Stamp, T))>,
-    /// Sound ones of a medium that cannot tell.
+    /// Sound records, on a medium without stamps.
     pub plain: Vec<T>,
     pub damaged: Vec<(String, FormatError)>,
     pub unread: Vec<(u64, io::Error)>,
 }
 
-/// Reads all records of one kind, but those that are `known` and did not change.
+/// Reads all records of one kind, except those in `known` whose files did not change.
 pub(super) fn read_all<T>(
     medium: &dyn Medium,
     kind: RecordKind,
-    known: Known<T>,
+    known: KnownRecords<T>,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
 ) -> io::Result<Records<T>> {
-    let Read { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
+    let ReadRecords { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
     plain.extend(stamped.into_iter().map(|(_, (_, record))| record));
     Ok(Records { good: plain, damaged, unread })
 }
 
-/// As [`read_all`], with what tells the files.
+/// As [`read_all`], with the stamps of the files.
 pub(super) fn read_records<T>(
     medium: &dyn Medium,
     kind: RecordKind,
-    mut known: Known<T>,
+    mut known: KnownRecords<T>,
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
-) -> io::Result<Read<T>> {
-    let mut out = Read { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
+) -> io::Result<ReadRecords<T>> {
+    let mut out =
+        ReadRecords { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
     for name in medium.list(kind.dir())? {
         let Some(text) = name.strip_suffix(kind.suffix()) else { continue };
         let Ok(number) = text.parse::<u64>() else { continue };
@@ -148,22 +149,22 @@ pub(super) fn read_records<T>(
             continue;
         }
         match read_record(medium, kind, number, &decode, &id) {
-            Outcome::Good(record) => match stamp {
+            ReadOutcome::Good(record) => match stamp {
                 Some(stamp) => out.stamped.push((number, (stamp, record))),
                 None => out.plain.push(record),
             },
-            Outcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
-            Outcome::Unread(error) => out.unread.push((number, error)),
-            Outcome::Gone => {}
+            ReadOutcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
+            ReadOutcome::Unread(error) => out.unread.push((number, error)),
+            ReadOutcome::Gone => {}
         }
     }
     Ok(out)
 }
 
-/// Removes records that a killed worker was still writing, which have no meaning: else a worker that dies a hundred
-/// times leaves a hundred of them, and `plyfs check` calls the store unclean. What is beside a record that is `kept`,
-/// damaged or unread, stays; it may be the last copy. A failure keeps a file that does no harm.
-pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
+/// Removes the unfinished records that killed workers left. Otherwise each death leaves one, and `plyfs check` calls
+/// the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
+/// file that cannot be removed does no harm.
+pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
     for (dir, suffix) in [(".", SUPERBLOCK), (BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)] {
         for name in medium.list(dir).unwrap_or_default() {
             let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))
@@ -175,21 +176,21 @@ pub(super) fn sweep(medium: &dyn Medium, kept: &[String]) {
                 continue;
             }
             if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
-                tracing::warn!(%error, file = format!("{dir}/{name}"), "cannot remove what an unclean stop left");
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "an unfinished record that a killed worker left cannot be removed");
             }
         }
     }
 }
 
 /// Reads the record of a disk.
-pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> Outcome<DiskRecord> {
+pub(super) fn read_disk(medium: &dyn Medium, number: u64) -> ReadOutcome<DiskRecord> {
     read_record(medium, RecordKind::Disk, number, DiskRecord::decode, |record| record.id)
 }
 
-/// Reads or, in an empty directory, makes the superblock.
+/// Reads the superblock. In an empty directory, creates the store.
 ///
 /// # Errors
-/// When the directory holds something else, or a store of a newer version.
+/// When the directory contains other files, or a store of a newer version.
 pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
     let object = format!("store {}", medium.root().display());
     match medium.open(SUPERBLOCK, Open::Existing) {
@@ -208,7 +209,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                 for dir in DIRS {
                     medium.make_dir(dir)?;
                 }
-                // The superblock says that the directories are there.
+                // The superblock implies that the directories exist.
                 medium.sync_dir(".")?;
                 replace(medium, ".", SUPERBLOCK, &superblock.encode())?;
                 Ok(superblock)
@@ -223,7 +224,7 @@ pub fn open_superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
                     ));
                 }
             }
-            make().map_err(StoreError::io(object, "making it"))
+            make().map_err(StoreError::io(object, "creating it"))
         }
         Err(e) => Err(StoreError::io(object, "opening it")(e)),
     }

@@ -1,7 +1,7 @@
-//! Registering a base: nothing is copied, nothing is converted.
+//! Registers a base in place: copies and converts nothing.
 //!
-//! What must hold: a base is what its operator says it is. A raw file is never looked into, and no file is opened that
-//! only an image names.
+//! What must hold: the operator alone says what a base is. The contents of a raw file are never interpreted, and a file
+//! that only an image names is never opened.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct NewFile {
     pub mirrors: Vec<String>,
     /// Format.
     pub format: ImageFormat,
-    /// What its server said of it, and its first bytes; none for a file of this host.
+    /// Identity and first bytes, as its server sent them; `None` for a file of this host.
     pub probed: Option<(BaseIdentity, Vec<u8>)>,
 }
 
@@ -40,11 +40,11 @@ pub struct NewBase {
     pub image: NewFile,
     /// The files below it, the nearest first.
     pub backing: Vec<NewFile>,
-    /// Of the image's file.
+    /// Digest of the image's file.
     pub digest: Option<Digest>,
-    /// How it is fetched and kept.
+    /// How the base is fetched and kept.
     pub options: BaseOptions,
-    /// The request that a client may send again.
+    /// Token of the request, which the client may send again.
     pub token: Option<Token>,
 }
 
@@ -72,20 +72,20 @@ impl Store {
         self.register(NewBase::raw(name, source, digest))
     }
 
-    /// Whether a base of that name could be registered, to be asked before a server is.
+    /// Checks that a base of that name could be registered. To be called before a server is asked.
     ///
     /// # Errors
     /// A bad name, a name that is taken.
     pub fn may_register(&self, name: &str) -> Result<(), StoreError> {
         check_name("base", name)?;
-        self.missing.check_base_name(name)?;
+        self.unavailable.check_base_name(name)?;
         if self.names.read().base_names.contains_key(name) {
             return Err(StoreError::Exists { object: format!("base {name}") });
         }
         Ok(())
     }
 
-    /// Registers a base, once: one that has the name and was registered for the same token is taken for it.
+    /// Registers a base, once. A base that has the name and was registered for the same token counts as registered.
     ///
     /// # Errors
     /// A bad name, a name that is taken, a file that cannot be read, an image that is refused.
@@ -96,18 +96,22 @@ impl Store {
         self.may_register(&new.name)?;
         let object = format!("base {}", new.name);
         if new.backing.len() > ImageFile::MAX_FILES {
-            let why = format!("{} backing files, at most {} can be", new.backing.len(), ImageFile::MAX_FILES);
+            let why = format!(
+                "it has {} backing files, and at most {} are possible",
+                new.backing.len(),
+                ImageFile::MAX_FILES
+            );
             return Err(StoreError::invalid(object, why));
         }
         let chain = |below: bool| if below { Chain::OnBacking } else { Chain::Alone };
-        let mut image = self.look_at(&object, new.image, chain(!new.backing.is_empty()))?;
+        let mut image = self.inspect_file(&object, new.image, chain(!new.backing.is_empty()))?;
         image.identity.digest = new.digest;
         let below = new.backing.len();
         let backing = new.backing.into_iter().enumerate();
         let backing: Vec<ImageFile> = backing
-            .map(|(index, file)| self.look_at(&object, file, chain(index + 1 < below)))
+            .map(|(index, file)| self.inspect_file(&object, file, chain(index + 1 < below)))
             .collect::<Result<_, _>>()?;
-        // Files may hang: they were looked at before the name is claimed.
+        // Opening files may hang, so they were inspected before the name is claimed.
         let _claim = self.claims.base_name(&new.name);
         if let Some(made) = self.registered_by(&new.name, new.token) {
             return Ok(made);
@@ -125,10 +129,7 @@ impl Store {
         };
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {
-            return Err(StoreError::invalid(
-                object,
-                "its paths and URLs are too long in all; leave some away",
-            ));
+            return Err(StoreError::invalid(object, "its paths and URLs are too long together; omit some"));
         }
         replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &bytes)
             .map_err(StoreError::io(object, "writing its record"))?;
@@ -140,15 +141,15 @@ impl Store {
         Ok(node)
     }
 
-    /// The base of that name, when an earlier try of the same request has registered it.
+    /// The base of that name, if an earlier attempt of the same request registered it.
     pub fn registered_by(&self, name: &str, token: Option<Token>) -> Option<Arc<BaseNode>> {
         let base = self.base(name).ok()?;
         (token.is_some() && base.record().token == token).then_some(base)
     }
 
-    /// Looks at a file of a base: what it is, and what its head says when it is not raw. `chain`: whether its operator
-    /// named a file that is below it.
-    fn look_at(&self, object: &str, new: NewFile, chain: Chain) -> Result<ImageFile, StoreError> {
+    /// Inspects a file of a base: its identity and, unless it is raw, its header. `chain`: whether the operator named a
+    /// file below it.
+    fn inspect_file(&self, object: &str, new: NewFile, chain: Chain) -> Result<ImageFile, StoreError> {
         let invalid = |why: String| StoreError::invalid(object, why);
         let fail = |source: SourceError| StoreError::Source { object: object.to_owned(), source };
         for source in std::iter::once(&new.source).chain(&new.mirrors) {
@@ -159,7 +160,10 @@ impl Store {
             }
         }
         if new.mirrors.len() > ImageFile::MAX_FILES {
-            return Err(invalid(format!("at most {} mirrors can be", ImageFile::MAX_FILES)));
+            return Err(invalid(format!(
+                "it has too many mirrors; at most {} are possible",
+                ImageFile::MAX_FILES
+            )));
         }
         let (identity, head) = match new.probed {
             Some(probed) => probed,
@@ -182,17 +186,18 @@ impl Store {
             },
             Some(format) => image::inspect(format, &head, identity.size, chain),
         };
-        let disk_size = size.map_err(|error| invalid(format!("{}: {error}", shown(&new.source))))?.size;
+        let disk_size =
+            size.map_err(|error| invalid(format!("{}: {error}", display_source(&new.source))))?.size;
 
         if disk_size == 0 {
-            return Err(invalid("its virtual disk has 0 bytes; an image has at least one".into()));
+            return Err(invalid("its virtual disk has 0 bytes; give an image that is not empty".into()));
         }
         let NewFile { source, mirrors, format, .. } = new;
         Ok(ImageFile { source, mirrors, format, disk_size, identity })
     }
 }
 
-/// A path, or a URL without what may be secret.
-fn shown(source: &str) -> &str {
+/// A path as it is; a URL may contain secrets and is not display_source.
+fn display_source(source: &str) -> &str {
     if Location::of(source).is_url() { "its image" } else { source }
 }

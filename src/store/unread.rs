@@ -1,10 +1,10 @@
-//! Records that are damaged or could not be read, and what they may still stand for.
+//! Records that are damaged or could not be read, and the names and bases that they may need.
 //!
-//! A damaged record may come back from a backup. Until it is back or removed, nothing takes its name (the later of two
-//! disks with one name has it, and the other is purged) and no base goes that its disk may be on.
+//! A damaged record may come back from a backup. Until it is back or removed, no disk or base takes its name: of two
+//! disks with one name the later one has it, and the other one is purged. No base is removed that the disk may be on.
 //!
-//! A record that could not be read (no descriptors, no memory, an I/O error) may be sound: it is tried again, later each
-//! time, and served from then on. Its name is not known, so until then no name is given to a disk (or base).
+//! A record that could not be read (no descriptors, no memory, an I/O error) may be sound. It is tried again, later
+//! each time, and is served once it can be read. Until then its name is unknown, so no disk (or base) gets a name.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::records::{Outcome, RECORD_LIMIT, RecordKind, read_disk, read_record};
-use super::{BaseNode, DiskNode, LiveLeft, Store, StoreError};
+use super::records::{RECORD_LIMIT, ReadOutcome, RecordKind, read_disk, read_record};
+use super::{BaseNode, DiskNode, InheritedLiveMap, Store, StoreError};
 use crate::format::FormatError;
 use crate::format::record::{BaseRecord, DiskRecord};
 use crate::io::{Medium, Open, read_whole};
@@ -25,13 +25,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// A record that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnreadRecord {
-    /// The file, in the store.
+    /// The file's path in the store.
     pub file: String,
-    /// What the last try said.
+    /// The error of the last attempt.
     pub error: String,
 }
 
-struct Waiting {
+struct UnreadEntry {
     kind: RecordKind,
     number: u64,
     error: String,
@@ -39,35 +39,35 @@ struct Waiting {
     wait: Duration,
 }
 
-/// Names, and how far the order of names has come, as far as damaged records can still tell.
+/// Names of damaged records, and the position in the order of names that they have reached, as far as they can be read.
 #[derive(Debug, Default)]
-struct Reserved {
+struct ReservedNames {
     disks: HashMap<String, String>,
     bases: HashMap<String, String>,
     disk_files: Vec<String>,
-    /// Highest place in the order of names.
+    /// Highest position in the order of names.
     last_seq: u64,
 }
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Missing {
+pub(super) struct UnavailableRecords {
     damaged: RwLock<Vec<(String, FormatError)>>,
-    reserved: RwLock<Reserved>,
-    unread: Mutex<Vec<Waiting>>,
+    reserved: RwLock<ReservedNames>,
+    unread: Mutex<Vec<UnreadEntry>>,
 }
 
-impl Missing {
-    /// A record whose bytes are not those of one.
+impl UnavailableRecords {
+    /// Adds a record whose bytes are not those of a record.
     pub fn add_damaged(&self, medium: &dyn Medium, file: &str, error: FormatError) {
-        tracing::error!(file, %error, "a record is damaged; what it stands for is not served");
+        tracing::error!(file, %error, "a record is damaged; its disk or base is not served; restore the file, or see `plyfs check`");
         let mut reserved = self.reserved.write();
         let is_disk = file.starts_with("disks/");
         if is_disk {
             reserved.disk_files.push(file.to_owned());
         }
         let bytes = medium.open(file, Open::Existing).and_then(|f| read_whole(&*f, RECORD_LIMIT));
-        // Number and name stand at the same place in both kinds of record.
+        // Number and name are at the same place in both kinds of record.
         if let Some(salvage) = bytes.ok().and_then(|bytes| DiskRecord::salvage(&bytes)) {
             if is_disk {
                 reserved.last_seq = reserved.last_seq.max(salvage.name_seq.unwrap_or(0));
@@ -80,12 +80,12 @@ impl Missing {
         self.damaged.write().push((file.to_owned(), error));
     }
 
-    /// A record whose bytes could not be had.
+    /// Adds a record whose bytes could not be read.
     pub fn add_unread(&self, kind: RecordKind, number: u64, error: &io::Error) {
         let file = kind.path(number);
-        tracing::error!(file, %error, "a record cannot be read now; what it stands for is served as soon as it can");
+        tracing::error!(file, %error, "a record cannot be read now; its disk or base is served as soon as a retry reads it");
         let (error, next) = (error.to_string(), Instant::now() + FIRST_WAIT);
-        self.unread.lock().push(Waiting { kind, number, error, next, wait: FIRST_WAIT });
+        self.unread.lock().push(UnreadEntry { kind, number, error, next, wait: FIRST_WAIT });
     }
 
     pub fn damaged(&self) -> Vec<(String, FormatError)> {
@@ -94,23 +94,23 @@ impl Missing {
 
     pub fn unread(&self) -> Vec<UnreadRecord> {
         let list = self.unread.lock();
-        let record = |w: &Waiting| UnreadRecord { file: w.kind.path(w.number), error: w.error.clone() };
+        let record = |w: &UnreadEntry| UnreadRecord { file: w.kind.path(w.number), error: w.error.clone() };
         list.iter().map(record).collect()
     }
 
-    /// Files of records that nothing may be removed beside.
+    /// Files of damaged and unread records. Files beside them may not be removed.
     pub fn files(&self) -> Vec<String> {
         let unread = self.unread.lock().iter().map(|w| w.kind.path(w.number)).collect::<Vec<_>>();
         self.damaged.read().iter().map(|(file, _)| file.clone()).chain(unread).collect()
     }
 
-    /// Highest place in the order of names that a damaged record has.
+    /// Highest position in the order of names that a damaged record has.
     pub fn last_seq(&self) -> u64 {
         self.reserved.read().last_seq
     }
 
-    /// Whether a record of a base is missing.
-    pub fn lacks_base(&self) -> bool {
+    /// Whether the record of a base is damaged or unread.
+    pub fn has_unavailable_base(&self) -> bool {
         self.damaged.read().iter().any(|(file, _)| file.starts_with("bases/"))
             || self.unread.lock().iter().any(|w| w.kind == RecordKind::Base)
     }
@@ -130,8 +130,8 @@ impl Missing {
         Err(StoreError::Unread {
             object,
             why: format!(
-                "the record {file} cannot be read now ({error}) and {may}; it is tried again by itself: see `plyfs \
-                 status`, and when it is lost for good move that file out of the store"
+                "the record {file} cannot be read now ({error}) and {may}; plyfs retries it: see `plyfs status`; if the \
+                 record is lost for good, move that file out of the store"
             ),
         })
     }
@@ -146,7 +146,7 @@ impl Missing {
         self.check_unread(RecordKind::Base, format!("base {name}"), "may have this name")
     }
 
-    /// Any disk may be on any base.
+    /// A disk whose record is damaged or unread may be on any base.
     pub fn check_base_removal(&self, name: &str) -> Result<(), StoreError> {
         let object = format!("base {name}");
         let reserved = self.reserved.read();
@@ -160,10 +160,10 @@ impl Missing {
         self.check_unread(RecordKind::Disk, object, "its disk may need this base")
     }
 
-    /// Those that are to be tried now: all that are due, or the one of a disk that is asked for.
+    /// Takes the records to try now: all that are due, or the one of `disk`.
     fn take_due(&self, disk: Option<u64>) -> Vec<(RecordKind, u64)> {
         let (now, mut list) = (Instant::now(), self.unread.lock());
-        let is_due = |w: &Waiting| match disk {
+        let is_due = |w: &UnreadEntry| match disk {
             Some(number) => w.kind == RecordKind::Disk && w.number == number,
             None => w.next <= now,
         };
@@ -176,14 +176,14 @@ impl Missing {
         .collect()
     }
 
-    fn failed_again(&self, kind: RecordKind, number: u64, error: &io::Error) {
+    fn note_failure(&self, kind: RecordKind, number: u64, error: &io::Error) {
         let mut list = self.unread.lock();
         if let Some(waiting) = list.iter_mut().find(|w| w.kind == kind && w.number == number) {
             waiting.error = error.to_string();
         }
     }
 
-    fn settled(&self, kind: RecordKind, number: u64) {
+    fn remove_unread(&self, kind: RecordKind, number: u64) {
         self.unread.lock().retain(|w| w.kind != kind || w.number != number);
     }
 }
@@ -198,27 +198,27 @@ fn check_damaged(noun: &str, name: &str, file: Option<&String>) -> Result<(), St
 }
 
 impl Store {
-    /// Records whose bytes are not those of one, with the file's name.
+    /// The damaged records: path of the file and error.
     pub fn damaged(&self) -> Vec<(String, FormatError)> {
-        self.missing.damaged()
+        self.unavailable.damaged()
     }
 
-    /// Records that could not be read and are tried again.
+    /// The records that could not be read and are tried again.
     pub fn unread(&self) -> Vec<UnreadRecord> {
-        self.missing.unread()
+        self.unavailable.unread()
     }
 
-    /// Tries records again that could not be read, those that are due. To be called every second or so.
+    /// Tries the unread records that are due. To be called about once a second.
     pub fn retry_unread(&self) {
-        self.retry(self.missing.take_due(None));
+        self.retry(self.unavailable.take_due(None));
     }
 
-    /// The disk of a number whose record could not be read, when it can be now.
+    /// The disk of a number whose record could not be read, if it can be read now.
     pub(super) fn retry_disk(&self, number: u64) -> Option<Arc<DiskNode>> {
-        if !self.missing.has_unread_disk(number) {
+        if !self.unavailable.has_unread_disk(number) {
             return None;
         }
-        self.retry(self.missing.take_due(Some(number)));
+        self.retry(self.unavailable.take_due(Some(number)));
         self.names.read().disks.get(&number).cloned()
     }
 
@@ -226,46 +226,48 @@ impl Store {
         for (kind, number) in due {
             let done = match kind {
                 RecordKind::Disk => match read_disk(&*self.medium, number) {
-                    Outcome::Good(record) => self.admit_disk(record),
-                    other => self.still_missing(kind, number, other),
+                    ReadOutcome::Good(record) => self.admit_disk(record),
+                    other => self.handle_failure(kind, number, other),
                 },
                 RecordKind::Base => {
                     match read_record(&*self.medium, kind, number, BaseRecord::decode, |record| record.id) {
-                        Outcome::Good(record) => {
+                        ReadOutcome::Good(record) => {
                             self.admit_base(record);
                             Ok(())
                         }
-                        other => self.still_missing(kind, number, other),
+                        other => self.handle_failure(kind, number, other),
                     }
                 }
             };
             match done {
-                Ok(()) => self.missing.settled(kind, number),
-                Err(error) => self.missing.failed_again(kind, number, &error),
+                Ok(()) => self.unavailable.remove_unread(kind, number),
+                Err(error) => self.unavailable.note_failure(kind, number, &error),
             }
         }
     }
 
-    fn still_missing<T>(&self, kind: RecordKind, number: u64, outcome: Outcome<T>) -> io::Result<()> {
+    fn handle_failure<T>(&self, kind: RecordKind, number: u64, outcome: ReadOutcome<T>) -> io::Result<()> {
         let file = kind.path(number);
         match outcome {
-            Outcome::Good(_) => {}
-            Outcome::Damaged(error) => self.missing.add_damaged(&*self.medium, &file, error),
-            Outcome::Unread(error) => return Err(error),
-            Outcome::Gone => tracing::warn!(file, "a record that could not be read was removed"),
+            ReadOutcome::Good(_) => {}
+            ReadOutcome::Damaged(error) => self.unavailable.add_damaged(&*self.medium, &file, error),
+            ReadOutcome::Unread(error) => return Err(error),
+            ReadOutcome::Gone => {
+                tracing::warn!(file, "a record that could not be read is gone; plyfs does not retry it")
+            }
         }
         Ok(())
     }
 
-    /// Serves a disk whose record can be read at last. As long as its name was not known no name was given away, so
-    /// another disk has its name only when a rename was cut off between its two records.
+    /// Serves a disk whose record can be read at last. While its name was unknown no disk got a name, so another disk
+    /// has its name only if a rename was interrupted between its two records.
     fn admit_disk(&self, record: DiskRecord) -> io::Result<()> {
-        tracing::info!(disk = record.name, number = record.id, "its record can be read again");
+        tracing::info!(disk = record.name, number = record.id, "the record can be read again");
         let _claim = self.claims.disks(vec![record.name.clone()], Vec::new());
         self.next_seq.fetch_max(record.name_seq + 1, std::sync::atomic::Ordering::Relaxed);
         let (id, name, seq) = (record.id, record.name.clone(), record.name_seq);
-        // An earlier worker may have used it.
-        let node = self.disk_node(record, LiveLeft::Yes);
+        // An earlier worker may have left a live map.
+        let node = self.disk_node(record, InheritedLiveMap::Yes);
         let all: Vec<_> = self.names.read().disks.values().cloned().collect();
         let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();
         let is_later = |disk: &Arc<DiskNode>| disk.name_seq() > seq;
@@ -287,7 +289,7 @@ impl Store {
     }
 
     fn admit_base(&self, record: BaseRecord) {
-        tracing::info!(base = record.name, number = record.id, "its record can be read again");
+        tracing::info!(base = record.name, number = record.id, "the record can be read again");
         let _claim = self.claims.base_name(&record.name);
         let node = Arc::new(self.base_node(record));
         let mut names = self.names.write();

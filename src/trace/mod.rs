@@ -1,10 +1,10 @@
-//! Traces of boots: recording which blocks of a base are read first and when, keeping that, and playing it back ahead
-//! of the next guest.
+//! Traces of boots: records which blocks of a base are read first and when, stores that, and plays it back before the
+//! next guest reads them.
 //!
-//! A boot reads the same few percent of an image each time, in nearly the same order. A host that knows them asks the
-//! image's server for them in few large requests before the guest asks one by one. What must hold: a trace decides
-//! what is fetched early and never what is read (D23); recording costs a read next to nothing and bounded memory; nothing
-//! here waits for a network.
+//! Each boot reads the same few percent of an image, in nearly the same order. With a trace, plyfs fetches these blocks
+//! from the image's server in few large requests, before the guest reads them one by one. What must hold: a trace decides
+//! only what is fetched early, never what a read returns (D23). Recording costs a read next to nothing and takes bounded
+//! memory. Nothing here waits for a network.
 
 mod player;
 mod recorder;
@@ -16,6 +16,6 @@ mod tracer;
 
 pub use player::Player;
 pub use recorder::{End, Limits, Recorder};
-pub use store::{Saved, TraceStore};
+pub use store::{SavedTrace, TraceStore};
 pub use tap::Tap;
-pub use tracer::{Automatic, RecordError, Recorded, Subject, Tracer};
+pub use tracer::{AutoRecord, RecordError, SavedRecording, TracedBase, Tracer};

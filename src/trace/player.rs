@@ -1,9 +1,9 @@
-//! What to fetch, and in which order, so that the bytes of a trace are here before the guest asks for them.
+//! Decides what to fetch, and in which order, so that the bytes of a trace are here before the guest reads them.
 //!
-//! A trace has thousands of small pieces, nearly in the order in which they will be wanted. In the order itself each
-//! would be a request; sorted by place they would be few, but what is wanted first might come last. So they are taken
-//! in **windows** of the order, small ones first because a guest waits for them already, and sorted within a window.
-//! Pieces of a window that lie close to each other become one, with what lies between.
+//! A trace has thousands of small pieces, nearly in the order in which the guest will read them. Fetched in that order,
+//! each piece would be a request. Sorted by offset they would be few requests, but the first piece might come last. So the
+//! player takes **windows** of the trace, sorts within a window, and merges pieces that lie close to each other, with the
+//! bytes between. The first windows are small, because the guest already waits for them.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,22 +14,22 @@ use crate::format::trace::{Trace, TraceEntry};
 /// Bytes of the first window and of the largest.
 const FIRST_WINDOW: u64 = 512 << 10;
 const LARGEST_WINDOW: u64 = 4 << 20;
-/// The most that lies between two pieces that become one.
+/// The largest gap between two pieces that are merged.
 const GAP: u64 = 64 << 10;
-/// The most that is fetched in one piece.
+/// The largest piece.
 const LARGEST: u64 = 1 << 20;
 
-/// Yields ranges of the base's virtual disk, in bytes, to be fetched in this order.
+/// Yields ranges of the base's virtual disk, in bytes, in the order in which to fetch them.
 pub struct Player {
     entries: std::vec::IntoIter<TraceEntry>,
     size: u64,
     window: u64,
-    /// Of the current window.
+    /// The rest of the current window.
     ready: VecDeque<Range<u64>>,
 }
 
 impl Player {
-    /// Plays a trace on a base of `size` bytes; what lies beyond is left out.
+    /// Plays a trace on a base of `size` bytes. Omits blocks beyond the end.
     pub fn new(trace: &Trace, size: u64) -> Self {
         Self {
             entries: trace.entries.clone().into_iter(),
@@ -39,7 +39,7 @@ impl Player {
         }
     }
 
-    /// Bytes that are to be fetched, without what lies between.
+    /// The bytes that are still to be fetched, without gaps.
     pub fn left(&self) -> u64 {
         let entries: u64 = self.entries.as_slice().iter().map(|entry| entry.blocks * BLOCK).sum();
         entries + self.ready.iter().map(|range| range.end - range.start).sum::<u64>()

@@ -1,4 +1,4 @@
-//! Notes which blocks of a base are read for the first time, and when.
+//! Records the first read of each block of a base, with its time.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,19 +12,19 @@ use crate::format::trace::{MAX_ENTRIES, TraceEntry};
 /// Blocks of one page of the bitmap: 256 MiB of the base in 8 KiB.
 const PAGE_BLOCKS: u64 = 1 << 16;
 const PAGE_WORDS: usize = (PAGE_BLOCKS / 64) as usize;
-/// Pages at most: 32 MiB for one recording, whatever the base claims to be.
+/// The most pages: 32 MiB for one recording, whatever the size of the base.
 const MAX_PAGES: usize = 4096;
-/// Reads that follow each other within this time are one entry.
+/// Adjacent reads within this time, in milliseconds, are one entry.
 const TOGETHER: u32 = 10;
 
-/// When a recording ends by itself.
+/// The limits at which a recording ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Nothing new was read for so long.
+    /// The time without a first read of any block.
     pub idle: Duration,
-    /// It has lasted so long, from the first read on.
+    /// The time since the first read.
     pub longest: Duration,
-    /// So many bytes were read.
+    /// The number of bytes read.
     pub bytes: u64,
 }
 
@@ -43,18 +43,18 @@ pub enum End {
     Time,
     /// See [`Limits::bytes`].
     Bytes,
-    /// There are as many entries as a trace may have, or as much memory in use as a recording may take.
+    /// The trace has its maximum number of entries, or the recording its maximum memory.
     Entries,
-    /// Somebody asked for it.
+    /// The operator ended it, or the worker ends.
     Asked,
 }
 
-/// See the module. Any number of threads note at once.
+/// See the module. Any number of threads may note reads at once.
 pub struct Recorder {
     blocks: u64,
     limits: Limits,
     over: AtomicBool,
-    /// Which blocks were noted; made as they are needed.
+    /// The bitmap of noted blocks, allocated page by page.
     pages: Box<[OnceLock<Box<[AtomicU64]>>]>,
     made: AtomicUsize,
     list: Mutex<List>,
@@ -70,7 +70,7 @@ struct List {
 }
 
 impl Recorder {
-    /// For a base of `size` bytes. It begins with the first read.
+    /// A recorder for a base of `size` bytes. The recording begins with the first read.
     pub fn new(size: u64, limits: Limits) -> Self {
         let blocks = size.div_ceil(BLOCK);
         let pages = blocks.div_ceil(PAGE_BLOCKS) as usize;
@@ -84,7 +84,7 @@ impl Recorder {
         }
     }
 
-    /// Notes a read of `len` bytes of the base at `offset`. One that reads nothing new takes no lock.
+    /// Notes a read of `len` bytes of the base at `offset`. A read without new blocks takes no lock.
     pub fn note(&self, offset: u64, len: u64) {
         self.note_at(offset, len, Instant::now);
     }
@@ -95,7 +95,7 @@ impl Recorder {
         }
         let end = offset.saturating_add(len).div_ceil(BLOCK).min(self.blocks);
         let mut at = offset / BLOCK;
-        // Blocks that nobody noted before, as long as they follow each other.
+        // The current run of adjacent new blocks.
         let (mut from, mut to) = (at, at);
         while at < end {
             let Some(page) = self.page((at / PAGE_BLOCKS) as usize) else {
@@ -146,7 +146,7 @@ impl Recorder {
         list.last = Some(now);
         let at_ms = now.saturating_duration_since(begun).as_millis();
         let at_ms = u32::try_from(at_ms).unwrap_or(u32::MAX);
-        // Threads come here in another order than they looked at the clock.
+        // Threads may get here in another order than they read the clock.
         let at_ms = list.entries.last().map_or(at_ms, |last| last.at_ms.max(at_ms));
         list.blocks += to - from;
         match list.entries.last_mut() {
@@ -167,12 +167,12 @@ impl Recorder {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Ends it, if it has not ended.
+    /// Ends the recording, if it has not ended.
     pub fn end(&self, why: End) {
         self.end_with(&mut self.list.lock(), why);
     }
 
-    /// Why it has ended, when it has; time passes only for whoever asks.
+    /// Why the recording has ended, if it has. Time limits take effect only in this call.
     pub fn ended(&self, now: Instant) -> Option<End> {
         let mut list = self.list.lock();
         let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
@@ -189,7 +189,7 @@ impl Recorder {
         self.list.lock().blocks * BLOCK
     }
 
-    /// What was noted so far.
+    /// The entries so far.
     pub fn entries(&self) -> Vec<TraceEntry> {
         self.list.lock().entries.clone()
     }

@@ -1,6 +1,6 @@
 //! Traces in the store: one file for each base that has one, `traces/N.trace`.
 //!
-//! A trace is worth a faster boot and nothing else: one that cannot be read is as good as none, and is said to be so.
+//! A trace only makes a boot faster. An unreadable trace counts as none, and the error is reported.
 
 use std::io;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use crate::format::layout::{TRACE_SUFFIX, TRACES, trace_file};
 use crate::format::trace::{MAX_FILE, Trace};
 use crate::io::{Medium, Open, read_whole, replace};
 
-/// A trace that is in the store.
+/// A trace file in the store.
 #[derive(Debug)]
-pub struct Saved {
+pub struct SavedTrace {
     /// Number of its base.
     pub base: u64,
     /// Bytes of the file.
     pub file_bytes: u64,
-    /// What is in it, or why it is of no use.
+    /// The trace, or why it cannot be used.
     pub trace: Result<Trace, String>,
 }
 
@@ -27,18 +27,18 @@ pub struct TraceStore {
 }
 
 impl TraceStore {
-    /// In the store on this medium.
+    /// The traces of the store on this medium.
     pub fn new(medium: Arc<dyn Medium>) -> Self {
         Self { medium }
     }
 
-    /// Keeps the trace of a base, durably, instead of the one that it has.
+    /// Saves the trace of a base durably, and replaces the earlier one.
     ///
     /// # Errors
-    /// `InvalidInput` for a trace that is none; what the storage says.
+    /// `InvalidInput` for an invalid trace; errors of the storage.
     pub fn save(&self, base: u64, trace: &Trace) -> io::Result<()> {
         let bytes = trace.encode().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-        // Stores of versions without traces do not have the directory.
+        // A store of a version without traces has no such directory.
         self.medium.make_dir(TRACES)?;
         self.medium.sync_dir(".")?;
         replace(&*self.medium, TRACES, &trace_file(base), &bytes)
@@ -47,15 +47,15 @@ impl TraceStore {
     /// The trace of a base, if it has one.
     ///
     /// # Errors
-    /// `InvalidData` for a file that is no trace; what the storage says.
+    /// `InvalidData` for a file that is no trace; errors of the storage.
     pub fn load(&self, base: u64) -> io::Result<Option<Trace>> {
         self.bytes(base)?.map(|bytes| decode(&bytes)).transpose()
     }
 
-    /// The file of a base's trace as it is, if there is one.
+    /// The bytes of a base's trace file, if there is one.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn bytes(&self, base: u64) -> io::Result<Option<Vec<u8>>> {
         match self.medium.open(&format!("{TRACES}/{}", trace_file(base)), Open::Existing) {
             Ok(file) => read_whole(&*file, MAX_FILE).map(Some),
@@ -67,7 +67,7 @@ impl TraceStore {
     /// Numbers of the bases that have a trace.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn bases(&self) -> io::Result<Vec<u64>> {
         let names = match self.medium.list(TRACES) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -82,8 +82,8 @@ impl TraceStore {
     /// All traces, by the number of the base.
     ///
     /// # Errors
-    /// What the storage says of the directory.
-    pub fn list(&self) -> io::Result<Vec<Saved>> {
+    /// Errors of the storage when it lists the directory.
+    pub fn list(&self) -> io::Result<Vec<SavedTrace>> {
         let mut out = Vec::new();
         for base in self.bases()? {
             let (file_bytes, trace) = match self.bytes(base) {
@@ -91,15 +91,15 @@ impl TraceStore {
                 Ok(None) => continue,
                 Err(error) => (0, Err(error.to_string())),
             };
-            out.push(Saved { base, file_bytes, trace });
+            out.push(SavedTrace { base, file_bytes, trace });
         }
         Ok(out)
     }
 
-    /// Drops the trace of a base; false when it has none.
+    /// Removes the trace of a base; false when it has none.
     ///
     /// # Errors
-    /// What the storage says.
+    /// Errors of the storage.
     pub fn remove(&self, base: u64) -> io::Result<bool> {
         match self.medium.remove(&format!("{TRACES}/{}", trace_file(base))) {
             Ok(()) => self.medium.sync_dir(TRACES).map(|()| true),

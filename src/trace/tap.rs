@@ -1,4 +1,4 @@
-//! Where a recorder is put in and taken out while a disk is read.
+//! The tap of a disk: a recorder can be inserted and removed while the disk is read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,16 +7,16 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{Limits, Recorder};
 
-/// First boots of one base that are recorded at once; the first that ends as one is kept.
+/// The most first boots of one base that are recorded at once. The first recording that proves to be a boot is saved.
 const AT_ONCE: usize = 8;
 
-/// One for each disk. Without a recorder a read costs one load.
+/// Each disk has one. Without a recorder, a read costs one load.
 pub struct Tap {
     disk: u64,
-    /// There is something to do when the base is read.
+    /// A read of the base must look at `slot` or `first`.
     open: AtomicBool,
     slot: RwLock<Slot>,
-    /// To be run at the first read.
+    /// Runs at the first read.
     first: Mutex<Option<First>>,
 }
 
@@ -27,23 +27,23 @@ type First = Box<dyn FnOnce() + Send>;
 pub(super) enum Slot {
     Closed,
     /// The first read begins a recording.
-    Armed(Arc<Arm>),
+    Waiting(Arc<FirstBoots>),
     Recording(Arc<Recorder>),
 }
 
-/// What the disks of a base that nobody booted yet have in common.
-pub(super) struct Arm {
+/// The recordings of first boots of one base, shared by the taps of its disks.
+pub(super) struct FirstBoots {
     size: u64,
     limits: Limits,
     running: Mutex<Vec<(u64, Arc<Recorder>)>>,
 }
 
-impl Arm {
+impl FirstBoots {
     pub(super) fn new(size: u64, limits: Limits) -> Self {
         Self { size, limits, running: Mutex::default() }
     }
 
-    /// A recorder for a disk that begins to read, unless enough others do.
+    /// The recorder for a disk that begins to read; `None` when enough others are being recorded.
     fn begin(&self, disk: u64) -> Option<Arc<Recorder>> {
         let mut running = self.running.lock();
         if let Some((_, recorder)) = running.iter().find(|(of, _)| *of == disk) {
@@ -57,49 +57,50 @@ impl Arm {
         Some(recorder)
     }
 
-    /// Disks that are being recorded, in the order in which they began.
+    /// The disks that are being recorded, in the order of their first reads.
     pub(super) fn running(&self) -> Vec<(u64, Arc<Recorder>)> {
         self.running.lock().clone()
     }
 
-    /// A recording has ended.
+    /// Removes the ended recording of a disk.
     pub(super) fn end(&self, disk: u64) {
         self.running.lock().retain(|(of, _)| *of != disk);
     }
 }
 
 impl Tap {
-    /// Of the disk of that number.
+    /// The tap of disk number `disk`.
     pub fn new(disk: u64) -> Self {
         Self { disk, open: AtomicBool::new(false), slot: RwLock::new(Slot::Closed), first: Mutex::default() }
     }
 
-    /// Notes a read of the base, when somebody records.
+    /// Notes a read of the base, if a recorder is inserted.
     pub fn note(&self, offset: u64, len: u64) {
         if !self.open.load(Ordering::Relaxed) {
             return;
         }
-        let arm = match &*self.slot.read() {
+        let first_boots = match &*self.slot.read() {
             Slot::Closed => None,
             Slot::Recording(recorder) => return recorder.note(offset, len),
-            Slot::Armed(arm) => Some(arm.clone()),
+            Slot::Waiting(first_boots) => Some(first_boots.clone()),
         };
-        let Some(arm) = arm else { return self.first() };
+        let Some(first_boots) = first_boots else { return self.first() };
         let mut slot = self.slot.write();
-        // Others may have come first, with another arm even.
-        if let Slot::Armed(now) = &*slot
-            && Arc::ptr_eq(now, &arm)
-            && let Some(recorder) = arm.begin(self.disk)
+        // Another thread may have changed the slot meanwhile.
+        if let Slot::Waiting(now) = &*slot
+            && Arc::ptr_eq(now, &first_boots)
+            && let Some(recorder) = first_boots.begin(self.disk)
         {
             recorder.note(offset, len);
             *slot = Slot::Recording(recorder);
         }
     }
 
+    /// Runs the action for the first read.
     fn first(&self) {
         let first = self.first.lock().take();
         if let Some(first) = first {
-            // Nothing more to do, unless a recording began meanwhile.
+            // Close the tap, unless a recording began meanwhile.
             let slot = self.slot.write();
             self.open.store(!matches!(*slot, Slot::Closed), Ordering::Relaxed);
             drop(slot);
@@ -107,7 +108,8 @@ impl Tap {
         }
     }
 
-    /// Has `first` run when the base is read, unless a recording begins before that: its reads are to be the guest's own.
+    /// Runs `first` at the first read of the base, unless a recording begins before that: a recording must contain only
+    /// the guest's own reads.
     pub(super) fn at_first_read(&self, first: First) {
         let slot = self.slot.write();
         *self.first.lock() = Some(first);
@@ -115,12 +117,12 @@ impl Tap {
         drop(slot);
     }
 
-    /// Whether somebody records, or will, or wants to know of the first read.
+    /// Whether a read of the base has anything to note.
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Number of the disk.
+    /// The number of the disk.
     pub(super) fn disk(&self) -> u64 {
         self.disk
     }

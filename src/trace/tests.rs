@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use super::{Automatic, End, Limits, Player, RecordError, Recorder, Subject, Tap, TraceStore, Tracer};
+use super::{AutoRecord, End, Limits, Player, RecordError, Recorder, Tap, TraceStore, TracedBase, Tracer};
 use crate::events::{Events, Kind};
 use crate::format::BLOCK;
 use crate::format::record::Digest;
@@ -18,14 +18,14 @@ const SIZE: u64 = 64 << 20;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// A recorder with a clock that the test turns.
-struct Watched {
+/// A recorder with a clock that the test sets.
+struct TestRecorder {
     recorder: Recorder,
     start: Instant,
     ms: AtomicU64,
 }
 
-impl Watched {
+impl TestRecorder {
     fn new(size: u64) -> Self {
         Self {
             recorder: Recorder::new(size, Limits::default()),
@@ -51,47 +51,43 @@ impl Watched {
 
 #[test]
 fn the_first_read_of_a_block_counts_in_order_and_time() {
-    let watched = Watched::new(SIZE);
-    watched.at(500).note(0, 512).note(512, 512);
-    watched.at(520).note(8 * BLOCK + 1, 2 * BLOCK);
-    watched.at(525).note(11 * BLOCK, BLOCK);
-    watched.at(600).note(12 * BLOCK, BLOCK);
-    // What was seen in the middle is left out, on both sides there is something new.
-    watched.at(700).note(7 * BLOCK, 8 * BLOCK).note(0, BLOCK);
-    assert_eq!(watched.entries(), [(0, 1, 0), (8, 4, 20), (12, 1, 100), (7, 1, 200), (13, 2, 200)]);
-    assert_eq!(watched.recorder.bytes(), 9 * BLOCK);
-    // Nothing beyond the end, wherever a read ends.
-    watched.note(SIZE - BLOCK, 10 * BLOCK).note(SIZE, BLOCK).note(u64::MAX - 5, 100).note(50 * BLOCK, 0);
-    assert_eq!(watched.entries()[5..], [(SIZE / BLOCK - 1, 1, 200)]);
+    let test = TestRecorder::new(SIZE);
+    test.at(500).note(0, 512).note(512, 512);
+    test.at(520).note(8 * BLOCK + 1, 2 * BLOCK);
+    test.at(525).note(11 * BLOCK, BLOCK);
+    test.at(600).note(12 * BLOCK, BLOCK);
+    // Blocks that were read before are omitted; there are new blocks on both sides of them.
+    test.at(700).note(7 * BLOCK, 8 * BLOCK).note(0, BLOCK);
+    assert_eq!(test.entries(), [(0, 1, 0), (8, 4, 20), (12, 1, 100), (7, 1, 200), (13, 2, 200)]);
+    assert_eq!(test.recorder.bytes(), 9 * BLOCK);
+    // No block beyond the end is noted.
+    test.note(SIZE - BLOCK, 10 * BLOCK).note(SIZE, BLOCK).note(u64::MAX - 5, 100).note(50 * BLOCK, 0);
+    assert_eq!(test.entries()[5..], [(SIZE / BLOCK - 1, 1, 200)]);
 }
 
 #[test]
-fn an_odd_end_is_a_block() {
-    let watched = Watched::new(BLOCK + 1);
-    watched.note(0, 10 * BLOCK);
-    assert_eq!(watched.entries(), [(0, 2, 0)]);
+fn a_short_last_block_is_noted_as_a_block() {
+    let test = TestRecorder::new(BLOCK + 1);
+    test.note(0, 10 * BLOCK);
+    assert_eq!(test.entries(), [(0, 2, 0)]);
 }
 
 #[test]
 fn recordings_end_by_themselves() {
     let ms = Duration::from_millis;
     let begun = || {
-        let watched = Watched::new(4 << 30);
-        assert_eq!(
-            watched.recorder.ended(watched.now() + Duration::from_secs(9999)),
-            None,
-            "nothing was read"
-        );
-        watched.note(0, BLOCK);
-        watched
+        let test = TestRecorder::new(4 << 30);
+        assert_eq!(test.recorder.ended(test.now() + Duration::from_secs(9999)), None, "nothing was read");
+        test.note(0, BLOCK);
+        test
     };
     let idle = begun();
     assert_eq!(idle.recorder.ended(idle.now() + ms(29_999)), None);
-    // What was read before is nothing new.
+    // A repeated read notes nothing.
     idle.at(20_000).note(0, BLOCK);
     assert_eq!(idle.recorder.ended(idle.start + ms(30_000)), Some(End::Idle));
     idle.note(BLOCK, BLOCK);
-    assert_eq!(idle.entries().len(), 1, "it is over");
+    assert_eq!(idle.entries().len(), 1, "the recording has ended");
 
     let long = begun();
     for second in 1..300 {
@@ -113,17 +109,17 @@ fn recordings_end_by_themselves() {
 }
 
 #[test]
-fn memory_is_bounded_whatever_the_base_claims_to_be() {
-    let watched = Watched::new(1 << 46);
+fn memory_is_bounded_whatever_the_size_of_the_base() {
+    let test = TestRecorder::new(1 << 46);
     for page in 0..5000 {
-        watched.note(page << 28, BLOCK);
+        test.note(page << 28, BLOCK);
     }
-    assert_eq!(watched.recorder.ended(watched.now()), Some(End::Entries));
-    assert_eq!(watched.entries().len(), 4096);
+    assert_eq!(test.recorder.ended(test.now()), Some(End::Entries));
+    assert_eq!(test.entries().len(), 4096);
 }
 
 #[test]
-fn threads_that_read_the_same_note_each_block_once() {
+fn threads_that_read_the_same_blocks_note_each_block_once() {
     let recorder = Arc::new(Recorder::new(SIZE, Limits::default()));
     let threads: Vec<_> = (0..4u64)
         .map(|seed| {
@@ -151,11 +147,11 @@ proptest! {
     #[test]
     fn a_recording_agrees_with_a_flat_list(reads in proptest::collection::vec((0..300_000u64, 0..20_000u64), 0..60)) {
         let size = 290_000;
-        let watched = Watched::new(size);
+        let test = TestRecorder::new(size);
         let mut seen = std::collections::BTreeSet::new();
         let mut order = Vec::new();
         for (offset, len) in reads {
-            watched.note(offset, len);
+            test.note(offset, len);
             let end = (offset + len).min(size.next_multiple_of(BLOCK));
             for block in offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK) {
                 if seen.insert(block) {
@@ -163,13 +159,13 @@ proptest! {
                 }
             }
         }
-        let entries = watched.recorder.entries();
+        let entries = test.recorder.entries();
         let noted: Vec<u64> = entries.iter().flat_map(|e| e.first..e.first + e.blocks).collect();
         prop_assert_eq!(noted, order);
     }
 
     #[test]
-    fn a_player_fetches_all_of_a_trace_and_little_else(
+    fn a_player_fetches_all_blocks_of_a_trace_and_only_small_gaps_besides(
         list in proptest::collection::vec((0..4000u64, 1..40u64), 0..200), cut in 1..5000u64,
     ) {
         let entries: Vec<_> =
@@ -184,7 +180,7 @@ proptest! {
         for range in &ranges {
             prop_assert!(range.start < range.end && range.end <= size && range.end - range.start <= MIB);
         }
-        // Nothing is farther from what is wanted than a gap.
+        // Every other block lies within a gap's distance of a wanted block.
         for block in fetched.difference(&wanted) {
             let near = wanted.range(block.saturating_sub(16)..block + 17).next();
             prop_assert!(near.is_some(), "block {}", block);
@@ -204,7 +200,7 @@ fn a_player_merges_neighbours_of_a_window_and_keeps_the_order_of_windows() {
             entry(32 * MIB, 256 * KIB),
             entry(0, 4 * KIB),
             entry(64 * KIB, 252 * KIB),
-            // The second window: next to what the first had, but later.
+            // The second window: adjacent to a piece of the first, but fetched later.
             entry(32 * MIB + 256 * KIB, 512 * KIB),
             entry(40 * MIB, 3 * MIB),
         ]),
@@ -219,17 +215,17 @@ fn a_player_merges_neighbours_of_a_window_and_keeps_the_order_of_windows() {
     assert_eq!(rest, [40 * MIB..41 * MIB, 41 * MIB..42 * MIB, 42 * MIB..43 * MIB]);
 }
 
-fn subject(base: u64) -> Subject {
-    Subject { base, name: format!("b{base}"), size: SIZE, origin: Origin::Unknown }
+fn subject(base: u64) -> TracedBase {
+    TracedBase { base, name: format!("b{base}"), size: SIZE, origin: Origin::Unknown }
 }
 
-fn tracer(medium: &SimMedium, automatic: Automatic) -> (Tracer, Events) {
+fn tracer(medium: &SimMedium, automatic: AutoRecord) -> (Tracer, Events) {
     let events = Events::new();
     let store = TraceStore::new(Arc::new(medium.clone()));
     (Tracer::new(store, Limits::default(), automatic, events.clone()), events)
 }
 
-/// What a boot looks like.
+/// Reads like a boot.
 fn boot(tap: &Tap) {
     for n in 0..300u64 {
         tap.note(n * 7919 % (SIZE / BLOCK) * BLOCK, BLOCK);
@@ -242,11 +238,11 @@ fn later() -> Instant {
 
 #[test]
 fn the_first_boot_of_a_base_becomes_its_trace() {
-    let (tracer, events) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let (tracer, events) = tracer(&SimMedium::new(1), AutoRecord::Yes);
     let taps: Vec<_> = (1..=3).map(|disk| Arc::new(Tap::new(disk))).collect();
     taps.iter().for_each(|tap| tracer.attached(tap, false, &subject(9)));
     assert!(taps.iter().all(|tap| tap.is_open()));
-    // Not the first that was there, and not the first that read something.
+    // The boot is not that of the first disk, nor of the first that read anything.
     taps[0].note(0, BLOCK);
     boot(&taps[1]);
     taps[0].note(0, 2 * BLOCK);
@@ -259,7 +255,7 @@ fn the_first_boot_of_a_base_becomes_its_trace() {
     assert!(!tracer.is_recording() && taps.iter().all(|tap| !tap.is_open()));
     let told = &events.recent(0)[0].event;
     assert_eq!((told.kind, told.bytes), (Kind::TraceRecorded, Some(300 * BLOCK)));
-    // It has one now.
+    // The base has a trace now.
     tracer.attached(&taps[0], false, &subject(9));
     assert!(!taps[0].is_open());
     assert_eq!(tracer.player(&subject(9)).expect("a player").left(), 300 * BLOCK);
@@ -270,20 +266,20 @@ fn the_first_boot_of_a_base_becomes_its_trace() {
 }
 
 #[test]
-fn what_is_no_first_boot_is_not_kept() {
+fn a_recording_that_is_no_first_boot_is_not_saved() {
     let medium = SimMedium::new(1);
-    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    let (tracer, _) = tracer(&medium, AutoRecord::Yes);
     let (written, one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)), Arc::new(Tap::new(3)));
     tracer.attached(&written, true, &subject(9));
     assert!(!written.is_open(), "it was booted before");
     tracer.attached(&one, false, &subject(9));
     tracer.attached(&two, false, &subject(9));
-    // Somebody looks at a partition table.
+    // A program reads a partition table.
     one.note(0, 64 * KIB);
     tracer.tick(later());
     assert!(tracer.store().load(9).expect("reads").is_none());
     assert!(one.is_open() && two.is_open());
-    // Somebody copies the disk.
+    // A program copies the disk.
     for at in (0..SIZE).step_by(MIB as usize) {
         one.note(at, MIB);
     }
@@ -295,13 +291,13 @@ fn what_is_no_first_boot_is_not_kept() {
     boot(&two);
     tracer.close();
     assert_eq!(tracer.store().load(9).expect("reads").expect("a trace").blocks(), 300);
-    // The next worker knows.
-    let (next, _) = super::tests::tracer(&medium, Automatic::Yes);
+    // The next worker finds the trace.
+    let (next, _) = super::tests::tracer(&medium, AutoRecord::Yes);
     next.attached(&one, false, &subject(9));
     assert!(!one.is_open());
     next.attached(&one, false, &subject(10));
     assert!(one.is_open());
-    // Its disks were removed.
+    // The disks of the base were removed.
     drop(one);
     next.tick(Instant::now());
     assert!(!next.is_recording());
@@ -309,10 +305,10 @@ fn what_is_no_first_boot_is_not_kept() {
 
 #[test]
 fn of_many_first_boots_at_once_a_few_are_recorded() {
-    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let (tracer, _) = tracer(&SimMedium::new(1), AutoRecord::Yes);
     let taps: Vec<_> = (1..=50).map(|disk| Arc::new(Tap::new(disk))).collect();
     taps.iter().for_each(|tap| tracer.attached(tap, false, &subject(9)));
-    // All are armed, and the last is as good as the first.
+    // Any of them may be recorded; the last begins first.
     taps.iter().rev().for_each(|tap| boot(tap));
     assert_eq!(tracer.recording(), (43..=50).rev().collect::<Vec<_>>());
     tracer.tick(later());
@@ -321,8 +317,8 @@ fn of_many_first_boots_at_once_a_few_are_recorded() {
 }
 
 #[test]
-fn whoever_asks_gets_a_recording() {
-    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::No);
+fn a_requested_recording_is_saved_whatever_it_contains() {
+    let (tracer, _) = tracer(&SimMedium::new(1), AutoRecord::No);
     let (one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)));
     tracer.attached(&one, false, &subject(9));
     assert!(!one.is_open());
@@ -340,14 +336,14 @@ fn whoever_asks_gets_a_recording() {
 }
 
 #[test]
-fn whoever_asks_goes_before_what_began_by_itself() {
-    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+fn a_requested_recording_replaces_an_automatic_one() {
+    let (tracer, _) = tracer(&SimMedium::new(1), AutoRecord::Yes);
     let (one, two) = (Arc::new(Tap::new(1)), Arc::new(Tap::new(2)));
     tracer.attached(&one, false, &subject(9));
     boot(&one);
     tracer.record(&two, subject(9)).expect("begins");
     assert!(!one.is_open() && two.is_open());
-    // Another disk that comes is not noted.
+    // A disk that is attached later is not recorded.
     let three = Arc::new(Tap::new(3));
     tracer.attached(&three, false, &subject(9));
     assert!(!three.is_open());
@@ -358,21 +354,21 @@ fn whoever_asks_goes_before_what_began_by_itself() {
 
 #[test]
 fn a_trace_of_another_image_is_not_played() {
-    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let (tracer, _) = tracer(&SimMedium::new(1), AutoRecord::Yes);
     let digest = |n| Origin::Digest(Digest::Sha256([n; 32]));
     let entries = vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }];
     tracer.save(9, &Trace { origin: digest(1), ..trace(entries) }).expect("saves");
-    assert!(tracer.player(&Subject { origin: digest(1), ..subject(9) }).is_some());
+    assert!(tracer.player(&TracedBase { origin: digest(1), ..subject(9) }).is_some());
     assert!(tracer.player(&subject(9)).is_some());
-    assert!(tracer.player(&Subject { origin: digest(2), ..subject(9) }).is_none());
-    assert!(tracer.player(&Subject { size: SIZE + 1, ..subject(9) }).is_none());
+    assert!(tracer.player(&TracedBase { origin: digest(2), ..subject(9) }).is_none());
+    assert!(tracer.player(&TracedBase { size: SIZE + 1, ..subject(9) }).is_none());
     assert!(tracer.player(&subject(8)).is_none());
 }
 
 #[test]
-fn a_damaged_trace_is_named_and_not_played() {
+fn a_damaged_trace_is_reported_and_not_played() {
     let medium = SimMedium::new(1);
-    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    let (tracer, _) = tracer(&medium, AutoRecord::Yes);
     tracer.save(9, &trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }])).expect("saves");
     medium.open("traces/9.trace", Open::Existing).expect("a file").write_at(&[1], 50).expect("writes");
     assert!(tracer.player(&subject(9)).is_none());
@@ -385,7 +381,7 @@ fn a_damaged_trace_is_named_and_not_played() {
 #[test]
 fn a_full_store_loses_the_recording_and_nothing_else() {
     let medium = SimMedium::new(1);
-    let (tracer, events) = tracer(&medium, Automatic::Yes);
+    let (tracer, events) = tracer(&medium, AutoRecord::Yes);
     let old = trace(vec![TraceEntry { first: 0, blocks: 1, at_ms: 0 }]);
     tracer.save(9, &old).expect("saves");
     let tap = Arc::new(Tap::new(1));
@@ -404,7 +400,7 @@ fn a_full_store_loses_the_recording_and_nothing_else() {
 fn after_a_power_cut_there_is_the_old_trace_or_the_new_one() {
     let one = |first| trace(vec![TraceEntry { first, blocks: 1, at_ms: 0 }]);
     let medium = SimMedium::new(1);
-    let (tracer, _) = tracer(&medium, Automatic::Yes);
+    let (tracer, _) = tracer(&medium, AutoRecord::Yes);
     let rng = Mutex::new(Rng::new(5));
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (cut, cuts) = (medium.clone(), seen.clone());
@@ -431,7 +427,7 @@ fn after_a_power_cut_there_is_the_old_trace_or_the_new_one() {
 
 #[test]
 fn a_trace_is_played_at_the_first_read_of_each_disk() {
-    let (tracer, _) = tracer(&SimMedium::new(1), Automatic::Yes);
+    let (tracer, _) = tracer(&SimMedium::new(1), AutoRecord::Yes);
     let played = Arc::new(Mutex::new(Vec::new()));
     let list = played.clone();
     tracer.prefetch_with(move |base| list.lock().push(base));
@@ -440,7 +436,7 @@ fn a_trace_is_played_at_the_first_read_of_each_disk() {
     tracer.attached(&one, false, &subject(9));
     tracer.attached(&two, true, &subject(9));
     tracer.attached(&bare, true, &subject(10));
-    assert!(played.lock().is_empty(), "nobody reads yet");
+    assert!(played.lock().is_empty(), "no disk reads yet");
     for tap in [&one, &one, &two, &bare] {
         tap.note(0, BLOCK);
     }

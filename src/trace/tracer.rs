@@ -1,8 +1,8 @@
-//! Which boots are recorded, and what becomes of the recordings.
+//! Decides which boots are recorded, and which recordings are saved.
 //!
-//! A base without a trace gets one from the first boot: of all disks on it that were never written to, the first of
-//! which what it read looks like a boot when it ends. A look at a partition table is too little, a copy of the disk
-//! jumps too rarely. Whoever asks for a recording gets it, whatever it is.
+//! A base without a trace gets one from its first boot. plyfs records the disks on it that were never written to, and
+//! saves the first recording that looks like a boot. A look at a partition table reads too little; a copy of the disk
+//! jumps too rarely. A recording that the operator requested is saved in any case.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,74 +11,75 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::tap::{Arm, Slot};
+use super::tap::{FirstBoots, Slot};
 use super::{End, Limits, Player, Recorder, Tap, TraceStore};
 use crate::events::{Event, Events, Kind};
 use crate::format::BLOCK;
 use crate::format::trace::{Origin, Trace};
 use crate::io::sys;
 
-/// A recording of less is no boot.
+/// The smallest boot, bytes.
 const SMALLEST_BOOT: u64 = 1 << 20;
-/// Whoever reads so many bytes between two jumps copies.
+/// A recording with this many bytes per jump is a copy of the disk, no boot.
 const COPY: u64 = 1 << 20;
 
-/// Whether first boots are recorded without being asked.
+/// Whether first boots are recorded without a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Automatic {
+pub enum AutoRecord {
     /// They are.
     Yes,
-    /// Only who asks gets a recording.
+    /// Only requested recordings are made.
     No,
 }
 
 /// The base of a recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct TracedBase {
     /// Its number.
     pub base: u64,
     /// Its name.
     pub name: String,
     /// Bytes of its virtual disk.
     pub size: u64,
-    /// Which image it is.
+    /// Identifies the image.
     pub origin: Origin,
 }
 
+/// A recording of a base that is under way, or waits for a first read.
 struct Session {
-    subject: Subject,
+    subject: TracedBase,
     taps: Vec<Weak<Tap>>,
-    how: How,
+    trigger: Trigger,
 }
 
-enum How {
-    /// Somebody asked for a recording of the only tap's disk.
-    Asked(Arc<Recorder>),
+enum Trigger {
+    /// A request to record the disk of the only tap.
+    Requested(Arc<Recorder>),
     /// The first boot of any of the taps' disks.
-    Automatic(Arc<Arm>),
+    Automatic(Arc<FirstBoots>),
 }
 
-/// A recording that has ended and is kept.
+/// A recording that has ended and was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
+pub struct SavedRecording {
     /// Number of the base.
     pub base: u64,
     /// Its name.
     pub name: String,
     /// Entries of the trace.
     pub entries: usize,
-    /// Bytes that they name.
+    /// Bytes in the entries.
     pub bytes: u64,
-    /// Milliseconds from the first to the last.
+    /// Milliseconds from the first entry to the last.
     pub duration_ms: u32,
     /// Why it ended.
     pub end: End,
 }
 
-/// Why a recording cannot begin, or cannot end well.
+/// Why a recording cannot begin or cannot be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// One is under way for this base.
+    /// Another recording of this base is under way.
     #[error("a recording of base {base} by disk number {disk} is under way")]
     UnderWay {
         /// The base.
@@ -89,10 +90,10 @@ pub enum RecordError {
     /// This disk is not being recorded.
     #[error("nothing is being recorded")]
     None,
-    /// The disk did not read anything of its base.
+    /// The disk read nothing from its base.
     #[error("nothing was read from the base")]
     Empty,
-    /// It could not be kept.
+    /// The trace could not be saved.
     #[error("the trace cannot be saved: {0}")]
     Io(#[from] io::Error),
 }
@@ -101,7 +102,7 @@ pub enum RecordError {
 pub struct Tracer {
     store: TraceStore,
     limits: Limits,
-    automatic: Automatic,
+    automatic: AutoRecord,
     events: Events,
     sessions: Mutex<Vec<Session>>,
     /// Bases that have a trace, readable or not.
@@ -109,14 +110,14 @@ pub struct Tracer {
     prefetch: OnceLock<Prefetch>,
 }
 
-/// Given the number of a base that has a trace and begins to be read. Must not wait.
+/// Called with the number of a base that has a trace when a disk begins to read it. Must not wait.
 type Prefetch = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Tracer {
-    /// With the traces that are in the store.
-    pub fn new(store: TraceStore, limits: Limits, automatic: Automatic, events: Events) -> Self {
+    /// A tracer over the traces in the store.
+    pub fn new(store: TraceStore, limits: Limits, automatic: AutoRecord, events: Events) -> Self {
         let known = store.bases().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the traces in the store cannot be listed");
+            tracing::warn!(%error, "the traces in the store cannot be listed; they are not played");
             Vec::new()
         });
         let known = Mutex::new(known.into_iter().collect());
@@ -129,14 +130,14 @@ impl Tracer {
         &self.store
     }
 
-    /// From now on `prefetch` is told when a disk whose base has a trace is read for the first time.
+    /// From now on calls `prefetch` at the first read of each disk whose base has a trace.
     pub fn prefetch_with(&self, prefetch: impl Fn(u64) + Send + Sync + 'static) {
         let _ = self.prefetch.set(Arc::new(prefetch));
     }
 
-    /// A disk is there to be read. When it was never written to and its base has no trace, its first boot may become
-    /// that; when there is a trace, it is played at the first read. Does not wait.
-    pub fn attached(&self, tap: &Arc<Tap>, written: bool, subject: &Subject) {
+    /// A disk was attached. If its base has a trace, the trace is played at the first read. If not, and the disk was never
+    /// written to, its first boot may become the trace. Does not wait.
+    pub fn attached(&self, tap: &Arc<Tap>, written: bool, subject: &TracedBase) {
         if let Some(prefetch) = self.prefetch.get()
             && self.known.lock().contains(&subject.base)
         {
@@ -144,32 +145,32 @@ impl Tracer {
             tap.at_first_read(Box::new(move || prefetch(base)));
             return;
         }
-        if self.automatic == Automatic::No || written || self.known.lock().contains(&subject.base) {
+        if self.automatic == AutoRecord::No || written || self.known.lock().contains(&subject.base) {
             return;
         }
         let mut sessions = self.sessions.lock();
         let at = sessions.iter().position(|session| session.subject.base == subject.base);
         let at = at.unwrap_or_else(|| {
-            let how = How::Automatic(Arc::new(Arm::new(subject.size, self.limits)));
-            sessions.push(Session { subject: subject.clone(), taps: Vec::new(), how });
+            let trigger = Trigger::Automatic(Arc::new(FirstBoots::new(subject.size, self.limits)));
+            sessions.push(Session { subject: subject.clone(), taps: Vec::new(), trigger });
             sessions.len() - 1
         });
         let session = &mut sessions[at];
-        if let How::Automatic(arm) = &session.how {
-            tap.set(Slot::Armed(arm.clone()));
+        if let Trigger::Automatic(first_boots) = &session.trigger {
+            tap.set(Slot::Waiting(first_boots.clone()));
             session.taps.retain(|other| other.strong_count() > 0 && other.as_ptr() != Arc::as_ptr(tap));
             session.taps.push(Arc::downgrade(tap));
         }
     }
 
-    /// Records what a disk reads from now on as the trace of its base.
+    /// Records the reads of a disk from now on, as the trace of its base.
     ///
     /// # Errors
-    /// `UnderWay` when somebody asked for a recording of this base before.
-    pub fn record(&self, tap: &Arc<Tap>, subject: Subject) -> Result<(), RecordError> {
+    /// `UnderWay` when a requested recording of this base is under way.
+    pub fn record(&self, tap: &Arc<Tap>, subject: TracedBase) -> Result<(), RecordError> {
         let mut sessions = self.sessions.lock();
         if let Some(at) = sessions.iter().position(|session| session.subject.base == subject.base) {
-            if matches!(sessions[at].how, How::Asked(_)) {
+            if matches!(sessions[at].trigger, Trigger::Requested(_)) {
                 let disk = sessions[at].taps.first().and_then(Weak::upgrade).map_or(0, |tap| tap.disk());
                 return Err(RecordError::UnderWay { base: subject.name, disk });
             }
@@ -177,16 +178,19 @@ impl Tracer {
         }
         let recorder = Arc::new(Recorder::new(subject.size, self.limits));
         tap.set(Slot::Recording(recorder.clone()));
-        sessions.push(Session { subject, taps: vec![Arc::downgrade(tap)], how: How::Asked(recorder) });
+        sessions.push(Session {
+            subject,
+            taps: vec![Arc::downgrade(tap)],
+            trigger: Trigger::Requested(recorder),
+        });
         Ok(())
     }
 
-    /// Ends a recording that was asked for, or one that began by itself, of what this disk reads, and keeps it. May
-    /// wait for the store.
+    /// Ends the recording of a disk, requested or not, and saves it. May wait for the store.
     ///
     /// # Errors
-    /// `None` when there is none, `Empty` when the disk has read nothing, `Io` when it cannot be kept.
-    pub fn stop(&self, disk: u64) -> Result<Recorded, RecordError> {
+    /// `None` when there is none, `Empty` when the disk has read nothing, `Io` when it cannot be saved.
+    pub fn stop(&self, disk: u64) -> Result<SavedRecording, RecordError> {
         let (session, recorder) = {
             let mut sessions = self.sessions.lock();
             let found = sessions.iter().enumerate().find_map(|(at, session)| {
@@ -201,24 +205,24 @@ impl Tracer {
         };
         session.close();
         recorder.end(End::Asked);
-        self.keep(&session.subject, &recorder, End::Asked)
+        self.save_recording(&session.subject, &recorder, End::Asked)
     }
 
-    /// Whether there is anything to do for [`tick`](Self::tick).
+    /// Whether [`tick`](Self::tick) has work.
     pub fn is_recording(&self) -> bool {
         !self.sessions.lock().is_empty()
     }
 
-    /// Numbers of the disks that are being recorded.
+    /// The numbers of the disks that are being recorded.
     pub fn recording(&self) -> Vec<u64> {
         self.sessions.lock().iter().flat_map(Session::recorders).map(|(disk, _)| disk).collect()
     }
 
-    /// Keeps the recordings that have ended. To be called every second or so; may wait for the store.
+    /// Saves the recordings that have ended. To be called about once a second; may wait for the store.
     pub fn tick(&self, now: Instant) {
         let mut kept = Vec::new();
         self.sessions.lock().retain(|session| {
-            // A base that was removed, or whose disks were.
+            // The base or all its disks were removed.
             if session.taps.iter().all(|tap| tap.strong_count() == 0) {
                 return false;
             }
@@ -227,11 +231,14 @@ impl Tracer {
                 .into_iter()
                 .filter_map(|(disk, recorder)| recorder.ended(now).map(|end| (disk, recorder, end)));
             for (disk, recorder, end) in ended {
-                match &session.how {
-                    How::Automatic(arm) if !is_a_boot(&recorder, end) => {
-                        let slot =
-                            if is_a_copy(&recorder, end) { Slot::Closed } else { Slot::Armed(arm.clone()) };
-                        arm.end(disk);
+                match &session.trigger {
+                    Trigger::Automatic(first_boots) if !is_a_boot(&recorder, end) => {
+                        let slot = if is_a_copy(&recorder, end) {
+                            Slot::Closed
+                        } else {
+                            Slot::Waiting(first_boots.clone())
+                        };
+                        first_boots.end(disk);
                         session.tap_of(disk).into_iter().for_each(|tap| tap.set(slot.clone()));
                     }
                     _ => {
@@ -244,34 +251,41 @@ impl Tracer {
             true
         });
         for (subject, recorder, end) in kept {
-            self.keep_or_say(&subject, &recorder, end);
+            self.save_or_warn(&subject, &recorder, end);
         }
     }
 
-    /// Keeps what is being recorded: the worker ends. May wait for the store.
+    /// Ends and saves all recordings, because the worker ends. May wait for the store.
     pub fn close(&self) {
         let sessions = std::mem::take(&mut *self.sessions.lock());
         for session in sessions {
             session.close();
             for (_, recorder) in session.recorders() {
                 recorder.end(End::Asked);
-                if matches!(session.how, How::Asked(_)) || is_a_boot(&recorder, End::Asked) {
-                    self.keep_or_say(&session.subject, &recorder, End::Asked);
+                if matches!(session.trigger, Trigger::Requested(_)) || is_a_boot(&recorder, End::Asked) {
+                    self.save_or_warn(&session.subject, &recorder, End::Asked);
                     break;
                 }
             }
         }
     }
 
-    fn keep_or_say(&self, subject: &Subject, recorder: &Recorder, end: End) {
-        match self.keep(subject, recorder, end) {
+    fn save_or_warn(&self, subject: &TracedBase, recorder: &Recorder, end: End) {
+        match self.save_recording(subject, recorder, end) {
             Ok(_) | Err(RecordError::Empty) => {}
-            Err(error) => tracing::warn!(base = subject.name, %error, "a recording is lost"),
+            Err(error) => {
+                tracing::warn!(base = subject.name, %error, "the recording of a boot cannot be saved and is lost")
+            }
         }
     }
 
-    fn keep(&self, subject: &Subject, recorder: &Recorder, end: End) -> Result<Recorded, RecordError> {
-        let Subject { base, name, size, origin } = subject.clone();
+    fn save_recording(
+        &self,
+        subject: &TracedBase,
+        recorder: &Recorder,
+        end: End,
+    ) -> Result<SavedRecording, RecordError> {
+        let TracedBase { base, name, size, origin } = subject.clone();
         let entries = recorder.entries();
         if entries.is_empty() {
             return Err(RecordError::Empty);
@@ -283,10 +297,10 @@ impl Tracer {
         let event = Event::of_base(Kind::TraceRecorded, &name).bytes(bytes).count(count as u64);
         self.events.emit(event);
         tracing::info!(base = name, entries = count, bytes, ?end, "a trace was recorded");
-        Ok(Recorded { base, name, entries: count, bytes, duration_ms: trace.duration_ms(), end })
+        Ok(SavedRecording { base, name, entries: count, bytes, duration_ms: trace.duration_ms(), end })
     }
 
-    /// Keeps a trace as that of a base.
+    /// Saves a trace as that of a base.
     ///
     /// # Errors
     /// As [`TraceStore::save`].
@@ -296,7 +310,7 @@ impl Tracer {
         Ok(())
     }
 
-    /// Drops the trace of a base; false when it has none. The next first boot is recorded.
+    /// Removes the trace of a base; false when it has none. The next first boot is recorded.
     ///
     /// # Errors
     /// As [`TraceStore::remove`].
@@ -306,8 +320,8 @@ impl Tracer {
         Ok(removed)
     }
 
-    /// What to fetch for a boot on this base, when there is a trace for it. Reads the store.
-    pub fn player(&self, subject: &Subject) -> Option<Player> {
+    /// A player for a boot on this base, if there is a trace for it. Reads the store.
+    pub fn player(&self, subject: &TracedBase) -> Option<Player> {
         if !self.known.lock().contains(&subject.base) {
             return None;
         }
@@ -317,7 +331,7 @@ impl Tracer {
             }
             Ok(_) => None,
             Err(error) => {
-                tracing::warn!(base = subject.name, %error, "the trace is not used");
+                tracing::warn!(base = subject.name, %error, "the trace of a base cannot be read and is not played; record it again");
                 None
             }
         }
@@ -325,7 +339,7 @@ impl Tracer {
 }
 
 impl Session {
-    /// Nothing more is noted.
+    /// Removes the recorders from all taps.
     fn close(&self) {
         for tap in self.taps.iter().filter_map(Weak::upgrade) {
             tap.set(Slot::Closed);
@@ -336,11 +350,11 @@ impl Session {
         self.taps.iter().filter_map(Weak::upgrade).find(|tap| tap.disk() == disk)
     }
 
-    /// Which disks are being recorded.
+    /// The disks that are being recorded, with their recorders.
     fn recorders(&self) -> Vec<(u64, Arc<Recorder>)> {
-        match &self.how {
-            How::Automatic(arm) => arm.running(),
-            How::Asked(recorder) => {
+        match &self.trigger {
+            Trigger::Automatic(first_boots) => first_boots.running(),
+            Trigger::Requested(recorder) => {
                 let disk = self.taps.first().and_then(Weak::upgrade).map(|tap| tap.disk());
                 disk.map(|disk| (disk, recorder.clone())).into_iter().collect()
             }
@@ -348,13 +362,14 @@ impl Session {
     }
 }
 
-/// Somebody reads all of a disk, from one end to the other.
+/// Whether a recording looks like a copy of the whole disk.
 fn is_a_copy(recorder: &Recorder, end: End) -> bool {
     let entries = recorder.entries();
     let jumps = entries.windows(2).filter(|pair| pair[0].first + pair[0].blocks != pair[1].first).count();
     matches!(end, End::Bytes | End::Entries) || recorder.bytes() / (jumps as u64 + 1) >= COPY
 }
 
+/// Whether a recording looks like a boot.
 fn is_a_boot(recorder: &Recorder, end: End) -> bool {
     recorder.bytes() >= SMALLEST_BOOT && !is_a_copy(recorder, end)
 }

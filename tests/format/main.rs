@@ -1,7 +1,7 @@
-//! Image files as other programs make them, read byte by byte and compared with what those programs read.
+//! Reads images made by other programs and compares every byte with what those programs read.
 //!
-//! Needs qemu-img and qemu-io. `PLYFS_EVERY_IMAGE=1` makes every combination (1867 images of qcow2 alone, some
-//! minutes) instead of a sample in which each pair of settings occurs.
+//! Needs qemu-img and qemu-io. `PLYFS_EVERY_IMAGE=1` tests every combination of settings (1867 images of qcow2 alone,
+//! some minutes) instead of a sample in which each pair of settings occurs.
 
 mod qcow2;
 mod vmdk;
@@ -15,31 +15,31 @@ use plyfs::image::{self, Chain, Extent, Format, HEAD, Image};
 use plyfs::source::{FileSource, Source};
 use tempfile::TempDir;
 
-fn every() -> bool {
+fn all_combinations() -> bool {
     std::env::var_os("PLYFS_EVERY_IMAGE").is_some()
 }
 
-/// Not /tmp, which may be small.
+/// A temporary directory; not in /tmp, which may be small.
 fn directory() -> TempDir {
     tempfile::tempdir_in("/var/tmp").expect("a temporary directory")
 }
 
-/// Runs it; what it says is in the panic.
+/// Runs a program; panics with its output if it fails.
 fn run(program: &str, args: &[&str]) {
     let out = Command::new(program).args(args).output().unwrap_or_else(|error| {
         panic!("{program}: {error}; apt-get install qemu-utils");
     });
-    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{program} {args:?}: {said}");
-    // qemu-io reports a failed command, and succeeds.
-    assert!(!said.contains("failed") && !said.contains("Invalid"), "{program} {args:?}: {said}");
+    let output = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{program} {args:?}: {output}");
+    // qemu-io reports a failed command but exits with 0.
+    assert!(!output.contains("failed") && !output.contains("Invalid"), "{program} {args:?}: {output}");
 }
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Numbers that are the same in every run.
+/// Pseudorandom numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -54,7 +54,7 @@ impl Numbers {
     }
 }
 
-/// Data as disks have it: text that compresses, bytes that do not, holes.
+/// Data like that of a disk: compressible text, random bytes, holes.
 fn disk_bytes(len: usize, numbers: &mut Numbers) -> Vec<u8> {
     let mut out = Vec::with_capacity(len + 128 * 1024);
     while out.len() < len {
@@ -83,10 +83,10 @@ fn open(format: Format, path: &Path, chain: Chain) -> (Arc<dyn Image>, Arc<dyn S
     (image, source)
 }
 
-/// The bytes of a range, of images on top of each other.
 /// An image and its file.
 type Part = (Arc<dyn Image>, Arc<dyn Source>);
 
+/// Reads a range of a chain of images, the top one first.
 fn read(chain: &[Part], offset: u64, out: &mut [u8]) {
     let Some(((image, source), under)) = chain.split_first() else { return out.fill(0) };
     let (mut at, mut inflated, mut which) = (0, Vec::new(), None);
@@ -120,7 +120,7 @@ fn read(chain: &[Part], offset: u64, out: &mut [u8]) {
     }
 }
 
-/// Reads all of it, in steps of some odd length, and compares with what `qemu-img convert` makes of it.
+/// Reads the entire image, also in steps of an odd length, and compares it with the output of `qemu-img convert`.
 fn same_as_qemu(what: &str, format: Format, paths: &[PathBuf]) {
     let raw = paths[0].with_extension("expected");
     run("qemu-img", &["convert", "-f", format.name(), "-O", "raw", text(&paths[0]), text(&raw)]);

@@ -1,4 +1,4 @@
-//! Every qcow2 image that qemu-img can make.
+//! qcow2 images with every setting of qemu-img.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use plyfs::image::Format;
 
-use super::{Numbers, directory, disk_bytes, every, run, same_as_qemu, text};
+use super::{Numbers, all_combinations, directory, disk_bytes, run, same_as_qemu, text};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Kind {
@@ -16,9 +16,9 @@ struct Kind {
     extended: bool,
     preallocation: &'static str,
     size: u64,
-    /// Written into afterwards: data, zeros, discards, compressed clusters, with a snapshot in the middle.
+    /// Written afterwards: data, zeros, discards, compressed clusters, with a snapshot in the middle.
     changed: bool,
-    /// On top of another image.
+    /// Has a backing image.
     backed: bool,
 }
 
@@ -58,8 +58,8 @@ fn kinds() -> Vec<Kind> {
 }
 
 impl Kind {
+    /// Whether qemu-img accepts these settings.
     fn is_possible(&self) -> bool {
-        // What qemu-img refuses.
         let old = self.compat == "0.10";
         !(old && (self.compressed == Some("zstd") || self.extended)
             || self.extended && self.cluster < 16 * 1024
@@ -67,7 +67,7 @@ impl Kind {
             || self.changed && self.size < 1 << 20)
     }
 
-    /// Every setting that it has, with every other.
+    /// All pairs of its settings.
     fn pairs(&self) -> Vec<(String, String)> {
         let Self { compat, cluster, compressed, extended, preallocation, size, changed, backed } = self;
         let all = [
@@ -107,7 +107,7 @@ impl Kind {
         let mut paths = vec![image.clone()];
         let options = self.options();
         if self.backed {
-            // The lower one is shorter, and of another kind.
+            // The backing image is shorter and has other settings.
             fs::write(&raw, &filled[..filled.len() - 300_000]).expect("write");
             run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", text(&raw), text(&under)]);
             let size = self.size.to_string();
@@ -115,7 +115,7 @@ impl Kind {
             run("qemu-img", &[&args[..], &[text(&image), &size]].concat());
             paths.push(under);
         } else if self.preallocation == "metadata" && self.changed {
-            // Clusters that have a place and were never written.
+            // Clusters that are allocated and were never written.
             let size = self.size.to_string();
             run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, text(&image), &size]);
         } else {
@@ -158,7 +158,7 @@ impl Kind {
         if self.compressed.is_some() {
             let at = numbers.below(self.size) / cluster * cluster;
             let len = cluster.min(self.size - at);
-            // Compressed clusters are written to places that have none yet only; elsewhere this fails.
+            // A compressed cluster can only be written where none is allocated; elsewhere this fails.
             let command = format!("write -q -c -P {} {at} {len}", 1 + numbers.below(255));
             Command::new("qemu-io").args(all(&[command])).output().expect("qemu-io runs");
         }
@@ -167,14 +167,14 @@ impl Kind {
     }
 }
 
-/// In `PARTS` tests, for the sake of as many processors.
+/// Tests one of `PARTS` parts of the images, so that the tests run in parallel.
 fn check(part: usize) {
     const PARTS: usize = 2;
     let mut all = kinds();
     assert!(all.len() > 1000);
-    if !every() {
+    if !all_combinations() {
         let mut missing: std::collections::HashSet<_> = all.iter().flat_map(Kind::pairs).collect();
-        // The order is shuffled, so that those that are taken differ in all settings.
+        // The order is shuffled, so that the images taken differ in all settings.
         let mut numbers = Numbers(0x5eed);
         for index in (1..all.len()).rev() {
             all.swap(index, numbers.below(index as u64 + 1) as usize);

@@ -1,4 +1,4 @@
-//! VMDK images in one file, as qemu-img makes them.
+//! VMDK images in a single file, made by qemu-img.
 
 use std::fs;
 
@@ -33,16 +33,16 @@ fn vmdk_reads_as_qemu_reads_it() {
 }
 
 #[test]
-fn an_empty_vmdk_of_many_sizes_reads_zeros() {
+fn an_empty_vmdk_reads_zeros() {
     for size in ["1M", "8G"] {
         let dir = directory();
         let image = dir.path().join("image");
         run("qemu-img", &["create", "-q", "-f", "vmdk", text(&image), size]);
         let (opened, _) = super::open(Format::Vmdk, &image, plyfs::image::Chain::Alone);
-        let whole = opened.size();
+        let size = opened.size();
         let mut at = 0;
-        while at < whole {
-            let (extent, run) = opened.extent(at, whole - at).expect("a good image");
+        while at < size {
+            let (extent, run) = opened.extent(at, size - at).expect("a valid image");
             assert_eq!(extent, plyfs::image::Extent::Zero);
             at += run;
         }

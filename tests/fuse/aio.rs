@@ -1,4 +1,4 @@
-//! Asynchronous direct reads as QEMU's and fio's libaio make them: by io_submit(2).
+//! Asynchronous direct reads with io_submit(2), as libaio in QEMU and fio makes them.
 
 use std::fs::File;
 use std::io;
@@ -38,11 +38,11 @@ struct Event {
 const READ: u16 = 0;
 const PAGE: usize = 4096;
 
-/// Reads of 4 KiB from one file. What is under way when it is dropped has to end by itself.
+/// Reads of 4 KiB from one file. Reads that are under way when it is dropped must end by themselves.
 pub struct Reads {
     context: u64,
     file: File,
-    /// One page for all of them: what comes is looked at by those with one read only.
+    /// One page for all reads. Only a caller with a single read looks at its contents.
     buffer: *mut libc::c_void,
 }
 
@@ -91,11 +91,11 @@ impl Reads {
         }
     }
 
-    /// Results of those that have ended, at most `most`, waiting for `patience` until there is one.
-    pub fn ended(&self, most: usize, patience: Duration) -> Vec<i64> {
+    /// The results of ended reads, at most `most`. Waits at most `timeout` for the first.
+    pub fn ended(&self, most: usize, timeout: Duration) -> Vec<i64> {
         let mut events = vec![Event::default(); most];
         let timeout =
-            libc::timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
+            libc::timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         // SAFETY: there is room for that many events.
         let got = unsafe {
             libc::syscall(
@@ -110,13 +110,13 @@ impl Reads {
         events[..usize::try_from(got).unwrap_or(0)].iter().map(|event| event.result).collect()
     }
 
-    /// What the last of them brought.
+    /// The bytes of the last read.
     pub fn page(&self) -> Vec<u8> {
         // SAFETY: the mapping has that many bytes, and the caller has no read under way.
         unsafe { std::slice::from_raw_parts(self.buffer.cast::<u8>(), PAGE) }.to_vec()
     }
 
-    /// `count` reads at these offsets in turn, `depth` under way; the latency of each. None when one does not end.
+    /// Makes `count` reads at these offsets, `depth` at a time. Returns the latency of each, sorted.
     pub fn latencies(
         &self,
         count: usize,
@@ -140,7 +140,7 @@ impl Reads {
 
 impl Drop for Reads {
     fn drop(&mut self) {
-        // SAFETY: the context is ours; the kernel waits for what is under way.
+        // SAFETY: the context is ours; the kernel waits for reads that are under way.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }

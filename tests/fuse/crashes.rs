@@ -1,5 +1,4 @@
-//! Deaths of the worker while users of every kind are at work. The long runs are scripts/crash-campaign and
-//! scripts/crash-guest.
+//! Deaths of the worker under load of every kind. The long runs are scripts/crash-campaign and scripts/crash-guest.
 
 use std::fs;
 use std::path::Path;
@@ -15,9 +14,9 @@ fn signal(pid: i32, number: i32) {
     assert_eq!(unsafe { libc::kill(pid, number) }, 0);
 }
 
-/// The campaign itself, with few kills: all its clients and all its comparisons.
+/// The campaign with few kills, but with all its clients and comparisons.
 #[test]
-fn crash_campaign_in_short() {
+fn a_short_crash_campaign_passes() {
     if !needs("resend") {
         return;
     }
@@ -31,7 +30,7 @@ fn crash_campaign_in_short() {
     assert!(text.contains("crash campaign passed: 4"), "{text}");
 }
 
-/// The control socket outlives the worker; a command that meets its death waits for the next one and does its work
+/// The control socket outlives the worker. A command that meets the death of a worker waits for the next one, and is done
 /// once.
 #[test]
 fn commands_wait_for_the_next_worker() {
@@ -51,7 +50,7 @@ fn commands_wait_for_the_next_worker() {
         let source = house.path("b.img");
         house.ok(&["base", "add", "again", source.to_str().unwrap()]);
         house.ok(&["base", "rm", "again"]);
-        // What is refused is refused, however often the worker dies.
+        // A refusal stays a refusal, however often the worker dies.
         assert!(house.fails(&["disk", "create", &names[2], "--base", "b"]).contains("exists"));
         assert!(house.fails(&["disk", "rm", &names[0]]).contains(&names[0]));
         round += 1;
@@ -62,10 +61,10 @@ fn commands_wait_for_the_next_worker() {
     house.ok(&["check"]);
 }
 
-/// The worker died after `disk rm` was committed and before the kernel heard of it: the kernel still has the name, and
-/// nobody may ever look it up again.
+/// The worker died after `disk rm` was committed and before it told the kernel. The kernel still has the name, and no
+/// client may ever look it up again.
 #[test]
-fn a_removal_that_the_kernel_never_heard_of_is_finished_by_the_next_worker() {
+fn the_next_worker_completes_a_removal_that_was_not_reported_to_the_kernel() {
     let house = House::on_disk();
     house.base(1 << 20);
     let path = house.create("gone", true, 1 << 20);
@@ -82,7 +81,7 @@ fn a_removal_that_the_kernel_never_heard_of_is_finished_by_the_next_worker() {
     signal(house.supervisor(), libc::SIGCONT);
 
     let until = Instant::now() + Duration::from_secs(20);
-    // It is not counted any more from the moment when its removal begins.
+    // The count drops when the removal begins, so the record is checked as well.
     while house.json(&["status"])["unlinked_disks"] != 0 || record.exists() {
         assert!(Instant::now() < until, "the disk that was removed still takes space");
         std::thread::sleep(Duration::from_millis(20));

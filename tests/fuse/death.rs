@@ -1,4 +1,4 @@
-//! Death of everything: what the next start finds, and a mount that a service manager keeps meanwhile.
+//! Death of the supervisor and the worker: what the next start finds, and a mount that a service manager keeps.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,7 +19,7 @@ use crate::process::Client;
 const SIZE: u64 = 4 << 20;
 
 #[test]
-fn all_that_was_acknowledged_survives_the_death_of_both() {
+fn acknowledged_writes_survive_the_death_of_supervisor_and_worker() {
     let mut house = House::on_disk();
     let base = house.base(1 << 20);
     let paths: Vec<PathBuf> = (0..3).map(|n| house.create(&format!("d{n}"), n == 0, SIZE)).collect();
@@ -53,7 +53,7 @@ fn all_that_was_acknowledged_survives_the_death_of_both() {
 }
 
 #[test]
-fn all_that_was_flushed_survives_a_reset() {
+fn flushed_writes_survive_a_reset_of_the_host() {
     let mut house = House::on_disk();
     house.base(1 << 20);
     let path = house.create("a", true, SIZE);
@@ -78,22 +78,22 @@ fn all_that_was_flushed_survives_a_reset() {
         }
         drop(file);
         house.kill_everything();
-        // What a reset takes: memory.
+        // A reset loses memory.
         fs::remove_file(house.arena().unwrap()).unwrap();
         house.start();
         let found = read_at(&open(&path), 0, SIZE as usize);
         for at in (0..SIZE as usize).step_by(4096) {
             let block = &found[at..at + 4096];
             let is_either = block == &flushed[at..at + 4096] || block == &written[at..at + 4096];
-            assert!(is_either, "the block at {at:#x} is neither what was flushed nor what was written");
+            assert!(is_either, "the block at {at:#x} has neither the flushed nor the written contents");
         }
-        // From here on what was found is what counts.
+        // From here on, compare with the contents that were found.
         flushed = found;
     }
 }
 
-/// What a service manager does with `NOTIFY_SOCKET`, as systemd does it: it keeps descriptors by name, and throws out
-/// those it is told to.
+/// A service manager that handles `NOTIFY_SOCKET` as systemd does: it keeps descriptors by name, and removes them on
+/// request.
 struct Manager {
     path: PathBuf,
     kept: Arc<Mutex<Vec<(String, OwnedFd)>>>,
@@ -130,7 +130,7 @@ impl Manager {
         self.said.lock().unwrap().iter().any(|said| said == line)
     }
 
-    /// `plyfs serve` as the service manager would start it.
+    /// The command with which the service manager starts `plyfs serve`.
     fn command(&self, house: &House, args: &[&str]) -> Command {
         let kept = self.kept.lock().unwrap();
         let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
@@ -145,8 +145,8 @@ impl Manager {
         }
         command.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]).args(args);
         command.env("PLYFS_STORE", house.store()).env("NOTIFY_SOCKET", &self.path);
-        // SAFETY: only system calls that may be made between fork and exec; the kept descriptors are open until the
-        // child runs, and numbers from 100 on are nobody's there.
+        // SAFETY: only system calls that are allowed between fork and exec; the kept descriptors are open until the
+        // child runs, and numbers from 100 on are unused there.
         unsafe {
             command.pre_exec(move || {
                 for (n, fd) in fds.iter().enumerate() {
@@ -197,7 +197,7 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
     let mut control = [0u64; 32];
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut fds = Vec::new();
-    // SAFETY: the header points at buffers that outlive the call; descriptors that come are owned by nobody else.
+    // SAFETY: the header points at buffers that outlive the call; received descriptors have no other owner.
     let got = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         (message.msg_iov, message.msg_iovlen) = (&mut iov, 1);
@@ -222,8 +222,8 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
     Ok((String::from_utf8_lossy(&bytes[..got]).into_owned(), fds))
 }
 
-/// A user of two disks in a process of its own. This one must not have files open on a mount that nobody serves: what
-/// it starts inherits them until exec closes them, and that asks the mount.
+/// A client of two disks in a process of its own. The test process itself must have no files open on a mount without a
+/// daemon: its children inherit them until exec closes them, and the close needs the mount.
 struct Guest {
     child: Child,
     dir: PathBuf,
@@ -243,7 +243,7 @@ impl Guest {
         guest
     }
 
-    /// The files that it has open work; it met no error.
+    /// Asserts that the open files of the guest work, and that it met no error.
     fn answers(&mut self, number: u32) {
         fs::write(self.dir.join(format!("ask-{number}")), "").unwrap();
         let seen = self.dir.join(format!("seen-{number}"));
@@ -255,7 +255,7 @@ impl Guest {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// What disk `a` has to contain.
+    /// Stops the guest, and returns the expected contents of disk `a`.
     fn stop(mut self) -> Vec<u8> {
         fs::write(self.dir.join("stop"), "").unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -266,12 +266,12 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        // It may be waiting for a mount that a failed test has left; the next to go is that mount.
+        // After a failed test the guest may wait for the mount, which is removed next.
         let _ = self.child.try_wait();
     }
 }
 
-/// Not a test by itself: what [`Guest`] runs.
+/// Not a test by itself: the process that [`Guest`] starts.
 #[test]
 fn guest() {
     let Some(dir) = std::env::var_os(Guest::DIR_ENV).map(PathBuf::from) else { return };
@@ -294,7 +294,7 @@ fn guest() {
 }
 
 #[test]
-fn a_mount_that_the_service_manager_keeps_outlives_everything() {
+fn a_mount_that_the_service_manager_keeps_outlives_the_daemon() {
     if !needs("resend") {
         return;
     }
@@ -306,7 +306,7 @@ fn a_mount_that_the_service_manager_keeps_outlives_everything() {
     let since = house.status()["uptime_seconds"].clone();
     for round in 1..4 {
         if round == 2 {
-            // What is kept is kept for the next version too.
+            // The kept descriptors work for the next version, too.
             house.ok(&["upgrade"]);
         }
         house.kill_supervisor();
@@ -325,16 +325,14 @@ fn a_mount_that_the_service_manager_keeps_outlives_everything() {
     same(&read_at(&open(&house.disk("a")), 0, SIZE as usize), &model, "after the stop");
 }
 
-/// What the kernel offers goes with the mount: the next daemon is not told by FUSE_INIT.
+/// The kernel's offer goes with the mount: the next daemon gets no FUSE_INIT.
 #[test]
-fn a_kept_mount_without_resend_outlives_everything() {
+fn a_kept_mount_without_resend_outlives_the_daemon() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     let mut command = manager.command(&house, &[]);
-    house.start_command({
-        command.env("PLYFS_FUSE_MINOR", "37");
-        command
-    });
+    command.env("PLYFS_FUSE_MINOR", "37");
+    house.start_command(command);
     until("all that is kept", || (manager.names().len() == 4).then_some(()));
     let path = house.create("a", false, SIZE);
     let kernel = house.status()["kernel"].clone();
@@ -355,14 +353,14 @@ fn a_kept_mount_without_resend_outlives_everything() {
 }
 
 #[test]
-fn older_mounts_in_the_descriptor_store_are_told_apart() {
+fn descriptors_of_older_mounts_in_the_store_are_ignored() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);
     let mut guest = Guest::new(&house);
     house.kill_supervisor();
     {
-        // What is left of a mount that has ended; a service manager passes things in any order.
+        // Descriptors of a mount that has ended. A service manager passes descriptors in any order.
         let mut kept = manager.kept.lock().unwrap();
         let number: u64 = kept[0].0.rsplit('-').next().unwrap().parse().unwrap();
         let older = |(name, _): &(String, OwnedFd)| {
@@ -375,12 +373,12 @@ fn older_mounts_in_the_descriptor_store_are_told_apart() {
     }
     manager.start(&mut house);
     guest.answers(1);
-    until("only the mount that lives", || (manager.names().len() == 4).then_some(()));
+    until("only the living mount", || (manager.names().len() == 4).then_some(()));
     guest.stop();
 }
 
 #[test]
-fn without_the_descriptors_the_next_start_cleans_up() {
+fn without_the_descriptors_the_next_start_cleans_up_the_dead_mount() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);
@@ -394,7 +392,7 @@ fn without_the_descriptors_the_next_start_cleans_up() {
 }
 
 #[test]
-fn a_mount_that_lives_and_is_not_passed_is_named_and_not_waited_for() {
+fn a_living_mount_that_is_not_passed_on_makes_the_start_fail() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);
@@ -409,7 +407,7 @@ fn a_mount_that_lives_and_is_not_passed_is_named_and_not_waited_for() {
 }
 
 #[test]
-fn a_kept_mount_of_another_place_is_given_up() {
+fn a_kept_mount_at_another_place_is_dropped() {
     let mut house = House::unstarted("/var/tmp");
     let manager = Manager::new(&house);
     manager.start(&mut house);

@@ -1,4 +1,4 @@
-//! Filesystems on loop devices, for stores that are to be small or to fail.
+//! Filesystems on loop devices, for tests that need a small or failing store.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -23,14 +23,14 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A filesystem of its own, mounted until dropped. A daemon with its store on it has to be dropped before.
+/// A filesystem, mounted until dropped. A daemon whose store is on it must be dropped first.
 pub struct Volume {
     at: PathBuf,
     _device: LoopDevice,
 }
 
 impl Volume {
-    /// `make` with its arguments makes the filesystem; the device's name is added.
+    /// Creates the filesystem with the command `make`, to which the device's name is added, and mounts it.
     pub fn new(device: LoopDevice, at: PathBuf, make: &[&str], options: &str) -> Self {
         fs::create_dir_all(&at).unwrap();
         run(Command::new(make[0]).args(&make[1..]).arg(&device.0));
@@ -38,7 +38,7 @@ impl Volume {
         Self { at, _device: device }
     }
 
-    /// On a sparse file of `size` bytes in `dir`.
+    /// A filesystem on a sparse file of `size` bytes in `dir`.
     pub fn on_file(dir: &Path, size: u64, make: &[&str]) -> Self {
         let image = dir.join("image");
         File::create(&image).unwrap().set_len(size).unwrap();
@@ -53,7 +53,7 @@ impl Volume {
         self.path("filler")
     }
 
-    /// Takes all space that there is, to the last block, and says how much that was.
+    /// Takes all free space, to the last block. Returns the number of bytes taken.
     pub fn fill(&self) -> u64 {
         let mut file = OpenOptions::new().create(true).append(true).open(self.filler()).unwrap();
         let before = file.metadata().unwrap().len();
@@ -64,7 +64,7 @@ impl Volume {
                 end += piece as u64;
             }
         }
-        // What the filesystem would not give to one call it may give to the next, and after a sync.
+        // The filesystem may give space to a later call that it refused to an earlier one, also after a sync.
         let mut tries = 0;
         while tries < 3 {
             match file.write_all(&[0xFF; 512]) {
@@ -79,7 +79,7 @@ impl Volume {
         file.metadata().unwrap().len() - before
     }
 
-    /// Takes all space but about `left` bytes.
+    /// Takes all free space except about `left` bytes.
     pub fn fill_but(&self, left: u64) {
         self.fill();
         let file = OpenOptions::new().write(true).open(self.filler()).unwrap();
@@ -87,7 +87,7 @@ impl Volume {
         file.sync_all().unwrap();
     }
 
-    /// Gives back what `fill` took.
+    /// Frees the space that `fill` took.
     pub fn make_space(&self) {
         fs::remove_file(self.filler()).unwrap();
         File::open(&self.at).unwrap().sync_all().unwrap();
@@ -96,7 +96,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Lazily: a test that fails may leave somebody on it.
+        // A lazy unmount, because a failed test may leave processes on it.
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }

@@ -1,4 +1,4 @@
-//! What the directory of disks lets be done, and to whom.
+//! The directory of disks: which operations it allows, and to which users.
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
@@ -76,7 +76,7 @@ fn an_unlinked_open_disk_lives_until_its_last_close() {
 }
 
 #[test]
-fn what_a_disk_cannot_be_is_refused() {
+fn directories_links_fifos_and_invalid_names_are_refused() {
     let house = House::on_disk();
     let path = house.create("d", false, 4096);
     let other = house.disk("other");
@@ -120,7 +120,7 @@ fn read_as_nobody(path: &Path) -> bool {
 }
 
 #[test]
-fn mode_owner_and_times_are_kept_and_obeyed() {
+fn mode_owner_and_times_persist_and_the_mode_is_enforced() {
     let mut house = House::on_disk();
     fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = house.create("d", false, 4096);

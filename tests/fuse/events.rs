@@ -1,4 +1,4 @@
-//! `plyfs events`: through the death of workers, upgrades and the end.
+//! `plyfs events` across deaths of workers, upgrades and a stop.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::harness::{House, until};
 
-/// A follower, and what it printed so far.
+/// A process that follows the events, and the events that it printed.
 struct Follower {
     child: Child,
     lines: Receiver<Value>,
@@ -58,7 +58,7 @@ impl Drop for Follower {
 }
 
 #[test]
-fn following_goes_on_with_the_next_worker() {
+fn events_follow_continues_with_the_next_worker() {
     let mut house = House::on_disk();
     let first = &house.json(&["events"])[0];
     assert_eq!((first["event"].as_str(), first["number"].as_u64()), (Some("worker.started"), Some(1)));
@@ -80,9 +80,9 @@ fn following_goes_on_with_the_next_worker() {
     assert!(said.contains("has ended") && said.lines().count() == 1, "{said}");
 }
 
-/// An upgrade waits 5 s for requests that do not end; a follower's is told to.
+/// An upgrade waits 5 s for requests that do not end. It tells a follower's request to end.
 #[test]
-fn followers_hold_up_neither_an_upgrade_nor_the_end() {
+fn followers_delay_neither_an_upgrade_nor_a_stop() {
     let mut house = House::on_disk();
     let _followers: Vec<_> = (0..3).map(|_| Follower::of(&house)).collect();
     house.prepared();
@@ -96,7 +96,7 @@ fn followers_hold_up_neither_an_upgrade_nor_the_end() {
 }
 
 #[test]
-fn a_reader_that_went_away_ends_the_command() {
+fn a_closed_pipe_on_stdout_ends_the_command() {
     let house = House::on_disk();
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "\"$0\" events --follow | head -n 1"]).arg(env!("CARGO_BIN_EXE_plyfs"));

@@ -1,4 +1,4 @@
-//! Disks, bases and records under which the storage fails, and the rows of the contract's case table.
+//! Failing storage under disks, bases and records.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use crate::harness::*;
 
 const MIB: u64 = 1 << 20;
 
-/// A disk of nbdkit's that fails as long as a file is there.
+/// A disk of nbdkit that fails while a file exists.
 struct BadDisk {
     server: Child,
     dir: PathBuf,
@@ -66,7 +66,7 @@ impl Drop for BadDisk {
     }
 }
 
-/// Lets system calls of a process on one file fail, until dropped.
+/// Makes system calls of the worker on one file fail, until dropped.
 struct Strace(Child);
 
 impl Strace {
@@ -78,7 +78,7 @@ impl Strace {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says when it is attached, once for the process and all its threads.
+        // strace prints one line when it is attached to the process and all its threads.
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.next().expect("strace says something").unwrap();
         assert!(line.contains("attached"), "{line}");
@@ -89,7 +89,7 @@ impl Strace {
 
 impl Drop for Strace {
     fn drop(&mut self) {
-        // SIGINT: it detaches.
+        // strace detaches at SIGINT.
         // SAFETY: no memory is involved.
         unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
         let _ = self.0.wait();
@@ -109,7 +109,7 @@ fn drop_caches() {
 }
 
 #[test]
-fn io_error_under_a_disk_after_a_failed_fsync_it_refuses_writes_until_it_is_reopened() {
+fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
     let house = House::on_disk();
     let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
     let (file, other) = (open(&bad), open(&good));
@@ -125,7 +125,7 @@ fn io_error_under_a_disk_after_a_failed_fsync_it_refuses_writes_until_it_is_reop
         };
         assert_eq!(errno(file.sync_all()), libc::EIO);
     }
-    // No strace now: a sync would succeed, and prove nothing.
+    // Without strace a sync would succeed, but prove nothing.
     assert_eq!(errno(file.sync_all()), libc::EIO);
     assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
     assert_eq!(errno(fallocate(&file, PUNCH, 0, 4096)), libc::EIO);
@@ -136,11 +136,11 @@ fn io_error_under_a_disk_after_a_failed_fsync_it_refuses_writes_until_it_is_reop
     assert_eq!(house.json(&["status"])["disks_refusing_writes"], serde_json::json!(["bad"]));
     assert!(house.ok(&["status"]).contains("bad; a flush failed"));
     assert!(house.log().contains("a flush failed"), "{}", house.log());
-    // Also under the next worker.
+    // The same under the next worker.
     house.kill_worker();
     assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
     assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_string());
-    // The other disk does not notice.
+    // The other disk works.
     other.write_all_at(&[4; 4096], 0).unwrap();
     other.sync_all().unwrap();
     assert!(house.json(&["disk", "show", "good"])["refuses_writes"].is_null());
@@ -149,11 +149,11 @@ fn io_error_under_a_disk_after_a_failed_fsync_it_refuses_writes_until_it_is_reop
     assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
     file.write_all_at(&[5; 4096], 0).unwrap();
     file.sync_all().unwrap();
-    same(&read_at(&file, 0, 12288)[4096..], &[2; 8192], "what was written before");
+    same(&read_at(&file, 0, 12288)[4096..], &[2; 8192], "the earlier write");
 }
 
 #[test]
-fn io_error_under_a_disk_is_an_error_of_that_range_and_that_disk() {
+fn an_io_error_affects_only_its_range_and_its_disk() {
     let house = House::on_disk();
     let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
     let (file, other) = (open(&bad), open(&good));
@@ -169,15 +169,15 @@ fn io_error_under_a_disk_is_an_error_of_that_range_and_that_disk() {
         same(&read_at(&other, 0, 4096), &[2; 4096], "the other disk");
         other.sync_all().unwrap();
     }
-    same(&read_at(&file, 0, 65536), &[1; 65536], "as before the failed write");
-    // A failed write is no failed flush.
+    same(&read_at(&file, 0, 65536), &[1; 65536], "unchanged by the failed write");
+    // After a failed write, flushes still work.
     file.write_all_at(&[3; 4096], 0).unwrap();
     file.sync_all().unwrap();
     assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
 }
 
 #[test]
-fn io_error_under_a_store_on_a_disk_that_really_fails() {
+fn a_store_on_a_failing_disk_returns_errors_and_recovers() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let Some(bad_disk) = BadDisk::new(dir.path(), 96 * MIB) else { return };
     // Without a journal: errors of its own would make the whole filesystem read-only.
@@ -204,7 +204,7 @@ fn io_error_under_a_store_on_a_disk_that_really_fails() {
     let refused = house.json(&["status"])["disks_refusing_writes"].clone();
     assert_eq!(refused, serde_json::json!([]));
 
-    // Written back while it fails: the flush that has it fails, for that disk alone.
+    // When the writeback fails, the flush of that disk fails, and no other.
     file.write_all_at(&content, 0).unwrap();
     bad_disk.fails();
     assert_eq!(errno(file.sync_all()), libc::EIO);
@@ -231,7 +231,7 @@ fn io_error_under_a_store_on_a_disk_that_really_fails() {
 }
 
 #[test]
-fn io_error_under_a_base_is_an_error_of_that_range_and_nothing_wrong_is_kept() {
+fn an_io_error_of_a_base_affects_only_its_range_and_caches_nothing_wrong() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let Some(bad_disk) = BadDisk::new(dir.path(), 16 * MIB) else { return };
     let content = Random(6).bytes(16 << 20);
@@ -246,11 +246,11 @@ fn io_error_under_a_base_is_an_error_of_that_range_and_nothing_wrong_is_kept() {
     drop_caches();
     bad_disk.fails();
     assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 4 * MIB)), libc::EIO);
-    // A partial write needs the base's bytes, a whole one does not.
+    // A partial block write needs the base's bytes, a write of a whole block does not.
     assert_eq!(errno(file.write_all_at(&[1; 100], 5 * MIB)), libc::EIO);
     file.write_all_at(&[8; 4096], 9 * MIB).unwrap();
-    same(&read_at(&file, 0, 65536), &content[..65536], "what is in memory");
-    same(&read_at(&file, 8 * MIB, 4096), &[7; 4096], "what the disk has itself");
+    same(&read_at(&file, 0, 65536), &content[..65536], "blocks in memory");
+    same(&read_at(&file, 8 * MIB, 4096), &[7; 4096], "the disk's own blocks");
     other.write_all_at(&[1; 4096], 0).unwrap();
     file.sync_all().unwrap();
     bad_disk.works();
@@ -261,7 +261,7 @@ fn io_error_under_a_base_is_an_error_of_that_range_and_nothing_wrong_is_kept() {
 }
 
 #[test]
-fn io_error_of_a_record_takes_that_disk_away_and_no_other() {
+fn an_io_error_of_a_record_makes_only_that_disk_unavailable() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let mut house = House::on_disk();
     house.create("lost", false, MIB);
@@ -269,7 +269,7 @@ fn io_error_of_a_record_takes_that_disk_away_and_no_other() {
     fs::write(&kept, b"fine").unwrap();
     let id = house.json(&["disk", "show", "lost"])["id"].as_u64().unwrap();
     house.stop();
-    // The record lies on a disk that fails.
+    // The record is on a failing disk.
     let name = format!("disks/{id}.disk");
     let record = fs::read(house.store().join(&name)).unwrap();
     let Some(bad_disk) = BadDisk::new(dir.path(), record.len() as u64) else { return };
@@ -286,13 +286,13 @@ fn io_error_of_a_record_takes_that_disk_away_and_no_other() {
     bad_disk.fails();
     house.start();
     let status = house.json(&["status"]);
-    // It may be sound: damage is what a checksum says.
+    // The record may be sound, so it does not count as damaged.
     assert_eq!(status["unread"][0]["file"], name, "{status}");
     assert_eq!(status["damaged"].as_array().map(Vec::len), Some(0), "{status}");
     assert!(house.log().contains(&name), "{}", house.log());
     assert!(!house.disk("lost").exists());
     assert_eq!(&fs::read(&kept).unwrap()[..4], b"fine");
-    // Its name is not known, and nothing takes it.
+    // The disk's name is unknown, so no disk can be created.
     assert!(house.fails(&["disk", "create", "lost", "--size", "1M"]).contains(&name));
     fs::write(&kept, b"FINE").unwrap();
     bad_disk.works();
@@ -331,7 +331,7 @@ fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
         drop(Strace(child));
         fs::read_to_string(&out).unwrap().lines().map(str::to_owned).collect()
     };
-    // Where the call with these parts is in the trace.
+    // The position in the trace of the call with these parts.
     let place = |lines: &[String], parts: &[&str]| {
         let found = lines.iter().position(|line| parts.iter().all(|part| line.contains(part)));
         found.unwrap_or_else(|| panic!("no {parts:?} in {}", lines.join("\n")))
@@ -358,7 +358,7 @@ fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
 }
 
 #[test]
-fn punched_hole_zero_range_discard_and_detect_zeroes_read_zeros_for_good() {
+fn punch_zero_range_discard_and_detect_zeroes_read_zeros_and_free_space() {
     let Some(io) = tool("qemu-io") else { return };
     let mut house = House::on_disk();
     let mut model = house.base(8 << 20);
@@ -369,7 +369,7 @@ fn punched_hole_zero_range_discard_and_detect_zeroes_read_zeros_for_good() {
     file.sync_all().unwrap();
     let used = |house: &House| house.json(&["disk", "show", "d"])["delta_bytes"].as_u64().unwrap();
     let before = used(&house);
-    // Over data of the disk, and over the base.
+    // Over the disk's own data, and over the base.
     for (mode, at) in [(PUNCH, 0), (ZERO, MIB), (PUNCH, 5 * MIB), (ZERO, 6 * MIB + 512)] {
         fallocate(&file, mode, at, 512 << 10).unwrap();
         model[at as usize..at as usize + (512 << 10)].fill(0);
@@ -396,21 +396,21 @@ fn punched_hole_zero_range_discard_and_detect_zeroes_read_zeros_for_good() {
 }
 
 #[test]
-fn base_vanished_or_corrupt_fails_its_disks_and_comes_back() {
+fn a_missing_or_modified_base_fails_its_disks_until_it_is_back() {
     let mut house = House::on_disk();
     let model = house.base(MIB as usize);
     let disk = house.create("d", true, MIB);
     let (at, away) = (house.path("b.img"), house.path("away.img"));
-    // While it is served: the file is open, its name is not needed.
+    // While the base is served, its file is open and its name is not needed.
     fs::rename(&at, &away).unwrap();
-    same(&fs::read(&disk).unwrap(), &model, "vanished while served");
+    same(&fs::read(&disk).unwrap(), &model, "removed while served");
     house.restart();
     assert_eq!(errno(File::open(&disk)), libc::EIO);
     let shown = house.json(&["disk", "show", "d"]);
     assert!(shown["error"].as_str().unwrap().contains(at.to_str().unwrap()), "{shown}");
     fs::rename(&away, &at).unwrap();
     same(&fs::read(&disk).unwrap(), &model, "back again");
-    // Written to while it is served: what is not in memory is refused, never mixed.
+    // After a write to the base while it is served, blocks that are not in memory are refused and never mixed.
     house.restart();
     let file = open(&disk);
     let bad = File::options().write(true).open(&at).unwrap();
@@ -418,6 +418,6 @@ fn base_vanished_or_corrupt_fails_its_disks_and_comes_back() {
     assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 512 << 10)), libc::EIO);
     assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 0)), libc::EIO);
     file.write_all_at(&[1; 4096], 0).unwrap();
-    same(&read_at(&file, 0, 4096), &[1; 4096], "what the disk has itself");
+    same(&read_at(&file, 0, 4096), &[1; 4096], "the disk's own blocks");
     assert!(house.log().contains("b.img"), "{}", house.log());
 }

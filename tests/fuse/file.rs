@@ -1,4 +1,4 @@
-//! A disk is a regular file: content, holes, sizes, locks, maps.
+//! A disk behaves like a regular file: contents, holes, sizes, locks, memory maps.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use crate::harness::*;
 const MIB: usize = 1 << 20;
 
 #[test]
-fn writes_are_seen_by_their_disk_alone_and_persist() {
+fn a_write_changes_only_its_disk_and_persists() {
     let mut house = House::on_disk();
     let base = house.base(MIB);
     let one = house.create("one", true, 2 * MIB as u64);
@@ -47,7 +47,8 @@ enum Kills {
     During,
 }
 
-/// Write, read, punch, zero, truncate, fsync, kill and restart at 512 bytes and at odd bytes, against a flat model.
+/// Random writes, reads, punches, zero ranges, truncates, syncs, kills and restarts, aligned to 512 bytes and unaligned,
+/// compared with a flat model.
 fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
     const MOST: u64 = 600 * 1024 + 512;
     let mut model = if base { house.base(400 * 1024 + 512) } else { Vec::new() };
@@ -119,7 +120,7 @@ fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
             same(&fs::read(house.disk("d")).unwrap(), &model, &done.join("\n"));
             holes_read_zeros(&file, &model, &done.join("\n"));
         }
-        // What a failure names: enough of it.
+        // Keep the latest operations for the panic message.
         if done.len() > 600 {
             done.drain(..300);
         }
@@ -178,7 +179,7 @@ fn random_operations_with_kills_during_them_match_a_flat_model() {
 }
 
 #[test]
-fn a_shrink_and_a_growth_never_show_the_base_again() {
+fn after_a_shrink_and_a_growth_the_base_stays_hidden() {
     let mut house = House::on_disk();
     let base = house.base(MIB);
     let path = house.create("d", true, MIB as u64);
@@ -194,7 +195,7 @@ fn a_shrink_and_a_growth_never_show_the_base_again() {
 }
 
 #[test]
-fn a_resize_by_the_command_is_seen_by_an_open_file() {
+fn an_open_file_sees_a_resize_by_the_command() {
     let house = House::on_disk();
     let base = house.base(MIB);
     let path = house.create("d", true, MIB as u64);
@@ -253,7 +254,7 @@ impl Drop for Map {
 }
 
 #[test]
-fn a_shared_map_writes_through_and_a_private_one_does_not() {
+fn a_shared_map_changes_the_disk_and_a_private_map_does_not() {
     if !needs("shared_mmap") {
         return;
     }
@@ -300,12 +301,12 @@ fn locks_of_two_descriptors_conflict() {
     assert_eq!(ofd(&two, libc::F_RDLCK, 100, 1), -1);
     assert_eq!(ofd(&two, libc::F_WRLCK, 101, 10), 0);
     drop(one);
-    // A process that another test starts has the descriptor too, until it runs its program.
+    // A child of another test inherits the descriptor until it execs its program.
     until("the lock of a closed file is free", || (ofd(&two, libc::F_RDLCK, 100, 1) == 0).then_some(()));
 }
 
 #[test]
-fn direct_append_and_synchronous_files_hold_what_was_written() {
+fn direct_append_and_synchronous_writes_are_read_back() {
     let house = House::on_disk();
     let mut model = house.base(MIB);
     let path = house.create("d", true, MIB as u64);
@@ -329,7 +330,7 @@ fn direct_append_and_synchronous_files_hold_what_was_written() {
 }
 
 #[test]
-fn blocks_follow_writes_punches_and_reservations() {
+fn the_block_count_follows_writes_punches_and_preallocation() {
     let house = House::on_disk();
     let base = house.base(MIB);
     let path = house.create("d", true, MIB as u64);
@@ -343,10 +344,10 @@ fn blocks_follow_writes_punches_and_reservations() {
     assert!(blocks() < written, "{written} then {}", blocks());
     let before = blocks();
     fallocate(&file, 0, 131_072, 65536).unwrap();
-    assert!(blocks() >= before + 128, "{before} then {} after a reservation", blocks());
+    assert!(blocks() >= before + 128, "{before} then {} after a preallocation", blocks());
     let mut model = base;
     model[..65536].fill(0);
     let mut found = Vec::new();
     open(&path).read_to_end(&mut found).unwrap();
-    same(&found, &model, "a reservation changes nothing");
+    same(&found, &model, "a preallocation changes no byte");
 }

@@ -1,4 +1,4 @@
-//! A store on a filesystem that is filled to the last block, and a full memory for live maps.
+//! A store on a full filesystem, and a full tmpfs of live maps.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -21,10 +21,10 @@ const EXT4: &[&str] = &["mkfs.ext4", "-q", "-F"];
 const EXT4_SMALL_BLOCKS: &[&str] = &["mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "^has_journal"];
 const XFS: &[&str] = &["mkfs.xfs", "-q", "-f"];
 
-/// What may be in each block: a block that says who wrote it, or bytes of the base.
+/// The allowed contents of each block: tags of writes, or the block of the base.
 struct Model {
     base: Vec<u8>,
-    /// Per block: what was acknowledged last, then what failed since.
+    /// For each block: the last acknowledged write, then the writes that failed since.
     may_be: Vec<Vec<u64>>,
 }
 
@@ -52,7 +52,7 @@ impl Model {
         }
     }
 
-    /// Each block is wholly one of what it may be; from then on it is that.
+    /// Asserts that each block has one of its allowed contents, which becomes the only allowed one.
     #[track_caller]
     fn verify(&mut self, disk: &Path, what: &str) {
         let found = fs::read(disk).unwrap();
@@ -72,7 +72,7 @@ impl Model {
     }
 }
 
-/// Writes at random places from several threads until each was refused `refusals` times; returns the errors seen.
+/// Writes at random places from several threads until each got `refusals` errors. Returns the distinct errors.
 fn write_until_refused(file: &File, model: &mut Model, refusals: u64, seed: u64) -> BTreeSet<i32> {
     let refused_total = AtomicU64::new(0);
     let per_writer = BLOCKS / WRITERS;
@@ -142,7 +142,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
     assert_eq!(before["space"]["reserve_held_bytes"], before["space"]["reserve_bytes"], "{before}");
     assert!(before["space"]["reserve_bytes"].as_u64().unwrap() >= MIB, "{before}");
 
-    // In the middle of the writes the filesystem becomes full, filled by them and by somebody else.
+    // The writes and another program fill the filesystem during the writes.
     volume.fill_but(24 * MIB);
     let file = open(&disk);
     std::thread::scope(|scope| {
@@ -160,7 +160,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
     volume.fill();
     model.verify(&disk, "full");
 
-    // What needs no space of the data's, works.
+    // Operations that need no space for data still work.
     file.sync_all().unwrap();
     let errors = write_until_refused(&file, &mut model, 30, 2);
     assert_eq!(errors, BTreeSet::from([libc::ENOSPC]));
@@ -178,7 +178,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
         }
     }
     for at in 0..8 {
-        // Where nothing was written a discard needs a map record, and no more.
+        // A discard of an unwritten range needs only a map record.
         let block = at * (BLOCKS / 8);
         fallocate(&file, PUNCH, block * BLOCK as u64, 3 * BLOCK as u64).unwrap();
         (block..block + 3).for_each(|b| model.wrote(b, ZERO, true));
@@ -201,14 +201,14 @@ fn store_disk_full(size: u64, make: &[&str]) {
     volume.fill();
     model.verify(&disk, "full, after discards");
 
-    // A disk that goes gives its space to the others, at once.
+    // The space of a removed disk is free at once.
     house.ok(&["disk", "rm", "gone"]);
     file.write_all_at(&5u64.to_le_bytes().repeat(BLOCK / 8), 100 * BLOCK as u64).unwrap();
     model.wrote(100, 5, true);
     volume.fill();
     write_until_refused(&file, &mut model, 5, 3);
 
-    // Space comes back: the same descriptor, the same worker.
+    // When there is space again, the same descriptor and the same worker go on.
     volume.make_space();
     for block in (0..BLOCKS).step_by(7) {
         file.write_all_at(&9u64.to_le_bytes().repeat(BLOCK / 8), block * BLOCK as u64).unwrap();
@@ -223,7 +223,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
     assert_eq!(after["space"]["reserve_held_bytes"], after["space"]["reserve_bytes"], "{after}");
     assert_eq!(after["disks_refusing_writes"], serde_json::json!([]), "{after}");
 
-    // Stop and start when it is full, with writes that were not flushed; and a worker's death.
+    // On the full filesystem: a worker's death, a stop and a start, with unflushed writes.
     volume.fill();
     write_until_refused(&file, &mut model, 20, 4);
     volume.fill();
@@ -249,7 +249,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
 }
 
 #[test]
-fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
+fn a_full_tmpfs_of_live_maps_is_enospc_until_it_is_larger() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let runtime = dir.path().join("runtime");
     fs::create_dir(&runtime).unwrap();
@@ -281,13 +281,13 @@ fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
     assert!(written.len() > 100, "{}", written.len());
     let at = |n: u64| n * 64 * MIB;
     assert_eq!(errno(file.write_all_at(&[1; 4096], at(2000))), libc::ENOSPC);
-    // What has its page of the map is written, discarded and flushed.
+    // Blocks whose map page exists can be written, discarded and flushed.
     file.write_all_at(&[3; 4096], 4096).unwrap();
     fallocate(&file, PUNCH, at(1), 4096).unwrap();
     file.sync_all().unwrap();
     assert_eq!(house.json(&["status"])["worker_starts"], 1);
     assert!(house.json(&["disk", "show", "d"])["refuses_writes"].is_null());
-    // Another disk cannot be opened; it can when there is memory again.
+    // Another disk cannot be opened until there is memory again.
     let other = house.create("other", false, MIB);
     assert_eq!(errno(File::open(&other)), libc::ENOSPC);
     run(Command::new("mount").args(["-o", "remount,size=2M"]).arg(&runtime));
@@ -303,9 +303,9 @@ fn a_full_memory_for_live_maps_is_a_lack_of_space_and_goes_away() {
     house.stop();
 }
 
-/// fio in the middle of whose run the filesystem becomes full: it is told ENOSPC, and each block is old or new.
+/// The filesystem becomes full during a run of fio: fio gets ENOSPC, and each block is old or new.
 #[test]
-fn store_disk_full_in_the_middle_of_a_fio_run() {
+fn store_disk_full_during_a_fio_run() {
     let Some(fio) = tool("fio") else { return };
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let volume = Volume::on_file(dir.path(), 96 * MIB, EXT4);
@@ -334,7 +334,7 @@ fn store_disk_full_in_the_middle_of_a_fio_run() {
     assert!(model.may_be.iter().any(|m| *m == [pattern]) && model.may_be.iter().any(|m| *m == [BASE]));
     open(&disk).sync_all().unwrap();
     volume.make_space();
-    // The same run with its verification, under the same worker.
+    // The same run with verification, under the same worker.
     assert_eq!(fio(&["--do_verify=1", "--verify_fatal=1", "--io_size=48m"]), (true, 0));
     assert_eq!(house.json(&["status"])["worker_starts"], 1);
     house.stop();

@@ -1,4 +1,4 @@
-//! A filesystem of one file, whose reads hang when it is told to: an NFS server that is gone, as a base's files see it.
+//! A filesystem with one file whose reads hang on request. It simulates files of a base on an NFS server that is gone.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use fuser::{
 
 const FOR_LONG: Duration = Duration::from_secs(3600);
 const FILE: u64 = 2;
-/// A file that hangs when it is opened.
+/// A file whose open hangs.
 const TRAP: u64 = 3;
 
-/// What it is asked that does not get an answer.
+/// A request without an answer.
 enum Held {
     Read(ReplyData),
     Open(ReplyOpen),
@@ -125,17 +125,17 @@ impl Hanging {
         self.dir.path().join("image")
     }
 
-    /// A path that hangs when it is opened while the filesystem hangs.
+    /// A path whose open hangs while the filesystem hangs.
     pub fn trap(&self, number: usize) -> PathBuf {
         self.dir.path().join(format!("trap{number}"))
     }
 
-    /// From now on nothing is answered but names and attributes.
+    /// From now on only names and attributes are answered.
     pub fn hang(&self) {
         self.shared.state.lock().unwrap().hangs = true;
     }
 
-    /// Goes on; what was asked meanwhile fails.
+    /// Answers again; the requests that hung fail.
     pub fn go_on(&self) {
         let held = {
             let mut state = self.shared.state.lock().unwrap();
@@ -165,7 +165,7 @@ impl Drop for Hanging {
     fn drop(&mut self) {
         self.go_on();
         let session = self.session.take();
-        // Also when a file of it is still open.
+        // A lazy unmount, because a file may still be open.
         let _ = std::process::Command::new("umount").arg("-l").arg(self.dir.path()).status();
         drop(session);
     }

@@ -1,4 +1,4 @@
-//! A daemon of its own for each test, on a store of its own, ended whatever becomes of the test.
+//! A daemon with its own store for each test. It ends with the test, even when the test fails.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ pub const SECTOR: u64 = 512;
 
 pub struct House {
     pub dir: tempfile::TempDir,
-    /// Not below `dir`.
+    /// The path of the store, when it is not below `dir`.
     elsewhere: Option<PathBuf>,
     child: Option<Child>,
 }
@@ -36,13 +36,13 @@ impl House {
         house
     }
 
-    /// No daemon runs, the store is not there yet.
+    /// No daemon runs, and the store does not exist yet.
     pub fn unstarted(parent: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in(parent).unwrap();
         Self { dir, elsewhere: None, child: None }
     }
 
-    /// With the store on a filesystem of its own; the log and all else are where there is space. Not started.
+    /// Not started; the store is at this path, on a filesystem of its own. The log and all else are where there is space.
     pub fn with_store_at(store: PathBuf) -> Self {
         let mut house = Self::unstarted("/var/tmp");
         house.elsewhere = Some(store);
@@ -79,14 +79,14 @@ impl House {
         self.try_start(&[]).unwrap_or_else(|why| panic!("serve: {why}"));
     }
 
-    /// The daemon's whole log when it ends before it is ready.
+    /// Starts the daemon. The error is its log, when it ends before it is ready.
     pub fn try_start(&mut self, args: &[&str]) -> Result<(), String> {
         let mut command = self.command();
         command.args(["serve", "--cache-memory", "64M"]).args(args);
         self.try_start_command(command)
     }
 
-    /// The daemon as the last arguments of another program, which becomes it or ends with it.
+    /// Starts the daemon under another program, which execs it or ends with it.
     pub fn start_under(&mut self, mut wrapper: Command) {
         wrapper.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]);
         wrapper.env("PLYFS_STORE", self.store()).stdin(Stdio::null());
@@ -113,19 +113,19 @@ impl House {
         Err(format!("{status}: {}", String::from_utf8_lossy(&log[from..])))
     }
 
-    /// SIGKILL of the supervisor, with which the worker dies.
+    /// Kills the supervisor with SIGKILL; the worker dies with it.
     pub fn kill_supervisor(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// The status, as soon as somebody can say it.
+    /// The status, as soon as the daemon answers.
     pub fn status(&self) -> Value {
         until("a status", || serde_json::from_slice(&self.cli(&["--json", "status"]).stdout).ok())
     }
 
-    /// The worker that serves and the one that is prepared to take over.
+    /// The process ids of the worker and of the prepared standby worker.
     pub fn prepared(&self) -> (i32, i32) {
         until("a prepared standby worker", || {
             let status = self.status();
@@ -143,12 +143,12 @@ impl House {
         Some(PathBuf::from(std::str::from_utf8(path).unwrap())).filter(|path| path.exists())
     }
 
-    /// Where the live maps are.
+    /// The directory of the live maps.
     pub fn live_dir(&self) -> Option<PathBuf> {
         self.arena().and_then(|arena| Some(arena.parent()?.to_owned()))
     }
 
-    /// Where a version without an arena keeps a file for each disk.
+    /// The directory in which a version without an arena keeps a file for each disk.
     pub fn former_live_dir(&self) -> PathBuf {
         let meta = fs::metadata(self.store()).unwrap();
         let superblock = fs::read(self.store().join("plyfs.store")).unwrap();
@@ -156,7 +156,7 @@ impl House {
         PathBuf::from(format!("/dev/shm/plyfs-{uuid}-{}-{}", meta.dev(), meta.ino()))
     }
 
-    /// What says that the store was not stopped cleanly.
+    /// The files of live maps. A clean stop leaves none.
     pub fn live_maps(&self) -> Vec<PathBuf> {
         let former = self.store().join("plyfs.store").exists().then(|| self.former_live_dir());
         let of_dir =
@@ -175,7 +175,7 @@ impl House {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The one line on stderr of a command that has to fail: with status 1, or 2 for what cannot be an argument.
+    /// The only line on stderr of a command that must fail: with status 1, or 2 for an invalid argument.
     pub fn fails(&self, args: &[&str]) -> String {
         let output = self.cli(args);
         assert!(matches!(output.status.code(), Some(1 | 2)), "plyfs {args:?}: {output:?}");
@@ -212,13 +212,13 @@ impl House {
         self.ended();
     }
 
-    /// The daemon was told to stop, and ends well.
+    /// Waits for the end of a daemon that was told to stop; it must succeed.
     pub fn ended(&mut self) {
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "the daemon ended with {status}");
     }
 
-    /// Waits for the end of the daemon, which was told to stop.
+    /// Waits for the end of a daemon that was told to stop. Returns its exit status.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.child.take().unwrap().wait().unwrap().code()
     }
@@ -236,7 +236,7 @@ impl House {
         i32::try_from(self.json(&["status"])["worker_pid"].as_i64().unwrap()).unwrap()
     }
 
-    /// Kills the worker, and waits until another one serves.
+    /// Kills the worker, and waits until another worker serves.
     pub fn kill_worker(&self) {
         let killer = Killer::new(self);
         killer.kill();
@@ -255,7 +255,7 @@ impl House {
         panic!("no worker within 20 s");
     }
 
-    /// SIGKILL of the supervisor and of the worker.
+    /// Kills the supervisor and the worker with SIGKILL.
     pub fn kill_everything(&mut self) {
         let worker = self.worker();
         let mut child = self.child.take().unwrap();
@@ -305,7 +305,7 @@ pub fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Asks every few milliseconds until there is an answer; fails after a minute.
+/// Calls `ask` every few milliseconds until it returns a value. Fails after a minute.
 #[track_caller]
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(60);
@@ -318,13 +318,13 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Children of a process, zombies among them.
+/// The children of a process, including zombies.
 pub fn children(pid: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Kills the worker of one daemon, found by its parent: the control socket needs the worker.
+/// Kills the workers of one daemon. Finds them as children of the supervisor, because the control socket needs a worker.
 pub struct Killer {
     supervisor: u64,
     last: AtomicU64,
@@ -348,7 +348,7 @@ impl Killer {
     }
 }
 
-/// Kills the worker at every `period`, until dropped.
+/// Kills the worker again and again, until dropped.
 pub struct Storm {
     end: Arc<AtomicBool>,
     killer: Arc<Killer>,
@@ -356,8 +356,8 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Kills at random intervals of 2 ms to 1 s, short and long ones as often. Not all of them short: the supervisor
-    /// makes ever longer pauses between workers that all die young.
+    /// Kills at random intervals of 2 ms to 1 s, short and long ones equally often. Not all are short, because the
+    /// supervisor makes ever longer pauses between workers that all die soon.
     pub fn at_random(house: &House, seed: u64) -> Self {
         let mut random = Random(seed);
         let wait = move || {
@@ -384,12 +384,12 @@ impl Storm {
         Self { end, killer, thread: Some(thread) }
     }
 
-    /// How many kills there were so far.
+    /// The number of kills so far.
     pub fn kills(&self) -> u64 {
         self.killer.kills.load(Ordering::Relaxed)
     }
 
-    /// How many kills there were.
+    /// Stops, and returns the number of kills.
     pub fn stop(mut self) -> u64 {
         self.end.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
@@ -403,7 +403,7 @@ impl Drop for Storm {
     }
 }
 
-/// The program, or None (with a line SKIP) when it is missing; under CI a missing program is a failure.
+/// The path of a program. `None`, with a line SKIP, when it is missing; in CI a missing program is a failure.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let home = std::env::var("HOME").unwrap_or_default();
     let path = format!("{}:{home}/.cargo/bin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -451,7 +451,7 @@ pub fn read_at(file: &File, at: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Fails naming the first byte that differs: a whole disk in a panic message helps nobody.
+/// Compares bytes. The panic message has only the first byte that differs, because a whole disk would be unreadable.
 #[track_caller]
 pub fn same(found: &[u8], expected: &[u8], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
@@ -464,7 +464,7 @@ pub fn errno<T>(result: std::io::Result<T>) -> i32 {
     result.err().expect("an error").raw_os_error().unwrap()
 }
 
-/// xorshift64*: the same run for the same seed.
+/// xorshift64*: the same seed gives the same numbers.
 pub struct Random(pub u64);
 
 impl Random {

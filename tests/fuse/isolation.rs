@@ -1,4 +1,4 @@
-//! One party's trouble stays its own: a server, a base's filesystem or a guest that hangs keeps no other waiting.
+//! Isolation: a hanging server, filesystem of a base, or guest delays no other disk.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -14,10 +14,10 @@ use crate::harness::{House, Random, needs, open, read_at, same, signal, tool, un
 use crate::server::{Object, Reply, Server};
 
 const MIB: usize = 1 << 20;
-/// Nothing that works takes so long, on any machine.
+/// Longer than any operation that works, on any machine.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// A base on a server that answers no request for more than its head.
+/// A base on a server that answers only the request for the first bytes.
 fn behind_a_dead_server(size: usize) -> (House, Server) {
     let (house, server) = (House::on_disk(), Server::start(Object::new(size)));
     house.ok(&["base", "add", "far", &server.url("/far")]);
@@ -30,12 +30,12 @@ fn waiting(house: &House) -> u64 {
     house.status()["requests"]["waiting"].as_u64().unwrap()
 }
 
-/// Those of them whose process is known.
+/// The number of waiting requests whose process is known.
 fn watched(house: &House) -> u64 {
     house.status()["requests"]["watched"].as_u64().unwrap()
 }
 
-/// Runs `work` elsewhere; fails when it does not end.
+/// Runs `work` on another thread. Fails when it does not end.
 #[track_caller]
 fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (says, done) = channel();
@@ -43,7 +43,7 @@ fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static
     done.recv_timeout(BOUND).unwrap_or_else(|_| panic!("{what} does not end"))
 }
 
-/// All that another guest does.
+/// Asserts that another guest can work: write, sync, stat, read, punch.
 #[track_caller]
 fn works(house: &House, name: &str) {
     let path = house.disk(name);
@@ -61,7 +61,7 @@ fn works(house: &House, name: &str) {
 }
 
 #[test]
-fn ten_thousand_reads_that_wait_leave_the_asynchronous_io_of_other_disks_alone() {
+fn ten_thousand_waiting_reads_do_not_slow_asynchronous_reads_of_other_disks() {
     const COUNT: u64 = 10_000;
     let (house, _server) = behind_a_dead_server(64 * MIB);
     house.base(4 * MIB);
@@ -79,12 +79,12 @@ fn ten_thousand_reads_that_wait_leave_the_asynchronous_io_of_other_disks_alone()
     let p99 = |all: &[Duration]| all[all.len() * 99 / 100];
     let (before, during) = (p99(&before), p99(&during));
     println!("p99 of another disk: {before:?} before, {during:?} during");
-    // On a machine that does nothing else: 1.5 (docs/isolation.md).
+    // On an idle machine the factor is 1.5 (docs/isolation.md).
     assert!(during < before * 20, "{before:?} before, {during:?} during");
     leave(house, (attacker, victim));
 }
 
-/// Ends a daemon under requests that wait.
+/// Ends a daemon that has waiting requests.
 fn leave<T>(mut house: House, reads: T) {
     house.kill_supervisor();
     drop(reads);
@@ -92,12 +92,12 @@ fn leave<T>(mut house: House, reads: T) {
 
 /// Guards D29.
 #[test]
-fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
+fn the_waiting_reads_of_a_disk_are_bounded_and_leave_room_for_others() {
     let (house, _server) = behind_a_dead_server(128 * MIB);
     house.ok(&["disk", "create", "late", "--base", "far"]);
     let greedy = Reads::new(&house.disk("far"), 20_000);
     greedy.submit((0..20_000).map(|n| 65536 + n * 4096));
-    // The surplus ends at once, with an error that no library answers by asking again at once.
+    // The surplus fails at once, with an error that libraries do not retry.
     let mut refused = 0;
     while refused < 20_000 - 16_384 {
         let results = greedy.ended(4096, BOUND);
@@ -113,8 +113,8 @@ fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
         (Some(16_384), Some(3616)),
         "{status}"
     );
-    assert!(house.log().contains("too many of its disk wait"));
-    // Another disk on the same server waits in peace.
+    assert!(house.log().contains("too many requests of its disk wait"));
+    // Reads of another disk on the same server wait without an error.
     let late = Reads::new(&house.disk("late"), 64);
     late.submit((0..64).map(|n| 65536 + n * 4096));
     until("its reads to wait", || (waiting(&house) == 16_384 + 64).then_some(()));
@@ -124,7 +124,7 @@ fn reads_that_wait_are_bounded_for_a_disk_and_leave_room_for_others() {
 
 /// Guards D49.
 #[test]
-fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
+fn waiting_writes_hold_memory_only_for_their_partial_blocks() {
     if !needs("parallel_writes") {
         return;
     }
@@ -142,7 +142,7 @@ fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
     let bytes = house.status()["requests"]["waiting_bytes"].as_u64().unwrap();
     assert!(bytes <= 40 * 8192, "{bytes} bytes are held");
     server.on(|_| Reply::Object);
-    // What stalled would be given up after a while.
+    // Restart the server, so that the stalled requests end now.
     server.stop();
     server.start_again();
     writers.into_iter().for_each(|writer| ends("a write", || writer.join().unwrap()));
@@ -153,7 +153,7 @@ fn writes_of_parts_of_blocks_that_wait_hold_their_ends_only() {
 
 /// Guards D28.
 #[test]
-fn reads_of_a_base_on_a_hanging_filesystem_stop_no_other_disk() {
+fn reads_of_a_base_on_a_hanging_filesystem_delay_no_other_disk() {
     let image = Random(9).bytes(8 * MIB);
     let hanging = Hanging::new(image.clone());
     let mut house = House::on_disk();
@@ -180,9 +180,9 @@ fn reads_of_a_base_on_a_hanging_filesystem_stop_no_other_disk() {
     for name in ["other", "blank"] {
         works(&house, name);
     }
-    // What of the disk is here is read and written.
+    // Cached blocks and the disk's own blocks are read and written.
     let path = house.disk("one");
-    ends("what is cached", move || same(&read_at(&open(&path), 0, 4096), &image[..4096], "cached"));
+    ends("a read of a cached block", move || same(&read_at(&open(&path), 0, 4096), &image[..4096], "cached"));
     let path = house.disk("one");
     ends("a write of whole blocks", move || {
         let file = open(&path);
@@ -201,14 +201,14 @@ fn reads_of_a_base_on_a_hanging_filesystem_stop_no_other_disk() {
     });
     hanging.go_on();
     for reader in readers {
-        // Those that had reached the filesystem failed, the others were right or wrong together with it.
+        // The reads that had reached the filesystem failed; the others may have succeeded.
         let _ = ends("a reader", || reader.join().unwrap());
     }
     house.stop();
 }
 
 fn dd(house: &House, skip: usize) -> Child {
-    // A shell that runs the tests in the background has SIGINT ignored, which dd would inherit.
+    // dd would inherit an ignored SIGINT from a shell that runs the tests in the background.
     let mut command = Command::new("env");
     command.args(["--default-signal=INT", "dd"]);
     command.arg(format!("if={}", house.disk("far").display())).arg(format!("skip={skip}"));
@@ -217,7 +217,7 @@ fn dd(house: &House, skip: usize) -> Child {
 }
 
 #[test]
-fn a_killed_process_that_waits_for_a_server_is_gone() {
+fn a_process_that_waits_for_a_server_can_be_killed() {
     if !needs("resend") {
         return;
     }
@@ -230,7 +230,7 @@ fn a_killed_process_that_waits_for_a_server_is_gone() {
         assert_eq!(status.signal(), Some(kind), "{status}");
         until("its request to be gone", || (waiting(&house) == 0).then_some(()));
     }
-    // Of a write, too.
+    // The same with a write.
     let path = house.disk("far");
     let mut child = Command::new("dd")
         .args(["if=/dev/zero", "bs=100", "count=1", "conv=notrunc", "status=none", "seek=50000"])
@@ -240,14 +240,14 @@ fn a_killed_process_that_waits_for_a_server_is_gone() {
     until("it to wait", || (waiting(&house) == 1).then_some(()));
     child.kill().unwrap();
     ends("a writer that was killed", move || child.wait().unwrap());
-    // Under the next worker, which gets the request again.
+    // The same under the next worker, which gets the request again.
     let mut child = dd(&house, 1000);
     until("it to wait", || (waiting(&house) == 1).then_some(()));
     house.kill_worker();
     until("it to wait again", || (waiting(&house) == 1).then_some(()));
     child.kill().unwrap();
     ends("a process that waited for two workers", move || child.wait().unwrap());
-    // A later reader is not harmed by any of it.
+    // A later reader gets right bytes.
     server.on(|_| Reply::Object);
     server.stop();
     server.start_again();
@@ -255,12 +255,12 @@ fn a_killed_process_that_waits_for_a_server_is_gone() {
     ends("a reader", move || same(&read_at(&open(&path), MIB as u64, MIB), &bytes[MIB..2 * MIB], "later"));
 }
 
-/// The disk of [`asynchronous_reader`], and how many reads it makes.
+/// The environment of [`asynchronous_reader`]: the disk, and the number of reads.
 const READER: &str = "PLYFS_TEST_READER";
 const READS: &str = "PLYFS_TEST_READS";
 
-/// A process with asynchronous reads of a disk under way. Not a fork of this one, which would inherit what other tests
-/// have open.
+/// Starts a process with asynchronous reads of a disk under way. Not by fork, because a fork would inherit the open files
+/// of other tests.
 fn reads_asynchronously(house: &House, count: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "isolation::asynchronous_reader", "--nocapture"]);
@@ -268,7 +268,7 @@ fn reads_asynchronously(house: &House, count: u64) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// What [`reads_asynchronously`] starts; its reads are made by a thread that is not the process's first.
+/// The process that [`reads_asynchronously`] starts. A thread other than the main thread makes the reads.
 #[test]
 fn asynchronous_reader() {
     let Some(path) = std::env::var_os(READER) else { return };
@@ -278,9 +278,9 @@ fn asynchronous_reader() {
     reads.ended(1, Duration::from_secs(600));
 }
 
-/// The kernel interrupts no asynchronous request, and the process does not end before they do.
+/// The kernel does not interrupt asynchronous requests, and a process cannot end before its requests.
 #[test]
-fn a_killed_process_with_asynchronous_reads_is_gone() {
+fn a_process_with_waiting_asynchronous_reads_can_be_killed() {
     let (house, _server) = behind_a_dead_server(64 * MIB);
     let dies = |count: u64| {
         let before = house.status()["requests"]["interrupted"].as_u64().unwrap();
@@ -303,14 +303,14 @@ fn a_killed_process_with_asynchronous_reads_is_gone() {
 }
 
 #[test]
-fn asynchronous_reads_of_a_process_that_lives_wait_on_and_get_their_bytes() {
+fn asynchronous_reads_of_a_living_process_wait_and_get_right_bytes() {
     let (house, mut server) = behind_a_dead_server(64 * MIB);
     // Another process reads the same disk, and ends meanwhile.
     let mut child = reads_asynchronously(&house, 20);
     until("its reads to be watched", || (watched(&house) == 20).then_some(()));
     let one = Reads::new(&house.disk("far"), 1);
     one.submit([5 * MIB as u64]);
-    // Of a thread that is not there any more, too.
+    // Also reads of a thread that has ended.
     let path = house.disk("far");
     let many = thread::spawn(move || {
         let many = Reads::new(&path, 300);
@@ -338,9 +338,10 @@ fn asynchronous_reads_of_a_process_that_lives_wait_on_and_get_their_bytes() {
     assert_eq!(house.status()["requests"]["interrupted"], 20);
 }
 
-/// As [`a_killed_process_with_asynchronous_reads_is_gone`], of io_uring: with threads of the kernel's in the process.
+/// As [`a_process_with_waiting_asynchronous_reads_can_be_killed`], with io_uring, whose kernel threads belong to the
+/// process.
 #[test]
-fn a_killed_process_with_reads_of_io_uring_is_gone() {
+fn a_process_with_waiting_reads_of_io_uring_can_be_killed() {
     let Some(fio) = tool("fio") else { return };
     let (house, _server) = behind_a_dead_server(64 * MIB);
     for more in [&[][..], &["--sqthread_poll=1"]] {
@@ -371,7 +372,7 @@ fn a_killed_process_with_reads_of_io_uring_is_gone() {
 }
 
 #[test]
-fn a_thousand_killed_readers_leave_nothing_behind() {
+fn a_thousand_killed_readers_leave_no_request_and_no_memory() {
     let (house, _server) = behind_a_dead_server(64 * MIB);
     let memory = |house: &House| {
         let status = fs::read_to_string(format!("/proc/{}/status", house.worker())).unwrap();
@@ -396,11 +397,11 @@ fn a_thousand_killed_readers_leave_nothing_behind() {
 }
 
 #[test]
-fn readers_that_get_signals_while_data_arrives_get_right_bytes_or_eintr() {
+fn readers_that_get_signals_while_data_comes_get_right_bytes_or_eintr() {
     let (house, server) = (House::on_disk(), Server::start(Object::new(32 * MIB)));
     house.ok(&["base", "add", "far", &server.url("/far")]);
     house.ok(&["disk", "create", "far", "--base", "far"]);
-    // About as long as a request that was interrupted has.
+    // About as long as the grace period of an interrupted request.
     server.on(|request| match request.number % 4 {
         0 => Reply::After(Duration::from_millis(180 + request.number as u64 % 40), Box::new(Reply::Object)),
         _ => Reply::After(Duration::from_millis(5), Box::new(Reply::Object)),
@@ -455,12 +456,12 @@ fn readers_that_get_signals_while_data_arrives_get_right_bytes_or_eintr() {
 
 /// Guards D60.
 #[test]
-fn a_signal_that_does_not_kill_is_not_seen_while_the_server_answers() {
+fn a_signal_that_does_not_kill_does_not_interrupt_reads_while_the_server_answers() {
     let (house, server) = (House::on_disk(), Server::start(Object::new(8 * MIB)));
     house.ok(&["base", "add", "far", &server.url("/far")]);
     house.ok(&["disk", "create", "far", "--base", "far"]);
     server.on(|_| Reply::After(Duration::from_millis(20), Box::new(Reply::Object)));
-    // Job control: stopped and let go on while it reads.
+    // Job control: stop and continue the process while it reads.
     let mut child = Command::new("cmp")
         .arg(house.disk("far"))
         .arg({

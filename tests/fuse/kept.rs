@@ -1,4 +1,4 @@
-//! What is kept of bases on the host, through the mount: whose bytes they are, and what is not lost.
+//! The persistent cache through the mount: which base reads which blocks, and which blocks must not be lost.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -30,7 +30,8 @@ fn whole(house: &House, name: &str, len: usize) -> Vec<u8> {
     read_at(&open(&house.disk(name)), 0, len)
 }
 
-fn kept(house: &House, name: &str, bytes: usize) {
+/// Waits until the cache has `bytes` bytes of the base.
+fn wait_until_cached(house: &House, name: &str, bytes: usize) {
     until("all of it to be kept", || {
         (house.json(&["base", "show", name])["cached_bytes"].as_u64()? >= bytes as u64).then_some(())
     });
@@ -38,14 +39,14 @@ fn kept(house: &House, name: &str, bytes: usize) {
 
 /// Base `evil` on server A and base `good` on server B, with the digest of B's bytes.
 #[test]
-fn a_digest_that_nobody_compared_gives_no_base_the_bytes_of_another() {
+fn a_digest_that_was_not_compared_gives_no_base_the_blocks_of_another() {
     let len = 4 * MIB;
     let (a, b) = (Server::start(letter(b'A', len)), Server::start(letter(b'B', len)));
     let mut house = House::on_disk();
     let sum = sha256(&house, &b.object().bytes);
     add(&house, "evil", &a.url("/a"), &["--sha256", &sum]);
     same(&whole(&house, "evil", len), &vec![b'A'; len], "evil");
-    kept(&house, "evil", len);
+    wait_until_cached(&house, "evil", len);
     add(&house, "good", &b.url("/b"), &["--sha256", &sum]);
     same(&whole(&house, "good", len), &vec![b'B'; len], "good");
     house.restart();
@@ -53,20 +54,20 @@ fn a_digest_that_nobody_compared_gives_no_base_the_bytes_of_another() {
     let said = house.ok(&["base", "hydrate", "good"]);
     assert!(said.contains("the digest matches"), "{said}");
     assert_eq!(house.json(&["base", "show", "good"])["state"], "ok");
-    // A third one with the digest has it all at once.
+    // A third base with the digest is complete at once.
     let probe = b.url("/elsewhere");
     add(&house, "third", &probe, &["--sha256", &sum]);
     let before = b.body_bytes();
     same(&whole(&house, "third", len), &vec![b'B'; len], "third");
-    assert_eq!(b.body_bytes(), before, "nothing comes from its server");
+    assert_eq!(b.body_bytes(), before, "no request reaches its server");
     assert_eq!(house.json(&["base", "show", "third"])["digest_verified"], true);
-    // What was hydrated stays when others are evicted or removed.
+    // Hydrated blocks stay when other bases are evicted or removed.
     house.ok(&["base", "evict", "third"]);
     house.ok(&["base", "evict", "evil"]);
     house.ok(&["disk", "rm", "third"]);
     house.ok(&["base", "rm", "third"]);
     assert_eq!(house.json(&["base", "show", "good"])["complete"], true);
-    // What the evil one's own server has is found out, and is its own trouble.
+    // The wrong contents of the evil base's server are detected, and affect only the evil base.
     a.set_object(letter(b'A', len));
     house.ok(&["base", "evict", "good"]);
     let said = house.fails(&["base", "hydrate", "evil"]);
@@ -76,7 +77,7 @@ fn a_digest_that_nobody_compared_gives_no_base_the_bytes_of_another() {
 }
 
 #[test]
-fn a_refusal_is_undone_when_the_bytes_are_right_again() {
+fn a_refused_base_is_accepted_when_its_bytes_are_right_again() {
     let len = 3 * MIB;
     let right = Object::new(len);
     let wrong = Object { bytes: Arc::new(vec![7; len]), ..right.clone() };
@@ -85,7 +86,7 @@ fn a_refusal_is_undone_when_the_bytes_are_right_again() {
     let sum = sha256(&house, &right.bytes);
     add(&house, "b", &server.url("/b"), &["--sha256", &sum]);
     let disk = open(&house.disk("b"));
-    same(&read_at(&disk, 0, 100_000), &[7; 100_000], "before it is compared");
+    same(&read_at(&disk, 0, 100_000), &[7; 100_000], "before the comparison");
     let said = house.fails(&["base", "hydrate", "b"]);
     assert!(said.contains("fetched twice"), "{said}");
     assert_eq!(disk.read_exact_at(&mut [0; 10], 0).unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -94,11 +95,11 @@ fn a_refusal_is_undone_when_the_bytes_are_right_again() {
     house.restart();
     let said = house.ok(&["base", "verify", "b"]);
     assert!(said.contains("the digest matches"), "{said}");
-    same(&whole(&house, "b", len), &right.bytes, "what is right now");
+    same(&whole(&house, "b", len), &right.bytes, "the right contents");
     assert_eq!(house.json(&["base", "show", "b"])["state"], "ok");
 }
 
-/// A source that says nothing of its version: the new base on the replaced image reads the new one.
+/// The source has no validator. A new base on the replaced image reads only the new image.
 #[test]
 fn a_new_base_on_a_replaced_image_reads_no_block_of_the_old_one() {
     let len = 2 * MIB;
@@ -107,16 +108,16 @@ fn a_new_base_on_a_replaced_image_reads_no_block_of_the_old_one() {
     let house = House::on_disk();
     add(&house, "old", &server.url("/image"), &["--identity", "size"]);
     same(&whole(&house, "old", len), &vec![b'1'; len], "old");
-    kept(&house, "old", len);
+    wait_until_cached(&house, "old", len);
     server.set_object(plain(b'2'));
     add(&house, "new", &server.url("/image"), &["--identity", "size"]);
     same(&whole(&house, "new", len), &vec![b'2'; len], "new");
-    same(&whole(&house, "old", len), &vec![b'1'; len], "what was kept of the old one");
+    same(&whole(&house, "old", len), &vec![b'1'; len], "cached blocks of the old image");
 }
 
-/// Hydrated copies whose originals are gone, and a start with few descriptors.
+/// Hydrated bases whose originals are removed, and a start with few descriptors.
 #[test]
-fn a_start_with_few_descriptors_loses_no_only_copy() {
+fn a_start_with_few_descriptors_loses_no_hydrated_base() {
     let mut house = House::on_disk();
     let bases = 60;
     let bytes = |n: usize| vec![n as u8 + 1; 40_000];
@@ -141,9 +142,9 @@ fn a_start_with_few_descriptors_loses_no_only_copy() {
     (0..bases).for_each(|n| read(&house, n));
 }
 
-/// One reader waits for a dead server, and the base is being hydrated.
+/// The eviction comes while a reader waits for a dead server and the base is being hydrated.
 #[test]
-fn a_base_that_is_evicted_while_it_is_hydrated_is_evicted() {
+fn an_eviction_cancels_the_hydration_of_the_base() {
     let len = 6 * MIB;
     let object = Object::new(len);
     let mut server = Server::start(object.clone());
@@ -151,7 +152,7 @@ fn a_base_that_is_evicted_while_it_is_hydrated_is_evicted() {
     let sum = sha256(&house, &object.bytes);
     add(&house, "b", &server.url("/b"), &["--sha256", &sum]);
     same(&read_at(&open(&house.disk("b")), 0, MIB), &object.bytes[..MIB], "the head");
-    kept(&house, "b", MIB);
+    wait_until_cached(&house, "b", MIB);
     server.stop();
     let waits = {
         let (path, bytes) = (house.disk("b"), object.bytes.clone());

@@ -1,4 +1,4 @@
-//! Bases on a web server, through the mount.
+//! Bases on a web server, through the mount: fetching, the persistent cache, hydration.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -28,8 +28,8 @@ fn whole(house: &House, name: &str, len: usize) -> Vec<u8> {
     read_at(&open(&house.disk(name)), 0, len)
 }
 
-/// Everything that was fetched is in the cache, so that a kill costs nothing.
-fn settled(house: &House, name: &str, bytes: usize) {
+/// Waits until the cache has `bytes` bytes of the base, so that a kill costs no fetch.
+fn wait_until_cached(house: &House, name: &str, bytes: usize) {
     until("all of it to be kept", || {
         (house.json(&["base", "show", name])["cached_bytes"].as_u64()? >= bytes as u64).then_some(())
     });
@@ -55,8 +55,8 @@ fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
         })
         .collect();
     readers.into_iter().for_each(|reader| reader.join().unwrap());
-    assert_eq!(server.body_bytes(), bytes.len() as u64, "each byte comes once");
-    settled(&house, "b", bytes.len());
+    assert_eq!(server.body_bytes(), bytes.len() as u64, "each byte is fetched once");
+    wait_until_cached(&house, "b", bytes.len());
     let shown = house.json(&["base", "show", "b"]);
     assert_eq!(
         (shown["complete"].as_bool(), shown["cached_percent"].as_f64()),
@@ -64,7 +64,7 @@ fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
         "{shown}"
     );
 
-    // Another name, another worker, another daemon: nothing comes again.
+    // Another disk, another worker, another daemon: no block is fetched again.
     let before = server.requests().len();
     house.kill_worker();
     same(&whole(&house, "two", bytes.len()), &bytes, "the next worker");
@@ -76,13 +76,13 @@ fn a_base_is_added_by_one_small_request_and_read_once_for_all_disks() {
     house.ok(&["base", "evict", "b"]);
     assert_eq!(house.json(&["base", "show", "b"])["cached_bytes"].as_u64(), Some(0));
     house.restart();
-    same(&whole(&house, "b", bytes.len()), &bytes, "after it was evicted");
+    same(&whole(&house, "b", bytes.len()), &bytes, "after an eviction");
     assert!(server.requests().len() > before);
 }
 
 /// Guards D36.
 #[test]
-fn writes_of_parts_of_blocks_wait_for_the_base_and_are_right() {
+fn partial_block_writes_wait_for_the_base_and_are_right() {
     let (house, server, bytes) = served(2 * MIB);
     add(&house, "b", &server.url("/b"), &[]);
     let file = open(&house.disk("b"));
@@ -105,7 +105,7 @@ fn writes_of_parts_of_blocks_wait_for_the_base_and_are_right() {
 
 /// Guards D43.
 #[test]
-fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
+fn reads_wait_for_a_server_that_is_down_and_other_operations_work() {
     if !needs("resend") {
         return;
     }
@@ -116,9 +116,11 @@ fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
     server.stop();
     let waits = {
         let (path, bytes) = (house.disk("b"), bytes.clone());
-        thread::spawn(move || same(&read_at(&open(&path), 0, 3 * MIB), &bytes[..3 * MIB], "who waited"))
+        thread::spawn(move || {
+            same(&read_at(&open(&path), 0, 3 * MIB), &bytes[..3 * MIB], "the waiting reader")
+        })
     };
-    // A write of a part of a block needs the base as well; more of them than there are threads.
+    // A partial block write needs the base, too. There are more of them than threads.
     let writers: Vec<_> = (0..40u64)
         .map(|n| {
             let path = house.disk("b");
@@ -133,15 +135,15 @@ fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
         let events = house.json(&["events"]);
         events.as_array()?.iter().any(|e| e["event"] == "base.waiting" && e["base"] == "b").then_some(())
     });
-    // An old connection may break off before a new one is refused.
+    // An old connection may break before a new one is refused.
     assert!(waiting["why"].as_str().is_some_and(|why| !why.is_empty()), "{waiting}");
     assert_eq!(house.json(&["base", "show", "b"])["state"], "waiting");
-    // What is here is read, what needs no base is written, disks come and go.
-    same(&read_at(&open(&house.disk("b")), 0, 4096), &bytes[..4096], "what is cached");
+    // Cached blocks are read, other disks are written, disks are created and removed.
+    same(&read_at(&open(&house.disk("b")), 0, 4096), &bytes[..4096], "a cached block");
     open(&blank).write_all_at(&[1; 4096], 0).unwrap();
     house.ok(&["disk", "create", "other", "--base", "b"]);
     house.ok(&["disk", "rm", "other"]);
-    // Those who wait go on waiting under the next worker, and under the next version.
+    // Waiting requests wait on under the next worker, and under the next version.
     house.kill_worker();
     until("the next worker to wait", || (!house.status()["waiting"].as_array()?.is_empty()).then_some(()));
     house.ok(&["upgrade"]);
@@ -152,9 +154,9 @@ fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
     let mut model = bytes.to_vec();
     (0..40).for_each(|n| model[3 * MIB + n * 16384 + 5..][..10].fill(7));
     same(&whole(&house, "b", model.len()), &model, "at the end");
-    until("nobody to wait", || house.status()["waiting"].as_array()?.is_empty().then_some(()));
+    until("no base to wait", || house.status()["waiting"].as_array()?.is_empty().then_some(()));
 
-    // Nobody who stops the daemon waits for a server.
+    // A stop of the daemon does not wait for a server.
     house.ok(&["base", "add", "c", &server.url("/c")]);
     server.stop();
     let mut stuck = Command::new("dd")
@@ -171,7 +173,7 @@ fn reads_wait_for_a_server_that_is_down_and_everything_else_goes_on() {
 }
 
 #[test]
-fn a_deadline_ends_a_read_and_the_next_one_works() {
+fn a_deadline_ends_a_read_and_a_later_read_works() {
     let (house, mut server, bytes) = served(MIB);
     add(&house, "b", &server.url("/b"), &["--deadline", "1s"]);
     server.stop();
@@ -185,31 +187,31 @@ fn a_deadline_ends_a_read_and_the_next_one_works() {
 }
 
 #[test]
-fn an_image_that_changes_is_an_error_at_the_deadline_and_never_a_mixture() {
+fn a_changed_image_is_an_error_at_the_deadline_and_versions_never_mix() {
     let (house, server, bytes) = served(4 * MIB);
     add(&house, "b", &server.url("/b"), &["--deadline", "1s"]);
     let file = open(&house.disk("b"));
-    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "of the first version");
-    settled(&house, "b", 100_000);
+    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "the first version");
+    wait_until_cached(&house, "b", 100_000);
     server.set_object(Object::seeded(4 * MIB, 2));
     let error = file.read_exact_at(&mut vec![0; MIB], 3 * MIB as u64).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "what was kept of the first version");
+    same(&read_at(&file, 0, 100_000), &bytes[..100_000], "cached blocks of the first version");
     until("the event", || {
         let events = house.json(&["events"]);
         events.as_array()?.iter().any(|e| e["event"] == "base.changed" && e["base"] == "b").then_some(())
     });
-    // The new one is a base of its own.
+    // The new version is a base of its own.
     add(&house, "new", &server.url("/b"), &[]);
     same(&whole(&house, "new", 4 * MIB), &server.object().bytes, "the new version");
 }
 
 #[test]
-fn bits_that_flip_in_the_cache_cost_a_fetch_and_nothing_else() {
+fn flipped_bits_in_the_cache_cost_only_a_fetch() {
     let (mut house, server, bytes) = served(3 * MIB);
     add(&house, "b", &server.url("/b"), &[]);
     same(&whole(&house, "b", bytes.len()), &bytes, "cold");
-    settled(&house, "b", bytes.len());
+    wait_until_cached(&house, "b", bytes.len());
     let mut random = Random(11);
     for round in 0..4 {
         house.stop();
@@ -227,7 +229,7 @@ fn bits_that_flip_in_the_cache_cost_a_fetch_and_nothing_else() {
         }
         house.start();
         same(&whole(&house, "b", bytes.len()), &bytes, "after bits flipped");
-        settled(&house, "b", bytes.len());
+        wait_until_cached(&house, "b", bytes.len());
     }
     let findings =
         Command::new(env!("CARGO_BIN_EXE_plyfs")).args(["--store"]).arg(house.store()).arg("status").output();
@@ -235,7 +237,7 @@ fn bits_that_flip_in_the_cache_cost_a_fetch_and_nothing_else() {
 }
 
 #[test]
-fn kills_at_any_time_never_show_a_wrong_byte() {
+fn reads_are_right_while_workers_are_killed_and_the_base_is_evicted() {
     let (house, server, bytes) = served(8 * MIB);
     add(&house, "b", &server.url("/b"), &[]);
     let done = Arc::new(AtomicU64::new(0));
@@ -266,7 +268,7 @@ fn kills_at_any_time_never_show_a_wrong_byte() {
 
 /// Guards D38.
 #[test]
-fn a_small_cache_and_none_at_all_are_slower_and_right() {
+fn reads_are_right_with_a_small_cache_and_with_none() {
     for size in ["0", "1M"] {
         let object = Object::new(4 * MIB);
         let bytes = object.bytes.clone();
@@ -286,21 +288,21 @@ fn a_small_cache_and_none_at_all_are_slower_and_right() {
 }
 
 #[test]
-fn one_content_under_two_names_is_fetched_once_when_it_was_compared_with_the_digest() {
+fn verified_contents_under_two_names_are_fetched_once() {
     let (house, server, bytes) = served(MIB);
     let path = house.path("image");
     fs::write(&path, &*bytes).unwrap();
     let sum = run(Command::new("sha256sum").arg(&path)).split_whitespace().next().unwrap().to_owned();
     add(&house, "one", &server.url("/one"), &["--sha256", &sum]);
     same(&whole(&house, "one", MIB), &bytes, "one");
-    settled(&house, "one", MIB);
+    wait_until_cached(&house, "one", MIB);
     assert!(house.ok(&["base", "verify", "one"]).contains("the digest matches"));
     let before = server.body_bytes();
     add(&house, "two", &server.url("/other/place"), &["--sha256", &sum]);
     let probe = server.body_bytes();
     same(&whole(&house, "two", MIB), &bytes, "two");
     assert_eq!(server.body_bytes(), probe, "only the probe of {} bytes", probe - before);
-    // What one of them still needs stays.
+    // Blocks that the other base needs stay.
     house.ok(&["disk", "rm", "one"]);
     house.ok(&["base", "rm", "one"]);
     assert_eq!(house.json(&["base", "show", "two"])["complete"], true);
@@ -339,7 +341,7 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
         assert!(house.ok(&["base", "verify", name]).contains("are here"));
     }
     assert_eq!(server.requests().len(), requests);
-    // The copy is all that there is.
+    // The cached copy is the only one.
     let said = house.fails(&["base", "evict", "near"]);
     assert!(said.contains("no such file"), "{said}");
     house.stop();
@@ -349,7 +351,7 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
     house.start();
 
-    // One whose bytes are not those of its digest.
+    // A base whose bytes do not match its digest.
     server.start_again();
     server.set_object(Object::seeded(MIB, 3));
     add(&house, "wrong", &server.url("/wrong"), &["--sha512", &"ab".repeat(64)]);
@@ -361,7 +363,7 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
     drop(before);
     let shown = house.json(&["base", "show", "wrong"]);
     assert_eq!((shown["digest_verified"].as_bool(), shown["cached_bytes"].as_u64()), (Some(false), Some(0)));
-    // Nobody gets a byte of it, who had it open or not, now and later.
+    // No reader gets a byte of it, through open files or new ones, now and after restarts.
     for _ in 0..2 {
         assert_eq!(house.json(&["base", "show", "wrong"])["state"], "refused");
         let read = fs::File::open(house.disk("wrong")).and_then(|file| file.read_exact_at(&mut [0; 10], 0));
@@ -371,21 +373,21 @@ fn a_hydrated_base_needs_no_server_and_no_file() {
 }
 
 #[test]
-fn hydration_goes_on_after_a_kill_and_when_the_server_is_back() {
+fn hydration_continues_after_a_kill_and_when_the_server_is_back() {
     let (house, mut server, bytes) = served(6 * MIB);
     add(&house, "b", &server.url("/b"), &[]);
     house.ok(&["base", "hydrate", "b", "--rate", "2M", "--background"]);
-    settled(&house, "b", MIB);
+    wait_until_cached(&house, "b", MIB);
     house.kill_worker();
     server.stop();
     thread::sleep(std::time::Duration::from_millis(300));
     server.start_again();
-    until("all of it", || (house.json(&["base", "show", "b"])["complete"] == true).then_some(()));
+    until("a complete copy", || (house.json(&["base", "show", "b"])["complete"] == true).then_some(()));
     same(&whole(&house, "b", bytes.len()), &bytes, "hydrated");
 }
 
 #[test]
-fn nothing_secret_is_shown_anywhere() {
+fn no_output_or_log_shows_a_secret() {
     let (mut house, mut server, bytes) = served(MIB);
     let url = server.url("/b?signature=hushhush").replace("http://", "http://somebody:openSesame@");
     let file = house.path("url");
@@ -411,14 +413,14 @@ fn nothing_secret_is_shown_anywhere() {
 }
 
 #[test]
-fn images_of_every_kind_read_as_qemu_img_reads_them() {
+fn images_of_every_format_read_as_qemu_img_reads_them() {
     if crate::harness::tool("qemu-img").is_none() {
         return;
     }
     let (mut house, server, _) = served(1);
     let raw = house.path("raw.img");
     let mut random = Random(3);
-    // Zeros, text and noise, an end that is no multiple of anything.
+    // Zeros, repeated bytes and noise, with a size that is no multiple of a cluster.
     let mut bytes = vec![0; 3 * MIB + 1536];
     for n in 0..12 {
         let part = if n % 2 == 0 { random.bytes(70_000) } else { vec![n as u8; 90_000] };
@@ -458,7 +460,7 @@ fn images_of_every_kind_read_as_qemu_img_reads_them() {
     for (name, _) in cases {
         same(&whole(&house, name, bytes.len()), &bytes, name);
     }
-    // A chain of which the operator names every file.
+    // A chain in which the operator names every file.
     let top = house.path("top.qcow2");
     let below = house.path("zlib.qcow2");
     run(Command::new("qemu-img").args(["create", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&below).arg(&top));

@@ -1,4 +1,4 @@
-//! The live maps: where they are, who can take them away, what they cost.
+//! The live maps: their place, their removal by other programs, their memory.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,7 +15,7 @@ fn moves(house: &House) -> u64 {
     house.status()["live_maps"]["moves"].as_u64().unwrap()
 }
 
-/// Removes the directory of the live maps with all that is in it, as a clean-up job does.
+/// Removes the directory of the live maps with all its files, as a clean-up job does.
 fn remove_live_maps(house: &House) {
     let dir = house.live_dir().unwrap();
     let _ = fs::remove_dir_all(&dir);
@@ -24,7 +24,7 @@ fn remove_live_maps(house: &House) {
 
 /// Guards D24.
 #[test]
-fn live_maps_whose_directory_is_removed_lose_nothing() {
+fn removing_the_directory_of_the_live_maps_loses_no_data() {
     let mut house = House::on_disk();
     house.base(SIZE as usize);
     let path = house.create("a", true, SIZE);
@@ -36,12 +36,12 @@ fn live_maps_whose_directory_is_removed_lose_nothing() {
     file.write_all_at(&second, MIB).unwrap();
     file.sync_all().unwrap();
     file.write_all_at(&third, 2 * MIB).unwrap();
-    // At once: before or after the supervisor has noticed.
+    // At once, so before or after the supervisor has noticed.
     house.kill_worker();
     same(&read_at(&file, 0, 4096), &first, "written before the removal");
     same(&read_at(&file, MIB, 4096), &second, "flushed after it");
     same(&read_at(&file, 2 * MIB, 4096), &third, "written after it");
-    // The maps get a name again, by which the next daemon finds them.
+    // The maps get a new name, by which the next daemon finds them.
     until("live maps with a name", || house.arena().filter(|_| moves(&house) > 0));
     assert!(house.log().contains("of the live maps is gone"));
     assert!(house.status()["live_maps"]["problem"].is_null());
@@ -62,7 +62,7 @@ fn live_maps_whose_directory_is_removed_lose_nothing() {
 }
 
 #[test]
-fn live_maps_that_are_removed_again_and_again_under_load_lose_nothing() {
+fn removing_the_live_maps_repeatedly_under_load_loses_no_data() {
     let house = House::on_disk();
     house.base(SIZE as usize);
     let file = open(&house.create("a", true, SIZE));
@@ -82,7 +82,7 @@ fn live_maps_that_are_removed_again_and_again_under_load_lose_nothing() {
     same(&read_at(&file, 0, SIZE as usize), &expected, "after three removals");
 }
 
-/// The name that versions without an arena used can be taken by any user, and so can the memory behind it.
+/// Any user can create the directory that versions without an arena used, and fill the memory behind it.
 #[test]
 fn a_squatted_shared_memory_directory_keeps_no_daemon_from_starting() {
     let mut house = House::on_disk();
@@ -100,7 +100,7 @@ fn a_squatted_shared_memory_directory_keeps_no_daemon_from_starting() {
     house.kill_everything();
     house.start();
     same(&read_at(&open(&path), 0, 7), b"written", "after a kill");
-    // Its space is its own: what others put into /dev/shm leaves it alone.
+    // The arena has a tmpfs of its own, so files of others in /dev/shm do not affect it.
     let arena = fs::metadata(house.arena().unwrap()).unwrap();
     assert_ne!(arena.dev(), fs::metadata("/dev/shm").unwrap().dev());
     assert_eq!(arena.mode() & 0o7777, 0o600);
@@ -108,10 +108,10 @@ fn a_squatted_shared_memory_directory_keeps_no_daemon_from_starting() {
     let mount = house.live_dir().unwrap();
     house.stop();
     assert!(!mount.exists(), "the place of the live maps outlives a clean stop");
-    assert!(squatted.exists(), "it is another user's");
+    assert!(squatted.exists(), "the directory of another user stays");
 }
 
-/// In a directory that the operator names, a name that another user has is left to that user.
+/// In the directory that the operator names, the daemon avoids a name that another user has taken.
 #[test]
 fn a_squatted_runtime_directory_keeps_no_daemon_from_starting() {
     let mut house = House::on_disk();
@@ -153,7 +153,7 @@ fn live_maps_of_many_disks_cost_one_descriptor() {
     assert_eq!(held.iter().filter(is_map).count(), 1, "{held:?}");
 }
 
-/// What a version without an arena leaves when all of it is killed: a file for each disk.
+/// Leaves live maps as a killed version without an arena does: a file for each disk.
 fn as_former_version(house: &House) {
     let arena = house.arena().unwrap();
     let file = File::open(&arena).unwrap();
@@ -188,7 +188,7 @@ fn live_maps_of_a_version_without_an_arena_are_taken_over() {
     }
     house.kill_everything();
     as_former_version(&house);
-    // One of them was cut: that disk alone is not served, as it may have more than was flushed.
+    // One file was truncated. Only that disk is not served, because it may have unflushed data.
     let cut = fs::read_dir(house.former_live_dir()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
     let whole = fs::metadata(&cut).unwrap().len();
     OpenOptions::new().write(true).open(&cut).unwrap().set_len(64 * 4096).unwrap();
@@ -204,9 +204,9 @@ fn live_maps_of_a_version_without_an_arena_are_taken_over() {
     same(&read_at(&open(&paths[0]), MIB, 4096), &bytes[..4096], "after another kill");
 }
 
-/// Live maps that are gone when the next daemon starts are said to be.
+/// The next start reports live maps that are gone.
 #[test]
-fn a_start_without_the_live_maps_of_the_last_daemon_says_what_is_lost() {
+fn a_start_without_the_live_maps_of_the_last_daemon_reports_the_loss() {
     let mut house = House::on_disk();
     let path = house.create("a", false, SIZE);
     open(&path).write_all_at(b"written", 0).unwrap();
@@ -218,7 +218,7 @@ fn a_start_without_the_live_maps_of_the_last_daemon_says_what_is_lost() {
     assert!(house.ok(&["status"]).contains("live maps problem"));
     house.restart();
     assert!(house.status()["live_maps"]["problem"].is_null());
-    // A copy of a store that is in use is not the one that has the live maps.
+    // A copy of a store in use does not own the live maps.
     open(&path).write_all_at(b"written", 0).unwrap();
     let mut copy = House::unstarted("/var/tmp");
     let mut copied = Command::new("cp");
@@ -228,11 +228,11 @@ fn a_start_without_the_live_maps_of_the_last_daemon_says_what_is_lost() {
     fs::write(copy.store().join("lock"), "").unwrap();
     copy.start();
     assert!(!copy.log().contains("are gone"), "{}", copy.log());
-    same(&read_at(&open(&path), 0, 7), b"written", "the store that was copied");
+    same(&read_at(&open(&path), 0, 7), b"written", "the original store");
 }
 
 #[test]
-fn a_guest_that_fills_the_memory_for_maps_is_refused_alone() {
+fn only_the_guest_that_fills_the_memory_for_maps_is_refused() {
     let mut house = House::unstarted("/var/tmp");
     let config = house.path("plyfs.toml");
     fs::write(&config, "runtime.map_memory = '4M'\nruntime.map_memory_per_disk = '1M'\n").unwrap();
@@ -254,7 +254,7 @@ fn a_guest_that_fills_the_memory_for_maps_is_refused_alone() {
     let written = written.count() as u64;
     assert!((200..=256).contains(&written), "{written} pages");
     assert_eq!(greedy.write_at(&[1; 4096], at(written)).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
-    // What it has goes on working: writes where there is a page, and discards anywhere.
+    // Writes to existing map pages still work, and so do discards anywhere.
     greedy.write_all_at(&[2; 4096], at(1) + 4096).unwrap();
     fallocate(&greedy, PUNCH, at(2), 4096).unwrap();
     for n in 0..50 {
@@ -262,7 +262,7 @@ fn a_guest_that_fills_the_memory_for_maps_is_refused_alone() {
     }
     greedy.sync_all().unwrap();
     same(&read_at(&greedy, at(2), 4096), &[0; 4096], "discarded");
-    // The other one notices nothing.
+    // The other disk works as before.
     (0..50).for_each(|n| quiet.write_all_at(&[3; 4096], at(n)).unwrap());
     quiet.sync_all().unwrap();
     let maps = &house.status()["live_maps"];
@@ -271,7 +271,7 @@ fn a_guest_that_fills_the_memory_for_maps_is_refused_alone() {
     let of = |name: &str| house.json(&["disk", "show", name])["map_bytes"].as_u64().unwrap();
     assert!(of("greedy") >= MIB && of("greedy") < 2 * MIB && of("quiet") > 50 * 4096, "{}", of("greedy"));
     assert_eq!(house.status()["worker_starts"], 1);
-    // Neither does a worker that takes them over.
+    // The same under the next worker.
     house.kill_worker();
     assert_eq!(greedy.write_at(&[1; 4096], at(written)).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     same(&read_at(&greedy, at(1) + 4096, 4096), &[2; 4096], "written at the bound");
@@ -287,7 +287,7 @@ fn anonymous_memory(pid: i32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// A map of 66 MiB: what a flush needs does not grow with it.
+/// The map has 66 MiB. The memory of a flush does not grow with it.
 #[test]
 fn a_flush_of_a_disk_with_a_large_map_takes_little_memory() {
     let mut house = House::on_disk();
@@ -307,7 +307,7 @@ fn a_flush_of_a_disk_with_a_large_map_takes_little_memory() {
             }
         });
         for round in 0..3 {
-            // The whole map for the first time, appended, and appended again.
+            // The first flush writes the whole map, the later ones append.
             file.write_all_at(&[1; 4096], round * 4096).unwrap();
             file.sync_all().unwrap();
             fallocate(&file, ZERO, 0, 1 << 40).unwrap();

@@ -1,4 +1,4 @@
-//! The filesystem through a real mount: one daemon per test, as root, with the tools that users point at it.
+//! Tests through a real mount: one daemon per test, as root, with the tools that users run on disks.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
 mod aio;
@@ -31,3 +31,4 @@ mod supervision;
 mod tools;
 mod traces;
 mod upgrade;
+mod worker;

@@ -1,4 +1,4 @@
-//! Many disks: what each of them costs.
+//! Many disks: descriptors and attachments.
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -19,10 +19,10 @@ fn attached(house: &House) -> u64 {
     house.json(&["status"])["attached_disks"].as_u64().unwrap()
 }
 
-// With 300 disks and 256 descriptors fsync was EIO, `stop` said 0 and the daemon 1, and `check` found what no clean stop
-// put right.
+// Regression: with 300 disks and 256 descriptors fsync was EIO, `stop` ended with 0 and the daemon with 1, and `check`
+// found damage that no clean stop repaired.
 #[test]
-fn more_disks_are_in_use_than_there_are_descriptors() {
+fn more_disks_can_be_in_use_than_there_are_descriptors() {
     let mut house = House::unstarted("/var/tmp");
     let mut few = Command::new("sh");
     few.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh"]);
@@ -36,7 +36,7 @@ fn more_disks_are_in_use_than_there_are_descriptors() {
         }
     }
     assert!((1..150).contains(&attached(&house)));
-    // Written and not flushed, by those that are attached and those that are not.
+    // Unflushed writes to disks that are attached and to disks that are not.
     for (n, file) in files.iter().enumerate() {
         file.write_all_at(&[3, n as u8], 3 * 4096).unwrap();
     }
@@ -51,9 +51,9 @@ fn more_disks_are_in_use_than_there_are_descriptors() {
     house.ok(&["check"]);
 }
 
-// Each disk that was listed was attached until the worker ended.
+// Regression: each listed disk stayed attached until the worker ended.
 #[test]
-fn a_listing_and_a_look_at_each_file_attach_nothing() {
+fn a_listing_and_a_stat_of_each_file_attach_no_disk() {
     let mut house = House::on_disk();
     let names = create(&house, 100);
     open(&house.disk("d7")).write_all_at(b"written", 4096).unwrap();

@@ -1,4 +1,4 @@
-//! What a worker may do, who may use the disks, and what a crash leaves behind.
+//! The rights of a worker, the access of other users to disks, and the core dump of a crash.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,14 +14,14 @@ use crate::harness::{House, PUNCH, Random, ZERO, fallocate, needs, open, run, sa
 
 const NOBODY: u32 = 65534;
 
-/// The program as user nobody, without any group.
+/// A command that runs as user nobody, without groups.
 fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
     command
 }
 
-/// What a command of nobody's ends with; its complaint must be about permission when it fails.
+/// Whether a command succeeds as user nobody. If it fails, it must fail for lack of permission.
 #[track_caller]
 fn nobody_may(program: &str, args: &[&Path]) -> bool {
     let output = as_nobody(program).args(args).env("LC_ALL", "C").output().unwrap();
@@ -39,7 +39,7 @@ fn status_of(pid: i64, task: &str) -> impl Fn(&str) -> String + use<> {
     }
 }
 
-/// Every thread of a process has only these capabilities, and is under a filter.
+/// Asserts that every thread of a process has at most these capabilities, and has a seccomp filter.
 #[track_caller]
 fn every_thread_is_confined(pid: i64, capabilities: u64) {
     let tasks: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).unwrap().collect();
@@ -64,7 +64,7 @@ fn children(pid: i64) -> Vec<i64> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// What `status` says of landlock where it is switched on: signals and abstract sockets came with Linux 6.12.
+/// The text of `status` for landlock when it is on. Signals and abstract sockets came with Linux 6.12.
 fn landlock() -> &'static str {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());
@@ -90,7 +90,7 @@ fn looks_confined(house: &House) {
     let openers = children(worker);
     assert_eq!(openers.len(), 1, "{openers:?}");
     every_thread_is_confined(openers[0], DAC_READ_SEARCH);
-    // The opener has nothing of the mount, the store or the control socket: a socket per thread, and the first three.
+    // The opener has no descriptor of the mount, the store or the control socket: only a socket per thread, and 0 to 2.
     for entry in fs::read_dir(format!("/proc/{}/fd", openers[0])).unwrap() {
         let entry = entry.unwrap();
         let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
@@ -101,7 +101,7 @@ fn looks_confined(house: &House) {
 
 /// Guards D15.
 #[test]
-fn every_worker_is_confined_and_says_so() {
+fn every_worker_is_confined_and_the_status_shows_it() {
     let house = House::on_disk();
     looks_confined(&house);
     let text = house.ok(&["status"]);
@@ -111,7 +111,7 @@ fn every_worker_is_confined_and_says_so() {
 }
 
 #[test]
-fn switches_for_emergencies_work() {
+fn confinement_can_be_switched_off() {
     let mut house = House::unstarted("/var/tmp");
     let config = house.path("c.toml");
     fs::write(&config, "[security]\ncapabilities = false\nlandlock = false\nseccomp = \"off\"\n").unwrap();
@@ -120,7 +120,7 @@ fn switches_for_emergencies_work() {
     assert_eq!(confinement["landlock"], "off (configuration)");
     assert_eq!(confinement["seccomp"], "off (configuration)");
     assert!(confinement["capabilities"].as_array().unwrap().len() > 5, "{confinement}");
-    assert_eq!(children(i64::from(house.worker())), [] as [i64; 0], "there is no opener then");
+    assert_eq!(children(i64::from(house.worker())), [] as [i64; 0], "there is no opener without confinement");
     house.base(1 << 20);
     house.stop();
 }
@@ -140,7 +140,7 @@ fn bases_outside_of_their_directories_are_refused() {
     assert!(why.contains("outside the directories for bases") && why.contains("base_dirs"), "{why}");
 }
 
-/// A day in the life of a worker under strace: nothing it does is on no list.
+/// Typical work of a worker under strace: it makes no system call that is on no list.
 #[test]
 fn nothing_a_worker_does_is_refused() {
     let Some(strace) = tool("strace") else { return };
@@ -175,7 +175,7 @@ fn nothing_a_worker_does_is_refused() {
     house.ok(&["base", "rm", "b"]);
     house.stop();
     let trace = fs::read_to_string(&trace).unwrap();
-    assert!(trace.contains("clone3"), "failed calls are in the trace: that one is refused on purpose");
+    assert!(trace.contains("clone3"), "the trace must contain failed calls: clone3 is refused on purpose");
     let refused: Vec<_> = trace
         .lines()
         .filter(|line| line.contains("ENOSYS") && !line.contains("clone3") || line.contains(" EACCES "))
@@ -183,10 +183,10 @@ fn nothing_a_worker_does_is_refused() {
     assert_eq!(refused, [] as [&str; 0]);
 }
 
-/// What the kernel lacks is said once and in `status`, and nothing else comes of it.
+/// A missing kernel feature is logged once and shown in `status`, and has no other effect.
 /// Guards D16.
 #[test]
-fn a_kernel_without_landlock_and_seccomp_is_served_and_named() {
+fn without_landlock_and_seccomp_in_the_kernel_the_daemon_works_and_reports_it() {
     let Some(strace) = tool("strace") else { return };
     let mut house = House::unstarted("/var/tmp");
     let mut wrapper = Command::new(strace);
@@ -208,9 +208,9 @@ fn a_kernel_without_landlock_and_seccomp_is_served_and_named() {
     assert_eq!(log.matches("more rights than it needs").count(), 2, "once each, by the first worker: {log}");
 }
 
-/// The opener's death is the worker's, and that is a pause.
+/// The worker dies with its opener, and the next worker takes over.
 #[test]
-fn a_dead_opener_is_a_pause() {
+fn the_death_of_the_opener_costs_clients_only_a_pause() {
     if !needs("resend") {
         return;
     }
@@ -226,14 +226,14 @@ fn a_dead_opener_is_a_pause() {
     assert!(house.log().contains("the opener is gone"), "{}", house.log());
 }
 
-/// Sends the worker a signal and waits for the next one; the worker may be any descendant of what was started.
+/// Sends the worker a signal, and waits for the next worker. The worker may be any descendant of the started process.
 fn end(house: &House, signal: i32) {
     let worker = house.worker();
     let until = Instant::now() + Duration::from_secs(60);
-    // Rust's runtime takes a SIGSEGV that no fault caused for nothing the first time; the second one counts.
+    // Rust's runtime ignores the first SIGSEGV that no fault caused; the second one kills.
     // SAFETY: no memory is involved.
     while unsafe { libc::kill(worker, signal) } == 0 {
-        assert!(Instant::now() < until, "it does not die");
+        assert!(Instant::now() < until, "the worker does not die");
         std::thread::sleep(Duration::from_millis(10));
     }
     while house.cli(&["--json", "status"]).stdout.is_empty() || house.worker() == worker {
@@ -256,12 +256,12 @@ fn contains(path: &Path, marker: &[u8]) -> bool {
 #[test]
 fn a_crashed_worker_leaves_no_guest_data_behind() {
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    // Only a name without a directory ends up where this test can look.
+    // The test finds a core file only when the pattern is a name without a directory.
     let here = !pattern.starts_with('|') && !pattern.contains('/') && pattern.contains("core");
     let marker: Vec<u8> = Random(99).bytes(64);
     for allowed in [true, false] {
         if allowed && !here {
-            println!("SKIP: cores go to {pattern}: whether one would hold the data is not looked at");
+            println!("SKIP: core files go to {pattern}, where the test cannot read them");
             continue;
         }
         let mut house = House::unstarted("/var/tmp");
@@ -283,7 +283,7 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
         open(&house.disk("a")).read_exact_at(&mut bytes, 0).unwrap();
         same(&bytes[..64], &marker, "the data is in the worker's cache");
         end(&house, libc::SIGSEGV);
-        // Where the worker was started, or where it may write.
+        // In the directory where the worker was started, or where it may write.
         let found = [cores(&cwd), cores(&house.store())].concat();
         if allowed {
             assert!(
@@ -300,15 +300,15 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
 }
 
 #[test]
-fn another_user_reaches_what_was_given_to_him_and_nothing_else() {
+fn another_user_can_access_only_the_disks_that_were_given_to_it() {
     let house = House::on_disk();
     fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     house.base(1 << 20);
-    let (mine, his) = (house.create("mine", true, 1 << 20), house.create("his", true, 1 << 20));
-    chown(&his, Some(NOBODY), None).unwrap();
+    let (mine, theirs) = (house.create("mine", true, 1 << 20), house.create("theirs", true, 1 << 20));
+    chown(&theirs, Some(NOBODY), None).unwrap();
     assert_eq!(fs::metadata(&mine).unwrap().mode() & 0o7777, 0o600);
 
-    assert!(nobody_may("cat", &[&his]), "his own disk, by its path, as QEMU opens it");
+    assert!(nobody_may("cat", &[&theirs]), "its own disk, by its path, as QEMU opens it");
     assert!(!nobody_may("cat", &[&mine]), "a disk of mode 0600");
     assert!(!nobody_may("cat", &[&house.mount().join("bases/b.raw")]), "a base");
     for dir in [
@@ -324,12 +324,12 @@ fn another_user_reaches_what_was_given_to_him_and_nothing_else() {
     }
     assert!(!nobody_may("ls", &[&house.live_dir().unwrap()]), "live maps");
     assert!(!nobody_may("cat", &[&house.arena().unwrap()]), "live maps");
-    // The other changes that he may not make.
+    // The user may make no other changes, either.
     assert!(!nobody_may("rm", &[Path::new("-f"), &mine]));
     assert!(!nobody_may("touch", &[&house.disk("new")]));
     assert!(!nobody_may("chmod", &[Path::new("0666"), &mine]));
     fs::set_permissions(&mine, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(nobody_may("cat", &[&mine]), "what its mode allows is possible");
+    assert!(nobody_may("cat", &[&mine]), "a disk whose mode allows it");
 }
 
 #[test]
@@ -345,13 +345,13 @@ fn another_user_cannot_reach_the_control_socket() {
     assert!(text.contains("ermission denied"), "{text}");
 }
 
-/// The socket is private from its first moment, whatever the umask: nobody can slip in between.
+/// The socket has mode 0600 from its creation, whatever the umask.
 #[test]
-fn the_control_socket_is_never_open_to_others() {
+fn the_control_socket_is_never_accessible_to_other_users() {
     let Some(strace) = tool("strace") else { return };
     let mut house = House::unstarted("/var/tmp");
     let (trace, socket) = (house.path("trace"), house.store().join("control.sock"));
-    // If the mode were set after the socket is there, this is the time that others would have.
+    // If the mode were set after the creation of the socket, this delay would expose it.
     let script = "umask 0; trace=$0; strace=$1; shift; exec \"$strace\" -f -qq -o \"$trace\" \
                   -e trace=chmod,fchmodat,fchmod \
                   -e inject=chmod,fchmodat,fchmod:delay_enter=1500000 \"$@\"";
@@ -371,16 +371,16 @@ fn the_control_socket_is_never_open_to_others() {
     assert_eq!(watcher.join().unwrap(), 0o600);
 }
 
-/// A copy of the program where every user can run it.
+/// A copy of the program that every user can run.
 fn public_binary(house: &House) -> PathBuf {
     let path = house.path("plyfs");
-    // By another program: while this one had the copy open for writing, a child of another test could inherit that,
-    // and to run the copy would be ETXTBSY.
+    // cp makes the copy. If this process wrote it, a child of another test could inherit the open file, and running the
+    // copy would be ETXTBSY.
     run(Command::new("cp").arg(env!("CARGO_BIN_EXE_plyfs")).arg(&path));
     path
 }
 
-/// While it lives, every user may open /dev/fuse, as on most hosts. One at a time on a machine.
+/// While this is held, every user may open /dev/fuse, as on most hosts. Only one per machine at a time.
 struct OpenDevice {
     _lock: File,
     mode: u32,
@@ -408,7 +408,7 @@ impl Drop for OpenDevice {
 }
 
 #[test]
-fn an_ordinary_user_can_run_all_of_it() {
+fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     if tool("fusermount3").is_none() {
         return;
     }
@@ -425,7 +425,7 @@ fn an_ordinary_user_can_run_all_of_it() {
     }
     let plyfs = |args: &[&str]| run(as_nobody(&binary).arg("--store").arg(&store).args(args));
     let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&plyfs(args)).unwrap();
-    // Everything on the mount happens as nobody: without allow_other even root may not enter.
+    // All access to the mount is as user nobody, because without allow_other even root has none.
     let shell = |script: &str, args: &[&Path]| run(as_nobody("sh").args(["-euc", script, "sh"]).args(args));
 
     let data = Random(3).bytes(4 << 20);
@@ -449,7 +449,7 @@ fn an_ordinary_user_can_run_all_of_it() {
     assert_eq!(
         fs::metadata(format!("/proc/{worker}/environ")).unwrap().uid(),
         0,
-        "nobody else of that user may trace it"
+        "no other process of that user may trace it"
     );
     let status_file = status_of(worker, &worker.to_string());
     assert!(status_file("Uid").starts_with(&NOBODY.to_string()));
@@ -468,5 +468,5 @@ fn an_ordinary_user_can_run_all_of_it() {
     assert!(plyfs(&["check"]).contains("0 finding(s)"));
     let log = house.log();
     let locked = confinement["memory_locked"].as_bool().unwrap();
-    assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "said once: {log}");
+    assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "logged once: {log}");
 }

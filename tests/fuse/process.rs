@@ -1,4 +1,4 @@
-//! The supervisor and its workers: takeovers, workers that keep dying, an end that comes at any moment.
+//! The supervisor and its workers: takeovers, workers that keep dying, a stop at any moment.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::harness::{House, Random, children, needs, open, read_at, run, same, signal, tool, until};
 
-/// A client that writes, reads back, compares and flushes one disk through one open file until it is told to end.
+/// A client that writes, reads, compares and flushes one disk through one open file, until it is stopped.
 pub struct Client {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<u8>>>,
@@ -28,7 +28,7 @@ impl Client {
             let file = open(&path);
             let mut model = read_at(&file, 0, size as usize);
             let (mut random, mut rounds) = (Random(seed), 0);
-            // One round at least, however soon it is told to end.
+            // At least one round, however soon it is stopped.
             while rounds == 0 || !seen.load(Ordering::Relaxed) {
                 let len = 1 + random.below(64 << 10);
                 let at = random.below(size - len);
@@ -46,18 +46,18 @@ impl Client {
             same(&read_at(&file, 0, size as usize), &model, "the whole disk");
             model
         });
-        // What a test does next meets a client at work.
+        // Wait until the client has done its first round.
         let _ = begun.recv();
         Self { end, thread: Some(thread) }
     }
 
-    /// What the disk has to contain.
+    /// Stops the client, and returns the expected contents of the disk.
     pub fn stop(mut self) -> Vec<u8> {
         self.end.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
 
-    /// A client that has met an error has ended.
+    /// Whether the client met no error; a client ends at its first error.
     pub fn is_fine(&self) -> bool {
         !self.thread.as_ref().unwrap().is_finished()
     }
@@ -69,7 +69,7 @@ impl Drop for Client {
     }
 }
 
-/// What a process has open: kinds and files, without the numbers that change.
+/// The open files of a process: kinds and paths, without the numbers that change.
 fn open_files(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let link = |e: std::io::Result<fs::DirEntry>| fs::read_link(e.unwrap().path()).ok();
@@ -104,19 +104,19 @@ fn the_standby_takes_over_and_another_is_prepared() {
     signal(worker, libc::SIGKILL);
     same(&read_at(&disk, 4096, 6), b"before", "after the worker");
     let (next, after) = house.prepared();
-    assert_eq!(next, standby, "somebody else took over");
+    assert_eq!(next, standby, "another worker than the standby took over");
     assert!(![worker, standby].contains(&after));
 
-    // The standby alone: nobody notices.
+    // Only the standby dies: the worker goes on.
     let before = house.status();
     signal(after, libc::SIGKILL);
     let another = until("another standby", || Some(house.prepared()).filter(|(_, s)| *s != after));
-    assert_eq!(another.0, standby, "the worker went with its standby");
+    assert_eq!(another.0, standby, "the worker ended with its standby");
     let now = house.status();
     assert_eq!(now["worker_starts"], before["worker_starts"]);
     assert_eq!(now["worker_ends"], before["worker_ends"]);
 
-    // Both in one moment.
+    // Both die at the same moment.
     signal(another.1, libc::SIGKILL);
     signal(another.0, libc::SIGKILL);
     same(&read_at(&disk, 4096, 6), b"before", "after both");
@@ -130,7 +130,7 @@ fn the_standby_takes_over_and_another_is_prepared() {
 
 /// Guards D22.
 #[test]
-fn nothing_grows_with_kills_and_upgrades() {
+fn kills_and_upgrades_leak_no_files_or_processes() {
     let house = House::on_disk();
     let arguments = || fs::read(format!("/proc/{}/cmdline", house.supervisor())).unwrap();
     let arguments_before = arguments();
@@ -138,7 +138,7 @@ fn nothing_grows_with_kills_and_upgrades() {
         let (worker, standby) = pids;
         [open_files(house.supervisor()), open_files(worker), open_files(standby)]
     };
-    // As it is after one of each: an upgraded supervisor need not be a copy of the first one.
+    // Compare with the state after one of each, because an upgraded supervisor may have other files than the first.
     house.kill_worker();
     house.ok(&["upgrade"]);
     let before = look(house.prepared());
@@ -147,7 +147,7 @@ fn nothing_grows_with_kills_and_upgrades() {
         signal(worker, libc::SIGKILL);
         until("another worker", || (house.status()["worker_pid"] != worker).then_some(()));
         if round % 4 == 0 {
-            // One that is not ready to take over yet.
+            // This standby is not prepared yet.
             let standby = house.status()["standby"]["pid"].as_i64();
             standby.into_iter().for_each(|pid| signal(pid as i32, libc::SIGKILL));
         }
@@ -155,7 +155,7 @@ fn nothing_grows_with_kills_and_upgrades() {
     for _ in 0..20 {
         house.ok(&["upgrade"]);
     }
-    // The connection of a command that has ended may be open for another moment.
+    // The connection of an ended command may still be open.
     let mut after = None;
     until(&format!("files as before ({before:#?}"), || {
         let pids = house.prepared();
@@ -182,7 +182,7 @@ fn nothing_grows_with_kills_and_upgrades() {
 
 /// Guards D22.
 #[test]
-fn the_first_process_of_a_container_buries_what_it_inherits() {
+fn as_the_first_process_of_a_container_the_supervisor_reaps_orphans() {
     if tool("unshare").is_none() {
         return;
     }
@@ -207,7 +207,7 @@ fn the_first_process_of_a_container_buries_what_it_inherits() {
 }
 
 #[test]
-fn workers_that_keep_dying_are_put_off_and_it_is_said_why() {
+fn workers_that_keep_dying_are_restarted_with_pauses_and_reported() {
     if !needs("resend") {
         return;
     }
@@ -228,7 +228,7 @@ fn workers_that_keep_dying_are_put_off_and_it_is_said_why() {
         "{status}"
     );
     assert!(house.log().contains("workers keep ending soon"));
-    // One that lives for a while ends it.
+    // A worker that lives for a while ends the pauses.
     let (worker, _) = house.prepared();
     std::thread::sleep(Duration::from_millis(500));
     signal(worker, libc::SIGKILL);
@@ -238,8 +238,8 @@ fn workers_that_keep_dying_are_put_off_and_it_is_said_why() {
     client.stop();
 }
 
-/// Leaves a worker that does not do what it was told: it takes over and is stopped.
-fn nobody_serves(house: &House) -> i32 {
+/// Leaves the daemon without a serving worker: the standby that must take over is stopped. Returns its process id.
+fn stop_serving(house: &House) -> i32 {
     let (worker, standby) = house.prepared();
     signal(standby, libc::SIGSTOP);
     signal(worker, libc::SIGKILL);
@@ -247,11 +247,11 @@ fn nobody_serves(house: &House) -> i32 {
 }
 
 #[test]
-fn while_nobody_serves_the_status_says_so() {
+fn without_a_serving_worker_the_status_reports_it() {
     let house = House::on_disk();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let stopped = nobody_serves(&house);
-    // Sent in the first second it waits until somebody can answer, be it the supervisor.
+    let stopped = stop_serving(&house);
+    // A request in the first second waits until a worker or the supervisor can answer.
     let why = house.fails(&["status"]);
     assert!(why.contains("no worker has served") && why.contains(&stopped.to_string()), "{why}");
     assert!(why.contains("SIGKILL"), "{why}");
@@ -264,8 +264,8 @@ fn while_nobody_serves_the_status_says_so() {
 fn a_worker_that_does_not_take_over_is_replaced() {
     let house = House::on_disk();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let stuck = nobody_serves(&house);
-    // Nobody lets it go on: the supervisor has to notice by itself.
+    let stuck = stop_serving(&house);
+    // The worker stays stopped: the supervisor must notice that.
     let status = until("another worker", || {
         let output = house.cli(&["--json", "status"]);
         output.status.success().then(|| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap())
@@ -278,12 +278,12 @@ fn a_worker_that_does_not_take_over_is_replaced() {
 }
 
 #[test]
-fn a_stop_while_nobody_serves_closes_the_store() {
+fn a_stop_without_a_serving_worker_closes_the_store() {
     let mut house = House::on_disk();
     let path = house.create("a", false, 1 << 20);
     open(&path).write_all_at(b"not flushed", 8192).unwrap();
-    nobody_serves(&house);
-    // Only the live map has the bytes, and it goes with a clean end.
+    stop_serving(&house);
+    // Only the live map knows the bytes, and a clean stop removes it.
     house.stop();
     assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
     house.start();
@@ -312,7 +312,7 @@ fn a_worker_that_dies_while_the_store_is_closed_is_replaced() {
 }
 
 #[test]
-fn a_mount_that_somebody_detached_ends_cleanly() {
+fn a_daemon_whose_mount_was_detached_stops_cleanly() {
     let mut house = House::on_disk();
     let path = house.create("a", false, 1 << 20);
     let file = open(&path);

@@ -1,4 +1,4 @@
-//! What is not as it should be: mount points, stores, bases, and a daemon that was killed.
+//! Refusals of invalid mount points, stores, bases and disks, and the start after a kill of the daemon.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::harness::*;
 
-/// The log of a daemon that must not start with these arguments.
+/// The log of a daemon that must refuse to start with these arguments.
 fn refused(house: &mut House, args: &[&str]) -> String {
     house.try_start(args).expect_err(&format!("serve {args:?} has to be refused"))
 }
@@ -47,7 +47,7 @@ fn a_second_daemon_on_a_store_is_refused() {
 }
 
 #[test]
-fn a_store_of_a_newer_version_is_refused_and_left_alone() {
+fn a_store_of_a_newer_version_is_refused_and_left_unchanged() {
     let mut house = House::on_disk();
     house.stop();
     let path = house.store().join("plyfs.store");
@@ -85,7 +85,7 @@ fn crash_of_the_daemon_loses_nothing_and_its_dead_mount_is_cleaned_up() {
 }
 
 #[test]
-fn bases_that_cannot_be_are_refused() {
+fn invalid_sources_of_bases_are_refused() {
     let house = House::on_disk();
     let at = |name: &str| house.path(name).to_str().unwrap().to_owned();
     fs::create_dir(at("dir")).unwrap();
@@ -103,7 +103,7 @@ fn bases_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn disks_that_cannot_be_are_refused() {
+fn invalid_disks_are_refused() {
     let house = House::on_disk();
     house.base(8192);
     let create = |args: &[&str]| house.fails(&[&["disk", "create"], args].concat());

@@ -1,4 +1,4 @@
-//! Requests that are sent again after a worker's death, when a command has changed the names meanwhile.
+//! Requests that the kernel sends again after a worker's death, while a command changed the names meanwhile.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use crate::harness::*;
 
 const MIB: u64 = 1 << 20;
 
-/// Does something to system calls of a process, until dropped.
+/// Injects faults into system calls of a process, until dropped.
 struct Strace(Child);
 
 impl Strace {
@@ -31,21 +31,21 @@ impl Strace {
 
 impl Drop for Strace {
     fn drop(&mut self) {
-        // It detaches.
+        // strace detaches at SIGINT.
         signal(self.0.id() as i32, libc::SIGINT);
         let _ = self.0.wait();
     }
 }
 
-/// Has the worker die in `request`, between its durable change and the answer, and a command run before the request
-/// is sent again.
+/// Kills the worker in `request`, between the durable change and the answer, and runs a command before the kernel sends
+/// the request again.
 fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> Option<String> {
     let strace = tool("strace")?;
     let (worker, standby) = house.prepared();
-    // What has the request sent again comes late: it is the first thing that the next worker writes to the mount.
+    // Delays the first write of the next worker to the mount, which makes the kernel send the request again.
     let resend = ["-e", "trace=write", "-P", "/dev/fuse", "-e", "inject=write:delay_enter=2000000:when=1"];
     let _late = Strace::new(&strace, standby, &resend);
-    // The record has its name; that this is durable is seen to by the next worker.
+    // Kills the worker when the record has its name. The next worker makes that durable.
     let killer = Strace::new(&strace, worker, &["-e", "trace=fsync", "-e", "inject=fsync:signal=SIGKILL"]);
     std::thread::scope(|scope| {
         let request = scope.spawn(request);
@@ -54,7 +54,7 @@ fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> 
         });
         drop(killer);
         let said = house.ok(command);
-        assert!(!request.is_finished(), "the command came too late to overtake anything");
+        assert!(!request.is_finished(), "the request ended before the command");
         request.join().unwrap();
         Some(said)
     })
@@ -62,7 +62,7 @@ fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> 
 
 /// Guards D4, D27.
 #[test]
-fn a_removal_that_is_sent_again_leaves_the_disk_that_took_the_name() {
+fn a_repeated_removal_keeps_the_disk_that_took_the_name() {
     if !needs("resend") {
         return;
     }
@@ -78,7 +78,7 @@ fn a_removal_that_is_sent_again_leaves_the_disk_that_took_the_name() {
 }
 
 #[test]
-fn a_rename_that_is_sent_again_leaves_the_disk_that_took_the_name() {
+fn a_repeated_rename_keeps_the_disk_that_took_the_name() {
     if !needs("resend") {
         return;
     }

@@ -1,4 +1,5 @@
-//! Servers that refuse, lie or crawl, as an operator sees it through the mount: what heals is waited for.
+//! Servers that refuse requests, serve wrong objects or are slow, through the mount. Reads wait for a server that may
+//! recover.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,7 @@ use crate::harness::{House, open, read_at, same, until};
 use crate::server::{Object, Reply, Server};
 
 const MIB: usize = 1 << 20;
-/// Where nothing is fetched by adding the base.
+/// An offset that is not fetched when the base is added.
 const FAR: u64 = 700_000;
 
 fn added(more: &[&str]) -> (House, Server, Object) {
@@ -34,7 +35,7 @@ fn events(house: &House, kind: &str) -> usize {
     events.as_array().unwrap().iter().filter(|event| event["event"] == kind && event["base"] == "b").count()
 }
 
-/// Reads far behind what is here, on a thread.
+/// Reads at an offset that is not cached, on a thread.
 fn reader(house: &House, object: &Object) -> thread::JoinHandle<()> {
     let (path, bytes) = (house.disk("b"), object.bytes.clone());
     thread::spawn(move || {
@@ -42,10 +43,10 @@ fn reader(house: &House, object: &Object) -> thread::JoinHandle<()> {
     })
 }
 
-/// EIO in milliseconds before: for a token that expired, a path that is not there for four seconds, an image that is
-/// deactivated, an empty body, a store without random access.
+/// Regression: each of these was EIO within milliseconds: an expired token, a path that is missing for four seconds, a
+/// deactivated image, an empty body, a store without random access.
 #[test]
-fn what_a_server_refuses_for_a_while_is_no_error_for_a_guest() {
+fn a_temporary_refusal_of_a_server_is_no_error_for_a_guest() {
     let (house, server, object) = added(&[]);
     for status in [401, 403, 404, 410, 204, 400] {
         server.on(move |_| Reply::status(status));
@@ -57,8 +58,8 @@ fn what_a_server_refuses_for_a_while_is_no_error_for_a_guest() {
         assert!(shown["waiting_since"].is_string() && shown["state_since"].is_string(), "{shown}");
         assert!(shown["servers"][0]["trouble"].as_str().unwrap().contains(&status.to_string()), "{shown}");
         assert!(house.ok(&["base", "ls"]).contains("waiting"));
-        // What is here is read meanwhile.
-        same(&read_at(&open(&house.disk("b")), 0, 4096), &object.bytes[..4096], "what is cached");
+        // Cached blocks are read meanwhile.
+        same(&read_at(&open(&house.disk("b")), 0, 4096), &object.bytes[..4096], "a cached block");
         server.on(|_| Reply::Object);
         waits.join().unwrap();
         becomes(&house, "ok");
@@ -68,15 +69,15 @@ fn what_a_server_refuses_for_a_while_is_no_error_for_a_guest() {
         house.ok(&["base", "add", "b", &server.url("/b")]);
         house.ok(&["disk", "create", "b", "--base", "b"]);
     }
-    // At once, when a base is added.
+    // Adding a base fails at once.
     server.on(|_| Reply::status(404));
     assert!(house.fails(&["base", "add", "none", &server.url("/c")]).contains("404"));
 }
 
-/// A presigned URL ran out: EIO until the base was made anew, and its disks with it.
+/// Regression: after a presigned URL expired, reads were EIO until the base and its disks were created anew.
 /// Guards H10.
 #[test]
-fn a_url_that_ran_out_is_replaced_under_open_disks() {
+fn an_expired_url_is_replaced_under_open_disks() {
     let (mut house, server, object) = added(&[]);
     let bytes = object.bytes.clone();
     let file = open(&house.disk("b"));
@@ -87,7 +88,7 @@ fn a_url_that_ran_out_is_replaced_under_open_disks() {
     });
     let waits = reader(&house, &object);
     becomes(&house, "waiting");
-    // Not by something else: another object, a URL that is refused too, a path.
+    // The new source must not be another object, a URL that is refused too, or a path.
     let other = Server::start(Object::seeded(2 * MIB, 7));
     assert!(house.fails(&["base", "set", "b", "--source", &other.url("/b")]).contains("another object"));
     assert!(house.fails(&["base", "set", "b", "--source", &server.url("/b?signature=no")]).contains("403"));
@@ -101,16 +102,16 @@ fn a_url_that_ran_out_is_replaced_under_open_disks() {
     becomes(&house, "ok");
     let shown = house.json(&["base", "show", "b"]).to_string() + &house.log();
     assert!(!shown.contains("signature=two"), "{shown}");
-    // What was kept stays usable, and the new URL is the one that a later daemon asks.
+    // Cached blocks stay usable, and a later daemon uses the new URL.
     let asked = server.requests().len();
-    same(&read_at(&file, 0, 64 << 10), &bytes[..64 << 10], "what was kept");
-    assert_eq!(server.requests().len(), asked, "nothing is fetched twice");
+    same(&read_at(&file, 0, 64 << 10), &bytes[..64 << 10], "cached blocks");
+    assert_eq!(server.requests().len(), asked, "no block is fetched twice");
     drop(file);
     house.kill_worker();
     until("the next worker", || house.status()["worker_starts"].as_u64().filter(|n| *n > 1));
     same(&read_at(&open(&house.disk("b")), 0, 64 << 10), &bytes[..64 << 10], "after a kill");
     house.restart();
-    assert_eq!(server.requests().len(), asked, "nothing is fetched twice");
+    assert_eq!(server.requests().len(), asked, "no block is fetched twice");
     same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &bytes, "after a restart");
     assert!(server.requests()[asked..].iter().all(|request| request.target.contains("signature=two")));
     house.stop();
@@ -121,9 +122,9 @@ fn a_url_that_ran_out_is_replaced_under_open_disks() {
     house.start();
 }
 
-/// Only the operator knows that a server is gone for good.
+/// Only the operator can know that a server is gone for good.
 #[test]
-fn a_base_is_given_up_when_its_operator_says_so() {
+fn base_fail_ends_waiting_reads_until_it_is_undone() {
     let (mut house, server, object) = added(&[]);
     server.on(|_| Reply::status(404));
     let file = open(&house.disk("b"));
@@ -134,20 +135,20 @@ fn a_base_is_given_up_when_its_operator_says_so() {
     becomes(&house, "waiting");
     house.ok(&["base", "fail", "b"]);
     assert_eq!(waits.join().unwrap(), Some(libc::EIO));
-    // Later reads do not wait; what is here is read; and after a restart it is the same.
+    // Later reads do not wait, cached blocks are read, and both hold after a restart.
     drop(file);
     for _ in 0..2 {
         assert_eq!(state(&house), "given_up");
         let file = open(&house.disk("b"));
         assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
-        same(&read_at(&file, 0, 4096), &object.bytes[..4096], "what is here");
+        same(&read_at(&file, 0, 4096), &object.bytes[..4096], "a cached block");
         drop(file);
         house.restart();
     }
     server.on(|_| Reply::Object);
     let asked = server.requests().len();
     assert!(open(&house.disk("b")).read_exact_at(&mut [0; 4096], FAR).is_err());
-    assert_eq!(server.requests().len(), asked, "no server is asked");
+    assert_eq!(server.requests().len(), asked, "no request reaches the server");
     house.ok(&["base", "fail", "b", "--undo"]);
     reader(&house, &object).join().unwrap();
     becomes(&house, "ok");
@@ -165,11 +166,11 @@ fn a_base_is_given_up_when_its_operator_says_so() {
     );
 }
 
-/// One answer of a cache with another version was EIO until the next worker, with the state ok.
+/// Regression: after one answer of a cache with another version, reads were EIO until the next worker, with the state ok.
 #[test]
-fn another_object_is_never_used_and_waited_out() {
+fn another_version_of_the_object_is_never_used_and_reads_wait() {
     let (house, server, object) = added(&[]);
-    // A cache on the way has another one; past it there is the right one.
+    // A cache on the way has another version. The server behind it has the right one.
     let old = Object::seeded(2 * MIB, 2);
     server.on(move |request| match request.header("cache-control") {
         Some("no-cache") => Reply::Object,
@@ -180,7 +181,7 @@ fn another_object_is_never_used_and_waited_out() {
         &object.bytes[200_000..][..4096],
         "past the cache",
     );
-    // A deploy, for a while.
+    // For a while, the server has another version.
     server.set_object(Object::seeded(2 * MIB, 2));
     server.on(|_| Reply::Object);
     let waits = reader(&house, &object);
@@ -192,12 +193,12 @@ fn another_object_is_never_used_and_waited_out() {
     waits.join().unwrap();
     becomes(&house, "ok");
     until("the event", || (events(&house, "base.resumed") > 0).then_some(()));
-    same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &object.bytes, "no byte of the other");
+    same(&read_at(&open(&house.disk("b")), 0, 2 * MIB), &object.bytes, "no byte of the other version");
 }
 
-/// After a deadline `base ls` said ok, and an event said that the base resumed, with the server still down.
+/// Regression: after a deadline `base ls` showed ok and an event reported that the base resumed, with the server down.
 #[test]
-fn a_base_that_failed_says_so_until_a_read_succeeds() {
+fn a_base_is_shown_as_failing_until_a_read_succeeds() {
     let (house, mut server, object) = added(&["--deadline", "1s"]);
     server.stop();
     let file = open(&house.disk("b"));
@@ -208,8 +209,8 @@ fn a_base_that_failed_says_so_until_a_read_succeeds() {
     assert!(shown["failing_since"].is_string(), "{shown}");
     assert!(house.ok(&["base", "ls"]).contains("failing") && house.ok(&["status"]).contains("failing"));
     until("the error to be told", || (events(&house, "base.error") > 0).then_some(()));
-    // What is here says nothing of the server.
-    same(&read_at(&file, 0, 4096), &object.bytes[..4096], "what is here");
+    // A read of a cached block does not change the state.
+    same(&read_at(&file, 0, 4096), &object.bytes[..4096], "a cached block");
     assert_eq!(state(&house), "failing");
     assert_eq!(events(&house, "base.resumed"), 0);
     server.start_again();
@@ -219,9 +220,9 @@ fn a_base_that_failed_says_so_until_a_read_succeeds() {
     until("the event", || (events(&house, "base.resumed") > 0).then_some(()));
 }
 
-/// One byte a second reset every timer: a deadline of 3 s never came, and the state was ok.
+/// Regression: one byte a second reset every timer, so that a deadline of 3 s never passed and the state was ok.
 #[test]
-fn a_server_that_sends_one_byte_a_second_is_held_to_the_deadline() {
+fn the_deadline_ends_a_read_from_a_server_that_sends_one_byte_a_second() {
     let (house, server, _) = added(&["--deadline", "3s"]);
     server.on(|_| Reply::Trickle(Duration::from_secs(1)));
     let error = open(&house.disk("b")).read_exact_at(&mut vec![0; 4096], FAR).unwrap_err();
@@ -231,9 +232,9 @@ fn a_server_that_sends_one_byte_a_second_is_held_to_the_deadline() {
     assert!(shown["error"].as_str().unwrap().contains("has not given it for 3s"), "{shown}");
 }
 
-/// A reader that is killed while it waits takes nothing along.
+/// A reader that is killed while it waits does not affect other readers.
 #[test]
-fn a_killed_reader_gives_its_place_to_the_others() {
+fn a_killed_reader_frees_its_place_for_other_readers() {
     let (house, server, object) = added(&[]);
     server.on(|_| Reply::status(503));
     let path = house.disk("b");

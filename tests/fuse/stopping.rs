@@ -1,4 +1,4 @@
-//! What `plyfs stop` says of how the daemon ended.
+//! `plyfs stop` reports how the daemon ended.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -7,22 +7,22 @@ use crate::harness::*;
 
 const MIB: u64 = 1 << 20;
 
-// The command once said that all was well while the daemon ended with 1 and a disk was not durable.
+// Regression: the command reported success although the daemon ended with 1 and a disk was not durable.
 #[test]
-fn stop_fails_when_the_daemon_ends_badly_and_names_the_disks() {
+fn stop_fails_and_names_the_disks_that_are_not_durable() {
     let mut house = House::on_disk();
     for name in ["good", "bad", "worse"] {
         open(&house.create(name, false, MIB)).write_all_at(name.as_bytes(), 0).unwrap();
     }
     let number = |name: &str| house.json(&["disk", "show", name])["id"].as_u64().unwrap();
-    // In the way of their first map files.
+    // Directories with the names of their first map files.
     let blocked = [number("bad"), number("worse")].map(|id| house.store().join(format!("deltas/{id}.1.map")));
     blocked.iter().for_each(|path| fs::create_dir(path).unwrap());
     let why = house.fails(&["stop"]);
     assert!(why.contains("disk bad") && why.contains("disk worse") && !why.contains("good"), "{why}");
     assert_eq!(house.exit_code(), Some(1));
     blocked.iter().for_each(|path| fs::remove_dir(path).unwrap());
-    // What was written is in memory still.
+    // The written data is still in memory.
     house.start();
     for name in ["good", "bad", "worse"] {
         same(&read_at(&open(&house.disk(name)), 0, name.len()), name.as_bytes(), name);
@@ -32,14 +32,14 @@ fn stop_fails_when_the_daemon_ends_badly_and_names_the_disks() {
 }
 
 #[test]
-fn stop_fails_when_the_daemon_is_killed_meanwhile() {
+fn stop_fails_when_the_daemon_is_killed_before_it_ends() {
     let mut house = House::on_disk();
     house.create("a", false, MIB);
     let supervisor = house.supervisor();
     signal(supervisor, libc::SIGSTOP);
     let mut stop = house.command();
     let stop = stop.arg("stop").stderr(std::process::Stdio::piped()).spawn().unwrap();
-    // It has been told, the worker passes it on, and the supervisor does not hear.
+    // The worker passes the request on, but the supervisor is stopped and cannot receive it.
     house.kill_supervisor();
     let output = stop.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! A worker that does not run, and files that hang: the supervisor and the commands say so, and the end comes.
+//! A stopped worker, and hanging files: the supervisor and the commands report them, and a stop ends in bounded time.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::hanging::Hanging;
 use crate::harness::{House, Random, open, read_at, same, signal, until};
 
 const MIB: usize = 1 << 20;
-/// Nothing here takes so long, on any machine.
+/// Longer than any operation here, on any machine.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Runs `work` elsewhere; fails when it does not end.
+/// Runs `work` on another thread. Fails when it does not end.
 #[track_caller]
 fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (says, done) = channel();
@@ -22,7 +22,7 @@ fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static
     done.recv_timeout(BOUND).unwrap_or_else(|_| panic!("{what} does not end"))
 }
 
-/// What a command says, in bounded time: standard output, standard error, and whether it succeeded.
+/// Runs a command in bounded time. Returns its standard output, its standard error, and whether it succeeded.
 #[track_caller]
 fn says(house: &House, args: &[&str]) -> (String, String, bool) {
     let mut command = house.command();
@@ -32,7 +32,7 @@ fn says(house: &House, args: &[&str]) -> (String, String, bool) {
     (text(&output.stdout), text(&output.stderr), output.status.success())
 }
 
-/// A process that reads a place of a disk that nothing has read before.
+/// Starts a process that reads an offset of a disk that was not read before.
 fn reads(disk: &Path) -> Child {
     let mut command = std::process::Command::new("dd");
     command.arg(format!("if={}", disk.display()));
@@ -51,7 +51,7 @@ fn status_of_silent(house: &House) -> serde_json::Value {
 }
 
 #[test]
-fn a_worker_that_is_stopped_is_named_and_replaced_when_told_so() {
+fn a_stopped_worker_is_reported_and_an_upgrade_replaces_it() {
     let house = House::on_disk();
     let file = open(&house.create("a", false, 1 << 20));
     file.write_all_at(b"not flushed", 8192).unwrap();
@@ -72,7 +72,7 @@ fn a_worker_that_is_stopped_is_named_and_replaced_when_told_so() {
 }
 
 #[test]
-fn a_worker_that_goes_on_is_not_replaced() {
+fn a_worker_that_continues_is_not_replaced() {
     let house = House::on_disk();
     house.create("a", false, 1 << 20);
     let (worker, _) = house.prepared();
@@ -111,7 +111,7 @@ fn a_stop_ends_in_bounded_time_when_the_worker_is_stopped() {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_a_base_whose_filesystem_hangs() {
+fn a_stop_does_not_wait_for_a_hanging_filesystem_of_a_base() {
     for files_are_open in [false, true] {
         let hanging = Hanging::new(Random(9).bytes(4 * MIB));
         let mut house = House::on_disk();
@@ -137,10 +137,10 @@ fn a_stop_does_not_wait_for_a_base_whose_filesystem_hangs() {
     }
 }
 
-// The worker could not end, because a thread of it waited in the kernel, and where fusectl was not mounted its clients
-// waited as long as it did.
+// Regression: the worker could not end, because one of its threads waited in the kernel. Where fusectl was not mounted,
+// its clients waited as long.
 #[test]
-fn reads_that_wait_for_a_filesystem_that_hangs_end_with_the_daemon() {
+fn reads_that_wait_for_a_hanging_filesystem_end_with_the_daemon() {
     let hanging = Hanging::new(Random(9).bytes(4 * MIB));
     let mut house = House::on_disk();
     house.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
@@ -160,7 +160,7 @@ fn reads_that_wait_for_a_filesystem_that_hangs_end_with_the_daemon() {
 }
 
 #[test]
-fn commands_on_a_path_that_hangs_leave_the_others_alone() {
+fn commands_on_a_hanging_path_delay_no_other_command() {
     let hanging = Hanging::new(Random(9).bytes(MIB));
     let mut house = House::on_disk();
     let data = house.base(MIB);

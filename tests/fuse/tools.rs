@@ -1,4 +1,4 @@
-//! The tools that people test and use disks with.
+//! Tools that test or use disks: fsx, fio, qemu-img, filesystems on a loop device.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +61,7 @@ fn fsx_on_a_disk_over_a_base() {
 }
 
 #[test]
-fn fsx_while_the_worker_is_killed_again_and_again() {
+fn fsx_while_the_worker_is_killed_every_300_ms() {
     if !needs("resend") {
         return;
     }
@@ -110,7 +110,7 @@ const UNALIGNED: &[&str] = &[
 ];
 
 #[test]
-fn fio_verifies_what_it_wrote_at_depth_16() {
+fn fio_verifies_its_writes_at_depth_16() {
     let house = House::on_disk();
     house.base(64 << 20);
     fio(&house.create("d", true, 64 * MIB), &["--bs=4k", "--size=64m"]);
@@ -118,7 +118,7 @@ fn fio_verifies_what_it_wrote_at_depth_16() {
 }
 
 #[test]
-fn fio_verifies_what_it_wrote_while_the_worker_is_killed_again_and_again() {
+fn fio_verifies_its_writes_while_the_worker_is_killed_every_200_ms() {
     if !needs("resend") {
         return;
     }
@@ -134,7 +134,7 @@ fn fio_verifies_what_it_wrote_while_the_worker_is_killed_again_and_again() {
 }
 
 #[test]
-fn qemu_tools_work_on_the_file() {
+fn qemu_img_and_qemu_io_work_on_a_disk() {
     let (Some(img), Some(io)) = (tool("qemu-img"), tool("qemu-io")) else { return };
     let mut house = House::on_disk();
     let mut model = house.base(4 << 20);

@@ -1,4 +1,4 @@
-//! Traces of boots, from the first read through the mount to the file that travels.
+//! Traces of boots: recording through the mount, export and import.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::harness::{House, Random, open, read_at, same, until};
 
 const MIB: u64 = 1 << 20;
 
-/// A daemon for whom a recording ends a second after the last new read.
+/// A daemon whose recordings end a second after the last new read.
 fn quick() -> House {
     let mut house = House::unstarted("/var/tmp");
     let config = house.path("config.toml");
@@ -18,7 +18,7 @@ fn quick() -> House {
     house
 }
 
-/// What a boot looks like: small pieces from everywhere. Returns how many bytes.
+/// Reads like a boot: small pieces from the whole disk. Returns the number of bytes.
 fn boot(disk: &Path, size: u64) -> u64 {
     let file = open(disk);
     let mut blocks: Vec<u64> = (0..size / 4096).collect();
@@ -36,7 +36,7 @@ fn traces(house: &House) -> Vec<Value> {
 }
 
 #[test]
-fn the_first_boot_of_a_base_is_recorded_and_travels() {
+fn the_first_boot_of_a_base_is_recorded_and_can_be_exported_and_imported() {
     let mut house = quick();
     let data = house.base(16 * MIB as usize);
     let (one, two) = (house.create("one", true, 16 * MIB), house.create("two", true, 20 * MIB));
@@ -69,7 +69,7 @@ fn the_first_boot_of_a_base_is_recorded_and_travels() {
     house.ok(&["base", "trace", "import", "b", path]);
     assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
 
-    // What is no trace, or one of another image.
+    // A damaged trace, and a trace of another image.
     let mut damaged = exported.clone();
     damaged[60] ^= 1;
     fs::write(house.path("damaged"), damaged).unwrap();
@@ -83,7 +83,7 @@ fn the_first_boot_of_a_base_is_recorded_and_travels() {
     assert!(house.fails(&["base", "trace", "import", "b", "/no/file"]).contains("/no/file"));
     assert_eq!(house.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
 
-    // With the base goes its trace.
+    // Removing the base removes its trace.
     house.ok(&["disk", "rm", "one", "two"]);
     house.ok(&["base", "rm", "b"]);
     assert!(traces(&house).is_empty());
@@ -93,7 +93,7 @@ fn the_first_boot_of_a_base_is_recorded_and_travels() {
 }
 
 #[test]
-fn whoever_asks_gets_a_recording_of_one_disk() {
+fn a_requested_recording_contains_the_reads_of_one_disk() {
     let mut house = House::on_disk();
     house.base(4 * MIB as usize);
     let (one, two) = (house.create("one", true, 4 * MIB), house.create("two", true, 4 * MIB));
@@ -105,7 +105,7 @@ fn whoever_asks_gets_a_recording_of_one_disk() {
     assert!(house.fails(&["trace", "record", "two"]).contains("under way"));
     assert!(house.fails(&["trace", "record", "one", "--stop"]).contains("nothing was read"));
     house.ok(&["trace", "record", "one"]);
-    // In memory or not, written over or not: what counts is what falls through.
+    // The recording contains the blocks that are read from the base, cached or not.
     std::os::unix::fs::FileExt::write_all_at(&open(&one), &[1; 4096], 8192).unwrap();
     for _ in 0..2 {
         read_at(&open(&one), 0, 5 * 4096);
@@ -117,7 +117,7 @@ fn whoever_asks_gets_a_recording_of_one_disk() {
     assert_eq!(trace["bytes"].as_u64(), Some(5 * 4096), "{trace}");
     assert_eq!(trace["disk"], "one");
 
-    // `stop` keeps what is being recorded.
+    // A stop of the daemon saves a recording that is under way.
     house.ok(&["trace", "record", "two"]);
     read_at(&open(&two), MIB, 8192);
     house.restart();
@@ -128,7 +128,7 @@ fn whoever_asks_gets_a_recording_of_one_disk() {
 
 /// Guards D23.
 #[test]
-fn a_damaged_trace_costs_nothing_but_itself() {
+fn a_damaged_trace_affects_no_read() {
     let mut house = House::on_disk();
     let data = house.base(4 * MIB as usize);
     let one = house.create("one", true, 4 * MIB);

@@ -1,7 +1,7 @@
 //! Live upgrade: to good programs under load, and to all kinds of bad ones.
 //!
-//! A version that misbehaves is bash, with what it does in files named `worker` and `serve` in the daemon's directory:
-//! the supervisor starts `PROGRAM worker`, and goes on as `PROGRAM serve ...`.
+//! The tests use bash as a version that misbehaves. The supervisor starts `PROGRAM worker` and execs `PROGRAM serve ...`,
+//! so bash runs the scripts `worker` and `serve` in the daemon's directory.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -13,7 +13,7 @@ use crate::harness::{House, Random, children, needs, open, read_at, same, signal
 use crate::process::Client;
 
 const BASH: &str = "/bin/bash";
-/// What a script of a worker needs: `say` sends a message to the supervisor, `hear` waits for one.
+/// Functions for a script of a worker: `say` sends a message to the supervisor, `hear` waits for one.
 const SPEAK: &str = r#"
 fd=$(sed 's/.*"channel":\([0-9]*\).*/\1/' <<<"$PLYFS_WORKER")
 say() { printf '%s' "$1" >&$fd; }
@@ -21,7 +21,7 @@ hear() { dd bs=65536 count=1 status=none <&$fd; }
 "#;
 const PREPARED: &str = r#"say '{"prepared":{"version":"9.9","hand_over":3}}'"#;
 
-/// Another file with the same program.
+/// A copy of the program.
 fn copy(house: &House, name: &str) -> PathBuf {
     let path = house.path(name);
     fs::copy(env!("CARGO_BIN_EXE_plyfs"), &path).unwrap();
@@ -33,8 +33,8 @@ fn program(pid: i32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap()
 }
 
-/// A daemon whose directory is the house's.
-fn at_home() -> House {
+/// A daemon whose working directory is the test's.
+fn in_own_directory() -> House {
     let mut house = House::unstarted("/var/tmp");
     let mut command = house.command();
     command.args(["serve", "--cache-memory", "64M"]).current_dir(house.dir.path());
@@ -46,7 +46,7 @@ fn script(house: &House, name: &str, text: &str) {
     fs::write(house.path(name), format!("{SPEAK}\n{text}\n")).unwrap();
 }
 
-/// The program as bash scripts that become it; a worker waits for the file `go`.
+/// Writes bash scripts that exec the program; a worker first waits for the file `go`.
 fn wrapped(house: &House) {
     let plyfs = env!("CARGO_BIN_EXE_plyfs");
     script(house, "worker", &format!("while [ ! -e go ]; do sleep 0.01; done; exec {plyfs} worker"));
@@ -62,7 +62,7 @@ fn lock(file: &fs::File, command: i32) -> bool {
 }
 
 #[test]
-fn an_upgrade_under_load_goes_unnoticed() {
+fn clients_do_not_notice_an_upgrade_under_load() {
     let mut house = House::on_disk();
     let supervisor = house.supervisor();
     let size = 8 << 20;
@@ -92,7 +92,7 @@ fn an_upgrade_under_load_goes_unnoticed() {
     }
     still_locked();
 
-    // Without a path it is the file that is there now.
+    // Without a path, the upgrade uses the file that is there now.
     let newer = copy(&house, "newer");
     let inode = newer.metadata().unwrap().ino();
     fs::rename(&newer, &next).unwrap();
@@ -105,7 +105,7 @@ fn an_upgrade_under_load_goes_unnoticed() {
     [supervisor, worker, standby].into_iter().for_each(runs_it);
     still_locked();
 
-    // The new supervisor does what the first one did.
+    // The new supervisor works like the first one.
     house.kill_worker();
     let (worker, standby) = house.prepared();
     [worker, standby].into_iter().for_each(runs_it);
@@ -124,8 +124,8 @@ fn an_upgrade_under_load_goes_unnoticed() {
 }
 
 #[test]
-fn a_program_that_is_none_changes_nothing() {
-    let house = at_home();
+fn an_upgrade_to_an_unusable_program_fails_and_changes_nothing() {
+    let house = in_own_directory();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
     let (worker, _) = house.prepared();
     let file = |name: &str, mode: u32, text: &str| {
@@ -154,7 +154,7 @@ fn a_program_that_is_none_changes_nothing() {
         ("say 'hello'; hear", "was not understood"),
         (r#"say '"ready"'; say '"drained"'; exit 4"#, "exit status: 4"),
         (r#"say '{"failed":"no luck\ntoday"}'; exit 1"#, "no luck today"),
-        // It closes its channel and lives on.
+        // The worker closes its channel and goes on running.
         (
             "for n in /proc/$$/fd/*; do n=${n##*/}; ((n > 2)) && eval \"exec $n>&-\"; done; exec sleep 600",
             "SIGKILL",
@@ -168,16 +168,16 @@ fn a_program_that_is_none_changes_nothing() {
     }
     assert!(client.is_fine());
     client.stop();
-    // After all that a good one is taken.
+    // After all that, an upgrade to a good program works.
     house.ok(&["upgrade"]);
     assert_eq!(house.status()["upgrade"]["number"], 15);
 }
 
 #[test]
-fn a_new_version_that_cannot_take_over_gives_way_to_the_old_one() {
-    let house = at_home();
+fn if_the_new_version_cannot_take_over_the_old_one_goes_on() {
+    let house = in_own_directory();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    // The last one costs a pause of 20 s, and no more.
+    // The last case costs a pause of 20 s.
     for then in ["hear; exit 7", "say 'hello'; sleep 1", "exec sleep 600"] {
         script(&house, "worker", &format!("{PREPARED}; {then}"));
         let said = house.fails(&["upgrade", "--program", BASH]);
@@ -197,8 +197,8 @@ fn a_new_version_that_cannot_take_over_gives_way_to_the_old_one() {
 }
 
 #[test]
-fn a_program_that_cannot_be_the_supervisor_becomes_the_worker_only() {
-    let house = at_home();
+fn a_program_that_fails_as_supervisor_runs_as_worker_only() {
+    let house = in_own_directory();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
     wrapped(&house);
     fs::write(house.path("go"), "").unwrap();
@@ -209,7 +209,7 @@ fn a_program_that_cannot_be_the_supervisor_becomes_the_worker_only() {
     assert_eq!(program(house.supervisor()), Path::new(env!("CARGO_BIN_EXE_plyfs")));
     house.kill_worker();
     house.prepared();
-    // And when it can be, it is.
+    // When the program works as supervisor, it becomes the supervisor, too.
     wrapped(&house);
     let done = house.json(&["upgrade"]);
     assert_eq!((&done["state"], &done["why"]), (&"done".into(), &serde_json::Value::Null), "{done}");
@@ -219,8 +219,8 @@ fn a_program_that_cannot_be_the_supervisor_becomes_the_worker_only() {
 }
 
 #[test]
-fn one_upgrade_at_a_time_and_an_end_in_the_middle() {
-    let mut house = at_home();
+fn only_one_upgrade_runs_at_a_time_and_a_stop_ends_it() {
+    let mut house = in_own_directory();
     script(&house, "worker", "exec sleep 600");
     let said = house.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
     assert!(said.contains("not done after 100ms"), "{said}");
@@ -231,18 +231,18 @@ fn one_upgrade_at_a_time_and_an_end_in_the_middle() {
         children(house.supervisor()).into_iter().find(|pid| program(*pid).ends_with("sleep"))
     });
     house.stop();
-    assert!(!Path::new(&format!("/proc/{candidate}")).exists(), "the new version outlives the daemon");
+    assert!(!Path::new(&format!("/proc/{candidate}")).exists(), "the candidate outlives the daemon");
 }
 
 #[test]
-fn an_end_that_is_wanted_while_versions_change_is_not_forgotten() {
-    let mut house = at_home();
+fn a_stop_during_an_upgrade_is_carried_out() {
+    let mut house = in_own_directory();
     let path = house.create("a", false, 1 << 20);
     open(&path).write_all_at(b"not flushed", 8192).unwrap();
     wrapped(&house);
     house.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
     let (worker, _) = house.prepared();
-    // It does not hear that it is to make room, so that it takes some seconds.
+    // The stopped worker does not receive the request to make room, so the upgrade takes some seconds.
     signal(worker, libc::SIGSTOP);
     fs::write(house.path("go"), "").unwrap();
     until("a prepared version", || house.log().contains("makes room").then_some(()));
@@ -276,7 +276,7 @@ fn a_version_that_cannot_read_the_store_is_refused() {
     assert_eq!(house.prepared().0, worker);
     fs::remove_file(newer).unwrap();
 
-    // The last slot that the directory of the arena has at first; its map has a layout that is not known.
+    // Write a map with an unknown layout into the last slot of the arena's first directory page.
     let arena = File::options().read(true).write(true).open(house.arena().unwrap()).unwrap();
     let (entry, window) = (4096 + 511 * 8, 512 << 33);
     let mut magic = [0; 8];
@@ -288,7 +288,7 @@ fn a_version_that_cannot_read_the_store_is_refused() {
     assert!(said.contains("layout"), "{said}");
     assert_eq!(house.prepared().0, worker);
     arena.write_all_at(&[0; 8], entry).unwrap();
-    // So has the arena itself.
+    // The same with an unknown layout of the arena itself.
     arena.read_exact_at(&mut magic, 0).unwrap();
     let mut newer = magic;
     newer[6] ^= 0xFF;
@@ -360,7 +360,7 @@ fn workers_may_die_while_versions_change() {
     let house = House::on_disk();
     let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
     let storm = crate::harness::Storm::new(&house, Duration::from_millis(150), u64::MAX);
-    // A kill hits the candidate too: it fails then, and says so.
+    // A kill also hits the candidate. The upgrade then fails and reports it.
     let done = (0..12).filter(|_| house.cli(&["upgrade"]).status.success()).count();
     let kills = storm.stop();
     assert!(kills > 0);

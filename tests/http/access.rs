@@ -1,4 +1,4 @@
-//! Who we are and which way we go: credentials, TLS, proxies, HTTP/2.
+//! Credentials, TLS, proxies and HTTP/2.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,23 +15,23 @@ use plyfs::source::{Purpose, RemoteSource};
 use crate::harness::{Client, MIB, fails, quick, until};
 use crate::server::{Object, Reply, Server, Tls};
 
-/// Secrets of a test, by number.
+/// The secrets of a test, by the number of their `[[http.credential]]`; counts how often they are read.
 #[derive(Default)]
-struct Purse {
-    secrets: Mutex<HashMap<usize, String>>,
-    asked: AtomicUsize,
+struct TestSecrets {
+    by_number: Mutex<HashMap<usize, String>>,
+    reads: AtomicUsize,
 }
 
-impl Purse {
+impl TestSecrets {
     fn put(&self, number: usize, secret: &str) {
-        self.secrets.lock().unwrap().insert(number, secret.into());
+        self.by_number.lock().unwrap().insert(number, secret.into());
     }
 }
 
-impl Credentials for Purse {
+impl Credentials for TestSecrets {
     fn get(&self, number: usize) -> Result<Secret, String> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let secrets = self.secrets.lock().unwrap();
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let secrets = self.by_number.lock().unwrap();
         secrets.get(&number).map(|text| Secret::new(text.clone().into())).ok_or_else(|| "no such file".into())
     }
 }
@@ -47,7 +47,7 @@ fn bearer(url: String) -> CredentialConfig {
     }
 }
 
-fn wants(token: &'static str) -> impl Fn(&crate::server::Request) -> Reply {
+fn requires(token: &'static str) -> impl Fn(&crate::server::Request) -> Reply {
     move |request| match request.header("authorization") {
         Some(found) if found == format!("Bearer {token}") => Reply::Object,
         _ => Reply::status(401),
@@ -59,39 +59,39 @@ fn tokens_go_to_their_scope_and_are_renewed_when_refused() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let config = HttpConfig { credentials: vec![bearer(server.url("/private/"))], ..quick() };
-    let purse = Arc::new(Purse::default());
-    purse.put(0, "first\n");
-    let client = Client::made_of(&config, Proxies::default(), purse.clone());
+    let secrets = Arc::new(TestSecrets::default());
+    secrets.put(0, "first\n");
+    let client = Client::with_parts(&config, Proxies::default(), secrets.clone());
     let source = client.open(&server.url("/private/a"), &object);
-    server.on(wants("first"));
+    server.on(requires("first"));
     for _ in 0..3 {
         assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
     }
-    assert_eq!(purse.asked.load(Ordering::SeqCst), 1, "it is kept");
-    // A new one: asked for when the old one is refused, once for all.
-    purse.put(0, "second");
-    server.on(wants("second"));
+    assert_eq!(secrets.reads.load(Ordering::SeqCst), 1, "the secret is kept");
+    // When the secret is refused, it is read again, once for all requests.
+    secrets.put(0, "second");
+    server.on(requires("second"));
     let reads: Vec<_> = (0..10).map(|at| client.start(&source, at..at + 10, Purpose::Demand)).collect();
     for (at, reading) in reads.into_iter().enumerate() {
         assert!(client.wait(reading.done).unwrap() == object.bytes[at..at + 10]);
     }
-    assert_eq!(purse.asked.load(Ordering::SeqCst), 2);
-    // One that is refused too is waited for until there is another, and no storm.
-    server.on(wants("third"));
-    let before = (server.requests().len(), purse.asked.load(Ordering::SeqCst));
+    assert_eq!(secrets.reads.load(Ordering::SeqCst), 2);
+    // When the new one is refused too, reads wait for another, without a storm of requests.
+    server.on(requires("third"));
+    let before = (server.requests().len(), secrets.reads.load(Ordering::SeqCst));
     let brief = client.open_briefly(&server.url("/private/a"), &object);
     fails(client.read(&brief, 0..10), Denied, &["asks for credentials (401)"]);
-    let now = (server.requests().len(), purse.asked.load(Ordering::SeqCst));
-    assert!(now.0 - before.0 <= now.1 - before.1, "one request for each time that it was read");
+    let now = (server.requests().len(), secrets.reads.load(Ordering::SeqCst));
+    assert!(now.0 - before.0 <= now.1 - before.1, "one request for each time the secret was read");
     let reading = client.start(&source, 0..10, Purpose::Demand);
     until("a read waits", || source.stall().is_some_and(|stall| stall.why.contains("401")));
-    purse.secrets.lock().unwrap().clear();
-    let asked = purse.asked.load(Ordering::SeqCst);
-    until("they cannot be read for a while", || purse.asked.load(Ordering::SeqCst) > asked);
-    purse.put(0, "third");
+    secrets.by_number.lock().unwrap().clear();
+    let asked = secrets.reads.load(Ordering::SeqCst);
+    until("the secret is read while there is none", || secrets.reads.load(Ordering::SeqCst) > asked);
+    secrets.put(0, "third");
     assert!(client.wait(reading.done).unwrap() == object.bytes[..10]);
     assert_eq!(source.stall(), None);
-    // Elsewhere on the same server nothing is sent.
+    // Other paths of the same server get no credentials.
     server.forget_requests();
     server.on(|_| Reply::Object);
     let other = client.open(&server.url("/public/a"), &object);
@@ -101,13 +101,13 @@ fn tokens_go_to_their_scope_and_are_renewed_when_refused() {
 
 /// Guards H6.
 #[test]
-fn credentials_are_not_carried_to_another_server() {
+fn credentials_are_not_sent_to_a_redirect_target() {
     let object = Object::new(MIB);
     let (origin, target) = (Server::start(object.clone()), Server::start(object.clone()));
     let config = HttpConfig { credentials: vec![bearer(origin.url("/"))], ..quick() };
-    let purse = Arc::new(Purse::default());
-    purse.put(0, "secret-token");
-    let client = Client::made_of(&config, Proxies::default(), purse);
+    let secrets = Arc::new(TestSecrets::default());
+    secrets.put(0, "secret-token");
+    let client = Client::with_parts(&config, Proxies::default(), secrets);
     let to = target.url("/a");
     origin.on(move |_| Reply::redirect(&to));
     client.probe(&origin.url("/a")).unwrap();
@@ -116,36 +116,36 @@ fn credentials_are_not_carried_to_another_server() {
 }
 
 #[test]
-fn credentials_have_a_time() {
+fn credentials_are_renewed_after_their_time() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let mut credential = bearer(server.url("/"));
     credential.renew = Some(Duration::from_millis(200));
-    let purse = Arc::new(Purse::default());
+    let secrets = Arc::new(TestSecrets::default());
     let config = HttpConfig { credentials: vec![credential], ..quick() };
-    let client = Client::made_of(&config, Proxies::default(), purse.clone());
+    let client = Client::with_parts(&config, Proxies::default(), secrets.clone());
     let source = client.open(&server.url("/a"), &object);
-    // None at first: that is waited for.
+    // No secret at first: the read waits.
     let reading = client.start(&source, 0..10, Purpose::Demand);
     until("a read waits", || source.stall().is_some_and(|stall| stall.why.contains("no such file")));
-    assert_eq!(server.requests().len(), 0, "nothing is sent without them");
-    let (asked, since) = (purse.asked.load(Ordering::SeqCst), Instant::now());
+    assert_eq!(server.requests().len(), 0, "no request is sent without credentials");
+    let (asked, since) = (secrets.reads.load(Ordering::SeqCst), Instant::now());
     std::thread::sleep(Duration::from_millis(300));
-    let more = purse.asked.load(Ordering::SeqCst) - asked;
-    assert!(more as u64 <= since.elapsed().as_secs() + 1, "asked for {more} times more in a moment");
-    purse.put(0, "one");
+    let more = secrets.reads.load(Ordering::SeqCst) - asked;
+    assert!(more as u64 <= since.elapsed().as_secs() + 1, "read {more} more times in 300 ms");
+    secrets.put(0, "one");
     client.wait(reading.done).unwrap();
-    purse.put(0, "two");
-    until("the new one is used", || {
+    secrets.put(0, "two");
+    until("the new secret is used", || {
         client.read(&source, 0..10).unwrap();
         server.requests().last().unwrap().header("authorization") == Some("Bearer two")
     });
-    // When it cannot be renewed, the old one is as good as it is.
-    purse.secrets.lock().unwrap().clear();
-    let asked = purse.asked.load(Ordering::SeqCst);
-    until("it is asked for again", || {
+    // If it cannot be renewed, the old one stays in use.
+    secrets.by_number.lock().unwrap().clear();
+    let asked = secrets.reads.load(Ordering::SeqCst);
+    until("the secret is read again", || {
         client.read(&source, 0..10).unwrap();
-        purse.asked.load(Ordering::SeqCst) > asked
+        secrets.reads.load(Ordering::SeqCst) > asked
     });
     assert_eq!(server.requests().last().unwrap().header("authorization"), Some("Bearer two"));
 }
@@ -157,7 +157,7 @@ fn trusting(tls: &Tls) -> (HttpConfig, tempfile::NamedTempFile) {
 }
 
 #[test]
-fn an_extra_authority_is_trusted_and_others_are_not() {
+fn the_configured_authority_is_trusted_and_others_are_not() {
     let object = Object::new(3 * MIB);
     let tls = Tls::new(&[b"http/1.1"]);
     let server = Server::start_tls(object.clone(), &tls);
@@ -170,14 +170,14 @@ fn an_extra_authority_is_trusted_and_others_are_not() {
     fails(Client::new().probe(&server.url("/a")), Unreachable, &["UnknownIssuer"]);
     let (other, _file) = trusting(&Tls::new(&[]));
     fails(Client::with(&other).probe(&server.url("/a")), Unreachable, &["certificate"]);
-    // By a name that it is not for.
+    // A host that the certificate does not name.
     let url = format!("https://127.0.0.2:{}/a", server.address().port());
     fails(client.probe(&url), Unreachable, &[""]);
 }
 
 #[test]
-fn a_handshake_that_hangs_is_given_up() {
-    // Accepts, and never says a word.
+fn a_tls_handshake_that_hangs_times_out() {
+    // Accepts connections and never answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}/a", listener.local_addr().unwrap());
     let client = Client::with(&HttpConfig { connect_timeout: Duration::from_millis(200), ..quick() });
@@ -185,7 +185,7 @@ fn a_handshake_that_hangs_is_given_up() {
 }
 
 #[test]
-fn a_wrong_authority_file_is_said_and_harms_nothing_else() {
+fn an_invalid_ca_file_is_reported_by_each_use() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     for text in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
@@ -205,11 +205,11 @@ fn through(http: Option<String>, https: Option<String>, none_for: Option<&str>) 
 }
 
 #[test]
-fn proxies_for_http_are_asked_in_full() {
+fn http_requests_go_to_the_proxy_with_the_full_url() {
     let object = Object::new(MIB);
     let proxy = Server::start(object.clone());
     let url = proxy.url("").replacen("http://", "http://me:pass%3Aword@", 1);
-    let client = Client::made_of(
+    let client = Client::with_parts(
         &quick(),
         through(Some(url), None, Some("direct.invalid,10.0.0.0/8")),
         Arc::new(NoCredentials),
@@ -220,14 +220,14 @@ fn proxies_for_http_are_asked_in_full() {
     assert_eq!(request.target, "http://images.invalid/a?b");
     assert_eq!(request.header("proxy-authorization"), Some("Basic bWU6cGFzczp3b3Jk"));
     fails(client.probe("http://direct.invalid/a"), Unreachable, &[""]);
-    assert_eq!(proxy.requests().len(), 1, "not for those that are asked directly");
+    assert_eq!(proxy.requests().len(), 1, "excluded hosts bypass the proxy");
     proxy.on(|_| Reply::status(407));
     let source = client.open_briefly("http://images.invalid/a?b", &object);
     fails(client.read(&source, 0..10), Denied, &["proxy asks for credentials (407)"]);
 }
 
 #[test]
-fn proxies_for_https_connect_us() {
+fn https_requests_go_through_a_connect_tunnel() {
     let object = Object::new(MIB);
     let tls = Tls::new(&[b"http/1.1"]);
     let server = Server::start_tls(object.clone(), &tls);
@@ -235,26 +235,28 @@ fn proxies_for_https_connect_us() {
     let to = server.address();
     proxy.on(move |_| Reply::Tunnel(to));
     let (config, _file) = trusting(&tls);
-    let client = Client::made_of(&config, through(None, Some(proxy.url("")), None), Arc::new(NoCredentials));
+    let client =
+        Client::with_parts(&config, through(None, Some(proxy.url("")), None), Arc::new(NoCredentials));
     let url = format!("https://localhost:{}/a", to.port());
     let source = client.open(&url, &object);
     for _ in 0..3 {
         assert!(client.read(&source, 0..200_000).unwrap() == object.bytes[..200_000]);
     }
     let requests = proxy.requests();
-    assert_eq!(requests.len(), 1, "the connection is kept");
+    assert_eq!(requests.len(), 1, "the connection is reused");
     assert_eq!(
         (requests[0].method.as_str(), &*requests[0].target),
         ("CONNECT", &*format!("localhost:{}", to.port()))
     );
     assert_eq!(requests[0].header("authorization"), None);
     proxy.on(|_| Reply::status(407));
-    let client = Client::made_of(&config, through(None, Some(proxy.url("")), None), Arc::new(NoCredentials));
+    let client =
+        Client::with_parts(&config, through(None, Some(proxy.url("")), None), Arc::new(NoCredentials));
     fails(client.probe(&url), Unreachable, &["proxy"]);
 }
 
 #[test]
-fn proxies_come_from_the_variables_that_everybody_knows() {
+fn proxies_are_taken_from_the_usual_environment_variables() {
     let read = |pairs: &'static [(&str, &str)]| {
         Proxies::from_variables(|name| {
             pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
@@ -269,7 +271,7 @@ fn proxies_come_from_the_variables_that_everybody_knows() {
     assert_eq!(read(&[("http_proxy", " ")]), Proxies::default());
     let found = read(&[("http_proxy", "http://user:hidden@p:1")]);
     assert!(!format!("{found:?}").contains("hidden"));
-    let client = Client::made_of(
+    let client = Client::with_parts(
         &quick(),
         through(Some("socks5://u:hidden@p:1".into()), None, None),
         Arc::new(NoCredentials),
@@ -279,9 +281,8 @@ fn proxies_come_from_the_variables_that_everybody_knows() {
     assert!(!why.contains("hidden"), "{why}");
 }
 
-/// Many requests over one connection.
 #[test]
-fn http2_over_tls() {
+fn http2_sends_concurrent_requests_over_one_connection() {
     use http_body_util::Full;
     use hyper::body::Bytes;
     use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -343,7 +344,7 @@ fn http2_over_tls() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// Everything that is logged on this thread, at every level.
+/// What this thread logs, at every level.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -357,9 +358,9 @@ impl Write for Log {
     }
 }
 
-/// No secret is in an error, a log line at any level, or what `Debug` prints.
+/// Neither does `Debug` print one.
 #[test]
-fn secrets_are_in_no_log_and_no_error() {
+fn logs_and_errors_contain_no_secrets() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -370,22 +371,22 @@ fn secrets_are_in_no_log_and_no_error() {
     let object = Object::new(MIB);
     let (server, other) = (Server::start(object.clone()), Server::start(object.clone()));
     let proxy = Server::start(object.clone());
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     tracing::subscriber::with_default(subscriber, || {
         let config = HttpConfig { credentials: vec![bearer(server.url("/b"))], ..quick() };
-        let purse = Arc::new(Purse::default());
-        purse.put(0, "HIDDEN-token");
+        let secrets = Arc::new(TestSecrets::default());
+        secrets.put(0, "HIDDEN-token");
         let proxies = through(
             Some(proxy.url("").replacen("http://", "http://u:HIDDEN-proxy@", 1)),
             None,
             Some("127.0.0.1"),
         );
-        // One thread, which is the one whose log is kept.
+        // A single thread: the log is recorded for this thread only.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let network = plyfs::source::http::Network::prepare(&config, proxies);
-        said.push(format!("{network:?} {config:?}"));
+        output.push(format!("{network:?} {config:?}"));
         let http =
-            plyfs::source::http::Http::new(&config, &network, purse, runtime.handle().clone()).unwrap();
+            plyfs::source::http::Http::new(&config, &network, secrets, runtime.handle().clone()).unwrap();
         let with_user = |url: String| url.replacen("http://", "http://user:HIDDEN-password@", 1);
         let urls = [
             with_user(server.url("/a?key=HIDDEN-query#HIDDEN-fragment")),
@@ -419,36 +420,36 @@ fn secrets_are_in_no_log_and_no_error() {
                 );
             }
             for url in &urls {
-                said.push(plyfs::source::http::shown(url));
+                output.push(plyfs::source::http::shown(url));
                 let options = Default::default();
                 if let Err(error) = runtime.block_on(http.probe(std::slice::from_ref(url), &options)) {
-                    said.push(format!("{error} {error:?} {:?}", error.object()));
+                    output.push(format!("{error} {error:?} {:?}", error.object()));
                 }
                 let options = plyfs::source::http::RemoteOptions {
                     deadline: Some(Duration::from_millis(300)),
                     ..Default::default()
                 };
                 let source = http.open(std::slice::from_ref(url), crate::harness::identity(&object), options);
-                said.push(source.shown());
+                output.push(source.shown());
                 if let Err(error) = runtime.block_on(source.clone().fetch(
                     0..10,
                     Purpose::Demand,
                     std::time::Instant::now(),
                     Box::new(|_| {}),
                 )) {
-                    said.push(format!("{error} {error:?}"));
+                    output.push(format!("{error} {error:?}"));
                 }
-                said.push(format!("{:?}", source.stall()));
+                output.push(format!("{:?}", source.stall()));
             }
         }
     });
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for line in ["a URL of a new base", "reads of a base wait"] {
-        assert!(log.contains(line), "the log was kept: {log}");
+        assert!(log.contains(line), "not in the log: {line:?}: {log}");
     }
-    for text in said.iter().chain([&log]) {
+    for text in output.iter().chain([&log]) {
         for line in text.lines() {
-            // The library below logs what it does at its own levels; it is not ours to let through.
+            // That covers what the HTTP library logs at its own levels.
             assert!(!line.contains("HIDDEN"), "{line}");
         }
     }
@@ -456,5 +457,5 @@ fn secrets_are_in_no_log_and_no_error() {
         .requests()
         .iter()
         .any(|request| request.header("authorization") == Some("Bearer HIDDEN-token"));
-    assert!(sent, "there was something to hide");
+    assert!(sent, "the secrets were used");
 }

@@ -1,4 +1,4 @@
-//! What a server may answer, and what becomes of it.
+//! Answers of a server, right and wrong, and how they are handled.
 
 use plyfs::source::SourceErrorKind::{Protocol, Unreachable};
 use plyfs::source::http::RemoteOptions;
@@ -8,7 +8,7 @@ use crate::harness::{Client, MIB, briefly, fails, until};
 use crate::server::{Object, Reply, Server};
 
 #[test]
-fn bytes_come_as_they_are_there() {
+fn ranges_are_read_over_one_connection() {
     let object = Object::new(3 * MIB + 17);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -19,14 +19,14 @@ fn bytes_come_as_they_are_there() {
         let bytes = client.read(&source, range.clone()).unwrap();
         assert!(bytes == object.bytes[range.start as usize..range.end as usize], "{range:?}");
     }
-    assert_eq!(server.connections(), 1, "a connection is kept");
+    assert_eq!(server.connections(), 1, "the connection is reused");
     assert_eq!(source.stall(), None);
 }
 
-/// An error page or an empty body was stored as data, and its checksum travelled with it and matched.
+/// An error page or an empty body was stored as data, with a checksum that matched.
 /// Guards H1.
 #[test]
-fn error_pages_and_empty_bodies_are_no_data() {
+fn error_pages_and_empty_bodies_are_not_taken_for_data() {
     let object = Object::new(MIB);
     let size = object.bytes.len();
     let range = "bytes 0-9999/1048576";
@@ -74,17 +74,17 @@ fn error_pages_and_empty_bodies_are_no_data() {
         let server = Server::start(object.clone());
         let client = Client::new();
         let source = client.open_briefly(&server.url("/a"), &object);
-        let told = reply.clone();
-        server.on(move |_| told.clone());
+        let wrong = reply.clone();
+        server.on(move |_| wrong.clone());
         let reading = client.start(&source, 0..10_000, Purpose::Demand);
         let bytes = reading.bytes.clone();
         fails(client.wait(reading.done), Protocol, &[what, "127.0.0.1", "check the server"]);
-        assert!(bytes.lock().unwrap().is_empty(), "{reply:?} became data");
-        // Without a deadline the read goes on when the answer is right.
+        assert!(bytes.lock().unwrap().is_empty(), "{reply:?} was taken for data");
+        // Without a deadline the read continues once the answer is right.
         let source = client.open(&server.url("/a"), &object);
         let reading = client.start(&source, 0..10_000, Purpose::Demand);
         until("the read waits", || source.stall().is_some_and(|stall| stall.why.contains(what)));
-        assert!(reading.bytes.lock().unwrap().is_empty(), "{reply:?} became data");
+        assert!(reading.bytes.lock().unwrap().is_empty(), "{reply:?} was taken for data");
         server.on(|_| Reply::Object);
         assert!(client.wait(reading.done).unwrap() == object.bytes[..10_000], "after {reply:?}");
         assert_eq!(source.stall(), None);
@@ -92,9 +92,9 @@ fn error_pages_and_empty_bodies_are_no_data() {
     }
 }
 
-/// The page of a proxy or a login with status 200 is nothing for ever: reads wait.
+/// A proxy's or a login page with status 200 is temporary: reads wait.
 #[test]
-fn a_page_with_status_200_is_waited_for() {
+fn reads_wait_while_a_page_with_status_200_is_served() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -110,7 +110,7 @@ fn a_page_with_status_200_is_waited_for() {
     server.on(|_| Reply::Object);
     assert!(client.wait(reading.done).unwrap() == object.bytes[..10_000]);
     assert_eq!(source.stall(), None);
-    // Who adds a base is told at once.
+    // Adding a base fails at once.
     server.on(|_| {
         Reply::Status(200, vec![("Content-Type".into(), "text/html".into())], b"<html>Back soon".to_vec())
     });
@@ -120,7 +120,7 @@ fn a_page_with_status_200_is_waited_for() {
 
 /// The server answers 200 with the whole file to a request for a range.
 #[test]
-fn a_whole_file_is_cut_to_the_range_or_refused() {
+fn a_whole_file_is_skipped_to_the_range_or_refused() {
     let object = Object::new(24 * MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -135,7 +135,7 @@ fn a_whole_file_is_cut_to_the_range_or_refused() {
     let source = client.open_briefly(&server.url("/a"), &object);
     fails(client.read(&source, far), Protocol, &["whole file (status 200)"]);
     fails(client.probe(&server.url("/a")), Protocol, &["whole file (status 200)"]);
-    // Of another version, the length of which is the same.
+    // A whole file of another version with the same length.
     let other = Object::seeded(24 * MIB, 2);
     server.set_object(other);
     let options =
@@ -144,9 +144,9 @@ fn a_whole_file_is_cut_to_the_range_or_refused() {
     fails(client.read(&source, 0..10), Unreachable, &["status 200 and something else"]);
 }
 
-/// HEAD is refused on signed URLs, or says other things than GET.
+/// HEAD is refused for signed URLs, or its answer differs from that of GET.
 #[test]
-fn size_and_validator_are_learnt_from_a_ranged_get() {
+fn size_and_validator_are_read_from_a_ranged_get() {
     let object = Object::new(3 * MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -160,12 +160,12 @@ fn size_and_validator_are_learnt_from_a_ranged_get() {
     assert_eq!(requests[0].header("range"), Some("bytes=0-65535"));
     assert_eq!(requests[0].header("user-agent"), Some(concat!("plyfs/", env!("CARGO_PKG_VERSION"))));
     assert_eq!(server.body_bytes(), 64 << 10);
-    // Of a small one too.
+    // A file smaller than the first range.
     let small = Object::new(1000);
     server.set_object(small.clone());
     let probed = client.probe(&server.url("/a")).unwrap();
     assert!(probed.head == *small.bytes && probed.identity.size == 1000);
-    // Where the whole of it is no more than was asked for, that is as good.
+    // The whole file is accepted if it is no larger than the range.
     server.on(|_| Reply::Whole);
     assert!(client.probe(&server.url("/a")).unwrap().head == *small.bytes);
     server.on(|_| Reply::Object);
@@ -175,7 +175,7 @@ fn size_and_validator_are_learnt_from_a_ranged_get() {
 
 /// gzip applied to ranges.
 #[test]
-fn compressed_ranges_are_refused_and_not_asked_for() {
+fn compressed_ranges_are_neither_requested_nor_accepted() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -191,9 +191,9 @@ fn compressed_ranges_are_refused_and_not_asked_for() {
     assert!(client.read(&source, 3..100).unwrap() == object.bytes[3..100]);
 }
 
-/// 416 from a proxy cache: asked once more, past the caches.
+/// A 416 may come from a proxy's cache: the request is repeated once with `no-cache`.
 #[test]
-fn out_of_range_is_asked_again_past_the_caches() {
+fn a_416_is_asked_again_past_the_caches() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -208,7 +208,7 @@ fn out_of_range_is_asked_again_past_the_caches() {
     server.on(|_| Reply::status(416));
     let source = client.open_briefly(&server.url("/a"), &object);
     fails(client.read(&source, 100..200), Protocol, &["bytes 100 to 199 are outside (416)"]);
-    // What it has is shorter: another object.
+    // The server has a shorter file: another object.
     server.on(|_| Reply::Status(416, vec![("Content-Range".into(), "bytes */50".into())], Vec::new()));
     let source = client.open_briefly(&server.url("/a"), &object);
     fails(
@@ -218,9 +218,9 @@ fn out_of_range_is_asked_again_past_the_caches() {
     );
 }
 
-/// A body without a length counts when its end was seen.
+/// A chunked body is complete when its last chunk has been received.
 #[test]
-fn chunks_are_as_good_as_a_length() {
+fn chunked_bodies_are_read() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -231,10 +231,11 @@ fn chunks_are_as_good_as_a_length() {
     assert_eq!(server.connections(), 1);
 }
 
-/// Glance: no ETag, no Accept-Ranges, HEAD 405; stores without random access answer 400, a queued image sends
-/// nothing, a vanished one 204, another tenant's 404, a deactivated one 403; Content-MD5 is the whole image's.
+/// Glance sends no ETag and no Accept-Ranges, and answers HEAD with 405. A store without random access answers 400; a
+/// queued image sends nothing, a vanished one 204, another tenant's 404, a deactivated one 403. Content-MD5 is that of
+/// the whole image.
 #[test]
-fn glance() {
+fn answers_of_glance_are_understood() {
     use plyfs::source::SourceErrorKind::{Changed, Denied};
     use plyfs::source::http::Strictness;
     let object = Object { etag: None, last_modified: None, ..Object::new(MIB) };
@@ -271,7 +272,7 @@ fn glance() {
 }
 
 #[test]
-fn what_is_no_url_is_refused() {
+fn malformed_urls_are_refused() {
     for (url, why) in [
         ("", "not a URL"),
         ("debian.qcow2", "not a URL"),

@@ -1,4 +1,4 @@
-//! A client, and the questions that the tests ask it.
+//! A client and helpers for the tests.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -14,15 +14,15 @@ use plyfs::source::{Purpose, RemoteSource, SourceError, SourceErrorKind};
 use crate::server::Object;
 
 pub const MIB: usize = 1 << 20;
-/// No test waits for anything for longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time that a test waits for a result.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Client {
     pub http: Arc<Http>,
     pub runtime: tokio::runtime::Runtime,
 }
 
-/// A configuration with which a failure shows soon.
+/// A configuration with short timeouts, so that failures are detected quickly.
 pub fn quick() -> HttpConfig {
     HttpConfig {
         connect_timeout: Duration::from_secs(5),
@@ -37,10 +37,10 @@ impl Client {
     }
 
     pub fn with(config: &HttpConfig) -> Self {
-        Self::made_of(config, Proxies::default(), Arc::new(NoCredentials))
+        Self::with_parts(config, Proxies::default(), Arc::new(NoCredentials))
     }
 
-    pub fn made_of(config: &HttpConfig, proxies: Proxies, credentials: Arc<dyn Credentials>) -> Self {
+    pub fn with_parts(config: &HttpConfig, proxies: Proxies, credentials: Arc<dyn Credentials>) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let network = Network::prepare(config, proxies);
@@ -58,13 +58,13 @@ impl Client {
         self.wait(async move { self.http.probe(&urls, &options).await })
     }
 
-    /// The object behind a URL, as it is now.
+    /// A source at a URL for an object, with default options.
     #[track_caller]
     pub fn open(&self, url: &str, object: &Object) -> Arc<HttpSource> {
         self.open_with(&[url], object, RemoteOptions::default())
     }
 
-    /// With a deadline that ends what would be waited for.
+    /// Like `open`, with a short deadline: reads that would wait fail instead.
     pub fn open_briefly(&self, url: &str, object: &Object) -> Arc<HttpSource> {
         self.open_with(&[url], object, briefly())
     }
@@ -88,7 +88,7 @@ impl Client {
         self.wait(reading.done)
     }
 
-    /// Starts a read, and goes on.
+    /// Starts a read and does not wait for it.
     pub fn start(&self, source: &Arc<HttpSource>, range: Range<u64>, purpose: Purpose) -> Reading {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let into = bytes.clone();
@@ -109,12 +109,12 @@ impl Client {
 
     pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("it takes for ever") })
+            .block_on(async { tokio::time::timeout(TIMEOUT, future).await.expect("no result in 60 s") })
     }
 }
 
 pub struct Reading {
-    /// What has been delivered so far.
+    /// The bytes delivered so far.
     pub bytes: Arc<Mutex<Vec<u8>>>,
     pub task: tokio::task::JoinHandle<()>,
     pub done: Done,
@@ -132,7 +132,7 @@ impl Future for Done {
     }
 }
 
-/// A deadline that ends what would be waited for, after the first answers.
+/// Options with a short deadline: a read that would wait fails after the first answers.
 pub fn briefly() -> RemoteOptions {
     RemoteOptions { deadline: Some(Duration::from_millis(700)), ..RemoteOptions::default() }
 }
@@ -145,14 +145,14 @@ pub fn identity(object: &Object) -> HttpIdentity {
     }
 }
 
-/// It fails, in this way, and says these things, on one line.
+/// Asserts that the result is an error of this kind whose text is one line and contains these parts; returns the text.
 #[track_caller]
 pub fn fails<T: std::fmt::Debug>(
     result: Result<T, SourceError>,
     kind: SourceErrorKind,
     parts: &[&str],
 ) -> String {
-    let error = result.expect_err("it must fail");
+    let error = result.expect_err("an error was expected");
     let text = error.to_string();
     assert_eq!(error.kind(), kind, "{text}");
     for part in parts {
@@ -162,12 +162,12 @@ pub fn fails<T: std::fmt::Debug>(
     text
 }
 
-/// Waits until something is so; fails after half a minute.
+/// Waits until a condition holds; panics after 30 s.
 #[track_caller]
-pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
-    while !so() {
-        assert!(Instant::now() < end, "it never came to this: {what}");
+    while !condition() {
+        assert!(Instant::now() < end, "did not happen within 30 s: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,4 +1,4 @@
-//! One object, or another.
+//! Recognizing whether a server still serves the same object.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,17 +14,17 @@ fn options(strictness: Strictness) -> RemoteOptions {
     RemoteOptions { strictness, ..RemoteOptions::default() }
 }
 
-/// The image was replaced under the same URL in mid-read: nothing of the new one is used, and the read goes on when the
-/// right one is back.
+/// The image was replaced under the same URL during a read: no byte of the new one is used, and the read continues when
+/// the original is back.
 /// Guards H3.
 #[test]
-fn an_image_that_is_replaced_is_waited_for_and_never_mixed() {
+fn reads_wait_while_an_image_is_replaced_and_never_mix_the_two() {
     for new in [Object::seeded(MIB, 2), Object::new(MIB + 1), Object::new(MIB - 1)] {
         let object = Object::new(MIB);
         let server = Server::start(object.clone());
         let client = Client::new();
         let source = client.open(&server.url("/a"), &object);
-        // Broken off in the middle; the rest would come from the new one.
+        // The first transfer breaks in the middle; the rest would come from the new image.
         let replaced = new.clone();
         server.on(move |request| match request.number {
             0 => Reply::Cut(300_000),
@@ -36,15 +36,15 @@ fn an_image_that_is_replaced_is_waited_for_and_never_mixed() {
         let asked = server.requests();
         let past_caches =
             asked.iter().filter(|request| request.header("cache-control") == Some("no-cache")).count();
-        assert!(past_caches > 0, "caches on the way are passed by");
+        assert!(past_caches > 0, "requests ask for an answer past the caches");
         {
             let bytes = bytes.lock().unwrap();
-            assert!(bytes.len() == 300_000 && **bytes == object.bytes[..300_000], "no byte of the new one");
+            assert!(bytes.len() == 300_000 && **bytes == object.bytes[..300_000], "no byte of the new image");
         }
         server.on(|_| Reply::Object);
         assert!(client.wait(reading.done).unwrap() == *object.bytes);
         assert_eq!(source.stall(), None);
-        // A deadline ends it.
+        // The read fails at its deadline.
         server.set_object(new.clone());
         let source = client.open_briefly(&server.url("/a"), &object);
         fails(client.read(&source, 0..10), Changed, &["restore the original image", "as a new base"]);
@@ -52,15 +52,19 @@ fn an_image_that_is_replaced_is_waited_for_and_never_mixed() {
 }
 
 #[test]
-fn requests_carry_the_condition() {
+fn requests_are_conditional_on_the_etag() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
     let source = client.open(&server.url("/a"), &object);
     client.read(&source, 0..10).unwrap();
     assert_eq!(server.requests()[0].header("if-match"), Some("\"v1\""));
-    assert_eq!(server.requests()[0].header("if-range"), None, "a splice");
-    // A server that takes any condition for failed is asked without.
+    assert_eq!(
+        server.requests()[0].header("if-range"),
+        None,
+        "it would return the whole file of another version"
+    );
+    // A server that fails every condition is asked without one.
     let server = Server::start(object.clone());
     let source = client.open(&server.url("/a"), &object);
     server
@@ -73,16 +77,16 @@ fn requests_carry_the_condition() {
     fails(client.read(&source, 0..10), Changed, &["412"]);
 }
 
-/// Weak ETags; an ETag that differs between the nodes of a CDN. Each by name, how strict is up to the base.
+/// For weak ETags, and ETags that differ between the nodes of a CDN.
 /// Guards H2.
 #[test]
-fn validators_are_compared_as_strictly_as_the_base_says() {
+fn validators_are_compared_with_the_strictness_of_the_base() {
     use Strictness::{SizeOnly, Strong, Weak};
     const DATE: &str = "Mon, 02 Feb 2026 10:00:00 GMT";
     const LATER: &str = "Mon, 02 Feb 2026 10:00:01 GMT";
-    // Pinned tag and date, sent tag and date; then what each strictness says: "" is right.
-    type Said = Option<&'static str>;
-    type Row = ((Said, Said), (Said, Said), [(Strictness, &'static str); 3]);
+    // Pinned ETag and date, sent ETag and date; then the expected error for each strictness, "" for success.
+    type Header = Option<&'static str>;
+    type Row = ((Header, Header), (Header, Header), [(Strictness, &'static str); 3]);
     let rows: Vec<Row> = vec![
         (
             (Some("\"a\""), Some(DATE)),
@@ -142,19 +146,20 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
         ),
     ];
     let bytes = Object::new(100_000);
-    let object = |(etag, date): (Said, Said)| Object {
+    let object = |(etag, date): (Header, Header)| Object {
         etag: etag.map(str::to_owned),
         last_modified: date.map(str::to_owned),
         ..bytes.clone()
     };
     let client = Client::new();
     for (pinned, sent, results) in rows {
-        for (strictness, says) in results {
+        for (strictness, expected) in results {
             let server = Server::start(object(sent));
-            // The condition is the server's way to say the same.
-            server.on(|_| Reply::With(Vec::new()));
-            let options =
-                if says.is_empty() { options(strictness) } else { RemoteOptions { strictness, ..briefly() } };
+            let options = if expected.is_empty() {
+                options(strictness)
+            } else {
+                RemoteOptions { strictness, ..briefly() }
+            };
             let source = client.open_with(&[&server.url("/a")], &object(pinned), options);
             let sent_object = object(sent);
             server.on(move |request| {
@@ -168,7 +173,7 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
             });
             let read = client.read(&source, 5..50);
             let case = format!("{pinned:?} {sent:?} {strictness:?}");
-            match says.split_once(": ") {
+            match expected.split_once(": ") {
                 None => {
                     assert!(read.unwrap_or_else(|e| panic!("{case}: {e}")) == bytes.bytes[5..50], "{case}")
                 }
@@ -179,10 +184,10 @@ fn validators_are_compared_as_strictly_as_the_base_says() {
     }
 }
 
-/// What a base can be told by is settled when it is added.
+/// Adding a base fails when the server sends too little to recognize the object by.
 /// Guards H2.
 #[test]
-fn too_little_to_tell_by_is_refused_when_a_base_is_added() {
+fn a_base_needs_validators_that_suit_its_strictness() {
     use Strictness::{SizeOnly, Strong, Weak};
     let client = Client::new();
     let server = Server::start(Object::new(1000));
@@ -197,7 +202,7 @@ fn too_little_to_tell_by_is_refused_when_a_base_is_added() {
     fails(probe(Some("W/\"a\""), None, Strong), Protocol, &["weak ETag", "weaker check"]);
     fails(probe(None, None, Strong), Protocol, &["neither ETag nor Last-Modified"]);
     fails(probe(None, None, Weak), Protocol, &["neither ETag nor Last-Modified"]);
-    // The server's clock says 12:00:00.
+    // The server's clock shows 12:00:00.
     let now = Some("Sat, 21 Nov 2026 12:00:00 GMT");
     fails(probe(None, now, Strong), Protocol, &["not over yet"]);
     fails(probe(None, Some("yesterday"), Strong), Protocol, &["not over yet"]);
@@ -207,9 +212,9 @@ fn too_little_to_tell_by_is_refused_when_a_base_is_added() {
     probe(None, None, SizeOnly).unwrap();
 }
 
-/// Mirrors serve different builds: the one that does is left out, with its name.
+/// The error names it.
 #[test]
-fn a_mirror_with_another_build_is_left_out() {
+fn a_mirror_that_serves_another_build_is_skipped() {
     let object = Object::new(MIB);
     let (good, other) = (Server::start(object.clone()), Server::start(Object::seeded(MIB, 2)));
     let client = Client::new();
@@ -223,12 +228,12 @@ fn a_mirror_with_another_build_is_left_out() {
         );
     }
     let asked = other.requests().len();
-    assert!(asked <= 9, "it is asked less and less: {asked}");
-    // When the last of them is another, too, that is what is said.
+    assert!(asked <= 9, "its requests become rarer: {asked}");
+    // If every mirror serves another object, the error says so.
     good.set_object(Object::seeded(MIB, 3));
     let source = client.open_with(&urls, &object, briefly());
     fails(client.read(&source, 0..10), Changed, &["ETag"]);
-    // A base that is added wants one object.
+    // When a base is added, all mirrors must serve the same object.
     good.set_object(object.clone());
     let why = fails(client.probe_all(&urls, Strictness::Strong), Protocol, &["another object than"]);
     assert!(why.contains(&good.url("/a")) && why.contains(&other.url("/a")), "{why}");
@@ -241,9 +246,9 @@ fn a_mirror_with_another_build_is_left_out() {
     assert_eq!(client.probe_all(&urls, Strictness::Strong).unwrap().identity, identity(&object));
 }
 
-/// A redirector that sends us to a mirror with another build is asked once more.
+/// The redirector may have chosen a mirror that is behind.
 #[test]
-fn a_redirector_may_have_chosen_a_mirror_that_is_behind() {
+fn a_redirector_is_asked_again_if_its_target_serves_another_build() {
     let object = Object::new(MIB);
     let (good, other) = (Server::start(object.clone()), Server::start(Object::seeded(MIB, 2)));
     let redirector = Server::start(Object::new(0));

@@ -1,4 +1,4 @@
-//! How much at once, and how fast.
+//! Limits on concurrent requests and on bandwidth.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn slow(server: &Server) {
 }
 
 #[test]
-fn no_more_requests_at_once_than_are_allowed() {
+fn concurrent_requests_stay_within_max_requests() {
     let object = Object::new(MIB);
     for (all, own, most) in [(3, None, 3), (16, Some(2), 2), (2, Some(50), 2), (1, None, 1)] {
         let server = Server::start(object.clone());
@@ -26,14 +26,14 @@ fn no_more_requests_at_once_than_are_allowed() {
         for reading in reads {
             client.wait(reading.done).unwrap();
         }
-        // The first finds out where the URL leads, and is alone.
+        // The first request runs alone: it resolves the URL.
         assert_eq!(server.most_at_once(), most, "{all} {own:?}");
     }
 }
 
-/// A reader does not wait until hydration is done.
+/// A reader does not wait until hydration ends.
 #[test]
-fn readers_come_first() {
+fn reads_go_before_hydration() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     slow(&server);
@@ -43,21 +43,21 @@ fn readers_come_first() {
     let hydration: Vec<_> =
         (0..40).map(|at| client.start(&source, 1000 + at..1001 + at, Purpose::Hydrate)).collect();
     server.wait_for_requests(4);
-    assert!(server.most_at_once() <= 3, "one is left for readers");
+    assert!(server.most_at_once() <= 3, "one request is reserved for readers");
     for at in 0..5 {
         client.read(&source, at..at + 1).unwrap();
     }
     let requests = server.requests();
     let done = requests.iter().filter(|request| request.range().unwrap().0 >= 1000).count();
-    assert!(done < 30, "{done} of 40 were done before 5 reads");
+    assert!(done < 30, "{done} of 40 hydration requests ran before 5 reads");
     for reading in hydration {
         client.wait(reading.done).unwrap();
     }
 }
 
-/// A read that is given up while it waits for its turn, or has it, keeps nothing.
+/// A read that is cancelled, running or queued, frees its place.
 #[test]
-fn whoever_gives_up_gives_its_place_back() {
+fn cancelled_reads_free_their_places() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     server.on(|_| Reply::Stall(0));
@@ -76,7 +76,7 @@ fn whoever_gives_up_gives_its_place_back() {
 }
 
 #[test]
-fn bytes_come_no_faster_than_is_allowed() {
+fn bandwidth_stays_within_max_rate() {
     let object = Object::new(2 * MIB);
     let server = Server::start(object.clone());
     let rate = Some(MIB as u64);
@@ -91,7 +91,7 @@ fn bytes_come_no_faster_than_is_allowed() {
 }
 
 #[test]
-fn everything_is_counted() {
+fn requests_and_bytes_are_counted() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -100,7 +100,7 @@ fn everything_is_counted() {
     client.read(&source, 0..1000).unwrap();
     let counters = client.http.counters();
     assert_eq!((counters.requests, counters.retries, counters.bytes), (2, 0, (64 << 10) + 1000));
-    until("the server is through", || server.body_bytes() == (64 << 10) + 1000);
+    until("the server has sent everything", || server.body_bytes() == (64 << 10) + 1000);
 }
 
 /// Guards H7.
@@ -109,7 +109,7 @@ fn a_request_that_hangs_gives_its_place_to_another_base() {
     let object = Object::new(MIB);
     let (hangs, works) = (Server::start(object.clone()), Server::start(object.clone()));
     hangs.on(|_| Reply::Stall(0));
-    // One place for what no reader waits for.
+    // One place for requests that no reader waits for.
     let config = HttpConfig { max_requests: 2, stall_timeout: Duration::from_secs(600), ..quick() };
     let client = Client::with(&config);
     let (one, other) = (client.open(&hangs.url("/a"), &object), client.open(&works.url("/a"), &object));

@@ -1,5 +1,5 @@
-//! Sources on web servers, against a server that does wrong on request. The first table of known bugs of others (wrong
-//! bytes from the network) has a test for each row, most of them in `answers`, `identity` and `redirects`.
+//! Sources on web servers, tested against a server that misbehaves on request. The tests of `answers`, `identity` and
+//! `redirects` cover the ways in which other programs got wrong bytes from the network.
 
 mod access;
 mod answers;

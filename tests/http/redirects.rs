@@ -1,4 +1,4 @@
-//! Where a URL leads.
+//! Redirects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,19 +18,22 @@ struct Pair {
     client: Client,
 }
 
-/// A server that sends everybody to another one, with a signature that changes.
+/// A server that redirects every request to another one, with a new signature each time.
 fn pair() -> Pair {
     let object = Object::new(MIB);
     let (origin, target) = (Server::start(Object::new(0)), Server::start(object.clone()));
     let to = target.url("/signed");
-    let given = AtomicUsize::new(0);
-    origin.on(move |_| Reply::redirect(format!("{to}?signature={}", given.fetch_add(1, Ordering::SeqCst))));
+    let signatures = AtomicUsize::new(0);
+    origin.on(move |_| {
+        Reply::redirect(format!("{to}?signature={}", signatures.fetch_add(1, Ordering::SeqCst)))
+    });
     Pair { object, origin, target, client: Client::new() }
 }
 
-/// A redirect followed again for every block took three quarters of the time; the signed target expired an hour later.
+/// Following the redirect again for every block took three quarters of the time; the signed target expired after an
+/// hour.
 #[test]
-fn a_target_is_used_until_it_is_over() {
+fn a_redirect_target_is_reused_until_it_is_refused() {
     for status in [401, 403, 404, 410] {
         let Pair { object, origin, target, client } = pair();
         let source = client.open(&origin.url("/image"), &object);
@@ -48,7 +51,7 @@ fn a_target_is_used_until_it_is_over() {
         );
         assert!(client.read(&source, 5..10).unwrap() == object.bytes[5..10], "{status}");
         assert_eq!((origin.requests().len(), target.requests().len()), (2, 12));
-        // When the new one is refused as well, the read waits.
+        // If the new target is refused as well, the read waits.
         target.on(move |_| Reply::status(status));
         let waits = client.open_briefly(&origin.url("/image"), &object);
         fails(client.read(&waits, 5..10), Denied, &[&status.to_string(), "credentials"]);
@@ -57,7 +60,7 @@ fn a_target_is_used_until_it_is_over() {
 }
 
 #[test]
-fn a_redirect_says_how_long_it_holds() {
+fn the_max_age_of_a_redirect_is_respected() {
     let Pair { object, origin, target, client } = pair();
     let to = target.url("/signed");
     origin.on(move |_| {
@@ -69,7 +72,7 @@ fn a_redirect_says_how_long_it_holds() {
     client.read(&source, 0..10).unwrap();
     client.read(&source, 0..10).unwrap();
     assert_eq!(origin.requests().len(), 1);
-    until("the redirect is over", || {
+    until("the redirect has expired", || {
         client.read(&source, 0..10).unwrap();
         origin.requests().len() == 2
     });
@@ -77,7 +80,7 @@ fn a_redirect_says_how_long_it_holds() {
 
 /// Guards H5.
 #[test]
-fn one_finds_out_where_a_url_leads() {
+fn only_one_request_at_a_time_resolves_a_redirect() {
     let Pair { object, origin, target, client } = pair();
     let to = target.url("/signed");
     origin.on(move |_| Reply::After(Duration::from_millis(200), Box::new(Reply::redirect(&to))));
@@ -91,7 +94,7 @@ fn one_finds_out_where_a_url_leads() {
 }
 
 #[test]
-fn redirects_have_an_end() {
+fn more_than_10_redirects_are_an_error() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -101,7 +104,7 @@ fn redirects_have_an_end() {
         let at: usize = request.target.trim_start_matches('/').parse().unwrap();
         if at == hops.load(Ordering::SeqCst) { Reply::Object } else { Reply::redirect(format!("{}", at + 1)) }
     });
-    // Relative ones.
+    // The redirects are relative.
     let source = client.open(&server.url("/0"), &object);
     assert!(client.read(&source, 0..100).unwrap() == object.bytes[..100]);
     last.store(11, Ordering::SeqCst);
@@ -116,7 +119,7 @@ fn redirects_have_an_end() {
 }
 
 #[test]
-fn redirects_lead_to_web_servers_only() {
+fn redirects_to_other_schemes_are_refused() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -133,7 +136,7 @@ fn redirects_lead_to_web_servers_only() {
 
 /// Guards H6.
 #[test]
-fn https_never_becomes_http() {
+fn redirects_from_https_to_http_are_refused() {
     let object = Object::new(MIB);
     let tls = Tls::new(&[]);
     let (secure, plain) = (Server::start_tls(object.clone(), &tls), Server::start(object.clone()));
@@ -145,16 +148,16 @@ fn https_never_becomes_http() {
     let why = fails(client.probe(&secure.url("/a")), Protocol, &["from https to http"]);
     assert!(!why.contains("secret"), "{why}");
     assert_eq!(plain.requests().len(), 0);
-    // The other way is fine.
+    // From http to https is allowed.
     let to = secure.url("/a");
     plain.on(move |_| Reply::redirect(&to));
     secure.on(|_| Reply::Object);
     client.probe(&plain.url("/a")).unwrap();
 }
 
-/// A target that is down is not asked for ever while the URL leads somewhere else by now.
+/// When a target fails, the URL is resolved again: it may lead to another server by now.
 #[test]
-fn a_target_that_fails_is_looked_up_again() {
+fn a_url_is_resolved_again_after_its_target_failed() {
     let Pair { object, origin, mut target, client } = pair();
     let source = client.open(&origin.url("/image"), &object);
     client.read(&source, 0..10).unwrap();
@@ -166,16 +169,16 @@ fn a_target_that_fails_is_looked_up_again() {
     assert_eq!(other.requests().len(), 1);
 }
 
-/// What was meant for one server goes to no other: user and password in the URL.
+/// User and password in the URL are sent to no other server.
 #[test]
-fn user_and_password_stay_with_their_server() {
+fn user_and_password_are_not_sent_to_a_redirect_target() {
     let Pair { object, origin, target, client } = pair();
     let seen = Arc::new(AtomicBool::new(false));
     let (to, noted) = (target.url("/signed"), seen.clone());
     origin.on(move |request| {
         let right = request.header("authorization") == Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
         noted.store(right, Ordering::SeqCst);
-        // A redirect cannot give us an identity either.
+        // A user and password in the redirect are ignored too.
         Reply::redirect(to.replacen("http://", "http://eve:evil@", 1))
     });
     let url = origin.url("/image").replacen("http://", "http://Aladdin:open%20sesame@", 1);
@@ -186,11 +189,11 @@ fn user_and_password_stay_with_their_server() {
     assert!(!source.shown().contains("Aladdin") && source.shown().contains("/image"), "{}", source.shown());
 }
 
-/// A server on the public network, as seen through a proxy, redirects to a service of this host: its answer would
-/// become the base. Asked for directly, because the proxy is not for these.
+/// A server on the public network, reached through a proxy, redirects to a service of this host, which bypasses the
+/// proxy: the answer of that service would become the base.
 /// Guards H9.
 #[test]
-fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
+fn redirects_from_the_public_network_to_this_host_are_refused() {
     let object = Object::new(MIB);
     let (proxy, inside) = (Server::start(object.clone()), Server::start(object.clone()));
     let proxies = Proxies {
@@ -201,7 +204,7 @@ fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
     let client_of = |allow: &[&str]| {
         let allow = allow.iter().map(|entry| (*entry).to_owned()).collect();
         let config = plyfs::config::HttpConfig { allow, ..quick() };
-        Client::made_of(&config, proxies.clone(), Arc::new(NoCredentials))
+        Client::with_parts(&config, proxies.clone(), Arc::new(NoCredentials))
     };
     let client = client_of(&[]);
     let port = inside.address().port();
@@ -230,18 +233,18 @@ fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
         let why = fails(client.probe("http://images.example/a"), Protocol, &["redirects to", "[http] allow"]);
         assert!(!why.contains("secret"), "{why}");
     }
-    assert_eq!(inside.requests().len(), 0, "nothing was asked of the service");
-    // A later read waits, in case the redirect is mended; and says why.
+    assert_eq!(inside.requests().len(), 0, "no request reached the service");
+    // A later read waits, because the redirect may be corrected, and the stall says why.
     proxy.on(|_| Reply::Object);
     let source = client.open("http://images.example/a", &object);
     client.read(&source, 0..10).unwrap();
     proxy.on(move |_| Reply::redirect(format!("http://127.0.0.1:{port}/internal")));
     let reading = client.start(&source, 0..10, Purpose::Demand);
-    until("it waits", || source.stall().is_some_and(|stall| stall.why.contains("loopback")));
+    until("the read waits", || source.stall().is_some_and(|stall| stall.why.contains("loopback")));
     assert_eq!(inside.requests().len(), 0);
     proxy.on(|_| Reply::Object);
     client.wait(reading.done).unwrap();
-    // The operator may want it.
+    // The configuration can allow it.
     proxy.on(move |_| Reply::redirect(format!("http://127.0.0.1:{port}/a")));
     for allow in ["127.0.0.1", "127.0.0.0/8"] {
         client_of(&[allow]).probe("http://images.example/a").unwrap();
@@ -253,9 +256,9 @@ fn a_redirect_from_the_public_network_does_not_lead_to_this_host() {
     fails(client_of(&["10.0.0.0/8"]).probe("http://images.example/a"), Protocol, &["[http] allow"]);
 }
 
-/// A server that sends to another dead host each time made hundreds of requests a second, and memory grow.
+/// A server that redirected to a different dead host each time caused hundreds of requests a second and growing memory.
 #[test]
-fn redirects_to_ever_new_dead_hosts_count_against_their_url() {
+fn redirects_to_many_dead_hosts_count_as_failures_of_their_url() {
     let object = Object::new(MIB);
     let origin = Server::start(object.clone());
     origin.on(|request| {
@@ -268,8 +271,8 @@ fn redirects_to_ever_new_dead_hosts_count_against_their_url() {
     let mut reads = vec![client.start(&source, 0..1, Purpose::Demand)];
     origin.wait_for_requests(1);
     reads.extend((1..20).map(|at| client.start(&source, at..at + 1, Purpose::Demand)));
-    // Those of the first moment; from then on one at a time, after pauses of 0.2, 0.4, 0.8 s and so on, less at most
-    // a half: 7 in the first 5 s.
+    // 16 requests at the start; then one at a time, after pauses of 0.2, 0.4, 0.8 s and so on, each shortened by half
+    // at most: 7 in the first 5 s.
     until("five seconds pass", || begin.elapsed() >= Duration::from_secs(5));
     assert!(origin.requests().len() <= 16 + 7, "{} requests", origin.requests().len());
     assert!(source.stall().is_some());

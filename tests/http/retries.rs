@@ -13,7 +13,7 @@ use crate::harness::{Client, MIB, fails, quick, until};
 use crate::server::{Object, Reply, Server};
 
 #[test]
-fn passing_failures_pass() {
+fn temporary_failures_are_retried() {
     let object = Object::new(MIB);
     for reply in [
         Reply::status(408),
@@ -32,7 +32,7 @@ fn passing_failures_pass() {
         Reply::After(Duration::from_secs(20), Box::new(Reply::Object)),
     ] {
         let server = Server::start(object.clone());
-        // Shorter than a server takes for the last of them.
+        // Shorter than the delay of the last reply.
         let config = HttpConfig { connect_timeout: Duration::from_millis(300), ..quick() };
         let client = Client::with(&config);
         let source = client.open(&server.url("/a"), &object);
@@ -45,9 +45,8 @@ fn passing_failures_pass() {
     }
 }
 
-/// A transfer that breaks is taken up where it broke.
 #[test]
-fn a_broken_transfer_goes_on_where_it_broke() {
+fn a_broken_transfer_is_resumed_where_it_broke() {
     let object = Object::new(4 * MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -66,9 +65,9 @@ fn a_broken_transfer_goes_on_where_it_broke() {
     assert!(server.requests().iter().all(|request| request.range().unwrap().1 == 4 * MIB as u64 - 1));
 }
 
-/// The server goes away: reads wait, and go on by themselves when it is back.
+/// They continue by themselves when it is back.
 #[test]
-fn reads_wait_for_a_server_that_is_away() {
+fn reads_wait_while_the_server_is_down() {
     let object = Object::new(MIB);
     let mut server = Server::start(object.clone());
     let client = Client::new();
@@ -78,12 +77,12 @@ fn reads_wait_for_a_server_that_is_away() {
     server.stop();
     let reads: Vec<_> =
         (0..20).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
-    // A connection that was there may break off first.
+    // An existing connection may break first.
     until("reads wait", || source.stall().is_some_and(|stall| stall.why.contains("refused")));
     let stall = source.stall().unwrap();
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(source.stall().unwrap().since, stall.since, "the first failure counts");
-    // One that is given up changes nothing for the others.
+    assert_eq!(source.stall().unwrap().since, stall.since, "`since` is the first failure");
+    // Cancelling one read does not affect the others.
     let mut reads = reads.into_iter();
     reads.next().unwrap().task.abort();
     server.start_again();
@@ -95,7 +94,7 @@ fn reads_wait_for_a_server_that_is_away() {
 }
 
 #[test]
-fn a_deadline_ends_the_waiting() {
+fn a_read_fails_at_its_deadline() {
     let object = Object::new(MIB);
     let mut server = Server::start(object.clone());
     let client = Client::new();
@@ -110,16 +109,16 @@ fn a_deadline_ends_the_waiting() {
     );
     assert!(begin.elapsed() >= Duration::from_millis(700));
     assert_eq!(source.stall(), None);
-    // It counts from the first failure after the last byte, so one that crawls is not cut off.
+    // The deadline counts from the first failure after the last byte: a read that progresses does not reach it.
     server.start_again();
     server.on(|_| Reply::Cut(50_000));
     assert!(client.read(&source, 0..MIB as u64).unwrap() == *object.bytes);
     assert_eq!(server.requests().len(), MIB.div_ceil(50_000));
 }
 
-/// Nobody waits for these; whoever wants them later asks again.
+/// A later read asks again.
 #[test]
-fn only_what_a_reader_wants_is_tried_for_ever() {
+fn fetches_that_no_reader_waits_for_give_up() {
     let object = Object::new(MIB);
     for purpose in [Purpose::Readahead, Purpose::Prefetch, Purpose::Hydrate] {
         let server = Server::start(object.clone());
@@ -128,14 +127,14 @@ fn only_what_a_reader_wants_is_tried_for_ever() {
         server.on(|_| Reply::status(500));
         fails(client.read_for(&source, 0..10, purpose), Unreachable, &["500"]);
         assert_eq!(server.requests().len(), 4, "{purpose:?}");
-        assert_eq!(source.stall(), None, "nobody reads");
+        assert_eq!(source.stall(), None, "no reader waits");
     }
 }
 
-/// 429 without back-off became a storm of requests.
+/// 429 without back-off led to a storm of requests.
 /// Guards H4.
 #[test]
-fn a_server_that_is_overloaded_is_left_alone() {
+fn retry_after_of_an_overloaded_server_is_respected() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -154,22 +153,22 @@ fn a_server_that_is_overloaded_is_left_alone() {
         (0..100).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
     server.wait_for_requests(1);
     until("reads wait", || source.stall().is_some());
-    // Those that were under way at once, and nothing more until the time is over: one by one then.
+    // The requests that were already running, and no more until the time is over; then one by one.
     std::thread::sleep(Duration::from_millis(1000));
     let early = server.requests().len();
-    assert!(early <= 16, "{early} requests in the time that it wanted to be left alone");
+    assert!(early <= 16, "{early} requests before the time in Retry-After was over");
     for (at, reading) in reads.into_iter().enumerate() {
         assert!(client.wait(reading.done).unwrap() == object.bytes[at * 100..at * 100 + 100]);
     }
-    assert!(since.elapsed() >= Duration::from_secs(2), "Retry-After counts");
+    assert!(since.elapsed() >= Duration::from_secs(2), "Retry-After is respected");
     let all = server.requests().len();
     assert!(all <= early + 100, "{all} requests for 100 reads, {early} of them refused");
 }
 
-/// However many wait, a server that is down is asked by one at a time, further and further apart.
+/// However many reads wait, one at a time asks, with growing pauses.
 /// Guards H4.
 #[test]
-fn a_server_that_is_down_is_asked_by_one() {
+fn a_server_that_is_down_gets_one_request_at_a_time() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -190,17 +189,17 @@ fn a_server_that_is_down_is_asked_by_one() {
         (0..50).map(|at| client.start(&source, at * 100..at * 100 + 100, Purpose::Demand)).collect();
     server.wait_for_requests(3);
     assert_eq!(most.load(Ordering::SeqCst), 1);
-    // The pauses are 1.6 s and 3.2 s by now, less at most a half.
+    // The pauses have grown to 1.6 s and 3.2 s, each shortened by half at most.
     assert!(begin.elapsed() >= Duration::from_millis(1600), "{:?}", begin.elapsed());
     for reading in reads {
         reading.task.abort();
     }
 }
 
-/// One asker's cancellation failed everybody who waited; a failed start hung all readers. Here: the one request that
-/// may run while a server is down is given up, and another takes its place.
+/// The cancellation of one request failed every reader that waited for it, and a failed start hung all readers. Here:
+/// the one request that may run while a server is down is cancelled, and another takes its place.
 #[test]
-fn whoever_goes_away_takes_nobody_along() {
+fn a_cancelled_read_does_not_fail_the_others() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -222,10 +221,10 @@ fn whoever_goes_away_takes_nobody_along() {
     assert!(first.bytes.lock().unwrap().is_empty());
 }
 
-/// A token that expired, an image that was deactivated, a path that is not there for four seconds: each of these heals.
+/// An expired token, a deactivated image, a path that is missing for four seconds: each of them is temporary.
 /// Guards H3.
 #[test]
-fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
+fn reads_wait_while_a_server_refuses_them_until_the_deadline() {
     let object = Object::new(MIB);
     let server = Server::start(object.clone());
     let client = Client::new();
@@ -241,7 +240,7 @@ fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
             &["has not given it for 700ms", why, &status.to_string(), "check the URL"],
         );
         assert!(!text.contains("secret"), "{text}");
-        // At once when a base is added.
+        // Adding a base fails at once.
         fails(client.probe(&server.url("/a")), Denied, &[why]);
         let reading = client.start(&source, 0..10, Purpose::Demand);
         until("the read waits", || source.stall().is_some_and(|stall| stall.why.contains(why)));
@@ -252,15 +251,15 @@ fn what_is_refused_is_waited_for_and_an_error_at_the_deadline() {
 }
 
 #[test]
-fn another_mirror_takes_over() {
+fn a_failing_mirror_is_replaced_by_the_next() {
     let object = Object::new(MIB);
     let (mut first, second) = (Server::start(object.clone()), Server::start(object.clone()));
     let client = Client::new();
     let urls = [&*first.url("/a"), &*second.url("/a")];
     let source = client.open_with(&urls, &object, RemoteOptions::default());
     client.read(&source, 0..10).unwrap();
-    assert_eq!((first.requests().len(), second.requests().len()), (1, 0), "the first is the first");
-    // In the middle of a transfer.
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 0), "the first mirror is preferred");
+    // The first fails in the middle of a transfer.
     first.on(|_| Reply::Cut(1000));
     assert!(client.read(&source, 0..MIB as u64).unwrap() == *object.bytes);
     assert_eq!(second.requests()[0].range(), Some((1000, MIB as u64 - 1)));
@@ -268,27 +267,27 @@ fn another_mirror_takes_over() {
     for _ in 0..5 {
         assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
     }
-    // Refused by one, given by the other.
+    // The first refuses, the second answers.
     first.on(|_| Reply::status(404));
     first.start_again();
     assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
     first.on(|_| Reply::status(204));
     assert!(client.read(&source, 7..10).unwrap() == object.bytes[7..10]);
-    // Back in its place when it works.
+    // The first is preferred again when it works.
     first.on(|_| Reply::Object);
     until("the first is asked again", || {
         let before = first.requests().iter().filter(|request| request.range() == Some((20, 29))).count();
         client.read(&source, 20..30).unwrap();
         first.requests().iter().filter(|request| request.range() == Some((20, 29))).count() > before
     });
-    // When a base is added, one that is away is no hindrance.
+    // A base can be added while a mirror is down.
     first.stop();
     let probed = client.probe_all(&urls, Default::default()).unwrap();
     assert_eq!(probed.identity, crate::harness::identity(&object));
 }
 
 #[test]
-fn nobody_there_is_said_soon_when_a_base_is_added() {
+fn adding_a_base_of_an_unreachable_server_fails_soon() {
     let mut server = Server::start(Object::new(MIB));
     let url = server.url("/a?secret");
     server.stop();
@@ -299,37 +298,37 @@ fn nobody_there_is_said_soon_when_a_base_is_added() {
     assert!(why.contains("dns") || why.contains("lookup") || why.contains("resolve"), "{why}");
 }
 
-/// One byte a second reset the stall timer: a read waited for ever, no mirror was tried, the state was ok.
+/// One byte a second reset the stall timer: a read waited forever, no mirror was tried, and the state was ok.
 /// Guards H8.
 #[test]
-fn one_byte_at_a_time_is_no_answer() {
+fn a_server_that_sends_single_bytes_counts_as_too_slow() {
     let object = Object::new(MIB);
     let (slow, good) = (Server::start(object.clone()), Server::start(object.clone()));
     slow.on(|_| Reply::Trickle(Duration::from_millis(100)));
     let client = Client::new();
-    // The mirror is asked.
+    // The mirror takes over.
     let source = client.open_with(&[&slow.url("/a"), &good.url("/a")], &object, RemoteOptions::default());
     assert!(client.read(&source, 0..200_000).unwrap() == object.bytes[..200_000]);
     let state = source.urls();
     assert!(state[0].trouble.as_ref().is_some_and(|why| why.contains("too slow")), "{state:?}");
     assert_eq!(state[1].trouble, None);
-    // One that is asked next does not find it out anew.
+    // Later reads do not wait for the slow one again.
     let before = slow.requests().len();
     for at in 0..10 {
         client.read(&source, at * 1000..at * 1000 + 70_000).unwrap();
     }
     assert!(slow.requests().len() <= before + 2, "{} requests", slow.requests().len() - before);
-    // Alone: it is said, and a deadline ends it.
+    // Without a mirror the read is reported as waiting, and fails at its deadline.
     let alone = client.open(&slow.url("/a"), &object);
     let reading = client.start(&alone, 0..200_000, Purpose::Demand);
-    until("it is said", || alone.stall().is_some_and(|stall| stall.why.contains("too slow")));
+    until("the stall is reported", || alone.stall().is_some_and(|stall| stall.why.contains("too slow")));
     reading.task.abort();
     let options = RemoteOptions { deadline: Some(Duration::from_secs(2)), ..RemoteOptions::default() };
     let alone = client.open_with(&[&slow.url("/a")], &object, options);
     fails(client.read(&alone, 0..200_000), Unreachable, &["has not given it for 2s", "too slow"]);
 }
 
-/// A deadline shorter than `stall_timeout`: the mirror is asked before it, not after.
+/// Even if the deadline is shorter than `stall_timeout`.
 /// Guards H8.
 #[test]
 fn a_mirror_is_asked_before_the_deadline() {
@@ -345,10 +344,10 @@ fn a_mirror_is_asked_before_the_deadline() {
     }
 }
 
-/// A deadline counts from the moment at which the reader began to wait, whatever was done for others before.
+/// Fetches for others before that moment do not count.
 /// Guards H8.
 #[test]
-fn a_deadline_counts_from_the_first_moment_a_reader_waits() {
+fn a_deadline_counts_from_the_moment_a_reader_began_to_wait() {
     let object = Object::new(MIB);
     let mut server = Server::start(object.clone());
     let client = Client::new();

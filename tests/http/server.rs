@@ -1,8 +1,7 @@
-//! A web server that does wrong on request: HTTP/1.1 over plain threads, with TLS or without.
+//! A web server that misbehaves on request: HTTP/1.1 over plain threads, with or without TLS.
 //!
-//! Each request goes to the handler of the test, which says what becomes of it; without one the server is a good one.
-//! Everything it has seen is kept. It can be stopped and started again on the same port. Used by other test programs
-//! too, by `#[path]`.
+//! The test's handler chooses the reply to each request; without a handler the server answers correctly. It records all
+//! requests. It can be stopped, and started again on the same port. Other test programs use it too, by `#[path]`.
 
 #![allow(dead_code)]
 
@@ -15,7 +14,7 @@ use std::time::Duration;
 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// What lies at every path.
+/// The file that the server has at every path.
 #[derive(Clone, Debug, Default)]
 pub struct Object {
     pub bytes: Arc<Vec<u8>>,
@@ -24,7 +23,7 @@ pub struct Object {
 }
 
 impl Object {
-    /// Bytes of which each place looks different.
+    /// Pseudorandom bytes, so that no two places are alike.
     pub fn new(len: usize) -> Self {
         Self::seeded(len, 1)
     }
@@ -47,14 +46,14 @@ impl Object {
     }
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Counted from 0, over all connections.
     pub number: usize,
     pub connection: usize,
     pub method: String,
-    /// Path and query, or what a proxy is asked for.
+    /// Path and query; for a proxy, the URL, or the host and port of CONNECT.
     pub target: String,
     pub headers: Vec<(String, String)>,
 }
@@ -64,41 +63,41 @@ impl Request {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// First and last byte.
+    /// The first and the last byte requested.
     pub fn range(&self) -> Option<(u64, u64)> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse().ok()?, last.parse().ok()?))
     }
 }
 
-/// What becomes of a request.
+/// The reply to a request. A correct answer is the requested range of the server's object.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// As a good server does.
+    /// A correct answer.
     Object,
-    /// Of this object, not the server's.
+    /// A correct answer for this object instead of the server's.
     Of(Object),
-    /// As a good server, but with these header lines changed (taken away, when there is no value).
+    /// A correct answer with these header lines changed; those without a value are removed.
     With(Vec<(&'static str, Option<String>)>),
     /// A status, header lines and a body.
     Status(u16, Vec<(String, String)>, Vec<u8>),
     /// The whole object with status 200.
     Whole,
-    /// A good answer, cut after so many bytes of its body; the connection is closed.
+    /// A correct answer, cut after this many bytes of its body; the connection is closed.
     Cut(usize),
-    /// A good answer, and nothing more after so many bytes of its body, for as long as the server runs.
+    /// A correct answer that stops after this many bytes of its body; the connection stays open.
     Stall(usize),
-    /// A good answer, one byte each time.
+    /// A correct answer, sent byte by byte with this pause.
     Trickle(Duration),
-    /// A good answer, with chunks instead of a length; `true`: with one byte too many.
+    /// A correct answer with chunked encoding instead of a length; with `true`, one byte too long.
     Chunked(bool),
     /// These bytes, then the end of the connection.
     Raw(Vec<u8>),
-    /// The connection is closed without a word.
+    /// The connection is closed without an answer.
     Close,
-    /// CONNECT: to this address.
+    /// For CONNECT: a tunnel to this address.
     Tunnel(SocketAddr),
-    /// After some time, the other one.
+    /// The given reply after this delay.
     After(Duration, Box<Reply>),
 }
 
@@ -114,7 +113,7 @@ impl Reply {
 
 type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
 
-/// A certificate authority and a server's certificate of it, for 127.0.0.1 and localhost.
+/// A certificate authority, and a server certificate that it issued for 127.0.0.1 and localhost.
 pub struct Tls {
     pub ca_pem: String,
     pub config: Arc<rustls::ServerConfig>,
@@ -151,7 +150,7 @@ struct Shared {
     handler: Mutex<Arc<Handler>>,
     tls: Option<Arc<rustls::ServerConfig>>,
     requests: Mutex<Vec<Request>>,
-    came: Condvar,
+    received: Condvar,
     connections: AtomicUsize,
     open: Mutex<Vec<TcpStream>>,
     stopping: AtomicBool,
@@ -160,7 +159,7 @@ struct Shared {
     most_running: AtomicUsize,
 }
 
-/// See the module. Stops when it is dropped.
+/// A running server; stops when dropped.
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -182,7 +181,7 @@ impl Server {
             handler: Mutex::new(Arc::new(Box::new(|_| Reply::Object))),
             tls,
             requests: Mutex::default(),
-            came: Condvar::new(),
+            received: Condvar::new(),
             connections: AtomicUsize::new(0),
             open: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -224,7 +223,7 @@ impl Server {
         format!("{scheme}://{}{path}", self.address)
     }
 
-    /// From now on, what becomes of requests.
+    /// Sets the handler of all further requests.
     pub fn on(&self, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
         *self.shared.handler.lock().unwrap() = Arc::new(Box::new(handler));
     }
@@ -245,36 +244,36 @@ impl Server {
         self.shared.requests.lock().unwrap().clear();
     }
 
-    /// Waits until there were so many requests; fails after half a minute.
+    /// Waits until this many requests have been received; panics after 30 s.
     #[track_caller]
     pub fn wait_for_requests(&self, count: usize) {
         let requests = self.shared.requests.lock().unwrap();
-        let enough = |requests: &mut Vec<Request>| requests.len() < count;
+        let too_few = |requests: &mut Vec<Request>| requests.len() < count;
         let (requests, timeout) =
-            self.shared.came.wait_timeout_while(requests, Duration::from_secs(30), enough).unwrap();
-        assert!(!timeout.timed_out(), "{} requests came, {count} were expected", requests.len());
+            self.shared.received.wait_timeout_while(requests, Duration::from_secs(30), too_few).unwrap();
+        assert!(!timeout.timed_out(), "{} requests were received, {count} expected", requests.len());
     }
 
-    /// Connections that were accepted.
+    /// The number of accepted connections.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Bytes of bodies that were sent.
+    /// The number of body bytes sent.
     pub fn body_bytes(&self) -> u64 {
         self.shared.body_bytes.load(Ordering::SeqCst)
     }
 
-    /// Requests that were under way at once, at most.
+    /// The largest number of concurrent requests.
     pub fn most_at_once(&self) -> usize {
         self.shared.most_running.load(Ordering::SeqCst)
     }
 
-    /// Ends all connections; new ones are refused.
+    /// Closes all connections and the listener.
     pub fn stop(&mut self) {
         let Some(acceptor) = self.acceptor.take() else { return };
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // The acceptor waits for one.
+        // Wakes the acceptor.
         let _ = TcpStream::connect(self.address);
         let _ = acceptor.join();
         for stream in self.shared.open.lock().unwrap().drain(..) {
@@ -282,7 +281,7 @@ impl Server {
         }
     }
 
-    /// Goes on, on the same port.
+    /// Listens on the same port again.
     pub fn start_again(&mut self) {
         assert!(self.acceptor.is_none());
         let listener = (0..100).find_map(|_| match TcpListener::bind(self.address) {
@@ -321,9 +320,9 @@ fn serve(shared: &Arc<Shared>, tcp: TcpStream) {
         shared.most_running.fetch_max(running, Ordering::SeqCst);
         let handler = shared.handler.lock().unwrap().clone();
         let reply = handler(&request);
-        let goes_on = answer(shared, &request, reply, stream.get_mut(), &raw);
+        let keep_alive = answer(shared, &request, reply, stream.get_mut(), &raw);
         shared.running.fetch_sub(1, Ordering::SeqCst);
-        if !goes_on.unwrap_or(false) {
+        if !keep_alive.unwrap_or(false) {
             break;
         }
     }
@@ -356,12 +355,12 @@ fn read_request(
     let mut requests = shared.requests.lock().unwrap();
     let request = Request { number: requests.len(), connection, method, target, headers };
     requests.push(request.clone());
-    shared.came.notify_all();
+    shared.received.notify_all();
     Ok(Some(request))
 }
 
-/// Status, header lines and body that a good server sends.
-fn good(request: &Request, object: &Object) -> (u16, Vec<(String, String)>, Vec<u8>) {
+/// Status, header lines and body of a correct answer.
+fn correct(request: &Request, object: &Object) -> (u16, Vec<(String, String)>, Vec<u8>) {
     let line = |name: &str, value: String| (name.to_owned(), value);
     let mut headers = vec![
         line("Content-Type", "application/octet-stream".into()),
@@ -398,7 +397,7 @@ fn set(headers: &mut Vec<(String, String)>, name: &str, value: Option<String>) {
     headers.extend(value.map(|value| (name.to_owned(), value)));
 }
 
-/// Returns whether the connection goes on.
+/// Sends the reply; returns whether the connection stays open.
 fn answer(
     shared: &Shared,
     request: &Request,
@@ -410,21 +409,21 @@ fn answer(
     let send = |out: &mut Box<dyn Stream>, head: &[u8], body: &[u8]| -> io::Result<()> {
         out.write_all(head)?;
         for piece in body.chunks(64 << 10) {
-            // Before: who has received it may look at once.
+            // Counted before it is sent: the test may look as soon as it has received it.
             shared.body_bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
             out.write_all(piece)?;
         }
         out.flush()
     };
-    let (mut status, mut headers, mut body) = good(request, &object);
-    let mut goes_on = true;
+    let (mut status, mut headers, mut body) = correct(request, &object);
+    let mut keep_alive = true;
     match reply {
         Reply::After(time, reply) => {
             thread::sleep(time);
             return answer(shared, request, *reply, out, raw);
         }
         Reply::Object => {}
-        Reply::Of(other) => (status, headers, body) = good(request, &other),
+        Reply::Of(other) => (status, headers, body) = correct(request, &other),
         Reply::With(changes) => {
             set(&mut headers, "Content-Length", Some(body.len().to_string()));
             for (name, value) in changes {
@@ -448,7 +447,7 @@ fn answer(
         Reply::Stall(after) => {
             set(&mut headers, "Content-Length", Some(body.len().to_string()));
             send(out, &head(status, &headers), &body[..after.min(body.len())])?;
-            // Until the server stops, or the client has had enough.
+            // Returns when the server stops or the client disconnects.
             let _ = (&*raw).read(&mut [0; 1]);
             return Ok(false);
         }
@@ -495,14 +494,14 @@ fn answer(
             let _ = io::copy(&mut raw.try_clone()?, &mut &other);
             let _ = other.shutdown(Shutdown::Both);
             let _ = back.join();
-            goes_on = false;
+            keep_alive = false;
         }
     }
-    if goes_on {
+    if keep_alive {
         if status != 204 && status != 304 {
             set(&mut headers, "Content-Length", Some(body.len().to_string()));
         }
         send(out, &head(status, &headers), &body)?;
     }
-    Ok(goes_on)
+    Ok(keep_alive)
 }

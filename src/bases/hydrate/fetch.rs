@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::job::{Job, State, Stopped};
 use crate::fetch::LazySource;
 use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
-use crate::source::{Arrival, Purpose, Source};
+use crate::source::{Completion, Purpose, Source};
 
 /// One request, bytes; and how many are under way at once.
 const PIECE: u64 = 4 << 20;
@@ -23,7 +23,7 @@ const SETTLING: u32 = 100;
 /// Where the bytes come from.
 pub trait Origin {
     /// Has blocks fetched; returns when those that are under way now are here.
-    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival>;
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Completion>;
     /// Whether a reader's request is under way.
     fn is_busy(&self) -> bool;
     /// Whether all that came was given to the cache.
@@ -33,7 +33,7 @@ pub trait Origin {
 }
 
 impl Origin for LazySource {
-    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival> {
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Completion> {
         self.prefetch(&[(first * CACHE_BLOCK, blocks * CACHE_BLOCK)], Purpose::Hydrate)
     }
     fn is_busy(&self) -> bool {
@@ -120,7 +120,7 @@ fn once(
     (before, rate): (u64, Option<u64>),
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
-    let mut under_way: VecDeque<Arrival> = VecDeque::new();
+    let mut under_way: VecDeque<Completion> = VecDeque::new();
     let mut at = 0;
     let (began, mut asked) = (Instant::now(), 0u64);
     while let Some(first) = here.next_missing(at) {
@@ -132,8 +132,8 @@ fn once(
         at = first + count;
         asked += count * CACHE_BLOCK;
         while under_way.len() >= AT_ONCE {
-            if let Some(arrival) = under_way.pop_front() {
-                job.wait(&arrival)?;
+            if let Some(completion) = under_way.pop_front() {
+                job.wait(&completion)?;
             }
         }
         if let Some(rate) = rate {
@@ -142,8 +142,8 @@ fn once(
         }
         job.note(State::Fetching, before + here.bytes());
     }
-    for arrival in &under_way {
-        job.wait(arrival)?;
+    for completion in &under_way {
+        job.wait(completion)?;
     }
     // What came is written behind the readers.
     for _ in 0..SETTLING {

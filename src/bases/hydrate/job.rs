@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::source::Arrival;
+use crate::source::Completion;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,13 +188,13 @@ impl Job {
         }
     }
 
-    /// Waits for an arrival.
+    /// Waits for a completion.
     ///
     /// # Errors
     /// When it was cancelled.
-    pub fn wait(self: &Arc<Self>, arrival: &Arrival) -> Result<(), Stopped> {
+    pub fn wait(self: &Arc<Self>, completion: &Completion) -> Result<(), Stopped> {
         let this = Arc::downgrade(self);
-        arrival.then(move || {
+        completion.then(move || {
             if let Some(job) = this.upgrade() {
                 // Behind this lock the waiter has not looked yet, or waits.
                 drop(job.inner.lock());
@@ -206,7 +206,7 @@ impl Job {
             if let Some(by) = inner.cancelled {
                 return Err(Stopped::Cancelled(by));
             }
-            if arrival.has_happened() {
+            if completion.is_complete() {
                 return Ok(());
             }
             self.changed.wait(&mut inner);

@@ -25,7 +25,7 @@ use self::compare::Verdict;
 use self::job::{Job, Stopped};
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
-use crate::fetch::kept::{EvictReason, Reach, Shares};
+use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
 use crate::store::{BaseNode, Store, StoreError};
 
@@ -281,7 +281,8 @@ impl Hydrations {
         }
         let own = contents.has_own();
         // With nothing of its own it is the verified contents that went bad, for every base that has them.
-        let bytes = contents.evict(EvictReason::Changed, if own { Shares::Wanted } else { Shares::Free });
+        let bytes =
+            contents.evict(EvictReason::Changed, if own { SharedCopies::Keep } else { SharedCopies::Drop });
         self.sources.forget_in_transit(node.id());
         node.purge();
         let why = "what was fetched does not have the digest that it was registered with; it is dropped";

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::fetch::{self, Here, Origin};
 use super::job::{Job, State, Stopped, What};
 use crate::fetch::kept::CACHE_BLOCK;
-use crate::source::{Arrival, Arrived};
+use crate::source::{Completer, Completion};
 
 const BLOCKS: u64 = 2000;
 
@@ -22,19 +22,19 @@ struct Fake {
     dead: AtomicBool,
     asked: AtomicU64,
     /// What never comes.
-    pending: Mutex<Vec<Arrived>>,
+    pending: Mutex<Vec<Completer>>,
 }
 
 impl Origin for Fake {
-    fn fetch(&self, first: u64, blocks: u64) -> Option<Arrival> {
+    fn fetch(&self, first: u64, blocks: u64) -> Option<Completion> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let (arrived, arrival) = Arrival::new();
+        let (completer, completion) = Completion::new();
         if self.dead.load(Ordering::SeqCst) {
-            self.pending.lock().push(arrived);
+            self.pending.lock().push(completer);
         } else {
             self.here.store(first + blocks, Ordering::SeqCst);
         }
-        Some(arrival)
+        Some(completion)
     }
     fn is_busy(&self) -> bool {
         self.busy.load(Ordering::SeqCst)
@@ -121,7 +121,7 @@ fn it_goes_on_when_the_reader_is_served() {
 
 /// What was asked for never comes: the wait for it ends, too.
 #[test]
-fn a_hydration_that_waits_for_an_arrival_is_cancelled_at_once() {
+fn a_hydration_that_waits_for_a_completion_is_cancelled_at_once() {
     let fake = Arc::new(Fake::default());
     fake.dead.store(true, Ordering::SeqCst);
     let (job, thread) = start(&fake);

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use super::{Arrival, GIVE_UP, Player, Range, TRIES, UNDER_WAY, drive};
+use super::{Completion, GIVE_UP, Player, Range, TRIES, UNDER_WAY, drive};
 use crate::format::trace::{Origin, Trace, TraceEntry};
 
 const SIZE: u64 = 1 << 30;
@@ -12,9 +12,9 @@ fn player(ranges: u64) -> Player {
     Player::new(&trace, SIZE)
 }
 
-/// An arrival that has happened.
-fn now() -> Arrival {
-    Arrival::new().1
+/// A completion that is complete.
+fn now() -> Completion {
+    Completion::new().1
 }
 
 #[test]

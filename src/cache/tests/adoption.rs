@@ -1,4 +1,4 @@
-//! A cache in a memory file, across workers: what is taken over, and what is not.
+//! A cache in a memory file, across workers: which blocks the next worker takes over.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,7 +24,7 @@ fn again(file: &OwnedFd) -> OwnedFd {
     file.try_clone().expect("descriptors")
 }
 
-/// The next worker's cache, and what became of the last one's.
+/// The next worker's cache, and the result of its adoption.
 fn next(file: &OwnedFd, limit: u64) -> (BlockCache, Adoption) {
     let cache = BlockCache::prepare(again(file), limit).expect("mapped");
     let adoption = cache.adopt();
@@ -58,13 +58,13 @@ fn write(file: &OwnedFd, at: usize, bytes: &[u8]) {
     File::from(again(file)).write_all_at(bytes, at as u64).expect("write");
 }
 
-/// Where in the file a block's bytes are.
+/// The offset of a block's bytes in the file.
 fn place(file: &[u8], bytes: &[u8]) -> usize {
     file.chunks(BLOCK).position(|block| block == bytes).expect("the block is in the file") * BLOCK
 }
 
 #[test]
-fn the_next_worker_has_what_the_last_one_cached() {
+fn the_next_worker_has_the_blocks_of_the_last_one() {
     let (file, data) = left(500);
     let cache = kept(&file);
     let (other, id) = (cache.register_as(owner(2)), cache.register_as(owner(1)));
@@ -82,7 +82,7 @@ fn the_next_worker_has_what_the_last_one_cached() {
     assert_eq!(cache.cached_bytes(id), 500 * BLOCK as u64);
     cache.assert_consistent();
 
-    // And the one after it has both workers' blocks.
+    // The worker after that has the blocks of both.
     cache.insert(id, 500, &contents(1, 500, 20));
     drop(cache);
     let cache = kept(&file);
@@ -94,7 +94,7 @@ fn the_next_worker_has_what_the_last_one_cached() {
 }
 
 #[test]
-fn a_source_that_changed_finds_nothing_of_the_old_one() {
+fn a_changed_source_finds_no_block_of_the_old_one() {
     let (file, _) = left(64);
     let cache = kept(&file);
     let changed = cache.register_as(Owner::new(1, b"size 1, modified at 3"));
@@ -111,7 +111,7 @@ fn a_source_that_changed_finds_nothing_of_the_old_one() {
 }
 
 #[test]
-fn until_it_adopts_a_standby_touches_nothing() {
+fn a_standby_accesses_nothing_until_it_adopts() {
     let (file, data) = left(300);
     let before = bytes_of(&file);
     let real = File::from(again(&file)).metadata().expect("stat").blocks();
@@ -125,8 +125,8 @@ fn until_it_adopts_a_standby_touches_nothing() {
     standby.insert_ahead(id, 1000, &contents(7, 0, 300));
     assert_eq!((standby.cached_bytes(id), standby.stats().insertions), (0, 0));
     assert!(bytes_of(&file) == before);
-    // A page that is only looked at becomes real, too.
-    assert!(File::from(again(&file)).metadata().expect("stat").blocks() <= real + 2, "the tail was touched");
+    // A page that is only read is allocated, too.
+    assert!(File::from(again(&file)).metadata().expect("stat").blocks() <= real + 2, "the tail was accessed");
 
     assert!(matches!(standby.adopt(), Adoption::Kept));
     let mut buf = vec![0; data.len()];
@@ -135,7 +135,7 @@ fn until_it_adopts_a_standby_touches_nothing() {
 }
 
 #[test]
-fn one_bit_that_changed_in_memory_is_never_read() {
+fn a_block_with_a_flipped_bit_is_never_read() {
     let (file, data) = left(200);
     let image = bytes_of(&file);
     let mut random = 5u64;
@@ -160,7 +160,7 @@ fn one_bit_that_changed_in_memory_is_never_read() {
     assert_eq!(cache.cached_bytes(id), (200 - broken.len() as u64) * BLOCK as u64);
     cache.assert_consistent();
 
-    // Fetched again, they are as good as any, also for the next worker.
+    // After they are inserted again, they are sound, also for the next worker.
     for block in broken {
         cache.insert(id, block, &content(1, block));
     }
@@ -175,7 +175,7 @@ fn one_bit_that_changed_in_memory_is_never_read() {
 }
 
 #[test]
-fn a_rejected_block_leaves_its_slot_in_its_turn() {
+fn the_slots_of_rejected_blocks_are_reused() {
     let (file, _) = left(100);
     let image = bytes_of(&file);
     for block in 0..100 {
@@ -198,10 +198,10 @@ fn a_rejected_block_leaves_its_slot_in_its_turn() {
 }
 
 #[test]
-fn contents_under_another_blocks_tag_are_never_read() {
+fn bytes_under_another_blocks_tag_are_never_read() {
     let (file, _) = left(64);
     let image = bytes_of(&file);
-    // All in one run, so in one shard; the tags know which is which.
+    // All are in one run, so in one shard. Only the tags distinguish them.
     let (one, two) = (place(&image, &content(1, 3)), place(&image, &content(1, 4)));
     write(&file, one, &content(1, 4));
     write(&file, two, &content(1, 3));
@@ -214,7 +214,7 @@ fn contents_under_another_blocks_tag_are_never_read() {
 
 /// Guards D17.
 #[test]
-fn another_size_or_layout_starts_empty() {
+fn a_cache_of_another_size_or_layout_starts_empty() {
     for limit in [LIMIT / 2, LIMIT + MIB, 64 * MIB] {
         let (file, _) = left(1000);
         let (cache, adoption) = next(&file, limit);
@@ -239,7 +239,7 @@ fn another_size_or_layout_starts_empty() {
 }
 
 #[test]
-fn a_worker_may_refuse_the_inheritance() {
+fn adopt_nothing_drops_all_blocks() {
     let (file, _) = left(1000);
     let cache = BlockCache::prepare(again(&file), LIMIT).expect("mapped");
     assert!(matches!(cache.adopt_nothing(), Adoption::Dropped));
@@ -253,7 +253,7 @@ fn a_worker_may_refuse_the_inheritance() {
 }
 
 #[test]
-fn the_file_costs_what_it_holds_and_cannot_be_cut() {
+fn the_file_takes_memory_only_for_its_blocks_and_cannot_be_truncated() {
     let (file, _) = left(64);
     let file = File::from(file);
     let meta = file.metadata().expect("stat");
@@ -275,7 +275,7 @@ fn blocks_that_were_used_again_stay_in_the_main_queue_of_the_next_worker() {
             use_block(&cache, hot, block, &mut buf);
         }
     }
-    // The scan pushes the hot ones out of the small queue, into the main one.
+    // The scan pushes the hot blocks out of the small queue into the main queue.
     for block in 0..capacity * 2 {
         use_block(&cache, scanned, block, &mut buf);
     }
@@ -290,7 +290,7 @@ fn blocks_that_were_used_again_stay_in_the_main_queue_of_the_next_worker() {
 }
 
 #[test]
-fn a_base_that_is_attached_again_leaves_no_false_alarm() {
+fn a_base_that_was_attached_twice_leaves_no_rejected_blocks() {
     let (file, data) = left(100);
     let cache = kept(&file);
     let first = cache.register_as(owner(1));
@@ -299,7 +299,7 @@ fn a_base_that_is_attached_again_leaves_no_false_alarm() {
     let second = cache.register_as(owner(1));
     assert_ne!(first, second, "an id is never used again");
     assert_eq!(present(&cache, second, 0..100), 0);
-    // In other slots, when others came between.
+    // They go into other slots when other blocks came in between.
     cache.insert(cache.register_as(owner(2)), 0, &contents(2, 0, 50));
     cache.insert(second, 0, &data);
     drop(cache);
@@ -312,7 +312,7 @@ fn a_base_that_is_attached_again_leaves_no_false_alarm() {
 }
 
 #[test]
-fn what_has_no_owner_ends_with_its_worker() {
+fn blocks_without_an_owner_do_not_outlive_their_worker() {
     let (file, _) = left(1);
     let cache = kept(&file);
     let id = cache.register();
@@ -331,7 +331,7 @@ enum Damage {
 }
 
 fn damages() -> impl Strategy<Value = Vec<Damage>> {
-    // The first 3 MiB hold the header, the tags and what is used of the first shards.
+    // The first 3 MiB hold the header, the tags and the used part of the first shards.
     let at = prop_oneof![0..4096usize, 0..70_000usize, 0..3_000_000usize];
     let damage = prop_oneof![
         (at.clone(), 1..5000usize, any::<u8>()).prop_map(|(at, length, value)| Damage::Bytes {
@@ -358,10 +358,10 @@ fn damages() -> impl Strategy<Value = Vec<Damage>> {
 proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
-    /// Whatever a worker wrote where it should not: the next one reads what was inserted, or nothing.
+    /// After any stray write of a worker, the next one reads the inserted bytes or none.
     /// Guards D17.
     #[test]
-    fn no_damage_gets_a_wrong_byte_out(damages in damages()) {
+    fn no_damage_makes_a_read_return_a_wrong_byte(damages in damages()) {
         let (file, data) = left(600);
         let mut image = bytes_of(&file);
         for damage in damages {
@@ -397,7 +397,7 @@ fn victim_id(cache: &BlockCache, base: u64) -> CacheId {
     cache.register_as(owner(base))
 }
 
-/// Not a test by itself: the worker that the test below kills.
+/// Not a test by itself: the process that the test below kills.
 #[test]
 fn victim() {
     let Ok(path) = std::env::var(VICTIM) else { return };
@@ -431,7 +431,7 @@ fn victim() {
 
 /// Guards D18.
 #[test]
-fn killed_at_any_moment_a_worker_leaves_only_what_is_right() {
+fn a_worker_that_is_killed_at_any_moment_leaves_only_right_blocks() {
     let file = BlockCache::memory_file().expect("memfd");
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_fd().as_raw_fd());
     let mut adopted = 0;
@@ -463,7 +463,7 @@ fn killed_at_any_moment_a_worker_leaves_only_what_is_right() {
             }
         }
         cache.assert_consistent();
-        // A slot that was being written has no tag; so nothing even looks wrong.
+        // A slot that was being written has no tag, so no block is rejected.
         assert_eq!(cache.stats().adopted_rejected, 0, "kill {kill}");
     }
     assert!(adopted > 10_000, "{adopted} blocks were taken over in all: the test tested little");

@@ -1,21 +1,21 @@
-//! Any file of a store flipped, cut, doubled, exchanged or removed: the check says so or the store is as it was, and
-//! a repair takes away nothing that the damaged file's backup would need.
+//! Damages files of a store: flips bits, truncates, extends, swaps and removes them. The check reports the damage or the
+//! store is unaffected. A repair removes nothing that a restore of the damaged file from a backup would need.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::{House, disk, run_with_runtime_dir, write};
+use super::{TestStore, disk, run_with_runtime_dir, write};
 use crate::check::{Repair, Report, VerifyBases, run_verifying};
 use crate::delta::Edges;
 use crate::format::record::{BaseRecord, Digest, Superblock};
 use crate::store::{NewDisk, Store};
 
-/// All files of a store with their bytes, but the lock.
-fn files(house: &House) -> BTreeMap<String, Vec<u8>> {
+/// All files of a store, except the lock, with their bytes.
+fn files(fixture: &TestStore) -> BTreeMap<String, Vec<u8>> {
     let mut out = BTreeMap::new();
     for dir in ["", "bases/", "disks/", "deltas/"] {
-        for entry in fs::read_dir(house.path(dir)).unwrap().map(|e| e.unwrap()) {
+        for entry in fs::read_dir(fixture.path(dir)).unwrap().map(|e| e.unwrap()) {
             let name = entry.file_name().into_string().unwrap();
             if entry.path().is_file() && name != "lock" {
                 out.insert(format!("{dir}{name}"), fs::read(entry.path()).unwrap());
@@ -35,10 +35,10 @@ fn contents(store: &Store) -> BTreeMap<String, Result<Vec<u8>, String>> {
     store.disks_after(0).iter().map(|node| (node.name(), read(node))).collect()
 }
 
-/// A store whose disks have several flushes, a shrink, discards, and a clean close behind them.
-fn lived_in() -> House {
-    let house = House::new();
-    let store = house.open();
+/// A store whose disks had several flushes, a shrink, discards, and a clean close.
+fn lived_in() -> TestStore {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let blank = NewDisk { size: Some(1 << 20), ..disk("three", None) };
     store.create_disks(&[blank]).unwrap();
     let node = store.disk("three").unwrap();
@@ -53,13 +53,13 @@ fn lived_in() -> House {
     write(&store, "one");
     store.close().unwrap();
     drop(store);
-    house.assert_clean();
-    house
+    fixture.assert_clean();
+    fixture
 }
 
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
+impl Random {
     fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -68,13 +68,17 @@ impl Dice {
     }
 }
 
-/// Damages one or two files. Says how, and which.
-fn damage(house: &House, whole: &BTreeMap<String, Vec<u8>>, dice: &mut Dice) -> (String, Vec<String>) {
+/// Damages one or two files. Returns the description, and the names of the files.
+fn damage(
+    fixture: &TestStore,
+    whole: &BTreeMap<String, Vec<u8>>,
+    random: &mut Random,
+) -> (String, Vec<String>) {
     let names: Vec<&String> = whole.keys().collect();
-    let name = names[dice.below(names.len())].clone();
-    let (path, mut bytes) = (house.path(&name), whole[&name].clone());
-    let at = dice.below(bytes.len());
-    let what = match dice.below(8) {
+    let name = names[random.below(names.len())].clone();
+    let (path, mut bytes) = (fixture.path(&name), whole[&name].clone());
+    let at = random.below(bytes.len());
+    let what = match random.below(8) {
         0 => {
             fs::remove_file(&path).unwrap();
             return (format!("{name} removed"), vec![name]);
@@ -92,22 +96,22 @@ fn damage(house: &House, whole: &BTreeMap<String, Vec<u8>>, dice: &mut Dice) -> 
             format!("{name} doubled from {at}")
         }
         4 => {
-            let other = names[dice.below(names.len())].clone();
+            let other = names[random.below(names.len())].clone();
             fs::write(&path, &whole[&other]).unwrap();
-            fs::write(house.path(&other), &bytes).unwrap();
+            fs::write(fixture.path(&other), &bytes).unwrap();
             return (format!("{name} and {other} exchanged"), vec![name, other]);
         }
         5 => {
             // Under another number, generation or kind.
             let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
             let new =
-                ["7.disk", "2.1.map", "9.data", "3.2.map", "1.base", "3.disk.tmp", "note"][dice.below(7)];
+                ["7.disk", "2.1.map", "9.data", "3.2.map", "1.base", "3.disk.tmp", "note"][random.below(7)];
             let new = if dir.is_empty() { new.to_owned() } else { format!("{dir}/{new}") };
-            fs::write(house.path(&new), &bytes).unwrap();
+            fs::write(fixture.path(&new), &bytes).unwrap();
             return (format!("{name} copied to {new}"), vec![new]);
         }
         _ => {
-            bytes[at] ^= 1 << dice.below(8);
+            bytes[at] ^= 1 << random.below(8);
             format!("{name} flipped at {at}")
         }
     };
@@ -115,53 +119,53 @@ fn damage(house: &House, whole: &BTreeMap<String, Vec<u8>>, dice: &mut Dice) -> 
     (what, vec![name])
 }
 
-/// Puts single files back as from a backup.
-fn restore(house: &House, whole: &BTreeMap<String, Vec<u8>>, names: &[String]) {
+/// Restores single files, as from a backup.
+fn restore(fixture: &TestStore, whole: &BTreeMap<String, Vec<u8>>, names: &[String]) {
     for name in names {
         match whole.get(name) {
-            Some(bytes) => fs::write(house.path(name), bytes).unwrap(),
-            None => drop(fs::remove_file(house.path(name))),
+            Some(bytes) => fs::write(fixture.path(name), bytes).unwrap(),
+            None => drop(fs::remove_file(fixture.path(name))),
         }
     }
 }
 
 #[test]
-fn any_damage_is_found_or_does_no_harm_and_a_repair_loses_nothing() {
-    let house = lived_in();
-    let whole = files(&house);
-    let expected = contents(&house.open());
-    // That was a start without a close.
-    house.open().close().unwrap();
+fn any_damage_is_reported_or_harmless_and_a_repair_loses_nothing() {
+    let fixture = lived_in();
+    let whole = files(&fixture);
+    let expected = contents(&fixture.open());
+    // That was a start without a clean stop.
+    fixture.open().close().unwrap();
     assert!(expected.values().all(Result::is_ok) && expected.len() == 3, "{expected:?}");
-    let never_written = format!("disks/{}.disk", house.id("two"));
+    let never_written = format!("disks/{}.disk", fixture.id("two"));
     let mut found = 0;
     for seed in 1..1200u64 {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let (what, touched) = damage(&house, &whole, &mut dice);
-        let check = |repair| run_with_runtime_dir(&house.store(), &house.runtime(), repair);
-        let before = files(&house);
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let (what, touched) = damage(&fixture, &whole, &mut random);
+        let check = |repair| run_with_runtime_dir(&fixture.store(), &fixture.runtime(), repair);
+        let before = files(&fixture);
         let first = check(Repair::No);
-        assert_eq!(files(&house), before, "{what}: a check without repair wrote something");
+        assert_eq!(files(&fixture), before, "{what}: a check without repair wrote something");
         let clean = first.as_ref().is_ok_and(|report| report.findings.is_empty());
         found += u32::from(!clean);
-        // Bytes of a data file have no checksum, and a disk that was never written leaves no other trace.
+        // The bytes of a data file have no checksum, and a disk that was never written has no other file.
         let traceless =
             touched.iter().any(|name| name.ends_with(".data")) || touched.contains(&never_written);
         if clean && !traceless {
-            assert_eq!(contents(&house.open()), expected, "{what}: the check said that all is well");
-            house.open().close().unwrap();
+            assert_eq!(contents(&fixture.open()), expected, "{what}: the check found nothing");
+            fixture.open().close().unwrap();
         }
 
-        restore_all(&house, &before);
+        restore_all(&fixture, &before);
         let repaired = check(Repair::Yes);
         if let (Ok(repaired), Ok(again)) = (&repaired, check(Repair::No)) {
             no_repair_twice(repaired, &again, &what);
         }
-        restore(&house, &whole, &touched);
-        assert_eq!(contents(&house.open()), expected, "{what}: repaired, then put back from a backup");
-        restore_all(&house, &whole);
-        fs::remove_dir_all(house.runtime()).unwrap();
-        fs::create_dir(house.runtime()).unwrap();
+        restore(&fixture, &whole, &touched);
+        assert_eq!(contents(&fixture.open()), expected, "{what}: repaired, then restored from a backup");
+        restore_all(&fixture, &whole);
+        fs::remove_dir_all(fixture.runtime()).unwrap();
+        fs::create_dir(fixture.runtime()).unwrap();
     }
     assert!(found > 800, "{found} of 1200");
 }
@@ -174,46 +178,47 @@ fn no_repair_twice(repaired: &Report, again: &Report, what: &str) {
     }
 }
 
-/// Exactly these files.
-fn restore_all(house: &House, whole: &BTreeMap<String, Vec<u8>>) {
-    for name in files(house).keys().filter(|name| !whole.contains_key(*name)) {
-        fs::remove_file(house.path(name)).unwrap();
+/// Restores exactly these files.
+fn restore_all(fixture: &TestStore, whole: &BTreeMap<String, Vec<u8>>) {
+    for name in files(fixture).keys().filter(|name| !whole.contains_key(*name)) {
+        fs::remove_file(fixture.path(name)).unwrap();
     }
     for (name, bytes) in whole {
-        fs::write(house.path(name), bytes).unwrap();
+        fs::write(fixture.path(name), bytes).unwrap();
     }
 }
 
 #[test]
-fn two_a_number_that_leaves_no_room_is_not_repaired() {
-    let house = House::new();
+fn invariant_2_a_number_that_leaves_no_room_is_not_repaired() {
+    let fixture = TestStore::new();
     let number = u64::MAX - 5000;
-    fs::write(house.path(&format!("deltas/{number}.data")), [1; 4096]).unwrap();
-    let before = fs::read(house.path("plyfs.store")).unwrap();
-    house.assert_lasting(2, &number.to_string());
-    assert_eq!(fs::read(house.path("plyfs.store")).unwrap(), before);
+    fs::write(fixture.path(&format!("deltas/{number}.data")), [1; 4096]).unwrap();
+    let before = fs::read(fixture.path("plyfs.store")).unwrap();
+    fixture.assert_lasting(2, &number.to_string());
+    assert_eq!(fs::read(fixture.path("plyfs.store")).unwrap(), before);
     Superblock::decode(&before).unwrap();
 }
 
 #[test]
-fn seven_digest_of_a_base() {
-    let house = House::new();
-    let verify = |repair| run_verifying(&house.store(), &house.runtime(), repair, VerifyBases::Yes).unwrap();
+fn invariant_7_the_digest_of_a_base_is_compared_on_request() {
+    let fixture = TestStore::new();
+    let verify =
+        |repair| run_verifying(&fixture.store(), &fixture.runtime(), repair, VerifyBases::Yes).unwrap();
     let count = |report: &Report, what: &str| report.checked.iter().find(|(w, _)| w == what).unwrap().1;
     let report = verify(Repair::No);
     assert_eq!((count(&report, "digests verified"), count(&report, "bases without a digest")), (0, 1));
     assert!(report.findings.is_empty());
 
-    let path = fs::read_dir(house.path("bases")).unwrap().next().unwrap().unwrap().path();
+    let path = fs::read_dir(fixture.path("bases")).unwrap().next().unwrap().unwrap().path();
     let with = |digest: Digest| {
         let mut record = BaseRecord::decode(&fs::read(&path).unwrap()).unwrap();
         record.image.identity.digest = Some(digest);
         fs::write(&path, record.encode()).unwrap();
-        house.change("one", |r| r.backing.as_mut().unwrap().identity = record.image.identity.clone());
+        fixture.change("one", |r| r.backing.as_mut().unwrap().identity = record.image.identity.clone());
     };
     // sha256sum and sha512sum of 8192 bytes 7.
     let sum = |program: &str| {
-        let out = std::process::Command::new(program).arg(house.tmp.path().join("b.raw")).output().unwrap();
+        let out = std::process::Command::new(program).arg(fixture.tmp.path().join("b.raw")).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         let text = text.split(' ').next().unwrap();
         (0..text.len() / 2)
@@ -230,7 +235,7 @@ fn seven_digest_of_a_base() {
     }
     for digest in [Digest::Sha256([9; 32]), Digest::Sha512([9; 64])] {
         with(digest);
-        house.assert_clean();
+        fixture.assert_clean();
         for repair in [Repair::No, Repair::Yes] {
             let findings = verify(repair).findings;
             assert!(
@@ -242,16 +247,16 @@ fn seven_digest_of_a_base() {
     }
 }
 
-/// A live map has no checksum, but a header that cannot be is not followed, and not thrown away either: it may be all
-/// that is left of what was not flushed.
+/// A live map has no checksum. A live map with an impossible header is neither used nor removed, because it may have the
+/// only record of unflushed data.
 #[test]
 fn a_live_map_with_an_impossible_header_is_kept_and_not_served() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     write(&store, "one");
     drop(store);
-    let id = house.id("one");
-    let dir = fs::read_dir(house.runtime()).unwrap().next().unwrap().unwrap().path();
+    let id = fixture.id("one");
+    let dir = fs::read_dir(fixture.runtime()).unwrap().next().unwrap().unwrap().path();
     let live = dir.join(format!("{id}.live"));
     let whole = fs::read(&live).unwrap();
     let with = |word: usize, value: u64| {
@@ -259,8 +264,8 @@ fn a_live_map_with_an_impossible_header_is_kept_and_not_served() {
         bytes[word * 8..word * 8 + 8].copy_from_slice(&value.to_le_bytes());
         put(&live, &bytes);
     };
-    let problem = || house.open().disk("one").unwrap().problem();
-    // Size, overlap, shrink that is to be completed.
+    let problem = || fixture.open().disk("one").unwrap().problem();
+    // Size, overlap, and the size of a pending shrink.
     for (word, value) in [(4, u64::MAX), (4, 1 << 47), (5, 8193), (5, u64::MAX), (7, u64::MAX), (7, 8194)] {
         with(word, value);
         let why = problem().unwrap_or_else(|| panic!("word {word} {value:#x} is served"));

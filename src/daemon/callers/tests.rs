@@ -124,8 +124,8 @@ fn a_question_costs_a_bounded_number_of_reads() {
     // What there are no reads left for is not said to be ending.
     let answered = proc(&root, 25).look(&asked(&[], &[(10, 500), (9000, 500), (9500, 1)]));
     assert!(answered.ending.is_empty());
-    let many: Vec<_> = (0..2 * MOST as u32).map(|n| (20_000 + n, 1)).collect();
-    assert_eq!(proc(&root, MOST_READS).look(&asked(&[], &many)).ending.len(), MOST);
+    let many: Vec<_> = (0..2 * MAX_PER_QUESTION as u32).map(|n| (20_000 + n, 1)).collect();
+    assert_eq!(proc(&root, MOST_READS).look(&asked(&[], &many)).ending.len(), MAX_PER_QUESTION);
 }
 
 fn asker() -> (Arc<Asker>, Channel) {

@@ -1,28 +1,28 @@
-//! What somebody must not miss because he, or the worker, did not run at that moment.
+//! Results that a caller or a worker must not lose when it is suspended or killed.
 
-use super::super::gate::Turns;
+use super::super::gate::FlushRounds;
 use super::*;
 
 #[test]
-fn whoever_waits_for_a_flush_hears_that_it_failed_however_late_he_asks() {
-    let mut turns = Turns::default();
-    let first = turns.arrive();
-    assert_eq!(turns.outcome(first), None);
-    // Two come while the first runs; one of them does not get to run until three more have failed.
-    let (leader, late) = (turns.arrive(), turns.arrive());
+fn a_caller_of_a_flush_learns_its_failure_however_late_it_asks() {
+    let mut rounds = FlushRounds::default();
+    let first = rounds.register();
+    assert_eq!(rounds.outcome(first), None);
+    // Two callers come while the first flush runs. One of them runs again only after three more flushes have failed.
+    let (leader, late) = (rounds.register(), rounds.register());
     assert_eq!(leader, late);
-    turns.end(first, None);
-    assert_eq!(turns.outcome(leader), None);
-    turns.end(leader, Some(libc::ENOSPC));
+    rounds.finish(first, None);
+    assert_eq!(rounds.outcome(leader), None);
+    rounds.finish(leader, Some(libc::ENOSPC));
     for _ in 0..3 {
-        let next = turns.arrive();
-        assert_eq!(turns.outcome(next), None);
-        turns.end(next, Some(libc::EIO));
+        let next = rounds.register();
+        assert_eq!(rounds.outcome(next), None);
+        rounds.finish(next, Some(libc::EIO));
     }
-    assert_eq!(turns.outcome(late), Some(Err(libc::ENOSPC)));
-    let last = turns.arrive();
-    assert_eq!(turns.outcome(last), None);
-    turns.end(last, None);
+    assert_eq!(rounds.outcome(late), Some(Err(libc::ENOSPC)));
+    let last = rounds.register();
+    assert_eq!(rounds.outcome(last), None);
+    rounds.finish(last, None);
 }
 
 #[test]
@@ -56,8 +56,8 @@ fn a_panic_in_a_growth_leaves_the_size_as_it_was() {
     assert_eq!(delta.size(), 65_536);
 }
 
-/// A worker that is killed in the middle of a sync that fails: the kernel has reported the failure, to nobody. What
-/// the next worker says is durable has to be.
+/// A worker is killed during a sync that fails. The kernel has reported the failure, to a process that is gone. What
+/// the next worker acknowledges must be durable.
 fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
     let rig = Rig::new();
     let delta = rig.open();
@@ -93,20 +93,20 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
 
 /// Guards D21.
 #[test]
-fn a_failed_sync_of_data_that_no_worker_lived_to_hear_of_is_made_up_for() {
+fn data_is_written_again_when_a_worker_died_before_it_saw_a_failed_sync() {
     killed_in_a_failing_sync(".data", false);
     killed_in_a_failing_sync(".data", true);
 }
 
 /// Guards D21.
 #[test]
-fn a_failed_sync_of_the_map_that_no_worker_lived_to_hear_of_is_made_up_for() {
+fn the_map_file_is_rewritten_when_a_worker_died_before_it_saw_a_failed_sync() {
     killed_in_a_failing_sync(".map", true);
     killed_in_a_failing_sync(".map", false);
 }
 
 #[test]
-fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
+fn a_lock_of_the_whole_disk_is_granted_under_a_load_of_small_writes() {
     const WRITERS: u64 = 8;
     const ROUNDS: u64 = 200;
     let lock = Arc::new(RangeLock::default());
@@ -117,7 +117,7 @@ fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
             while rounds.fetch_add(1, Ordering::AcqRel) < WRITERS * ROUNDS && !had_it.load(Ordering::Acquire)
             {
                 let _range = lock.lock(n, n + 1);
-                // As long as a write takes: there is always one that has not ended.
+                // As long as a write takes: at each moment some write has not ended.
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         })
@@ -131,21 +131,21 @@ fn whoever_needs_the_whole_disk_gets_it_however_many_write_to_parts_of_it() {
     had_it.store(true, Ordering::Release);
     drop(whole);
     writers.into_iter().for_each(|writer| writer.join().unwrap());
-    assert!(seen < WRITERS * ROUNDS, "it had to wait until nobody wrote any more");
+    assert!(seen < WRITERS * ROUNDS, "it had to wait until all writers ended");
 }
 
 #[test]
-fn a_cut_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
+fn a_shrink_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
     let rig = Rig { overlap: 65_536, ..Rig::new() };
     let delta = rig.open();
     put(&delta, 2, 2);
     put(&delta, 9, 9);
     delta.flush().unwrap();
-    // As a worker leaves it that dies between the overlap and the size.
+    // The state after a worker that died between the overlap and the size.
     delta.set_word(LiveHeader::PendingShrink, 4 * BLOCK + 1);
     delta.set_word(LiveHeader::Overlap, 4 * BLOCK);
     drop(delta);
-    // The zeros that are written ahead, and the record.
+    // For the zeros ahead, and for the record.
     rig.fail(Call::Write, ".map", libc::ENOSPC);
     rig.fail(Call::Write, ".map", libc::ENOSPC);
     assert!(rig.try_open().is_err());

@@ -1,9 +1,9 @@
-//! The offline check of the cache's directory. Nothing of it is anybody's last copy, so repair is removal.
+//! The offline check of the cache's directory. Repair means removal, because a damaged block is no copy of anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::files::{self, Named, Opened, blocks_name, chunks_of, named, sums_name};
+use super::files::{self, FileKind, Opened, blocks_name, chunks_of, file_kind, sums_name};
 use super::{CACHE_BLOCK, DIR, SourceKey};
 use crate::format::cache::{
     HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, block_sum, decode_inherited, decode_slot, slot_place,
@@ -16,35 +16,35 @@ use crate::io::{Medium, Open, read_whole};
 pub enum Repair {
     /// It only reads.
     No,
-    /// It drops what is not sound.
+    /// It removes what is damaged.
     Yes,
 }
 
-/// Whether the bytes are compared with their sums, which reads all that is cached.
+/// Whether a check compares the bytes with their checksums, which reads all cached blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sums {
-    /// Only the structure.
-    Believe,
-    /// All bytes.
+pub enum Checksums {
+    /// It checks only the structure.
+    Skip,
+    /// It reads and compares all blocks.
     Compare,
 }
 
-/// Something of the cache that is not as docs/format.md has it.
+/// A violation of docs/format.md in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheFinding {
     /// File of the store.
     pub file: String,
     /// What is wrong.
     pub message: String,
-    /// Whether it was dropped.
+    /// Whether it was removed.
     pub repaired: bool,
 }
 
-/// Checks the cache of a store that nobody uses.
+/// Checks the cache of a store that is not in use.
 ///
 /// # Errors
-/// When the directory cannot be read. That it is missing is no finding.
-pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<CacheFinding>> {
+/// When the directory cannot be read. A missing directory is no finding.
+pub fn check(medium: &dyn Medium, sums: Checksums, repair: Repair) -> io::Result<Vec<CacheFinding>> {
     let names = match medium.list(DIR) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -52,32 +52,32 @@ pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<
     let mut check = Check { medium, sums, repair, findings: Vec::new() };
     let (mut blocks, mut with_sums) = (BTreeSet::new(), BTreeSet::new());
     for name in names {
-        match named(&name) {
-            Some(Named::Blocks(key)) => blocks.insert(key),
-            Some(Named::Sums(key)) => with_sums.insert(key),
-            Some(Named::Inherited) => check.inherited(),
+        match file_kind(&name) {
+            Some(FileKind::Blocks(key)) => blocks.insert(key),
+            Some(FileKind::Sums(key)) => with_sums.insert(key),
+            Some(FileKind::Inherited) => check.inherited(),
             None => {
-                let message = "plyfs makes no file of this name; move it elsewhere".to_owned();
+                let message = "plyfs creates no file of this name; move it elsewhere".to_owned();
                 check.findings.push(CacheFinding { file: format!("{DIR}/{name}"), message, repaired: false });
                 true
             }
         };
     }
     for key in blocks.difference(&with_sums) {
-        check.source_goes(key, blocks_name(key), "there are no sums of these blocks");
+        check.remove_source(key, blocks_name(key), "the file with the checksums of these blocks is missing");
     }
     for key in with_sums.difference(&blocks) {
-        check.source_goes(key, sums_name(key), "there are no blocks for these sums");
+        check.remove_source(key, sums_name(key), "the file with the blocks of these checksums is missing");
     }
     for key in with_sums.intersection(&blocks) {
         match check.source(key) {
             Ok(()) => {}
-            // It says nothing about what is there, which may be the only copy of a hydrated base.
+            // An I/O error does not show that the file is damaged. It may be the only copy of a hydrated base.
             Err(error) if error.raw_os_error().is_some() => {
-                let message = format!("it cannot be read now: {error}; put the disk right and check again");
+                let message = format!("it cannot be read now: {error}; repair the disk and check again");
                 check.findings.push(CacheFinding { file: sums_name(key), message, repaired: false });
             }
-            Err(error) => check.source_goes(key, sums_name(key), &error.to_string()),
+            Err(error) => check.remove_source(key, sums_name(key), &error.to_string()),
         }
     }
     Ok(check.findings)
@@ -85,7 +85,7 @@ pub fn check(medium: &dyn Medium, sums: Sums, repair: Repair) -> io::Result<Vec<
 
 struct Check<'a> {
     medium: &'a dyn Medium,
-    sums: Sums,
+    sums: Checksums,
     repair: Repair,
     findings: Vec<CacheFinding>,
 }
@@ -102,14 +102,14 @@ impl Check<'_> {
         self.findings.push(finding);
     }
 
-    fn source_goes(&mut self, key: &SourceKey, file: String, why: &str) {
-        self.find(file, &format!("{why}; all that is cached of this source is of no use"), |medium| {
+    fn remove_source(&mut self, key: &SourceKey, file: String, why: &str) {
+        self.find(file, &format!("{why}; no cached block of this source can be used"), |medium| {
             files::remove(medium, key)?;
             medium.sync_dir(DIR)
         });
     }
 
-    /// No repair: which bases were on it cannot be known from anything else.
+    /// Checks the list of inherited bases. It cannot be repaired, because nothing else records which bases were on it.
     fn inherited(&mut self) -> bool {
         let name = format!("{DIR}/{INHERITED}");
         let read = || {
@@ -124,14 +124,14 @@ impl Check<'_> {
         true
     }
 
-    /// An error is the whole source's.
+    /// Checks one source. An error concerns the whole source.
     fn source(&mut self, key: &SourceKey) -> io::Result<()> {
         let how = if self.repair == Repair::Yes { Open::Existing } else { Open::ToRead };
         let files = Opened::open(self.medium, key, how)?;
         let decoded = files.header()?.map_err(io::Error::other)?;
         let mut header = decoded.header;
         if header.key != key.0 {
-            return Err(io::Error::other("its header is of another source"));
+            return Err(io::Error::other("its header belongs to another source"));
         }
         if let Some(damaged) = decoded.damaged {
             let why = format!("one of the two copies of its header is damaged: {damaged}");
@@ -154,9 +154,9 @@ impl Check<'_> {
             }
             let wrong = match slot.chunk {
                 None => Some("is damaged".to_owned()),
-                Some(chunk) if chunk >= chunks => Some(format!("speaks of chunk {chunk} of {chunks}")),
+                Some(chunk) if chunk >= chunks => Some(format!("names chunk {chunk} of {chunks}")),
                 Some(chunk) => {
-                    owners.insert(chunk, no).map(|other| format!("and slot {other} speak of one chunk"))
+                    owners.insert(chunk, no).map(|other| format!("and slot {other} name the same chunk"))
                 }
             };
             if let Some(wrong) = wrong {
@@ -170,16 +170,16 @@ impl Check<'_> {
             for (at, sum) in slot.sums.iter().enumerate().filter(|(_, sum)| **sum != 0) {
                 let block = first + at as u64;
                 let wrong = if block >= blocks {
-                    Some("lies behind the end of its source".to_owned())
-                } else if self.sums == Sums::Compare {
+                    Some("lies beyond the end of its source".to_owned())
+                } else if self.sums == Checksums::Compare {
                     let len = CACHE_BLOCK.min(header.size - block * CACHE_BLOCK) as usize;
                     let buf = &mut block_bytes[..len];
                     match files.blocks.read_at(buf, block * CACHE_BLOCK) {
                         Ok(got) if got == len && block_sum(&key.0, block, buf) == *sum => None,
-                        Ok(_) => Some("does not match its sum".to_owned()),
-                        // Of a pinned source it may be the only copy, and can perhaps be read another time.
+                        Ok(_) => Some("does not match its checksum".to_owned()),
+                        // A block of a pinned source may be the only copy, and may be readable later.
                         Err(e) if header.pinned => {
-                            let message = format!("block {block} cannot be read now: {e}; it is kept");
+                            let message = format!("block {block} cannot be read now: {e}; plyfs keeps it");
                             let file = blocks_name(key);
                             self.findings.push(CacheFinding { file, message, repaired: false });
                             None

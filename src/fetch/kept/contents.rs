@@ -1,15 +1,15 @@
-//! What is kept for one file of one base: what was fetched for it, and what was compared with its digest for whichever
-//! base.
+//! The cached contents of one file of one base: blocks that were fetched for this base, and blocks of any base that were
+//! compared with the file's digest.
 //!
-//! A base reads three kinds of sources of the cache:
-//! - *verified* ones: all that is in them was compared, as a whole, with the digest that the base has too. They take no
-//!   block any more, so what another base fetches never gets into them.
-//! - its *own*: what was fetched from where the base says that its bytes are.
-//! - *unproven* ones, only while all of it is being compared: what an earlier version kept under the digest's key:
-//!   its fetcher is not known.
+//! A base reads three kinds of cached sources:
+//! - *verified* sources: all their blocks were compared, as a whole, with the digest that this base has too. They take
+//!   no more blocks, so blocks that another base fetches never get into them.
+//! - its *own* source: blocks that were fetched from the location that the base names.
+//! - an *unproven* source: blocks that an earlier version cached under the digest's key. Which base fetched them is
+//!   unknown, so a base reads them only to compare the whole.
 //!
-//! What must hold: a byte that a base reads was fetched for it or was compared. What its own source is, is decided by
-//! its key alone: when that became a verified one, later blocks go to the next key.
+//! What must hold: a byte that a base reads was fetched for this base or was compared with the digest. The key alone
+//! decides which source is a base's own. When that source becomes a verified one, later blocks go to the next key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,62 +20,64 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CACHE_BLOCK, CachedSource, DiskCache, EvictReason, Frozen, SourceKey};
 
-/// Own sources of a base that were verified one after the other and lost blocks since. More are not verified.
+/// The most own sources of a base that are verified one after the other, each after the one before lost blocks.
 const MOST: u32 = 64;
 
-/// What a base's file is called in the cache.
+/// The keys of a base's file in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Of {
-    /// Key of what is fetched for it.
+pub struct FileKeys {
+    /// Key of the blocks that are fetched for this base.
     pub own: SourceKey,
-    /// Key of its digest, when it has one.
+    /// Key of the file's digest, when it has one.
     pub digest: Option<SourceKey>,
-    /// Bytes.
+    /// Bytes of the file.
     pub size: u64,
 }
 
-/// Whether other bases have the same digest, and want their contents kept.
+/// What an eviction does with verified blocks, which every base with the same digest reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shares {
-    /// What was verified stays.
-    Wanted,
-    /// Nothing needs what was verified.
-    Free,
+pub enum SharedCopies {
+    /// They stay: another base needs them.
+    Keep,
+    /// They go: no other base needs them.
+    Drop,
 }
 
-/// What may be read.
+/// Which sources a call reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// What is right or was fetched for this base.
+    /// Verified sources, and the base's own.
     Proven,
-    /// Also what has to be compared first.
+    /// Also unproven sources, whose bytes must be compared before they are used.
     Any,
 }
 
-/// See the module. All methods may be called from any thread, and wait for the local disk at most.
+/// See the module. Any thread may call any method. A method waits for the local disk at most.
 pub struct Contents {
     cache: Arc<DiskCache>,
-    of: Of,
-    lineup: RwLock<Option<Lineup>>,
+    keys: FileKeys,
+    source_set: RwLock<Option<SourceSet>>,
     pinned: AtomicBool,
 }
 
+/// The sources that a file is read from.
 #[derive(Clone)]
-struct Lineup {
-    /// [`Shared::lineups`](super::Shared) when it was looked at.
+struct SourceSet {
+    /// [`Shared::verified_epoch`](super::Shared) when they were looked up.
     at: u64,
     own: Arc<CachedSource>,
     verified: Arc<[Arc<CachedSource>]>,
 }
 
-/// Sources of verified contents.
+/// The sources of verified contents, by contents.
 #[derive(Default)]
 pub(super) struct Verified {
-    /// [`Shared::lineups`](super::Shared) when it was looked at.
+    /// [`Shared::verified_epoch`](super::Shared) when they were looked up.
     at: u64,
     by_contents: HashMap<SourceKey, Vec<Arc<CachedSource>>>,
 }
 
+/// The key of a base's own source number `n`.
 fn nth(own: SourceKey, n: u32) -> SourceKey {
     if n == 0 {
         return own;
@@ -87,18 +89,18 @@ fn nth(own: SourceKey, n: u32) -> SourceKey {
 }
 
 impl DiskCache {
-    /// What is kept of a file of a base, attached or not.
-    pub fn contents(self: &Arc<Self>, of: Of) -> Arc<Contents> {
+    /// The cached contents of a base's file.
+    pub fn contents(self: &Arc<Self>, keys: FileKeys) -> Arc<Contents> {
         Arc::new(Contents {
             cache: self.clone(),
-            of,
-            lineup: RwLock::new(None),
+            keys,
+            source_set: RwLock::new(None),
             pinned: AtomicBool::new(false),
         })
     }
 
     fn verified_for(&self, digest: &SourceKey, size: u64) -> Arc<[Arc<CachedSource>]> {
-        let now = self.shared.lineups.load(Ordering::Acquire);
+        let now = self.shared.verified_epoch.load(Ordering::Acquire);
         let mut verified = self.verified.lock();
         if verified.at != now {
             verified.by_contents.clear();
@@ -115,39 +117,42 @@ impl DiskCache {
 }
 
 impl Contents {
-    /// The sources, when they are those that were looked up last.
-    fn lineup_now(&self) -> Option<Lineup> {
-        let now = self.cache.shared.lineups.load(Ordering::Acquire);
-        let lineup = self.lineup.read();
-        lineup.as_ref().filter(|lineup| lineup.at == now && !lineup.own.is_detached()).cloned()
+    /// The sources, when the last lookup is still valid.
+    fn source_set_now(&self) -> Option<SourceSet> {
+        let now = self.cache.shared.verified_epoch.load(Ordering::Acquire);
+        let source_set = self.source_set.read();
+        source_set
+            .as_ref()
+            .filter(|source_set| source_set.at == now && !source_set.own.is_detached())
+            .cloned()
     }
 
-    /// The sources. May wait for the disk when one begins to be pinned.
-    fn lineup(&self) -> Lineup {
-        if let Some(lineup) = self.lineup_now() {
-            return lineup;
+    /// The sources. May wait for the disk when it must pin a new one.
+    fn source_set(&self) -> SourceSet {
+        if let Some(source_set) = self.source_set_now() {
+            return source_set;
         }
-        let now = self.cache.shared.lineups.load(Ordering::Acquire);
-        let verified = match &self.of.digest {
-            Some(digest) => self.cache.verified_for(digest, self.of.size),
+        let now = self.cache.shared.verified_epoch.load(Ordering::Acquire);
+        let verified = match &self.keys.digest {
+            Some(digest) => self.cache.verified_for(digest, self.keys.size),
             None => Arc::default(),
         };
         let taken = |key: &SourceKey| self.cache.find(key).is_some_and(|source| source.contents().is_some());
-        let free = (0..MOST).map(|n| nth(self.of.own, n)).find(|key| !taken(key));
-        let own = self.cache.attach(free.unwrap_or(nth(self.of.own, MOST)), self.of.size);
-        own.tell_as(self.of.own);
+        let free = (0..MOST).map(|n| nth(self.keys.own, n)).find(|key| !taken(key));
+        let own = self.cache.attach(free.unwrap_or(nth(self.keys.own, MOST)), self.keys.size);
+        own.report_as(self.keys.own);
         if self.pinned.load(Ordering::Relaxed) && !own.is_pinned() {
             own.pin(true);
         }
-        let lineup = Lineup { at: now, own, verified };
-        *self.lineup.write() = Some(lineup.clone());
-        lineup
+        let source_set = SourceSet { at: now, own, verified };
+        *self.source_set.write() = Some(source_set.clone());
+        source_set
     }
 
-    /// The sources in the order in which they are read, each with what it has to have been compared with.
+    /// The sources in the order in which they are read, each with the contents that it must have been compared with.
     fn sources(&self, reach: Reach) -> Vec<(Arc<CachedSource>, Option<SourceKey>)> {
-        let Lineup { own, verified, .. } = self.lineup();
-        let mut all: Vec<_> = verified.iter().map(|source| (source.clone(), self.of.digest)).collect();
+        let SourceSet { own, verified, .. } = self.source_set();
+        let mut all: Vec<_> = verified.iter().map(|source| (source.clone(), self.keys.digest)).collect();
         all.push((own, None));
         if reach == Reach::Any {
             all.extend(self.unproven().map(|source| (source, None)));
@@ -155,28 +160,29 @@ impl Contents {
         all
     }
 
-    /// What an earlier version kept under the digest.
+    /// The source that an earlier version cached under the digest's key.
     fn unproven(&self) -> Option<Arc<CachedSource>> {
-        let source = self.cache.find(&self.of.digest?)?;
-        (source.size() == self.of.size && source.contents().is_none() && source.has_files()).then_some(source)
+        let source = self.cache.find(&self.keys.digest?)?;
+        (source.size() == self.keys.size && source.contents().is_none() && source.has_files())
+            .then_some(source)
     }
 
-    /// What it is called.
-    pub fn of(&self) -> &Of {
-        &self.of
+    /// The keys of the file.
+    pub fn file_keys(&self) -> &FileKeys {
+        &self.keys
     }
 
-    /// Bytes.
+    /// Bytes of the file.
     pub fn size(&self) -> u64 {
-        self.of.size
+        self.keys.size
     }
 
-    /// Cache blocks.
+    /// Cache blocks of the file; the last may be short.
     pub fn blocks(&self) -> u64 {
-        self.of.size.div_ceil(CACHE_BLOCK)
+        self.keys.size.div_ceil(CACHE_BLOCK)
     }
 
-    /// As [`CachedSource::read`].
+    /// As [`CachedSource::read`], from all sources that `reach` allows.
     pub fn read(&self, first: u64, buf: &mut [u8], reach: Reach) -> usize {
         let wanted = self.blocks_in(first, buf.len());
         let sources = self.sources(reach);
@@ -194,12 +200,12 @@ impl Contents {
         done as usize
     }
 
-    /// As [`read`](Self::read) of what is proven, without waiting, and perhaps fewer of them; 0 when the first is not
-    /// here. `None`: only `read` can say.
+    /// As [`read`](Self::read) of [`Reach::Proven`], but never waits and may return fewer blocks; 0 when the first is
+    /// missing. `None`: only `read` can tell.
     pub fn read_now(&self, first: u64, buf: &mut [u8]) -> Option<usize> {
         let wanted = self.blocks_in(first, buf.len());
-        let Lineup { own, verified, .. } = self.lineup_now()?;
-        let theirs = verified.iter().map(|source| (source, self.of.digest));
+        let SourceSet { own, verified, .. } = self.source_set_now()?;
+        let theirs = verified.iter().map(|source| (source, self.keys.digest));
         let mut here = Some(0);
         for (source, contents) in theirs.chain([(&own, None)]) {
             match source.read_sound_now(first, wanted, buf, contents) {
@@ -211,16 +217,16 @@ impl Contents {
                 }
             }
         }
-        // What is not here is counted by who asks for it then.
+        // Only the first missing block is counted: the caller reads on behind it, and counts the next.
         if here == Some(0) {
             self.cache.shared.looked_up(wanted.min(1), 0);
         }
         here
     }
 
-    /// As [`contains`](Self::contains), without waiting. `None`: only `contains` can say.
+    /// As [`contains`](Self::contains), but never waits. `None`: only `contains` can tell.
     pub fn contains_now(&self, block: u64) -> Option<bool> {
-        let Lineup { own, verified, .. } = self.lineup_now()?;
+        let SourceSet { own, verified, .. } = self.source_set_now()?;
         let all = verified.iter().chain([&own]).map(|source| source.contains_now(block));
         all.reduce(|one, other| match (one, other) {
             (Some(true), _) | (_, Some(true)) => Some(true),
@@ -229,36 +235,36 @@ impl Contents {
         })?
     }
 
-    /// The disk has not answered a read for a while, or does again. Waits for nothing.
+    /// The disk stopped answering reads (`false`), or answers again (`true`). Never waits.
     pub fn disk_answers(&self, answers: bool) {
         let shared = &self.cache.shared;
         if answers {
-            shared.health.hope();
+            shared.health.retry_now();
             shared.worked();
         } else {
             shared.degrade("its disk does not answer a read");
         }
     }
 
-    /// How many blocks from `first` on `len` bytes are; the last one may be short at the end of the file.
+    /// The number of blocks that `len` bytes from block `first` on fill; the last block of the file may be short.
     fn blocks_in(&self, first: u64, len: usize) -> u64 {
-        if len as u64 >= self.of.size.saturating_sub(first * CACHE_BLOCK) {
+        if len as u64 >= self.keys.size.saturating_sub(first * CACHE_BLOCK) {
             self.blocks().saturating_sub(first)
         } else {
             len as u64 / CACHE_BLOCK
         }
     }
 
-    /// Whether a block is here, as far as is known without reading it.
+    /// Whether a block is present, as far as the cache knows without reading it.
     pub fn contains(&self, block: u64) -> bool {
-        let Lineup { own, verified, .. } = self.lineup();
+        let SourceSet { own, verified, .. } = self.source_set();
         own.contains(block) || verified.iter().any(|source| source.contains(block))
     }
 
-    /// Keeps fetched blocks that are not here, as [`CachedSource::insert`].
+    /// Inserts fetched blocks that are missing, as [`CachedSource::insert`] does.
     pub fn insert(&self, first: u64, data: &[u8]) {
         let end = first + (data.len() as u64).div_ceil(CACHE_BLOCK);
-        let Lineup { own, verified, .. } = self.lineup();
+        let SourceSet { own, verified, .. } = self.source_set();
         let mut at = first;
         while at < end {
             let here = |source: &Arc<CachedSource>| source.present_run(at, end - at);
@@ -276,7 +282,7 @@ impl Contents {
         }
     }
 
-    /// How many of the `max` blocks from `first` on are here, without a gap.
+    /// The number of consecutive present blocks from `first` on, at most `max`.
     fn present_run(&self, first: u64, max: u64, reach: Reach) -> u64 {
         let sources = self.sources(reach);
         let mut done = 0;
@@ -290,20 +296,20 @@ impl Contents {
         done
     }
 
-    /// How many of the `max` blocks from `first` on are not here, without a gap; the end of the source ends it.
+    /// The number of consecutive missing blocks from `first` on, at most `max`, up to the end of the file.
     pub fn missing_run(&self, first: u64, max: u64, reach: Reach) -> u64 {
         let runs = self.sources(reach).into_iter().map(|(source, _)| source.missing_run(first, max));
         runs.min().unwrap_or(0)
     }
 
-    /// The first block at or after `from` that is not here.
+    /// The first missing block at or after `from`.
     pub fn next_missing(&self, from: u64, reach: Reach) -> Option<u64> {
         let end = self.blocks();
         let at = from + self.present_run(from, end.saturating_sub(from), reach);
         (at < end).then_some(at)
     }
 
-    /// Bytes of it that are here.
+    /// Bytes of the present blocks.
     pub fn cached_bytes(&self, reach: Reach) -> u64 {
         let sources = self.sources(reach);
         if let [(only, _)] = &sources[..] {
@@ -311,33 +317,34 @@ impl Contents {
         }
         if !self.is_known() {
             let bytes: u64 = sources.iter().map(|(source, _)| source.cached_bytes()).sum();
-            return bytes.min(self.of.size);
+            return bytes.min(self.keys.size);
         }
         let (mut bytes, mut at, end) = (0, 0, self.blocks());
         while at < end {
             let here = self.present_run(at, end - at, reach);
-            bytes += ((at + here) * CACHE_BLOCK).min(self.of.size) - (at * CACHE_BLOCK).min(self.of.size);
+            bytes += ((at + here) * CACHE_BLOCK).min(self.keys.size) - (at * CACHE_BLOCK).min(self.keys.size);
             at += here;
             at += self.missing_run(at, end - at, reach).max(u64::from(here == 0));
         }
         bytes
     }
 
-    /// Whether all of it is here.
+    /// Whether all blocks are present.
     pub fn is_complete(&self, reach: Reach) -> bool {
         let any = self.sources(reach).iter().any(|(source, _)| source.is_complete());
         any || self.next_missing(0, reach).is_none()
     }
 
-    /// Whether all that an earlier worker left is known. Until then whether it is complete takes long to tell.
+    /// Whether all blocks that an earlier worker left are indexed. Until then [`is_complete`](Self::is_complete) takes
+    /// long.
     pub fn is_known(&self) -> bool {
         self.sources(Reach::Any).iter().all(|(source, _)| source.is_known())
     }
 
-    /// Whether all of it is here and was compared with the digest.
+    /// Whether all blocks are present and were compared with the digest.
     pub fn is_verified(&self) -> bool {
-        let verified = self.lineup().verified;
-        // At once, of a source that was verified alone.
+        let verified = self.source_set().verified;
+        // The common case: one source has all blocks.
         if verified.iter().any(|source| source.is_verified()) {
             return true;
         }
@@ -351,23 +358,23 @@ impl Contents {
         true
     }
 
-    /// Keys of the sources that it is read from.
+    /// Keys of the sources that the file is read from.
     pub fn keys(&self) -> Vec<SourceKey> {
         self.sources(Reach::Any).iter().map(|(source, _)| *source.key()).collect()
     }
 
-    /// Why what is kept cannot be read now.
+    /// Why cached blocks cannot be read now.
     pub fn trouble(&self) -> Option<String> {
         let sources = self.sources(Reach::Any);
         sources.iter().find_map(|(source, _)| self.cache.trouble(source.key()))
     }
 
-    /// With `true` nothing of it is evicted to make room.
+    /// Pins or unpins the file. The cache does not evict a pinned file to make room.
     pub fn pin(&self, pinned: bool) {
         self.pinned.store(pinned, Ordering::Relaxed);
-        let verified = self.lineup().verified.iter().any(|source| source.is_verified());
+        let verified = self.source_set().verified.iter().any(|source| source.is_verified());
         for (source, _) in self.sources(Reach::Any) {
-            // What is verified wholly needs no file of the base's own.
+            // A fully verified file needs no own source of the base.
             let needless = verified && source.contents().is_none() && !source.has_files();
             if source.is_pinned() != pinned && !(pinned && needless) {
                 source.pin(pinned);
@@ -375,16 +382,17 @@ impl Contents {
         }
     }
 
-    /// Drops what was fetched for this base, and what is unproven; with [`Shares::Free`] also what was verified. Returns
-    /// bytes.
-    pub fn evict(&self, reason: EvictReason, shares: Shares) -> u64 {
+    /// Drops the base's own blocks and the unproven ones; with [`SharedCopies::Drop`] also the verified ones. Returns the
+    /// bytes dropped.
+    pub fn evict(&self, reason: EvictReason, shares: SharedCopies) -> u64 {
         self.cache.wait_for_load();
         let sources = self.sources(Reach::Any);
-        let goes = sources.iter().filter(|(source, _)| shares == Shares::Free || source.contents().is_none());
+        let goes =
+            sources.iter().filter(|(source, _)| shares == SharedCopies::Drop || source.contents().is_none());
         goes.map(|(source, _)| source.evict(reason)).sum()
     }
 
-    /// Drops what has no known fetcher. Returns bytes.
+    /// Drops the unproven blocks. Returns the bytes dropped.
     pub fn drop_unproven(&self) -> u64 {
         self.unproven().map_or(0, |source| {
             let bytes = source.cached_bytes();
@@ -393,54 +401,54 @@ impl Contents {
         })
     }
 
-    /// Whether anything is here that was fetched for this base and not compared.
+    /// Whether the base's own source has blocks, which were not compared with a digest.
     pub fn has_own(&self) -> bool {
-        self.lineup().own.cached_bytes() > 0
+        self.source_set().own.cached_bytes() > 0
     }
 
-    /// Nothing of it is cached for this base any more; see [`evict`](Self::evict).
-    pub fn remove(&self, shares: Shares) {
+    /// Removes the base's sources from the cache; see [`evict`](Self::evict).
+    pub fn remove(&self, shares: SharedCopies) {
         for n in 0..=MOST {
-            let key = nth(self.of.own, n);
+            let key = nth(self.keys.own, n);
             match self.cache.find(&key) {
-                Some(source) if source.contents().is_none() || shares == Shares::Free => {
+                Some(source) if source.contents().is_none() || shares == SharedCopies::Drop => {
                     self.cache.remove(&key);
                 }
                 Some(_) => {}
                 None => break,
             }
         }
-        if let (Shares::Free, Some(digest)) = (shares, &self.of.digest) {
-            let verified = self.lineup().verified;
+        if let (SharedCopies::Drop, Some(digest)) = (shares, &self.keys.digest) {
+            let verified = self.source_set().verified;
             verified.iter().for_each(|source| self.cache.remove(source.key()));
-            *self.lineup.write() = None;
+            *self.source_set.write() = None;
             self.cache.remove(digest);
         }
     }
 
-    /// Nothing comes in as long as the result is kept.
+    /// Refuses inserts while the result is held.
     pub fn freeze(&self) -> FrozenContents {
         let open = |source: &Arc<CachedSource>| source.contents().is_none();
         let sources = self.sources(Reach::Any).into_iter().map(|(source, _)| source).filter(open);
-        FrozenContents { frozen: sources.map(|source| source.freeze()).collect(), digest: self.of.digest }
+        FrozenContents { frozen: sources.map(|source| source.freeze()).collect(), digest: self.keys.digest }
     }
 
-    /// What an earlier version verified is believed.
-    pub fn believe(&self) {
+    /// Takes over as verified what an earlier version noted as verified.
+    pub fn adopt_verified(&self) {
         if let Some(source) = self.unproven() {
-            source.believe();
+            source.adopt_verified();
         }
     }
 }
 
-/// Contents into which nothing comes while they are compared.
+/// Contents that refuse inserts while they are compared.
 pub struct FrozenContents {
     frozen: Vec<Frozen>,
     digest: Option<SourceKey>,
 }
 
 impl FrozenContents {
-    /// All that is here was compared with the digest, and had it. Returns whether that is noted.
+    /// Notes that all present blocks were compared with the digest and matched. Returns whether that was noted.
     pub fn seal(&self) -> bool {
         let Some(digest) = self.digest else { return false };
         self.frozen.iter().filter(|frozen| frozen.has_blocks()).all(|frozen| frozen.seal(digest))

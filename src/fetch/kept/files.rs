@@ -1,4 +1,4 @@
-//! The two files of a cached source: its blocks at the source's own offsets, and their sums.
+//! The two files of a cached source: its blocks at the source's own offsets, and their checksums (sums).
 
 use std::io;
 use std::sync::Arc;
@@ -13,32 +13,32 @@ use crate::format::cache::{
 use crate::format::layout::{BLOCKS_SUFFIX, INHERITED, SUMS_SUFFIX};
 use crate::io::{Medium, MediumFile, Open};
 
-/// Slots that are read at once.
+/// Slots that one read reads.
 const BATCH: u64 = 1024;
 
-/// The files of a source, open.
+/// The open files of a source.
 pub(super) struct Opened {
     pub blocks: Arc<dyn MediumFile>,
     pub sums: Arc<dyn MediumFile>,
 }
 
-/// What a file in the cache's directory is by its name.
+/// The kind of a file in the cache's directory, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Named {
+pub(super) enum FileKind {
     Blocks(SourceKey),
     Sums(SourceKey),
-    /// Of no source.
+    /// The list of inherited bases; it belongs to no source.
     Inherited,
 }
 
-pub(super) fn named(name: &str) -> Option<Named> {
+pub(super) fn file_kind(name: &str) -> Option<FileKind> {
     if name == INHERITED {
-        return Some(Named::Inherited);
+        return Some(FileKind::Inherited);
     }
     if let Some(hex) = name.strip_suffix(BLOCKS_SUFFIX) {
-        return SourceKey::from_hex(hex).map(Named::Blocks);
+        return SourceKey::from_hex(hex).map(FileKind::Blocks);
     }
-    SourceKey::from_hex(name.strip_suffix(SUMS_SUFFIX)?).map(Named::Sums)
+    SourceKey::from_hex(name.strip_suffix(SUMS_SUFFIX)?).map(FileKind::Sums)
 }
 
 pub(super) fn blocks_name(key: &SourceKey) -> String {
@@ -49,13 +49,12 @@ pub(super) fn sums_name(key: &SourceKey) -> String {
     format!("{DIR}/{key}{SUMS_SUFFIX}")
 }
 
-/// Chunks of a source.
+/// The number of chunks of a source of `size` bytes.
 pub(super) fn chunks_of(size: u64) -> u64 {
     size.div_ceil(CACHE_BLOCK).div_ceil(SLOT_BLOCKS)
 }
 
-/// Removes the names of both files. The sums go first: blocks without them have no meaning, and the next start removes
-/// them.
+/// Removes the names of both files. The sums go first: blocks without sums are useless, and the next start removes them.
 pub(super) fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
     for name in [sums_name(key), blocks_name(key)] {
         match medium.remove(&name) {
@@ -66,7 +65,7 @@ pub(super) fn remove(medium: &dyn Medium, key: &SourceKey) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what is in memory, and asks nothing of the disk.
+/// Reads only from the page cache, without any disk I/O.
 fn read_now(file: &dyn MediumFile, buf: &mut [u8], offset: u64) -> Option<usize> {
     if !file.is_in_memory(offset, buf.len() as u64) {
         return None;
@@ -75,16 +74,16 @@ fn read_now(file: &dyn MediumFile, buf: &mut [u8], offset: u64) -> Option<usize>
 }
 
 impl Opened {
-    /// As a read of the blocks' file, when that needs no waiting.
+    /// Reads the blocks' file if that does not wait for the disk.
     pub fn read_blocks_now(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
         read_now(&*self.blocks, buf, offset)
     }
 
-    /// New and empty ones, with this header.
+    /// Creates empty files with this header.
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
         let key = SourceKey(header.key);
-        // A reader that has files of this name open reads the old ones.
+        // Remove first, so that a reader with open files of these names goes on with the old ones.
         remove(medium, &key)?;
         let sums = medium.open(&sums_name(&key), Open::Create)?;
         sums.set_len(0)?;
@@ -99,30 +98,30 @@ impl Opened {
         Ok(files)
     }
 
-    /// Those that are there, for a check.
+    /// Opens existing files, for a check.
     pub fn open(medium: &dyn Medium, key: &SourceKey, how: Open) -> io::Result<Self> {
         let sums = medium.open(&sums_name(key), how)?;
         let blocks = medium.open(&blocks_name(key), how)?;
         Ok(Self { blocks, sums })
     }
 
-    /// What the header says, or how it is damaged.
+    /// The header, or how it is damaged.
     ///
     /// # Errors
-    /// When it cannot be read, which says nothing about it.
+    /// When the header cannot be read. Then it is unknown whether it is damaged.
     pub fn header(&self) -> io::Result<Result<DecodedHeader, FormatError>> {
         let mut area = vec![0; HEADER_AREA as usize];
         let got = self.sums.read_at(&mut area, 0)?;
         Ok(CacheHeader::decode(&area[..got]))
     }
 
-    /// Replaces the older copy, for a sync to come.
+    /// Replaces the older copy of the header. The caller syncs later.
     pub fn write_copy(&self, header: &mut CacheHeader) -> io::Result<()> {
         header.sequence += 1;
         self.sums.write_at(&header.encode(), CacheHeader::place(header.sequence))
     }
 
-    /// Replaces both copies durably; one of them is sound at any time.
+    /// Replaces both copies of the header durably. One of them is sound at any time.
     pub fn write_header(&self, header: &mut CacheHeader) -> io::Result<()> {
         for _ in 0..2 {
             self.write_copy(header)?;
@@ -131,7 +130,7 @@ impl Opened {
         Ok(())
     }
 
-    /// As [`read_sums`](Self::read_sums), when that needs no waiting.
+    /// As [`read_sums`](Self::read_sums), if that does not wait for the disk.
     pub fn read_sums_now(&self, pieces: &[Piece]) -> Option<Vec<u64>> {
         let mut out = Vec::with_capacity(pieces.iter().map(|p| p.blocks as usize).sum());
         let mut bytes = [0; (SLOT_BLOCKS * 8) as usize];
@@ -145,7 +144,7 @@ impl Opened {
         Some(out)
     }
 
-    /// Reads the sums of blocks, in order.
+    /// Reads the sums of blocks, in the order of the pieces.
     pub fn read_sums(&self, pieces: &[Piece]) -> io::Result<Vec<u64>> {
         let mut out = Vec::with_capacity(pieces.iter().map(|p| p.blocks as usize).sum());
         let mut bytes = [0; (SLOT_BLOCKS * 8) as usize];
@@ -158,13 +157,13 @@ impl Opened {
         Ok(out)
     }
 
-    /// Writes the sums of blocks into a slot that their chunk has already; 0 for blocks that go.
+    /// Writes the sums of blocks into the slot of their chunk; 0 for blocks that are dropped.
     pub fn write_sums(&self, piece: &Piece, sums: &[u64]) -> io::Result<()> {
         let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         self.sums.write_at(&bytes, sum_place(piece))
     }
 
-    /// Writes a slot for a chunk that had none.
+    /// Writes a new slot for a chunk that has none.
     pub fn write_slot(
         &self,
         key: &SourceKey,
@@ -178,7 +177,7 @@ impl Opened {
         self.sums.write_at(&encode_slot(&key.0, piece.slot, chunk, ages, &all), slot_place(piece.slot))
     }
 
-    /// Writes what slot number `from` says to the place of its chunk.
+    /// Moves the contents of slot `from` to the place of its chunk.
     pub fn move_slot(&self, key: &SourceKey, (from, chunk): (u32, u32), bytes: &[u8]) -> io::Result<()> {
         let slot = decode_slot(&key.0, from, bytes).map_err(io::Error::other)?;
         let ages = slot.ages.unwrap_or(Ages { base: 0, ages: [0; SLOT_BLOCKS as usize] });
@@ -191,11 +190,11 @@ impl Opened {
         self.sums.write_at(&encode_ages(&key.0, chunk.into(), ages), place)
     }
 
-    /// Fills `index` from the file; how many reads failed. What cannot be read is not here.
+    /// Fills `index` from the file. Returns the number of reads that failed; the blocks of those slots count as missing.
     pub fn load(&self, header: &CacheHeader, index: &mut Index) -> io::Result<u64> {
         let (blocks, chunks) = (header.size.div_ceil(CACHE_BLOCK), chunks_of(header.size));
         let slots = self.sums.len()?.saturating_sub(HEADER_AREA) / SLOT;
-        // A chunk has one slot; some more were lost to reads that failed. A file with more of them lies.
+        // Each chunk has one slot; failed reads may have cost some more. More slots than this are not genuine.
         let slots = slots.min(2 * chunks + 64);
         let mut bytes = vec![0; (BATCH.min(slots) * SLOT) as usize];
         let (mut first, mut errors) = (0, 0);
@@ -205,7 +204,7 @@ impl Opened {
             let got = match self.sums.read_at(bytes, slot_place(first as u32)) {
                 Ok(got) => got,
                 Err(_) => {
-                    // Slots of this part are not used again until the file is made anew.
+                    // The slots of this part stay unused until the file is written anew.
                     errors += 1;
                     index.skip_slots((first + count) as u32);
                     0
@@ -220,11 +219,11 @@ impl Opened {
                 let chunk = found.chunk.filter(|chunk| *chunk < chunks);
                 present &= super::index::mask(0, chunk.map_or(0, |c| blocks - c * SLOT_BLOCKS));
                 let known = match chunk.filter(|_| present != 0) {
-                    Some(chunk) => index.found(chunk as u32, slot, present, found.ages),
+                    Some(chunk) => index.add_found(chunk as u32, slot, present, found.ages),
                     None => false,
                 };
                 if !known {
-                    index.found_free(slot);
+                    index.add_free_slot(slot);
                 }
             }
             first += count;
@@ -233,7 +232,7 @@ impl Opened {
     }
 }
 
-/// Lengthens the file to the end of its header, so that a file of another length was cut.
+/// Extends the file to the end of its header area. A shorter file was truncated.
 fn sums_area(files: &Opened) -> io::Result<()> {
     files.sums.set_len(HEADER_AREA)
 }

@@ -1,19 +1,19 @@
-//! Whether the cache takes new blocks: a directory that cannot be used, a full filesystem, and a cache in which
-//! nothing may be evicted are all the same to whoever reads, which is that nothing new is kept.
+//! Whether the cache takes new blocks. An unusable directory, a full filesystem, and a cache in which nothing may be
+//! evicted have the same effect on readers: no new block is cached.
 //!
-//! What must hold: nothing is tried in a loop. After a failure nothing is written until a number of ticks has passed,
-//! twice as many each time; one line in the log and one event say so, and one of each that it is over (D35).
+//! What must hold: nothing is retried in a loop. After a failure the cache writes nothing for a number of ticks, twice
+//! as many after each failure. One log line and one event report the failure, and one of each reports its end (D35).
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Ticks between two attempts, at most.
-const LONGEST: u64 = 64;
+/// The longest time between two attempts, ticks.
+const LONGEST_WAIT: u64 = 64;
 
 #[derive(Default)]
 pub(super) struct Health {
     state: Mutex<State>,
-    /// Something failed and has not worked since.
+    /// A write failed, and none worked since.
     degraded: AtomicBool,
     retry_at: AtomicU64,
     tick: AtomicU64,
@@ -35,7 +35,7 @@ impl Health {
         self.tick.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Whether to try to write something.
+    /// Whether the cache may try to write.
     pub fn may_write(&self) -> bool {
         !self.degraded.load(Ordering::Relaxed) || self.ticks() >= self.retry_at.load(Ordering::Relaxed)
     }
@@ -44,15 +44,15 @@ impl Health {
         self.state.lock().why.clone()
     }
 
-    /// Something did not work. `true`: it is news.
+    /// Notes a failure. Returns whether it is the first since the cache worked.
     pub fn failed(&self, why: &str) -> bool {
         let mut state = self.state.lock();
-        // Several callers may fail at once: that is one failure.
+        // Concurrent failures of several callers count as one.
         if state.why.is_none() || self.ticks() >= self.retry_at.load(Ordering::Relaxed) {
-            // What fails, works and fails again is put off longer each time too.
+            // Alternating failures and successes make the wait longer, too.
             let now = self.ticks();
-            let calm = state.failed_at + 2 * LONGEST < now;
-            state.wait = if calm { 1 } else { (state.wait * 2).clamp(1, LONGEST) };
+            let calm = state.failed_at + 2 * LONGEST_WAIT < now;
+            state.wait = if calm { 1 } else { (state.wait * 2).clamp(1, LONGEST_WAIT) };
             state.failed_at = now;
             self.retry_at.store(now + state.wait, Ordering::Relaxed);
         }
@@ -62,7 +62,7 @@ impl Health {
         news
     }
 
-    /// Something was written. `true`: it is news.
+    /// Notes a successful write. Returns whether it is the first since a failure.
     pub fn worked(&self) -> bool {
         if !self.degraded.load(Ordering::Relaxed) {
             return false;
@@ -72,8 +72,8 @@ impl Health {
         state.why.take().is_some()
     }
 
-    /// What stood in the way may be gone: the next write is tried at once.
-    pub fn hope(&self) {
+    /// The cause of the failure may be gone: the next write is tried at once.
+    pub fn retry_now(&self) {
         self.retry_at.store(0, Ordering::Relaxed);
     }
 }

@@ -1,12 +1,13 @@
-//! Which blocks of one source are here, and when each was used last; in memory only.
+//! The index of one source: which blocks are present, and when each was used last. In memory only.
 //!
-//! A *chunk* is 64 blocks (1 MiB of the source) and has a slot in the sums file. Only chunks of which something is
-//! here take memory: 120 bytes, and the tree around them, so 1 TiB that is cached wholly takes 120 MiB and a source that
-//! is not cached takes none, whatever its size.
+//! A *chunk* is 64 blocks (1 MiB of the source) and has a slot in the sums file. Only chunks with present blocks take
+//! memory: 120 bytes each, and the tree around them. So 1 TiB of cached blocks takes 120 MiB, and a source without
+//! cached blocks takes none, whatever its size.
 //!
-//! Use is counted in *generations*: a number that grows each time a sixty-fourth of the cache's bytes came in or were
-//! used again. Of each block one byte is kept: the generation of its last use above a base that is the source's own,
-//! and whether it was used again in a later generation than it came (*hot*), which is what a scan does not do.
+//! Use is counted in *generations*: a number that grows each time a sixty-fourth of the cache's bytes were inserted or
+//! used again. Each block has one byte of age: the generation of its last use, relative to a base generation of the
+//! source, and a bit for *hot*. A block is hot when it was used again in a later generation than that of its insertion;
+//! a scan makes no block hot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use super::SourceKey;
 use super::open::Files;
 use crate::format::cache::{Ages, SLOT_BLOCKS};
 
-/// Ticks after which a hidden block is tried again, at most.
+/// The longest time until a hidden block is tried again, ticks.
 const LONGEST_HIDDEN: u64 = 64;
 
-/// In the age of a block: used again after it came.
+/// A bit in the age of a block: the block was used again after its insertion.
 pub(super) const HOT: u8 = 0x80;
 const SPAN: u64 = 127;
 
@@ -30,11 +31,11 @@ pub(super) struct Chunk {
     /// A bit for each block.
     pub present: u64,
     pub ages: [u8; CHUNK],
-    /// The ages are not those of the file.
+    /// The ages differ from those in the file.
     aged: bool,
 }
 
-/// Blocks whose sums lie beside each other.
+/// Blocks of one chunk whose sums are adjacent in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     pub slot: u32,
@@ -43,7 +44,7 @@ pub(super) struct Piece {
     pub blocks: u64,
 }
 
-/// What sort of block, for eviction: those of one class are as good as each other.
+/// The eviction class of a block. Blocks of one class are equally good victims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Class {
     pub generation: u64,
@@ -52,27 +53,27 @@ pub(super) struct Class {
 
 #[derive(Default)]
 pub(super) struct Index {
-    /// None as long as nothing was cached of this source.
+    /// `None` until a block of this source is cached.
     pub files: Option<Arc<Files>>,
-    /// What all that is here was compared with.
+    /// The digest key that all present blocks were compared with.
     pub contents: Option<SourceKey>,
-    /// Blocks that could not be read, with their sums on disk still, and when they are tried again.
+    /// Blocks that could not be read and when they are tried again. Their sums are still on disk.
     hidden: BTreeMap<u64, Hidden>,
     chunks: BTreeMap<u32, Chunk>,
-    /// Blocks that are here.
+    /// The number of present blocks.
     blocks: u64,
     known: Known,
-    /// Of a file with slots in any order: those that may be taken.
+    /// For a file with slots in any order: its free slots.
     any_order: Option<Slots>,
-    /// What has to be read as a whole could not be.
+    /// The file must be read as a whole, and that failed.
     pub unreadable: bool,
-    /// Bytes that it counts with while not all is known.
+    /// The bytes that the source counts for until it is fully indexed.
     estimate: u64,
-    /// What came meanwhile: first block and blocks.
-    young: Vec<(u64, u64)>,
-    /// Slots that a power cut tore, which have sums of no block.
+    /// Blocks that were inserted before that: first block and blocks.
+    added_in_scan: Vec<(u64, u64)>,
+    /// Slots that a power cut tore, with sums that belong to no block.
     torn: Vec<u32>,
-    /// What came since it was taken last, for a sync: first block and blocks.
+    /// Blocks that were inserted since the last sync took this list: first block and blocks.
     unsynced: Vec<(u64, u64)>,
     base: u64,
     counts: Counts,
@@ -84,15 +85,15 @@ struct Slots {
     next: u32,
 }
 
-/// What is known of the file that an earlier worker left.
+/// How much of the file that an earlier worker left is indexed.
 #[derive(Default)]
 enum Known {
     /// All of it.
     #[default]
     All,
-    /// Its chunks below a number, and some others.
+    /// The chunks below a number, and some others.
     Below(u32, BTreeSet<u32>),
-    /// Nothing, and it has to be read as a whole.
+    /// Nothing; the file must be read as a whole.
     Nothing,
 }
 
@@ -101,7 +102,7 @@ struct Hidden {
     class: Class,
     due: u64,
     wait: u64,
-    /// It is here again, and was not read since.
+    /// It counts as present again, and was not read since.
     shown: bool,
 }
 
@@ -117,7 +118,7 @@ fn split(block: u64) -> (u32, u64) {
     ((block / SLOT_BLOCKS) as u32, block % SLOT_BLOCKS)
 }
 
-/// Bits of `blocks` blocks from place `at` of a chunk.
+/// The bits of `blocks` blocks from place `at` of a chunk on.
 pub(super) fn mask(at: u64, blocks: u64) -> u64 {
     let ones = if blocks >= SLOT_BLOCKS { u64::MAX } else { (1 << blocks) - 1 };
     ones << at
@@ -133,7 +134,7 @@ impl Index {
         self.chunks.get(&chunk).is_some_and(|c| c.present & (1 << at) != 0)
     }
 
-    /// How many of the `max` blocks from `first` are here, or are not, without a gap.
+    /// The number of consecutive blocks from `first` on that are present (or missing), at most `max`.
     pub fn run(&self, first: u64, max: u64, present: bool) -> u64 {
         let mut done = 0;
         while done < max {
@@ -142,7 +143,7 @@ impl Index {
                 if present {
                     break;
                 }
-                // As far as the next chunk with anything in it.
+                // Missing up to the next chunk with present blocks.
                 let next = self
                     .chunks
                     .range(chunk..)
@@ -161,7 +162,7 @@ impl Index {
         done.min(max)
     }
 
-    /// The first block at or after `from` that is here.
+    /// The first present block at or after `from`.
     pub fn next_present(&self, from: u64) -> Option<u64> {
         let (first, at) = split(from);
         self.chunks.range(first..).find_map(|(no, chunk)| {
@@ -170,7 +171,7 @@ impl Index {
         })
     }
 
-    /// Where the sums of blocks that are here lie.
+    /// The places of the sums of present blocks.
     pub fn pieces(&self, first: u64, blocks: u64) -> Vec<Piece> {
         let mut out = Vec::with_capacity((blocks / SLOT_BLOCKS + 2) as usize);
         let mut block = first;
@@ -190,8 +191,8 @@ impl Index {
         self.chunks.get(&split(block).0).map(|c| c.slot)
     }
 
-    /// The slot for a chunk that has none: its own place, unless the file has them in any order. It is lost to the others
-    /// until it is published or given back.
+    /// Takes a slot for a chunk that has none: its own place, unless the file has slots in any order. The slot stays
+    /// taken until it is published or given back.
     pub fn take_slot(&mut self, block: u64) -> u32 {
         let Some(slots) = &mut self.any_order else { return split(block).0 };
         slots.free.pop().unwrap_or_else(|| {
@@ -206,32 +207,32 @@ impl Index {
         }
     }
 
-    /// A slot of the file that may be used for any chunk.
-    pub fn found_free(&mut self, slot: u32) {
+    /// Adds a slot of the file that any chunk may use.
+    pub fn add_free_slot(&mut self, slot: u32) {
         self.skip_slots(slot + 1);
         self.give_slot_back(slot);
     }
 
-    /// Slots that could not be read, and are left alone.
+    /// Does not use slots below a number, because they could not be read.
     pub fn skip_slots(&mut self, below: u32) {
         if let Some(slots) = &mut self.any_order {
             slots.next = slots.next.max(below);
         }
     }
 
-    /// An empty one for a file with slots in any order.
+    /// An empty index for a file with slots in any order.
     pub fn of_any_order() -> Self {
         Self { any_order: Some(Slots::default()), ..Self::default() }
     }
 
-    /// Of a file that was not read yet, and counts with so many bytes.
+    /// The index of a file that was not read yet. The file counts for `estimate` bytes until then.
     pub fn unread(files: Arc<Files>, in_place: bool, estimate: u64) -> Self {
         let known = if in_place { Known::Below(0, BTreeSet::new()) } else { Known::Nothing };
         let any_order = (!in_place).then(Slots::default);
         Self { files: Some(files), known, any_order, estimate, ..Self::default() }
     }
 
-    /// What was read of the file as a whole.
+    /// Takes over the index that reading the file as a whole gave.
     pub fn adopt(&mut self, found: Self) {
         let (files, contents) = (self.files.take(), self.contents);
         let (known, estimate) = (std::mem::take(&mut self.known), self.estimate);
@@ -239,7 +240,7 @@ impl Index {
         *self = Self { files, contents, known, estimate, unsynced, ..found };
     }
 
-    /// Each slot lies at its chunk's place from now on.
+    /// From now on each slot lies at the place of its chunk.
     pub fn in_place(&mut self) {
         self.any_order = None;
         for (no, chunk) in &mut self.chunks {
@@ -252,7 +253,7 @@ impl Index {
         self.chunks.iter().map(|(no, chunk)| (*no, chunk.slot)).collect()
     }
 
-    /// Whether the file has to be read as a whole first.
+    /// Whether the file must be read as a whole first.
     pub fn knows_nothing(&self) -> bool {
         matches!(self.known, Known::Nothing)
     }
@@ -271,7 +272,7 @@ impl Index {
         }
     }
 
-    /// The first chunks of a range that are not known, `most` in a row.
+    /// The first run of chunks of a range that are not indexed, at most `most`: first chunk and chunks.
     pub fn unknown(&self, first: u64, blocks: u64, most: u64) -> Option<(u32, u64)> {
         if matches!(self.known, Known::All) || blocks == 0 {
             return None;
@@ -282,7 +283,8 @@ impl Index {
         Some((from, count as u64))
     }
 
-    /// From which chunk on the file is to be read; `Some(None)`: as a whole. `None`: it was.
+    /// The chunk from which the scan must go on. `Some(None)`: the file must be read as a whole. `None`: the scan is
+    /// done.
     pub fn scan_from(&self) -> Option<Option<u32>> {
         match &self.known {
             Known::All => None,
@@ -291,7 +293,7 @@ impl Index {
         }
     }
 
-    /// All chunks below a number are known.
+    /// Notes that all chunks below a number are indexed.
     pub fn scanned_to(&mut self, below: u32) {
         if let Known::Below(now, others) = &mut self.known {
             *now = below;
@@ -299,25 +301,25 @@ impl Index {
         }
     }
 
-    /// All is known. Returns the bytes that it counted with.
+    /// Notes that all is indexed. Returns the estimate that no longer counts.
     pub fn know_all(&mut self) -> u64 {
         self.known = Known::All;
         std::mem::take(&mut self.estimate)
     }
 
-    /// The bytes that it counts with, when not all is known.
+    /// The estimate that the source counts for, until all is indexed.
     pub fn estimate(&self) -> Option<u64> {
         (!matches!(self.known, Known::All)).then_some(self.estimate)
     }
 
-    /// Bytes came in.
+    /// Bytes were inserted.
     pub fn charge(&mut self, bytes: u64) {
         if !matches!(self.known, Known::All) {
             self.estimate += bytes;
         }
     }
 
-    /// Bytes went; how many it counts less with.
+    /// Bytes were dropped. Returns by how many bytes the source counts less.
     pub fn discharge(&mut self, bytes: u64) -> u64 {
         if matches!(self.known, Known::All) {
             return bytes;
@@ -327,9 +329,9 @@ impl Index {
         less
     }
 
-    /// What came before the generations of all others were known is as young as that.
-    pub fn renew_young(&mut self, generation: u64) {
-        for (first, blocks) in std::mem::take(&mut self.young) {
+    /// Gives blocks that were inserted during the scan the current generation, which is known only after the scan.
+    pub fn renew_added_in_scan(&mut self, generation: u64) {
+        for (first, blocks) in std::mem::take(&mut self.added_in_scan) {
             let age = self.age(generation);
             for block in first..first + blocks {
                 let (no, at) = split(block);
@@ -345,8 +347,8 @@ impl Index {
         }
     }
 
-    /// What an earlier worker left of a chunk; false when the chunk is there already.
-    pub fn found(&mut self, chunk: u32, slot: u32, present: u64, ages: Option<Ages>) -> bool {
+    /// Adds a chunk that an earlier worker left. Returns false when the chunk is in the index already.
+    pub fn add_found(&mut self, chunk: u32, slot: u32, present: u64, ages: Option<Ages>) -> bool {
         if self.chunks.contains_key(&chunk) {
             return false;
         }
@@ -372,7 +374,7 @@ impl Index {
         self.counts.0[age as usize] + self.counts.0[age as usize | usize::from(HOT)]
     }
 
-    /// The age byte of a generation; moves the base when it is too far away.
+    /// The age byte of a generation. Moves the base generation when the distance does not fit.
     fn age(&mut self, generation: u64) -> u8 {
         if self.blocks == 0 {
             self.base = generation.saturating_sub(SPAN / 2);
@@ -403,10 +405,10 @@ impl Index {
         self.blocks += 1;
     }
 
-    /// Blocks of one chunk are here from now on, with their sums in `slot`.
+    /// Makes blocks of one chunk present. Their sums are in `slot`.
     pub fn publish(&mut self, first: u64, blocks: u64, slot: u32, generation: u64) {
         if !matches!(self.known, Known::All) {
-            self.young.push((first, blocks));
+            self.added_in_scan.push((first, blocks));
         }
         match self.unsynced.last_mut() {
             Some((before, count)) if *before + *count == first => *count += blocks,
@@ -420,7 +422,7 @@ impl Index {
         }
     }
 
-    /// The ages that blocks which come now will have, for a slot that is written before they are published.
+    /// The ages of blocks that are inserted now, for a slot that is written before the blocks are published.
     pub fn ages_of_new(&mut self, first: u64, blocks: u64, generation: u64) -> Ages {
         let age = self.age(generation);
         let mut ages = [0; CHUNK];
@@ -429,7 +431,7 @@ impl Index {
         Ages { base: self.base, ages }
     }
 
-    /// Notes a use of blocks that are here; how many of them were not used in this generation before.
+    /// Notes a use of present blocks. Returns how many of them had not been used in this generation.
     pub fn touch(&mut self, first: u64, blocks: u64, generation: u64) -> u64 {
         let age = self.age(generation);
         let (mut moved, mut block) = (0, first);
@@ -453,11 +455,11 @@ impl Index {
         moved
     }
 
-    /// A block is not here any more; where its sum is.
+    /// Makes a block missing. Returns the slot of its sum.
     pub fn clear(&mut self, block: u64) -> Option<u32> {
         let (no, _) = split(block);
-        let (slot, empty) = self.take_out(block)?;
-        // The sums of hidden blocks are in it.
+        let (slot, empty) = self.unset(block)?;
+        // The slot stays while it has sums of hidden blocks.
         let first = u64::from(no) * SLOT_BLOCKS;
         if empty && self.hidden.range(first..first + SLOT_BLOCKS).all(|(_, hidden)| hidden.shown) {
             self.chunks.remove(&no);
@@ -466,10 +468,10 @@ impl Index {
         Some(slot)
     }
 
-    /// A block that is here is not, for a while; its sum stays. Whether it was here.
+    /// Makes a present block missing for a while; its sum stays. Returns whether it was present.
     pub fn hide(&mut self, block: u64, now: u64) -> bool {
         let Some(class) = self.class_of(block) else { return false };
-        self.take_out(block);
+        self.unset(block);
         let wait = self.hidden.get(&block).map_or(1, |before| (before.wait * 2).min(LONGEST_HIDDEN));
         self.hidden.insert(block, Hidden { class, due: now + wait, wait, shown: false });
         true
@@ -480,13 +482,13 @@ impl Index {
         self.hidden.values().any(|hidden| !hidden.shown)
     }
 
-    /// Hidden blocks that may be tried again.
+    /// Hidden blocks whose time to be tried again has come.
     pub fn due(&self, now: u64) -> Vec<u64> {
         let due = self.hidden.iter().filter(|(_, hidden)| !hidden.shown && hidden.due <= now);
         due.map(|(block, _)| *block).collect()
     }
 
-    /// A hidden block is here again.
+    /// Makes a hidden block present again.
     pub fn show(&mut self, block: u64) {
         let Some(hidden) = self.hidden.get_mut(&block) else { return };
         hidden.shown = true;
@@ -495,13 +497,13 @@ impl Index {
         self.add(no, at, class.generation, if class.hot { HOT } else { 0 });
     }
 
-    /// Whether ages are to be written.
+    /// Whether any ages differ from those in the file.
     pub fn is_aged(&self) -> bool {
         self.chunks.values().any(|chunk| chunk.aged)
     }
 
-    /// A block that is here is not any more, with its slot kept; whether its chunk is empty now.
-    fn take_out(&mut self, block: u64) -> Option<(u32, bool)> {
+    /// Makes a block missing and keeps its slot. Returns the slot, and whether the chunk is empty now.
+    fn unset(&mut self, block: u64) -> Option<(u32, bool)> {
         let (no, at) = split(block);
         let chunk = self.chunks.get_mut(&no)?;
         if chunk.present & (1 << at) == 0 {
@@ -513,14 +515,14 @@ impl Index {
         Some((chunk.slot, chunk.present == 0))
     }
 
-    /// Nothing is here any more; how many blocks there were.
+    /// Makes all blocks missing. Returns how many were present.
     pub fn clear_all(&mut self) -> u64 {
         let blocks = self.blocks;
         *self = Self { files: self.files.take(), ..Self::default() };
         blocks
     }
 
-    /// How many blocks there are of each class.
+    /// The number of blocks of each class.
     pub fn classes(&self) -> impl Iterator<Item = (Class, u64)> + '_ {
         let counts = self.counts.0.iter().enumerate().filter(|(_, count)| **count > 0);
         counts.map(|(age, count)| (self.class(age as u8), *count))
@@ -530,14 +532,15 @@ impl Index {
         Class { generation: self.base + u64::from(age & !HOT), hot: age & HOT != 0 }
     }
 
-    /// The class of a block that is here.
+    /// The class of a present block.
     pub fn class_of(&self, block: u64) -> Option<Class> {
         let (no, at) = split(block);
         let chunk = self.chunks.get(&no).filter(|c| c.present & (1 << at) != 0)?;
         Some(self.class(chunk.ages[at as usize]))
     }
 
-    /// Blocks that `wanted` says of from chunk `from` on, of at most `chunks` chunks; and where to go on.
+    /// The blocks of at most `chunks` chunks, from chunk `from` on, for which `wanted` is true; and the chunk to go on
+    /// with.
     pub fn select(
         &self,
         from: u32,
@@ -557,32 +560,32 @@ impl Index {
         (out, rest.next().map(|(no, _)| *no))
     }
 
-    /// A slot has sums of no block.
+    /// Notes a slot with sums that belong to no block.
     pub fn note_torn(&mut self, slot: u32) {
         self.torn.push(slot);
     }
 
-    /// Slots that have sums of no block, each once.
+    /// Slots with sums that belong to no block, each once.
     pub fn torn(&self) -> &[u32] {
         &self.torn
     }
 
-    /// They have none any more.
+    /// The torn slots were cleared.
     pub fn forget_torn(&mut self) {
         self.torn.clear();
     }
 
-    /// What came since the last call: first block and blocks.
+    /// Blocks that were inserted since the last call: first block and blocks.
     pub fn take_unsynced(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.unsynced)
     }
 
-    /// The ages of a chunk that has blocks here.
+    /// The ages of a chunk with present blocks.
     pub fn ages_of(&self, chunk: u32) -> Option<Ages> {
         self.chunks.get(&chunk).map(|chunk| Ages { base: self.base, ages: chunk.ages })
     }
 
-    /// Slots whose ages are not in the file, at most `max`; they are taken for written.
+    /// Slots whose ages differ from those in the file, at most `max`. The caller must write them: they count as written.
     pub fn take_aged(&mut self, max: usize) -> Vec<(u32, u32, Ages)> {
         let base = self.base;
         let aged = self.chunks.iter_mut().filter(|(_, chunk)| chunk.aged).take(max);
@@ -593,7 +596,7 @@ impl Index {
         .collect()
     }
 
-    /// The next run of blocks at or after `from` and below `end` that are not here.
+    /// The next run of missing blocks at or after `from` and below `end`.
     pub fn next_gap(&self, from: u64, end: u64) -> Option<(u64, u64)> {
         let start = from + self.run(from, end.saturating_sub(from), true);
         (start < end).then(|| (start, self.run(start, end - start, false)))

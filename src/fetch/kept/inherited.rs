@@ -1,8 +1,8 @@
-//! Which bases have their contents under the key that version 0.1.0 made for them.
+//! The list of inherited bases: bases whose contents are under the key that version 0.1.0 gave them.
 //!
-//! That version gave contents without a digest a key that a later object at the same place may have, too. What a base was
-//! to keep for good at the first start of a later version must not be lost for that, so these bases go on with the old
-//! key; all others, and every base that comes later, have one of their own. The list is written once, when there is one.
+//! For contents without a digest, that version used a key that a later object at the same location may have, too. The
+//! blocks of bases that were pinned or hydrated at the first start of a later version must not be lost. So these bases go
+//! on with the old key; all others, and every later base, have a key of their own. The list is written once.
 
 use std::io;
 
@@ -11,14 +11,14 @@ use crate::format::cache::{MAX_INHERITED, decode_inherited, encode_inherited};
 use crate::format::layout::INHERITED;
 use crate::io::{Open, read_whole, replace};
 
-/// Bytes that the list may have.
+/// The largest list, bytes.
 const LIMIT: u64 = 65_536;
 
 impl DiskCache {
-    /// Numbers of the bases on the list, ascending. As long as there is no list, `candidates` are those.
+    /// Numbers of the bases on the list, ascending. While there is no list, the first call writes one with `candidates`.
     ///
     /// # Errors
-    /// When the list cannot be read or written. One that is damaged is an error as well: nothing is guessed.
+    /// When the list cannot be read or written, or is damaged.
     pub fn inherited(&self, candidates: impl FnOnce() -> Vec<u64>) -> io::Result<Vec<u64>> {
         let medium = &*self.shared.medium;
         let name = format!("{DIR}/{INHERITED}");

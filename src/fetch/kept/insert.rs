@@ -1,4 +1,4 @@
-//! Keeping what was fetched.
+//! Inserts of fetched blocks.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -10,9 +10,9 @@ use super::{CACHE_BLOCK, DiskCache, count};
 use crate::format::cache::{SLOT_BLOCKS, block_sum};
 
 impl CachedSource {
-    /// Keeps fetched blocks: `data` is whole blocks from number `first` on, the last block of the source may be short.
-    /// What is here already is not written again. Best effort: when it does not work, nothing is here that was not
-    /// before, and readers go to the source.
+    /// Inserts fetched blocks: `data` is whole blocks from block `first` on; the last block of the source may be short.
+    /// Present blocks are not written again. Best effort: after a failure the missing blocks stay missing, and readers
+    /// go to the source.
     pub fn insert(&self, first: u64, data: &[u8]) {
         let Some(cache) = self.cache.upgrade() else { return };
         let end = first + self.blocks_in(first, data.len());
@@ -21,7 +21,7 @@ impl CachedSource {
             if !self.shared.loaded.load(Ordering::Acquire)
                 || !self.shared.health.may_write()
                 || self.is_detached()
-                || self.shared.troubles.is_unloaded(&self.key)
+                || self.shared.unreadable.is_unloaded(&self.key)
             {
                 return;
             }
@@ -35,9 +35,9 @@ impl CachedSource {
         }
     }
 
-    /// Blocks of one chunk; false: no more of them.
+    /// Inserts blocks of one chunk. Returns false when the cache takes no more blocks now.
     fn insert_chunk(&self, cache: &DiskCache, first: u64, blocks: u64, data: &[u8]) -> bool {
-        if !self.know(first, blocks) {
+        if !self.look_up(first, blocks) {
             return false;
         }
         let missing =
@@ -67,7 +67,7 @@ impl CachedSource {
         }
     }
 
-    /// Writes what is not here of `first..end`, taking its bytes from `room`.
+    /// Writes the missing blocks of `first..end`, and takes their bytes from `room`.
     fn write_missing(
         &self,
         writer: &mut Writer,
@@ -85,16 +85,16 @@ impl CachedSource {
             let Some((start, blocks)) = self.index.lock().next_gap(from, end) else { return Ok(()) };
             from = start + blocks;
             let len = self.bytes_of(start, blocks);
-            // Others may have come and gone since the room was made.
+            // Other inserts and evictions may have changed the gaps since the room was made.
             if len > *room {
                 return Ok(());
             }
             let at = ((start - first) * CACHE_BLOCK) as usize;
             let bytes = &data[at..at + len as usize];
             if let Err(error) = self.write_blocks(&files, start, blocks, bytes) {
-                // Space that was taken for a part of it.
+                // Give back the space of a partial write.
                 if files.blocks.punch(start * CACHE_BLOCK, blocks * CACHE_BLOCK).is_err() {
-                    self.unsettled.store(true, Ordering::Relaxed);
+                    self.stray_bytes.store(true, Ordering::Relaxed);
                 }
                 return Err(error);
             }
@@ -128,14 +128,15 @@ impl CachedSource {
         };
         self.sums_dirty.store(true, Ordering::Relaxed);
         if let Err(error) = written {
-            // A part of the sums may be there, of blocks that are punched now: they must not seem damaged.
+            // Some of the sums may be written. Clear them, because the caller punches the blocks out, and they must not
+            // seem damaged.
             let _ = files.write_sums(&piece, &vec![0; blocks as usize]);
             if ages.is_some() {
                 self.index.lock().give_slot_back(slot);
             }
             return Err(error);
         }
-        // Bytes and sum are written: only now is it here (D32).
+        // Publish the blocks only now, after their bytes and sums are written (D32).
         let mut index = self.index.lock();
         index.charge(bytes.len() as u64);
         index.publish(first, blocks, slot, generation);

@@ -1,5 +1,5 @@
-//! What an earlier worker left: taken over when it fits, dropped when its checksums say that it does not, kept when it
-//! cannot be read.
+//! Loads the files that an earlier worker left. A sound source is taken over. A source with a wrong checksum is dropped.
+//! An unreadable source stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,25 +8,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::files::{self, Named, named};
+use super::files::{self, FileKind, file_kind};
 use super::index::{Index, Piece};
 use super::open::Files;
-use super::{DIR, Damaged, DiskCache, MIB, SourceKey, count};
+use super::{DIR, DiskCache, MIB, OnDamage, SourceKey, count};
 use crate::format::cache::{CACHE_BLOCK, CacheHeader, SLOT_BLOCKS};
 use crate::format::layout::STAGED_SUFFIX;
 use crate::io::is_full;
 
-/// Punched at once while nothing else of the source is written.
+/// Gaps that are punched out under one hold of the writer's lock.
 const GAPS: usize = 64;
 
-/// What came of an attempt to load a source.
+/// The result of an attempt to load a source.
 enum Loaded {
-    Here,
-    /// A checksum says so, or one of the two files is missing.
-    Bad(String),
+    Done,
+    /// The files do not belong together, or a checksum is wrong; and how.
+    Damaged(String),
 }
 
-/// The first attempt to read the directory, which takes as long as the cache's disk does.
+/// The first attempt to read the directory, which takes as long as the cache's disk needs.
 #[derive(Default)]
 pub(super) struct FirstLoad {
     over: AtomicBool,
@@ -36,15 +36,15 @@ pub(super) struct FirstLoad {
 
 impl FirstLoad {
     /// Whether it has not ended.
-    pub fn is_to_come(&self) -> bool {
+    pub fn is_pending(&self) -> bool {
         !self.over.load(Ordering::Acquire)
     }
 
     /// Waits for its end.
     pub fn wait(&self) {
-        if self.is_to_come() {
+        if self.is_pending() {
             let mut waiting = self.waiting.lock();
-            while self.is_to_come() {
+            while self.is_pending() {
                 self.ended.wait(&mut waiting);
             }
         }
@@ -64,13 +64,13 @@ impl DiskCache {
         self.shared.first_load.end();
     }
 
-    /// Waits until names and headers of what an earlier worker left are known, or cannot be read. That takes as long as
-    /// the disk does.
+    /// Waits until the cache has read all names and headers that an earlier worker left, or failed to read them. That
+    /// takes as long as the disk needs.
     pub fn wait_for_load(&self) {
         self.shared.first_load.wait();
     }
 
-    /// Reads the directory. When that fails the cache is empty and takes nothing, and it is tried again.
+    /// Reads the directory. When that fails, the cache is empty, takes no blocks, and tries again later.
     pub(super) fn load(&self) {
         match self.load_all() {
             Ok(()) => {
@@ -84,67 +84,67 @@ impl DiskCache {
     fn load_all(&self) -> io::Result<()> {
         let medium = &*self.shared.medium;
         match medium.make_dir(DIR) {
-            // What is there can be read, and evicted, all the same.
+            // On a full filesystem the existing files can be read and evicted all the same.
             Err(e) if !is_full(&e) => return Err(e),
             _ => {}
         }
         let mut found: BTreeMap<SourceKey, BTreeSet<bool>> = BTreeMap::new();
         for name in &medium.list(DIR)? {
-            match named(name) {
-                Some(Named::Sums(key)) => found.entry(key).or_default().insert(true),
-                Some(Named::Blocks(key)) => found.entry(key).or_default().insert(false),
-                // One that was being written.
+            match file_kind(name) {
+                Some(FileKind::Sums(key)) => found.entry(key).or_default().insert(true),
+                Some(FileKind::Blocks(key)) => found.entry(key).or_default().insert(false),
+                // A file that a killed worker was writing.
                 None if name.ends_with(STAGED_SUFFIX) => medium.remove(&format!("{DIR}/{name}")).is_ok(),
-                Some(Named::Inherited) | None => false,
+                Some(FileKind::Inherited) | None => false,
             };
         }
         for (key, files) in found {
             if files.len() == 2 {
                 self.load_again(&key);
             } else {
-                // A crash between two steps, and nothing to speak of.
+                // A crash between two steps left one of the two files.
                 self.drop_files(&key);
             }
         }
         Ok(())
     }
 
-    /// Loads one source. What is bad goes; what cannot be read stays, and is tried again.
+    /// Loads one source. Damaged files are removed; unreadable files stay and are tried again.
     fn load_again(&self, key: &SourceKey) {
         match self.load_source(key) {
-            Ok(Loaded::Here) => {
-                if self.shared.troubles.over(key) {
+            Ok(Loaded::Done) => {
+                if self.shared.unreadable.clear(key) {
                     tracing::info!(%key, "cached blocks can be read again");
                 }
             }
-            Ok(Loaded::Bad(why)) if self.damaged == Damaged::Keep => {
-                tracing::warn!(%key, why, "cached blocks cannot be used as they are");
-                self.shared.troubles.note(*key, why.clone(), true, u64::MAX / 2);
+            Ok(Loaded::Damaged(why)) if self.damaged == OnDamage::Keep => {
+                tracing::warn!(%key, why, "cached blocks have a damaged header; plyfs keeps them until it knows whether a base needs them");
+                self.shared.unreadable.note(*key, why.clone(), true, u64::MAX / 2);
                 self.bad.lock().insert(*key, why);
             }
-            Ok(Loaded::Bad(why)) => {
-                tracing::warn!(%key, why, "cached blocks that cannot be used are dropped");
+            Ok(Loaded::Damaged(why)) => {
+                tracing::warn!(%key, why, "damaged cached blocks are dropped");
                 self.drop_files(key);
             }
             Err(error) => {
                 count(&self.shared.counters.read_errors, 1);
-                self.shared.unloaded(key, &error);
+                self.shared.note_unloaded(key, &error);
             }
         }
     }
 
-    /// Tries what could not be read before.
+    /// Tries to load sources again that could not be read before.
     pub(super) fn load_due(&self) {
-        for key in self.shared.troubles.due(self.shared.health.ticks()) {
+        for key in self.shared.unreadable.due(self.shared.health.ticks()) {
             self.load_again(&key);
         }
     }
 
     fn drop_files(&self, key: &SourceKey) {
-        self.shared.troubles.over(key);
+        self.shared.unreadable.clear(key);
         if let Err(error) = files::remove(&*self.shared.medium, key) {
             count(&self.shared.counters.write_errors, 1);
-            tracing::warn!(%key, %error, "and cannot be removed");
+            tracing::warn!(%key, %error, "the files of a cached source cannot be removed; plyfs tries again at the next start");
         }
         self.shared.names.store(true, Ordering::Relaxed);
     }
@@ -154,36 +154,36 @@ impl DiskCache {
         let opened = files.get()?;
         let decoded = match opened.header()? {
             Ok(decoded) => decoded,
-            Err(error) => return Ok(Loaded::Bad(error.to_string())),
+            Err(error) => return Ok(Loaded::Damaged(error.to_string())),
         };
         let header = &decoded.header;
         if header.key != key.0 {
-            return Ok(Loaded::Bad("the header is of another source".into()));
+            return Ok(Loaded::Damaged("the header belongs to another source".into()));
         }
         if self.table.lock().get(key).is_some_and(|source| source.size() != header.size) {
-            return Ok(Loaded::Bad(format!("they are of a source of {} bytes", header.size)));
+            return Ok(Loaded::Damaged(format!("they belong to a source of {} bytes", header.size)));
         }
         let estimate = super::scan::estimate(opened.blocks.allocated()?, header.size);
         let source = self.source(*key, header.size);
         let direct = header.direct;
         source.take_over(decoded, Index::unread(files, direct, estimate));
-        // Those that are read as a whole go first: reads of them wait for it.
+        // Files that must be read as a whole come first, because reads of their sources wait for that.
         let mut queue = self.queue.lock();
         if direct {
             queue.push_back((source, 0));
         } else {
             queue.push_front((source, 0));
         }
-        Ok(Loaded::Here)
+        Ok(Loaded::Done)
     }
 
-    /// Decides about the sources whose headers are damaged: those of `wanted`, each with its size, get a new header,
-    /// behind which each block has to prove itself; the others go.
+    /// Decides about the sources with damaged headers. The sources of `wanted`, given with their sizes, get a new header;
+    /// the checksum of each block then shows whether the block is sound. The others are removed.
     pub fn settle_damaged(&self, wanted: &[(SourceKey, u64)]) {
         let bad = std::mem::take(&mut *self.bad.lock());
         for (key, why) in bad {
             let Some((_, size)) = wanted.iter().find(|(wanted, _)| *wanted == key) else {
-                tracing::warn!(%key, why, "cached blocks that cannot be used are dropped");
+                tracing::warn!(%key, why, "damaged cached blocks are dropped");
                 self.drop_files(&key);
                 continue;
             };
@@ -202,36 +202,36 @@ impl DiskCache {
             };
             match again() {
                 Ok(()) => {
-                    self.shared.troubles.over(&key);
+                    self.shared.unreadable.clear(&key);
                     self.load_again(&key);
                 }
                 Err(error) => {
-                    self.shared.unloaded(&key, &error);
+                    self.shared.note_unloaded(&key, &error);
                     self.bad.lock().insert(key, why);
                 }
             }
         }
     }
 
-    /// A worker that was killed, or a power cut, may have left bytes in the files that no sum speaks for. They take
-    /// space that nobody counts, so they are punched out.
-    pub(super) fn settle(&self) {
+    /// Punches out bytes without a checksum, which a killed worker or a power cut may have left. They would take space
+    /// that does not count towards the bound.
+    pub(super) fn punch_stray_bytes(&self) {
         for source in self.sources() {
             source.show_again();
-            if !source.is_known() || !source.unsettled.swap(false, Ordering::Relaxed) {
+            if !source.is_known() || !source.stray_bytes.swap(false, Ordering::Relaxed) {
                 continue;
             }
             let cleared =
-                source.clear_torn().inspect_err(|_| source.unsettled.store(true, Ordering::Relaxed));
+                source.clear_torn().inspect_err(|_| source.stray_bytes.store(true, Ordering::Relaxed));
             if let Err(error) = cleared.and_then(|()| source.punch_gaps()) {
-                self.shared.write_failed("clearing what was left over", &error);
+                self.shared.write_failed("punching out stray bytes of the cache", &error);
             }
         }
     }
 }
 
 impl super::CachedSource {
-    /// Sums of no block go, of slots at the places of their chunks (D54).
+    /// Clears sums that belong to no block, in slots that lie at the places of their chunks (D54).
     fn clear_torn(&self) -> io::Result<()> {
         let _writer = self.writer.lock();
         let (torn, files) = {
@@ -246,7 +246,7 @@ impl super::CachedSource {
         for slot in torn {
             let first = u64::from(slot) * SLOT_BLOCKS;
             let used = self.index.lock().slot(first).is_some();
-            // Of one that is used the end of the source cuts the sums.
+            // A used slot has such sums only beyond the end of the source.
             let at = if used { (self.blocks() - first).min(SLOT_BLOCKS) } else { 0 };
             let piece = Piece { slot, at, blocks: SLOT_BLOCKS - at };
             opened.write_sums(&piece, &vec![0; piece.blocks as usize])?;
@@ -264,7 +264,7 @@ impl super::CachedSource {
         };
         let (allocated, len) = (opened.blocks.allocated()?, opened.blocks.len()?);
         let cached = self.cached_bytes();
-        // Filesystems count some of their own, and allocate ahead.
+        // The filesystem counts metadata and preallocated space as well.
         if allocated <= cached + cached / 16 + MIB {
             return Ok(());
         }
@@ -276,7 +276,10 @@ impl super::CachedSource {
                 if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) || index.hides() {
                     return Ok(());
                 }
-                debug_assert!(index.estimate().is_none(), "gaps are known only when all is");
+                debug_assert!(
+                    index.estimate().is_none(),
+                    "gaps are known only when the source is fully indexed"
+                );
                 let mut from = at;
                 std::iter::from_fn(|| {
                     let gap = index.next_gap(from, end)?;
@@ -291,7 +294,7 @@ impl super::CachedSource {
             }
             at = gaps.last().map_or(end, |(first, blocks)| first + blocks);
         }
-        tracing::debug!(key = %self.key(), allocated, cached, "left-over bytes of the cache were punched out");
+        tracing::debug!(key = %self.key(), allocated, cached, "stray bytes of the cache were punched out");
         Ok(())
     }
 }

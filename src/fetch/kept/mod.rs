@@ -1,25 +1,25 @@
-//! The persistent cache: blocks of source files as they were fetched, on the host's own disk.
+//! The persistent cache: fetched blocks of source files on the host's own disk.
 //!
-//! The second VM on a host, and the same host after a reboot, asks the server for nothing that was read before. Of each
-//! source there are two files in the store's `cache/`: its blocks, at the source's own offsets in a sparse file, and
-//! their sums. What must hold:
-//! - **A block that is found has the bytes that were inserted for it.** Every read is compared with a sum that covers
-//!   whose block it is and which. Whatever a crash, a power cut or a bad disk left: what does not match was never here.
-//!   So nothing has to be synced for correctness, and is, now and then, so that what was fetched stays useful.
-//! - **A damaged block heals**: it is dropped, counted, and fetched again by whoever wants it.
-//! - **Space is bounded** by bytes of cached blocks, by how much stays free on the filesystem, and by a number of
-//!   sources; the least recently used blocks of all sources go first, and a scan does not throw out what is used again
+//! Blocks that were read once are not fetched again, neither for the second VM on a host nor after a reboot. Each
+//! source has two files in the store's `cache/`: a sparse file with its blocks at the source's own offsets, and a file
+//! with their checksums (sums). What must hold:
+//! - **A block that is found has the bytes that were inserted for it.** Every read is compared with a checksum that
+//!   covers the source's key and the block's number. After a crash, a power cut or a disk error, a block that does not
+//!   match counts as missing. So correctness needs no sync; the cache syncs now and then so that blocks survive.
+//! - **A damaged block heals**: the cache drops and counts it, and its next reader fetches it again.
+//! - **Space is bounded**: by the bytes of cached blocks, by the free space of the filesystem, and by the number of
+//!   sources. The least recently used blocks of all sources go first. A scan does not evict blocks that are used again
 //!   and again (`room`).
-//! - **A cache that is full or failing is a cache that takes nothing new**: no call fails, nothing is tried in a loop
-//!   (`health`).
+//! - **A full or failing cache takes nothing new**: no call fails, and nothing is retried in a loop (`health`).
 //! - A read takes one short lock in memory and waits for no insert, eviction or sync (D31).
-//! - **What is read for a base was fetched for it, or was compared with its digest** (`contents`): what another base has
-//!   fetched is believed once all of it was compared, and never before (D42).
-//! - **What cannot be read is not bad**: only a checksum's word drops anything (`trouble`) (D50).
+//! - **A block that a base reads was fetched for that base, or was compared with its digest** (`contents`). Blocks that
+//!   another base fetched are trusted only after all of them were compared (D42).
+//! - **An unreadable block is not a damaged block**: only a checksum that does not match drops anything (`unreadable`)
+//!   (D50).
 //!
 //! Locks, in this order: `sweep` (one eviction at a time), a source's `writer` (held while its files are changed),
-//! a source's `index` (in memory, short; no file is touched under it). `verified`, then `table`, are held for lookups;
-//! under `verified` an `index` is locked.
+//! a source's `index` (in memory, short; no file I/O under it). `verified`, then `table`, are held for lookups; under
+//! `verified` an `index` is locked.
 
 mod check;
 mod contents;
@@ -30,6 +30,7 @@ mod inherited;
 mod insert;
 mod load;
 mod open;
+mod read;
 mod room;
 mod scan;
 mod seal;
@@ -38,7 +39,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod ticker;
-mod trouble;
+mod unreadable;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -49,8 +50,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-pub use self::check::{CacheFinding, Repair, Sums, check};
-pub use self::contents::{Contents, FrozenContents, Of, Reach, Shares};
+pub use self::check::{CacheFinding, Checksums, Repair, check};
+pub use self::contents::{Contents, FileKeys, FrozenContents, Reach, SharedCopies};
 pub use self::seal::Frozen;
 pub use self::source::CachedSource;
 pub use self::ticker::Ticker;
@@ -59,7 +60,7 @@ pub use crate::format::cache::CACHE_BLOCK;
 use self::health::Health;
 use self::load::FirstLoad;
 use self::open::OpenFiles;
-use self::trouble::Troubles;
+use self::unreadable::UnreadableSources;
 use crate::format::layout;
 use crate::io::{Medium, Space};
 
@@ -68,14 +69,15 @@ pub const DIR: &str = layout::CACHE;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Ticks between two syncs of what came in.
+/// Ticks between two syncs.
 const SYNC_TICKS: u64 = 5;
-/// Bytes that came in since the last sync, after which the next tick syncs.
+/// When this many bytes were inserted since the last sync, the next tick syncs.
 const SYNC_BYTES: u64 = 256 * MIB;
-/// A generation ends when this part of the cache came in or was used again.
+/// A generation ends when this fraction of the cache was inserted or used again.
 const GENERATIONS: u64 = 64;
 
-/// Which contents: derived from a source's identity or digest, so that two names of the same contents have one key.
+/// Names the contents of a source. It is derived from the source's identity or digest, so that two names of the same
+/// contents have one key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey(pub [u8; 32]);
 
@@ -105,63 +107,61 @@ impl fmt::Debug for SourceKey {
     }
 }
 
-/// What the cache may take.
+/// The bounds of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of cached blocks; 0: nothing is cached. By default [`default_bytes`] of the filesystem.
+    /// Bytes of cached blocks; 0 switches the cache off. By default [`default_bytes`] of the filesystem.
     pub bytes: Option<u64>,
-    /// Sources of which something is cached; by default any number.
+    /// Sources with cached blocks; by default any number.
     pub bases: Option<usize>,
     /// Bytes that stay free on the filesystem; see [`default_free_floor`].
     pub free_floor: u64,
 }
 
-/// How much is cached unless configured: a tenth of the filesystem, at most 64 GiB.
+/// The default bound on bytes: a tenth of the filesystem, at most 64 GiB.
 pub fn default_bytes(total: u64) -> u64 {
     (total / 10).min(64 * GIB)
 }
 
-/// How much stays free on a filesystem of `total` bytes unless configured: a twentieth, but 1 GiB at least, and never
-/// more than a quarter of a filesystem that is small.
+/// The default free space of a filesystem of `total` bytes: a twentieth, at least 1 GiB, and never more than a quarter.
 pub fn default_free_floor(total: u64) -> u64 {
     (total / 20).max(GIB).min(total / 4)
 }
 
-/// What becomes of files whose header is damaged.
+/// How the cache treats files with a damaged header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damaged {
-    /// They go.
+pub enum OnDamage {
+    /// It removes them.
     Drop,
-    /// They stay until [`DiskCache::settle_damaged`] is told which of them are an only copy.
+    /// It keeps them until [`DiskCache::settle_damaged`] learns which of them are an only copy.
     Keep,
 }
 
-/// Why blocks went.
+/// Why blocks were evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvictReason {
     /// The bound on bytes.
     Space,
-    /// The filesystem has less free than is to stay free.
+    /// The filesystem has less free space than must stay free.
     Floor,
     /// The bound on the number of sources.
     Bases,
-    /// The bytes did not match their sum.
+    /// The bytes did not match their checksum.
     Corrupt,
-    /// Somebody asked for it.
+    /// The operator or the owner of the base asked for it.
     Asked,
-    /// The source is not what it was.
+    /// The contents of the source changed.
     Changed,
-    /// The storage could not read them, or could not keep them.
+    /// The storage failed to read them, or to make them durable.
     ReadError,
 }
 
-/// Is told what others should know of. Called from whichever thread it happens in; must not wait, and must not call
-/// the cache.
-pub trait Watch: Send + Sync {
-    /// Blocks of `bytes` bytes went.
+/// Receives the events of the cache. Any thread may call it. It must not wait and must not call the cache.
+pub trait CacheObserver: Send + Sync {
+    /// Blocks of `bytes` bytes were evicted.
     fn evicted(&self, key: &SourceKey, bytes: u64, reason: EvictReason);
-    /// From now on nothing new is kept, and why; or, with `None`, it is again.
+    /// The cache stops taking new blocks, for this reason; with `None`, it takes new blocks again.
     fn degraded(&self, why: Option<&str>);
 }
 
@@ -172,28 +172,28 @@ pub struct DiskCacheStats {
     pub limit_bytes: u64,
     /// Bytes of cached blocks.
     pub used_bytes: u64,
-    /// Sources of which something is cached, or that are pinned.
+    /// Sources with cached blocks, and pinned sources.
     pub bases: u64,
-    /// Blocks that were asked for and found.
+    /// Blocks that a reader looked up and found.
     pub hits: u64,
-    /// Blocks that were asked for and not found.
+    /// Blocks that a reader looked up and did not find.
     pub misses: u64,
-    /// Blocks that came in.
+    /// Blocks that were inserted.
     pub insertions: u64,
-    /// Blocks that went, for whatever reason.
+    /// Blocks that were evicted, for any reason.
     pub evictions: u64,
-    /// Blocks that did not match their sums; a crash of the machine leaves some.
+    /// Blocks that did not match their checksums; a crash of the machine leaves some.
     pub corrupt_blocks: u64,
-    /// Reads that the storage could not do.
+    /// Reads that the storage failed.
     pub read_errors: u64,
-    /// Writes, syncs and punches that the storage could not do.
+    /// Writes, syncs and punches that the storage failed.
     pub write_errors: u64,
-    /// Whether all that an earlier worker left is known. Until then `used_bytes` is an estimate, and nothing is evicted to
-    /// make room.
+    /// Whether all blocks that an earlier worker left are indexed. Until then `used_bytes` is an estimate, and the cache
+    /// evicts nothing to make room.
     pub indexed: bool,
-    /// Why nothing new is kept.
+    /// Why the cache takes no new blocks.
     pub degraded: Option<String>,
-    /// Sources that cannot be read now, by their keys, and why. They are kept, and tried again.
+    /// Sources that cannot be read now: key and reason. Their files stay, and the cache tries again.
     pub unreadable: Vec<String>,
 }
 
@@ -212,43 +212,43 @@ fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// What the cache and its sources share.
+/// The state that the cache and its sources share.
 struct Shared {
     medium: Arc<dyn Medium>,
-    watch: Arc<dyn Watch>,
+    watch: Arc<dyn CacheObserver>,
     health: Health,
     counters: Counters,
     limit: u64,
     bases: Option<usize>,
     free_floor: u64,
-    /// Bytes of cached blocks, and of those that are coming in.
+    /// Bytes of cached blocks, and of blocks that are being inserted.
     used: AtomicU64,
     generation: AtomicU64,
-    /// Bytes that came in or were used again in this generation.
+    /// Bytes that were inserted or used again in this generation.
     moved: AtomicU64,
-    /// Bytes that came in since the last sync.
+    /// Bytes that were inserted since the last sync.
     unsynced: AtomicU64,
-    /// Files were made or removed since the directory was synced.
+    /// Files were created or removed since the last sync of the directory.
     names: AtomicBool,
-    /// The directory was read; until then nothing is written.
+    /// The directory was read; until then the cache writes nothing.
     loaded: AtomicBool,
     first_load: FirstLoad,
-    /// What an earlier worker left is known; until then nothing is evicted to make room.
+    /// All blocks that an earlier worker left are indexed; until then nothing is evicted to make room.
     indexed: AtomicBool,
-    /// Goes up each time a source is used.
+    /// A clock for uses of sources: incremented at each use.
     uses: AtomicU64,
     /// One eviction at a time.
     sweep: Mutex<()>,
     open: Arc<OpenFiles>,
-    troubles: Troubles,
-    /// Goes up when a source begins or ceases to be of verified contents.
-    lineups: AtomicU64,
+    unreadable: UnreadableSources,
+    /// Incremented when a source becomes or ceases to be one of verified contents.
+    verified_epoch: AtomicU64,
 }
 
 impl Shared {
-    /// A source began or ceased to be of verified contents.
-    fn lineup(&self) {
-        self.lineups.fetch_add(1, Ordering::Release);
+    /// A source became or ceased to be one of verified contents.
+    fn verified_changed(&self) {
+        self.verified_epoch.fetch_add(1, Ordering::Release);
     }
 
     fn looked_up(&self, wanted: u64, found: u64) {
@@ -256,22 +256,22 @@ impl Shared {
         count(&self.counters.misses, wanted - found);
     }
 
-    /// Files of a source cannot be read now.
-    fn trouble(&self, key: &SourceKey, error: &io::Error) {
-        self.note_trouble(key, error, false);
+    /// Notes that files of a source cannot be read now.
+    fn note_unreadable(&self, key: &SourceKey, error: &io::Error) {
+        self.note_failed_read(key, error, false);
     }
 
-    /// Nothing is known of a source for now.
-    fn unloaded(&self, key: &SourceKey, error: &io::Error) {
-        self.note_trouble(key, error, true);
+    /// Notes that a source cannot be loaded now, so that nothing may be written over its files.
+    fn note_unloaded(&self, key: &SourceKey, error: &io::Error) {
+        self.note_failed_read(key, error, true);
     }
 
-    fn note_trouble(&self, key: &SourceKey, error: &io::Error, unloaded: bool) {
+    fn note_failed_read(&self, key: &SourceKey, error: &io::Error, unloaded: bool) {
         let short = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
         let advice = if short { "; raise the limit of open files (ulimit -n, LimitNOFILE)" } else { "" };
-        let why = format!("its files cannot be read: {error}{advice}; they are kept and tried again");
-        if self.troubles.note(*key, why.clone(), unloaded, self.health.ticks()) {
-            tracing::warn!(%key, why, "a source of the cache");
+        let why = format!("its files cannot be read: {error}{advice}; plyfs keeps them and tries again");
+        if self.unreadable.note(*key, why.clone(), unloaded, self.health.ticks()) {
+            tracing::warn!(%key, why, "a source of the cache is unreadable");
         }
     }
 
@@ -286,7 +286,7 @@ impl Shared {
         }
     }
 
-    /// The storage refused something.
+    /// Counts a failed write of the storage, and stops inserts for a while.
     fn write_failed(&self, what: &str, error: &io::Error) {
         count(&self.counters.write_errors, 1);
         self.degrade(&format!("{what}: {error}"));
@@ -295,10 +295,10 @@ impl Shared {
     fn degrade(&self, why: &str) {
         if self.health.failed(why) {
             let dir = self.medium.root().join(DIR);
-            tracing::warn!(cache = %dir.display(), why, "nothing new is cached until this is over; reads go to the source");
+            tracing::warn!(cache = %dir.display(), why, "the cache takes no new blocks until this is over; reads of other blocks go to the source");
             self.watch.degraded(Some(why));
         } else {
-            tracing::debug!(why, "the cache takes nothing new");
+            tracing::debug!(why, "the cache takes no new blocks");
         }
     }
 
@@ -309,7 +309,7 @@ impl Shared {
         }
     }
 
-    fn went(&self, key: &SourceKey, blocks: u64, bytes: u64, reason: EvictReason) {
+    fn report_evicted(&self, key: &SourceKey, blocks: u64, bytes: u64, reason: EvictReason) {
         if blocks > 0 {
             count(&self.counters.evictions, blocks);
             self.watch.evicted(key, bytes, reason);
@@ -322,38 +322,38 @@ pub struct DiskCache {
     shared: Arc<Shared>,
     table: Mutex<HashMap<SourceKey, Arc<CachedSource>>>,
     verified: Mutex<contents::Verified>,
-    damaged: Damaged,
-    /// Sources of which not all is known.
+    damaged: OnDamage,
+    /// Sources that are not fully indexed.
     queue: Mutex<scan::Queue>,
-    /// Sources with damaged headers that were not decided about.
+    /// Sources with damaged headers that wait for [`settle_damaged`](Self::settle_damaged), and the damage.
     bad: Mutex<HashMap<SourceKey, String>>,
     me: Weak<Self>,
 }
 
 impl DiskCache {
-    /// Uses the directory `cache` of a medium, which must not be one that gives the reserve of the store away. Never
-    /// fails: a directory that cannot be used is tried again later, and nothing is cached until then. Somebody has to
-    /// call [`DiskCache::tick`] about once a second; see [`DiskCache::start`].
-    pub fn open(medium: Arc<dyn Medium>, limits: Limits, watch: Arc<dyn Watch>) -> Arc<Self> {
-        let cache = Self::prepare(medium, limits, watch, Damaged::Drop);
+    /// Opens the directory `cache` of a medium. The medium must not be one that spends the store's reserve. Never fails:
+    /// when the directory cannot be used, the cache tries again later and stores nothing until then. The caller must
+    /// arrange for [`DiskCache::tick`] about once a second; see [`DiskCache::start`].
+    pub fn open(medium: Arc<dyn Medium>, limits: Limits, watch: Arc<dyn CacheObserver>) -> Arc<Self> {
+        let cache = Self::prepare(medium, limits, watch, OnDamage::Drop);
         cache.load_first();
         while cache.scan_step() {}
         cache
     }
 
-    /// As [`open`](Self::open), and touches no file: what is there is read by the thread of [`DiskCache::start`]. Reads
-    /// wait until names and headers are known.
+    /// As [`open`](Self::open), but touches no file: the thread of [`DiskCache::start`] reads the files. Reads wait until
+    /// it has read names and headers.
     pub fn prepare(
         medium: Arc<dyn Medium>,
         limits: Limits,
-        watch: Arc<dyn Watch>,
-        damaged: Damaged,
+        watch: Arc<dyn CacheObserver>,
+        damaged: OnDamage,
     ) -> Arc<Self> {
         let total = medium.space().unwrap_or(Space { total: 0, free: 0, available: 0 }).total;
         let shared = Shared {
             open: OpenFiles::new(medium.clone()),
-            troubles: Troubles::default(),
-            lineups: AtomicU64::new(1),
+            unreadable: UnreadableSources::default(),
+            verified_epoch: AtomicU64::new(1),
             medium,
             watch,
             health: Health::default(),
@@ -401,21 +401,20 @@ impl DiskCache {
                 }
             };
             drop(table);
-            // A key stands for the contents, so this is a mistake of somebody's; the older contents are not used.
+            // One key stands for one contents, so one of the sizes is wrong. The older contents are dropped.
             let bytes = old.detach(EvictReason::Changed);
-            tracing::warn!(%key, bytes, from = old.size(), to = size, "cached blocks of another size were dropped");
+            tracing::warn!(%key, bytes, from = old.size(), to = size, "the cached blocks of a source whose size changed were dropped");
         }
     }
 
-    /// Drops all that is cached of a source, and its files. It is not pinned any more. Whoever has it attached may go
-    /// on, and begins anew.
+    /// Drops all cached blocks of a source, its files and its pin. A holder of the source may go on and starts empty.
     pub fn remove(&self, key: &SourceKey) {
         self.wait_for_load();
         let source = self.find(key);
         if let Some(source) = source {
             source.reset(EvictReason::Asked);
-            self.shared.health.hope();
-            // Nobody but the table and this call.
+            self.shared.health.retry_now();
+            // Only the table and this call hold it.
             let mut table = self.table.lock();
             if Arc::strong_count(&source) <= 2 && source.cached_bytes() == 0 {
                 table.remove(key);
@@ -423,22 +422,22 @@ impl DiskCache {
         }
     }
 
-    /// A source that is known, without making it known.
+    /// A source that is in the table. Does not add one.
     pub fn find(&self, key: &SourceKey) -> Option<Arc<CachedSource>> {
         self.table.lock().get(key).cloned()
     }
 
-    /// Why what is cached of a source cannot be read now.
+    /// Why the cached blocks of a source cannot be read now.
     pub fn trouble(&self, key: &SourceKey) -> Option<String> {
-        self.shared.troubles.why(key)
+        self.shared.unreadable.why(key)
     }
 
-    /// Sources of which something is cached, that are pinned, or that are attached.
+    /// Sources that have cached blocks, are pinned or are attached.
     pub fn sources(&self) -> Vec<Arc<CachedSource>> {
         self.table.lock().values().cloned().collect()
     }
 
-    /// How it is.
+    /// The counters and the state.
     pub fn stats(&self) -> DiskCacheStats {
         let shared = &self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -457,7 +456,7 @@ impl DiskCache {
             indexed: shared.indexed.load(Ordering::Acquire),
             degraded: shared.health.why(),
             unreadable: shared
-                .troubles
+                .unreadable
                 .list()
                 .into_iter()
                 .map(|(key, why)| format!("{key}: {why}"))
@@ -465,10 +464,10 @@ impl DiskCache {
         }
     }
 
-    /// Makes all that is cached durable, so that a power cut afterwards costs no fetch.
+    /// Makes all cached blocks durable, so that a power cut afterwards costs no fetch.
     ///
     /// # Errors
-    /// The first thing that the storage refused; the rest is done all the same.
+    /// The first error of the storage; the other sources are synced all the same.
     pub fn flush(&self) -> io::Result<()> {
         let mut result = Ok(());
         self.shared.unsynced.store(0, Ordering::Relaxed);
@@ -487,26 +486,26 @@ impl DiskCache {
         result
     }
 
-    /// What has to be done now and then: syncs, the floor, what an earlier worker left, another attempt after a
-    /// failure. To be called about once a second; its calls count the time.
+    /// Periodic work: syncs, the bounds, the index of blocks that an earlier worker left, another attempt after a
+    /// failure. The caller must call it about once a second, because ticks measure time.
     pub fn tick(&self) {
         while self.scan_step() {}
         self.tick_once(true);
     }
 
-    /// A tick; `settle`: with what takes long when not all is known.
-    fn tick_once(&self, settle: bool) {
+    /// One tick; with `punch`, it also punches out stray bytes, which takes long while a source is not fully indexed.
+    fn tick_once(&self, punch: bool) {
         let shared = &self.shared;
         let now = shared.health.tick();
         if !shared.loaded.load(Ordering::Acquire) {
-            if !shared.first_load.is_to_come() && shared.health.may_write() {
+            if !shared.first_load.is_pending() && shared.health.may_write() {
                 self.load();
             }
             return;
         }
         self.load_due();
-        if settle {
-            self.settle();
+        if punch {
+            self.punch_stray_bytes();
         }
         self.keep_bounds();
         shared.open.tick();

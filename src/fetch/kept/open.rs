@@ -1,7 +1,8 @@
-//! Descriptors of the cache's files: taken at use, given back when others need them or after a while without use.
+//! Descriptors of the cache's files. They are opened at use, and closed when other sources need descriptors or after a
+//! while without use.
 //!
-//! What must hold: the number of cached sources costs no descriptors, and files that are opened by their names are those
-//! that a [`Files`] stands for. So a remover retires them first (D51).
+//! What must hold: the number of descriptors does not depend on the number of cached sources. A [`Files`] never opens
+//! files of the same names that replaced its own; so a remover retires it first (D51).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +14,11 @@ use super::SourceKey;
 use super::files::{Opened, blocks_name, sums_name};
 use crate::io::{Medium, Open};
 
-/// Ticks between two looks at which sources were not used since the last one.
+/// Ticks between two searches for sources without a use since the last search.
 const IDLE_TICKS: u64 = 60;
-/// Sources that have descriptors at a time, at most. Each has two.
+/// The most sources with open descriptors. Each has two.
 const MOST: u64 = 128;
-/// The cache takes at most this part of the descriptors that the process may have.
+/// The cache uses at most this fraction of the descriptors that the process may have.
 const PART: u64 = 8;
 
 /// The files of one source, open or not.
@@ -31,17 +32,17 @@ pub(super) struct Files {
 enum State {
     Closed,
     Open(Arc<Opened>),
-    /// The names are gone, or another's.
+    /// The names are removed, or belong to other files.
     Retired,
 }
 
 impl Files {
-    /// Of files that are there.
+    /// For files that exist.
     pub fn existing(key: SourceKey, open: &Arc<OpenFiles>) -> Arc<Self> {
         Self::with(key, open, State::Closed)
     }
 
-    /// Of files that were made just now.
+    /// For files that were just created.
     pub fn made(key: SourceKey, open: &Arc<OpenFiles>, opened: Opened) -> Arc<Self> {
         open.close_down_to(open.most - 1);
         let files = Self::with(key, open, State::Open(Arc::new(opened)));
@@ -53,10 +54,10 @@ impl Files {
         Arc::new(Self { key, open: open.clone(), state: Mutex::new(state), used: AtomicU64::new(0) })
     }
 
-    /// The files, for as long as the result is kept.
+    /// The open files. They stay open at least while the result is held.
     ///
     /// # Errors
-    /// What the system says; `NotFound` when they were retired.
+    /// The error of the system; `NotFound` when they were retired.
     pub fn get(self: &Arc<Self>) -> io::Result<Arc<Opened>> {
         self.used.store(self.open.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         let mut state = self.state.lock();
@@ -79,7 +80,7 @@ impl Files {
         Ok(opened)
     }
 
-    /// The files, when they are open and need not be waited for.
+    /// The files, if they are open and the lock is free.
     pub fn get_now(&self) -> Option<Arc<Opened>> {
         self.used.store(self.open.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         match &*self.state.try_lock()? {
@@ -95,14 +96,14 @@ impl Files {
         Ok(Opened { blocks, sums })
     }
 
-    /// Before the names go: they are never opened by this one again.
+    /// Never opens files by their names again. Called before the names are removed.
     pub fn retire(&self) {
         *self.state.lock() = State::Retired;
         self.open.forget(self);
     }
 
     fn close(&self) {
-        // One that is being opened at this moment is in use.
+        // Locked: the files are being opened, so they are in use.
         let Some(mut state) = self.state.try_lock() else { return };
         if matches!(*state, State::Open(_)) {
             *state = State::Closed;
@@ -117,8 +118,8 @@ pub(super) struct OpenFiles {
     most: usize,
     list: Mutex<Vec<Weak<Files>>>,
     clock: AtomicU64,
-    /// The clock at the last look.
-    looked_at: AtomicU64,
+    /// The clock at the last search for idle sources.
+    searched_at: AtomicU64,
     ticks: AtomicU64,
 }
 
@@ -130,7 +131,7 @@ impl OpenFiles {
             most,
             list: Mutex::default(),
             clock: AtomicU64::new(0),
-            looked_at: AtomicU64::new(0),
+            searched_at: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
         })
     }
@@ -149,7 +150,8 @@ impl OpenFiles {
         list.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Closes those that were used longest ago until at most `keep` are open. Who uses one at the moment goes on.
+    /// Closes the least recently used files until at most `keep` sources have open ones. A caller that uses closed files
+    /// goes on with its own handle.
     fn close_down_to(&self, keep: usize) {
         if self.list.lock().len() <= keep {
             return;
@@ -160,13 +162,13 @@ impl OpenFiles {
         open[..surplus].iter().for_each(|files| files.close());
     }
 
-    /// To be called about once a second.
+    /// Closes idle files. To be called about once a second.
     pub fn tick(&self) {
         if !(self.ticks.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(IDLE_TICKS) {
             return;
         }
         let now = self.clock.load(Ordering::Relaxed);
-        let before = self.looked_at.swap(now, Ordering::Relaxed);
+        let before = self.searched_at.swap(now, Ordering::Relaxed);
         for files in self.listed() {
             if files.used.load(Ordering::Relaxed) <= before {
                 files.close();
@@ -174,13 +176,13 @@ impl OpenFiles {
         }
     }
 
-    /// Sources that have descriptors.
+    /// The number of sources with open descriptors.
     #[cfg(test)]
     pub fn count(&self) -> usize {
         self.listed().len()
     }
 
-    /// How many sources may have descriptors.
+    /// The most sources that may have open descriptors.
     #[cfg(test)]
     pub fn most(&self) -> usize {
         self.most

@@ -1,12 +1,13 @@
-//! Room for what comes in: the bounds, and what goes when one is met.
+//! Room for new blocks: the bounds, and eviction when a bound is reached.
 //!
-//! The order in which blocks go is that of 2Q in coarse steps. Blocks that were used once since they came are *cold*,
-//! the others *hot*; of both the oldest generation goes first. Cold ones go as long as they are more than a quarter
-//! of what may go, or older than all hot ones, so a scan replaces itself and leaves what is used again and again alone;
-//! else hot ones go, so that what was hot once does not stay for ever.
+//! The order of eviction is that of 2Q in coarse steps. Blocks that were not used again since their insertion are
+//! *cold*, the others *hot*; of both, the oldest generation goes first. Cold blocks go while they are more than a
+//! quarter of the evictable blocks, or while they are older than all hot blocks. So a scan replaces its own blocks and
+//! spares blocks that are used again and again. Otherwise hot blocks go, so that a block that was hot once does not stay
+//! for ever.
 //!
-//! What must hold: an eviction that finds nothing gives up, and so does one that frees nothing on the filesystem
-//! (some give space back late). Batches are large, so that looking for blocks costs little per block.
+//! What must hold: an eviction that finds no block gives up, and so does one that frees no space on the filesystem
+//! (some filesystems free space late). Batches are large, so that the search costs little per block.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,18 +17,18 @@ use super::index::Class;
 use super::source::CachedSource;
 use super::{CACHE_BLOCK, DiskCache, EvictReason, MIB, Shared};
 
-/// Evicted at once, at most, beyond what is needed.
+/// The most that one eviction evicts beyond the need.
 const BATCH: u64 = 64 * MIB;
-/// A batch is at most this part of what is cached.
+/// A batch is at most this fraction of the cached bytes.
 const BATCH_PART: u64 = 64;
-/// Cold blocks go while they are more than this part.
+/// Cold blocks go while they are more than this fraction.
 const COLD_PART: u64 = 4;
-/// Chunks that are looked at under one lock of an index.
-const LOOKED_AT: usize = 1024;
-/// Others may take the room that was made; then it is made again, this often.
+/// Chunks that are searched under one hold of an index's lock.
+const CHUNKS_PER_LOCK: usize = 1024;
+/// How often room is made again after other inserts took it.
 const ROUNDS: usize = 4;
 
-/// Bytes that are counted as used and not yet anybody's: taken before a block is written (D34).
+/// Bytes that count as used but belong to no block yet: reserved before a block is written (D34).
 pub(super) struct Room<'a> {
     shared: &'a Shared,
     pub bytes: u64,
@@ -44,22 +45,24 @@ impl Shared {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|now| *now <= self.limit)
         });
-        // Not `then_some`: a room that was not taken must not be given back.
+        // Not `then_some`: that would build a `Room` in either case, and its drop would give back bytes that were not
+        // taken.
         taken.is_ok().then(|| Room { shared: self, bytes })
     }
 
-    /// Bytes that are missing to the floor when `more` are written.
+    /// By how many bytes free space falls below the floor when `more` bytes are written.
     fn below_floor(&self, more: u64) -> u64 {
         match self.medium.space() {
             Ok(space) => (self.free_floor.saturating_add(more)).saturating_sub(space.available),
-            // Then nobody knows, and the write itself will tell.
+            // Unknown: the write itself fails when there is no space.
             Err(_) => 0,
         }
     }
 }
 
 impl DiskCache {
-    /// Lets a source that has no files have some, when there may be as many; another one may have to go.
+    /// Whether a source without files may get some, within the bound on sources. May evict the least recently used
+    /// source.
     pub(super) fn admit(&self, source: &CachedSource) -> bool {
         let Some(most) = self.shared.bases else { return true };
         if source.has_files() {
@@ -73,7 +76,7 @@ impl DiskCache {
                 return true;
             }
             if !self.shared.indexed.load(Ordering::Acquire) {
-                // Which was used longest ago is not known yet.
+                // The least recently used source is not known yet.
                 return false;
             }
             let unpinned = with_files.filter(|s| !s.is_pinned());
@@ -85,18 +88,19 @@ impl DiskCache {
                     }
                 }
                 _ => {
-                    self.shared.degrade("as many sources as may be are cached, and all of them are pinned");
+                    self.shared
+                        .degrade("the bound on the number of sources is reached, and all of them are pinned");
                     return false;
                 }
             }
         }
     }
 
-    /// Room for `bytes` more; `None`: there is none, and why is known to whoever looks.
+    /// Room for `bytes` more. `None`: there is none, and the status says why.
     pub(super) fn room_for(&self, bytes: u64) -> Option<Room<'_>> {
         let shared = &*self.shared;
         if bytes > shared.limit {
-            // Configured so small that it is a cache of nothing: that is no failure.
+            // The configured bound is smaller than one insert. That is no failure.
             return None;
         }
         let indexed = shared.indexed.load(Ordering::Acquire);
@@ -110,7 +114,7 @@ impl DiskCache {
                 if self.make_room(need, EvictReason::Space) == 0
                     && shared.used.load(Ordering::Relaxed) >= used
                 {
-                    shared.degrade("it is full, and nothing of it may be evicted");
+                    shared.degrade("it is full, and no block may be evicted");
                     return None;
                 }
                 continue;
@@ -127,11 +131,11 @@ impl DiskCache {
                 break;
             }
         }
-        shared.degrade("its filesystem has no more free space than is to stay free");
+        shared.degrade("its filesystem has no free space beyond the space that must stay free");
         None
     }
 
-    /// Holds the bounds against others who write to the filesystem, and against a bound that became smaller.
+    /// Enforces the bounds after other programs wrote to the filesystem, and after a bound was lowered.
     pub(super) fn keep_bounds(&self) {
         let shared = &*self.shared;
         if !shared.indexed.load(Ordering::Acquire) {
@@ -147,7 +151,7 @@ impl DiskCache {
         }
     }
 
-    /// Evicts at least `need` bytes if so many may go; returns how many went.
+    /// Evicts at least `need` bytes if so many are evictable. Returns the bytes evicted.
     fn make_room(&self, need: u64, reason: EvictReason) -> u64 {
         let _sweep = self.shared.sweep.lock();
         let sources: Vec<Arc<CachedSource>> =
@@ -171,7 +175,7 @@ impl DiskCache {
     }
 }
 
-/// How many blocks of which class are to go, for `need` blocks in all.
+/// Chooses `need` blocks to evict: how many of which class.
 fn choose(mut classes: BTreeMap<Class, u64>, need: u64) -> BTreeMap<Class, u64> {
     let mut victims = BTreeMap::new();
     let mut left: u64 = classes.values().sum();
@@ -179,11 +183,11 @@ fn choose(mut classes: BTreeMap<Class, u64>, need: u64) -> BTreeMap<Class, u64> 
     let mut need = need.min(left);
     while need > 0 {
         let Some(oldest) = classes.keys().next().copied() else { break };
-        // A cold one that is older than all hot ones has no excuse.
+        // A cold block that is older than all hot blocks goes in any case.
         let hot_turn = oldest.hot && cold * COLD_PART <= left;
         let class = classes.keys().find(|class| class.hot == hot_turn).copied().unwrap_or(oldest);
         let blocks = classes.remove(&class).unwrap_or(0);
-        // Only as far as it is this one's turn.
+        // At most until the other kind has its turn.
         let turn = match (class.hot, hot_turn) {
             (false, false) if class != oldest => (cold - left / COLD_PART).max(1),
             _ => blocks,
@@ -203,27 +207,28 @@ fn choose(mut classes: BTreeMap<Class, u64>, need: u64) -> BTreeMap<Class, u64> 
 }
 
 impl CachedSource {
-    /// Evicts blocks of these classes, as many as each says, and takes them off.
+    /// Evicts the given number of blocks of each class, and subtracts them. Returns the bytes evicted.
     fn evict_some(&self, victims: &mut BTreeMap<Class, u64>, reason: EvictReason) -> u64 {
         let (mut from, mut blocks, mut bytes) = (Some(0), 0, 0);
         while let Some(chunk) = from.filter(|_| !victims.is_empty()) {
             let (files, chosen, next) = {
                 let index = self.index.lock();
                 let Some(files) = index.files.clone() else { break };
-                let (chosen, next) = index.select(chunk, LOOKED_AT, |class| match victims.get_mut(&class) {
-                    Some(1) => victims.remove(&class).is_some(),
-                    Some(left) => {
-                        *left -= 1;
-                        true
-                    }
-                    None => false,
-                });
+                let (chosen, next) =
+                    index.select(chunk, CHUNKS_PER_LOCK, |class| match victims.get_mut(&class) {
+                        Some(1) => victims.remove(&class).is_some(),
+                        Some(left) => {
+                            *left -= 1;
+                            true
+                        }
+                        None => false,
+                    });
                 (files, chosen, next)
             };
             from = next;
             if !chosen.is_empty() {
                 let chosen: Vec<_> = chosen.into_iter().map(|(block, class)| (block, Some(class))).collect();
-                // What cannot be opened stays.
+                // Blocks of files that cannot be opened stay.
                 let Some(opened) = self.open(&files) else { break };
                 let mut writer = self.writer.lock();
                 if !self.index.lock().files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) {
@@ -233,7 +238,7 @@ impl CachedSource {
                 (blocks, bytes) = (blocks + gone.0, bytes + gone.1);
             }
         }
-        self.shared.went(&self.told_as(), blocks, bytes, reason);
+        self.shared.report_evicted(&self.reported_as(), blocks, bytes, reason);
         bytes
     }
 }

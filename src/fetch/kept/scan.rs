@@ -1,14 +1,14 @@
-//! Getting to know which blocks an earlier worker left, while they are used.
+//! The scan that indexes the blocks that an earlier worker left, while the cache is in use.
 //!
-//! Serving does not wait for it. At the start only names and headers are read. What a read asks for is looked up in the
-//! sums file at once: the slot of a chunk lies at the chunk's own place. Behind that a scan reads the whole file, so that
-//! totals are known and the oldest blocks can be told. What must hold until it is through:
-//! - A read of what is cached finds it, and waits for its own slot only (D52).
-//! - A source counts with what its file takes on the filesystem, so that the bound on bytes holds.
-//! - Nothing is evicted to make room: what is old is not known yet. A full cache takes nothing new for so long.
+//! Serving does not wait for the scan. A start reads only names and headers. A read looks up its own chunk in the sums
+//! file, where the slot of a chunk lies at the chunk's own place. In the background the scan reads the whole file, so
+//! that the totals and the oldest blocks are known. What must hold until the scan is done:
+//! - A read of a cached block finds it, and waits for its own slot only (D52).
+//! - A source counts for the space that its file takes on the filesystem, so that the bound on bytes holds.
+//! - Nothing is evicted to make room, because the oldest blocks are not known yet. A full cache takes no new blocks.
 //!
-//! Version 0.1.0 had slots in any order. Such a file is read as a whole first, and reads of its source wait for that; it
-//! is then written anew with each slot in its place.
+//! Version 0.1.0 wrote slots in any order. The scan reads such a file as a whole first, and reads of its source wait for
+//! that. Then it writes the file anew, with each slot in its place.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,16 +24,16 @@ use crate::format::cache::{CACHE_BLOCK, HEADER_AREA, SLOT, SLOT_BLOCKS, decode_s
 use crate::format::layout::staged;
 use crate::io::Open;
 
-/// Slots that are read at once.
+/// Slots that one step of the scan reads.
 const BATCH: u64 = 1024;
-/// Slots that a read looks up at once.
+/// Slots that a lookup reads at a time.
 const NEAR: u64 = 64;
 
-/// Sources that are not wholly known, and the ticks at which those that could not be read are tried again.
+/// Sources that are not fully indexed, and the tick at which each is due. A source that could not be read is due later.
 pub(super) type Queue = VecDeque<(Arc<CachedSource>, u64)>;
 
 impl DiskCache {
-    /// One step of the scan. Returns whether there is more to do now.
+    /// Runs one step of the scan. Returns whether there is more to do now.
     pub(super) fn scan_step(&self) -> bool {
         let now = self.shared.health.ticks();
         let next = {
@@ -50,27 +50,27 @@ impl DiskCache {
             Ok(false) => self.queue.lock().push_front((source, 0)),
             Err(error) => {
                 count(&self.shared.counters.read_errors, 1);
-                self.shared.trouble(source.key(), &error);
+                self.shared.note_unreadable(source.key(), &error);
                 self.queue.lock().push_back((source, now + 1 + now % 16));
             }
         }
         true
     }
 
-    /// All that can be read is known.
+    /// Notes that every readable source is indexed.
     fn scanned(&self) {
         if self.shared.loaded.load(Ordering::Acquire) && !self.shared.indexed.swap(true, Ordering::AcqRel) {
             let generation = self.shared.generation();
             for source in self.sources() {
-                source.index.lock().renew_young(generation);
+                source.index.lock().renew_added_in_scan(generation);
             }
         }
     }
 }
 
 impl CachedSource {
-    /// What an earlier worker left of some blocks is known after this. False when it cannot be read.
-    pub(super) fn know(&self, first: u64, blocks: u64) -> bool {
+    /// Indexes the chunks of some blocks, if they are not indexed yet. Returns false when the sums cannot be read.
+    pub(super) fn look_up(&self, first: u64, blocks: u64) -> bool {
         self.shared.first_load.wait();
         loop {
             let (from, count, files) = {
@@ -87,19 +87,19 @@ impl CachedSource {
             let Some(opened) = files.and_then(|files| self.open(&files)) else { return false };
             let mut bytes = vec![0; (count * SLOT) as usize];
             match opened.sums.read_at(&mut bytes, slot_place(from)) {
-                Ok(got) => self.learn(&mut self.index.lock(), from, count, &bytes[..got]),
+                Ok(got) => self.note_slots(&mut self.index.lock(), from, count, &bytes[..got]),
                 Err(error) => {
                     super::count(&self.shared.counters.read_errors, 1);
-                    self.shared.trouble(&self.key, &error);
+                    self.shared.note_unreadable(&self.key, &error);
                     return false;
                 }
             }
         }
     }
 
-    /// Notes what `count` slots from number `from` on say of the chunks at whose places they lie. What is missing of them
-    /// lies behind the end of the file.
-    fn learn(&self, index: &mut Index, from: u32, count: u64, bytes: &[u8]) {
+    /// Adds `count` slots from slot `from` on to the index. Each slot lies at the place of its chunk. Slots that are
+    /// missing in `bytes` lie beyond the end of the file.
+    fn note_slots(&self, index: &mut Index, from: u32, count: u64, bytes: &[u8]) {
         let blocks = self.blocks();
         let mut slots = bytes.chunks_exact(SLOT as usize);
         for slot in from..from + count as u32 {
@@ -124,13 +124,13 @@ impl CachedSource {
             }
             present &= possible;
             if present != 0 {
-                index.found(slot, slot, present, found.ages);
+                index.add_found(slot, slot, present, found.ages);
             }
         }
         self.shared.generation.fetch_max(index.newest() + 1, Ordering::Relaxed);
     }
 
-    /// One step. Returns whether all of it is known.
+    /// Runs one step of the scan of this source. Returns whether the source is fully indexed.
     fn scan(&self) -> io::Result<bool> {
         let (from, files) = {
             let index = self.index.lock();
@@ -139,7 +139,7 @@ impl CachedSource {
         };
         let Some(files) = files else { return Ok(true) };
         let opened = match files.get() {
-            // Dropped meanwhile.
+            // The files were removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             Err(error) => {
                 self.index.lock().unreadable = true;
@@ -153,14 +153,14 @@ impl CachedSource {
             return Ok(true);
         };
         let chunks = chunks_of(self.size());
-        // Holes are passed over: a large source of which little is cached is a small file.
+        // Skip holes: the sums file of a large source with few cached blocks is sparse.
         let data = opened.sums.next_data(slot_place(from))?;
         let next = data.map_or(chunks, |at| at.saturating_sub(HEADER_AREA) / SLOT).max(u64::from(from));
         let to = (next + BATCH).min(chunks);
         let mut bytes = vec![0; (to.saturating_sub(next) * SLOT) as usize];
         let got = opened.sums.read_at(&mut bytes, slot_place(next as u32))?;
         let mut rest = &bytes[..got];
-        // In small parts: readers need the lock.
+        // In small parts, because readers need the lock.
         for first in (next..to).step_by(NEAR as usize) {
             let count = NEAR.min(to - first);
             let (part, more) = rest.split_at(rest.len().min((count * SLOT) as usize));
@@ -169,7 +169,7 @@ impl CachedSource {
             if !index.files.as_ref().is_some_and(|now| Arc::ptr_eq(now, &files)) {
                 return Ok(true);
             }
-            self.learn(&mut index, first as u32, count, part);
+            self.note_slots(&mut index, first as u32, count, part);
             index.scanned_to((first + count) as u32);
         }
         if to < chunks {
@@ -182,10 +182,10 @@ impl CachedSource {
         Ok(true)
     }
 
-    /// All of it is known: it counts with what is here.
+    /// The source is fully indexed: replaces the estimate by the bytes of its present blocks.
     fn finish(&self, index: &mut Index) {
         if index.estimate().is_none() {
-            // It was emptied meanwhile.
+            // The source was emptied meanwhile.
             return;
         }
         let estimate = index.know_all();
@@ -194,22 +194,22 @@ impl CachedSource {
         self.shared.used.fetch_sub(estimate, Ordering::Relaxed);
         self.used_at.fetch_max(index.newest(), Ordering::Relaxed);
         self.shared.uses.fetch_max(index.newest(), Ordering::Relaxed);
-        self.shared.troubles.over(&self.key);
+        self.shared.unreadable.clear(&self.key);
         self.ready.notify_all();
     }
 
-    /// A file of version 0.1.0, with slots in any order.
+    /// Reads a file of version 0.1.0, with slots in any order, as a whole.
     fn scan_as_a_whole(&self, files: &Arc<Files>, opened: &super::files::Opened) -> io::Result<()> {
         let header = self.writer.lock().header().clone();
         let mut found = Index::of_any_order();
-        let lasting = self.shared.troubles.is_lasting(&self.key);
+        let lasting = self.shared.unreadable.is_lasting(&self.key);
         let read = opened.load(&header, &mut found).and_then(|errors| match errors {
             0 => Ok(()),
             _ if lasting => Ok(()),
-            _ => Err(io::Error::other("its sums cannot be read")),
+            _ => Err(io::Error::other("its checksums cannot be read")),
         });
         if let Err(error) = read {
-            // Who waits for it goes to the source.
+            // Waiting readers go to the source.
             self.index.lock().unreadable = true;
             self.ready.notify_all();
             return Err(error);
@@ -226,13 +226,13 @@ impl CachedSource {
             self.shared.generation.fetch_max(newest + 1, Ordering::Relaxed);
         }
         if let Err(error) = self.put_slots_in_place(&mut writer, opened) {
-            // It is as it was, and is read as a whole again by the next worker.
-            tracing::debug!(key = %self.key, %error, "the sums of a source stay in any order");
+            // The file is unchanged, and the next worker reads it as a whole again.
+            tracing::debug!(key = %self.key, %error, "the checksums of a source cannot be put in order; they stay as they are");
         }
         Ok(())
     }
 
-    /// Writes the sums file anew, each slot at the place of its chunk. Readers go on with the old file until then.
+    /// Writes the sums file anew, with each slot at the place of its chunk. Readers use the old file until that is done.
     fn put_slots_in_place(
         &self,
         writer: &mut super::source::Writer,
@@ -273,23 +273,24 @@ impl CachedSource {
         medium.sync_dir(DIR)
     }
 
-    /// Blocks of the source that an earlier worker may have left and that are not known yet.
+    /// Whether all blocks that an earlier worker left are indexed.
     pub fn is_known(&self) -> bool {
-        !self.shared.first_load.is_to_come() && self.index.lock().scan_from().is_none()
+        !self.shared.first_load.is_pending() && self.index.lock().scan_from().is_none()
     }
 
-    /// Bytes came in or went while not all is known.
+    /// Counts inserted bytes as used.
     pub(super) fn charge(&self, index: &mut Index, bytes: u64) {
         index.charge(bytes);
         self.shared.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts dropped bytes as free.
     pub(super) fn discharge(&self, index: &mut Index, bytes: u64) {
         self.shared.used.fetch_sub(index.discharge(bytes), Ordering::Relaxed);
     }
 }
 
-/// Bytes that a source counts with before it is known.
+/// The bytes that a source counts for before it is indexed.
 pub(super) fn estimate(allocated: u64, size: u64) -> u64 {
     allocated.next_multiple_of(CACHE_BLOCK).min(size)
 }

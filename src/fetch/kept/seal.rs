@@ -1,4 +1,4 @@
-//! Noting that contents were compared with their digest.
+//! The note that the blocks of a source were compared with a digest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,25 +6,25 @@ use std::sync::atomic::Ordering;
 use super::source::CachedSource;
 use super::{DIR, SourceKey};
 
-/// A source into which nothing comes.
+/// A source that refuses inserts while this is held.
 pub struct Frozen {
     pub(super) source: Arc<CachedSource>,
 }
 
 impl Frozen {
-    /// Whether anything is here.
+    /// Whether any block is present.
     pub fn has_blocks(&self) -> bool {
         self.source.index.lock().blocks() > 0
     }
 
-    /// Notes durably that all that is here was compared, as a whole or as a part of it, with what `contents` stands for.
-    /// It may then be read for every base of these contents. Returns whether that is so.
+    /// Notes durably that all present blocks were compared with the digest of `contents`, alone or together with other
+    /// sources. Every base of these contents may read them then. Returns whether that was noted.
     pub fn seal(&self, contents: SourceKey) -> bool {
         let source = &self.source;
         if !source.has_files() {
             return false;
         }
-        // The note must not outlive a part of what it is about, nor stand beside an older file of the same name.
+        // The note must not outlive any block that it is about, nor stand beside an older file of the same name.
         if let Err(error) = source.sync().and_then(|()| source.shared.medium.sync_dir(DIR)) {
             source.shared.write_failed("syncing the cache", &error);
             return false;
@@ -35,7 +35,7 @@ impl Frozen {
         if noted {
             source.index.lock().contents = Some(contents);
             source.verified.store(complete, Ordering::Relaxed);
-            source.shared.lineup();
+            source.shared.verified_changed();
         }
         noted
     }

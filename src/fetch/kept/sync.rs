@@ -1,8 +1,9 @@
-//! Making what is cached durable, and what follows when that fails.
+//! Makes cached blocks durable, and handles a failed sync.
 //!
-//! What must hold: a sync that worked speaks for all that is here. One that failed may have lost what was written since
-//! the last, while the kernel's memory still shows it, to the next worker too: so that is written again at once, and a
-//! later sync finds it dirty. What cannot be written again is dropped, unless it may have been durable before (D53).
+//! What must hold: after a sync that worked, all present blocks are durable. A failed sync may have lost the writes
+//! since the last one, although the page cache still shows them, to the next worker too. So these blocks are written
+//! again at once, which makes their pages dirty for a later sync. A block that cannot be written again is dropped,
+//! unless it may have been durable before (D53).
 
 use std::io;
 use std::sync::Arc;
@@ -14,13 +15,13 @@ use super::open::Files;
 use super::source::{CachedSource, Writer};
 use super::{CACHE_BLOCK, EvictReason};
 use crate::format::cache::SLOT_BLOCKS;
-use crate::sabotage::{Sabotage, sabotaged};
+use crate::mutant::Mutant;
 
-/// Ages of chunks that are written while nothing else of the source is.
+/// Chunks whose ages are written under one hold of the writer's lock.
 const AGED: usize = 1024;
 
 impl CachedSource {
-    /// Makes what is cached of it durable.
+    /// Makes the cached blocks of the source durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         let Some(files) = self.index.lock().files.clone() else { return Ok(()) };
         let dirty = [&self.blocks_dirty, &self.sums_dirty].iter().any(|dirty| dirty.load(Ordering::Relaxed));
@@ -28,18 +29,18 @@ impl CachedSource {
             return Ok(());
         }
         let opened = match files.get() {
-            // They were removed meanwhile, and what was in them with them.
+            // The files were removed meanwhile, with all their blocks.
             Err(_) if !self.uses(&files) => return Ok(()),
             other => other?,
         };
-        self.settle_doubts(&opened)?;
+        self.rewrite_doubtful(&opened)?;
         let unsynced = self.index.lock().take_unsynced();
         let done = self.sync_files(&files, &opened);
         match &done {
             Ok(()) => self.inherited.store(false, Ordering::Relaxed),
             Err(_) => {
                 self.sync_failed(&mut self.writer.lock(), &opened, unsynced);
-                let _ = self.settle_doubts(&opened);
+                let _ = self.rewrite_doubtful(&opened);
             }
         }
         done
@@ -53,10 +54,10 @@ impl CachedSource {
                 self.files_for_writing(&mut writer)?;
             }
         }
-        // Without a lock: it takes as long as it takes. The blocks first, so that a sum that is durable has its bytes.
+        // Without a lock, because it may take long. The blocks come first, so that a durable sum has durable bytes.
         for (dirty, file) in [(&self.blocks_dirty, &opened.blocks), (&self.sums_dirty, &opened.sums)] {
             if dirty.swap(false, Ordering::Relaxed)
-                && !sabotaged(Sabotage::CopyNotSynced)
+                && !Mutant::CacheBlockNotSynced.is_active()
                 && let Err(error) = file.sync_data()
             {
                 dirty.store(true, Ordering::Relaxed);
@@ -66,32 +67,32 @@ impl CachedSource {
         Ok(())
     }
 
-    /// A sync of one of the files failed, which had to make `unsynced` (first block, blocks) durable, and what came
-    /// since.
+    /// Handles a failed sync of one of the files. The sync should have made `unsynced` (first block, blocks) durable,
+    /// and all blocks that were inserted since.
     pub(super) fn sync_failed(&self, writer: &mut Writer, opened: &Opened, mut unsynced: Vec<(u64, u64)>) {
         unsynced.extend(self.index.lock().take_unsynced());
-        if sabotaged(Sabotage::CopyNotRedone) {
+        if Mutant::CacheBlockNotRewritten.is_active() {
             return;
         }
-        // One copy: the other may be the durable one.
+        // Only one copy of the header, because the other may be the durable one.
         let _ = writer.write_again(opened);
-        // What an earlier worker had not synced is not known, and which blocks it said were durable neither.
+        // Which blocks an earlier worker had synced is unknown.
         self.doubtful.fetch_or(self.inherited.load(Ordering::Relaxed), Ordering::Relaxed);
         for (first, blocks) in unsynced {
             for (at, count) in chunks(first, blocks) {
                 if let Err(error) = self.write_chunk_again(opened, at, count) {
                     let lost: Vec<_> = (at..at + count).map(|block| (block, None)).collect();
                     let (blocks, bytes) = self.drop_blocks(writer, opened, &lost);
-                    tracing::warn!(key = %self.key, %error, blocks, "cached blocks that a failed sync may have lost go");
-                    self.shared.went(&self.told_as(), blocks, bytes, EvictReason::ReadError);
+                    tracing::warn!(key = %self.key, %error, blocks, "cached blocks that a failed sync may have lost cannot be written again; they are dropped");
+                    self.shared.report_evicted(&self.reported_as(), blocks, bytes, EvictReason::ReadError);
                 }
             }
         }
     }
 
-    /// After a failed sync of what an earlier worker left: all of it is written again when it is to stay, and is dropped
-    /// when not. An error: a sync would not speak for all of it.
-    fn settle_doubts(&self, opened: &Opened) -> io::Result<()> {
+    /// After a failed sync of blocks that an earlier worker left: writes all blocks of a pinned source again, and drops
+    /// those of any other. After an error, a sync would not make all blocks durable.
+    fn rewrite_doubtful(&self, opened: &Opened) -> io::Result<()> {
         if !self.doubtful.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
@@ -100,14 +101,14 @@ impl CachedSource {
             return Ok(());
         }
         for (at, count) in chunks(0, self.blocks()) {
-            if !self.know(at, count) {
-                // It is not here until it can be read, and is tried again then.
+            if !self.look_up(at, count) {
+                // These blocks count as missing until they can be read; they are written again then.
                 self.doubtful.store(true, Ordering::Relaxed);
                 continue;
             }
             let _writer = self.writer.lock();
             if let Err(error) = self.write_chunk_again(opened, at, count) {
-                tracing::warn!(key = %self.key, %error, "cached blocks that a failed sync may have lost are not written again");
+                tracing::warn!(key = %self.key, %error, "cached blocks that a failed sync may have lost cannot be written again; plyfs tries again at the next sync");
                 self.doubtful.store(true, Ordering::Relaxed);
                 return Err(error);
             }
@@ -115,8 +116,9 @@ impl CachedSource {
         Ok(())
     }
 
-    /// Writes what is here of blocks of one chunk as it is, so that it is dirty. The caller has the writer's lock. What
-    /// cannot be read is left to its reader: no error, because one bad sector must not stop the cache of all bases.
+    /// Writes the present blocks of one chunk again, so that their pages are dirty. The caller holds the writer's lock. A
+    /// block that cannot be read is skipped without an error, because one bad sector must not stop the cache of all
+    /// bases; the block's reader handles it.
     fn write_chunk_again(&self, opened: &Opened, first: u64, count: u64) -> io::Result<()> {
         let (no, end) = (first / SLOT_BLOCKS, first + count);
         let mut at = first;
@@ -135,7 +137,7 @@ impl CachedSource {
             let Ok(sums) = opened.read_sums(&[whole(slot)]) else { continue };
             for (n, block) in bytes[..got].chunks(CACHE_BLOCK as usize).enumerate() {
                 let no = run.0 + n as u64;
-                // One that is damaged is for its reader to find.
+                // A damaged block is left to its reader.
                 if self.matches(no, block, sums[(no % SLOT_BLOCKS) as usize]) {
                     opened.blocks.write_at(block, no * CACHE_BLOCK)?;
                 }
@@ -172,7 +174,7 @@ impl CachedSource {
     }
 }
 
-/// Parts of a run of blocks that lie in one chunk each: first block and blocks.
+/// Splits a run of blocks at the ends of chunks: first block and blocks of each part.
 fn chunks(first: u64, blocks: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = first + blocks;
     std::iter::successors(Some((first, 0)), move |(at, count)| {

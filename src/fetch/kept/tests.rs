@@ -1,4 +1,4 @@
-//! The persistent cache against what it must hold: the bytes are those that were inserted, or nobody's.
+//! Tests of the persistent cache: a block has the bytes that were inserted, or is missing.
 
 mod bounds;
 mod contents;
@@ -8,7 +8,7 @@ mod model;
 mod power;
 mod scan;
 mod threads;
-mod trouble;
+mod unreadable;
 
 use std::sync::Arc;
 
@@ -20,14 +20,14 @@ use crate::io::sim::{Rng, SimMedium};
 const BLOCK: usize = CACHE_BLOCK as usize;
 const ROOM: Limits = Limits { bytes: Some(1 << 30), bases: None, free_floor: 0 };
 
-/// What the watch was told.
+/// An observer that records the events of the cache.
 #[derive(Default)]
-struct Told {
+struct Observed {
     evicted: Mutex<Vec<(SourceKey, u64, EvictReason)>>,
     degraded: Mutex<Vec<Option<String>>>,
 }
 
-impl Watch for Told {
+impl CacheObserver for Observed {
     fn evicted(&self, key: &SourceKey, bytes: u64, reason: EvictReason) {
         self.evicted.lock().push((*key, bytes, reason));
     }
@@ -36,9 +36,9 @@ impl Watch for Told {
     }
 }
 
-impl Told {
-    /// Bytes that went for a reason.
-    fn gone(&self, reason: EvictReason) -> u64 {
+impl Observed {
+    /// Bytes that were evicted for a reason.
+    fn evicted_bytes(&self, reason: EvictReason) -> u64 {
         self.evicted.lock().iter().filter(|(.., why)| *why == reason).map(|(_, bytes, _)| bytes).sum()
     }
     fn degradations(&self) -> Vec<Option<String>> {
@@ -50,7 +50,7 @@ fn key(n: u8) -> SourceKey {
     SourceKey([n; 32])
 }
 
-/// What the source with a key has in `blocks` blocks from `first` on.
+/// The right bytes of `blocks` blocks, from block `first` on, of the source with a key.
 fn contents(key: &SourceKey, size: u64, first: u64, blocks: u64) -> Vec<u8> {
     let mut out = Vec::new();
     for block in first..first + blocks {
@@ -65,21 +65,21 @@ fn contents(key: &SourceKey, size: u64, first: u64, blocks: u64) -> Vec<u8> {
     out
 }
 
-fn open_with(medium: impl Medium + 'static, limits: Limits) -> (Arc<DiskCache>, Arc<Told>) {
-    let told = Arc::new(Told::default());
-    (DiskCache::open(Arc::new(medium), limits, told.clone()), told)
+fn open_with(medium: impl Medium + 'static, limits: Limits) -> (Arc<DiskCache>, Arc<Observed>) {
+    let observed = Arc::new(Observed::default());
+    (DiskCache::open(Arc::new(medium), limits, observed.clone()), observed)
 }
 
 fn open(medium: &SimMedium) -> Arc<DiskCache> {
     open_with(medium.clone(), ROOM).0
 }
 
-/// Inserts the right bytes.
+/// Inserts the right bytes of some blocks.
 fn put(source: &CachedSource, first: u64, blocks: u64) {
     source.insert(first, &contents(source.key(), source.size(), first, blocks));
 }
 
-/// Reads, and asserts that what comes is right; how many blocks came.
+/// Reads, and asserts that the bytes are right. Returns the number of blocks read.
 fn get(source: &CachedSource, first: u64, blocks: u64) -> u64 {
     let right = contents(source.key(), source.size(), first, blocks);
     let mut buf = vec![0xee; right.len()];
@@ -95,13 +95,13 @@ fn get(source: &CachedSource, first: u64, blocks: u64) -> u64 {
     got
 }
 
-/// Which blocks can be read, one by one.
+/// The blocks that can be read, one by one.
 fn readable(source: &CachedSource) -> Vec<u64> {
     (0..source.blocks()).filter(|block| get(source, *block, 1) == 1).collect()
 }
 
 #[test]
-fn what_was_inserted_is_read_and_nothing_else() {
+fn a_read_returns_inserted_blocks_and_no_others() {
     let medium = SimMedium::new(1);
     let cache = open(&medium);
     let source = cache.attach(key(1), 100 * CACHE_BLOCK + 5);
@@ -117,7 +117,7 @@ fn what_was_inserted_is_read_and_nothing_else() {
     assert_eq!(
         (get(&source, 60, 20), get(&source, 100, 1)),
         (10, 1),
-        "over a chunk's end, and the short end"
+        "across the end of a chunk, and the short last block"
     );
     assert_eq!(
         (source.missing_run(0, 1000), source.missing_run(15, 1000), source.missing_run(15, 7)),
@@ -153,7 +153,7 @@ fn what_was_inserted_is_read_and_nothing_else() {
 }
 
 #[test]
-fn one_key_is_one_contents_and_keys_do_not_mix() {
+fn sources_of_one_key_share_blocks_and_keys_do_not_mix() {
     let medium = SimMedium::new(1);
     let cache = open(&medium);
     let (a, again, b) =
@@ -165,11 +165,11 @@ fn one_key_is_one_contents_and_keys_do_not_mix() {
     cache.remove(&key(1));
     assert_eq!((get(&a, 0, 4), get(&b, 2, 9)), (0, 4));
     put(&again, 0, 1);
-    assert_eq!(get(&a, 0, 4), 1, "whoever has it attached goes on");
+    assert_eq!(get(&a, 0, 4), 1, "a holder of the removed source goes on");
 }
 
 #[test]
-fn the_next_worker_has_what_this_one_left() {
+fn the_next_worker_finds_the_blocks_of_this_one() {
     let medium = SimMedium::new(1);
     for sync in [true, false] {
         let cache = open(&medium);
@@ -181,7 +181,7 @@ fn the_next_worker_has_what_this_one_left() {
             cache.flush().unwrap();
         }
         drop((source, cache));
-        // Killed: nothing is synced, nothing is closed.
+        // As after a kill: nothing is synced or closed.
         let cache = open(&medium);
         assert_eq!(cache.stats().used_bytes, 11 * CACHE_BLOCK - 1);
         let source = cache.attach(key(1), 70 * CACHE_BLOCK - 1);
@@ -206,13 +206,13 @@ fn a_source_without_cached_blocks_has_no_files() {
 }
 
 #[test]
-fn verified_means_complete_and_goes_with_any_block() {
+fn a_verified_source_is_complete_and_loses_the_note_with_any_block() {
     let medium = SimMedium::new(1);
     let cache = open(&medium);
     let source = cache.attach(key(1), 5 * CACHE_BLOCK);
     put(&source, 0, 4);
     source.set_verified(true);
-    assert!(!source.is_verified(), "it is not complete");
+    assert!(!source.is_verified(), "the source is not complete");
     put(&source, 4, 1);
     assert!(!source.is_verified());
     source.set_verified(true);
@@ -236,7 +236,7 @@ fn verified_means_complete_and_goes_with_any_block() {
 
 /// Guards D33.
 #[test]
-fn a_killed_worker_may_not_have_synced_that_it_took_verified_back() {
+fn an_unsynced_clearing_of_verified_survives_a_kill_and_a_power_cut() {
     use crate::io::sim::{Call, Keep, Stage};
     let size = 5 * CACHE_BLOCK;
     let medium = SimMedium::new(1);
@@ -268,15 +268,18 @@ fn a_killed_worker_may_not_have_synced_that_it_took_verified_back() {
 }
 
 #[test]
-fn a_key_with_another_size_begins_anew() {
+fn a_key_with_another_size_starts_empty() {
     let medium = SimMedium::new(1);
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let old = cache.attach(key(1), 8 * CACHE_BLOCK);
     put(&old, 0, 8);
     let new = cache.attach(key(1), 9 * CACHE_BLOCK);
-    assert_eq!((get(&new, 0, 9), get(&old, 0, 8), told.gone(EvictReason::Changed)), (0, 0, 8 * CACHE_BLOCK));
+    assert_eq!(
+        (get(&new, 0, 9), get(&old, 0, 8), observed.evicted_bytes(EvictReason::Changed)),
+        (0, 0, 8 * CACHE_BLOCK)
+    );
     put(&old, 0, 8);
-    assert_eq!(get(&old, 0, 8), 0, "nothing comes into what was replaced");
+    assert_eq!(get(&old, 0, 8), 0, "a replaced source takes no blocks");
     put(&new, 0, 9);
     assert_eq!(get(&new, 0, 9), 9);
 }

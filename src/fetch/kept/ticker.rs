@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use super::DiskCache;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Memory may be locked, and a tick is not deep.
+/// Small, because memory may be locked and a tick needs little stack.
 const STACK: usize = 256 << 10;
 
-/// How long the end waits for the thread, which may wait for a disk that hangs.
+/// How long the drop waits for the thread, which may wait for a hanging disk.
 const LAST_TICK: Duration = Duration::from_secs(5);
 
-/// Ends the thread when it goes, and waits for it unless the disk hangs.
+/// Ends the thread when it is dropped, and waits for the thread unless the disk hangs.
 #[derive(Debug)]
 pub struct Ticker {
     stop: Option<Sender<()>>,
@@ -26,10 +26,10 @@ pub struct Ticker {
 }
 
 impl DiskCache {
-    /// Starts a thread that reads what is there, and ticks once a second, until the ticker or the cache goes.
+    /// Starts a thread that indexes the files, and ticks once a second, until the ticker or the cache is dropped.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// When the system starts no thread.
     pub fn start(self: &Arc<Self>) -> io::Result<Ticker> {
         let cache: Weak<Self> = Arc::downgrade(self);
         let (stop, stopped) = channel();
@@ -41,7 +41,7 @@ impl DiskCache {
                 cache.load_first();
             }
             loop {
-                // What an earlier worker left is read piece by piece, so that this ends when it is told to.
+                // The scan runs in small steps, so that the thread ends soon when it is told to.
                 let more = cache.upgrade().is_some_and(|cache| cache.scan_step());
                 let wait = if more { Duration::ZERO } else { EVERY };
                 if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
@@ -64,7 +64,7 @@ impl Drop for Ticker {
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.ended.get_mut().recv_timeout(LAST_TICK) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("the cache's disk does not answer");
+            tracing::warn!("the cache's disk does not answer; the worker ends without waiting for it");
         }
     }
 }

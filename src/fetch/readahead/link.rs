@@ -1,5 +1,5 @@
-//! A reader that waits for each read before the next one, behind a link with latency: how long it waits and what is
-//! fetched. Time is simulated.
+//! A simulated reader behind a link with latency, which waits for each read before it makes the next one. Measures how
+//! long it waits and how much it fetches.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use super::{BLOCK, NUMBERS, Numbers, Readahead};
 
 /// Seconds from a request to its first byte.
 const ROUND_TRIP: f64 = 0.010;
-/// Seconds that a block keeps the link busy: 1 Gbit/s.
+/// Seconds that one block occupies the link: 1 Gbit/s.
 const TRANSFER: f64 = BLOCK as f64 / 125e6;
 /// Requests under way at once.
 const CONNECTIONS: usize = 16;
@@ -20,7 +20,7 @@ struct Transfer {
     end: u64,
 }
 
-/// The reader, the link and what has come over it.
+/// The reader, the link and the blocks that came over it.
 pub(super) struct Replay {
     pub(super) readahead: Readahead,
     blocks: u64,
@@ -70,7 +70,7 @@ impl Replay {
         self.now
     }
 
-    /// Reads bytes, and waits until they are here.
+    /// Reads bytes, and waits until they have come.
     pub(super) fn read_bytes(&mut self, offset: u64, length: u64) {
         let first = offset / BLOCK;
         self.read(first, (offset + length).div_ceil(BLOCK) - first);
@@ -87,7 +87,7 @@ impl Replay {
         for (from, blocks) in advice.ranges {
             assert!(blocks > 0 && from + blocks <= self.blocks, "advice past the end: {from}+{blocks}");
             if missing && from == end {
-                // Goes on behind what the reader waits for.
+                // Appended to the request that the reader waits for.
                 end += blocks;
             } else {
                 others.push((from, from + blocks));
@@ -102,7 +102,7 @@ impl Replay {
         self.send();
         let begin = self.now;
         while self.here[range.clone()].contains(&false) {
-            assert!(self.step(f64::INFINITY), "a block was asked for and is not on its way");
+            assert!(self.step(f64::INFINITY), "a requested block is not in transit");
         }
         if waits {
             self.waits += 1;
@@ -110,7 +110,7 @@ impl Replay {
         }
     }
 
-    /// Until everything that was asked for is here.
+    /// Runs until every requested block has come.
     pub(super) fn finish(&mut self) {
         while self.step(f64::INFINITY) {}
     }
@@ -141,7 +141,7 @@ impl Replay {
         }
     }
 
-    /// Up to the arrival of one block, if that is not after `until`. The transfers under way take turns.
+    /// Runs until one more block has come, unless that is after `until`. The transfers under way take turns.
     fn step(&mut self, until: f64) -> bool {
         self.send();
         let Some(first) = self.transfers.iter().map(|t| t.first_byte).reduce(f64::min) else { return false };

@@ -1,11 +1,11 @@
-//! Which blocks were read, and which were guessed: bits, kept for the regions that were touched last.
+//! Which blocks were read and which were guessed: a bitmap of the regions that were touched last.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Blocks of one entry of the map.
+/// Blocks of one region, an entry of the map.
 const REGION: u64 = u64::BITS as u64;
 
-/// Why a block was guessed; the table of the module above says what each means.
+/// Why a block was guessed; the table in the parent module explains each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Near,
@@ -21,7 +21,7 @@ impl Kind {
 #[derive(Default)]
 struct Region {
     read: u64,
-    /// Guessed and not read since; of which kind is in the two planes below.
+    /// Guessed and not read since. The two planes below have the kind of each.
     guessed: u64,
     planes: [u64; 2],
 }
@@ -29,27 +29,27 @@ struct Region {
 /// See the module.
 pub(super) struct Map {
     regions: HashMap<u64, Region>,
-    /// In the order in which they came; the first is forgotten first.
+    /// Regions in the order of their insertion; the first is forgotten first.
     order: VecDeque<u64>,
     limit: usize,
 }
 
-/// What reading blocks for the first time showed.
+/// The result of a read of some blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Marked {
     /// Blocks that were not read before.
     pub(super) new: u32,
-    /// Of these, those that had been guessed, by kind.
+    /// Those of the new blocks that had been guessed, by kind.
     pub(super) used: [u32; Kind::ALL.len()],
 }
 
-/// The bits of `from..to`, which lie in one region.
+/// The bits of `from..to`, which must lie in one region.
 fn mask(from: u64, to: u64) -> u64 {
     let (low, bits) = (from % REGION, to - from);
     (u64::MAX >> (REGION - bits)) << low
 }
 
-/// Cuts `from..to` where regions end: index of the region, and the range.
+/// Splits `from..to` at the ends of regions: index of the region, and the range.
 fn pieces(from: u64, to: u64) -> impl Iterator<Item = (u64, u64, u64)> {
     let mut at = from;
     std::iter::from_fn(move || {
@@ -63,7 +63,7 @@ fn pieces(from: u64, to: u64) -> impl Iterator<Item = (u64, u64, u64)> {
 }
 
 impl Map {
-    /// Remembers `limit` regions of 64 blocks.
+    /// A map of at most `limit` regions of 64 blocks.
     pub(super) fn new(limit: usize) -> Self {
         Self { regions: HashMap::new(), order: VecDeque::new(), limit }
     }
@@ -84,7 +84,7 @@ impl Map {
         self.regions.get(&index).map_or(0, |region| region.read)
     }
 
-    /// `from..to` was read.
+    /// Notes that `from..to` was read.
     pub(super) fn mark(&mut self, from: u64, to: u64) -> Marked {
         let mut marked = Marked::default();
         for (index, begin, end) in pieces(from, to) {
@@ -105,7 +105,7 @@ impl Map {
         marked
     }
 
-    /// `from..to` was guessed. Returns how many blocks are neither read nor guessed already.
+    /// Notes that `from..to` is guessed. Returns how many of the blocks were neither read nor guessed before.
     pub(super) fn guess(&mut self, from: u64, to: u64, kind: Kind) -> u32 {
         let mut count = 0;
         for (index, begin, end) in pieces(from, to) {
@@ -145,7 +145,7 @@ impl Map {
         found.last()
     }
 
-    /// Regions that are remembered.
+    /// Regions in the map.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         assert_eq!(self.regions.len(), self.order.len());

@@ -1,5 +1,5 @@
-//! How the numbers of the policy were found: simulated annealing over the recorded boots. Not run with the tests:
-//! `scripts/search-readahead`.
+//! The search for the parameters of the policy: simulated annealing over the recorded boots. The tests do not run it;
+//! `scripts/search-readahead` does.
 
 use super::link::Replay;
 use super::tests::{BOOT, OTHER_BOOT, distinct_blocks, reads};
@@ -8,12 +8,11 @@ use super::{BLOCK, NUMBERS, Numbers};
 const SMALL: &[u64] = &[0, 1, 2, 3, 4, 6, 8, 12, 16];
 const GAP: &[u64] = &[0, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192];
 
-/// Each number, and what it may be.
+/// Each parameter, and the values that it may have.
 fn dials(numbers: &mut Numbers) -> Vec<(&mut u64, &'static [u64])> {
     let mut dials: Vec<(&mut u64, &'static [u64])> = Vec::new();
-    for habit in &mut numbers.habits {
-        let super::Habit { longest: _, ahead, dense, density, join, join_now, head, head_gap, follow } =
-            habit;
+    for rule in &mut numbers.rules {
+        let super::Rule { longest: _, ahead, dense, density, join, join_now, head, head_gap, follow } = rule;
         dials.push((ahead, SMALL));
         dials.push((dense, &[0, 4, 8, 16, 32, 64]));
         dials.push((density, &[16, 24, 32, 40, 48, 64, 80, 96, 112]));
@@ -30,7 +29,7 @@ fn dials(numbers: &mut Numbers) -> Vec<(&mut u64, &'static [u64])> {
     dials
 }
 
-/// Bytes per byte needed, and seconds waited per 40 MiB needed.
+/// Bytes fetched per byte needed, and seconds waited per 40 MiB needed.
 fn measure(numbers: Numbers, trace: &[(u64, u64)], shift: u64) -> (f64, f64) {
     let mut replay = Replay::with((2 << 30) / BLOCK + 64, numbers);
     for (offset, length) in trace {
@@ -41,7 +40,7 @@ fn measure(numbers: Numbers, trace: &[(u64, u64)], shift: u64) -> (f64, f64) {
     (replay.fetched as f64 / needed, replay.waited * 2730.0 / needed)
 }
 
-/// What is to be small: waiting, and bytes above `budget` times what is needed.
+/// The cost to minimise: waiting, and bytes above `budget` times the bytes needed.
 fn cost(numbers: Numbers, traces: &[(Vec<(u64, u64)>, u64)], budget: f64) -> f64 {
     let costs = traces.iter().map(|(trace, shift)| {
         let (bytes, waited) = measure(numbers, trace, *shift);
@@ -51,7 +50,7 @@ fn cost(numbers: Numbers, traces: &[(Vec<(u64, u64)>, u64)], budget: f64) -> f64
 }
 
 #[test]
-#[ignore = "a search that takes minutes, no test: scripts/search-readahead"]
+#[ignore = "a search, not a test; takes minutes: run scripts/search-readahead"]
 fn search_for_numbers() {
     let setting =
         |name: &str, default: f64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
@@ -64,7 +63,7 @@ fn search_for_numbers() {
         random
     };
     let (boot, other) = (reads(BOOT), reads(OTHER_BOOT));
-    // Shifted by what is no multiple of a block, so that the numbers do not live on where blocks begin.
+    // One trace is shifted by a fraction of a block, so that the parameters do not depend on block alignment.
     let traces = [(boot.clone(), 0), (boot, 9 * 4096), (other, 0)];
     let mut now = NUMBERS;
     let mut now_cost = cost(now, &traces, budget);

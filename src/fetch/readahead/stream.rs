@@ -1,35 +1,35 @@
-//! Reads that follow each other, in any number of interleaved streams, upwards or downwards.
+//! Detects sequential reads: any number of interleaved streams, upwards or downwards.
 
-/// How many streams are told apart.
+/// Streams that are tracked at a time.
 const STREAMS: usize = 32;
-/// Blocks in a row from which on it is a stream; and reads in a row, since one large read is none.
+/// The fewest consecutive blocks of a stream, and the fewest reads: one large read is no stream.
 const RUN: u64 = 64;
 const READS: u32 = 3;
-/// The most that all streams together are ahead, blocks: so many bytes are wanted in memory at most.
+/// The farthest that all streams together are ahead, blocks. It bounds the memory.
 const ALL_AHEAD: u64 = 2048;
-/// A stream that got no read in so many reads does not count any more.
+/// A stream without a read among the last so many reads does not count any more.
 const STALE: u64 = 256;
 /// Blocks of a request when a stream is far enough ahead for more than one.
 pub(super) const REQUEST: u64 = 64;
 
 #[derive(Clone, Copy)]
 struct Stream {
-    /// What was read in a row: `low..high`.
+    /// The blocks that were read in a row: `low..high`.
     low: u64,
     high: u64,
     down: bool,
     reads: u32,
-    /// Up to where it was advised: an end when it goes up, a beginning when it goes down.
+    /// How far it was fetched ahead: an end when it goes up, a beginning when it goes down.
     ahead: u64,
-    /// When it got its last read, by the count of reads.
+    /// The number of its last read.
     at: u64,
 }
 
-/// What a read has to do with streams.
+/// Whether a read belongs to a stream.
 pub(super) enum Following {
-    /// It belongs to none, or to none that is one yet: so many blocks were read in a row, and which way.
+    /// It does not, or the stream is too short yet: `run` blocks were read in a row, in this direction.
     No { run: u64, down: bool },
-    /// It does; these ranges (first, end) are to be fetched, the nearest one first.
+    /// It does. These ranges (first, end) are to be fetched, the nearest one first.
     Yes(Vec<(u64, u64)>),
 }
 
@@ -41,21 +41,21 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Is at most `longest` blocks ahead.
+    /// Streams that are fetched at most `longest` blocks ahead.
     pub(super) fn new(longest: u64) -> Self {
         Self { streams: Vec::new(), reads: 0, longest }
     }
 
-    /// `first..end` was read.
+    /// Notes that `first..end` was read.
     pub(super) fn read(&mut self, first: u64, end: u64) -> Following {
         self.reads += 1;
         let now = self.reads;
-        // Several readers of one stream, or one that has many reads under way, do not come in order.
+        // Reads of one stream may come out of order: from several readers, or from one with many reads under way.
         let slack = |s: &Stream| if s.high - s.low >= 2 * REQUEST { 2 * REQUEST } else { 0 };
         let found = self.streams.iter().position(|s| {
             let slack = slack(s);
             (first <= s.high + slack && end > s.high) || (end + slack >= s.low && first < s.low) || {
-                // Inside of the last part of what was read: a repetition, or late. Neither moves nor ends it.
+                // Inside the part that was read last: a repeated or late read. It neither moves nor ends the stream.
                 first >= s.high.saturating_sub(slack + (end - first)) && end <= s.high && first >= s.low
             }
         });
@@ -90,7 +90,7 @@ impl Streams {
         }
         let going = self.streams.iter().filter(|s| s.reads >= READS && now - s.at < STALE).count() as u64;
         let window = (run / 2).min(self.longest).min((ALL_AHEAD / going.max(1)).max(REQUEST));
-        // Far enough ahead, requests are whole and begin where requests do.
+        // Far enough ahead, requests are aligned and of full size.
         let unit = if window > 2 * REQUEST { REQUEST } else { 1 };
         let least = REQUEST.min(window / 4);
         let mut ranges = Vec::new();

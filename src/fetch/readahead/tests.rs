@@ -7,7 +7,7 @@ use super::{Advice, BLOCK, Readahead, Score};
 pub(super) const BOOT: &str = include_str!("../../../tests/data/debian-boot-reads.txt");
 pub(super) const OTHER_BOOT: &str = include_str!("../../../tests/data/other-boot-reads.txt");
 
-/// Of an object of 2 GiB.
+/// Blocks of an object of 2 GiB.
 const BLOCKS: u64 = (2 << 30) / BLOCK;
 const MIB: u64 = 1 << 20;
 
@@ -24,7 +24,7 @@ pub(super) fn distinct_blocks(reads: &[(u64, u64)]) -> usize {
     blocks.collect::<HashSet<_>>().len()
 }
 
-/// The reads one after the other, and all that was asked for waited for.
+/// Replays the reads one after the other, and waits for every requested block.
 fn replay(reads: &[(u64, u64)]) -> Replay {
     let mut replay = Replay::new(BLOCKS);
     for (offset, length) in reads {
@@ -34,7 +34,7 @@ fn replay(reads: &[(u64, u64)]) -> Replay {
     replay
 }
 
-/// Numbers below `limit`, always the same.
+/// Pseudo-random numbers below `limit`; the same seed gives the same numbers.
 fn random(seed: u64, limit: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
@@ -64,7 +64,7 @@ fn a_boot_fetches_at_most_55_mib_and_waits_less_than_3_s() {
 }
 
 #[test]
-fn another_boot_does_too() {
+fn another_boot_fetches_at_most_1_3_times_what_it_needs() {
     let replay = replay(&reads(OTHER_BOOT));
     println!("{}", replay.report());
     let needed = distinct_blocks(&reads(OTHER_BOOT)) as f64;
@@ -74,7 +74,7 @@ fn another_boot_does_too() {
 #[test]
 fn ten_boots_at_once_fetch_what_one_does() {
     let boot = reads(BOOT);
-    // Each begins 37 reads after the one before.
+    // Each boot begins 37 reads after the one before.
     let together: Vec<_> = (0..boot.len() + 9 * 37)
         .flat_map(|step| (0..10).filter_map(move |reader: usize| step.checked_sub(reader * 37)))
         .filter_map(|at| boot.get(at).copied())
@@ -99,7 +99,7 @@ fn a_scan_runs_at_the_speed_of_the_link_in_large_requests() {
 }
 
 #[test]
-fn a_scan_downwards_and_scans_side_by_side_do_too() {
+fn a_scan_downwards_and_parallel_scans_run_at_the_speed_of_the_link() {
     let down: Vec<_> = (0..2048).map(|number| ((2047 - number) * (128 << 10), 128 << 10)).collect();
     let side_by_side: Vec<_> =
         (0..4096u64).map(|number| ((number % 4) * 300 * MIB + number / 4 * (64 << 10), 64 << 10)).collect();
@@ -134,7 +134,7 @@ fn a_reader_in_strides_fetches_at_most_twice_what_it_reads() {
 }
 
 #[test]
-fn what_was_held_back_comes_back_when_it_pays_again() {
+fn a_kind_of_guess_that_is_held_back_resumes_when_it_pays_again() {
     let mut next = random(1, 2 << 18);
     let mut both = Replay::new(2 * BLOCKS);
     for _ in 0..1000 {
@@ -147,7 +147,7 @@ fn what_was_held_back_comes_back_when_it_pays_again() {
     let alone = replay(&reads(BOOT));
     let (fetched, waited) = (both.fetched - fetched, both.waited - waited);
     println!("{fetched} blocks and {waited:.2} s, alone {} and {:.2} s", alone.fetched, alone.waited);
-    // Without a guess it waits 7.9 s.
+    // Without any guess it waits 7.9 s.
     assert!(waited < alone.waited + 2.0, "{waited} s, alone {} s: {}", alone.waited, both.report());
 }
 
@@ -158,13 +158,13 @@ fn the_same_read_again_changes_nothing() {
         let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
         let advice = once.read(first, end - first, true, &|_| false);
         assert_eq!(twice.read(first, end - first, true, &|_| false), advice);
-        // The blocks have arrived: the same read finds them.
+        // The blocks have come: the same read finds them.
         assert_eq!(twice.read(first, end - first, false, &|_| true), Advice::default());
     }
 }
 
 #[test]
-fn advice_stays_inside_of_the_object_and_leaves_out_what_is_here_at_its_ends() {
+fn advice_stays_inside_the_object_and_omits_present_blocks_at_its_ends() {
     let mut readahead = Readahead::new(10);
     assert_eq!(readahead.read(0, 8, true, &|_| false).ranges, [(8, 2)]);
     assert_eq!(readahead.read(9, 5, true, &|block| block == 8).ranges, []);
@@ -173,7 +173,7 @@ fn advice_stays_inside_of_the_object_and_leaves_out_what_is_here_at_its_ends() {
 
     let mut readahead = Readahead::new(1000);
     readahead.read(500, 1, true, &|_| false);
-    assert_eq!(readahead.read(520, 4, true, &|_| false).ranges[1], (501, 19), "what lies between two reads");
+    assert_eq!(readahead.read(520, 4, true, &|_| false).ranges[1], (501, 19), "the gap between two reads");
     let mut readahead = Readahead::new(1000);
     readahead.read(500, 1, true, &|_| false);
     assert_eq!(readahead.read(520, 4, true, &|block| block < 503 || block == 519).ranges[1], (503, 16));
@@ -190,14 +190,14 @@ fn memory_is_bounded() {
 }
 
 #[test]
-fn the_map_knows_what_was_read_and_what_a_guess_was_worth() {
+fn the_map_knows_which_blocks_were_read_and_which_guesses_were_used() {
     let mut map = Map::new(100);
     assert_eq!(map.guess(60, 70, Kind::Join), 10);
-    assert_eq!(map.guess(65, 75, Kind::Stream), 5, "what is guessed already is not guessed again");
+    assert_eq!(map.guess(65, 75, Kind::Stream), 5, "a guessed block is not guessed again");
     let marked = map.mark(58, 72);
     assert_eq!(marked, Marked { new: 14, used: [0, 10, 0, 2] });
     assert_eq!(map.mark(58, 72), Marked::default());
-    assert_eq!(map.guess(58, 72, Kind::Near), 0, "nor what was read");
+    assert_eq!(map.guess(58, 72, Kind::Near), 0, "a block that was read is not guessed");
     assert_eq!((map.count(0, 200), map.count(60, 70), map.count(72, 200)), (14, 10, 0));
     assert_eq!(
         (map.next(0, 200), map.next(65, 200), map.next(72, 200), map.next(0, 58)),
@@ -215,7 +215,7 @@ fn a_guess_that_does_not_pay_is_made_now_and_then() {
         allowed > 0
     };
     let made = (0..1000).filter(|_| guess(8)).count();
-    let enough = super::ENOUGH as usize / 8;
+    let enough = super::MIN_SAMPLE as usize / 8;
     assert!(made > enough && made < enough + 40, "{made}");
     score.used = score.guessed;
     assert_eq!(score.allowed(1000), 1000);

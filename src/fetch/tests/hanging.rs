@@ -1,33 +1,34 @@
-//! The cache's disk hangs.
+//! Reads while the cache's disk hangs.
 
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::*;
 
-/// A shelf whose disk hangs while it is closed.
+/// A cache whose disk hangs while it is closed.
 struct Hanging {
-    shelf: Shelf,
+    cache: MemoryCache,
     open: Mutex<bool>,
     opened: Condvar,
     /// Calls that wait or have waited.
     calls: AtomicUsize,
-    told: Mutex<Vec<bool>>,
+    /// The calls of `answers`.
+    reported: Mutex<Vec<bool>>,
 }
 
 impl Hanging {
     fn new(server: &Server, blocks: &[u64]) -> Arc<Self> {
-        let shelf = Shelf::default();
+        let cache = MemoryCache::default();
         for block in blocks {
             let from = (block * CACHE_BLOCK) as usize;
-            shelf.insert(*block, &server.bytes[from..from + CACHE_BLOCK as usize]);
+            cache.insert(*block, &server.bytes[from..from + CACHE_BLOCK as usize]);
         }
         Arc::new(Self {
-            shelf,
+            cache,
             open: Mutex::new(false),
             opened: Condvar::new(),
             calls: AtomicUsize::new(0),
-            told: Mutex::default(),
+            reported: Mutex::default(),
         })
     }
 
@@ -45,28 +46,29 @@ impl Hanging {
     }
 }
 
-impl Keep for Hanging {
+impl FetchCache for Hanging {
     fn read(&self, first: u64, buf: &mut [u8]) -> usize {
         self.wait();
-        self.shelf.read(first, buf)
+        self.cache.read(first, buf)
     }
 
     fn contains(&self, block: u64) -> bool {
         self.wait();
-        self.shelf.contains(block)
+        self.cache.contains(block)
     }
 
     fn insert(&self, first: u64, data: &[u8]) {
         self.wait();
-        self.shelf.insert(first, data);
+        self.cache.insert(first, data);
     }
 
     fn answers(&self, answers: bool) {
-        self.told.lock().push(answers);
+        self.reported.lock().push(answers);
     }
 }
 
-/// Ends when the reader has its bytes: a reader that waits for the disk waits for as long as the test takes.
+/// Starts a reader. The channel delivers when the reader has its bytes; a reader that waits for the disk waits for the
+/// whole test.
 fn reads(source: &Arc<LazySource>, server: &Arc<Server>, offset: u64) -> std::sync::mpsc::Receiver<()> {
     let (source, server) = (source.clone(), server.clone());
     let (done, wait) = std::sync::mpsc::channel();
@@ -81,42 +83,42 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Guards D41, D58.
 #[test]
-fn a_cache_whose_disk_hangs_holds_no_reader_whose_server_answers() {
+fn a_hanging_cache_disk_stops_no_reader_whose_server_answers() {
     let server = Server::new(64 << 20, 1 << 20);
-    let keep = Hanging::new(&server, &[]);
-    let source = Arc::new(lazy(&server, keep.clone()));
+    let cache = Hanging::new(&server, &[]);
+    let source = Arc::new(lazy(&server, cache.clone()));
     for block in [0, 700, 3, 512, 90] {
         reads(&source, &server, block * CACHE_BLOCK).recv_timeout(LONG).expect("the server answers");
     }
-    assert_eq!(*keep.told.lock(), [false], "it is told once");
-    // One looks for what was late, one may have hung before the first was late, others keep what came.
+    assert_eq!(*cache.reported.lock(), [false], "the hang is reported once");
+    // One call searches for late blocks, one may have hung before the first read was late, the others are inserts.
     let inserts = server.requests().len();
-    assert!(keep.calls.load(Ordering::SeqCst) <= 3 + inserts, "{:?} {inserts}", keep.calls);
-    keep.set_open();
-    settle(&source);
-    while keep.told.lock().len() < 2 {
+    assert!(cache.calls.load(Ordering::SeqCst) <= 3 + inserts, "{:?} {inserts}", cache.calls);
+    cache.set_open();
+    wait_until_cached(&source);
+    while cache.reported.lock().len() < 2 {
         thread::yield_now();
     }
-    assert_eq!(*keep.told.lock(), [false, true]);
+    assert_eq!(*cache.reported.lock(), [false, true]);
     assert_reads(&source, &server, 700 * CACHE_BLOCK, 100_000);
 }
 
 /// Guards D58.
 #[test]
-fn what_only_a_hanging_cache_has_comes_when_its_disk_answers() {
+fn blocks_that_only_a_hanging_cache_has_come_when_its_disk_answers() {
     let server = Server::new(4 << 20, 1 << 20);
-    // As a hydrated base whose server is gone.
+    // Like a hydrated base whose server is gone.
     server.set_open(false);
     let blocks: Vec<u64> = (0..64).collect();
-    let keep = Hanging::new(&server, &blocks);
-    let source = Arc::new(lazy(&server, keep.clone()));
+    let cache = Hanging::new(&server, &blocks);
+    let source = Arc::new(lazy(&server, cache.clone()));
     let readers: Vec<_> =
         [0, 1, 17, 40, 63].iter().map(|block| reads(&source, &server, block * CACHE_BLOCK + 100)).collect();
-    while keep.told.lock().is_empty() {
+    while cache.reported.lock().is_empty() {
         thread::yield_now();
     }
     let late = reads(&source, &server, 30 * CACHE_BLOCK);
-    keep.set_open();
+    cache.set_open();
     for reader in readers.into_iter().chain([late]) {
         reader.recv_timeout(LONG).expect("the cache has it");
     }
@@ -124,30 +126,30 @@ fn what_only_a_hanging_cache_has_comes_when_its_disk_answers() {
 }
 
 #[test]
-fn what_the_cache_had_after_all_is_not_asked_of_the_server_for_ever() {
+fn a_request_is_cancelled_when_the_cache_delivers_its_blocks_late() {
     let (server, pool) = (Silent::new(64 << 20), Pool::new());
-    let shelf = Server::new(4 << 20, 1 << 20);
-    let keep = Hanging::new(&shelf, &[5, 9]);
+    let cached = Server::new(4 << 20, 1 << 20);
+    let cache = Hanging::new(&cached, &[5, 9]);
     let source = LazySource::new(
         server.clone(),
-        keep.clone(),
+        cache.clone(),
         pool,
         Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 },
         Events::new().base(1, "debian"),
         Arc::default(),
-        Patience::new(Arc::new(Threads)),
+        TimedReads::new(Arc::new(Threads)),
     );
     let mut buf = vec![0; 4096];
-    let arrivals = [5, 9].map(|block| {
+    let completions = [5, 9].map(|block| {
         let error = source.read_at(&mut buf, block * CACHE_BLOCK).unwrap_err();
-        error.arrival().cloned().expect("it waits")
+        error.completion().cloned().expect("it waits")
     });
     assert!(source.is_busy());
-    keep.set_open();
-    arrivals.iter().for_each(Arrival::wait);
+    cache.set_open();
+    completions.iter().for_each(Completion::wait);
     eventually("no request is under way", || !source.is_busy() && server.under_way() == 0);
     for block in [5, 9] {
         source.read_at(&mut buf, block * CACHE_BLOCK).unwrap();
-        assert!(buf == shelf.bytes[(block * CACHE_BLOCK) as usize..][..4096]);
+        assert!(buf == cached.bytes[(block * CACHE_BLOCK) as usize..][..4096]);
     }
 }

@@ -1,4 +1,4 @@
-//! Hostile and damaged bytes: what a decoder takes is bounded by what it was given.
+//! Hostile and damaged bytes: the size of its input bounds what a decoder takes.
 
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ fn the_helper_makes_what_the_encoder_makes() {
     assert_eq!(decode(&file(&[payload(1 << 30, 0, &[])]), 0).unwrap().records, 1);
 }
 
-/// A thousand records of 100 bytes that each speak for all words of a disk of 64 TiB: 4 TiB, if it were made.
+/// A thousand records of 100 bytes, each for all words of a disk of 64 TiB: expanded they would take 4 TiB.
 #[test]
 fn a_repeated_run_takes_no_memory_for_its_length() {
     let all = |value: u64| payload(MAX_DISK_SIZE, 0, &[(0, ALL, 1, &[value])]);
@@ -78,19 +78,19 @@ fn a_repeated_run_takes_no_memory_for_its_length() {
 }
 
 #[test]
-fn words_behind_the_size_of_their_record_are_not_made() {
+fn words_past_the_size_of_their_record_are_not_set() {
     let size = 33 * 4096;
     let journal = decode(&file(&[payload(size, 0, &[(0, ALL, 1, &[DATA])])]), 0).unwrap();
     assert_eq!(journal.map.data_end(), 33);
     let words: Vec<u64> = journal.map.words().flat_map(|(_, words)| each(words)).collect();
     assert_eq!((words.len(), &words[..3]), (64, &[DATA, 1, 0][..]));
-    // As a flush after a shrink writes them: zeros, for words that are no more.
+    // As a flush after a shrink writes them: zeros, for words past the end.
     let journal = decode(&file(&[payload(4096, 0, &[(1 << 20, 2, 0, &[0, 0])])]), 0).unwrap();
     assert_eq!((journal.records, journal.map.words().count()), (1, 0));
 }
 
 #[test]
-fn what_no_plyfs_writes_is_refused_with_its_reason() {
+fn records_that_no_plyfs_writes_are_refused_with_a_reason() {
     let size = 1 << 30;
     for (runs, part) in [
         (&[(ALL, 1, 1, &[1][..])][..], "outside of the largest disk"),
@@ -113,14 +113,14 @@ fn what_no_plyfs_writes_is_refused_with_its_reason() {
     refused(&[payload(MAX_DISK_SIZE + 1, 0, &[])], "size 70368744177665");
     refused(&[payload(4096, 4097, &[])], "overlap 4097");
     refused(&[payload(4096, 0, &[])[..24].to_vec()], "longer than its record");
-    // More runs than there are bytes for.
+    // More runs than the bytes allow.
     let mut lie = payload(size, 0, &[]);
     lie[24..28].fill(0xff);
     refused(&[lie], "longer than its record");
 }
 
 #[test]
-fn an_overlap_that_grows_is_told() {
+fn an_overlap_that_grows_is_reported() {
     let journal = decode(&file(&[payload(8192, 4096, &[]), payload(8192, 4097, &[])]), 0).unwrap();
     let raised = journal.raised.unwrap();
     assert_eq!((raised.seq, raised.before, raised.overlap), (2, 4096, 4097));
@@ -128,7 +128,7 @@ fn an_overlap_that_grows_is_told() {
     assert_eq!(journal.raised.unwrap().before, 8192);
 }
 
-/// A torn tail full of what looks like records, each up to the end: summed up one by one they take hours.
+/// A torn tail full of candidate records, each up to the end: summing each of them would take hours.
 #[test]
 fn a_tail_of_nothing_but_records_is_refused_in_a_time_bounded_by_its_length() {
     let mut bytes = file(&[payload(4096, 0, &[])]);
@@ -163,7 +163,7 @@ fn a_record_of_many_windows_is_read_as_a_whole() {
     let got: Vec<u64> = journal.map.words().flat_map(|(_, words)| each(words)).collect();
     assert_eq!(got[3..200_003], words);
     assert_eq!(journal.map.data_end(), 900_000 * 32 + 1);
-    // Half a window of a file that somebody cuts while it is read.
+    // The file is truncated in the middle of a window while it is read.
     let short = |buf: &mut [u8], at: u64| {
         let rest = &bytes[(at as usize).min(300_000)..300_000];
         let n = rest.len().min(buf.len());
@@ -182,7 +182,7 @@ fn a_record_of_many_windows_is_read_as_a_whole() {
 }
 
 #[test]
-fn numbers_that_would_run_over_are_refused() {
+fn numbers_that_could_overflow_are_refused() {
     let superblock = |next_id| Superblock { uuid: [1; 16], created_ns: 0, next_id };
     assert!(Superblock::decode(&superblock(1 << 62).encode()).is_ok());
     assert_eq!(Superblock::decode(&superblock((1 << 62) + 1).encode()).unwrap_err().kind, Kind::Value);
@@ -236,7 +236,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_replay_is_what_a_flat_array_is(changes in prop::collection::vec(change(), 0..40), overlap in 0..SMALL * 32) {
+    fn a_replay_equals_a_flat_array(changes in prop::collection::vec(change(), 0..40), overlap in 0..SMALL * 32) {
         let (mut replay, mut flat) = (Replay::default(), vec![0u64; SMALL as usize]);
         let mut given = 0;
         for change in changes {
@@ -289,9 +289,9 @@ proptest! {
             || overlap > 0), "zeros above the overlap cost nothing");
     }
 
-    /// Bytes that were valid, then changed, cut, doubled: never a panic, never more memory than they justify.
+    /// Valid bytes that were changed, cut or doubled: never a panic, never more memory than they justify.
     #[test]
-    fn damaged_golden_bytes_never_panic_nor_take_much(
+    fn damaged_golden_bytes_never_panic_nor_take_more_memory_than_they_justify(
         what in 0usize..4,
         edits in prop::collection::vec((any::<u16>(), any::<u8>(), 0u8..6), 0..8),
         mend in any::<bool>(),
@@ -311,7 +311,7 @@ proptest! {
             }
         }
         if mend && bytes.len() > 4 {
-            // A checksum that is right lets the change through to what is behind it.
+            // With a right checksum the change reaches the decoder behind it.
             let end = bytes.len() - 4;
             let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
             bytes[end..].copy_from_slice(&sum);
@@ -329,7 +329,7 @@ proptest! {
 
     /// Any numbers in runs whose record has the right checksum.
     #[test]
-    fn records_of_any_numbers_never_panic_nor_take_much(
+    fn records_of_any_numbers_never_panic_nor_take_more_memory_than_they_justify(
         records in prop::collection::vec(
             (0..=MAX_DISK_SIZE, any::<u64>(), prop::collection::vec(
                 (0..ALL, prop_oneof![0..64u64, 0..ALL, any::<u64>()], 0..2u64, any::<u64>()), 0..4)),

@@ -157,7 +157,7 @@ fn the_newer_sound_copy_counts() {
             assert!(CacheHeader::decode(&bytes).is_err());
         }
     }
-    // A copy in the other one's place was not written there.
+    // A copy at the offset of the other copy does not count.
     let mut moved = both.clone();
     moved.copy_within(2048..2200, 0);
     assert!(CacheHeader::decode(&moved).unwrap().damaged.is_some());

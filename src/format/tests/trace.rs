@@ -34,7 +34,7 @@ fn golden_bytes_bump_the_version_when_this_fails() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_is_noticed() {
+fn every_flipped_bit_and_every_cut_is_detected() {
     let bytes = trace().encode().expect("a trace");
     for at in 0..bytes.len() {
         for bit in 0..8 {
@@ -47,7 +47,7 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
     assert!(Trace::decode(&[bytes, vec![0]].concat()).is_err());
 }
 
-/// With the envelope right, as whoever makes a hostile file would make it.
+/// Decodes a hostile payload in a right envelope, and expects `text` in the error.
 fn refused(why: &str, text: &str, change: impl FnOnce(&mut Writer)) {
     let mut w = Writer::new();
     change(&mut w);
@@ -73,7 +73,7 @@ fn hostile_traces_are_refused() {
     });
     refused("no bytes", "a base of 0 bytes", |w| head(w, 0, 0));
     refused("2^63 bytes", "a base of 9223372036854775808 bytes", |w| head(w, 1 << 63, 0));
-    refused("an origin that is none", "4 is no kind", |w| {
+    refused("an unknown origin", "origin type 4 is not known", |w| {
         w.bytes(b"b").u64(1).i64(0).u8(4).u32(0);
     });
     refused("more entries than bytes", "4294967295 entries", |w| head(w, 4096, u32::MAX));
@@ -126,7 +126,7 @@ fn hostile_traces_are_refused() {
 }
 
 #[test]
-fn what_could_not_be_read_is_not_written() {
+fn a_trace_that_decode_would_refuse_is_not_encoded() {
     let with = |entries| Trace { entries, ..trace() }.encode().map(drop).map_err(|e| e.kind);
     assert_eq!(with(vec![]), Ok(()));
     assert_eq!(with(vec![entry(0, 0, 0)]), Err(Kind::Value));
@@ -152,7 +152,7 @@ fn only_digests_of_one_kind_contradict_each_other() {
 
 proptest! {
     #[test]
-    fn varints_come_back(numbers in proptest::collection::vec((any::<u64>(), 0..64u32), 0..50)) {
+    fn varints_decode_as_written(numbers in proptest::collection::vec((any::<u64>(), 0..64u32), 0..50)) {
         let numbers: Vec<u64> = numbers.into_iter().map(|(n, shift)| n >> shift).collect();
         let mut w = Writer::new();
         for n in &numbers {
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn traces_come_back(
+    fn traces_decode_as_written(
         entries in proptest::collection::vec((0..10_000u64, 1..20u64, 0..2000u32), 0..200),
         kind in 0..4u8,
     ) {

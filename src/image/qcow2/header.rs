@@ -1,6 +1,6 @@
-//! The first cluster of a qcow2 image: header, header extensions, name of a backing file.
+//! Decodes the first cluster of a qcow2 image: header, header extensions and backing file name.
 //!
-//! After QEMU's docs/interop/qcow2.txt. Everything is big endian.
+//! Source: QEMU's docs/interop/qcow2.txt. All numbers are big endian.
 
 use crate::format::MAX_DISK_SIZE;
 use crate::image::{Chain, Format, HEAD, ImageError, Method, sniff, too_big};
@@ -24,26 +24,26 @@ const FEATURE_NAMES: u32 = 0x6803_f857;
 const ENCRYPTION: u32 = 0x0537_be77;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 
-/// What of the header decides how clusters are found. Every number in it was checked against the length of the file.
+/// The parts of the header that a reader needs. Every number was checked against the length of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
-    /// 9 to 21.
+    /// log2 of the cluster size: 9 to 21.
     pub cluster_bits: u32,
     /// Bytes of the virtual disk.
     pub size: u64,
-    /// Where the L1 table begins.
+    /// The offset of the L1 table.
     pub l1_offset: u64,
-    /// How many of its entries the disk needs; those behind them mean nothing to a reader.
+    /// The L1 entries that the disk needs; further entries are ignored.
     pub l1_entries: u64,
-    /// Where the refcount table is, start and length: other tables may not be there.
+    /// The refcount table, offset and length. No other table may overlap it.
     pub refcounts: (u64, u64),
-    /// Entries of an L2 table have two words.
+    /// L2 entries have two words (subclusters).
     pub extended: bool,
-    /// How compressed clusters are compressed.
+    /// The compression of compressed clusters.
     pub method: Method,
-    /// What is said of a backing file, made harmless.
+    /// The backing file name, sanitised.
     pub backing: Option<String>,
 }
 
@@ -73,7 +73,7 @@ impl Header {
         self.cluster() / SUBCLUSTERS
     }
 
-    /// Decodes and judges `head`, which is the first [`HEAD`] bytes or all of a shorter file.
+    /// Decodes and checks `head`, which is the first [`HEAD`] bytes or all of a shorter file.
     ///
     /// # Errors
     /// `Invalid`, `Refused` or `Unsupported`.
@@ -85,7 +85,7 @@ impl Header {
         let long = |at: usize| u64_at(head, at);
         let version = word(4)?;
         if version != 2 && version != 3 {
-            let what = format!("it has version {version}, and only 2 and 3 are read");
+            let what = format!("it has version {version}, but plyfs reads only 2 and 3");
             return Err(unsupported(what, "convert it: qemu-img convert -O qcow2").at(4));
         }
         let cluster_bits = word(20)?;
@@ -98,7 +98,7 @@ impl Header {
             _ => (long(72)?, u64::from(word(100)?)),
         };
         if version == 3 && (length < 104 || length > cluster || !length.is_multiple_of(8)) {
-            return Err(invalid(format!("its header is said to have {length} bytes")).at(100));
+            return Err(invalid(format!("its header claims a length of {length} bytes")).at(100));
         }
         let backing_offset = long(8)?;
         let extensions = Extensions::decode(head, length, backing_offset, cluster)?;
@@ -156,7 +156,7 @@ impl Header {
             );
         }
         if has < needs {
-            return Err(invalid(format!("its L1 table has {has} entries, and the disk needs {needs}")).at(36));
+            return Err(invalid(format!("its L1 table has {has} entries, but the disk needs {needs}")).at(36));
         }
         if needs == 0 {
             return Ok(());
@@ -165,11 +165,11 @@ impl Header {
         let wrong = if !offset.is_multiple_of(self.cluster()) {
             "does not begin at a cluster"
         } else if offset < self.cluster() {
-            "lies on the header"
+            "overlaps the header"
         } else if offset.checked_add(needs * 8).is_none_or(|end| end > file_size) {
-            "is not inside of the file"
+            "is outside the file"
         } else if overlap((offset, needs * 8), self.refcounts) {
-            "lies on the refcount table"
+            "overlaps the refcount table"
         } else {
             return Ok(());
         };
@@ -194,7 +194,7 @@ fn data_file() -> ImageError {
     ImageError::refused(
         Format::Qcow2,
         what,
-        "make one file of it where it is trusted: qemu-img convert -O qcow2",
+        "on a host that trusts the image, convert it to one file: qemu-img convert -O qcow2",
     )
 }
 
@@ -215,13 +215,13 @@ fn u64_at(head: &[u8], at: usize) -> Result<u64, ImageError> {
     bytes.map(|bytes| u64::from_be_bytes(*bytes)).ok_or_else(|| cut(head, "the header"))
 }
 
-/// What matters of the header extensions. Bitmaps and the format of the backing file do not, nor does what is
-/// unknown: that is how they are defined.
+/// The header extensions that matter to a reader. Bitmaps, the format of the backing file, and unknown extensions do not
+/// matter, by the definition of extensions.
 #[derive(Default)]
 struct Extensions {
-    /// Bit number and name of incompatible features.
+    /// Bit numbers and names of incompatible features.
     names: Vec<(u8, String)>,
-    /// Where such an extension is.
+    /// The offset of such an extension.
     encryption: Option<u64>,
     data_file: Option<u64>,
 }
@@ -239,7 +239,7 @@ impl Extensions {
             }
             let len = u64::from(u32_at(head, position + 4).map_err(|_| cut(head, "a header extension"))?);
             if len > end - at - 8 {
-                let what = format!("its header extension {kind:#010x} is said to have {len} bytes");
+                let what = format!("its header extension {kind:#010x} claims a length of {len} bytes");
                 return Err(invalid(what).at(at + 4));
             }
             let last = position + 8 + usize::try_from(len).map_err(|_| cut(head, "a header extension"))?;
@@ -248,7 +248,7 @@ impl Extensions {
                 FEATURE_NAMES => {
                     found.names.extend(data.chunks_exact(48).filter(|e| e[0] == 0).map(|entry| {
                         let name = entry[2..].split(|byte| *byte == 0).next().unwrap_or_default();
-                        (entry[1], harmless(name))
+                        (entry[1], sanitise(name))
                     }))
                 }
                 ENCRYPTION => found.encryption = Some(at),
@@ -271,8 +271,8 @@ fn features(incompatible: u64, extensions: &Extensions) -> Result<(), ImageError
                 None => format!("bit {bit}"),
             })
             .collect();
-        let what = format!("it has incompatible features that are not known: {}", all.join(", "));
-        return Err(unsupported(what, "convert it with the program that made it").at(72));
+        let what = format!("it has unknown incompatible features: {}", all.join(", "));
+        return Err(unsupported(what, "convert it with the program that wrote it").at(72));
     }
     if incompatible & CORRUPT != 0 {
         let what = "it is marked as corrupt";
@@ -289,7 +289,7 @@ fn features(incompatible: u64, extensions: &Extensions) -> Result<(), ImageError
     Ok(())
 }
 
-/// The type of compression and the feature bit say the same twice.
+/// The compression method. The type field and the feature bit must agree.
 fn compression(head: &[u8], version: u32, incompatible: u64, length: u64) -> Result<Method, ImageError> {
     let kind = match head.get(104) {
         Some(kind) if version == 3 && length > 104 => *kind,
@@ -300,12 +300,12 @@ fn compression(head: &[u8], version: u32, incompatible: u64, length: u64) -> Res
         0 if !flag => Ok(Method::Deflate),
         1 if flag => Ok(Method::Zstd),
         0 | 1 => Err(invalid(format!(
-            "its compression type is {kind}, and the feature bit for another one than zlib is {}",
+            "its compression type is {kind}, but the feature bit for a type other than zlib is {}",
             if flag { "set" } else { "not set" }
         ))
         .at(104)),
         _ => Err(unsupported(
-            format!("its clusters are compressed in a way that is not known (type {kind})"),
+            format!("its compression type {kind} is unknown"),
             "convert it: qemu-img convert -c -O qcow2",
         )
         .at(104)),
@@ -318,8 +318,8 @@ fn backing(head: &[u8], offset: u64, cluster: u64, chain: Chain) -> Result<Optio
         return match chain {
             Chain::Alone => Ok(None),
             Chain::OnBacking => {
-                let what = "a backing image was given, and this image has none";
-                Err(ImageError::refused(Format::Qcow2, what, "leave the backing image out"))
+                let what = "a backing image was given, but this image has none";
+                Err(ImageError::refused(Format::Qcow2, what, "omit the backing image"))
             }
         };
     }
@@ -331,7 +331,7 @@ fn backing(head: &[u8], offset: u64, cluster: u64, chain: Chain) -> Result<Optio
     }
     let end = usize::try_from(offset + len).map_err(|_| cut(head, "the name of the backing file"))?;
     let name = head.get(end - len as usize..end).ok_or_else(|| cut(head, "the name of the backing file"))?;
-    let name = harmless(name);
+    let name = sanitise(name);
     match chain {
         Chain::OnBacking => Ok(Some(name)),
         Chain::Alone => {
@@ -345,8 +345,9 @@ fn backing(head: &[u8], offset: u64, cluster: u64, chain: Chain) -> Result<Optio
     }
 }
 
-/// A name out of an image, for a message: no control characters, not long, of a URL neither user info nor query.
-fn harmless(name: &[u8]) -> String {
+/// Sanitises a name from an image for a message: escapes control characters, shortens it, and removes user info and query
+/// from a URL.
+fn sanitise(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
     let mut shown: &str = &text;
     let rest;

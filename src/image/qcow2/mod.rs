@@ -1,11 +1,11 @@
-//! qcow2, versions 2 and 3: all of it that a reader of the current state needs.
+//! qcow2, versions 2 and 3: the parts that a reader of the current state needs.
 //!
-//! L1 entries are read and judged together, once: two of them that share an L2 table, or one that lies on another
-//! table, are found there. L2 tables are read in slices and judged entry by entry. Not looked at: refcounts (a reader
-//! does not need them, which is also why an image marked dirty is fine), snapshots, bitmaps.
+//! All L1 entries are read and checked once, together. That finds two entries that share an L2 table, and one whose
+//! table overlaps another structure. L2 tables are read in slices and checked entry by entry. Refcounts, snapshots and
+//! bitmaps are ignored: a reader does not need them, and so an image that is marked dirty is fine.
 //!
-//! Few round trips: the start of the file is read together with what `qemu-img` puts there (L1 and first L2 table,
-//! for clusters of 64 KiB), and L2 tables are announced together.
+//! Round trips are few: the start of the file is fetched together with the structures that `qemu-img` puts there (L1
+//! and first L2 table, for clusters of 64 KiB), and all L2 tables are announced together.
 
 pub mod entry;
 pub mod header;
@@ -23,16 +23,16 @@ use super::{
 };
 use crate::source::Source;
 
-/// L2 tables are read and kept in pieces of this many bytes, those of smaller clusters whole.
+/// L2 tables are read and cached in slices of this many bytes; a table of smaller clusters is one slice.
 const SLICE: u64 = 16 * 1024;
 
-/// All L2 tables together are announced when they take no more than this; else those around the one that is missing.
+/// If all L2 tables take at most this many bytes, all are announced together; else the neighbours of a missing one.
 const ANNOUNCE: u64 = 4 << 20;
 
-/// How many tables are announced around one that is missing.
+/// The neighbours of a missing table that are announced with it.
 const NEIGHBOURS: usize = 16;
 
-/// Said to be needed before the header is known: header, refcounts, L1 and first L2 table as qemu-img arranges them.
+/// Announced before the header is known: header, refcounts, L1 and first L2 table as qemu-img arranges them.
 const START: u64 = 320 * 1024;
 
 /// A qcow2 image.
@@ -41,14 +41,14 @@ pub(super) struct Qcow2 {
     size: u64,
     chain: Chain,
     map: RwLock<Option<Result<Arc<Map>, ImageError>>>,
-    /// Words of L2 tables as they are in the file, by the offset of the slice.
+    /// L2 slices, by their offsets in the file.
     slices: Tables<u64>,
 }
 
-/// What is read once.
+/// The structures that are read once.
 struct Map {
     header: Header,
-    /// Offset of each L2 table, 0 when there is none.
+    /// The offset of each L2 table; 0 when there is none.
     l1: Box<[u64]>,
 }
 
@@ -75,7 +75,7 @@ impl Qcow2 {
         if found.as_ref().is_err_and(|error| error.kind() == ImageErrorKind::Source) {
             return found;
         }
-        // Whoever else reads it now finds the same.
+        // A concurrent reader finds the same.
         self.map.write().get_or_insert(found).clone()
     }
 
@@ -86,10 +86,10 @@ impl Qcow2 {
         let head = fetch::bytes(source, 0, HEAD.min(file_size) as usize)?;
         let header = Header::decode(&head, file_size, self.chain)?;
         if header.size != self.size {
-            let what = format!("its disk has {} bytes, and had {} when it was added", header.size, self.size);
+            let what = format!("its disk has {} bytes, but had {} when it was added", header.size, self.size);
             return Err(header::invalid(what).at(24));
         }
-        // The header bounds it to 32 MiB.
+        // The check of the header bounds it to 32 MiB.
         let bytes = fetch::bytes(source, header.l1_offset, header.l1_entries as usize * 8)?;
         let l1 = bytes.chunks_exact(8).enumerate().map(|(index, word)| {
             let word = u64::from_be_bytes(word.try_into().expect("8 bytes"));
@@ -105,7 +105,8 @@ impl Qcow2 {
         Ok(Map { header, l1 })
     }
 
-    /// No two entries have one L2 table. In the order of the file, so that requests can be merged.
+    /// Checks that no two L1 entries share an L2 table, and announces the tables in file order, so that requests can be
+    /// merged.
     fn check_and_announce(&self, header: &Header, l1: &[u64]) -> Result<(), ImageError> {
         let mut tables: Vec<u64> = l1.iter().copied().filter(|table| *table != 0).collect();
         tables.sort_unstable();
@@ -121,19 +122,20 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Bytes of an L2 table that can be needed: a disk of a few GiB has a part of one, where clusters are large.
+    /// The bytes of an L2 table that a reader can need. With large clusters, a disk of a few GiB needs only a part of
+    /// one.
     fn used(&self, header: &Header) -> u64 {
         header.cluster().min(self.size.div_ceil(header.cluster()).saturating_mul(header.entry()))
     }
 
-    /// The slice of an L2 table at `at`, which is `index` in the L1 table.
+    /// The slice at `at` of the L2 table of L1 entry `index`.
     fn slice(&self, map: &Map, index: usize, at: u64) -> Result<Arc<[u64]>, ImageError> {
         if let Some(slice) = self.slices.get(at) {
             return Ok(slice);
         }
         let len = SLICE.min(map.header.cluster());
         let bytes = fetch::bytes(&*self.source, at, len as usize).inspect_err(|error| {
-            if error.arrival().is_some() {
+            if error.completion().is_some() {
                 self.announce_neighbours(map, index);
             }
         })?;
@@ -175,7 +177,7 @@ impl Image for Qcow2 {
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError> {
         out.clear();
         let header = &self.map()?.header;
-        // Two clusters are the most that an entry can say.
+        // An entry can name two clusters at most.
         if what.bytes > 2 * header.cluster() || what.len > header.cluster() || what.method != header.method {
             return Err(header::invalid("no such compressed cluster".into()).at(what.at));
         }
@@ -184,7 +186,7 @@ impl Image for Qcow2 {
         let inflated = match what.method {
             Method::Zstd => inflate::zstd(&input, out),
             Method::Deflate | Method::Zlib => match inflate::deflate(Wrap::Raw, &input, out) {
-                Ok(filled) if filled < out.len() => Err(inflate::Bad::Less),
+                Ok(filled) if filled < out.len() => Err(inflate::InflateError::TooShort),
                 Ok(_) => Ok(()),
                 Err(bad) => Err(bad),
             },
@@ -200,7 +202,7 @@ impl Image for Qcow2 {
     }
 }
 
-/// One call of `extent`, which mostly stays in one slice.
+/// The state of one call of `extent`. It holds the last slice, because most steps stay in one.
 struct Walk<'a> {
     image: &'a Qcow2,
     map: &'a Map,
@@ -256,7 +258,7 @@ impl walk::Step for Walk<'_> {
                 } else if zero >> first & 1 != 0 {
                     (Extent::Zero, run(zero))
                 } else {
-                    // The shift brought in zeros from above, which are no subclusters.
+                    // The shift filled the upper bits with zeros, which are no subclusters.
                     (nothing, run(!(present | zero)).min(32 - first))
                 };
                 (extent, (first + parts) * sub - inside)
@@ -269,7 +271,7 @@ impl walk::Step for Walk<'_> {
     }
 }
 
-/// Data of a cluster that the end of the file may cut: what is missing is zeros, as in QEMU.
+/// The extent of a cluster's data. Beyond the end of the file it reads zeros, as in QEMU.
 pub(super) fn plain(at: u64, len: u64, file_size: u64) -> (Extent, u64) {
     match file_size.checked_sub(at) {
         None | Some(0) => (Extent::Zero, len),

@@ -1,4 +1,4 @@
-//! Any arrangement of any clusters, read in any ranges, against a flat reference.
+//! Model tests: any arrangement of clusters, read in any ranges, compared with a flat reference.
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::test_runner::TestCaseError;
@@ -69,10 +69,10 @@ fn vmdk() -> impl Strategy<Value = Vmdk> {
     )
 }
 
-/// All of it at once, and ranges.
+/// Compares the whole disk and random ranges.
 fn compare(format: Format, file: Vec<u8>, flat: &Flat, chain: Chain, seed: u64) -> Result<(), TestCaseError> {
-    for way in [Way::Near, Way::Trips, Way::Moody] {
-        let source = Far::new(file.clone(), way);
+    for access in [Access::Local, Access::Remote, Access::Alternating] {
+        let source = TestSource::new(file.clone(), access);
         let image = opened(format, &source, chain).unwrap_or_else(|error| panic!("{error}"));
         prop_assert_eq!(image.size(), flat.len() as u64);
         let mut numbers = Numbers::new(seed);
@@ -87,7 +87,7 @@ fn compare(format: Format, file: Vec<u8>, flat: &Flat, chain: Chain, seed: u64) 
                 panic!("byte {} differs: {:?}, not {:?}", offset + at as u64, got[at], expected[at]);
             }
         }
-        // Past the end.
+        // Beyond the end.
         prop_assert_eq!(image.extent(size, 10).unwrap(), (Extent::Zero, 10));
         prop_assert_eq!(image.extent(u64::MAX, 10).unwrap(), (Extent::Zero, 10));
     }
@@ -115,23 +115,23 @@ proptest! {
 fn raw_is_never_probed() {
     // A guest can write the header of another format.
     let (file, _) = Qcow2 { backing: Some("/etc/shadow"), ..Qcow2::default() }.write();
-    let source = Far::new(file.clone(), Way::Near);
+    let source = TestSource::new(file.clone(), Access::Local);
     let image = opened(Format::Raw, &source, Chain::Alone).unwrap();
     let flat: Flat = file.iter().map(|byte| Some(*byte)).collect();
     assert_eq!(read(&*image, &source, 0, file.len() as u64).unwrap(), flat);
 }
 
 #[test]
-fn only_what_is_contiguous_on_both_sides_is_one_run() {
+fn only_clusters_that_are_contiguous_in_guest_and_file_are_one_run() {
     let fills = vec![Fill::Data; 8];
     let whole = Qcow2 { size: 8 * 512, fills, ..Qcow2::default() };
     let run = |file: Vec<u8>| {
-        let source = Far::new(file, Way::Near);
+        let source = TestSource::new(file, Access::Local);
         opened(Format::Qcow2, &source, Chain::Alone).unwrap().extent(100, 8 * 512).unwrap().1
     };
     let (mut file, _) = whole.write();
     assert_eq!(run(file.clone()), 8 * 512 - 100);
-    // Two entries of the L2 table change places.
+    // Swap two entries of the L2 table.
     let l2 = 3 * 512;
     let (third, fourth) = (file[l2 + 16..l2 + 24].to_vec(), file[l2 + 24..l2 + 32].to_vec());
     file[l2 + 16..l2 + 24].copy_from_slice(&fourth);
@@ -140,13 +140,13 @@ fn only_what_is_contiguous_on_both_sides_is_one_run() {
 }
 
 #[test]
-fn kept_tables_stay_within_their_bound() {
+fn cached_tables_stay_within_their_bound() {
     let tables = Tables::<u64>::new(64 * 1024);
     let mut numbers = Numbers::new(7);
     let content = |at: u64| -> Arc<[u64]> { vec![at; 16 + at as usize % 500].into() };
     let mut hits = 0;
     for _ in 0..20_000 {
-        // Few of them are asked for most of the time.
+        // Most lookups are for few tables.
         let at = if numbers.below(4) > 0 { numbers.below(8) } else { numbers.below(1000) };
         match tables.get(at) {
             Some(table) => {
@@ -157,5 +157,5 @@ fn kept_tables_stay_within_their_bound() {
         }
         assert!(tables.bytes() <= 64 * 1024);
     }
-    assert!(hits > 12_000, "{hits} hits of 20000: what is used often does not stay");
+    assert!(hits > 12_000, "{hits} hits of 20000: frequently used tables do not stay");
 }

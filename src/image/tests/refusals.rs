@@ -1,12 +1,12 @@
-//! What is not let in, each with the words that say so. Every row is an image that is good but for one thing.
+//! Refusals and their messages. Every row is a valid image with one fault.
 
 use super::writer::{Fill, Qcow2, Vmdk, descriptor, pack, put32, put64};
 use super::*;
 use crate::image::{Method, compressed_as_a_whole};
 
-/// What is wrong with it, if anything is, by the time all of it was read.
+/// The error of inspecting, opening and reading the image, if there is one.
 fn verdict(format: Format, file: Vec<u8>, chain: Chain) -> Result<(), ImageError> {
-    let source = Far::new(file, Way::Near);
+    let source = TestSource::new(file, Access::Local);
     let image = opened(format, &source, chain)?;
     read(&*image, &source, 0, image.size().min(1 << 20)).map(|_| ())
 }
@@ -17,16 +17,16 @@ struct Row {
     chain: Chain,
 }
 
-/// Name, kind and message of each row, and no others.
+/// The expected name, kind and message of each row, in order.
 const QCOW2_HEADERS: &str = include_str!("refusals-qcow2-headers.txt");
 const QCOW2_TABLES: &str = include_str!("refusals-qcow2-tables.txt");
 const VMDK: &str = include_str!("refusals-vmdk.txt");
 
 fn check(format: Format, expected: &str, rows: Vec<Row>) {
-    let mut said = String::new();
+    let mut actual = String::new();
     for Row { name, file, chain } in rows {
         let verdict = match verdict(format, file, chain) {
-            Ok(()) => "let in".to_owned(),
+            Ok(()) => "accepted".to_owned(),
             Err(error) => {
                 let text = error.to_string();
                 let what = text.strip_prefix(&format!("not a usable {format} image: "));
@@ -34,12 +34,12 @@ fn check(format: Format, expected: &str, rows: Vec<Row>) {
                 format!("{:?} | {what}", error.kind())
             }
         };
-        said += &format!("{name} | {verdict}\n");
+        actual += &format!("{name} | {verdict}\n");
     }
-    for (said, expected) in said.lines().zip(expected.lines()) {
-        assert_eq!(said, expected);
+    for (actual, expected) in actual.lines().zip(expected.lines()) {
+        assert_eq!(actual, expected);
     }
-    assert_eq!(said.lines().count(), expected.lines().count());
+    assert_eq!(actual.lines().count(), expected.lines().count());
 }
 
 fn row(name: &'static str, spec: Qcow2, change: impl FnOnce(&mut Vec<u8>)) -> Row {
@@ -48,11 +48,11 @@ fn row(name: &'static str, spec: Qcow2, change: impl FnOnce(&mut Vec<u8>)) -> Ro
     Row { name, file, chain: Chain::Alone }
 }
 
-/// Where [`Qcow2::write`] puts things, with clusters of 512 bytes.
+/// The offsets of the tables that [`Qcow2::write`] writes, with clusters of 512 bytes.
 const L1: usize = 1024;
 const L2: usize = 1536;
 
-/// A header extension behind a header of 112 bytes.
+/// Writes a header extension behind a header of 112 bytes.
 fn extension(file: &mut [u8], kind: u32, data: &[u8]) {
     put32(file, 112, kind);
     put32(file, 116, data.len() as u32);
@@ -60,7 +60,7 @@ fn extension(file: &mut [u8], kind: u32, data: &[u8]) {
 }
 
 #[test]
-fn hostile_qcow2_headers() {
+fn hostile_qcow2_headers_are_refused() {
     let plain = Qcow2::default;
     let mut names = vec![0; 96];
     names[..7].copy_from_slice(b"\x00\x3fwarp\x1b");
@@ -146,7 +146,7 @@ fn hostile_qcow2_headers() {
 }
 
 #[test]
-fn hostile_qcow2_tables() {
+fn hostile_qcow2_tables_are_refused() {
     let plain = Qcow2::default;
     let copied = 1u64 << 63;
     let extended = || Qcow2 { bits: 14, extended: true, size: 1 << 14, fills: vec![Fill::Data], ..plain() };
@@ -215,7 +215,7 @@ fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 #[test]
-fn hostile_vmdk() {
+fn hostile_vmdk_images_are_refused() {
     let plain = Vmdk::default;
     let stream = || Vmdk { compressed: true, ..plain() };
     let said = |from: &str, to: &str| {
@@ -223,7 +223,7 @@ fn hostile_vmdk() {
         assert!(text.contains(from));
         Vmdk { descriptor: Some(text.replacen(from, to, 1)), ..plain() }
     };
-    // Of the default image: grains at sectors 3 and 11, the table at 19, the directory at 23.
+    // The default image has grains at sectors 3 and 11, the table at 19 and the directory at 23.
     let (table, directory) = (19 * 512, 23 * 512);
     let rows = vec![
         vmdk_row("text descriptor", plain(), |f| *f = descriptor("monolithicFlat", 32).into_bytes()),
@@ -298,13 +298,13 @@ fn hostile_vmdk() {
 }
 
 #[test]
-fn hostile_raw() {
+fn raw_images_that_are_too_big_or_have_a_backing_image_are_refused() {
     let too_big = inspect(Format::Raw, &[], (1 << 46) + 1, Chain::Alone).unwrap_err();
     assert_eq!(too_big.kind(), ImageErrorKind::Refused);
     let on_backing = inspect(Format::Raw, &[], 512, Chain::OnBacking).unwrap_err();
     assert_eq!(
         on_backing.to_string(),
-        "not a usable raw image: a backing image was given, and a raw image has none; leave the backing image out"
+        "not a usable raw image: a backing image was given, but a raw image has none; omit the backing image"
     );
 }
 
@@ -314,13 +314,13 @@ fn a_file_that_is_compressed_as_a_whole_is_refused_by_name_and_content() {
     let refused = |name: &str| compressed_as_a_whole(Format::Raw, name, &zstd).map(|error| error.kind());
     assert_eq!(refused("https://host/disk.raw.ZST?token=x"), Some(ImageErrorKind::Unsupported));
     assert_eq!(refused("/srv/disk.img.zst"), Some(ImageErrorKind::Unsupported));
-    // A raw disk may begin with anything.
+    // A raw disk may begin with any bytes.
     assert_eq!(refused("/srv/disk.img"), None);
     assert_eq!(compressed_as_a_whole(Format::Raw, "/srv/disk.zst", &[0; 512]).map(|e| e.kind()), None);
 }
 
 #[test]
-fn what_is_only_unusual_is_read() {
+fn unusual_but_valid_qcow2_images_are_read() {
     // Dirty refcounts, snapshots, a header without the field for compression, bitmaps, an unknown extension.
     let (mut file, flat) = Qcow2::default().write();
     put64(&mut file, 72, 1);
@@ -331,20 +331,20 @@ fn what_is_only_unusual_is_read() {
     put32(&mut file, 108, 24);
     put32(&mut file, 136, 0x7777_7777);
     put32(&mut file, 140, 3);
-    let source = Far::new(file, Way::Near);
+    let source = TestSource::new(file, Access::Local);
     let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
     assert_eq!(read(&*image, &source, 0, flat.len() as u64).unwrap(), flat);
 }
 
 #[test]
-fn a_window_of_gibibytes_costs_nothing() {
-    // Frames that declare a window of 2^31 and 2^41 bytes, and have one block of 512 equal bytes.
+fn a_zstd_frame_that_declares_a_huge_window_takes_little_memory() {
+    // Frames that declare windows of 2^31 and 2^41 bytes and contain one block of 512 equal bytes.
     let spec = Qcow2 { method: Method::Zstd, size: 512, fills: vec![Fill::Packed], ..Qcow2::default() };
     for (window, read_as) in [(0xa8, Some(vec![Some(7); 512])), (0xf8, None)] {
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, window, 0x03, 0x10, 0x00, 0x07];
         let (mut file, _) = spec.write();
         file[2048..2048 + frame.len()].copy_from_slice(&frame);
-        let source = Far::new(file, Way::Near);
+        let source = TestSource::new(file, Access::Local);
         let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
         assert_eq!(read(&*image, &source, 0, 512).ok(), read_as);
         let kept = crate::image::inflate::zstd_memory();

@@ -1,43 +1,43 @@
-//! Sources that fail or are far away.
+//! Failing and remote sources.
 
 use super::writer::{Fill, Qcow2, Vmdk};
 use super::*;
 use crate::image::Method;
 
 /// 64 KiB clusters in the order of the guest, as `qemu-img convert` arranges them; metadata at its usual places.
-fn usual(method: Method) -> (Vec<u8>, Flat) {
+fn typical(method: Method) -> (Vec<u8>, Flat) {
     let fills = (0..300).map(|index| if index % 3 == 0 { Fill::Nothing } else { Fill::Packed }).collect();
     let image = Qcow2 { bits: 16, size: 300 << 16, fills, method, ..Qcow2::default() };
     image.write()
 }
 
-fn trips_until_data(format: Format, file: Vec<u8>, offset: u64) -> usize {
-    let source = Far::new(file, Way::Trips);
+fn round_trips_until_data(format: Format, file: Vec<u8>, offset: u64) -> usize {
+    let source = TestSource::new(file, Access::Remote);
     let image = opened(format, &source, Chain::Alone).unwrap();
-    assert_eq!(source.state.lock().reads, 0, "reads before the first extent is asked for");
-    persist(&source, || image.extent(offset, 1)).unwrap();
-    source.state.lock().trips
+    assert_eq!(source.state.lock().reads, 0, "no read before the first call of extent");
+    retry(&source, || image.extent(offset, 1)).unwrap();
+    source.state.lock().round_trips
 }
 
 #[test]
 fn metadata_takes_few_round_trips() {
-    let (file, _) = usual(Method::Zstd);
-    assert_eq!(trips_until_data(Format::Qcow2, file, 1 << 16), 1, "all of it is near the start");
+    let (file, _) = typical(Method::Zstd);
+    assert_eq!(round_trips_until_data(Format::Qcow2, file, 1 << 16), 1, "all metadata is near the start");
 
-    // Tables anywhere: the header, then L1, then all L2 tables at once.
+    // With tables anywhere in the file: the header, then L1, then all L2 tables at once.
     let fills = vec![Fill::Data; 64 * 70];
     let image = Qcow2 { size: 512 * 64 * 70, fills, ..Qcow2::default() };
     let (mut file, _) = image.write();
-    // L1 moves to the end.
+    // Move L1 to the end.
     let at = file.len();
     file.extend_from_within(1024..1024 + 1024);
     super::writer::put64(&mut file, 40, at as u64);
-    let source = Far::new(file, Way::Trips);
+    let source = TestSource::new(file, Access::Remote);
     let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
     for table in (0..70).rev() {
-        persist(&source, || image.extent(table * 512 * 64, 1)).unwrap();
+        retry(&source, || image.extent(table * 512 * 64, 1)).unwrap();
     }
-    assert_eq!(source.state.lock().trips, 3, "every table was announced");
+    assert_eq!(source.state.lock().round_trips, 3, "every table was announced");
 
     let fills = vec![Fill::Data; 20_000];
     for footer in [false, true] {
@@ -49,25 +49,29 @@ fn metadata_takes_few_round_trips() {
             footer,
             ..Vmdk::default()
         };
-        assert_eq!(trips_until_data(Format::Vmdk, image.write().0, 70_000), 1, "the tables are at the end");
+        assert_eq!(
+            round_trips_until_data(Format::Vmdk, image.write().0, 70_000),
+            1,
+            "the tables are at the end"
+        );
     }
 }
 
 #[test]
-fn a_failure_of_the_source_is_passed_up_and_not_remembered() {
+fn an_error_of_the_source_is_returned_and_not_cached() {
     let vmdk = Vmdk { compressed: true, footer: true, ..Vmdk::default() };
     let cases = [(Format::Qcow2, Qcow2::default().write()), (Format::Vmdk, vmdk.write())];
     for (format, (file, flat)) in cases {
         let mut failures = 0;
         for fail_at in 1..20 {
-            let source = Far::new(file.clone(), Way::Near);
+            let source = TestSource::new(file.clone(), Access::Local);
             source.state.lock().fail_at = Some(fail_at);
             let image = opened(format, &source, Chain::Alone).unwrap();
             let size = flat.len() as u64;
             if let Err(error) = read(&*image, &source, 0, size) {
                 assert_eq!(error.kind(), ImageErrorKind::Source);
                 assert_eq!(error.source_error().map(SourceError::kind), Some(SourceErrorKind::Io));
-                assert!(error.arrival().is_none());
+                assert!(error.completion().is_none());
                 failures += 1;
             }
             source.state.lock().fail_at = None;
@@ -78,10 +82,10 @@ fn a_failure_of_the_source_is_passed_up_and_not_remembered() {
 }
 
 #[test]
-fn a_verdict_is_remembered() {
+fn an_error_of_the_image_is_cached() {
     let (mut file, _) = Qcow2::default().write();
     super::writer::put64(&mut file, 1024, 0x00ff_0000_0000_0000);
-    let source = Far::new(file, Way::Near);
+    let source = TestSource::new(file, Access::Local);
     let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
     let first = image.extent(0, 1).unwrap_err();
     assert_eq!(first.kind(), ImageErrorKind::Invalid);
@@ -93,9 +97,9 @@ fn a_verdict_is_remembered() {
 
 #[test]
 fn two_threads_may_load_the_same_tables() {
-    let (file, flat) = usual(Method::Deflate);
+    let (file, flat) = typical(Method::Deflate);
     for _ in 0..4 {
-        let source = Far::new(file.clone(), Way::Moody);
+        let source = TestSource::new(file.clone(), Access::Alternating);
         let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
         std::thread::scope(|scope| {
             for part in 0..4u64 {
@@ -111,8 +115,8 @@ fn two_threads_may_load_the_same_tables() {
 }
 
 #[test]
-fn an_extent_over_anything_ends_soon() {
-    // 64 TiB of nothing is one step; a disk of small zero clusters is not walked to its end.
+fn the_work_of_one_extent_call_is_bounded() {
+    // 64 TiB without data take one step. A disk of small zero clusters is not walked to its end.
     let empty = Qcow2 { bits: 21, size: 1 << 46, fills: vec![], ..Qcow2::default() };
     let (mut file, _) = Qcow2 { size: 0, ..empty }.write();
     let l1 = file.len();
@@ -121,12 +125,12 @@ fn an_extent_over_anything_ends_soon() {
     super::writer::put64(&mut file, 24, 1 << 46);
     super::writer::put32(&mut file, 36, entries as u32);
     super::writer::put64(&mut file, 40, l1 as u64);
-    let source = Far::new(file, Way::Near);
+    let source = TestSource::new(file, Access::Local);
     let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
     assert_eq!(image.extent(12_345, u64::MAX).unwrap(), (Extent::Zero, (1 << 46) - 12_345));
 
     let zeros = Qcow2 { size: 512 * 40_000, fills: vec![Fill::Zero; 40_000], ..Qcow2::default() };
-    let source = Far::new(zeros.write().0, Way::Near);
+    let source = TestSource::new(zeros.write().0, Access::Local);
     let image = opened(Format::Qcow2, &source, Chain::Alone).unwrap();
     let (extent, run) = image.extent(0, u64::MAX).unwrap();
     assert_eq!(extent, Extent::Zero);

@@ -1,4 +1,4 @@
-//! Writes images for the tests: all that the formats allow, in any arrangement.
+//! Writes images for the tests: every kind of cluster that the formats allow, in any arrangement.
 
 use std::io::Write;
 
@@ -8,13 +8,13 @@ use flate2::write::{DeflateEncoder, ZlibEncoder};
 use super::{Flat, Numbers};
 use crate::image::Method;
 
-/// What a cluster or grain is.
+/// The kind of a cluster or grain.
 #[derive(Clone, Debug)]
 pub(super) enum Fill {
     /// Not in the image.
     Nothing,
     Zero,
-    /// Zeros, with a place in the file.
+    /// Zeros, with an allocated cluster in the file.
     Reserved,
     Data,
     Packed,
@@ -31,9 +31,9 @@ pub(super) struct Qcow2 {
     pub size: u64,
     pub fills: Vec<Fill>,
     pub backing: Option<&'static str>,
-    /// Of the content and of the arrangement.
+    /// The seed of contents and arrangement.
     pub seed: u64,
-    /// In the order of the guest.
+    /// Clusters lie in the order of the guest.
     pub in_order: bool,
     /// The file ends within the last cluster.
     pub cut: bool,
@@ -100,7 +100,7 @@ impl Clusters {
 }
 
 impl Qcow2 {
-    /// The file, and what has to be read of it.
+    /// The file, and the bytes that a reader must get.
     pub(super) fn write(&self) -> (Vec<u8>, Flat) {
         let mut numbers = Numbers::new(self.seed);
         let cluster = 1usize << self.bits;
@@ -145,12 +145,12 @@ impl Qcow2 {
                 }
                 Fill::Packed => {
                     let packed = pack(self.method, &data);
-                    // Data that does not get smaller is not stored compressed by anybody, and may not fit.
+                    // No writer stores data compressed that does not become smaller, and it may not fit.
                     if packed.len() > cluster {
                         data.fill(index as u8);
                     }
                     let packed = pack(self.method, &data);
-                    // Right behind the last one, as often as not.
+                    // Half of the time directly behind the last compressed cluster.
                     let at = match last_packed.filter(|_| numbers.below(2) == 0) {
                         Some(end) if end.next_multiple_of(cluster) == out.file.len() => end,
                         _ => out.take(1),
@@ -207,7 +207,7 @@ impl Qcow2 {
             }
         }
         if let Some((index, at)) = last_data.filter(|(_, at)| self.cut && at + cluster == out.file.len()) {
-            // What the file does not have is zeros.
+            // Bytes beyond the end of the file read zeros.
             let keep = 1 + numbers.below(cluster as u64 - 1) as usize;
             out.file.truncate(at + keep);
             flat[index * cluster + keep..(index + 1) * cluster].fill(Some(0));
@@ -283,7 +283,7 @@ impl Default for Vmdk {
     }
 }
 
-/// As VMware writes it.
+/// A descriptor as VMware writes it.
 pub(super) fn descriptor(kind: &str, capacity: u64) -> String {
     format!(
         "# Disk DescriptorFile\nversion=1\nCID=a1b2c3d4\nparentCID=ffffffff\ncreateType=\"{kind}\"\n\n\

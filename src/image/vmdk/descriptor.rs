@@ -1,12 +1,12 @@
-//! The text inside a VMDK image that says what it consists of.
+//! Parses the text descriptor inside a VMDK image, which lists the parts of the disk.
 //!
-//! Read only to refuse: whatever it names, the one file that was given is all that is ever read. An extent that is
-//! not this file itself is how an image asks for files of the host (CVE-2022-47951).
+//! It is used only to refuse images: plyfs never opens a file that it names. An image asks for files of the host by an
+//! extent in another file (CVE-2022-47951).
 
 use super::header::{CONVERT, invalid, refused, unsupported};
 use crate::image::ImageError;
 
-/// The forms that are read.
+/// The types of VMDK that plyfs reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     MonolithicSparse,
@@ -22,16 +22,17 @@ impl Kind {
     }
 }
 
-/// What is left of a descriptor that passed.
+/// The facts from a descriptor that passed the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     pub kind: Kind,
 }
 
-const SEVERAL: &str = "make one file of the disk where it is trusted: qemu-img convert -O qcow2";
+const SEVERAL: &str =
+    "on a host that trusts the image, convert the disk to one file: qemu-img convert -O qcow2";
 
 impl Descriptor {
-    /// `bytes` end at the first NUL; `sectors` is what the header says of the disk.
+    /// Parses `bytes` up to the first NUL. `sectors` is the size of the disk in the header.
     ///
     /// # Errors
     /// `Invalid`, `Refused` or `Unsupported`.
@@ -52,7 +53,7 @@ impl Descriptor {
             let Some((key, value)) = line.split_once('=') else {
                 let shown = shown(line);
                 return Err(invalid(format!(
-                    "line {} of its descriptor is no line of one: \"{shown}\"",
+                    "line {} of its descriptor is invalid: \"{shown}\"",
                     number + 1
                 )));
             };
@@ -64,19 +65,19 @@ impl Descriptor {
                 _ => None,
             };
             if seen.is_some() {
-                return Err(invalid(format!("its descriptor says {} twice", key.trim())));
+                return Err(invalid(format!("its descriptor has {} twice", key.trim())));
             }
         }
         if let Some(parent) = parent.filter(|parent| !parent.eq_ignore_ascii_case("ffffffff")) {
             return Err(on_parent(&parent));
         }
-        let kind = kind.ok_or_else(|| invalid("its descriptor does not say createType".into()))?;
+        let kind = kind.ok_or_else(|| invalid("its descriptor has no createType".into()))?;
         let kind = match () {
             () if kind.eq_ignore_ascii_case("monolithicSparse") => Kind::MonolithicSparse,
             () if kind.eq_ignore_ascii_case("streamOptimized") => Kind::StreamOptimized,
             () => {
                 let what = format!(
-                    "it is of type \"{}\", and only monolithicSparse and streamOptimized are read",
+                    "it has type \"{}\", but plyfs reads only monolithicSparse and streamOptimized",
                     shown(&kind)
                 );
                 return Err(unsupported(what, CONVERT));
@@ -86,7 +87,7 @@ impl Descriptor {
             1 => Ok(Self { kind }),
             0 => Err(invalid("its descriptor names no extent".into())),
             _ => Err(refused(
-                format!("its disk consists of {extents} extents, and only this file is read"),
+                format!("its disk has {extents} extents, but plyfs reads only this file"),
                 SEVERAL,
             )),
         }
@@ -101,21 +102,21 @@ fn on_parent(parent: &str) -> ImageError {
     refused(what, SEVERAL)
 }
 
-/// What follows the access of an extent line.
+/// The rest of an extent line behind the access; `None` for other lines.
 fn extent_line(line: &str) -> Option<&str> {
     let (first, rest) = line.split_once(char::is_whitespace)?;
     let access = ["RW", "RDONLY", "NOACCESS"].iter().any(|access| first.eq_ignore_ascii_case(access));
     (access && !rest.trim_start().starts_with('=')).then_some(rest)
 }
 
-/// `SECTORS SPARSE "NAME"`, and nothing else. The name is not looked at: it is that of this file, or a lie.
+/// Checks the rest of an extent line: `SECTORS SPARSE "NAME"`. The name is ignored: it must be that of this file.
 fn extent(rest: &str, sectors: u64) -> Result<(), ImageError> {
     let mut words = rest.split_whitespace();
     let (has, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if !kind.eq_ignore_ascii_case("SPARSE") {
         let what = format!(
-            "its descriptor has an extent of type \"{}\", which is in another file, and an image may not say \
-             which files are read",
+            "its descriptor has an extent of type \"{}\" in another file, and an image may not say which files are \
+             read",
             shown(kind)
         );
         return Err(refused(what, SEVERAL));
@@ -126,13 +127,13 @@ fn extent(rest: &str, sectors: u64) -> Result<(), ImageError> {
         return Err(invalid(format!("its descriptor's extent has no name in quotes: \"{}\"", shown(rest))));
     }
     if has.parse() != Ok(sectors) {
-        let what = format!("its header has {sectors} sectors, and its descriptor says \"{}\"", shown(has));
+        let what = format!("its header has {sectors} sectors, but its descriptor has \"{}\"", shown(has));
         return Err(invalid(what));
     }
     Ok(())
 }
 
-/// Text out of an image, for a message.
+/// Sanitises text from an image for a message.
 fn shown(text: &str) -> String {
     let mut out: String = text.chars().take(100).flat_map(char::escape_default).collect();
     if text.chars().nth(100).is_some() {

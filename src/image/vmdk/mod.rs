@@ -1,8 +1,7 @@
-//! VMDK in one file: monolithicSparse, and streamOptimized as it is in OVA files.
+//! VMDK in one file: monolithicSparse, and streamOptimized as in OVA files.
 //!
-//! A grain directory is read and judged once; grain tables (2 KiB for 32 MiB of the disk) are read one by one and
-//! kept.
-//! Own code, because `imago` (0.2.6) reads flat extents only, which are in other files.
+//! The grain directory is read and checked once. Grain tables (2 KiB for 32 MiB of the disk) are read one by one and
+//! cached. This is our own code, because `imago` (0.2.6) reads only flat extents, which are in other files.
 
 pub mod descriptor;
 pub mod header;
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use self::header::{Header, SECTOR, invalid};
-use super::inflate::{self, Bad, Wrap};
+use super::inflate::{self, InflateError, Wrap};
 use super::qcow2::plain;
 use super::table::{TABLES, Tables};
 use super::{
@@ -20,16 +19,16 @@ use super::{
 };
 use crate::source::Source;
 
-/// All grain tables together are announced when they take no more than this; else those around the missing one.
+/// If all grain tables take at most this many bytes, all are announced together; else the neighbours of a missing one.
 const ANNOUNCE: u64 = 4 << 20;
 
-/// How many tables are announced around one that is missing: 1 GiB of the disk.
+/// The neighbours of a missing table that are announced with it: 1 GiB of the disk.
 const NEIGHBOURS: usize = 32;
 
-/// What is read of the end of the file together with its start, where the directory and some tables are.
+/// The bytes at the end of the file that are announced with its start. The directory and some tables may be there.
 const END: u64 = 128 * 1024;
 
-/// Before each compressed grain: its first sector in the disk, and how many bytes follow.
+/// Bytes of the marker before each compressed grain: its first sector in the disk, and the number of bytes that follow.
 const MARKER: usize = 12;
 
 /// A VMDK image.
@@ -42,10 +41,10 @@ pub(super) struct Vmdk {
     tables: Tables<u32>,
 }
 
-/// What is read once.
+/// The structures that are read once.
 struct Map {
     header: Header,
-    /// The sector of each grain table, 0 when there is none.
+    /// The sector of each grain table; 0 when there is none.
     directory: Box<[u32]>,
 }
 
@@ -68,7 +67,7 @@ impl Vmdk {
         if found.as_ref().is_err_and(|error| error.kind() == ImageErrorKind::Source) {
             return found;
         }
-        // Whoever else reads it now finds the same.
+        // A concurrent reader finds the same.
         self.map.write().get_or_insert(found).clone()
     }
 
@@ -84,11 +83,11 @@ impl Vmdk {
             header = header.with_footer(&footer, file_size)?;
         }
         if header.size != self.size {
-            let what = format!("its disk has {} bytes, and had {} when it was added", header.size, self.size);
+            let what = format!("its disk has {} bytes, but had {} when it was added", header.size, self.size);
             return Err(invalid(what).at(12));
         }
         let at = header.directory.expect("the footer has one");
-        // The header bounds it to 32 MiB.
+        // The check of the header bounds it to 32 MiB.
         let bytes = fetch::bytes(source, at, header.tables() as usize * 4)?;
         let words = bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("4 bytes")));
         let directory: Box<[u32]> = words.collect();
@@ -99,7 +98,8 @@ impl Vmdk {
         Ok(Map { header, directory })
     }
 
-    /// Tables lie inside of the file, on nothing else that was read, and none on another.
+    /// Checks that each table lies inside the file and overlaps neither the directory nor another table, and announces
+    /// the tables.
     fn check_and_announce(&self, header: &Header, at: u64, directory: &[u32]) -> Result<(), ImageError> {
         let (file_size, each) = (self.source.size(), header.entries * 4);
         let mut tables: Vec<u64> = directory
@@ -110,11 +110,11 @@ impl Vmdk {
         tables.sort_unstable();
         for (index, table) in tables.iter().copied().enumerate() {
             let wrong = if table + each > file_size {
-                "is not inside of the file"
+                "is outside the file"
             } else if table < at + directory.len() as u64 * 4 && at < table + each {
-                "lies on the grain directory"
+                "overlaps the grain directory"
             } else if tables.get(index + 1).is_some_and(|next| *next < table + each) {
-                "lies on another one"
+                "overlaps another one"
             } else {
                 continue;
             };
@@ -127,7 +127,7 @@ impl Vmdk {
         Ok(())
     }
 
-    /// The grain table that is `index` in the directory.
+    /// The grain table of directory entry `index`.
     fn table(&self, map: &Map, index: usize) -> Result<Arc<[u32]>, ImageError> {
         let at = u64::from(map.directory[index]) * SECTOR;
         if let Some(table) = self.tables.get(at) {
@@ -135,7 +135,7 @@ impl Vmdk {
         }
         let len = map.header.entries * 4;
         let bytes = fetch::bytes(&*self.source, at, len as usize).inspect_err(|error| {
-            if error.arrival().is_some() {
+            if error.completion().is_some() {
                 let next = map.directory[index..].iter().filter(|sector| **sector != 0).take(NEIGHBOURS);
                 let mut ranges: Vec<(u64, u64)> =
                     next.map(|sector| (u64::from(*sector) * SECTOR, len)).collect();
@@ -172,7 +172,7 @@ impl Image for Vmdk {
     fn inflate(&self, what: &Compressed, out: &mut Vec<u8>) -> Result<(), ImageError> {
         out.clear();
         let header = &self.map()?.header;
-        if what.bytes > most(header) || what.len > header.grain || what.method != Method::Zlib {
+        if what.bytes > max_compressed(header) || what.len > header.grain || what.method != Method::Zlib {
             return Err(invalid("no such compressed grain".into()).at(what.at));
         }
         let input = fetch::bytes(&*self.source, what.at, what.bytes as usize)?;
@@ -185,17 +185,17 @@ impl Image for Vmdk {
         let first = u64::from_le_bytes(marker[..8].try_into().expect("8 bytes"));
         let len = u32::from_le_bytes(marker[8..].try_into().expect("4 bytes")) as usize;
         if first.checked_mul(SECTOR) != Some(what.guest) {
-            return Err(grain(&format!("its marker says sector {first} of the disk")));
+            return Err(grain(&format!("its marker names sector {first} of the disk")));
         }
-        let data = data.get(..len).ok_or_else(|| grain("it goes on over what follows it"))?;
+        let data = data.get(..len).ok_or_else(|| grain("it overlaps the data behind it"))?;
         out.resize(header.grain as usize, 0);
-        // The last grain of a disk may have been compressed whole or as far as the disk goes.
+        // The last grain of a disk may be compressed as a whole, or only up to the end of the disk.
         let wrong = match inflate::deflate(Wrap::Zlib, data, out) {
             Ok(filled) if filled as u64 >= what.len => {
                 out.truncate(what.len as usize);
                 return Ok(());
             }
-            Ok(_) => Bad::Less,
+            Ok(_) => InflateError::TooShort,
             Err(bad) => bad,
         };
         out.clear();
@@ -203,12 +203,12 @@ impl Image for Vmdk {
     }
 }
 
-/// The most that a compressed grain may take in the file.
-fn most(header: &Header) -> u64 {
+/// The most bytes that a compressed grain may take in the file.
+fn max_compressed(header: &Header) -> u64 {
     2 * header.grain + SECTOR
 }
 
-/// One call of `extent`, which mostly stays in one table.
+/// The state of one call of `extent`. It holds the last table, because most steps stay in one.
 struct Walk<'a> {
     image: &'a Vmdk,
     map: &'a Map,
@@ -244,17 +244,18 @@ impl walk::Step for Walk<'_> {
         if at >= file_size {
             let place = u64::from(self.map.directory[index]) * SECTOR + entry * 4;
             return Err(invalid(format!(
-                "the grain table entry of guest offset {offset:#x} points outside of the file"
+                "the grain table entry of guest offset {offset:#x} points outside the file"
             ))
             .at(place));
         }
         if !header.compressed {
             return Ok(plain(at + inside, rest, file_size));
         }
-        // How long it is, its marker says, which costs a read; it ends where the next grain begins.
+        // The exact length is in the marker, but reading that would cost a request. The grain ends where the next one
+        // begins, at the latest.
         let next = table.iter().copied().filter(|other| *other > sector).min();
         let end = next.map_or(file_size, |next| (u64::from(next) * SECTOR).min(file_size));
-        let bytes = (end - at).min(most(header));
+        let bytes = (end - at).min(max_compressed(header));
         let len = header.grain.min(header.size - start);
         let what = Compressed { guest: start, len, at, bytes, method: Method::Zlib };
         Ok((Extent::Compressed(what), len - inside))

@@ -1,4 +1,4 @@
-//! A file of the simulated medium: what is durable of it, and what is in flight.
+//! A file of the simulated medium: its durable state, and its changes in flight.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use super::{Call, Keep, Rng, Shared};
 use crate::io::MediumFile;
 
-/// Bytes that reach the medium together in a data file.
+/// Bytes of a data file that reach the medium together.
 const BLOCK: u64 = 4096;
-/// And in all others: their checksums decide, so nothing is assumed, not even a sector of 512.
+/// The same for all other files. They have checksums, so nothing is assumed of the medium, not even sectors of 512
+/// bytes.
 const SECTOR: u64 = 64;
 
 /// Contents of a sector; `None` is zeros.
@@ -22,7 +23,7 @@ pub(super) struct Inode {
     sectors: BTreeMap<u64, Arc<[u8]>>,
     durable: BTreeMap<u64, Arc<[u8]>>,
     durable_len: u64,
-    /// What each sector was since the last sync, oldest first.
+    /// The contents that each sector has had since the last sync, oldest first.
     pending: BTreeMap<u64, Vec<Sector>>,
     pending_len: Vec<u64>,
 }
@@ -36,7 +37,7 @@ impl Inode {
         self.pending.len() + self.pending_len.len()
     }
 
-    /// Bytes from `offset`, as many as there are.
+    /// Reads from `offset`, as many bytes as there are.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> usize {
         let end = (offset + buf.len() as u64).min(self.len);
         if end <= offset {
@@ -53,7 +54,7 @@ impl Inode {
         buf.len()
     }
 
-    /// Changes the bytes `offset..end`; `bytes` is `None` for zeros.
+    /// Changes the bytes `offset..end`. `bytes` is `None` for zeros.
     fn put(&mut self, offset: u64, end: u64, bytes: Option<&[u8]>) {
         for no in offset / self.unit..end.div_ceil(self.unit) {
             let start = no * self.unit;
@@ -91,7 +92,7 @@ impl Inode {
         self.resized(self.len.max(end));
     }
 
-    /// What an interrupted write may leave: some of its first whole sectors, but not all of it.
+    /// Does what an interrupted write may do: writes some of the first whole sectors, but not all bytes.
     pub fn write_part(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) {
         let sectors = (offset + bytes.len() as u64) / self.unit - offset / self.unit;
         let end = (offset / self.unit + rng.below(sectors + 1)) * self.unit;
@@ -126,8 +127,8 @@ impl Inode {
         self.durable_len = self.len;
     }
 
-    /// Any part became durable, and the rest never will: the kernel takes the pages for clean. The length is
-    /// metadata, which stays dirty.
+    /// Any part becomes durable, and the rest never will: the kernel considers the pages clean. The length is metadata,
+    /// which stays dirty.
     pub fn sync_failed(&mut self, rng: &mut Rng) {
         for (no, versions) in std::mem::take(&mut self.pending) {
             if rng.chance(50) {
@@ -144,7 +145,7 @@ impl Inode {
         let mut sectors = self.durable.clone();
         for (no, versions) in &self.pending {
             if rng.chance(keep.sectors) {
-                // Mostly the last: the others were overwritten before they were written back.
+                // Mostly the last contents: the others were overwritten before writeback.
                 let at = if rng.chance(60) {
                     versions.len() - 1
                 } else {
@@ -202,7 +203,7 @@ impl SimFile {
 
 impl MediumFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        // Not through `inode()`: reading must not copy a file that a fork shares.
+        // `inode()` would copy a file that a fork shares.
         self.shared.call(
             (Call::Read, &self.name),
             |_| {},

@@ -1,4 +1,4 @@
-//! Live maps of the simulation: they outlive a worker, and are gone after a power cut.
+//! Live maps of the simulation. They outlive a worker, and are gone after a power cut.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +15,7 @@ pub struct SimLive {
 }
 
 impl SimLive {
-    /// A copy of the memory as it is now, as a worker that is killed now leaves it.
+    /// A copy of the memory, as a worker that is killed now leaves it.
     ///
     /// # Errors
     /// When there is no memory for it.

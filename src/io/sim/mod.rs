@@ -1,13 +1,13 @@
-//! A medium in memory that loses what the real one may lose.
+//! A medium in memory that loses what a real one may lose.
 //!
-//! Everything that was not synced is in flight. A cut ([`SimMedium::crash`]) keeps any part of it: each 64 bytes
-//! of a file has one of the contents it had since the last sync, a file has one of its lengths, each change
-//! of a directory happened or did not, a rename wholly or not at all. Data files keep aligned blocks of 4096 bytes
-//! whole, as docs/format.md assumes of the medium. After a failed sync the rest of a file's bytes is never written.
-//! Any call can fail, and a hook sees every call, to cut there or to
-//! run something in the middle of it.
+//! Every change that was not synced is in flight. A cut ([`SimMedium::crash`]) keeps any part of the changes. Each 64
+//! bytes of a file have one of the contents that they had since the last sync. A file has one of its lengths. Each
+//! change of a directory happened or did not; a rename happened wholly or not at all. Data files keep aligned blocks of
+//! 4096 bytes whole, as docs/format.md assumes of the medium. After a failed sync the rest of a file's bytes is never
+//! written. Any call can fail. A hook sees every call, to cut there or to run other calls in the middle of it.
 //!
-//! What must hold: nothing of this is more orderly than docs/format.md, "What is assumed of the medium".
+//! What must hold: the simulated medium keeps no more order than docs/format.md, "What is assumed of the medium",
+//! promises.
 
 mod file;
 mod live;
@@ -26,7 +26,7 @@ use self::file::{Inode, SimFile};
 pub use self::live::SimLive;
 use super::{Medium, MediumFile, Open, Space};
 
-/// Random numbers from a seed: the same ones for the same seed.
+/// Random numbers from a seed. One seed always gives the same numbers.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
@@ -55,18 +55,18 @@ impl Rng {
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len() as u64) as usize]
     }
-    /// Another source of numbers that does not disturb this one's later numbers.
+    /// A second generator. Its use does not change the later numbers of this one.
     pub fn fork(&mut self) -> Self {
         Self(self.number())
     }
 }
 
-/// What is asked of the medium.
+/// A call of the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
-    /// Opening a file that is there.
+    /// Opening an existing file.
     Open,
-    /// Opening a file that may be made.
+    /// Opening a file that may be created.
     Create,
     /// Reading a file.
     Read,
@@ -74,7 +74,7 @@ pub enum Call {
     Write,
     /// fdatasync(2).
     SyncData,
-    /// Cutting or extending.
+    /// Truncating or extending a file.
     SetLen,
     /// Punching a hole.
     Punch,
@@ -86,16 +86,16 @@ pub enum Call {
     Remove,
     /// fsync(2) of a directory.
     SyncDir,
-    /// Making a directory.
+    /// Creating a directory.
     MakeDir,
 }
 
-/// On which side of the call a hook is.
+/// Whether a hook runs before or after the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing has happened yet. An error of the hook is the call's, which then fails as that call may.
+    /// Before the call. An error of the hook is the error of the call, which then fails as that call may.
     Before,
-    /// It has happened. An error of the hook is the call's all the same.
+    /// After the call, which has taken effect. An error of the hook is the error of the call all the same.
     After,
 }
 
@@ -104,31 +104,31 @@ pub enum Stage {
 pub struct Event<'a> {
     /// Which call.
     pub call: Call,
-    /// File or directory, from the root of the medium. For a rename the new name.
+    /// File or directory, relative to the root of the medium. For a rename the new name.
     pub name: &'a str,
     /// Before or after.
     pub stage: Stage,
 }
 
-/// Sees every call; holds no lock of the medium.
+/// A function that sees every call. The medium holds no lock while it runs.
 pub type Hook = Arc<dyn Fn(&Event<'_>) -> io::Result<()> + Send + Sync>;
 
-/// A call that is to fail.
+/// A planned failure of a call.
 #[derive(Debug, Clone)]
 pub struct Fault {
     /// Which call.
     pub call: Call,
     /// Only for names that contain this.
     pub name: String,
-    /// How many of them succeed first.
+    /// Number of such calls that succeed first.
     pub skip: u64,
-    /// How many fail then.
+    /// Number of calls that fail then.
     pub times: u64,
-    /// With which error number.
+    /// The error number.
     pub errno: i32,
 }
 
-/// How much of what is in flight a cut keeps, in percent.
+/// How much of the changes in flight a cut keeps, in percent.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep {
     /// Sectors of files.
@@ -137,12 +137,12 @@ pub struct Keep {
     pub lengths: u64,
     /// Changes of directories.
     pub entries: u64,
-    /// Sectors of a lengthened file that were never written may have any bytes.
+    /// Whether sectors of a lengthened file that were never written may have any bytes.
     pub stale: bool,
 }
 
 impl Keep {
-    /// Everything, nothing, or a part, for each kind by itself.
+    /// All, none, or a part, chosen for each kind separately.
     pub fn any(rng: &mut Rng) -> Self {
         let mut some = || *rng.fork().pick(&[0, 100, 50, 10, 90]);
         let (sectors, lengths, entries) = (some(), some(), some());
@@ -156,13 +156,13 @@ enum Entry {
     File(u64),
 }
 
-/// Changes of names that happen together or not at all.
+/// A change of names, which happens wholly or not at all.
 #[derive(Debug, Clone)]
 struct DirChange {
     dir: String,
-    /// A name that is another one's after this.
+    /// The name, and its entry after the change.
     set: (String, Option<Entry>),
-    /// With a rename, the file's other names end.
+    /// For a rename: the file loses its other names.
     moved: bool,
 }
 
@@ -203,7 +203,7 @@ impl State {
             None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
         }
     }
-    /// The error of the next planned fault that this call meets.
+    /// The error of the next planned fault that matches this call.
     fn planned(&mut self, call: Call, name: &str) -> Option<io::Error> {
         for fault in self.faults.iter_mut().filter(|f| f.call == call && name.contains(&f.name)) {
             if fault.skip > 0 {
@@ -248,7 +248,7 @@ impl Shared {
         hook.map_or(Ok(()), |hook| hook(&Event { call, name, stage }))
     }
 
-    /// One call: hook, planned faults, the deed, hook. `fail` is what a call that fails may have done.
+    /// Runs one call: hook, planned faults, the effect, hook. `fail` applies what a failing call may have done.
     fn call<T>(
         &self,
         (call, name): (Call, &str),
@@ -288,29 +288,29 @@ impl SimMedium {
         new
     }
 
-    /// Sees every call from now on; `None` ends that.
+    /// Sets the hook; `None` removes it.
     pub fn set_hook(&self, hook: Option<Hook>) {
         *self.shared.hook.lock() = hook;
     }
 
-    /// Adds a call that is to fail.
+    /// Plans a fault.
     pub fn plan(&self, fault: Fault) {
         self.shared.state.lock().faults.push(fault);
     }
 
-    /// Nothing is to fail any more.
+    /// Removes all planned faults.
     pub fn forget_faults(&self) {
         self.shared.state.lock().faults.clear();
     }
 
-    /// The same medium as it is now, for a run of its own: what is in flight stays so. Without hook and faults.
+    /// An independent copy of the medium, with its changes in flight, without hook and faults.
     pub fn fork(&self) -> Self {
         let mut state = self.shared.state.lock().clone();
         state.faults.clear();
         Self { shared: Arc::new(Shared { state: Mutex::new(state), hook: Mutex::default() }) }
     }
 
-    /// What is there after power was cut now. Everything on it is durable.
+    /// The medium after a power cut now. Everything on it is durable.
     pub fn crash(&self, rng: &mut Rng, keep: Keep) -> Self {
         let state = self.shared.state.lock().clone();
         let mut names = state.durable;
@@ -319,7 +319,7 @@ impl SimMedium {
                 apply(&mut names, change);
             }
         }
-        // What was made in a directory that is gone is gone too.
+        // Files in a directory that is gone are gone too.
         let dirs: Vec<String> =
             names.iter().filter(|(_, e)| **e == Entry::Dir).map(|(n, _)| n.clone()).collect();
         names.retain(|name, _| dir_of(name) == "." || dirs.iter().any(|d| d == dir_of(name)));
@@ -335,7 +335,7 @@ impl SimMedium {
         Self { shared: Arc::new(Shared { state: Mutex::new(after), hook: Mutex::default() }) }
     }
 
-    /// Names of all files, with length and contents; of data files the contents are left out.
+    /// Names of all files, with their lengths and contents. Data files are listed without contents.
     pub fn files(&self) -> Vec<(String, u64, Option<Vec<u8>>)> {
         let state = self.shared.state.lock();
         let mut out = Vec::new();
@@ -359,7 +359,7 @@ impl SimMedium {
         state.names.iter().filter(|(_, e)| **e == Entry::Dir).map(|(n, _)| n.clone()).collect()
     }
 
-    /// Bytes and calls in flight: whether a cut now could lose anything.
+    /// Number of changes in flight. 0: a cut now loses nothing.
     pub fn in_flight(&self) -> usize {
         let state = self.shared.state.lock();
         state.pending.len() + state.inodes.values().map(|inode| inode.in_flight()).sum::<usize>()
@@ -418,7 +418,7 @@ impl Medium for SimMedium {
         )
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        // A directory whose sync fails goes on being changed in memory: a later sync has it all.
+        // A directory whose sync failed keeps its changes in memory: a later sync writes them all.
         let settle = |state: &mut State, percent: u64| {
             let mut rng = state.rng().fork();
             let (mut keep, mut durable) = (Vec::new(), std::mem::take(&mut state.durable));

@@ -1,4 +1,4 @@
-//! The simulated medium loses what it may, keeps what it must, and says so.
+//! Tests that the simulated medium loses what it may lose, and keeps what it must keep.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn read(medium: &SimMedium, name: &str) -> Option<Vec<u8>> {
     Some(read_whole(&*file, 1 << 20).unwrap())
 }
 
-/// Everything that cuts of a medium leave of a file.
+/// All states of a file that cuts of a medium leave.
 fn outcomes(medium: &SimMedium, name: &str) -> BTreeSet<Option<Vec<u8>>> {
     let mut rng = Rng::new(3);
     (0..600)
@@ -57,7 +57,7 @@ fn blocks_of_data_files_are_whole_and_overwritten_versions_may_be_the_ones_that_
 }
 
 #[test]
-fn lengths_and_bytes_are_lost_apart() {
+fn lengths_and_bytes_are_lost_independently() {
     let medium = SimMedium::new(1);
     let f = file(&medium, "f");
     f.write_at(&[1; 64], 0).unwrap();

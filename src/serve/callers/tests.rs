@@ -22,7 +22,7 @@ fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
     all
 }
 
-/// Asks, which has to be about these threads and processes, and hears what was found.
+/// Asks a question, which must be about these threads and processes, and records the answer.
 #[track_caller]
 fn ask(
     callers: &mut Callers,
@@ -33,7 +33,7 @@ fn ask(
     assert!(callers.due(at).is_some_and(|due| due <= at), "it is not due");
     let question = callers.question(at, ALL).expect("a question");
     assert_eq!((sorted(question.threads.clone()).as_slice(), question.processes.as_slice()), about);
-    sorted(callers.hear(&question, at, findings, ALL))
+    sorted(callers.take_answer(&question, at, findings, ALL))
 }
 
 /// Guards D55.
@@ -41,80 +41,80 @@ fn ask(
 fn the_requests_of_a_process_end_when_it_does_and_those_of_others_do_not() {
     let (mut callers, now) = callers();
     assert_eq!(callers.due(now), None);
-    assert!(callers.came(1, 11, now), "it is woken for the first");
-    (2..=3).for_each(|unique| assert!(!callers.came(unique, 11, now)));
-    callers.came(4, 21, now);
+    assert!(callers.add(1, 11, now), "it is woken for the first");
+    (2..=3).for_each(|unique| assert!(!callers.add(unique, 11, now)));
+    callers.add(4, 21, now);
     assert_eq!(ask(&mut callers, now, (&[11, 21], &[]), threads(&[(11, A), (21, B)])), NONE);
-    assert_eq!(callers.known(), 4);
-    // Once in a round for each process, and not for its threads any more.
+    assert_eq!(callers.identified(), 4);
+    // Each process is checked once in a round, and its threads are not asked about again.
     assert_eq!(callers.due(now), Some(now + ROUND));
     assert_eq!(callers.question(now + ROUND / 2, ALL), None);
     let now = now + ROUND;
     assert_eq!(ask(&mut callers, now, (&[], &[A, B]), ending(&[])), NONE);
-    callers.left(2);
+    callers.remove(2);
     let now = now + ROUND;
     assert_eq!(ask(&mut callers, now, (&[], &[A, B]), ending(&[A])), [1, 3]);
-    [1, 3].into_iter().for_each(|unique| callers.left(unique));
+    [1, 3].into_iter().for_each(|unique| callers.remove(unique));
     let now = now + ROUND;
     assert_eq!(ask(&mut callers, now, (&[], &[B]), ending(&[])), NONE);
-    callers.left(4);
+    callers.remove(4);
     assert_eq!(callers.due(now), None);
     assert_eq!(callers.question(now + ROUND, ALL), None);
-    assert!(callers.turns.is_empty() && callers.requests_of.is_empty());
+    assert!(callers.queue.is_empty() && callers.requests_of.is_empty());
 }
 
 /// Guards D56, D57.
 #[test]
 fn a_thread_that_was_seen_is_not_asked_about_again_for_a_while() {
     let (mut callers, now) = callers();
-    callers.came(1, 11, now);
+    callers.add(1, 11, now);
     ask(&mut callers, now, (&[11], &[]), threads(&[(11, A)]));
-    callers.left(1);
+    callers.remove(1);
     let soon = now + FRESH / 2;
-    assert!(callers.came(2, 11, soon), "its process is to be looked at");
-    assert_eq!((callers.known(), callers.strangers.len()), (1, 0));
+    assert!(callers.add(2, 11, soon), "its process is to be looked at");
+    assert_eq!((callers.identified(), callers.unidentified.len()), (1, 0));
     ask(&mut callers, soon, (&[], &[A]), ending(&[]));
-    // Then the number may be another's.
+    // After this time the number may be another thread's.
     let later = now + FRESH;
-    callers.came(3, 11, later);
+    callers.add(3, 11, later);
     let again = Process { start: 5000, ..A };
     ask(&mut callers, later, (&[11], &[A]), threads(&[(11, again)]));
     assert_eq!(ask(&mut callers, later + ROUND, (&[], &[A, again]), ending(&[A])), [2]);
 }
 
 #[test]
-fn requests_that_come_while_it_is_asked_are_known_with_the_answer() {
+fn an_answer_identifies_requests_that_came_after_the_question() {
     let (mut callers, now) = callers();
-    callers.came(1, 11, now);
+    callers.add(1, 11, now);
     let question = callers.question(now, ALL).expect("a thread");
-    callers.came(2, 11, now + PAUSE / 4);
-    callers.came(3, 12, now + PAUSE / 4);
-    assert_eq!(callers.hear(&question, now, threads(&[(11, A)]), ALL), NONE);
-    assert_eq!(callers.known(), 2);
-    // Many of the others are asked about at a time.
+    callers.add(2, 11, now + PAUSE / 4);
+    callers.add(3, 12, now + PAUSE / 4);
+    assert_eq!(callers.take_answer(&question, now, threads(&[(11, A)]), ALL), NONE);
+    assert_eq!(callers.identified(), 2);
+    // The other threads are asked about together.
     assert_eq!(callers.due(now), Some(now + PAUSE));
     assert_eq!(callers.question(now + PAUSE, ALL).expect("a thread").threads, [12]);
 }
 
 #[test]
-fn a_thread_that_is_not_seen_leaves_its_requests_alone() {
+fn requests_of_an_invisible_thread_are_left_alone() {
     let (mut callers, now) = callers();
-    callers.came(1, 0, now);
+    callers.add(1, 0, now);
     assert_eq!(callers.due(now), None, "of another pid namespace");
-    callers.came(2, 11, now);
+    callers.add(2, 11, now);
     assert_eq!(ask(&mut callers, now, (&[11], &[]), threads(&[])), NONE);
     assert_eq!(callers.due(now), None, "it is not asked about again");
-    assert!(!callers.came(3, 11, now + FRESH / 2));
+    assert!(!callers.add(3, 11, now + FRESH / 2));
     assert_eq!(callers.due(now + FRESH / 2), None);
-    assert!(callers.came(4, 11, now + FRESH), "the number may be another's");
+    assert!(callers.add(4, 11, now + FRESH), "the number may be another's");
 }
 
 /// Guards D56.
 #[test]
-fn without_an_answer_it_is_asked_again_until_the_number_may_be_anothers() {
+fn without_an_answer_the_question_is_repeated_until_the_thread_number_may_be_reused() {
     let (mut callers, now) = callers();
-    callers.came(1, 11, now);
-    callers.came(2, 12, now);
+    callers.add(1, 11, now);
+    callers.add(2, 12, now);
     for round in 0..3 {
         let at = now + ROUND * round;
         assert_eq!(ask(&mut callers, at, (&[11, 12], &[]), None), NONE);
@@ -127,44 +127,44 @@ fn without_an_answer_it_is_asked_again_until_the_number_may_be_anothers() {
 #[test]
 fn a_request_that_was_answered_meanwhile_is_not_kept() {
     let (mut callers, now) = callers();
-    callers.came(1, 11, now);
+    callers.add(1, 11, now);
     assert_eq!(callers.question(now, |_| false), None);
     assert_eq!(callers.due(now), None);
-    callers.came(2, 11, now);
+    callers.add(2, 11, now);
     let question = callers.question(now, ALL).expect("a thread");
-    assert_eq!(callers.hear(&question, now, threads(&[(11, A)]), |_| false), NONE);
-    assert_eq!(callers.known(), 0);
+    assert_eq!(callers.take_answer(&question, now, threads(&[(11, A)]), |_| false), NONE);
+    assert_eq!(callers.identified(), 0);
 }
 
 /// Guards D57.
 #[test]
 fn a_question_is_bounded_and_all_processes_get_their_turn() {
     let (mut callers, mut now) = callers();
-    let count = 3 * MOST as u32 / 2;
+    let count = 3 * MAX_PER_QUESTION as u32 / 2;
     let process = |n: u32| Process { id: n, start: u64::from(n) };
-    (1..=count).for_each(|n| _ = callers.came(u64::from(n), n, now));
-    while callers.known() < count as usize {
+    (1..=count).for_each(|n| _ = callers.add(u64::from(n), n, now));
+    while callers.identified() < count as usize {
         let question = callers.question(now, ALL).expect("threads");
-        assert!(question.threads.len() <= MOST && question.processes.len() <= MOST);
+        assert!(question.threads.len() <= MAX_PER_QUESTION && question.processes.len() <= MAX_PER_QUESTION);
         let found: Vec<_> = question.threads.iter().map(|n| (*n, process(*n))).collect();
-        callers.hear(&question, now, threads(&found), ALL);
+        callers.take_answer(&question, now, threads(&found), ALL);
         now += PAUSE;
     }
     let mut seen = HashSet::new();
     for _ in 0..2 {
         now += ROUND;
         let question = callers.question(now, ALL).expect("processes");
-        assert_eq!(question.processes.len(), MOST);
+        assert_eq!(question.processes.len(), MAX_PER_QUESTION);
         seen.extend(question.processes.clone());
-        callers.hear(&question, now, ending(&[]), ALL);
+        callers.take_answer(&question, now, ending(&[]), ALL);
     }
     assert_eq!(seen.len(), count as usize);
 }
 
 #[test]
-fn nothing_is_kept_where_there_is_nothing_to_ask() {
+fn nothing_is_tracked_without_a_lookup() {
     let mut callers = Callers::default();
     let now = Instant::now();
-    assert!(!callers.came(1, 11, now));
+    assert!(!callers.add(1, 11, now));
     assert_eq!(callers.due(now), None);
 }

@@ -4,21 +4,21 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A job that runs until it is let go of.
+/// A job that runs until the test ends it.
 fn stuck(pool: &Pool, lane: Lane) -> Sender<()> {
-    let (go, gone) = channel::<()>();
-    let (says, began) = channel();
+    let (release, released) = channel::<()>();
+    let (sender, began) = channel();
     pool.spawn(lane, move || {
-        let _ = says.send(());
-        let _ = gone.recv();
+        let _ = sender.send(());
+        let _ = released.recv();
     });
     began.recv_timeout(SOON).expect("it begins");
-    go
+    release
 }
 
-fn tells(pool: &Pool, lane: Lane) -> Receiver<()> {
-    let (says, done) = channel();
-    pool.spawn(lane, move || _ = says.send(()));
+fn run_and_signal(pool: &Pool, lane: Lane) -> Receiver<()> {
+    let (sender, done) = channel();
+    pool.spawn(lane, move || _ = sender.send(()));
     done
 }
 
@@ -27,11 +27,11 @@ fn tells(pool: &Pool, lane: Lane) -> Receiver<()> {
 fn a_base_that_hangs_holds_its_own_lane_only() {
     let pool = Pool::new(2, 0).expect("threads");
     let width = Lane::Base(1).width();
-    // More than the pool has threads: others take the place of those that are stuck.
+    // More than the pool has threads: others take the place of stuck ones.
     let held: Vec<_> = (0..width).map(|_| stuck(&pool, Lane::Base(1))).collect();
-    let next = tells(&pool, Lane::Base(1));
+    let next = run_and_signal(&pool, Lane::Base(1));
     for lane in [Lane::Base(2), Lane::Disk(1), Lane::Sync(1), Lane::Names, Lane::Attach(1)] {
-        tells(&pool, lane).recv_timeout(SOON).unwrap_or_else(|_| panic!("{lane:?} waits"));
+        run_and_signal(&pool, lane).recv_timeout(SOON).unwrap_or_else(|_| panic!("{lane:?} waits"));
     }
     assert!(next.try_recv().is_err(), "the lane is wider than it is allowed to be");
     drop(held);
@@ -47,7 +47,7 @@ fn threads_that_took_the_place_of_stuck_ones_end() {
     let end = Instant::now() + SOON;
     while pool.shared.state.lock().threads > 2 {
         assert!(Instant::now() < end, "they stay");
-        tells(&pool, Lane::Space).recv_timeout(SOON).expect("an answer");
+        run_and_signal(&pool, Lane::Space).recv_timeout(SOON).expect("an answer");
     }
     assert!(pool.shared.state.lock().lanes.len() <= 1, "lanes without work are kept");
 }
@@ -55,14 +55,14 @@ fn threads_that_took_the_place_of_stuck_ones_end() {
 #[test]
 fn lanes_with_work_take_turns() {
     let pool = Pool::new(1, 0).expect("threads");
-    let go = stuck(&pool, Lane::Names);
-    let (says, order) = channel();
-    // One guest has a long queue before another asks for a little.
+    let release = stuck(&pool, Lane::Names);
+    let (sender, order) = channel();
+    // One guest has a long queue before another guest sends a few requests.
     for lane in std::iter::repeat_n(Lane::Disk(1), 100).chain([Lane::Disk(2), Lane::Disk(3)]) {
-        let says = says.clone();
-        pool.spawn(lane, move || _ = says.send(lane));
+        let sender = sender.clone();
+        pool.spawn(lane, move || _ = sender.send(lane));
     }
-    drop((go, says));
+    drop((release, sender));
     let order: Vec<_> = order.iter().collect();
     assert_eq!(order.len(), 102);
     let place = |lane| order.iter().position(|l| *l == lane).expect("it ran");
@@ -72,17 +72,17 @@ fn lanes_with_work_take_turns() {
 #[test]
 fn the_jobs_of_a_lane_begin_in_order() {
     let pool = Pool::new(1, 0).expect("threads");
-    let (says, order) = channel();
+    let (sender, order) = channel();
     for n in 0..50 {
-        let says = says.clone();
-        pool.spawn(Lane::Disk(7), move || _ = says.send(n));
+        let sender = sender.clone();
+        pool.spawn(Lane::Disk(7), move || _ = sender.send(n));
     }
-    drop(says);
+    drop(sender);
     assert_eq!(order.iter().collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
 }
 
 #[test]
-fn permits_come_back() {
+fn a_dropped_permit_is_available_again() {
     let pool = Pool::new(1, 1).expect("threads");
     let permit = pool.try_inline().expect("one");
     assert!(pool.try_inline().is_none());
@@ -94,24 +94,24 @@ fn permits_come_back() {
 #[test]
 fn large_jobs_of_a_lane_run_a_few_at_a_time() {
     let pool = Pool::new(32, 4).expect("threads");
-    let bytes = moved_at_once() / 4;
-    let (says, began) = channel();
+    let bytes = lane_byte_limit() / 4;
+    let (sender, began) = channel();
     let held: Vec<_> = (0..10)
         .map(|n| {
-            let (says, (go, gone)) = (says.clone(), channel::<()>());
-            pool.spawn_moving(Lane::Disk(1), bytes, move || {
-                let _ = says.send(n);
-                let _ = gone.recv();
+            let (sender, (release, released)) = (sender.clone(), channel::<()>());
+            pool.spawn_sized(Lane::Disk(1), bytes, move || {
+                let _ = sender.send(n);
+                let _ = released.recv();
             });
-            go
+            release
         })
         .collect();
     let mut first: Vec<_> = (0..4).map(|_| began.recv_timeout(SOON).expect("it begins")).collect();
     first.sort_unstable();
     assert_eq!(first, [0, 1, 2, 3]);
-    // Small ones stand behind them, and those of another disk do not.
-    let small = tells(&pool, Lane::Disk(1));
-    tells(&pool, Lane::Disk(2)).recv_timeout(SOON).expect("another disk");
+    // Small jobs of the lane wait behind them; those of another disk do not.
+    let small = run_and_signal(&pool, Lane::Disk(1));
+    run_and_signal(&pool, Lane::Disk(2)).recv_timeout(SOON).expect("another disk");
     assert!(began.try_recv().is_err() && small.try_recv().is_err());
     assert!(pool.try_inline_for(Lane::Disk(1), LARGE + 1).is_none(), "behind others of its lane");
     assert!(pool.try_inline_for(Lane::Disk(1), LARGE).is_some());
@@ -125,25 +125,25 @@ fn large_jobs_of_a_lane_run_a_few_at_a_time() {
 fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
     let (pool, lane) = (Pool::new(1, 1).expect("threads"), Lane::Purge);
     let here = std::thread::current().id();
-    let go = stuck(&pool, lane);
-    let (says, ran) = channel();
+    let release = stuck(&pool, lane);
+    let (sender, ran) = channel();
     let job = |n: usize| -> Job {
-        let says = says.clone();
-        Box::new(move || _ = says.send((n, std::thread::current().id() == here)))
+        let sender = sender.clone();
+        Box::new(move || _ = sender.send((n, std::thread::current().id() == here)))
     };
     let quarter = QUEUED_BYTES / 4;
     (0..4).for_each(|n| assert!(pool.spawn_bounded(lane, quarter, job(n)).is_none()));
     assert!(ran.try_recv().is_err(), "they wait");
-    // What is more runs here as long as others of its kind are free, and waits too when none is.
+    // Writes above the bound run on the calling thread while others of its kind are free, and wait when none is.
     assert!(pool.spawn_bounded(lane, quarter, job(4)).is_none());
     assert_eq!(ran.try_recv(), Ok((4, true)));
     let permit = pool.try_inline().expect("one");
     assert!(pool.spawn_bounded(lane, quarter, job(5)).is_none());
     assert!(ran.try_recv().is_err());
-    // All lanes together have a bound.
+    // All lanes together have a bound too.
     assert!(pool.spawn_bounded(lane, ALL_QUEUED_BYTES - 5 * quarter, job(6)).is_none());
     assert!(pool.spawn_bounded(lane, 1, job(7)).is_some());
-    drop((go, permit));
+    drop((release, permit));
     for n in [0, 1, 2, 3, 5, 6] {
         assert_eq!(ran.recv_timeout(SOON), Ok((n, false)));
     }

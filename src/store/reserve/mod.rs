@@ -1,15 +1,15 @@
-//! Space kept back for metadata: a store filled to the last block still flushes, discards, deletes, renames, stops
-//! and starts.
+//! Keeps space back for metadata: a store that is filled to the last block still flushes, discards, deletes, renames,
+//! stops and starts.
 //!
-//! [`Reserve`] is the store's medium with a file of preallocated space beside the records. What must hold:
-//! - A write of metadata (records, map files) that finds no space gives a part of the file back and tries again (D19).
-//! - While a part is given back, data gets no new space: what was freed for metadata must not go to a guest. Data
-//!   that has its space already is written as ever.
-//! - The same for the zeros of a discard that ends within a block, up to half of the reserve.
-//! - A sync is never tried again: after one that failed nobody knows what is durable.
-//! - The file is filled up again before data gets space, at the next operation that may find some.
+//! [`Reserve`] is the store's medium, with a preallocated file beside the records. What must hold:
+//! - A write of metadata (records, map files) that finds no space frees a part of the file, then tries again (D19).
+//! - While a part of the reserve is freed, data gets no new space: what was freed for metadata must not go to a guest.
+//!   Writes of data that need no new space go on.
+//! - The zeros of a discard that ends within a block may use the reserve too, up to half of it.
+//! - A sync is never repeated: after a failed sync it is unknown what is durable.
+//! - The file is filled up before data gets space again, at the next operation that may find some.
 //!
-//! Locks, in order: `file` (held while metadata tries again, so that nobody fills up meanwhile), `gate`.
+//! Locks, in order: `file` (held while metadata tries again, so that the file is not filled up meanwhile), `gate`.
 
 #[cfg(test)]
 mod tests;
@@ -25,49 +25,51 @@ use crate::format::layout::{DATA_SUFFIX, RESERVE, TRACES};
 use crate::io::{Medium, MediumFile, Open, Space, Stamp, is_full, sys};
 
 const MIB: u64 = 1 << 20;
-/// Bounds of the default, which is 1/256 of the filesystem.
+/// Bounds in bytes of the default reserve, which is 1/256 of the filesystem.
 const DEFAULT: (u64, u64) = (4 * MIB, 64 * MIB);
-/// Of a store in memory less is kept back: it is memory.
+/// Default for a store in memory, where the reserve takes memory.
 const DEFAULT_IN_MEMORY: u64 = MIB;
-/// At most this part of the filesystem, whatever was asked for.
+/// The reserve is at most the filesystem divided by this, whatever the configuration says.
 const LARGEST_PART: u64 = 16;
-/// At most one line about a full store in this time.
+/// Shortest time between two log lines about a full store.
 const LOG_EVERY_NS: i64 = 10_000_000_000;
 
-/// The store's medium, with space kept back.
+/// The store's medium, with a reserve.
 pub struct Reserve {
     inner: Arc<dyn Medium>,
     shared: Arc<Shared>,
 }
 
-/// How the reserve is.
+/// State of the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReserveState {
-    /// Bytes that are to be kept back.
+    /// Configured bytes of the reserve.
     pub wanted: u64,
-    /// Bytes that are kept back now.
+    /// Bytes that the reserve has now.
     pub held: u64,
-    /// A part was given back: data gets no new space.
+    /// A part is freed: data gets no new space.
     pub in_use: bool,
-    /// That, or a write of data found no space, and there is hardly more since.
+    /// `in_use`, or a write of data found no space and hardly any was freed since.
     pub full: bool,
 }
 
 struct Shared {
     inner: Arc<dyn Medium>,
     wanted: u64,
-    /// Given back at once; on some filesystems the smallest part of an allocation that can be.
+    /// Bytes that are freed at a time. Some filesystems cannot free a part of an allocation, so the file is allocated
+    /// in such steps.
     step: u64,
     held: AtomicU64,
-    /// A part was given back.
+    /// A part is freed.
     short: AtomicBool,
-    /// Held shared by writes of data; taken once when `short` is set, so that none is on its way that saw it unset.
+    /// Held shared by writes of data. Taken exclusively once when `short` is set, to wait for the writes that saw it
+    /// unset.
     gate: RwLock<()>,
-    /// The reserve's file, when it could be made.
+    /// The reserve's file, if it could be created.
     file: Mutex<Option<Arc<dyn MediumFile>>>,
     logged_ns: AtomicI64,
-    /// Bytes said to be free, + 1, when a write of data found no space; 0: none did. Filesystems keep some of what they
-    /// call free for themselves, so that alone says little.
+    /// Free bytes + 1 that the filesystem reported when a write of data found no space; 0: none did. Filesystems keep
+    /// some of the space that they report as free.
     refused_at: AtomicU64,
 }
 
@@ -75,17 +77,17 @@ fn no_space() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOSPC)
 }
 
-/// How much is kept back on a filesystem of `total` bytes.
+/// Bytes of the reserve on a filesystem of `total` bytes.
 fn size_for(total: u64, in_memory: bool, wanted: Option<u64>) -> u64 {
     let default = if in_memory { DEFAULT_IN_MEMORY } else { (total / 256).clamp(DEFAULT.0, DEFAULT.1) };
     wanted.unwrap_or(default).min(total / LARGEST_PART) / 4096 * 4096
 }
 
-/// Runs what makes a file in the store before the store is open; gives a part of the reserve back when there is no
-/// space for it. Whoever calls has the store's lock; the reserve is filled up when the store is opened.
+/// Runs an operation that creates a file in the store before the store is open. Frees a part of the reserve if there is
+/// no space for it. The caller holds the store's lock. Opening the store fills the reserve up.
 ///
 /// # Errors
-/// What `operation` says.
+/// Errors of `operation`.
 pub fn with_reserve_of<T>(
     medium: &dyn Medium,
     mut operation: impl FnMut() -> io::Result<T>,
@@ -103,11 +105,11 @@ pub fn with_reserve_of<T>(
 }
 
 impl Reserve {
-    /// Keeps `wanted` bytes back (0: none; by default a part of the filesystem), as far as there is space.
+    /// Keeps `wanted` bytes back (0: none; `None`: the default), as far as there is space.
     ///
     /// # Errors
-    /// What the filesystem says when asked for its size. A reserve that cannot be made or filled is no error: it is
-    /// made as soon as there is space.
+    /// When the filesystem does not report its size. A reserve that cannot be created or filled is no error: it is
+    /// created as soon as there is space.
     pub fn over(inner: Arc<dyn Medium>, wanted: Option<u64>) -> io::Result<Self> {
         let wanted = size_for(inner.space()?.total, inner.never_waits(), wanted);
         let shared = Shared {
@@ -122,7 +124,7 @@ impl Reserve {
             refused_at: AtomicU64::new(0),
         };
         if wanted == 0 {
-            // A reserve of an earlier configuration.
+            // Removes the reserve of an earlier configuration.
             match inner.remove(RESERVE) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -131,13 +133,13 @@ impl Reserve {
             tracing::warn!(
                 wanted,
                 held = shared.held.load(Ordering::Relaxed),
-                "there is no space for the store's reserve; writes that need space are refused until there is"
+                "there is no space for the store's reserve; writes that need space are refused until some is free"
             );
         }
         Ok(Self { inner, shared: Arc::new(shared) })
     }
 
-    /// How it is now, after an attempt to fill it up.
+    /// The state, after an attempt to fill the reserve up.
     pub fn state(&self) -> ReserveState {
         let shared = &self.shared;
         let whole = shared.refill();
@@ -152,12 +154,12 @@ impl Reserve {
 }
 
 impl Shared {
-    /// Whether no part is given back; fills up what is missing as far as there is space.
+    /// Fills up what is missing, as far as there is space. Returns whether no part is freed.
     fn refill(&self) -> bool {
         if !self.short.load(Ordering::Acquire) {
             return true;
         }
-        // Whoever has it needs what was given back.
+        // The holder of the lock needs what was freed.
         let Some(mut file) = self.file.try_lock() else { return false };
         match self.fill(&mut file) {
             Ok(()) => {
@@ -165,7 +167,7 @@ impl Shared {
                 true
             }
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.log("the store's filesystem cannot preallocate: no space is kept back for metadata");
+                self.log("the store's filesystem cannot preallocate; no space is kept back for metadata");
                 self.short.store(false, Ordering::Release);
                 true
             }
@@ -184,7 +186,7 @@ impl Shared {
             None => {
                 let file = self.inner.open(RESERVE, Open::Create)?;
                 let len = file.len()?.min(self.wanted);
-                // A copy of the store may have it as a hole.
+                // In a copy of the store the file may be a hole.
                 let len = if file.allocated()? >= len { len } else { 0 };
                 file.set_len(len)?;
                 self.held.store(len, Ordering::Relaxed);
@@ -197,10 +199,10 @@ impl Shared {
             if self.inner.space()?.free < step {
                 return Err(no_space());
             }
-            // Piece by piece: a part of one allocation cannot be given back everywhere.
+            // In steps: some filesystems cannot free a part of one allocation.
             let filled = file.allocate(held, step).and_then(|()| file.set_len(held + step));
             if let Err(error) = filled {
-                // What was allocated of the piece lies behind the end of the file.
+                // Frees what was allocated of the step past the end of the file.
                 let _ = file.set_len(held);
                 return Err(error);
             }
@@ -210,14 +212,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives a part back; false when no more than `keep` is held.
+    /// Frees a part of the reserve. Returns false when no more than `keep` bytes are held.
     fn release(&self, file: Option<&Arc<dyn MediumFile>>, keep: u64) -> bool {
         let held = self.held.load(Ordering::Relaxed);
         let Some(file) = file.filter(|_| held > keep) else { return false };
         if !self.short.swap(true, Ordering::AcqRel) {
-            // Waits for the writes of data that may still take space (D20).
+            // Waits for the writes of data that may still allocate space (D20).
             drop(self.gate.write());
-            self.log("the store is full: its reserve is in use, writes that need space are refused until there is some");
+            self.log("the store is full: its reserve is in use, and writes that need space are refused until some is free");
         }
         let left = held - (held - 1) % self.step - 1;
         if file.set_len(left).is_err() {
@@ -227,13 +229,13 @@ impl Shared {
         true
     }
 
-    /// Runs a write of metadata, with space of the reserve when there is no other.
+    /// Runs a write of metadata, with space of the reserve if there is no other.
     fn metadata<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let first = operation();
         if first.as_ref().is_err_and(is_full) { self.with_reserve(0, operation) } else { first }
     }
 
-    /// Tries again, and gives parts of the reserve back as long as that helps and more than `keep` bytes are held.
+    /// Repeats the operation, and frees parts of the reserve, while that helps and more than `keep` bytes are held.
     fn with_reserve<T>(&self, keep: u64, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let file = self.file.lock();
         loop {
@@ -244,7 +246,7 @@ impl Shared {
         }
     }
 
-    /// Lets a write of data go on that needs no space, or may have some.
+    /// Admits a write of data that needs no new space, or may take some.
     fn admit(&self, file: &dyn MediumFile, offset: u64, len: u64) -> io::Result<RwLockReadGuard<'_, ()>> {
         self.refill();
         let gate = self.gate.read();
@@ -263,7 +265,7 @@ impl Shared {
     }
 }
 
-/// What gets nothing of the reserve. A trace is worth a faster boot only, and may be larger than what a flush needs.
+/// Whether a file may not use the reserve. A trace only makes boots faster, and may be larger than what a flush needs.
 fn is_data(name: &str) -> bool {
     name.ends_with(DATA_SUFFIX) || name.split_once('/').is_some_and(|(dir, _)| dir == TRACES)
 }
@@ -286,7 +288,7 @@ impl Medium for Reserve {
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let done = self.inner.sync_dir(dir);
-        // What was removed before may have been large.
+        // The files that were removed before may have been large.
         self.shared.refill();
         done
     }
@@ -355,7 +357,7 @@ impl MediumFile for MetadataFile {
     }
 }
 
-/// A data file: guests decide how much is written to it.
+/// A data file. Guests decide how much is written to it.
 struct DataFile {
     inner: Arc<dyn MediumFile>,
     shared: Arc<Shared>,
@@ -380,7 +382,7 @@ impl MediumFile for DataFile {
     }
     fn write_reserved(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         match self.write_at(buf, offset) {
-            // A guest decides how often: half of the reserve is not for it.
+            // A guest decides how often this happens, so half of the reserve stays for metadata.
             Err(e) if is_full(&e) => {
                 self.shared.with_reserve(self.shared.wanted / 2, || self.inner.write_at(buf, offset))
             }
@@ -393,13 +395,13 @@ impl MediumFile for DataFile {
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
     }
-    /// Gives space back, and may need some for it.
+    /// Frees space, and may need some for it.
     fn set_len(&self, len: u64) -> io::Result<()> {
         let done = self.shared.metadata(|| self.inner.set_len(len));
         self.shared.refill();
         done
     }
-    /// As `set_len`.
+    /// As `set_len`: frees space, and may need some for it.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let done = self.shared.metadata(|| self.inner.punch(offset, len));
         self.shared.refill();

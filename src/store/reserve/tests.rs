@@ -1,4 +1,4 @@
-//! Tests of the reserve, and of a delta on a medium that is full or fails.
+//! Tests of the reserve, and of a delta on a full or failing medium.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -6,24 +6,24 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::delta::{
-    Delta, DeltaError, DeltaSpec, Durability, Edges, Footing, Mapping, RootStore, WriteSpace,
+    Delta, DeltaError, DeltaIo, DeltaSpec, Durability, Edges, Mapping, RootStore, WriteSpace,
 };
 use crate::disk::DiskError;
 use crate::format::BLOCK;
 use crate::format::record::MapRoot;
 use crate::io::{LiveDir, replace};
 
-/// A filesystem in memory that is as small as a test wants, and whose calls fail when a test says so.
+/// A filesystem in memory, with a size that the test sets and calls that fail when the test says so.
 #[derive(Clone)]
-struct Small(Arc<Mutex<State>>);
+struct SmallMedium(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     files: HashMap<String, Contents>,
     total: u64,
-    /// What a lack of space is called.
+    /// The error number of a lack of space.
     full: i32,
-    /// Operation, part of the name, error: the next such call fails.
+    /// Operation, part of the name, error number: the next such call fails.
     faults: Vec<(&'static str, &'static str, i32)>,
 }
 
@@ -45,7 +45,7 @@ impl State {
         }
     }
 
-    /// Gives a range space, block by block until there is none, as a filesystem does.
+    /// Allocates a range block by block, until there is no space, as a filesystem does.
     fn take(&mut self, name: &str, offset: u64, len: u64) -> io::Result<()> {
         for block in offset / BLOCK..(offset + len).div_ceil(BLOCK) {
             if self.files[name].blocks.contains(&block) {
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-impl Small {
+impl SmallMedium {
     fn new(total: u64) -> Self {
         Self(Arc::new(Mutex::new(State { total, full: libc::ENOSPC, ..State::default() })))
     }
@@ -68,7 +68,7 @@ impl Small {
         self.0.lock().faults.push((operation, name, errno));
     }
     fn no_faults_left(&self) {
-        assert_eq!(self.0.lock().faults, [], "faults that nobody met");
+        assert_eq!(self.0.lock().faults, [], "faults that no call met");
     }
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.0.lock().files.keys().cloned().collect();
@@ -81,7 +81,7 @@ impl Small {
     fn grow(&self, bytes: u64) {
         self.0.lock().total += bytes;
     }
-    /// Takes all that is free.
+    /// Allocates all free space.
     fn fill(&self) {
         let mut state = self.0.lock();
         let first = state.files.entry("filler".into()).or_default().blocks.len() as u64;
@@ -93,7 +93,7 @@ impl Small {
     }
 }
 
-impl Medium for Small {
+impl Medium for SmallMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
         let mut state = self.0.lock();
         state.fault("open", name)?;
@@ -140,7 +140,7 @@ impl Medium for Small {
 }
 
 struct SmallFile {
-    small: Small,
+    small: SmallMedium,
     name: String,
 }
 
@@ -240,7 +240,7 @@ fn sizes() {
 #[test]
 fn metadata_gets_the_reserve_and_data_does_not() {
     for errno in [libc::ENOSPC, libc::EDQUOT] {
-        let small = Small::new(64 * MIB);
+        let small = SmallMedium::new(64 * MIB);
         small.0.lock().full = errno;
         let reserve = small.reserve(WANTED);
         assert_eq!(
@@ -256,7 +256,7 @@ fn metadata_gets_the_reserve_and_data_does_not() {
         replace(&*reserve, "disks", "1.disk", &[2; 4096]).unwrap();
         let state = reserve.state();
         assert!(state.in_use && state.held < WANTED, "{state:?}");
-        // There is space now, and none of it for data; what has space is written.
+        // There is free space now, but not for data. Data that has its space is written.
         assert!(small.free() > 0);
         assert!(is_no_space(data.write_at(&[1; 4096], 8192)));
         assert!(is_no_space(data.write_at(&[1; 8192], 4096)));
@@ -264,11 +264,11 @@ fn metadata_gets_the_reserve_and_data_does_not() {
         data.write_at(&[3; 8192], 0).unwrap();
         data.write_at(&[3; 8192], 1 << 20).unwrap();
         data.allocate(0, 8192).unwrap();
-        // A disk that is written for the first time: its file is made, and stays empty.
+        // The first write to a disk: its file is created, and stays empty.
         let other = reserve.open("deltas/2.data", Open::Create).unwrap();
         assert!(is_no_space(other.write_at(&[1; 4096], 0)));
         assert_eq!(other.allocated().unwrap(), 0);
-        // The reserve comes first, then data.
+        // The reserve is filled up first, then data gets space.
         small.grow(WANTED - 8192);
         assert!(is_no_space(data.write_at(&[1; 4096], 8192)) || !reserve.state().in_use);
         small.grow(8 * MIB);
@@ -281,8 +281,8 @@ fn metadata_gets_the_reserve_and_data_does_not() {
 }
 
 #[test]
-fn a_trace_takes_nothing_of_what_is_kept_back() {
-    let small = Small::new(64 * MIB);
+fn a_trace_takes_no_space_of_the_reserve() {
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     replace(&*reserve, "traces", "1.trace", &[1; 8192]).unwrap();
     small.fill();
@@ -293,7 +293,7 @@ fn a_trace_takes_nothing_of_what_is_kept_back() {
 
 #[test]
 fn metadata_uses_the_whole_reserve_and_fails_after_it() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     let map = reserve.open("deltas/1.1.map", Open::Create).unwrap();
@@ -306,8 +306,8 @@ fn metadata_uses_the_whole_reserve_and_fails_after_it() {
 }
 
 #[test]
-fn discards_of_parts_get_half_of_the_reserve() {
-    let small = Small::new(64 * MIB);
+fn discards_of_partial_blocks_may_use_half_of_the_reserve() {
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     let data = reserve.open("deltas/1.data", Open::Create).unwrap();
     small.fill();
@@ -321,7 +321,7 @@ fn discards_of_parts_get_half_of_the_reserve() {
 
 #[test]
 fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     replace(&*reserve, "disks", "1.disk", &[2; 4096]).unwrap();
@@ -329,7 +329,7 @@ fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
     drop(reserve);
     let reserve = small.reserve(WANTED);
     assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held, in_use: true, full: true });
-    // Before the store is open: for the lock and the control socket.
+    // Before the store is open, for the lock and the control socket.
     let mut tries = 0;
     small.fill();
     with_reserve_of(&small, || {
@@ -351,7 +351,7 @@ fn a_reserve_is_found_again_and_filled_up_at_the_next_start() {
 
 #[test]
 fn a_reserve_that_was_copied_as_a_hole_is_filled() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     small.open(RESERVE, Open::Create).unwrap().set_len(WANTED).unwrap();
     small.reserve(WANTED);
     assert_eq!(small.free(), 60 * MIB);
@@ -360,7 +360,7 @@ fn a_reserve_that_was_copied_as_a_hole_is_filled() {
 /// Guards D20.
 #[test]
 fn data_never_takes_what_was_freed_for_metadata() {
-    let small = Small::new(64 * MIB);
+    let small = SmallMedium::new(64 * MIB);
     let reserve = small.reserve(WANTED);
     small.fill();
     small.grow(2 * MIB);
@@ -378,7 +378,7 @@ fn data_never_takes_what_was_freed_for_metadata() {
             });
         }
         let map = reserve.open("deltas/1.1.map", Open::Create).unwrap();
-        // More and more of the reserve, while data asks for it all the time.
+        // Takes more and more of the reserve, while data tries to allocate all the time.
         let done =
             (0..WANTED / BLOCK - 2).map(|block| map.write_at(&[1; 4096], block * BLOCK)).find(Result::is_err);
         stop.store(true, Ordering::Relaxed);
@@ -387,8 +387,8 @@ fn data_never_takes_what_was_freed_for_metadata() {
 }
 
 #[test]
-fn what_was_not_written_in_full_is_removed() {
-    let small = Small::new(64 * MIB);
+fn files_that_were_not_written_in_full_are_removed() {
+    let small = SmallMedium::new(64 * MIB);
     replace(&small, "disks", "1.disk", b"old").unwrap();
     for operation in ["write", "sync", "rename"] {
         small.fail(operation, "1.disk.tmp", libc::EIO);
@@ -398,7 +398,7 @@ fn what_was_not_written_in_full_is_removed() {
     small.no_faults_left();
 }
 
-/// Keeps the root as a disk's record does: by replacing a file.
+/// Keeps the root as a disk's record does, by replacing a file.
 struct Roots(Arc<dyn Medium>);
 
 impl RootStore for Roots {
@@ -409,7 +409,7 @@ impl RootStore for Roots {
 }
 
 struct Rig {
-    small: Small,
+    small: SmallMedium,
     reserve: Arc<Reserve>,
     live: tempfile::TempDir,
 }
@@ -418,7 +418,7 @@ const SIZE: u64 = 1 << 30;
 
 impl Rig {
     fn new(reserve: u64) -> Self {
-        let small = Small::new(256 * MIB);
+        let small = SmallMedium::new(256 * MIB);
         let reserve = small.reserve(reserve);
         Self { small, reserve, live: tempfile::tempdir_in("/dev/shm").unwrap() }
     }
@@ -434,14 +434,14 @@ impl Rig {
         let live = Arc::new(LiveDir::new(&self.live.path().join("live")).unwrap());
         let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, modified_ns: 0, root };
         let medium: Arc<dyn Medium> = self.reserve.clone();
-        Delta::open(spec, Footing { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
+        Delta::open(spec, DeltaIo { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
     }
 
     fn open(&self) -> Delta {
         self.try_open().unwrap()
     }
 
-    /// As after a reboot: no live map.
+    /// As after a reboot: without a live map.
     fn reboot(&self, delta: Delta) -> Delta {
         drop(delta);
         std::fs::remove_dir_all(Path::new(self.live.path()).join("live")).unwrap();
@@ -493,8 +493,8 @@ fn a_discard_of_a_part_of_a_block_works_on_a_full_medium() {
     assert_eq!((found[511], found[512], found[1023], found[1024]), (7, 0, 0, 7));
 }
 
-/// Changes scattered blocks again and again, so that the next flush replaces the map file.
-fn let_the_map_file_be_due(delta: &Delta) {
+/// Changes scattered blocks until the next flush replaces the map file.
+fn fill_map_file(delta: &Delta) {
     write(delta, 0).unwrap();
     delta.flush().unwrap();
     for round in 0..3 {
@@ -512,8 +512,8 @@ fn let_the_map_file_be_due(delta: &Delta) {
 fn a_map_file_that_cannot_be_replaced_goes_on_growing() {
     let rig = Rig::new(0);
     let delta = rig.open();
-    let_the_map_file_be_due(&delta);
-    // Space for an append and not for a copy, which has 96 KiB.
+    fill_map_file(&delta);
+    // Space for an append but not for a copy, which has 96 KiB.
     delta.zero_blocks(0, 1).unwrap();
     rig.small.fill();
     rig.small.grow(64 << 10);
@@ -523,16 +523,16 @@ fn a_map_file_that_cannot_be_replaced_goes_on_growing() {
     let delta = rig.reboot(delta);
     assert_eq!(delta.extent(0, 4096).0, Mapping::Zero);
     assert!((1..3000).all(|n| is_data(&delta, n * 64)));
-    // With space again it is replaced at some time.
+    // Once there is space, a later flush replaces it.
     rig.small.grow(64 * MIB);
     for _ in 0..3 {
-        let_the_map_file_be_due(&delta);
+        fill_map_file(&delta);
     }
     assert_ne!(rig.small.names(), before);
 }
 
 #[test]
-fn a_flush_without_space_is_no_lost_flush() {
+fn a_flush_that_finds_no_space_loses_nothing() {
     let rig = Rig::new(0);
     let delta = rig.open();
     (0..40_000).for_each(|n| write(&delta, n).unwrap());
@@ -548,7 +548,7 @@ fn a_flush_without_space_is_no_lost_flush() {
 }
 
 #[test]
-fn a_sync_without_space_is_a_lost_flush_and_an_io_error() {
+fn a_sync_that_finds_no_space_is_a_failed_flush_and_an_io_error() {
     for (errno, file) in [
         (libc::ENOSPC, "1.data"),
         (libc::EDQUOT, "1.data"),
@@ -568,7 +568,7 @@ fn a_sync_without_space_is_a_lost_flush_and_an_io_error() {
         let why = delta.refuses_writes().expect("a reason");
         assert!(why.contains("syncing"), "{why}");
         rig.small.no_faults_left();
-        // Somebody opens it again.
+        // A client opens the disk again.
         delta.opened();
         assert_eq!(delta.refuses_writes(), None);
         delta.flush().unwrap();
@@ -592,10 +592,10 @@ fn a_disk_refuses_writes_under_the_next_worker_too() {
 }
 
 #[test]
-fn a_record_that_may_be_the_new_one_gets_no_append_to_the_old_map_file() {
+fn the_old_map_file_gets_no_append_when_the_new_record_may_be_durable() {
     let rig = Rig::new(WANTED);
     let delta = rig.open();
-    let_the_map_file_be_due(&delta);
+    fill_map_file(&delta);
     delta.zero_blocks(0, 1).unwrap();
     // The record is renamed, and the sync of its directory finds no space.
     rig.small.fail("sync_dir", "disks", libc::ENOSPC);

@@ -1,4 +1,4 @@
-//! Which disks are attached.
+//! Attaching and detaching disks.
 
 use super::*;
 
@@ -10,10 +10,10 @@ fn attached(store: &Store) -> Vec<String> {
     names
 }
 
-// Each disk that was listed cost two descriptors and a mapping until the end of the worker.
+// Each listed disk took two descriptors and a mapping until the end of the worker.
 #[test]
 fn listing_and_stat_attach_nothing() {
-    let (house, store) = House::with_base();
+    let (fixture, store) = TestStore::with_base();
     store.create_disks(&[on("b", "one", None), on("b", "two", Some(1 << 20)), blank("three")]).unwrap();
     write(&store, "one");
     store.disk("one").unwrap().attach().unwrap().resize(1 << 30).unwrap();
@@ -26,63 +26,63 @@ fn listing_and_stat_attach_nothing() {
     assert_eq!(before.iter().map(|a| a.0).collect::<Vec<_>>(), [1 << 30, 1 << 20, 8192]);
     store.close().unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     assert_eq!(look(&store), before);
     assert_eq!(attached(&store), [""; 0]);
     assert!(store.disks_after(0).iter().all(|disk| disk.known_problem().is_none()));
-    assert!(house.files("../live").is_empty());
+    assert!(fixture.files("../live").is_empty());
     store.close().unwrap();
 }
 
 #[test]
-fn a_live_map_of_an_earlier_worker_has_the_word() {
-    let house = House::new();
-    let store = house.open();
+fn a_live_map_of_an_earlier_worker_is_authoritative() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("one")]).unwrap();
     store.disk("one").unwrap().attach().unwrap().grow(1 << 20, crate::disk::Grow::Yes).unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     assert_eq!(store.disk("one").unwrap().attributes().size, 1 << 20);
     store.close().unwrap();
     drop(store);
-    assert_eq!(house.open().disk("one").unwrap().attributes().size, 1 << 20);
+    assert_eq!(fixture.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
-// Of a plyfs of before, whose record has the size that the disk was made with.
+// The record of an earlier plyfs has the size with which the disk was created.
 #[test]
-fn a_record_without_a_current_size_is_not_believed() {
-    let house = House::new();
-    let store = house.open();
+fn the_size_in_a_record_is_ignored_unless_it_is_current() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
     store.disk("one").unwrap().attach().unwrap().resize(1 << 20).unwrap();
     store.close().unwrap();
     drop(store);
-    let file = house.path(&format!("disks/{id}.disk"));
+    let file = fixture.path(&format!("disks/{id}.disk"));
     let record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
     assert!(record.size_is_current && record.size == 1 << 20);
     fs::write(&file, DiskRecord { size: 8192, size_is_current: false, ..record }.encode()).unwrap();
-    assert_eq!(house.open().disk("one").unwrap().attributes().size, 1 << 20);
+    assert_eq!(fixture.open().disk("one").unwrap().attributes().size, 1 << 20);
 }
 
 /// Guards D47, D48.
 #[test]
 fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
-    let (house, store) = House::with_base();
+    let (fixture, store) = TestStore::with_base();
     store.create_disks(&[on("b", "one", None), blank("two")]).unwrap();
     let one = store.disk("one").unwrap();
     let epoch = one.attach().unwrap().delta().error_epoch();
     one.attach().unwrap().write(100, b"here", epoch).unwrap();
-    // In use, as by a request that runs.
+    // In use, as by a running request.
     let two = store.disk("two").unwrap().attach().unwrap();
     store.detach_idle(Duration::from_secs(600), NOW);
     assert_eq!(attached(&store), ["one", "two"]);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), ["two"]);
-    assert_eq!(house.files("../live").len(), 1);
+    assert_eq!(fixture.files("../live").len(), 1);
     let seen = one.attributes();
     assert!(seen.size == 8192 && seen.allocated > 0);
     assert_eq!(attached(&store), ["two"]);
-    // The handle is as good as before.
+    // The handle is still valid.
     one.attach().unwrap().write(200, b"there", epoch).unwrap();
     let mut bytes = [0; 300];
     one.attach().unwrap().read(0, &mut bytes).unwrap();
@@ -90,18 +90,18 @@ fn an_idle_disk_is_detached_and_goes_on_where_it_was() {
     drop(two);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), [""; 0]);
-    // As after a power cut: what was detached is durable.
-    assert!(house.files("../live").is_empty());
+    // As after a power cut: the detached disk is durable.
+    assert!(fixture.files("../live").is_empty());
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     store.disk("one").unwrap().attach().unwrap().read(0, &mut bytes).unwrap();
     assert_eq!(&bytes[200..205], b"there");
 }
 
 #[test]
 fn a_disk_that_may_be_open_is_detached_later() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("one")]).unwrap();
     let one = store.disk("one").unwrap();
     one.attach().unwrap();
@@ -128,14 +128,14 @@ fn a_disk_whose_flush_failed_stays_attached() {
     store.detach_idle(NOW, NOW);
     store.detach_idle(NOW, NOW);
     assert_eq!(attached(&store), ["one"]);
-    // The handle from before is refused as ever.
+    // The earlier handle stays refused.
     assert!(one.attach().unwrap().write(0, &[2; 4096], 0).is_err());
 }
 
 #[test]
-fn there_is_a_bound_and_the_longest_unused_go_first() {
-    let house = House::new();
-    let store = house.open();
+fn above_the_limit_the_longest_unused_disks_are_detached_first() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let all: Vec<_> = (0..20).map(|n| blank(&format!("d{n}"))).collect();
     let all = store.create_disks(&all).unwrap();
     store.attach_at_most(4);
@@ -148,18 +148,18 @@ fn there_is_a_bound_and_the_longest_unused_go_first() {
         disk.attach().unwrap().read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [n as u8; 4096]);
     }
-    // When all are in use there are more.
+    // When all are in use the limit is exceeded.
     let held: Vec<_> = all.iter().map(|disk| disk.attach().unwrap()).collect();
     assert_eq!(store.attached().len(), 20);
     drop(held);
     store.close().unwrap();
 }
 
-// Map files of flushes that were cut off stayed for `plyfs check` to find, over any number of clean stops.
+// Map files of interrupted flushes stayed for `plyfs check` to find, across any number of clean stops.
 #[test]
-fn a_clean_close_removes_what_unclean_ends_left() {
-    let house = House::new();
-    let store = house.open();
+fn a_clean_close_removes_files_that_unclean_ends_left() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let made = store.create_disks(&[blank("one"), blank("two"), blank("bad")]).unwrap();
     let [one, two, bad] = [made[0].id(), made[1].id(), made[2].id()];
     write(&store, "one");
@@ -168,12 +168,12 @@ fn a_clean_close_removes_what_unclean_ends_left() {
     drop((store, made));
     for file in [format!("{one}.7.map"), format!("{two}.1.map"), format!("{bad}.9.map"), "4000.1.map".into()]
     {
-        fs::write(house.path("deltas").join(file), "a flush that was cut off").unwrap();
+        fs::write(fixture.path("deltas").join(file), "a flush that was cut off").unwrap();
     }
     // May be the last copies.
-    fs::write(house.path(&format!("deltas/{bad}.1.map")), "damaged").unwrap();
-    fs::write(house.path("deltas/4001.data"), [1; 4096]).unwrap();
-    house.open().close().unwrap();
+    fs::write(fixture.path(&format!("deltas/{bad}.1.map")), "damaged").unwrap();
+    fs::write(fixture.path("deltas/4001.data"), [1; 4096]).unwrap();
+    fixture.open().close().unwrap();
     let kept = [
         "4001.data".into(),
         format!("{bad}.1.map"),
@@ -184,5 +184,5 @@ fn a_clean_close_removes_what_unclean_ends_left() {
     ];
     let mut kept: Vec<String> = kept.into();
     kept.sort();
-    assert_eq!(house.files("deltas"), kept);
+    assert_eq!(fixture.files("deltas"), kept);
 }

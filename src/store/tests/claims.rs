@@ -6,51 +6,51 @@ use super::*;
 use crate::io::{LiveFile, LiveStore};
 use crate::source::{OpenImage, Opened, SourceError};
 
-/// A filesystem that hangs while a file of it is opened.
-struct Hangs {
-    asked: Mutex<Sender<()>>,
+/// A filesystem that hangs while a file is opened.
+struct HangingFiles {
+    calls: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
-impl OpenImage for Hangs {
+impl OpenImage for HangingFiles {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
         if path.ends_with("b.raw") {
-            self.asked.lock().send(()).unwrap();
+            self.calls.lock().send(()).unwrap();
             self.go_on.lock().recv().unwrap();
         }
         OpenHere.open(path)
     }
 }
 
-// One base on a filesystem that hung kept all names of the store from being changed.
+// One base on a hanging filesystem blocked all changes of names in the store.
 /// Guards D45.
 #[test]
-fn a_base_that_hangs_keeps_nobody_else_waiting() {
-    let (house, store) = House::with_base();
-    fs::write(house.path("../c.raw"), [8; 8192]).unwrap();
-    let other = house.tmp.path().join("c.raw");
+fn a_base_that_hangs_blocks_no_other_change() {
+    let (fixture, store) = TestStore::with_base();
+    fs::write(fixture.path("../c.raw"), [8; 8192]).unwrap();
+    let other = fixture.tmp.path().join("c.raw");
     store.create_disks(&[blank("one"), blank("two"), blank("three")]).unwrap();
     store.close().unwrap();
     drop(store);
-    let (asked, hears) = mpsc::channel();
+    let (calls, called) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let sources = Arc::new(Hangs { asked: Mutex::new(asked), go_on: Mutex::new(go_on) });
+    let sources = Arc::new(HangingFiles { calls: Mutex::new(calls), go_on: Mutex::new(go_on) });
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let live = house.tmp.path().join("live");
+    let live = fixture.tmp.path().join("live");
     let live = |_: &Superblock| Ok(Arc::new(LiveDir::new(&live)?) as Arc<dyn crate::io::LiveStore>);
-    let store = Store::open_with(&house.path(""), live, cache, None, sources).unwrap();
+    let store = Store::open_with(&fixture.path(""), live, cache, None, sources).unwrap();
     std::thread::scope(|scope| {
         let hanging = [
             scope.spawn(|| store.create_disks(&[on("b", "four", None)]).map(drop)),
-            scope.spawn(|| store.add_base("again", &house.source(), None).map(drop)),
+            scope.spawn(|| store.add_base("again", &fixture.source(), None).map(drop)),
         ];
-        hears.recv().unwrap();
-        hears.recv().unwrap();
+        called.recv().unwrap();
+        called.recv().unwrap();
         let (done, all) = mpsc::channel();
         let store = &store;
         scope.spawn(move || {
             store.create_disks(&[blank("five")]).unwrap();
-            // The name that is to come is free until its base is there.
+            // The new name is free until its base is open.
             store.rename("one", "four", Replace::No).unwrap();
             store.purge(store.unlink("two").unwrap().id()).unwrap();
             store.add_base("c", other.to_str().unwrap(), None).unwrap();
@@ -60,7 +60,7 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
             assert_eq!(names(store), ["five", "four", "six", "three"]);
             done.send(()).unwrap();
         });
-        // Only for a test that fails.
+        // The timeout is for a failing test only.
         let waited = all.recv_timeout(Duration::from_secs(60));
         release.send(()).unwrap();
         release.send(()).unwrap();
@@ -73,8 +73,8 @@ fn a_base_that_hangs_keeps_nobody_else_waiting() {
 
 /// Guards D45.
 #[test]
-fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
-    let (house, store) = House::with_base();
+fn concurrent_creations_all_succeed_and_each_name_is_given_once() {
+    let (fixture, store) = TestStore::with_base();
     let won: usize = std::thread::scope(|scope| {
         let makers: Vec<_> = (0..4)
             .map(|maker| {
@@ -95,13 +95,13 @@ fn disks_made_by_several_at_once_are_all_there_and_each_name_is_given_once() {
     ids.dedup();
     assert_eq!(ids.len(), 440);
     drop(store);
-    assert_eq!(names(&house.open()).len(), 440);
+    assert_eq!(names(&fixture.open()).len(), 440);
 }
 
 #[test]
-fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
+fn a_base_is_not_removed_while_a_disk_is_created_on_it() {
     for _ in 0..50 {
-        let (_house, store) = House::with_base();
+        let (_house, store) = TestStore::with_base();
         std::thread::scope(|scope| {
             let removed = scope.spawn(|| store.remove_base("b").is_ok());
             let made = store.create_disks(&[on("b", "one", None)]).is_ok();
@@ -111,14 +111,14 @@ fn a_base_that_is_being_used_by_a_new_disk_does_not_go() {
     }
 }
 
-/// Live maps that go when the test says so.
-struct Slow {
+/// Live maps whose removal waits for the test.
+struct SlowLiveStore {
     inner: LiveDir,
-    asked: Mutex<Sender<()>>,
+    calls: Mutex<Sender<()>>,
     go_on: Mutex<Receiver<()>>,
 }
 
-impl LiveStore for Slow {
+impl LiveStore for SlowLiveStore {
     fn existing(&self, disk: u64) -> std::io::Result<Option<LiveFile>> {
         self.inner.existing(disk)
     }
@@ -132,32 +132,33 @@ impl LiveStore for Slow {
         self.inner.disks()
     }
     fn remove(&self, disk: u64) -> std::io::Result<()> {
-        self.asked.lock().send(()).unwrap();
+        self.calls.lock().send(()).unwrap();
         self.go_on.lock().recv().unwrap();
         self.inner.remove(disk)
     }
 }
 
 // The kernel's FORGET began to purge a removed disk, and the command that had removed it answered before the space was
-// free: the next write of a guest found none.
+// free. The next write of a guest then found no space.
 #[test]
-fn the_second_to_purge_a_disk_returns_when_its_files_are_gone() {
-    let house = House::new();
-    let (asked, hears) = mpsc::channel();
+fn the_second_purge_of_a_disk_returns_when_its_files_are_gone() {
+    let fixture = TestStore::new();
+    let (calls, called) = mpsc::channel();
     let (release, go_on) = mpsc::channel();
-    let dir = house.tmp.path().join("slow");
+    let dir = fixture.tmp.path().join("slow");
     let live = move |_: &Superblock| {
-        let slow = Slow { inner: LiveDir::new(&dir)?, asked: Mutex::new(asked), go_on: Mutex::new(go_on) };
+        let slow =
+            SlowLiveStore { inner: LiveDir::new(&dir)?, calls: Mutex::new(calls), go_on: Mutex::new(go_on) };
         Ok(Arc::new(slow) as Arc<dyn LiveStore>)
     };
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let store = Store::open_with(&house.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
+    let store = Store::open_with(&fixture.path(""), live, cache, None, Arc::new(OpenHere)).unwrap();
     store.create_disks(&[blank("one")]).unwrap();
     let node = store.unlink("one").unwrap();
-    let record = house.path(&format!("disks/{}.disk", node.id()));
+    let record = fixture.path(&format!("disks/{}.disk", node.id()));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| store.purge(node.id()));
-        hears.recv().unwrap();
+        called.recv().unwrap();
         let (done, second) = mpsc::channel();
         let (store, node, record) = (&store, &node, &record);
         scope.spawn(move || {

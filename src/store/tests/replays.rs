@@ -8,28 +8,28 @@ fn request(unique: u64) -> MountRequest {
     MountRequest { mount_ns: 77, unique }
 }
 
-/// What the frontend does with a request that is sent again.
+/// Does what the frontend does with a resent request.
 fn again(store: &Store, unique: u64, change: impl FnOnce(&Store, MountRequest)) {
     if store.done_by(request(unique)).is_none() {
         change(store, request(unique));
     }
 }
 
-// A worker died between a durable unlink and its answer, a command took the name, and the unlink that was sent again
-// removed the new disk.
+// A worker died between a durable unlink and its answer. A command took the name, and the resent unlink removed the new
+// disk.
 /// Guards D27.
 #[test]
 fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks(&[blank("vm")]).unwrap();
     store.unlink_for("vm", Some(request(2))).unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     let new = store.create_disks(&[blank("vm")]).unwrap()[0].id();
     again(&store, 2, |store, request| drop(store.unlink_for("vm", Some(request)).unwrap()));
     assert_eq!(store.disk("vm").unwrap().id(), new);
-    // Another mount counts its requests anew.
+    // Another mount numbers its requests from the start.
     assert!(store.done_by(MountRequest { mount_ns: 78, unique: 2 }).is_none());
     assert!(store.done_by(request(4)).is_none());
 }
@@ -37,31 +37,31 @@ fn a_resent_unlink_leaves_the_disk_that_took_the_name() {
 /// Guards D27.
 #[test]
 fn a_resent_rename_leaves_the_disks_that_took_the_names() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let old = store.create_disks(&[blank("a")]).unwrap()[0].id();
     store.rename_for("a", "b", Replace::Yes, Some(request(2))).unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     let new = store.create_disks(&[blank("a")]).unwrap()[0].id();
     again(&store, 2, |store, request| drop(store.rename_for("a", "b", Replace::Yes, Some(request)).unwrap()));
     assert_eq!((store.disk("a").unwrap().id(), store.disk("b").unwrap().id()), (new, old));
-    // What a command changes of the disk since keeps the note.
+    // Later changes of the disk by commands keep the note.
     store.rename("b", "c", Replace::No).unwrap();
     store.unlink("c").unwrap();
     assert_eq!(store.done_by(request(2)).unwrap().id(), old);
 }
 
-// creat(2) with O_EXCL once took the disk of a command for the one that its first try had made.
+// creat(2) with O_EXCL took the disk of a command for the one that its first attempt had created.
 /// Guards D27.
 #[test]
 fn a_resent_creation_finds_its_own_disk_only() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     store.create_disks_for(&[blank("mine")], Some(request(2))).unwrap();
     store.rename("mine", "renamed", Replace::No).unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     store.create_disks(&[blank("mine")]).unwrap();
     assert_eq!(store.done_by(request(2)).unwrap().name(), "renamed");
     let other = store.create_disks_for(&[blank("mine")], Some(request(4)));
@@ -69,13 +69,13 @@ fn a_resent_creation_finds_its_own_disk_only() {
     assert!(store.done_by(request(4)).is_none());
 }
 
-// The mark of a request makes the record one of version 3, which a plyfs of before does not read.
+// The note of a request needs a record of version 3, which an earlier plyfs cannot read.
 #[test]
 fn a_clean_close_leaves_no_requests_behind() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let id = store.create_disks_for(&[blank("one")], Some(request(2))).unwrap()[0].id();
-    let version = || fs::read(house.path(&format!("disks/{id}.disk"))).unwrap()[8];
+    let version = || fs::read(fixture.path(&format!("disks/{id}.disk"))).unwrap()[8];
     assert_eq!(version(), 3);
     store.close().unwrap();
     assert_eq!(version(), 1);
@@ -86,12 +86,12 @@ fn token(byte: u8) -> Token {
 }
 
 #[test]
-fn a_creation_of_a_client_is_done_once() {
-    let house = House::new();
-    let store = house.open();
+fn a_creation_of_a_client_is_carried_out_once() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let made = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     let again = store.create_disks_once(&[blank("a"), blank("b")], token(1)).unwrap();
     let ids = |disks: &[Arc<DiskNode>]| disks.iter().map(|disk| disk.id()).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&made));
@@ -99,30 +99,30 @@ fn a_creation_of_a_client_is_done_once() {
     for other in [store.create_disks_once(&[blank("a")], token(2)), store.create_disks(&[blank("a")])] {
         assert_refused(other.map(drop), Kind::Exists, "disk a");
     }
-    // With a resize in between it is the same disk; a clean close changes nothing of that.
+    // After a resize it is the same disk, and a clean close does not change that.
     store.disk("a").unwrap().attach().unwrap().resize(1 << 30).unwrap();
     store.close().unwrap();
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     assert_eq!(
         ids(&store.create_disks_once(&[blank("b"), blank("a")], token(1)).unwrap()),
         [made[1].id(), made[0].id()]
     );
-    // One that lost its name is not there any more.
+    // An unlinked disk does not count.
     store.unlink("a").unwrap();
     let new = store.create_disks_once(&[blank("a")], token(1)).unwrap();
     assert_ne!(new[0].id(), made[0].id());
 }
 
 #[test]
-fn a_creation_of_a_client_that_was_cut_off_is_completed() {
-    let house = House::new();
-    let store = house.open();
+fn an_interrupted_creation_of_a_client_is_completed() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
     let first = store.create_disks_once(&[blank("b")], token(1)).unwrap()[0].id();
     let all = store.create_disks_once(&[blank("a"), blank("b"), blank("c")], token(1)).unwrap();
     let names: Vec<_> = all.iter().map(|disk| disk.name()).collect();
     assert_eq!((names, all[1].id()), (vec!["a".into(), "b".into(), "c".into()], first));
-    // All or none: nothing is made beside a name that is another's.
+    // All or none: when another client has one of the names, nothing is created.
     store.create_disks(&[blank("theirs")]).unwrap();
     let refused = store.create_disks_once(&[blank("x"), blank("theirs")], token(1));
     assert_refused(refused.map(drop), Kind::Exists, "disk theirs");
@@ -131,14 +131,14 @@ fn a_creation_of_a_client_that_was_cut_off_is_completed() {
 
 #[test]
 fn of_clients_that_race_for_a_name_one_wins() {
-    let house = House::new();
-    let store = house.open();
+    let fixture = TestStore::new();
+    let store = fixture.open();
     for round in 0..20 {
         let name = format!("vm{round}");
         let create =
             |byte: u8| store.create_disks_once(&[blank(&name)], token(byte)).map(|made| made[0].id());
         let won: Vec<_> = std::thread::scope(|scope| {
-            // Each client asks twice at a time.
+            // Each client sends its request twice at a time.
             let threads: Vec<_> = [1, 1, 2, 2].map(|byte| scope.spawn(move || create(byte))).into();
             threads.into_iter().map(|thread| thread.join().unwrap().ok()).collect()
         });
@@ -153,18 +153,18 @@ fn of_clients_that_race_for_a_name_one_wins() {
 
 #[test]
 fn a_base_is_registered_once_and_a_clean_close_forgets_the_token() {
-    let house = House::new();
-    let store = house.open();
-    let new = |byte| NewBase { token: Some(token(byte)), ..NewBase::raw("b", &house.source(), None) };
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    let new = |byte| NewBase { token: Some(token(byte)), ..NewBase::raw("b", &fixture.source(), None) };
     let made = store.register(new(1)).unwrap().id();
-    let version = || fs::read(house.path(&format!("bases/{made}.base"))).unwrap()[8];
+    let version = || fs::read(fixture.path(&format!("bases/{made}.base"))).unwrap()[8];
     assert_eq!(version(), 4);
     drop(store);
-    let store = house.open();
+    let store = fixture.open();
     assert_eq!(store.register(new(1)).unwrap().id(), made);
     assert_refused(store.register(new(2)).map(drop), Kind::Exists, "base b");
     store.close().unwrap();
     assert_eq!(version(), 1);
     drop(store);
-    assert_refused(house.open().register(new(1)).map(drop), Kind::Exists, "base b");
+    assert_refused(fixture.open().register(new(1)).map(drop), Kind::Exists, "base b");
 }

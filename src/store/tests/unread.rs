@@ -2,13 +2,13 @@
 
 use super::*;
 
-struct Home {
+struct SimStore {
     medium: SimMedium,
     live: Arc<SimLive>,
     tmp: TempDir,
 }
 
-impl Home {
+impl SimStore {
     fn new() -> Self {
         let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
         fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
@@ -22,7 +22,7 @@ impl Home {
             .unwrap()
     }
 
-    /// From now on these files cannot be opened.
+    /// Makes opens of these files fail.
     fn fails(&self, files: &[String], errno: i32) {
         let files = files.to_vec();
         self.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
@@ -36,14 +36,15 @@ impl Home {
     }
 }
 
-// EMFILE or EIO while a record was read made it a damaged one until the next start, and its name was free.
+// After EMFILE or EIO while a record was read, the record counted as damaged until the next start, and its name was
+// free.
 /// Guards D46.
 #[test]
 fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() {
     for errno in [libc::EMFILE, libc::EIO, libc::ENOMEM] {
-        let home = Home::new();
-        let store = home.open();
-        let source = home.tmp.path().join("b.raw");
+        let sim = SimStore::new();
+        let store = sim.open();
+        let source = sim.tmp.path().join("b.raw");
         store.add_base("b", source.to_str().unwrap(), None).unwrap();
         let ids: Vec<u64> = store
             .create_disks(&[on("b", "one", None), blank("two")])
@@ -55,12 +56,12 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         drop(store);
 
         let file = format!("disks/{}.disk", ids[0]);
-        home.fails(std::slice::from_ref(&file), errno);
-        let store = home.open();
+        sim.fails(std::slice::from_ref(&file), errno);
+        let store = sim.open();
         assert_eq!(names(&store), ["two"]);
         assert!(store.damaged().is_empty());
         assert_eq!(store.unread().iter().map(|record| &record.file).collect::<Vec<_>>(), [&file]);
-        // It may have any name, and be on any base.
+        // The record may have any name and be on any base.
         assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Io, &file);
         assert_refused(store.rename("two", "one", Replace::Yes).map(drop), Kind::Io, &file);
         assert_refused(store.remove_base("b"), Kind::Io, &file);
@@ -68,8 +69,8 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
         assert!(store.disk_by_id(ids[0]).is_none());
         assert_eq!(store.unread().len(), 1);
 
-        home.works();
-        // Who asks for it need not wait for its turn.
+        sim.works();
+        // A lookup by number retries at once.
         assert_eq!(store.disk_by_id(ids[0]).unwrap().name(), "one");
         assert!(store.unread().is_empty());
         let mut bytes = [0; 4096];
@@ -83,20 +84,20 @@ fn a_record_that_cannot_be_read_for_a_while_is_not_damaged_and_keeps_its_name() 
 
 #[test]
 fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
-    let home = Home::new();
-    let store = home.open();
-    let source = home.tmp.path().join("b.raw");
+    let sim = SimStore::new();
+    let store = sim.open();
+    let source = sim.tmp.path().join("b.raw");
     let base = store.add_base("b", source.to_str().unwrap(), None).unwrap().id();
     store.create_disks(&[on("b", "one", None)]).unwrap();
     drop(store);
 
     let file = format!("bases/{base}.base");
-    home.fails(std::slice::from_ref(&file), libc::EMFILE);
-    let store = home.open();
+    sim.fails(std::slice::from_ref(&file), libc::EMFILE);
+    let store = sim.open();
     assert!(store.damaged().is_empty());
     assert_refused(store.disk("one").unwrap().attach().map(drop), Kind::Changed, &file);
     assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Io, &file);
-    home.works();
+    sim.works();
     let until = std::time::Instant::now() + Duration::from_secs(60);
     while !store.unread().is_empty() && std::time::Instant::now() < until {
         store.retry_unread();
@@ -106,16 +107,16 @@ fn a_base_whose_record_cannot_be_read_for_a_while_comes_back_to_its_disks() {
     assert_refused(store.add_base("b", source.to_str().unwrap(), None).map(drop), Kind::Exists, "b");
 }
 
-// Of two disks with one name the later has it, also when the later one could not be read at first.
+// Of two disks with one name the later one has it, also when its record could not be read at first.
 #[test]
 fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
     for late in [0, 1] {
-        let home = Home::new();
-        let store = home.open();
+        let sim = SimStore::new();
+        let store = sim.open();
         let made = store.create_disks(&[blank("from"), blank("to")]).unwrap();
         let ids = [made[0].id(), made[1].id()];
         // The worker dies between the two records.
-        home.medium.plan(Fault {
+        sim.medium.plan(Fault {
             call: Call::Create,
             name: format!("disks/{}.disk", ids[1]),
             skip: 0,
@@ -125,30 +126,30 @@ fn a_rename_that_was_cut_off_is_completed_when_its_record_can_be_read() {
         assert!(store.rename("from", "to", Replace::Yes).is_err());
         drop((store, made));
 
-        home.fails(&[format!("disks/{}.disk", ids[late])], libc::EIO);
-        let store = home.open();
-        home.works();
+        sim.fails(&[format!("disks/{}.disk", ids[late])], libc::EIO);
+        let store = sim.open();
+        sim.works();
         assert!(store.disk_by_id(ids[late]).is_some());
         assert_eq!(store.disk("to").unwrap().id(), ids[0], "late: {late}");
         assert_eq!(store.unlinked().iter().map(|disk| disk.id()).collect::<Vec<_>>(), [ids[1]]);
         drop(store);
-        let store = home.open();
+        let store = sim.open();
         assert_eq!(store.disk("to").unwrap().id(), ids[0]);
         assert_eq!(store.unlinked().len(), 1);
     }
 }
 
-// What cannot be read and is taken out of the store by its operator is no longer waited for.
+// A record that cannot be read, and that the operator moves out of the store, blocks no names any more.
 #[test]
 fn a_record_that_is_moved_away_frees_the_names() {
-    let home = Home::new();
-    let store = home.open();
+    let sim = SimStore::new();
+    let store = sim.open();
     let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
     drop(store);
-    home.fails(&[format!("disks/{id}.disk")], libc::EIO);
-    let store = home.open();
-    home.works();
-    home.medium.remove(&format!("disks/{id}.disk")).unwrap();
+    sim.fails(&[format!("disks/{id}.disk")], libc::EIO);
+    let store = sim.open();
+    sim.works();
+    sim.medium.remove(&format!("disks/{id}.disk")).unwrap();
     assert!(store.disk_by_id(id).is_none());
     assert!(store.unread().is_empty());
     store.create_disks(&[blank("one")]).unwrap();

@@ -1,5 +1,5 @@
-//! A creation is done once, whatever dies in between (D63): a client that asks again with its key hears what the first try made,
-//! and no other client is told that it made the same disk.
+//! A creation is done once, whatever dies meanwhile (D63): a client that repeats it with its key gets the objects of the
+//! first try, and no other client gets them.
 
 use std::process::Stdio;
 use std::thread;
@@ -13,7 +13,7 @@ fn keyed(key: &str) -> String {
     format!("content-type: application/json\r\nidempotency-key: {key}\r\n")
 }
 
-/// Sends a creation until there is an answer.
+/// Sends a creation again until there is an answer.
 fn create(api: &Api, key: &str, body: &Value) -> (u16, Value) {
     until("an answer", || {
         let body = body.to_string();
@@ -24,7 +24,7 @@ fn create(api: &Api, key: &str, body: &Value) -> (u16, Value) {
 }
 
 #[test]
-fn a_creation_with_the_same_key_is_the_same_creation() {
+fn a_creation_with_the_same_key_is_done_once() {
     let mut house = House::on_disk();
     house.base(1 << 20);
     let api = Api::of(&house);
@@ -33,7 +33,7 @@ fn a_creation_with_the_same_key_is_the_same_creation() {
     assert_eq!(status, 200);
     assert_eq!(create(&api, "first", &body), (200, made.clone()));
     assert_eq!(create(&api, "first", &json!({"name": "two", "base": "b"})).1[0], made[1]);
-    // What is asked for with it has to be the same; another key is another creation, and so is none.
+    // The request must be the same. Another key, or none, is another creation.
     for (key, body) in [
         ("first", json!({"name": "one", "base": "b", "size": 2 << 20})),
         ("first", json!({"name": "one", "size": 1 << 20})),
@@ -54,7 +54,7 @@ fn a_creation_with_the_same_key_is_the_same_creation() {
     assert_eq!(create(&api, "first", &body), (200, made.clone()));
     house.restart();
     assert_eq!(create(&api, "first", &body), (200, made));
-    // One that was removed is not there any more: it is made anew.
+    // A disk that was removed is created anew.
     house.ok(&["disk", "rm", "one"]);
     assert_eq!(create(&api, "first", &json!({"name": "one", "base": "b"})).0, 200);
 
@@ -68,8 +68,8 @@ fn a_creation_with_the_same_key_is_the_same_creation() {
     assert_eq!(until("an answer", || Some(add("first")).filter(|answer| answer.0 != 503)).2, made);
 }
 
-/// The worker is killed as soon as the first of the disks, or all of them, are in the store: some of these deaths come
-/// before the answer.
+/// The worker is killed as soon as the first disk, or all disks, are in the store. Some of these deaths come before the
+/// answer.
 #[test]
 fn a_creation_whose_answer_is_lost_is_completed_with_its_key() {
     let house = House::on_disk();
@@ -99,7 +99,7 @@ fn a_creation_whose_answer_is_lost_is_completed_with_its_key() {
         let made: Vec<&str> =
             made.as_array().unwrap().iter().map(|disk| disk["name"].as_str().unwrap()).collect();
         assert_eq!(made, names);
-        // To another client they are taken.
+        // For another client the names are taken.
         assert_eq!(create(&api, "other", &json!({"name": names[7], "size": 4096})).0, 409);
         round += 1;
         assert!(round < 60, "the worker always answered first: {lost:?}");
@@ -107,7 +107,7 @@ fn a_creation_whose_answer_is_lost_is_completed_with_its_key() {
     assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 200 * round);
 }
 
-/// Two commands that create the same disk while workers die: one of them succeeds, never both.
+/// Several commands create the same disk while workers die: exactly one succeeds.
 #[test]
 fn of_commands_that_race_for_a_name_one_succeeds() {
     let mut house = House::on_disk();

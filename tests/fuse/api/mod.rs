@@ -1,4 +1,4 @@
-//! The control API: the daemon answers as `/v1/openapi.json` says, in every operation, and whatever it is asked.
+//! The control API: the daemon answers every operation, and invalid requests, as `/v1/openapi.json` describes.
 
 mod creation;
 mod schema;
@@ -36,7 +36,7 @@ impl Api {
         Self { socket, document, done: RefCell::default() }
     }
 
-    /// Sends, and compares the answer with what `operation`, such as `GET /v1/disks/{name}`, may answer.
+    /// Sends a request, and compares the answer with the description of `operation`, such as `GET /v1/disks/{name}`.
     #[track_caller]
     fn ask(&self, operation: &str, name: &str, body: Option<&Value>) -> (u16, Value) {
         let text = body.map(Value::to_string).unwrap_or_default();
@@ -46,7 +46,7 @@ impl Api {
         (status, json)
     }
 
-    /// As [`ask`](Self::ask), with any bytes.
+    /// As [`ask`](Self::ask), with any bytes as body.
     #[track_caller]
     fn send(&self, operation: &str, name: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let (method, template) = operation.split_once(' ').unwrap();
@@ -89,7 +89,7 @@ impl Api {
         }
     }
 
-    /// What has to succeed.
+    /// Sends a request that must succeed.
     #[track_caller]
     fn ok(&self, operation: &str, name: &str, body: Option<&Value>) -> Value {
         if let Some(body) = body {
@@ -103,7 +103,7 @@ impl Api {
         answer
     }
 
-    /// What has to be refused, with this status and kind.
+    /// Sends a request that must be refused, with this status and kind.
     #[track_caller]
     fn refused(&self, operation: &str, name: &str, body: Option<&Value>, expected: (u16, &str)) {
         let (status, answer) = self.ask(operation, name, body);
@@ -127,9 +127,9 @@ fn exchange(
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let length = body.len();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: plyfs\r\nconnection: close\r\n{headers}");
-    // The supervisor takes an upgrade without a body only, and reads the header to tell.
+    // The supervisor accepts an upgrade only without a body, and decides by this header.
     let length = if length > 0 { format!("content-length: {length}\r\n") } else { String::new() };
-    // In one piece: the supervisor reads once.
+    // In one write, because the supervisor reads once.
     stream.write_all(&[format!("{head}{length}\r\n").as_bytes(), body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -141,7 +141,7 @@ fn exchange(
     Ok((head[9..12].parse().unwrap(), media.to_owned(), answer[end + 4..].to_vec()))
 }
 
-/// A daemon that keeps what it fetches, with a base `b` on this host.
+/// A daemon with a persistent cache, and a base `b` on this host.
 fn serving() -> House {
     let mut house = House::unstarted("/var/tmp");
     house.try_start(&["--cache-disk", "64M"]).unwrap();
@@ -201,7 +201,7 @@ fn every_operation_answers_as_described() {
     assert_eq!(status, 200);
     ok("DELETE /v1/bases/{name}/trace", "b");
     assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &file).0, 200);
-    // A trace that cannot be read has fewer keys.
+    // The answer for an unreadable trace has fewer keys.
     let path = house.store().join("traces/1.trace");
     fs::write(&path, &file[..file.len() - 1]).unwrap();
     assert!(ok("GET /v1/bases/{name}/trace", "b")["error"].is_string());
@@ -229,7 +229,7 @@ fn ok_or_wait(api: &Api) -> Option<Value> {
 }
 
 #[test]
-fn what_is_refused_is_refused_as_described() {
+fn refusals_are_answered_as_described() {
     let house = serving();
     let api = Api::of(&house);
     house.create("one", true, 4 << 20);
@@ -295,7 +295,7 @@ fn what_is_refused_is_refused_as_described() {
     }
     assert_eq!(api.send("POST /v1/disks", "", "", b"{\"name\": \"x\", \"size\": 1}").0, 400);
     assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &[7; 100]).0, 400);
-    // What is not described at all is refused in the same form.
+    // A request that is not described is refused in the same form.
     for (method, path, status, kind) in [
         ("GET", "/", 404, "not_found"),
         ("GET", "/v2/disks", 404, "not_found"),
@@ -312,7 +312,7 @@ fn what_is_refused_is_refused_as_described() {
 }
 
 #[test]
-fn the_supervisor_answers_as_described_too() {
+fn the_supervisor_answers_as_described_while_the_worker_is_stopped() {
     let house = serving();
     let api = Api::of(&house);
     let worker = house.worker();

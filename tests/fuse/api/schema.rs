@@ -1,13 +1,13 @@
-//! Whether a value fits a schema of the description: the part of JSON Schema that the description uses. Stricter in one
-//! thing: a key that is not described does not fit.
+//! Validates a value against a schema of the description, with the part of JSON Schema that the description uses. It is
+//! stricter in one point: a key that is not described is an error.
 
 use serde_json::Value;
 
-/// Why `value` does not fit `schema`; nothing when it does. `at` is where the value is, for the message.
+/// Why `value` does not match `schema`; empty when it does. `at` is the place of the value, for the message.
 pub fn misfits(document: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
     if let Some(to) = schema["$ref"].as_str() {
         let found = document.pointer(to.strip_prefix('#').unwrap());
-        let found = found.unwrap_or_else(|| panic!("{to} leads nowhere"));
+        let found = found.unwrap_or_else(|| panic!("{to} does not resolve"));
         return misfits(document, found, value, at);
     }
     if let Some(all) = schema["oneOf"].as_array().or(schema["anyOf"].as_array()) {
@@ -83,7 +83,7 @@ fn is(of: &str, value: &Value) -> bool {
     }
 }
 
-/// As plyfs writes it: RFC 3339 in UTC.
+/// Whether a text is a time as plyfs writes it: RFC 3339 in UTC.
 fn is_time(text: &str) -> bool {
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00").and_then(|rest| rest.strip_suffix('Z')) else {
@@ -94,7 +94,7 @@ fn is_time(text: &str) -> bool {
 }
 
 #[test]
-fn what_does_not_fit_is_found() {
+fn the_validator_accepts_matching_values_and_rejects_others() {
     use serde_json::json;
     let document = json!({"components": {"schemas": {"A": {
         "type": "object",

@@ -1,4 +1,4 @@
-//! Bytes, free space and number of sources: what goes, what stays, and giving up.
+//! The bounds on bytes, free space and the number of sources: what is evicted, what stays, and when eviction gives up.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::io::{MediumFile, Open, Space};
 
-/// A filesystem of a size, on which others write too.
+/// A small filesystem that other programs write to as well.
 #[derive(Clone)]
 struct Tight {
     inner: SimMedium,
@@ -74,14 +74,14 @@ const SIZE: u64 = 4096 * CACHE_BLOCK;
 #[test]
 fn the_least_recently_used_blocks_of_all_sources_go_first() {
     let medium = SimMedium::new(1);
-    let (cache, told) = open_with(medium, limit(10));
+    let (cache, observed) = open_with(medium, limit(10));
     let (a, b) = (cache.attach(key(1), SIZE), cache.attach(key(2), SIZE));
     for block in 0..5 {
         put(&a, block * 100, 1);
         put(&b, block * 100, 1);
     }
     assert_eq!(cache.stats().used_bytes, 10 * CACHE_BLOCK);
-    // All used again but two.
+    // All blocks but two are used again.
     for block in [0, 1, 3, 4] {
         assert_eq!((get(&a, block * 100, 1), get(&b, block * 100, 1)), (1, 1));
     }
@@ -90,11 +90,11 @@ fn the_least_recently_used_blocks_of_all_sources_go_first() {
     assert_eq!(cache.stats().used_bytes, 10 * CACHE_BLOCK);
     assert!(!a.contains(200) && !b.contains(200));
     assert_eq!((a.cached_bytes(), b.cached_bytes()), (6 * CACHE_BLOCK, 4 * CACHE_BLOCK));
-    assert_eq!((told.gone(EvictReason::Space), cache.stats().evictions), (2 * CACHE_BLOCK, 2));
+    assert_eq!((observed.evicted_bytes(EvictReason::Space), cache.stats().evictions), (2 * CACHE_BLOCK, 2));
 }
 
 #[test]
-fn a_scan_does_not_throw_out_what_is_used_again_and_again() {
+fn a_scan_does_not_evict_blocks_that_are_used_again_and_again() {
     let (cache, _) = open_with(SimMedium::new(1), limit(100));
     let (boot, scan) = (cache.attach(key(1), SIZE), cache.attach(key(2), SIZE));
     put(&boot, 0, 40);
@@ -105,7 +105,7 @@ fn a_scan_does_not_throw_out_what_is_used_again_and_again() {
     }
     assert_eq!(boot.cached_bytes(), 40 * CACHE_BLOCK);
     assert_eq!(cache.stats().used_bytes, 100 * CACHE_BLOCK);
-    // But not for ever: others that are used again take its place.
+    // But not for ever: other blocks that are used again replace them.
     for set in 0..6 {
         put(&scan, 2000 + set * 20, 20);
         assert_eq!(get(&scan, 2000 + set * 20, 20), 20);
@@ -114,7 +114,7 @@ fn a_scan_does_not_throw_out_what_is_used_again_and_again() {
 }
 
 #[test]
-fn which_blocks_were_used_survives_a_restart() {
+fn the_ages_of_blocks_survive_a_restart() {
     let medium = SimMedium::new(1);
     let (cache, _) = open_with(medium.clone(), limit(20));
     let source = cache.attach(key(1), SIZE);
@@ -149,13 +149,16 @@ fn ages_far_apart_keep_their_order() {
     for block in 1001..1400 {
         put(&source, block, 1);
     }
-    assert!(source.contains(7) && source.contains(1399), "used all the time, or just now");
-    assert_eq!(source.missing_run(8, 300), 300, "the others are as old as can be");
+    assert!(
+        source.contains(7) && source.contains(1399),
+        "blocks that were used all the time or just now stay"
+    );
+    assert_eq!(source.missing_run(8, 300), 300, "the others have the oldest age and are evicted");
 }
 
 /// Guards D34.
 #[test]
-fn random_use_never_exceeds_the_bound_and_ends_with_the_blocks_that_count() {
+fn random_use_never_exceeds_the_bound() {
     for seed in 0..10 {
         let mut rng = Rng::new(seed);
         let most = 1 + rng.below(150);
@@ -179,20 +182,26 @@ fn random_use_never_exceeds_the_bound_and_ends_with_the_blocks_that_count() {
                 }
             }
             assert!(cache.stats().used_bytes <= most * CACHE_BLOCK, "seed {seed}");
-            // The medium counts whole sectors, also at the short ends.
+            // The medium counts whole sectors, also for short last blocks.
             let (used, cached) = (medium.used(), cache.stats().used_bytes);
-            assert!(used <= cached + 4 * 64, "seed {seed}: what went is still on the disk: {used}, {cached}");
+            assert!(
+                used <= cached + 4 * 64,
+                "seed {seed}: evicted blocks still take space: {used}, {cached}"
+            );
             let sum: u64 = cache.sources().iter().map(|s| s.cached_bytes()).sum();
             assert_eq!(cache.stats().used_bytes, sum, "seed {seed}");
         }
-        assert!(cache.stats().used_bytes * 2 > most * CACHE_BLOCK, "seed {seed}: it is used");
+        assert!(
+            cache.stats().used_bytes * 2 > most * CACHE_BLOCK,
+            "seed {seed}: the cache stays at least half full"
+        );
         assert_eq!(cache.stats().corrupt_blocks, 0);
     }
 }
 
 #[test]
-fn pins_stay_and_an_eviction_that_finds_nothing_gives_up() {
-    let (cache, told) = open_with(SimMedium::new(1), limit(10));
+fn pinned_blocks_stay_and_an_eviction_that_finds_nothing_gives_up() {
+    let (cache, observed) = open_with(SimMedium::new(1), limit(10));
     let (a, b) = (cache.attach(key(1), SIZE), cache.attach(key(2), SIZE));
     a.pin(true);
     put(&a, 0, 10);
@@ -202,33 +211,33 @@ fn pins_stay_and_an_eviction_that_finds_nothing_gives_up() {
     for block in 0..1000 {
         put(&b, block, 1);
     }
-    assert_eq!(told.degradations().len(), 1, "said once");
-    assert!(told.degradations()[0].as_ref().unwrap().contains("nothing of it may be evicted"));
-    assert_eq!(cache.stats().degraded, told.degradations()[0]);
+    assert_eq!(observed.degradations().len(), 1, "the failure is reported once");
+    assert!(observed.degradations()[0].as_ref().unwrap().contains("no block may be evicted"));
+    assert_eq!(cache.stats().degraded, observed.degradations()[0]);
     assert_eq!((cache.stats().write_errors, writes), (0, 0));
     a.pin(false);
     put(&b, 0, 3);
     assert_eq!((get(&b, 0, 3), a.cached_bytes()), (3, 7 * CACHE_BLOCK));
-    assert_eq!((told.degradations().len(), cache.stats().degraded), (2, None));
+    assert_eq!((observed.degradations().len(), cache.stats().degraded), (2, None));
 }
 
 #[test]
 fn a_bound_smaller_than_a_block_caches_nothing_and_is_no_failure() {
     for bytes in [0, CACHE_BLOCK - 1] {
-        let (cache, told) = open_with(SimMedium::new(1), Limits { bytes: Some(bytes), ..ROOM });
+        let (cache, observed) = open_with(SimMedium::new(1), Limits { bytes: Some(bytes), ..ROOM });
         let source = cache.attach(key(1), SIZE);
         put(&source, 0, 3);
         assert_eq!((get(&source, 0, 3), cache.stats().degraded), (0, None));
-        assert_eq!(told.degradations(), []);
+        assert_eq!(observed.degradations(), []);
     }
     let (cache, _) = open_with(SimMedium::new(1), limit(3));
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 64);
-    assert!(cache.stats().used_bytes <= 3 * CACHE_BLOCK, "more at once than may be");
+    assert!(cache.stats().used_bytes <= 3 * CACHE_BLOCK, "one insert is larger than the bound");
 }
 
 #[test]
-fn a_bound_that_became_smaller_holds_after_a_tick() {
+fn a_lowered_bound_holds_after_a_tick() {
     let medium = SimMedium::new(1);
     let (cache, _) = open_with(medium.clone(), limit(100));
     put(&cache.attach(key(1), SIZE), 0, 100);
@@ -243,7 +252,7 @@ fn a_bound_that_became_smaller_holds_after_a_tick() {
 #[test]
 fn an_unbounded_cache_leaves_the_floor_free() {
     let medium = Tight::new(100);
-    let (cache, told) = open_with(medium.clone(), floor(20));
+    let (cache, observed) = open_with(medium.clone(), floor(20));
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 200);
     assert!(
@@ -252,17 +261,17 @@ fn an_unbounded_cache_leaves_the_floor_free() {
         medium.used() / CACHE_BLOCK
     );
     assert!(medium.space().unwrap().free >= 20 * CACHE_BLOCK);
-    assert!(told.gone(EvictReason::Floor) > 0);
-    // Others write.
+    assert!(observed.evicted_bytes(EvictReason::Floor) > 0);
+    // Other programs write.
     for block in 1000..1080 {
         put(&source, block, 1);
     }
     medium.others.store(50, Ordering::Relaxed);
-    // More than there is: it is seen only bit by bit how much is missing.
+    // The shortage exceeds the cache, and each tick sees only a part of it.
     (0..5).for_each(|_| cache.tick());
     assert!(medium.space().unwrap().free >= 20 * CACHE_BLOCK);
     assert!(medium.used() > 0);
-    // Others take all: nothing is left to evict, which is said once, and over when there is space.
+    // Other programs take all space. Nothing is left to evict, which is reported once, until there is space again.
     medium.others.store(100, Ordering::Relaxed);
     (0..5).for_each(|_| cache.tick());
     assert_eq!(medium.used(), 0);
@@ -270,26 +279,26 @@ fn an_unbounded_cache_leaves_the_floor_free() {
         put(&source, block, 1);
         cache.tick();
     }
-    assert_eq!((medium.used(), told.degradations().len()), (0, 1));
+    assert_eq!((medium.used(), observed.degradations().len()), (0, 1));
     assert!(cache.stats().degraded.unwrap().contains("stay free"));
     medium.others.store(0, Ordering::Relaxed);
     for _ in 0..130 {
         cache.tick();
     }
     put(&source, 0, 1);
-    assert_eq!((get(&source, 0, 1), cache.stats().degraded, told.degradations().len()), (1, None, 2));
+    assert_eq!((get(&source, 0, 1), cache.stats().degraded, observed.degradations().len()), (1, None, 2));
 }
 
 /// Guards D35.
 #[test]
-fn a_filesystem_that_gives_nothing_back_does_not_lose_its_whole_cache() {
+fn a_filesystem_that_frees_no_space_does_not_cost_the_whole_cache() {
     let medium = Tight::new(100);
     let (cache, _) = open_with(medium.clone(), floor(20));
     let source = cache.attach(key(1), SIZE);
     for block in 0..70 {
         put(&source, block, 1);
     }
-    // Whatever goes, there is not more free than before.
+    // Evictions free no space on this filesystem.
     let keep = Arc::new(AtomicU64::new(0));
     let (others, used) = (medium.others.clone(), keep.clone());
     medium.inner.set_hook(Some(Arc::new(move |event| {
@@ -302,15 +311,15 @@ fn a_filesystem_that_gives_nothing_back_does_not_lose_its_whole_cache() {
     for block in 100..140 {
         put(&source, block, 1);
     }
-    assert!(keep.load(Ordering::Relaxed) > 0, "it tried");
-    assert!(source.cached_bytes() > 60 * CACHE_BLOCK, "and gave up");
+    assert!(keep.load(Ordering::Relaxed) > 0, "the cache evicts some blocks");
+    assert!(source.cached_bytes() > 60 * CACHE_BLOCK, "and gives up");
 }
 
 #[test]
-fn sources_are_as_many_as_may_be() {
+fn the_number_of_sources_is_bounded() {
     let medium = SimMedium::new(1);
     let limits = Limits { bases: Some(2), ..ROOM };
-    let (cache, told) = open_with(medium.clone(), limits);
+    let (cache, observed) = open_with(medium.clone(), limits);
     let sources: Vec<_> = (1..=4).map(|n| cache.attach(key(n), SIZE)).collect();
     put(&sources[0], 0, 3);
     put(&sources[1], 0, 3);
@@ -319,7 +328,7 @@ fn sources_are_as_many_as_may_be() {
     let here =
         |cache: &Arc<DiskCache>| (1..=4).map(|n| get(&cache.attach(key(n), SIZE), 0, 3)).collect::<Vec<_>>();
     assert_eq!((here(&cache), cache.stats().bases), (vec![3, 0, 3, 0], 2));
-    assert_eq!(told.gone(EvictReason::Bases), 3 * CACHE_BLOCK);
+    assert_eq!(observed.evicted_bytes(EvictReason::Bases), 3 * CACHE_BLOCK);
     assert_eq!(medium.files().len(), 4);
     sources[0].pin(true);
     sources[2].pin(true);

@@ -1,4 +1,5 @@
-//! Storage that refuses: any call, any time. The cache never fails, never lies, says so once, and comes back.
+//! Failing storage: any call fails at any time. The cache never fails a caller, never returns wrong bytes, reports the
+//! failure once, and recovers.
 
 use super::*;
 use crate::io::Open;
@@ -21,7 +22,7 @@ fn fault(call: Call, name: &str, skip: u64, times: u64, errno: i32) -> Fault {
     Fault { call, name: name.into(), skip, times, errno }
 }
 
-/// Some of everything, on a cache that has something already.
+/// Makes random calls of all kinds on a cache that has blocks.
 fn work(cache: &Arc<DiskCache>, rng: &mut Rng) {
     for _ in 0..25 {
         let n = rng.below(3) as u8;
@@ -56,7 +57,7 @@ fn any_call_may_fail_at_any_time() {
             for skip in 0..6 {
                 let mut rng = Rng::new(skip * 100 + errno as u64);
                 let medium = SimMedium::new(skip);
-                let (cache, told) = open_with(medium.clone(), limits);
+                let (cache, observed) = open_with(medium.clone(), limits);
                 put(&cache.attach(key(0), SIZE), 0, 50);
                 medium.plan(fault(call, DIR, skip * skip, 1 + rng.below(4), errno));
                 work(&cache, &mut rng);
@@ -65,9 +66,12 @@ fn any_call_may_fail_at_any_time() {
                 for stats in [cache.stats(), again.stats()] {
                     hit += stats.write_errors + stats.read_errors;
                 }
-                let told = told.degradations();
-                assert!(told.windows(2).all(|w| w[0].is_some() != w[1].is_some()), "each once: {told:?}");
-                // When it is over everything works again, and everything that is found is right.
+                let reports = observed.degradations();
+                assert!(
+                    reports.windows(2).all(|w| w[0].is_some() != w[1].is_some()),
+                    "each failure and each recovery is reported once: {reports:?}"
+                );
+                // Without faults everything works again, and every block found is right.
                 medium.forget_faults();
                 for _ in 0..140 {
                     again.tick();
@@ -90,9 +94,9 @@ fn any_call_may_fail_at_any_time() {
 
 /// Guards D35.
 #[test]
-fn a_full_filesystem_degrades_once_and_keeps_nothing_of_what_was_cut_off() {
+fn a_full_filesystem_is_reported_once_and_partial_writes_are_punched_out() {
     let medium = SimMedium::new(1);
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 10);
     medium.plan(fault(Call::Write, ".blocks", 0, u64::MAX, libc::ENOSPC));
@@ -103,9 +107,9 @@ fn a_full_filesystem_degrades_once_and_keeps_nothing_of_what_was_cut_off() {
         }
     }
     let errors = cache.stats().write_errors;
-    assert!((2..8).contains(&errors), "{errors}: tried again, and rarely");
-    assert_eq!(told.degradations().len(), 1);
-    assert!(told.degradations()[0].as_ref().unwrap().contains("No space left"));
+    assert!((2..8).contains(&errors), "{errors}: the cache retries, but rarely");
+    assert_eq!(observed.degradations().len(), 1);
+    assert!(observed.degradations()[0].as_ref().unwrap().contains("No space left"));
     assert_eq!((get(&source, 0, 11), cache.stats().used_bytes), (10, 10 * CACHE_BLOCK));
     let file = medium.open(&format!("{DIR}/{}.blocks", key(1)), Open::Existing).unwrap();
     assert_eq!(file.allocated().unwrap(), 10 * CACHE_BLOCK);
@@ -114,13 +118,13 @@ fn a_full_filesystem_degrades_once_and_keeps_nothing_of_what_was_cut_off() {
         cache.tick();
     }
     put(&source, 10, 1);
-    assert_eq!((get(&source, 0, 11), told.degradations().len(), cache.stats().degraded), (11, 2, None));
+    assert_eq!((get(&source, 0, 11), observed.degradations().len(), cache.stats().degraded), (11, 2, None));
 }
 
 #[test]
 fn one_bad_sector_costs_one_block() {
     let medium = SimMedium::new(1);
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 8);
     // The read of all fails, and then those of blocks 0 to 2 succeed.
@@ -128,7 +132,7 @@ fn one_bad_sector_costs_one_block() {
     medium.plan(fault(Call::Read, ".blocks", 3, 1, libc::EIO));
     assert_eq!(get(&source, 0, 8), 3);
     assert_eq!((cache.stats().read_errors, cache.stats().corrupt_blocks), (1, 0));
-    assert_eq!(told.gone(EvictReason::ReadError), CACHE_BLOCK);
+    assert_eq!(observed.evicted_bytes(EvictReason::ReadError), CACHE_BLOCK);
     assert_eq!(get(&source, 4, 4), 4);
     put(&source, 3, 1);
     assert_eq!(get(&source, 0, 8), 8);
@@ -137,43 +141,43 @@ fn one_bad_sector_costs_one_block() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_a_cache_of_nothing_until_it_can() {
+fn while_the_directory_is_unusable_nothing_is_cached() {
     let medium = SimMedium::new(1);
     put(&open(&medium).attach(key(1), SIZE), 0, 5);
     medium.plan(fault(Call::MakeDir, DIR, 0, 3, libc::EACCES));
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
     put(&source, 5, 5);
     source.pin(true);
-    assert_eq!((get(&source, 0, 5), told.degradations().len()), (0, 1));
-    assert!(told.degradations()[0].as_ref().unwrap().contains("Permission denied"));
+    assert_eq!((get(&source, 0, 5), observed.degradations().len()), (0, 1));
+    assert!(observed.degradations()[0].as_ref().unwrap().contains("Permission denied"));
     for _ in 0..20 {
         cache.tick();
     }
-    assert_eq!((get(&source, 0, 10), told.degradations().len()), (5, 2), "what was there is found");
+    assert_eq!((get(&source, 0, 10), observed.degradations().len()), (5, 2), "the earlier blocks are found");
     put(&source, 5, 5);
     assert_eq!(get(&source, 0, 10), 10);
 }
 
 #[test]
-fn a_file_in_place_of_the_directory_is_said_and_survived() {
+fn a_file_in_place_of_the_directory_is_reported_and_does_no_harm() {
     let medium = SimMedium::new(1);
     medium.open(DIR, Open::Create).unwrap();
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 5);
     cache.tick();
-    assert_eq!((get(&source, 0, 5), told.degradations().len()), (0, 1));
+    assert_eq!((get(&source, 0, 5), observed.degradations().len()), (0, 1));
     cache.flush().unwrap();
 }
 
 /// Guards D35.
 #[test]
-fn what_fails_works_and_fails_again_is_tried_ever_more_rarely() {
+fn storage_that_fails_and_works_in_turn_is_retried_ever_more_rarely() {
     let medium = SimMedium::new(1);
-    let (cache, told) = open_with(medium.clone(), ROOM);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
-    // Writes work, syncs never do.
+    // Writes work, but syncs never do.
     medium.plan(fault(Call::SyncData, DIR, 0, u64::MAX, libc::EIO));
     for tick in 0..1000 {
         put(&source, tick % 190, 1);
@@ -182,12 +186,12 @@ fn what_fails_works_and_fails_again_is_tried_ever_more_rarely() {
         }
         cache.tick();
     }
-    let said = told.degradations().len();
-    assert!((4..60).contains(&said), "{said} times in 1000 s");
+    let reports = observed.degradations().len();
+    assert!((4..60).contains(&reports), "{reports} reports in 1000 ticks");
 }
 
 #[test]
-fn a_header_that_cannot_be_written_keeps_blocks_out() {
+fn a_source_whose_header_cannot_be_written_takes_no_blocks() {
     let medium = SimMedium::new(1);
     let size = 4 * CACHE_BLOCK;
     let cache = open(&medium);
@@ -195,7 +199,7 @@ fn a_header_that_cannot_be_written_keeps_blocks_out() {
     put(&source, 0, 4);
     source.set_verified(true);
     medium.plan(fault(Call::Write, ".sums", 0, 3, libc::EIO));
-    // The note that it was verified cannot be taken back on disk.
+    // The note "verified" cannot be cleared on disk.
     source.evict(EvictReason::Asked);
     drop((source, cache));
     medium.forget_faults();
@@ -205,16 +209,16 @@ fn a_header_that_cannot_be_written_keeps_blocks_out() {
     assert!(!source.is_verified());
 }
 
-/// Power goes, and nothing is left but what was synced.
+/// A power cut that keeps only synced data.
 fn cut(medium: &SimMedium) -> SimMedium {
     medium.crash(&mut Rng::new(1), Keep { sectors: 0, lengths: 0, entries: 0, stale: false })
 }
 
-// After a failed fsync(2) the kernel shows what it may not have written, to the next worker too, and the next fsync
-// succeeds: a base whose hydration had succeeded at the second attempt lost blocks with the power.
+/// After a failed fsync(2) the page cache still shows data that may not be on disk, to the next worker too, and the next
+/// fsync succeeds. Regression: a base whose hydration succeeded at the second attempt lost blocks at a power cut.
 /// Guards D53.
 #[test]
-fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it() {
+fn blocks_that_a_failed_sync_may_have_lost_are_written_again_before_the_next_sync() {
     for (suffix, skip) in [("blocks", 0), ("sums", 0), ("sums", 1), ("sums", 2)] {
         for (restarts_before, restarts_after) in [(false, false), (false, true), (true, false), (true, true)]
         {
@@ -225,7 +229,7 @@ fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it
             source.pin(true);
             put(&source, 0, 130);
             if restarts_before {
-                // The worker was killed, and synced nothing.
+                // As after a kill: nothing was synced.
                 drop((source, cache));
                 cache = open(&medium);
                 source = cache.attach(key(1), 130 * CACHE_BLOCK);
@@ -234,7 +238,7 @@ fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it
             medium.plan(fault(Call::SyncData, suffix, skip, 1, libc::EIO));
             let failed = cache.flush().is_err();
             medium.forget_faults();
-            // There may be fewer syncs of that file.
+            // The file may have fewer syncs than `skip`.
             assert!(failed || skip > 0, "{what}");
             if restarts_after {
                 drop((source, cache));
@@ -247,7 +251,7 @@ fn what_a_failed_sync_may_have_lost_is_written_again_before_a_sync_speaks_for_it
             let after = open(&cut(&medium));
             assert_eq!(readable(&after.attach(key(1), 130 * CACHE_BLOCK)), before, "{what}");
             assert!(after.attach(key(1), 130 * CACHE_BLOCK).is_pinned(), "{what}");
-            assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), [], "{what}");
+            assert_eq!(check(&medium, Checksums::Compare, Repair::No).unwrap(), [], "{what}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Random calls against a set of blocks.
+//! A model test: random calls on the cache, compared with a set of blocks.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -6,7 +6,7 @@ use super::*;
 
 #[derive(Default)]
 struct Model {
-    here: BTreeSet<u64>,
+    present: BTreeSet<u64>,
     pinned: bool,
     verified: bool,
 }
@@ -32,15 +32,15 @@ fn round(seed: u64) {
         match rng.below(100) {
             0..40 => {
                 put(&source, first, some);
-                model.here.extend(first..first + some);
+                model.present.extend(first..first + some);
             }
             40..75 => {
-                let run = (first..first + some).take_while(|b| model.here.contains(b)).count() as u64;
+                let run = (first..first + some).take_while(|b| model.present.contains(b)).count() as u64;
                 assert_eq!(get(&source, first, some), run, "seed {seed} step {step}");
             }
             75..79 => {
                 source.evict(EvictReason::Asked);
-                (model.here.clear(), model.verified = false).0
+                (model.present.clear(), model.verified = false).0
             }
             79..81 => {
                 cache.remove(&key(which));
@@ -52,23 +52,23 @@ fn round(seed: u64) {
             }
             84..88 => {
                 source.set_verified(true);
-                model.verified = model.here.len() as u64 == blocks;
+                model.verified = model.present.len() as u64 == blocks;
             }
             88..91 => cache.flush().unwrap(),
             91..94 => cache.tick(),
             _ => {
-                // As a kill leaves it.
+                // As after a kill.
                 drop((source, cache));
                 cache = open(&medium);
                 continue;
             }
         }
         let model = &models[&which];
-        assert_eq!(source.contains(first), model.here.contains(&first), "seed {seed} step {step}");
-        assert_eq!(source.next_present(first), model.here.range(first..).next().copied());
-        let missing = (first..blocks).find(|b| !model.here.contains(b));
+        assert_eq!(source.contains(first), model.present.contains(&first), "seed {seed} step {step}");
+        assert_eq!(source.next_present(first), model.present.range(first..).next().copied());
+        let missing = (first..blocks).find(|b| !model.present.contains(b));
         assert_eq!(source.next_missing(first), missing);
-        let end = model.here.range(first..).next().copied().unwrap_or(blocks);
+        let end = model.present.range(first..).next().copied().unwrap_or(blocks);
         assert_eq!(source.missing_run(first, some), (end - first).min(some), "seed {seed} step {step}");
         assert_eq!(source.present_run(first, some), (missing.unwrap_or(blocks) - first).min(some));
         assert_eq!((source.is_pinned(), source.is_verified()), (model.pinned, model.verified), "seed {seed}");
@@ -76,18 +76,18 @@ fn round(seed: u64) {
             .iter()
             .map(|(which, model)| {
                 let size = sizes[*which as usize];
-                model.here.iter().map(|b| CACHE_BLOCK.min(size - b * CACHE_BLOCK)).sum::<u64>()
+                model.present.iter().map(|b| CACHE_BLOCK.min(size - b * CACHE_BLOCK)).sum::<u64>()
             })
             .sum();
         assert_eq!(cache.stats().used_bytes, total, "seed {seed} step {step}");
     }
     let stats = cache.stats();
     assert_eq!((stats.corrupt_blocks, stats.write_errors, stats.read_errors), (0, 0, 0), "seed {seed}");
-    assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), []);
+    assert_eq!(check(&medium, Checksums::Compare, Repair::No).unwrap(), []);
 }
 
 #[test]
-fn random_calls_do_what_a_set_of_blocks_does() {
+fn the_cache_behaves_like_a_set_of_blocks_under_random_calls() {
     for seed in 0..15 {
         round(seed);
     }

@@ -1,15 +1,15 @@
-//! Power goes, or the worker dies, at any call of the medium, and again in the life after that: never a wrong byte.
+//! A power cut or a kill at any call of the medium, and again while the next worker runs: no read returns a wrong byte.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::io::sim::{Call, Event, Hook, Keep};
-use crate::sabotage::{Sabotage, simulate};
+use crate::mutant::{Mutant, simulate};
 
 const DEEPEST: u64 = 3;
-/// Blocks that are worked with: few, because the medium keeps every 64 bytes by themselves, and around the ends of
-/// chunks. The last source is small, so that it can be complete.
+/// The blocks that the test uses. They are few, because the medium tracks each 64 bytes separately, and lie around the
+/// ends of chunks. The last source is small, so that it can be complete.
 const BLOCKS: [&[u64]; 3] = [&[0, 1, 2, 62, 63, 64, 128], &[1, 2, 3, 64, 65, 66, 129], &[0, 1, 2, 3]];
 
 fn size(n: u8) -> u64 {
@@ -25,16 +25,17 @@ struct Counts {
     wrong: AtomicU64,
 }
 
-/// What must be there after a power cut, because a flush said so.
+/// The blocks that must be present after a power cut, because a flush succeeded.
 type Promised = Arc<Mutex<BTreeSet<(u8, u64)>>>;
 
+/// One worker between two cuts or kills.
 struct Life {
     medium: SimMedium,
     promised: Promised,
     counts: Arc<Counts>,
     rng: Mutex<Rng>,
     depth: u64,
-    /// What a power cut tore before this life was found and dropped.
+    /// The blocks that the power cut before this life tore have been found and dropped.
     surveyed: AtomicBool,
 }
 
@@ -42,7 +43,7 @@ fn limits() -> Limits {
     Limits { bytes: Some(12 * CACHE_BLOCK), bases: Some(2), free_floor: 0 }
 }
 
-/// Reads everything; blocks that are right. Wrong ones are counted: with a deliberate fault they are the point.
+/// Reads all blocks. Returns those with the right bytes, and counts those with wrong bytes, which a mutant causes.
 fn survey(cache: &Arc<DiskCache>, counts: &Counts) -> BTreeSet<(u8, u64)> {
     let mut right = BTreeSet::new();
     for n in 0..3 {
@@ -58,7 +59,7 @@ fn survey(cache: &Arc<DiskCache>, counts: &Counts) -> BTreeSet<(u8, u64)> {
                     counts.wrong.fetch_add(1, Ordering::Relaxed);
                 }
             } else {
-                assert!(!verified, "block {block} of a verified source is not here");
+                assert!(!verified, "block {block} of a verified source is missing");
             }
         }
     }
@@ -111,9 +112,9 @@ fn live(
     depth: u64,
 ) {
     if depth > 0 && rng.chance(20) {
-        // The offline check first: its repair may be cut too, and must leave what is sound.
-        check(&medium, Sums::Compare, Repair::Yes).unwrap();
-        assert_eq!(check(&medium, Sums::Compare, Repair::Yes).unwrap(), []);
+        // The offline check first: its repair may be cut too, and must keep sound blocks.
+        check(&medium, Checksums::Compare, Repair::Yes).unwrap();
+        assert_eq!(check(&medium, Checksums::Compare, Repair::Yes).unwrap(), []);
     }
     let life = Arc::new(Life {
         medium: medium.clone(),
@@ -125,14 +126,14 @@ fn live(
     });
     *life.promised.lock() = promised.clone();
     medium.set_hook(Some(life.hook()));
-    let (cache, told) = open_with(medium.clone(), limits());
+    let (cache, observed) = open_with(medium.clone(), limits());
     if depth > 0 {
         let right = survey(&cache, counts);
         counts.kept.fetch_add(right.len() as u64, Ordering::Relaxed);
         let torn = cache.stats().corrupt_blocks;
         counts.torn.fetch_add(torn, Ordering::Relaxed);
         let lost: Vec<_> = promised.difference(&right).collect();
-        assert!(lost.is_empty(), "flushed, and gone after a power cut: {lost:?}");
+        assert!(lost.is_empty(), "flushed blocks are missing after a power cut: {lost:?}");
         assert!(may_be_torn || torn == 0, "a kill leaves no block that seems damaged");
         life.surveyed.store(true, Ordering::Relaxed);
     }
@@ -142,7 +143,7 @@ fn live(
         let first = *rng.pick(BLOCKS[n as usize]);
         let some = (1 + rng.below(3)).min(source.blocks() - first);
         let what = rng.below(100);
-        // What may evict ends the promise before it begins.
+        // An operation that may evict ends the promise before it begins.
         if what < 60 || (75..90).contains(&what) {
             life.promised.lock().clear();
         }
@@ -175,7 +176,7 @@ fn live(
     }
     survey(&cache, counts);
     assert_eq!(cache.stats().write_errors, 0);
-    assert_eq!(told.gone(EvictReason::ReadError), 0);
+    assert_eq!(observed.evicted_bytes(EvictReason::ReadError), 0);
     medium.set_hook(None);
 }
 
@@ -204,13 +205,13 @@ fn power_cuts_and_kills_leave_no_wrong_byte() {
     );
     assert_eq!(get(&counts.wrong), 0);
     assert!(get(&counts.cuts) >= 2000, "{} cuts are too few", get(&counts.cuts));
-    assert!(get(&counts.torn) > 100, "cuts tear nothing: the medium is too kind");
+    assert!(get(&counts.torn) > 100, "the cuts tear no block, so the medium is not simulating them");
     assert!(get(&counts.kept) > 1000);
 }
 
 #[test]
-fn the_campaign_finds_a_cache_that_believes_everything() {
-    let _simulating = simulate(Some(Sabotage::ChecksumIgnored));
+fn the_campaign_detects_a_cache_that_ignores_checksums() {
+    let _simulating = simulate(Some(Mutant::ChecksumIgnored));
     let counts = campaign(0..20);
     assert!(counts.wrong.load(Ordering::Relaxed) > 0);
 }

@@ -1,4 +1,4 @@
-//! What an earlier worker left is used before it is known.
+//! Blocks that an earlier worker left are used before they are indexed.
 
 use std::thread;
 use std::time::Instant;
@@ -21,12 +21,12 @@ fn filled() -> SimMedium {
     medium
 }
 
-/// As a worker that serves has it: nothing is known yet.
-fn prepare(medium: impl Medium + 'static, limits: Limits) -> (Arc<DiskCache>, Arc<Told>) {
-    let told = Arc::new(Told::default());
-    let cache = DiskCache::prepare(Arc::new(medium), limits, told.clone(), Damaged::Drop);
+/// A cache as a serving worker has it at first: no source is indexed.
+fn prepare(medium: impl Medium + 'static, limits: Limits) -> (Arc<DiskCache>, Arc<Observed>) {
+    let observed = Arc::new(Observed::default());
+    let cache = DiskCache::prepare(Arc::new(medium), limits, observed.clone(), OnDamage::Drop);
     cache.load_first();
-    (cache, told)
+    (cache, observed)
 }
 
 fn scan(cache: &DiskCache) {
@@ -39,13 +39,13 @@ fn sums(medium: &dyn Medium) -> Arc<dyn MediumFile> {
 }
 
 /// Guards D52.
-/// A worker that took over while the cache's disk hung served no disk. Guards D62.
+/// Regression: a worker that took over while the cache's disk hung served no disk. Guards D62.
 #[test]
-fn until_names_and_headers_are_read_only_what_may_wait_waits_and_nothing_is_written() {
+fn until_names_and_headers_are_read_only_blocking_calls_wait_and_nothing_is_written() {
     let medium = filled();
     let before = medium.files();
-    let told = Arc::new(Told::default());
-    let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, told, Damaged::Drop);
+    let observed = Arc::new(Observed::default());
+    let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, observed, OnDamage::Drop);
     let source = cache.attach(key(1), SIZE);
     let mut buf = vec![0; BLOCK];
     assert_eq!((source.contains_now(290), source.read_sound_now(290, 1, &mut buf, None)), (None, None));
@@ -63,7 +63,7 @@ fn until_names_and_headers_are_read_only_what_may_wait_waits_and_nothing_is_writ
 }
 
 #[test]
-fn what_is_cached_is_read_before_the_index_is() {
+fn cached_blocks_are_read_before_the_scan() {
     let medium = filled();
     let (cache, _) = prepare(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
@@ -71,10 +71,10 @@ fn what_is_cached_is_read_before_the_index_is() {
     assert_eq!((get(&source, 290, 20), get(&source, 699, 1), get(&source, 400, 5)), (10, 1, 0));
     assert!(source.contains(500) && !source.contains(499) && !source.is_complete());
     assert_eq!((source.missing_run(300, 1000), source.present_run(0, 1000)), (200, 300));
-    // What comes in and goes is not forgotten, nor counted twice.
+    // Blocks that are inserted before the scan are neither lost nor counted twice.
     put(&source, 300, 1);
     put(&source, 0, 700);
-    assert_eq!(cache.stats().insertions, 200, "what is here is not written again");
+    assert_eq!(cache.stats().insertions, 200, "present blocks are not written again");
     scan(&cache);
     assert!(source.is_known() && source.is_complete());
     assert_eq!((get(&source, 0, 700), cache.stats().used_bytes), (700, SIZE));
@@ -82,9 +82,9 @@ fn what_is_cached_is_read_before_the_index_is() {
 }
 
 #[test]
-fn an_eviction_before_the_index_is_read_is_one() {
+fn an_eviction_before_the_scan_evicts_all_blocks() {
     let medium = filled();
-    let (cache, told) = prepare(medium.clone(), ROOM);
+    let (cache, observed) = prepare(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
     assert!(source.evict(EvictReason::Asked) > 0);
     assert_eq!((get(&source, 0, 1), cache.stats().used_bytes), (0, 0));
@@ -94,32 +94,36 @@ fn an_eviction_before_the_index_is_read_is_one() {
         (get(&source, 5, 1), source.cached_bytes(), cache.stats().used_bytes),
         (1, CACHE_BLOCK, CACHE_BLOCK)
     );
-    assert!(told.gone(EvictReason::Space) == 0);
+    assert!(observed.evicted_bytes(EvictReason::Space) == 0);
 }
 
 /// Guards D52.
 #[test]
-fn the_bound_holds_and_nothing_is_evicted_wrongly_while_it_is_read() {
+fn before_the_scan_the_bound_holds_and_nothing_is_evicted_to_make_room() {
     let medium = filled();
     let limits = Limits { bytes: Some(500 * CACHE_BLOCK), ..ROOM };
-    let (cache, told) = prepare(medium, limits);
+    let (cache, observed) = prepare(medium, limits);
     let (old, new) = (cache.attach(key(1), SIZE), cache.attach(key(2), SIZE));
     assert!(cache.stats().used_bytes <= 500 * CACHE_BLOCK);
     put(&new, 0, 100);
     let used = cache.stats().used_bytes;
     assert!(used <= 500 * CACHE_BLOCK, "{used}");
-    assert_eq!((told.gone(EvictReason::Space), told.degradations().len()), (0, 0), "full, and no failure");
+    assert_eq!(
+        (observed.evicted_bytes(EvictReason::Space), observed.degradations().len()),
+        (0, 0),
+        "full, and no failure"
+    );
     old.evict(EvictReason::Asked);
     put(&old, 0, 250);
     put(&new, 0, 100);
     scan(&cache);
-    // What came while it was read is not the oldest.
+    // Blocks that were inserted before the scan are not the oldest.
     put(&new, 100, 300);
-    assert!(told.gone(EvictReason::Space) > 0 && cache.stats().used_bytes <= 500 * CACHE_BLOCK);
+    assert!(observed.evicted_bytes(EvictReason::Space) > 0 && cache.stats().used_bytes <= 500 * CACHE_BLOCK);
     assert!(get(&new, 350, 50) == 50);
 }
 
-/// Puts the slots of a file into the order of version 0.1.0: as they came.
+/// Writes a sums file as version 0.1.0 did: slots in the order in which their chunks came.
 fn as_of_0_1_0(medium: &dyn Medium) {
     let file = sums(medium);
     let slots = file.len().unwrap().saturating_sub(HEADER_AREA) / SLOT;
@@ -155,7 +159,7 @@ fn a_file_of_version_0_1_0_is_read_and_put_in_order() {
     as_of_0_1_0(&medium);
     let (cache, _) = prepare(medium.clone(), ROOM);
     let source = cache.attach(key(1), SIZE);
-    // A reader waits for it, and misses nothing.
+    // A reader waits for the scan, and misses nothing.
     let reader = {
         let source = source.clone();
         thread::spawn(move || get(&source, 0, 300))
@@ -167,15 +171,19 @@ fn a_file_of_version_0_1_0_is_read_and_put_in_order() {
     assert_eq!(get(&source, 0, 310), 310);
     cache.flush().unwrap();
     drop((source, cache));
-    assert_eq!(check(&medium, Sums::Compare, Repair::No).unwrap(), []);
+    assert_eq!(check(&medium, Checksums::Compare, Repair::No).unwrap(), []);
     let (cache, _) = prepare(medium, ROOM);
     let source = cache.attach(key(1), SIZE);
     assert!(!source.is_known());
-    assert_eq!((get(&source, 0, 310), get(&source, 500, 200)), (310, 200), "at once by now");
+    assert_eq!(
+        (get(&source, 0, 310), get(&source, 500, 200)),
+        (310, 200),
+        "the file is in order, so no read waits for a scan"
+    );
 }
 
 #[test]
-fn a_power_cut_while_it_is_put_in_order_loses_nothing() {
+fn a_power_cut_while_slots_are_put_in_order_loses_nothing() {
     use crate::io::sim::{Call, Keep, Stage};
     let medium = filled();
     as_of_0_1_0(&medium);
@@ -205,7 +213,7 @@ fn a_power_cut_while_it_is_put_in_order_loses_nothing() {
 }
 
 #[test]
-fn sums_that_cannot_be_read_keep_no_reader_waiting() {
+fn unreadable_sums_keep_no_reader_waiting() {
     use crate::io::sim::{Call, Fault};
     for older in [true, false] {
         let medium = filled();
@@ -217,7 +225,7 @@ fn sums_that_cannot_be_read_keep_no_reader_waiting() {
         let fault = Fault { call: Call::Read, name: ".sums".into(), skip: 0, times: 3, errno: libc::EIO };
         medium.plan(fault);
         while cache.scan_step() {}
-        assert_eq!(get(&source, 0, 1), 0, "a miss, and no wait");
+        assert_eq!(get(&source, 0, 1), 0, "the read misses and does not wait");
         put(&source, 0, 1);
         assert_eq!((cache.stats().insertions, cache.stats().unreadable.len()), (0, 1));
         for _ in 0..80 {
@@ -228,7 +236,7 @@ fn sums_that_cannot_be_read_keep_no_reader_waiting() {
     }
 }
 
-/// The index of 64 GiB, of which one chunk has bytes.
+/// A source with an index of 64 GiB. Only one of its chunks has bytes.
 /// Guards D52.
 #[test]
 fn serving_does_not_wait_for_a_large_index() {
@@ -272,7 +280,7 @@ fn serving_does_not_wait_for_a_large_index() {
     }
     let scanned = began.elapsed();
     eprintln!(
-        "{chunks} chunks: served after {served:?}, known after {scanned:?}, longest step {:?}",
+        "{chunks} chunks: served after {served:?}, indexed after {scanned:?}, longest step {:?}",
         steps.iter().max()
     );
     assert_eq!((source.is_known(), source.cached_bytes()), (true, size));

@@ -1,5 +1,5 @@
-//! Readers, inserters, evictions, damage and syncs at once, on the host's own filesystem: every byte that is
-//! returned is right, and nothing that was only in motion is taken for damage.
+//! Concurrent reads, inserts, evictions and syncs on the host's own filesystem: every byte returned is right, and no
+//! block that is being changed counts as damaged.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -11,10 +11,10 @@ const SIZE: u64 = 300 * CACHE_BLOCK - 77;
 
 /// Guards D30, D32.
 #[test]
-fn readers_inserters_and_evictions_meet() {
+fn concurrent_reads_inserts_and_evictions_return_only_right_bytes() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let limits = Limits { bytes: Some(200 * CACHE_BLOCK), bases: None, free_floor: 0 };
-    let (cache, told) = open_with(HostMedium::new(dir.path()).unwrap(), limits);
+    let (cache, observed) = open_with(HostMedium::new(dir.path()).unwrap(), limits);
     let (done, hits) = (AtomicBool::new(false), AtomicU64::new(0));
     let run = |what: &(dyn Fn(&mut Rng, &CachedSource) + Sync), seed: u64, rounds: u64| {
         let mut rng = Rng::new(seed);
@@ -60,24 +60,24 @@ fn readers_inserters_and_evictions_meet() {
     let stats = cache.stats();
     assert_eq!((stats.corrupt_blocks, stats.read_errors, stats.write_errors), (0, 0, 0), "{stats:?}");
     assert!(hits.load(Ordering::Relaxed) > 1000 && stats.evictions > 1000, "{stats:?}");
-    assert!(told.gone(EvictReason::Space) > 0 && told.gone(EvictReason::Asked) > 0);
+    assert!(observed.evicted_bytes(EvictReason::Space) > 0 && observed.evicted_bytes(EvictReason::Asked) > 0);
     let sum: u64 = cache.sources().iter().map(|s| s.cached_bytes()).sum();
     assert_eq!(stats.used_bytes, sum);
     cache.flush().unwrap();
     drop(cache);
-    assert_eq!(check(&HostMedium::new(dir.path()).unwrap(), Sums::Compare, Repair::No).unwrap(), []);
+    assert_eq!(check(&HostMedium::new(dir.path()).unwrap(), Checksums::Compare, Repair::No).unwrap(), []);
 }
 
 /// Guards D31.
 #[test]
-fn a_read_of_what_is_here_waits_for_no_insert_eviction_or_sync() {
+fn a_read_of_cached_blocks_waits_for_no_insert_eviction_or_sync() {
     use crate::io::sim::{Call, Stage};
     let medium = SimMedium::new(1);
     let cache = open(&medium);
     let source = cache.attach(key(1), SIZE);
     put(&source, 0, 10);
     for call in [Call::Write, Call::Punch, Call::SyncData] {
-        // In the middle of each call on the medium another thread reads, and the call goes on only then.
+        // During each call on the medium another thread reads. The call goes on only when that read is done.
         let (reader, seen) = (source.clone(), Arc::new(AtomicU64::new(0)));
         let count = seen.clone();
         medium.set_hook(Some(Arc::new(move |event| {

@@ -1,7 +1,6 @@
-//! One store on one simulated medium, with its model: runs operations, injects faults, and has every call of the
-//! medium seen by the one who cuts.
+//! One store on one simulated medium, with its model. Runs operations, plans faults, and lets the hook see every call of
+//! the medium.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,107 +9,26 @@ use parking_lot::Mutex;
 
 use super::copies::Copies;
 use super::cut::DEEPEST;
-use super::model::{BaseModel, DiskModel, Mark, Model, Names, Survived};
+use super::hook::HookState;
+use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, any};
 use super::{Campaign, Counts, cut};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::format::BLOCK;
-use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium, Stage};
-use crate::sabotage::{Sabotage, simulate};
+use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
+use crate::mutant::{Mutant, simulate};
 use crate::store::{NewDisk, Replace, Store, StoreError};
 
-/// A fault that waits for its call.
-#[derive(Debug, Default)]
-pub(super) struct Trap {
-    /// Calls until it springs.
-    skip: Option<u64>,
-    errno: i32,
-    /// What failed.
-    pub(super) sprung: Option<Call>,
-}
-
-/// What the hook needs.
-pub(super) struct Watch {
-    pub campaign: Arc<Campaign>,
-    pub medium: SimMedium,
-    pub live: Arc<SimLive>,
-    pub model: Mutex<Model>,
-    /// The operation that runs, for whoever has to send it again.
-    pub running: Mutex<Option<Op>>,
-    pub rng: Mutex<Rng>,
-    pub(super) trap: Mutex<Trap>,
-    /// Power went, and the store was not opened since: what it shows is not known yet.
-    unsure: AtomicBool,
-    /// 0 in the first life of a store; grows with every cut.
-    pub depth: u32,
-    /// Several threads run operations.
-    pub crowded: bool,
-}
-
-impl Watch {
-    /// Stops the hook: it keeps itself alive otherwise.
-    fn release(&self) {
-        self.medium.set_hook(None);
-    }
-
-    pub fn violated(&self, message: &str) -> String {
-        let log = self.model.lock().log.clone();
-        self.campaign.violated(&log, message);
-        message.to_owned()
-    }
-
-    fn hook(self: &Arc<Self>, event: &Event<'_>) -> io::Result<()> {
-        let stop = || io::Error::other("the campaign has stopped");
-        if self.campaign.stopped() {
-            return Err(stop());
-        }
-        cut::at(self, event);
-        if self.campaign.trace && !matches!(event.call, Call::Read | Call::Open) {
-            let line = format!("    {:?} {:?} {}", event.stage, event.call, event.name);
-            self.model.lock().log.push(line);
-        }
-        if self.campaign.stopped() {
-            return Err(stop());
-        }
-        if self.crowded && self.rng.lock().chance(20) {
-            // Lets the others overtake here.
-            std::thread::yield_now();
-        }
-        let may_fail = match event.call {
-            Call::SyncData | Call::SyncDir | Call::Rename => true,
-            Call::Write | Call::Create | Call::SetLen | Call::Punch | Call::Remove => true,
-            Call::Open | Call::Read | Call::Allocate | Call::MakeDir => false,
-        };
-        let mut trap = self.trap.lock();
-        if may_fail && event.stage == Stage::Before {
-            match trap.skip {
-                Some(0) => {
-                    trap.skip = None;
-                    trap.sprung = Some(event.call);
-                    Counts::add(&self.campaign.counts.faults);
-                    let space =
-                        matches!(event.call, Call::Write | Call::Create | Call::SetLen | Call::Rename);
-                    let errno = if space { trap.errno } else { libc::EIO };
-                    return Err(io::Error::from_raw_os_error(errno));
-                }
-                Some(n) => trap.skip = Some(n - 1),
-                None => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-pub(super) struct World {
-    pub(super) watch: Arc<Watch>,
+pub(super) struct SimStore {
+    pub(super) hook: Arc<HookState>,
     store: Option<Store>,
     pub(super) copies: Option<Arc<Copies>>,
 }
 
-impl Drop for World {
+impl Drop for SimStore {
     fn drop(&mut self) {
-        self.watch.release();
+        self.hook.release();
     }
 }
 
@@ -118,69 +36,69 @@ pub(super) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-impl World {
+impl SimStore {
     fn watched(
         campaign: &Arc<Campaign>,
         medium: SimMedium,
         live: SimLive,
         model: Model,
         rng: Rng,
-        (depth, crowded): (u32, bool),
+        (depth, concurrent): (u32, bool),
     ) -> Self {
-        let watch = Arc::new(Watch {
+        let hook = Arc::new(HookState {
             campaign: campaign.clone(),
             medium: medium.clone(),
             live: Arc::new(live),
             model: Mutex::new(model),
             running: Mutex::default(),
             rng: Mutex::new(rng),
-            trap: Mutex::default(),
+            fault: Mutex::default(),
             unsure: AtomicBool::new(false),
             depth,
-            crowded,
+            concurrent,
         });
-        let hook = watch.clone();
-        medium.set_hook(Some(Arc::new(move |event: &Event<'_>| hook.hook(event))));
-        Self { watch, store: None, copies: None }
+        let shared = hook.clone();
+        medium.set_hook(Some(Arc::new(move |event: &Event<'_>| shared.at(event))));
+        Self { hook, store: None, copies: None }
     }
 
-    /// A whole history, from an empty directory on.
+    /// Runs a whole history, from an empty directory on.
     pub fn first_life(campaign: &Arc<Campaign>, seed: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
         let medium = SimMedium::new(rng.number());
         let mut world =
             Self::watched(campaign, medium, SimLive::default(), Model::default(), rng.fork(), (0, false));
-        world.open(Survived::Worker)?;
+        world.open(Interruption::WorkerDeath)?;
         let steps = 10 + rng.below(30);
         world.live_on(&mut rng, steps)
     }
 
-    /// A life after a cut: opens, compares, cleans up, goes on for a while.
+    /// Runs the store after a cut: opens it, compares it with the model, purges, and goes on for a while.
     pub fn later_life(
-        watch: &Watch,
+        hook: &HookState,
         mut model: Model,
         medium: SimMedium,
         live: SimLive,
-        what: Survived,
+        what: Interruption,
         mut rng: Rng,
     ) {
-        let running = watch.running.lock().clone();
-        if watch.trap.lock().sprung.is_some() {
-            // The operation that runs has met an error, and would have said so.
+        let running = hook.running.lock().clone();
+        if hook.fault.lock().hit.is_some() {
+            // The running operation met an error that it had no time to report.
             model.doubt();
         }
-        let depth = watch.depth + 1;
-        let mut world = Self::watched(&watch.campaign, medium, live, model, rng.fork(), (depth, false));
+        let depth = hook.depth + 1;
+        let mut world = Self::watched(&hook.campaign, medium, live, model, rng.fork(), (depth, false));
         world
-            .watch
+            .hook
             .unsure
-            .store(what == Survived::Power || watch.unsure.load(Ordering::Acquire), Ordering::Release);
+            .store(what == Interruption::PowerCut || hook.unsure.load(Ordering::Acquire), Ordering::Release);
         let life = |world: &mut Self| -> Result<(), String> {
-            if what == Survived::Power {
-                cut::check(&world.watch, &mut rng)?;
+            if what == Interruption::PowerCut {
+                cut::check(&world.hook, &mut rng)?;
             }
             world.open(what)?;
-            if let (Survived::Worker, Some(op)) = (what, running) {
+            if let (Interruption::WorkerDeath, Some(op)) = (what, running) {
                 world.send_again(op)?;
             }
             world.run(Op::Purge)?;
@@ -191,25 +109,29 @@ impl World {
             Ok(())
         };
         if let Err(message) = life(&mut world) {
-            world.watch.violated(&message);
+            world.hook.violated(&message);
         }
     }
 
-    /// One disk that several threads use at once. Each has blocks of its own, so that it is known what was written
-    /// last; the last thread has the end of the disk.
-    pub fn crowd(campaign: &Arc<Campaign>, seed: u64, fault: Option<Sabotage>) -> Result<(), String> {
+    /// Runs one disk that several threads use at once. Each thread has blocks of its own, so that the model knows what was
+    /// written last. The last thread also has the end of the disk.
+    pub fn concurrent_history(
+        campaign: &Arc<Campaign>,
+        seed: u64,
+        fault: Option<Mutant>,
+    ) -> Result<(), String> {
         const THREADS: u64 = 3;
         const BLOCKS: u64 = 48;
         let mut rng = Rng::new(seed);
         let medium = SimMedium::new(rng.number());
         let start = (SimLive::default(), Model::default());
         let mut world = Self::watched(campaign, medium, start.0, start.1, rng.fork(), (DEEPEST, true));
-        world.open(Survived::Worker)?;
+        world.open(Interruption::WorkerDeath)?;
         world.run(Op::AddBase { name: "x".into(), source: 0 })?;
         let base = rng.chance(50).then(|| "x".to_owned());
         world.run(Op::Create { disks: vec![("a".into(), base, BLOCKS * BLOCK)] })?;
         world.run(Op::Flush { disk: "a".into() })?;
-        // From here on it is cut.
+        // Power cuts happen from here on.
         world.restart_as(0)?;
         let world = &world;
         let disk = "a".to_owned();
@@ -234,16 +156,16 @@ impl World {
                             _ => Op::Flush { disk: disk.clone() },
                         };
                         let text = op.text();
-                        world.watch.model.lock().log.push(format!("thread {thread}: {text}"));
-                        Counts::add(&world.watch.campaign.counts.operations);
+                        world.hook.model.lock().log.push(format!("thread {thread}: {text}"));
+                        Counts::add(&world.hook.campaign.counts.operations);
                         match world.step_shared(&op) {
-                            Ok(Done::Well) => {}
-                            _ if world.watch.campaign.stopped() => return,
-                            Ok(Done::Failed(why)) => {
-                                world.watch.violated(&format!("{text} failed: {why}"));
+                            Ok(Outcome::Done) => {}
+                            _ if world.hook.campaign.stopped() => return,
+                            Ok(Outcome::Failed(why)) => {
+                                world.hook.violated(&format!("{text} failed: {why}"));
                             }
                             Err(why) => {
-                                world.watch.violated(&why);
+                                world.hook.violated(&why);
                             }
                         }
                     }
@@ -253,42 +175,42 @@ impl World {
         Ok(())
     }
 
-    /// Opens the store again, as it is, at another depth.
+    /// Opens the unchanged store again, at another depth.
     fn restart_as(&mut self, depth: u32) -> Result<(), String> {
         self.store = None;
-        let watch = &self.watch;
-        let model = watch.model.lock().clone();
-        let live = watch.live.fork().map_err(text)?;
-        let (campaign, medium, rng) = (watch.campaign.clone(), watch.medium.fork(), watch.rng.lock().fork());
+        let hook = &self.hook;
+        let model = hook.model.lock().clone();
+        let live = hook.live.fork().map_err(text)?;
+        let (campaign, medium, rng) = (hook.campaign.clone(), hook.medium.fork(), hook.rng.lock().fork());
         *self = Self::watched(&campaign, medium, live, model, rng, (depth, true));
-        self.open(Survived::Worker)
+        self.open(Interruption::WorkerDeath)
     }
 
-    fn open(&mut self, what: Survived) -> Result<(), String> {
-        let watch = &self.watch;
-        // A start that fails serves nobody: nothing is learned from it.
-        watch.trap.lock().skip = None;
-        let live = watch.live.clone();
+    fn open(&mut self, what: Interruption) -> Result<(), String> {
+        let hook = &self.hook;
+        // A start that fails serves no client, so a fault in it would prove nothing.
+        hook.fault.lock().skip = None;
+        let live = hook.live.clone();
         let gone = {
-            let model = watch.model.lock();
+            let model = hook.model.lock();
             let others = model.alternatives.iter().map(Names::kept);
             others.fold(model.names.kept(), |kept, other| &kept & &other)
         };
-        let copies = Copies::open(&watch.campaign, &watch.medium, gone);
-        // Its own: what another life has in memory says nothing about what is on the medium.
+        let copies = Copies::open(&hook.campaign, &hook.medium, gone);
+        // A cache of its own: blocks in memory would hide what is on the medium.
         let memory = BlockCache::new(1 << 20).map_err(text)?;
-        let medium = Arc::new(watch.medium.clone());
+        let medium = Arc::new(hook.medium.clone());
         let store = Store::open_on(medium, |_| Ok(live), Arc::new(memory), Some(0), copies.clone());
-        let store = store.map_err(|e| watch.violated(&format!("the store cannot be opened: {e}")))?;
-        // Not under the lock: attaching a disk calls the medium.
-        let model = watch.model.lock().clone();
-        let what = if watch.unsure.load(Ordering::Acquire) { Survived::Power } else { what };
-        let now = model.compare(what, &store).map_err(|e| watch.violated(&e))?;
-        let mut model = watch.model.lock();
+        let store = store.map_err(|e| hook.violated(&format!("the store cannot be opened: {e}")))?;
+        // Without the lock, because attaching a disk calls the medium.
+        let model = hook.model.lock().clone();
+        let what = if hook.unsure.load(Ordering::Acquire) { Interruption::PowerCut } else { what };
+        let now = model.compare(what, &store).map_err(|e| hook.violated(&e))?;
+        let mut model = hook.model.lock();
         model.alternatives.clear();
         model.names = now.names;
         drop(model);
-        watch.unsure.store(false, Ordering::Release);
+        hook.unsure.store(false, Ordering::Release);
         self.store = Some(store);
         self.copies = Some(copies);
         Ok(())
@@ -296,27 +218,27 @@ impl World {
 
     fn live_on(&mut self, rng: &mut Rng, steps: u64) -> Result<(), String> {
         for _ in 0..steps {
-            let op = any(rng, &self.watch.model.lock().names);
+            let op = any(rng, &self.hook.model.lock().names);
             if rng.chance(8) {
-                let mut trap = self.watch.trap.lock();
-                trap.skip = Some(rng.below(7));
-                trap.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
+                let mut fault = self.hook.fault.lock();
+                fault.skip = Some(rng.below(7));
+                fault.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
             }
             self.run(op)?;
-            if self.watch.campaign.stopped() {
+            if self.hook.campaign.stopped() {
                 return Err("stopped".into());
             }
         }
-        // What is left after a clean end is clean.
+        // After a clean stop the check finds nothing.
         self.run(Op::Close)?;
         let mut rng = rng.fork();
-        cut::check_stopped(&self.watch, &mut rng)
+        cut::check_stopped(&self.hook, &mut rng)
     }
 
-    /// As the kernel does with a request that a dead worker did not answer.
+    /// Runs an operation again that a dead worker did not complete, as the kernel sends a request again.
     fn send_again(&mut self, op: Op) -> Result<(), String> {
         let done = {
-            let names = &self.watch.model.lock().names;
+            let names = &self.hook.model.lock().names;
             let has = |name: &String| names.disks.contains_key(name);
             match &op {
                 Op::Create { disks } => disks.iter().any(|(name, ..)| has(name)),
@@ -342,59 +264,61 @@ impl World {
         self.store.as_ref().expect("open")
     }
 
-    /// Runs an operation, and brings the model along.
+    /// Runs an operation and updates the model.
     fn run(&mut self, op: Op) -> Result<(), String> {
-        Counts::add(&self.watch.campaign.counts.operations);
-        self.watch.model.lock().log.push(op.text());
-        *self.watch.running.lock() = Some(op.clone());
+        Counts::add(&self.hook.campaign.counts.operations);
+        self.hook.model.lock().log.push(op.text());
+        *self.hook.running.lock() = Some(op.clone());
         let result = self.step(&op);
-        *self.watch.running.lock() = None;
-        let sprung = {
-            let mut trap = self.watch.trap.lock();
-            trap.skip = None;
-            trap.sprung.take()
+        *self.hook.running.lock() = None;
+        let hit = {
+            let mut fault = self.hook.fault.lock();
+            fault.skip = None;
+            fault.hit.take()
         };
-        let result = result.map_err(|e| self.watch.violated(&e))?;
-        if let Some(call) = sprung {
-            self.watch.model.lock().log.push(format!("  a {call:?} failed: {result:?}"));
+        let result = result.map_err(|e| self.hook.violated(&e))?;
+        if let Some(call) = hit {
+            self.hook.model.lock().log.push(format!("  a {call:?} failed: {result:?}"));
         }
-        match (result, sprung) {
-            (Done::Failed(why), None) => Err(self.watch.violated(&format!("{} failed: {why}", op.text()))),
-            // What comes back after a cut is what was there; what was not kept is not promised.
-            (Done::Well, Some(_)) if matches!(op, Op::Evict { .. } | Op::Pin { .. } | Op::Hydrate { .. }) => {
+        match (result, hit) {
+            (Outcome::Failed(why), None) => Err(self.hook.violated(&format!("{} failed: {why}", op.text()))),
+            // These operations promise nothing about blocks that could not be cached.
+            (Outcome::Done, Some(_))
+                if matches!(op, Op::Evict { .. } | Op::Pin { .. } | Op::Hydrate { .. }) =>
+            {
                 Ok(())
             }
-            (Done::Well, Some(call @ (Call::SyncData | Call::SyncDir))) => {
-                Err(self.watch.violated(&format!("{}: the error of a {call:?} got lost", op.text())))
+            (Outcome::Done, Some(call @ (Call::SyncData | Call::SyncDir))) => {
+                Err(self.hook.violated(&format!("{}: the error of a {call:?} was not reported", op.text())))
             }
-            (Done::Failed(_), Some(_)) if op.changes_names() => {
-                // Nobody knows which names the medium has, until the store is opened again.
-                let power = self.watch.rng.lock().chance(50);
-                self.restart(if power { Survived::Power } else { Survived::Worker })
+            (Outcome::Failed(_), Some(_)) if op.changes_names() => {
+                // Which names the medium has is unknown until the store is opened again.
+                let power = self.hook.rng.lock().chance(50);
+                self.restart(if power { Interruption::PowerCut } else { Interruption::WorkerDeath })
             }
             _ => Ok(()),
         }
     }
 
-    /// The worker or the power goes, and the store is opened again.
-    fn restart(&mut self, what: Survived) -> Result<(), String> {
+    /// Simulates an interruption, and opens the store again.
+    fn restart(&mut self, what: Interruption) -> Result<(), String> {
         self.store = None;
         match what {
-            Survived::Worker => {
-                Counts::add(&self.watch.campaign.counts.workers);
+            Interruption::WorkerDeath => {
+                Counts::add(&self.hook.campaign.counts.workers);
                 self.open(what)
             }
-            Survived::Power => {
-                Counts::add(&self.watch.campaign.counts.cuts);
-                let mut rng = self.watch.rng.lock().fork();
+            Interruption::PowerCut => {
+                Counts::add(&self.hook.campaign.counts.cuts);
+                let mut rng = self.hook.rng.lock().fork();
                 let keep = Keep::any(&mut rng);
-                let medium = self.watch.medium.crash(&mut rng, keep);
-                let model = self.watch.model.lock().clone();
-                let campaign = self.watch.campaign.clone();
-                self.watch.release();
-                let depth = self.watch.depth;
+                let medium = self.hook.medium.crash(&mut rng, keep);
+                let model = self.hook.model.lock().clone();
+                let campaign = self.hook.campaign.clone();
+                self.hook.release();
+                let depth = self.hook.depth;
                 *self = Self::watched(&campaign, medium, SimLive::default(), model, rng, (depth, false));
-                self.watch.unsure.store(true, Ordering::Release);
+                self.hook.unsure.store(true, Ordering::Release);
                 self.open(what)
             }
         }
@@ -407,22 +331,22 @@ impl World {
     }
 
     fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
-        act(self.watch.model.lock().names.disk(name))
+        act(self.hook.model.lock().names.disk(name))
     }
 
-    /// Does it. An error of this function is a violation; a failed operation is `Done::Failed`.
-    fn step(&mut self, op: &Op) -> Result<Done, String> {
+    /// Runs one operation. An error of this function is a violation; a failed operation is `Outcome::Failed`.
+    fn step(&mut self, op: &Op) -> Result<Outcome, String> {
         match op {
             Op::Close => self.close(),
-            Op::WorkerDies => self.restart(Survived::Worker).map(|()| Done::Well),
-            Op::PowerCut => self.restart(Survived::Power).map(|()| Done::Well),
+            Op::WorkerDies => self.restart(Interruption::WorkerDeath).map(|()| Outcome::Done),
+            Op::PowerCut => self.restart(Interruption::PowerCut).map(|()| Outcome::Done),
             Op::Purge => {
                 for node in self.store().unlinked() {
                     if let Err(e) = self.store().purge(node.id()) {
-                        return Ok(Done::Failed(e.to_string()));
+                        return Ok(Outcome::Failed(e.to_string()));
                     }
                 }
-                Ok(Done::Well)
+                Ok(Outcome::Done)
             }
             Op::Detach => Ok(self.detach()),
             Op::Accept { base } => self.accept(base),
@@ -434,8 +358,8 @@ impl World {
         }
     }
 
-    /// Detaches every disk that may be, which flushes it.
-    fn detach(&self) -> Done {
+    /// Detaches every idle disk, which flushes it.
+    fn detach(&self) -> Outcome {
         let attached = self.store().attached().into_iter().filter(|node| !node.is_unlinked());
         let before: Vec<_> = attached
             .map(|node| {
@@ -459,31 +383,31 @@ impl World {
                 }
             }
         }
-        if failed.is_empty() { Done::Well } else { Done::Failed(format!("{failed:?} stay attached")) }
+        if failed.is_empty() { Outcome::Done } else { Outcome::Failed(format!("{failed:?} stay attached")) }
     }
 
-    /// What several threads may do at once.
-    fn step_shared(&self, op: &Op) -> Result<Done, String> {
+    /// Runs an operation that several threads may run at once.
+    fn step_shared(&self, op: &Op) -> Result<Outcome, String> {
         match op {
             Op::Write { disk, at, bytes } => self.write(disk, *at, bytes.len() as u64, Some(bytes)),
             Op::Zero { disk, at, len } => {
                 let size = self.model(disk, |m| m.size());
                 let end = (at + len).min(size);
                 if *at >= end {
-                    return Ok(Done::of(self.disk(disk, |d| d.zero(*at, *len, d.delta().error_epoch()))?));
+                    return Ok(Outcome::of(self.disk(disk, |d| d.zero(*at, *len, d.delta().error_epoch()))?));
                 }
-                // As asked for, which may be more than there is.
+                // The length is passed unchanged, and may reach beyond the end.
                 self.model(disk, |m| m.begin_write(*at, end - at, None));
-                let done = Done::of(self.disk(disk, |d| d.zero(*at, *len, d.delta().error_epoch()))?);
+                let done = Outcome::of(self.disk(disk, |d| d.zero(*at, *len, d.delta().error_epoch()))?);
                 self.written(disk, *at, end - at, done)
             }
             Op::Grow { disk, to } => {
                 let to = (*to).max(self.model(disk, |m| m.size()));
                 self.model(disk, |m| m.begin_size(to));
-                let done = Done::of(self.disk(disk, |d| d.grow(to, Grow::Yes))?);
+                let done = Outcome::of(self.disk(disk, |d| d.grow(to, Grow::Yes))?);
                 match &done {
-                    Done::Well => self.model(disk, DiskModel::finish_size),
-                    Done::Failed(_) => self.with_disk(disk, DiskModel::fail_resize)?,
+                    Outcome::Done => self.model(disk, DiskModel::finish_size),
+                    Outcome::Failed(_) => self.with_disk(disk, DiskModel::fail_resize)?,
                 }
                 Ok(done)
             }
@@ -491,11 +415,11 @@ impl World {
                 self.model(disk, |m| m.begin_size(*to));
                 let (epoch, done, after) = self.disk(disk, |d| {
                     let epoch = d.delta().error_epoch();
-                    (epoch, Done::of(d.resize(*to)), d.delta().error_epoch())
+                    (epoch, Outcome::of(d.resize(*to)), d.delta().error_epoch())
                 })?;
                 match &done {
-                    Done::Well => self.model(disk, DiskModel::finish_resize),
-                    Done::Failed(_) => self.with_disk(disk, DiskModel::fail_resize)?,
+                    Outcome::Done => self.model(disk, DiskModel::finish_resize),
+                    Outcome::Failed(_) => self.with_disk(disk, DiskModel::fail_resize)?,
                 }
                 if epoch != after {
                     self.model(disk, DiskModel::doubt);
@@ -506,15 +430,15 @@ impl World {
                 let mark = self.model(disk, |m| m.mark());
                 let (epoch, done, after) = self.disk(disk, |d| {
                     let epoch = d.delta().error_epoch();
-                    (epoch, Done::of(d.flush(epoch)), d.delta().error_epoch())
+                    (epoch, Outcome::of(d.flush(epoch)), d.delta().error_epoch())
                 })?;
                 if epoch != after {
                     self.model(disk, DiskModel::doubt);
                     if self.disk(disk, |d| d.flush(epoch).is_ok() || d.write(0, b"x", epoch).is_ok())? {
-                        return Err(format!("disk {disk}: a handle is good after a sync failed"));
+                        return Err(format!("disk {disk}: a handle still works after a failed sync"));
                     }
                 }
-                if let Done::Well = done {
+                if let Outcome::Done = done {
                     self.model(disk, |m| m.flushed(&mark));
                 }
                 Ok(done)
@@ -522,8 +446,8 @@ impl World {
             Op::Mode { disk, mode } => {
                 self.model(disk, |m| m.begin_mode(*mode));
                 let node = self.store().disk(disk).map_err(text)?;
-                let done = Done::of(node.update(|record| record.mode = *mode));
-                if let Done::Well = done {
+                let done = Outcome::of(node.update(|record| record.mode = *mode));
+                if let Outcome::Done = done {
                     self.model(disk, DiskModel::finish_mode);
                 }
                 Ok(done)
@@ -537,50 +461,51 @@ impl World {
         name: &str,
         act: impl FnOnce(&mut DiskModel, &Disk) -> Result<(), String>,
     ) -> Result<(), String> {
-        // A copy, because the disk's calls meet the hook, which wants the model.
-        let mut model = DiskModel::clone(&self.watch.model.lock().names.disks[name]);
+        // A copy, because the disk's calls run the hook, which locks the model.
+        let mut model = DiskModel::clone(&self.hook.model.lock().names.disks[name]);
         self.disk(name, |disk| act(&mut model, disk))??;
         self.model(name, |m| *m = model);
         Ok(())
     }
 
-    fn write(&self, disk: &str, at: u64, len: u64, bytes: Option<&[u8]>) -> Result<Done, String> {
+    fn write(&self, disk: &str, at: u64, len: u64, bytes: Option<&[u8]>) -> Result<Outcome, String> {
         self.model(disk, |m| m.begin_write(at, len, bytes));
         let bytes = bytes.unwrap_or_default();
-        let done = Done::of(self.disk(disk, |d| d.write(at, bytes, d.delta().error_epoch()))?);
+        let done = Outcome::of(self.disk(disk, |d| d.write(at, bytes, d.delta().error_epoch()))?);
         self.written(disk, at, len, done)
     }
 
-    fn written(&self, disk: &str, at: u64, len: u64, done: Done) -> Result<Done, String> {
+    fn written(&self, disk: &str, at: u64, len: u64, done: Outcome) -> Result<Outcome, String> {
         match &done {
-            Done::Well => self.model(disk, |m| m.finish_write(at, len)),
-            Done::Failed(_) => self.with_disk(disk, |m, d| m.fail_write(at, len, d))?,
+            Outcome::Done => self.model(disk, |m| m.finish_write(at, len)),
+            Outcome::Failed(_) => self.with_disk(disk, |m, d| m.fail_write(at, len, d))?,
         }
         Ok(done)
     }
 
-    /// Flushes everything and starts again.
-    fn close(&mut self) -> Result<Done, String> {
-        let marks: Vec<(String, Mark)> =
-            self.watch.model.lock().names.disks.iter().map(|(n, d)| (n.clone(), d.mark())).collect();
-        let done =
-            Done::of(self.store().close().map_err(text).and_then(|()| self.copies().flush().map_err(text)));
-        let mut model = self.watch.model.lock();
+    /// Stops the store cleanly, and opens it again.
+    fn close(&mut self) -> Result<Outcome, String> {
+        let marks: Vec<(String, FlushMark)> =
+            self.hook.model.lock().names.disks.iter().map(|(n, d)| (n.clone(), d.mark())).collect();
+        let done = Outcome::of(
+            self.store().close().map_err(text).and_then(|()| self.copies().flush().map_err(text)),
+        );
+        let mut model = self.hook.model.lock();
         for (name, mark) in marks {
             match &done {
-                Done::Well => model.names.disk(&name).flushed(&mark),
-                // Which disk's sync failed is not known here.
-                Done::Failed(_) => model.names.disk(&name).doubt(),
+                Outcome::Done => model.names.disk(&name).flushed(&mark),
+                // Which disk's sync failed is unknown here.
+                Outcome::Failed(_) => model.names.disk(&name).doubt(),
             }
         }
         drop(model);
         self.store = None;
-        self.open(Survived::Worker)?;
+        self.open(Interruption::WorkerDeath)?;
         Ok(done)
     }
 
-    fn change_names(&self, op: &Op) -> Done {
-        let before = self.watch.model.lock().names.clone();
+    fn change_names(&self, op: &Op) -> Outcome {
+        let before = self.hook.model.lock().names.clone();
         let mut after = before.clone();
         let mut between = Vec::new();
         let result = match op {
@@ -591,7 +516,7 @@ impl World {
                     {
                         let bytes = base
                             .as_deref()
-                            .map(|b| (b, self.watch.campaign.bases[before.bases[b].source].bytes.as_slice()));
+                            .map(|b| (b, self.hook.campaign.bases[before.bases[b].source].bytes.as_slice()));
                         some.disks.insert(name.clone(), Arc::new(DiskModel::new(*size, 0o600, bytes)));
                     }
                     after = some.clone();
@@ -608,51 +533,51 @@ impl World {
                         gid: 0,
                     })
                     .collect();
-                self.watch.model.lock().alternatives = between;
+                self.hook.model.lock().alternatives = between;
                 self.store().create_disks(&wanted).map(drop)
             }
             Op::Rename { from, to } => {
                 if let Some(disk) = after.disks.remove(from) {
                     after.disks.insert(to.clone(), disk);
                 }
-                self.watch.model.lock().alternatives = vec![after.clone()];
+                self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().rename(from, to, Replace::Yes).map(drop)
             }
             Op::Unlink { disk } => {
                 after.disks.remove(disk);
-                self.watch.model.lock().alternatives = vec![after.clone()];
+                self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().unlink(disk).map(drop)
             }
             Op::AddBase { name, source } => {
                 after.bases.insert(name.clone(), BaseModel::of(*source));
-                self.watch.model.lock().alternatives = vec![after.clone()];
-                let path = self.watch.campaign.bases[*source].path.display().to_string();
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                let path = self.hook.campaign.bases[*source].path.display().to_string();
                 self.store().add_base(name, &path, None).map(drop)
             }
             Op::RemoveBase { name } => {
                 let source = before.bases[name].source;
                 after.bases.remove(name);
-                self.watch.model.lock().alternatives = vec![after.clone()];
+                self.hook.model.lock().alternatives = vec![after.clone()];
                 let removed = self.store().remove_base(name);
                 if removed.is_ok() && after.bases.values().all(|base| base.source != source) {
                     self.copies().put_back(source);
-                    // What of it fails leaves copies that nothing reads.
-                    let trap = std::mem::take(&mut *self.watch.trap.lock());
+                    // Without faults: a failure would only leave blocks that nothing reads.
+                    let fault = std::mem::take(&mut *self.hook.fault.lock());
                     self.copies().forget(source);
-                    *self.watch.trap.lock() = trap;
+                    *self.hook.fault.lock() = fault;
                 }
                 removed
             }
             other => unreachable!("{other:?} changes no names"),
         };
         if matches!(&result, Err(StoreError::InUse { .. })) && !self.store().unlinked().is_empty() {
-            // A disk without a name needs it until it is purged.
-            self.watch.model.lock().alternatives.clear();
-            return Done::Well;
+            // An unlinked disk needs the base until it is purged.
+            self.hook.model.lock().alternatives.clear();
+            return Outcome::Done;
         }
-        let done = Done::of(result);
-        if let Done::Well = done {
-            let mut model = self.watch.model.lock();
+        let done = Outcome::of(result);
+        if let Outcome::Done = done {
+            let mut model = self.hook.model.lock();
             model.names = after;
             model.alternatives.clear();
         }
@@ -661,7 +586,7 @@ impl World {
 }
 
 impl Op {
-    /// Whether a failed one leaves it open which names there are.
+    /// Whether it is unknown after a failure which names there are.
     fn changes_names(&self) -> bool {
         matches!(
             self,
@@ -681,17 +606,17 @@ impl Op {
     }
 }
 
-/// How an operation ended.
+/// The result of an operation.
 #[derive(Debug)]
-pub(super) enum Done {
-    Well,
+pub(super) enum Outcome {
+    Done,
     Failed(String),
 }
 
-impl Done {
+impl Outcome {
     pub(super) fn of<T, E: std::fmt::Display>(result: Result<T, E>) -> Self {
         match result {
-            Ok(_) => Self::Well,
+            Ok(_) => Self::Done,
             Err(e) => Self::Failed(e.to_string()),
         }
     }

@@ -1,4 +1,4 @@
-//! Records of bounded size: what a flush has in memory does not grow with the disk.
+//! Builds records of bounded size: the memory of a flush does not grow with the disk.
 
 use std::io;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::sync::Arc;
 use crate::format::journal::{MapHeader, Record, Run};
 use crate::format::layout::map_path;
 use crate::io::{Medium, MediumFile, Open};
-use crate::sabotage::limit;
+use crate::mutant::limit;
 
-/// Memory that the runs of a piece take at most; its encoding takes twice that for a moment.
+/// Bytes of memory that the runs of a record take at most. Encoding takes twice that for a moment.
 const LARGEST: u64 = 2 << 20;
-/// Memory of a run besides its words, with what the allocator adds.
+/// Bytes of memory of a run besides its words, with the overhead of the allocator.
 const RUN: u64 = 72;
 
-/// Words of one record.
+/// The words of one record.
 #[derive(Debug, Default)]
-pub(super) struct Piece {
+pub(super) struct RecordBuilder {
     runs: Vec<Run>,
     memory: u64,
 }
 
-impl Piece {
-    /// Words whose values are kept at once.
+impl RecordBuilder {
+    /// Words whose values a flush holds at a time.
     pub(super) const WORDS: usize = 64 << 10;
 
-    /// Adds a word, above those that it has.
+    /// Adds a word. Its index is above those of all words added before.
     pub(super) fn add(&mut self, word: u64, value: u64) {
         self.memory += 8;
         match self.runs.last_mut() {
@@ -49,21 +49,21 @@ impl Piece {
     }
 }
 
-/// A map file that is being written and that no record names; removed unless it is kept.
-pub(super) struct NewFile {
+/// A map file that is being written, and that no record names yet. Dropping it removes the file, unless it was kept.
+pub(super) struct NewMapFile {
     medium: Arc<dyn Medium>,
     pub(super) header: MapHeader,
     file: Option<Arc<dyn MediumFile>>,
     kept: bool,
-    /// Bytes that it has.
+    /// Bytes of the file.
     pub(super) len: u64,
     pub(super) next_seq: u64,
-    /// Of the last record.
+    /// Modification time in the last record.
     pub(super) modified_ns: i64,
 }
 
-impl NewFile {
-    pub(super) fn begin(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
+impl NewMapFile {
+    pub(super) fn start(medium: Arc<dyn Medium>, header: MapHeader) -> io::Result<Self> {
         let file = medium.open(&map_path(header.disk, header.generation), Open::Create);
         let mut new = Self { medium, header, file: None, kept: false, len: 0, next_seq: 1, modified_ns: 0 };
         let file = new.file.insert(file?);
@@ -74,8 +74,8 @@ impl NewFile {
         Ok(new)
     }
 
-    /// Appends a record. None is synced: the file counts as a whole, or not at all.
-    pub(super) fn put(&mut self, record: &Record) -> io::Result<()> {
+    /// Appends a record without a sync: the file counts as a whole or not at all.
+    pub(super) fn append(&mut self, record: &Record) -> io::Result<()> {
         let bytes = record.encode(self.header.nonce, self.next_seq);
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.write_at(&bytes, self.len)?;
@@ -85,17 +85,17 @@ impl NewFile {
         Ok(())
     }
 
-    /// The file, for good: a record may name it from here on.
+    /// Keeps the file, and returns it: from here on a disk's record may name it.
     pub(super) fn keep(&mut self) -> io::Result<Arc<dyn MediumFile>> {
         self.kept = true;
         self.file.take().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
-impl Drop for NewFile {
+impl Drop for NewMapFile {
     fn drop(&mut self) {
         if !self.kept {
-            // It takes space that may be what is missing.
+            // The file may take the space whose lack made it fail.
             let _ = self.medium.remove(&map_path(self.header.disk, self.header.generation));
         }
     }

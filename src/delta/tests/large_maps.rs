@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::io::LIVE_PAGE_WORDS;
-use crate::sabotage::simulate;
+use crate::mutant::simulate;
 
-/// Makes `pages` pages of a map as a guest leaves it that writes here and there: no two words alike, all dirty.
+/// Fills `pages` pages of a map as scattered writes of a guest leave it: neighbouring words differ, and all are dirty.
 fn scatter(delta: &Delta, pages: u64) {
     delta.open_data().unwrap();
     for no in 0..pages {
         let page = delta.map.live().prepare(no).unwrap();
         for (at, word) in page.iter().enumerate().take(LIVE_PAGE_WORDS) {
-            // Hides the base but for one block.
+            // Hides the base except for one block.
             let zeros = 0xaaaa_aaaa_aaaa_aaaa & !(1 << (at % 32 * 2 + 1));
             let value = if at < 8 { u64::MAX >> (if at == 7 { 16 } else { 0 }) } else { zeros };
             if !(8..16).contains(&at) {
@@ -20,7 +20,7 @@ fn scatter(delta: &Delta, pages: u64) {
     }
 }
 
-/// The longest write to a map file since this was called.
+/// The longest write to a map file since this call.
 fn longest_write(rig: &Rig) -> Arc<AtomicU64> {
     let (longest, before) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
     let (seen, medium) = (longest.clone(), rig.medium.clone());
@@ -53,7 +53,7 @@ fn a_flush_of_a_large_map_has_bounded_memory() {
     // Appended, and rewritten.
     for _ in 0..2 {
         scatter(&delta, PAGES);
-        (0..PAGES).for_each(|page| delta.map.note(page * 496 * 32));
+        (0..PAGES).for_each(|page| delta.map.mark_dirty(page * 496 * 32));
         delta.flush().unwrap();
     }
     delta.commit.lock().rewrite = true;
@@ -77,7 +77,7 @@ fn a_word_that_changes_while_it_is_flushed_claims_only_what_is_synced() {
     for keep in [NOTHING, ALL] {
         let rig = Rig { overlap: 65_536, ..Rig::new() };
         let delta = rig.open();
-        // Of the first flush, which writes a new file, and of one that appends.
+        // In the first flush, which writes a new file, and in one that appends.
         for (round, first) in [(1, 0), (2, 5)] {
             put(&delta, first, round);
             let other = delta.clone();
@@ -101,7 +101,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
     let rig = Rig::new();
     let delta = rig.open();
     delta.resize(1 << 30, Durability::Flush).unwrap();
-    // Words far from each other: a record has few of them.
+    // Distant words: a record holds few of them.
     let block = |n: u64| n * 4001;
     (0..60).for_each(|n| put(&delta, block(n), 1));
     let (other, writes) = (delta.clone(), Arc::new(AtomicU64::new(0)));
@@ -110,7 +110,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
         if event.call == Call::Write && event.name.ends_with(".map") && event.stage == Stage::Before {
             let n = count.fetch_add(1, Ordering::AcqRel);
             if n < 1000 {
-                // Of words that the flush has written, and of those that it comes to.
+                // Changes words that the flush has written, and words that it has yet to write.
                 put(&other, block(n % 60) + 1, 2);
                 put(&other, block(59 - n % 60) + 2, 3);
             }
@@ -131,7 +131,7 @@ fn writers_go_on_while_a_flush_writes_its_records() {
 }
 
 #[test]
-fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
+fn a_flush_of_many_records_that_is_cut_anywhere_leaves_each_block_old_or_new() {
     for keep in [NOTHING, ALL, Keep { sectors: 50, lengths: 50, entries: 50, stale: true }] {
         let _small = simulate(None);
         let rig = Rig::new();
@@ -170,7 +170,7 @@ fn a_flush_in_pieces_that_is_cut_anywhere_leaves_each_block_old_or_new() {
 
 /// Guards D13.
 #[test]
-fn what_a_dead_worker_took_is_flushed_by_the_next_without_a_look_at_attach() {
+fn words_that_a_dead_worker_took_are_flushed_by_the_next_without_a_scan_at_attach() {
     [false, true].into_iter().for_each(taken_and_not_given_back);
 }
 
@@ -180,7 +180,7 @@ fn taken_and_not_given_back(is_tended: bool) {
     put(&delta, 3, 7);
     rig.fail(Call::SyncData, ".map", libc::EIO);
     // The worker dies in the middle of a flush: words are taken and not given back.
-    std::mem::forget(Taken::of(&delta));
+    std::mem::forget(TakenWords::take(&delta));
     drop(delta);
     rig.open().flush().unwrap_err();
     let next = rig.open();
@@ -218,7 +218,7 @@ fn a_next_worker_appends_to_a_large_map_file_and_does_not_write_it_anew() {
     let mut rounds = 0;
     while rig.roots.0.lock().generation == written.generation {
         let delta = rig.open();
-        (0..PAGES).for_each(|page| (0..496).for_each(|word| delta.map.note((page * 496 + word) * 32)));
+        (0..PAGES).for_each(|page| (0..496).for_each(|word| delta.map.mark_dirty((page * 496 + word) * 32)));
         delta.flush().unwrap();
         rounds += 1;
     }

@@ -1,7 +1,7 @@
-//! Requests: blocks that follow each other become one, and what comes is given to readers, then to the cache.
+//! Requests to a remote source. Adjacent blocks become one request; its bytes go to the readers, then to the cache.
 //!
-//! What readers ask for begins when there is room for it (`budget`), in its order. What no reader waits for any more
-//! before it came is given up.
+//! Readers' requests start in order, as soon as the budget has room (`budget`). A request that no reader waits for any
+//! more is cancelled when others wait for its place.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,28 +13,28 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::budget::Begin;
+use super::budget::BudgetWaiter;
 use super::transit::{Found, Transit, Unit};
-use super::{CACHE_BLOCK, MAX_REQUEST, MAX_UNKEPT, Shared, gave_up, reason, short};
+use super::{CACHE_BLOCK, MAX_REQUEST, MAX_UNKEPT, Shared, reader_may_retry, reason, short};
 use crate::source::{Fetch, Purpose, SourceError};
 
-/// Blocks that are given to the cache at once, bytes.
+/// Bytes that go to the cache in one insert.
 const WRITE: u64 = 1 << 20;
 
-/// Requests that are being put together. What was added and does not [`go`](Self::go) would never come.
-pub(super) struct Fetching {
+/// Puts requests together. The caller must [`send`](Self::send) them: blocks that were added would never come otherwise.
+pub(super) struct RequestBuilder {
     shared: Arc<Shared>,
     purpose: Purpose,
     runs: Vec<Run>,
 }
 
-/// Blocks that follow each other, the first of them wanted for the purpose, the rest expected to be.
+/// Adjacent blocks. The first of them are wanted for the purpose; the rest is readahead.
 struct Run {
     first: u64,
     units: Vec<Arc<Unit>>,
-    /// How many from the first on are wanted.
+    /// How many blocks, from the first on, are wanted.
     wanted: usize,
-    /// When the first of those that want it began to wait.
+    /// When the first of its waiters began to wait.
     since: Instant,
 }
 
@@ -43,7 +43,7 @@ impl Run {
         self.first + self.units.len() as u64
     }
 
-    /// Whether a reader, or another holder of an arrival, still waits for what it is wanted for.
+    /// Whether a reader, or another holder of a completion, still waits for a wanted block.
     fn is_awaited(&self) -> bool {
         self.units[..self.wanted].iter().any(|unit| Arc::strong_count(unit) > 1)
     }
@@ -53,16 +53,16 @@ impl Run {
     }
 }
 
-impl Fetching {
+impl RequestBuilder {
     pub fn new(shared: &Arc<Shared>, purpose: Purpose) -> Self {
         Self { shared: shared.clone(), purpose, runs: Vec::new() }
     }
 
-    /// Adds a block that is not in transit. Returns it.
+    /// Adds a block that is not in transit. Returns its unit.
     pub fn add(&mut self, transit: &mut Transit, block: u64) -> Arc<Unit> {
         let unit = transit.insert(block);
         match self.runs.last_mut() {
-            // Behind blocks that are only expected, a wanted one would wait for them.
+            // Not behind readahead: the wanted block would wait for it.
             Some(run) if run.end() == block && run.has_room() && run.wanted == run.units.len() => {
                 run.units.push(unit.clone());
                 run.wanted += 1;
@@ -75,12 +75,12 @@ impl Fetching {
         unit
     }
 
-    /// Whether a block that is expected to be wanted could go behind the last request.
+    /// Whether a readahead block can be appended to the last request.
     pub fn ends_at(&self, block: u64) -> bool {
         self.runs.last().is_some_and(|run| run.end() == block && run.has_room())
     }
 
-    /// Adds a block of which [`ends_at`](Self::ends_at) is true.
+    /// Appends a readahead block for which [`ends_at`](Self::ends_at) is true.
     pub fn add_ahead(&mut self, transit: &mut Transit, block: u64) {
         let unit = transit.insert(block);
         if let Some(run) = self.runs.last_mut() {
@@ -89,7 +89,7 @@ impl Fetching {
     }
 
     /// Sends the requests.
-    pub fn go(self) {
+    pub fn send(self) {
         if self.purpose == Purpose::Demand {
             if !self.runs.is_empty() {
                 self.shared.asked.state.lock().waiting.extend(self.runs);
@@ -103,23 +103,23 @@ impl Fetching {
     }
 }
 
-/// What the readers of one source asked for.
+/// The readers' requests of one source.
 #[derive(Default)]
 pub(super) struct Demand {
-    state: Mutex<Asked>,
-    /// Whether it will be looked for what no reader waits for any more.
-    looking: AtomicBool,
+    state: Mutex<DemandState>,
+    /// Whether a search for requests without a waiting reader is scheduled.
+    cleanup_scheduled: AtomicBool,
 }
 
 #[derive(Default)]
-struct Asked {
+struct DemandState {
     /// Bytes under way.
     bytes: u64,
-    /// When a block came last.
+    /// When the last block came.
     last: Option<Instant>,
-    /// What has not begun.
+    /// Requests that have not started.
     waiting: VecDeque<Run>,
-    /// Whether it is told when others give bytes back.
+    /// Whether the source waits for room in the budget.
     registered: bool,
     under_way: Vec<Weak<Active>>,
 }
@@ -130,7 +130,7 @@ struct Active {
     cancel: Cancel,
 }
 
-/// Bytes of the budget that a request has while they are under way (D44).
+/// The bytes of the budget that a request holds while they are under way (D44).
 struct Lease {
     shared: Arc<Shared>,
     bytes: u64,
@@ -155,31 +155,31 @@ impl Drop for Lease {
     }
 }
 
-impl Begin for Shared {
-    fn begin(self: Arc<Self>) {
+impl BudgetWaiter for Shared {
+    fn room(self: Arc<Self>) {
         self.asked.state.lock().registered = false;
         self.begin_demand();
     }
 }
 
 impl Shared {
-    /// Begins what there is room for.
+    /// Starts the waiting requests for which the budget has room.
     fn begin_demand(self: &Arc<Self>) {
         loop {
             let (mut run, bytes) = {
                 let mut asked = self.asked.state.lock();
-                let Asked { bytes: own, waiting, registered, .. } = &mut *asked;
+                let DemandState { bytes: own, waiting, registered, .. } = &mut *asked;
                 let Some(run) = waiting.front() else { return };
                 let mut bytes = 0;
                 if run.is_awaited() {
                     bytes = bytes_of(self, run.first..run.end());
                     let source = || {
-                        let this: Arc<dyn Begin> = self.clone();
+                        let this: Arc<dyn BudgetWaiter> = self.clone();
                         (!std::mem::replace(registered, true)).then(|| Arc::downgrade(&this))
                     };
                     if !self.budget.take(bytes, *own, source) {
                         drop(asked);
-                        // Places that killed readers left are there to be had.
+                        // Requests of killed readers may hold bytes: cancel them.
                         self.reader_left();
                         return;
                     }
@@ -188,26 +188,27 @@ impl Shared {
                 let Some(run) = waiting.pop_front() else { return };
                 (run, bytes)
             };
-            // That it waited here while bytes came is not the server's delay.
+            // The time that the request waited here while bytes came is not the server's delay.
             run.since = self.asked.state.lock().last.map_or(run.since, |last| last.max(run.since));
             let lease = Lease { shared: self.clone(), bytes };
-            // Without the lock: this may run readers' next tries.
+            // Without the lock: this may run the readers' next attempt.
             if lease.bytes == 0 {
-                run.units.iter().for_each(|unit| unit.drop_it());
+                run.units.iter().for_each(|unit| unit.cancel());
             } else {
                 request(self, Purpose::Demand, run, Some(lease));
             }
         }
     }
 
-    /// Looks for what no reader waits for any more. Not on this thread, which may hold what is looked at.
+    /// Schedules the cleanup of requests that no reader waits for any more. It runs on another thread, because this one
+    /// may hold units of such a request.
     pub(super) fn reader_left(self: &Arc<Self>) {
-        if self.asked.looking.swap(true, Ordering::AcqRel) {
+        if self.asked.cleanup_scheduled.swap(true, Ordering::AcqRel) {
             return;
         }
         let this = self.clone();
         self.spawn.spawn(Box::pin(async move {
-            this.asked.looking.store(false, Ordering::Release);
+            this.asked.cleanup_scheduled.store(false, Ordering::Release);
             this.drop_unawaited();
         }));
     }
@@ -219,7 +220,7 @@ impl Shared {
             asked.waiting = waiting;
             asked.under_way.retain(|active| active.strong_count() > 0);
             let gone: VecDeque<Run> = gone;
-            // While nothing waits for their places, they may end: another reader may come.
+            // While no request waits for their places, they go on: another reader may come.
             let under_way: Vec<_> = match asked.waiting.is_empty() {
                 true => Vec::new(),
                 false => asked.under_way.iter().filter_map(Weak::upgrade).collect(),
@@ -233,11 +234,11 @@ impl Shared {
             }
         }
         for unit in gone.iter().flat_map(|run| &run.units) {
-            unit.drop_it();
+            unit.cancel();
         }
     }
 
-    /// Cancels requests of which all that readers want has come from elsewhere.
+    /// Cancels requests whose wanted blocks have all come from elsewhere.
     pub(super) fn cancel_needless(&self) {
         let under_way: Vec<_> = self.asked.state.lock().under_way.iter().filter_map(Weak::upgrade).collect();
         for active in under_way {
@@ -249,9 +250,10 @@ impl Shared {
     }
 }
 
-/// Ends a future before its end.
+/// Cancels a future.
 #[derive(Default)]
 struct Cancel {
+    /// Whether it is cancelled, and the waker of the future.
     state: Mutex<(bool, Option<Waker>)>,
 }
 
@@ -268,13 +270,13 @@ impl Cancel {
     }
 }
 
-/// A fetch that may be cancelled: none when it was.
-struct Cancelled {
+/// A fetch that can be cancelled; its output is `None` then.
+struct Cancellable {
     fetch: Fetch,
     active: Option<Arc<Active>>,
 }
 
-impl Future for Cancelled {
+impl Future for Cancellable {
     type Output = Option<Result<(), SourceError>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -289,38 +291,38 @@ impl Future for Cancelled {
     }
 }
 
-/// What comes of one request.
+/// Receives the bytes of one request.
 struct Receiver {
     shared: Arc<Shared>,
-    /// The next block that is not complete, and what there is of it.
+    /// The block that is being received; `part` has its bytes so far.
     next: u64,
-    /// Where the blocks end that are wanted for the purpose; behind them is what may be wanted next.
+    /// Where the wanted blocks end; readahead follows.
     wanted_to: u64,
     purpose: Purpose,
     lease: Option<Lease>,
     part: Vec<u8>,
     units: std::vec::IntoIter<Arc<Unit>>,
-    /// Complete ones that the cache does not have yet, and the first one's number.
+    /// Complete blocks that the cache does not have yet, and the number of the first.
     complete: Vec<(Arc<Unit>, Arc<[u8]>)>,
     complete_from: u64,
-    /// [`Shared::kept_since`] when it was asked for.
-    asked_at: u64,
+    /// [`Shared::forget_epoch`] when the request was made.
+    epoch: u64,
 }
 
 impl Receiver {
-    /// Whether no reader waits for what is left of what readers wanted. What was only expected goes on.
+    /// Whether wanted blocks are left, and no reader waits for any of them. Readahead alone goes on.
     fn is_unawaited(&self) -> bool {
         let wanted = self.wanted();
         !wanted.is_empty() && wanted.iter().all(|unit| Arc::strong_count(unit) == 1)
     }
 
-    /// Whether all that is left of what readers wanted is here.
+    /// Whether wanted blocks are left, and all of them have come from elsewhere.
     fn is_needless(&self) -> bool {
         let wanted = self.wanted();
-        !wanted.is_empty() && wanted.iter().all(|unit| matches!(unit.find(), Found::Here { .. }))
+        !wanted.is_empty() && wanted.iter().all(|unit| matches!(unit.find(), Found::Present { .. }))
     }
 
-    /// What is left of what readers wanted.
+    /// The wanted blocks that this request has not delivered yet.
     fn wanted(&self) -> &[Arc<Unit>] {
         let left = self.wanted_to.saturating_sub(self.next) as usize;
         let units = self.units.as_slice();
@@ -347,10 +349,10 @@ impl Receiver {
         self.shared.traffic.add(reason(purpose), block.len() as u64);
         self.shared.health.worked();
         self.next += 1;
-        unit.arrived(block.clone());
+        unit.complete(block.clone());
         if let Some(lease) = &mut self.lease {
             self.shared.asked.state.lock().last = Some(Instant::now());
-            // What is left is only expected: it is no reader's any more.
+            // Only readahead is left, which no reader waits for: the whole lease goes back.
             lease.give(if self.next < self.wanted_to { block.len() as u64 } else { u64::MAX });
         }
         self.complete.push((unit, block));
@@ -359,14 +361,14 @@ impl Receiver {
         }
     }
 
-    /// Gives to the cache what is complete, on a thread that may wait.
+    /// Gives the complete blocks to the cache, on a thread that may wait.
     fn write(&mut self) {
         let blocks = std::mem::take(&mut self.complete);
         let first = std::mem::replace(&mut self.complete_from, self.next);
         if blocks.is_empty() {
             return;
         }
-        let (shared, asked_at) = (self.shared.clone(), self.asked_at);
+        let (shared, epoch) = (self.shared.clone(), self.epoch);
         let bytes: u64 = blocks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         if shared.in_transit.load(Ordering::Relaxed) > MAX_UNKEPT || !shared.budget.may_keep(bytes) {
             shared.in_transit.fetch_sub(bytes, Ordering::Relaxed);
@@ -377,12 +379,12 @@ impl Receiver {
             for (_, bytes) in &blocks {
                 data.extend_from_slice(bytes);
             }
-            let keeping = shared.keeping.read();
-            if shared.kept_since.load(Ordering::Acquire) == asked_at {
+            let inserting = shared.inserting.read();
+            if shared.forget_epoch.load(Ordering::Acquire) == epoch {
                 shared.keep.insert(first, &data);
             }
-            drop(keeping);
-            // Only now may they leave the table.
+            drop(inserting);
+            // The cache has them: now they may leave the table.
             drop(blocks);
             shared.in_transit.fetch_sub(data.len() as u64, Ordering::Relaxed);
             shared.budget.kept(bytes);
@@ -390,11 +392,12 @@ impl Receiver {
     }
 }
 
-/// Bytes that count as being in transit until they are taken away.
+/// Bytes of some blocks; the last block of the source may be short.
 fn bytes_of(shared: &Shared, blocks: Range<u64>) -> u64 {
     (blocks.end * CACHE_BLOCK).min(shared.size) - blocks.start * CACHE_BLOCK
 }
 
+/// Sends one request.
 fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease>) {
     let blocks = run.first..run.end();
     let bytes = bytes_of(shared, blocks.clone());
@@ -412,7 +415,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease
         units: run.units.into_iter(),
         complete: Vec::new(),
         complete_from: run.first,
-        asked_at: shared.kept_since.load(Ordering::Acquire),
+        epoch: shared.forget_epoch.load(Ordering::Acquire),
     }));
     let deliver = {
         let receiver = receiver.clone();
@@ -431,7 +434,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease
     let shared = shared.clone();
     let spawn = shared.spawn.clone();
     spawn.spawn(Box::pin(async move {
-        let done = Cancelled { fetch, active }.await;
+        let done = Cancellable { fetch, active }.await;
         drop(under_way);
         let (left, first, lease) = {
             let mut receiver = receiver.lock();
@@ -444,7 +447,7 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease
                 None => {
                     let blocks = first..first + left.len() as u64;
                     shared.in_transit.fetch_sub(bytes_of(&shared, blocks), Ordering::Relaxed);
-                    left.iter().for_each(|unit| unit.drop_it());
+                    left.iter().for_each(|unit| unit.cancel());
                 }
                 Some(done) => {
                     let error = done.err().unwrap_or_else(|| short(&shared.remote.shown()));
@@ -452,26 +455,27 @@ fn request(shared: &Arc<Shared>, purpose: Purpose, run: Run, lease: Option<Lease
                 }
             }
         }
-        // Now others may begin.
+        // Now other requests may start.
         drop(lease);
     }));
 }
 
-/// What did not come. A reader that joined a fetch of another purpose gets one of its own; everybody else is told.
+/// Fails the blocks that did not come. For readers that joined a fetch of another purpose, a new request starts; all
+/// other waiters get the error.
 fn give_up(shared: &Arc<Shared>, purpose: Purpose, first: u64, units: Vec<Arc<Unit>>, error: SourceError) {
     let blocks = first..first + units.len() as u64;
     shared.in_transit.fetch_sub(bytes_of(shared, blocks), Ordering::Relaxed);
-    let again = purpose != Purpose::Demand && gave_up(&error);
+    let again = purpose != Purpose::Demand && reader_may_retry(&error);
     if !again {
         shared.health.failed(&error);
     }
     let mut runs: Vec<Run> = Vec::new();
     for (unit, block) in units.into_iter().zip(first..) {
         if !again {
-            unit.failed(error.clone());
+            unit.fail(error.clone());
             continue;
         }
-        let Some(since) = unit.abandon() else { continue };
+        let Some(since) = unit.abandon_unless_read() else { continue };
         match runs.last_mut() {
             Some(run) if run.end() == block => {
                 run.units.push(unit);
@@ -481,10 +485,10 @@ fn give_up(shared: &Arc<Shared>, purpose: Purpose, first: u64, units: Vec<Arc<Un
             _ => runs.push(Run { first: block, units: vec![unit], wanted: 1, since }),
         }
     }
-    Fetching { shared: shared.clone(), purpose: Purpose::Demand, runs }.go();
+    RequestBuilder { shared: shared.clone(), purpose: Purpose::Demand, runs }.send();
 }
 
-/// Counts readers' requests.
+/// Counts a reader's request as under way until it is dropped.
 struct UnderWay(Option<Arc<Shared>>);
 
 impl UnderWay {

@@ -1,4 +1,4 @@
-//! What cannot be read is not bad.
+//! An unreadable source does not count as damaged.
 
 use super::*;
 use crate::format::cache::{CacheHeader, HEADER_AREA};
@@ -23,7 +23,7 @@ fn fault(call: Call, name: &str, times: u64, errno: i32) -> Fault {
 
 /// Guards D50.
 #[test]
-fn an_error_at_load_drops_nothing_and_is_tried_again() {
+fn an_error_at_load_drops_nothing_and_the_load_is_retried() {
     for (call, name, errno) in [
         (Call::Open, ".sums", libc::EMFILE),
         (Call::Open, ".blocks", libc::EMFILE),
@@ -38,8 +38,8 @@ fn an_error_at_load_drops_nothing_and_is_tried_again() {
             let (cache, _) = open_with(medium.clone(), ROOM);
             let source = cache.attach(key(1), SIZE);
             assert_eq!(medium.files(), before, "{call:?} {errno}");
-            assert!(cache.stats().unreadable.len() == 1, "{call:?} {errno}: it is named");
-            // Nothing is made over it in the meantime, whatever is asked for.
+            assert!(cache.stats().unreadable.len() == 1, "{call:?} {errno}: the status names it");
+            // Until then, no call writes over its files.
             source.insert(0, &vec![0xee; SIZE as usize]);
             source.pin(true);
             cache.flush().unwrap();
@@ -55,19 +55,22 @@ fn an_error_at_load_drops_nothing_and_is_tried_again() {
 
 /// Guards D50.
 #[test]
-fn a_block_of_an_only_copy_that_cannot_be_read_is_not_dropped() {
+fn an_unreadable_block_of_a_pinned_source_is_not_dropped() {
     let medium = filled(true);
     let cache = open(&medium);
     let source = cache.attach(key(1), SIZE);
     medium.plan(fault(Call::Read, ".blocks", 3, libc::EIO));
     assert_eq!(get(&source, 0, 1), 0);
-    assert!(!source.contains(0) && !source.is_complete(), "it counts as missing, so that it may be fetched");
+    assert!(
+        !source.contains(0) && !source.is_complete(),
+        "the block counts as missing, so that it can be fetched"
+    );
     assert_eq!(get(&source, 1, 65), 65);
     for _ in 0..8 {
         cache.tick();
         get(&source, 0, 1);
     }
-    assert_eq!((get(&source, 0, 66), cache.stats().used_bytes), (66, SIZE), "it is tried again");
+    assert_eq!((get(&source, 0, 66), cache.stats().used_bytes), (66, SIZE), "the block is tried again");
     // A new copy replaces it at once.
     medium.plan(fault(Call::Read, ".blocks", 2, libc::EIO));
     assert_eq!(get(&source, 0, 1), 0);
@@ -76,20 +79,20 @@ fn a_block_of_an_only_copy_that_cannot_be_read_is_not_dropped() {
 }
 
 #[test]
-fn a_damaged_header_of_an_only_copy_costs_no_block() {
+fn a_damaged_header_of_a_needed_source_costs_no_block() {
     let medium = filled(true);
     let sums = medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap();
     sums.write_at(&[0xff; HEADER_AREA as usize], 0).unwrap();
-    let told = Arc::new(Told::default());
+    let observed = Arc::new(Observed::default());
     let open = || {
-        let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, told.clone(), Damaged::Keep);
+        let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, observed.clone(), OnDamage::Keep);
         cache.load_first();
         cache
     };
     let cache = open();
     cache.tick();
     put(&cache.attach(key(1), SIZE), 0, 1);
-    assert_eq!(medium.files().len(), 2, "nothing is decided yet");
+    assert_eq!(medium.files().len(), 2, "both files stay until a decision");
     drop(cache);
     let cache = open();
     cache.settle_damaged(&[(key(1), SIZE)]);
@@ -97,7 +100,7 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
     let source = cache.attach(key(1), SIZE);
     assert_eq!((get(&source, 0, 66), source.is_verified(), source.is_pinned()), (66, false, true));
     drop((source, cache));
-    // One without a base goes. (The file was written anew, with its slots in order.)
+    // A source without a base is removed. (Its file was written anew, with its slots in order.)
     let sums = medium.open(&format!("{DIR}/{}.sums", key(1)), Open::Existing).unwrap();
     let header = CacheHeader {
         sequence: 2,
@@ -116,7 +119,7 @@ fn a_damaged_header_of_an_only_copy_costs_no_block() {
 
 /// Guards D51.
 #[test]
-fn the_number_of_sources_costs_no_descriptors() {
+fn the_number_of_descriptors_does_not_grow_with_the_number_of_sources() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let (cache, _) = open_with(HostMedium::new(dir.path()).unwrap(), ROOM);
     let most = cache.shared.open.most();

@@ -1,0 +1,85 @@
+//! What a worker is as a process: it dies with its supervisor, its memory is locked, and the threads that take requests
+//! have precedence.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::harness::{House, signal, until};
+
+fn proc(pid: i32) -> PathBuf {
+    PathBuf::from("/proc").join(pid.to_string())
+}
+
+/// The field of proc_pid_stat(5) of a thread or a process; the first is 1.
+fn stat(of: &std::path::Path, field: usize) -> Option<i64> {
+    let stat = fs::read_to_string(of.join("stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
+}
+
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0
+}
+
+/// Guards D1.
+#[test]
+fn a_worker_that_is_stopped_dies_with_its_supervisor() {
+    let mut house = House::on_disk();
+    house.create("d", false, 4096);
+    let (worker, standby) = house.prepared();
+    // Neither can notice that its channel has ended.
+    signal(worker, libc::SIGSTOP);
+    signal(standby, libc::SIGSTOP);
+    house.kill_supervisor();
+    for pid in [worker, standby] {
+        until("the end of a worker", || {
+            let status = fs::read_to_string(proc(pid).join("status")).unwrap_or_default();
+            (status.is_empty() || status.contains("State:\tZ")).then_some(())
+        });
+    }
+    house.start();
+    fs::write(house.disk("d"), [7; 4096]).unwrap();
+}
+
+/// Guards D2.
+#[test]
+fn memory_of_a_worker_is_locked() {
+    if !is_root() {
+        return eprintln!("not root: memory is not locked beyond RLIMIT_MEMLOCK");
+    }
+    let house = House::on_disk();
+    house.create("d", false, 4096);
+    let status = fs::read_to_string(proc(house.worker()).join("status")).unwrap();
+    let kib = |key: &str| -> u64 {
+        let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        value.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // All that can be: mappings of devices and of the kernel cannot.
+    assert!(kib("VmLck:") > kib("VmSize:") / 2 && kib("VmSwap:") == 0, "{status}");
+}
+
+/// Guards D59.
+#[test]
+fn threads_that_take_requests_have_precedence_and_no_others() {
+    if !is_root() {
+        return eprintln!("not root: no thread has precedence");
+    }
+    let house = House::on_disk();
+    house.create("d", false, 4096);
+    fs::write(house.disk("d"), vec![1; 1 << 20]).unwrap();
+    let own = stat(&proc(house.supervisor()), 19).unwrap();
+    let (mut preferred, mut ordinary) = (0, 0);
+    for thread in fs::read_dir(proc(house.worker()).join("task")).unwrap() {
+        let thread = thread.unwrap().path();
+        let (Ok(name), Some(nice)) = (fs::read_to_string(thread.join("comm")), stat(&thread, 19)) else {
+            continue;
+        };
+        if name.starts_with("fuser") {
+            assert_eq!(nice, -10, "{name}");
+            preferred += 1;
+        } else if nice == own {
+            ordinary += 1;
+        }
+    }
+    assert!(preferred > 1 && ordinary > 1, "{preferred} and {ordinary}");
+}
