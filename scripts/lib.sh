@@ -169,6 +169,23 @@ serve() {
     MOUNT=${MOUNT% socket=*}
 }
 
+# step_with PROMISE TITLE COMMAND...: as step, where the kernel allows the promise; else a line SKIP.
+step_with() {
+    local promise=$1 store
+    shift
+    if [[ -z ${KERNEL_LACKS+set} ]]; then
+        store=$(mktemp -d "${TMPDIR:-/var/tmp}/plyfs-kernel.XXXXXX")
+        KERNEL_LACKS=$(PLYFS_STORE=$store/store && export PLYFS_STORE && serve "$store/log" &&
+            "$PLYFS" --json status | jq -r '.kernel.missing[].promise' && "$PLYFS" stop && wait "$SERVE_PID")
+        rm -rf --one-file-system "$store"
+    fi
+    if grep -qx "$promise" <<<"$KERNEL_LACKS"; then
+        printf '\nSKIP: %s: the kernel lacks %s (README, "Kernels")\n' "$1" "$promise"
+    else
+        step "$@"
+    fi
+}
+
 # For traps: ends the daemon that serve() started, if it still runs, and removes its mount.
 end_serve() {
     if [[ -n ${SERVE_PID:-} ]] && kill -0 "$SERVE_PID" 2>/dev/null; then
