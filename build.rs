@@ -1,4 +1,5 @@
-//! The daemon sees each read(2) and writev(2) of the FUSE crate on its device (src/io/interrupts.rs).
+//! Links read(2) and writev(2) through wrappers, with which the daemon sees each request of the FUSE device, and each answer,
+//! before the FUSE crate does (src/io/interrupts.rs).
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

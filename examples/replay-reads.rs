@@ -1,17 +1,18 @@
-//! Reads a file in the order in which a boot once read its disk, around the page cache, each read after the one
-//! before; says how long that took.
+//! Reads a file in the order in which a boot read its disk, one read after the other, without the page cache, and
+//! prints how long that took.
 //!
 //!     replay-reads FILE READS [--compare FILE]
 //!
-//! READS has an offset and a length in bytes a line. Prints {"reads":N,"bytes":N,"seconds":S,"over_5_ms":N,"longest":S}.
-//! With `--compare` each read has to give the bytes that the other file has there; that is not in the seconds.
+//! READS has an offset and a length in bytes per line. The program prints
+//! {"reads":N,"bytes":N,"seconds":S,"over_5_ms":N,"longest":S}. With `--compare` each read must return the bytes that
+//! the other file has there; the seconds do not include the comparison.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::exit;
 use std::time::{Duration, Instant};
 
-/// What O_DIRECT wants of an address.
+/// The alignment of buffers for O_DIRECT.
 const ALIGNMENT: usize = 4096;
 
 fn main() {
@@ -55,7 +56,7 @@ fn run(file: &str, reads: &str, compare: Option<&str>) -> Result<(), String> {
         if let Some(other) = &other {
             other.read_exact_at(&mut expected[..*length], *offset).map_err(|error| error.to_string())?;
             if *buffer != expected[..*length] {
-                return Err(format!("{file}: other bytes at {offset}, length {length}"));
+                return Err(format!("{file} differs from the other file at {offset}, length {length}"));
             }
         }
     }
@@ -73,5 +74,5 @@ fn parse(text: &str) -> Result<Vec<(u64, usize)>, String> {
         let (offset, length) = line.split_once(' ')?;
         Some((offset.parse().ok()?, length.parse().ok()?))
     };
-    text.lines().map(|text| line(text).ok_or(format!("not an offset and a length: {text}"))).collect()
+    text.lines().map(|text| line(text).ok_or(format!("{text:?} is not an offset and a length"))).collect()
 }

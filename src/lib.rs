@@ -1,14 +1,15 @@
 //! plyfs serves many virtual disks from one shared base image, as plain raw files of a FUSE mount.
 //!
-//! A disk is what it has written itself (its *delta*) over a read-only *base*, which all disks on it share. The base is a
-//! file of this host or an object on a web server, raw, qcow2 or VMDK; it is read in place, block by block, when a disk
-//! needs it. A *worker* process serves requests; when it dies, a standby worker takes over under open disks.
+//! A disk is its own writes (its *delta*) over a read-only *base*, which all its disks share. The base is a file of
+//! this host or an object on a web server, in raw, qcow2 or VMDK format. plyfs reads it in place, block by block, when
+//! a disk needs it. A *worker* process serves requests. When it dies, a standby worker takes over while disks stay
+//! open.
 //!
-//! A read travels from [`disk`] to its [`delta`], or through the [`base`] and the memory [`cache`] to the [`image`] and its
-//! [`source`]. [`store`] is the catalogue of disks and bases, [`mod@format`] has the bytes on disk, [`io`] every
-//! system call. `docs/architecture.md` has the whole way, the words, and where to change what; `docs/design.md` the
-//! invariants (D1, D2, ...) that the code cites, and the order of locks; `tests/layering.rs` holds which module may use
-//! which.
+//! A read travels from [`disk`] to its [`delta`], or through the [`base`] and the memory [`cache`] to the [`image`] and
+//! its [`source`]. [`store`] is the catalogue of disks and bases, [`mod@format`] has the bytes on disk, [`io`] has
+//! every system call. `docs/architecture.md` has the path of a read, the terms, and the place of each change;
+//! `docs/design.md` has the invariants (D1, D2, ...) that the code cites, and the lock order; `tests/layering.rs`
+//! enforces which module may use which.
 
 pub mod base;
 #[cfg(feature = "daemon")]

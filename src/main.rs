@@ -1,4 +1,4 @@
-//! The `plyfs` command: parse, run, exit code. Everything is in the library.
+//! The `plyfs` command. The library has all of its code.
 
 use std::process::ExitCode;
 

@@ -1,12 +1,12 @@
-//! One direction of the wire that all connections share: who sends when, and when it arrives.
+//! One direction of the link that all connections share: when each connection may send, and when its bytes arrive.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// How far ahead of now the wire may be promised: more, and one connection could push the others back.
+/// How far ahead of now the link may be reserved. With more, one connection could delay the others.
 const AHEAD: Duration = Duration::from_millis(1);
 
-/// See the module.
+/// One direction of the shared link.
 pub struct Link {
     seconds_per_byte: f64,
     delay: Duration,
@@ -18,8 +18,8 @@ impl Link {
         Self { seconds_per_byte: 1.0 / bytes_per_second, delay, free: Mutex::new(Instant::now()) }
     }
 
-    /// Puts bytes on the wire behind what is on it. Returns when the last of them arrives at the other end, and how
-    /// long their sender has to wait before it may send more.
+    /// Sends bytes after those that are already on the link. Returns when the last of them arrives at the other end,
+    /// and how long their sender must wait before it sends more.
     pub fn send(&self, bytes: usize) -> (Instant, Duration) {
         let now = Instant::now();
         let mut free = self.free.lock().expect("nothing panics here");

@@ -1,13 +1,14 @@
-//! A network for tests: a TCP proxy that adds distance and shares a bandwidth among its connections.
+//! A network for tests: a TCP proxy that adds latency and shares a bandwidth among its connections.
 //!
 //!     latency-proxy --to HOST:PORT [--listen HOST:PORT] [--rtt-ms MS] [--mbit N] [--drop-every BYTES] [--seed N] [--control]
 //!
-//! Prints `listening HOST:PORT`. With `--control` it obeys lines on its standard input, and ends with it:
-//!   `stats`          prints {"connections":N,"open":N,"up":BYTES,"down":BYTES,"dropped":N}
-//!   `stop`, `resume` no byte passes, connections stay; then they go on
-//!   `drop`           closes all connections at once
-//!   `refuse`, `accept`  new connections are closed at once; then not any more
-//! Each answers with a line, `ok` if there is nothing to say.
+//! The proxy prints `listening HOST:PORT`. With `--control` it reads commands from its standard input, and ends with
+//! it:
+//!   `stats`             prints {"connections":N,"open":N,"up":BYTES,"down":BYTES,"dropped":N}
+//!   `stop`, `resume`    stops and resumes all traffic; connections stay open
+//!   `drop`              closes all connections at once
+//!   `refuse`, `accept`  begins and ends closing new connections at once
+//! Each command prints one line, `ok` unless the command prints a result.
 
 mod link;
 mod proxy;
@@ -32,7 +33,7 @@ fn main() {
         }
         let value = arguments.next().unwrap_or_else(|| usage(&format!("{name} needs a value")));
         let number =
-            || value.parse::<f64>().unwrap_or_else(|_| usage(&format!("{name}: {value} is no number")));
+            || value.parse::<f64>().unwrap_or_else(|_| usage(&format!("{name}: {value} is not a number")));
         match name.as_str() {
             "--to" => settings.to = value,
             "--listen" => listen = value,
@@ -50,8 +51,8 @@ fn main() {
         eprintln!("latency-proxy: cannot listen on {listen}: {error}; choose another address");
         exit(1);
     });
-    settings.own_cost = proxy::own_cost(settings.round_trip).unwrap_or_else(|error| {
-        eprintln!("latency-proxy: cannot measure itself: {error}");
+    settings.overhead = proxy::measure_overhead(settings.round_trip).unwrap_or_else(|error| {
+        eprintln!("latency-proxy: cannot measure its own overhead: {error}");
         exit(1);
     });
     let proxy = Proxy::new(settings);
@@ -72,7 +73,7 @@ fn main() {
             "drop" => proxy.drop_all(),
             "refuse" => proxy.refuse(true),
             "accept" => proxy.refuse(false),
-            other => answer = format!("unknown: {other}"),
+            other => answer = format!("unknown command: {other}"),
         }
         println!("{answer}");
         let _ = std::io::stdout().flush();

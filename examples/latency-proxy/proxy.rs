@@ -1,5 +1,5 @@
-//! Connections through two links, one for each direction. Threads that block: timers of an event loop are too coarse
-//! for a millisecond.
+//! Connections over two links, one for each direction. Each connection has blocking threads, because the timers of an
+//! event loop are too coarse for a millisecond.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -11,24 +11,25 @@ use std::time::{Duration, Instant};
 
 use crate::link::Link;
 
-/// Bytes that one read takes from a connection: what it sends before another has its turn.
+/// Bytes of one read from a connection. It sends these before another connection may send.
 const PIECE: usize = 32 * 1024;
-/// Bytes of one direction of one connection on the way: a receive window. Far more than 1 Gbit/s times 10 ms.
+/// Bytes in flight in one direction of one connection, as in a receive window. Far more than 1 Gbit/s times 10 ms.
 const WINDOW: usize = 8 << 20;
 
-/// What kind of network it is.
+/// The properties of the network.
 pub struct Settings {
-    /// Where connections go.
+    /// The server's address.
     pub to: String,
-    /// From a byte that is sent to the answer's.
+    /// The time from sending a byte to receiving the answer's first byte.
     pub round_trip: Duration,
-    /// What the proxy itself takes of that: threads that are woken, timers that are late. See [`own_cost`].
-    pub own_cost: Duration,
-    /// Of all connections together, in each direction.
+    /// The part of `round_trip` that the proxy itself takes to wake threads and by late timers. See
+    /// [`measure_overhead`].
+    pub overhead: Duration,
+    /// The bandwidth of all connections together, in each direction.
     pub bytes_per_second: f64,
-    /// A connection breaks after so many bytes, on average; 0: never.
+    /// The average number of bytes after which a connection breaks; 0 for never.
     pub drop_every: u64,
-    /// Of the dice for that.
+    /// The seed of the random numbers for that.
     pub seed: u64,
 }
 
@@ -38,7 +39,7 @@ impl Default for Settings {
         Self {
             to: String::new(),
             round_trip,
-            own_cost: Duration::ZERO,
+            overhead: Duration::ZERO,
             bytes_per_second,
             drop_every: 0,
             seed: 1,
@@ -46,10 +47,10 @@ impl Default for Settings {
     }
 }
 
-/// What passed.
+/// Counters of the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// All that were made.
+    /// Connections so far.
     pub connections: u64,
     pub open: u64,
     /// Bytes to the server, and from it.
@@ -68,9 +69,9 @@ impl Stats {
     }
 }
 
-/// What a round trip through a proxy takes on this machine above what it should take: the median of some, there and
-/// back to a server that echoes.
-pub fn own_cost(round_trip: Duration) -> io::Result<Duration> {
+/// Measures by how much a round trip through a proxy exceeds `round_trip` on this machine: the median over several
+/// round trips to an echo server.
+pub fn measure_overhead(round_trip: Duration) -> io::Result<Duration> {
     let server = TcpListener::bind("127.0.0.1:0")?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let settings = Settings { to: server.local_addr()?.to_string(), round_trip, ..Settings::default() };
@@ -103,7 +104,7 @@ pub fn own_cost(round_trip: Duration) -> io::Result<Duration> {
     Ok(times[times.len() / 2].saturating_sub(round_trip).min(round_trip / 2))
 }
 
-/// See the module. A clone is the same proxy.
+/// The proxy. Clones share it.
 #[derive(Clone)]
 pub struct Proxy(Arc<Shared>);
 
@@ -118,28 +119,28 @@ struct Shared {
     stopped: Mutex<bool>,
     resumed: Condvar,
     open: Mutex<HashMap<u64, [TcpStream; 2]>>,
-    dice: Mutex<u64>,
+    random: Mutex<u64>,
 }
 
-/// One direction of one connection: what is on its way.
+/// The bytes in flight in one direction of one connection.
 struct Pipe {
-    state: Mutex<OnTheWay>,
+    state: Mutex<InFlight>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct OnTheWay {
-    /// When it arrives, and what; nothing is the end.
+struct InFlight {
+    /// When each piece arrives, and its bytes. An empty piece is the end of the stream.
     pieces: VecDeque<(Instant, Vec<u8>)>,
     bytes: usize,
-    /// The receiver is gone.
+    /// Whether the receiver is gone.
     broken: bool,
 }
 
 impl Proxy {
     pub fn new(settings: Settings) -> Self {
-        let way = settings.round_trip.saturating_sub(settings.own_cost) / 2;
-        let link = || Link::new(settings.bytes_per_second, way);
+        let one_way = settings.round_trip.saturating_sub(settings.overhead) / 2;
+        let link = || Link::new(settings.bytes_per_second, one_way);
         Self(Arc::new(Shared {
             up: link(),
             down: link(),
@@ -150,7 +151,7 @@ impl Proxy {
             stopped: Mutex::new(false),
             resumed: Condvar::new(),
             open: Mutex::new(HashMap::new()),
-            dice: Mutex::new(settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Mutex::new(settings.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             settings,
         }))
     }
@@ -161,7 +162,7 @@ impl Proxy {
             let client = match listener.accept() {
                 Ok((client, _)) => client,
                 Err(error) => {
-                    // Out of descriptors, most likely: without a pause this would spin.
+                    // The process is probably out of descriptors. Without a pause this loop would spin.
                     eprintln!("latency-proxy: cannot accept: {error}");
                     thread::sleep(Duration::from_millis(100));
                     continue;
@@ -186,7 +187,7 @@ impl Proxy {
         }
     }
 
-    /// Nothing passes any more, as when a cable is out; connections stay.
+    /// Stops all traffic, as when a cable is unplugged. Connections stay open.
     pub fn stop(&self) {
         *self.0.stopped.lock().expect("not poisoned") = true;
     }
@@ -212,7 +213,7 @@ impl Proxy {
 
 fn close(ends: &[TcpStream; 2]) {
     for end in ends {
-        // It may be closed already.
+        // This fails when the end is already closed.
         let _ = end.shutdown(Shutdown::Both);
     }
 }
@@ -220,7 +221,7 @@ fn close(ends: &[TcpStream; 2]) {
 impl Shared {
     fn connect(self: Arc<Self>, client: TcpStream) {
         let number = self.connections.fetch_add(1, Ordering::SeqCst);
-        // Here the handshake took no time; at that distance the first byte leaves a round trip later.
+        // The handshake with the proxy took no time. Over the network the first byte is sent a round trip later.
         let begin = Instant::now() + self.settings.round_trip;
         let server = match TcpStream::connect(&self.settings.to) {
             Ok(server) => server,
@@ -248,7 +249,7 @@ impl Shared {
         self.open.lock().expect("not poisoned").remove(&number);
     }
 
-    /// Takes bytes from one end and puts them on the wire.
+    /// Reads bytes from one end and sends them over the link.
     fn receive(&self, ends: &[TcpStream; 2], pipe: &Pipe, direction: usize, begin: Instant) {
         thread::sleep(begin.saturating_duration_since(Instant::now()));
         let link = if direction == 0 { &self.up } else { &self.down };
@@ -274,7 +275,7 @@ impl Shared {
         }
     }
 
-    /// Hands over at the other end what has arrived there.
+    /// Writes the bytes that have arrived to the other end.
     fn deliver(&self, ends: &[TcpStream; 2], pipe: &Pipe, direction: usize) {
         loop {
             let mut state = pipe.state.lock().expect("not poisoned");
@@ -299,7 +300,8 @@ impl Shared {
             if broken {
                 self.dropped.fetch_add(1, Ordering::SeqCst);
             }
-            // Counted before the receiver can see it, so that who has got all bytes finds them in the count.
+            // Counted before the receiver gets the piece, so that a receiver with all bytes finds all of them in the
+            // count.
             self.passed[direction].fetch_add(piece.len() as u64, Ordering::SeqCst);
             if broken || (&ends[1]).write_all(&piece).is_err() {
                 close(ends);
@@ -312,15 +314,15 @@ impl Shared {
         }
     }
 
-    /// Throws the dice for so many bytes.
+    /// Decides at random whether the connection breaks after this many bytes.
     fn breaks(&self, bytes: usize) -> bool {
         if self.settings.drop_every == 0 {
             return false;
         }
-        let mut dice = self.dice.lock().expect("not poisoned");
-        *dice ^= *dice << 13;
-        *dice ^= *dice >> 7;
-        *dice ^= *dice << 17;
-        ((*dice >> 11) as f64 / (1u64 << 53) as f64) < bytes as f64 / self.settings.drop_every as f64
+        let mut random = self.random.lock().expect("not poisoned");
+        *random ^= *random << 13;
+        *random ^= *random >> 7;
+        *random ^= *random << 17;
+        ((*random >> 11) as f64 / (1u64 << 53) as f64) < bytes as f64 / self.settings.drop_every as f64
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::proxy::{Proxy, Settings};
 
-/// A server that sends back what it gets, and a proxy in front of it.
+/// An echo server, and a proxy in front of it.
 fn echo(settings: Settings) -> (Proxy, SocketAddr) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap().to_string();
@@ -23,7 +23,7 @@ fn echo(settings: Settings) -> (Proxy, SocketAddr) {
     (proxy, address)
 }
 
-/// Bytes that differ everywhere and from each other's.
+/// Pseudorandom bytes, different for each seed.
 fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
@@ -34,7 +34,7 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn many_connections_get_their_own_bytes_all_of_them() {
+fn each_of_many_connections_receives_all_its_own_bytes() {
     let (proxy, address) = echo(Settings { round_trip: Duration::from_millis(2), ..Settings::default() });
     let clients = (0..64u64).map(|number| {
         thread::spawn(move || {
@@ -60,7 +60,7 @@ fn many_connections_get_their_own_bytes_all_of_them() {
 }
 
 #[test]
-fn an_answer_takes_a_round_trip_and_the_first_one_two() {
+fn an_answer_takes_one_round_trip_and_the_first_answer_two() {
     let round_trip = Duration::from_millis(20);
     let (_, address) = echo(Settings { round_trip, ..Settings::default() });
     let begin = Instant::now();
@@ -68,7 +68,7 @@ fn an_answer_takes_a_round_trip_and_the_first_one_two() {
     for answers in 1..4 {
         stream.write_all(b"?").unwrap();
         stream.read_exact(&mut [0]).unwrap();
-        // Later than this on a busy machine, but never earlier.
+        // On a busy machine the answer may come later, but never earlier.
         assert!(
             begin.elapsed() >= round_trip * (answers + 1),
             "answer {answers} after {:?}",
@@ -98,7 +98,7 @@ fn connections_share_the_bandwidth() {
 }
 
 #[test]
-fn what_is_stopped_stays_open_and_goes_on() {
+fn a_stopped_connection_stays_open_and_resumes() {
     let (proxy, address) = echo(Settings { round_trip: Duration::from_millis(1), ..Settings::default() });
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(b"a").unwrap();
@@ -116,7 +116,7 @@ fn what_is_stopped_stays_open_and_goes_on() {
 }
 
 #[test]
-fn connections_break_when_they_are_told_to_and_at_random() {
+fn connections_break_on_command_and_at_random() {
     let (proxy, address) = echo(Settings { round_trip: Duration::from_millis(1), ..Settings::default() });
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(b"a").unwrap();
@@ -134,7 +134,7 @@ fn connections_break_when_they_are_told_to_and_at_random() {
     let (proxy, address) = echo(settings);
     let stream = TcpStream::connect(address).unwrap();
     let mut sender = stream.try_clone().unwrap();
-    // It breaks in the middle of this.
+    // The connection breaks during this.
     thread::spawn(move || sender.write_all(&bytes(1, 20_000_000)));
     let mut got = Vec::new();
     let _ = (&stream).read_to_end(&mut got);

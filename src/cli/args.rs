@@ -1,4 +1,5 @@
-//! Arguments that several commands share: names, sizes, digests and paths, checked before anything is sent.
+//! Arguments that several commands share: names, sizes, digests and paths. A command checks them before it sends a
+//! request.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +7,9 @@ use super::error::CliError;
 use crate::config::size::parse_size;
 use crate::source::Location;
 
-/// Reads a name of a base or a disk.
+/// Parses the name of a base or a disk.
 ///
-/// The daemon holds names to the same rule; here it keeps a name from meaning anything in a URL.
+/// The daemon enforces the same rule; here the rule keeps a name from having a meaning in a URL.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let first = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
@@ -19,26 +20,27 @@ pub(super) fn name(text: &str) -> Result<String, String> {
         .into())
 }
 
-/// Reads a size that may not be 0.
+/// Parses a size above 0.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     match parse_size(text) {
-        Ok(0) => Err("it is 0; a size is at least 1 byte".into()),
+        Ok(0) => Err("the size is 0; give at least 1 byte".into()),
         Ok(bytes) => Ok(bytes),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Reads a size that may be 0.
+/// Parses a size that may be 0.
 pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
-/// A duration of whole seconds.
+/// Parses a duration, in whole seconds.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
-    let time = crate::config::parse_duration(text).ok_or("write a time such as 30s, 10m or 2h")?;
+    let time =
+        crate::config::parse_duration(text).ok_or("it is not a time; write one such as 30s, 10m or 2h")?;
     match u32::try_from(time.as_secs()) {
         Ok(seconds) if seconds > 0 => Ok(seconds),
-        _ => Err("it is at least 1s".into()),
+        _ => Err("the time is out of range; give at least 1s".into()),
     }
 }
 
@@ -55,12 +57,12 @@ fn digest(text: &str, digits: usize) -> Result<String, String> {
         return Ok(text.to_ascii_lowercase());
     }
     Err(format!(
-        "this digest is {digits} hexadecimal digits, and there are {} characters",
+        "a digest of this kind has {digits} hexadecimal digits; this text has {} characters",
         text.chars().count()
     ))
 }
 
-/// Whether a source is a URL (`scheme://...`); everything else is a path.
+/// Whether a source is a URL (`scheme://...`). Any other text is a path.
 pub(super) fn is_url(source: &str) -> bool {
     Location::of(source).is_url()
 }

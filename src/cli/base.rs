@@ -6,11 +6,11 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::Global;
-use super::again;
 use super::args;
 use super::client::read;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, table};
+use super::retry;
 use super::work;
 use crate::control::wire::{AddBase, Below, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
 
@@ -30,14 +30,14 @@ Examples:
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
 
-A format is never guessed: a raw image is raw, whatever its bytes say. The image must not change while it is a base.
-Prints the path of the base's file in the mount.";
+plyfs never guesses the format: a raw image is raw, whatever bytes it contains. The image must not change while it is \
+a base. The command prints the path of the base's file in the mount.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
   plyfs base rm debian
 
-Refuses while a disk still needs the base, and names the disks. The image itself is never touched.";
+The command refuses while a disk still needs the base, and names the disks. It never changes the image itself.";
 
 const HYDRATE_EXAMPLES: &str = "\
 Examples:
@@ -45,24 +45,26 @@ Examples:
   plyfs base hydrate debian --rate 20M
   plyfs base hydrate debian --background
 
-Works for a base in a file of this host too: its copy in the store is read from then on. Goes on by itself after a
-restart of the daemon. What is hydrated is never evicted to make room.";
+A base in a file of this host can be hydrated too: reads then use the copy in the store. The work continues by itself \
+after a restart of the daemon. The cache never evicts a hydrated base to make room.";
 
 const SET_EXAMPLES: &str = "\
 Examples:
   plyfs base set debian --source https://images.example.org/debian-12.qcow2
   plyfs base set debian --source-file url.txt --mirror https://mirror.example.org/debian-12.qcow2
 
-The new URL has to have the image that was registered: it is asked first, and refused otherwise. Disks stay open; reads
-that wait go on there at once. What was fetched stays. A base that was given up is served again.";
+The new URL must have the image that was registered: the daemon asks the server first, and refuses a different image. \
+Disks stay open, and reads that wait continue there at once. Fetched data stays. A base that was given up is served \
+again.";
 
 const FAIL_EXAMPLES: &str = "\
 Examples:
   plyfs base fail debian
   plyfs base fail debian --undo
 
-For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones. What
-is in the store is read as before. Holds after a restart, until it is undone or `plyfs base set` gives another URL.";
+For a base whose server is gone for good: reads that wait for it end with an I/O error at once, and so do later ones. \
+Reads of data in the store succeed as before. The command holds after a restart, until --undo or until `plyfs base \
+set` gives another URL.";
 
 pub(super) const COLUMNS: [Column; 8] = [
     ("NAME", "name", Kind::Text),
@@ -112,10 +114,10 @@ pub(super) enum Base {
         /// Path or URL of the image
         #[arg(required_unless_present = "source_file")]
         source: Option<String>,
-        /// Read the path or URL from the first line of a file, to keep it from whoever sees command lines
+        /// Read the path or URL from the first line of a file, to hide it from other users, who see command lines
         #[arg(long, value_name = "FILE", conflicts_with = "source")]
         source_file: Option<PathBuf>,
-        /// Format of the image; without it, what the name ends in says: .qcow2, .vmdk, all else is raw
+        /// Format of the image [default: qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
         #[arg(long, value_enum)]
         format: Option<FormatArg>,
         /// Another URL of the same content; may be given more than once
@@ -124,20 +126,20 @@ pub(super) enum Base {
         /// Path or URL of the image below this one; may be given more than once, the nearest first
         #[arg(long = "backing", value_name = "SOURCE")]
         backing: Vec<String>,
-        /// What of a server's answer has to be as it was: `strong` (ETag, or Last-Modified), `weak` (a weak ETag is
-        /// enough), `size`
+        /// Which validators of a server's answer must still match: `strong` (ETag, or Last-Modified), `weak` (a weak
+        /// ETag is enough), `size`
         #[arg(long, value_enum, default_value = "strong")]
         identity: IdentityArg,
-        /// How long a read waits for a server that is down, such as 30s; without it: until it is back
+        /// How long a read waits for a server that is down, such as 30s [default: until the server is back]
         #[arg(long, value_name = "TIME", value_parser = args::seconds)]
         deadline: Option<u32>,
-        /// Requests at a time
+        /// Most requests to its servers at a time
         #[arg(long, value_name = "N")]
         max_requests: Option<u32>,
-        /// Bytes per second
+        /// Most bytes per second from its servers
         #[arg(long, value_name = "SIZE", value_parser = args::size)]
         max_rate: Option<u64>,
-        /// Never evict what was fetched of it to make room
+        /// Never evict its fetched data to make room
         #[arg(long)]
         pin: bool,
         /// Digest that the image file must have
@@ -159,20 +161,20 @@ pub(super) enum Base {
     },
     #[command(subcommand)]
     Trace(super::trace::BaseTrace),
-    /// Fetch all of a base into the store; once it is there, and has its digest, no server is needed
+    /// Fetch all of a base into the store; once it is complete and its digest matches, reads need no server
     #[command(after_help = HYDRATE_EXAMPLES)]
     Hydrate {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// Bytes per second
+        /// Most bytes per second
         #[arg(long, value_name = "SIZE", value_parser = args::size)]
         rate: Option<u64>,
-        /// Return at once; `plyfs base show` tells how far it is
+        /// Return at once; `plyfs base show` shows the progress
         #[arg(long)]
         background: bool,
     },
-    /// Read what is in the store of a base and compare it with its checksums and its digest
+    /// Read the data of a base that is in the store, and compare it with its checksums and its digest
     #[command(after_help = "Examples:\n  plyfs base verify debian")]
     Verify {
         /// Name of the base
@@ -188,40 +190,40 @@ pub(super) enum Base {
         /// The new URL
         #[arg(long, value_name = "URL", required_unless_present = "source_file")]
         source: Option<String>,
-        /// Read the URL from the first line of a file, to keep it from other users, who see command lines
+        /// Read the URL from the first line of a file, to hide it from other users, who see command lines
         #[arg(long, value_name = "FILE", conflicts_with = "source")]
         source_file: Option<PathBuf>,
         /// Another URL of the same content, in place of all mirrors; may be given more than once
         #[arg(long = "mirror", value_name = "URL")]
         mirrors: Vec<String>,
-        /// Which of its files: 0 is the image, 1 the file below it
+        /// Which file of the base: 0 is the image, 1 the file below it
         #[arg(long, value_name = "N", default_value_t = 0)]
         file: u8,
     },
-    /// Give a base up whose server is gone for good: reads that wait for it end with an error
+    /// Give up a base whose server is gone for good: reads that wait for it end with an error
     #[command(after_help = FAIL_EXAMPLES)]
     Fail {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// Ask its server again
+        /// Undo it: ask the server again
         #[arg(long)]
         undo: bool,
     },
-    /// Drop what was fetched of a base; it is fetched again when it is read
+    /// Drop the fetched data of a base; a later read fetches it again
     #[command(after_help = "Examples:\n  plyfs base evict debian")]
     Evict {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
     },
-    /// Keep what was fetched of a base when others need room
+    /// Keep the fetched data of a base when other bases need room
     #[command(after_help = "Examples:\n  plyfs base pin debian\n  plyfs base pin debian --off")]
     Pin {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// No longer
+        /// Unpin the base
         #[arg(long)]
         off: bool,
     },
@@ -234,7 +236,7 @@ pub(super) enum Base {
     },
 }
 
-/// What an image file contains.
+/// The format of an image file.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum FormatArg {
     Raw,
@@ -252,7 +254,7 @@ impl From<FormatArg> for Format {
     }
 }
 
-/// How much of a server's answer has to be as it was.
+/// Which validators of a server's answer must still match.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum IdentityArg {
     Strong,
@@ -270,7 +272,7 @@ impl From<IdentityArg> for Identity {
     }
 }
 
-/// Of a file that has a path or a URL in it.
+/// The first line of a file: a path or a URL.
 fn first_line(path: &Path) -> Result<String, CliError> {
     let fail = |source| CliError::File { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(fail)?;
@@ -316,7 +318,7 @@ impl Base {
                     max_rate,
                     pinned: pin,
                 };
-                let base = again::create(&global.client()?, "/v1/bases", &body, &action)?;
+                let base = retry::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
             Self::Ls => {
@@ -341,23 +343,24 @@ impl Base {
                 };
                 let mirrors = if mirrors.is_empty() { None } else { Some(mirrors) };
                 let body = SetUrls { source, mirrors, file };
-                let action = format!("cannot set base {name}");
-                let base = again::repeat(|| {
+                let action = format!("cannot set the URL of base {name}");
+                let base = retry::repeat(|| {
                     global.client()?.post(&format!("/v1/bases/{name}/set"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
             }
             Self::Fail { name, undo } => {
-                let action = format!("cannot change base {name}");
+                let verb = if undo { "resume" } else { "give up" };
+                let action = format!("cannot {verb} base {name}");
                 let body = Fail { given_up: !undo };
-                let base = again::repeat(|| {
+                let base = retry::repeat(|| {
                     global.client()?.post(&format!("/v1/bases/{name}/fail"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
             }
             Self::Evict { name } => {
                 let action = format!("cannot evict base {name}");
-                let done = again::repeat(|| {
+                let done = retry::repeat(|| {
                     global.client()?.post_empty(&format!("/v1/bases/{name}/evict"), &action)
                 })?;
                 let Evicted { evicted_bytes, .. } = read(&done, &action)?;
@@ -368,7 +371,7 @@ impl Base {
             Self::Pin { name, off } => {
                 let action = format!("cannot pin base {name}");
                 let body = Pin { pinned: !off };
-                let base = again::repeat(|| {
+                let base = retry::repeat(|| {
                     global.client()?.post(&format!("/v1/bases/{name}/pin"), &body, &action)
                 })?;
                 global.output().value(&base, |_| String::new())
@@ -378,7 +381,7 @@ impl Base {
     }
 }
 
-/// The daemon has another current directory: a path is sent absolute, a URL as it is.
+/// Makes a path absolute, because the daemon has another current directory. A URL stays as it is.
 fn absolute_source(source: String) -> Result<String, CliError> {
     if args::is_url(&source) {
         return Ok(source);

@@ -16,20 +16,20 @@ Examples:
   plyfs check --verify-bases
   plyfs --json check
 
-Offline: no daemon may run on the store. Without --repair nothing is written. Each finding names the invariant of
-docs/format.md that does not hold. Status 0 only when nothing is left to repair.";
+The check is offline: no daemon may run on the store. Without --repair it writes nothing. Each finding names the \
+invariant of docs/format.md that does not hold. The exit status is 0 only when nothing is left to repair.";
 
 /// Verify every structure of the store, offline, and name each finding
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Check {
-    /// Repair what can be repaired without a guess about data
+    /// Repair each finding that needs no guess about data
     #[arg(long)]
     repair: bool,
     /// Compare the digest of each base that was added with --sha256 or --sha512; reads these bases as a whole
     #[arg(long)]
     verify_bases: bool,
-    /// Where live maps are, when the daemon's `[runtime] dir` says so
+    /// Directory of the live maps; the daemon's `[runtime] dir`
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     runtime_dir: std::path::PathBuf,
 }
@@ -55,7 +55,7 @@ impl Check {
             })
             .collect();
         let checked: Map<String, Value> =
-            report.checked.iter().map(|(what, count)| (what.clone(), json!(count))).collect();
+            report.checked.iter().map(|(kind, count)| (kind.clone(), json!(count))).collect();
         let value = json!({ "store": store.to_string_lossy(), "findings": findings, "checked": checked });
         global.output().value(&value, |_| {
             let mut out = String::new();
@@ -71,7 +71,7 @@ impl Check {
                 out.push('\n');
             }
             let counts: Vec<String> =
-                report.checked.iter().map(|(what, count)| format!("{count} {what}")).collect();
+                report.checked.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             // Writing to a string cannot fail.
             let _ = writeln!(
                 out,
@@ -85,7 +85,7 @@ impl Check {
             return Ok(());
         }
         let advice = if self.repair {
-            "restore what is named from a backup, or remove it"
+            "restore the named objects from a backup, or remove them"
         } else {
             "repair with: plyfs check --repair"
         };

@@ -1,6 +1,6 @@
 //! The client of the control socket: HTTP/1.1 with JSON on `<store>/control.sock`.
 //!
-//! A thousand calls of the CLI in a row have to be cheap, so a call is one thread, one connection, one request.
+//! A thousand calls of the command line in a row must be cheap: a call is one thread, one connection and one request.
 
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -20,20 +20,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::again::{self, Key};
 use super::error::CliError;
+use super::retry::{self, Key};
 use crate::control::wire::IDEMPOTENCY_KEY;
 use crate::daemon::connect_within;
 use crate::format::layout::CONTROL_SOCKET;
 
-/// `sun_path` of a socket address, with the zero at its end.
+/// The size of `sun_path` in a socket address, with its final zero.
 const SUN_PATH: usize = 108;
 const LONGEST_LINE: usize = 1 << 20;
-/// How long a connection may take that is answered by what is in memory. One that takes longer was taken by a worker
-/// that does not run; the supervisor, once it knows that, answers the next one.
-const PROMPTLY: Duration = Duration::from_secs(4);
-/// How long a command goes on to ask when it is not answered promptly.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time limit of a request that the daemon answers from memory. A request that takes longer went to a worker that
+/// does not run. Once the supervisor knows that, it answers the next request itself.
+const PROMPT: Duration = Duration::from_secs(4);
+/// How long a command repeats a request that timed out.
+const RETRY_LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) struct Client {
     runtime: Runtime,
@@ -41,7 +41,7 @@ pub(super) struct Client {
     socket: PathBuf,
 }
 
-/// A refusal as a daemon of any version says it: `wire::ErrorBody` whose kind may be one that is not known here.
+/// The refusal of a daemon of any version: a `wire::ErrorBody` whose kind this command may not know.
 #[derive(Deserialize)]
 struct AnyRefusal {
     error: AnyReason,
@@ -54,19 +54,19 @@ struct AnyReason {
     message: String,
 }
 
-/// Reads an answer as one of the API's bodies.
+/// Decodes an answer as one of the API's bodies.
 ///
 /// # Errors
-/// When it is not one.
+/// `InvalidAnswer` when the answer is not that body.
 pub(super) fn read<T: DeserializeOwned>(answer: &Value, action: &str) -> Result<T, CliError> {
-    T::deserialize(answer).map_err(|error| CliError::Answer {
+    T::deserialize(answer).map_err(|error| CliError::InvalidAnswer {
         action: action.to_owned(),
-        problem: format!("the daemon's answer is not the one of this command ({error})"),
+        problem: format!("the daemon's answer does not fit this command ({error})"),
     })
 }
 
 impl Client {
-    /// A client of the daemon on `store`, an absolute path. Nothing is connected yet.
+    /// A client of the daemon on `store`, an absolute path. It does not connect yet.
     pub(super) fn new(store: PathBuf) -> Result<Self, CliError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -81,51 +81,61 @@ impl Client {
         &self.store
     }
 
-    /// Asks, again when the connection breaks. `action` names what is done, on which object, for errors: "create disk
-    /// vm1".
+    /// Sends a GET, again when the connection breaks. For errors, `action` names the failed operation and its object:
+    /// "cannot create disk vm1".
     pub(super) fn get(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        again::repeat(|| self.request(Method::GET, path, String::new(), action))
+        retry::repeat(|| self.request(Method::GET, path, String::new(), action))
     }
 
-    /// As [`get`](Self::get), but says at once that no worker serves, and why; and in bounded time, that there is no
-    /// answer at all.
+    /// As [`get`](Self::get), but fails at once when no worker serves, with the reason, and in bounded time when there
+    /// is no answer.
     pub(super) fn get_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.promptly(action, || {
-            again::until_answered(|| self.request_within(PROMPTLY, Method::GET, path, action))
+        self.retry_timeouts(action, || {
+            retry::until_answered(|| self.request_within(PROMPT, Method::GET, path, action))
         })
     }
 
-    /// As [`post`](Self::post), for what is answered at once and may be said twice.
+    /// As [`post`](Self::post), for a request that the daemon answers at once and that may be sent twice.
     pub(super) fn post_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.promptly(action, || again::repeat(|| self.request_within(PROMPTLY, Method::POST, path, action)))
+        self.retry_timeouts(action, || {
+            retry::repeat(|| self.request_within(PROMPT, Method::POST, path, action))
+        })
     }
 
-    /// Asks until there is an answer, or it has taken too long.
-    fn promptly(&self, action: &str, ask: impl Fn() -> Result<Value, CliError>) -> Result<Value, CliError> {
+    /// Repeats a request that times out, until it has an answer or [`RETRY_LIMIT`] is over.
+    fn retry_timeouts(
+        &self,
+        action: &str,
+        request: impl Fn() -> Result<Value, CliError>,
+    ) -> Result<Value, CliError> {
         let begun = Instant::now();
         loop {
-            match ask() {
-                Err(CliError::Late { .. }) if begun.elapsed() < PATIENCE => {}
-                Err(CliError::Late { .. }) => {
+            match request() {
+                Err(CliError::TimedOut { .. }) if begun.elapsed() < RETRY_LIMIT => {}
+                Err(CliError::TimedOut { .. }) => {
                     let waited = humantime::format_duration(Duration::from_secs(begun.elapsed().as_secs()));
-                    return Err(self.late(action, &waited.to_string()));
+                    return Err(self.timed_out(action, &waited.to_string()));
                 }
                 done => return done,
             }
         }
     }
 
-    fn late(&self, action: &str, waited: &str) -> CliError {
-        CliError::Late { action: action.to_owned(), socket: self.socket.clone(), waited: waited.to_owned() }
+    fn timed_out(&self, action: &str, waited: &str) -> CliError {
+        CliError::TimedOut {
+            action: action.to_owned(),
+            socket: self.socket.clone(),
+            waited: waited.to_owned(),
+        }
     }
 
-    /// Sends once; `Transport` leaves open whether it was done.
+    /// Sends a POST once. After `Transport` it is open whether the daemon carried it out.
     pub(super) fn post(&self, path: &str, body: &impl Serialize, action: &str) -> Result<Value, CliError> {
         let body = serde_json::to_string(body).map_err(|error| self.transport(action, error.to_string()))?;
         self.request(Method::POST, path, body, action)
     }
 
-    /// As [`post`](Self::post), of a creation: with the same key it can be sent again.
+    /// As [`post`](Self::post), for a creation: it can be sent again with the same key.
     pub(super) fn post_once(
         &self,
         path: &str,
@@ -144,18 +154,18 @@ impl Client {
         self.request(Method::POST, path, String::new(), action)
     }
 
-    /// Asks for a file, again when the connection breaks.
+    /// Gets a file, again when the connection breaks.
     pub(super) fn get_bytes(&self, path: &str, action: &str) -> Result<Vec<u8>, CliError> {
         let get = || {
             let (status, body) = self.exchange(Method::GET, path, Bytes::new(), action)?;
-            // An error is JSON, as everywhere.
+            // An error is JSON here too.
             if status.is_success() {
                 Ok(body.to_vec())
             } else {
                 answer(status, &body, action).map(|_| Vec::new())
             }
         };
-        again::repeat(get)
+        retry::repeat(get)
     }
 
     /// Sends a file once.
@@ -169,7 +179,8 @@ impl Client {
         self.request(Method::DELETE, path, String::new(), action)
     }
 
-    /// Gets an answer of lines and gives each to `line`, as it comes, until the answer ends or `line` fails.
+    /// Gets an answer that consists of lines, and passes each to `line` as it arrives, until the answer ends or `line`
+    /// fails.
     pub(super) fn lines(
         &self,
         path: &str,
@@ -199,17 +210,17 @@ impl Client {
                     line(String::from_utf8_lossy(&text).trim_end())?;
                 }
                 if rest.len() > LONGEST_LINE {
-                    let problem = "the daemon's answer has a line without an end".to_owned();
-                    return Err(CliError::Answer { action: action.to_owned(), problem });
+                    let problem = format!("the daemon's answer has a line of more than {LONGEST_LINE} bytes");
+                    return Err(CliError::InvalidAnswer { action: action.to_owned(), problem });
                 }
             }
             Ok(())
         })
     }
 
-    /// Whether a daemon accepts connections. Only "nobody is there" counts as no.
+    /// Whether a daemon accepts connections. Only a socket without a listener counts as no.
     pub(super) fn is_listening(&self) -> bool {
-        !matches!(self.connect_within(Some(PROMPTLY)), Err(CliError::NoDaemon { .. }))
+        !matches!(self.connect_within(Some(PROMPT)), Err(CliError::NoDaemon { .. }))
     }
 
     fn request(&self, method: Method, path: &str, body: String, action: &str) -> Result<Value, CliError> {
@@ -217,7 +228,7 @@ impl Client {
         answer(status, &body, action)
     }
 
-    /// As [`request`](Self::request), but `Late` when it takes longer than `limit`.
+    /// As [`request`](Self::request), but fails with `TimedOut` when it takes longer than `limit`.
     fn request_within(
         &self,
         limit: Duration,
@@ -248,9 +259,9 @@ impl Client {
         action: &str,
     ) -> Result<(StatusCode, Bytes), CliError> {
         let stream = match self.connect_within(limit) {
-            // Connections that were never taken fill the socket's queue.
+            // Connections that the daemon has not accepted fill the socket's queue.
             Err(CliError::Connect { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
-                return Err(self.late(action, ""));
+                return Err(self.timed_out(action, ""));
             }
             stream => stream?,
         };
@@ -269,11 +280,11 @@ impl Client {
         });
         match exchanged {
             Some(done) => done.map_err(|error| transport(super::output::chain(error.as_ref()))),
-            None => Err(self.late(action, "")),
+            None => Err(self.timed_out(action, "")),
         }
     }
 
-    /// The connection broke.
+    /// The error for a connection that broke.
     pub(super) fn transport(&self, action: &str, message: String) -> CliError {
         CliError::Transport { action: action.to_owned(), socket: self.socket.clone(), message }
     }
@@ -283,7 +294,7 @@ impl Client {
     }
 
     fn connect_within(&self, limit: Option<Duration>) -> Result<UnixStream, CliError> {
-        // Blocking, because a connect that does not block fails when the daemon's backlog is full.
+        // A blocking connect, because a non-blocking one fails when the daemon's backlog is full.
         let stream = connect(&self.socket, &self.store, limit).map_err(|source| {
             let socket = self.socket.clone();
             match source.kind() {
@@ -305,21 +316,27 @@ fn connect(socket: &Path, store: &Path, limit: Option<Duration>) -> std::io::Res
     if socket.as_os_str().as_bytes().len() < SUN_PATH {
         return connect_within(socket, limit);
     }
-    // A socket address is too small for this path; by way of the open directory it is not.
+    // The path is too long for a socket address. A path through the open directory is short enough.
     let dir = std::fs::File::open(store)?;
     let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", dir.as_raw_fd());
     connect_within(Path::new(&path), limit)
 }
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+type TransportError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Broken> {
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), TransportError> {
     let (status, body) = begin(stream, request).await?;
     Ok((status, body.collect().await?.to_bytes()))
 }
 
-/// Sends the request and gets the head of the answer. The connection ends with the body.
-async fn begin(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Incoming), Broken> {
+/// Sends the request and receives the head of the answer. The connection ends with the body.
+async fn begin(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Incoming), TransportError> {
     let stream = tokio::net::UnixStream::from_std(stream)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
@@ -332,7 +349,7 @@ fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliErr
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Value::Null);
         }
-        return serde_json::from_slice(body).map_err(|error| CliError::Answer {
+        return serde_json::from_slice(body).map_err(|error| CliError::InvalidAnswer {
             action: action.to_owned(),
             problem: format!("the daemon's answer is not JSON ({error})"),
         });
@@ -344,7 +361,7 @@ fn answer(status: StatusCode, body: &[u8], action: &str) -> Result<Value, CliErr
         Err(_) => {
             let text: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
             let problem = format!("the daemon answered {status} {text}");
-            CliError::Answer { action: action.to_owned(), problem: problem.trim_end().to_owned() }
+            CliError::InvalidAnswer { action: action.to_owned(), problem: problem.trim_end().to_owned() }
         }
     })
 }

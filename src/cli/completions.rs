@@ -1,4 +1,5 @@
-//! What packages install beside the binary: shell completions and man pages, made from the same definitions as `--help`.
+//! Files that packages install beside the binary: shell completions and man pages, generated from the definitions of
+//! `--help`.
 
 use std::path::PathBuf;
 
@@ -29,7 +30,7 @@ pub(super) struct Completions {
 
 impl Completions {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
-        // By way of a buffer: clap_complete panics when it cannot write.
+        // Into a buffer first: clap_complete panics when it cannot write.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "plyfs", &mut script);
         let script = String::from_utf8_lossy(&script).into_owned();

@@ -1,14 +1,14 @@
-//! `plyfs disk`: what a VM writes to.
+//! `plyfs disk`: the writable disks of VMs.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Global;
-use super::again;
 use super::args;
 use super::client::read;
 use super::error::CliError;
-use super::output::{Column, Kind, complain, fields, printable, table};
+use super::output::{Column, Kind, fields, print_error, printable, table};
+use super::retry;
 use crate::control::wire::{self, CreateDisks, Removed, Resize};
 
 const EXAMPLES: &str = "\
@@ -20,26 +20,27 @@ Examples:
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  plyfs disk create vm1 --base debian               as large as the base
+  plyfs disk create vm1 --base debian               the size of the base
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
 
-Takes the same short time whatever the size: no data moves. Several disks are created together or not at all.
-Prints the path of each disk's file in the mount; with --json an object for one NAME, an array for several.";
+A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
+The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
+for several.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
   plyfs disk rm vm1
   plyfs disk rm vm1 vm2
 
-What was written to the disk is gone. A disk that is open in a VM lives on without a name until its last close.";
+The command deletes all data of the disk. A disk that is open in a VM exists without a name until its last close.";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
   plyfs disk resize vm1 40G
 
-What is beyond a smaller size is gone: after growing again it reads zeros. A running QEMU learns the new size through
-its monitor command block_resize.";
+A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. A running QEMU learns \
+the new size through its monitor command block_resize.";
 
 pub(super) const COLUMNS: [Column; 7] = [
     ("NAME", "name", Kind::Text),
@@ -93,14 +94,14 @@ pub(super) enum Disk {
         #[arg(value_parser = args::name)]
         name: String,
     },
-    /// Remove disks, with all that was written to them
+    /// Remove disks and all data written to them
     #[command(after_help = RM_EXAMPLES)]
     Rm {
         /// Names of the disks
         #[arg(required = true, value_name = "NAME", value_parser = args::name)]
         names: Vec<String>,
     },
-    /// Change the size of a disk, either way
+    /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize {
         /// Name of the disk
@@ -131,9 +132,9 @@ impl Disk {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));
                 let client = global.client()?;
-                let disk = again::repeat(|| client.post(&path, &Resize { size }, &action))?;
-                // The kernel learns the new size with the next attributes that it asks for. That somebody cannot see
-                // the file, or another mount namespace has it, does not undo the resize.
+                let disk = retry::repeat(|| client.post(&path, &Resize { size }, &action))?;
+                // The kernel learns the new size with the next attributes that it requests. The resize holds even if
+                // this user cannot see the file, or if the mount is in another namespace.
                 if let Ok(wire::Disk { path, .. }) = read(&disk, &action) {
                     let _ = std::fs::metadata(path);
                 }
@@ -149,8 +150,8 @@ fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u6
         names => format!("cannot create {} disks", names.len()),
     };
     let body = CreateDisks { name: None, names: names.to_vec(), base: base.map(str::to_owned), size };
-    let mut disks = again::create(&global.client()?, "/v1/disks", &body, &action)?;
-    // An object, as every command but `ls` prints, when one disk was asked for.
+    let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
+    // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)
         && list.len() == 1
     {
@@ -159,22 +160,22 @@ fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u6
     global.output().value(&disks, paths)
 }
 
-/// The path of an object, or of each of an array, one per line.
+/// The path of an object, or of each object of an array, one per line.
 pub(super) fn paths(value: &Value) -> String {
     let objects = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     objects.iter().filter_map(|object| object["path"].as_str()).map(|path| printable(path) + "\n").collect()
 }
 
-/// Removes disks or bases one by one. One that fails does not keep the others.
+/// Removes disks or bases one by one. A refused removal does not stop the others.
 pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<(), CliError> {
     let client = global.client()?;
     let mut removed = Vec::new();
     let mut failed = Vec::new();
     for name in names {
-        match again::remove(&client, noun, name) {
+        match retry::remove(&client, noun, name) {
             Ok(_) => removed.push(name.clone()),
             Err(error @ CliError::Refused { .. }) => failed.push(error),
-            // Without a daemon, or with one that does not answer, the rest would fail in the same way.
+            // Without a daemon that answers, the others would fail in the same way.
             Err(error) => {
                 failed.push(error);
                 break;
@@ -184,7 +185,7 @@ pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<()
     global.output().value(&json!(Removed { removed }), |_| String::new())?;
     let last = failed.pop();
     for error in failed {
-        complain(&error.to_string());
+        print_error(&error.to_string());
     }
     last.map_or(Ok(()), Err)
 }

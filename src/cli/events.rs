@@ -1,32 +1,32 @@
-//! `plyfs events`: what happens to bases and caches.
+//! `plyfs events`: the events of bases and caches.
 
 use std::cell::Cell;
 
 use serde_json::Value;
 
 use super::Global;
-use super::again::{self, Heard};
 use super::client::{Client, read};
 use super::error::CliError;
 use super::output::{Reader, print_on, printable};
+use super::retry::{self, Delivery};
 use crate::config::size::format_size;
 use crate::control::wire;
 
 const EXAMPLES: &str = "\
 Examples:
-  plyfs events                                      what happened lately
-  plyfs events --follow                             what happens, until interrupted
+  plyfs events                                      recent events
+  plyfs events --follow                             new events, until interrupted
   plyfs --json events --follow | jq 'select(.event == \"base.waiting\")'
 
-Bytes found in a cache, fetched and evicted are summed up: one line a second for each base and reason. With --json and
---follow each line is an object. Whoever reads too slowly loses events, and a line `lost` says how many. A worker that is
-replaced is followed by the next one; the command ends when the daemon does, with status 1.";
+Bytes found in a cache, fetched and evicted are summed up: one line a second for each base and reason. With --json and \
+--follow each line is an object. A reader that is too slow loses events; a line `lost` says how many. The command \
+continues when another worker takes over; it ends when the daemon does, with status 1.";
 
-/// Show what happens to bases and caches: hits, misses, evictions, servers that do not answer
+/// Show the events of bases and caches: hits, misses, evictions, servers that do not answer
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Events {
-    /// Go on with what happens from now on, until interrupted
+    /// Print new events instead, until interrupted
     #[arg(long, short)]
     follow: bool,
 }
@@ -40,7 +40,7 @@ impl Events {
 
 fn recent(client: &Client, global: &Global) -> Result<(), CliError> {
     let action = "cannot get the events";
-    let recent = again::repeat(|| {
+    let recent = retry::repeat(|| {
         let mut events = Vec::new();
         client.lines("/v1/events", action, |text| {
             events.push(parse(text, action)?);
@@ -57,36 +57,36 @@ fn follow(client: &Client, json: bool) -> Result<(), CliError> {
     // Worker and number of the last event.
     let mut last: Option<(u32, u64)> = None;
     let gone = Cell::new(false);
-    let ended = again::follow(|| {
-        let mut heard = Heard::Nothing;
+    let ended = retry::follow(|| {
+        let mut delivery = Delivery::None;
         let path = match last {
             None => "/v1/events?follow=true".to_owned(),
             Some((worker, number)) => format!("/v1/events?follow=true&after={number}&worker={worker}"),
         };
         let done = client.lines(&path, action, |text| {
-            let said = parse(text, action)?;
-            heard = Heard::Something;
-            let event: wire::Event = read(&said, action)?;
+            let value = parse(text, action)?;
+            delivery = Delivery::Some;
+            let event: wire::Event = read(&value, action)?;
             if let Some(number) = event.number {
                 last = Some((event.worker, number));
             }
             if event.event == "following" {
                 return Ok(());
             }
-            let line = if json { format!("{said}\n") } else { human(&event) };
+            let line = if json { format!("{value}\n") } else { human(&event) };
             if print_on(&line)? == Reader::Gone {
                 gone.set(true);
-                return Err(client.transport(action, "nobody reads".to_owned()));
+                return Err(client.transport(action, "the reader of the output is gone".to_owned()));
             }
             Ok(())
         });
         let done = match done {
             _ if gone.get() => Ok(()),
-            // It was told to end, for the next one to serve.
+            // The worker was told to end; the next one serves.
             Ok(()) => Err(client.transport(action, "the worker ended".to_owned())),
             failed => failed,
         };
-        (heard, done)
+        (delivery, done)
     });
     match ended {
         Err(CliError::Transport { .. }) if last.is_some() && !client.is_listening() => {
@@ -97,13 +97,13 @@ fn follow(client: &Client, json: bool) -> Result<(), CliError> {
 }
 
 fn parse(text: &str, action: &str) -> Result<Value, CliError> {
-    serde_json::from_str(text).map_err(|error| CliError::Answer {
+    serde_json::from_str(text).map_err(|error| CliError::InvalidAnswer {
         action: action.to_owned(),
         problem: format!("the daemon's answer is not JSON ({error})"),
     })
 }
 
-/// One line; what is not known is left out, but for the base, so that columns stay.
+/// One line. An absent field is omitted, except the base, so that columns stay aligned.
 pub(super) fn human(event: &wire::Event) -> String {
     if event.event == "lost" {
         return format!("lost {} events: this reader is too slow\n", event.count.unwrap_or(0));

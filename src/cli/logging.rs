@@ -11,8 +11,8 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Sets up logging for the rest of the process.
 ///
-/// What libraries say through the `log` crate (the FUSE crate logs every request at debug) is bridged, but capped at
-/// warn: a guest can trigger it.
+/// Messages of libraries that use the `log` crate are forwarded from level warn on. The FUSE crate logs every request
+/// at debug, and a guest can trigger that.
 pub(super) fn init(config: &LogConfig) -> Result<(), CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Logging(super::output::chain(error));
     let filter = EnvFilter::try_new(&config.level).map_err(|error| failed(&error))?;

@@ -1,10 +1,9 @@
 //! The command line: one file per noun; every command but `serve`, `worker` and `check` is a client of the control
 //! socket.
 //!
-//! What must hold: an error is one line on standard error; the exit status is 0 when done, 1 when failed, 2 for a
-//! usage error; nothing a server or a user says reaches a terminal with its control characters.
+//! An error is one line on standard error. The exit status is 0 for success, 1 for a failure, 2 for a usage error. Text
+//! from a server or a user reaches a terminal only with its control characters escaped.
 
-mod again;
 mod args;
 mod base;
 mod check;
@@ -15,6 +14,7 @@ mod error;
 mod events;
 mod logging;
 mod output;
+mod retry;
 mod serve;
 mod status;
 mod stop;
@@ -38,7 +38,7 @@ const EXAMPLES: &str = "\
 Examples:
   plyfs serve &                                     start the daemon on the default store
   plyfs base add debian /images/debian-12.raw       register an image; nothing is copied
-  plyfs disk create vm1 --base debian --size 20G    a new disk on it, at once
+  plyfs disk create vm1 --base debian --size 20G    create a disk on it, at once
   qemu-system-x86_64 -drive file=\"$(plyfs --json disk show vm1 | jq -r .path)\",format=raw,cache=none
   plyfs status
   plyfs stop
@@ -48,8 +48,8 @@ Exit status: 0 done; 1 failed; 2 usage.";
 
 /// Layered disk images for hypervisor hosts: many raw disks on one shared base
 ///
-/// Every VM disk is one plain file under one mount. Reads fall through what the disk itself has written to one shared,
-/// read-only base image; ten or a thousand disks share one base, and nobody copies it.
+/// Every VM disk is one plain file under one mount. A read returns what the disk itself has written, and the rest from
+/// a shared, read-only base image. Ten or a thousand disks share one base without a copy of it.
 #[derive(Debug, Parser)]
 #[command(name = "plyfs", version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -59,13 +59,16 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// The heading of the options that every command has.
+const GLOBAL_OPTIONS: &str = "Global options";
+
 #[derive(Debug, clap::Args)]
 struct Global {
     /// Directory of the store [default: /var/lib/plyfs for root, else plyfs in the XDG data directory]
-    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_STORE")]
+    #[arg(long, global = true, value_name = "DIR", env = "PLYFS_STORE", help_heading = GLOBAL_OPTIONS)]
     store: Option<PathBuf>,
     /// Print JSON: an object, or for `ls` an array of objects
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS)]
     json: bool,
 }
 
@@ -108,9 +111,9 @@ enum Command {
     Worker,
 }
 
-/// Parses the arguments of the process, runs the command and says how it went.
+/// Parses the arguments of the process, runs the command, and returns its exit status.
 pub fn main() -> ExitCode {
-    if crate::daemon::resumes() {
+    if crate::daemon::is_resuming() {
         return serve::resume();
     }
     let cli = match Cli::try_parse() {

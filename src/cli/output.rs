@@ -1,4 +1,4 @@
-//! What commands print: tables and fields for people, the daemon's own JSON for programs, one line per error.
+//! The output of commands: tables and fields for people, the daemon's own JSON for programs, one line per error.
 
 use std::error::Error;
 use std::io::{self, ErrorKind as IoErrorKind, Write};
@@ -19,7 +19,7 @@ impl Output {
         Self { json }
     }
 
-    /// Prints `value` as JSON with `--json`, else what `human` makes of it.
+    /// Prints `value` as JSON with `--json`, else the text that `human` makes of it.
     pub(super) fn value(&self, value: &Value, human: impl FnOnce(&Value) -> String) -> Result<(), CliError> {
         if self.json {
             return print(&format!("{value:#}\n"));
@@ -28,52 +28,52 @@ impl Output {
     }
 }
 
-/// Writes to standard output. A reader that went away (`plyfs disk ls | head`) is no error.
+/// Writes to standard output. It is no error when the reader is gone (`plyfs disk ls | head`).
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     print_on(text).map(drop)
 }
 
-/// As [`print`], and says whether somebody still reads.
+/// As [`print`], and returns whether the reader is still there.
 pub(super) fn print_on(text: &str) -> Result<Reader, CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == IoErrorKind::BrokenPipe => Ok(Reader::Gone),
         Err(error) => Err(CliError::Stdout(error)),
-        Ok(()) => Ok(Reader::There),
+        Ok(()) => Ok(Reader::Present),
     }
 }
 
-/// Who reads what is printed.
+/// The reader of standard output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
-    There,
+    Present,
     Gone,
 }
 
-/// Says on standard error why the command failed.
+/// Prints on standard error why the command failed.
 pub(super) fn failure(error: &CliError) -> ExitCode {
-    complain(&error.to_string());
+    print_error(&error.to_string());
     ExitCode::FAILURE
 }
 
 /// Writes one line to standard error, whatever the text contains.
-pub(super) fn complain(text: &str) {
+pub(super) fn print_error(text: &str) {
     let line: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    // Nobody is left to be told when standard error is closed.
+    // When standard error is closed, there is no other place for the message.
     let _ = writeln!(io::stderr(), "plyfs: {}", printable(&line.join(" ")));
 }
 
-/// Help and version go to standard output; a mistake in the arguments becomes one line, and exit status 2.
+/// Help and version go to standard output. A mistake in the arguments becomes one line and exit status 2.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
     match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // As with any output: a reader that went away is no error.
+            // As with any output, it is no error when the reader is gone.
             let _ = error.print();
         }
-        _ => complain(&usage_line(error)),
+        _ => print_error(&usage_line(error)),
     }
     ExitCode::from(code)
 }
@@ -137,16 +137,16 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 fn is_unprintable(c: char) -> bool {
-    // The second group reorders what is around it on a terminal, or breaks lines in some readers.
+    // The characters of the second group reorder the text around them on a terminal, or break lines in some readers.
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// How the column of a table, or the field of an object, is written.
+/// How a column of a table, or a field of an object, is formatted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
     Number,
-    /// Bytes, written as a size.
+    /// Bytes, formatted as a size.
     Size,
 }
 
@@ -164,7 +164,7 @@ fn cell(object: &Value, key: &str, kind: Kind) -> String {
     }
 }
 
-/// A table of an array of objects: a title and a key per column; numbers and sizes to the right.
+/// A table of an array of objects, with a title and a key per column. Numbers and sizes are aligned to the right.
 pub(super) fn table(rows: &Value, columns: &[Column]) -> String {
     let titles = columns.iter().map(|(title, ..)| (*title).to_owned()).collect();
     let mut lines: Vec<Vec<String>> = vec![titles];
@@ -189,7 +189,7 @@ pub(super) fn table(rows: &Value, columns: &[Column]) -> String {
     out
 }
 
-/// One object as lines of a title and a value. A key the object does not have is left out.
+/// One object as lines of a title and a value. A key that the object does not have is omitted.
 pub(super) fn fields(object: &Value, columns: &[Column]) -> String {
     let present = columns.iter().filter(|(_, key, _)| object.get(key).is_some());
     lines(present.map(|&(title, key, kind)| match (kind, object[key].as_u64()) {
@@ -200,7 +200,7 @@ pub(super) fn fields(object: &Value, columns: &[Column]) -> String {
     }))
 }
 
-/// Lines of a title and a value, the values aligned.
+/// Lines of a title and a value, with aligned values.
 pub(super) fn lines(pairs: impl Iterator<Item = (&'static str, String)>) -> String {
     let pairs: Vec<_> = pairs.collect();
     let width = pairs.iter().map(|(title, _)| title.len()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `plyfs serve`: the daemon in the foreground; and the hidden `plyfs worker` that it starts.
+//! `plyfs serve`: the daemon in the foreground. It starts the hidden `plyfs worker`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,38 +13,38 @@ use crate::config::{
 
 const EXAMPLES: &str = "\
 Examples:
-  plyfs serve                                        the default store, mounted on its mnt/
+  plyfs serve                                        the default store, mounted on mnt in it
   plyfs --store /srv/vm serve --mount /mnt/vm        another store, another mount
   plyfs serve --config /etc/plyfs.toml --cache-memory 8G
 
-Prints one line, 'plyfs ready mount=DIR socket=PATH', when the mount is usable, and notifies systemd.
-SIGTERM, SIGINT and 'plyfs stop' flush, unmount and end it with status 0. Logs go to standard error.
+When the mount is usable, the daemon prints one line, 'plyfs ready mount=DIR socket=PATH', and notifies systemd. \
+On SIGTERM, SIGINT and 'plyfs stop' it flushes, unmounts and exits with status 0. Logs go to standard error. \
 Flags override the configuration file, which overrides the defaults.";
 
-/// Run the daemon in the foreground: mount the store and serve it until told to stop
+/// Run the daemon in the foreground: mount the store and serve it until it is told to stop
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Serve {
-    /// Where to mount; created when missing [default: mnt in the store]
+    /// Mount point; created when missing [default: mnt in the store]
     #[arg(long, value_name = "DIR")]
     mount: Option<PathBuf>,
-    /// TOML file with the configuration; unknown keys are refused
+    /// Configuration file in TOML; unknown keys are refused
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Memory for cached blocks of bases, at least 1M [default: 1/8 of the machine's, within 64M and 16G]
+    /// Memory for cached blocks of bases, at least 1M [default: 1/8 of the machine's, from 64M to 16G]
     #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
     cache_memory: Option<u64>,
-    /// Disk space for what was fetched of bases, at least 1M, or 0 to keep nothing [default: 1/10 of the filesystem, at
-    /// most 64G]
+    /// Disk space for fetched blocks of bases, at least 1M, or 0 to keep none [default: 1/10 of the filesystem, at most
+    /// 64G]
     #[arg(long, value_name = "SIZE", value_parser = args::size_or_zero, allow_hyphen_values = true)]
     cache_disk: Option<u64>,
     /// Let users other than the daemon's enter the mount [default: true as root, else false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_other: Option<bool>,
-    /// How much to log [default: info]
+    /// Log level [default: info]
     #[arg(long, value_name = "LEVEL", env = LOG_LEVEL_ENV, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
-    /// How to log; auto is human on a terminal and json elsewhere [default: auto]
+    /// Log format; auto is human on a terminal and json elsewhere [default: auto]
     #[arg(long, value_name = "FORMAT", env = LOG_FORMAT_ENV, value_parser = log_format())]
     log_format: Option<LogFormat>,
 }
@@ -71,8 +71,8 @@ impl Serve {
     }
 }
 
-/// Runs a worker. Its configuration comes from the supervisor, and its logging from the environment that
-/// [`LogConfig::env`] describes, as it may have to log before it has read its configuration.
+/// Runs a worker. Its configuration comes from the supervisor. Its logging comes from the environment that
+/// [`LogConfig::env`] describes, because it may log before it has read its configuration.
 pub(super) fn worker() -> ExitCode {
     match logging::init(&LogConfig::from_env()) {
         Ok(()) => crate::daemon::worker_main(),
@@ -80,9 +80,10 @@ pub(super) fn worker() -> ExitCode {
     }
 }
 
-/// Goes on as the supervisor that was another program a moment ago; the arguments were that program's.
+/// Continues as the supervisor after an upgrade replaced its program by exec. The arguments are those of the old
+/// program.
 pub(super) fn resume() -> ExitCode {
-    // Without logging it serves as well.
+    // The supervisor serves even when logging cannot be set up.
     let done = crate::daemon::resume(|config| drop(logging::init(&config.log)));
     match done.map_err(|error| CliError::Serve(output::chain(&error))) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! `plyfs status`: the daemon at a glance.
+//! `plyfs status`: the state of the daemon.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ Examples:
   plyfs status
   plyfs --json status | jq .cache";
 
-/// Show the daemon, its mount and caches, and how many bases and disks there are
+/// Show the daemon, its mount and caches, its problems, and the number of bases and disks
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {}
@@ -24,9 +24,9 @@ pub(super) struct Status {}
 impl Status {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let action = "cannot get the status";
-        let said = global.client()?.get_now("/v1/status", action)?;
-        let status = read(&said, action)?;
-        global.output().value(&said, |_| human(&status))
+        let answer = global.client()?.get_now("/v1/status", action)?;
+        let status = read(&answer, action)?;
+        global.output().value(&answer, |_| human(&status))
     }
 }
 
@@ -43,7 +43,7 @@ pub(super) fn human(status: &wire::Status) -> String {
         ("store", text(&status.store)),
         ("mount", text(&status.mount)),
         ("supervisor", format!("pid {}", pid(status.supervisor_pid))),
-        ("worker", worker + &silent(status)),
+        ("worker", worker + &not_answering(status)),
         ("standby", standby(&status.standby)),
         ("bases", number(status.bases)),
         ("disks", number(status.disks)),
@@ -61,7 +61,7 @@ pub(super) fn human(status: &wire::Status) -> String {
     if let Some(problem) = &maps.problem {
         pairs.push(("live maps problem", printable(problem)));
     }
-    troubles(status, &mut pairs);
+    problems(status, &mut pairs);
     if let Some(end) = status.worker_ends.last() {
         let (why, at) = (text(&end.why), text(&end.at));
         pairs.push(("last worker end", format!("{why} at {at}, served {} ms", end.served_ms)));
@@ -84,17 +84,17 @@ pub(super) fn human(status: &wire::Status) -> String {
     lines(pairs.into_iter())
 }
 
-/// What an operator has to know of.
-fn troubles(status: &wire::Status, pairs: &mut Vec<Pair>) {
+/// The problems that need the operator's attention.
+fn problems(status: &wire::Status, pairs: &mut Vec<Pair>) {
     if !status.disks_refusing_writes.is_empty() {
         let names: Vec<_> = status.disks_refusing_writes.iter().map(|name| printable(name)).collect();
-        pairs.push(("refusing writes", format!("{}; a flush failed, open them again", names.join(", "))));
+        pairs.push(("refusing writes", format!("{}; a flush failed, reopen them", names.join(", "))));
     }
     for DamagedFile { file, error } in &status.damaged {
         pairs.push(("damaged", format!("{}: {}", text(file), text(error))));
     }
     for DamagedFile { file, error } in &status.unread {
-        pairs.push(("cannot be read", format!("{}: {}; tried again", text(file), text(error))));
+        pairs.push(("cannot be read", format!("{}: {}; the daemon tries again", text(file), text(error))));
     }
     let trouble = |Trouble { base, since, why }: &Trouble| {
         format!("base {} since {}: {}", text(base), text(since), text(why))
@@ -106,7 +106,7 @@ fn troubles(status: &wire::Status, pairs: &mut Vec<Pair>) {
         let bytes = format_size(requests.waiting_bytes);
         pairs.push((
             "requests",
-            format!("{waiting} wait for bases and hold {bytes}; {refused} were refused, as too many waited"),
+            format!("{waiting} wait for bases and hold {bytes}; {refused} refused because too many waited"),
         ));
     }
     pairs.extend(status.failing.iter().map(|base| ("failing", trouble(base))));
@@ -128,20 +128,20 @@ fn caches(cache: &Cache, pairs: &mut Vec<Pair>) {
     pairs.push(("cache disk", format!("{} of {}", format_size(*used_bytes), format_size(*limit_bytes))));
     let damaged = corrupt_blocks + read_errors;
     if damaged > 0 {
-        pairs.push(("cache disk damage", format!("{damaged} blocks, each is fetched again when it is read")));
+        pairs.push(("cache disk damage", format!("{damaged} blocks; the next read fetches each again")));
     }
     if let Some(why) = degraded {
-        pairs.push(("cache disk problem", format!("{}; nothing more is kept", printable(why))));
+        pairs.push(("cache disk problem", format!("{}; no new blocks are kept", printable(why))));
     }
 }
 
-/// A dash for what the daemon does not say.
+/// The text, or a dash when it is empty.
 fn text(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { printable(text) }
 }
 
-/// The words for a worker that does not answer.
-fn silent(status: &wire::Status) -> String {
+/// The text about a worker that does not answer; empty when it does.
+fn not_answering(status: &wire::Status) -> String {
     match (&status.worker_not_answering_since, &status.worker_not_answering_why) {
         (Some(since), Some(why)) => {
             let (since, why) = (printable(since), printable(why));
@@ -160,7 +160,7 @@ fn standby(standby: &Standby) -> String {
     }
 }
 
-/// What of least privilege is in force, on one line.
+/// The restrictions in force on the worker, on one line.
 fn confinement(in_force: &Confinement) -> String {
     let names: Vec<String> = in_force.capabilities.iter().map(|name| printable(name)).collect();
     let capabilities = if names.is_empty() { "none".to_owned() } else { names.join(" ") };

@@ -1,4 +1,5 @@
-//! `plyfs stop`: tells the daemon to stop and waits until nothing of it is left.
+//! `plyfs stop`: tells the daemon to stop, and waits until it no longer listens, its mount is gone and it has released
+//! the store's lock.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::ffi::OsStrExt;
@@ -19,17 +20,18 @@ Examples:
   plyfs stop
   plyfs stop --timeout 30s
 
-When it is done everything is flushed, the mount is gone and another daemon may start on the store. When a disk
-could not be closed the exit status is 1, and the message names it.";
+When the command succeeds, all data is flushed, the mount is gone, and another daemon may start on the store. When a \
+disk could not be closed, the exit status is 1 and the message names the disk.";
 
-/// The daemon is no child of this process, so nothing tells of its end: it is looked at this often.
+/// How often the command checks whether the daemon has ended. The daemon is not its child, so no signal reports the
+/// end.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Stop the daemon: flush, unmount, and wait until it is done
+/// Stop the daemon: flush, unmount, and wait until it has ended
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Stop {
-    /// How long to wait at most, such as 30s or 5m; the daemon goes on stopping after that
+    /// Longest wait, such as 30s or 5m; the daemon continues to stop after that
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -38,34 +40,37 @@ impl Stop {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let client = global.client()?;
         let action = "cannot get the status";
-        let status = client.get_now("/v1/status", action).and_then(|said| read::<Status>(&said, action));
+        let status = client.get_now("/v1/status", action).and_then(|answer| read::<Status>(&answer, action));
         let status = match status {
             Ok(status) => Some(status),
-            // A daemon in trouble can still be stopped.
-            Err(CliError::Refused { .. } | CliError::Answer { .. } | CliError::Late { .. }) => None,
+            // A daemon that cannot give its status can still be stopped.
+            Err(CliError::Refused { .. } | CliError::InvalidAnswer { .. } | CliError::TimedOut { .. }) => {
+                None
+            }
             Err(error) => return Err(error),
         };
         let mount = status.as_ref().map(|status| PathBuf::from(&status.mount));
         let mount = mount.filter(|mount| !mount.as_os_str().is_empty());
         let supervisor = status.and_then(|status| status.supervisor_pid);
-        // Of this daemon, whose end may be noted already when another command has told it to stop.
-        let noted = Outcome::read(client.store())
+        // Whether the outcome in the store belongs to this daemon. It may already hold an end, when another command has
+        // told the daemon to stop.
+        let records_outcome = Outcome::read(client.store())
             .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(outcome.pid));
-        // Told twice it stops once; a worker that died of something else may not have passed it on.
+        // The request may be sent twice: a worker that died may not have passed it on, and a second one has no effect.
         match client.post_now("/v1/stop", "cannot stop the daemon") {
-            // It may be gone before its answer is here.
+            // The daemon may end before its answer arrives.
             Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
             Err(error) => return Err(error),
         }
         self.wait(&client, mount.as_deref())?;
-        how_it_ended(client.store(), noted)?;
+        check_outcome(client.store(), records_outcome)?;
         global.output().value(&json!({ "stopped": true }), |_| String::new())
     }
 
     fn wait(&self, client: &Client, mount: Option<&Path>) -> Result<(), CliError> {
         let start = Instant::now();
         loop {
-            let Some(state) = what_is_left(client, mount) else {
+            let Some(state) = remaining(client, mount) else {
                 return Ok(());
             };
             if start.elapsed() >= self.timeout {
@@ -77,25 +82,26 @@ impl Stop {
     }
 }
 
-/// The exit status of this command is the daemon's. `noted`: it notes how it ends, which versions before did not.
-fn how_it_ended(store: &Path, noted: bool) -> Result<(), CliError> {
-    if !noted {
+/// Fails when the daemon failed, so that this command and the daemon have the same exit status. `records_outcome`: the
+/// daemon records how it ends. Earlier versions do not.
+fn check_outcome(store: &Path, records_outcome: bool) -> Result<(), CliError> {
+    if !records_outcome {
         return Ok(());
     }
-    let badly = |why: String| Err(CliError::EndedBadly { store: store.to_path_buf(), why });
+    let unclean = |why: String| Err(CliError::EndedUncleanly { store: store.to_path_buf(), why });
     match Outcome::read(store).and_then(|outcome| outcome.end) {
         Some(End::Clean) => Ok(()),
-        Some(End::Failed(why)) => badly(why),
-        None => badly(format!(
-            "it was killed before it had closed the store; what was written and not flushed is in memory until the next \
+        Some(End::Failed(why)) => unclean(why),
+        None => unclean(format!(
+            "it was killed before it had closed the store; writes that were not flushed stay in memory until the next \
              reboot: start again with: plyfs serve --store {}",
             store.display()
         )),
     }
 }
 
-/// The first thing that keeps the daemon from being gone.
-fn what_is_left(client: &Client, mount: Option<&Path>) -> Option<String> {
+/// Why the daemon has not ended yet; `None` once it has.
+fn remaining(client: &Client, mount: Option<&Path>) -> Option<String> {
     if client.is_listening() {
         return Some("it still answers".to_owned());
     }
@@ -109,7 +115,7 @@ fn is_mounted(mount: &Path) -> bool {
     std::fs::read("/proc/self/mountinfo").is_ok_and(|table| has_fuse_mount(&table, mount))
 }
 
-/// Whether a line of `mountinfo` (proc(5)) is a FUSE filesystem on that mount point.
+/// Whether `mountinfo` (proc(5)) has a FUSE filesystem on that mount point.
 pub(super) fn has_fuse_mount(table: &[u8], mount: &Path) -> bool {
     table.split(|&byte| byte == b'\n').any(|line| {
         let mut words = line.split(|&byte| byte == b' ');
@@ -121,7 +127,7 @@ pub(super) fn has_fuse_mount(table: &[u8], mount: &Path) -> bool {
     })
 }
 
-/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
+/// Undoes the escapes of `mountinfo`: blanks, tabs, newlines and backslashes are a backslash and three octal digits.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -137,7 +143,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether another process holds the lock. It is taken shared and for an instant, and never when it does not exist.
+/// Whether another process holds the lock. The check takes a shared lock for an instant, and does not create the file.
 fn is_locked(lock: &Path) -> bool {
     File::open(lock).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }

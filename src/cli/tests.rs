@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 use super::output::{Kind, fields, printable, table, usage_line};
 use super::{Cli, args, base, disk, events, status, stop, trace};
 
-mod again;
+mod retry;
 
 #[test]
-fn clap_finds_no_fault_in_the_definitions() {
+fn the_command_definitions_are_consistent() {
     Cli::command().debug_assert();
 }
 
 #[test]
-fn every_command_teaches_by_example() {
+fn every_command_has_a_description_and_examples() {
     fn walk(command: &clap::Command) {
         assert!(command.get_about().is_some(), "{} has no about text", command.get_name());
         let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -24,6 +24,25 @@ fn every_command_teaches_by_example() {
         }
     }
     walk(&Cli::command());
+}
+
+#[test]
+fn every_command_lists_the_global_options_under_their_own_heading() {
+    fn walk(command: &mut clap::Command) {
+        let name = command.get_name().to_owned();
+        let help = command.render_long_help().to_string();
+        let (_, global) = help.split_once("Global options:\n").unwrap_or_else(|| panic!("{name}: {help}"));
+        for option in ["--store", "--json"] {
+            assert!(global.contains(option), "{name}: {option}: {help}");
+            assert_eq!(help.matches(&format!("  {option}")).count(), 1, "{name}: {option}: {help}");
+        }
+        for command in command.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
+            walk(command);
+        }
+    }
+    let mut command = Cli::command();
+    command.build();
+    walk(&mut command);
 }
 
 #[test]
@@ -93,7 +112,7 @@ fn usage_errors_are_one_line() {
 }
 
 #[test]
-fn text_from_elsewhere_cannot_steer_a_terminal() {
+fn control_characters_of_foreign_text_are_escaped() {
     assert_eq!(printable("plain – text"), "plain – text");
     assert_eq!(printable("a\u{1b}[31m\nb\u{202e}"), "a\\u{1b}[31m\\nb\\u{202e}");
 }
@@ -116,7 +135,7 @@ odd\\n           -  -
     assert_eq!(table(&json!([]), &columns), "NAME  SIZE  BASE\n");
 }
 
-/// What commands print of an answer is in the description of the API.
+/// Each field that a command prints is in the description of the API.
 #[test]
 fn columns_are_keys_of_the_api() {
     let document = crate::control::document();
@@ -134,7 +153,7 @@ fn columns_are_keys_of_the_api() {
 }
 
 #[test]
-fn fields_leave_out_what_the_daemon_does_not_say() {
+fn fields_omit_keys_that_the_answer_does_not_have() {
     let columns = [
         ("name", "name", Kind::Text),
         ("size", "size", Kind::Size),
@@ -146,7 +165,7 @@ fn fields_leave_out_what_the_daemon_does_not_say() {
 }
 
 #[test]
-fn paths_of_what_was_made() {
+fn paths_of_one_object_or_of_several() {
     assert_eq!(disk::paths(&json!({"path": "/m/a.raw"})), "/m/a.raw\n");
     assert_eq!(disk::paths(&json!([{"path": "/m/a.raw"}, {"path": "/m/b.raw"}])), "/m/a.raw\n/m/b.raw\n");
     assert_eq!(disk::paths(&json!({})), "");
@@ -154,7 +173,7 @@ fn paths_of_what_was_made() {
 
 #[test]
 fn status_for_people() {
-    let human = |said: Value| status::human(&serde_json::from_value(said).expect("a status"));
+    let human = |value: Value| status::human(&serde_json::from_value(value).expect("a status"));
     let text = human(json!({
         "version": "0.1.0", "mount": "/m", "store": "/s", "supervisor_pid": 10, "worker_pid": null,
         "worker_starts": 2, "uptime_seconds": 3661, "bases": 1, "disks": 3,
@@ -173,7 +192,7 @@ fn status_for_people() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // Whatever an older or newer daemon leaves out.
+    // An older or newer daemon may omit any field.
     assert!(human(json!({})).contains("disks"));
 }
 
@@ -192,7 +211,7 @@ fn mounts_are_found_by_path_and_type() {
 fn events_for_people() {
     let event = json!({"at": "2026-11-21T10:00:00.123456789Z", "event": "base.miss", "base": "debian", "bytes": 1 << 20,
         "count": 16, "reason": "demand", "number": 4, "worker": 77});
-    let human = |said: &Value| events::human(&serde_json::from_value(said.clone()).expect("an event"));
+    let human = |value: &Value| events::human(&serde_json::from_value(value.clone()).expect("an event"));
     assert_eq!(human(&event), "2026-11-21T10:00:00.123Z  base.miss        debian  1M in 16  demand\n");
     let lost = human(&json!({"event": "lost", "count": 12}));
     assert!(lost.contains("lost 12 events"), "{lost}");

@@ -6,17 +6,17 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::Global;
-use super::again;
 use super::args;
 use super::client::read;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, printable, table};
+use super::retry;
 use crate::control::wire::{Recording, Removed};
 
 const EXAMPLES: &str = "\
 Examples:
-  plyfs trace record vm1            what vm1 reads from now on is the trace of its base
-  plyfs trace record vm1 --stop     that is enough, keep it
+  plyfs trace record vm1            record what vm1 reads from now on, as the trace of its base
+  plyfs trace record vm1 --stop     end the recording and keep it
   plyfs base trace show debian";
 
 const RECORD_EXAMPLES: &str = "\
@@ -24,9 +24,9 @@ Examples:
   plyfs trace record vm1
   plyfs trace record vm1 --stop
 
-The first boot of a base is recorded without being asked. A recording begins with the first read, and ends when nothing
-new was read for 30 s, after 5 minutes, after 1 GiB, or with --stop. It replaces the trace that the base has. A worker
-that ends loses it, except at `plyfs stop`.";
+The daemon records the first boot of a base without this command. A recording begins with the first read. It ends when \
+the disk has read nothing new for 30 s, after 5 minutes, after 1 GiB, or with --stop. It replaces the trace that the \
+base has. A recording is lost when its worker ends, except at `plyfs stop`.";
 
 const BASE_EXAMPLES: &str = "\
 Examples:
@@ -35,8 +35,8 @@ Examples:
   plyfs base trace import debian debian-12.trace
   plyfs base trace rm debian
 
-A trace is a small file: which blocks a boot read, in which order and when. On a host that has it, they are fetched
-before the guest asks for them. It can travel with the image.";
+A trace is a small file: which blocks a boot read, in which order and when. A host that has the trace fetches these \
+blocks before the guest reads them. The trace can be distributed with the image.";
 
 pub(super) const COLUMNS: [Column; 7] = [
     ("BASE", "base", Kind::Text),
@@ -64,11 +64,11 @@ pub(super) const FIELDS: [Column; 13] = [
     ("error", "error", Kind::Text),
 ];
 
-/// Record what a boot reads, so that the next one finds it here
+/// Record which blocks a boot reads, so that the next boot finds them fetched
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Trace {
-    /// Record what a disk reads of its base from now on, as the trace of that base
+    /// Record the reads of a disk from now on, as the trace of its base
     #[command(after_help = RECORD_EXAMPLES)]
     Record {
         /// Name of the disk
@@ -80,7 +80,7 @@ pub(super) enum Trace {
     },
 }
 
-/// List, show and carry the traces of bases: what their boots read
+/// List, show, export, import and remove the traces of bases
 #[derive(Debug, Subcommand)]
 #[command(after_help = BASE_EXAMPLES)]
 pub(super) enum BaseTrace {
@@ -103,10 +103,10 @@ pub(super) enum BaseTrace {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// The file; one that is there is replaced
+        /// The file; an existing file is replaced
         file: PathBuf,
     },
-    /// Take a trace from a file, instead of the one that the base has
+    /// Replace the trace of a base by one from a file
     #[command(after_help = "Examples:\n  plyfs base trace import debian debian-12.trace")]
     Import {
         /// Name of the base
@@ -130,7 +130,7 @@ impl Trace {
         let client = global.client()?;
         let path = format!("/v1/disks/{disk}/trace");
         if stop {
-            // Not sent again: a worker that ended has lost the recording, and says so.
+            // Sent once only: when the worker ended, the recording is lost, and the next worker answers that.
             let trace = client.delete(&path, &format!("cannot end the recording of disk {disk}"))?;
             return global.output().value(&trace, |trace| fields(trace, &FIELDS));
         }
@@ -139,7 +139,10 @@ impl Trace {
         let Recording { base, .. } = read(&recording, &action)?;
         let base = printable(&base);
         global.output().value(&recording, |_| {
-            format!("recording what disk {disk} reads of base {base}; keep it with: plyfs trace record {disk} --stop\n")
+            format!(
+                "recording the reads of disk {disk} from base {base}; end and keep it with: plyfs trace record {disk} \
+                 --stop\n"
+            )
         })
     }
 }
@@ -160,7 +163,7 @@ impl BaseTrace {
             Self::Export { name, file } => {
                 let action = format!("cannot export the trace of base {name}");
                 let bytes = client.get_bytes(&format!("{}/file", path(&name)), &action)?;
-                std::fs::write(&file, &bytes).map_err(|source| CliError::Carry {
+                std::fs::write(&file, &bytes).map_err(|source| CliError::Transfer {
                     action,
                     path: file.clone(),
                     source,
@@ -170,13 +173,13 @@ impl BaseTrace {
             }
             Self::Import { name, file } => {
                 let action = format!("cannot import a trace for base {name}");
-                let bytes = std::fs::read(&file).map_err(|source| CliError::Carry {
+                let bytes = std::fs::read(&file).map_err(|source| CliError::Transfer {
                     action: action.clone(),
                     path: file.clone(),
                     source,
                 })?;
                 let put = || client.put_bytes(&format!("{}/file", path(&name)), bytes.clone(), &action);
-                let trace = again::repeat(put)?;
+                let trace = retry::repeat(put)?;
                 global.output().value(&trace, |_| String::new())
             }
             Self::Rm { names } => {

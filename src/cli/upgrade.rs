@@ -13,22 +13,22 @@ use crate::control::wire::{self, ErrorKind, UpgradeBegun, UpgradeState, UpgradeT
 
 const EXAMPLES: &str = "\
 Examples:
-  plyfs upgrade                                   the program that the daemon was started from, as it is now
+  plyfs upgrade                                   to the file now at the path that the daemon was started from
   plyfs upgrade --program /opt/plyfs-2/bin/plyfs
 
-Disks pause for some milliseconds; nobody has to stop. The new version first shows that it can start and read the store;
-when it cannot, the old one has served all the time and this command fails with the reason.";
+Disks pause for some milliseconds; no VM has to stop. The new version first shows that it can start and read the \
+store. When it cannot, the old version goes on serving without a pause, and this command fails with the reason.";
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Have the program that is installed now take over from the one that runs, without stopping anybody
+/// Replace the running daemon with the installed program, while disks stay open
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Upgrade {
-    /// The program to go on as [default: the path that the daemon was started from]
+    /// The new program [default: the path that the daemon was started from]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// How long to wait at most, such as 30s or 5m; the upgrade goes on after that
+    /// Longest wait, such as 30s or 5m; the upgrade continues after that
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -43,17 +43,17 @@ impl Upgrade {
         let start = Instant::now();
         let number = self.begin(&client, program.as_ref(), start)?;
         loop {
-            let said = match client.get("/v1/status", "cannot get the status") {
+            let answer = match client.get("/v1/status", "cannot get the status") {
                 Ok(status) => status["upgrade"].clone(),
-                // The worker that was asked is the one that makes room.
-                Err(CliError::Transport { .. } | CliError::Answer { .. } | CliError::Refused { .. }) => {
-                    Value::Null
-                }
+                // The upgrade replaces the worker that got the request.
+                Err(
+                    CliError::Transport { .. } | CliError::InvalidAnswer { .. } | CliError::Refused { .. },
+                ) => Value::Null,
                 Err(error) => return Err(error),
             };
-            let upgrade: Option<wire::Upgrade> = read(&said, "cannot get the status")?;
+            let upgrade: Option<wire::Upgrade> = read(&answer, "cannot get the status")?;
             if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.number >= number) {
-                // Two that were begun in one moment are one: the first one's.
+                // Of two upgrades that begin in the same moment, only the first one runs.
                 let is_other = program.as_ref().is_some_and(|program| *program != upgrade.program);
                 if is_other && upgrade.state != UpgradeState::Running {
                     let other = &upgrade.program;
@@ -62,7 +62,7 @@ impl Upgrade {
                 }
                 match upgrade.state {
                     UpgradeState::Running => {}
-                    UpgradeState::Done => return global.output().value(&said, |_| human(&upgrade)),
+                    UpgradeState::Done => return global.output().value(&answer, |_| human(&upgrade)),
                     UpgradeState::Failed => {
                         let why = upgrade.why.as_deref().unwrap_or("the daemon is stopping");
                         let (to, from) = (&upgrade.program, &upgrade.from);
@@ -85,7 +85,7 @@ fn refused(kind: Option<ErrorKind>, message: &str) -> CliError {
     CliError::Refused { kind, message: printable(message) }
 }
 
-/// The daemon has another current directory.
+/// Makes the path absolute, because the daemon has another current directory.
 fn absolute(program: &Path) -> Result<String, CliError> {
     let path = args::absolute(program)?;
     match path.to_str() {
@@ -95,37 +95,38 @@ fn absolute(program: &Path) -> Result<String, CliError> {
 }
 
 impl Upgrade {
-    /// Has an upgrade begin; its number. A worker that dies before it answers may have passed the word on.
+    /// Begins an upgrade, and returns its number. A worker that dies before it answers may have passed the request on.
     fn begin(&self, client: &Client, program: Option<&String>, start: Instant) -> Result<u64, CliError> {
         let number = || -> Result<u64, CliError> {
             let action = "cannot get the status";
             let status: wire::Status = read(&client.get_now("/v1/status", action)?, action)?;
             Ok(status.upgrade.map_or(0, |upgrade| upgrade.number))
         };
-        // A daemon without a worker can be told as well, but not asked.
+        // A daemon without a worker accepts an upgrade, but cannot give its number.
         let before = match number() {
             Err(error) if error.is(ErrorKind::Unavailable) => None,
             other => Some(other?),
         };
-        let ask = || match program {
+        let request = || match program {
             Some(program) => {
                 let body = UpgradeTo { program: Some(program.clone()) };
                 client.post("/v1/upgrade", &body, "cannot upgrade")
             }
-            // Without a body: it is understood by a daemon without a worker too.
+            // Without a body, because a daemon without a worker accepts only that.
             None => client.post_empty("/v1/upgrade", "cannot upgrade"),
         };
-        let mut lost = false;
+        let mut may_have_begun = false;
         loop {
-            let error = match ask() {
+            let error = match request() {
                 Ok(answer) => return Ok(read::<UpgradeBegun>(&answer, "cannot upgrade")?.number),
                 Err(error) => error,
             };
-            let passes = matches!(error, CliError::Transport { .. }) || error.is(ErrorKind::Unavailable);
-            if !(passes || lost && error.is(ErrorKind::InUse)) {
+            let is_transient =
+                matches!(error, CliError::Transport { .. }) || error.is(ErrorKind::Unavailable);
+            if !(is_transient || may_have_begun && error.is(ErrorKind::InUse)) {
                 return Err(error);
             }
-            lost |= passes;
+            may_have_begun |= is_transient;
             if let (Some(before), Ok(now)) = (before, number())
                 && now > before
             {

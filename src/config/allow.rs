@@ -1,4 +1,4 @@
-//! `[http] allow`: where redirects may lead although it is no public address.
+//! `[http] allow`: hosts and networks to which redirects may lead although their addresses are not public.
 
 use std::net::IpAddr;
 
@@ -7,13 +7,13 @@ use std::net::IpAddr;
 pub enum AllowEntry {
     /// A host.
     Host(String),
-    /// A domain and all below it.
+    /// A domain and all domains below it.
     Domain(String),
-    /// Addresses that begin with as many bits of this one.
+    /// A network: an address, and the length of the prefix.
     Network(IpAddr, u8),
 }
 
-/// The bits of an address, from the first, and how many it has.
+/// The bits of an address, the first one at the top, and their number.
 fn bits(address: IpAddr) -> (u128, u8) {
     match address {
         IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
@@ -22,7 +22,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 }
 
 impl AllowEntry {
-    /// Reads a host, a domain with a dot before it, an address, or a network (`10.0.0.0/8`).
+    /// Parses a host, a domain with a leading dot, an address, or a network (`10.0.0.0/8`).
     pub fn parse(entry: &str) -> Option<Self> {
         let entry = entry.trim().to_ascii_lowercase();
         let address = |text: &str| text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
@@ -43,7 +43,7 @@ impl AllowEntry {
         }
     }
 
-    /// Whether it names a host.
+    /// Whether it matches a host name.
     pub fn has_host(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         match self {
@@ -55,7 +55,7 @@ impl AllowEntry {
         }
     }
 
-    /// Whether an address lies in the network that it names.
+    /// Whether its network contains an address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         let Self::Network(network, prefix) = self else { return false };
         let ((network, network_width), (address, width)) = (bits(*network), bits(address.to_canonical()));

@@ -1,7 +1,7 @@
-//! The TOML file as it is written: sections of optional keys, unknown keys refused.
+//! The TOML file: sections of optional keys. Unknown keys are refused.
 //!
-//! Kept apart from [`Config`](super::Config) so that a key that is absent can be told from one that has its default:
-//! flags override the file, the file overrides defaults.
+//! These types are separate from [`Config`](super::Config), so that an absent key differs from a key with the default
+//! value: flags override the file, the file overrides defaults.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ pub(super) struct Log {
     pub format: Option<super::LogFormat>,
 }
 
-/// Bytes: a TOML integer, or a string as on the command line (`"20G"`).
+/// A size in bytes: a TOML integer, or a string as on the command line (`"20G"`).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size(pub u64);
 
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// Permission bits: an octal string such as `"0400"`.
+/// Permission bits, an octal string such as `"0400"`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode(pub u32);
 
@@ -122,7 +122,7 @@ impl<'de> Deserialize<'de> for Mode {
             fn visit_str<E: Error>(self, value: &str) -> Result<Mode, E> {
                 let octal = !value.is_empty() && value.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
                 octal.then(|| u32::from_str_radix(value, 8).ok()).flatten().map(Mode).ok_or_else(|| {
-                    E::custom(format!("{value:?} is not an octal mode; write a string such as \"0400\""))
+                    E::custom(format!("{value:?} is not an octal mode; give a string such as \"0400\""))
                 })
             }
         }

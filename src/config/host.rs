@@ -1,6 +1,6 @@
-//! What defaults depend on: who runs plyfs, how much memory the machine has, where its data directory is.
+//! The facts about the host that defaults depend on: the user, the memory of the machine, the data directory.
 //!
-//! Read from `/proc` and the environment, so that no part of the configuration needs `unsafe`.
+//! They are read from `/proc` and the environment, so that the configuration needs no `unsafe`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(super) fn effective_uid(status: &str) -> Option<u32> {
     uids.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The machine's memory in bytes, if the kernel tells.
+/// The machine's memory in bytes, if the kernel reports it.
 pub fn total_memory() -> Option<u64> {
     total_memory_in(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
@@ -44,7 +44,7 @@ pub(super) fn default_store_for(
     if root {
         return Ok(PathBuf::from("/var/lib/plyfs"));
     }
-    // The XDG specification: a relative path in the variable is to be ignored.
+    // The XDG specification says that a relative path in the variable is ignored.
     let absolute = |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());
     absolute(data_home)
         .or_else(|| absolute(home).map(|home| home.join(".local/share")))

@@ -10,41 +10,40 @@ use super::file::Size;
 use super::size::format_size;
 use super::{ConfigError, invalid};
 
-/// Longest of each duration.
+/// The upper bound of each duration.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How servers are asked. Limits of one base are kept with the base.
+/// The settings of requests to servers. The limits of a single base are in its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// `[http] ca_file`: certificates in PEM that are trusted besides the system's. Read when a worker starts.
-    /// Default: none. Bounds: an absolute path, UTF-8.
+    /// `[http] ca_file`: certificates in PEM that are trusted besides the system's. A worker reads the file when it
+    /// starts. Default: none. Bounds: an absolute path, UTF-8.
     pub ca_file: Option<PathBuf>,
-    /// `[http] max_requests`: requests that run at once, of all bases together. Default: 16. Bounds: 1 to 256.
+    /// `[http] max_requests`: most requests in flight, of all bases together. Default: 16. Bounds: 1 to 256.
     pub max_requests: u32,
-    /// `[http] max_rate`: bytes per second, of all bases together. Default: no limit. Bounds: at least 64 KiB.
+    /// `[http] max_rate`: most bytes per second, of all bases together. Default: no limit. Bounds: at least 64 KiB.
     #[serde(deserialize_with = "size")]
     pub max_rate: Option<u64>,
     /// `[http] connect_timeout`: how long a connection may take, TLS and proxy included. Default: 10 s.
     /// Bounds: 100 ms to 1 day.
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
-    /// `[http] stall_timeout`: for how long a server may send nothing before the request is given up and made again.
+    /// `[http] stall_timeout`: how long a server may send nothing before the request is abandoned and sent again.
     /// Default: 30 s. Bounds: 100 ms to 1 day.
     #[serde(deserialize_with = "duration")]
     pub stall_timeout: Duration,
-    /// `[http] min_rate`: bytes per second that a server has to send, on average of `stall_timeout`, while a request
-    /// runs; with fewer the request is given up and made again, of a mirror first. Default: 4 KiB.
-    /// Bounds: 1 byte to 1 GiB.
+    /// `[http] min_rate`: fewest bytes per second of a server's answer, on average over `stall_timeout`. A slower
+    /// request is abandoned and sent again, to a mirror first. Default: 4 KiB. Bounds: 1 byte to 1 GiB.
     #[serde(deserialize_with = "some_size")]
     pub min_rate: u64,
-    /// `[http] allow`: where redirects may lead although it is no public address: a host, a domain with all below it
-    /// (`.example.org`), an address, a network (`10.0.0.0/8`). Redirects of a server that has such an address itself
-    /// need no entry. Default: none. Bounds: at most 64.
+    /// `[http] allow`: targets to which redirects may lead although their addresses are not public: a host, a domain
+    /// with all domains below it (`.example.org`), an address, a network (`10.0.0.0/8`). Redirects of a server that has
+    /// such an address itself need no entry. Default: none. Bounds: at most 64.
     pub allow: Vec<String>,
-    /// `[http] user_agent`: Default: `plyfs/VERSION`. Bounds: printable ASCII, 1 to 200 bytes.
+    /// `[http] user_agent`: the header `User-Agent`. Default: `plyfs/VERSION`. Bounds: printable ASCII, 1 to 200 bytes.
     pub user_agent: String,
-    /// `[[http.credentials]]`: who plyfs is, by URL. Default: none. Bounds: at most 64.
+    /// `[[http.credentials]]`: the credentials of plyfs, by URL. Default: none. Bounds: at most 64.
     pub credentials: Vec<CredentialConfig>,
 }
 
@@ -68,8 +67,8 @@ impl Default for HttpConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CredentialConfig {
-    /// `url`: the scope: scheme, host and port have to be the same, the path begins with this one, whole segments. Of
-    /// several that fit, the longest counts.
+    /// `url`: the scope. Scheme, host and port must be equal, and whole segments of this path must be a prefix of the
+    /// path. The longest matching scope applies.
     pub url: String,
     /// `bearer_file`: a file with a token, for `Authorization: Bearer`.
     #[serde(default)]
@@ -80,11 +79,11 @@ pub struct CredentialConfig {
     /// `header_file`: a file with header lines, `Name: value`.
     #[serde(default)]
     pub header_file: Option<PathBuf>,
-    /// `command`: a program (absolute path) and its arguments, which prints a token, or header lines. It runs with
-    /// the rights of the daemon, an environment of its own, for at most 10 s.
+    /// `command`: a program (absolute path) and its arguments. It prints a token or header lines. It runs with the
+    /// rights of the daemon and an environment of its own, for at most 10 s.
     #[serde(default)]
     pub command: Option<Vec<String>>,
-    /// `renew`: how long what was read counts before it is read again. Default: until a server refuses it.
+    /// `renew`: how long a credential is used before it is read again. Default: until a server refuses it.
     /// Bounds: 1 s to 1 day.
     #[serde(default, deserialize_with = "optional_duration")]
     pub renew: Option<Duration>,
@@ -99,12 +98,12 @@ pub enum CredentialSource<'a> {
     Basic(&'a std::path::Path),
     /// Header lines in a file.
     Headers(&'a std::path::Path),
-    /// What a program prints.
+    /// The output of a program.
     Command(&'a [String]),
 }
 
 impl CredentialConfig {
-    /// The one source that a valid configuration has.
+    /// The source; `None` when the configuration has none or several, which is not valid.
     pub fn source(&self) -> Option<CredentialSource<'_>> {
         let Self { bearer_file, basic_file, header_file, command, .. } = self;
         match (bearer_file, basic_file, header_file, command) {
@@ -124,40 +123,41 @@ impl HttpConfig {
         }
         if !(1..=256).contains(&self.max_requests) {
             let count = self.max_requests;
-            return Err(invalid("http.max_requests", format!("{count} is out of bounds; it is 1 to 256")));
+            return Err(invalid("http.max_requests", format!("{count} is out of bounds; give 1 to 256")));
         }
         if let Some(rate) = self.max_rate
             && !((64 << 10)..=super::size::MAX_SIZE).contains(&rate)
         {
             let rate = format_size(rate);
-            return Err(invalid("http.max_rate", format!("{rate} is out of bounds; it is at least 64K")));
+            return Err(invalid("http.max_rate", format!("{rate} is out of bounds; give at least 64K")));
         }
         for (key, value) in
             [("http.connect_timeout", self.connect_timeout), ("http.stall_timeout", self.stall_timeout)]
         {
             if !(Duration::from_millis(100)..=DAY).contains(&value) {
-                return Err(invalid(key, format!("{value:?} is out of bounds; it is 100ms to 1d")));
+                return Err(invalid(key, format!("{value:?} is out of bounds; give 100ms to 1d")));
             }
         }
         if !(1..=1 << 30).contains(&self.min_rate) {
             let rate = format_size(self.min_rate);
-            return Err(invalid("http.min_rate", format!("{rate} is out of bounds; it is 1 byte to 1G")));
+            return Err(invalid("http.min_rate", format!("{rate} is out of bounds; give 1 byte to 1G")));
         }
         if self.allow.len() > 64 {
-            return Err(invalid("http.allow", "there are more than 64".into()));
+            return Err(invalid("http.allow", "it has more than 64 entries; remove some".into()));
         }
         if let Some(entry) = self.allow.iter().find(|entry| AllowEntry::parse(entry).is_none()) {
-            let message =
-                format!("{entry:?} is none of: a host, .domain, an address, a network such as 10.0.0.0/8");
+            let message = format!(
+                "{entry:?} is not valid; give a host, .domain, an address, or a network such as 10.0.0.0/8"
+            );
             return Err(invalid("http.allow", message));
         }
         let agent = &self.user_agent;
         if !(1..=200).contains(&agent.len()) || !agent.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            let message = "it is printable ASCII of 1 to 200 bytes".into();
+            let message = "it is not valid; give 1 to 200 bytes of printable ASCII".into();
             return Err(invalid("http.user_agent", message));
         }
         if self.credentials.len() > 64 {
-            return Err(invalid("http.credentials", "there are more than 64".into()));
+            return Err(invalid("http.credentials", "there are more than 64; remove some".into()));
         }
         self.credentials.iter().try_for_each(CredentialConfig::validate)
     }
@@ -168,8 +168,8 @@ impl CredentialConfig {
         let refuse = |message: String| Err(invalid("http.credentials", message));
         let Some(rest) = ["http://", "https://"].into_iter().find_map(|scheme| self.url.strip_prefix(scheme))
         else {
-            // Not shown: somebody may have written a secret into it.
-            return refuse("url has to begin with http:// or https://".into());
+            // The message does not show the text, because it may contain a secret.
+            return refuse("url does not begin with http:// or https://; give such a URL".into());
         };
         if rest.is_empty()
             || rest.starts_with('/')
@@ -177,22 +177,25 @@ impl CredentialConfig {
             || rest.chars().any(|c| c.is_control() || c.is_whitespace())
         {
             return refuse(
-                "url is scheme, host, port and path: no user, query, fragment or white space".into(),
+                "url is not valid; give scheme, host, port and path: no user, query, fragment or white space"
+                    .into(),
             );
         }
         let url = &self.url;
         match self.source() {
             None => {
                 return refuse(format!(
-                    "{url} needs one of bearer_file, basic_file, header_file and command, not more"
+                    "{url} needs one of bearer_file, basic_file, header_file and command; give exactly one"
                 ));
             }
             Some(CredentialSource::Command(command)) => {
                 if !command.first().is_some_and(|program| program.starts_with('/')) {
-                    return refuse(format!("command of {url} begins with the absolute path of a program"));
+                    return refuse(format!(
+                        "command of {url} does not begin with the absolute path of a program; give one"
+                    ));
                 }
                 if command.iter().any(|word| word.contains('\0')) {
-                    return refuse(format!("command of {url} has a NUL in it"));
+                    return refuse(format!("command of {url} contains a NUL; remove it"));
                 }
             }
             Some(
@@ -203,7 +206,7 @@ impl CredentialConfig {
         }
         match self.renew {
             Some(renew) if !(Duration::from_secs(1)..=DAY).contains(&renew) => {
-                refuse(format!("renew of {url} is out of bounds; it is 1s to 1d"))
+                refuse(format!("renew of {url} is out of bounds; give 1s to 1d"))
             }
             _ => Ok(()),
         }
@@ -214,7 +217,7 @@ fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError
     if path.is_absolute() && path.to_str().is_some_and(|text| !text.contains('\0')) {
         return Ok(());
     }
-    Err(invalid(key, format!("{path:?} is not an absolute path in UTF-8; write one")))
+    Err(invalid(key, format!("{path:?} is not an absolute path in UTF-8; give one")))
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -225,33 +228,34 @@ fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error
     Ok(Size::deserialize(deserializer)?.0)
 }
 
-/// As it is written in the file; as JSON carries it between processes, it is what serde makes of it.
+/// The two encodings of a duration: text in the file, and serde's own encoding in the JSON between processes.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum EncodedDuration {
     Text(String),
     Json(Duration),
 }
 
-impl Written {
+impl EncodedDuration {
     fn read<E: serde::de::Error>(self) -> Result<Duration, E> {
         match self {
             Self::Json(duration) => Ok(duration),
-            Self::Text(text) => parse_duration(&text)
-                .ok_or_else(|| E::custom(format!("{text:?} is not a time; write 500ms, 30s, 10m, 2h or 1d"))),
+            Self::Text(text) => parse_duration(&text).ok_or_else(|| {
+                E::custom(format!("{text:?} is not a time; give one such as 500ms, 30s, 10m, 2h or 1d"))
+            }),
         }
     }
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    Written::deserialize(deserializer)?.read()
+    EncodedDuration::deserialize(deserializer)?.read()
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    Option::<Written>::deserialize(deserializer)?.map(Written::read).transpose()
+    Option::<EncodedDuration>::deserialize(deserializer)?.map(EncodedDuration::read).transpose()
 }
 
-/// Reads a duration: a whole number and one of `ms`, `s`, `m`, `h` and `d`.
+/// Parses a duration: a whole number and one of `ms`, `s`, `m`, `h` and `d`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,7 +1,8 @@
-//! Configuration of the daemon: defaults, then the TOML file, then flags, become one validated [`Config`].
+//! Configuration of the daemon. The defaults, the TOML file and the flags become one validated [`Config`]; flags take
+//! precedence over the file, and the file over the defaults.
 //!
-//! Nothing below `daemon` reads a file, a flag or an environment variable: what a component may be told is in this
-//! struct. The supervisor hands the whole of it to its worker as JSON, so that both run on the same values.
+//! Components below `daemon` read no configuration from files, flags or environment variables: this struct has all
+//! their settings. The supervisor passes the whole of it to its worker as JSON, so that both use the same values.
 
 mod allow;
 mod file;
@@ -29,9 +30,9 @@ use crate::format::layout;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Environment variables by which a worker is told its logging before it has read its configuration.
+/// The environment variable with a worker's log level. The worker logs before it has read its configuration.
 pub const LOG_LEVEL_ENV: &str = "PLYFS_LOG_LEVEL";
-/// See [`LOG_LEVEL_ENV`].
+/// The environment variable with a worker's log format, see [`LOG_LEVEL_ENV`].
 pub const LOG_FORMAT_ENV: &str = "PLYFS_LOG_FORMAT";
 
 /// Levels of logging, quietest first.
@@ -39,46 +40,47 @@ pub const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "tra
 /// Names of [`LogFormat`], in the order of its variants.
 pub const LOG_FORMATS: [&str; 3] = ["auto", "human", "json"];
 
-/// Everything the daemon may be told. Paths are absolute and UTF-8.
+/// All settings of the daemon. Paths are absolute and UTF-8.
 ///
-/// As JSON it travels between the versions of an upgrade: a field that is added later has a `serde` default, and one
-/// that is not known is ignored.
+/// An upgrade passes it as JSON from one version to another: a field that is added later has a `serde` default, and a
+/// reader ignores fields that it does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// `[store] path`, `--store`: directory of bases' records, deltas, the lock and the control socket.
     /// Default: `/var/lib/plyfs` for root, else `plyfs` in the XDG data directory.
     pub store: PathBuf,
-    /// `[store] reserve`: bytes of the store's filesystem kept back, so that discards, flushes and removals work when
-    /// it is full. Default: 1/256 of the filesystem, within 4 MiB and 64 MiB; 1 MiB in memory. Bounds: 0 (none), or
-    /// 1 MiB to 64 GiB; at most 1/16 of the filesystem is taken.
+    /// `[store] reserve`: bytes of the store's filesystem that are reserved, so that discards, flushes and removals
+    /// work when the filesystem is full. Default: 1/256 of the filesystem, from 4 MiB to 64 MiB; 1 MiB in memory.
+    /// Bounds: 0 (none), or 1 MiB to 64 GiB; at most 1/16 of the filesystem is reserved.
     pub reserve: Option<u64>,
-    /// `[mount] path`, `--mount`: the mount point. Default: `mnt` in the store. Neither `/`, nor the store, nor above it.
+    /// `[mount] path`, `--mount`: the mount point. Default: `mnt` in the store. Bounds: neither the store nor a
+    /// directory above it.
     pub mount: PathBuf,
     /// `[mount] allow_other`, `--allow-other`: whether users other than the daemon's may enter the mount.
     /// Default: true as root, else false.
     pub allow_other: bool,
     /// `[mount] base_mode`: permission bits of the files in `bases/`, an octal string in TOML. Default: 0400.
-    /// Bounds: no bits beyond 0777 and no write bit, as a base is never written.
+    /// Bounds: no bits beyond 0777 and no write bit, because a base is never written.
     pub base_mode: u32,
     /// `[cache] memory`, `--cache-memory`: bytes of memory for cached blocks of bases.
-    /// Default: 1/8 of the machine's memory, within 64 MiB and 16 GiB. Bounds: at least 1 MiB.
+    /// Default: 1/8 of the machine's memory, from 64 MiB to 16 GiB. Bounds: at least 1 MiB.
     pub cache_memory: u64,
-    /// `[cache] disk`, `--cache-disk`: bytes on disk for blocks that were fetched. Default: a tenth of the store's
-    /// filesystem, at most 64 GiB. Bounds: 0 (nothing is kept), or at least 1 MiB.
+    /// `[cache] disk`, `--cache-disk`: bytes on disk for fetched blocks. Default: a tenth of the store's filesystem, at
+    /// most 64 GiB. Bounds: 0 (no block is kept), or at least 1 MiB.
     pub cache_disk: Option<u64>,
-    /// `[cache] disk_bases`: of how many images something is kept. Default: any number. Bounds: at least 1.
+    /// `[cache] disk_bases`: the number of images that the cache on disk holds. Default: no limit. Bounds: at least 1.
     #[serde(default)]
     pub cache_disk_bases: Option<usize>,
-    /// `[cache] disk_free`: bytes that fetched blocks leave free on the filesystem. Default: a twentieth of it, at least
-    /// 1 GiB, never more than a quarter. Bounds: below 8E.
+    /// `[cache] disk_free`: bytes of the filesystem that the cache on disk leaves free. Default: a twentieth of the
+    /// filesystem, at least 1 GiB, at most a quarter. Bounds: below 8E.
     #[serde(default)]
     pub cache_disk_free: Option<u64>,
     /// `[fuse] threads`: threads that read requests of the kernel. Default: 4. Bounds: 1 to 64.
     pub fuse_threads: usize,
     /// `[io] threads`: threads for work that may block on the store or a source. Default: 32. Bounds: 1 to 1024.
     pub io_threads: usize,
-    /// `[runtime] dir`: directory in memory for what outlives the worker but not the machine. Default: a tmpfs that the
-    /// daemon mounts below `/run/plyfs`; without the right to mount `XDG_RUNTIME_DIR`, else `/dev/shm`.
+    /// `[runtime] dir`: directory on tmpfs for the live maps, which survive the worker but not a reboot. Default: a
+    /// tmpfs that the daemon mounts below `/run/plyfs`; without the right to mount, `XDG_RUNTIME_DIR` or `/dev/shm`.
     #[serde(default)]
     pub runtime_dir: Option<PathBuf>,
     /// `[runtime] map_memory`: bytes of memory for the live maps of all disks. Default: a quarter of the machine's
@@ -108,9 +110,9 @@ pub struct Config {
 /// When whole bases are fetched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HydrateConfig {
-    /// `[hydrate] auto`: every new base, without being asked. Default: false.
+    /// `[hydrate] auto`: whether each new base is hydrated without a request. Default: false.
     pub auto: bool,
-    /// `[hydrate] rate`: bytes per second, unless somebody says another. Default: as fast as it goes. Bounds: at least
+    /// `[hydrate] rate`: most bytes per second, unless a request has another rate. Default: no limit. Bounds: at least
     /// 64 KiB.
     pub rate: Option<u64>,
 }
@@ -120,7 +122,7 @@ impl HydrateConfig {
         match self.rate {
             Some(rate) if !(64 << 10..=size::MAX_SIZE).contains(&rate) => Err(invalid(
                 "hydrate.rate",
-                format!("{} is out of bounds; it is at least 64K", format_size(rate)),
+                format!("{} is out of bounds; give at least 64K", format_size(rate)),
             )),
             _ => Ok(()),
         }
@@ -142,7 +144,7 @@ impl Default for LogConfig {
     }
 }
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
@@ -167,12 +169,12 @@ impl LogFormat {
 }
 
 impl LogConfig {
-    /// What a child process needs in its environment to log as this one does.
+    /// The environment variables that make a child process log as this one does.
     pub fn env(&self) -> [(&'static str, &str); 2] {
         [(LOG_LEVEL_ENV, &self.level), (LOG_FORMAT_ENV, self.format.name())]
     }
 
-    /// The opposite of [`env`](Self::env). A variable that is absent or no valid value leaves the default.
+    /// The inverse of [`env`](Self::env). A variable that is absent or not valid leaves the default.
     pub fn from_env() -> Self {
         let mut log = Self::default();
         if let Ok(level) = std::env::var(LOG_LEVEL_ENV)
@@ -193,13 +195,13 @@ impl LogConfig {
         }
         Err(invalid(
             "log.level",
-            format!("{:?} is no level; it is one of {}", self.level, LOG_LEVELS.join(", ")),
+            format!("{:?} is no level; give one of {}", self.level, LOG_LEVELS.join(", ")),
         ))
     }
 }
 
-/// What the command line says; `None` leaves the file's value or the default. Relative paths are against the current
-/// directory.
+/// The settings of the command line. `None` leaves the file's value or the default. Relative paths are relative to the
+/// current directory.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `--store` or its environment variable.
@@ -218,7 +220,7 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
 }
 
-/// Why there is no configuration. Every message is one line.
+/// Why the configuration cannot be used. Every message is one line.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -226,38 +228,38 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// The file is not TOML, or has a key or a value it may not have.
+    /// The file is not TOML, or has a key or a value that is not allowed.
     #[error("configuration file {}, line {line}: {message}; correct the file", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where in it, from 1.
+        /// The line of the error, from 1.
         line: usize,
-        /// What is wrong.
+        /// The error.
         message: String,
     },
-    /// A value is out of bounds, wherever it came from.
+    /// A value of the file or of the command line is out of bounds.
     #[error("configuration: {key}: {message}")]
     Invalid {
         /// Section and key as in the file.
         key: &'static str,
-        /// What is wrong and what would be right.
+        /// The error and the allowed values.
         message: String,
     },
-    /// There is no home directory to keep a store in.
+    /// The user has no home directory for a store.
     #[error(
-        "cannot tell where the store is: neither XDG_DATA_HOME nor HOME is an absolute path; give --store DIR"
+        "cannot find the default store: neither XDG_DATA_HOME nor HOME is an absolute path; give --store DIR"
     )]
     NoDefaultStore,
-    /// A relative path, but no current directory.
+    /// The path is relative, and there is no current directory.
     #[error("cannot make {} absolute: {source}; give an absolute path", path.display())]
     Relative {
         /// The path as given.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
@@ -267,10 +269,10 @@ fn invalid(key: &'static str, message: String) -> ConfigError {
 }
 
 impl Config {
-    /// Defaults, then `file`, then `overrides`; validated.
+    /// The validated configuration: `overrides` before `file` before the defaults.
     ///
     /// # Errors
-    /// The first thing that is wrong, as [`ConfigError`].
+    /// The first error, as [`ConfigError`].
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
         let Some(path) = file else {
             return Self::merge(file::File::default(), overrides);
@@ -328,7 +330,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Holds every value to the bounds in its documentation.
+    /// Checks that every value is within the bounds in its documentation.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with the key of the first value that is out of bounds.
@@ -352,7 +354,7 @@ impl Config {
         ] {
             if let Some(value) = value.filter(|value| !(least..=size::MAX_SIZE).contains(value)) {
                 let (value, least) = (format_size(value), format_size(least));
-                return Err(invalid(key, format!("{value} is out of bounds; it is at least {least}")));
+                return Err(invalid(key, format!("{value} is out of bounds; give at least {least}")));
             }
         }
         Ok(())
@@ -367,7 +369,7 @@ impl Config {
                 return Err(invalid(key, format!("{path:?} is not UTF-8; choose another directory")));
             }
             if !path.is_absolute() {
-                return Err(invalid(key, format!("{path:?} is relative; write an absolute path")));
+                return Err(invalid(key, format!("{path:?} is relative; give an absolute path")));
             }
         }
         if self.store.starts_with(&self.mount) {
@@ -382,7 +384,7 @@ impl Config {
             return Err(invalid(
                 "mount.base_mode",
                 format!(
-                    "{mode:04o} has bits a base cannot have; only read and execute bits (0555) are possible"
+                    "{mode:04o} has bits that a base cannot have; give read and execute bits (0555) only"
                 ),
             ));
         }
@@ -393,7 +395,7 @@ impl Config {
         match self.reserve {
             Some(bytes) if bytes != 0 && !(MIB..=64 * GIB).contains(&bytes) => Err(invalid(
                 "store.reserve",
-                format!("{} is out of bounds; it is 0 (none), or 1M to 64G", format_size(bytes)),
+                format!("{} is out of bounds; give 0 (none), or 1M to 64G", format_size(bytes)),
             )),
             _ => Ok(()),
         }
@@ -401,7 +403,7 @@ impl Config {
 
     fn validate_cache(&self) -> Result<(), ConfigError> {
         if self.cache_disk_bases == Some(0) {
-            return Err(invalid("cache.disk_bases", "0 is out of bounds; it is at least 1".into()));
+            return Err(invalid("cache.disk_bases", "0 is out of bounds; give at least 1".into()));
         }
         let disk = self.cache_disk.filter(|bytes| *bytes != 0);
         for (key, bytes) in [("cache.memory", Some(self.cache_memory)), ("cache.disk", disk)] {
@@ -410,7 +412,7 @@ impl Config {
             {
                 return Err(invalid(
                     key,
-                    format!("{} is out of bounds; it is at least 1M and below 8E", format_size(bytes)),
+                    format!("{} is out of bounds; give at least 1M and less than 8E", format_size(bytes)),
                 ));
             }
         }
@@ -422,14 +424,15 @@ impl Config {
             [("fuse.threads", self.fuse_threads, 64), ("io.threads", self.io_threads, 1024)]
         {
             if !(1..=limit).contains(&threads) {
-                return Err(invalid(key, format!("{threads} is out of bounds; it is 1 to {limit}")));
+                return Err(invalid(key, format!("{threads} is out of bounds; give 1 to {limit}")));
             }
         }
         Ok(())
     }
 }
 
-/// A flag is relative to where the user is; in a file there is no such place, so it has to be absolute there.
+/// The path of the flag, otherwise that of the file. A flag is relative to the current directory. A path in the file
+/// must be absolute, because a file has no current directory.
 fn choose(
     key: &'static str,
     file: Option<PathBuf>,
@@ -441,7 +444,7 @@ fn choose(
             Err(source) => Err(ConfigError::Relative { path, source }),
         },
         (None, Some(path)) if !path.is_absolute() => {
-            Err(invalid(key, format!("{path:?} is relative; write an absolute path")))
+            Err(invalid(key, format!("{path:?} is relative; give an absolute path")))
         }
         (None, file) => Ok(file),
     }

@@ -1,4 +1,4 @@
-//! `[security]`: what a worker gives up before it serves.
+//! `[security]`: the rights that a worker gives up before it serves.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, invalid};
 
-/// Everything is on by default; the switches are for a host where one of them does harm.
+/// The security measures. All are on by default. The switches are for a host on which a measure does harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecurityConfig {
-    /// `[security] capabilities`: whether capabilities that serving does not need are dropped. Default: true.
+    /// `[security] capabilities`: whether the worker drops capabilities that serving does not need. Default: true.
     pub capabilities: bool,
-    /// `[security] landlock`: whether files outside the store are put out of reach. Default: true.
+    /// `[security] landlock`: whether landlock denies the worker access to files outside of the store. Default: true.
     pub landlock: bool,
-    /// `[security] seccomp`: what happens to system calls that serving does not need. Default: `on`.
+    /// `[security] seccomp`: the treatment of system calls that serving does not need. Default: `on`.
     pub seccomp: SeccompMode,
-    /// `[security] core_dumps`: whether a worker that crashes may leave a core dump, which holds guests' data.
+    /// `[security] core_dumps`: whether a worker that crashes may leave a core dump, which contains guests' data.
     /// Default: false.
     pub core_dumps: bool,
-    /// `[security] base_dirs`: directories that the files of bases have to be in, symbolic links resolved. Default:
-    /// none, which means anywhere. Needs `landlock`. Bounds: absolute paths, UTF-8.
+    /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved.
+    /// Default: none, which allows any directory. Needs `landlock`. Bounds: absolute paths, UTF-8.
     pub base_dirs: Vec<PathBuf>,
-    /// `[security] network`: whether the worker may make connections, for bases on the network. Default: true.
+    /// `[security] network`: whether the worker may connect to servers, for bases on the network. Default: true.
     pub network: bool,
 }
 
@@ -39,16 +39,16 @@ impl Default for SecurityConfig {
     }
 }
 
-/// What happens to system calls that are not on the worker's list.
+/// The treatment of system calls that are not on the worker's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeccompMode {
-    /// They fail; the dangerous ones end the worker.
+    /// They fail; dangerous ones kill the worker.
     On,
-    /// They work, and the kernel's audit log names them; the dangerous ones end the worker. To find out what a list
-    /// lacks.
+    /// They succeed, and the kernel's audit log names them; dangerous ones kill the worker. This mode finds calls that
+    /// a list lacks.
     Log,
-    /// There is no filter.
+    /// The worker has no filter.
     Off,
 }
 
@@ -57,11 +57,14 @@ impl SecurityConfig {
         const KEY: &str = "security.base_dirs";
         for dir in &self.base_dirs {
             if !dir.is_absolute() || dir.to_str().is_none_or(|text| text.contains('\0')) {
-                return Err(invalid(KEY, format!("{dir:?} is not an absolute path in UTF-8; write one")));
+                return Err(invalid(KEY, format!("{dir:?} is not an absolute path in UTF-8; give one")));
             }
         }
         if !self.base_dirs.is_empty() && !self.landlock {
-            return Err(invalid(KEY, "they are held by landlock; do not switch it off".into()));
+            return Err(invalid(
+                KEY,
+                "landlock enforces them, and it is off; set security.landlock = true".into(),
+            ));
         }
         Ok(())
     }

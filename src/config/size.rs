@@ -1,42 +1,42 @@
 //! Sizes as people write them: `4096`, `64K`, `20G`, `1T`, always powers of 1024.
 //!
-//! One parser serves the command line and the configuration file, so that a size that is accepted in one place is
-//! accepted in the other, and means the same.
+//! The command line and the configuration file use the same parser, so both accept the same sizes with the same
+//! meaning.
 
 use thiserror::Error;
 
-/// Largest size that is accepted, in bytes: file offsets are signed 64-bit numbers.
+/// The largest accepted size in bytes. File offsets are signed 64-bit numbers.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
 
 const UNITS: [(char, u32); 6] = [('E', 60), ('P', 50), ('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 
-/// Why a text is not a size. The text itself is not repeated in the message: whoever reports it names it.
+/// Why a text is not a size. The message does not repeat the text; the caller names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SizeError {
-    /// Nothing but white space.
-    #[error("it is empty; write a number of bytes such as 4096, 64K, 20G or 1T")]
+    /// It is empty or white space.
+    #[error("it is empty; give a number of bytes such as 4096, 64K, 20G or 1T")]
     Empty,
     /// It starts with a minus sign.
-    #[error("it is negative; a size cannot be below 0")]
+    #[error("it is negative; give a size of 0 or more")]
     Negative,
     /// It has a decimal point or comma.
-    #[error("it is a fraction; write a whole number in a smaller unit, such as 1536M for 1.5G")]
+    #[error("it is a fraction; give a whole number in a smaller unit, such as 1536M for 1.5G")]
     Fraction,
     /// It does not start with a digit.
-    #[error("it is not a number; write a number of bytes such as 4096, 64K, 20G or 1T")]
+    #[error("it is not a number; give a number of bytes such as 4096, 64K, 20G or 1T")]
     NotANumber,
-    /// What follows the number is no unit.
-    #[error("its unit is not known; the units are K, M, G, T, P and E, powers of 1024")]
+    /// The text after the number is not a unit.
+    #[error("its unit is not known; give K, M, G, T, P or E, powers of 1024")]
     Unit,
-    /// 2^63 bytes or more.
-    #[error("it is too large; the limit is 9223372036854775807 bytes (below 8E)")]
+    /// It is 2^63 bytes or more.
+    #[error("it is too large; give at most 9223372036854775807 bytes (below 8E)")]
     TooLarge,
 }
 
-/// Reads a size and returns it in bytes, at most [`MAX_SIZE`].
+/// Parses a size and returns it in bytes, at most [`MAX_SIZE`].
 ///
-/// A number of digits, then an optional unit `K`, `M`, `G`, `T`, `P` or `E` in either case, each with an optional `iB` or
-/// `B`; a plain `B` is bytes. Zero is a size here: a caller that has no use for it says so itself.
+/// A size is digits and an optional unit `K`, `M`, `G`, `T`, `P` or `E` in either case, each with an optional `iB` or
+/// `B`; a plain `B` is bytes. Zero is accepted; a caller that cannot use it refuses it itself.
 ///
 /// # Errors
 /// One [`SizeError`] per kind of mistake.
@@ -57,7 +57,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         return Err(SizeError::NotANumber);
     }
     let shift = unit_shift(unit).ok_or(SizeError::Unit)?;
-    // Only digits are left, so the one way to fail is a number beyond 64 bits.
+    // The text has digits only, so parsing fails only above 64 bits.
     let number: u64 = number.parse().map_err(|_| SizeError::TooLarge)?;
     let bytes = number.checked_mul(1 << shift).ok_or(SizeError::TooLarge)?;
     if bytes > MAX_SIZE {
@@ -80,8 +80,8 @@ fn unit_shift(unit: &str) -> Option<u32> {
     (rest.is_empty() || rest.eq_ignore_ascii_case("ib") || rest.eq_ignore_ascii_case("b")).then_some(shift)
 }
 
-/// Writes a size for people: exact when it is a whole number of its unit (`20G`), else rounded to one decimal (`1.5G`),
-/// and plain bytes below 1024.
+/// Formats a size for people: exact when it is a whole number of its unit (`20G`), otherwise rounded to one decimal
+/// (`1.5G`), and in plain bytes below 1024.
 pub fn format_size(bytes: u64) -> String {
     let Some(mut at) = UNITS.iter().position(|&(_, shift)| bytes >> shift != 0) else {
         return bytes.to_string();
@@ -89,7 +89,7 @@ pub fn format_size(bytes: u64) -> String {
     if bytes.trailing_zeros() >= UNITS[at].1 {
         return format!("{}{}", bytes >> UNITS[at].1, UNITS[at].0);
     }
-    // 1023.97K would be written 1024.0K, which is 1.0M.
+    // 1023.97K would be rounded to 1024.0K, which is 1.0M.
     let tenths = |shift: u32| ((u128::from(bytes) * 10 + (1 << (shift - 1))) >> shift) as u64;
     if at > 0 && tenths(UNITS[at].1) >= 10240 {
         at -= 1;

@@ -131,7 +131,7 @@ fn default_cache_is_an_eighth_of_memory_within_bounds() {
 }
 
 #[test]
-fn every_key_of_the_file_arrives() {
+fn every_key_of_the_file_is_read() {
     let config = load(
         r#"
         [store]
@@ -297,9 +297,9 @@ fn values_out_of_bounds_are_refused() {
         ("cache.disk = 5", "cache.disk"),
         ("store.reserve = '1023K'", "store.reserve: 1023K is out of bounds"),
         ("store.reserve = '65G'", "store.reserve"),
-        ("runtime.map_memory = '1023K'", "runtime.map_memory: 1023K is out of bounds; it is at least 1M"),
+        ("runtime.map_memory = '1023K'", "runtime.map_memory: 1023K is out of bounds; give at least 1M"),
         ("runtime.map_memory_per_disk = '63K'", "runtime.map_memory_per_disk"),
-        ("fuse.threads = 0", "fuse.threads: 0 is out of bounds; it is 1 to 64"),
+        ("fuse.threads = 0", "fuse.threads: 0 is out of bounds; give 1 to 64"),
         ("fuse.threads = 65", "fuse.threads"),
         ("fuse.threads = -1", "line 1"),
         ("io.threads = 0", "io.threads"),
@@ -321,10 +321,10 @@ fn values_out_of_bounds_are_refused() {
         ("store.path = ", "line 1"),
         ("security.seccomp = 'maybe'", "unknown variant `maybe`"),
         ("security.base_dirs = ['images']", "security.base_dirs: \"images\" is not an absolute path"),
-        ("security.base_dirs = ['/images']\nsecurity.landlock = false", "held by landlock"),
+        ("security.base_dirs = ['/images']\nsecurity.landlock = false", "landlock enforces them"),
         ("security.confine = true", "unknown field `confine`"),
         ("http.ca_file = 'ca.pem'", "http.ca_file: \"ca.pem\" is not an absolute path"),
-        ("http.max_requests = 0", "http.max_requests: 0 is out of bounds; it is 1 to 256"),
+        ("http.max_requests = 0", "http.max_requests: 0 is out of bounds; give 1 to 256"),
         ("http.max_requests = 257", "http.max_requests"),
         ("http.max_rate = '63K'", "http.max_rate: 63K is out of bounds"),
         ("http.connect_timeout = '99ms'", "http.connect_timeout: 99ms is out of bounds"),
@@ -351,7 +351,7 @@ fn values_out_of_bounds_are_refused() {
         ),
         ("[[http.credentials]]\nbearer_file = '/a'", "missing field `url`"),
         ("[[http.credentials]]\nurl = 'https://h/'\ntoken = 'secret'", "unknown field `token`"),
-        ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; it is 1 to 3600"),
+        ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; give 1 to 3600"),
         ("trace.longest_seconds = 86401", "trace.longest_seconds: 86401 is out of bounds"),
         ("trace.automatic = true", "unknown field `automatic`"),
     ] {
@@ -361,13 +361,13 @@ fn values_out_of_bounds_are_refused() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn the_error_names_a_missing_file() {
     let error = Config::load(Some(Path::new("/nowhere/plyfs.toml")), with_store()).expect_err("missing");
     assert!(error.to_string().contains("/nowhere/plyfs.toml"), "{error}");
 }
 
 #[test]
-fn json_carries_the_whole_configuration() {
+fn the_whole_configuration_survives_json() {
     let mut config = Config::merge(file::File::default(), with_store()).expect("valid");
     config.http.max_rate = Some(1 << 20);
     config.http.connect_timeout = Duration::from_millis(1500);
@@ -382,12 +382,12 @@ fn json_carries_the_whole_configuration() {
     let json = serde_json::to_string(&config).expect("serialize");
     assert_eq!(serde_json::from_str::<Config>(&json).expect("deserialize"), config);
     let with_more = json.replacen('{', "{\"more\":1,", 1);
-    // A supervisor of a newer version may know more; what it knows beyond this is not for this worker.
+    // A supervisor of a newer version may send more keys. This worker ignores them.
     assert_eq!(serde_json::from_str::<Config>(&with_more).expect("deserialize"), config);
 }
 
 #[test]
-fn paths_that_json_cannot_carry_are_refused() {
+fn paths_that_json_cannot_represent_are_refused() {
     use std::os::unix::ffi::OsStringExt;
     let store = PathBuf::from(std::ffi::OsString::from_vec(b"/srv/\xff".to_vec()));
     let flags = Overrides { store: Some(store), mount: Some("/mnt/plyfs".into()), ..Overrides::default() };

@@ -1,10 +1,10 @@
-//! `[trace]`: what is recorded of boots, and played back ahead of later ones.
+//! `[trace]`: recording the reads of boots, and fetching their blocks ahead of later boots.
 
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, invalid};
 
-/// See the module.
+/// The settings of recording and prefetch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TraceConfig {
@@ -13,9 +13,10 @@ pub struct TraceConfig {
     /// `[trace] prefetch`: whether the blocks of a base's trace are fetched as soon as a disk on it is read. Default:
     /// true.
     pub prefetch: bool,
-    /// `[trace] idle_seconds`: a recording ends when nothing new was read for so long. Default: 30. Bounds: 1 to 3600.
+    /// `[trace] idle_seconds`: a recording ends when the disk has read nothing new for this time. Default: 30. Bounds:
+    /// 1 to 3600.
     pub idle_seconds: u64,
-    /// `[trace] longest_seconds`: a recording ends so long after its first read. Default: 300. Bounds: 1 to 86400.
+    /// `[trace] longest_seconds`: a recording ends this long after its first read. Default: 300. Bounds: 1 to 86400.
     pub longest_seconds: u64,
 }
 
@@ -32,7 +33,7 @@ impl TraceConfig {
             ("trace.longest_seconds", self.longest_seconds, 86_400),
         ] {
             if !(1..=most).contains(&seconds) {
-                return Err(invalid(key, format!("{seconds} is out of bounds; it is 1 to {most}")));
+                return Err(invalid(key, format!("{seconds} is out of bounds; give 1 to {most}")));
             }
         }
         Ok(())

@@ -1,10 +1,10 @@
-//! Bases: adding them, what is known of them, and what is kept of them.
+//! Routes on bases: add, list, show, remove.
 
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 
-use super::once::Key;
+use super::idempotency::Key;
 use super::wire::{
     self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
 };
@@ -18,8 +18,8 @@ use crate::source::Location;
 use crate::source::http::shown;
 use crate::store::BaseNode;
 
-fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
-    let bad = || ApiError::invalid(format!("{what} is not {} hexadecimal digits", 2 * N));
+fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
+    let bad = || ApiError::invalid(format!("{key} is not a digest; give {} hexadecimal digits", 2 * N));
     let mut out = [0; N];
     if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(bad());
@@ -30,7 +30,7 @@ fn unhex<const N: usize>(what: &str, text: &str) -> Result<[u8; N], ApiError> {
     Ok(out)
 }
 
-/// As it is shown: a path as it is, a URL without what may be secret.
+/// The source for an answer: a path as it is, a URL without the parts that may be secret.
 fn shown_source(source: &str) -> String {
     if Location::of(source).is_url() { shown(source) } else { source.to_owned() }
 }
@@ -139,7 +139,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
 
 /// Register a base
 ///
-/// Nothing is copied or converted. A server is asked once, for the identity of its object.
+/// The daemon copies and converts nothing. It asks a server once, for the identity of its object.
 #[utoipa::path(
     post,
     path = "/v1/bases",
@@ -172,14 +172,14 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
     blocking(move || {
         let users = c.store.users();
         let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
-        Ok(c.store.bases().iter().map(|b| c.shown_base(b, count(b))).collect())
+        Ok(c.store.bases().iter().map(|b| c.base_with_users(b, count(b))).collect())
     })
     .await
 }
 
 /// Show a base
 ///
-/// Looks at its files on this host. Asks no server.
+/// The daemon checks the base's files on this host. It asks no server.
 #[utoipa::path(
     get,
     path = "/v1/bases/{name}",
@@ -193,13 +193,13 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<B
 
 /// Remove a base
 ///
-/// Refused while a disk needs it. The image itself is not touched.
+/// Refused while a disk needs the base. The image itself does not change.
 #[utoipa::path(
     delete,
     path = "/v1/bases/{name}",
     tag = "bases",
     operation_id = "remove_base",
-    responses((status = 200, description = "It is gone.", body = Removed))
+    responses((status = 200, description = "The base is removed.", body = Removed))
 )]
 pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
     blocking(move || {
@@ -211,10 +211,10 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 
 impl Control {
     pub(super) fn base(&self, node: &BaseNode) -> Base {
-        self.shown_base(node, self.bases.users(node))
+        self.base_with_users(node, self.bases.users(node))
     }
 
-    fn shown_base(&self, node: &BaseNode, disks: usize) -> Base {
+    fn base_with_users(&self, node: &BaseNode, disks: usize) -> Base {
         let record = node.record();
         let options = node.options();
         let (sha256, sha512) = match &record.image.identity.digest {

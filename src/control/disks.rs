@@ -1,4 +1,4 @@
-//! Disks.
+//! Routes on disks: create, list, show, resize, remove.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 
-use super::once::Key;
+use super::idempotency::Key;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
 use super::{Answer, ApiError, Control, Name, blocking};
 use crate::disk::DiskError;
@@ -18,7 +18,7 @@ use crate::store::{DiskNode, NewDisk, StoreError};
 
 /// List the disks
 ///
-/// A disk that is not in use is not opened for it: `error` has what is known.
+/// The daemon does not open a disk that is not in use for this; `error` has the problems that are known.
 #[utoipa::path(
     get,
     path = "/v1/disks",
@@ -32,7 +32,8 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Disk>> {
 
 /// Create disks
 ///
-/// All of them or none. No data moves, whatever their size. The disks are durable when the answer comes.
+/// The daemon creates all of the disks or none. No data moves, whatever their size. The disks are durable before the
+/// answer is sent.
 #[utoipa::path(
     post,
     path = "/v1/disks",
@@ -48,12 +49,12 @@ pub(super) async fn create(
     body: Result<Json<CreateDisks>, JsonRejection>,
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
-    // Of what the disks are, and not of their names: what is missing may be asked for with the same key.
+    // The token does not depend on the names: a client may request the disks that are missing with the same key.
     let token = key.token("disks", &(&new.base, &new.size));
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
         if names.is_empty() {
-            return Err(ApiError::invalid("no name was given; give name or names"));
+            return Err(ApiError::invalid("the request has no name of a disk; give name or names"));
         }
         if new.size == Some(0) {
             return Err(no_bytes(&format!("disk {}", names[0])));
@@ -74,7 +75,7 @@ pub(super) async fn create(
 
 /// Show a disk
 ///
-/// It is opened to find out how it is.
+/// The daemon opens the disk to check it.
 #[utoipa::path(
     get,
     path = "/v1/disks/{name}",
@@ -88,19 +89,19 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<D
 
 /// Remove a disk
 ///
-/// Its name is gone at once. What was written to it lives until its last close.
+/// The name is free at once. The data of the disk is deleted at its last close.
 #[utoipa::path(
     delete,
     path = "/v1/disks/{name}",
     tag = "disks",
     operation_id = "remove_disk",
-    responses((status = 200, description = "It has no name any more.", body = Removed))
+    responses((status = 200, description = "The disk has no name any more.", body = Removed))
 )]
 pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
     blocking(move || {
         let node = c.store.unlink(&name)?;
         c.notifier.let_go(node.id());
-        // A client that has it open keeps it until the last close, of which the kernel tells.
+        // A client that has the disk open keeps it until the last close, which the kernel reports.
         purge_unused(&c.store, &*c.notifier, node.id())?;
         Ok(Removed { removed: vec![name] })
     })
@@ -109,7 +110,7 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 
 /// Change the size of a disk
 ///
-/// What lies beyond a smaller size is gone: after growing again it reads zeros.
+/// A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again.
 #[utoipa::path(
     post,
     path = "/v1/disks/{name}/resize",
@@ -131,7 +132,9 @@ pub(super) async fn resize(
             return Err(no_bytes(&object));
         }
         if size > MAX_DISK_SIZE {
-            return Err(ApiError::invalid(format!("{object}: the size {size} is above 64 TiB")));
+            return Err(ApiError::invalid(format!(
+                "{object}: the size {size} is above 64 TiB; give a smaller one"
+            )));
         }
         let wrap = |source: DiskError| StoreError::Disk { object: object.clone(), source };
         node.attach()?.resize(size).map_err(wrap)?;
@@ -142,16 +145,16 @@ pub(super) async fn resize(
 }
 
 fn no_bytes(object: &str) -> ApiError {
-    ApiError::invalid(format!("{object}: a disk of 0 bytes is of no use; give a size"))
+    ApiError::invalid(format!("{object}: the size is 0; give at least 1 byte"))
 }
 
 impl Control {
-    /// With what is wrong with it: it is attached to find out.
+    /// A disk with its problems. The disk is attached, to find them.
     fn disk(&self, node: &DiskNode) -> Disk {
         self.shown(node, node.problem())
     }
 
-    /// One of many: those that are not used are not attached for it.
+    /// A disk in a list, with its known problems. It is not attached for this.
     fn listed(&self, node: &DiskNode) -> Disk {
         self.shown(node, node.known_problem())
     }
@@ -184,7 +187,7 @@ impl Control {
         }
     }
 
-    /// Names of disks that refuse writes, of those in use.
+    /// Names of the attached disks that refuse writes.
     pub(super) fn refusing(&self, attached: &[Arc<DiskNode>]) -> Vec<String> {
         let refuses = |d: &&Arc<DiskNode>| d.peek().is_some_and(|d| d.delta().refuses_writes().is_some());
         attached.iter().filter(refuses).map(|d| d.name()).collect()

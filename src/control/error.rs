@@ -1,4 +1,4 @@
-//! How an error becomes an answer: what went wrong decides the HTTP status and the kind that programs read.
+//! How an error becomes an answer: its cause decides the HTTP status and the kind that programs read.
 
 use axum::Json;
 use axum::extract::FromRequestParts;
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::{ErrorBody, ErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What went wrong.
+/// The cause of an error. It is finer than [`ErrorKind`]: some causes share a kind and differ in the HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     NotFound,
@@ -28,7 +28,7 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// All of them.
+    /// All causes, in the order of the description.
     pub(super) const ALL: [Self; 12] = [
         Self::NotFound,
         Self::NotAllowed,
@@ -58,7 +58,7 @@ impl Cause {
         }
     }
 
-    /// The word for programs.
+    /// The kind for programs.
     pub(super) fn kind(self) -> ErrorKind {
         match self {
             Self::NotFound => ErrorKind::NotFound,
@@ -73,20 +73,18 @@ impl Cause {
             Self::TooManyFollowers | Self::Overloaded => ErrorKind::Busy,
         }
     }
-}
 
-impl Cause {
-    /// What the description says of it.
+    /// The text in the description of the API.
     pub(super) fn meaning(self) -> &'static str {
         match self {
             Self::NotFound => "there is no such disk, base, trace or resource",
             Self::NotAllowed => "the resource has no such method",
             Self::Exists => "the name is taken",
-            Self::InUse => "something needs the object, or the same thing is under way",
-            Self::Invalid => "the request makes no sense, or the source refuses it",
-            Self::Unsupported => "not for this kind of object",
-            Self::Damaged => "a file of the store cannot be understood",
-            Self::Changed => "the image of the base is not what was registered",
+            Self::InUse => "another object needs this one, or the same operation is under way",
+            Self::Invalid => "the request is not valid, or the source refuses it",
+            Self::Unsupported => "the operation is not available for this kind of object",
+            Self::Damaged => "a file of the store is damaged",
+            Self::Changed => "the image of the base is not the registered one",
             Self::Io => "the storage failed",
             Self::StorageFull => "the storage is full",
             Self::TooManyFollowers => "too many clients follow events",
@@ -95,7 +93,7 @@ impl Cause {
     }
 }
 
-/// An error as the socket reports it.
+/// An error that the control socket answers with.
 #[derive(Debug)]
 pub(super) struct ApiError {
     cause: Cause,
@@ -153,7 +151,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The name in a path. One that is not UTF-8 is refused as every other request is.
+/// The name in the path of a request. A name that is not UTF-8 is refused with an [`ApiError`], as other bad requests
+/// are.
 pub(super) struct Name(pub String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {

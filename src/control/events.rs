@@ -1,4 +1,4 @@
-//! Events over the control socket: one JSON object on each line, the recent ones or all that come.
+//! Events over the control socket, one JSON object per line: the recent events, or a stream of new ones.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -22,81 +22,82 @@ use utoipa::IntoParams;
 use super::wire::{self, rfc3339};
 use super::{ApiError, Cause};
 use crate::bases::sources::HostSources;
-use crate::events::{Events, Heard, Kind, Listener, Reason, Told, Traffic};
+use crate::events::{Delivery, Events, Kind, Listener, Reason, Record, Traffic};
 use crate::io::sys;
 
 /// How often counters become events.
 const TICK: Duration = Duration::from_secs(1);
-/// The most that is put into one piece of an answer.
-const PIECE: usize = 32 << 10;
-/// How long a listener that was told of the end may take to read it, when nobody else has to be answered.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Bytes after which a chunk of an answer is sent.
+const CHUNK: usize = 32 << 10;
+/// How long the socket waits, when it closes, for listeners to read their last events. Other requests are always
+/// answered.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Which events.
+/// Selects events.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Which {
-    /// Until the client goes away, or this worker ends.
+pub struct EventsQuery {
+    /// Stream new events until the client disconnects or this worker ends.
     #[serde(default)]
     follow: bool,
-    /// Begin with recent events, of which the number is higher than this.
+    /// Begin with the recent events whose number is higher than this.
     after: Option<u64>,
-    /// The worker that `after` is about; of another one, all recent events are wanted.
+    /// The worker that `after` refers to. When another worker answers, it begins with all its recent events.
     worker: Option<u32>,
 }
 
-/// Show what happens
+/// Show events
 ///
-/// One JSON object on each line: recent events, or with `follow` all that come until the client goes away or the worker
+/// One JSON object on each line: recent events, or with `follow` new events until the client disconnects or the worker
 /// ends. Traffic is summed up: one line a second for each base and reason.
 #[utoipa::path(
     get,
     path = "/v1/events",
     tag = "events",
     operation_id = "events",
-    params(Which),
+    params(EventsQuery),
     responses(
         (status = 200, description = "Lines.", body = wire::Event, content_type = "application/x-ndjson")
     )
 )]
 pub async fn events(
     State(events): State<Events>,
-    which: Result<Query<Which>, QueryRejection>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(which) = which?;
+    let Query(query) = query?;
     let worker = sys::pid();
-    let after = match which.worker {
+    let after = match query.worker {
         Some(other) if other != worker => Some(0),
-        _ => which.after,
+        _ => query.after,
     };
-    let body = if which.follow {
+    let body = if query.follow {
         let last = events.state().emitted;
         let too_many =
             || ApiError::new(Cause::TooManyFollowers, "too many clients follow events; end some of them");
         let listener = events.listen(after).ok_or_else(too_many)?;
-        // Says that nothing that comes from here on is missed.
+        // This line tells the client that it misses no event from here on.
         let number = Some(after.unwrap_or(last));
         let first = wire::Event { event: "following".into(), number, worker, ..wire::Event::default() };
         Body::new(Lines { listener, worker, first: Some(first) })
     } else {
         let recent = events.recent(after.unwrap_or(0));
-        Body::from(recent.iter().map(|told| line(&event_of(told, worker))).collect::<String>())
+        Body::from(recent.iter().map(|record| line(&event_of(record, worker))).collect::<String>())
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-fn event_of(told: &Told, worker: u32) -> wire::Event {
-    let event = &told.event;
+fn event_of(record: &Record, worker: u32) -> wire::Event {
+    let event = &record.event;
     wire::Event {
-        at: Some(rfc3339(told.at_ns)),
+        at: Some(rfc3339(record.at_ns)),
         event: event.kind.name().to_owned(),
         base: event.base.as_ref().map(ToString::to_string),
         bytes: event.bytes,
         count: event.count,
         reason: event.reason.as_ref().map(ToString::to_string),
         since: event.since_ns.map(rfc3339),
-        number: Some(told.number),
+        number: Some(record.number),
         worker,
     }
 }
@@ -106,7 +107,7 @@ fn line(event: &wire::Event) -> String {
     serde_json::to_string(event).map_or_else(|_| String::new(), |text| text + "\n")
 }
 
-/// An answer that goes on as long as there are events.
+/// The body of an answer that lasts until the events end.
 struct Lines {
     listener: Listener,
     worker: u32,
@@ -126,18 +127,18 @@ impl HttpBody for Lines {
         if let Some(first) = this.first.take() {
             text = line(&first);
         }
-        while text.len() < PIECE {
+        while text.len() < CHUNK {
             match this.listener.poll_next(context) {
-                Poll::Ready(Some(Heard::Event(told))) => {
-                    text += &line(&event_of(&told, this.worker));
+                Poll::Ready(Some(Delivery::Event(record))) => {
+                    text += &line(&event_of(&record, this.worker));
                 }
-                Poll::Ready(Some(Heard::Lost(count))) => {
+                Poll::Ready(Some(Delivery::Lost(count))) => {
                     let (event, count, worker) = ("lost".to_owned(), Some(count), this.worker);
                     text += &line(&wire::Event { event, count, worker, ..wire::Event::default() });
                 }
                 Poll::Ready(None) if text.is_empty() => return Poll::Ready(None),
                 Poll::Pending if text.is_empty() => return Poll::Pending,
-                // Asked again when this piece is on its way.
+                // The listener is polled again once this chunk is sent.
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
@@ -145,7 +146,7 @@ impl HttpBody for Lines {
     }
 }
 
-/// For `status`.
+/// The counters for `status`.
 pub fn summary(events: &Events, since_ns: i64) -> wire::Events {
     let state = events.state();
     wire::Events {
@@ -175,7 +176,7 @@ fn traffic_of(traffic: &Traffic) -> wire::BaseTraffic {
     }
 }
 
-/// Makes events of what was counted, for ever.
+/// Makes events of the counters, once per [`TICK`], for ever.
 pub async fn tick(events: Events, sources: Arc<HostSources>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -186,55 +187,56 @@ pub async fn tick(events: Events, sources: Arc<HostSources>) {
     }
 }
 
-/// Requests that are being answered.
+/// Counts the requests that are being answered.
 #[derive(Default)]
-struct Busy(AtomicUsize);
+struct InFlight(AtomicUsize);
 
-struct BusyWith(Arc<Busy>);
+struct InFlightGuard(Arc<InFlight>);
 
-impl Drop for BusyWith {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-async fn busy(State(busy): State<Arc<Busy>>, request: Request, next: Next) -> Response {
-    busy.0.fetch_add(1, Ordering::AcqRel);
-    let _with = BusyWith(busy);
+async fn count_in_flight(State(in_flight): State<Arc<InFlight>>, request: Request, next: Next) -> Response {
+    in_flight.0.fetch_add(1, Ordering::AcqRel);
+    let _guard = InFlightGuard(in_flight);
     next.run(request).await
 }
 
-/// Serves until `drain` is notified and the requests that have begun are answered. Who follows events is told of the
-/// end; one that does not read holds up nobody.
+/// Serves until `drain` is notified and the requests that have begun are answered. Clients that follow events get the
+/// rest of them and the end of the answer. A client that does not read delays the return by [`CLOSE_TIMEOUT`] at most.
 pub async fn serve_until(
     listener: tokio::net::UnixListener,
     router: Router,
     drain: Arc<Notify>,
     events: Events,
 ) {
-    let in_work = Arc::new(Busy::default());
-    let router = router.layer(from_fn_with_state(in_work.clone(), busy));
+    let in_flight = Arc::new(InFlight::default());
+    let router = router.layer(from_fn_with_state(in_flight.clone(), count_in_flight));
     let draining = Arc::new(Notify::new());
-    let begun = draining.clone();
-    let following = events.clone();
+    let drain_begun = draining.clone();
+    let listeners = events.clone();
     let drained = async move {
         drain.notified().await;
         events.close();
-        begun.notify_one();
+        drain_begun.notify_one();
     };
-    let only_the_deaf = async move {
+    // Only clients remain that follow events and do not read them.
+    let only_stalled_listeners = async move {
         draining.notified().await;
-        let end = Instant::now() + LAST_WORDS;
+        let end = Instant::now() + CLOSE_TIMEOUT;
         loop {
-            tokio::time::sleep(LAST_WORDS / 10).await;
-            let others = in_work.0.load(Ordering::Acquire) > 0;
-            if Instant::now() >= end && !others && following.state().listeners > 0 {
+            tokio::time::sleep(CLOSE_TIMEOUT / 10).await;
+            let others = in_flight.0.load(Ordering::Acquire) > 0;
+            if Instant::now() >= end && !others && listeners.state().listeners > 0 {
                 return;
             }
         }
     };
     tokio::select! {
         _ = axum::serve(listener, router).with_graceful_shutdown(drained) => {}
-        () = only_the_deaf => {}
+        () = only_stalled_listeners => {}
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept of a base: pinning, evicting, hydrating and comparing it.
+//! Routes on the data of a base in the store: pin, evict, hydrate, verify.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,9 +7,9 @@ use axum::extract::rejection::JsonRejection;
 use super::wire::{Base, Evicted, Hydrate, Pin};
 use super::{Answer, Control, Name, blocking};
 
-/// Pin a base, or no longer
+/// Pin a base, or unpin it
 ///
-/// What is fetched of a pinned base is not evicted to make room for others.
+/// The fetched data of a pinned base is not evicted to make room for others.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/pin",
@@ -27,15 +27,15 @@ pub(super) async fn pin(
     blocking(move || Ok(c.base(&*c.bases.pin(&name, pinned)?))).await
 }
 
-/// Drop what was fetched of a base
+/// Drop the fetched data of a base
 ///
-/// It is fetched again when it is read. Ends a hydration.
+/// A later read fetches it again. A hydration of the base ends.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/evict",
     tag = "bases",
     operation_id = "evict_base",
-    responses((status = 200, description = "What was dropped.", body = Evicted))
+    responses((status = 200, description = "The dropped bytes.", body = Evicted))
 )]
 pub(super) async fn evict(State(c): State<Control>, Name(name): Name) -> Answer<Evicted> {
     blocking(move || {
@@ -47,14 +47,15 @@ pub(super) async fn evict(State(c): State<Control>, Name(name): Name) -> Answer<
 
 /// Fetch all of a base
 ///
-/// Begins, and goes on in the background and after a restart. One that is under way goes on as it is.
+/// The request only begins the hydration, which continues in the background and after a restart. A hydration that is
+/// under way continues unchanged.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/hydrate",
     tag = "bases",
     operation_id = "hydrate_base",
     request_body = Hydrate,
-    responses((status = 200, description = "The base; `work` says how far it is.", body = Base))
+    responses((status = 200, description = "The base; `work` has the progress.", body = Base))
 )]
 pub(super) async fn hydrate(
     State(c): State<Control>,
@@ -67,13 +68,13 @@ pub(super) async fn hydrate(
 
 /// Compare a base with its digest
 ///
-/// Begins, and goes on in the background.
+/// The request only begins the comparison, which continues in the background.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/verify",
     tag = "bases",
     operation_id = "verify_base",
-    responses((status = 200, description = "The base; `work` says how far it is.", body = Base))
+    responses((status = 200, description = "The base; `work` has the progress.", body = Base))
 )]
 pub(super) async fn verify(State(c): State<Control>, Name(name): Name) -> Answer<Base> {
     blocking(move || Ok(c.base(&*c.bases.verify(&name)?))).await

@@ -1,20 +1,20 @@
-//! The control socket: HTTP/1.1 with JSON under `/v1/`. Its file mode lets only root and the daemon's user in.
+//! The control socket: HTTP/1.1 with JSON under `/v1/`. Its file mode lets only root and the daemon's user connect.
 //!
-//! A route decodes a request, calls the store or what works on bases, and encodes the answer; the bodies are in
-//! [`wire`], the mapping of errors in `error`. What must hold:
-//! - A request that waits keeps no other one waiting (`room`).
-//! - Of the daemon around the worker a route sees [`Daemon`] and nothing else.
-//! - Every route is in the description that `/v1/openapi.json` answers with (`openapi`); a test compares both.
+//! A route decodes a request, calls the store or the work on bases, and encodes the answer. The bodies are in [`wire`],
+//! the mapping of errors is in `error`. What must hold:
+//! - A request that waits delays no other request (`pool`).
+//! - A route sees the daemon around the worker only through [`Daemon`].
+//! - The description that `/v1/openapi.json` answers with (`openapi`) has every route; a test compares both.
 
 mod bases;
 mod disks;
 mod error;
 mod events;
+mod idempotency;
 mod kept;
-mod once;
 mod openapi;
+mod pool;
 pub mod report;
-mod room;
 mod servers;
 mod status;
 #[cfg(test)]
@@ -36,8 +36,8 @@ use tokio::sync::Notify;
 pub use self::openapi::document;
 
 use self::error::{ApiError, Cause, Name};
+use self::pool::{JobKind, PoolError, Pools};
 use self::report::Report;
-use self::room::{Kind, Refused, Rooms};
 use crate::bases::Bases;
 use crate::config::Config;
 use crate::events::Events;
@@ -47,29 +47,29 @@ use crate::io::LiveArena;
 use crate::serve::Service;
 use crate::store::Store;
 
-/// The daemon around the worker, as the routes see it. Neither call waits for what it begins.
+/// The daemon around the worker, as the routes see it. Both calls return before the operation is complete.
 pub trait Daemon: Send + Sync {
-    /// Has the daemon end.
+    /// Tells the daemon to stop.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When the request cannot be sent to the supervisor.
     fn stop(&self) -> io::Result<()>;
 
-    /// Has the program at an absolute path take over, or the one that is installed now.
+    /// Tells the daemon to upgrade to the program at an absolute path, or to the installed one.
     ///
     /// # Errors
-    /// When the daemon cannot be told.
+    /// When the request cannot be sent to the supervisor.
     fn upgrade(&self, program: Option<PathBuf>) -> io::Result<()>;
 }
 
-/// What the control socket's requests work on.
+/// The state that requests on the control socket use.
 #[derive(Clone)]
 pub struct Control {
     /// The store.
     pub store: Arc<Store>,
-    /// For what waits.
+    /// The service of the mount; `status` reads its counters of waiting requests.
     pub service: Service,
-    /// To tell the kernel of changes that did not come through it.
+    /// Notifies the kernel of changes that the control socket made.
     pub notifier: Arc<KernelNotifier>,
     /// The daemon around this worker.
     pub daemon: Arc<dyn Daemon>,
@@ -79,19 +79,19 @@ pub struct Control {
     pub arena: Option<LiveArena>,
     /// Process of the supervisor.
     pub supervisor_pid: u32,
-    /// What the supervisor knows of its workers.
+    /// The supervisor's report on its workers.
     pub report: Arc<Mutex<Report>>,
     /// When the mount was made; nanoseconds since the epoch.
     pub since_ns: i64,
-    /// What of least privilege is in force.
+    /// The restrictions in force on this worker.
     pub confinement: wire::Confinement,
-    /// What the kernel offers.
+    /// The protocol of the mount.
     pub protocol: Protocol,
-    /// Its release.
+    /// The release of the kernel.
     pub kernel_release: String,
-    /// What happens to bases and caches.
+    /// The events of bases and caches.
     pub events: Events,
-    /// What is done with bases.
+    /// The work on bases.
     pub bases: Bases,
     /// When this worker began to serve; nanoseconds since the epoch.
     pub serving_since_ns: i64,
@@ -105,33 +105,35 @@ impl FromRef<Control> for Events {
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
-/// Threads for what may wait.
-static ROOMS: LazyLock<Rooms> = LazyLock::new(Rooms::new);
+/// Threads for requests that may wait.
+static POOLS: LazyLock<Pools> = LazyLock::new(Pools::new);
 
-/// Runs what may wait for the store, or for the files of a base, away from the socket's own thread.
+/// Runs a job that may wait for the store or for the files of a base, off the socket's own thread.
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Answer<T> {
-    in_room(Kind::Work, job).await.map(Json)
+    in_pool(JobKind::Work, job).await.map(Json)
 }
 
-/// Runs what waits for memory only, whatever else hangs.
+/// Runs a job that only reads memory. It has threads of its own, which no other job can occupy.
 async fn quick<T: Send + 'static>(job: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Answer<T> {
-    in_room(Kind::Question, job).await.map(Json)
+    in_pool(JobKind::Query, job).await.map(Json)
 }
 
-async fn in_room<T: Send + 'static>(
-    kind: Kind,
+async fn in_pool<T: Send + 'static>(
+    kind: JobKind,
     job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match ROOMS.run(kind, job).await {
+    match POOLS.run(kind, job).await {
         Ok(done) => done,
-        Err(Refused::Full) => Err(ApiError::new(
+        Err(PoolError::Full) => Err(ApiError::new(
             Cause::Overloaded,
-            "too many commands hang, as those on the files of a base whose filesystem is gone do; see `plyfs base ls`, \
-             and try again when they have ended",
+            "too many commands hang, for example on the files of a base whose filesystem is gone; find the base with \
+             `plyfs base ls`, and try again when the commands have ended",
         )),
-        Err(Refused::Ended) => Err(ApiError::new(Cause::Io, "the request ended early")),
+        Err(PoolError::Panicked) => {
+            Err(ApiError::new(Cause::Io, "the request failed by an internal error; see the daemon's log"))
+        }
     }
 }
 
@@ -139,8 +141,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-async fn unknown() -> ApiError {
-    ApiError::new(Cause::NotFound, "there is no such resource")
+async fn no_such_resource() -> ApiError {
+    ApiError::new(Cause::NotFound, "there is no such resource; see /v1/openapi.json")
 }
 
 async fn no_such_method() -> ApiError {
@@ -170,29 +172,29 @@ fn router(control: Control) -> Router {
         .route("/v1/openapi.json", get(openapi::openapi))
         .route("/v1/stop", post(status::stop))
         .route("/v1/upgrade", post(status::upgrade))
-        .fallback(unknown)
+        .fallback(no_such_resource)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(64 << 20))
         .with_state(control)
 }
 
-/// Serves the socket on a thread of its own, until `drain` is notified: then requests that have begun are answered,
-/// new ones wait in the socket, and `drained` is called.
+/// Serves the socket on a thread of its own until `drain` is notified. Then it answers the requests that have begun,
+/// and calls `drained`. New requests wait in the socket.
 ///
 /// # Errors
-/// When the thread or its runtime cannot be made.
+/// When the thread or its runtime cannot be created.
 pub fn spawn(
     control: Control,
     listener: OwnedFd,
     drain: Arc<Notify>,
     drained: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
-    let runtime = Rooms::runtime()?;
+    let runtime = Pools::runtime()?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let sources = control.bases.sources().clone();
     let bus = control.events.clone();
-    let ticked = control.clone();
+    let tick_control = control.clone();
     let router = router(control);
     let run = move || {
         runtime.block_on(async {
@@ -200,13 +202,16 @@ pub fn spawn(
                 Ok(listener) => {
                     let ticking = [
                         tokio::spawn(events::tick(bus.clone(), sources)),
-                        tokio::spawn(traces::tick(ticked)),
+                        tokio::spawn(traces::tick(tick_control)),
                     ];
                     events::serve_until(listener, router, drain, bus).await;
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     drained();
                 }
-                Err(error) => tracing::error!(%error, "the control socket is not served"),
+                Err(error) => tracing::error!(
+                    %error,
+                    "cannot serve the control socket; commands have no answer until another worker takes over"
+                ),
             }
         });
     };

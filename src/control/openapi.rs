@@ -1,7 +1,7 @@
-//! The description of `/v1`, made from the routes and the types of their bodies.
+//! The description of `/v1`, generated from the routes and the types of their bodies.
 //!
-//! What must hold: every route is in it, and no other (`tests/api.rs` compares with the router); what the daemon answers
-//! fits it (`tests/fuse/api.rs`). docs/api.md is written from it.
+//! What must hold: the description has every route and no other (`tests/api.rs` compares it with the router); the
+//! daemon's answers follow it (`tests/fuse/api.rs`). docs/api.md is generated from it.
 
 use std::sync::LazyLock;
 
@@ -14,15 +14,15 @@ use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{bases, disks, events, kept, servers, status, traces, wire};
 
-/// As in a path; the daemon refuses other names.
+/// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
-/// Bodies of requests: which keys they need is as the types say. Of an answer all keys are there.
+/// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
 const REQUESTS: [&str; 9] =
     ["AddBase", "Below", "CreateDisks", "Fail", "Hydrate", "Pin", "Resize", "SetUrls", "UpgradeTo"];
 
-/// Keys of answers that are not always there.
-const NOT_ALWAYS: [(&str, &[&str]); 3] = [
+/// The optional keys of answers.
+const OPTIONAL_KEYS: [(&str, &[&str]); 3] = [
     ("Event", &["at", "base", "bytes", "count", "reason", "since", "number"]),
     ("Status", &["worker_not_answering_since", "worker_not_answering_why"]),
     (
@@ -51,11 +51,12 @@ The control socket of plyfs, a Unix socket in the directory of the store: HTTP/1
 - Keys are only ever added. A client ignores keys that it does not know. A request with a key that the daemon does not \
 know is refused.
 - An error is an object with `error.kind` for programs and `error.message` for people. The kind decides the HTTP status.
-- When a worker dies, the connection breaks, and the request is done or is not. Questions can be asked again as they are, \
-and so can changes that have the same result when they are done twice.
-- A creation with the header `Idempotency-Key` is done once: a client that did not get the answer asks again with the \
-same key and hears what the first try made. Of clients that race for a name one succeeds.
-- 503 with kind `unavailable` means that no worker serves at the moment and nothing was done: ask again.
+- When a worker dies, the connection breaks, and the request may or may not have been carried out. A client can repeat \
+queries, and changes that have the same result when they are carried out twice.
+- A creation with the header `Idempotency-Key` is carried out once: a client that did not get the answer sends the \
+request again with the same key, and the answer has the object that the first request created. Of clients that race for \
+a name one succeeds.
+- 503 with kind `unavailable` means that no worker serves at the moment and nothing was done: send the request again.
 - URLs are shown without query and user info.";
 
 /// All routes, by tag.
@@ -93,18 +94,18 @@ same key and hears what the first try made. Of clients that race for a name one 
     ),
     components(schemas(wire::ErrorBody)),
     tags(
-        (name = "daemon", description = "The daemon: how it is, its end, its upgrade."),
+        (name = "daemon", description = "The daemon: status, stop, upgrade."),
         (name = "disks", description = "Disks: each is one raw file under the mount."),
         (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
-        (name = "traces", description = "Traces: what the boot of a base reads, so that the next one finds it here."),
-        (name = "events", description = "What happens to bases and caches."),
+        (name = "traces", description = "Traces: which blocks the boot of a base reads, so that plyfs fetches them ahead of the next boot."),
+        (name = "events", description = "Events of bases and caches."),
     )
 )]
 struct Api;
 
 /// The description, OpenAPI 3.1.
 pub fn document() -> Value {
-    // Both are of text keys, and always encode.
+    // The document has text keys only, so it always encodes.
     let mut document = serde_json::to_value(Api::openapi()).unwrap_or_default();
     let info = &mut document["info"];
     info["description"] = ABOUT.into();
@@ -114,7 +115,7 @@ pub fn document() -> Value {
         info.remove("contact");
     }
     document["components"]["responses"] = json!({"Refused": {
-        "description": "The request is refused or failed.",
+        "description": "The daemon refused the request, or failed to carry it out.",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
     }});
     for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
@@ -141,7 +142,7 @@ pub fn document() -> Value {
     document
 }
 
-/// What the kinds of errors mean.
+/// The meaning of each kind of error.
 fn kinds() -> String {
     let word = |kind: ErrorKind| serde_json::to_string(&kind).unwrap_or_default().replace('"', "`");
     let line = |cause: Cause| {
@@ -156,17 +157,17 @@ fn kinds() -> String {
     )
 }
 
-/// An answer has all of its keys, but for those that are named above.
+/// Marks all keys of an answer as required, except [`OPTIONAL_KEYS`].
 fn require_all(name: &str, schema: &mut Value) {
-    let not_always = NOT_ALWAYS.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, keys)| *keys);
+    let optional = OPTIONAL_KEYS.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, keys)| *keys);
     let Some(properties) = schema["properties"].as_object() else { return };
-    let required: Vec<&String> = properties.keys().filter(|key| !not_always.contains(&&***key)).collect();
+    let required: Vec<&String> = properties.keys().filter(|key| !optional.contains(&&***key)).collect();
     schema["required"] = json!(required);
 }
 
 /// This description
 ///
-/// OpenAPI 3.1, made from the types that the daemon answers with.
+/// OpenAPI 3.1, generated from the types of the daemon's answers.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",

@@ -1,70 +1,70 @@
-//! What the supervisor knows of its workers, for `plyfs status`: it is told to each worker, which answers the socket.
+//! The supervisor's report on its workers. The supervisor sends it to each worker, which shows it in `plyfs status`.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Ends that are kept.
+/// The number of worker ends that a report holds.
 const ENDS: usize = 16;
-/// A reason has at most so many bytes: a message carries the whole report.
+/// Most bytes of a reason. It is bounded because one message carries the whole report.
 const LONGEST_REASON: usize = 1024;
 
-/// See the module. Times are nanoseconds since the epoch.
+/// The supervisor's report on its workers. Times are nanoseconds since the epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
     /// Version of the supervisor.
     pub supervisor_version: String,
-    /// Whether the supervisor answers which processes are ending (D55).
+    /// Whether the supervisor can tell a worker which processes are ending (D55).
     pub answers_callers: bool,
     /// Workers that were told to take over, this one included.
     pub worker_starts: u64,
-    /// How the last ones ended, oldest first.
+    /// How the last workers ended, oldest first.
     pub ends: Vec<End>,
-    /// Milliseconds that the last start was put off, because workers kept ending soon.
+    /// Milliseconds by which the last start was delayed, because workers kept ending soon.
     pub back_off_ms: u64,
-    /// The worker that waits to take over.
+    /// The standby worker.
     pub standby: Standby,
     /// The last upgrade.
     pub upgrade: Option<Upgrade>,
     /// The arena of live maps.
-    pub live: Live,
+    pub live: LiveMaps,
 }
 
 /// Where the live maps are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Live {
-    /// Name of the arena; `None` when they are files that a version without an arena made.
+pub struct LiveMaps {
+    /// Path of the arena; `None` when the maps are files of a version without an arena.
     pub path: Option<PathBuf>,
-    /// Why they would not outlive the supervisor, or what an earlier daemon lost.
+    /// Why the maps would not survive the supervisor, or which data an earlier daemon lost.
     pub problem: Option<String>,
-    /// How often the arena moved, because its name was gone.
+    /// How often the arena moved to a new file because its old name was removed.
     pub moves: u64,
 }
 
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// When.
+    /// When it ended.
     pub at_ns: i64,
-    /// Which.
+    /// Its process.
     pub pid: u32,
-    /// Why.
+    /// Why it ended.
     pub why: String,
-    /// Milliseconds from taking over to the end.
+    /// Milliseconds from its take-over to its end.
     pub served_ms: u64,
 }
 
-/// The worker that waits.
+/// The standby worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Standby {
-    /// Its process, when there is one.
+    /// Its process; `None` when there is no standby worker.
     pub pid: Option<u32>,
-    /// It has nothing left to do before it takes over.
+    /// Whether it is prepared to take over.
     pub prepared: bool,
-    /// Why the last one could not be started.
+    /// Why the last standby worker could not be started.
     pub problem: Option<String>,
 }
 
@@ -73,21 +73,21 @@ pub struct Standby {
 pub struct Upgrade {
     /// 1 for the first since the mount was made.
     pub number: u64,
-    /// How far it is.
+    /// Its progress.
     pub state: UpgradeState,
-    /// The program.
+    /// The new program.
     pub program: PathBuf,
-    /// Version of the worker before.
+    /// Version of the old worker.
     pub from: String,
-    /// Version of the new worker, once it has said so.
+    /// Version of the new worker, once that has announced it.
     pub to: Option<String>,
-    /// Why it failed, or what of it could not be done.
+    /// Why it failed, or which part of it failed.
     pub why: Option<String>,
     /// When it began, or when it ended.
     pub at_ns: i64,
 }
 
-/// How far an upgrade is.
+/// The progress of an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpgradeState {
@@ -99,7 +99,7 @@ pub enum UpgradeState {
     Failed,
 }
 
-/// A reason that fits into a message: one line, not too long.
+/// Makes a reason fit into a message: one line of at most [`LONGEST_REASON`] bytes and an ellipsis.
 pub fn reason(text: &str) -> String {
     let mut out = text.trim().replace(['\n', '\r'], " ");
     if out.len() > LONGEST_REASON {
@@ -111,8 +111,8 @@ pub fn reason(text: &str) -> String {
 }
 
 impl Report {
-    /// Notes how a worker ended.
-    pub fn ended(&mut self, end: End) {
+    /// Records how a worker ended.
+    pub fn record_end(&mut self, end: End) {
         self.ends.push(end);
         let surplus = self.ends.len().saturating_sub(ENDS);
         self.ends.drain(..surplus);

@@ -1,4 +1,4 @@
-//! The servers of bases: where a base is from now on, that it is given up, and which of them wait or fail.
+//! Routes on the servers of bases: set other URLs, give a base up. And the bases that wait or fail, for `status`.
 
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use crate::store::BaseNode;
 
 /// Give other URLs of the same image
 ///
-/// The new URL is asked first, and has to have the object that was registered. Disks stay open; reads that wait go on there.
+/// The daemon asks the new URL first, which must have the registered object. Disks stay open; waiting reads continue
+/// there.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/set",
@@ -31,9 +32,9 @@ pub(super) async fn set(
     blocking(move || Ok(c.base(&*c.bases.move_to(moving)?))).await
 }
 
-/// Give a base up, or no longer
+/// Give a base up, or undo it
 ///
-/// Reads of it that wait for its servers end with an error, now and from now on.
+/// Reads of a base that is given up fail when they would wait for its servers, present and future ones.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/fail",
@@ -62,7 +63,7 @@ impl Control {
         self.store.bases().iter().filter_map(waits).collect()
     }
 
-    /// Bases whose readers were told errors, and have got nothing since.
+    /// Bases whose readers got an error, and no bytes since.
     pub(super) fn failing(&self) -> Vec<Trouble> {
         let fails = |base: &Arc<BaseNode>| {
             let failing = self.bases.sources().health(base.id()).failing?;

@@ -1,4 +1,4 @@
-//! The daemon at a glance, its end, and its upgrade.
+//! Routes on the daemon: its status, stop, upgrade.
 
 use std::path::PathBuf;
 
@@ -8,25 +8,23 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests, Space, Standby,
-    Status, Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd, rfc3339,
+    AnyStatus, Cache, DamagedFile, Kernel, LiveMaps, MissingPromise, Requests, Space, Standby, Status,
+    Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
-use crate::cache::CacheStats;
-use crate::fetch::kept::DiskCacheStats;
 use crate::io::{LiveArena, sys};
 use crate::serve::{Waiters, guard};
 
 /// Show the daemon
 ///
-/// Answered from memory, whatever else hangs.
+/// Answered from memory, even while other requests hang.
 #[utoipa::path(
     get,
     path = "/v1/status",
     tag = "daemon",
     operation_id = "status",
     responses(
-        (status = 200, description = "How the daemon is; `SilentStatus` while the worker does not answer.", body = AnyStatus)
+        (status = 200, description = "The status; `SilentStatus` while the worker does not answer.", body = AnyStatus)
     )
 )]
 pub(super) async fn status(State(c): State<Control>) -> Answer<AnyStatus> {
@@ -35,25 +33,25 @@ pub(super) async fn status(State(c): State<Control>) -> Answer<AnyStatus> {
 
 /// Stop the daemon
 ///
-/// Does not wait: the daemon flushes, unmounts and ends.
+/// The request returns at once; then the daemon flushes, unmounts and ends.
 #[utoipa::path(
     post,
     path = "/v1/stop",
     tag = "daemon",
     operation_id = "stop",
-    responses((status = 200, description = "It was told to stop.", body = Stopping))
+    responses((status = 200, description = "The daemon has the request.", body = Stopping))
 )]
 pub(super) async fn stop(State(c): State<Control>) -> Answer<Stopping> {
     quick(move || {
-        c.daemon.stop().map_err(not_told)?;
+        c.daemon.stop().map_err(supervisor_unreachable)?;
         Ok(Stopping { stopping: true })
     })
     .await
 }
 
-/// Have another version take over
+/// Upgrade the daemon
 ///
-/// Begins an upgrade. `status` says how it goes, under a number that is one higher than before.
+/// The request only begins the upgrade. `status` has its progress, under a number that is one higher than before.
 #[utoipa::path(
     post,
     path = "/v1/upgrade",
@@ -61,8 +59,8 @@ pub(super) async fn stop(State(c): State<Control>) -> Answer<Stopping> {
     operation_id = "upgrade",
     request_body = Option<UpgradeTo>,
     responses(
-        (status = 200, description = "It has begun.", body = UpgradeBegun),
-        (status = 202, description = "It has begun; no worker serves at the moment.", body = UpgradeBegun)
+        (status = 200, description = "The upgrade has begun.", body = UpgradeBegun),
+        (status = 202, description = "The upgrade has begun; no worker serves at the moment.", body = UpgradeBegun)
     )
 )]
 pub(super) async fn upgrade(
@@ -70,14 +68,14 @@ pub(super) async fn upgrade(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<UpgradeBegun> {
     let body = body?;
-    let wanted: Option<UpgradeTo> = match body.is_empty() {
+    let target: Option<UpgradeTo> = match body.is_empty() {
         true => None,
         false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
     };
-    let program = wanted.and_then(|wanted| wanted.program).map(PathBuf::from);
+    let program = target.and_then(|target| target.program).map(PathBuf::from);
     quick(move || {
         if program.as_ref().is_some_and(|path| !path.is_absolute()) {
-            return Err(ApiError::invalid("program: give an absolute path"));
+            return Err(ApiError::invalid("program is a relative path; give an absolute path"));
         }
         let mut report = c.report.lock();
         if report.upgrade.as_ref().is_some_and(|u| u.state == UpgradeState::Running) {
@@ -85,8 +83,9 @@ pub(super) async fn upgrade(
         }
         let number = report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
         let shown = program.clone().unwrap_or_default();
-        c.daemon.upgrade(program).map_err(not_told)?;
-        // Until the supervisor says how it goes: a client that asks in the meantime would wait for another's.
+        c.daemon.upgrade(program).map_err(supervisor_unreachable)?;
+        // Until the supervisor reports the progress, this entry keeps a second client from waiting for this upgrade as
+        // if it were its own.
         let version = env!("CARGO_PKG_VERSION").to_owned();
         report.upgrade = Some(report::Upgrade {
             number,
@@ -102,8 +101,8 @@ pub(super) async fn upgrade(
     .await
 }
 
-fn not_told(error: std::io::Error) -> ApiError {
-    ApiError::new(Cause::Io, format!("the supervisor does not hear: {error}"))
+fn supervisor_unreachable(error: std::io::Error) -> ApiError {
+    ApiError::new(Cause::Io, format!("cannot reach the supervisor: {error}; see the daemon's log"))
 }
 
 impl Control {
@@ -154,9 +153,9 @@ impl Control {
         }
     }
 
-    /// Of the store's filesystem. It is full when writes that need space are refused.
+    /// The space of the store's filesystem. `full` means that writes that need space are refused.
     fn space(&self) -> Space {
-        // Asked first: it fills up what it can.
+        // Before the space is measured, because this call fills up the reserve as far as possible.
         let reserve = self.store.reserve();
         let space = self.store.space().ok();
         Space {
@@ -206,93 +205,6 @@ impl Control {
 
     /// The memory cache, and the one of fetched blocks.
     fn cache(&self) -> Cache {
-        let CacheStats {
-            memory_limit,
-            memory_used,
-            hits,
-            misses,
-            insertions,
-            evictions,
-            adopted_blocks,
-            adopted_rejected,
-        } = self.store.cache().stats();
-        let disk = Some(DiskCache::from(self.bases.sources().cache().stats()));
-        Cache {
-            memory_limit,
-            memory_used,
-            hits,
-            misses,
-            insertions,
-            evictions,
-            adopted_blocks,
-            adopted_rejected,
-            disk,
-        }
-    }
-}
-
-impl From<DiskCacheStats> for DiskCache {
-    fn from(stats: DiskCacheStats) -> Self {
-        let DiskCacheStats {
-            limit_bytes,
-            used_bytes,
-            bases,
-            hits,
-            misses,
-            insertions,
-            evictions,
-            corrupt_blocks,
-            read_errors,
-            write_errors,
-            indexed,
-            degraded,
-            unreadable,
-        } = stats;
-        Self {
-            limit_bytes,
-            used_bytes,
-            bases,
-            hits,
-            misses,
-            insertions,
-            evictions,
-            corrupt_blocks,
-            read_errors,
-            write_errors,
-            indexed,
-            degraded,
-            unreadable,
-        }
-    }
-}
-
-impl From<&report::End> for WorkerEnd {
-    fn from(end: &report::End) -> Self {
-        Self { at: rfc3339(end.at_ns), pid: end.pid, why: end.why.clone(), served_ms: end.served_ms }
-    }
-}
-
-impl From<&report::Standby> for Standby {
-    fn from(standby: &report::Standby) -> Self {
-        Self { pid: standby.pid, prepared: standby.prepared, problem: standby.problem.clone() }
-    }
-}
-
-impl From<&report::Upgrade> for Upgrade {
-    fn from(upgrade: &report::Upgrade) -> Self {
-        use super::wire::UpgradeState as Shown;
-        Self {
-            number: upgrade.number,
-            state: match upgrade.state {
-                UpgradeState::Running => Shown::Running,
-                UpgradeState::Done => Shown::Done,
-                UpgradeState::Failed => Shown::Failed,
-            },
-            program: upgrade.program.display().to_string(),
-            from: upgrade.from.clone(),
-            to: upgrade.to.clone(),
-            why: upgrade.why.clone(),
-            at: rfc3339(upgrade.at_ns),
-        }
+        Cache::new(self.store.cache().stats(), self.bases.sources().cache().stats())
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::events::{events as handler, serve_until, summary};
 use crate::events::{Event, Events, Kind, Reason};
 
-/// A socket that knows events, and one slow request.
+/// A socket with the route of events and a slow route.
 struct Socket {
     dir: tempfile::TempDir,
     events: Events,
@@ -50,13 +50,13 @@ impl Socket {
         ask(self.dir.path(), path)
     }
 
-    /// Fails when the end does not come.
-    fn ends(self) {
+    /// Drains the socket. Fails when its thread does not end.
+    fn end(self) {
         self.drain.notify_one();
-        let (done, end) = std::sync::mpsc::channel();
+        let (sender, ended) = std::sync::mpsc::channel();
         let thread = self.thread;
-        thread::spawn(move || done.send(thread.join()));
-        end.recv_timeout(Duration::from_secs(20)).expect("the end").expect("no panic");
+        thread::spawn(move || sender.send(thread.join()));
+        ended.recv_timeout(Duration::from_secs(20)).expect("the end").expect("no panic");
     }
 }
 
@@ -68,7 +68,7 @@ fn ask(dir: &Path, path: &str) -> UnixStream {
     stream
 }
 
-/// Status and body of an answer that comes to its end.
+/// Status and body of an answer, read to its end.
 fn answer(mut stream: UnixStream) -> (u16, String) {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
@@ -80,8 +80,8 @@ fn objects(body: &str) -> Vec<Value> {
     body.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
 }
 
-/// Waits until so many listen.
-fn listening(events: &Events, wanted: usize) {
+/// Waits until `wanted` clients follow events.
+fn await_listeners(events: &Events, wanted: usize) {
     while events.state().listeners != wanted {
         thread::sleep(Duration::from_millis(1));
     }
@@ -102,22 +102,22 @@ fn recent_events_are_lines_of_objects() {
     assert!(found[0].get("bytes").is_none());
     assert!(humantime::parse_rfc3339(found[1]["at"].as_str().expect("a time")).is_ok());
     assert_eq!(objects(&answer(socket.ask("/v1/events?after=1")).1)[0]["number"], 2);
-    // Of another worker, the number says nothing.
+    // The number of another worker is ignored.
     assert_eq!(objects(&answer(socket.ask("/v1/events?after=1&worker=1")).1).len(), 2);
     for bad in ["/v1/events?after=x", "/v1/events?follow=perhaps", "/v1/events?other=1"] {
         assert_eq!(answer(socket.ask(bad)).0, 400, "{bad}");
     }
-    socket.ends();
+    socket.end();
 }
 
 #[test]
-fn who_follows_hears_what_comes_and_the_end() {
+fn a_follower_gets_new_events_and_the_end_of_the_stream() {
     let socket = Socket::new();
     socket.events.emit(Event::of_base(Kind::BaseWaiting, "b"));
     let (new, all) = (socket.ask("/v1/events?follow=true"), socket.ask("/v1/events?follow=true&after=0"));
-    listening(&socket.events, 2);
+    await_listeners(&socket.events, 2);
     socket.events.emit(Event::of_base(Kind::BaseResumed, "b"));
-    socket.ends();
+    socket.end();
     let names = |stream| {
         let (status, body) = answer(stream);
         assert_eq!(status, 200);
@@ -129,30 +129,30 @@ fn who_follows_hears_what_comes_and_the_end() {
 }
 
 #[test]
-fn a_listener_that_goes_away_is_forgotten() {
+fn a_follower_that_disconnects_is_removed() {
     let socket = Socket::new();
     let stream = socket.ask("/v1/events?follow=true");
-    listening(&socket.events, 1);
+    await_listeners(&socket.events, 1);
     drop(stream);
-    listening(&socket.events, 0);
-    socket.ends();
+    await_listeners(&socket.events, 0);
+    socket.end();
 }
 
 #[test]
-fn a_listener_too_many_is_told() {
+fn a_follower_above_the_limit_is_refused() {
     let socket = Socket::new();
     let all: Vec<_> = (0..crate::events::LISTENERS).map(|_| socket.ask("/v1/events?follow=true")).collect();
-    listening(&socket.events, all.len());
+    await_listeners(&socket.events, all.len());
     let (status, body) = answer(socket.ask("/v1/events?follow=true"));
     assert_eq!(status, 429);
     assert_eq!(objects(&body)[0]["error"]["kind"], "busy");
-    socket.ends();
+    socket.end();
 }
 
-/// One that follows and does not read: its connection is full, and the end cannot be said to it.
-fn deaf(socket: &Socket) -> UnixStream {
+/// A client that follows and does not read. Its connection is full, so the end cannot be sent to it.
+fn stalled_follower(socket: &Socket) -> UnixStream {
     let stream = socket.ask("/v1/events?follow=true");
-    listening(&socket.events, 1);
+    await_listeners(&socket.events, 1);
     while socket.events.state().lost == 0 {
         for _ in 0..200 {
             socket.events.emit(Event::of_base(Kind::BaseError, "b").because("x".repeat(500)));
@@ -163,19 +163,19 @@ fn deaf(socket: &Socket) -> UnixStream {
 }
 
 #[test]
-fn a_listener_that_does_not_read_does_not_hold_up_the_end() {
+fn a_follower_that_does_not_read_does_not_delay_the_end() {
     let socket = Socket::new();
-    let _stream = deaf(&socket);
-    socket.ends();
+    let _stream = stalled_follower(&socket);
+    socket.end();
 }
 
 #[test]
-fn whoever_was_being_answered_gets_the_answer_all_the_same() {
+fn a_request_that_has_begun_is_answered_before_the_end() {
     let socket = Socket::new();
-    let _stream = deaf(&socket);
+    let _stream = stalled_follower(&socket);
     let slow = socket.ask("/slow");
     thread::sleep(Duration::from_millis(100));
-    socket.ends();
+    socket.end();
     assert_eq!(answer(slow), (200, "answered".to_owned()));
 }
 

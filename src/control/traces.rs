@@ -1,5 +1,6 @@
-//! Traces of bases: what there is, and to carry them from host to host.
+//! Routes on traces of bases: list, show, record, remove, and export and import for another host.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -8,24 +9,24 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-use super::room::Kind;
+use super::pool::JobKind;
 use super::wire::{self, Recording, Removed, TraceFile, rfc3339};
-use super::{Answer, ApiError, Cause, Control, Name, blocking, hex, in_room};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, hex, in_pool};
 use crate::format::BLOCK;
 use crate::format::record::Digest;
 use crate::format::trace::{Origin, Trace};
 use crate::store::{BaseNode, StoreError};
 use crate::trace::{Player, SavedTrace, Tracer};
 
-/// How often it is looked whether a recording has ended.
+/// How often the daemon checks whether a recording has ended.
 const TICK: Duration = Duration::from_secs(1);
 
 fn tracer(c: &Control) -> Result<&Tracer, ApiError> {
     let tracer = c.store.tracer().map(|tracer| &**tracer);
-    tracer.ok_or_else(|| ApiError::invalid("this process records no traces"))
+    tracer.ok_or_else(|| ApiError::invalid("this daemon has no tracer, so it records no boots"))
 }
 
-/// Keeps recordings when they have ended, for ever.
+/// Saves recordings that have ended, for ever.
 pub async fn tick(control: Control) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -39,7 +40,7 @@ pub async fn tick(control: Control) {
 }
 
 fn object(base: &BaseNode, saved: &SavedTrace) -> wire::Trace {
-    let found = wire::Trace {
+    let unreadable = wire::Trace {
         base: base.record().name.clone(),
         base_id: saved.base,
         file_bytes: saved.file_bytes,
@@ -47,7 +48,7 @@ fn object(base: &BaseNode, saved: &SavedTrace) -> wire::Trace {
     };
     let trace = match &saved.trace {
         Ok(trace) => trace,
-        Err(error) => return wire::Trace { error: Some(error.clone()), ..found },
+        Err(error) => return wire::Trace { error: Some(error.clone()), ..unreadable },
     };
     let origin = match &trace.origin {
         Origin::Unknown => None,
@@ -70,17 +71,17 @@ fn object(base: &BaseNode, saved: &SavedTrace) -> wire::Trace {
         duration_ms: Some(trace.duration_ms()),
         prefetch_ranges: Some(ranges),
         prefetch_bytes: Some(fetch),
-        fits: Some(unfit(base, trace).is_none()),
-        ..found
+        fits: Some(mismatch(base, trace).is_none()),
+        ..unreadable
     }
 }
 
-/// Why a trace is of no use to a base.
-fn unfit(base: &BaseNode, trace: &Trace) -> Option<String> {
+/// Why a trace does not fit a base; `None` when it fits.
+fn mismatch(base: &BaseNode, trace: &Trace) -> Option<String> {
     let subject = base.subject();
     if trace.size != subject.size {
         return Some(format!(
-            "it was recorded on a disk of {} bytes, and the base has {}",
+            "it was recorded on an image of {} bytes, and the base has {}",
             trace.size, subject.size
         ));
     }
@@ -94,15 +95,20 @@ fn no_trace(name: &str) -> ApiError {
     StoreError::NotFound { object: format!("trace of base {name}"), noun: "base trace" }.into()
 }
 
-fn storage(name: &str, what: &'static str) -> impl FnOnce(std::io::Error) -> ApiError {
+fn storage(name: &str, operation: &'static str) -> impl FnOnce(std::io::Error) -> ApiError {
     let object = format!("trace of base {name}");
-    move |error| StoreError::io(object, what)(error).into()
+    move |error| StoreError::io(object, operation)(error).into()
+}
+
+/// A base and the bytes of its trace file.
+fn trace_file(c: &Control, name: &str) -> Result<(Arc<BaseNode>, Vec<u8>), ApiError> {
+    let base = c.store.base(name)?;
+    let bytes = tracer(c)?.store().bytes(base.id()).map_err(storage(name, "reading it"))?;
+    Ok((base, bytes.ok_or_else(|| no_trace(name))?))
 }
 
 fn load(c: &Control, name: &str) -> Result<wire::Trace, ApiError> {
-    let base = c.store.base(name)?;
-    let bytes = tracer(c)?.store().bytes(base.id()).map_err(storage(name, "reading it"))?;
-    let bytes = bytes.ok_or_else(|| no_trace(name))?;
+    let (base, bytes) = trace_file(c, name)?;
     let trace = Trace::decode(&bytes).map_err(|error| error.to_string());
     Ok(object(&base, &SavedTrace { base: base.id(), file_bytes: bytes.len() as u64, trace }))
 }
@@ -118,7 +124,7 @@ fn load(c: &Control, name: &str) -> Result<wire::Trace, ApiError> {
 pub async fn list(State(c): State<Control>) -> Answer<Vec<wire::Trace>> {
     blocking(move || {
         let all = tracer(&c)?.store().list().map_err(|error| {
-            ApiError::new(Cause::Io, format!("the traces in the store cannot be listed: {error}"))
+            ApiError::new(Cause::Io, format!("cannot list the traces in the store: {error}"))
         })?;
         let object = |saved: &SavedTrace| c.store.base_by_id(saved.base).map(|base| object(&base, saved));
         Ok(all.iter().filter_map(object).collect())
@@ -147,11 +153,9 @@ pub async fn show(State(c): State<Control>, Name(name): Name) -> Answer<wire::Tr
     responses((status = 200, description = "The file.", body = TraceFile, content_type = "application/octet-stream"))
 )]
 pub async fn export(State(c): State<Control>, Name(name): Name) -> Result<Response, ApiError> {
-    let bytes = in_room(Kind::Work, move || {
-        let base = c.store.base(&name)?;
-        let bytes = tracer(&c)?.store().bytes(base.id()).map_err(storage(&name, "reading it"))?;
-        let bytes = bytes.ok_or_else(|| no_trace(&name))?;
-        // A damaged one is of no use elsewhere.
+    let bytes = in_pool(JobKind::Work, move || {
+        let (_, bytes) = trace_file(&c, &name)?;
+        // No other host can use a damaged trace.
         Trace::decode(&bytes).map_err(|error| ApiError::invalid(format!("trace of base {name}: {error}")))?;
         Ok(bytes)
     })
@@ -161,7 +165,7 @@ pub async fn export(State(c): State<Control>, Name(name): Name) -> Result<Respon
 
 /// Give a base a trace from a file
 ///
-/// It replaces the one that the base has.
+/// It replaces the trace that the base has.
 #[utoipa::path(
     put,
     path = "/v1/bases/{name}/trace/file",
@@ -180,7 +184,7 @@ pub async fn import(
         let base = c.store.base(&name)?;
         let trace = Trace::decode(&body)
             .map_err(|error| ApiError::invalid(format!("trace for base {name}: {error}; export it again")))?;
-        if let Some(why) = unfit(&base, &trace) {
+        if let Some(why) = mismatch(&base, &trace) {
             let advice = "import the trace of this image";
             return Err(ApiError::invalid(format!("trace for base {name}: {why}; {advice}")));
         }
@@ -196,7 +200,7 @@ pub async fn import(
     path = "/v1/bases/{name}/trace",
     tag = "traces",
     operation_id = "remove_trace",
-    responses((status = 200, description = "It is gone.", body = Removed))
+    responses((status = 200, description = "The trace is removed.", body = Removed))
 )]
 pub async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
     blocking(move || {
@@ -209,15 +213,15 @@ pub async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Remove
     .await
 }
 
-/// Record what a disk reads of its base
+/// Record the reads of a disk from its base
 ///
-/// It ends by itself when nothing new was read for a while, and replaces the trace of the base.
+/// The recording ends by itself when the disk has read nothing new for a while. It replaces the trace of the base.
 #[utoipa::path(
     post,
     path = "/v1/disks/{name}/trace",
     tag = "traces",
     operation_id = "record_trace",
-    responses((status = 200, description = "A recording has begun.", body = Recording))
+    responses((status = 200, description = "The recording has begun.", body = Recording))
 )]
 pub async fn record(State(c): State<Control>, Name(disk): Name) -> Answer<Recording> {
     blocking(move || {

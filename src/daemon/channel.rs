@@ -1,8 +1,8 @@
-//! Messages between the supervisor and its workers, over a socket pair that keeps message borders.
+//! Messages between the supervisor and its workers, over a socket pair that preserves message boundaries.
 //!
-//! Supervisor and worker may be of different versions while an upgrade is under way. What [`Start`] says of
-//! `protocol` and `channel` never changes; the rest belongs to the protocol of that number. Fields that are added
-//! later have a default, fields that are not known are ignored.
+//! Supervisor and worker may be of different versions during an upgrade. The fields `protocol` and `channel` of
+//! [`Start`] never change; the others belong to the protocol of that number. A field that a later version adds has a
+//! default. A reader ignores fields that it does not know.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::callers::{Answered, Asked};
+use super::callers::{CallersQuery, CallersReply};
 use crate::config::Config;
 use crate::control::Daemon;
 use crate::control::report::Report;
@@ -19,13 +19,13 @@ use crate::io::sys;
 
 /// Environment variable that carries the [`Start`] of a worker.
 pub const START_ENV: &str = "PLYFS_WORKER";
-/// Number of the protocol that is spoken here; a release that raises it still speaks the one before, so that an
-/// upgrade in steps never needs the mount to end.
+/// Number of this version's protocol. A release that raises it still speaks the one before, so that an upgrade release
+/// by release never has to end the mount.
 pub const PROTOCOL: u32 = 1;
 /// Longest message in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// What a worker is told when it is started.
+/// The parameters of a worker's start.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     /// Number of the protocol.
@@ -46,93 +46,94 @@ pub struct Start {
     pub listener: RawFd,
     /// The store's lock, held.
     pub lock: RawFd,
-    /// Memory of the block cache, which outlives workers.
+    /// Memory of the block cache, which survives workers.
     pub cache: RawFd,
-    /// The arena of live maps, which outlives workers. A supervisor of 0.1.0 has none: live maps are files by name.
+    /// The arena of live maps, which survives workers. A supervisor of 0.1.0 has none: its live maps are named files.
     #[serde(default)]
     pub live: Option<RawFd>,
-    /// The supervisor.
+    /// Process of the supervisor.
     pub supervisor_pid: u32,
     /// When the mount was made, nanoseconds since the epoch.
     pub since_ns: i64,
-    /// Whether the worker looks at the store before it calls itself prepared: it is of another version.
+    /// Whether the worker checks that it can read the store before it is prepared. True for a worker of another
+    /// version.
     pub probe: bool,
-    /// Whether it says what this machine does not offer: the first one.
+    /// Whether the worker logs which features this host lacks. True for the first worker.
     #[serde(default)]
     pub warn: bool,
-    /// Whether the supervisor understands `Closed`.
+    /// Whether the supervisor knows `Closed`.
     #[serde(default)]
     pub hears_closed: bool,
 }
 
-/// From the worker to the supervisor.
+/// A message from the worker to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromWorker {
-    /// Everything that needs no store is done.
+    /// The worker is prepared: it has done all work that needs no store.
     Prepared {
         /// Its version.
         version: String,
-        /// Newest hand-over (`super::handover`) that a supervisor of that version reads.
+        /// Newest format of a hand-over (`super::handover`) that a supervisor of that version reads.
         #[serde(default)]
         hand_over: u32,
-        /// Whether it answers `Ping`.
+        /// Whether the worker answers `Ping`.
         #[serde(default)]
         answers: bool,
     },
     /// The answer to `Ping`.
     Alive,
-    /// The store is closed and its lock let go of; this process is about to end.
+    /// The worker has closed the store and released its lock. The process is about to end.
     Closed,
-    /// Requests are being served.
+    /// The worker serves requests.
     Ready,
-    /// An operator asked for the end.
+    /// An operator requested the end of the daemon.
     Stop,
-    /// An operator asked for the program at this path, or for the one that is installed now.
+    /// An operator requested an upgrade to the program at this path, or to the installed one.
     Upgrade(Option<PathBuf>),
-    /// Requests of the control socket have been answered, new ones wait.
+    /// The worker has answered the requests on the control socket that had begun. New ones wait.
     Drained,
-    /// All requests of the kernel that were read have been answered, new ones wait.
+    /// The worker has answered the requests of the kernel that it had read. New ones wait.
     Paused,
-    /// Which processes are ending? Only to a supervisor that says in its report that it answers.
-    Callers(Asked),
+    /// Asks which processes are ending. Only for a supervisor whose report announces that it answers.
+    Callers(CallersQuery),
     /// The worker cannot start, could not close the store, or panicked.
     Failed(String),
 }
 
-/// From the supervisor to the worker.
+/// A message from the supervisor to the worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromSupervisor {
     /// Take over: no other worker runs.
     Activate {
-        /// For `status`.
+        /// The report for `status`.
         report: Report,
-        /// Nobody can have anything open: the mount was made a moment ago.
+        /// Whether the mount is new, so that no client can have a file open.
         fresh_mount: bool,
     },
-    /// Something of this changed.
+    /// The report has changed.
     Report(Report),
-    /// Say `Alive`. Only to one that said that it answers.
+    /// Answer with `Alive`. Only for a worker that announced that it answers.
     Ping,
-    /// Which processes are ending. Only to one that asked.
-    Callers(Answered),
-    /// Answer the requests of the control socket that have begun, take no new ones, say `Drained`.
+    /// Which processes are ending. Only for a worker that asked.
+    Callers(CallersReply),
+    /// Answer the requests on the control socket that have begun, accept no new ones, then send `Drained`.
     Drain,
-    /// Answer the requests of the kernel that were read, read no new ones, say `Paused`. Only to one whose hand-over knows
-    /// it (`super::handover`).
+    /// Answer the requests of the kernel that were read, read no new ones, then send `Paused`. Only for a worker of hand-over
+    /// 3 or later (`super::handover`).
     Pause,
-    /// Read requests of the kernel again. Only to one that was told to pause.
-    GoOn,
+    /// Read requests of the kernel again. Only for a worker that was told to pause.
+    Continue,
     /// Close the store and exit, although files are open.
     Finish,
 }
 
-/// One end.
+/// One end of the socket pair.
 #[derive(Debug)]
 pub struct Channel(pub OwnedFd);
 
-/// A worker's end: its control socket has the supervisor stop or upgrade.
+/// A worker's end: the routes of the control socket pass stop and upgrade to the supervisor over it.
 impl Daemon for Channel {
     fn stop(&self) -> io::Result<()> {
         self.send(&FromWorker::Stop)
@@ -144,10 +145,11 @@ impl Daemon for Channel {
 }
 
 impl Channel {
-    /// Sends one message; never waits.
+    /// Sends one message. It never waits.
     ///
     /// # Errors
-    /// When the other end is gone or has not read for long, or the message is longer than 64 KiB.
+    /// When the other end is gone, when its queue is full because it does not read, or when the message is longer than
+    /// 64 KiB.
     pub fn send(&self, message: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > LONGEST {

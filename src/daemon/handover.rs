@@ -1,8 +1,9 @@
-//! How a mount outlives its supervisor: handed over by exec to another version of the program, or kept by systemd's
-//! descriptor store until the next start.
+//! How a mount survives its supervisor: the supervisor hands it over to another version of the program by exec, or
+//! systemd's descriptor store keeps it until the next start.
 //!
-//! Both carry a description as JSON in a file in memory. Its `format` is raised when an older program could not
-//! understand it; a worker tells which one its version reads, so that no program is started that could not go on.
+//! Both pass a description as JSON in a memory file. A change that an older program could not understand raises its
+//! `format`. A worker announces the format that its version reads, so the supervisor never executes a program that
+//! could not continue.
 //!
 //! Source of the protocol: sd_notify(3), FDSTORE=1 and FDNAME=; sd_listen_fds(3).
 
@@ -27,32 +28,33 @@ use crate::io::sys;
 
 /// Environment variable with the number of the descriptor of a [`HandOver`].
 pub const RESUME_ENV: &str = "PLYFS_RESUME";
-/// Set for a child that only finds out whether it could go on.
+/// Set for a child that only checks whether it could continue.
 const REHEARSE_ENV: &str = "PLYFS_REHEARSE";
-/// How long a rehearsal may take; a worker serves meanwhile.
-const REHEARSAL: Duration = Duration::from_secs(10);
-/// Newest format that is read and written here. 2: the arena of live maps. 3: a device for each worker, and pauses.
+/// The time limit of a rehearsal. A worker serves meanwhile.
+const REHEARSAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The newest format that this version reads and writes. Format 2 has the arena of live maps; format 3 a device for each
+/// worker, and pauses.
 pub const FORMAT: u32 = 3;
 
-/// The oldest format that can express what there is to hand over: an older program goes on as long as it can.
+/// The format that this version writes: the oldest that can express the hand-over, so that an older program can take it.
 pub fn format_of(protocol: Protocol) -> u32 {
     if protocol.resend { 2 } else { FORMAT }
 }
 
-/// What is in the descriptor store, as part of its name.
+/// The kinds of descriptors in the descriptor store. Each is part of a descriptor's name.
 const FUSE: &str = "fuse";
 const CACHE: &str = "cache";
 const LIVE: &str = "live";
 const STATE: &str = "state";
 
-/// What a supervisor tells its successor in the same process. Descriptors are numbers.
+/// What a supervisor passes to its successor in the same process. Descriptors are passed by number.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HandOver {
-    /// See the module.
+    /// The format of this description, see [`FORMAT`].
     pub format: u32,
     /// The daemon's configuration; its mount is the path without symbolic links.
     pub config: Config,
-    /// The program that upgrades look at.
+    /// The path that `plyfs upgrade` uses by default.
     pub program: PathBuf,
     /// /dev/fuse.
     pub fuse: RawFd,
@@ -77,29 +79,29 @@ pub struct HandOver {
     pub channel: RawFd,
     /// Its version.
     pub worker_version: String,
-    /// Whether it answers when it is asked whether it runs.
+    /// Whether it answers pings.
     #[serde(default)]
     pub worker_answers: bool,
     /// When the mount was made.
     pub since_ns: i64,
-    /// For `status`.
+    /// The report for `status`.
     pub report: Report,
 }
 
-/// What the descriptor store keeps beside the descriptors.
+/// The description of a mount in the descriptor store.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct KeptState {
     format: u32,
     store: PathBuf,
-    /// As configured, and without symbolic links.
+    /// The mount point as configured, and without symbolic links.
     mounts: [PathBuf; 2],
     since_ns: i64,
     #[serde(default)]
     protocol: Protocol,
 }
 
-/// A mount that an earlier daemon of the service left behind, alive.
-pub struct Found {
+/// A live mount that an earlier daemon of the service left.
+pub struct KeptMount {
     /// /dev/fuse, past FUSE_INIT.
     pub fuse: OwnedFd,
     /// Memory of the block cache.
@@ -119,7 +121,7 @@ fn in_memory(value: &impl Serialize) -> io::Result<File> {
     Ok(file)
 }
 
-/// Has the program try, in a child, whether it is one and understands `state`: after exec there is no way back.
+/// Checks in a child process that `program` runs and understands `state`, because exec cannot be undone.
 fn rehearse(program: &Path, state: &File, arguments: &[OsString]) -> io::Result<()> {
     sys::set_cloexec(state.as_raw_fd(), false)?;
     let child = Command::new(program)
@@ -135,21 +137,24 @@ fn rehearse(program: &Path, state: &File, arguments: &[OsString]) -> io::Result<
         match child.try_wait()? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => {
-                return Err(io::Error::other(format!("it cannot go on as the supervisor: {status}")));
+                return Err(io::Error::other(format!("it cannot continue as the supervisor: {status}")));
             }
-            None if begun.elapsed() > REHEARSAL => {
+            None if begun.elapsed() > REHEARSAL_TIMEOUT => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(io::Error::other("it does not say whether it can go on as the supervisor"));
+                let limit = REHEARSAL_TIMEOUT.as_secs();
+                return Err(io::Error::other(format!(
+                    "it did not show within {limit} s that it can continue as the supervisor"
+                )));
             }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
     }
 }
 
-/// Goes on as another program, whose supervisor takes `state`; returns only when that is not possible, with the
-/// reason, and nothing has changed.
-pub fn become_program(program: &Path, state: &HandOver, shared: &[BorrowedFd<'_>]) -> io::Error {
+/// Continues as another program, whose supervisor takes `state`. It returns only on failure, with the reason; then
+/// nothing has changed.
+pub fn exec_program(program: &Path, state: &HandOver, shared: &[BorrowedFd<'_>]) -> io::Error {
     let file = match in_memory(state) {
         Ok(file) => file,
         Err(error) => return error,
@@ -168,17 +173,17 @@ pub fn become_program(program: &Path, state: &HandOver, shared: &[BorrowedFd<'_>
         Ok(()) => sys::exec(program, &arguments, &environment),
         Err(error) => error,
     };
-    // Without this every worker would inherit all of them.
+    // Otherwise every worker would inherit all these descriptors.
     let _ = set(true);
     error
 }
 
-/// Whether this process is to go on as a supervisor that was another program a moment ago.
-pub fn resumes() -> bool {
+/// Whether this process continues as a supervisor that has just changed its program by exec.
+pub fn is_resuming() -> bool {
     std::env::var_os(RESUME_ENV).is_some()
 }
 
-/// Goes on where the former program stopped.
+/// Continues where the former program stopped.
 ///
 /// # Errors
 /// As [`super::serve`].
@@ -186,12 +191,12 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
     let read = || {
         let number: RawFd =
             std::env::var(RESUME_ENV).ok().and_then(|n| n.parse().ok()).ok_or(io::ErrorKind::InvalidInput)?;
-        // Opened anew: the descriptor itself is taken below, together with those that it names.
+        // The file is opened again. The descriptor itself is inherited below, together with those that the file names.
         let mut json = Vec::new();
         File::open(format!("/proc/self/fd/{number}"))?.read_to_end(&mut json)?;
         let state: HandOver = serde_json::from_slice(&json)?;
         if state.format > FORMAT {
-            return Err(io::Error::other("it was written by a newer plyfs"));
+            return Err(io::Error::other("a newer plyfs wrote it"));
         }
         if std::env::var_os(REHEARSE_ENV).is_some() {
             return Ok(None);
@@ -207,13 +212,13 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
     super::supervisor::resume(state, fds)
 }
 
-/// Name of a descriptor in the store. The mount's number is in it: what belongs together is found by it, and the
-/// order in which a service manager passes what it keeps says nothing.
+/// The name of a descriptor in the descriptor store. The number of the mount in it says which descriptors belong
+/// together. The order in which a service manager passes them says nothing.
 fn stored_name(kind: &str, since_ns: i64) -> String {
     format!("plyfs-{kind}-{since_ns}")
 }
 
-/// Gives the descriptors of a mount to the service manager, if there is one that keeps them.
+/// Gives the descriptors of a mount to the service manager, when one runs that keeps them.
 pub fn keep(
     config: &Config,
     mount: &Path,
@@ -223,10 +228,10 @@ pub fn keep(
     cache: BorrowedFd<'_>,
     live: Option<BorrowedFd<'_>>,
 ) {
-    if !is_kept() {
+    if !has_service_manager() {
         return;
     }
-    let kept = Kept {
+    let kept = KeptState {
         format: format_of(protocol),
         store: config.store.clone(),
         mounts: [config.mount.clone(), mount.to_path_buf()],
@@ -238,15 +243,15 @@ pub fn keep(
         send(STATE, state.as_fd())?;
         send(CACHE, cache)?;
         live.map_or(Ok(()), |live| send(LIVE, live))?;
-        // Last: without the others it is of no use.
+        // The last one, because it is useless without the others.
         send(FUSE, fuse)
     });
     if let Err(error) = sent {
-        tracing::warn!(%error, "the service manager does not keep the mount; it ends with this daemon");
+        tracing::warn!(%error, "the service manager does not keep the mount; the mount ends with this daemon");
     }
 }
 
-fn is_kept() -> bool {
+fn has_service_manager() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
@@ -260,37 +265,41 @@ fn forget_one(kind: &str, since_ns: i64) {
     let _ = sd_notify::notify(false, &[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::FdName(&name)]);
 }
 
-/// Gives the service manager another arena of live maps in place of the one before.
+/// Replaces the arena of live maps in the service manager's descriptor store.
 pub fn keep_live(since_ns: i64, live: BorrowedFd<'_>) {
-    if !is_kept() {
+    if !has_service_manager() {
         return;
     }
     forget_one(LIVE, since_ns);
     if let Err(error) = send(LIVE, since_ns, live) {
-        tracing::warn!(%error, "the service manager does not keep the live maps; they are found by name only");
+        tracing::warn!(
+            %error,
+            "the service manager does not keep the live maps; the next daemon finds them by name only"
+        );
     }
 }
 
-/// Has the service manager forget the mount of that number: nobody is to wait for a daemon that does not come.
+/// Removes the mount of that number from the service manager's descriptor store, so that no client waits for a daemon
+/// that does not start.
 pub fn forget(since_ns: i64) {
     for kind in [FUSE, CACHE, LIVE, STATE] {
         forget_one(kind, since_ns);
     }
 }
 
-/// The mount of this store that the service manager kept, if it is alive, and all arenas of live maps that it kept. What
-/// cannot be used is given up.
-pub fn find(config: &Config) -> (Option<Found>, Vec<File>) {
+/// The live mount of this store that the service manager kept, if any, and all arenas of live maps that it kept. Other
+/// mounts are given up.
+pub fn find(config: &Config) -> (Option<KeptMount>, Vec<File>) {
     let mut arenas = Vec::new();
     let found = find_mount(config, &mut arenas);
     (found, arenas)
 }
 
-fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<Found> {
+fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<KeptMount> {
     let listed: Vec<(RawFd, String)> = match sd_notify::listen_fds_with_names(true) {
         Ok(listed) => listed.collect(),
         Err(error) => {
-            tracing::warn!(%error, "what the service manager passed is not understood");
+            tracing::warn!(%error, "cannot read the list of descriptors that the service manager passed");
             return None;
         }
     };
@@ -301,11 +310,11 @@ fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<Found> {
     let fds = match sys::inherit_once(&numbers) {
         Ok(fds) => fds,
         Err(error) => {
-            tracing::warn!(%error, "the descriptors that the service manager passed cannot be taken");
+            tracing::warn!(%error, "cannot inherit the descriptors that the service manager passed");
             return None;
         }
     };
-    // By number of the mount, the newest first.
+    // Ordered by the number of the mount, the newest first.
     let mut mounts: BTreeMap<Reverse<i64>, HashMap<String, OwnedFd>> = BTreeMap::new();
     for ((_, name), fd) in listed.into_iter().zip(fds) {
         let words = name.strip_prefix("plyfs-").and_then(|rest| rest.split_once('-'));
@@ -313,7 +322,7 @@ fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<Found> {
             Some((kind, number)) => {
                 mounts.entry(Reverse(number)).or_default().insert(kind.to_owned(), fd);
             }
-            None => tracing::warn!(name, "a descriptor of the service manager's is not known and not used"),
+            None => tracing::warn!(name, "the service manager passed an unknown descriptor; it is ignored"),
         }
     }
     let mut found = None;
@@ -332,32 +341,32 @@ fn find_mount(config: &Config, arenas: &mut Vec<File>) -> Option<Found> {
 }
 
 fn give_up(since_ns: i64, mount: &str, why: &str) {
-    tracing::warn!(mount, why, "a mount that the service manager kept is not used and ends");
+    tracing::warn!(mount, why, "a mount that the service manager kept cannot be used and ends");
     forget(since_ns);
 }
 
-/// The mount of which these are the descriptors, or where it is and why it is of no use.
-fn usable(config: &Config, mut fds: HashMap<String, OwnedFd>) -> Result<Found, (String, String)> {
-    let nowhere = |why: String| ("-".to_owned(), why);
+/// The mount of these descriptors, or its path and the reason why it cannot be used.
+fn usable(config: &Config, mut fds: HashMap<String, OwnedFd>) -> Result<KeptMount, (String, String)> {
+    let unknown_path = |why: String| ("-".to_owned(), why);
     let (Some(fuse), Some(state)) = (fds.remove(FUSE), fds.remove(STATE)) else {
-        return Err(nowhere("descriptors that belong to it are missing".to_owned()));
+        return Err(unknown_path("some of its descriptors are missing".to_owned()));
     };
     let mut json = Vec::new();
     let mut state = File::from(state);
     let read = state.seek(SeekFrom::Start(0)).and_then(|_| state.read_to_end(&mut json));
-    let kept: Kept = read
+    let kept: KeptState = read
         .and_then(|_| Ok(serde_json::from_slice(&json)?))
-        .map_err(|error| nowhere(format!("its description is not understood: {error}")))?;
+        .map_err(|error| unknown_path(format!("its description cannot be read: {error}")))?;
     let [configured, mount] = kept.mounts;
     let why = if kept.format > FORMAT {
-        "it was written by a newer plyfs"
+        "a newer plyfs wrote it"
     } else if kept.store != config.store || configured != config.mount {
         "the configuration names another store or mount now"
     } else if sys::fuse_ended(fuse.as_fd()) {
         "it has ended"
     } else {
         let (since_ns, protocol) = (kept.since_ns, kept.protocol);
-        return Ok(Found { fuse, cache: fds.remove(CACHE), mount, since_ns, protocol });
+        return Ok(KeptMount { fuse, cache: fds.remove(CACHE), mount, since_ns, protocol });
     };
     Err((mount.display().to_string(), why.to_owned()))
 }

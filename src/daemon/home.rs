@@ -1,12 +1,12 @@
-//! Where the live maps are: the supervisor holds their arena by descriptor, and keeps a name for it, by which the next
-//! daemon of this boot finds it when all of this one is killed.
+//! Where the live maps are. The supervisor holds their arena by descriptor, and keeps a name for it. By that name the
+//! next daemon of this boot finds the arena when all processes of this daemon are killed.
 //!
 //! What must hold:
-//! - The place is one that no other user can make, fill or list: a tmpfs of the daemon's own as root, else a directory
-//!   of its own with a name that other users cannot guess or take.
-//! - The store's record names the one arena that counts. An arena is filled before the record names it, and the record
-//!   goes before the arena (D26).
-//! - A name that is gone loses nothing (D24): what is there moves to a new home between two workers.
+//! - The place is one that no other user can create, fill or list: for root a tmpfs of the daemon's own, otherwise a
+//!   directory of its own with a name that other users cannot guess or take.
+//! - The store's record names the one arena that is authoritative. An arena is filled before the record names it, and
+//!   the record is removed before the arena (D26).
+//! - A removed name loses no data (D24): the live maps move to a new home between two workers.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -24,13 +24,13 @@ use crate::io::{
 };
 use crate::store::{Store, with_reserve_of};
 
-/// Below it the supervisor of root mounts the tmpfs of each store.
+/// The directory in which root's supervisor mounts the tmpfs of each store.
 const MOUNTS: &str = "/run/plyfs";
-/// Where live maps were before there was an arena, and are when there is no better place.
+/// The directory of live maps in versions without an arena, and the last resort of this one.
 const SHARED: &str = "/dev/shm";
 const SUFFIX: &str = ".arena";
 
-/// How much memory the maps of a configuration may take.
+/// How much memory the live maps may take with this configuration.
 pub fn bounds(config: &Config) -> MapBounds {
     let quarter = host::total_memory().unwrap_or(1 << 30) / 4;
     let total = config.map_memory.unwrap_or_else(|| quarter.max(64 << 20));
@@ -55,7 +55,7 @@ fn random() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Makes a directory that only this user may enter, or finds one.
+/// Creates a directory that only this user may enter, or accepts an existing one.
 fn own_dir(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
@@ -77,11 +77,12 @@ fn in_memory(dir: &Path) -> io::Result<()> {
     }
     Err(io::Error::new(
         io::ErrorKind::Unsupported,
-        format!("{} is not on tmpfs; set [runtime] dir to a directory that is", dir.display()),
+        format!("{} is not on tmpfs; set [runtime] dir to a directory on tmpfs", dir.display()),
     ))
 }
 
-/// A directory below one that others may use too. A name that is taken is left to its owner.
+/// A directory of this user below one that other users may share. When another user has taken its name, it gets a
+/// random name.
 fn directory(parent: &Path, name: Option<&str>) -> io::Result<PathBuf> {
     in_memory(parent)?;
     let fallback = || Ok::<_, io::Error>(parent.join(format!("plyfs-{:016x}", random()?)));
@@ -90,7 +91,7 @@ fn directory(parent: &Path, name: Option<&str>) -> io::Result<PathBuf> {
         None => fallback()?,
     };
     if let Err(error) = own_dir(&dir) {
-        tracing::warn!(%error, "live maps are kept under another name");
+        tracing::warn!(%error, "cannot use the usual directory for live maps; a directory with a random name is used");
         dir = fallback()?;
         own_dir(&dir)?;
     }
@@ -98,14 +99,14 @@ fn directory(parent: &Path, name: Option<&str>) -> io::Result<PathBuf> {
     Ok(dir)
 }
 
-/// A tmpfs of this store alone. It outlives the daemon.
+/// A tmpfs for this store only. It survives the daemon.
 fn mount(name: &str, bounds: &MapBounds) -> io::Result<PathBuf> {
     let top = Path::new(MOUNTS);
     own_dir(top)?;
     let dir = top.join(name);
     own_dir(&dir)?;
     if fs::metadata(&dir)?.dev() == fs::metadata(top)?.dev() {
-        // Room for two arenas, because one may have to move. It is a limit, and takes no memory.
+        // Room for two arenas, because the live maps may have to move. The size is a limit and takes no memory.
         let size = (bounds.total.saturating_add(bounds.reserve)).saturating_mul(2).saturating_add(64 << 20);
         let mounted = sys::mount_tmpfs(&dir, &format!("mode=0700,size={}k", (size >> 10).min(1 << 50)));
         mounted.inspect_err(|_| drop(fs::remove_dir(&dir)))?;
@@ -114,7 +115,7 @@ fn mount(name: &str, bounds: &MapBounds) -> io::Result<PathBuf> {
     Ok(dir)
 }
 
-/// The first place that can be had.
+/// The directory for a new arena: the first one that can be used.
 fn place(config: &Config) -> io::Result<PathBuf> {
     let name = store_name(config)?;
     if let Some(dir) = &config.runtime_dir {
@@ -126,7 +127,7 @@ fn place(config: &Config) -> io::Result<PathBuf> {
         Err(io::ErrorKind::PermissionDenied.into())
     };
     mounted.or_else(|error| {
-        tracing::debug!(%error, "live maps have no filesystem of their own");
+        tracing::debug!(%error, "cannot mount a tmpfs for the live maps; a shared tmpfs is used");
         let user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
         let user = user.filter(|dir| own_dir(dir).is_ok() && in_memory(dir).is_ok());
         match user.map(|dir| directory(&dir, Some(&name))) {
@@ -149,14 +150,14 @@ fn identity_of(config: &Config, id: u64) -> io::Result<ArenaIdentity> {
     Ok(ArenaIdentity { id, device: meta.dev(), inode: meta.ino() })
 }
 
-/// What the store's record says of live maps of this boot and this place.
+/// The store's record of live maps, when it belongs to this boot and to this place of the store.
 fn record(config: &Config) -> io::Result<Option<LiveRecord>> {
     let medium = HostMedium::new(&config.store)?;
     let file = match crate::io::Medium::open(&medium, LIVE_RECORD, Open::Existing) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    // A power cut may leave anything of it; then there is nothing that it could name.
+    // After a power cut the record may be damaged. Then the arena that it named is gone too.
     let decoded = LiveRecord::decode(&read_whole(&*file, LONGEST_LIVE_RECORD)?).ok();
     let here = identity_of(config, 0)?;
     Ok(decoded.filter(|record| {
@@ -170,15 +171,18 @@ fn open_arena(path: &Path) -> io::Result<File> {
     if meta.is_file() && meta.uid() == sys::effective_ids().0 {
         return Ok(file);
     }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not the daemon's", path.display())))
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("{} is not a file of the daemon's user", path.display()),
+    ))
 }
 
 impl LiveHome {
-    /// The arena that an earlier daemon of this boot left, found by its name or among `kept`; else a new one. Says what
-    /// is lost when it is gone.
+    /// The arena that an earlier daemon of this boot left, found by its name or among `kept`; otherwise a new one. When
+    /// the arena that the record names is gone, the second value says which data is lost.
     ///
     /// # Errors
-    /// When there is no memory for it, or what is there was left by a newer plyfs.
+    /// When there is no memory for it, or when the arena belongs to a newer plyfs.
     pub fn find(config: &Config, kept: Vec<File>) -> io::Result<(Self, Option<String>)> {
         let mut lost = None;
         let record = record(config)?;
@@ -190,10 +194,10 @@ impl LiveHome {
                 match LiveArena::identity(&file) {
                     Ok(Some(found)) if found == identity => {
                         let home = Self { file, path, identity };
-                        return home.renamed(config).map(|home| (home, None));
+                        return home.with_name(config).map(|home| (home, None));
                     }
                     Err(e) if e.kind() == io::ErrorKind::Unsupported => return Err(e),
-                    Ok(_) => why = "it is of another store or boot".into(),
+                    Ok(_) => why = "it belongs to another store or boot".into(),
                     Err(e) => why = e.to_string(),
                 }
             }
@@ -201,42 +205,43 @@ impl LiveHome {
             tracing::error!(
                 %path,
                 why,
-                "the live maps of the last daemon are gone: what was written and not flushed before it ended is lost"
+                "the live maps of the last daemon are gone: writes that were not flushed before it ended are lost"
             );
-            lost = Some(format!("{path} is gone ({why}): what the last daemon had not flushed is lost"));
+            lost =
+                Some(format!("{path} is gone ({why}): writes that the last daemon had not flushed are lost"));
         }
-        let home = Self::make(config)?;
+        let home = Self::create(config)?;
         home.fill(config, None)?;
         Ok((home, lost))
     }
 
-    /// Goes on with an arena that another program of this process held.
+    /// Continues with an arena that the former program of this process held.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the file is not an arena.
     pub fn resumed(config: &Config, file: File, path: PathBuf) -> io::Result<Self> {
         let found = LiveArena::identity(&file)?.ok_or(io::ErrorKind::InvalidData)?;
         let identity = identity_of(config, found.id)?;
         Ok(Self { file, path, identity })
     }
 
-    /// With a name, when it has none any more. Takes what versions without an arena left behind.
-    fn renamed(self, config: &Config) -> io::Result<Self> {
+    /// Gives the arena a new name when its name is gone, and adopts live maps of versions without an arena.
+    fn with_name(self, config: &Config) -> io::Result<Self> {
         if self.is_named() {
             self.sweep();
             self.fill(config, None)?;
             return Ok(self);
         }
-        let home = Self::make(config)?;
+        let home = Self::create(config)?;
         home.fill(config, Some(&self))?;
         Ok(home)
     }
 
-    /// An empty one that no record names yet.
+    /// Creates an empty arena that no record names yet.
     ///
     /// # Errors
     /// When there is no place or no memory for it.
-    pub fn make(config: &Config) -> io::Result<Self> {
+    pub fn create(config: &Config) -> io::Result<Self> {
         let dir = place(config)?;
         let identity = identity_of(config, random()?)?;
         let path = dir.join(format!("{:016x}{SUFFIX}", identity.id));
@@ -248,10 +253,11 @@ impl LiveHome {
         Ok(home)
     }
 
-    /// Fills it with what `from` and versions without an arena left, then has the record name it. No worker runs.
+    /// Copies the maps of `from` and of versions without an arena into this arena, then makes the record name it. No
+    /// worker runs.
     ///
     /// # Errors
-    /// When there is no memory for it; nothing has changed then.
+    /// When there is no memory for it. Then nothing has changed.
     pub fn fill(&self, config: &Config, from: Option<&Self>) -> io::Result<()> {
         let open = |home: &Self| LiveArena::open(home.file.try_clone()?, MapBounds::NONE);
         let arena = open(self)?;
@@ -275,7 +281,7 @@ impl LiveHome {
         let ArenaIdentity { id, device, inode } = self.identity;
         let bytes = LiveRecord { boot: sys::boot_number(), id, device, inode, path }.encode();
         let medium = HostMedium::new(&config.store)?;
-        // Of no use after a power cut, so nothing waits for the medium.
+        // After a power cut the record is useless, so it is not synced.
         with_reserve_of(&medium, || {
             let staged = config.store.join(layout::staged(LIVE_RECORD));
             let mut options = OpenOptions::new();
@@ -290,12 +296,12 @@ impl LiveHome {
         &self.file
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether its name still leads to it.
+    /// Whether its path still refers to it.
     pub fn is_named(&self) -> bool {
         let (Ok(named), Ok(held)) = (fs::symlink_metadata(&self.path), self.file.metadata()) else {
             return false;
@@ -307,7 +313,7 @@ impl LiveHome {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Removes the arenas beside it, which no record names: this directory is for one store.
+    /// Removes other arenas in its directory. No record names them, because the directory belongs to one store.
     fn sweep(&self) {
         for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
             if entry.path() != self.path && entry.file_name().to_string_lossy().ends_with(SUFFIX) {
@@ -316,23 +322,27 @@ impl LiveHome {
         }
     }
 
-    /// Forgets it, unless it has what a disk needs. No worker runs.
+    /// Removes the arena and its record, unless it has the map of a disk. No worker runs.
     pub fn remove(self, config: &Config) {
         if LiveArena::list(&self.file).is_ok_and(|maps| !maps.is_empty()) {
-            tracing::warn!(path = %self.path.display(), "live maps are left for the next start");
+            tracing::warn!(
+                path = %self.path.display(),
+                "live maps have writes that are not flushed; they stay for the next start"
+            );
             return;
         }
-        // The record goes first: one without an arena says that something is lost.
+        // The record is removed before the arena: a record without its arena means that data is lost.
         if let Err(error) = fs::remove_file(config.store.join(LIVE_RECORD))
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "the record of live maps is left behind");
+            tracing::warn!(%error, "cannot remove the record of live maps; the live maps stay too");
             return;
         }
         self.discard(sys::Detach::Yes);
     }
 
-    /// Removes an arena that no record names, and its filesystem: with `detach` also when that is in use.
+    /// Removes an arena that no record names, and unmounts its filesystem. With `Detach::Yes` it detaches a filesystem
+    /// that is in use.
     pub fn discard(self, detach: sys::Detach) {
         let dir = self.dir().to_path_buf();
         let _ = fs::remove_file(&self.path);
@@ -343,7 +353,7 @@ impl LiveHome {
                 let _ = sys::unmount(&dir, detach);
             }
         }
-        // A directory with another arena is not empty.
+        // This fails when the directory has another arena.
         let _ = fs::remove_dir(&dir);
     }
 }
@@ -370,7 +380,7 @@ fn former_maps(dir: &Path) -> Vec<(u64, PathBuf)> {
 fn adopt_former(arena: &LiveArena, dir: &Path) -> io::Result<()> {
     let former = LiveDir::beside(dir)?;
     for (disk, path) in former_maps(dir) {
-        // What the arena has is later.
+        // A map in the arena is newer.
         if arena.existing(disk)?.is_some() {
             continue;
         }
@@ -391,7 +401,7 @@ fn adopt_former(arena: &LiveArena, dir: &Path) -> io::Result<()> {
                     let bytes = head.as_chunks::<8>().0.get(at as usize).copied().unwrap_or_default();
                     word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
                 }
-                // No disk has this size, so the map is refused and not mended.
+                // No disk has this size, so the map is refused and not repaired.
                 live.header(LiveHeader::Size).store(u64::MAX, Ordering::Relaxed);
                 arena.adopt(disk, &live)?;
             }
@@ -404,7 +414,7 @@ fn adopt_former(arena: &LiveArena, dir: &Path) -> io::Result<()> {
 fn remove_former(dir: &Path) {
     let maps = former_maps(dir);
     if !maps.is_empty() {
-        tracing::info!(dir = %dir.display(), maps = maps.len(), "live maps of an older version were taken over");
+        tracing::info!(dir = %dir.display(), maps = maps.len(), "adopted the live maps of an older version");
     }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let former = entry.path().extension().is_some_and(|e| e == "live" || e == "tmp");
@@ -413,13 +423,13 @@ fn remove_former(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
-/// A home that is given up again, when what comes before serving fails and nothing is in it.
-pub struct Tentative<'a> {
+/// A home that is removed again when a later step of the start fails and it is empty.
+pub struct TentativeHome<'a> {
     home: Option<LiveHome>,
     config: &'a Config,
 }
 
-impl<'a> Tentative<'a> {
+impl<'a> TentativeHome<'a> {
     /// As [`LiveHome::find`].
     ///
     /// # Errors
@@ -429,18 +439,18 @@ impl<'a> Tentative<'a> {
         Ok((Self { home: Some(home), config }, lost))
     }
 
-    /// The home, for good.
+    /// Keeps the home.
     pub fn keep(mut self) -> Option<LiveHome> {
         self.home.take()
     }
 
-    /// The home, for now.
+    /// The home, which may be removed yet.
     pub fn get(&self) -> Option<&LiveHome> {
         self.home.as_ref()
     }
 }
 
-impl Drop for Tentative<'_> {
+impl Drop for TentativeHome<'_> {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
             home.remove(self.config);
@@ -456,7 +466,7 @@ mod tests {
 
     /// Guards D26.
     #[test]
-    fn of_several_arenas_the_one_that_the_record_names_counts() {
+    fn of_several_arenas_the_one_in_the_record_is_authoritative() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("directory");
         let flags = Overrides { store: Some(dir.path().join("store")), ..Overrides::default() };
         let config = Config::load(None, flags).expect("valid");
@@ -465,24 +475,24 @@ mod tests {
         let (old, lost) = LiveHome::find(&config, Vec::new()).expect("a home");
         assert_eq!(lost, None);
         let kept = |home: &LiveHome| home.file().try_clone().expect("descriptors");
-        // One that was not filled yet.
-        let empty = LiveHome::make(&config).expect("a home");
+        // An arena that is not filled yet.
+        let empty = LiveHome::create(&config).expect("a home");
         let (found, _) = LiveHome::find(&config, vec![kept(&empty)]).expect("a home");
         assert_eq!(found.identity, old.identity);
-        // One that the maps moved to, and the one before, kept by its descriptor.
-        let new = LiveHome::make(&config).expect("a home");
+        // The arena that the maps moved to, and the former one, kept by its descriptor.
+        let new = LiveHome::create(&config).expect("a home");
         new.fill(&config, Some(&old)).expect("filled");
         let arena = LiveArena::open(kept(&new), MapBounds::NONE).expect("an arena");
         arena.fresh(7).and_then(|_| arena.publish(7)).expect("a map");
         let (found, _) = LiveHome::find(&config, vec![kept(&old)]).expect("a home");
         assert_eq!(found.identity, new.identity);
-        // Its name is gone, too.
+        // The name of the new arena is removed too.
         fs::remove_file(new.path()).expect("removed");
         let (found, lost) = LiveHome::find(&config, vec![kept(&old), kept(&new)]).expect("a home");
         let disks: Vec<_> =
             LiveArena::list(found.file()).expect("maps").into_iter().map(|(disk, _)| disk).collect();
         assert_eq!((disks, lost), (vec![7], None));
-        // Without it nothing older is taken for it.
+        // Without the new arena, an older one does not replace it.
         fs::remove_file(found.path()).expect("removed");
         let (found, lost) = LiveHome::find(&config, vec![kept(&old), kept(&new)]).expect("a home");
         assert!(LiveArena::list(found.file()).expect("maps").is_empty() && lost.is_some());

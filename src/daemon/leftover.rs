@@ -1,45 +1,45 @@
-//! What is left of a worker that was killed while the cache's disk hangs.
+//! Whether the next worker may take over although a killed worker has not ended, because the cache's disk hangs.
 //!
-//! Why: a thread that waits in the kernel for that disk, in a call or when its files are closed, does not end, and the
-//! process with it cannot be reaped. The next worker must not wait for that: the disk is the cache's only. What must hold: nothing is left of the worker but threads
-//! that are exiting, and threads that wait for the cache's disk and never run the program again. What such a thread
-//! still writes is of the cache, where a checksum judges each block.
+//! Why: a thread that waits in the kernel for that disk, in a call or when its files are closed, does not end, and so
+//! its process cannot be reaped. The next worker must not wait for that, because only the cache is on that disk. What
+//! must hold: the only threads left of the worker are exiting, or wait for the cache's disk and never run the program
+//! again. Such a thread may still write to the cache, where a checksum verifies each block.
 //!
-//! Source: proc(5), proc_pid_stat(5); include/linux/sched.h, `PF_EXITING`. Killing a process puts SIGKILL among the pending
-//! signals of each of its threads.
+//! Source: proc(5), proc_pid_stat(5); include/linux/sched.h, `PF_EXITING`. Killing a process puts SIGKILL among the
+//! pending signals of each of its threads.
 
 use std::fs;
 use std::path::Path;
 
-/// What the names of threads begin with that do nothing but read and write the cache's files.
+/// The prefix of the names of threads that only read and write the cache's files.
 pub const CACHE_THREADS: &str = "cache-";
 
 const PF_EXITING: u64 = 0x4;
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
-/// Whether only such threads are left of a process.
+/// Whether all threads that are left of a process are exiting or wait for the cache's disk.
 pub fn is_harmless(pid: u32) -> bool {
     let process = Path::new("/proc").join(pid.to_string());
     let Ok(threads) = fs::read_dir(process.join("task")) else { return false };
     for thread in threads {
         let Ok(thread) = thread.map(|entry| entry.path()) else { return false };
         let Ok(stat) = fs::read_to_string(thread.join("stat")) else {
-            // It has ended meanwhile.
+            // The thread has ended meanwhile.
             continue;
         };
-        if judge(&stat, || fs::read_to_string(thread.join("status")).ok()) != Some(true) {
+        if is_harmless_thread(&stat, || fs::read_to_string(thread.join("status")).ok()) != Some(true) {
             return false;
         }
     }
     true
 }
 
-/// Whether a thread of which /proc says `stat` runs the program never again, and does nothing but exit or wait for the
-/// cache's disk. None when that cannot be said.
-fn judge(stat: &str, status: impl FnOnce() -> Option<String>) -> Option<bool> {
+/// Whether a thread with this `stat` in /proc never runs the program again, and only exits or waits for the cache's
+/// disk. `None` when /proc does not tell.
+fn is_harmless_thread(stat: &str, status: impl FnOnce() -> Option<String>) -> Option<bool> {
     let (head, rest) = stat.rsplit_once(") ")?;
     let name = head.split_once('(')?.1;
-    // The third field of proc(5) is the first here.
+    // The first field after the name is the third of proc(5).
     let flags: u64 = rest.split_ascii_whitespace().nth(9 - 3)?.parse().ok()?;
     if flags & PF_EXITING != 0 {
         return Some(true);
@@ -56,22 +56,24 @@ mod tests {
 
     fn thread(name: &str, flags: u64, pending: &str) -> Option<bool> {
         let stat = format!("7 ({name}) D 1 2 3 4 5 {flags} 0 0 0");
-        judge(&stat, || Some(format!("Name:\t{name}\nSigPnd:\t{pending}\nShdPnd:\t0000000000000100\n")))
+        is_harmless_thread(&stat, || {
+            Some(format!("Name:\t{name}\nSigPnd:\t{pending}\nShdPnd:\t0000000000000100\n"))
+        })
     }
 
     #[test]
-    fn a_thread_that_may_run_again_is_waited_for() {
+    fn a_thread_that_may_run_again_is_not_harmless() {
         const KILLED: &str = "0000000000000100";
         assert_eq!(thread("io-3", 0x40_0004, KILLED), Some(true), "it is exiting");
         assert_eq!(thread("cache-write", 0x40_0000, KILLED), Some(true));
         assert_eq!(thread("cache-write", 0x40_0000, "0000000000000000"), Some(false), "it was not killed");
         assert_eq!(thread("io-3", 0x40_0000, KILLED), Some(false), "it may write to a disk");
-        assert_eq!(thread("io) cache-x", 0x40_0000, KILLED), Some(false), "a name may hold anything");
+        assert_eq!(thread("io) cache-x", 0x40_0000, KILLED), Some(false), "a name may contain any bytes");
         assert_eq!(thread("cache-write", 0x40_0000, "?"), None);
     }
 
     #[test]
-    fn a_process_that_runs_is_waited_for() {
+    fn a_process_that_runs_is_not_harmless() {
         assert!(!is_harmless(std::process::id()));
         assert!(!is_harmless(u32::MAX));
     }

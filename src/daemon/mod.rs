@@ -1,21 +1,21 @@
 //! The daemon: a supervisor that mounts and keeps the mount alive, and a worker that does everything else.
 //!
-//! The only place that constructs and wires everything. The supervisor holds no lock, does no I/O on disks and never
-//! grows; the first worker starts exactly as the hundredth does.
+//! Only this module constructs and connects the parts. What must hold: the supervisor takes no lock of the code below,
+//! does no I/O on disks, and its memory does not grow; the first worker starts exactly as the hundredth does.
 
 mod callers;
 mod channel;
 mod device;
 mod handover;
+mod heartbeat;
 mod home;
 mod kernel;
 mod leftover;
 mod mount;
-mod moving;
 mod outcome;
 mod precedence;
 mod process;
-mod pulse;
+mod relocation;
 mod start;
 mod supervisor;
 mod unavailable;
@@ -25,52 +25,52 @@ mod worker;
 use thiserror::Error;
 
 pub use crate::io::sys::connect_within;
-pub use handover::{resume, resumes};
+pub use handover::{is_resuming, resume};
 pub use outcome::{End, Outcome};
 pub use supervisor::serve;
 pub use worker::worker_main;
 
-fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
-    move |source| ServeError::System { what, source }
+fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |source| ServeError::System { operation, source }
 }
 
-/// Why the daemon could not start or ended badly. The text is a whole line for the operator.
+/// Why the daemon could not start, or failed at its end. The text is a complete line for the operator.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The kernel is too old.
     #[error("cannot serve: {why}")]
     Kernel {
-        /// Which it is, and what to do.
+        /// The kernel, and the remedy.
         why: String,
     },
-    /// Something is wrong with the store.
+    /// The store cannot be used.
     #[error("cannot serve store {store}: {why}")]
     Store {
         /// Its directory.
         store: String,
-        /// What, and what to do.
+        /// Cause and remedy.
         why: String,
     },
-    /// Something is wrong with the mount point.
+    /// The mount point cannot be used.
     #[error("cannot mount on {mount}: {why}")]
     Mount {
         /// The mount point.
         mount: String,
-        /// What, and what to do.
+        /// Cause and remedy.
         why: String,
     },
     /// The worker could not be started, or could not close the store.
     #[error("{why}")]
     Worker {
-        /// What, and what to do.
+        /// Cause and remedy.
         why: String,
     },
-    /// A system call of the supervisor's failed.
-    #[error("cannot serve: {what}: {source}")]
+    /// A system call of the supervisor failed.
+    #[error("cannot serve: {operation}: {source}")]
     System {
-        /// Which.
-        what: &'static str,
-        /// What it said.
+        /// The operation that failed.
+        operation: &'static str,
+        /// Its error.
         source: std::io::Error,
     },
 }

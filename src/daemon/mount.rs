@@ -1,4 +1,4 @@
-//! Making and ending the mount: mount(2) as root, fusermount3 otherwise.
+//! Mounts and unmounts: by mount(2) as root, by fusermount3 otherwise.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
-/// Mount points of this namespace with the type of their filesystem.
+/// The mount points of this namespace with their filesystem types.
 fn mounts() -> io::Result<Vec<(PathBuf, String)>> {
     let mut text = String::new();
     File::open("/proc/self/mountinfo")?.read_to_string(&mut text)?;
@@ -38,7 +38,8 @@ fn mounts() -> io::Result<Vec<(PathBuf, String)>> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
-/// The minor number of the device of a mount, by which the kernel names its connection. The mount itself is not asked.
+/// The minor number of the device of a mount, by which the kernel names its connection. The mount itself is not
+/// accessed, because it may hang.
 pub fn device(path: &Path) -> Option<u32> {
     let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let escaped = path.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
@@ -46,67 +47,69 @@ pub fn device(path: &Path) -> Option<u32> {
     line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
 }
 
-/// How long the kernel may take to say what is on the mount point.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the check of the mount point may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes the mount point fit: made when missing, cleaned of a dead mount, refused when it is in use.
+/// Prepares the mount point: creates it when it is missing, removes a dead mount, and refuses a directory that is in
+/// use.
 ///
 /// Returns its path without symbolic links.
 pub fn prepare(config: &Config) -> Result<PathBuf, ServeError> {
-    // Whoever looks at a mount that lives and that nobody serves waits for ever: one that a service manager keeps for
-    // a daemon that is to come, or somebody else's. This thread does not look.
+    // An access to a live mount without a server waits for ever. It may be one that a service manager keeps for the
+    // next daemon, or one of another program. So another thread accesses the mount point, and this one has a time
+    // limit.
     let (done, result) = mpsc::channel();
     let own = config.clone();
-    let look = move || drop(done.send(prepare_here(&own)));
-    let thread = std::thread::Builder::new().name("mount point".into()).spawn(look);
+    let check = move || drop(done.send(check_and_prepare(&own)));
+    let thread = std::thread::Builder::new().name("mount point".into()).spawn(check);
     let thread = thread.map_err(|e| refuse(&config.mount, e.to_string()))?;
-    match result.recv_timeout(PATIENCE) {
+    match result.recv_timeout(CHECK_TIMEOUT) {
         Ok(result) => {
-            // What comes next wants to be the only thread.
+            // The caller needs to be the only thread.
             let _ = thread.join();
             result
         }
         Err(_) => Err(refuse(
             &config.mount,
             format!(
-                "nobody answers there for {} s: a mount is there whose daemon is gone or hangs. When the service \
+                "no process has answered there for {} s: it is a mount whose daemon is gone or hangs. When the service \
                  manager keeps it (systemctl status plyfs), start the service; to give it up: umount -l {}",
-                PATIENCE.as_secs(),
+                CHECK_TIMEOUT.as_secs(),
                 config.mount.display()
             ),
         )),
     }
 }
 
-fn prepare_here(config: &Config) -> Result<PathBuf, ServeError> {
+fn check_and_prepare(config: &Config) -> Result<PathBuf, ServeError> {
     let mount = config.mount.as_path();
-    let said = |what: &str, e: io::Error| refuse(mount, format!("{what}: {e}"));
+    let failed = |what: &str, e: io::Error| refuse(mount, format!("{what}: {e}"));
     let parent = mount.parent().unwrap_or(Path::new("/"));
     match fs::symlink_metadata(mount) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o755);
-            builder.create(mount).map_err(|e| said("it does not exist and cannot be made", e))?;
+            builder.create(mount).map_err(|e| failed("it does not exist and cannot be created", e))?;
         }
-        Err(e) if !is_dead(&e) => return Err(said("it cannot be looked at", e)),
+        Err(e) if !is_dead(&e) => return Err(failed("cannot access it", e)),
         _ => {}
     }
-    let parent = fs::canonicalize(parent).map_err(|e| said("its directory cannot be looked at", e))?;
+    let parent = fs::canonicalize(parent).map_err(|e| failed("cannot access its parent directory", e))?;
     let path = match fs::canonicalize(mount) {
         Ok(path) => path,
-        // A dead mount cannot be looked through.
+        // A dead mount cannot be resolved.
         Err(e) if is_dead(&e) => parent.join(mount.file_name().unwrap_or_default()),
-        Err(e) => return Err(said("it cannot be looked at", e)),
+        Err(e) => return Err(failed("cannot access it", e)),
     };
-    // A mount can lie on a mount that a crash left; each layer is looked at.
+    // A mount can lie on a mount that a crash left, so each layer is checked.
     for _ in 0..16 {
-        let top = mounts().map_err(|e| said("reading the table of mounts", e))?;
+        let top = mounts().map_err(|e| failed("cannot read the table of mounts", e))?;
         let Some((_, kind)) = top.into_iter().rfind(|(target, _)| *target == path) else { break };
         match fs::metadata(&path) {
             Err(e) if is_dead(&e) && kind.starts_with("fuse") => {
                 tracing::warn!(mount = %path.display(), "a dead mount of an earlier daemon is cleaned up");
                 end(&path, Detach::Yes)
-                    .map_err(|e| said("a dead mount is there and cannot be removed", e))?;
+                    .map_err(|e| failed("a dead mount is there and cannot be removed", e))?;
             }
             _ => {
                 return Err(refuse(
@@ -118,13 +121,16 @@ fn prepare_here(config: &Config) -> Result<PathBuf, ServeError> {
             }
         }
     }
-    let meta = fs::metadata(&path).map_err(|e| said("it cannot be looked at", e))?;
+    let meta = fs::metadata(&path).map_err(|e| failed("cannot access it", e))?;
     if !meta.is_dir() {
         return Err(refuse(mount, "it is not a directory; choose another path"));
     }
-    let store = fs::canonicalize(&config.store).map_err(|e| said("the store cannot be looked at", e))?;
+    let store = fs::canonicalize(&config.store).map_err(|e| failed("cannot access the store", e))?;
     if store.starts_with(&path) {
-        return Err(refuse(mount, "the store lies in it; choose a mount point outside"));
+        return Err(refuse(
+            mount,
+            "the store lies in it; choose a mount point outside of the store's parents",
+        ));
     }
     for part in layout::DIRS {
         if path.starts_with(store.join(part)) {
@@ -134,19 +140,19 @@ fn prepare_here(config: &Config) -> Result<PathBuf, ServeError> {
             ));
         }
     }
-    let entries = fs::read_dir(&path).map_err(|e| said("it cannot be read", e))?;
+    let entries = fs::read_dir(&path).map_err(|e| failed("cannot read it", e))?;
     if entries.count() > 0 {
         return Err(refuse(
             mount,
-            "it is not empty; choose an empty directory, its contents would be hidden",
+            "it is not empty, and the mount would hide its contents; choose an empty directory",
         ));
     }
     Ok(path)
 }
 
-/// Mounts, and returns the descriptor that requests come from.
+/// Mounts, and returns the descriptor of /dev/fuse.
 pub fn begin(config: &Config, path: &Path) -> Result<OwnedFd, ServeError> {
-    let said = |e: io::Error| refuse(path, e.to_string());
+    let failed = |e: io::Error| refuse(path, e.to_string());
     let (uid, gid) = sys::effective_ids();
     let allow_other = if config.allow_other { ",allow_other" } else { "" };
     if uid != 0 {
@@ -155,23 +161,23 @@ pub fn begin(config: &Config, path: &Path) -> Result<OwnedFd, ServeError> {
             &format!("fsname=plyfs,subtype=plyfs,default_permissions{allow_other}"),
         );
     }
-    let fuse =
-        File::options().read(true).write(true).open("/dev/fuse").map_err(|e| {
-            refuse(path, format!("opening /dev/fuse: {e}; load the module with: modprobe fuse"))
-        })?;
-    let mode = fs::metadata(path).map_err(said)?.mode();
+    let fuse = File::options().read(true).write(true).open("/dev/fuse").map_err(|e| {
+        refuse(path, format!("cannot open /dev/fuse: {e}; load the module with: modprobe fuse"))
+    })?;
+    let mode = fs::metadata(path).map_err(failed)?.mode();
     let options = format!(
         "fd={},rootmode={mode:o},user_id={uid},group_id={gid},default_permissions{allow_other}",
         fuse.as_raw_fd()
     );
-    sys::mount_fuse(path, &options).map_err(said)?;
+    sys::mount_fuse(path, &options).map_err(failed)?;
     Ok(fuse.into())
 }
 
 fn with_fusermount(path: &Path, options: &str) -> Result<OwnedFd, ServeError> {
-    let said = |e: io::Error| refuse(path, format!("fusermount3: {e}; install the package fuse3"));
-    let (ours, theirs) = UnixStream::pair().map_err(said)?;
-    sys::set_cloexec(theirs.as_raw_fd(), false).map_err(said)?;
+    let failed =
+        |e: io::Error| refuse(path, format!("cannot run fusermount3: {e}; install the package fuse3"));
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    sys::set_cloexec(theirs.as_raw_fd(), false).map_err(failed)?;
     let child = Command::new("fusermount3")
         .arg("-o")
         .arg(options)
@@ -181,10 +187,10 @@ fn with_fusermount(path: &Path, options: &str) -> Result<OwnedFd, ServeError> {
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(said)?;
+        .map_err(failed)?;
     drop(theirs);
     let fuse = sys::receive_fd(&ours);
-    let output = child.wait_with_output().map_err(said)?;
+    let output = child.wait_with_output().map_err(failed)?;
     fuse.map_err(|_| {
         let text = String::from_utf8_lossy(&output.stderr);
         let hint = if text.contains("user_allow_other") {
@@ -196,7 +202,7 @@ fn with_fusermount(path: &Path, options: &str) -> Result<OwnedFd, ServeError> {
     })
 }
 
-/// Ends the mount; EBUSY when files are open and it is not to be detached.
+/// Unmounts. Without `Detach::Yes` it fails with EBUSY while files are open.
 pub fn end(path: &Path, detach: Detach) -> io::Result<()> {
     if sys::effective_ids().0 == 0 {
         return sys::unmount(path, detach);

@@ -1,7 +1,9 @@
-//! How a daemon ended, for `plyfs stop`, which is no parent of it: a small file in the store.
+//! How a daemon ended, in a small file in the store. `plyfs stop` reads it, because it is not the daemon's parent and
+//! gets no exit status.
 //!
-//! What must hold: the file says that a daemon runs from its start on, and how it ended before its lock is gone. One that
-//! still says "running" then is of a daemon that was killed. The end takes no new space: it is written over the beginning.
+//! What must hold: from its start on the file says that the daemon runs, and before it releases the lock the file says
+//! how it ended. When the lock is free and the file still says "running", the daemon was killed. Recording the end
+//! takes no new space: it overwrites the record of the start.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,17 +16,17 @@ use crate::control::report::reason;
 use crate::format::layout::OUTCOME;
 use crate::io::sys;
 
-/// The file always has so many bytes, with blanks behind what it says.
+/// The size of the file. Blanks fill it up.
 const BYTES: usize = 4096;
 
-/// What the file says.
+/// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Process of the supervisor.
     pub pid: u32,
     /// When its mount was made, nanoseconds since the epoch.
     pub since_ns: i64,
-    /// How it ended; none while it runs.
+    /// How it ended; `None` while it runs.
     pub end: Option<End>,
 }
 
@@ -32,25 +34,25 @@ pub struct Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
-    /// Everything is durable, the mount is gone.
+    /// All data is durable, and the mount is gone.
     Clean,
-    /// Why not.
+    /// The end failed, for this reason.
     Failed(String),
 }
 
 impl Outcome {
-    /// What the last daemon of a store left, when it left anything.
+    /// The outcome that the last daemon of a store recorded, if any.
     pub fn read(store: &Path) -> Option<Self> {
         let bytes = fs::read(store.join(OUTCOME)).ok().filter(|bytes| bytes.len() <= BYTES)?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// This daemon runs.
+    /// Records that this daemon runs.
     pub fn begin(store: &Path, since_ns: i64) {
         Self { pid: sys::pid(), since_ns, end: None }.write(store);
     }
 
-    /// This daemon is about to end.
+    /// Records how this daemon ends.
     pub fn end<E: std::fmt::Display>(store: &Path, since_ns: i64, result: &Result<(), E>) {
         let end = match result {
             Ok(()) => End::Clean,
@@ -59,7 +61,7 @@ impl Outcome {
         Self { pid: sys::pid(), since_ns, end: Some(end) }.write(store);
     }
 
-    /// A failure is a line in the log: nothing but the answer of `plyfs stop` depends on it.
+    /// Writes the file. A failure is only logged, because only the answer of `plyfs stop` depends on it.
     fn write(&self, store: &Path) {
         let put = || -> io::Result<()> {
             let mut bytes = serde_json::to_vec(self)?;
@@ -71,7 +73,11 @@ impl Outcome {
             file.set_len(BYTES as u64)
         };
         if let Err(error) = put() {
-            tracing::warn!(%error, file = OUTCOME, "plyfs stop will not be told how this daemon ended");
+            tracing::warn!(
+                %error,
+                file = OUTCOME,
+                "cannot record the outcome; `plyfs stop` cannot tell how this daemon ended"
+            );
         }
     }
 }
@@ -81,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_is_written_over_the_beginning() {
+    fn the_record_of_the_end_overwrites_that_of_the_start() {
         let dir = tempfile::tempdir().expect("directory");
         assert_eq!(Outcome::read(dir.path()), None);
         Outcome::begin(dir.path(), 7);

@@ -1,9 +1,9 @@
-//! The threads that take requests get processors before the worker's others.
+//! The threads that take requests have precedence over the worker's other threads.
 //!
-//! Why: the kernel has one queue of requests for all disks, first in, first out. While one guest's large requests keep
-//! all processors busy, that queue must stay short, or every other guest waits behind them. Taking a request costs little;
-//! what costs more is handed over. What must hold: the right to precedence is used before the worker gives up its rights,
-//! and only the threads that take requests have it.
+//! Why: the kernel has one FIFO queue of requests for all disks. While one guest's large requests keep all processors
+//! busy, that queue must stay short, or every other guest waits behind them. Taking a request costs little; expensive
+//! work is handed over to other threads. What must hold: the worker uses the right to raise the priority before it
+//! gives up its rights, and only the threads that take requests have precedence.
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -16,35 +16,47 @@ const NICE: i32 = -10;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread that has precedence.
-pub struct Preferred(Sender<Job>);
+/// A handle to the thread that has precedence.
+pub struct PriorityThread(Sender<Job>);
 
-impl Preferred {
-    /// Runs `work` there; the threads that it starts have precedence too. None when that thread is gone.
+impl PriorityThread {
+    /// Runs `work` on that thread. The threads that `work` starts inherit its precedence. `None` when the thread is
+    /// gone.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (say, done) = channel();
-        self.0.send(Box::new(move || _ = say.send(work()))).ok()?;
+        let (sender, done) = channel();
+        self.0.send(Box::new(move || _ = sender.send(work()))).ok()?;
         done.recv().ok()
     }
 }
 
-/// Gives this thread precedence, where the system allows it. To be called before rights go and other threads come.
-pub fn take() {
-    if let Err(error) = sys::set_thread_nice(NICE) {
+/// The nice value that the daemon was started with.
+#[derive(Debug, Clone, Copy)]
+pub struct DaemonNice(i32);
+
+/// Gives this thread precedence, where the system allows it. The caller has not given up its rights or started other
+/// threads yet.
+pub fn raise_priority() -> DaemonNice {
+    let nice = sys::thread_nice();
+    if let Err(error) = sys::set_thread_nice(NICE.min(nice)) {
         tracing::debug!(%error, "the threads that take requests have no precedence (CAP_SYS_NICE)");
     }
+    DaemonNice(nice)
 }
 
-/// Runs `work` on a thread without precedence, and here what that asks for.
+/// Runs `work` on a thread with the nice value of the daemon. Meanwhile this thread runs the jobs that `work` passes to
+/// [`PriorityThread::run`].
 ///
 /// # Errors
-/// When there is no thread.
-pub fn beside<R: Send>(work: impl FnOnce(&Preferred) -> R + Send) -> io::Result<R> {
+/// When the thread cannot be started, or panics.
+pub fn run_beside<R: Send>(
+    nice: DaemonNice,
+    work: impl FnOnce(&PriorityThread) -> R + Send,
+) -> io::Result<R> {
     thread::scope(|scope| {
-        let (ask, jobs) = channel();
+        let (sender, jobs) = channel();
         let ordinary = move || {
-            let _ = sys::set_thread_nice(0);
-            work(&Preferred(ask))
+            let _ = sys::set_thread_nice(nice.0);
+            work(&PriorityThread(sender))
         };
         let ordinary = thread::Builder::new().name("work".into()).spawn_scoped(scope, ordinary)?;
         jobs.iter().for_each(|job: Job| job());
@@ -57,9 +69,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_is_done_here_when_it_is_asked_for() {
+    fn jobs_run_on_the_calling_thread_and_work_runs_on_another() {
         let here = thread::current().id();
-        let (there, asked) = beside(|preferred| {
+        let (there, asked) = run_beside(DaemonNice(sys::thread_nice()), |preferred| {
             (thread::current().id(), preferred.run(|| thread::current().id()).expect("an answer"))
         })
         .expect("a thread");

@@ -10,18 +10,19 @@ use std::time::{Duration, Instant};
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
 use super::device::Device;
 use super::handover::RESUME_ENV;
+use super::heartbeat::Heartbeat;
 use super::leftover;
-use super::pulse::Pulse;
 use crate::config::LogConfig;
 use crate::io::sys;
 
-/// A killed worker ends within this time, unless it has much memory or a thread waits in the kernel.
-const AT_ONCE: Duration = Duration::from_millis(300);
+/// A killed worker usually ends within this time. It takes longer when it has much memory or a thread waits in the
+/// kernel.
+const PROMPT_EXIT: Duration = Duration::from_millis(300);
 
-/// How far a worker is.
+/// The phase of a worker's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It does what needs no store.
+    /// It does the work that needs no store.
     Preparing,
     /// It waits to be activated.
     Prepared,
@@ -34,43 +35,43 @@ pub enum Phase {
 /// A running worker. Dropping it does not end it: the supervisor's death does (PDEATHSIG).
 #[derive(Debug)]
 pub struct Worker {
-    /// Its process; a child that nobody else waits for.
+    /// Its process, a child that only this code reaps.
     pub pid: u32,
-    /// What it reads requests from, when that is not the descriptor of all.
+    /// The device that it reads requests from, when it has its own.
     pub device: Option<Device>,
-    /// The supervisor's end.
+    /// The supervisor's end of the channel.
     pub channel: Channel,
-    /// How far it is.
+    /// Its phase.
     pub phase: Phase,
     /// When it was started, or told to take over.
     pub since: Instant,
-    /// What it said it could not do.
+    /// The failure that it reported.
     pub failure: Option<String>,
-    /// Its version, once it has said so.
+    /// Its version, once it has announced it.
     pub version: Option<String>,
-    /// Newest hand-over that its version reads.
+    /// Newest format of a hand-over that its version reads.
     pub hand_over: u32,
-    /// Whether its version answers when it is asked whether it runs.
+    /// Whether its version answers pings.
     pub answers: bool,
-    /// Whether it does.
-    pub pulse: Pulse,
+    /// Whether it answers them.
+    pub heartbeat: Heartbeat,
 }
 
-/// What came from a worker.
+/// An event of a worker.
 #[derive(Debug)]
-pub enum Heard {
-    /// A message.
-    Said(FromWorker),
-    /// The end, and how; it is reaped.
+pub enum WorkerEvent {
+    /// The worker sent a message.
+    Message(FromWorker),
+    /// The worker ended with this status, and is reaped.
     Ended(ExitStatus),
 }
 
 impl Worker {
-    /// Starts the worker of `program` (also after its file was replaced); `start` is given its end of the channel,
-    /// `shared` are the descriptors that it names.
+    /// Starts a worker of the open file `program`, even when that file was replaced since. `start` gets the number of
+    /// the worker's end of the channel; `shared` are the descriptors that its result names.
     ///
     /// # Errors
-    /// When the process cannot be made, or the program is none.
+    /// When the process cannot be created, or the file is not a program.
     pub fn start(
         program: &File,
         shared: &[BorrowedFd<'_>],
@@ -104,80 +105,80 @@ impl Worker {
             version: None,
             hand_over: 0,
             answers: false,
-            pulse: Pulse::default(),
+            heartbeat: Heartbeat::default(),
         })
     }
 
-    /// Sends a message; one that does not take it is ended, which is noticed when it is listened to.
-    pub fn tell(&self, message: &FromSupervisor) {
+    /// Sends a message. A worker that cannot receive it is killed; [`next_event`](Self::next_event) reports its end.
+    pub fn send(&self, message: &FromSupervisor) {
         if let Err(error) = self.channel.send(message) {
             if error.raw_os_error() != Some(libc::EPIPE) {
-                tracing::error!(%error, pid = self.pid, "the worker does not listen and is ended");
+                tracing::error!(%error, pid = self.pid, "the worker does not read its messages and is killed");
             }
-            // It is not reaped yet, so the number is its own.
+            // It is not reaped yet, so the pid is still its own.
             let _ = sys::kill(self.pid, libc::SIGKILL);
         }
     }
 
-    /// The next message or the end; waits for it. One whose channel ends is killed and reaped (D22).
+    /// Waits for the next message or the end. A worker whose channel ends is killed and reaped (D22).
     ///
     /// # Errors
-    /// When the child cannot be waited for, which is no state to go on in.
-    pub fn listen(&mut self) -> io::Result<Heard> {
+    /// When waiting for the child fails. Then the supervisor cannot continue.
+    pub fn next_event(&mut self) -> io::Result<WorkerEvent> {
         match self.channel.receive::<FromWorker>() {
-            Ok(Some(message)) => Ok(Heard::Said(message)),
-            // It is ending, or it closed the channel and lives on, as programs do that are no workers. The status of
-            // one that is ending stays what it is.
-            Ok(None) => self.kill().map(Heard::Ended),
+            Ok(Some(message)) => Ok(WorkerEvent::Message(message)),
+            // The worker is ending, or it is a program that is not a worker: it closed the channel and lives on. The
+            // kill does not change the status of a worker that is ending.
+            Ok(None) => self.kill().map(WorkerEvent::Ended),
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.failure = Some(format!("a message of it was not understood: {error}"));
+                    self.failure = Some(format!("it sent a message that cannot be decoded: {error}"));
                 }
-                self.kill().map(Heard::Ended)
+                self.kill().map(WorkerEvent::Ended)
             }
         }
     }
 
-    /// Ends it and waits until nothing of it runs any more, but for threads that wait for the cache's disk: what is left
-    /// then is reaped as a stranger when that disk answers. Requests that it had read end, where the next worker does not
-    /// get them (D64).
+    /// Kills the worker and waits until none of its threads runs, except threads that wait for the cache's disk. A
+    /// worker with such threads is reaped as an orphan when that disk answers. Where the next worker does not get the
+    /// requests that this one had read, they end (D64).
     ///
     /// # Errors
-    /// As [`Worker::listen`].
+    /// As [`Worker::next_event`].
     pub fn kill(&self) -> io::Result<ExitStatus> {
         let status = self.kill_and_reap()?;
+        let pid = self.pid;
         match self.device.as_ref().map(Device::fail_unanswered) {
             None | Some(Ok(0)) => {}
             Some(Ok(requests)) => tracing::error!(
-                pid = self.pid,
+                pid,
                 requests,
                 "requests that the worker had read end with EIO: this kernel cannot send them to the next worker"
             ),
-            Some(Err(error)) => tracing::error!(
-                pid = self.pid,
-                %error,
-                "the kernel ends the requests that the worker had read"
-            ),
+            Some(Err(error)) => {
+                tracing::error!(pid, %error, "the kernel ends the requests that the worker had read");
+            }
         }
         Ok(status)
     }
 
     fn kill_and_reap(&self) -> io::Result<ExitStatus> {
-        // It is not reaped yet, so the number is its own.
+        // It is not reaped yet, so the pid is still its own.
         let _ = sys::kill(self.pid, libc::SIGKILL);
         let began = Instant::now();
         loop {
             if let Some(status) = sys::wait_now(self.pid)? {
                 return Ok(status);
             }
-            if began.elapsed() < AT_ONCE {
+            if began.elapsed() < PROMPT_EXIT {
                 std::thread::sleep(Duration::from_micros(500));
                 continue;
             }
             if leftover::is_harmless(self.pid) {
                 tracing::error!(
                     pid = self.pid,
-                    "a killed worker does not end: it waits in the kernel, for the cache's disk or as it exits"
+                    "a killed worker does not end: it waits in the kernel for the cache's disk, or while it exits; the \
+                     daemon continues without waiting for it"
                 );
                 return Ok(ExitStatus::from_raw(libc::SIGKILL));
             }
@@ -196,7 +197,7 @@ impl Worker {
         stat.rsplit(") ").next()?.chars().next()
     }
 
-    /// Why it ended, in words.
+    /// Why it ended, as text.
     pub fn why(&self, status: ExitStatus) -> String {
         match &self.failure {
             Some(failure) => format!("{failure} ({status})"),
@@ -205,9 +206,9 @@ impl Worker {
     }
 }
 
-/// Reaps children that are not workers: as the first process of a container, a supervisor inherits the openers of
+/// Reaps children that are not workers. A supervisor that is the first process of a container inherits the openers of
 /// workers that ended.
-pub fn reap_strangers(workers: &[u32]) {
+pub fn reap_orphans(workers: &[u32]) {
     let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     for pid in children.filter(|pid| !workers.contains(pid)) {

@@ -1,12 +1,12 @@
-//! The supervisor: store lock, mount, FUSE_INIT, control socket; then it keeps one worker serving and one prepared to
-//! take over, until it is told to stop.
+//! The supervisor takes the store's lock, mounts, answers FUSE_INIT and binds the control socket. Then it keeps one
+//! worker serving and one prepared to take over, until it is told to stop.
 //!
-//! It keeps the descriptor of the mount, so that a worker's death is a pause for the disks' users. One thread, one
-//! loop; it never waits for a worker that lives, nor for a disk. The states that it passes through are in [`state`]. How it
-//! knows that the worker runs, and what it says to clients when it does not, is in [`watch`]; the end in [`ending`].
+//! It keeps the descriptor of the mount, so clients of the disks see a worker's death as a pause. It runs one loop on
+//! one thread, which never waits for a live worker or for a disk. [`state`] has its states, [`watch`] the check whether
+//! the worker runs and the answers to clients while it does not, [`shutdown`] the end.
 
-mod ending;
 mod pausing;
+mod shutdown;
 mod state;
 mod watch;
 
@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
 use super::device::Device;
 use super::handover::HandOver;
-use super::home::{LiveHome, Tentative};
+use super::heartbeat::Heartbeat;
+use super::home::{LiveHome, TentativeHome};
 use super::outcome::Outcome;
-use super::process::{Heard, Phase, Worker, reap_strangers};
-use super::pulse::Pulse;
+use super::process::{Phase, Worker, WorkerEvent, reap_orphans};
 use super::upgrade::Upgrading;
 use super::{ServeError, callers, handover, kernel as own_kernel, mount, start, system};
 use crate::cache::BlockCache;
@@ -34,20 +34,20 @@ use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel::{self, answer_init};
 use crate::fuse::promises::Protocol;
 use crate::io::sys;
-pub(super) use pausing::PAUSE;
-pub(super) use state::Ending;
-use state::{MountEnd, Seat};
-use watch::SILENCE;
+pub(super) use pausing::PAUSE_TIMEOUT;
+pub(super) use state::Shutdown;
+use state::{MountEnd, ServingState};
+use watch::UNAVAILABLE_AFTER;
 
-/// A worker that lived shorter than this counts as failing again; one that served and was then killed does not.
+/// A worker that lived shorter than this counts as failing again. A worker that served and was then killed does not.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
-/// The first wait before a standby worker is tried again; it doubles up to the longest.
+/// The first wait before another standby worker is started; it doubles up to [`LONGEST_BACKOFF`].
 const STANDBY_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-/// How long a worker may take to serve when there is nothing left for it but to close the store.
+/// The limit of a takeover when the worker only has to close the store.
 const CLOSING_TAKE_OVER: Duration = Duration::from_secs(20);
-/// A worker that has not taken over after so long is ended, and another one tried. It doubles each time up to the
-/// longest: what it waits for may be a slow disk.
+/// A worker that has not taken over after this time is killed, and another one started. The time doubles with each such
+/// worker up to [`LONGEST_TAKE_OVER`], because the worker may wait for a slow disk.
 const FIRST_TAKE_OVER: Duration = Duration::from_secs(10);
 const LONGEST_TAKE_OVER: Duration = Duration::from_secs(600);
 
@@ -60,12 +60,13 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let signals = signals()?;
     sys::raise_descriptor_limit();
     let program = std::env::current_exe().map_err(system("finding this program"))?;
-    // Before anything else looks at the mount point: nobody would answer.
+    // Before any access to the mount point, which would wait: no worker serves a kept mount yet.
     let (found, arenas) = handover::find(&config);
     let kept = found.is_some();
     let lock = start::open_store(&config)?;
-    let of_live = config.clone();
-    let (tentative, lost) = Tentative::find(&of_live, arenas).map_err(system("memory for live maps"))?;
+    let home_config = config.clone();
+    let (tentative, lost) =
+        TentativeHome::find(&home_config, arenas).map_err(system("memory for live maps"))?;
     let (path, fuse, cache, since_ns) = match found {
         Some(found) => (found.mount, Some((found.fuse, found.protocol)), found.cache, found.since_ns),
         None => (mount::prepare(&config)?, None, None, sys::now_ns()),
@@ -89,7 +90,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         }
     };
     if kept {
-        widen(&path);
+        widen_request_window(&path);
     }
     let live = tentative.keep();
     if let Some(live) = live.as_ref().filter(|_| kept) {
@@ -99,11 +100,15 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let report = Report {
         supervisor_version: env!("CARGO_PKG_VERSION").into(),
         answers_callers: true,
-        live: report::Live { path: live.as_ref().map(|home| home.path().into()), problem: lost, moves: 0 },
+        live: report::LiveMaps {
+            path: live.as_ref().map(|home| home.path().into()),
+            problem: lost,
+            moves: 0,
+        },
         ..Report::default()
     };
     let worker_program = this_program()?;
-    let things = Things {
+    let resources = MountResources {
         config,
         program,
         worker_program,
@@ -116,22 +121,22 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         live,
         since_ns,
     };
-    Outcome::begin(&things.config.store, since_ns);
+    Outcome::begin(&resources.config.store, since_ns);
     own_kernel::warn(protocol);
-    let mut supervisor = Supervisor::new(things, report);
+    let mut supervisor = Supervisor::new(resources, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
-    // A mount that was kept is kept on when it was not even taken over.
+    // A kept mount stays with the service manager when no worker took it over.
     if result.is_err() && (!kept || supervisor.announced) {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     Outcome::end(&supervisor.config.store, since_ns, &result);
-    supervisor.finished(&result);
+    supervisor.clean_up(&result);
     result
 }
 
-/// Goes on where another version of the program stopped, in the same process.
+/// Continues where another version of the program stopped, in the same process.
 pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
     let missing = || system("taking over from the program before")(std::io::ErrorKind::InvalidData.into());
     let mut fds = fds;
@@ -149,7 +154,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         return Err(missing());
     };
     if live.is_none() && config.runtime_dir.as_deref() == Some(std::path::Path::new("/dev/shm")) {
-        // The default of versions without an arena.
+        // Versions without an arena have this default.
         config.runtime_dir = None;
     }
     let live = live.map(|(fd, path)| LiveHome::resumed(&config, fd.into(), path));
@@ -159,7 +164,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let listener = UnixListener::from(listener);
     let worker_program = this_program()?;
     let signals = signals()?;
-    let things = Things {
+    let resources = MountResources {
         config,
         program,
         worker_program,
@@ -172,15 +177,15 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         live,
         since_ns,
     };
-    Outcome::begin(&things.config.store, since_ns);
-    let mut supervisor = Supervisor::new(things, report);
-    let mut pulse = Pulse::default();
-    pulse.begin(worker_answers);
+    Outcome::begin(&resources.config.store, since_ns);
+    let mut supervisor = Supervisor::new(resources, report);
+    let mut heartbeat = Heartbeat::default();
+    heartbeat.begin(worker_answers);
     let worker = Worker {
         pid: worker_pid,
         device: device.map(|(fd, table)| Device::resumed(fd, table)),
         answers: worker_answers,
-        pulse,
+        heartbeat,
         channel: Channel(channel),
         phase: Phase::Serving,
         since: Instant::now(),
@@ -188,21 +193,21 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         version: Some(worker_version),
         hand_over: handover::FORMAT,
     };
-    // Started by way of a descriptor, whose number would be the name.
+    // The program was executed through a descriptor, so the kernel named the process after the descriptor's number.
     sys::set_process_name(c"plyfs");
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor goes on");
-    widen(&supervisor.config.mount);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), worker = worker_pid, "the new supervisor continues");
+    widen_request_window(&supervisor.config.mount);
     supervisor.announced = true;
-    (supervisor.active, supervisor.seat) = (Some(worker), Seat::Serving);
+    (supervisor.active, supervisor.serving_state) = (Some(worker), ServingState::Serving);
     supervisor.standby_at = Some(Instant::now());
-    supervisor.tell_report();
+    supervisor.send_report();
     let result = supervisor.run();
     if result.is_err() {
         handover::forget(since_ns);
         let _ = mount::end(&supervisor.config.mount, sys::Detach::Yes);
     }
     Outcome::end(&supervisor.config.store, since_ns, &result);
-    supervisor.finished(&result);
+    supervisor.clean_up(&result);
     result
 }
 
@@ -210,22 +215,26 @@ fn signals() -> Result<OwnedFd, ServeError> {
     sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).map_err(system("signals"))
 }
 
-/// A mount that another version made may have a smaller window of asynchronous requests.
-fn widen(mount: &Path) {
+/// Raises the kernel's limit of asynchronous requests of the mount. Another version may have made the mount with a
+/// smaller limit.
+fn widen_request_window(mount: &Path) {
     if let Some(Err(error)) = mount::device(mount).map(kernel::widen) {
-        tracing::warn!(%error, "asynchronous requests of the mount are as bounded as the version before had them");
+        tracing::warn!(
+            %error,
+            "cannot raise the mount's limit of asynchronous requests; the limit of the earlier version stays"
+        );
     }
 }
 
-/// The running program, also after its file was replaced.
+/// The running program, even after its file was replaced.
 fn this_program() -> Result<File, ServeError> {
     File::open("/proc/self/exe").map_err(system("opening this program"))
 }
 
-/// What lasts as long as the mount.
-pub(super) struct Things {
+/// The resources that last as long as the mount.
+pub(super) struct MountResources {
     pub config: Config,
-    /// The path that `plyfs upgrade` looks at.
+    /// The path that `plyfs upgrade` uses by default.
     pub program: PathBuf,
     /// The program that workers are started from.
     pub worker_program: File,
@@ -236,52 +245,52 @@ pub(super) struct Things {
     /// What the kernel offers.
     pub protocol: Protocol,
     pub cache: OwnedFd,
-    /// The arena of live maps; `None` after an upgrade from a version without one, until a worker has it.
+    /// The arena of live maps; `None` after an upgrade from a version without one, until a worker has an arena.
     pub live: Option<LiveHome>,
     pub since_ns: i64,
 }
 
-/// See the module.
+/// The supervisor, see the module.
 pub(super) struct Supervisor {
-    pub(super) things: Things,
+    pub(super) resources: MountResources,
     pub(super) report: Report,
-    /// The worker that serves, or takes over: as `seat` says.
+    /// The worker that serves or takes over; `serving_state` says which.
     pub(super) active: Option<Worker>,
-    seat: Seat,
+    serving_state: ServingState,
     pub(super) standby: Option<Worker>,
     pub(super) upgrading: Option<Upgrading>,
-    /// The first worker has served.
+    /// Whether the first worker has served.
     announced: bool,
     fresh_mount: bool,
-    pub(super) ending: Ending,
-    /// Workers in a row that were too late to take over.
-    late: u32,
-    /// Workers in a row that died young.
+    pub(super) shutdown: Shutdown,
+    /// Workers in a row that did not take over in time.
+    late_takeovers: u32,
+    /// Workers in a row that lived shorter than [`SHORT_LIFE`].
     short_lives: u32,
     standby_failures: u32,
     pub(super) standby_at: Option<Instant>,
-    /// Where the live maps move to with the next worker.
-    pub(super) moving: Option<LiveHome>,
-    /// When the name of the live maps is looked at.
-    pub(super) look_at: Option<Instant>,
-    /// The worker pauses, so that the live maps can move; until when it may take to.
+    /// The home that the live maps move to with the next worker.
+    pub(super) new_live_home: Option<LiveHome>,
+    /// When the name of the live maps is checked.
+    pub(super) check_live_maps_at: Option<Instant>,
+    /// When a pause for a move of the live maps has taken too long.
     pause_until: Option<Instant>,
-    /// The highest number of a request that the last worker has read, where it lists them.
+    /// The highest number of a request that the last worker noted, where it lists them.
     last_read: u64,
-    /// How it all ends.
+    /// The result of the daemon, once it is known. Then the loop ends.
     outcome: Option<Result<(), ServeError>>,
 }
 
 impl std::ops::Deref for Supervisor {
-    type Target = Things;
-    fn deref(&self) -> &Things {
-        &self.things
+    type Target = MountResources;
+    fn deref(&self) -> &MountResources {
+        &self.resources
     }
 }
 
-/// Whose turn it is.
+/// A descriptor that the loop waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum EventSource {
     Signals,
     Active,
     Standby,
@@ -290,23 +299,23 @@ enum Who {
 }
 
 impl Supervisor {
-    fn new(things: Things, report: Report) -> Self {
+    fn new(resources: MountResources, report: Report) -> Self {
         Self {
-            things,
+            resources,
             report,
             active: None,
-            seat: Seat::Vacant { since: Instant::now(), next: None },
+            serving_state: ServingState::Vacant { since: Instant::now(), next: None },
             standby: None,
             upgrading: None,
             announced: false,
             fresh_mount: false,
-            ending: Ending::No,
-            late: 0,
+            shutdown: Shutdown::None,
+            late_takeovers: 0,
             short_lives: 0,
             standby_failures: 0,
             standby_at: None,
-            moving: None,
-            look_at: Some(Instant::now()),
+            new_live_home: None,
+            check_live_maps_at: Some(Instant::now()),
             pause_until: None,
             last_read: 0,
             outcome: None,
@@ -318,55 +327,59 @@ impl Supervisor {
             if let Some(outcome) = self.outcome.take() {
                 return outcome;
             }
-            self.do_what_is_due()?;
-            for who in self.wait()? {
-                match who {
-                    Who::Signals => {
-                        if self.told_to_stop() {
+            self.run_due_actions()?;
+            for source in self.wait()? {
+                match source {
+                    EventSource::Signals => {
+                        if self.is_stop_signalled() {
                             self.stop()?;
                         }
                     }
-                    Who::Active => self.hear_active()?,
-                    Who::Standby => self.hear_standby()?,
-                    Who::Candidate => self.hear_candidate()?,
-                    Who::Client => self.answer_client()?,
+                    EventSource::Active => self.handle_active()?,
+                    EventSource::Standby => self.handle_standby()?,
+                    EventSource::Candidate => self.handle_candidate()?,
+                    EventSource::Client => self.answer_client()?,
                 }
             }
         }
     }
 
-    /// The end is wanted or has begun.
-    pub(super) fn is_ending(&self) -> bool {
-        self.ending != Ending::No
+    /// Whether the end is requested or has begun.
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.shutdown != Shutdown::None
     }
 
-    /// It has begun.
+    /// Whether the end has begun.
     fn is_closing(&self) -> bool {
-        matches!(self.ending, Ending::Closing(_))
+        matches!(self.shutdown, Shutdown::Closing(_))
     }
 
-    /// Waits until somebody says something, or until something is due.
-    fn wait(&self) -> Result<Vec<Who>, ServeError> {
+    /// Waits until a descriptor is readable or an action is due.
+    fn wait(&self) -> Result<Vec<EventSource>, ServeError> {
         let candidate = self.upgrading.as_ref().and_then(|u| u.candidate.as_ref());
-        let mut watched: Vec<(Who, BorrowedFd<'_>)> = vec![(Who::Signals, self.signals.as_fd())];
+        let mut watched: Vec<(EventSource, BorrowedFd<'_>)> =
+            vec![(EventSource::Signals, self.signals.as_fd())];
         let workers = [
-            (Who::Active, self.active.as_ref()),
-            (Who::Standby, self.standby.as_ref()),
-            (Who::Candidate, candidate),
+            (EventSource::Active, self.active.as_ref()),
+            (EventSource::Standby, self.standby.as_ref()),
+            (EventSource::Candidate, candidate),
         ];
-        watched.extend(workers.into_iter().filter_map(|(who, w)| Some((who, w?.channel.0.as_fd()))));
+        watched.extend(workers.into_iter().filter_map(|(source, w)| Some((source, w?.channel.0.as_fd()))));
         if self.answers_clients() {
-            watched.push((Who::Client, self.listener.as_fd()));
+            watched.push((EventSource::Client, self.listener.as_fd()));
         }
         let deadlines = [
-            self.seat.deadline(),
+            self.serving_state.deadline(),
             self.standby_at,
-            self.look_at,
+            self.check_live_maps_at,
             self.pause_until,
             self.upgrading.as_ref().map(|u| u.deadline),
-            self.seat.down_since().filter(|_| !self.answers_clients()).map(|since| since + SILENCE),
-            self.active.as_ref().and_then(|worker| worker.pulse.due()),
-            self.leave_at(),
+            self.serving_state
+                .down_since()
+                .filter(|_| !self.answers_clients())
+                .map(|since| since + UNAVAILABLE_AFTER),
+            self.active.as_ref().and_then(|worker| worker.heartbeat.due()),
+            self.abandon_at(),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(-1, |at| {
             let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -374,54 +387,59 @@ impl Supervisor {
         });
         let fds: Vec<BorrowedFd<'_>> = watched.iter().map(|(_, fd)| *fd).collect();
         let ready = sys::poll(&fds, timeout).map_err(system("poll"))?;
-        Ok(watched.iter().zip(ready).filter(|(_, ready)| *ready).map(|((who, _), _)| *who).collect())
+        Ok(watched.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, _), _)| *source).collect())
     }
 
-    fn do_what_is_due(&mut self) -> Result<(), ServeError> {
+    fn run_due_actions(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
-        if self.seat.deadline().is_some_and(|at| at <= now) {
-            self.seat.set_deadline(None);
-            match self.seat {
-                Seat::Vacant { .. } => self.activate()?,
-                Seat::TakingOver { .. } => self.is_late(),
-                Seat::Serving => {}
+        if self.serving_state.deadline().is_some_and(|at| at <= now) {
+            self.serving_state.set_deadline(None);
+            match self.serving_state {
+                ServingState::Vacant { .. } => self.activate()?,
+                ServingState::TakingOver { .. } => self.takeover_timed_out(),
+                ServingState::Serving => {}
             }
         }
         if self.standby_at.is_some_and(|at| at <= now) {
             self.standby_at = None;
             self.start_standby();
         }
-        if self.look_at.is_some_and(|at| at <= now) {
-            self.look_after_live_maps();
+        if self.check_live_maps_at.is_some_and(|at| at <= now) {
+            self.check_live_maps();
         }
         if self.pause_until.is_some_and(|at| at <= now) {
-            self.move_is_late();
+            self.pause_timed_out();
         }
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
-            self.upgrade_is_late()?;
+            self.upgrade_timed_out()?;
         }
-        self.feel_the_pulse(now)?;
-        if self.leave_at().is_some_and(|at| at <= now) {
-            self.give_up_the_worker();
+        self.check_heartbeat(now)?;
+        if self.abandon_at().is_some_and(|at| at <= now) {
+            self.abandon_worker();
         }
-        // However a hand-over ended, the end that waited for it is due.
-        if self.ending == Ending::Wanted && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over) {
+        // The requested end is due once the hand-over is over, whatever its result.
+        if self.shutdown == Shutdown::Requested
+            && !self.upgrading.as_ref().is_some_and(Upgrading::is_handing_over)
+        {
             self.stop()?;
         }
         Ok(())
     }
 
-    /// The worker that takes over has had its time.
-    fn is_late(&mut self) {
+    /// Kills the worker that has not taken over in time.
+    fn takeover_timed_out(&mut self) {
         let is_closing = self.is_closing();
-        self.late += u32::from(!is_closing);
+        self.late_takeovers += u32::from(!is_closing);
         let Some(worker) = &mut self.active else { return };
         if is_closing {
             worker.failure = None;
-            tracing::error!(pid = worker.pid, "a worker that is to close the store does not even take over");
+            tracing::error!(
+                pid = worker.pid,
+                "the worker that is to close the store does not take over in time and is killed"
+            );
         } else {
             let why = format!("it did not take over within {} s", worker.since.elapsed().as_secs());
-            tracing::error!(pid = worker.pid, why, "another worker is tried");
+            tracing::error!(pid = worker.pid, why, "the worker is killed; another one takes over");
             worker.failure = Some(why);
         }
         let _ = sys::kill(worker.pid, libc::SIGKILL);
@@ -433,7 +451,7 @@ impl Supervisor {
         let unanswered = device.as_ref().map(Device::table);
         let mut shared = vec![fuse, self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
         shared.extend(unanswered);
-        let live = self.moving.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
+        let live = self.new_live_home.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
         shared.extend(live);
         let mut worker = Worker::start(program, &shared, &self.config.log, |channel| Start {
             protocol: PROTOCOL,
@@ -470,21 +488,21 @@ impl Supervisor {
     }
 
     fn standby_failed(&mut self, why: &str) {
-        // Said once in a row; the status has the last reason.
+        // Logged for the first failure in a row only; `status` has the last reason.
         if self.standby_failures == 0 {
             tracing::error!(
                 why,
-                "the standby worker ended; until another is prepared a takeover takes longer"
+                "the standby worker ended; takeovers take longer until another one is prepared"
             );
         }
         self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
         self.standby_failures += 1;
         let wait = STANDBY_RETRY * (1 << self.standby_failures.min(6));
         self.standby_at = Some(Instant::now() + wait);
-        self.tell_report();
+        self.send_report();
     }
 
-    /// Has the standby worker take over, or a new one when there is none.
+    /// Makes the standby worker take over, or a new worker when there is no standby.
     fn activate(&mut self) -> Result<(), ServeError> {
         let worker = match self.standby.take() {
             Some(worker) => Ok(worker),
@@ -492,23 +510,23 @@ impl Supervisor {
         };
         match worker {
             Ok(worker) => {
-                self.hand_to(worker);
+                self.activate_worker(worker);
                 Ok(())
             }
             Err(error) if self.announced => {
-                // The mount outlives this: requests wait until a worker can be started.
-                tracing::error!(%error, "a worker cannot be started; trying again");
-                self.seat.vacate(Some(Instant::now() + STANDBY_RETRY));
+                // The mount survives: requests wait until a worker can be started.
+                tracing::error!(%error, "cannot start a worker; trying again");
+                self.serving_state.vacate(Some(Instant::now() + STANDBY_RETRY));
                 Ok(())
             }
             Err(error) => Err(system("starting a worker")(error)),
         }
     }
 
-    /// Has a worker take over; the one before it is reaped (D1).
-    pub(super) fn hand_to(&mut self, worker: Worker) {
-        let Some(mut worker) = self.with_live_maps(worker) else {
-            self.seat.vacate(Some(Instant::now() + STANDBY_RETRY));
+    /// Makes a worker take over. The one before it is already reaped (D1).
+    pub(super) fn activate_worker(&mut self, worker: Worker) {
+        let Some(mut worker) = self.finish_relocation(worker) else {
+            self.serving_state.vacate(Some(Instant::now() + STANDBY_RETRY));
             return;
         };
         self.report.worker_starts += 1;
@@ -519,63 +537,65 @@ impl Supervisor {
         worker.since = Instant::now();
         worker.device.iter().for_each(|device| device.begin_at(self.last_read));
         let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
-        worker.tell(&message);
-        let patience = match &self.ending {
-            Ending::Closing(closing) => {
-                // Where the mount is gone it notices by itself that there is nothing to serve.
+        worker.send(&message);
+        let limit = match &self.shutdown {
+            Shutdown::Closing(closing) => {
+                // When the mount is gone, the worker sees by itself that there is nothing to serve.
                 if closing.mount == MountEnd::Detached {
-                    worker.tell(&FromSupervisor::Finish);
+                    worker.send(&FromSupervisor::Finish);
                 }
                 Some(CLOSING_TAKE_OVER)
             }
-            // An upgrade has a deadline of its own, and a first start on a cold disk takes what it takes.
+            // An upgrade has a deadline of its own. A first start on a cold disk has no limit.
             _ if self.upgrading.is_some() || !self.announced => None,
-            _ => Some(FIRST_TAKE_OVER.saturating_mul(1 << self.late.min(10)).min(LONGEST_TAKE_OVER)),
+            _ => {
+                Some(FIRST_TAKE_OVER.saturating_mul(1 << self.late_takeovers.min(10)).min(LONGEST_TAKE_OVER))
+            }
         };
-        self.seat.take_over(patience.map(|patience| Instant::now() + patience));
+        self.serving_state.take_over(limit.map(|limit| Instant::now() + limit));
         self.active = Some(worker);
     }
 
-    pub(super) fn tell_report(&self) {
-        // One that does not listen is told when it does again.
+    pub(super) fn send_report(&self) {
+        // A worker that does not answer gets the report once it answers again.
         if let Some(active) = &self.active
-            && !active.pulse.is_lost()
+            && !active.heartbeat.is_lost()
         {
-            active.tell(&FromSupervisor::Report(self.report.clone()));
+            active.send(&FromSupervisor::Report(self.report.clone()));
         }
     }
 
-    fn hear_active(&mut self) -> Result<(), ServeError> {
+    fn handle_active(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.active else { return Ok(()) };
-        match worker.listen().map_err(system("waiting for the worker"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
+        match worker.next_event().map_err(system("waiting for the worker"))? {
+            WorkerEvent::Message(FromWorker::Prepared { version, hand_over, answers }) => {
                 (worker.version, worker.hand_over, worker.answers) = (Some(version), hand_over, answers);
             }
-            Heard::Said(FromWorker::Alive) => self.is_alive(),
-            Heard::Said(FromWorker::Closed) => self.store_is_closed(),
-            Heard::Said(FromWorker::Ready) => self.serving()?,
-            Heard::Said(FromWorker::Stop) => self.stop()?,
-            Heard::Said(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
-            Heard::Said(FromWorker::Drained) => self.drained(),
-            Heard::Said(FromWorker::Paused) => self.paused(),
-            Heard::Said(FromWorker::Callers(asked)) => {
-                // One that does not take the answer asks again.
-                let answer = callers::look(&asked).map(FromSupervisor::Callers);
+            WorkerEvent::Message(FromWorker::Alive) => self.is_alive(),
+            WorkerEvent::Message(FromWorker::Closed) => self.store_is_closed(),
+            WorkerEvent::Message(FromWorker::Ready) => self.worker_serves()?,
+            WorkerEvent::Message(FromWorker::Stop) => self.stop()?,
+            WorkerEvent::Message(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
+            WorkerEvent::Message(FromWorker::Drained) => self.drained(),
+            WorkerEvent::Message(FromWorker::Paused) => self.paused(),
+            WorkerEvent::Message(FromWorker::Callers(query)) => {
+                // A worker that does not receive the answer asks again.
+                let answer = callers::inspect(&query).map(FromSupervisor::Callers);
                 let _ = answer.map(|answer| worker.channel.send(&answer));
             }
-            Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
-            Heard::Ended(status) => self.active_ended(status)?,
+            WorkerEvent::Message(FromWorker::Failed(why)) => worker.failure = Some(why),
+            WorkerEvent::Ended(status) => self.active_ended(status)?,
         }
         Ok(())
     }
 
-    fn serving(&mut self) -> Result<(), ServeError> {
+    fn worker_serves(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.active else { return Ok(()) };
         worker.phase = Phase::Serving;
-        worker.pulse.begin(worker.answers);
+        worker.heartbeat.begin(worker.answers);
         let (pid, took) = (worker.pid, worker.since.elapsed());
-        // From here on, to close the store may take as long as it takes.
-        (self.seat, self.late) = (Seat::Serving, 0);
+        // From here on the worker has no deadline: it may take any time to close the store.
+        (self.serving_state, self.late_takeovers) = (ServingState::Serving, 0);
         self.fresh_mount = false;
         self.standby_at = Some(Instant::now());
         if !self.announced {
@@ -584,7 +604,7 @@ impl Supervisor {
         } else {
             tracing::info!(pid, starts = self.report.worker_starts, ?took, "a new worker serves");
         }
-        self.upgrade_serves();
+        self.finish_upgrade();
         Ok(())
     }
 
@@ -600,7 +620,7 @@ impl Supervisor {
 
     fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
         let Some(worker) = self.active.take() else { return Ok(()) };
-        self.seat.vacate(None);
+        self.serving_state.vacate(None);
         self.pause_until = None;
         self.last_read = worker.device.as_ref().map_or(0, Device::highest);
         let why = worker.why(status);
@@ -612,19 +632,25 @@ impl Supervisor {
             self.outcome = Some(Err(ServeError::Worker { why }));
             return Ok(());
         }
-        // A connection that has ended says ENODEV at once; poll(2) says POLLERR.
+        // Reads of an ended connection fail with ENODEV at once; poll(2) reports POLLERR.
         if sys::fuse_ended(self.fuse.as_fd()) {
-            tracing::warn!("the mount was ended from outside");
+            tracing::warn!("another process ended the mount; the daemon ends");
             self.end_others();
-            self.outcome = Some(self.ended(&worker, status));
+            self.outcome = Some(self.worker_result(&worker, status));
             return Ok(());
         }
-        let planned = self.upgrading.as_ref().is_some_and(Upgrading::ended_the_worker) || self.is_moving();
+        let planned =
+            self.upgrading.as_ref().is_some_and(Upgrading::expects_worker_end) || self.is_relocating();
         if !planned {
             let starts = self.report.worker_starts;
             tracing::error!(why, starts, ?served, "the worker ended; the next one takes over");
             let served_ms = served.as_millis() as u64;
-            self.report.ended(End { at_ns: sys::now_ns(), pid: worker.pid, why: reason(&why), served_ms });
+            self.report.record_end(End {
+                at_ns: sys::now_ns(),
+                pid: worker.pid,
+                why: reason(&why),
+                served_ms,
+            });
         }
         if self.upgrade_worker_ended(&why)? {
             return Ok(());
@@ -634,35 +660,37 @@ impl Supervisor {
         if wait.is_zero() {
             return self.activate();
         }
-        tracing::error!(?wait, "workers keep ending soon; the next one is put off");
-        self.seat.set_deadline(Some(Instant::now() + wait));
+        tracing::error!(?wait, "workers keep ending soon; the next one starts after a wait");
+        self.serving_state.set_deadline(Some(Instant::now() + wait));
         Ok(())
     }
 
-    /// How long the next start is put off when workers die young.
+    /// How long the next start is delayed when workers keep ending soon.
     fn back_off(&mut self, lived: Duration) -> Duration {
         self.short_lives = if lived < SHORT_LIFE { self.short_lives + 1 } else { 0 };
-        // The first deaths are answered at once.
+        // After the first deaths there is no delay.
         match self.short_lives.saturating_sub(5).min(8) {
             0 => Duration::ZERO,
             exponent => LONGEST_BACKOFF.min(Duration::from_millis(20 << exponent)),
         }
     }
 
-    fn hear_standby(&mut self) -> Result<(), ServeError> {
+    fn handle_standby(&mut self) -> Result<(), ServeError> {
         let Some(worker) = &mut self.standby else { return Ok(()) };
-        match worker.listen().map_err(system("waiting for the standby worker"))? {
-            Heard::Said(FromWorker::Prepared { version, hand_over, answers }) => {
+        match worker.next_event().map_err(system("waiting for the standby worker"))? {
+            WorkerEvent::Message(FromWorker::Prepared { version, hand_over, answers }) => {
                 (worker.version, worker.hand_over, worker.answers) = (Some(version), hand_over, answers);
                 worker.phase = Phase::Prepared;
                 self.standby_failures = 0;
                 self.report.standby = Standby { pid: Some(worker.pid), prepared: true, problem: None };
-                self.tell_report();
-                self.move_live_maps();
+                self.send_report();
+                self.kill_active_to_relocate();
             }
-            Heard::Said(FromWorker::Failed(why)) => worker.failure = Some(why),
-            Heard::Said(other) => tracing::warn!(?other, "a standby worker has nothing to say but that"),
-            Heard::Ended(status) => {
+            WorkerEvent::Message(FromWorker::Failed(why)) => worker.failure = Some(why),
+            WorkerEvent::Message(other) => {
+                tracing::warn!(?other, "the standby worker sent an unexpected message; it is ignored")
+            }
+            WorkerEvent::Ended(status) => {
                 let why = worker.why(status);
                 self.standby = None;
                 self.standby_failed(&why);
@@ -671,7 +699,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn told_to_stop(&self) -> bool {
+    fn is_stop_signalled(&self) -> bool {
         let (mut stop, mut child) = (false, false);
         while let Some(signal) = sys::read_signal(self.signals.as_fd()) {
             match signal {
@@ -682,12 +710,12 @@ impl Supervisor {
         if child {
             let candidate = self.upgrading.as_ref().and_then(|u| u.candidate.as_ref());
             let workers = [self.active.as_ref(), self.standby.as_ref(), candidate];
-            reap_strangers(&workers.into_iter().flatten().map(|w| w.pid).collect::<Vec<_>>());
+            reap_orphans(&workers.into_iter().flatten().map(|w| w.pid).collect::<Vec<_>>());
         }
         stop
     }
 
-    /// Ends the workers that do not serve.
+    /// Kills the workers that do not serve.
     pub(super) fn end_others(&mut self) {
         self.standby_at = None;
         self.report.standby = Standby::default();

@@ -1,4 +1,4 @@
-//! The control socket's answer while no worker serves: why, instead of silence.
+//! The supervisor's answer on the control socket while no worker serves: the reason, instead of a timeout.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -8,45 +8,50 @@ use serde::Serialize;
 
 use crate::control::wire::{ErrorBody, ErrorKind, SilentStatus, Stopping, UpgradeBegun};
 
-/// How long one client may take. The supervisor has nothing more urgent to do meanwhile than to start a worker.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// The time limit of one client. The supervisor waits for it, so a client can delay the start of a worker by this time.
+const CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What a client wants that needs no worker.
+/// A request that needs no worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum SupervisorRequest {
     /// `POST /v1/stop`.
     Stop,
-    /// `POST /v1/upgrade` to the program that is installed now: it may be what makes workers live again.
+    /// `POST /v1/upgrade` to the installed program, which may repair workers that keep ending.
     Upgrade,
 }
 
-/// What clients hear.
+/// The answers to clients.
 #[derive(Debug, Clone, Copy)]
-pub struct Situation<'a> {
+pub struct Unavailability<'a> {
     /// Why no worker answers.
     pub message: &'a str,
-    /// The answer to `GET /v1/status`, when there is a worker to tell of.
+    /// The answer to `GET /v1/status`, when a worker exists that does not answer.
     pub status: Option<&'a SilentStatus>,
     /// The number of an upgrade that may begin.
     pub upgrade: Option<u64>,
 }
 
-/// Answers one client that waits, if any: with 503 and the reason, unless its wish can be granted.
-pub fn answer(listener: &UnixListener, situation: &Situation<'_>) -> Option<Wish> {
-    let Situation { message, status, upgrade } = *situation;
-    // A worker made the socket one that does not block.
+/// Answers one waiting client, if any. Returns its request when the supervisor can carry it out; otherwise the answer
+/// is 503 with the reason.
+pub fn answer(listener: &UnixListener, unavailability: &Unavailability<'_>) -> Option<SupervisorRequest> {
+    let Unavailability { message, status, upgrade } = *unavailability;
+    // A worker made the listening socket non-blocking.
     let (mut client, _) = listener.accept().ok()?;
     client.set_nonblocking(false).ok()?;
-    client.set_read_timeout(Some(PATIENCE)).ok()?;
-    client.set_write_timeout(Some(PATIENCE)).ok()?;
-    // What a client has said is read before the socket closes, or the answer may not reach it.
+    client.set_read_timeout(Some(CLIENT_TIMEOUT)).ok()?;
+    client.set_write_timeout(Some(CLIENT_TIMEOUT)).ok()?;
+    // The request is read before the socket closes; otherwise the client may not receive the answer.
     let mut request = [0; 64 << 10];
     let got = client.read(&mut request).ok()?;
     let (request, body) = split(&request[..got])?;
-    let (wish, line, body) = match request {
-        b"POST /v1/stop HTTP/1.1" => (Some(Wish::Stop), "200 OK", text(&Stopping { stopping: true })),
+    let (accepted, line, body) = match request {
+        b"POST /v1/stop HTTP/1.1" => {
+            (Some(SupervisorRequest::Stop), "200 OK", text(&Stopping { stopping: true }))
+        }
         b"POST /v1/upgrade HTTP/1.1" if body == Body::None => match upgrade {
-            Some(number) => (Some(Wish::Upgrade), "202 Accepted", text(&UpgradeBegun { number })),
+            Some(number) => {
+                (Some(SupervisorRequest::Upgrade), "202 Accepted", text(&UpgradeBegun { number }))
+            }
             None => {
                 let message = "an upgrade is under way, or the daemon is stopping; wait for its end";
                 (None, "409 Conflict", text(&ErrorBody::new(ErrorKind::InUse, message)))
@@ -57,22 +62,22 @@ pub fn answer(listener: &UnixListener, situation: &Situation<'_>) -> Option<Wish
     };
     let head = format!("HTTP/1.1 {line}\r\ncontent-type: application/json\r\nconnection: close");
     let _ = write!(client, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    wish
+    accepted
 }
 
-/// As JSON, which these bodies always are: their keys are text.
+/// The body as JSON. These bodies have text keys only, so they always encode.
 fn text(body: &impl Serialize) -> String {
     serde_json::to_string(body).unwrap_or_default()
 }
 
-/// Whether a request has a body; what it says is not read here.
+/// Whether a request has a body. Its content is not read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     None,
     Some,
 }
 
-/// The first line, and whether there is a body: by the header, as it may not be here yet.
+/// The request line, and whether the request has a body. The header decides, because the body may not have arrived yet.
 fn split(request: &[u8]) -> Option<(&[u8], Body)> {
     let end = request.windows(4).position(|w| w == b"\r\n\r\n")?;
     let line = request.split(|b| *b == b'\r').next()?;
@@ -90,11 +95,11 @@ mod tests {
     use super::*;
     use crate::control::wire::Standby;
 
-    fn ask(request: &str) -> (Option<Wish>, String) {
+    fn ask(request: &str) -> (Option<SupervisorRequest>, String) {
         ask_with(request, Some(7))
     }
 
-    fn ask_with(request: &str, upgrade: Option<u64>) -> (Option<Wish>, String) {
+    fn ask_with(request: &str, upgrade: Option<u64>) -> (Option<SupervisorRequest>, String) {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).expect("bind");
@@ -119,22 +124,22 @@ mod tests {
         };
         let message = "the last one \"ended\"";
         let status = request.contains("with=status").then_some(&status);
-        let wish = answer(&listener, &Situation { message, status, upgrade });
+        let accepted = answer(&listener, &Unavailability { message, status, upgrade });
         let mut text = String::new();
         client.read_to_string(&mut text).expect("read");
-        (wish, text)
+        (accepted, text)
     }
 
     #[test]
-    fn clients_hear_why_nobody_serves() {
-        let (wish, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\n\r\n");
-        assert_eq!(wish, None);
+    fn the_answer_says_why_no_worker_serves() {
+        let (accepted, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(accepted, None);
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains(r#""kind":"unavailable""#) && text.contains(r#"\"ended\""#), "{text}");
     }
 
     #[test]
-    fn the_status_of_a_worker_that_does_not_answer_is_told() {
+    fn status_reports_a_worker_that_does_not_answer() {
         let (_, text) = ask("GET /v1/status HTTP/1.1\r\nhost: plyfs\r\nx: with=status\r\n\r\n");
         assert!(
             text.starts_with("HTTP/1.1 200 ")
@@ -147,24 +152,24 @@ mod tests {
     }
 
     #[test]
-    fn an_end_and_an_upgrade_need_no_worker() {
-        let (wish, text) = ask("POST /v1/stop HTTP/1.1\r\nhost: plyfs\r\n\r\n");
-        assert_eq!(wish, Some(Wish::Stop));
+    fn stop_and_upgrade_need_no_worker() {
+        let (accepted, text) = ask("POST /v1/stop HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(accepted, Some(SupervisorRequest::Stop));
         assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n");
-        assert_eq!(wish, Some(Wish::Upgrade));
+        let (accepted, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n");
+        assert_eq!(accepted, Some(SupervisorRequest::Upgrade));
         assert!(text.contains(r#"{"number":7}"#), "{text}");
-        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\ncontent-length: 0\r\n\r\n");
-        assert_eq!(wish, Some(Wish::Upgrade), "{text}");
-        let (wish, text) = ask_with("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n", None);
-        assert_eq!(wish, None);
+        let (accepted, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(accepted, Some(SupervisorRequest::Upgrade), "{text}");
+        let (accepted, text) = ask_with("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n", None);
+        assert_eq!(accepted, None);
         assert!(text.starts_with("HTTP/1.1 409 ") && text.contains("under way"), "{text}");
-        // Another program is the worker's business: it reads the whole request.
-        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n{\"program\":\"/x\"}");
-        assert_eq!(wish, None);
+        // Only a worker upgrades to another program, because it reads the whole request.
+        let (accepted, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\n\r\n{\"program\":\"/x\"}");
+        assert_eq!(accepted, None);
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
-        // The body may come later than the head.
-        let (wish, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\nContent-Length: 16\r\n\r\n");
-        assert_eq!(wish, None, "{text}");
+        // The body may arrive after the head.
+        let (accepted, text) = ask("POST /v1/upgrade HTTP/1.1\r\nhost: plyfs\r\nContent-Length: 16\r\n\r\n");
+        assert_eq!(accepted, None, "{text}");
     }
 }

@@ -1,5 +1,5 @@
-//! The worker: prepares what needs no store, waits until it is its turn, takes over the mount, serves it, and closes
-//! the store when the mount is gone.
+//! The worker does the work that needs no store, waits for `Activate`, takes over the mount, serves it, and closes the
+//! store when the mount is gone.
 
 use std::backtrace::Backtrace;
 use std::ffi::CStr;
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::callers::Asker;
+use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::precedence::{self, Preferred};
+use super::precedence::{self, DaemonNice, PriorityThread};
 use super::{handover, home, kernel};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -34,9 +34,9 @@ use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
-use crate::sandbox::confine::{self, InForce, Policy};
+use crate::sandbox::confine::{self, ActiveMeasures, Policy};
 use crate::sandbox::opener::Opener;
-use crate::sandbox::secrets::Keeper;
+use crate::sandbox::secrets::CredentialHelper;
 use crate::serve::guard::{self, Guard};
 use crate::serve::{self, Service, purge};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
@@ -44,18 +44,18 @@ use crate::source::{OpenHere, OpenImage};
 use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
 use crate::trace::{AutoRecord, Limits};
 
-/// How often the store does what it does once in a while.
+/// The interval of the store's periodic work.
 const UPKEEP: Duration = Duration::from_millis(500);
-/// How soon a standby worker reads the store's records, and how often it looks for those that changed; the latter takes
-/// at most a hundredth of its time.
+/// When a standby worker first reads the store's records.
 const FIRST_PRELOAD: Duration = Duration::from_secs(1);
-const PRELOAD: Duration = Duration::from_secs(15);
+/// How often it reads those that changed. The interval grows when that takes more than a hundredth of the time.
+const PRELOAD_INTERVAL: Duration = Duration::from_secs(15);
 const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
 pub fn worker_main() -> ExitCode {
     let Ok(json) = std::env::var(START_ENV) else {
-        eprintln!("plyfs: the worker is started by `plyfs serve`; run that instead");
+        eprintln!("plyfs: `plyfs worker` is started by the daemon only; run `plyfs serve` instead");
         return ExitCode::from(2);
     };
     sys::set_process_name(NAME);
@@ -79,25 +79,25 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let ends = Ends { fuse, listener, table, lock: lock.clone() };
-    let work = |preferred: &Preferred, confined| {
+    let descriptors = ServingDescriptors { fuse, listener, table, lock: lock.clone() };
+    let work = |priority: &PriorityThread, confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let said =
+        let sent =
             channel.send(&FromWorker::Prepared { version, hand_over: handover::FORMAT, answers: true });
-        said.map_err(|e| format!("the supervisor is gone: {e}"))?;
+        sent.map_err(|e| format!("cannot reach the supervisor: {e}"))?;
         loop {
-            match channel.receive().map_err(|e| format!("what the supervisor says is not understood: {e}"))? {
+            match channel.receive().map_err(|e| format!("cannot decode a message of the supervisor: {e}"))? {
                 Some(FromSupervisor::Activate { report, fresh_mount }) => {
-                    let turn = Turn { report, fresh_mount };
-                    return serve(&start, turn, prepared, ends, &channel, preferred);
+                    let activation = Activation { report, fresh_mount };
+                    return serve(&start, activation, prepared, descriptors, &channel, priority);
                 }
                 Some(
                     FromSupervisor::Report(_)
                     | FromSupervisor::Callers(_)
                     | FromSupervisor::Drain
                     | FromSupervisor::Pause
-                    | FromSupervisor::GoOn
+                    | FromSupervisor::Continue
                     | FromSupervisor::Ping,
                 ) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
@@ -105,11 +105,11 @@ pub fn worker_main() -> ExitCode {
         }
     };
     let done = confine(&start, live).and_then(|confined| {
-        precedence::beside(|preferred| work(preferred, confined)).map_err(|e| format!("threads: {e}"))?
+        precedence::run_beside(confined.nice, |priority| work(priority, confined)).map_err(no_thread)?
     });
     match done {
         Ok(()) => {
-            closed(&start, &lock, &channel);
+            release_store(&start, &lock, &channel);
             ExitCode::SUCCESS
         }
         Err(why) => {
@@ -120,8 +120,12 @@ pub fn worker_main() -> ExitCode {
     }
 }
 
-/// What the supervisor lends to the worker that serves.
-struct Ends {
+fn no_thread(error: io::Error) -> String {
+    format!("cannot start a thread: {error}")
+}
+
+/// Descriptors of the supervisor that only the serving worker uses.
+struct ServingDescriptors {
     fuse: OwnedFd,
     listener: OwnedFd,
     /// Where requests that are not answered are listed.
@@ -129,28 +133,30 @@ struct Ends {
     lock: Lock,
 }
 
-/// The store's lock, as long as this process uses the store.
+/// The store's lock; `None` once this process no longer uses the store.
 type Lock = Arc<Mutex<Option<OwnedFd>>>;
 
-/// The store is closed: another daemon may use it from now on, although a thread of this process may wait in the kernel
-/// for a file of a base and keep it from ending.
-fn closed(start: &Start, lock: &Lock, channel: &Channel) {
+/// Releases the lock of the closed store. Another daemon may use the store from now on, even when a thread of this
+/// process waits in the kernel for a file of a base and keeps the process from ending.
+fn release_store(start: &Start, lock: &Lock, channel: &Channel) {
     drop(lock.lock().take());
     if start.hears_closed {
         let _ = channel.send(&FromWorker::Closed);
     }
 }
 
-/// Tells a supervisor of another version that this program is not for it.
+/// Tells a supervisor of another version why this program cannot be its worker.
 fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
     let value: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
     let protocol = &value["protocol"];
     let why = match error {
         Some(error) if *protocol == PROTOCOL => {
-            format!("what the supervisor says is not understood: {error}")
+            format!("cannot decode the parameters of the supervisor: {error}")
         }
         _ => {
-            format!("the supervisor speaks protocol {protocol}, this plyfs {PROTOCOL}; upgrade step by step")
+            format!(
+                "the supervisor speaks protocol {protocol}, this plyfs speaks {PROTOCOL}; upgrade release by release"
+            )
         }
     };
     let channel = value["channel"].as_i64().and_then(|fd| i32::try_from(fd).ok());
@@ -159,14 +165,15 @@ fn refuse(json: &str, error: Option<serde_json::Error>) -> ExitCode {
     {
         let channel = Channel(channel);
         let _ = channel.send(&FromWorker::Failed(why.clone()));
-        // It ends with this process: the supervisor kills one that closes it and lives.
+        // The channel stays open until this process ends, because the supervisor kills a worker that closes it earlier.
         std::mem::forget(channel);
     }
     eprintln!("plyfs: {why}");
     ExitCode::FAILURE
 }
 
-/// A panic that no request's guard catches ends the worker ([`guard`]): the next one takes over from state that is sound.
+/// Makes a panic that no request's guard catches end the worker ([`guard`]). The next worker takes over from sound
+/// state.
 fn end_at_panic(channel: Arc<Channel>) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let payload = info.payload();
@@ -184,38 +191,39 @@ fn end_at_panic(channel: Arc<Channel>) {
     }));
 }
 
-/// A name for the live maps of a store: of this store in this place, not of a copy of it.
+/// The name of the live maps of a store. It identifies the store by its place too, so a copy of the store has another
+/// name.
 pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Result<String> {
     let meta = std::fs::metadata(store)?;
     let uuid: String = superblock.uuid[..4].iter().map(|b| format!("{b:02x}")).collect();
     Ok(format!("plyfs-{uuid}-{}-{}", meta.dev(), meta.ino()))
 }
 
-/// What a standby worker has done before it is needed.
+/// The state of a standby worker before it is activated.
 struct Prepared {
     cache: BlockCache,
     opener: Arc<dyn OpenImage>,
-    live: LivePlace,
-    confinement: InForce,
-    /// How many it may have.
-    descriptors: u64,
-    /// What it has read of the store's records; read again once in a while, until it is its turn.
+    live: LiveMapLocation,
+    confinement: ActiveMeasures,
+    /// The process's limit of descriptors.
+    descriptor_limit: u64,
+    /// The store's records as last read. They are read again periodically until the worker is activated.
     records: Arc<Mutex<PreloadedRecords>>,
-    web: Web,
-    /// Asynchronous requests that the kernel sends at most.
+    web: WebAccess,
+    /// Most asynchronous requests that the kernel sends at a time.
     window: u16,
     kernel_release: String,
 }
 
 /// Where the live maps are.
-enum LivePlace {
+enum LiveMapLocation {
     /// In the arena that the supervisor holds.
     Arena(File, MapBounds),
-    /// In files by name: the supervisor is of a version without an arena.
+    /// In named files: the supervisor is of a version without an arena.
     Dir(PathBuf),
 }
 
-impl LivePlace {
+impl LiveMapLocation {
     fn open(self) -> io::Result<(Arc<dyn LiveStore>, Option<LiveArena>)> {
         match self {
             Self::Arena(file, bounds) => {
@@ -227,77 +235,85 @@ impl LivePlace {
     }
 }
 
-/// What bases on the network need, and what could not be had any more once the worker is confined.
-struct Web {
+/// The parts that bases on the network need and that a confined worker could not create.
+struct WebAccess {
     network: Network,
     credentials: Arc<dyn Credentials>,
 }
 
-/// What a worker is told when it is its turn.
-struct Turn {
+/// The parameters of `Activate`.
+struct Activation {
     report: Report,
     fresh_mount: bool,
 }
 
-/// What is left when the worker has given up its rights.
+/// The state of a worker that has given up its rights.
 struct Confined {
     opener: Arc<dyn OpenImage>,
-    live: LivePlace,
-    in_force: InForce,
-    web: Web,
+    live: LiveMapLocation,
+    in_force: ActiveMeasures,
+    web: WebAccess,
     window: u16,
+    nice: DaemonNice,
     kernel_release: String,
 }
 
-/// Gives up what serving does not need, before there is another thread. Another worker serves meanwhile: nothing of the
-/// store, the live maps or the shared cache is changed here and in [`prepare`].
+/// Gives up the rights that serving does not need, before the process has another thread. Another worker serves
+/// meanwhile, so this function and [`prepare`] change neither the store, nor the live maps, nor the shared cache.
 fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let config = &start.config;
     let protection = sys::protect();
     if start.warn && !protection.locked {
-        tracing::warn!("memory is not locked (RLIMIT_MEMLOCK); under memory pressure disks may be slow");
+        tracing::warn!(
+            "memory is not locked, so disks may be slow under memory pressure; raise RLIMIT_MEMLOCK (LimitMEMLOCK= of \
+             the service)"
+        );
     }
     Store::superblock(&config.store).map_err(|e| e.to_string())?;
     let live = match live {
-        Some(arena) => LivePlace::Arena(arena.into(), home::bounds(config)),
-        None => LivePlace::Dir(home::former_dir(config).map_err(|e| format!("the store: {e}"))?),
+        Some(arena) => LiveMapLocation::Arena(arena.into(), home::bounds(config)),
+        None => LiveMapLocation::Dir(home::former_dir(config).map_err(|e| format!("the store: {e}"))?),
     };
     if start.probe {
         Store::probe(&config.store).map_err(|e| e.to_string())?;
         match &live {
-            LivePlace::Arena(arena, _) => Delta::probe_arena(arena).map_err(|e| format!("live maps: {e}"))?,
-            LivePlace::Dir(dir) => {
+            LiveMapLocation::Arena(arena, _) => {
+                Delta::probe_arena(arena).map_err(|e| format!("live maps: {e}"))?
+            }
+            LiveMapLocation::Dir(dir) => {
                 Delta::probe_live(dir).map_err(|e| format!("live maps in {}: {e}", dir.display()))?;
             }
         }
     }
     let live_dir = match &live {
-        LivePlace::Arena(..) => None,
-        LivePlace::Dir(dir) => {
+        LiveMapLocation::Arena(..) => None,
+        LiveMapLocation::Dir(dir) => {
             LiveDir::beside(dir).map_err(|e| format!("memory for live maps: {e}"))?;
             Some(dir.as_path())
         }
     };
-    // Before there is another thread, before anything that is not the opener's business is in memory, and before the
-    // buffers that the kernel copies into are made: pages that two processes share fault when they are written (D2).
+    // The helpers are forked before the process has another thread, and before its memory has anything that they must
+    // not see. They are also forked before the buffers that the kernel copies into exist: pages that two processes
+    // share fault when they are written (D2).
     let opener: Arc<dyn OpenImage> = if config.security.capabilities || config.security.landlock {
-        Arc::new(Opener::start(config).map_err(|e| format!("starting the opener: {e}"))?)
+        Arc::new(Opener::start(config).map_err(|e| format!("cannot start the opener: {e}"))?)
     } else {
         Arc::new(OpenHere)
     };
-    let keeper = Keeper::start(config).map_err(|e| format!("starting the keeper of secrets: {e}"))?;
-    let web = Web {
+    let helper =
+        CredentialHelper::start(config).map_err(|e| format!("cannot start the credential helper: {e}"))?;
+    let web = WebAccess {
         network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
-        credentials: match keeper {
-            Some(keeper) => Arc::new(keeper),
+        credentials: match helper {
+            Some(helper) => Arc::new(helper),
             None => Arc::new(NoCredentials),
         },
     };
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
-    precedence::take();
+    let nice = precedence::raise_priority();
     serve::cache_processor_count();
-    // Rights go before there is another thread; the standby worker already has what it keeps.
+    // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
         security: &config.security,
         store: &config.store,
@@ -305,72 +321,75 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         memory_locked: protection.locked,
         first: start.warn,
     });
-    Ok(Confined { opener, live, in_force, web, window, kernel_release })
+    Ok(Confined { opener, live, in_force, web, window, nice, kernel_release })
 }
 
-/// Does what takes time.
+/// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window, kernel_release } = confined;
+    let Confined { opener, live, in_force: confinement, web, window, nice: _, kernel_release } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
-    let records = spawn_preload(config.store.clone()).map_err(|e| format!("threads: {e}"))?;
-    let descriptors = sys::descriptor_limit();
-    Ok(Prepared { cache, opener, live, confinement, descriptors, records, web, window, kernel_release })
+    let records = spawn_preload(config.store.clone()).map_err(no_thread)?;
+    let descriptor_limit = sys::descriptor_limit();
+    Ok(Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release })
 }
 
-/// What is in force, as `status` shows it.
-fn shown(in_force: InForce) -> Confinement {
-    let InForce { capabilities, landlock, seccomp, core_dumps, memory_locked } = in_force;
+/// The restrictions in force, in the form of `status`.
+fn confinement_of(in_force: ActiveMeasures) -> Confinement {
+    let ActiveMeasures { capabilities, landlock, seccomp, core_dumps, memory_locked } = in_force;
     Confinement { capabilities, landlock, seccomp, core_dumps, memory_locked: Some(memory_locked) }
 }
 
-/// The cache's contents may be what killed the workers before: those that die young start with an empty one.
+/// Adopts the cache of the last worker. After several workers that ended soon, the cache starts empty, because its
+/// contents may have caused their ends.
 fn adopt(cache: &BlockCache, report: &Report) {
-    let doubtful = report.back_off_ms > 0;
-    match if doubtful { cache.adopt_nothing() } else { cache.adopt() } {
+    let is_suspect = report.back_off_ms > 0;
+    match if is_suspect { cache.adopt_nothing() } else { cache.adopt() } {
         Adoption::Empty | Adoption::Kept => {}
-        Adoption::Dropped => tracing::info!(doubtful, "the cache of the worker before is not used"),
-        Adoption::Unusable(error) => tracing::error!(%error, "there is no memory for the cache"),
+        Adoption::Dropped => tracing::info!(is_suspect, "the cache of the last worker is dropped"),
+        Adoption::Unusable(error) => {
+            tracing::error!(%error, "no memory for the cache; the worker serves without it")
+        }
     }
 }
 
 fn serve(
     start: &Start,
-    turn: Turn,
+    activation: Activation,
     prepared: Prepared,
-    ends: Ends,
+    descriptors: ServingDescriptors,
     channel: &Arc<Channel>,
-    preferred: &Preferred,
+    priority: &PriorityThread,
 ) -> Result<(), String> {
-    let Ends { fuse, listener, table, lock } = ends;
+    let ServingDescriptors { fuse, listener, table, lock } = descriptors;
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, descriptors, records, web, window, kernel_release } =
+    let Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release } =
         prepared;
-    let Web { network, credentials } = web;
+    let WebAccess { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
-    adopt(&cache, &turn.report);
+    adopt(&cache, &activation.report);
     let live_dir = match &live {
-        LivePlace::Arena(..) => None,
-        LivePlace::Dir(dir) => Some(dir.clone()),
+        LiveMapLocation::Arena(..) => None,
+        LiveMapLocation::Dir(dir) => Some(dir.clone()),
     };
     let (live, arena) = live.open().map_err(|e| format!("memory for live maps: {e}"))?;
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(live) };
     let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
-    let sources = Arc::new(sources.map_err(|e| format!("threads: {e}"))?);
-    // Waits for a look that has begun, which is no more than it would have to do itself.
+    let sources = Arc::new(sources.map_err(no_thread)?);
+    // This waits for a read of the records in progress, which takes no longer than reading them here.
     let known = std::mem::take(&mut *records.lock());
     drop(records);
     let store =
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
-    store.attach_at_most(most_attached(descriptors));
+    store.attach_at_most(most_attached(descriptor_limit));
     let store = Arc::new(store);
-    let of = store.clone();
-    let bases = move || of.bases().into_iter().map(|node| node.current()).collect();
-    sources.settle_within(bases).map_err(|e| format!("threads: {e}"))?;
+    let catalogue = store.clone();
+    let bases = move || catalogue.bases().into_iter().map(|node| node.current()).collect();
+    sources.settle_within(bases).map_err(no_thread)?;
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
         longest: Duration::from_secs(config.trace.longest_seconds),
@@ -378,41 +397,41 @@ fn serve(
     };
     let automatic = if config.trace.auto { AutoRecord::Yes } else { AutoRecord::No };
     let tracer = store.trace(limits, automatic, events.clone());
-    // Without a cache that keeps what is fetched early there is nothing to gain.
+    // A prefetch is useless without a cache that keeps the fetched blocks.
     if config.trace.prefetch && config.cache_disk != Some(0) {
         let prefetcher = Prefetcher::new(&store);
         tracer.prefetch_with(move |base| prefetcher.play(base));
     }
-    if turn.fresh_mount {
-        // Nobody has anything open.
+    if activation.fresh_mount {
+        // On a new mount no client can have a removed disk open.
         for node in store.unlinked() {
-            store.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
+            if let Err(error) = store.purge(node.id()) {
+                let disk = node.id();
+                tracing::error!(%error, disk, "cannot delete a removed disk; its space stays in use");
+            }
         }
     }
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
     let inline = (config.fuse_threads / 2).max(1);
     let limits = serve::Limits::of_window(window);
-    let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("descriptors: {e}"));
+    let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("cannot duplicate /dev/fuse: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
-    let service = Service::new(store.clone(), config.io_threads, inline, limits)
-        .map_err(|e| format!("threads: {e}"))?;
-    let asker = Asker::new(channel.clone());
-    asker.supervisor_answers(turn.report.answers_callers);
-    let asking = asker.clone();
-    service
-        .watch_callers(Box::new(move |question| asking.ask(question)))
-        .map_err(|e| format!("threads: {e}"))?;
+    let service = Service::new(store.clone(), config.io_threads, inline, limits).map_err(no_thread)?;
+    let callers = CallersClient::new(channel.clone());
+    callers.set_supported(activation.report.answers_callers);
+    let client = callers.clone();
+    service.watch_callers(Box::new(move |question| client.query(question))).map_err(no_thread)?;
     if let Some(table) = table {
         unanswered::list_in(&table).map_err(|e| format!("memory for the list of requests: {e}"))?;
     }
     let fs = PlyFs::new(service.clone(), owner, notifier.clone(), start.offers);
-    let serving =
-        FuseSession::new(fs, &fuse, config.fuse_threads).map_err(|e| format!("taking over: {e}"))?;
+    let serving = FuseSession::new(fs, &fuse, config.fuse_threads)
+        .map_err(|e| format!("cannot take over the mount: {e}"))?;
     drop(fuse);
 
     let hydrations = Hydrations::new(store.clone(), sources.clone(), events.clone(), config.hydrate.rate);
-    let report = Arc::new(Mutex::new(turn.report));
+    let report = Arc::new(Mutex::new(activation.report));
     let drain = Arc::new(tokio::sync::Notify::new());
     let bases = Bases::new(
         store.clone(),
@@ -431,91 +450,95 @@ fn serve(
         supervisor_pid: start.supervisor_pid,
         report: report.clone(),
         since_ns: start.since_ns,
-        confinement: shown(confinement),
+        confinement: confinement_of(confinement),
         protocol: start.offers,
         kernel_release,
         events,
         bases,
         serving_since_ns: sys::now_ns(),
     };
-    let drained = channel.clone();
-    let drained = move || _ = drained.send(&FromWorker::Drained);
-    control::spawn(control, listener, drain.clone(), drained).map_err(|e| format!("control socket: {e}"))?;
-    spawn_ear(Ear {
+    let supervisor = channel.clone();
+    let drained = move || _ = supervisor.send(&FromWorker::Drained);
+    control::spawn(control, listener, drain.clone(), drained)
+        .map_err(|e| format!("cannot serve the control socket: {e}"))?;
+    spawn_supervisor_listener(SupervisorListener {
         service,
         store: store.clone(),
         live_dir: live_dir.clone(),
         channel: channel.clone(),
-        asker,
+        callers,
         report,
         drain,
         lock,
         hears_closed: start.hears_closed,
     })
-    .map_err(|e| format!("threads: {e}"))?;
-    if !turn.fresh_mount {
-        spawn_reaper(store.clone(), notifier.clone()).map_err(|e| format!("threads: {e}"))?;
+    .map_err(no_thread)?;
+    if !activation.fresh_mount {
+        spawn_reaper(store.clone(), notifier.clone()).map_err(no_thread)?;
     }
-    spawn_upkeep(store.clone()).map_err(|e| format!("threads: {e}"))?;
+    spawn_upkeep(store.clone()).map_err(no_thread)?;
     hydrations.resume();
-    channel.send(&FromWorker::Ready).map_err(|e| format!("the supervisor is gone: {e}"))?;
+    channel.send(&FromWorker::Ready).map_err(|e| format!("cannot reach the supervisor: {e}"))?;
     let served =
-        preferred.run(move || serving.run(&notifier)).unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
-    served.map_err(|e| format!("reading requests: {e}"))?;
+        priority.run(move || serving.run(&notifier)).unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
+    served.map_err(|e| format!("cannot read requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;
     sources.flush();
-    // Empty after a clean close; left when it is not.
+    // The directory is empty after a clean close. Otherwise it stays.
     let _ = live_dir.map(std::fs::remove_dir);
     Ok(())
 }
 
-/// Listens to the supervisor.
-struct Ear {
+/// Handles the messages of the supervisor, on a thread of its own. It takes no lock of the paths of requests, so its
+/// answer to a ping proves that the process runs.
+struct SupervisorListener {
     service: Service,
     store: Arc<Store>,
     live_dir: Option<PathBuf>,
     channel: Arc<Channel>,
-    asker: Arc<Asker>,
+    callers: Arc<CallersClient>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
     lock: Lock,
     hears_closed: bool,
 }
 
-impl Ear {
-    fn listen(self: &Arc<Self>) {
+impl SupervisorListener {
+    fn run(self: &Arc<Self>) {
         loop {
             match self.channel.receive() {
                 Ok(Some(FromSupervisor::Report(report))) => {
-                    self.asker.supervisor_answers(report.answers_callers);
+                    self.callers.set_supported(report.answers_callers);
                     *self.report.lock() = report;
                 }
-                Ok(Some(FromSupervisor::Callers(answered))) => self.asker.hear(answered),
+                Ok(Some(FromSupervisor::Callers(reply))) => self.callers.receive(reply),
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
                 Ok(Some(FromSupervisor::Pause)) => self.pause(),
-                Ok(Some(FromSupervisor::GoOn)) => unanswered::go_on(),
+                Ok(Some(FromSupervisor::Continue)) => unanswered::go_on(),
                 Ok(Some(FromSupervisor::Ping)) => {
                     let _ = self.channel.send(&FromWorker::Alive);
                 }
-                // Elsewhere: this process answers as long as it runs.
+                // On another thread, because this one must go on answering pings.
                 Ok(Some(FromSupervisor::Finish)) => {
-                    let ear = self.clone();
-                    let finish = move || ear.finish();
+                    let listener = self.clone();
+                    let finish = move || listener.finish();
                     if std::thread::Builder::new().name("closing".into()).spawn(finish).is_err() {
                         self.finish();
                     }
                 }
-                Ok(Some(FromSupervisor::Activate { .. })) => tracing::error!("told to take over twice"),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    tracing::error!(%error, "what the supervisor says is not understood");
+                Ok(Some(FromSupervisor::Activate { .. })) => {
+                    tracing::error!("the supervisor activated this worker twice; the message is ignored");
                 }
-                // The supervisor has ended, and this process is about to.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    tracing::error!(%error, "cannot decode a message of the supervisor; it is ignored");
+                }
+                // The supervisor has ended, and the kernel is about to kill this process (PDEATHSIG).
                 Ok(None) | Err(_) => return,
             }
         }
     }
 
-    /// Requests may take long to end: elsewhere.
+    /// Pauses on another thread: requests may take long to end.
     fn pause(&self) {
         let channel = self.channel.clone();
         let pause = move || {
@@ -523,18 +546,18 @@ impl Ear {
                 let _ = channel.send(&FromWorker::Paused);
             }
         };
-        // Without a thread it does not pause, and the supervisor gives the upgrade up.
+        // Without a thread there is no pause, and the supervisor gives the upgrade up.
         if let Err(error) = std::thread::Builder::new().name("pausing".into()).spawn(pause) {
             tracing::error!(%error, "requests cannot be paused");
         }
     }
 
-    /// Closes the store although files are open, and ends this process.
+    /// Closes the store, although files are open, and ends this process.
     fn finish(&self) -> ! {
         self.service.quiesce();
         let code = match self.store.close() {
             Ok(()) => {
-                // Empty after a clean close.
+                // The directory is empty after a clean close.
                 let _ = self.live_dir.as_ref().map(std::fs::remove_dir);
                 drop(self.lock.lock().take());
                 if self.hears_closed {
@@ -551,13 +574,13 @@ impl Ear {
     }
 }
 
-fn spawn_ear(ear: Ear) -> io::Result<()> {
-    let ear = Arc::new(ear);
-    std::thread::Builder::new().name("supervisor".into()).spawn(move || ear.listen()).map(drop)
+fn spawn_supervisor_listener(listener: SupervisorListener) -> io::Result<()> {
+    let listener = Arc::new(listener);
+    std::thread::Builder::new().name("supervisor".into()).spawn(move || listener.run()).map(drop)
 }
 
-/// Reads the store's records, and those that changed again and again, until what it has is taken: so a takeover reads few,
-/// however many disks there are.
+/// Reads the store's records, and periodically those that changed, until the worker is activated and takes them. So a
+/// takeover reads few records, however many disks there are.
 fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
     let records = Arc::new(Mutex::new(PreloadedRecords::default()));
     let taken = Arc::downgrade(&records);
@@ -568,21 +591,21 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
             let begun = Instant::now();
             let Some(records) = taken.upgrade() else { return };
             let mut records = records.lock();
-            // What cannot be read is said by the worker that serves.
+            // The worker that serves reports records that cannot be read.
             let Ok(read) = PreloadedRecords::read(&store, std::mem::take(&mut *records)) else { return };
             *records = read;
-            pause = PRELOAD.max(begun.elapsed() * 100);
+            pause = PRELOAD_INTERVAL.max(begun.elapsed() * 100);
         }
     };
     std::thread::Builder::new().name("preload".into()).spawn(read)?;
     Ok(records)
 }
 
-/// Descriptors for all but disks: requests' own, bases, the cache, connections.
+/// Descriptors that are not for disks: those of requests, bases, the cache and connections.
 const OTHER_DESCRIPTORS: u64 = 128;
-/// Of an attached disk: data file, map file, live map, and one more while a map file is replaced.
+/// Descriptors of an attached disk: data file, map file, live map, and one more while a map file is replaced.
 const DISK_DESCRIPTORS: u64 = 4;
-/// Each has mappings too, of which the kernel lets a process have 65,530.
+/// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
 const MOST_ATTACHED: u64 = 8192;
 
 fn most_attached(descriptors: u64) -> usize {
@@ -590,9 +613,9 @@ fn most_attached(descriptors: u64) -> usize {
     for_disks.clamp(4, MOST_ATTACHED) as usize
 }
 
-/// What a store does once in a while, and what may wait for its medium.
+/// The store's periodic work, which may wait for its medium.
 fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
-    let keep_up = move || {
+    let upkeep = move || {
         while !store.is_closing() {
             store.retry_unread();
             store.detach_idle(IDLE, OPEN_IDLE);
@@ -600,10 +623,11 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
             std::thread::sleep(UPKEEP);
         }
     };
-    std::thread::Builder::new().name("upkeep".into()).spawn(keep_up).map(drop)
+    std::thread::Builder::new().name("upkeep".into()).spawn(upkeep).map(drop)
 }
 
-/// Once: from now on the kernel tells this worker.
+/// Purges, once, the removed disks whose last close no worker saw. From now on the kernel reports last closes to this
+/// worker.
 fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<()> {
     let reap = move || purge::reap(&store, &*notifier);
     std::thread::Builder::new().name("reaper".into()).spawn(reap).map(drop)

@@ -1,14 +1,15 @@
-//! What happens to bases and caches, for whoever wants to know while it happens.
+//! Events of bases and caches, for clients that follow them.
 //!
-//! Two kinds of things are told. **Traffic** (bytes found in a cache, fetched, evicted) comes hundreds of thousands of
-//! times a second: it is counted, exactly, and once a second [`Events::tick`] makes one event for each base and reason
-//! that grew, with what was added since the last. Everything else is an event as it happens ([`Events::emit`]).
+//! There are two kinds. **Traffic** (bytes found in a cache, fetched, evicted) happens hundreds of thousands of times a
+//! second. It is counted exactly, and once a second [`Events::tick`] emits one event for each base and reason whose
+//! counter grew, with the growth since the last one. Everything else is emitted as it happens ([`Events::emit`]).
 //!
 //! What must hold:
-//! - Whoever emits or counts never waits for whoever listens: a listener that is slow loses the oldest events of its
-//!   queue and is told how many. Counting takes no lock, emitting one short lock that no system call is made under (D23).
-//! - Memory is bounded: by the length of the rings and queues, by the number of listeners, and by the longest reason.
-//! - The bytes of all events of one base and reason, and what is yet to be ticked, are the counter.
+//! - Emitting and counting never wait for a listener: a slow listener loses the oldest events of its queue and is told
+//!   how many. Counting takes no lock. Emitting takes one short lock, under which it makes no system call (D23).
+//! - Memory is bounded by the length of the rings and queues, the number of listeners, and the length of a reason.
+//! - For each base and reason, the bytes of all events and the bytes that no tick has emitted yet add up to the
+//!   counter.
 
 #[cfg(test)]
 mod tests;
@@ -24,46 +25,46 @@ use parking_lot::Mutex;
 
 pub use traffic::{Reason, Total, Traffic};
 
-/// Events of each of the two kinds that are kept for whoever asks later.
+/// Recent events of each of the two kinds that are kept for later listeners.
 pub const RECENT: usize = 512;
 /// Events that wait for one listener before the oldest is lost.
 pub const QUEUE: usize = 1024;
-/// Listeners at a time.
+/// Most listeners at a time.
 pub const LISTENERS: usize = 64;
-/// Bytes of a reason.
+/// Most bytes of a reason.
 const LONGEST_REASON: usize = 512;
 
-/// What happened. Names are part of the interface: docs/semantics.md, "Events".
+/// The kind of an event. The names are part of the interface: docs/semantics.md, "Events".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A worker began to serve; the first event that it has.
+    /// A worker began to serve. This is its first event.
     WorkerStarted,
-    /// Bytes of a base that were asked for were in a cache.
+    /// Requested bytes of a base were in a cache.
     BaseHit,
-    /// Bytes of a base had to be got from its source.
+    /// Bytes of a base were fetched from its source.
     BaseMiss,
     /// Bytes of a base left a cache.
     BaseEvict,
     /// The source of a base failed.
     BaseError,
-    /// The source of a base is not what was registered.
+    /// The source of a base has another object than the registered one.
     BaseChanged,
     /// Reads of a base wait for its server.
     BaseWaiting,
-    /// They do not wait any more.
+    /// Reads of a base no longer wait for its server.
     BaseResumed,
-    /// All of a base is in the store, and is what its digest says.
+    /// All of a base is in the store, and its digest matches.
     BaseHydrated,
-    /// The persistent cache does not keep what is fetched.
+    /// The persistent cache does not keep fetched blocks.
     CacheDegraded,
-    /// It does again.
+    /// The persistent cache keeps fetched blocks again.
     CacheRecovered,
     /// A trace was recorded.
     TraceRecorded,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 12] = [
         Self::WorkerStarted,
         Self::BaseHit,
@@ -79,7 +80,7 @@ impl Kind {
         Self::TraceRecorded,
     ];
 
-    /// As users see it.
+    /// Its name for users.
     pub fn name(self) -> &'static str {
         match self {
             Self::WorkerStarted => "worker.started",
@@ -97,41 +98,41 @@ impl Kind {
         }
     }
 
-    /// Whether it is counted and told once a second.
+    /// Whether it is traffic, which is counted and emitted once a second.
     fn is_traffic(self) -> bool {
         matches!(self, Self::BaseHit | Self::BaseMiss | Self::BaseEvict)
     }
 }
 
-/// Something that happened. What is not known or makes no sense for the kind is left out.
+/// An event. Fields that are not known or do not apply to the kind are `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What.
+    /// Its kind.
     pub kind: Kind,
-    /// To which base.
+    /// Name of the base.
     pub base: Option<Arc<str>>,
-    /// How many bytes of it.
+    /// Bytes of the base.
     pub bytes: Option<u64>,
-    /// In how many pieces.
+    /// The number of pieces.
     pub count: Option<u64>,
-    /// Why, without anything secret: a word for traffic, a sentence for all else.
+    /// The reason, without secrets: a word for traffic, a sentence for other events.
     pub reason: Option<Cow<'static, str>>,
-    /// Since when, for what lasts; nanoseconds since the epoch.
+    /// When the condition began, for an event about a condition that lasts; nanoseconds since the epoch.
     pub since_ns: Option<i64>,
 }
 
 impl Event {
-    /// About no base in particular.
+    /// An event that is not about a base.
     pub fn new(kind: Kind) -> Self {
         Self { kind, base: None, bytes: None, count: None, reason: None, since_ns: None }
     }
 
-    /// About the base of that name.
+    /// An event about the base of that name.
     pub fn of_base(kind: Kind, base: &str) -> Self {
         Self { base: Some(base.into()), ..Self::new(kind) }
     }
 
-    /// With a reason; a long one is cut.
+    /// With a reason, which is cut to [`LONGEST_REASON`] bytes and an ellipsis.
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         let reason = reason.into();
@@ -157,7 +158,7 @@ impl Event {
         Self { count: Some(count), ..self }
     }
 
-    /// With the time since when it is so.
+    /// With the time when the condition began.
     #[must_use]
     pub fn since(self, since: SystemTime) -> Self {
         Self { since_ns: Some(nanoseconds(since)), ..self }
@@ -168,27 +169,27 @@ fn nanoseconds(at: SystemTime) -> i64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// An event as it is told.
+/// An emitted event with its number and time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// From 1, one higher for each event of this worker.
+pub struct Record {
+    /// The number of the event. The events of this worker are numbered from 1.
     pub number: u64,
-    /// When; nanoseconds since the epoch.
+    /// When it was emitted; nanoseconds since the epoch.
     pub at_ns: i64,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What a listener gets.
+/// What a listener receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Delivery {
     /// An event.
-    Event(Arc<Told>),
-    /// So many events were lost here, because the listener did not keep up.
+    Event(Arc<Record>),
+    /// This number of events is missing here, because the listener did not keep up.
     Lost(u64),
 }
 
-/// The bus; clones are the same one.
+/// The event bus. Clones share it.
 #[derive(Clone, Default)]
 pub struct Events(Arc<Shared>);
 
@@ -202,9 +203,9 @@ struct Shared {
 struct Bus {
     /// Number of the last event.
     last: u64,
-    /// Apart, so that what comes every second does not push out what comes once a week.
-    traffic: VecDeque<Arc<Told>>,
-    others: VecDeque<Arc<Told>>,
+    /// The recent events of traffic. They have a ring of their own, because they would displace the rare other events.
+    traffic: VecDeque<Arc<Record>>,
+    others: VecDeque<Arc<Record>>,
     listeners: Vec<Queue>,
     last_listener: u64,
     lost: u64,
@@ -213,41 +214,41 @@ struct Bus {
 
 struct Queue {
     listener: u64,
-    events: VecDeque<Arc<Told>>,
+    events: VecDeque<Arc<Record>>,
     lost: u64,
     waker: Option<Waker>,
 }
 
-/// What there is to say of the bus itself.
+/// The counters of the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BusState {
     /// Events so far.
     pub emitted: u64,
-    /// Events that listeners lost so far; one that two lost counts twice.
+    /// Events that listeners lost so far. An event that two listeners lost counts twice.
     pub lost: u64,
-    /// Who listens.
+    /// Listeners now.
     pub listeners: usize,
 }
 
 impl Events {
-    /// A bus of its own, on which nothing happened.
+    /// A new bus without events.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Tells everybody who listens; waits for nobody.
+    /// Sends an event to all listeners, without waiting for them.
     pub fn emit(&self, event: Event) {
         let at_ns = nanoseconds(SystemTime::now());
         let mut wakers = Vec::new();
         {
             let mut bus = self.0.bus.lock();
             bus.last += 1;
-            let told = Arc::new(Told { number: bus.last, at_ns, event });
-            let ring = if told.event.kind.is_traffic() { &mut bus.traffic } else { &mut bus.others };
+            let record = Arc::new(Record { number: bus.last, at_ns, event });
+            let ring = if record.event.kind.is_traffic() { &mut bus.traffic } else { &mut bus.others };
             if ring.len() == RECENT {
                 ring.pop_front();
             }
-            ring.push_back(told.clone());
+            ring.push_back(record.clone());
             let mut lost = 0;
             for queue in &mut bus.listeners {
                 if queue.events.len() == QUEUE {
@@ -255,16 +256,16 @@ impl Events {
                     queue.lost += 1;
                     lost += 1;
                 }
-                queue.events.push_back(told.clone());
+                queue.events.push_back(record.clone());
                 wakers.extend(queue.waker.take());
             }
             bus.lost += lost;
         }
-        // Without the lock: a waker may do anything.
+        // After the lock is released, because a waker may run any code.
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The counters of a base: the same ones for the same number. The name is the one of the first call.
+    /// The counters of a base. Calls with the same number return the same counters, with the name of the first call.
     pub fn base(&self, number: u64, name: &str) -> Arc<Traffic> {
         self.0.bases.lock().entry(number).or_insert_with(|| Arc::new(Traffic::new(name))).clone()
     }
@@ -274,30 +275,30 @@ impl Events {
         self.0.bases.lock().iter().map(|(number, traffic)| (*number, traffic.clone())).collect()
     }
 
-    /// Drops the counters of a base that is removed, after what is yet to be told of it.
+    /// Drops the counters of a removed base, after it has emitted their last growth.
     pub fn forget(&self, number: u64) {
-        let gone = self.0.bases.lock().remove(&number);
-        if let Some(traffic) = gone {
-            traffic.take(|event| self.emit(event));
+        let removed = self.0.bases.lock().remove(&number);
+        if let Some(traffic) = removed {
+            traffic.emit_growth(|event| self.emit(event));
         }
     }
 
-    /// Tells what was counted since the last time. To be called once a second by one thread; nothing happens when
-    /// nothing was counted.
+    /// Emits the growth of the counters since the last tick. One thread calls it once a second. It emits nothing when
+    /// no counter grew.
     pub fn tick(&self) {
         for (_, traffic) in self.bases() {
-            traffic.take(|event| self.emit(event));
+            traffic.emit_growth(|event| self.emit(event));
         }
     }
 
-    /// The last events, oldest first, of which the number is above `after`: of traffic and of all else the last
-    /// [`RECENT`] each, so there may be gaps.
-    pub fn recent(&self, after: u64) -> Vec<Arc<Told>> {
+    /// The recent events whose number is above `after`, oldest first: the last [`RECENT`] of traffic and the last
+    /// [`RECENT`] others. So numbers may be missing.
+    pub fn recent(&self, after: u64) -> Vec<Arc<Record>> {
         self.0.bus.lock().recent(after)
     }
 
-    /// Hears everything from now on, after what [`recent`](Self::recent) gives when `after` is a number. Nothing when
-    /// there are [`LISTENERS`] already.
+    /// A listener for all events from now on. When `after` is a number, it receives [`recent`](Self::recent) events
+    /// first. `None` when there are [`LISTENERS`] already.
     pub fn listen(&self, after: Option<u64>) -> Option<Listener> {
         let mut bus = self.0.bus.lock();
         if bus.listeners.len() >= LISTENERS {
@@ -312,7 +313,7 @@ impl Events {
         Some(Listener { shared: self.0.clone(), listener })
     }
 
-    /// Nothing more is told: each listener hears what is in its queue, and then that this is the end.
+    /// Ends the bus: each listener receives the events in its queue and then the end.
     pub fn close(&self) {
         let wakers: Vec<_> = {
             let mut bus = self.0.bus.lock();
@@ -322,7 +323,7 @@ impl Events {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// For `status`.
+    /// The counters for `status`.
     pub fn state(&self) -> BusState {
         let bus = self.0.bus.lock();
         BusState { emitted: bus.last, lost: bus.lost, listeners: bus.listeners.len() }
@@ -330,33 +331,33 @@ impl Events {
 }
 
 impl Bus {
-    fn recent(&self, after: u64) -> Vec<Arc<Told>> {
+    fn recent(&self, after: u64) -> Vec<Arc<Record>> {
         let both = self.traffic.iter().chain(&self.others);
-        let mut out: Vec<_> = both.filter(|told| told.number > after).cloned().collect();
-        out.sort_by_key(|told| told.number);
+        let mut out: Vec<_> = both.filter(|record| record.number > after).cloned().collect();
+        out.sort_by_key(|record| record.number);
         out
     }
 }
 
-/// Somebody who hears events. Dropped, it hears no more.
+/// A listener of events. Dropping it removes it from the bus.
 pub struct Listener {
     shared: Arc<Shared>,
     listener: u64,
 }
 
 impl Listener {
-    /// What comes next, when there is something; `None` when there will be nothing any more.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Heard>> {
+    /// Polls for the next delivery; `None` after the end of the bus.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
         let mut bus = self.shared.bus.lock();
         let closed = bus.closed;
         let Some(queue) = bus.listeners.iter_mut().find(|queue| queue.listener == self.listener) else {
             return Poll::Ready(None);
         };
         if queue.lost > 0 {
-            return Poll::Ready(Some(Heard::Lost(std::mem::take(&mut queue.lost))));
+            return Poll::Ready(Some(Delivery::Lost(std::mem::take(&mut queue.lost))));
         }
         match queue.events.pop_front() {
-            Some(told) => Poll::Ready(Some(Heard::Event(told))),
+            Some(record) => Poll::Ready(Some(Delivery::Event(record))),
             None if closed => Poll::Ready(None),
             None => {
                 queue.waker = Some(context.waker().clone());

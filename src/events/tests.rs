@@ -3,35 +3,35 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
-use super::{Event, Events, Heard, Kind, LISTENERS, Listener, QUEUE, RECENT, Reason, Total};
+use super::{Delivery, Event, Events, Kind, LISTENERS, Listener, QUEUE, RECENT, Reason, Total};
 
 #[derive(Default)]
-struct Woken(AtomicUsize);
+struct WakeCount(AtomicUsize);
 
-impl Wake for Woken {
+impl Wake for WakeCount {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// What a listener hears without waiting, and whether that was the end.
-fn hear(listener: &mut Listener) -> (Vec<Heard>, bool) {
+/// What a listener receives without waiting, and whether the bus has ended.
+fn receive(listener: &mut Listener) -> (Vec<Delivery>, bool) {
     let mut out = Vec::new();
     loop {
         match listener.poll_next(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Some(heard)) => out.push(heard),
+            Poll::Ready(Some(delivery)) => out.push(delivery),
             Poll::Ready(None) => return (out, true),
             Poll::Pending => return (out, false),
         }
     }
 }
 
-fn numbers(heard: &[Heard]) -> Vec<u64> {
-    let number = |heard: &Heard| match heard {
-        Heard::Event(told) => Some(told.number),
-        Heard::Lost(_) => None,
+fn numbers(deliveries: &[Delivery]) -> Vec<u64> {
+    let number = |delivery: &Delivery| match delivery {
+        Delivery::Event(record) => Some(record.number),
+        Delivery::Lost(_) => None,
     };
-    heard.iter().filter_map(number).collect()
+    deliveries.iter().filter_map(number).collect()
 }
 
 fn error(text: &str) -> Event {
@@ -39,65 +39,65 @@ fn error(text: &str) -> Event {
 }
 
 #[test]
-fn who_listens_hears_what_comes_after_in_order() {
+fn a_listener_receives_later_events_in_order() {
     let events = Events::new();
     events.emit(error("before"));
     let mut one = events.listen(None).expect("room");
     events.emit(error("first"));
     let mut two = events.listen(Some(0)).expect("room");
     events.emit(error("second"));
-    assert_eq!(numbers(&hear(&mut one).0), [2, 3]);
-    assert_eq!(numbers(&hear(&mut two).0), [1, 2, 3]);
+    assert_eq!(numbers(&receive(&mut one).0), [2, 3]);
+    assert_eq!(numbers(&receive(&mut two).0), [1, 2, 3]);
     assert_eq!(events.state().listeners, 2);
     drop(one);
     assert_eq!(events.state().listeners, 1);
     events.emit(error("third"));
-    let (heard, end) = hear(&mut two);
-    assert_eq!((numbers(&heard), end), (vec![4], false));
-    let Heard::Event(told) = &heard[0] else { panic!("{heard:?}") };
-    assert_eq!(told.event.reason.as_deref(), Some("third"));
-    assert!(told.at_ns > 1_700_000_000_000_000_000);
+    let (received, end) = receive(&mut two);
+    assert_eq!((numbers(&received), end), (vec![4], false));
+    let Delivery::Event(record) = &received[0] else { panic!("{received:?}") };
+    assert_eq!(record.event.reason.as_deref(), Some("third"));
+    assert!(record.at_ns > 1_700_000_000_000_000_000);
 }
 
 #[test]
-fn who_waits_is_woken_once_for_each_wait() {
+fn a_listener_that_waits_is_woken_once_for_each_wait() {
     let events = Events::new();
     let mut listener = events.listen(None).expect("room");
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(woken.clone());
+    let wakes = Arc::new(WakeCount::default());
+    let waker = Waker::from(wakes.clone());
     let mut context = Context::from_waker(&waker);
     assert!(listener.poll_next(&mut context).is_pending());
     events.emit(error("a"));
     events.emit(error("b"));
-    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+    assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
     assert!(listener.poll_next(&mut context).is_ready());
     assert!(listener.poll_next(&mut context).is_ready());
     assert!(listener.poll_next(&mut context).is_pending());
     events.close();
-    assert_eq!(woken.0.load(Ordering::SeqCst), 2);
+    assert_eq!(wakes.0.load(Ordering::SeqCst), 2);
     assert_eq!(listener.poll_next(&mut context), Poll::Ready(None));
 }
 
 /// Guards D23.
 #[test]
-fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
+fn a_slow_listener_loses_the_oldest_events_and_learns_how_many() {
     let events = Events::new();
     let mut slow = events.listen(None).expect("room");
     let all = QUEUE as u64 + 7;
     for _ in 0..all {
         events.emit(error("x"));
     }
-    let (heard, _) = hear(&mut slow);
-    assert_eq!(heard[0], Heard::Lost(7));
-    assert_eq!(numbers(&heard), (8..=all).collect::<Vec<_>>());
+    let (received, _) = receive(&mut slow);
+    assert_eq!(received[0], Delivery::Lost(7));
+    assert_eq!(numbers(&received), (8..=all).collect::<Vec<_>>());
     assert_eq!(events.state().lost, 7);
-    // It is told once.
+    // The loss is reported once.
     events.emit(error("y"));
-    assert_eq!(numbers(&hear(&mut slow).0), [all + 1]);
+    assert_eq!(numbers(&receive(&mut slow).0), [all + 1]);
 }
 
 #[test]
-fn what_comes_every_second_does_not_push_out_what_is_rare() {
+fn traffic_does_not_displace_other_recent_events() {
     let events = Events::new();
     events.emit(Event::of_base(Kind::BaseChanged, "b"));
     for _ in 0..3 * RECENT {
@@ -106,26 +106,26 @@ fn what_comes_every_second_does_not_push_out_what_is_rare() {
     let recent = events.recent(0);
     assert_eq!(recent.len(), RECENT + 1);
     assert_eq!(recent[0].event.kind, Kind::BaseChanged);
-    assert!(recent.is_sorted_by_key(|told| told.number));
+    assert!(recent.is_sorted_by_key(|record| record.number));
     assert_eq!(events.recent(recent[RECENT - 1].number).len(), 1);
-    // A listener's queue holds all of it.
+    // A listener's queue holds all recent events.
     const { assert!(QUEUE >= 2 * RECENT) };
 }
 
 #[test]
-fn the_end_comes_after_what_was_told_before() {
+fn a_listener_receives_earlier_events_before_the_end() {
     let events = Events::new();
     let mut listener = events.listen(None).expect("room");
     events.emit(error("last"));
     events.close();
-    let (heard, end) = hear(&mut listener);
-    assert_eq!((numbers(&heard), end), (vec![1], true));
-    let (heard, end) = hear(&mut events.listen(Some(0)).expect("room"));
-    assert_eq!((numbers(&heard), end), (vec![1], true));
+    let (received, end) = receive(&mut listener);
+    assert_eq!((numbers(&received), end), (vec![1], true));
+    let (received, end) = receive(&mut events.listen(Some(0)).expect("room"));
+    assert_eq!((numbers(&received), end), (vec![1], true));
 }
 
 #[test]
-fn there_are_only_so_many_listeners() {
+fn the_number_of_listeners_is_bounded() {
     let events = Events::new();
     let mut all: Vec<_> = (0..LISTENERS).map(|_| events.listen(None).expect("room")).collect();
     assert!(events.listen(None).is_none());
@@ -143,7 +143,7 @@ fn long_reasons_are_cut_between_characters() {
 }
 
 #[test]
-fn traffic_is_told_once_a_tick_and_adds_up() {
+fn traffic_is_emitted_once_a_tick_and_adds_up() {
     let events = Events::new();
     let traffic = events.base(4, "debian");
     let threads: Vec<_> = (0..4)
@@ -160,12 +160,12 @@ fn traffic_is_told_once_a_tick_and_adds_up() {
     threads.into_iter().for_each(|thread| thread.join().expect("counts"));
     events.tick();
     events.tick();
-    let (heard, _) = hear(&mut listener);
-    assert!(heard.len() <= 7, "{heard:?}");
+    let (received, _) = receive(&mut listener);
+    assert!(received.len() <= 7, "{received:?}");
     let mut hits = Total::default();
-    for heard in &heard {
-        let Heard::Event(told) = heard else { panic!("{heard:?}") };
-        let event = &told.event;
+    for delivery in &received {
+        let Delivery::Event(record) = delivery else { panic!("{delivery:?}") };
+        let event = &record.event;
         assert_eq!(event.base.as_deref(), Some("debian"));
         match (event.kind, event.reason.as_deref()) {
             (Kind::BaseHit, Some("memory")) => {
@@ -184,7 +184,7 @@ fn traffic_is_told_once_a_tick_and_adds_up() {
 }
 
 #[test]
-fn a_base_that_is_forgotten_has_told_everything() {
+fn forgetting_a_base_emits_its_last_traffic() {
     let events = Events::new();
     let traffic = events.base(1, "a");
     traffic.add(Reason::Asked, 100);
@@ -196,7 +196,7 @@ fn a_base_that_is_forgotten_has_told_everything() {
 }
 
 #[test]
-fn every_reason_has_a_place_and_a_name_of_its_own() {
+fn every_reason_has_its_own_index_and_name() {
     let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
     for (at, reason) in Reason::ALL.into_iter().enumerate() {
         assert_eq!(reason as usize, at);
@@ -207,7 +207,7 @@ fn every_reason_has_a_place_and_a_name_of_its_own() {
     assert_eq!(names.len(), Reason::ALL.len());
 }
 
-/// docs/semantics.md is what users read.
+/// docs/semantics.md has a row for every kind, with its reasons.
 #[test]
 fn events_are_documented() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/semantics.md");

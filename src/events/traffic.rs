@@ -1,8 +1,8 @@
-//! Counters of one base: how many bytes were found, fetched and evicted, and why.
+//! Counters of one base: the bytes that were found, fetched and evicted, by reason.
 //!
-//! Counted on the path of every read, by several threads at once. Each thread adds to one of a few shards on cache
-//! lines of its own, so that no two of them wait for the same one; a sum is exact once nobody counts any more, and
-//! never less than what was counted before it was asked for.
+//! Several threads count at once, on the path of every read. The counters have shards, each on its own cache lines, and
+//! a thread always adds to the same shard, so that few threads share a cache line. A sum includes everything that was
+//! counted before it was read, and is exact once no thread counts any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,34 +17,34 @@ const REASONS: usize = Reason::ALL.len();
 /// Where bytes were found, for whom they were fetched, or why they were evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Hit: in memory.
+    /// Hit: the memory cache had the bytes.
     Memory,
-    /// Hit: in the persistent cache.
+    /// Hit: the persistent cache had the bytes.
     Disk,
-    /// Miss: a reader waits.
+    /// Miss: a reader waits for the bytes.
     Demand,
-    /// Miss: sequential reads are expected to go on.
+    /// Miss: a sequential reader is expected to read the bytes.
     Readahead,
-    /// Miss: a trace says that they will be read.
+    /// Miss: a trace predicts that the bytes will be read.
     Prefetch,
-    /// Miss: all of the base is fetched.
+    /// Miss: the whole base is fetched.
     Hydrate,
-    /// Evict: the cache is as large as it may be.
+    /// Evict: the cache has reached its size limit.
     Space,
     /// Evict: the filesystem has too little free space.
     Floor,
-    /// Evict: there are as many bases in the cache as there may be.
+    /// Evict: the cache has reached its limit of bases.
     Bases,
-    /// Evict: somebody asked for it.
+    /// Evict: an operator requested it.
     Asked,
-    /// Evict: the checksum was wrong.
+    /// Evict: the checksum did not match.
     Corrupt,
-    /// Evict: the source is not what it was.
+    /// Evict: the source has changed.
     Stale,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 12] = [
         Self::Memory,
         Self::Disk,
@@ -60,7 +60,7 @@ impl Reason {
         Self::Stale,
     ];
 
-    /// As users see it.
+    /// Its name for users.
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -78,7 +78,7 @@ impl Reason {
         }
     }
 
-    /// The event that it is a reason of.
+    /// The kind of event that it is a reason of.
     pub fn kind(self) -> Kind {
         match self {
             Self::Memory | Self::Disk => Kind::BaseHit,
@@ -90,12 +90,12 @@ impl Reason {
     }
 }
 
-/// What was counted.
+/// The sum of a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Total {
-    /// Calls.
+    /// Pieces.
     pub count: u64,
-    /// Bytes of them all.
+    /// Bytes of all pieces.
     pub bytes: u64,
 }
 
@@ -105,7 +105,7 @@ struct Counter {
     bytes: AtomicU64,
 }
 
-/// On cache lines of its own; two, because processors fetch them in pairs.
+/// The counters of some threads, on cache lines of their own: 128 bytes, because processors fetch cache lines in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard([Counter; REASONS]);
@@ -114,8 +114,8 @@ struct Shard([Counter; REASONS]);
 pub struct Traffic {
     base: Arc<str>,
     shards: [Shard; SHARDS],
-    /// What events have told.
-    told: Mutex<[Total; REASONS]>,
+    /// The totals at the last emitted events.
+    emitted: Mutex<[Total; REASONS]>,
 }
 
 /// The shard of this thread.
@@ -129,7 +129,7 @@ fn shard() -> usize {
 
 impl Traffic {
     pub(super) fn new(base: &str) -> Self {
-        Self { base: base.into(), shards: Default::default(), told: Mutex::default() }
+        Self { base: base.into(), shards: Default::default(), emitted: Mutex::default() }
     }
 
     /// The base's name.
@@ -137,14 +137,14 @@ impl Traffic {
         &self.base
     }
 
-    /// Counts one piece of `bytes` bytes. Takes no lock.
+    /// Counts one piece of `bytes` bytes. It takes no lock.
     pub fn add(&self, reason: Reason, bytes: u64) {
         let counter = &self.shards[shard()].0[reason as usize];
         counter.bytes.fetch_add(bytes, Ordering::Relaxed);
         counter.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// The sum so far.
     pub fn total(&self, reason: Reason) -> Total {
         let mut total = Total::default();
         for shard in &self.shards {
@@ -155,22 +155,22 @@ impl Traffic {
         total
     }
 
-    /// Makes an event of each counter that grew since the last time.
-    pub(super) fn take(&self, mut emit: impl FnMut(Event)) {
-        let mut told = self.told.lock();
-        for (reason, told) in Reason::ALL.into_iter().zip(told.iter_mut()) {
+    /// Emits an event for each counter that grew since the last call.
+    pub(super) fn emit_growth(&self, mut emit: impl FnMut(Event)) {
+        let mut emitted = self.emitted.lock();
+        for (reason, last) in Reason::ALL.into_iter().zip(emitted.iter_mut()) {
             let total = self.total(reason);
-            if total == *told {
+            if total == *last {
                 continue;
             }
             emit(Event {
                 base: Some(self.base.clone()),
-                bytes: Some(total.bytes - told.bytes),
-                count: Some(total.count - told.count),
+                bytes: Some(total.bytes - last.bytes),
+                count: Some(total.count - last.count),
                 reason: Some(reason.name().into()),
                 ..Event::new(reason.kind())
             });
-            *told = total;
+            *last = total;
         }
     }
 }

@@ -563,6 +563,12 @@ pub fn protect() -> Protection {
     }
 }
 
+/// The nice value of this thread, -20 to 19.
+pub fn thread_nice() -> i32 {
+    // SAFETY: numbers only. -1 is a value as well as an error, and there is no error for the calling thread.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
 /// Sets the nice value of this thread. Threads that it starts inherit it. A value below 0 needs CAP_SYS_NICE or
 /// RLIMIT_NICE.
 ///

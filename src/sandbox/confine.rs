@@ -1,10 +1,11 @@
-//! Least privilege: what the worker and its opener give up before they touch anything that a guest, an image or a
-//! client made. docs/design.md, "Least privilege", says against whom and why each exception is there.
+//! The rights that the worker and its helpers give up before they touch any data of a guest, an image or a client.
+//! docs/design.md, "Least privilege", has the threat model and the reason for each exception.
 //!
 //! What must hold:
-//! - [`apply`] runs while there is one thread: capabilities and landlock belong to threads, and those made later
+//! - [`apply`] runs while the process has one thread: capabilities and landlock belong to threads, and later threads
 //!   inherit them (D15).
-//! - What the kernel lacks is said once in the log and always in `status`; it never keeps a worker from serving (D16).
+//! - The log names once, and `status` always, which measures the kernel lacks. They never keep a worker from serving
+//!   (D16).
 
 #[cfg(test)]
 mod tests;
@@ -23,25 +24,25 @@ use crate::config::{SeccompMode, SecurityConfig};
 use crate::format::layout;
 use crate::io::{confine as process, sys};
 
-/// What a worker is confined to.
+/// The limits of a worker.
 #[derive(Debug)]
 pub struct Policy<'a> {
-    /// Which measures are wanted.
+    /// The configured measures.
     pub security: &'a SecurityConfig,
-    /// The store, open already.
+    /// The directory of the store, which is already open.
     pub store: &'a Path,
-    /// The directory of the live maps, which exists, when they are files by name; the worker removes it when it ends.
+    /// The existing directory of the live maps, when they are named files. The worker removes it when it ends.
     pub live_dir: Option<&'a Path>,
     /// Whether all memory is locked.
     pub memory_locked: bool,
-    /// Whether shortcomings are to be logged: by the first worker of a daemon.
+    /// Whether this is the first worker of a daemon, which logs the measures that are not in force.
     pub first: bool,
 }
 
-/// What is in force. Its fields are keys of `status`.
+/// The measures in force. The fields are keys of `status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct InForce {
-    /// Capabilities that are left.
+pub struct ActiveMeasures {
+    /// Capabilities that the worker keeps.
     pub capabilities: Vec<String>,
     /// `full`, `partial (...)`, `off (why)`.
     pub landlock: String,
@@ -55,58 +56,61 @@ pub struct InForce {
 
 const SWITCHED_OFF: &str = "off (configuration)";
 
-/// What a process reads outside of the store once it is confined, each with its reason.
+/// The paths outside of the store that a confined process reads, each with its reason.
 const READ_ONLY: [(&str, &str); 4] = [
     ("/proc/self", "a backtrace reads maps"),
     ("/proc/self/exe", "a backtrace reads the names of functions"),
     ("/sys/devices/system/cpu/online", "the C library asks for the number of processors"),
-    ("/proc/sys/kernel/random/boot_id", "whether live maps are of this boot"),
+    ("/proc/sys/kernel/random/boot_id", "whether live maps belong to this boot"),
 ];
 
-/// What finding the addresses of a server needs besides. Certificates are read before ([`Network::prepare`]).
+/// The files that resolving a server's name reads too. Certificates are read before ([`Network::prepare`]).
 ///
 /// [`Network::prepare`]: crate::source::http::Network::prepare
 const RESOLVING: [(&str, &str); 5] = [
-    ("/etc/resolv.conf", "which name servers there are"),
-    ("/etc/hosts", "names without a name server"),
-    ("/etc/nsswitch.conf", "which of them is asked first"),
-    ("/etc/host.conf", "the same, in an older place"),
-    ("/etc/gai.conf", "which of several addresses is tried first"),
+    ("/etc/resolv.conf", "the list of name servers"),
+    ("/etc/hosts", "names that need no name server"),
+    ("/etc/nsswitch.conf", "the order of these sources"),
+    ("/etc/host.conf", "the same, for older C libraries"),
+    ("/etc/gai.conf", "the order of a name's addresses"),
 ];
 
-/// Gives up, in this thread and those it will make, what serving does not need.
+/// Gives up the rights that serving does not need, in this thread and its later children.
 ///
-/// Call it once the store is open, before there is another thread and before the first request is read.
-pub fn apply(policy: &Policy<'_>) -> InForce {
+/// The caller has opened the store, has one thread, and has read no request yet.
+pub fn apply(policy: &Policy<'_>) -> ActiveMeasures {
     let Policy { security, .. } = policy;
-    // For the last time that it is read from a file.
+    // Reads the boot number from its file now, and keeps it.
     sys::boot_number();
     if process::threads().is_ok_and(|threads| threads > 1) {
-        // A mistake in this program, never in its use; tests see it in `status`.
-        tracing::error!("threads were started before the worker was confined; they are not");
+        // A bug in this program, which no use of it can cause.
+        tracing::error!(
+            "threads were started before the worker was confined; these threads are not confined"
+        );
     }
     let core_dumps = core_dumps(security);
     if security.core_dumps {
-        // Where a core is written by a name without a directory; landlock refuses it anywhere else.
+        // The kernel writes a core into the current directory when its name has no directory. Landlock allows only the
+        // store.
         let _ = std::env::set_current_dir(policy.store);
     }
-    let mut complaints = Vec::new();
-    let settle = |complaints: &mut Vec<String>, what: &str, result: Result<String, String>| {
+    let mut missing = Vec::new();
+    let state_of = |missing: &mut Vec<String>, measure: &str, result: Result<String, String>| {
         result.unwrap_or_else(|why| {
-            complaints.push(format!("{what}: {why}"));
+            missing.push(format!("{measure}: {why}"));
             format!("off ({why})")
         })
     };
     let privileges = process::no_new_privileges().map_err(|e| format!("no_new_privs: {e}"));
     let landlock = match (security.landlock, &privileges) {
         (false, _) => SWITCHED_OFF.into(),
-        (true, Ok(())) => settle(&mut complaints, "landlock", landlock_worker(policy)),
-        (true, Err(why)) => settle(&mut complaints, "landlock", Err(why.clone())),
+        (true, Ok(())) => state_of(&mut missing, "landlock", landlock_worker(policy)),
+        (true, Err(why)) => state_of(&mut missing, "landlock", Err(why.clone())),
     };
     if security.capabilities {
         let keep = worker_capabilities(policy);
         if let Err(why) = keep_capabilities(&keep) {
-            complaints.push(format!("capabilities: {why}"));
+            missing.push(format!("capabilities: {why}"));
         }
     }
     let capabilities = match caps::read(None, CapSet::Permitted) {
@@ -117,45 +121,47 @@ pub fn apply(policy: &Policy<'_>) -> InForce {
         }
         Err(error) => vec![format!("unknown ({error})")],
     };
-    // The last, because it forbids what the others do.
+    // The filter comes last, because it forbids the calls of the other measures.
     let seccomp = match (security.seccomp, &privileges) {
         (SeccompMode::Off, _) => SWITCHED_OFF.into(),
-        (mode, Ok(())) => settle(&mut complaints, "seccomp", syscalls::restrict(worker_role(security), mode)),
-        (_, Err(why)) => settle(&mut complaints, "seccomp", Err(why.clone())),
+        (mode, Ok(())) => state_of(&mut missing, "seccomp", syscalls::restrict(worker_role(security), mode)),
+        (_, Err(why)) => state_of(&mut missing, "seccomp", Err(why.clone())),
     };
     if policy.first {
-        for complaint in complaints {
-            tracing::warn!(complaint, "the worker runs with more rights than it needs");
+        for measure in missing {
+            tracing::warn!(missing = measure, "the worker runs with more rights than it needs");
         }
     }
-    InForce { capabilities, landlock, seccomp, core_dumps, memory_locked: policy.memory_locked }
+    ActiveMeasures { capabilities, landlock, seccomp, core_dumps, memory_locked: policy.memory_locked }
 }
 
 fn worker_role(security: &SecurityConfig) -> syscalls::Role {
     if security.network { syscalls::Role::NetworkWorker } else { syscalls::Role::Worker }
 }
 
-/// The same for the opener, which may read files and nothing else: all files, or those below `dirs`.
+/// Confines a helper that only reads files: all files, or those below `dirs`.
 pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
     let _ = core_dumps(security);
-    let say = |what: &str, why: String| tracing::debug!(what, why, "the opener is not confined by it");
+    let report = |measure: &str, why: String| {
+        tracing::debug!(measure, why, "the helper is not confined by this measure")
+    };
     if let Err(error) = process::no_new_privileges() {
-        return say("no_new_privs", error.to_string());
+        return report("no_new_privs", error.to_string());
     }
     if security.landlock
         && let Err(why) = landlock_opener(dirs)
     {
-        say("landlock", why);
+        report("landlock", why);
     }
     if security.capabilities {
-        // A worker as root adds bases of any owner; without it, those of its user.
+        // With this capability root's daemon can use images of any owner. Another user does not have it.
         let keep = CapsHashSet::from([Capability::CAP_DAC_READ_SEARCH]);
-        keep_capabilities(&keep).unwrap_or_else(|why| say("capabilities", why));
+        keep_capabilities(&keep).unwrap_or_else(|why| report("capabilities", why));
     }
     if security.seccomp != SeccompMode::Off
         && let Err(why) = syscalls::restrict(syscalls::Role::Opener, security.seccomp)
     {
-        say("seccomp", why);
+        report("seccomp", why);
     }
 }
 
@@ -167,7 +173,7 @@ fn core_dumps(security: &SecurityConfig) -> String {
     match process::forbid_core_dumps() {
         Ok(()) => "off".into(),
         Err(error) => {
-            tracing::error!(%error, "core dumps cannot be switched off; they hold guests' data");
+            tracing::error!(%error, "cannot switch off core dumps, which may contain guests' data");
             "on".into()
         }
     }
@@ -177,15 +183,16 @@ fn name(capability: Capability) -> String {
     capability.to_string().trim_start_matches("CAP_").to_ascii_lowercase()
 }
 
-/// What of its capabilities a worker keeps.
+/// The capabilities that a worker keeps.
 fn worker_capabilities(policy: &Policy<'_>) -> CapsHashSet {
     let mut keep = CapsHashSet::new();
     if policy.memory_locked {
-        // All memory to come is locked too: without it mmap(2) fails once RLIMIT_MEMLOCK is reached.
+        // All later memory is locked too. Without this capability mmap(2) fails once RLIMIT_MEMLOCK is reached.
         keep.insert(Capability::CAP_IPC_LOCK);
     }
-    // Root without capabilities is a user like any other. That is enough for a store that root made; one that belongs
-    // to somebody else, or lies behind somebody else's directory, needs this one, which landlock holds to the store.
+    // Root without capabilities has the rights of an ordinary user. They suffice for a store that root created. A store
+    // that belongs to another user, or lies below another user's directory, needs CAP_DAC_OVERRIDE; landlock limits
+    // that to the store.
     let had = caps::read(None, CapSet::Effective).unwrap_or_default();
     if caps::set(None, CapSet::Effective, &CapsHashSet::new()).is_ok() {
         let parts: Vec<_> = [""].iter().chain(&layout::DIRS).map(|part| policy.store.join(part)).collect();
@@ -193,46 +200,46 @@ fn worker_capabilities(policy: &Policy<'_>) -> CapsHashSet {
         if !parts.iter().all(|dir| usable(dir)) || !policy.live_dir.is_none_or(usable) {
             keep.insert(Capability::CAP_DAC_OVERRIDE);
         }
-        // What keeps others needs this one.
+        // Dropping capabilities below needs the former ones.
         let _ = caps::set(None, CapSet::Effective, &had);
     }
     keep
 }
 
-/// Drops every capability but `keep` from every set; never gains one.
+/// Drops every capability except `keep` from every set. It never adds one.
 fn keep_capabilities(keep: &CapsHashSet) -> Result<(), String> {
-    let said = |error: caps::errors::CapsError| error.to_string();
-    let permitted = caps::read(None, CapSet::Permitted).map_err(said)?;
+    let text = |error: caps::errors::CapsError| error.to_string();
+    let permitted = caps::read(None, CapSet::Permitted).map_err(text)?;
     let keep: CapsHashSet = keep.intersection(&permitted).copied().collect();
     if permitted.contains(&Capability::CAP_SETPCAP) {
         for capability in caps::runtime::thread_all_supported() {
             if !keep.contains(&capability) {
-                caps::drop(None, CapSet::Bounding, capability).map_err(said)?;
+                caps::drop(None, CapSet::Bounding, capability).map_err(text)?;
             }
         }
     }
     if caps::runtime::ambient_set_supported().is_ok() {
-        caps::clear(None, CapSet::Ambient).map_err(said)?;
+        caps::clear(None, CapSet::Ambient).map_err(text)?;
     }
-    caps::clear(None, CapSet::Inheritable).map_err(said)?;
-    // Effective first: it may never have what permitted has not.
-    caps::set(None, CapSet::Effective, &keep).map_err(said)?;
-    caps::set(None, CapSet::Permitted, &keep).map_err(said)
+    caps::clear(None, CapSet::Inheritable).map_err(text)?;
+    // Effective first, because it must be a subset of permitted.
+    caps::set(None, CapSet::Effective, &keep).map_err(text)?;
+    caps::set(None, CapSet::Permitted, &keep).map_err(text)
 }
 
-/// Everything of files, the network and other processes that landlock knows is out of reach, but for what a rule
-/// gives back.
+/// A ruleset that denies all access to files, the network and other processes that landlock knows. Rules then allow
+/// paths.
 ///
-/// With `network` connections are not its business: a base may be on any port, and which ones is not known yet.
+/// With `network` it does not restrict connections: a base may be on any port, and the ports are not known yet.
 fn ruleset(network: bool) -> Result<landlock::RulesetCreated, String> {
-    let said = |error: landlock::RulesetError| error.to_string();
+    let text = |error: landlock::RulesetError| error.to_string();
     let net = if network { AccessNet::BindTcp.into() } else { AccessNet::from_all(ABI::V4) };
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.handle_access(net))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
-        .map_err(said)
+        .map_err(text)
 }
 
 fn enforce(ruleset: landlock::RulesetCreated) -> Result<String, String> {
@@ -240,7 +247,7 @@ fn enforce(ruleset: landlock::RulesetCreated) -> Result<String, String> {
     match status.ruleset {
         RulesetStatus::FullyEnforced => Ok("full".into()),
         RulesetStatus::PartiallyEnforced => Ok("partial (the kernel knows an older version)".into()),
-        RulesetStatus::NotEnforced => Err("the kernel does not have it, or it is not switched on".into()),
+        RulesetStatus::NotEnforced => Err("the kernel does not have it, or it is switched off".into()),
     }
 }
 
@@ -251,13 +258,14 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
         vec![(policy.store.into(), files | MakeDir | RemoveDir)];
     rules.extend(policy.live_dir.map(|dir| (dir.into(), files)));
     if let Some(runtime_dir) = policy.live_dir.and_then(Path::parent) {
-        // The live maps' own directory goes when the store is closed. Only empty directories can, and of those that
-        // root or the daemon's user made.
+        // The worker removes the live maps' directory when it closes the store. This right covers other empty
+        // directories there too, when root or the daemon's user created them.
         rules.push((runtime_dir.into(), RemoveDir.into()));
     }
     let network = policy.security.network;
     if network {
-        // Where the name servers are written down anew by putting another file in its place, that one is read, too.
+        // When resolv.conf is a link into /run, a new file may replace its target while the worker runs. So the rule is
+        // for the directory.
         let dir =
             std::fs::canonicalize("/etc/resolv.conf").ok().and_then(|file| Some(file.parent()?.to_owned()));
         rules.extend(dir.filter(|dir| dir.starts_with("/run")).map(|dir| (dir, ReadFile.into())));
@@ -269,7 +277,7 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     }
     let resolving = RESOLVING.iter().filter(|_| network);
     for (path, _reason) in READ_ONLY.iter().chain(resolving) {
-        // Where it is missing nobody reads it.
+        // A file that does not exist needs no rule.
         let Ok(fd) = PathFd::new(path) else { continue };
         let access = if Path::new(path).is_dir() { ReadFile | ReadDir } else { ReadFile.into() };
         ruleset = ruleset.add_rule(PathBeneath::new(fd, access)).map_err(|error| error.to_string())?;
@@ -286,7 +294,11 @@ fn landlock_opener(dirs: &[PathBuf]) -> Result<String, String> {
                 let rule = PathBeneath::new(fd, AccessFs::ReadFile);
                 ruleset = ruleset.add_rule(rule).map_err(|error| error.to_string())?;
             }
-            Err(error) => tracing::error!(%error, "a directory of [security] base_dirs cannot be used"),
+            Err(error) => tracing::error!(
+                %error,
+                dir = %dir.display(),
+                "cannot open a directory that bases or credentials are read from; its files will be refused"
+            ),
         }
     }
     enforce(ruleset)

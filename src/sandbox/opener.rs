@@ -1,16 +1,18 @@
 //! The opener: a process that opens the files of bases for the worker, and can do nothing else.
 //!
-//! The worker parses what guests and images contain, so it gives up the right to open files of the host. But a base
-//! can be added at any time, with a path that nobody knew when the rights were given up, and landlock can never be
-//! widened. So the worker forks this process before, and asks it.
+//! The worker parses the data of guests and images, so it gives up the right to open files of the host. But an operator
+//! can add a base at any time, with a path that was unknown when the worker gave up its rights, and landlock never
+//! widens. So the worker forks this process first, and asks it to open files.
 //!
 //! What must hold:
-//! - It opens regular files for reading only, never a file of the daemon's own mount, and with `[security] base_dirs`
-//!   none outside of those; it writes nothing. Landlock, the capabilities and a filter of system calls hold it to that.
-//! - It keeps nothing of the worker but one socket and standard error, and dies with it.
-//! - A request that hangs (a dead network filesystem) holds up no other: there is a thread for each, and each request
-//!   brings the socket for its answer. Those for one path are refused when several hang.
-//! - Without it no base could be attached, so a worker whose opener is gone ends, and the next one has a new opener.
+//! - The opener opens regular files for reading only, never a file of the daemon's own mount, and with `[security]
+//!   base_dirs` no file outside of these directories. It writes nothing. Landlock, the capabilities and a filter of
+//!   system calls enforce this.
+//! - It keeps only one socket and standard error of the worker, and dies with it.
+//! - A request that hangs (on a dead network filesystem) delays no other request. Each request has its own thread and
+//!   brings the socket for its answer. When several requests for a path hang, further ones for it are refused.
+//! - A worker cannot attach bases without its opener. When the opener is gone, the worker ends, and the next worker has
+//!   a new opener.
 
 #[cfg(test)]
 mod tests;
@@ -32,15 +34,15 @@ use crate::config::Config;
 use crate::io::{confine as process, sys};
 use crate::source::{OpenHere, OpenImage, Opened, SourceError, SourceErrorKind};
 
-/// As many requests may hang, and another one is still answered.
+/// Most threads. While fewer requests than this hang, further ones are answered.
 const THREADS: usize = 512;
-/// A request that takes so long may hang.
-const HANGS: Duration = Duration::from_secs(1);
-/// So many requests for one path may hang; further ones are refused.
-const HANGING: usize = 4;
+/// A request that takes longer than this may hang.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// Requests for one path that may hang. Further ones are refused.
+const MAX_STUCK: usize = 4;
 const STACK: usize = 256 << 10;
 
-/// Answers on the wire. The numbers mean something to one program only: both sides are the same process image.
+/// The error kinds on the wire, by index. Both sides run the same program, so the indices need no stable meaning.
 const KINDS: [SourceErrorKind; 8] = [
     SourceErrorKind::NotFound,
     SourceErrorKind::NotAFile,
@@ -59,10 +61,10 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Starts the process. Only while this one has a single thread.
+    /// Forks the opener. The calling process has a single thread.
     ///
     /// # Errors
-    /// When there are other threads, or no process can be made.
+    /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Self> {
         let (ours, theirs) = sys::message_pair()?;
         match process::fork()? {
@@ -110,8 +112,8 @@ impl OpenImage for Opener {
             Ok(Err((_, errno))) => {
                 Err(SourceError::from_io("open", path, io::Error::from_raw_os_error(errno)))
             }
-            Err(error) if gone(&error) => {
-                tracing::error!("the opener is gone; this worker ends so that the next one has another");
+            Err(error) if is_gone(&error) => {
+                tracing::error!("the opener is gone; this worker ends, and the next one starts a new opener");
                 std::process::abort();
             }
             Err(error) => Err(SourceError::from_io("open", path, error)),
@@ -119,15 +121,15 @@ impl OpenImage for Opener {
     }
 }
 
-/// Whether the process at the other end is not there any more.
-pub(super) fn gone(error: &io::Error) -> bool {
+/// Whether the process at the other end has ended.
+pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
     )
 }
 
-/// What may be opened.
+/// The rules for paths that may be opened.
 struct Rules {
     mount: PathBuf,
     dirs: Vec<PathBuf>,
@@ -136,8 +138,8 @@ struct Rules {
 impl Rules {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
         let refuse = |kind| Err(SourceError::new(kind, "open", path));
-        // Before the file is opened: a base on the daemon's own mount would wait for itself. The path as it is comes
-        // first, because even to resolve it there would ask the worker.
+        // Checked before the file is opened, because a base on the daemon's own mount would wait for itself. The path
+        // is first checked as given, because even resolving a path on the mount needs the worker.
         if path.starts_with(&self.mount) {
             return refuse(SourceErrorKind::OwnMount);
         }
@@ -156,55 +158,56 @@ impl Rules {
 fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     process::set_name(c"plyfs-opener");
     process::close_all_but(socket.as_fd())?;
-    // Nothing of the host is kept busy by it.
+    // So that the process keeps no filesystem of the host busy.
     std::env::set_current_dir("/")?;
     let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
     let dirs: Vec<PathBuf> = config.security.base_dirs.iter().map(real).collect();
     confine::opener(&config.security, &dirs);
-    // The mount's path came without symbolic links from the supervisor; to look at it here would be to touch it.
+    // The supervisor passed the mount's path without symbolic links. Resolving it here would access the mount.
     let rules = Rules { mount: config.mount.clone(), dirs };
     let (idle, all) = (AtomicUsize::new(1), AtomicUsize::new(1));
-    let threads = Arc::new(Threads { rules, idle, all, opening: Opening::default() });
+    let threads = Arc::new(Threads { rules, idle, all, in_flight: InFlight::default() });
     serve(&threads, socket);
     Ok(())
 }
 
-/// They are made as they are needed: most workers ask for a few files, one after the other.
+/// The threads of the opener. They are started when they are needed, because most workers open a few files, one after
+/// the other.
 struct Threads {
     rules: Rules,
     idle: AtomicUsize,
     all: AtomicUsize,
-    opening: Opening,
+    in_flight: InFlight,
 }
 
-/// Paths that are being opened, and since when.
+/// The paths that are being opened, and when each request began.
 #[derive(Default)]
-struct Opening(Mutex<BTreeMap<PathBuf, Vec<Instant>>>);
+struct InFlight(Mutex<BTreeMap<PathBuf, Vec<Instant>>>);
 
-impl Opening {
-    /// Opens a path, unless earlier requests for it hang.
+impl InFlight {
+    /// Opens a path, unless [`MAX_STUCK`] earlier requests for it hang.
     fn open(&self, rules: &Rules, path: &Path, now: Instant) -> Result<Opened, SourceError> {
         {
-            let mut opening = self.0.lock();
-            let since = opening.entry(path.to_owned()).or_default();
-            let hanging = since.iter().filter(|since| now.saturating_duration_since(**since) > HANGS);
-            if hanging.count() >= HANGING {
+            let mut in_flight = self.0.lock();
+            let begun = in_flight.entry(path.to_owned()).or_default();
+            let stuck = begun.iter().filter(|at| now.saturating_duration_since(**at) > STUCK_AFTER);
+            if stuck.count() >= MAX_STUCK {
                 let busy = io::Error::new(
                     io::ErrorKind::ResourceBusy,
                     "earlier requests to open it have had no answer from its filesystem",
                 );
                 return Err(SourceError::from_io("open", path, busy));
             }
-            since.push(now);
+            begun.push(now);
         }
         let opened = rules.open(path);
-        let mut opening = self.0.lock();
-        if let Some(since) = opening.get_mut(path) {
-            if let Some(at) = since.iter().position(|since| *since == now) {
-                since.swap_remove(at);
+        let mut in_flight = self.0.lock();
+        if let Some(begun) = in_flight.get_mut(path) {
+            if let Some(index) = begun.iter().position(|at| *at == now) {
+                begun.swap_remove(index);
             }
-            if since.is_empty() {
-                opening.remove(path);
+            if begun.is_empty() {
+                in_flight.remove(path);
             }
         }
         opened
@@ -212,20 +215,20 @@ impl Opening {
 }
 
 impl Threads {
-    /// One is busy from now on. Sees to it that another one waits, as far as possible.
-    fn one_is_busy(self: &Arc<Self>, socket: &OwnedFd) {
+    /// Marks the calling thread as busy. Starts another thread when no idle one is left.
+    fn mark_busy(self: &Arc<Self>, socket: &OwnedFd) {
         if self.idle.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        // Where that fails, the request is answered all the same, and the next one waits for it.
-        if self.all.fetch_add(1, Ordering::AcqRel) >= THREADS || self.start_one(socket).is_err() {
+        // When no thread can be started, the next request waits until a thread is idle.
+        if self.all.fetch_add(1, Ordering::AcqRel) >= THREADS || self.start_thread(socket).is_err() {
             self.all.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    fn start_one(self: &Arc<Self>, socket: &OwnedFd) -> io::Result<()> {
+    fn start_thread(self: &Arc<Self>, socket: &OwnedFd) -> io::Result<()> {
         let (threads, socket) = (Arc::clone(self), socket.try_clone()?);
-        // Before it runs: it may take a request at once, and be busy before it was counted as idle.
+        // Counted as idle before it runs, because it may take a request at once.
         self.idle.fetch_add(1, Ordering::AcqRel);
         let thread = std::thread::Builder::new().name("open".into()).stack_size(STACK).spawn(move || {
             serve(&threads, &socket);
@@ -238,18 +241,18 @@ impl Threads {
     }
 }
 
-/// Answers until the worker is gone. Each message goes to one of the threads that wait.
+/// Answers requests until the worker is gone. The kernel gives each message to one of the waiting threads.
 fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
     let mut request = vec![0; process::MAX_MESSAGE];
     loop {
         match process::receive_message(socket.as_fd(), &mut request) {
             Ok((0, _)) => return,
             Ok((got, Some(reply))) => {
-                threads.one_is_busy(socket);
+                threads.mark_busy(socket);
                 answer(threads, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
                 threads.idle.fetch_add(1, Ordering::AcqRel);
             }
-            // Without a socket to answer on there is nothing to do; who asked sees that it was closed.
+            // A request without a socket cannot be answered.
             Ok((_, None)) => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
             Err(error) => {
@@ -262,10 +265,10 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
 
 fn answer(threads: &Threads, path: &Path, reply: &OwnedFd) {
     let mut message = [0; 6];
-    let opened = match threads.opening.open(&threads.rules, path, Instant::now()) {
+    let opened = match threads.in_flight.open(&threads.rules, path, Instant::now()) {
         Ok(opened) => {
-            // What a worker had opened is known even if it was taken over by a guest.
-            tracing::info!(path = %path.display(), "a file is opened for reading as a base");
+            // So that the log names each file that a worker opened, even when a guest has taken over the worker.
+            tracing::info!(path = %path.display(), "opened a file of a base for reading");
             (message[0], message[1]) = (OPENED, u8::from(opened.direct));
             Some(opened.file)
         }
@@ -277,6 +280,6 @@ fn answer(threads: &Threads, path: &Path, reply: &OwnedFd) {
             None
         }
     };
-    // When the asker is gone, so is the question.
+    // This fails when the client is gone. Then no answer is needed.
     let _ = process::send_message(reply.as_fd(), &message, opened.as_ref().map(AsFd::as_fd));
 }

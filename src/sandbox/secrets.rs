@@ -1,13 +1,12 @@
-//! The keeper of secrets: a process that reads credentials for the worker, which itself can read no file of the host
-//! and run no program.
+//! The credential helper: a process that reads credentials for the worker, which itself cannot read files of the host
+//! or run programs.
 //!
 //! What must hold:
-//! - It reads the files and runs the commands that the configuration names, by number; nothing that the worker says
+//! - The helper reads the files and runs the commands that the configuration names, by number. No message of the worker
 //!   makes it read or run anything else.
-//! - It is there only where the configuration has credentials. Without commands it is confined as the opener is, to
-//!   the directories of those files; commands are the operator's own programs and have the rights of the daemon.
-//! - What it reads goes to the worker and nowhere else. It keeps nothing of the worker but one socket and standard
-//!   error, and dies with it.
+//! - It runs only where the configuration has credentials. Without commands it is confined as the opener is, to the
+//!   directories of the files. Commands are the operator's own programs and have the rights of the daemon.
+//! - It passes secrets to the worker only. It keeps only one socket and standard error of the worker, and dies with it.
 
 #[cfg(test)]
 mod tests;
@@ -26,26 +25,26 @@ use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
 use crate::io::{confine as process, sys};
 use crate::source::http::{Credentials, Secret};
 
-/// Longest secret in bytes; a message has one byte more.
+/// Most bytes of a secret. A message has one more byte.
 const LONGEST: usize = process::MAX_MESSAGE - 1;
 const COMMAND_TIME: Duration = Duration::from_secs(10);
 const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How often it is looked whether a program that has closed its output has ended, too.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often the helper checks whether a program that has closed its output has ended.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-const GIVEN: u8 = 1;
+const GRANTED: u8 = 1;
 const REFUSED: u8 = 0;
 
 /// The worker's end.
-pub struct Keeper {
+pub struct CredentialHelper {
     socket: OwnedFd,
 }
 
-impl Keeper {
-    /// Starts the process, if there is anything to keep. Only while this one has a single thread.
+impl CredentialHelper {
+    /// Forks the helper, when the configuration has credentials. The calling process has a single thread.
     ///
     /// # Errors
-    /// When there are other threads, or no process can be made.
+    /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Option<Self>> {
         if config.http.credentials.is_empty() {
             return Ok(None);
@@ -53,14 +52,14 @@ impl Keeper {
         let (ours, theirs) = sys::message_pair()?;
         match process::fork()? {
             process::Forked::Parent(pid) => {
-                tracing::debug!(pid, "the keeper of secrets runs");
+                tracing::debug!(pid, "the credential helper runs");
                 Ok(Some(Self { socket: ours }))
             }
             process::Forked::Child => {
                 let code = match run(config, &theirs) {
                     Ok(()) => 0,
                     Err(error) => {
-                        tracing::error!(%error, "the keeper of secrets ends");
+                        tracing::error!(%error, "the credential helper ends");
                         1
                     }
                 };
@@ -78,7 +77,7 @@ impl Keeper {
         let (got, _) = process::receive_message(ours.as_fd(), &mut answer)?;
         answer.truncate(got);
         match answer.split_first() {
-            Some((&GIVEN, secret)) => {
+            Some((&GRANTED, secret)) => {
                 let secret = Secret::new(secret.to_vec());
                 zeroize::Zeroize::zeroize(&mut answer);
                 Ok(Ok(secret))
@@ -89,17 +88,17 @@ impl Keeper {
     }
 }
 
-impl Credentials for Keeper {
+impl Credentials for CredentialHelper {
     fn get(&self, number: usize) -> Result<Secret, String> {
         match self.ask(number) {
             Ok(answer) => answer,
-            Err(error) if super::opener::gone(&error) => {
+            Err(error) if super::opener::is_gone(&error) => {
                 tracing::error!(
-                    "the keeper of secrets is gone; this worker ends so that the next one has another"
+                    "the credential helper is gone; this worker ends, and the next one starts a new helper"
                 );
                 std::process::abort();
             }
-            Err(error) => Err(format!("asking for them: {error}")),
+            Err(error) => Err(format!("cannot ask the credential helper: {error}")),
         }
     }
 }
@@ -111,7 +110,7 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     match files(&config.http) {
         Some(files) => {
-            // The directory, because a secret is renewed by putting another file in its place.
+            // The directories, because a new file replaces a secret when it is renewed.
             let parent = |path: &&Path| path.parent().map(Path::to_owned);
             let dirs: Vec<PathBuf> = files.iter().filter_map(parent).collect();
             confine::opener(&config.security, &dirs);
@@ -127,7 +126,7 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
             Ok((0, _)) => return Ok(()),
             Ok((4, Some(reply))) => {
                 let credential = config.http.credentials.get(u32::from_le_bytes(request) as usize).cloned();
-                // Each in a thread of its own: a program may take its time. The worker asks for one at a time.
+                // Each request has its own thread, because a program may take long.
                 let thread = std::thread::Builder::new().name("secret".into());
                 let _ = thread.spawn(move || answer(credential.as_ref(), &reply));
             }
@@ -138,7 +137,7 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The files, when there are no commands.
+/// The files of credentials; `None` when a credential has another source.
 fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     let file = |credential| match CredentialConfig::source(credential) {
         Some(
@@ -152,12 +151,12 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
 fn answer(credential: Option<&CredentialConfig>, reply: &OwnedFd) {
     let found = match credential {
         Some(credential) => obtain(credential),
-        None => Err("there are none of this number".into()),
+        None => Err("the configuration has no credential of this number".into()),
     };
     let mut message = zeroize::Zeroizing::new(Vec::with_capacity(process::MAX_MESSAGE));
     match &found {
         Ok(secret) => {
-            message.push(GIVEN);
+            message.push(GRANTED);
             message.extend_from_slice(secret.bytes());
         }
         Err(why) => {
@@ -165,7 +164,7 @@ fn answer(credential: Option<&CredentialConfig>, reply: &OwnedFd) {
             message.extend(why.bytes().take(LONGEST));
         }
     }
-    // When the asker is gone, so is the question.
+    // This fails when the client is gone. Then no answer is needed.
     let _ = process::send_message(reply.as_fd(), &message, None);
 }
 
@@ -175,27 +174,27 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
             CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
         ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
         Some(CredentialSource::Command(command)) => {
-            let (program, arguments) = command.split_first().ok_or("there is no program")?;
+            let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
             execute(program, arguments, &credential.url, COMMAND_TIME)
                 .map_err(|why| format!("{program}: {why}"))
         }
-        None => Err("there is no source of them".into()),
+        None => Err("the credential has no source; name a file or a command".into()),
     }
 }
 
 fn read(path: &Path) -> Result<Secret, String> {
-    let said = |error: io::Error| error.to_string();
-    // Without waiting for the other end of a FIFO.
+    let text = |error: io::Error| error.to_string();
+    // O_NONBLOCK, so that opening a FIFO does not wait for its other end.
     let file =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(said)?;
-    if !file.metadata().map_err(said)?.is_file() {
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(text)?;
+    if !file.metadata().map_err(text)?.is_file() {
         return Err("it is not a regular file".into());
     }
-    limited(file).map_err(said)?
+    read_limited(file).map_err(text)?
 }
 
-/// Up to the end, or an error when that is too far.
-fn limited(from: impl Read) -> io::Result<Result<Secret, String>> {
+/// Reads to the end. An error when that is more than [`LONGEST`] bytes.
+fn read_limited(from: impl Read) -> io::Result<Result<Secret, String>> {
     let mut bytes = Vec::with_capacity(LONGEST + 1);
     from.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
     let all = bytes.len();
@@ -213,16 +212,16 @@ fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Re
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // What programs say of their failures has had secrets in it before.
+        // Error messages of programs may contain secrets.
         .stderr(Stdio::null())
-        // Its own children end with it.
+        // A group of its own, so that its children can be killed with it.
         .process_group(0)
         .spawn()
         .map_err(|error| error.to_string())?;
     let output = child.stdout.take().ok_or("it has no output")?;
     let (send, receive) = mpsc::channel();
     let reader = std::thread::Builder::new().name("output".into());
-    let reading = reader.spawn(move || _ = send.send(limited(output)));
+    let reading = reader.spawn(move || _ = send.send(read_limited(output)));
     let secret = match reading {
         Ok(_) => receive.recv_timeout(time).map_err(|_| format!("it takes longer than {time:?}")),
         Err(error) => Err(error.to_string()),
@@ -230,9 +229,9 @@ fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Re
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Some(status),
-            Ok(None) if secret.is_ok() && Instant::now() < end => std::thread::sleep(LOOK),
+            Ok(None) if secret.is_ok() && Instant::now() < end => std::thread::sleep(CHECK_INTERVAL),
             Ok(None) | Err(_) => {
-                // It was not reaped, so the number is its own.
+                // It is not reaped yet, so the pid is still its own.
                 let _ = sys::kill_group(child.id(), libc::SIGKILL);
                 let _ = child.wait();
                 break None;

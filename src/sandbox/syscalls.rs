@@ -1,11 +1,10 @@
-//! Which system calls a worker and its opener may make, and what happens to the others.
+//! The system calls that a worker and its helpers may make, and the result of the others.
 //!
-//! Two filters each, of which the stricter word counts:
-//! - A call that is on no list fails with ENOSYS, as if the kernel were older: libraries know that answer and take
-//!   their older way. It does not end the worker, because the request that led to it would be sent again, to the
-//!   next worker, for ever.
-//! - A call that only somebody who has taken the process over makes ([`FORBIDDEN`]) ends it at once. The next worker
-//!   starts from clean memory, and for everybody else that is a pause.
+//! Each process has two filters. The stricter result applies:
+//! - A call that is on no list fails with ENOSYS, as on an older kernel; libraries then use an older call. The process
+//!   is not killed, because the kernel would send the request that led to the call again, to the next worker, for ever.
+//! - A call that only an intruder in the process makes ([`FORBIDDEN`]) kills the process at once. The next worker
+//!   starts from clean memory; the clients see a pause.
 
 use std::collections::BTreeMap;
 
@@ -18,18 +17,18 @@ use seccompiler::{
 use crate::config::SeccompMode;
 use crate::io::sys;
 
-/// Whose filter.
+/// The process that a filter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Serves disks.
+    /// A worker without bases on the network.
     Worker,
-    /// The same, with bases on the network.
+    /// A worker with bases on the network.
     NetworkWorker,
-    /// Opens the files of bases.
+    /// A helper that only reads files.
     Opener,
 }
 
-/// Memory, threads, signals, time, the end: what the C library and Rust's runtime do in every program.
+/// Memory, threads, signals, time, exit: calls of the C library and Rust's runtime in every program.
 const RUNTIME: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
@@ -57,7 +56,7 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_nanosleep,
-    // Rust's exit waits in it when another thread exits already; pause(2) on x86_64.
+    // Rust's exit waits in this call when another thread already exits; on x86_64 in pause(2).
     libc::SYS_ppoll,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
@@ -75,7 +74,7 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Opening and looking at a file, reading it, and what goes with it.
+/// Calls to open, examine and read files.
 const READING: &[c_long] = &[
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
@@ -94,7 +93,7 @@ const READING: &[c_long] = &[
     libc::SYS_statx,
 ];
 
-/// Messages on sockets that are there already; none can be made but pairs of them.
+/// Messages on existing sockets. The only new sockets are pairs.
 const MESSAGES: &[c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
@@ -104,8 +103,8 @@ const MESSAGES: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// What serving disks needs besides. Not on it on purpose: chmod, chown, utimes, extended attributes and links, which
-/// landlock does not hold back; the owner and mode of a disk are kept in its record.
+/// The other calls that serving disks needs. The list omits chmod, chown, utimes, extended attributes and links on
+/// purpose, because landlock does not restrict them. The owner and mode of a disk are in its record.
 ///
 /// io_uring would add its three calls.
 const SERVING: &[c_long] = &[
@@ -156,11 +155,11 @@ const SERVING: &[c_long] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Making connections and finding addresses; socket(2) is among the conditional ones. Not on it on purpose: bind(2) and
-/// listen(2), because nobody is to connect to a worker.
+/// Calls to connect and to resolve names. socket(2) is among the conditional calls. The list omits bind(2) and
+/// listen(2) on purpose, because no client connects to a worker.
 const CONNECTING: &[c_long] = &[libc::SYS_connect, libc::SYS_sendmmsg];
 
-/// Older words for calls of the lists above, which other C libraries still use.
+/// Older forms of the calls above, which other C libraries still use.
 #[cfg(target_arch = "x86_64")]
 const READING_OLD: &[c_long] = &[
     libc::SYS_access,
@@ -190,7 +189,8 @@ const SERVING_OLD: &[c_long] = &[38];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const SERVING_OLD: &[c_long] = &[];
 
-/// What ends the process: other programs, other processes' memory, mounts, namespaces, identity, the kernel itself.
+/// Calls that kill the process: other programs, other processes' memory, mounts, namespaces, identity, the kernel
+/// itself.
 const FORBIDDEN: &[c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -242,7 +242,7 @@ const FORBIDDEN: &[c_long] = &[
 /// A condition on one argument.
 enum Arg {
     Is(u8, u64),
-    /// These bits are as in the value.
+    /// The bits of `mask` equal those of `value`.
     Bits {
         arg: u8,
         mask: u64,
@@ -253,24 +253,24 @@ enum Arg {
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_IO_FLUSHER: u64 = 57;
 
-/// Calls that are allowed with some arguments only; one of the conditions of a call has to hold.
+/// Calls that are allowed with some arguments only. At least one condition of a call must hold.
 fn conditional(role: Role) -> Vec<(c_long, Arg)> {
     let pid = u64::from(sys::pid());
     let executable = libc::PROT_EXEC as u64;
     let mut all = vec![
-        // Threads, not processes. clone3(2), whose arguments no filter can see, is on no list: the C library then
-        // calls this.
+        // Threads, not processes. clone3(2) is on no list, because a filter cannot see its arguments. The C library
+        // then uses clone(2).
         (
             libc::SYS_clone,
             Arg::Bits { arg: 0, mask: libc::CLONE_THREAD as u64, value: libc::CLONE_THREAD as u64 },
         ),
-        // No memory that can be run but what the program came with.
+        // No new executable memory.
         (libc::SYS_mmap, Arg::Bits { arg: 2, mask: executable, value: 0 }),
         (libc::SYS_mprotect, Arg::Bits { arg: 2, mask: executable, value: 0 }),
-        // Signals to itself: abort(3), and faults that are raised again.
+        // Signals to the process itself: abort(3), and faults that are raised again.
         (libc::SYS_tgkill, Arg::Is(0, pid)),
         (libc::SYS_prlimit64, Arg::Is(0, 0)),
-        // Of the calling thread.
+        // The priority of the calling thread.
         (libc::SYS_setpriority, Arg::Is(1, 0)),
         (libc::SYS_prlimit64, Arg::Is(0, pid)),
     ];
@@ -278,15 +278,15 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
         all.push((libc::SYS_prctl, Arg::Is(0, option)));
     }
     if role == Role::NetworkWorker {
-        // Neither AF_UNIX, behind which the host's own services are, nor AF_NETLINK: the C library does without.
+        // No AF_UNIX, which reaches the host's services, and no AF_NETLINK, which the C library does not need.
         for family in [libc::AF_INET, libc::AF_INET6] {
             all.push((libc::SYS_socket, Arg::Is(0, family as u64)));
         }
-        // How large a name server's answer is.
+        // The size of a name server's answer.
         all.push((libc::SYS_ioctl, Arg::Is(1, libc::FIONREAD)));
     }
     if role != Role::Opener {
-        // Non-blocking sockets, whether standard error is a terminal, and what space a file has.
+        // Non-blocking sockets, the check whether standard error is a terminal, and the extents of a file.
         for request in [libc::FIONBIO, libc::TCGETS, sys::FS_IOC_FIEMAP] {
             all.push((libc::SYS_ioctl, Arg::Is(1, request)));
         }
@@ -305,9 +305,9 @@ fn allowed(role: Role) -> Vec<c_long> {
     lists.concat()
 }
 
-/// Installs both filters for all threads; says which mode is in force.
+/// Installs both filters for all threads. Returns the mode in force.
 pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> {
-    let (others, said) = match mode {
+    let (others, in_force) = match mode {
         SeccompMode::On => (SeccompAction::Errno(libc::ENOSYS as u32), "on"),
         SeccompMode::Log => (SeccompAction::Log, "log"),
         SeccompMode::Off => return Ok("off (configuration)".into()),
@@ -335,12 +335,12 @@ pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> 
     let forbid = compile(always(FORBIDDEN), SeccompAction::Allow, SeccompAction::KillProcess)?;
     let mut programs = vec![forbid, allow];
     if mode == SeccompMode::Log {
-        // What the C library has another way for is nothing that a list lacks.
+        // The C library has a replacement for clone3, so a log of it would be no sign that a list lacks a call.
         let older = SeccompAction::Errno(libc::ENOSYS as u32);
         programs.push(compile(always(&[libc::SYS_clone3]), SeccompAction::Allow, older)?);
     }
     for program in &programs {
         seccompiler::apply_filter_all_threads(program).map_err(|e| e.to_string())?;
     }
-    Ok(said.into())
+    Ok(in_force.into())
 }

@@ -34,55 +34,55 @@ fn a_short_crash_campaign_passes() {
 /// once.
 #[test]
 fn commands_wait_for_the_next_worker() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let storm = Storm::at_random(&house, 21);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let storm = Storm::at_random(&daemon, 21);
     let mut round = 0;
     while storm.kills() < 25 {
         let names: Vec<String> = (0..3).map(|i| format!("r{round}-{i}")).collect();
-        let made = house.json(&["disk", "create", &names[0], &names[1], &names[2], "--base", "b"]);
+        let made = daemon.json(&["disk", "create", &names[0], &names[1], &names[2], "--base", "b"]);
         let made: Vec<&str> = made.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
         assert_eq!(made, names);
-        house.ok(&["disk", "resize", &names[0], "3M"]);
-        assert_eq!(house.json(&["disk", "show", &names[0]])["size"], 3 << 20);
-        assert_eq!(house.json(&["status"])["disks"], round + 3);
-        house.ok(&["disk", "rm", &names[0], &names[1]]);
-        let source = house.path("b.img");
-        house.ok(&["base", "add", "again", source.to_str().unwrap()]);
-        house.ok(&["base", "rm", "again"]);
+        daemon.ok(&["disk", "resize", &names[0], "3M"]);
+        assert_eq!(daemon.json(&["disk", "show", &names[0]])["size"], 3 << 20);
+        assert_eq!(daemon.json(&["status"])["disks"], round + 3);
+        daemon.ok(&["disk", "rm", &names[0], &names[1]]);
+        let source = daemon.path("b.img");
+        daemon.ok(&["base", "add", "again", source.to_str().unwrap()]);
+        daemon.ok(&["base", "rm", "again"]);
         // A refusal stays a refusal, however often the worker dies.
-        assert!(house.fails(&["disk", "create", &names[2], "--base", "b"]).contains("exists"));
-        assert!(house.fails(&["disk", "rm", &names[0]]).contains(&names[0]));
+        assert!(daemon.fails(&["disk", "create", &names[2], "--base", "b"]).contains("exists"));
+        assert!(daemon.fails(&["disk", "rm", &names[0]]).contains(&names[0]));
         round += 1;
     }
     assert!(storm.stop() >= 25);
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), round);
-    house.stop();
-    house.ok(&["check"]);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), round);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 /// The worker died after `disk rm` was committed and before it told the kernel. The kernel still has the name, and no
 /// client may ever look it up again.
 #[test]
 fn the_next_worker_completes_a_removal_that_was_not_reported_to_the_kernel() {
-    let house = House::on_disk();
-    house.base(1 << 20);
-    let path = house.create("gone", true, 1 << 20);
+    let daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let path = daemon.create("gone", true, 1 << 20);
     fs::write(&path, [1; 100_000]).unwrap();
     fs::metadata(&path).unwrap();
-    let id = house.json(&["disk", "show", "gone"])["id"].as_u64().unwrap();
-    let record = house.store().join(format!("disks/{id}.disk"));
+    let id = daemon.json(&["disk", "show", "gone"])["id"].as_u64().unwrap();
+    let record = daemon.store().join(format!("disks/{id}.disk"));
 
-    signal(house.supervisor(), libc::SIGSTOP);
-    Killer::new(&house).kill();
+    signal(daemon.supervisor(), libc::SIGSTOP);
+    Killer::new(&daemon).kill();
     let mut unlinked = DiskRecord::decode(&fs::read(&record).unwrap()).unwrap();
     unlinked.unlinked = true;
     fs::write(&record, unlinked.encode()).unwrap();
-    signal(house.supervisor(), libc::SIGCONT);
+    signal(daemon.supervisor(), libc::SIGCONT);
 
     let until = Instant::now() + Duration::from_secs(20);
     // The count drops when the removal begins, so the record is checked as well.
-    while house.json(&["status"])["unlinked_disks"] != 0 || record.exists() {
+    while daemon.json(&["status"])["unlinked_disks"] != 0 || record.exists() {
         assert!(Instant::now() < until, "the disk that was removed still takes space");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::harness::{House, Random, needs, open, read_at, same, until};
+use crate::harness::{Random, TestDaemon, needs, open, read_at, same, until};
 use crate::process::Client;
 
 const SIZE: u64 = 4 << 20;
 
 #[test]
 fn acknowledged_writes_survive_the_death_of_supervisor_and_worker() {
-    let mut house = House::on_disk();
-    let base = house.base(1 << 20);
-    let paths: Vec<PathBuf> = (0..3).map(|n| house.create(&format!("d{n}"), n == 0, SIZE)).collect();
+    let mut daemon = TestDaemon::on_disk();
+    let base = daemon.base(1 << 20);
+    let paths: Vec<PathBuf> = (0..3).map(|n| daemon.create(&format!("d{n}"), n == 0, SIZE)).collect();
     let mut models: Vec<Vec<u8>> = vec![vec![0; SIZE as usize]; 3];
     models[0][..base.len()].copy_from_slice(&base);
     let mut random = Random(11);
@@ -41,11 +41,11 @@ fn acknowledged_writes_survive_the_death_of_supervisor_and_worker() {
             }
         }
         if round % 2 == 0 {
-            house.kill_supervisor()
+            daemon.kill_supervisor()
         } else {
-            house.kill_everything()
+            daemon.kill_everything()
         }
-        house.start();
+        daemon.start();
         for (path, model) in paths.iter().zip(&models) {
             same(&read_at(&open(path), 0, SIZE as usize), model, "after the death");
         }
@@ -54,9 +54,9 @@ fn acknowledged_writes_survive_the_death_of_supervisor_and_worker() {
 
 #[test]
 fn flushed_writes_survive_a_reset_of_the_host() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let path = house.create("a", true, SIZE);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let path = daemon.create("a", true, SIZE);
     let mut flushed = read_at(&open(&path), 0, SIZE as usize);
     let mut random = Random(12);
     for _ in 0..3 {
@@ -77,10 +77,10 @@ fn flushed_writes_survive_a_reset_of_the_host() {
             written[at..at + 4096].copy_from_slice(&bytes);
         }
         drop(file);
-        house.kill_everything();
+        daemon.kill_everything();
         // A reset loses memory.
-        fs::remove_file(house.arena().unwrap()).unwrap();
-        house.start();
+        fs::remove_file(daemon.arena().unwrap()).unwrap();
+        daemon.start();
         let found = read_at(&open(&path), 0, SIZE as usize);
         for at in (0..SIZE as usize).step_by(4096) {
             let block = &found[at..at + 4096];
@@ -103,8 +103,8 @@ struct Manager {
 }
 
 impl Manager {
-    fn new(house: &House) -> Self {
-        let path = house.path("notify");
+    fn new(daemon: &TestDaemon) -> Self {
+        let path = daemon.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (kept, said) = (Arc::default(), Arc::default());
@@ -131,7 +131,7 @@ impl Manager {
     }
 
     /// The command with which the service manager starts `plyfs serve`.
-    fn command(&self, house: &House, args: &[&str]) -> Command {
+    fn command(&self, daemon: &TestDaemon, args: &[&str]) -> Command {
         let kept = self.kept.lock().unwrap();
         let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
         let fds: Vec<RawFd> = kept.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
@@ -144,7 +144,7 @@ impl Manager {
             command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         }
         command.arg(env!("CARGO_BIN_EXE_plyfs")).args(["serve", "--cache-memory", "64M"]).args(args);
-        command.env("PLYFS_STORE", house.store()).env("NOTIFY_SOCKET", &self.path);
+        command.env("PLYFS_STORE", daemon.store()).env("NOTIFY_SOCKET", &self.path);
         // SAFETY: only system calls that are allowed between fork and exec; the kept descriptors are open until the
         // child runs, and numbers from 100 on are unused there.
         unsafe {
@@ -165,9 +165,9 @@ impl Manager {
         command
     }
 
-    fn start(&self, house: &mut House) {
-        let command = self.command(house, &[]);
-        house.start_command(command);
+    fn start(&self, daemon: &mut TestDaemon) {
+        let command = self.command(daemon, &[]);
+        daemon.start_command(command);
         until("READY=1", || self.has_said("READY=1").then_some(()));
     }
 }
@@ -232,12 +232,12 @@ struct Guest {
 impl Guest {
     const DIR_ENV: &str = "PLYFS_TEST_GUEST";
 
-    fn new(house: &House) -> Self {
-        house.create("a", false, SIZE);
-        house.create("quiet", false, SIZE);
+    fn new(daemon: &TestDaemon) -> Self {
+        daemon.create("a", false, SIZE);
+        daemon.create("quiet", false, SIZE);
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "death::guest", "--nocapture"]).env(Self::DIR_ENV, house.dir.path());
-        let dir = house.dir.path().to_owned();
+        command.args(["--exact", "death::guest", "--nocapture"]).env(Self::DIR_ENV, daemon.dir.path());
+        let dir = daemon.dir.path().to_owned();
         let mut guest = Self { child: command.stdout(Stdio::null()).spawn().unwrap(), dir };
         guest.answers(0);
         guest
@@ -298,67 +298,67 @@ fn a_mount_that_the_service_manager_keeps_outlives_the_daemon() {
     if !needs("resend") {
         return;
     }
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
     assert_eq!(manager.names().len(), 4, "{:?}", manager.names());
-    let mut guest = Guest::new(&house);
-    let since = house.status()["uptime_seconds"].clone();
+    let mut guest = Guest::new(&daemon);
+    let since = daemon.status()["uptime_seconds"].clone();
     for round in 1..4 {
         if round == 2 {
             // The kept descriptors work for the next version, too.
-            house.ok(&["upgrade"]);
+            daemon.ok(&["upgrade"]);
         }
-        house.kill_supervisor();
-        manager.start(&mut house);
+        daemon.kill_supervisor();
+        manager.start(&mut daemon);
         guest.answers(round);
         assert_eq!(manager.names().len(), 4, "{:?}", manager.names());
-        house.prepared();
+        daemon.prepared();
     }
-    assert!(house.log().contains("the mount was kept by the service manager"));
-    assert!(house.status()["uptime_seconds"].as_u64() >= since.as_u64());
+    assert!(daemon.log().contains("the mount was kept by the service manager"));
+    assert!(daemon.status()["uptime_seconds"].as_u64() >= since.as_u64());
     let model = guest.stop();
-    house.stop();
+    daemon.stop();
     assert!(manager.has_said("STOPPING=1"));
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
-    manager.start(&mut house);
-    same(&read_at(&open(&house.disk("a")), 0, SIZE as usize), &model, "after the stop");
+    manager.start(&mut daemon);
+    same(&read_at(&open(&daemon.disk("a")), 0, SIZE as usize), &model, "after the stop");
 }
 
 /// The kernel's offer goes with the mount: the next daemon gets no FUSE_INIT.
 #[test]
 fn a_kept_mount_without_resend_outlives_the_daemon() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    let mut command = manager.command(&house, &[]);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    let mut command = manager.command(&daemon, &[]);
     command.env("PLYFS_FUSE_MINOR", "37");
-    house.start_command(command);
+    daemon.start_command(command);
     until("all that is kept", || (manager.names().len() == 4).then_some(()));
-    let path = house.create("a", false, SIZE);
-    let kernel = house.status()["kernel"].clone();
+    let path = daemon.create("a", false, SIZE);
+    let kernel = daemon.status()["kernel"].clone();
     assert_eq!(kernel["missing"][0]["promise"], "resend");
     let write = |bytes: &[u8]| open(&path).write_all_at(bytes, 0).unwrap();
     write(b"first");
     for bytes in [b"after", b"again"] {
-        house.kill_supervisor();
-        manager.start(&mut house);
-        assert_eq!(house.status()["kernel"], kernel);
-        house.kill_worker();
+        daemon.kill_supervisor();
+        manager.start(&mut daemon);
+        assert_eq!(daemon.status()["kernel"], kernel);
+        daemon.kill_worker();
         write(bytes);
-        house.ok(&["upgrade"]);
-        house.kill_worker();
+        daemon.ok(&["upgrade"]);
+        daemon.kill_worker();
         same(&read_at(&open(&path), 0, 5), bytes, "the file");
     }
-    house.stop();
+    daemon.stop();
 }
 
 #[test]
 fn descriptors_of_older_mounts_in_the_store_are_ignored() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let mut guest = Guest::new(&house);
-    house.kill_supervisor();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let mut guest = Guest::new(&daemon);
+    daemon.kill_supervisor();
     {
         // Descriptors of a mount that has ended. A service manager passes descriptors in any order.
         let mut kept = manager.kept.lock().unwrap();
@@ -371,7 +371,7 @@ fn descriptors_of_older_mounts_in_the_store_are_ignored() {
         kept.insert(0, dead.pop().unwrap());
         kept.extend(dead);
     }
-    manager.start(&mut house);
+    manager.start(&mut daemon);
     guest.answers(1);
     until("only the living mount", || (manager.names().len() == 4).then_some(()));
     guest.stop();
@@ -379,51 +379,51 @@ fn descriptors_of_older_mounts_in_the_store_are_ignored() {
 
 #[test]
 fn without_the_descriptors_the_next_start_cleans_up_the_dead_mount() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let path = house.create("a", false, SIZE);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let path = daemon.create("a", false, SIZE);
     open(&path).write_all_at(b"acknowledged", 0).unwrap();
-    house.kill_supervisor();
+    daemon.kill_supervisor();
     manager.kept.lock().unwrap().clear();
-    manager.start(&mut house);
+    manager.start(&mut daemon);
     same(&read_at(&open(&path), 0, 12), b"acknowledged", "after the death");
-    assert!(house.log().contains("a dead mount of an earlier daemon is cleaned up"));
+    assert!(daemon.log().contains("a dead mount of an earlier daemon is cleaned up"));
 }
 
 #[test]
 fn a_living_mount_that_is_not_passed_on_makes_the_start_fail() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    house.kill_supervisor();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    daemon.kill_supervisor();
     // Started by hand, while the service manager has the mount.
     let begun = Instant::now();
-    let why = house.try_start(&[]).unwrap_err();
-    assert!(why.contains("nobody answers there") && why.contains("umount -l"), "{why}");
+    let why = daemon.try_start(&[]).unwrap_err();
+    assert!(why.contains("no process has answered there") && why.contains("umount -l"), "{why}");
     assert!(begun.elapsed() >= Duration::from_secs(10), "{why}");
-    manager.start(&mut house);
-    house.create("a", false, SIZE);
+    manager.start(&mut daemon);
+    daemon.create("a", false, SIZE);
 }
 
 #[test]
 fn a_kept_mount_at_another_place_is_dropped() {
-    let mut house = House::unstarted("/var/tmp");
-    let manager = Manager::new(&house);
-    manager.start(&mut house);
-    let path = house.create("a", false, SIZE);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    manager.start(&mut daemon);
+    let path = daemon.create("a", false, SIZE);
     open(&path).write_all_at(b"acknowledged", 0).unwrap();
-    house.kill_supervisor();
-    let elsewhere = house.path("elsewhere");
-    let command = manager.command(&house, &["--mount", elsewhere.to_str().unwrap()]);
-    house.start_command(command);
-    assert!(house.log().contains("the configuration names another store or mount now"), "{}", house.log());
+    daemon.kill_supervisor();
+    let elsewhere = daemon.path("elsewhere");
+    let command = manager.command(&daemon, &["--mount", elsewhere.to_str().unwrap()]);
+    daemon.start_command(command);
+    assert!(daemon.log().contains("the configuration names another store or mount now"), "{}", daemon.log());
     same(&read_at(&open(&elsewhere.join("disks/a.raw")), 0, 12), b"acknowledged", "elsewhere");
     // Three descriptors of the new mount; the old one has ended.
     until("the new mount only", || (manager.names().len() == 4).then_some(()));
-    let gone = until("an end of the old mount", || fs::metadata(house.mount()).err());
+    let gone = until("an end of the old mount", || fs::metadata(daemon.mount()).err());
     assert_eq!(gone.raw_os_error(), Some(libc::ENOTCONN));
-    house.stop();
+    daemon.stop();
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
     assert!(!is_listed(&elsewhere));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{House, until};
+use crate::harness::{TestDaemon, until};
 
 /// A process that follows the events, and the events that it printed.
 struct Follower {
@@ -16,9 +16,9 @@ struct Follower {
 }
 
 impl Follower {
-    fn of(house: &House) -> Self {
-        let before = house.status()["events"]["listeners"].as_u64().unwrap();
-        let mut child = house
+    fn of(daemon: &TestDaemon) -> Self {
+        let before = daemon.status()["events"]["listeners"].as_u64().unwrap();
+        let mut child = daemon
             .command()
             .args(["--json", "events", "--follow"])
             .stdout(Stdio::piped())
@@ -35,7 +35,7 @@ impl Follower {
                 }
             }
         });
-        until("a listener", || (house.status()["events"]["listeners"] == before + 1).then_some(()));
+        until("a listener", || (daemon.status()["events"]["listeners"] == before + 1).then_some(()));
         Self { child, lines }
     }
 
@@ -59,20 +59,20 @@ impl Drop for Follower {
 
 #[test]
 fn events_follow_continues_with_the_next_worker() {
-    let mut house = House::on_disk();
-    let first = &house.json(&["events"])[0];
+    let mut daemon = TestDaemon::on_disk();
+    let first = &daemon.json(&["events"])[0];
     assert_eq!((first["event"].as_str(), first["number"].as_u64()), (Some("worker.started"), Some(1)));
-    assert_eq!(first["worker"].as_i64(), Some(house.worker().into()));
-    let mut follower = Follower::of(&house);
-    house.kill_worker();
+    assert_eq!(first["worker"].as_i64(), Some(daemon.worker().into()));
+    let mut follower = Follower::of(&daemon);
+    daemon.kill_worker();
     let after_death = follower.hears("worker.started")["worker"].as_i64().unwrap();
-    assert_eq!(after_death, i64::from(house.worker()));
-    house.prepared();
-    house.ok(&["upgrade"]);
+    assert_eq!(after_death, i64::from(daemon.worker()));
+    daemon.prepared();
+    daemon.ok(&["upgrade"]);
     let after_upgrade = follower.hears("worker.started")["worker"].as_i64().unwrap();
     assert_ne!(after_upgrade, after_death);
-    until("a listener of the new worker", || (house.status()["events"]["listeners"] == 1).then_some(()));
-    house.stop();
+    until("a listener of the new worker", || (daemon.status()["events"]["listeners"] == 1).then_some(()));
+    daemon.stop();
     let status = follower.child.wait().unwrap();
     assert_eq!(status.code(), Some(1));
     let mut said = String::new();
@@ -83,33 +83,33 @@ fn events_follow_continues_with_the_next_worker() {
 /// An upgrade waits 5 s for requests that do not end. It tells a follower's request to end.
 #[test]
 fn followers_delay_neither_an_upgrade_nor_a_stop() {
-    let mut house = House::on_disk();
-    let _followers: Vec<_> = (0..3).map(|_| Follower::of(&house)).collect();
-    house.prepared();
-    let log = house.log().len();
+    let mut daemon = TestDaemon::on_disk();
+    let _followers: Vec<_> = (0..3).map(|_| Follower::of(&daemon)).collect();
+    daemon.prepared();
+    let log = daemon.log().len();
     let begun = Instant::now();
-    house.ok(&["upgrade"]);
+    daemon.ok(&["upgrade"]);
     let took = begun.elapsed();
-    let log = house.log()[log..].to_owned();
+    let log = daemon.log()[log..].to_owned();
     assert!(!log.contains("cut off"), "{took:?}: {log}");
-    house.stop();
+    daemon.stop();
 }
 
 #[test]
 fn a_closed_pipe_on_stdout_ends_the_command() {
-    let house = House::on_disk();
+    let daemon = TestDaemon::on_disk();
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "\"$0\" events --follow | head -n 1"]).arg(env!("CARGO_BIN_EXE_plyfs"));
-    command.env("PLYFS_STORE", house.store()).stdout(Stdio::piped());
+    command.env("PLYFS_STORE", daemon.store()).stdout(Stdio::piped());
     let child = command.spawn().unwrap();
-    until("a listener", || (house.status()["events"]["listeners"] == 1).then_some(()));
+    until("a listener", || (daemon.status()["events"]["listeners"] == 1).then_some(()));
     // The first line ends head, the second the command.
-    house.kill_worker();
+    daemon.kill_worker();
     until("a listener of the new worker", || {
-        (house.status()["events"]["listeners"].as_u64() <= Some(1)).then_some(())
+        (daemon.status()["events"]["listeners"].as_u64() <= Some(1)).then_some(())
     });
-    house.prepared();
-    house.kill_worker();
+    daemon.prepared();
+    daemon.kill_worker();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();

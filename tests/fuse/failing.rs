@@ -70,10 +70,10 @@ impl Drop for BadDisk {
 struct Strace(Child);
 
 impl Strace {
-    fn new(house: &House, path: &Path, inject: &str) -> Option<Self> {
+    fn new(daemon: &TestDaemon, path: &Path, inject: &str) -> Option<Self> {
         let mut child = Command::new(tool("strace")?)
-            .args(["-f", "-p", &house.worker().to_string(), "-P", path.to_str().unwrap()])
-            .args(["-e", &format!("inject={inject}"), "-o", house.path("strace").to_str().unwrap()])
+            .args(["-f", "-p", &daemon.worker().to_string(), "-P", path.to_str().unwrap()])
+            .args(["-e", &format!("inject={inject}"), "-o", daemon.path("strace").to_str().unwrap()])
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -97,9 +97,9 @@ impl Drop for Strace {
 }
 
 /// The data file of a disk.
-fn data_file(house: &House, name: &str) -> PathBuf {
-    let id = house.json(&["disk", "show", name])["id"].as_u64().unwrap();
-    house.store().join(format!("deltas/{id}.data"))
+fn data_file(daemon: &TestDaemon, name: &str) -> PathBuf {
+    let id = daemon.json(&["disk", "show", name])["id"].as_u64().unwrap();
+    daemon.store().join(format!("deltas/{id}.data"))
 }
 
 fn drop_caches() {
@@ -110,8 +110,8 @@ fn drop_caches() {
 
 #[test]
 fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
-    let house = House::on_disk();
-    let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
+    let daemon = TestDaemon::on_disk();
+    let (bad, good) = (daemon.create("bad", false, MIB), daemon.create("good", false, MIB));
     let (file, other) = (open(&bad), open(&good));
     for file in [&file, &other] {
         file.write_all_at(&[1; 8192], 0).unwrap();
@@ -119,7 +119,7 @@ fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
         file.write_all_at(&[2; 8192], 4096).unwrap();
     }
     {
-        let Some(_strace) = Strace::new(&house, &data_file(&house, "bad"), "fdatasync:error=EIO:when=1")
+        let Some(_strace) = Strace::new(&daemon, &data_file(&daemon, "bad"), "fdatasync:error=EIO:when=1")
         else {
             return;
         };
@@ -130,23 +130,23 @@ fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
     assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
     assert_eq!(errno(fallocate(&file, PUNCH, 0, 4096)), libc::EIO);
     same(&read_at(&file, 0, 4096), &[1; 4096], "reads go on");
-    let why = house.json(&["disk", "show", "bad"]);
+    let why = daemon.json(&["disk", "show", "bad"]);
     let text = why["refuses_writes"].as_str().unwrap_or_else(|| panic!("{why}"));
     assert!(text.contains("a flush failed: syncing the data file: Input/output error"), "{text}");
-    assert_eq!(house.json(&["status"])["disks_refusing_writes"], serde_json::json!(["bad"]));
-    assert!(house.ok(&["status"]).contains("bad; a flush failed"));
-    assert!(house.log().contains("a flush failed"), "{}", house.log());
+    assert_eq!(daemon.json(&["status"])["disks_refusing_writes"], serde_json::json!(["bad"]));
+    assert!(daemon.ok(&["status"]).contains("bad; a flush failed"));
+    assert!(daemon.log().contains("a flush failed"), "{}", daemon.log());
     // The same under the next worker.
-    house.kill_worker();
+    daemon.kill_worker();
     assert_eq!(errno(file.write_all_at(&[3; 4096], 0)), libc::EIO);
-    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_string());
+    assert!(daemon.json(&["disk", "show", "bad"])["refuses_writes"].is_string());
     // The other disk works.
     other.write_all_at(&[4; 4096], 0).unwrap();
     other.sync_all().unwrap();
-    assert!(house.json(&["disk", "show", "good"])["refuses_writes"].is_null());
+    assert!(daemon.json(&["disk", "show", "good"])["refuses_writes"].is_null());
     drop(file);
     let file = open(&bad);
-    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
+    assert!(daemon.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
     file.write_all_at(&[5; 4096], 0).unwrap();
     file.sync_all().unwrap();
     same(&read_at(&file, 0, 12288)[4096..], &[2; 8192], "the earlier write");
@@ -154,14 +154,14 @@ fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
 
 #[test]
 fn an_io_error_affects_only_its_range_and_its_disk() {
-    let house = House::on_disk();
-    let (bad, good) = (house.create("bad", false, MIB), house.create("good", false, MIB));
+    let daemon = TestDaemon::on_disk();
+    let (bad, good) = (daemon.create("bad", false, MIB), daemon.create("good", false, MIB));
     let (file, other) = (open(&bad), open(&good));
     file.write_all_at(&[1; 65536], 0).unwrap();
     other.write_all_at(&[1; 65536], 0).unwrap();
     {
         let calls = "pwrite64,pread64,preadv2:error=EIO";
-        let Some(_strace) = Strace::new(&house, &data_file(&house, "bad"), calls) else { return };
+        let Some(_strace) = Strace::new(&daemon, &data_file(&daemon, "bad"), calls) else { return };
         assert_eq!(errno(file.write_all_at(&[2; 4096], 0)), libc::EIO);
         assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 4096)), libc::EIO);
         same(&read_at(&file, 65536, 4096), &[0; 4096], "a range that needs no storage");
@@ -173,7 +173,7 @@ fn an_io_error_affects_only_its_range_and_its_disk() {
     // After a failed write, flushes still work.
     file.write_all_at(&[3; 4096], 0).unwrap();
     file.sync_all().unwrap();
-    assert!(house.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
+    assert!(daemon.json(&["disk", "show", "bad"])["refuses_writes"].is_null());
 }
 
 #[test]
@@ -184,11 +184,11 @@ fn a_store_on_a_failing_disk_returns_errors_and_recovers() {
     let make = ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
     let device = LoopDevice::new(&bad_disk.file());
     let volume = Volume::new(device, dir.path().join("volume"), &make, "errors=continue");
-    let healthy = House::on_disk();
+    let healthy = TestDaemon::on_disk();
     let elsewhere = open(&healthy.create("d", false, MIB));
-    let mut house = House::with_store_at(volume.path("store"));
-    house.start();
-    let (one, two) = (house.create("one", false, 8 * MIB), house.create("two", false, 8 * MIB));
+    let mut daemon = TestDaemon::with_store_at(volume.path("store"));
+    daemon.start();
+    let (one, two) = (daemon.create("one", false, 8 * MIB), daemon.create("two", false, 8 * MIB));
     let (file, other) = (open(&one), open(&two));
     let content = Random(5).bytes(4 << 20);
     for file in [&file, &other] {
@@ -201,7 +201,7 @@ fn a_store_on_a_failing_disk_returns_errors_and_recovers() {
     same(&read_at(&file, 6 * MIB, 4096), &[0; 4096], "a range that needs no storage");
     bad_disk.works();
     same(&read_at(&file, 0, 4 << 20), &content, "when it works again");
-    let refused = house.json(&["status"])["disks_refusing_writes"].clone();
+    let refused = daemon.json(&["status"])["disks_refusing_writes"].clone();
     assert_eq!(refused, serde_json::json!([]));
 
     // When the writeback fails, the flush of that disk fails, and no other.
@@ -213,7 +213,7 @@ fn a_store_on_a_failing_disk_returns_errors_and_recovers() {
     bad_disk.works();
     assert_eq!(errno(file.sync_all()), libc::EIO);
     assert_eq!(errno(file.write_all_at(&[1; 4096], 0)), libc::EIO);
-    assert_eq!(house.json(&["status"])["disks_refusing_writes"], serde_json::json!(["one"]));
+    assert_eq!(daemon.json(&["status"])["disks_refusing_writes"], serde_json::json!(["one"]));
     other.write_all_at(&[9; 4096], 0).unwrap();
     other.sync_all().unwrap();
     drop(file);
@@ -221,13 +221,13 @@ fn a_store_on_a_failing_disk_returns_errors_and_recovers() {
     file.write_all_at(&content, 0).unwrap();
     file.sync_all().unwrap();
     drop((file, other));
-    house.stop();
-    let output = house.cli(&["check"]);
+    daemon.stop();
+    let output = daemon.cli(&["check"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    house.start();
+    daemon.start();
     same(&fs::read(&one).unwrap()[..4 << 20], &content, "after a restart");
     same(&fs::read(&two).unwrap()[4096..4 << 20], &content[4096..], "the other disk after a restart");
-    house.stop();
+    daemon.stop();
 }
 
 #[test]
@@ -237,10 +237,10 @@ fn an_io_error_of_a_base_affects_only_its_range_and_caches_nothing_wrong() {
     let content = Random(6).bytes(16 << 20);
     let base = bad_disk.file();
     File::options().write(true).open(&base).unwrap().write_all(&content).unwrap();
-    let house = House::on_disk();
-    house.ok(&["base", "add", "b", base.to_str().unwrap()]);
-    let file = open(&house.create("d", true, 16 * MIB));
-    let other = open(&house.create("blank", false, MIB));
+    let daemon = TestDaemon::on_disk();
+    daemon.ok(&["base", "add", "b", base.to_str().unwrap()]);
+    let file = open(&daemon.create("d", true, 16 * MIB));
+    let other = open(&daemon.create("blank", false, MIB));
     same(&read_at(&file, 0, 65536), &content[..65536], "while it works");
     file.write_all_at(&[7; 4096], 8 * MIB).unwrap();
     drop_caches();
@@ -263,59 +263,59 @@ fn an_io_error_of_a_base_affects_only_its_range_and_caches_nothing_wrong() {
 #[test]
 fn an_io_error_of_a_record_makes_only_that_disk_unavailable() {
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
-    let mut house = House::on_disk();
-    house.create("lost", false, MIB);
-    let kept = house.create("kept", false, MIB);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.create("lost", false, MIB);
+    let kept = daemon.create("kept", false, MIB);
     fs::write(&kept, b"fine").unwrap();
-    let id = house.json(&["disk", "show", "lost"])["id"].as_u64().unwrap();
-    house.stop();
+    let id = daemon.json(&["disk", "show", "lost"])["id"].as_u64().unwrap();
+    daemon.stop();
     // The record is on a failing disk.
     let name = format!("disks/{id}.disk");
-    let record = fs::read(house.store().join(&name)).unwrap();
+    let record = fs::read(daemon.store().join(&name)).unwrap();
     let Some(bad_disk) = BadDisk::new(dir.path(), record.len() as u64) else { return };
     File::options().write(true).open(bad_disk.file()).unwrap().write_all(&record).unwrap();
-    run(Command::new("mount").arg("--bind").arg(bad_disk.file()).arg(house.store().join(&name)));
+    run(Command::new("mount").arg("--bind").arg(bad_disk.file()).arg(daemon.store().join(&name)));
     struct Unmount(PathBuf);
     impl Drop for Unmount {
         fn drop(&mut self) {
             let _ = Command::new("umount").arg("-l").arg(&self.0).status();
         }
     }
-    let _unmount = Unmount(house.store().join(&name));
+    let _unmount = Unmount(daemon.store().join(&name));
     drop_caches();
     bad_disk.fails();
-    house.start();
-    let status = house.json(&["status"]);
+    daemon.start();
+    let status = daemon.json(&["status"]);
     // The record may be sound, so it does not count as damaged.
     assert_eq!(status["unread"][0]["file"], name, "{status}");
     assert_eq!(status["damaged"].as_array().map(Vec::len), Some(0), "{status}");
-    assert!(house.log().contains(&name), "{}", house.log());
-    assert!(!house.disk("lost").exists());
+    assert!(daemon.log().contains(&name), "{}", daemon.log());
+    assert!(!daemon.disk("lost").exists());
     assert_eq!(&fs::read(&kept).unwrap()[..4], b"fine");
     // The disk's name is unknown, so no disk can be created.
-    assert!(house.fails(&["disk", "create", "lost", "--size", "1M"]).contains(&name));
+    assert!(daemon.fails(&["disk", "create", "lost", "--size", "1M"]).contains(&name));
     fs::write(&kept, b"FINE").unwrap();
     bad_disk.works();
-    until("the disk", || house.disk("lost").exists().then_some(()));
-    assert_eq!(house.json(&["status"])["unread"].as_array().map(Vec::len), Some(0));
+    until("the disk", || daemon.disk("lost").exists().then_some(()));
+    assert_eq!(daemon.json(&["status"])["unread"].as_array().map(Vec::len), Some(0));
 }
 
 #[test]
 fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
-    let house = House::on_disk();
-    let disk = house.create("d", false, MIB);
+    let daemon = TestDaemon::on_disk();
+    let disk = daemon.create("d", false, MIB);
     let file = open(&disk);
     file.write_all_at(&[1; 4096], 0).unwrap();
     file.sync_all().unwrap();
     let Some(strace) = tool("strace") else { return };
-    let out = house.path("strace");
+    let out = daemon.path("strace");
     let traced = |what: &dyn Fn()| -> Vec<String> {
         let mut child = Command::new(&strace)
             .args([
                 "-f",
                 "-y",
                 "-p",
-                &house.worker().to_string(),
+                &daemon.worker().to_string(),
                 "-e",
                 "trace=pwrite64,fdatasync,writev,write",
             ])
@@ -360,15 +360,15 @@ fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
 #[test]
 fn punch_zero_range_discard_and_detect_zeroes_read_zeros_and_free_space() {
     let Some(io) = tool("qemu-io") else { return };
-    let mut house = House::on_disk();
-    let mut model = house.base(8 << 20);
-    let disk = house.create("d", true, 8 * MIB);
+    let mut daemon = TestDaemon::on_disk();
+    let mut model = daemon.base(8 << 20);
+    let disk = daemon.create("d", true, 8 * MIB);
     let file = open(&disk);
     file.write_all_at(&vec![5; 4 << 20], 0).unwrap();
     model[..4 << 20].fill(5);
     file.sync_all().unwrap();
-    let used = |house: &House| house.json(&["disk", "show", "d"])["delta_bytes"].as_u64().unwrap();
-    let before = used(&house);
+    let used = |daemon: &TestDaemon| daemon.json(&["disk", "show", "d"])["delta_bytes"].as_u64().unwrap();
+    let before = used(&daemon);
     // Over the disk's own data, and over the base.
     for (mode, at) in [(PUNCH, 0), (ZERO, MIB), (PUNCH, 5 * MIB), (ZERO, 6 * MIB + 512)] {
         fallocate(&file, mode, at, 512 << 10).unwrap();
@@ -385,33 +385,33 @@ fn punch_zero_range_discard_and_detect_zeroes_read_zeros_and_free_space() {
         model[at as usize..at as usize + (512 << 10)].fill(0);
     }
     same(&read_at(&file, 0, 8 << 20), &model, "zeroed");
-    assert!(used(&house) <= before - (2 << 20) + 65536, "{before} bytes before, {} after", used(&house));
+    assert!(used(&daemon) <= before - (2 << 20) + 65536, "{before} bytes before, {} after", used(&daemon));
     file.sync_all().unwrap();
     drop(file);
-    house.kill_worker();
+    daemon.kill_worker();
     same(&fs::read(&disk).unwrap(), &model, "under the next worker");
-    house.restart();
+    daemon.restart();
     same(&fs::read(&disk).unwrap(), &model, "after a restart");
-    assert!(used(&house) <= before - (2 << 20) + 65536);
+    assert!(used(&daemon) <= before - (2 << 20) + 65536);
 }
 
 #[test]
 fn a_missing_or_modified_base_fails_its_disks_until_it_is_back() {
-    let mut house = House::on_disk();
-    let model = house.base(MIB as usize);
-    let disk = house.create("d", true, MIB);
-    let (at, away) = (house.path("b.img"), house.path("away.img"));
+    let mut daemon = TestDaemon::on_disk();
+    let model = daemon.base(MIB as usize);
+    let disk = daemon.create("d", true, MIB);
+    let (at, away) = (daemon.path("b.img"), daemon.path("away.img"));
     // While the base is served, its file is open and its name is not needed.
     fs::rename(&at, &away).unwrap();
     same(&fs::read(&disk).unwrap(), &model, "removed while served");
-    house.restart();
+    daemon.restart();
     assert_eq!(errno(File::open(&disk)), libc::EIO);
-    let shown = house.json(&["disk", "show", "d"]);
+    let shown = daemon.json(&["disk", "show", "d"]);
     assert!(shown["error"].as_str().unwrap().contains(at.to_str().unwrap()), "{shown}");
     fs::rename(&away, &at).unwrap();
     same(&fs::read(&disk).unwrap(), &model, "back again");
     // After a write to the base while it is served, blocks that are not in memory are refused and never mixed.
-    house.restart();
+    daemon.restart();
     let file = open(&disk);
     let bad = File::options().write(true).open(&at).unwrap();
     bad.write_all_at(&[0xBB; 4096], 512 << 10).unwrap();
@@ -419,5 +419,5 @@ fn a_missing_or_modified_base_fails_its_disks_until_it_is_back() {
     assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 0)), libc::EIO);
     file.write_all_at(&[1; 4096], 0).unwrap();
     same(&read_at(&file, 0, 4096), &[1; 4096], "the disk's own blocks");
-    assert!(house.log().contains("b.img"), "{}", house.log());
+    assert!(daemon.log().contains("b.img"), "{}", daemon.log());
 }

@@ -11,10 +11,10 @@ const MIB: usize = 1 << 20;
 
 #[test]
 fn a_write_changes_only_its_disk_and_persists() {
-    let mut house = House::on_disk();
-    let base = house.base(MIB);
-    let one = house.create("one", true, 2 * MIB as u64);
-    let two = house.create("two", true, MIB as u64);
+    let mut daemon = TestDaemon::on_disk();
+    let base = daemon.base(MIB);
+    let one = daemon.create("one", true, 2 * MIB as u64);
+    let two = daemon.create("two", true, MIB as u64);
     open(&one).write_all_at(&[1; 5000], 4000).unwrap();
     open(&two).write_all_at(&[2; 300], 4100).unwrap();
     let mut model = base.clone();
@@ -25,17 +25,17 @@ fn a_write_changes_only_its_disk_and_persists() {
     for round in ["at once", "after a restart", "after a kill"] {
         same(&fs::read(&one).unwrap(), &model, &format!("one {round}"));
         same(&fs::read(&two).unwrap(), &other, &format!("two {round}"));
-        same(&fs::read(house.mount().join("bases/b.raw")).unwrap(), &base, &format!("base {round}"));
+        same(&fs::read(daemon.mount().join("bases/b.raw")).unwrap(), &base, &format!("base {round}"));
         if round == "at once" {
-            house.restart();
+            daemon.restart();
         } else {
-            house.kill_worker();
+            daemon.kill_worker();
         }
     }
-    same(&fs::read(house.path("b.img")).unwrap(), &base, "source");
-    let raw = house.mount().join("bases/b.raw");
+    same(&fs::read(daemon.path("b.img")).unwrap(), &base, "source");
+    let raw = daemon.mount().join("bases/b.raw");
     assert_eq!(errno(OpenOptions::new().write(true).open(&raw)), libc::EROFS);
-    assert_eq!(house.json(&["base", "show", "b"])["disks"], 2);
+    assert_eq!(daemon.json(&["base", "show", "b"])["disks"], 2);
 }
 
 /// When the worker is killed.
@@ -49,15 +49,15 @@ enum Kills {
 
 /// Random writes, reads, punches, zero ranges, truncates, syncs, kills and restarts, aligned to 512 bytes and unaligned,
 /// compared with a flat model.
-fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
+fn random_operations(seed: u64, base: bool, mut daemon: TestDaemon, kills: Kills) {
     const MOST: u64 = 600 * 1024 + 512;
-    let mut model = if base { house.base(400 * 1024 + 512) } else { Vec::new() };
-    house.create("d", base, MOST);
+    let mut model = if base { daemon.base(400 * 1024 + 512) } else { Vec::new() };
+    daemon.create("d", base, MOST);
     model.resize(MOST as usize, 0);
     let mut random = Random(seed);
-    let mut file = open(&house.disk("d"));
+    let mut file = open(&daemon.disk("d"));
     let mut done = Vec::new();
-    let storm = (kills == Kills::During).then(|| Storm::at_random(&house, seed));
+    let storm = (kills == Kills::During).then(|| Storm::at_random(&daemon, seed));
     for step in 0.. {
         if step >= 600 && storm.as_ref().is_none_or(|storm| storm.kills() >= 25) {
             break;
@@ -108,16 +108,16 @@ fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
             }
             28 => file.sync_all().unwrap(),
             29 => file.sync_data().unwrap(),
-            30 if step % 4 == 0 && kills == Kills::Between => house.kill_worker(),
+            30 if step % 4 == 0 && kills == Kills::Between => daemon.kill_worker(),
             31 if step % 8 == 0 && kills == Kills::Between => {
                 drop(file);
-                house.restart();
-                file = open(&house.disk("d"));
+                daemon.restart();
+                file = open(&daemon.disk("d"));
             }
             _ => {}
         }
         if step % 10 == 9 {
-            same(&fs::read(house.disk("d")).unwrap(), &model, &done.join("\n"));
+            same(&fs::read(daemon.disk("d")).unwrap(), &model, &done.join("\n"));
             holes_read_zeros(&file, &model, &done.join("\n"));
         }
         // Keep the latest operations for the panic message.
@@ -128,10 +128,10 @@ fn random_operations(seed: u64, base: bool, mut house: House, kills: Kills) {
     let Some(storm) = storm else { return };
     assert!(storm.stop() >= 25);
     drop(file);
-    house.restart();
-    same(&fs::read(house.disk("d")).unwrap(), &model, "after the storm and a restart");
-    house.stop();
-    house.ok(&["check"]);
+    daemon.restart();
+    same(&fs::read(daemon.disk("d")).unwrap(), &model, "after the storm and a restart");
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 fn seek(file: &fs::File, at: u64, whence: i32) -> Option<u64> {
@@ -158,13 +158,13 @@ fn holes_read_zeros(file: &fs::File, model: &[u8], what: &str) {
 
 #[test]
 fn random_operations_on_a_base_match_a_flat_model() {
-    random_operations(11, true, House::on_disk(), Kills::Between);
-    random_operations(12, true, House::in_memory(), Kills::Between);
+    random_operations(11, true, TestDaemon::on_disk(), Kills::Between);
+    random_operations(12, true, TestDaemon::in_memory(), Kills::Between);
 }
 
 #[test]
 fn random_operations_on_a_blank_disk_match_a_flat_model() {
-    random_operations(13, false, House::on_disk(), Kills::Between);
+    random_operations(13, false, TestDaemon::on_disk(), Kills::Between);
 }
 
 /// Guards D4.
@@ -173,16 +173,16 @@ fn random_operations_with_kills_during_them_match_a_flat_model() {
     if !needs("resend") {
         return;
     }
-    random_operations(14, true, House::on_disk(), Kills::During);
-    random_operations(15, true, House::in_memory(), Kills::During);
-    random_operations(16, false, House::on_disk(), Kills::During);
+    random_operations(14, true, TestDaemon::on_disk(), Kills::During);
+    random_operations(15, true, TestDaemon::in_memory(), Kills::During);
+    random_operations(16, false, TestDaemon::on_disk(), Kills::During);
 }
 
 #[test]
 fn after_a_shrink_and_a_growth_the_base_stays_hidden() {
-    let mut house = House::on_disk();
-    let base = house.base(MIB);
-    let path = house.create("d", true, MIB as u64);
+    let mut daemon = TestDaemon::on_disk();
+    let base = daemon.base(MIB);
+    let path = daemon.create("d", true, MIB as u64);
     let file = open(&path);
     file.set_len(1000).unwrap();
     file.set_len(MIB as u64).unwrap();
@@ -190,24 +190,24 @@ fn after_a_shrink_and_a_growth_the_base_stays_hidden() {
     model.resize(MIB, 0);
     same(&fs::read(&path).unwrap(), &model, "at once");
     drop(file);
-    house.restart();
+    daemon.restart();
     same(&fs::read(&path).unwrap(), &model, "after a restart");
 }
 
 #[test]
 fn an_open_file_sees_a_resize_by_the_command() {
-    let house = House::on_disk();
-    let base = house.base(MIB);
-    let path = house.create("d", true, MIB as u64);
+    let daemon = TestDaemon::on_disk();
+    let base = daemon.base(MIB);
+    let path = daemon.create("d", true, MIB as u64);
     let file = open(&path);
     assert_eq!(file.metadata().unwrap().len(), MIB as u64);
-    house.ok(&["disk", "resize", "d", "3M"]);
+    daemon.ok(&["disk", "resize", "d", "3M"]);
     assert_eq!(file.metadata().unwrap().len(), 3 * MIB as u64);
     same(&read_at(&file, MIB as u64, 2 * MIB), &vec![0; 2 * MIB], "grown");
-    house.ok(&["disk", "resize", "d", "64K"]);
+    daemon.ok(&["disk", "resize", "d", "64K"]);
     assert_eq!(file.metadata().unwrap().len(), 65536);
     assert_eq!(file.read_at(&mut [0; 10], 65536).unwrap(), 0);
-    house.ok(&["disk", "resize", "d", "1M"]);
+    daemon.ok(&["disk", "resize", "d", "1M"]);
     let mut model = base[..65536].to_vec();
     model.resize(MIB, 0);
     same(&read_at(&file, 0, MIB), &model, "shrunk and grown");
@@ -258,9 +258,9 @@ fn a_shared_map_changes_the_disk_and_a_private_map_does_not() {
     if !needs("shared_mmap") {
         return;
     }
-    let mut house = House::on_disk();
-    let mut model = house.base(MIB);
-    let path = house.create("d", true, MIB as u64);
+    let mut daemon = TestDaemon::on_disk();
+    let mut model = daemon.base(MIB);
+    let path = daemon.create("d", true, MIB as u64);
     let file = open(&path);
     let other = open(&path);
     let mut map = Map::new(&file, MIB, libc::MAP_SHARED);
@@ -273,14 +273,14 @@ fn a_shared_map_changes_the_disk_and_a_private_map_does_not() {
     private.bytes()[0..100].fill(4);
     same(&read_at(&other, 0, MIB), &model, "after a private write");
     drop((map, private, file, other));
-    house.restart();
+    daemon.restart();
     same(&fs::read(&path).unwrap(), &model, "after a restart");
 }
 
 #[test]
 fn locks_of_two_descriptors_conflict() {
-    let house = House::on_disk();
-    let path = house.create("d", false, MIB as u64);
+    let daemon = TestDaemon::on_disk();
+    let path = daemon.create("d", false, MIB as u64);
     let (one, two) = (open(&path), open(&path));
     // SAFETY: the descriptors are open.
     let flock = |file: &fs::File, how| unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) };
@@ -307,9 +307,9 @@ fn locks_of_two_descriptors_conflict() {
 
 #[test]
 fn direct_append_and_synchronous_writes_are_read_back() {
-    let house = House::on_disk();
-    let mut model = house.base(MIB);
-    let path = house.create("d", true, MIB as u64);
+    let daemon = TestDaemon::on_disk();
+    let mut model = daemon.base(MIB);
+    let path = daemon.create("d", true, MIB as u64);
     let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     let data = Random(3).bytes(10_001);
     direct.write_all_at(&data[1..], 1001).unwrap();
@@ -331,9 +331,9 @@ fn direct_append_and_synchronous_writes_are_read_back() {
 
 #[test]
 fn the_block_count_follows_writes_punches_and_preallocation() {
-    let house = House::on_disk();
-    let base = house.base(MIB);
-    let path = house.create("d", true, MIB as u64);
+    let daemon = TestDaemon::on_disk();
+    let base = daemon.base(MIB);
+    let path = daemon.create("d", true, MIB as u64);
     let file = open(&path);
     let blocks = || file.metadata().unwrap().blocks();
     let untouched = blocks();

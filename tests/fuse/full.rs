@@ -114,8 +114,8 @@ fn write_until_refused(file: &File, model: &mut Model, refusals: u64, seed: u64)
     errors
 }
 
-fn check_is_clean(house: &House) {
-    let output = house.cli(&["check"]);
+fn check_is_clean(daemon: &TestDaemon) {
+    let output = daemon.cli(&["check"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -125,19 +125,19 @@ fn store_disk_full(size: u64, make: &[&str]) {
     }
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let volume = Volume::on_file(dir.path(), size, make);
-    let mut house = House::with_store_at(volume.path("store"));
-    house.start();
-    let mut model = Model::new(house.base(DISK as usize));
-    let disk = house.create("d", true, DISK);
-    let other = house.create("other", false, DISK);
-    let gone = house.create("gone", false, DISK);
+    let mut daemon = TestDaemon::with_store_at(volume.path("store"));
+    daemon.start();
+    let mut model = Model::new(daemon.base(DISK as usize));
+    let disk = daemon.create("d", true, DISK);
+    let other = daemon.create("other", false, DISK);
+    let gone = daemon.create("gone", false, DISK);
     fs::write(&other, Random(3).bytes(100_000)).unwrap();
     {
         let file = open(&gone);
         file.write_all_at(&Random(4).bytes(12 << 20), 0).unwrap();
         file.sync_all().unwrap();
     }
-    let before = house.json(&["status"]);
+    let before = daemon.json(&["status"]);
     assert_eq!(before["space"]["full"], false, "{before}");
     assert_eq!(before["space"]["reserve_held_bytes"], before["space"]["reserve_bytes"], "{before}");
     assert!(before["space"]["reserve_bytes"].as_u64().unwrap() >= MIB, "{before}");
@@ -165,7 +165,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
     let errors = write_until_refused(&file, &mut model, 30, 2);
     assert_eq!(errors, BTreeSet::from([libc::ENOSPC]));
     file.sync_data().unwrap();
-    let full = house.json(&["status"]);
+    let full = daemon.json(&["status"]);
     assert_eq!(full["space"]["full"], true, "{full}");
     model.verify(&disk, "full, flushed");
     let written = (0..BLOCKS).find(|b| model.may_be[*b as usize] != [BASE]).unwrap();
@@ -189,20 +189,20 @@ fn store_disk_full(size: u64, make: &[&str]) {
         .unwrap_or_else(|e| panic!("discard of a part: {e}"));
     fallocate(&file, PUNCH, 7 * BLOCK as u64, BLOCK as u64).unwrap();
     model.wrote(7, ZERO, true);
-    fs::rename(house.disk("other"), house.disk("renamed")).unwrap();
-    fs::set_permissions(house.disk("renamed"), fs::Permissions::from_mode(0o640)).unwrap();
-    let new = house.create("new", false, MIB);
+    fs::rename(daemon.disk("other"), daemon.disk("renamed")).unwrap();
+    fs::set_permissions(daemon.disk("renamed"), fs::Permissions::from_mode(0o640)).unwrap();
+    let new = daemon.create("new", false, MIB);
     assert_eq!(fs::read(&new).unwrap(), vec![0; MIB as usize]);
     open(&new).set_len(2 * MIB).unwrap();
     volume.fill();
-    house.ok(&["disk", "rm", "new"]);
-    house.ok(&["base", "add", "b2", house.path("b.img").to_str().unwrap()]);
-    house.ok(&["base", "rm", "b2"]);
+    daemon.ok(&["disk", "rm", "new"]);
+    daemon.ok(&["base", "add", "b2", daemon.path("b.img").to_str().unwrap()]);
+    daemon.ok(&["base", "rm", "b2"]);
     volume.fill();
     model.verify(&disk, "full, after discards");
 
     // The space of a removed disk is free at once.
-    house.ok(&["disk", "rm", "gone"]);
+    daemon.ok(&["disk", "rm", "gone"]);
     file.write_all_at(&5u64.to_le_bytes().repeat(BLOCK / 8), 100 * BLOCK as u64).unwrap();
     model.wrote(100, 5, true);
     volume.fill();
@@ -216,7 +216,7 @@ fn store_disk_full(size: u64, make: &[&str]) {
     }
     file.sync_all().unwrap();
     model.verify(&disk, "with space again");
-    let after = house.json(&["status"]);
+    let after = daemon.json(&["status"]);
     assert_eq!(after["worker_starts"], before["worker_starts"]);
     assert_eq!(after["worker_pid"], before["worker_pid"]);
     assert_eq!(after["space"]["full"], false, "{after}");
@@ -227,25 +227,25 @@ fn store_disk_full(size: u64, make: &[&str]) {
     volume.fill();
     write_until_refused(&file, &mut model, 20, 4);
     volume.fill();
-    house.kill_worker();
+    daemon.kill_worker();
     model.verify(&disk, "full, the next worker");
     file.sync_all().unwrap();
     write_until_refused(&file, &mut model, 5, 5);
     drop(file);
     volume.fill();
-    house.stop();
-    check_is_clean(&house);
+    daemon.stop();
+    check_is_clean(&daemon);
     volume.fill();
-    house.start();
+    daemon.start();
     model.verify(&disk, "full, after a restart");
-    same(&fs::read(house.disk("renamed")).unwrap()[..100_000], &Random(3).bytes(100_000), "the other disk");
+    same(&fs::read(daemon.disk("renamed")).unwrap()[..100_000], &Random(3).bytes(100_000), "the other disk");
     write_until_refused(&open(&disk), &mut model, 5, 6);
-    house.kill_everything();
+    daemon.kill_everything();
     volume.fill();
-    house.start();
+    daemon.start();
     model.verify(&disk, "full, after a kill of everything");
-    house.stop();
-    check_is_clean(&house);
+    daemon.stop();
+    check_is_clean(&daemon);
 }
 
 #[test]
@@ -263,9 +263,9 @@ fn a_full_tmpfs_of_live_maps_is_enospc_until_it_is_larger() {
     let _unmount = Unmount(runtime.clone());
     let config = dir.path().join("plyfs.toml");
     fs::write(&config, format!("runtime.dir = {runtime:?}\n")).unwrap();
-    let mut house = House::unstarted("/var/tmp");
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    let disk = house.create("d", false, 1 << 40);
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    let disk = daemon.create("d", false, 1 << 40);
     let file = open(&disk);
     let mut written = Vec::new();
     // A page of the map is 62 MiB of the disk; a write of 1 MiB may need two.
@@ -285,10 +285,10 @@ fn a_full_tmpfs_of_live_maps_is_enospc_until_it_is_larger() {
     file.write_all_at(&[3; 4096], 4096).unwrap();
     fallocate(&file, PUNCH, at(1), 4096).unwrap();
     file.sync_all().unwrap();
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
-    assert!(house.json(&["disk", "show", "d"])["refuses_writes"].is_null());
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
+    assert!(daemon.json(&["disk", "show", "d"])["refuses_writes"].is_null());
     // Another disk cannot be opened until there is memory again.
-    let other = house.create("other", false, MIB);
+    let other = daemon.create("other", false, MIB);
     assert_eq!(errno(File::open(&other)), libc::ENOSPC);
     run(Command::new("mount").args(["-o", "remount,size=2M"]).arg(&runtime));
     fs::write(&other, b"other").unwrap();
@@ -298,9 +298,9 @@ fn a_full_tmpfs_of_live_maps_is_enospc_until_it_is_larger() {
     }
     same(&read_at(&file, at(1), 4096), &[0; 4096], "discarded");
     same(&read_at(&file, 4096, 4096), &[3; 4096], "written meanwhile");
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
     drop(file);
-    house.stop();
+    daemon.stop();
 }
 
 /// The filesystem becomes full during a run of fio: fio gets ENOSPC, and each block is old or new.
@@ -309,19 +309,19 @@ fn store_disk_full_during_a_fio_run() {
     let Some(fio) = tool("fio") else { return };
     let dir = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/var/tmp").unwrap();
     let volume = Volume::on_file(dir.path(), 96 * MIB, EXT4);
-    let mut house = House::with_store_at(volume.path("store"));
-    house.start();
-    let mut model = Model::new(house.base(DISK as usize));
-    let disk = house.create("d", true, DISK);
+    let mut daemon = TestDaemon::with_store_at(volume.path("store"));
+    daemon.start();
+    let mut model = Model::new(daemon.base(DISK as usize));
+    let disk = daemon.create("d", true, DISK);
     volume.fill_but(16 * MIB);
     let pattern = 0x5a5a_1234_5a5a_1234u64;
-    let report = house.path("fio.json");
+    let report = daemon.path("fio.json");
     let fio = |more: &[&str]| {
         let mut command = Command::new(&fio);
         command.args(["--name=v", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio"]);
         command.args(["--direct=1", "--verify=pattern", "--verify_pattern=0x34125a5a34125a5a", "--size=64m"]);
         command.args(["--output-format=json", "--randseed=4"]).arg(format!("--output={}", report.display()));
-        command.arg(format!("--filename={}", disk.display())).args(more).current_dir(house.dir.path());
+        command.arg(format!("--filename={}", disk.display())).args(more).current_dir(daemon.dir.path());
         let status = command.status().unwrap();
         let text = fs::read_to_string(&report).unwrap();
         let from = text.find('{').unwrap();
@@ -336,8 +336,8 @@ fn store_disk_full_during_a_fio_run() {
     volume.make_space();
     // The same run with verification, under the same worker.
     assert_eq!(fio(&["--do_verify=1", "--verify_fatal=1", "--io_size=48m"]), (true, 0));
-    assert_eq!(house.json(&["status"])["worker_starts"], 1);
-    house.stop();
+    assert_eq!(daemon.json(&["status"])["worker_starts"], 1);
+    daemon.stop();
 }
 
 #[test]

@@ -14,14 +14,15 @@ use serde_json::Value;
 
 pub const SECTOR: u64 = 512;
 
-pub struct House {
+/// A running daemon and its store, in a temporary directory.
+pub struct TestDaemon {
     pub dir: tempfile::TempDir,
     /// The path of the store, when it is not below `dir`.
     elsewhere: Option<PathBuf>,
     child: Option<Child>,
 }
 
-impl House {
+impl TestDaemon {
     pub fn on_disk() -> Self {
         Self::under("/var/tmp")
     }
@@ -31,9 +32,9 @@ impl House {
     }
 
     fn under(parent: &str) -> Self {
-        let mut house = Self::unstarted(parent);
-        house.start();
-        house
+        let mut daemon = Self::unstarted(parent);
+        daemon.start();
+        daemon
     }
 
     /// No daemon runs, and the store does not exist yet.
@@ -44,9 +45,9 @@ impl House {
 
     /// Not started; the store is at this path, on a filesystem of its own. The log and all else are where there is space.
     pub fn with_store_at(store: PathBuf) -> Self {
-        let mut house = Self::unstarted("/var/tmp");
-        house.elsewhere = Some(store);
-        house
+        let mut daemon = Self::unstarted("/var/tmp");
+        daemon.elsewhere = Some(store);
+        daemon
     }
 
     pub fn store(&self) -> PathBuf {
@@ -269,7 +270,7 @@ impl House {
     }
 }
 
-impl Drop for House {
+impl Drop for TestDaemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let worker = self.cli(&["--json", "status"]).stdout;
@@ -332,8 +333,8 @@ pub struct Killer {
 }
 
 impl Killer {
-    pub fn new(house: &House) -> Self {
-        let supervisor = u64::from(house.child.as_ref().unwrap().id());
+    pub fn new(daemon: &TestDaemon) -> Self {
+        let supervisor = u64::from(daemon.child.as_ref().unwrap().id());
         Self { supervisor, last: AtomicU64::new(0), kills: AtomicU64::new(0) }
     }
 
@@ -358,22 +359,22 @@ pub struct Storm {
 impl Storm {
     /// Kills at random intervals of 2 ms to 1 s, short and long ones equally often. Not all are short, because the
     /// supervisor makes ever longer pauses between workers that all die soon.
-    pub fn at_random(house: &House, seed: u64) -> Self {
+    pub fn at_random(daemon: &TestDaemon, seed: u64) -> Self {
         let mut random = Random(seed);
         let wait = move || {
             let shortest = Duration::from_millis(2 << random.below(9));
             shortest + shortest * random.below(1000) as u32 / 1000
         };
-        Self::with(house, wait, u64::MAX)
+        Self::with(daemon, wait, u64::MAX)
     }
 
-    pub fn new(house: &House, period: Duration, most: u64) -> Self {
-        Self::with(house, move || period, most)
+    pub fn new(daemon: &TestDaemon, period: Duration, most: u64) -> Self {
+        Self::with(daemon, move || period, most)
     }
 
-    fn with(house: &House, mut wait: impl FnMut() -> Duration + Send + 'static, most: u64) -> Self {
+    fn with(daemon: &TestDaemon, mut wait: impl FnMut() -> Duration + Send + 'static, most: u64) -> Self {
         let end = Arc::new(AtomicBool::new(false));
-        let killer = Arc::new(Killer::new(house));
+        let killer = Arc::new(Killer::new(daemon));
         let (seen, kills) = (Arc::clone(&end), Arc::clone(&killer));
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) && kills.kills.load(Ordering::Relaxed) < most {
@@ -419,7 +420,7 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 pub fn needs(promise: &str) -> bool {
     static MISSING: OnceLock<Vec<String>> = OnceLock::new();
     let missing = MISSING.get_or_init(|| {
-        let kernel = House::in_memory().status()["kernel"].clone();
+        let kernel = TestDaemon::in_memory().status()["kernel"].clone();
         let names = kernel["missing"].as_array().unwrap().iter();
         names.map(|missing| missing["promise"].as_str().unwrap().to_owned()).collect()
     });

@@ -18,16 +18,16 @@ use crate::server::{Object, Server};
 const MIB: u64 = 1 << 20;
 const LINUX_6_1: &str = "37";
 
-fn on_linux_6_1() -> House {
-    let mut house = House::unstarted("/var/tmp");
-    start(&mut house);
-    house
+fn on_linux_6_1() -> TestDaemon {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    start(&mut daemon);
+    daemon
 }
 
-fn start(house: &mut House) {
-    let mut command = house.command();
+fn start(daemon: &mut TestDaemon) {
+    let mut command = daemon.command();
     command.args(["serve", "--cache-memory", "64M"]).env("PLYFS_FUSE_MINOR", LINUX_6_1);
-    house.start_command(command);
+    daemon.start_command(command);
 }
 
 fn names(missing: &serde_json::Value) -> Vec<String> {
@@ -35,48 +35,48 @@ fn names(missing: &serde_json::Value) -> Vec<String> {
 }
 
 /// A base whose server is down, and a disk on it of which nothing is here.
-fn unreachable(house: &House) -> (Server, Arc<Vec<u8>>) {
+fn unreachable(daemon: &TestDaemon) -> (Server, Arc<Vec<u8>>) {
     let object = Object::new(4 * MIB as usize);
     let bytes = object.bytes.clone();
     let mut server = Server::start(object);
-    house.ok(&["base", "add", "far", &server.url("/far")]);
-    house.ok(&["disk", "create", "far", "--base", "far"]);
+    daemon.ok(&["base", "add", "far", &server.url("/far")]);
+    daemon.ok(&["disk", "create", "far", "--base", "far"]);
     server.stop();
     (server, bytes)
 }
 
-fn waits(house: &House) {
+fn waits(daemon: &TestDaemon) {
     until("a request that waits", || {
-        (house.json(&["status"])["requests"]["waiting"].as_u64()? > 0).then_some(())
+        (daemon.json(&["status"])["requests"]["waiting"].as_u64()? > 0).then_some(())
     });
 }
 
 #[test]
 fn what_a_kernel_lacks_is_said_at_the_start_and_in_status() {
-    let mut house = on_linux_6_1();
-    let kernel = house.status()["kernel"].clone();
+    let mut daemon = on_linux_6_1();
+    let kernel = daemon.status()["kernel"].clone();
     assert_eq!(names(&kernel["missing"]), ["resend", "shared_mmap", "parallel_writes"], "{kernel}");
     assert_eq!(kernel["fuse"], "7.37");
-    assert!(house.log().contains("lacks what plyfs can use: requests in flight end with EIO"));
-    let text = house.ok(&["status"]);
+    assert!(daemon.log().contains("lacks what plyfs can use: requests in flight end with EIO"));
+    let text = daemon.ok(&["status"]);
     assert!(text.contains("kernel lacks") && text.contains("shared_mmap (Linux 6.6)"), "{text}");
     // The next worker and the next version say the same.
-    house.kill_worker();
-    assert_eq!(house.status()["kernel"], kernel);
-    house.ok(&["upgrade"]);
-    house.kill_worker();
-    assert_eq!(house.status()["kernel"], kernel);
-    house.stop();
+    daemon.kill_worker();
+    assert_eq!(daemon.status()["kernel"], kernel);
+    daemon.ok(&["upgrade"]);
+    daemon.kill_worker();
+    assert_eq!(daemon.status()["kernel"], kernel);
+    daemon.stop();
 }
 
 /// Guards D64.
 #[test]
 fn a_workers_death_ends_the_requests_that_it_had_read_and_nothing_else() {
-    let house = on_linux_6_1();
-    let (mut server, bytes) = unreachable(&house);
-    let near = open(&house.create("near", false, MIB));
+    let daemon = on_linux_6_1();
+    let (mut server, bytes) = unreachable(&daemon);
+    let near = open(&daemon.create("near", false, MIB));
     near.write_all_at(b"before", 0).unwrap();
-    let far = Arc::new(open(&house.disk("far")));
+    let far = Arc::new(open(&daemon.disk("far")));
     // One of a thread that waits, and many at once.
     let readers: Vec<_> = (0..20_u64)
         .map(|n| {
@@ -87,9 +87,9 @@ fn a_workers_death_ends_the_requests_that_it_had_read_and_nothing_else() {
         })
         .collect();
     until("requests that wait", || {
-        (house.json(&["status"])["requests"]["waiting"].as_u64()? >= 20).then_some(())
+        (daemon.json(&["status"])["requests"]["waiting"].as_u64()? >= 20).then_some(())
     });
-    house.kill_worker();
+    daemon.kill_worker();
     let ends: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
     assert_eq!(ends, vec![Err(Some(libc::EIO)); 20]);
     // Files that were open are, and the same requests succeed when they are made again.
@@ -98,18 +98,18 @@ fn a_workers_death_ends_the_requests_that_it_had_read_and_nothing_else() {
     near.sync_all().unwrap();
     server.start_again();
     same(&read_at(&far, MIB, MIB as usize), &bytes[MIB as usize..2 * MIB as usize], "after the death");
-    let log = house.log();
+    let log = daemon.log();
     assert!(log.contains("end with EIO: this kernel cannot send them to the next worker"), "{log}");
 }
 
 /// Guards D64.
 #[test]
 fn no_request_hangs_however_often_workers_die() {
-    let mut house = on_linux_6_1();
-    let path = house.create("a", false, 4 * MIB);
+    let mut daemon = on_linux_6_1();
+    let path = daemon.create("a", false, 4 * MIB);
     let end = AtomicBool::new(false);
     let blocks: u64 = 64;
-    let storm = Storm::at_random(&house, 11);
+    let storm = Storm::at_random(&daemon, 11);
     let found: Vec<(u64, Vec<u8>, u64)> = thread::scope(|scope| {
         let clients: Vec<_> = (0..4_u64)
             .map(|n| {
@@ -146,7 +146,7 @@ fn no_request_hangs_however_often_workers_die() {
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     storm.stop();
-    house.prepared();
+    daemon.prepared();
     let file = open(&path);
     for (n, may_be, _) in &found {
         let block = read_at(&file, n * blocks * 4096, 4096);
@@ -155,44 +155,44 @@ fn no_request_hangs_however_often_workers_die() {
     }
     assert!(found.iter().map(|(_, _, errors)| errors).sum::<u64>() > 0, "no death met a request");
     drop(file);
-    house.stop();
-    house.ok(&["check"]);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 /// Guards D65.
 #[test]
 fn an_upgrade_costs_no_request() {
-    let house = on_linux_6_1();
+    let daemon = on_linux_6_1();
     let clients: Vec<Client> = (0..4)
-        .map(|n| Client::new(&house.create(&format!("d{n}"), false, 4 * MIB), 4 * MIB, n + 1))
+        .map(|n| Client::new(&daemon.create(&format!("d{n}"), false, 4 * MIB), 4 * MIB, n + 1))
         .collect();
     for _ in 0..10 {
-        house.ok(&["upgrade"]);
+        daemon.ok(&["upgrade"]);
         thread::sleep(Duration::from_millis(50));
     }
-    assert!(clients.iter().all(Client::is_fine), "{}", house.log());
+    assert!(clients.iter().all(Client::is_fine), "{}", daemon.log());
     clients.into_iter().for_each(|client| drop(client.stop()));
-    assert!(!house.log().contains("end with EIO:"), "{}", house.log());
+    assert!(!daemon.log().contains("end with EIO:"), "{}", daemon.log());
 }
 
 /// Guards D65.
 #[test]
 fn an_upgrade_that_would_cost_requests_is_refused_and_the_worker_goes_on() {
-    let house = on_linux_6_1();
-    let (mut server, bytes) = unreachable(&house);
-    let client = Client::new(&house.create("near", false, 4 * MIB), 4 * MIB, 1);
-    let far = open(&house.disk("far"));
-    let (worker, _) = house.prepared();
+    let daemon = on_linux_6_1();
+    let (mut server, bytes) = unreachable(&daemon);
+    let client = Client::new(&daemon.create("near", false, 4 * MIB), 4 * MIB, 1);
+    let far = open(&daemon.disk("far"));
+    let (worker, _) = daemon.prepared();
     let reader = thread::spawn(move || read_at(&far, MIB, 4096));
-    waits(&house);
-    let said = house.fails(&["upgrade"]);
+    waits(&daemon);
+    let said = daemon.fails(&["upgrade"]);
     assert!(said.contains("did not end within 5 s") && said.contains("plyfs status"), "{said}");
-    assert_eq!(house.prepared().0, worker);
+    assert_eq!(daemon.prepared().0, worker);
     assert!(client.is_fine() && !reader.is_finished());
     server.start_again();
     same(&reader.join().unwrap(), &bytes[MIB as usize..MIB as usize + 4096], "the read that waited");
-    house.ok(&["upgrade"]);
-    assert_ne!(house.prepared().0, worker);
+    daemon.ok(&["upgrade"]);
+    assert_ne!(daemon.prepared().0, worker);
     assert!(client.is_fine());
     client.stop();
 }
@@ -200,31 +200,31 @@ fn an_upgrade_that_would_cost_requests_is_refused_and_the_worker_goes_on() {
 /// Guards D65.
 #[test]
 fn a_move_of_the_live_maps_costs_no_request() {
-    let house = on_linux_6_1();
-    let client = Client::new(&house.create("a", false, 4 * MIB), 4 * MIB, 1);
+    let daemon = on_linux_6_1();
+    let client = Client::new(&daemon.create("a", false, 4 * MIB), 4 * MIB, 1);
     for round in 1..=3 {
-        let dir = house.live_dir().unwrap();
+        let dir = daemon.live_dir().unwrap();
         let _ = fs::remove_dir_all(&dir);
-        until("a move", || (house.status()["live_maps"]["moves"].as_u64()? >= round).then_some(()));
+        until("a move", || (daemon.status()["live_maps"]["moves"].as_u64()? >= round).then_some(()));
     }
-    assert!(client.is_fine(), "{}", house.log());
+    assert!(client.is_fine(), "{}", daemon.log());
     client.stop();
 }
 
 #[test]
 fn a_stop_with_requests_that_wait_comes_in_time() {
-    let mut house = on_linux_6_1();
-    let (_server, _) = unreachable(&house);
-    let far = open(&house.disk("far"));
+    let mut daemon = on_linux_6_1();
+    let (_server, _) = unreachable(&daemon);
+    let far = open(&daemon.disk("far"));
     let reader = thread::spawn(move || far.read_at(&mut [0; 512], MIB).is_err());
-    waits(&house);
+    waits(&daemon);
     let begun = Instant::now();
-    house.ok(&["stop"]);
+    daemon.ok(&["stop"]);
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(reader.join().unwrap());
-    house.ended();
-    start(&mut house);
-    house.stop();
+    daemon.ended();
+    start(&mut daemon);
+    daemon.stop();
 }
 
 /// What the README's table says of Linux before 6.6.
@@ -233,8 +233,8 @@ fn a_shared_mapping_is_refused_and_a_private_one_works() {
     if tool("python3").is_none() {
         return;
     }
-    let house = on_linux_6_1();
-    let path = house.create("a", false, MIB);
+    let daemon = on_linux_6_1();
+    let path = daemon.create("a", false, MIB);
     open(&path).write_all_at(b"mapped", 0).unwrap();
     let program = "import mmap, os, sys
 f = os.open(sys.argv[1], os.O_RDWR)
@@ -249,10 +249,10 @@ except OSError as error:
 
 #[test]
 fn a_kernel_before_linux_5_14_is_refused() {
-    let mut house = House::unstarted("/var/tmp");
-    let mut command = house.command();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let mut command = daemon.command();
     command.args(["serve"]).env("PLYFS_FUSE_MINOR", "33");
-    let why = house.try_start_command(command).unwrap_err();
+    let why = daemon.try_start_command(command).unwrap_err();
     assert!(why.contains("Linux 5.14 or newer is needed"), "{why}");
-    assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(house.mount().to_str().unwrap()));
+    assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(daemon.mount().to_str().unwrap()));
 }

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::harness::{House, PUNCH, Random, ZERO, fallocate, open, read_at, same, until};
+use crate::harness::{PUNCH, Random, TestDaemon, ZERO, fallocate, open, read_at, same, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 8 * MIB;
 
-fn moves(house: &House) -> u64 {
-    house.status()["live_maps"]["moves"].as_u64().unwrap()
+fn moves(daemon: &TestDaemon) -> u64 {
+    daemon.status()["live_maps"]["moves"].as_u64().unwrap()
 }
 
 /// Removes the directory of the live maps with all its files, as a clean-up job does.
-fn remove_live_maps(house: &House) {
-    let dir = house.live_dir().unwrap();
+fn remove_live_maps(daemon: &TestDaemon) {
+    let dir = daemon.live_dir().unwrap();
     let _ = fs::remove_dir_all(&dir);
     assert_eq!(fs::read_dir(&dir).map_or(0, Iterator::count), 0, "{} is not empty", dir.display());
 }
@@ -25,88 +25,88 @@ fn remove_live_maps(house: &House) {
 /// Guards D24.
 #[test]
 fn removing_the_directory_of_the_live_maps_loses_no_data() {
-    let mut house = House::on_disk();
-    house.base(SIZE as usize);
-    let path = house.create("a", true, SIZE);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(SIZE as usize);
+    let path = daemon.create("a", true, SIZE);
     let mut random = Random(5);
     let (first, second, third) = (random.bytes(4096), random.bytes(4096), random.bytes(4096));
     let file = open(&path);
     file.write_all_at(&first, 0).unwrap();
-    remove_live_maps(&house);
+    remove_live_maps(&daemon);
     file.write_all_at(&second, MIB).unwrap();
     file.sync_all().unwrap();
     file.write_all_at(&third, 2 * MIB).unwrap();
     // At once, so before or after the supervisor has noticed.
-    house.kill_worker();
+    daemon.kill_worker();
     same(&read_at(&file, 0, 4096), &first, "written before the removal");
     same(&read_at(&file, MIB, 4096), &second, "flushed after it");
     same(&read_at(&file, 2 * MIB, 4096), &third, "written after it");
     // The maps get a new name, by which the next daemon finds them.
-    until("live maps with a name", || house.arena().filter(|_| moves(&house) > 0));
-    assert!(house.log().contains("of the live maps is gone"));
-    assert!(house.status()["live_maps"]["problem"].is_null());
+    until("live maps with a name", || daemon.arena().filter(|_| moves(&daemon) > 0));
+    assert!(daemon.log().contains("of the live maps is gone"));
+    assert!(daemon.status()["live_maps"]["problem"].is_null());
     file.write_all_at(&third, 3 * MIB).unwrap();
     drop(file);
-    house.kill_everything();
-    house.start();
+    daemon.kill_everything();
+    daemon.start();
     let file = open(&path);
     for (at, bytes) in [(0, &first), (MIB, &second), (2 * MIB, &third), (3 * MIB, &third)] {
         same(&read_at(&file, at, 4096), bytes, "after a kill of everything");
     }
     drop(file);
-    house.stop();
-    assert_eq!(house.live_maps(), Vec::<PathBuf>::new());
-    house.start();
+    daemon.stop();
+    assert_eq!(daemon.live_maps(), Vec::<PathBuf>::new());
+    daemon.start();
     same(&read_at(&open(&path), 2 * MIB, 4096), &third, "after a stop");
-    house.stop();
+    daemon.stop();
 }
 
 #[test]
 fn removing_the_live_maps_repeatedly_under_load_loses_no_data() {
-    let house = House::on_disk();
-    house.base(SIZE as usize);
-    let file = open(&house.create("a", true, SIZE));
+    let daemon = TestDaemon::on_disk();
+    daemon.base(SIZE as usize);
+    let file = open(&daemon.create("a", true, SIZE));
     let mut expected = read_at(&file, 0, SIZE as usize);
     let mut random = Random(6);
     for round in 1..=3 {
-        remove_live_maps(&house);
+        remove_live_maps(&daemon);
         until("a move", || {
             let at = random.below(SIZE / 4096) * 4096;
             let bytes = random.bytes(4096);
             file.write_all_at(&bytes, at).unwrap();
             expected[at as usize..at as usize + 4096].copy_from_slice(&bytes);
-            (moves(&house) >= round).then_some(())
+            (moves(&daemon) >= round).then_some(())
         });
     }
-    house.kill_worker();
+    daemon.kill_worker();
     same(&read_at(&file, 0, SIZE as usize), &expected, "after three removals");
 }
 
 /// Any user can create the directory that versions without an arena used, and fill the memory behind it.
 #[test]
 fn a_squatted_shared_memory_directory_keeps_no_daemon_from_starting() {
-    let mut house = House::on_disk();
-    let path = house.create("a", false, SIZE);
-    house.stop();
-    let squatted = house.former_live_dir();
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, SIZE);
+    daemon.stop();
+    let squatted = daemon.former_live_dir();
     let nobody = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "mkdir"])
         .arg(&squatted)
         .status();
     assert!(nobody.unwrap().success());
     assert_eq!(fs::metadata(&squatted).unwrap().uid(), 65534);
-    house.start();
+    daemon.start();
     open(&path).write_all_at(b"written", 0).unwrap();
-    house.kill_everything();
-    house.start();
+    daemon.kill_everything();
+    daemon.start();
     same(&read_at(&open(&path), 0, 7), b"written", "after a kill");
     // The arena has a tmpfs of its own, so files of others in /dev/shm do not affect it.
-    let arena = fs::metadata(house.arena().unwrap()).unwrap();
+    let arena = fs::metadata(daemon.arena().unwrap()).unwrap();
     assert_ne!(arena.dev(), fs::metadata("/dev/shm").unwrap().dev());
     assert_eq!(arena.mode() & 0o7777, 0o600);
-    assert_eq!(fs::metadata(house.live_dir().unwrap()).unwrap().mode() & 0o7777, 0o700);
-    let mount = house.live_dir().unwrap();
-    house.stop();
+    assert_eq!(fs::metadata(daemon.live_dir().unwrap()).unwrap().mode() & 0o7777, 0o700);
+    let mount = daemon.live_dir().unwrap();
+    daemon.stop();
     assert!(!mount.exists(), "the place of the live maps outlives a clean stop");
     assert!(squatted.exists(), "the directory of another user stays");
 }
@@ -114,39 +114,39 @@ fn a_squatted_shared_memory_directory_keeps_no_daemon_from_starting() {
 /// In the directory that the operator names, the daemon avoids a name that another user has taken.
 #[test]
 fn a_squatted_runtime_directory_keeps_no_daemon_from_starting() {
-    let mut house = House::on_disk();
-    let path = house.create("a", false, SIZE);
-    house.stop();
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, SIZE);
+    daemon.stop();
     let runtime = tempfile::Builder::new().prefix("plyfs-test-").tempdir_in("/dev/shm").unwrap();
-    let name = house.former_live_dir().file_name().unwrap().to_owned();
+    let name = daemon.former_live_dir().file_name().unwrap().to_owned();
     let squatted = runtime.path().join(name);
     fs::create_dir(&squatted).unwrap();
     std::os::unix::fs::chown(&squatted, Some(65534), None).unwrap();
-    let config = house.path("plyfs.toml");
+    let config = daemon.path("plyfs.toml");
     fs::write(&config, format!("runtime.dir = {:?}\n", runtime.path())).unwrap();
     let config = ["--config", config.to_str().unwrap()];
-    house.try_start(&config).unwrap();
-    let arena = house.arena().unwrap();
+    daemon.try_start(&config).unwrap();
+    let arena = daemon.arena().unwrap();
     assert!(arena.starts_with(runtime.path()) && !arena.starts_with(&squatted), "{}", arena.display());
     open(&path).write_all_at(b"written", 0).unwrap();
-    house.kill_everything();
-    house.try_start(&config).unwrap();
-    assert_eq!(house.arena().unwrap(), arena);
+    daemon.kill_everything();
+    daemon.try_start(&config).unwrap();
+    assert_eq!(daemon.arena().unwrap(), arena);
     same(&read_at(&open(&path), 0, 7), b"written", "after a kill");
-    house.stop();
+    daemon.stop();
     assert!(!arena.exists());
 }
 
 #[test]
 fn live_maps_of_many_disks_cost_one_descriptor() {
-    let house = House::on_disk();
+    let daemon = TestDaemon::on_disk();
     let names: Vec<String> = (0..60).map(|n| format!("d{n}")).collect();
     let mut args = vec!["disk", "create", "--size", "1M"];
     args.extend(names.iter().map(String::as_str));
-    house.ok(&args);
-    let open: Vec<File> = names.iter().map(|name| open(&house.disk(name))).collect();
+    daemon.ok(&args);
+    let open: Vec<File> = names.iter().map(|name| open(&daemon.disk(name))).collect();
     open.iter().for_each(|file| file.write_all_at(b"x", 0).unwrap());
-    let held = fs::read_dir(format!("/proc/{}/fd", house.worker())).unwrap();
+    let held = fs::read_dir(format!("/proc/{}/fd", daemon.worker())).unwrap();
     let held: Vec<PathBuf> = held.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
     let is_map =
         |path: &&PathBuf| path.to_str().is_some_and(|path| path.contains(".arena") || path.contains(".live"));
@@ -154,10 +154,10 @@ fn live_maps_of_many_disks_cost_one_descriptor() {
 }
 
 /// Leaves live maps as a killed version without an arena does: a file for each disk.
-fn as_former_version(house: &House) {
-    let arena = house.arena().unwrap();
+fn as_former_version(daemon: &TestDaemon) {
+    let arena = daemon.arena().unwrap();
     let file = File::open(&arena).unwrap();
-    let dir = house.former_live_dir();
+    let dir = daemon.former_live_dir();
     fs::create_dir(&dir).unwrap();
     let own = Command::new("chmod").arg("0700").arg(&dir).status().unwrap();
     assert!(own.success());
@@ -174,55 +174,55 @@ fn as_former_version(house: &House) {
         fs::write(dir.join(format!("{}.live", entry >> 2)), map).unwrap();
     }
     let _ = Command::new("umount").arg("-l").arg(arena.parent().unwrap()).status();
-    fs::remove_file(house.store().join("live")).unwrap();
+    fs::remove_file(daemon.store().join("live")).unwrap();
 }
 
 #[test]
 fn live_maps_of_a_version_without_an_arena_are_taken_over() {
-    let mut house = House::on_disk();
-    house.base(SIZE as usize);
-    let paths = ["a", "b", "c"].map(|name| house.create(name, true, SIZE));
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(SIZE as usize);
+    let paths = ["a", "b", "c"].map(|name| daemon.create(name, true, SIZE));
     let bytes = Random(8).bytes(3 * 4096);
     for (path, bytes) in paths.iter().zip(bytes.chunks(4096)) {
         open(path).write_all_at(bytes, MIB).unwrap();
     }
-    house.kill_everything();
-    as_former_version(&house);
+    daemon.kill_everything();
+    as_former_version(&daemon);
     // One file was truncated. Only that disk is not served, because it may have unflushed data.
-    let cut = fs::read_dir(house.former_live_dir()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    let cut = fs::read_dir(daemon.former_live_dir()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
     let whole = fs::metadata(&cut).unwrap().len();
     OpenOptions::new().write(true).open(&cut).unwrap().set_len(64 * 4096).unwrap();
     assert!(whole > 64 * 4096);
-    house.start();
-    assert!(!house.former_live_dir().exists());
+    daemon.start();
+    assert!(!daemon.former_live_dir().exists());
     for (path, bytes) in paths.iter().zip(bytes.chunks(4096)).take(2) {
         same(&read_at(&open(path), MIB, 4096), bytes, "not flushed by the former version");
     }
     assert!(File::open(&paths[2]).is_err());
-    house.kill_everything();
-    house.start();
+    daemon.kill_everything();
+    daemon.start();
     same(&read_at(&open(&paths[0]), MIB, 4096), &bytes[..4096], "after another kill");
 }
 
 /// The next start reports live maps that are gone.
 #[test]
 fn a_start_without_the_live_maps_of_the_last_daemon_reports_the_loss() {
-    let mut house = House::on_disk();
-    let path = house.create("a", false, SIZE);
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, SIZE);
     open(&path).write_all_at(b"written", 0).unwrap();
-    house.kill_everything();
-    fs::remove_file(house.arena().unwrap()).unwrap();
-    house.start();
-    assert!(house.log().contains("live maps of the last daemon are gone"), "{}", house.log());
-    assert!(house.status()["live_maps"]["problem"].as_str().unwrap().contains("lost"));
-    assert!(house.ok(&["status"]).contains("live maps problem"));
-    house.restart();
-    assert!(house.status()["live_maps"]["problem"].is_null());
+    daemon.kill_everything();
+    fs::remove_file(daemon.arena().unwrap()).unwrap();
+    daemon.start();
+    assert!(daemon.log().contains("live maps of the last daemon are gone"), "{}", daemon.log());
+    assert!(daemon.status()["live_maps"]["problem"].as_str().unwrap().contains("lost"));
+    assert!(daemon.ok(&["status"]).contains("live maps problem"));
+    daemon.restart();
+    assert!(daemon.status()["live_maps"]["problem"].is_null());
     // A copy of a store in use does not own the live maps.
     open(&path).write_all_at(b"written", 0).unwrap();
-    let mut copy = House::unstarted("/var/tmp");
+    let mut copy = TestDaemon::unstarted("/var/tmp");
     let mut copied = Command::new("cp");
-    copied.args(["-a", "-x"]).arg(house.store()).arg(copy.dir.path()).stderr(Stdio::null());
+    copied.args(["-a", "-x"]).arg(daemon.store()).arg(copy.dir.path()).stderr(Stdio::null());
     let _ = copied.status();
     let _ = fs::remove_dir_all(copy.store().join("mnt"));
     fs::write(copy.store().join("lock"), "").unwrap();
@@ -233,15 +233,15 @@ fn a_start_without_the_live_maps_of_the_last_daemon_reports_the_loss() {
 
 #[test]
 fn only_the_guest_that_fills_the_memory_for_maps_is_refused() {
-    let mut house = House::unstarted("/var/tmp");
-    let config = house.path("plyfs.toml");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let config = daemon.path("plyfs.toml");
     fs::write(&config, "runtime.map_memory = '4M'\nruntime.map_memory_per_disk = '1M'\n").unwrap();
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    fs::write(house.path("b.img"), vec![7; SIZE as usize]).unwrap();
-    File::options().write(true).open(house.path("b.img")).unwrap().set_len(1 << 40).unwrap();
-    house.ok(&["base", "add", "b", house.path("b.img").to_str().unwrap()]);
-    let greedy = open(&house.create("greedy", true, 1 << 40));
-    let quiet = open(&house.create("quiet", true, 1 << 40));
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    fs::write(daemon.path("b.img"), vec![7; SIZE as usize]).unwrap();
+    File::options().write(true).open(daemon.path("b.img")).unwrap().set_len(1 << 40).unwrap();
+    daemon.ok(&["base", "add", "b", daemon.path("b.img").to_str().unwrap()]);
+    let greedy = open(&daemon.create("greedy", true, 1 << 40));
+    let quiet = open(&daemon.create("quiet", true, 1 << 40));
     // A write every 64 MiB: each is a page of the map.
     let at = |n: u64| n * 64 * MIB;
     let written = (0..).take_while(|n| match greedy.write_all_at(&[1; 4096], at(*n)) {
@@ -265,19 +265,19 @@ fn only_the_guest_that_fills_the_memory_for_maps_is_refused() {
     // The other disk works as before.
     (0..50).for_each(|n| quiet.write_all_at(&[3; 4096], at(n)).unwrap());
     quiet.sync_all().unwrap();
-    let maps = &house.status()["live_maps"];
+    let maps = &daemon.status()["live_maps"];
     assert_eq!((&maps["limit_bytes"], &maps["disk_limit_bytes"]), (&(4 * MIB).into(), &MIB.into()));
     assert!(maps["bytes"].as_u64().unwrap() > MIB, "{maps}");
-    let of = |name: &str| house.json(&["disk", "show", name])["map_bytes"].as_u64().unwrap();
+    let of = |name: &str| daemon.json(&["disk", "show", name])["map_bytes"].as_u64().unwrap();
     assert!(of("greedy") >= MIB && of("greedy") < 2 * MIB && of("quiet") > 50 * 4096, "{}", of("greedy"));
-    assert_eq!(house.status()["worker_starts"], 1);
+    assert_eq!(daemon.status()["worker_starts"], 1);
     // The same under the next worker.
-    house.kill_worker();
+    daemon.kill_worker();
     assert_eq!(greedy.write_at(&[1; 4096], at(written)).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     same(&read_at(&greedy, at(1) + 4096, 4096), &[2; 4096], "written at the bound");
     drop((greedy, quiet));
-    house.stop();
-    assert!(Path::new(&house.store()).exists());
+    daemon.stop();
+    assert!(Path::new(&daemon.store()).exists());
 }
 
 /// Anonymous memory of a process in bytes.
@@ -290,14 +290,14 @@ fn anonymous_memory(pid: i32) -> u64 {
 /// The map has 66 MiB. The memory of a flush does not grow with it.
 #[test]
 fn a_flush_of_a_disk_with_a_large_map_takes_little_memory() {
-    let mut house = House::on_disk();
-    fs::write(house.path("b.img"), b"x").unwrap();
-    File::options().write(true).open(house.path("b.img")).unwrap().set_len(1 << 40).unwrap();
-    house.ok(&["base", "add", "b", house.path("b.img").to_str().unwrap()]);
-    let disk = house.create("d", true, 1 << 40);
+    let mut daemon = TestDaemon::on_disk();
+    fs::write(daemon.path("b.img"), b"x").unwrap();
+    File::options().write(true).open(daemon.path("b.img")).unwrap().set_len(1 << 40).unwrap();
+    daemon.ok(&["base", "add", "b", daemon.path("b.img").to_str().unwrap()]);
+    let disk = daemon.create("d", true, 1 << 40);
     let file = open(&disk);
     fallocate(&file, ZERO, 0, 1 << 40).unwrap();
-    let worker = house.worker();
+    let worker = daemon.worker();
     let before = anonymous_memory(worker);
     let (done, highest) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -317,11 +317,11 @@ fn a_flush_of_a_disk_with_a_large_map_takes_little_memory() {
     });
     let grown = highest.load(Ordering::Relaxed).saturating_sub(before);
     assert!(grown < 48 << 20, "the worker grew by {} MiB", grown >> 20);
-    assert!(house.json(&["disk", "show", "d"])["map_bytes"].as_u64().unwrap() > 60 * MIB);
+    assert!(daemon.json(&["disk", "show", "d"])["map_bytes"].as_u64().unwrap() > 60 * MIB);
     drop(file);
-    house.kill_everything();
-    house.start();
+    daemon.kill_everything();
+    daemon.start();
     same(&read_at(&open(&disk), 0, 4096), &[0; 4096], "after a kill");
-    house.restart();
+    daemon.restart();
     same(&read_at(&open(&disk), (1 << 40) - 4096, 4096), &[0; 4096], "after a stop");
 }

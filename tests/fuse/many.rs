@@ -7,66 +7,66 @@ use crate::harness::*;
 
 const MIB: u64 = 1 << 20;
 
-fn create(house: &House, count: usize) -> Vec<String> {
+fn create(daemon: &TestDaemon, count: usize) -> Vec<String> {
     let names: Vec<String> = (0..count).map(|n| format!("d{n}")).collect();
     let mut args = vec!["disk", "create", "--size", "1M"];
     args.extend(names.iter().map(String::as_str));
-    house.ok(&args);
+    daemon.ok(&args);
     names
 }
 
-fn attached(house: &House) -> u64 {
-    house.json(&["status"])["attached_disks"].as_u64().unwrap()
+fn attached(daemon: &TestDaemon) -> u64 {
+    daemon.json(&["status"])["attached_disks"].as_u64().unwrap()
 }
 
 // Regression: with 300 disks and 256 descriptors fsync was EIO, `stop` ended with 0 and the daemon with 1, and `check`
 // found damage that no clean stop repaired.
 #[test]
 fn more_disks_can_be_in_use_than_there_are_descriptors() {
-    let mut house = House::unstarted("/var/tmp");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
     let mut few = Command::new("sh");
     few.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh"]);
-    house.start_under(few);
-    let names = create(&house, 300);
-    let files: Vec<_> = names.iter().map(|name| open(&house.disk(name))).collect();
+    daemon.start_under(few);
+    let names = create(&daemon, 300);
+    let files: Vec<_> = names.iter().map(|name| open(&daemon.disk(name))).collect();
     for round in 1..3u8 {
         for (n, file) in files.iter().enumerate() {
             file.write_all_at(&[round, n as u8], u64::from(round) * 4096).unwrap();
             file.sync_all().unwrap();
         }
     }
-    assert!((1..150).contains(&attached(&house)));
+    assert!((1..150).contains(&attached(&daemon)));
     // Unflushed writes to disks that are attached and to disks that are not.
     for (n, file) in files.iter().enumerate() {
         file.write_all_at(&[3, n as u8], 3 * 4096).unwrap();
     }
-    house.kill_worker();
+    daemon.kill_worker();
     for (n, file) in files.iter().enumerate() {
         for round in 1..4u8 {
             assert_eq!(read_at(file, u64::from(round) * 4096, 2), [round, n as u8]);
         }
     }
     drop(files);
-    house.stop();
-    house.ok(&["check"]);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 // Regression: each listed disk stayed attached until the worker ended.
 #[test]
 fn a_listing_and_a_stat_of_each_file_attach_no_disk() {
-    let mut house = House::on_disk();
-    let names = create(&house, 100);
-    open(&house.disk("d7")).write_all_at(b"written", 4096).unwrap();
-    house.restart();
-    let list = house.json(&["disk", "ls"]);
+    let mut daemon = TestDaemon::on_disk();
+    let names = create(&daemon, 100);
+    open(&daemon.disk("d7")).write_all_at(b"written", 4096).unwrap();
+    daemon.restart();
+    let list = daemon.json(&["disk", "ls"]);
     assert_eq!(list.as_array().unwrap().len(), 100);
     assert!(list.as_array().unwrap().iter().all(|disk| disk["size"] == MIB && disk["state"] == "ok"));
     for name in &names {
-        let meta = std::fs::metadata(house.disk(name)).unwrap();
+        let meta = std::fs::metadata(daemon.disk(name)).unwrap();
         assert_eq!(meta.len(), MIB);
     }
     assert!(list[7]["delta_bytes"].as_u64() > Some(0) && list[8]["delta_bytes"] == 0, "{list}");
-    assert_eq!(attached(&house), 0);
+    assert_eq!(attached(&daemon), 0);
     assert!(list.as_array().unwrap().iter().all(|disk| disk["map_bytes"] == 0), "{list}");
-    house.stop();
+    daemon.stop();
 }

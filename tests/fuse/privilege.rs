@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{House, PUNCH, Random, ZERO, fallocate, needs, open, run, same, tool};
+use crate::harness::{PUNCH, Random, TestDaemon, ZERO, fallocate, needs, open, run, same, tool};
 
 const NOBODY: u32 = 65534;
 
@@ -75,8 +75,8 @@ fn landlock() -> &'static str {
 const IPC_LOCK: u64 = 1 << 14;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 
-fn looks_confined(house: &House) {
-    let status = house.json(&["status"]);
+fn looks_confined(daemon: &TestDaemon) {
+    let status = daemon.json(&["status"]);
     let confinement = &status["confinement"];
     assert_eq!(confinement["landlock"], landlock(), "{confinement}");
     assert_eq!(confinement["seccomp"], "on", "{confinement}");
@@ -102,41 +102,45 @@ fn looks_confined(house: &House) {
 /// Guards D15.
 #[test]
 fn every_worker_is_confined_and_the_status_shows_it() {
-    let house = House::on_disk();
-    looks_confined(&house);
-    let text = house.ok(&["status"]);
+    let daemon = TestDaemon::on_disk();
+    looks_confined(&daemon);
+    let text = daemon.ok(&["status"]);
     assert!(text.contains(&format!("landlock {}, seccomp on, core dumps off", landlock())), "{text}");
-    house.kill_worker();
-    looks_confined(&house);
+    daemon.kill_worker();
+    looks_confined(&daemon);
 }
 
 #[test]
 fn confinement_can_be_switched_off() {
-    let mut house = House::unstarted("/var/tmp");
-    let config = house.path("c.toml");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let config = daemon.path("c.toml");
     fs::write(&config, "[security]\ncapabilities = false\nlandlock = false\nseccomp = \"off\"\n").unwrap();
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    let confinement = house.json(&["status"])["confinement"].clone();
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    let confinement = daemon.json(&["status"])["confinement"].clone();
     assert_eq!(confinement["landlock"], "off (configuration)");
     assert_eq!(confinement["seccomp"], "off (configuration)");
     assert!(confinement["capabilities"].as_array().unwrap().len() > 5, "{confinement}");
-    assert_eq!(children(i64::from(house.worker())), [] as [i64; 0], "there is no opener without confinement");
-    house.base(1 << 20);
-    house.stop();
+    assert_eq!(
+        children(i64::from(daemon.worker())),
+        [] as [i64; 0],
+        "there is no opener without confinement"
+    );
+    daemon.base(1 << 20);
+    daemon.stop();
 }
 
 #[test]
 fn bases_outside_of_their_directories_are_refused() {
-    let mut house = House::unstarted("/var/tmp");
-    let (config, inside) = (house.path("c.toml"), house.path("images"));
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let (config, inside) = (daemon.path("c.toml"), daemon.path("images"));
     fs::create_dir(&inside).unwrap();
     fs::write(&config, format!("[security]\nbase_dirs = [{inside:?}]\n")).unwrap();
     for image in ["images/in.img", "out.img"] {
-        fs::write(house.path(image), [1; 4096]).unwrap();
+        fs::write(daemon.path(image), [1; 4096]).unwrap();
     }
-    house.try_start(&["--config", config.to_str().unwrap()]).unwrap();
-    house.ok(&["base", "add", "in", house.path("images/in.img").to_str().unwrap()]);
-    let why = house.fails(&["base", "add", "out", house.path("out.img").to_str().unwrap()]);
+    daemon.try_start(&["--config", config.to_str().unwrap()]).unwrap();
+    daemon.ok(&["base", "add", "in", daemon.path("images/in.img").to_str().unwrap()]);
+    let why = daemon.fails(&["base", "add", "out", daemon.path("out.img").to_str().unwrap()]);
     assert!(why.contains("outside the directories for bases") && why.contains("base_dirs"), "{why}");
 }
 
@@ -144,13 +148,13 @@ fn bases_outside_of_their_directories_are_refused() {
 #[test]
 fn nothing_a_worker_does_is_refused() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
-    let trace = house.path("trace");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let trace = daemon.path("trace");
     let mut wrapper = Command::new(strace);
     wrapper.args(["-f", "-qq", "-Z", "-o"]).arg(&trace);
-    house.start_under(wrapper);
-    let data = house.base(4 << 20);
-    let path = house.create("a", true, 16 << 20);
+    daemon.start_under(wrapper);
+    let data = daemon.base(4 << 20);
+    let path = daemon.create("a", true, 16 << 20);
     let file = open(&path);
     let mut bytes = vec![0; data.len()];
     file.read_exact_at(&mut bytes, 0).unwrap();
@@ -161,19 +165,19 @@ fn nothing_a_worker_does_is_refused() {
     fallocate(&file, 0, 8 << 20, 4096).unwrap();
     file.sync_all().unwrap();
     file.set_len(12 << 20).unwrap();
-    fs::rename(&path, house.disk("b")).unwrap();
-    end(&house, libc::SIGKILL);
+    fs::rename(&path, daemon.disk("b")).unwrap();
+    end(&daemon, libc::SIGKILL);
     file.write_all_at(&[8; 5000], 40_000).unwrap();
     file.sync_all().unwrap();
-    chown(house.disk("b"), Some(NOBODY), None).unwrap();
-    house.ok(&["disk", "resize", "b", "20M"]);
-    house.ok(&["disk", "ls"]);
-    File::create(house.disk("c")).unwrap().write_all(b"new").unwrap();
+    chown(daemon.disk("b"), Some(NOBODY), None).unwrap();
+    daemon.ok(&["disk", "resize", "b", "20M"]);
+    daemon.ok(&["disk", "ls"]);
+    File::create(daemon.disk("c")).unwrap().write_all(b"new").unwrap();
     drop(file);
-    fs::remove_file(house.disk("c")).unwrap();
-    house.ok(&["disk", "rm", "b"]);
-    house.ok(&["base", "rm", "b"]);
-    house.stop();
+    fs::remove_file(daemon.disk("c")).unwrap();
+    daemon.ok(&["disk", "rm", "b"]);
+    daemon.ok(&["base", "rm", "b"]);
+    daemon.stop();
     let trace = fs::read_to_string(&trace).unwrap();
     assert!(trace.contains("clone3"), "the trace must contain failed calls: clone3 is refused on purpose");
     let refused: Vec<_> = trace
@@ -188,23 +192,23 @@ fn nothing_a_worker_does_is_refused() {
 #[test]
 fn without_landlock_and_seccomp_in_the_kernel_the_daemon_works_and_reports_it() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
     let mut wrapper = Command::new(strace);
     wrapper.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset,seccomp"]);
     wrapper.args(["-e", "inject=landlock_create_ruleset,seccomp:error=ENOSYS"]);
-    house.start_under(wrapper);
-    let data = house.base(1 << 20);
-    let path = house.create("a", true, 1 << 20);
+    daemon.start_under(wrapper);
+    let data = daemon.base(1 << 20);
+    let path = daemon.create("a", true, 1 << 20);
     for _ in 0..2 {
         same(&fs::read(&path).unwrap(), &data, "the base");
-        let confinement = house.json(&["status"])["confinement"].clone();
+        let confinement = daemon.json(&["status"])["confinement"].clone();
         for key in ["landlock", "seccomp"] {
             let text = confinement[key].as_str().unwrap();
             assert!(text.starts_with("off (") && text != "off (configuration)", "{confinement}");
         }
-        end(&house, libc::SIGKILL);
+        end(&daemon, libc::SIGKILL);
     }
-    let log = house.log();
+    let log = daemon.log();
     assert_eq!(log.matches("more rights than it needs").count(), 2, "once each, by the first worker: {log}");
 }
 
@@ -214,21 +218,21 @@ fn the_death_of_the_opener_costs_clients_only_a_pause() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    let data = house.base(1 << 20);
-    let path = house.create("a", true, 1 << 20);
-    house.kill_worker();
-    let worker = i64::from(house.worker());
+    let daemon = TestDaemon::on_disk();
+    let data = daemon.base(1 << 20);
+    let path = daemon.create("a", true, 1 << 20);
+    daemon.kill_worker();
+    let worker = i64::from(daemon.worker());
     // SAFETY: no memory is involved.
     children(worker).iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid as i32, libc::SIGKILL) }, 0));
     same(&fs::read(&path).unwrap(), &data, "the base");
-    assert_ne!(i64::from(house.worker()), worker);
-    assert!(house.log().contains("the opener is gone"), "{}", house.log());
+    assert_ne!(i64::from(daemon.worker()), worker);
+    assert!(daemon.log().contains("the opener is gone"), "{}", daemon.log());
 }
 
 /// Sends the worker a signal, and waits for the next worker. The worker may be any descendant of the started process.
-fn end(house: &House, signal: i32) {
-    let worker = house.worker();
+fn end(daemon: &TestDaemon, signal: i32) {
+    let worker = daemon.worker();
     let until = Instant::now() + Duration::from_secs(60);
     // Rust's runtime ignores the first SIGSEGV that no fault caused; the second one kills.
     // SAFETY: no memory is involved.
@@ -236,7 +240,7 @@ fn end(house: &House, signal: i32) {
         assert!(Instant::now() < until, "the worker does not die");
         std::thread::sleep(Duration::from_millis(10));
     }
-    while house.cli(&["--json", "status"]).stdout.is_empty() || house.worker() == worker {
+    while daemon.cli(&["--json", "status"]).stdout.is_empty() || daemon.worker() == worker {
         assert!(Instant::now() < until, "no worker within 60 s");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -264,10 +268,10 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
             println!("SKIP: core files go to {pattern}, where the test cannot read them");
             continue;
         }
-        let mut house = House::unstarted("/var/tmp");
-        let cwd = house.path("cwd");
+        let mut daemon = TestDaemon::unstarted("/var/tmp");
+        let cwd = daemon.path("cwd");
         fs::create_dir(&cwd).unwrap();
-        let config = house.path("c.toml");
+        let config = daemon.path("c.toml");
         fs::write(&config, format!("[security]\ncore_dumps = {allowed}\n[cache]\nmemory = \"8M\"\n"))
             .unwrap();
         let mut wrapper = Command::new("sh");
@@ -275,16 +279,16 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
             .args(["-c", "ulimit -c unlimited && exec \"$@\" --config \"$0\""])
             .arg(&config)
             .current_dir(&cwd);
-        house.start_under(wrapper);
-        fs::write(house.path("m.img"), marker.repeat((1 << 20) / marker.len())).unwrap();
-        house.ok(&["base", "add", "m", house.path("m.img").to_str().unwrap()]);
-        house.ok(&["disk", "create", "a", "--base", "m"]);
+        daemon.start_under(wrapper);
+        fs::write(daemon.path("m.img"), marker.repeat((1 << 20) / marker.len())).unwrap();
+        daemon.ok(&["base", "add", "m", daemon.path("m.img").to_str().unwrap()]);
+        daemon.ok(&["disk", "create", "a", "--base", "m"]);
         let mut bytes = [0; 4096];
-        open(&house.disk("a")).read_exact_at(&mut bytes, 0).unwrap();
+        open(&daemon.disk("a")).read_exact_at(&mut bytes, 0).unwrap();
         same(&bytes[..64], &marker, "the data is in the worker's cache");
-        end(&house, libc::SIGSEGV);
+        end(&daemon, libc::SIGSEGV);
         // In the directory where the worker was started, or where it may write.
-        let found = [cores(&cwd), cores(&house.store())].concat();
+        let found = [cores(&cwd), cores(&daemon.store())].concat();
         if allowed {
             assert!(
                 found.iter().any(|core| contains(core, &marker)),
@@ -292,7 +296,7 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
             );
         } else {
             assert_eq!(found, [] as [PathBuf; 0]);
-            let limits = fs::read_to_string(format!("/proc/{}/limits", house.worker())).unwrap();
+            let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.worker())).unwrap();
             let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
             assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
         }
@@ -301,16 +305,16 @@ fn a_crashed_worker_leaves_no_guest_data_behind() {
 
 #[test]
 fn another_user_can_access_only_the_disks_that_were_given_to_it() {
-    let house = House::on_disk();
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    house.base(1 << 20);
-    let (mine, theirs) = (house.create("mine", true, 1 << 20), house.create("theirs", true, 1 << 20));
+    let daemon = TestDaemon::on_disk();
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.base(1 << 20);
+    let (mine, theirs) = (daemon.create("mine", true, 1 << 20), daemon.create("theirs", true, 1 << 20));
     chown(&theirs, Some(NOBODY), None).unwrap();
     assert_eq!(fs::metadata(&mine).unwrap().mode() & 0o7777, 0o600);
 
     assert!(nobody_may("cat", &[&theirs]), "its own disk, by its path, as QEMU opens it");
     assert!(!nobody_may("cat", &[&mine]), "a disk of mode 0600");
-    assert!(!nobody_may("cat", &[&house.mount().join("bases/b.raw")]), "a base");
+    assert!(!nobody_may("cat", &[&daemon.mount().join("bases/b.raw")]), "a base");
     for dir in [
         "store/mnt",
         "store/mnt/disks",
@@ -320,13 +324,13 @@ fn another_user_can_access_only_the_disks_that_were_given_to_it() {
         "store/deltas",
         "store/bases",
     ] {
-        assert!(!nobody_may("ls", &[&house.path(dir)]), "names in {dir}");
+        assert!(!nobody_may("ls", &[&daemon.path(dir)]), "names in {dir}");
     }
-    assert!(!nobody_may("ls", &[&house.live_dir().unwrap()]), "live maps");
-    assert!(!nobody_may("cat", &[&house.arena().unwrap()]), "live maps");
+    assert!(!nobody_may("ls", &[&daemon.live_dir().unwrap()]), "live maps");
+    assert!(!nobody_may("cat", &[&daemon.arena().unwrap()]), "live maps");
     // The user may make no other changes, either.
     assert!(!nobody_may("rm", &[Path::new("-f"), &mine]));
-    assert!(!nobody_may("touch", &[&house.disk("new")]));
+    assert!(!nobody_may("touch", &[&daemon.disk("new")]));
     assert!(!nobody_may("chmod", &[Path::new("0666"), &mine]));
     fs::set_permissions(&mine, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(nobody_may("cat", &[&mine]), "a disk whose mode allows it");
@@ -334,12 +338,12 @@ fn another_user_can_access_only_the_disks_that_were_given_to_it() {
 
 #[test]
 fn another_user_cannot_reach_the_control_socket() {
-    let house = House::on_disk();
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(UnixStream::connect(house.store().join("control.sock")).is_ok(), "the daemon's own user can");
-    let binary = public_binary(&house);
+    let daemon = TestDaemon::on_disk();
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(UnixStream::connect(daemon.store().join("control.sock")).is_ok(), "the daemon's own user can");
+    let binary = public_binary(&daemon);
     let output =
-        as_nobody(&binary).args(["--store", house.store().to_str().unwrap(), "status"]).output().unwrap();
+        as_nobody(&binary).args(["--store", daemon.store().to_str().unwrap(), "status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("ermission denied"), "{text}");
@@ -349,8 +353,8 @@ fn another_user_cannot_reach_the_control_socket() {
 #[test]
 fn the_control_socket_is_never_accessible_to_other_users() {
     let Some(strace) = tool("strace") else { return };
-    let mut house = House::unstarted("/var/tmp");
-    let (trace, socket) = (house.path("trace"), house.store().join("control.sock"));
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let (trace, socket) = (daemon.path("trace"), daemon.store().join("control.sock"));
     // If the mode were set after the creation of the socket, this delay would expose it.
     let script = "umask 0; trace=$0; strace=$1; shift; exec \"$strace\" -f -qq -o \"$trace\" \
                   -e trace=chmod,fchmodat,fchmod \
@@ -367,13 +371,13 @@ fn the_control_socket_is_never_accessible_to_other_users() {
         }
         panic!("no socket");
     });
-    house.start_under(wrapper);
+    daemon.start_under(wrapper);
     assert_eq!(watcher.join().unwrap(), 0o600);
 }
 
 /// A copy of the program that every user can run.
-fn public_binary(house: &House) -> PathBuf {
-    let path = house.path("plyfs");
+fn public_binary(daemon: &TestDaemon) -> PathBuf {
+    let path = daemon.path("plyfs");
     // cp makes the copy. If this process wrote it, a child of another test could inherit the open file, and running the
     // copy would be ETXTBSY.
     run(Command::new("cp").arg(env!("CARGO_BIN_EXE_plyfs")).arg(&path));
@@ -412,16 +416,20 @@ fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     if tool("fusermount3").is_none() {
         return;
     }
-    let mut house = House::unstarted("/var/tmp");
-    fs::set_permissions(house.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    chown(house.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    let binary = public_binary(&house);
-    let store = house.store();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(daemon.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let binary = public_binary(&daemon);
+    let store = daemon.store();
     let mut command = as_nobody(&binary);
-    command.arg("--store").arg(&store).args(["serve", "--cache-memory", "64M"]).current_dir(house.dir.path());
+    command
+        .arg("--store")
+        .arg(&store)
+        .args(["serve", "--cache-memory", "64M"])
+        .current_dir(daemon.dir.path());
     {
         let _device = OpenDevice::new();
-        house.start_command(command);
+        daemon.start_command(command);
     }
     let plyfs = |args: &[&str]| run(as_nobody(&binary).arg("--store").arg(&store).args(args));
     let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&plyfs(args)).unwrap();
@@ -429,11 +437,11 @@ fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     let shell = |script: &str, args: &[&Path]| run(as_nobody("sh").args(["-euc", script, "sh"]).args(args));
 
     let data = Random(3).bytes(4 << 20);
-    fs::write(house.path("b.img"), &data).unwrap();
-    plyfs(&["base", "add", "b", house.path("b.img").to_str().unwrap()]);
+    fs::write(daemon.path("b.img"), &data).unwrap();
+    plyfs(&["base", "add", "b", daemon.path("b.img").to_str().unwrap()]);
     plyfs(&["disk", "create", "a", "--base", "b", "--size", "8M"]);
-    let disk = house.disk("a");
-    let image = house.path("b.img");
+    let disk = daemon.disk("a");
+    let image = daemon.path("b.img");
     shell("cmp -n 4194304 \"$1\" \"$2\"", &[&disk, &image]);
     shell(
         "head -c 100000 \"$2\" | dd of=\"$1\" bs=1000 seek=5000 conv=notrunc,fsync status=none",
@@ -464,9 +472,9 @@ fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     plyfs(&["disk", "resize", "blank", "2M"]);
     plyfs(&["disk", "rm", "blank"]);
     plyfs(&["stop"]);
-    house.ended();
+    daemon.ended();
     assert!(plyfs(&["check"]).contains("0 finding(s)"));
-    let log = house.log();
+    let log = daemon.log();
     let locked = confinement["memory_locked"].as_bool().unwrap();
     assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "logged once: {log}");
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{House, Random, children, needs, open, read_at, run, same, signal, tool, until};
+use crate::harness::{Random, TestDaemon, children, needs, open, read_at, run, same, signal, tool, until};
 
 /// A client that writes, reads, compares and flushes one disk through one open file, until it is stopped.
 pub struct Client {
@@ -97,22 +97,22 @@ fn the_standby_takes_over_and_another_is_prepared() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    let disk = open(&house.create("a", false, 1 << 20));
+    let daemon = TestDaemon::on_disk();
+    let disk = open(&daemon.create("a", false, 1 << 20));
     disk.write_all_at(b"before", 4096).unwrap();
-    let (worker, standby) = house.prepared();
+    let (worker, standby) = daemon.prepared();
     signal(worker, libc::SIGKILL);
     same(&read_at(&disk, 4096, 6), b"before", "after the worker");
-    let (next, after) = house.prepared();
+    let (next, after) = daemon.prepared();
     assert_eq!(next, standby, "another worker than the standby took over");
     assert!(![worker, standby].contains(&after));
 
     // Only the standby dies: the worker goes on.
-    let before = house.status();
+    let before = daemon.status();
     signal(after, libc::SIGKILL);
-    let another = until("another standby", || Some(house.prepared()).filter(|(_, s)| *s != after));
+    let another = until("another standby", || Some(daemon.prepared()).filter(|(_, s)| *s != after));
     assert_eq!(another.0, standby, "the worker ended with its standby");
-    let now = house.status();
+    let now = daemon.status();
     assert_eq!(now["worker_starts"], before["worker_starts"]);
     assert_eq!(now["worker_ends"], before["worker_ends"]);
 
@@ -120,56 +120,56 @@ fn the_standby_takes_over_and_another_is_prepared() {
     signal(another.1, libc::SIGKILL);
     signal(another.0, libc::SIGKILL);
     same(&read_at(&disk, 4096, 6), b"before", "after both");
-    let (worker, standby) = house.prepared();
+    let (worker, standby) = daemon.prepared();
     for old in [another.0, another.1] {
         assert!(old != worker && old != standby);
     }
-    let end = house.status()["worker_ends"].as_array().unwrap().last().unwrap().clone();
+    let end = daemon.status()["worker_ends"].as_array().unwrap().last().unwrap().clone();
     assert!(end["why"].as_str().unwrap().contains("SIGKILL"), "{end}");
 }
 
 /// Guards D22.
 #[test]
 fn kills_and_upgrades_leak_no_files_or_processes() {
-    let house = House::on_disk();
-    let arguments = || fs::read(format!("/proc/{}/cmdline", house.supervisor())).unwrap();
+    let daemon = TestDaemon::on_disk();
+    let arguments = || fs::read(format!("/proc/{}/cmdline", daemon.supervisor())).unwrap();
     let arguments_before = arguments();
     let look = |pids: (i32, i32)| {
         let (worker, standby) = pids;
-        [open_files(house.supervisor()), open_files(worker), open_files(standby)]
+        [open_files(daemon.supervisor()), open_files(worker), open_files(standby)]
     };
     // Compare with the state after one of each, because an upgraded supervisor may have other files than the first.
-    house.kill_worker();
-    house.ok(&["upgrade"]);
-    let before = look(house.prepared());
+    daemon.kill_worker();
+    daemon.ok(&["upgrade"]);
+    let before = look(daemon.prepared());
     for round in 0..20 {
-        let (worker, _) = house.prepared();
+        let (worker, _) = daemon.prepared();
         signal(worker, libc::SIGKILL);
-        until("another worker", || (house.status()["worker_pid"] != worker).then_some(()));
+        until("another worker", || (daemon.status()["worker_pid"] != worker).then_some(()));
         if round % 4 == 0 {
             // This standby is not prepared yet.
-            let standby = house.status()["standby"]["pid"].as_i64();
+            let standby = daemon.status()["standby"]["pid"].as_i64();
             standby.into_iter().for_each(|pid| signal(pid as i32, libc::SIGKILL));
         }
     }
     for _ in 0..20 {
-        house.ok(&["upgrade"]);
+        daemon.ok(&["upgrade"]);
     }
     // The connection of an ended command may still be open.
     let mut after = None;
     until(&format!("files as before ({before:#?}"), || {
-        let pids = house.prepared();
+        let pids = daemon.prepared();
         after = Some(look(pids));
         (after.as_ref() == Some(&before)).then_some(())
     });
-    let (worker, standby) = house.prepared();
+    let (worker, standby) = daemon.prepared();
     let mut expected = vec![worker, standby];
-    let mut found = children(house.supervisor());
+    let mut found = children(daemon.supervisor());
     expected.sort_unstable();
     found.sort_unstable();
     assert_eq!(found, expected, "children of the supervisor");
     assert_eq!(arguments(), arguments_before);
-    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", house.supervisor())).unwrap().trim(), "plyfs");
+    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", daemon.supervisor())).unwrap().trim(), "plyfs");
     for pid in [worker, standby] {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let environment = String::from_utf8_lossy(&environment);
@@ -186,24 +186,24 @@ fn as_the_first_process_of_a_container_the_supervisor_reaps_orphans() {
     if tool("unshare").is_none() {
         return;
     }
-    let mut house = House::unstarted("/var/tmp");
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
     let mut unshare = Command::new("unshare");
     unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
-    house.start_under(unshare);
-    let supervisor = children(house.supervisor())[0];
+    daemon.start_under(unshare);
+    let supervisor = children(daemon.supervisor())[0];
     for _ in 0..5 {
-        let starts = house.status()["worker_starts"].clone();
+        let starts = daemon.status()["worker_starts"].clone();
         // Workers have openers, which outlive them for a moment.
         let worker = children(supervisor).into_iter().find(|pid| state(*pid) != Some('Z')).unwrap();
         signal(worker, libc::SIGKILL);
-        until("another worker", || (house.status()["worker_starts"] != starts).then_some(()));
-        house.prepared();
+        until("another worker", || (daemon.status()["worker_starts"] != starts).then_some(()));
+        daemon.prepared();
     }
     until("an end of all zombies", || {
         let zombies = children(supervisor).into_iter().filter(|pid| state(*pid) == Some('Z')).count();
         (zombies == 0).then_some(())
     });
-    house.stop();
+    daemon.stop();
 }
 
 #[test]
@@ -211,36 +211,36 @@ fn workers_that_keep_dying_are_restarted_with_pauses_and_reported() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    let client = Client::new(&house.create("a", false, 4 << 20), 4 << 20, 1);
+    let daemon = TestDaemon::on_disk();
+    let client = Client::new(&daemon.create("a", false, 4 << 20), 4 << 20, 1);
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        for pid in children(house.supervisor()) {
+        for pid in children(daemon.supervisor()) {
             signal(pid, libc::SIGKILL);
         }
         std::thread::sleep(Duration::from_micros(300));
     }
-    let status = house.status();
+    let status = daemon.status();
     assert!(status["back_off_ms"].as_u64().unwrap() > 0, "{status}");
     let ends = status["worker_ends"].as_array().unwrap();
     assert!(
         ends.len() > 5 && ends.iter().all(|end| end["why"].as_str().unwrap().contains("SIGKILL")),
         "{status}"
     );
-    assert!(house.log().contains("workers keep ending soon"));
+    assert!(daemon.log().contains("workers keep ending soon"));
     // A worker that lives for a while ends the pauses.
-    let (worker, _) = house.prepared();
+    let (worker, _) = daemon.prepared();
     std::thread::sleep(Duration::from_millis(500));
     signal(worker, libc::SIGKILL);
-    until("another worker", || (house.status()["worker_pid"] != worker).then_some(()));
-    assert_eq!(house.status()["back_off_ms"], 0);
+    until("another worker", || (daemon.status()["worker_pid"] != worker).then_some(()));
+    assert_eq!(daemon.status()["back_off_ms"], 0);
     assert!(client.is_fine());
     client.stop();
 }
 
 /// Leaves the daemon without a serving worker: the standby that must take over is stopped. Returns its process id.
-fn stop_serving(house: &House) -> i32 {
-    let (worker, standby) = house.prepared();
+fn stop_serving(daemon: &TestDaemon) -> i32 {
+    let (worker, standby) = daemon.prepared();
     signal(standby, libc::SIGSTOP);
     signal(worker, libc::SIGKILL);
     standby
@@ -248,26 +248,26 @@ fn stop_serving(house: &House) -> i32 {
 
 #[test]
 fn without_a_serving_worker_the_status_reports_it() {
-    let house = House::on_disk();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let stopped = stop_serving(&house);
+    let daemon = TestDaemon::on_disk();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    let stopped = stop_serving(&daemon);
     // A request in the first second waits until a worker or the supervisor can answer.
-    let why = house.fails(&["status"]);
+    let why = daemon.fails(&["status"]);
     assert!(why.contains("no worker has served") && why.contains(&stopped.to_string()), "{why}");
     assert!(why.contains("SIGKILL"), "{why}");
     signal(stopped, libc::SIGCONT);
-    assert_eq!(house.status()["worker_pid"], stopped);
+    assert_eq!(daemon.status()["worker_pid"], stopped);
     client.stop();
 }
 
 #[test]
 fn a_worker_that_does_not_take_over_is_replaced() {
-    let house = House::on_disk();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let stuck = stop_serving(&house);
+    let daemon = TestDaemon::on_disk();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    let stuck = stop_serving(&daemon);
     // The worker stays stopped: the supervisor must notice that.
     let status = until("another worker", || {
-        let output = house.cli(&["--json", "status"]);
+        let output = daemon.cli(&["--json", "status"]);
         output.status.success().then(|| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap())
     });
     assert_ne!(status["worker_pid"], stuck);
@@ -279,49 +279,49 @@ fn a_worker_that_does_not_take_over_is_replaced() {
 
 #[test]
 fn a_stop_without_a_serving_worker_closes_the_store() {
-    let mut house = House::on_disk();
-    let path = house.create("a", false, 1 << 20);
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, 1 << 20);
     open(&path).write_all_at(b"not flushed", 8192).unwrap();
-    stop_serving(&house);
+    stop_serving(&daemon);
     // Only the live map knows the bytes, and a clean stop removes it.
-    house.stop();
-    assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
-    house.start();
+    daemon.stop();
+    assert_eq!(daemon.live_maps(), Vec::<std::path::PathBuf>::new());
+    daemon.start();
     same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
 }
 
 #[test]
 fn a_worker_that_dies_while_the_store_is_closed_is_replaced() {
     for files_are_open in [false, true] {
-        let mut house = House::on_disk();
-        let path = house.create("a", false, 1 << 20);
+        let mut daemon = TestDaemon::on_disk();
+        let path = daemon.create("a", false, 1 << 20);
         let file = open(&path);
         file.write_all_at(b"not flushed", 8192).unwrap();
         let file = files_are_open.then_some(file);
-        let (worker, _) = house.prepared();
+        let (worker, _) = daemon.prepared();
         signal(worker, libc::SIGSTOP);
-        signal(house.supervisor(), libc::SIGTERM);
-        until("an end of the mount", || (!is_mounted(&house.mount())).then_some(()));
+        signal(daemon.supervisor(), libc::SIGTERM);
+        until("an end of the mount", || (!is_mounted(&daemon.mount())).then_some(()));
         signal(worker, libc::SIGKILL);
-        house.ended();
+        daemon.ended();
         drop(file);
-        assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
-        house.start();
+        assert_eq!(daemon.live_maps(), Vec::<std::path::PathBuf>::new());
+        daemon.start();
         same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
     }
 }
 
 #[test]
 fn a_daemon_whose_mount_was_detached_stops_cleanly() {
-    let mut house = House::on_disk();
-    let path = house.create("a", false, 1 << 20);
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, 1 << 20);
     let file = open(&path);
     file.write_all_at(b"not flushed", 8192).unwrap();
-    run(Command::new("umount").arg("-l").arg(house.mount()));
-    house.stop();
+    run(Command::new("umount").arg("-l").arg(daemon.mount()));
+    daemon.stop();
     drop(file);
-    assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
-    house.start();
+    assert_eq!(daemon.live_maps(), Vec::<std::path::PathBuf>::new());
+    daemon.start();
     same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
 }
 
@@ -330,10 +330,10 @@ fn a_store_that_becomes_readable_again_needs_no_restart() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let (worker, standby) = house.prepared();
-    let superblock = house.store().join("plyfs.store");
+    let daemon = TestDaemon::on_disk();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    let (worker, standby) = daemon.prepared();
+    let superblock = daemon.store().join("plyfs.store");
     let good = fs::read(&superblock).unwrap();
     let mut bad = good.clone();
     bad[20] ^= 1;
@@ -341,14 +341,14 @@ fn a_store_that_becomes_readable_again_needs_no_restart() {
     signal(standby, libc::SIGKILL);
     signal(worker, libc::SIGKILL);
     let why = until("a reason", || {
-        let output = house.cli(&["status"]);
+        let output = daemon.cli(&["status"]);
         let text = String::from_utf8(output.stderr).unwrap();
         (text.contains("plyfs.store") && text.contains("tried in")).then_some(text)
     });
     assert!(why.contains("no worker has served"), "{why}");
     assert!(client.is_fine());
     fs::write(&superblock, &good).unwrap();
-    let status: Value = house.status();
+    let status: Value = daemon.status();
     assert!(status["worker_ends"].to_string().contains("plyfs.store"), "{status}");
     client.stop();
 }

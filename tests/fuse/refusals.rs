@@ -8,65 +8,65 @@ use std::process::Command;
 use crate::harness::*;
 
 /// The log of a daemon that must refuse to start with these arguments.
-fn refused(house: &mut House, args: &[&str]) -> String {
-    house.try_start(args).expect_err(&format!("serve {args:?} has to be refused"))
+fn refused(daemon: &mut TestDaemon, args: &[&str]) -> String {
+    daemon.try_start(args).expect_err(&format!("serve {args:?} has to be refused"))
 }
 
 #[test]
 fn unfit_mount_points_are_refused() {
-    let mut house = House::unstarted("/var/tmp");
-    let at = |house: &House, name: &str| house.path(name).to_str().unwrap().to_owned();
-    fs::create_dir(house.path("full")).unwrap();
-    fs::write(house.path("full/file"), b"").unwrap();
-    fs::create_dir(house.path("busy")).unwrap();
-    let (full, file, busy) = (at(&house, "full"), at(&house, "full/file"), at(&house, "busy"));
-    let inside = house.store().join("deltas").to_str().unwrap().to_owned();
-    assert!(refused(&mut house, &["--mount", &full]).contains(&full));
-    assert!(refused(&mut house, &["--mount", &file]).contains(&file));
-    assert!(refused(&mut house, &["--mount", &inside]).contains("deltas"));
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let at = |daemon: &TestDaemon, name: &str| daemon.path(name).to_str().unwrap().to_owned();
+    fs::create_dir(daemon.path("full")).unwrap();
+    fs::write(daemon.path("full/file"), b"").unwrap();
+    fs::create_dir(daemon.path("busy")).unwrap();
+    let (full, file, busy) = (at(&daemon, "full"), at(&daemon, "full/file"), at(&daemon, "busy"));
+    let inside = daemon.store().join("deltas").to_str().unwrap().to_owned();
+    assert!(refused(&mut daemon, &["--mount", &full]).contains(&full));
+    assert!(refused(&mut daemon, &["--mount", &file]).contains(&file));
+    assert!(refused(&mut daemon, &["--mount", &inside]).contains("deltas"));
     run(Command::new("mount").args(["-t", "tmpfs", "none", &busy]));
-    let why = house.try_start(&["--mount", &busy]);
+    let why = daemon.try_start(&["--mount", &busy]);
     run(Command::new("umount").arg(&busy));
     if why.is_ok() {
-        house.stop();
+        daemon.stop();
     }
     assert!(why.expect_err("a busy mount point has to be refused").contains(&busy));
-    house.start();
+    daemon.start();
 }
 
 /// Guards D1.
 #[test]
 fn a_second_daemon_on_a_store_is_refused() {
-    let house = House::on_disk();
-    let second = house.path("second");
-    let output = house.cli(&["serve", "--mount", second.to_str().unwrap()]);
+    let daemon = TestDaemon::on_disk();
+    let second = daemon.path("second");
+    let output = daemon.cli(&["serve", "--mount", second.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    house.ok(&["status"]);
-    house.create("d", false, 4096);
-    assert_eq!(fs::read(house.disk("d")).unwrap().len(), 4096);
+    daemon.ok(&["status"]);
+    daemon.create("d", false, 4096);
+    assert_eq!(fs::read(daemon.disk("d")).unwrap().len(), 4096);
 }
 
 #[test]
 fn a_store_of_a_newer_version_is_refused_and_left_unchanged() {
-    let mut house = House::on_disk();
-    house.stop();
-    let path = house.store().join("plyfs.store");
+    let mut daemon = TestDaemon::on_disk();
+    daemon.stop();
+    let path = daemon.store().join("plyfs.store");
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] += 1;
     let end = bytes.len() - 4;
     let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
     bytes[end..].copy_from_slice(&sum);
     fs::write(&path, &bytes).unwrap();
-    let why = refused(&mut house, &[]);
+    let why = refused(&mut daemon, &[]);
     assert!(why.contains("newer"), "{why}");
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
 
 #[test]
 fn crash_of_the_daemon_loses_nothing_and_its_dead_mount_is_cleaned_up() {
-    let mut house = House::on_disk();
-    let mut model = house.base(1 << 20);
-    let disk = house.create("d", true, 1 << 20);
+    let mut daemon = TestDaemon::on_disk();
+    let mut model = daemon.base(1 << 20);
+    let disk = daemon.create("d", true, 1 << 20);
     {
         let file = open(&disk);
         let data = Random(9).bytes(300_000);
@@ -75,68 +75,68 @@ fn crash_of_the_daemon_loses_nothing_and_its_dead_mount_is_cleaned_up() {
         fallocate(&file, PUNCH, 500_000, 100_000).unwrap();
         model[500_000..600_000].fill(0);
     }
-    house.kill_everything();
-    house.start();
+    daemon.kill_everything();
+    daemon.start();
     same(&fs::read(&disk).unwrap(), &model, "after the kill");
-    house.restart();
+    daemon.restart();
     same(&fs::read(&disk).unwrap(), &model, "after a stop");
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    assert_eq!(mounts.matches(house.mount().to_str().unwrap()).count(), 1);
+    assert_eq!(mounts.matches(daemon.mount().to_str().unwrap()).count(), 1);
 }
 
 #[test]
 fn invalid_sources_of_bases_are_refused() {
-    let house = House::on_disk();
-    let at = |name: &str| house.path(name).to_str().unwrap().to_owned();
+    let daemon = TestDaemon::on_disk();
+    let at = |name: &str| daemon.path(name).to_str().unwrap().to_owned();
     fs::create_dir(at("dir")).unwrap();
     fs::write(at("empty"), b"").unwrap();
     run(Command::new("mkfifo").arg(at("fifo")));
     for name in ["missing", "dir", "empty", "fifo"] {
-        let why = house.fails(&["base", "add", "b", &at(name)]);
+        let why = daemon.fails(&["base", "add", "b", &at(name)]);
         assert!(why.contains(&at(name)), "{name}: {why}");
     }
-    assert_eq!(house.json(&["base", "ls"]).as_array().unwrap().len(), 0);
-    house.base(8192);
-    assert!(house.fails(&["base", "add", "b", &at("b.img")]).contains("exists"));
-    let own = house.create("own", false, 4096);
-    house.fails(&["base", "add", "own", own.to_str().unwrap()]);
+    assert_eq!(daemon.json(&["base", "ls"]).as_array().unwrap().len(), 0);
+    daemon.base(8192);
+    assert!(daemon.fails(&["base", "add", "b", &at("b.img")]).contains("exists"));
+    let own = daemon.create("own", false, 4096);
+    daemon.fails(&["base", "add", "own", own.to_str().unwrap()]);
 }
 
 #[test]
 fn invalid_disks_are_refused() {
-    let house = House::on_disk();
-    house.base(8192);
-    let create = |args: &[&str]| house.fails(&[&["disk", "create"], args].concat());
+    let daemon = TestDaemon::on_disk();
+    daemon.base(8192);
+    let create = |args: &[&str]| daemon.fails(&[&["disk", "create"], args].concat());
     create(&["zero", "--size", "0"]);
     create(&["none"]);
     create(&["small", "--base", "b", "--size", "4096"]);
     create(&["huge", "--size", "9223372036854775808"]);
     create(&["orphan", "--base", "missing"]);
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 0);
-    house.create("one", true, 8192);
-    house.create("two", true, 8192);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), 0);
+    daemon.create("one", true, 8192);
+    daemon.create("two", true, 8192);
     assert!(create(&["one", "--size", "1M"]).contains("one"));
-    let why = house.fails(&["base", "rm", "b"]);
+    let why = daemon.fails(&["base", "rm", "b"]);
     assert!(why.contains("one") && why.contains("two"), "{why}");
-    house.ok(&["disk", "rm", "one", "two"]);
-    house.ok(&["base", "rm", "b"]);
+    daemon.ok(&["disk", "rm", "one", "two"]);
+    daemon.ok(&["base", "rm", "b"]);
 }
 
 #[test]
 fn base_changed_fails_its_disks_and_no_others() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let disk = house.create("d", true, 1 << 20);
-    let other = house.create("other", false, 4096);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let disk = daemon.create("d", true, 1 << 20);
+    let other = daemon.create("other", false, 4096);
     fs::write(&other, b"fine").unwrap();
-    house.stop();
-    fs::write(house.path("b.img"), vec![1; 1 << 20]).unwrap();
-    house.start();
+    daemon.stop();
+    fs::write(daemon.path("b.img"), vec![1; 1 << 20]).unwrap();
+    daemon.start();
     assert_eq!(errno(fs::File::open(&disk)), libc::EIO);
-    let shown = house.json(&["disk", "show", "d"]);
+    let shown = daemon.json(&["disk", "show", "d"]);
     assert_eq!(shown["state"], "failed");
     let why = shown["error"].as_str().unwrap();
-    assert!(why.contains(house.path("b.img").to_str().unwrap()), "{why}");
+    assert!(why.contains(daemon.path("b.img").to_str().unwrap()), "{why}");
     assert_eq!(&fs::read(&other).unwrap()[..4], b"fine");
     assert!(Path::new(&disk).exists());
 }

@@ -39,9 +39,9 @@ impl Drop for Strace {
 
 /// Kills the worker in `request`, between the durable change and the answer, and runs a command before the kernel sends
 /// the request again.
-fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> Option<String> {
+fn overtaken(daemon: &TestDaemon, request: impl FnOnce() + Send, command: &[&str]) -> Option<String> {
     let strace = tool("strace")?;
-    let (worker, standby) = house.prepared();
+    let (worker, standby) = daemon.prepared();
     // Delays the first write of the next worker to the mount, which makes the kernel send the request again.
     let resend = ["-e", "trace=write", "-P", "/dev/fuse", "-e", "inject=write:delay_enter=2000000:when=1"];
     let _late = Strace::new(&strace, standby, &resend);
@@ -53,7 +53,7 @@ fn overtaken(house: &House, request: impl FnOnce() + Send, command: &[&str]) -> 
             (!Path::new(&format!("/proc/{worker}/task")).exists()).then_some(())
         });
         drop(killer);
-        let said = house.ok(command);
+        let said = daemon.ok(command);
         assert!(!request.is_finished(), "the request ended before the command");
         request.join().unwrap();
         Some(said)
@@ -66,15 +66,15 @@ fn a_repeated_removal_keeps_the_disk_that_took_the_name() {
     if !needs("resend") {
         return;
     }
-    let mut house = House::on_disk();
-    let disk = house.create("vm", false, MIB);
+    let mut daemon = TestDaemon::on_disk();
+    let disk = daemon.create("vm", false, MIB);
     let create = ["disk", "create", "vm", "--size", "2M"];
-    if overtaken(&house, || fs::remove_file(&disk).unwrap(), &create).is_none() {
+    if overtaken(&daemon, || fs::remove_file(&disk).unwrap(), &create).is_none() {
         return;
     }
-    assert_eq!(house.json(&["disk", "show", "vm"])["size"], 2 * MIB);
-    house.stop();
-    house.ok(&["check"]);
+    assert_eq!(daemon.json(&["disk", "show", "vm"])["size"], 2 * MIB);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 #[test]
@@ -82,14 +82,14 @@ fn a_repeated_rename_keeps_the_disk_that_took_the_name() {
     if !needs("resend") {
         return;
     }
-    let mut house = House::on_disk();
-    let (from, to) = (house.create("from", false, MIB), house.disk("to"));
+    let mut daemon = TestDaemon::on_disk();
+    let (from, to) = (daemon.create("from", false, MIB), daemon.disk("to"));
     let create = ["disk", "create", "from", "--size", "2M"];
-    if overtaken(&house, || fs::rename(&from, &to).unwrap(), &create).is_none() {
+    if overtaken(&daemon, || fs::rename(&from, &to).unwrap(), &create).is_none() {
         return;
     }
-    assert_eq!(house.json(&["disk", "show", "to"])["size"], MIB);
-    assert_eq!(house.json(&["disk", "show", "from"])["size"], 2 * MIB);
-    house.stop();
-    house.ok(&["check"]);
+    assert_eq!(daemon.json(&["disk", "show", "to"])["size"], MIB);
+    assert_eq!(daemon.json(&["disk", "show", "from"])["size"], 2 * MIB);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }

@@ -10,40 +10,41 @@ const MIB: u64 = 1 << 20;
 // Regression: the command reported success although the daemon ended with 1 and a disk was not durable.
 #[test]
 fn stop_fails_and_names_the_disks_that_are_not_durable() {
-    let mut house = House::on_disk();
+    let mut daemon = TestDaemon::on_disk();
     for name in ["good", "bad", "worse"] {
-        open(&house.create(name, false, MIB)).write_all_at(name.as_bytes(), 0).unwrap();
+        open(&daemon.create(name, false, MIB)).write_all_at(name.as_bytes(), 0).unwrap();
     }
-    let number = |name: &str| house.json(&["disk", "show", name])["id"].as_u64().unwrap();
+    let number = |name: &str| daemon.json(&["disk", "show", name])["id"].as_u64().unwrap();
     // Directories with the names of their first map files.
-    let blocked = [number("bad"), number("worse")].map(|id| house.store().join(format!("deltas/{id}.1.map")));
+    let blocked =
+        [number("bad"), number("worse")].map(|id| daemon.store().join(format!("deltas/{id}.1.map")));
     blocked.iter().for_each(|path| fs::create_dir(path).unwrap());
-    let why = house.fails(&["stop"]);
+    let why = daemon.fails(&["stop"]);
     assert!(why.contains("disk bad") && why.contains("disk worse") && !why.contains("good"), "{why}");
-    assert_eq!(house.exit_code(), Some(1));
+    assert_eq!(daemon.exit_code(), Some(1));
     blocked.iter().for_each(|path| fs::remove_dir(path).unwrap());
     // The written data is still in memory.
-    house.start();
+    daemon.start();
     for name in ["good", "bad", "worse"] {
-        same(&read_at(&open(&house.disk(name)), 0, name.len()), name.as_bytes(), name);
+        same(&read_at(&open(&daemon.disk(name)), 0, name.len()), name.as_bytes(), name);
     }
-    house.stop();
-    house.ok(&["check"]);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 #[test]
 fn stop_fails_when_the_daemon_is_killed_before_it_ends() {
-    let mut house = House::on_disk();
-    house.create("a", false, MIB);
-    let supervisor = house.supervisor();
+    let mut daemon = TestDaemon::on_disk();
+    daemon.create("a", false, MIB);
+    let supervisor = daemon.supervisor();
     signal(supervisor, libc::SIGSTOP);
-    let mut stop = house.command();
+    let mut stop = daemon.command();
     let stop = stop.arg("stop").stderr(std::process::Stdio::piped()).spawn().unwrap();
     // The worker passes the request on, but the supervisor is stopped and cannot receive it.
-    house.kill_supervisor();
+    daemon.kill_supervisor();
     let output = stop.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    house.start();
-    house.stop();
+    daemon.start();
+    daemon.stop();
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::hanging::Hanging;
-use crate::harness::{House, Random, open, read_at, same, signal, until};
+use crate::harness::{Random, TestDaemon, open, read_at, same, signal, until};
 
 const MIB: usize = 1 << 20;
 /// Longer than any operation here, on any machine.
@@ -24,8 +24,8 @@ fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static
 
 /// Runs a command in bounded time. Returns its standard output, its standard error, and whether it succeeded.
 #[track_caller]
-fn says(house: &House, args: &[&str]) -> (String, String, bool) {
-    let mut command = house.command();
+fn says(daemon: &TestDaemon, args: &[&str]) -> (String, String, bool) {
+    let mut command = daemon.command();
     command.args(args);
     let output = ends(&format!("{args:?}"), move || command.output().unwrap());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -41,9 +41,9 @@ fn reads(disk: &Path) -> Child {
 }
 
 #[track_caller]
-fn status_of_silent(house: &House) -> serde_json::Value {
+fn status_of_silent(daemon: &TestDaemon) -> serde_json::Value {
     until("a status of a worker that does not answer", || {
-        let (out, err, ok) = says(house, &["--json", "status"]);
+        let (out, err, ok) = says(daemon, &["--json", "status"]);
         assert!(ok, "{err}");
         let status: serde_json::Value = serde_json::from_str(&out).unwrap();
         status["worker_not_answering_since"].is_string().then_some(status)
@@ -52,60 +52,60 @@ fn status_of_silent(house: &House) -> serde_json::Value {
 
 #[test]
 fn a_stopped_worker_is_reported_and_an_upgrade_replaces_it() {
-    let house = House::on_disk();
-    let file = open(&house.create("a", false, 1 << 20));
+    let daemon = TestDaemon::on_disk();
+    let file = open(&daemon.create("a", false, 1 << 20));
     file.write_all_at(b"not flushed", 8192).unwrap();
-    let (worker, _) = house.prepared();
+    let (worker, _) = daemon.prepared();
     signal(worker, libc::SIGSTOP);
-    let status = status_of_silent(&house);
+    let status = status_of_silent(&daemon);
     assert_eq!(status["worker_pid"], worker);
-    assert_eq!(status["supervisor_pid"], house.supervisor());
+    assert_eq!(status["supervisor_pid"], daemon.supervisor());
     assert!(status["worker_not_answering_why"].as_str().unwrap().contains("stopped by a signal"), "{status}");
-    let (human, ..) = says(&house, &["status"]);
+    let (human, ..) = says(&daemon, &["status"]);
     assert!(human.contains("not answering since") && human.contains("plyfs upgrade"), "{human}");
-    let log = house.log();
+    let log = daemon.log();
     assert!(log.contains("the worker does not answer"), "{log}");
-    let (_, err, ok) = says(&house, &["upgrade"]);
+    let (_, err, ok) = says(&daemon, &["upgrade"]);
     assert!(ok, "{err}");
     same(&read_at(&file, 8192, 11), b"not flushed", "after the upgrade");
-    assert_ne!(house.prepared().0, worker);
+    assert_ne!(daemon.prepared().0, worker);
 }
 
 #[test]
 fn a_worker_that_continues_is_not_replaced() {
-    let house = House::on_disk();
-    house.create("a", false, 1 << 20);
-    let (worker, _) = house.prepared();
+    let daemon = TestDaemon::on_disk();
+    daemon.create("a", false, 1 << 20);
+    let (worker, _) = daemon.prepared();
     signal(worker, libc::SIGSTOP);
-    status_of_silent(&house);
+    status_of_silent(&daemon);
     signal(worker, libc::SIGCONT);
     let status = until("the worker to answer", || {
-        Some(house.status()).filter(|status| status["worker_not_answering_since"].is_null())
+        Some(daemon.status()).filter(|status| status["worker_not_answering_since"].is_null())
     });
     assert_eq!(
         (status["worker_pid"].as_i64(), status["disks"].as_u64()),
         (Some(worker.into()), Some(1)),
         "{status}"
     );
-    until("the log", || house.log().contains("the worker answers again").then_some(()));
+    until("the log", || daemon.log().contains("the worker answers again").then_some(()));
 }
 
 #[test]
 fn a_stop_ends_in_bounded_time_when_the_worker_is_stopped() {
     for files_are_open in [false, true] {
-        let mut house = House::on_disk();
-        let path = house.create("a", false, 1 << 20);
+        let mut daemon = TestDaemon::on_disk();
+        let path = daemon.create("a", false, 1 << 20);
         let file = open(&path);
         file.write_all_at(b"not flushed", 8192).unwrap();
         let file = files_are_open.then_some(file);
-        let (worker, _) = house.prepared();
+        let (worker, _) = daemon.prepared();
         signal(worker, libc::SIGSTOP);
-        let (_, err, ok) = says(&house, &["stop"]);
+        let (_, err, ok) = says(&daemon, &["stop"]);
         assert!(ok, "{err}");
-        house.ended();
+        daemon.ended();
         drop(file);
-        assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
-        house.start();
+        assert_eq!(daemon.live_maps(), Vec::<std::path::PathBuf>::new());
+        daemon.start();
         same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
     }
 }
@@ -114,10 +114,10 @@ fn a_stop_ends_in_bounded_time_when_the_worker_is_stopped() {
 fn a_stop_does_not_wait_for_a_hanging_filesystem_of_a_base() {
     for files_are_open in [false, true] {
         let hanging = Hanging::new(Random(9).bytes(4 * MIB));
-        let mut house = House::on_disk();
-        house.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
-        house.ok(&["disk", "create", "a", "--base", "nfs"]);
-        let path = house.disk("a");
+        let mut daemon = TestDaemon::on_disk();
+        daemon.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
+        daemon.ok(&["disk", "create", "a", "--base", "nfs"]);
+        let path = daemon.disk("a");
         let file = open(&path);
         file.write_all_at(&[7; 4096], 8192).unwrap();
         hanging.hang();
@@ -126,14 +126,14 @@ fn a_stop_does_not_wait_for_a_hanging_filesystem_of_a_base() {
         let file = files_are_open.then_some(file);
         reader.kill().unwrap();
         ends("the reader", move || reader.wait().unwrap());
-        let (_, err, ok) = says(&house, &["stop"]);
-        assert!(ok, "{err}\n{}", house.log());
-        house.ended();
+        let (_, err, ok) = says(&daemon, &["stop"]);
+        assert!(ok, "{err}\n{}", daemon.log());
+        daemon.ended();
         drop(file);
         hanging.go_on();
-        house.start();
+        daemon.start();
         same(&read_at(&open(&path), 8192, 4096), &[7; 4096], "after the stop");
-        house.stop();
+        daemon.stop();
     }
 }
 
@@ -142,52 +142,52 @@ fn a_stop_does_not_wait_for_a_hanging_filesystem_of_a_base() {
 #[test]
 fn reads_that_wait_for_a_hanging_filesystem_end_with_the_daemon() {
     let hanging = Hanging::new(Random(9).bytes(4 * MIB));
-    let mut house = House::on_disk();
-    house.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
-    house.ok(&["disk", "create", "a", "--base", "nfs"]);
-    let path = house.disk("a");
+    let mut daemon = TestDaemon::on_disk();
+    daemon.ok(&["base", "add", "nfs", hanging.image().to_str().unwrap()]);
+    daemon.ok(&["disk", "create", "a", "--base", "nfs"]);
+    let path = daemon.disk("a");
     drop(open(&path));
     hanging.hang();
     let mut reader = reads(&path);
     hanging.wait_for(1);
-    let (_, err, ok) = says(&house, &["stop"]);
-    assert!(ok, "{err}\n{}", house.log());
-    house.ended();
+    let (_, err, ok) = says(&daemon, &["stop"]);
+    assert!(ok, "{err}\n{}", daemon.log());
+    daemon.ended();
     ends("the reader", move || assert!(!reader.wait().unwrap().success()));
     hanging.go_on();
-    house.start();
-    house.stop();
+    daemon.start();
+    daemon.stop();
 }
 
 #[test]
 fn commands_on_a_hanging_path_delay_no_other_command() {
     let hanging = Hanging::new(Random(9).bytes(MIB));
-    let mut house = House::on_disk();
-    let data = house.base(MIB);
-    house.create("a", true, 1 << 20);
-    house.restart();
+    let mut daemon = TestDaemon::on_disk();
+    let data = daemon.base(MIB);
+    daemon.create("a", true, 1 << 20);
+    daemon.restart();
     hanging.hang();
     let adds: Vec<Child> = (0..40)
         .map(|n| {
-            let mut command = house.command();
+            let mut command = daemon.command();
             command.args(["base", "add", &format!("n{n}"), hanging.trap(n).to_str().unwrap()]);
             command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         })
         .collect();
     hanging.wait_for(1);
-    let (out, err, ok) = says(&house, &["--json", "status"]);
+    let (out, err, ok) = says(&daemon, &["--json", "status"]);
     assert!(ok && out.contains("worker_pid"), "{err}");
-    let (out, err, ok) = says(&house, &["disk", "ls"]);
+    let (out, err, ok) = says(&daemon, &["disk", "ls"]);
     assert!(ok && out.contains('a'), "{err}");
     // The first use of a base opens its file.
-    let path = house.disk("a");
+    let path = daemon.disk("a");
     ends("a read", move || same(&read_at(&open(&path), 0, MIB), &data, "another base"));
-    let (_, err, ok) = says(&house, &["stop"]);
+    let (_, err, ok) = says(&daemon, &["stop"]);
     assert!(ok, "{err}");
     hanging.go_on();
     for mut add in adds {
         add.kill().unwrap();
         ends("a command", move || add.wait().unwrap());
     }
-    house.ended();
+    daemon.ended();
 }

@@ -29,14 +29,14 @@ posix_fadvise = 1
 copy_file_range = 4
 ";
 
-fn fsx(house: &House, disk: &Path, seed: u32, operations: u32) {
+fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
     let Some(tool) = tool("fsx") else { return };
-    fs::write(house.path("fsx.toml"), FSX).unwrap();
+    fs::write(daemon.path("fsx.toml"), FSX).unwrap();
     let mut command = Command::new(tool);
-    command.current_dir(house.dir.path()).arg("-f").arg(house.path("fsx.toml"));
+    command.current_dir(daemon.dir.path()).arg("-f").arg(daemon.path("fsx.toml"));
     command
         .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
-        .arg(house.dir.path())
+        .arg(daemon.dir.path())
         .arg(disk);
     run(&mut command);
 }
@@ -46,8 +46,8 @@ fn fsx_on_a_blank_disk() {
     if !needs("shared_mmap") {
         return;
     }
-    let house = House::on_disk();
-    fsx(&house, &house.create("d", false, MIB), 1, 100_000);
+    let daemon = TestDaemon::on_disk();
+    fsx(&daemon, &daemon.create("d", false, MIB), 1, 100_000);
 }
 
 #[test]
@@ -55,9 +55,9 @@ fn fsx_on_a_disk_over_a_base() {
     if !needs("shared_mmap") {
         return;
     }
-    let house = House::on_disk();
-    house.base(MIB as usize);
-    fsx(&house, &house.create("d", true, MIB), 2, 100_000);
+    let daemon = TestDaemon::on_disk();
+    daemon.base(MIB as usize);
+    fsx(&daemon, &daemon.create("d", true, MIB), 2, 100_000);
 }
 
 #[test]
@@ -65,11 +65,11 @@ fn fsx_while_the_worker_is_killed_every_300_ms() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    house.base(MIB as usize);
-    let disk = house.create("d", true, MIB);
-    let storm = Storm::new(&house, Duration::from_millis(300), u64::MAX);
-    fsx(&house, &disk, 3, 20_000);
+    let daemon = TestDaemon::on_disk();
+    daemon.base(MIB as usize);
+    let disk = daemon.create("d", true, MIB);
+    let storm = Storm::new(&daemon, Duration::from_millis(300), u64::MAX);
+    fsx(&daemon, &disk, 3, 20_000);
     assert!(storm.stop() > 0);
 }
 
@@ -80,14 +80,14 @@ fn fsx_while_the_worker_is_killed_at_random_moments() {
         return;
     }
     for (base, seed) in [(true, 4), (false, 5)] {
-        let mut house = House::on_disk();
-        house.base(MIB as usize);
-        let disk = house.create("d", base, MIB);
-        let storm = Storm::at_random(&house, u64::from(seed));
-        fsx(&house, &disk, seed, 20_000);
+        let mut daemon = TestDaemon::on_disk();
+        daemon.base(MIB as usize);
+        let disk = daemon.create("d", base, MIB);
+        let storm = Storm::at_random(&daemon, u64::from(seed));
+        fsx(&daemon, &disk, seed, 20_000);
         assert!(storm.stop() > 5);
-        house.stop();
-        house.ok(&["check"]);
+        daemon.stop();
+        daemon.ok(&["check"]);
     }
 }
 
@@ -111,10 +111,10 @@ const UNALIGNED: &[&str] = &[
 
 #[test]
 fn fio_verifies_its_writes_at_depth_16() {
-    let house = House::on_disk();
-    house.base(64 << 20);
-    fio(&house.create("d", true, 64 * MIB), &["--bs=4k", "--size=64m"]);
-    fio(&house.create("e", true, 64 * MIB), UNALIGNED);
+    let daemon = TestDaemon::on_disk();
+    daemon.base(64 << 20);
+    fio(&daemon.create("d", true, 64 * MIB), &["--bs=4k", "--size=64m"]);
+    fio(&daemon.create("e", true, 64 * MIB), UNALIGNED);
 }
 
 #[test]
@@ -122,11 +122,11 @@ fn fio_verifies_its_writes_while_the_worker_is_killed_every_200_ms() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    house.base(64 << 20);
-    let one = house.create("d", true, 64 * MIB);
-    let two = house.create("e", true, 64 * MIB);
-    let storm = Storm::new(&house, Duration::from_millis(200), 20);
+    let daemon = TestDaemon::on_disk();
+    daemon.base(64 << 20);
+    let one = daemon.create("d", true, 64 * MIB);
+    let two = daemon.create("e", true, 64 * MIB);
+    let storm = Storm::new(&daemon, Duration::from_millis(200), 20);
     fio(&one, &["--bs=4k", "--size=64m"]);
     fio(&two, UNALIGNED);
     fio(&one, &["--bs=4k", "--size=64m", "--loops=2"]);
@@ -136,9 +136,9 @@ fn fio_verifies_its_writes_while_the_worker_is_killed_every_200_ms() {
 #[test]
 fn qemu_img_and_qemu_io_work_on_a_disk() {
     let (Some(img), Some(io)) = (tool("qemu-img"), tool("qemu-io")) else { return };
-    let mut house = House::on_disk();
-    let mut model = house.base(4 << 20);
-    let disk = house.create("d", true, 8 * MIB);
+    let mut daemon = TestDaemon::on_disk();
+    let mut model = daemon.base(4 << 20);
+    let disk = daemon.create("d", true, 8 * MIB);
     model.resize(8 << 20, 0);
     for (k, command) in
         ["write -P 17 1536 9728", "write -z 65536 70144", "discard 1M 1M", "write -z -u 3M 512", "flush"]
@@ -154,14 +154,14 @@ fn qemu_img_and_qemu_io_work_on_a_disk() {
     model[1 << 20..2 << 20].fill(0);
     model[3 << 20..(3 << 20) + 512].fill(0);
     same(&fs::read(&disk).unwrap(), &model, "written by qemu-io");
-    house.restart();
+    daemon.restart();
     same(&fs::read(&disk).unwrap(), &model, "after a restart");
-    let flat = house.path("flat");
+    let flat = daemon.path("flat");
     fs::write(&flat, &model).unwrap();
     run(Command::new(&img).args(["compare", "-f", "raw", "-F", "raw"]).args([&flat, &disk]));
-    let qcow = house.path("x.qcow2");
+    let qcow = daemon.path("x.qcow2");
     run(Command::new(&img).args(["convert", "-f", "raw", "-O", "qcow2"]).args([&disk, &qcow]));
-    let new = house.disk("new");
+    let new = daemon.disk("new");
     run(Command::new(&img).args(["convert", "-f", "qcow2", "-O", "raw"]).args([&qcow, &new]));
     same(&fs::read(&new).unwrap(), &model, "converted into a new disk");
     let text = run(Command::new(&img).args(["map", "-f", "raw", "--output=json"]).arg(&disk));
@@ -214,9 +214,9 @@ impl Drop for Mounted {
 
 fn filesystem(make: &str, make_args: &[&str], check: &str, check_args: &[&str]) {
     let (Some(make), Some(check)) = (tool(make), tool(check)) else { return };
-    let mut house = House::on_disk();
-    house.base(32 << 20);
-    let disk = house.create("d", true, 512 * MIB);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(32 << 20);
+    let disk = daemon.create("d", true, 512 * MIB);
     let contents: Vec<Vec<u8>> = (1..40).map(|i| Random(i).bytes(100_000 * i as usize / 3)).collect();
     let verify = |at: &Path| {
         for (i, content) in contents.iter().enumerate().filter(|(i, _)| i % 5 != 0) {
@@ -227,7 +227,7 @@ fn filesystem(make: &str, make_args: &[&str], check: &str, check_args: &[&str]) 
         let device = Loop::new(&disk);
         run(Command::new(&make).args(make_args).arg(&device.0));
         {
-            let mounted = Mounted::new(&device, house.path("guest"));
+            let mounted = Mounted::new(&device, daemon.path("guest"));
             for (i, content) in contents.iter().enumerate() {
                 fs::write(mounted.0.join(format!("f{i}")), content).unwrap();
             }
@@ -236,13 +236,13 @@ fn filesystem(make: &str, make_args: &[&str], check: &str, check_args: &[&str]) 
             }
             run(Command::new("fstrim").arg(&mounted.0));
         }
-        let mounted = Mounted::new(&device, house.path("guest"));
-        house.kill_worker();
+        let mounted = Mounted::new(&device, daemon.path("guest"));
+        daemon.kill_worker();
         verify(&mounted.0);
     }
-    house.restart();
+    daemon.restart();
     let device = Loop::new(&disk);
-    verify(&Mounted::new(&device, house.path("guest")).0);
+    verify(&Mounted::new(&device, daemon.path("guest")).0);
     run(Command::new(&check).args(check_args).arg(&device.0));
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::harness::{House, Random, children, needs, open, read_at, same, signal, until};
+use crate::harness::{Random, TestDaemon, children, needs, open, read_at, same, signal, until};
 use crate::process::Client;
 
 const BASH: &str = "/bin/bash";
@@ -22,8 +22,8 @@ hear() { dd bs=65536 count=1 status=none <&$fd; }
 const PREPARED: &str = r#"say '{"prepared":{"version":"9.9","hand_over":3}}'"#;
 
 /// A copy of the program.
-fn copy(house: &House, name: &str) -> PathBuf {
-    let path = house.path(name);
+fn copy(daemon: &TestDaemon, name: &str) -> PathBuf {
+    let path = daemon.path(name);
     fs::copy(env!("CARGO_BIN_EXE_plyfs"), &path).unwrap();
     path
 }
@@ -34,23 +34,23 @@ fn program(pid: i32) -> PathBuf {
 }
 
 /// A daemon whose working directory is the test's.
-fn in_own_directory() -> House {
-    let mut house = House::unstarted("/var/tmp");
-    let mut command = house.command();
-    command.args(["serve", "--cache-memory", "64M"]).current_dir(house.dir.path());
-    house.start_command(command);
-    house
+fn in_own_directory() -> TestDaemon {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let mut command = daemon.command();
+    command.args(["serve", "--cache-memory", "64M"]).current_dir(daemon.dir.path());
+    daemon.start_command(command);
+    daemon
 }
 
-fn script(house: &House, name: &str, text: &str) {
-    fs::write(house.path(name), format!("{SPEAK}\n{text}\n")).unwrap();
+fn script(daemon: &TestDaemon, name: &str, text: &str) {
+    fs::write(daemon.path(name), format!("{SPEAK}\n{text}\n")).unwrap();
 }
 
 /// Writes bash scripts that exec the program; a worker first waits for the file `go`.
-fn wrapped(house: &House) {
+fn wrapped(daemon: &TestDaemon) {
     let plyfs = env!("CARGO_BIN_EXE_plyfs");
-    script(house, "worker", &format!("while [ ! -e go ]; do sleep 0.01; done; exec {plyfs} worker"));
-    script(house, "serve", &format!("exec {plyfs} serve \"$@\""));
+    script(daemon, "worker", &format!("while [ ! -e go ]; do sleep 0.01; done; exec {plyfs} worker"));
+    script(daemon, "serve", &format!("exec {plyfs} serve \"$@\""));
 }
 
 fn lock(file: &fs::File, command: i32) -> bool {
@@ -63,13 +63,13 @@ fn lock(file: &fs::File, command: i32) -> bool {
 
 #[test]
 fn clients_do_not_notice_an_upgrade_under_load() {
-    let mut house = House::on_disk();
-    let supervisor = house.supervisor();
+    let mut daemon = TestDaemon::on_disk();
+    let supervisor = daemon.supervisor();
     let size = 8 << 20;
-    let paths: Vec<PathBuf> = (0..4).map(|n| house.create(&format!("d{n}"), false, size)).collect();
+    let paths: Vec<PathBuf> = (0..4).map(|n| daemon.create(&format!("d{n}"), false, size)).collect();
     let clients: Vec<Client> =
         paths.iter().zip(1..).map(|(path, seed)| Client::new(path, size, seed)).collect();
-    let locked = house.create("locked", false, 1 << 20);
+    let locked = daemon.create("locked", false, 1 << 20);
     let (holder, other) = (open(&locked), open(&locked));
     // SAFETY: no memory is involved.
     let flock =
@@ -81,43 +81,43 @@ fn clients_do_not_notice_an_upgrade_under_load() {
         same(&read_at(&other, 0, 4), b"held", "open files");
     };
 
-    let next = copy(&house, "next");
-    let done = house.json(&["upgrade", "--program", next.to_str().unwrap()]);
+    let next = copy(&daemon, "next");
+    let done = daemon.json(&["upgrade", "--program", next.to_str().unwrap()]);
     assert_eq!((&done["state"], &done["number"]), (&"done".into(), &1.into()), "{done}");
     assert_eq!(done["why"], serde_json::Value::Null, "{done}");
-    assert_eq!(house.status()["supervisor_pid"], supervisor);
-    let (worker, standby) = house.prepared();
+    assert_eq!(daemon.status()["supervisor_pid"], supervisor);
+    let (worker, standby) = daemon.prepared();
     for pid in [supervisor, worker, standby] {
         assert_eq!(program(pid), next, "{pid}");
     }
     still_locked();
 
     // Without a path, the upgrade uses the file that is there now.
-    let newer = copy(&house, "newer");
+    let newer = copy(&daemon, "newer");
     let inode = newer.metadata().unwrap().ino();
     fs::rename(&newer, &next).unwrap();
-    house.ok(&["upgrade"]);
+    daemon.ok(&["upgrade"]);
     let runs_it = |pid: i32| {
         assert_eq!(fs::metadata(format!("/proc/{pid}/exe")).unwrap().ino(), inode, "{pid}");
         assert_eq!(program(pid), next, "{pid}");
     };
-    let (worker, standby) = house.prepared();
+    let (worker, standby) = daemon.prepared();
     [supervisor, worker, standby].into_iter().for_each(runs_it);
     still_locked();
 
     // The new supervisor works like the first one.
-    house.kill_worker();
-    let (worker, standby) = house.prepared();
+    daemon.kill_worker();
+    let (worker, standby) = daemon.prepared();
     [worker, standby].into_iter().for_each(runs_it);
     still_locked();
-    house.ok(&["upgrade", "--program", env!("CARGO_BIN_EXE_plyfs")]);
+    daemon.ok(&["upgrade", "--program", env!("CARGO_BIN_EXE_plyfs")]);
     still_locked();
     assert!(clients.iter().all(Client::is_fine));
     let models: Vec<Vec<u8>> = clients.into_iter().map(Client::stop).collect();
     drop((holder, other));
     signal(supervisor, libc::SIGTERM);
-    house.ended();
-    house.start();
+    daemon.ended();
+    daemon.start();
     for (path, model) in paths.iter().zip(models) {
         same(&read_at(&open(path), 0, size as usize), &model, "after the restart");
     }
@@ -125,33 +125,33 @@ fn clients_do_not_notice_an_upgrade_under_load() {
 
 #[test]
 fn an_upgrade_to_an_unusable_program_fails_and_changes_nothing() {
-    let house = in_own_directory();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let (worker, _) = house.prepared();
+    let daemon = in_own_directory();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    let (worker, _) = daemon.prepared();
     let file = |name: &str, mode: u32, text: &str| {
-        fs::write(house.path(name), text).unwrap();
-        fs::set_permissions(house.path(name), fs::Permissions::from_mode(mode)).unwrap();
-        house.path(name)
+        fs::write(daemon.path(name), text).unwrap();
+        fs::set_permissions(daemon.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        daemon.path(name)
     };
     let programs = [
         (file("text", 0o755, "hello\n"), "cannot be started"),
         (file("data", 0o644, "hello\n"), "cannot be started"),
         (file("script", 0o755, "#!/bin/sh\nexit 0\n"), "could not prepare itself"),
-        (house.path("missing"), "No such file"),
-        (house.dir.path().to_owned(), "cannot be started"),
+        (daemon.path("missing"), "No such file"),
+        (daemon.dir.path().to_owned(), "cannot be started"),
         (PathBuf::from("/bin/false"), "exit status: 1"),
         (PathBuf::from("/bin/true"), "could not prepare itself"),
         (PathBuf::from("/bin/cat"), "could not prepare itself"),
     ];
     for (path, why) in programs {
-        let text = house.fails(&["upgrade", "--program", path.to_str().unwrap(), "--timeout", "30s"]);
+        let text = daemon.fails(&["upgrade", "--program", path.to_str().unwrap(), "--timeout", "30s"]);
         assert!(text.contains("cannot upgrade to") && text.contains(why), "{}: {text}", path.display());
-        assert_eq!(house.prepared().0, worker, "{}", path.display());
+        assert_eq!(daemon.prepared().0, worker, "{}", path.display());
     }
     let scripts = [
         ("exit 3", "exit status: 3"),
         ("kill -SEGV $$", "SIGSEGV"),
-        ("say 'hello'; hear", "was not understood"),
+        ("say 'hello'; hear", "cannot be decoded"),
         (r#"say '"ready"'; say '"drained"'; exit 4"#, "exit status: 4"),
         (r#"say '{"failed":"no luck\ntoday"}'; exit 1"#, "no luck today"),
         // The worker closes its channel and goes on running.
@@ -161,32 +161,32 @@ fn an_upgrade_to_an_unusable_program_fails_and_changes_nothing() {
         ),
     ];
     for (text, why) in scripts {
-        script(&house, "worker", text);
-        let said = house.fails(&["upgrade", "--program", BASH, "--timeout", "30s"]);
+        script(&daemon, "worker", text);
+        let said = daemon.fails(&["upgrade", "--program", BASH, "--timeout", "30s"]);
         assert!(said.contains("could not prepare itself") && said.contains(why), "{text}: {said}");
-        assert_eq!(house.prepared().0, worker, "{text}");
+        assert_eq!(daemon.prepared().0, worker, "{text}");
     }
     assert!(client.is_fine());
     client.stop();
     // After all that, an upgrade to a good program works.
-    house.ok(&["upgrade"]);
-    assert_eq!(house.status()["upgrade"]["number"], 15);
+    daemon.ok(&["upgrade"]);
+    assert_eq!(daemon.status()["upgrade"]["number"], 15);
 }
 
 #[test]
 fn if_the_new_version_cannot_take_over_the_old_one_goes_on() {
-    let house = in_own_directory();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
+    let daemon = in_own_directory();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
     // The last case costs a pause of 20 s.
     for then in ["hear; exit 7", "say 'hello'; sleep 1", "exec sleep 600"] {
-        script(&house, "worker", &format!("{PREPARED}; {then}"));
-        let said = house.fails(&["upgrade", "--program", BASH]);
+        script(&daemon, "worker", &format!("{PREPARED}; {then}"));
+        let said = daemon.fails(&["upgrade", "--program", BASH]);
         assert!(said.contains("could not"), "{then}: {said}");
-        let (worker, standby) = house.prepared();
-        for pid in [house.supervisor(), worker, standby] {
+        let (worker, standby) = daemon.prepared();
+        for pid in [daemon.supervisor(), worker, standby] {
             assert_eq!(program(pid), Path::new(env!("CARGO_BIN_EXE_plyfs")), "{then}");
         }
-        let mut found = children(house.supervisor());
+        let mut found = children(daemon.supervisor());
         found.sort_unstable();
         let mut expected = vec![worker, standby];
         expected.sort_unstable();
@@ -198,71 +198,71 @@ fn if_the_new_version_cannot_take_over_the_old_one_goes_on() {
 
 #[test]
 fn a_program_that_fails_as_supervisor_runs_as_worker_only() {
-    let house = in_own_directory();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    wrapped(&house);
-    fs::write(house.path("go"), "").unwrap();
-    script(&house, "serve", "exit 9");
-    let done = house.json(&["upgrade", "--program", BASH]);
+    let daemon = in_own_directory();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    wrapped(&daemon);
+    fs::write(daemon.path("go"), "").unwrap();
+    script(&daemon, "serve", "exit 9");
+    let done = daemon.json(&["upgrade", "--program", BASH]);
     assert_eq!(done["state"], "done", "{done}");
     assert!(done["why"].as_str().unwrap().contains("exit status: 9"), "{done}");
-    assert_eq!(program(house.supervisor()), Path::new(env!("CARGO_BIN_EXE_plyfs")));
-    house.kill_worker();
-    house.prepared();
+    assert_eq!(program(daemon.supervisor()), Path::new(env!("CARGO_BIN_EXE_plyfs")));
+    daemon.kill_worker();
+    daemon.prepared();
     // When the program works as supervisor, it becomes the supervisor, too.
-    wrapped(&house);
-    let done = house.json(&["upgrade"]);
+    wrapped(&daemon);
+    let done = daemon.json(&["upgrade"]);
     assert_eq!((&done["state"], &done["why"]), (&"done".into(), &serde_json::Value::Null), "{done}");
-    house.kill_worker();
+    daemon.kill_worker();
     assert!(client.is_fine());
     client.stop();
 }
 
 #[test]
 fn only_one_upgrade_runs_at_a_time_and_a_stop_ends_it() {
-    let mut house = in_own_directory();
-    script(&house, "worker", "exec sleep 600");
-    let said = house.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
+    let mut daemon = in_own_directory();
+    script(&daemon, "worker", "exec sleep 600");
+    let said = daemon.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
     assert!(said.contains("not done after 100ms"), "{said}");
-    assert_eq!(house.status()["upgrade"]["state"], "running");
-    let said = house.fails(&["upgrade"]);
+    assert_eq!(daemon.status()["upgrade"]["state"], "running");
+    let said = daemon.fails(&["upgrade"]);
     assert!(said.contains("under way"), "{said}");
     let candidate = until("a candidate", || {
-        children(house.supervisor()).into_iter().find(|pid| program(*pid).ends_with("sleep"))
+        children(daemon.supervisor()).into_iter().find(|pid| program(*pid).ends_with("sleep"))
     });
-    house.stop();
+    daemon.stop();
     assert!(!Path::new(&format!("/proc/{candidate}")).exists(), "the candidate outlives the daemon");
 }
 
 #[test]
 fn a_stop_during_an_upgrade_is_carried_out() {
-    let mut house = in_own_directory();
-    let path = house.create("a", false, 1 << 20);
+    let mut daemon = in_own_directory();
+    let path = daemon.create("a", false, 1 << 20);
     open(&path).write_all_at(b"not flushed", 8192).unwrap();
-    wrapped(&house);
-    house.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
-    let (worker, _) = house.prepared();
+    wrapped(&daemon);
+    daemon.fails(&["upgrade", "--program", BASH, "--timeout", "100ms"]);
+    let (worker, _) = daemon.prepared();
     // The stopped worker does not receive the request to make room, so the upgrade takes some seconds.
     signal(worker, libc::SIGSTOP);
-    fs::write(house.path("go"), "").unwrap();
-    until("a prepared version", || house.log().contains("makes room").then_some(()));
-    signal(house.supervisor(), libc::SIGTERM);
-    house.ended();
-    assert_eq!(house.live_maps(), Vec::<std::path::PathBuf>::new());
-    house.start();
+    fs::write(daemon.path("go"), "").unwrap();
+    until("a prepared version", || daemon.log().contains("makes room").then_some(()));
+    signal(daemon.supervisor(), libc::SIGTERM);
+    daemon.ended();
+    assert_eq!(daemon.live_maps(), Vec::<std::path::PathBuf>::new());
+    daemon.start();
     same(&read_at(&open(&path), 8192, 11), b"not flushed", "after the stop");
 }
 
 #[test]
 fn a_version_that_cannot_read_the_store_is_refused() {
-    let house = House::on_disk();
-    house.base(1 << 20);
-    let client = Client::new(&house.create("a", true, 1 << 20), 1 << 20, 1);
-    let (worker, _) = house.prepared();
-    let next = copy(&house, "next");
+    let daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let client = Client::new(&daemon.create("a", true, 1 << 20), 1 << 20, 1);
+    let (worker, _) = daemon.prepared();
+    let next = copy(&daemon, "next");
     let upgrade = ["upgrade", "--program", next.to_str().unwrap()];
 
-    let bases = house.store().join("bases");
+    let bases = daemon.store().join("bases");
     let record = fs::read_dir(&bases).unwrap().next().unwrap().unwrap().path();
     let mut bytes = fs::read(record).unwrap();
     bytes[8] = 255;
@@ -271,60 +271,60 @@ fn a_version_that_cannot_read_the_store_is_refused() {
     bytes[end..].copy_from_slice(&sum.to_le_bytes());
     let newer = bases.join("900000.base");
     fs::write(&newer, bytes).unwrap();
-    let said = house.fails(&upgrade);
+    let said = daemon.fails(&upgrade);
     assert!(said.contains("900000.base") && said.contains("newer"), "{said}");
-    assert_eq!(house.prepared().0, worker);
+    assert_eq!(daemon.prepared().0, worker);
     fs::remove_file(newer).unwrap();
 
     // Write a map with an unknown layout into the last slot of the arena's first directory page.
-    let arena = File::options().read(true).write(true).open(house.arena().unwrap()).unwrap();
+    let arena = File::options().read(true).write(true).open(daemon.arena().unwrap()).unwrap();
     let (entry, window) = (4096 + 511 * 8, 512 << 33);
     let mut magic = [0; 8];
     arena.read_exact_at(&mut magic, 1 << 33).unwrap();
     magic[6] ^= 0xFF;
     arena.write_all_at(&magic, window).unwrap();
     arena.write_all_at(&(900_000u64 << 2 | 2).to_ne_bytes(), entry).unwrap();
-    let said = house.fails(&upgrade);
+    let said = daemon.fails(&upgrade);
     assert!(said.contains("layout"), "{said}");
-    assert_eq!(house.prepared().0, worker);
+    assert_eq!(daemon.prepared().0, worker);
     arena.write_all_at(&[0; 8], entry).unwrap();
     // The same with an unknown layout of the arena itself.
     arena.read_exact_at(&mut magic, 0).unwrap();
     let mut newer = magic;
     newer[6] ^= 0xFF;
     arena.write_all_at(&newer, 0).unwrap();
-    let said = house.fails(&upgrade);
+    let said = daemon.fails(&upgrade);
     assert!(said.contains("layout"), "{said}");
-    assert_eq!(house.prepared().0, worker);
+    assert_eq!(daemon.prepared().0, worker);
     arena.write_all_at(&magic, 0).unwrap();
 
-    assert_ne!(house.json(&upgrade)["state"], "failed");
+    assert_ne!(daemon.json(&upgrade)["state"], "failed");
     assert!(client.is_fine());
     client.stop();
 }
 
 #[test]
 fn commands_do_not_notice_upgrades() {
-    let house = House::on_disk();
-    fs::write(house.path("b.img"), Random(3).bytes(1 << 20)).unwrap();
-    let image = house.path("b.img");
+    let daemon = TestDaemon::on_disk();
+    fs::write(daemon.path("b.img"), Random(3).bytes(1 << 20)).unwrap();
+    let image = daemon.path("b.img");
     let image = image.to_str().unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
         let work: [Box<dyn Fn(u64) + Send>; 3] = [
             Box::new(|n| {
                 let name = format!("d{n}");
-                house.ok(&["disk", "create", &name, "--size", "1M"]);
-                house.ok(&["disk", "rm", &name]);
+                daemon.ok(&["disk", "create", &name, "--size", "1M"]);
+                daemon.ok(&["disk", "rm", &name]);
             }),
             Box::new(|n| {
                 let name = format!("b{n}");
-                house.ok(&["base", "add", &name, image]);
-                house.ok(&["base", "rm", &name]);
+                daemon.ok(&["base", "add", &name, image]);
+                daemon.ok(&["base", "rm", &name]);
             }),
             Box::new(|_| {
-                house.ok(&["status"]);
-                house.ok(&["disk", "list"]);
+                daemon.ok(&["status"]);
+                daemon.ok(&["disk", "list"]);
             }),
         ];
         let threads = work.map(|job| {
@@ -339,7 +339,7 @@ fn commands_do_not_notice_upgrades() {
             })
         });
         for number in 1..=10 {
-            let output = house.cli(&["--json", "upgrade"]);
+            let output = daemon.cli(&["--json", "upgrade"]);
             if !output.status.success() || threads.iter().any(|t| t.is_finished()) {
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
                 panic!("upgrade {number}: {}", String::from_utf8_lossy(&output.stderr));
@@ -349,7 +349,7 @@ fn commands_do_not_notice_upgrades() {
         threads.map(|thread| thread.join().unwrap())
     });
     assert!(rounds.iter().all(|n| *n > 1), "{rounds:?}");
-    assert_eq!(house.json(&["status"])["upgrade"]["number"], 10);
+    assert_eq!(daemon.json(&["status"])["upgrade"]["number"], 10);
 }
 
 #[test]
@@ -357,16 +357,16 @@ fn workers_may_die_while_versions_change() {
     if !needs("resend") {
         return;
     }
-    let house = House::on_disk();
-    let client = Client::new(&house.create("a", false, 1 << 20), 1 << 20, 1);
-    let storm = crate::harness::Storm::new(&house, Duration::from_millis(150), u64::MAX);
+    let daemon = TestDaemon::on_disk();
+    let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
+    let storm = crate::harness::Storm::new(&daemon, Duration::from_millis(150), u64::MAX);
     // A kill also hits the candidate. The upgrade then fails and reports it.
-    let done = (0..12).filter(|_| house.cli(&["upgrade"]).status.success()).count();
+    let done = (0..12).filter(|_| daemon.cli(&["upgrade"]).status.success()).count();
     let kills = storm.stop();
     assert!(kills > 0);
     assert!(client.is_fine());
     client.stop();
-    house.prepared();
-    house.ok(&["upgrade"]);
+    daemon.prepared();
+    daemon.ok(&["upgrade"]);
     println!("{done} of 12 upgrades under {kills} kills");
 }

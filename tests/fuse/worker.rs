@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::harness::{House, signal, until};
+use crate::harness::{TestDaemon, signal, until};
 
 fn proc(pid: i32) -> PathBuf {
     PathBuf::from("/proc").join(pid.to_string())
@@ -24,21 +25,21 @@ fn is_root() -> bool {
 /// Guards D1.
 #[test]
 fn a_worker_that_is_stopped_dies_with_its_supervisor() {
-    let mut house = House::on_disk();
-    house.create("d", false, 4096);
-    let (worker, standby) = house.prepared();
+    let mut daemon = TestDaemon::on_disk();
+    daemon.create("d", false, 4096);
+    let (worker, standby) = daemon.prepared();
     // Neither can notice that its channel has ended.
     signal(worker, libc::SIGSTOP);
     signal(standby, libc::SIGSTOP);
-    house.kill_supervisor();
+    daemon.kill_supervisor();
     for pid in [worker, standby] {
         until("the end of a worker", || {
             let status = fs::read_to_string(proc(pid).join("status")).unwrap_or_default();
             (status.is_empty() || status.contains("State:\tZ")).then_some(())
         });
     }
-    house.start();
-    fs::write(house.disk("d"), [7; 4096]).unwrap();
+    daemon.start();
+    fs::write(daemon.disk("d"), [7; 4096]).unwrap();
 }
 
 /// Guards D2.
@@ -47,9 +48,9 @@ fn memory_of_a_worker_is_locked() {
     if !is_root() {
         return eprintln!("not root: memory is not locked beyond RLIMIT_MEMLOCK");
     }
-    let house = House::on_disk();
-    house.create("d", false, 4096);
-    let status = fs::read_to_string(proc(house.worker()).join("status")).unwrap();
+    let daemon = TestDaemon::on_disk();
+    daemon.create("d", false, 4096);
+    let status = fs::read_to_string(proc(daemon.worker()).join("status")).unwrap();
     let kib = |key: &str| -> u64 {
         let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
         value.trim().trim_end_matches(" kB").parse().unwrap()
@@ -64,12 +65,15 @@ fn threads_that_take_requests_have_precedence_and_no_others() {
     if !is_root() {
         return eprintln!("not root: no thread has precedence");
     }
-    let house = House::on_disk();
-    house.create("d", false, 4096);
-    fs::write(house.disk("d"), vec![1; 1 << 20]).unwrap();
-    let own = stat(&proc(house.supervisor()), 19).unwrap();
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let mut wrapper = Command::new("nice");
+    wrapper.args(["-n", "3"]);
+    daemon.start_under(wrapper);
+    daemon.create("d", false, 4096);
+    fs::write(daemon.disk("d"), vec![1; 1 << 20]).unwrap();
+    let own = stat(&proc(daemon.supervisor()), 19).unwrap();
     let (mut preferred, mut ordinary) = (0, 0);
-    for thread in fs::read_dir(proc(house.worker()).join("task")).unwrap() {
+    for thread in fs::read_dir(proc(daemon.worker()).join("task")).unwrap() {
         let thread = thread.unwrap().path();
         let (Ok(name), Some(nice)) = (fs::read_to_string(thread.join("comm")), stat(&thread, 19)) else {
             continue;

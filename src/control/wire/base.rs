@@ -1,4 +1,4 @@
-//! Bases.
+//! The bodies of bases.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,7 +14,7 @@ pub struct AddBase {
     /// Other URLs of the same content, 16 at most.
     #[serde(default)]
     pub mirrors: Vec<String>,
-    /// Format of the image. Without it the end of the source's name decides: `.qcow2`, `.vmdk`, all else is raw.
+    /// Format of the image. By default the suffix of the source decides: `.qcow2`, `.vmdk`, otherwise raw.
     #[serde(default)]
     pub format: Option<Format>,
     /// The images below it, the nearest first, 16 at most.
@@ -26,22 +26,23 @@ pub struct AddBase {
     /// SHA-512 of the image file, 128 hexadecimal digits. Not with `sha256`.
     #[serde(default)]
     pub sha512: Option<String>,
-    /// Which validators of a server's answer must still match. Without it: strong.
+    /// Which validators of a server's answer must still match. The default is strong.
     #[serde(default)]
     pub identity: Option<Identity>,
-    /// Seconds after which a read that waits for the server fails, 366 days at most; without it, or with 0: never.
+    /// Seconds after which a read that waits for the server fails, 366 days at most. By default, and with 0, it waits
+    /// until the server answers.
     #[serde(default)]
     #[schema(maximum = 31622400)]
     pub deadline_seconds: Option<u32>,
-    /// Requests at a time; without it as many as the daemon may.
+    /// Most requests at a time. By default the daemon's limit.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 256)]
     pub max_requests: Option<u32>,
-    /// Bytes per second; without it as fast as it goes.
+    /// Most bytes per second. By default there is no limit.
     #[serde(default)]
     #[schema(minimum = 65536)]
     pub max_rate: Option<u64>,
-    /// Whether what is fetched of it is never evicted to make room.
+    /// Whether its fetched data is never evicted to make room.
     #[serde(default)]
     pub pinned: bool,
 }
@@ -52,7 +53,7 @@ pub struct AddBase {
 pub struct Below {
     /// Absolute path or URL.
     pub source: String,
-    /// As that of the image.
+    /// Its format, with the same default as that of the image.
     #[serde(default)]
     pub format: Option<Format>,
 }
@@ -79,8 +80,8 @@ impl TryFrom<String> for Format {
             "qcow2" => Ok(Self::Qcow2),
             "vmdk" => Ok(Self::Vmdk),
             other => Err(format!(
-                "format {other:?} is not served; it is raw, qcow2 or vmdk, others are converted with: qemu-img convert \
-                 -O qcow2"
+                "format {other:?} is not supported; give raw, qcow2 or vmdk, or convert the image with: qemu-img \
+                 convert -O qcow2"
             )),
         }
     }
@@ -107,7 +108,7 @@ impl TryFrom<String> for Identity {
             "strong" => Ok(Self::Strong),
             "weak" => Ok(Self::Weak),
             "size" => Ok(Self::Size),
-            other => Err(format!("identity {other:?} is not known; it is strong, weak or size")),
+            other => Err(format!("identity {other:?} is not known; give strong, weak or size")),
         }
     }
 }
@@ -116,9 +117,9 @@ impl TryFrom<String> for Identity {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetUrls {
-    /// The URL that is asked first.
+    /// The URL that the daemon asks first.
     pub source: String,
-    /// The others; without it the mirrors stay.
+    /// The mirrors. By default they stay as they are.
     #[serde(default)]
     pub mirrors: Option<Vec<String>>,
     /// Which file of the base: 0 is the image, 1 the file below it.
@@ -130,7 +131,7 @@ pub struct SetUrls {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fail {
-    /// Whether reads that wait for its servers end with an error, now and from now on.
+    /// Whether reads fail when they would wait for its servers, present and future ones.
     pub given_up: bool,
 }
 
@@ -138,7 +139,7 @@ pub struct Fail {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
-    /// Whether what is fetched of it is never evicted to make room.
+    /// Whether its fetched data is never evicted to make room.
     pub pinned: bool,
 }
 
@@ -146,13 +147,13 @@ pub struct Pin {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hydrate {
-    /// Bytes per second, 1 at least; without it as configured.
+    /// Most bytes per second, 1 at least. By default the configured rate.
     #[serde(default)]
     #[schema(minimum = 1)]
     pub rate: Option<u64>,
 }
 
-/// What an eviction did.
+/// The result of an eviction.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Evicted {
@@ -160,7 +161,7 @@ pub struct Evicted {
     pub name: String,
     /// Bytes that were dropped.
     pub evicted_bytes: u64,
-    /// Bytes that stay, because another base has the same contents and wants them kept.
+    /// Bytes that stay, because another base has the same contents and is pinned or hydrated.
     pub shared_bytes: u64,
 }
 
@@ -174,7 +175,7 @@ pub struct Base {
     pub name: String,
     /// Its file in the mount.
     pub path: String,
-    /// Path or URL of the image, as it is read now.
+    /// Path or URL from which the image is read now.
     pub source: String,
     /// Other URLs of the same content.
     pub mirrors: Vec<String>,
@@ -188,17 +189,17 @@ pub struct Base {
     pub source_size: u64,
     /// How many disks use it.
     pub disks: u64,
-    /// Bytes of it that are cached: in the store, or in memory when none of it is kept in the store.
+    /// Bytes of it that are cached: in the store, or in memory when the store keeps none of its files.
     pub cached_bytes: u64,
-    /// Percent of its files that is in the store; null when none of it is kept there.
+    /// Percent of its files that is in the store; null when the store keeps none of its files.
     pub cached_percent: Option<f64>,
     /// Bytes of it in the memory cache.
     pub memory_bytes: u64,
-    /// Whether what is in the store of it is never evicted to make room.
+    /// Whether its data in the store is never evicted to make room.
     pub pinned: bool,
     /// Whether all of it is in the store.
     pub complete: bool,
-    /// Whether what is in the store was compared with the digest, and has it.
+    /// Whether its data in the store was compared with the digest and matches.
     pub digest_verified: bool,
     /// SHA-256 that the image was registered with.
     pub sha256: Option<String>,
@@ -210,23 +211,23 @@ pub struct Base {
     pub last_modified: Option<String>,
     /// Which validators must still match.
     pub identity: Identity,
-    /// Seconds after which a read that waits for the server fails; null: never.
+    /// Seconds after which a read that waits for the server fails; null when it waits until the server answers.
     pub deadline_seconds: Option<u32>,
-    /// Requests at a time; null: as many as the daemon may.
+    /// Most requests at a time; null for the daemon's limit.
     pub max_requests: Option<u32>,
-    /// Bytes per second; null: as fast as it goes.
+    /// Most bytes per second; null when there is no limit.
     pub max_rate: Option<u64>,
     /// When it was registered.
     #[schema(format = DateTime)]
     pub created: String,
-    /// How it is.
+    /// Its state.
     pub state: BaseState,
-    /// Since when, for a state that comes and goes.
+    /// Since when it is in this state; null for a state that has no beginning.
     #[schema(format = DateTime)]
     pub state_since: Option<String>,
     /// Why it cannot be used, or the last error that its readers got.
     pub error: Option<String>,
-    /// Why nothing of it is kept or read in the store.
+    /// Why its data in the store is neither read nor written.
     pub cache_error: Option<String>,
     /// The last hydration or verification of this worker.
     pub work: Option<Work>,
@@ -238,11 +239,11 @@ pub struct Base {
     /// Since when its readers get errors.
     #[schema(format = DateTime)]
     pub failing_since: Option<String>,
-    /// Its URLs and how they work, once it was read.
+    /// Its URLs and their last failures, once it was read.
     pub servers: Vec<Server>,
 }
 
-/// How a base is. The first that applies.
+/// The state of a base: the first of these that applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BaseState {
@@ -252,11 +253,11 @@ pub enum BaseState {
     Failed,
     /// Its operator has given it up.
     GivenUp,
-    /// Its server has another object now; reads of what is missing wait.
+    /// Its server has another object now; reads of missing bytes wait.
     Changed,
     /// Its readers get errors.
     Failing,
-    /// Reads of what is missing wait for its server.
+    /// Reads of missing bytes wait for its server.
     Waiting,
     /// It works.
     #[default]
@@ -277,9 +278,9 @@ pub struct Backing {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Server {
-    /// Without query and user info.
+    /// The URL, without query and user info.
     pub url: String,
-    /// How it failed last, when it does not work.
+    /// Its last failure; null while it works.
     pub trouble: Option<String>,
 }
 
@@ -287,54 +288,54 @@ pub struct Server {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Work {
-    /// Which.
+    /// The kind of work.
     pub what: WorkKind,
-    /// How far it is.
+    /// Its progress.
     pub state: WorkState,
-    /// Bytes that are here, or were compared.
+    /// Bytes that were fetched, or compared.
     pub bytes: u64,
     /// Bytes in all.
     pub total: u64,
-    /// Bytes per second since it began.
+    /// Bytes per second since the work began.
     pub rate: u64,
-    /// Result of the comparison; null without a digest.
+    /// Whether the digest matches; null without a digest, and before the comparison.
     pub digest_matches: Option<bool>,
     /// Why it failed, waits or was cancelled.
     pub error: Option<String>,
 }
 
-/// What is done with a whole base.
+/// A kind of work on a whole base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkKind {
-    /// All of it is fetched, then compared.
+    /// All of the base is fetched, then compared.
     #[default]
     Hydrate,
-    /// It is compared.
+    /// The base is compared.
     Verify,
 }
 
-/// How far work on a whole base is.
+/// The progress of work on a whole base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkState {
-    /// Bytes come.
+    /// Bytes arrive.
     #[default]
     Fetching,
-    /// Nothing comes; it goes on by itself.
+    /// No bytes arrive; the work resumes by itself.
     Waiting,
-    /// What is here is compared with the digest.
+    /// The data is compared with the digest.
     Verifying,
-    /// It has ended well.
+    /// The work succeeded.
     Done,
-    /// It has ended, and not well.
+    /// The work failed.
     Failed,
-    /// It was ended early, by a request.
+    /// A request ended the work early.
     Cancelled,
 }
 
 impl WorkState {
-    /// As answers show it.
+    /// Its name in answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fetching => "fetching",

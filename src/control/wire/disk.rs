@@ -1,9 +1,9 @@
-//! Disks.
+//! The bodies of disks.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// New disks, all of one size on one base. At least one name.
+/// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateDisks {
@@ -16,17 +16,17 @@ pub struct CreateDisks {
     /// Name of the base; without one the disks are blank.
     #[serde(default)]
     pub base: Option<String>,
-    /// Bytes of each disk, 1 at least; without it as many as the base has.
+    /// Bytes of each disk, 1 at least. By default the size of the base.
     #[serde(default)]
     #[schema(minimum = 1)]
     pub size: Option<u64>,
 }
 
-/// Another size.
+/// The new size of a disk.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
-    /// Bytes, 1 at least. What lies beyond a smaller size is gone.
+    /// Bytes, 1 at least. A smaller size discards the data beyond it.
     #[schema(minimum = 1)]
     pub size: u64,
 }
@@ -43,17 +43,17 @@ pub struct Disk {
     pub name: String,
     /// Name of its base; null for a blank disk, and while the record of the base cannot be read.
     pub base: Option<String>,
-    /// Bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Bytes that it takes in the store.
+    /// Bytes that its delta takes in the store.
     pub delta_bytes: u64,
     /// Bytes of its map in memory; 0 while the disk is not in use.
     pub map_bytes: u64,
     /// Permission bits, octal.
     pub mode: String,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
     /// When it was created.
     #[schema(format = DateTime)]
@@ -61,7 +61,7 @@ pub struct Disk {
     /// When its contents changed last.
     #[schema(format = DateTime)]
     pub modified: String,
-    /// How it is.
+    /// Its state.
     pub state: DiskState,
     /// Why it has failed.
     pub error: Option<String>,
@@ -69,23 +69,23 @@ pub struct Disk {
     pub refuses_writes: Option<String>,
 }
 
-/// How a disk is.
+/// The state of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
     /// It works.
     #[default]
     Ok,
-    /// A flush has failed since the disk is in use.
+    /// A flush has failed since the disk came into use.
     HadErrors,
     /// It cannot be used; `error` says why.
     Failed,
 }
 
-/// What was removed.
+/// The removed objects.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Removed {
-    /// Names.
+    /// Their names.
     pub removed: Vec<String>,
 }

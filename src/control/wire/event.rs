@@ -1,51 +1,52 @@
-//! Events and counters of bases.
+//! The bodies of events, and of the counters of bases.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// One line of `/v1/events`. Keys that make no sense for the event are not there.
+/// One line of `/v1/events`. It omits the keys that do not apply to the event.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Event {
-    /// When.
+    /// When it happened.
     #[schema(format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// What happened.
+    /// Its name.
     #[schema(value_type = EventName)]
     pub event: String,
     /// Name of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// Bytes of the base.
+    /// Bytes of the base that the event is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// In how many pieces; of `lost`, how many events.
+    /// The number of pieces; for `lost`, the number of events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// Why: a word for traffic, a sentence for all else.
+    /// The reason: a word for traffic, a sentence for other events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Since when, for what lasts.
+    /// When the condition began, for an event about a condition that lasts.
     #[schema(format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// From 1, one higher for each event of a worker; of `following`, that of the last event before.
+    /// The number of the event. The events of a worker are numbered from 1; `following` has the number of the event
+    /// before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number: Option<u64>,
-    /// Process of the worker that tells it.
+    /// Process of the worker that reports it.
     pub worker: u32,
 }
 
-/// What happened.
+/// The name of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum EventName {
-    /// A client follows from here on, and misses nothing.
+    /// A client follows from here on, and misses no event.
     #[serde(rename = "following")]
     Following,
-    /// The client reads too slowly: `count` events were dropped here.
+    /// The client reads too slowly: `count` events are missing here.
     #[serde(rename = "lost")]
     Lost,
     /// A worker began to serve.
@@ -63,22 +64,22 @@ pub enum EventName {
     /// The source failed.
     #[serde(rename = "base.error")]
     BaseError,
-    /// The source is not what was registered.
+    /// The source has another object than the registered one.
     #[serde(rename = "base.changed")]
     BaseChanged,
     /// Reads wait for the server.
     #[serde(rename = "base.waiting")]
     BaseWaiting,
-    /// They do not wait any more.
+    /// Reads no longer wait for the server.
     #[serde(rename = "base.resumed")]
     BaseResumed,
     /// All of the base is in the store.
     #[serde(rename = "base.hydrated")]
     BaseHydrated,
-    /// The cache in the store keeps nothing new.
+    /// The cache in the store keeps no new blocks.
     #[serde(rename = "cache.degraded")]
     CacheDegraded,
-    /// It does again.
+    /// The cache in the store keeps new blocks again.
     #[serde(rename = "cache.recovered")]
     CacheRecovered,
     /// A trace was recorded.
@@ -86,7 +87,7 @@ pub enum EventName {
     TraceRecorded,
 }
 
-/// Counters of events, since the worker began.
+/// Counters of events, since the worker began to serve.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Events {
@@ -95,15 +96,15 @@ pub struct Events {
     pub since: String,
     /// Events so far.
     pub emitted: u64,
-    /// Events that listeners lost.
+    /// Events that clients lost because they read too slowly.
     pub lost: u64,
-    /// Clients that follow.
+    /// Clients that follow events.
     pub listeners: u64,
     /// Traffic of each base.
     pub bases: Vec<BaseTraffic>,
 }
 
-/// How many bytes of a base were found, fetched and evicted.
+/// The bytes of a base that were found in a cache, fetched and evicted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct BaseTraffic {
@@ -123,6 +124,6 @@ pub struct BaseTraffic {
 pub struct Total {
     /// Pieces.
     pub count: u64,
-    /// Bytes of them all.
+    /// Bytes of all pieces.
     pub bytes: u64,
 }

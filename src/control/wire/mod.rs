@@ -1,12 +1,12 @@
-//! The bodies of `/v1`: what the daemon answers with, what the command line reads, and what `/v1/openapi.json`
-//! describes. One type serves all three, so that they cannot differ.
+//! The bodies of `/v1`. The daemon's answers, the command line that reads them and the description in
+//! `/v1/openapi.json` use the same types, so they cannot differ.
 //!
 //! What must hold:
 //! - Keys are only ever added. A reader ignores keys that it does not know, and takes a default for a key that a daemon
 //!   of another version omits: answers derive `serde(default)`.
 //! - A request refuses keys that it does not know (`deny_unknown_fields`): a misspelt option is an error.
 //! - Sizes are bytes, times are RFC 3339 in UTC, unless the name of a key says otherwise.
-//! - No body has a secret: URLs come without query and user info.
+//! - No body contains a secret: URLs come without query and user info.
 
 mod base;
 mod disk;
@@ -31,16 +31,16 @@ pub use trace::{Origin, Recording, Trace, TraceFile};
 
 use std::time::{Duration, SystemTime};
 
-/// The header of a creation that may be asked for again: the same key is the same creation.
+/// The header of a creation that a client may send again. The same key means the same creation.
 pub const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// A time as answers show it; `ns` since the epoch.
+/// The text of a time in answers; `ns` counts from the epoch.
 pub fn rfc3339(ns: i64) -> String {
     let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns.max(0) as u64);
     humantime::format_rfc3339_nanos(at).to_string()
 }
 
-/// A time as answers show it, to the millisecond.
+/// The text of a time in answers, to the millisecond.
 pub fn rfc3339_millis(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }

@@ -1,11 +1,14 @@
-//! The daemon at a glance.
+//! The bodies of the daemon's status, and how they follow from the daemon's own counters.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Events;
+use super::super::report;
+use super::{Events, rfc3339};
+use crate::cache::CacheStats;
+use crate::fetch::kept::DiskCacheStats;
 
-/// The daemon, its caches, and what is wrong.
+/// The daemon, its caches, and its problems.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Status {
@@ -25,9 +28,9 @@ pub struct Status {
     pub supervisor_version: String,
     /// How the last workers ended, the oldest first.
     pub worker_ends: Vec<WorkerEnd>,
-    /// Milliseconds that the last start was put off, because workers kept ending soon.
+    /// Milliseconds by which the last start was delayed, because workers kept ending soon.
     pub back_off_ms: u64,
-    /// The worker that waits to take over.
+    /// The standby worker.
     pub standby: Standby,
     /// The last upgrade.
     pub upgrade: Option<Upgrade>,
@@ -35,13 +38,13 @@ pub struct Status {
     pub caught_panics: u64,
     /// Seconds since the mount was made.
     pub uptime_seconds: i64,
-    /// How many bases there are.
+    /// The number of bases.
     #[schema(value_type = u64)]
     pub bases: Option<u64>,
-    /// How many disks there are.
+    /// The number of disks.
     #[schema(value_type = u64)]
     pub disks: Option<u64>,
-    /// How many disks are in use or were lately.
+    /// The number of disks that are or were recently in use.
     pub attached_disks: u64,
     /// Names of disks that refuse writes, because a flush failed.
     pub disks_refusing_writes: Vec<String>,
@@ -53,7 +56,7 @@ pub struct Status {
     pub unlinked_disks: u64,
     /// Records that are damaged.
     pub damaged: Vec<DamagedFile>,
-    /// Records that could not be read, and are tried again.
+    /// Records that could not be read. The daemon tries again.
     pub unread: Vec<DamagedFile>,
     /// The caches.
     #[schema(value_type = Cache)]
@@ -64,7 +67,7 @@ pub struct Status {
     pub requests: Requests,
     /// Bases whose readers get errors.
     pub failing: Vec<Trouble>,
-    /// What of least privilege is in force.
+    /// The restrictions in force on the worker.
     #[schema(value_type = Confinement)]
     pub confinement: Option<Confinement>,
     /// The kernel, and what plyfs cannot promise on it.
@@ -81,7 +84,7 @@ pub struct Status {
     pub worker_not_answering_why: Option<String>,
 }
 
-/// What the supervisor answers in place of a worker that does not answer. Keys are those of [`Status`].
+/// The supervisor's answer in place of a worker that does not answer. Its keys are those of [`Status`].
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SilentStatus {
     /// Version of the supervisor.
@@ -105,7 +108,7 @@ pub struct SilentStatus {
     pub worker_not_answering_why: String,
     /// How the last workers ended, the oldest first.
     pub worker_ends: Vec<WorkerEnd>,
-    /// The worker that waits to take over.
+    /// The standby worker.
     pub standby: Standby,
     /// Seconds since the mount was made.
     pub uptime_seconds: i64,
@@ -117,7 +120,7 @@ pub struct SilentStatus {
     pub cache: Option<Cache>,
 }
 
-/// What `/v1/status` answers.
+/// The answer of `/v1/status`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum AnyStatus {
@@ -131,26 +134,26 @@ pub enum AnyStatus {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct WorkerEnd {
-    /// When.
+    /// When it ended.
     #[schema(format = DateTime)]
     pub at: String,
     /// Its process.
     pub pid: u32,
-    /// Why.
+    /// Why it ended.
     pub why: String,
-    /// Milliseconds from taking over to the end.
+    /// Milliseconds from its take-over to its end.
     pub served_ms: u64,
 }
 
-/// The worker that waits to take over.
+/// The standby worker, which takes over when the serving one ends.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Standby {
-    /// Its process, when there is one.
+    /// Its process; null when there is no standby worker.
     pub pid: Option<u32>,
-    /// Whether it has nothing left to do before it takes over.
+    /// Whether it is prepared to take over.
     pub prepared: bool,
-    /// Why the last one could not be started.
+    /// Why the last standby worker could not be started.
     pub problem: Option<String>,
 }
 
@@ -160,22 +163,22 @@ pub struct Standby {
 pub struct Upgrade {
     /// 1 for the first since the mount was made.
     pub number: u64,
-    /// How far it is.
+    /// Its progress.
     pub state: UpgradeState,
-    /// The program.
+    /// The new program.
     pub program: String,
-    /// Version of the worker before.
+    /// Version of the old worker.
     pub from: String,
     /// Version of the new worker, once it is known.
     pub to: Option<String>,
-    /// Why it failed, or what of it could not be done.
+    /// Why it failed, or which part of it failed.
     pub why: Option<String>,
     /// When it began, or when it ended.
     #[schema(format = DateTime)]
     pub at: String,
 }
 
-/// How far an upgrade is.
+/// The progress of an upgrade.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpgradeState {
@@ -189,7 +192,7 @@ pub enum UpgradeState {
 }
 
 impl UpgradeState {
-    /// As answers show it.
+    /// Its name in answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -203,13 +206,13 @@ impl UpgradeState {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Space {
-    /// Bytes in all; null when the filesystem does not say.
+    /// Bytes in all; null when the filesystem does not report them.
     pub total_bytes: Option<u64>,
     /// Bytes that the daemon can use.
     pub available_bytes: Option<u64>,
-    /// Bytes that are to be kept back for metadata.
+    /// Bytes that the daemon wants to reserve for metadata.
     pub reserve_bytes: u64,
-    /// Bytes that are kept back now.
+    /// Bytes that are reserved now.
     pub reserve_held_bytes: u64,
     /// Whether writes that need space are refused.
     pub full: bool,
@@ -219,17 +222,17 @@ pub struct Space {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct LiveMaps {
-    /// Their file; null when there is one for each disk.
+    /// Their file; null when each disk has its own.
     pub path: Option<String>,
-    /// Bytes that they take.
+    /// Bytes that the maps take.
     pub bytes: Option<u64>,
-    /// Bytes that they may take.
+    /// Bytes that the maps may take.
     pub limit_bytes: Option<u64>,
     /// Bytes that the map of one disk may take.
     pub disk_limit_bytes: Option<u64>,
-    /// How often the file moved, because its name was gone.
+    /// How often the maps moved to a new file because the old name was removed.
     pub moves: u64,
-    /// Why they would not outlive the supervisor, or what an earlier daemon lost.
+    /// Why the maps would not survive the supervisor, or which data an earlier daemon lost.
     pub problem: Option<String>,
 }
 
@@ -239,24 +242,24 @@ pub struct LiveMaps {
 pub struct DamagedFile {
     /// Its name in the store.
     pub file: String,
-    /// In which way.
+    /// The damage, or the error of the read.
     pub error: String,
 }
 
-/// A base that waits or fails.
+/// A base whose reads wait or fail.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Trouble {
     /// Name of the base.
     pub base: String,
-    /// Since when.
+    /// Since when they do.
     #[schema(format = DateTime)]
     pub since: String,
-    /// Why.
+    /// Why they do.
     pub why: String,
 }
 
-/// Requests of the kernel that wait for the bytes of bases, and what became of others since the worker began.
+/// Requests of the kernel that wait for the bytes of bases, and counters of those that failed since the worker began.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Requests {
@@ -264,15 +267,15 @@ pub struct Requests {
     pub waiting: u64,
     /// Bytes of writes that wait.
     pub waiting_bytes: u64,
-    /// Requests that wait and end with their process.
+    /// Requests that wait and whose process is watched: they end when it does.
     pub watched: u64,
-    /// Requests that were refused, because too many waited.
+    /// Requests that were refused because too many waited.
     pub refused: u64,
-    /// Requests that ended with a signal, or with their process.
+    /// Requests that ended because of a signal, or with their process.
     pub interrupted: u64,
 }
 
-/// The memory cache, and the one in the store.
+/// The memory cache and the cache in the store.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Cache {
@@ -282,15 +285,15 @@ pub struct Cache {
     pub memory_used: u64,
     /// Blocks that were found.
     pub hits: u64,
-    /// Blocks that had to be got.
+    /// Blocks that were not found.
     pub misses: u64,
-    /// Blocks that came in.
+    /// Blocks that were inserted.
     pub insertions: u64,
-    /// Blocks that went, to make room.
+    /// Blocks that were evicted to make room.
     pub evictions: u64,
-    /// Blocks that were taken over from an earlier worker.
+    /// Blocks that were adopted from an earlier worker.
     pub adopted_blocks: u64,
-    /// Blocks of an earlier worker that were not sound.
+    /// Blocks of an earlier worker that were rejected, because they failed a check.
     pub adopted_rejected: u64,
     /// The cache in the store.
     #[schema(value_type = DiskCache)]
@@ -305,43 +308,43 @@ pub struct DiskCache {
     pub limit_bytes: u64,
     /// Bytes that it takes.
     pub used_bytes: u64,
-    /// Files of bases of which something is kept, or that are pinned.
+    /// Files of bases that have data in it or are pinned.
     pub bases: u64,
     /// Blocks that were found.
     pub hits: u64,
     /// Blocks that were not found.
     pub misses: u64,
-    /// Blocks that came in.
+    /// Blocks that were inserted.
     pub insertions: u64,
-    /// Blocks that went.
+    /// Blocks that were evicted.
     pub evictions: u64,
-    /// Blocks that did not match their sums.
+    /// Blocks that did not match their checksums.
     pub corrupt_blocks: u64,
-    /// Reads that the storage failed.
+    /// Reads that failed in the storage.
     pub read_errors: u64,
-    /// Writes, syncs and punches that the storage failed.
+    /// Writes, syncs and hole punches that failed in the storage.
     pub write_errors: u64,
-    /// Whether all that an earlier worker left is known; until then `used_bytes` is an estimate.
+    /// Whether the blocks of earlier workers are indexed. Until then `used_bytes` is an estimate.
     pub indexed: bool,
-    /// Why nothing new is kept.
+    /// Why no new blocks are kept.
     pub degraded: Option<String>,
     /// Files that cannot be read now, and why.
     pub unreadable: Vec<String>,
 }
 
-/// What of least privilege is in force.
+/// The restrictions in force on the worker.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Confinement {
-    /// Capabilities that are left.
+    /// Capabilities that the worker keeps.
     pub capabilities: Vec<String>,
-    /// `full`, `partial (...)` or `off (why)`.
+    /// Landlock: `full`, `partial (...)` or `off (why)`.
     pub landlock: String,
-    /// `on`, `log` or `off (why)`.
+    /// The filter of system calls: `on`, `log` or `off (why)`.
     pub seccomp: String,
-    /// `on` or `off`.
+    /// Core dumps: `on` or `off`.
     pub core_dumps: String,
-    /// Whether all memory is locked; null when the daemon does not say.
+    /// Whether all memory is locked; null when the daemon does not report it.
     #[schema(value_type = bool)]
     pub memory_locked: Option<bool>,
 }
@@ -370,27 +373,119 @@ pub struct MissingPromise {
     pub instead: String,
 }
 
-/// The daemon is about to end.
+/// The answer to `stop`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Stopping {
-    /// True.
+    /// Always true: the daemon is stopping.
     pub stopping: bool,
 }
 
-/// Which program takes over.
+/// The program of an upgrade.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpgradeTo {
-    /// Absolute path; without it the one that the daemon was started from.
+    /// Absolute path. By default the path that the daemon was started from.
     #[serde(default)]
     pub program: Option<String>,
 }
 
-/// An upgrade has begun; `status` says how it goes.
+/// An upgrade that has begun; `status` has its progress.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct UpgradeBegun {
     /// Its number in `upgrade` of `status`.
     pub number: u64,
+}
+
+impl Cache {
+    /// The counters of both caches.
+    pub fn new(memory: CacheStats, disk: DiskCacheStats) -> Self {
+        let CacheStats {
+            memory_limit,
+            memory_used,
+            hits,
+            misses,
+            insertions,
+            evictions,
+            adopted_blocks,
+            adopted_rejected,
+        } = memory;
+        Self {
+            memory_limit,
+            memory_used,
+            hits,
+            misses,
+            insertions,
+            evictions,
+            adopted_blocks,
+            adopted_rejected,
+            disk: Some(DiskCache::from(disk)),
+        }
+    }
+}
+
+impl From<DiskCacheStats> for DiskCache {
+    fn from(stats: DiskCacheStats) -> Self {
+        let DiskCacheStats {
+            limit_bytes,
+            used_bytes,
+            bases,
+            hits,
+            misses,
+            insertions,
+            evictions,
+            corrupt_blocks,
+            read_errors,
+            write_errors,
+            indexed,
+            degraded,
+            unreadable,
+        } = stats;
+        Self {
+            limit_bytes,
+            used_bytes,
+            bases,
+            hits,
+            misses,
+            insertions,
+            evictions,
+            corrupt_blocks,
+            read_errors,
+            write_errors,
+            indexed,
+            degraded,
+            unreadable,
+        }
+    }
+}
+
+impl From<&report::End> for WorkerEnd {
+    fn from(end: &report::End) -> Self {
+        Self { at: rfc3339(end.at_ns), pid: end.pid, why: end.why.clone(), served_ms: end.served_ms }
+    }
+}
+
+impl From<&report::Standby> for Standby {
+    fn from(standby: &report::Standby) -> Self {
+        Self { pid: standby.pid, prepared: standby.prepared, problem: standby.problem.clone() }
+    }
+}
+
+impl From<&report::Upgrade> for Upgrade {
+    fn from(upgrade: &report::Upgrade) -> Self {
+        Self {
+            number: upgrade.number,
+            state: match upgrade.state {
+                report::UpgradeState::Running => UpgradeState::Running,
+                report::UpgradeState::Done => UpgradeState::Done,
+                report::UpgradeState::Failed => UpgradeState::Failed,
+            },
+            program: upgrade.program.display().to_string(),
+            from: upgrade.from.clone(),
+            to: upgrade.to.clone(),
+            why: upgrade.why.clone(),
+            at: rfc3339(upgrade.at_ns),
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! Traces of boots.
+//! The bodies of traces.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The trace of a base. Of one that cannot be read, `error` says why, and the keys behind it are not there.
+/// The trace of a base. When it cannot be read, `error` says why, and the keys after it are absent.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Trace {
@@ -15,7 +15,7 @@ pub struct Trace {
     pub file_bytes: u64,
     /// Why it cannot be read.
     pub error: Option<String>,
-    /// Name of the base where it was recorded.
+    /// Name of the base on which it was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded_on: Option<String>,
     /// When it was recorded.
@@ -25,11 +25,11 @@ pub struct Trace {
     /// Bytes of the virtual disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Of which image it is; null when that is not known.
+    /// The image that it belongs to; null when that is not known.
     #[schema(value_type = Option<Origin>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Option<Origin>>,
-    /// Entries.
+    /// The number of its entries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entries: Option<u64>,
     /// Bytes that the boot read.
@@ -38,24 +38,24 @@ pub struct Trace {
     /// Milliseconds from the first read to the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u32>,
-    /// Requests of a prefetch.
+    /// Requests that a prefetch sends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch_ranges: Option<u64>,
-    /// Bytes of a prefetch, with the gaps that are not worth a request of their own.
+    /// Bytes that a prefetch fetches, with the gaps that are too small for separate requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch_bytes: Option<u64>,
-    /// Whether it is of use to the base.
+    /// Whether it fits the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fits: Option<bool>,
     /// Name of the disk whose recording ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
-    /// Whether that disk is recorded.
+    /// Whether that disk is being recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<bool>,
 }
 
-/// Which image a trace is of, in hexadecimal digits.
+/// The image that a trace belongs to, in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -67,12 +67,12 @@ pub enum Origin {
     Validator(String),
 }
 
-/// The bytes of a trace: docs/format.md.
+/// The bytes of a trace file, see docs/format.md.
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Binary)]
 pub struct TraceFile(pub Vec<u8>);
 
-/// A recording has begun.
+/// A recording that has begun.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Recording {
@@ -80,6 +80,6 @@ pub struct Recording {
     pub disk: String,
     /// Name of the base whose trace it becomes.
     pub base: String,
-    /// True.
+    /// Always true: the disk is being recorded.
     pub recording: bool,
 }

@@ -1,55 +1,55 @@
-//! A worker that ends by plan first answers what it has read, on a kernel that cannot send requests to the next worker.
+//! A pause before a planned end of the worker, on a kernel that cannot send requests to the next one.
 //!
-//! What must hold (D65): an upgrade, and a move of the live maps, cost no request. When requests do not end in time, as
-//! those do not that wait for a server, the worker goes on, and the upgrade or the move is given up.
+//! What must hold (D65): an upgrade, or a move of the live maps, costs no request. When requests do not end in time, for
+//! example because they wait for a server, the worker goes on, and the upgrade or the move is given up.
 
 use std::time::{Duration, Instant};
 
 use super::super::channel::FromSupervisor;
 use super::Supervisor;
 
-/// How long requests may take to end, while new ones wait.
-pub(in crate::daemon) const PAUSE: Duration = Duration::from_secs(5);
+/// The time that requests in flight have to end. New ones wait meanwhile.
+pub(in crate::daemon) const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    /// Has the active worker pause before it ends by plan; false when that is not needed, as the next worker gets its
-    /// requests, or of no use, as it does not listen.
-    pub(in crate::daemon) fn pauses(&self) -> bool {
+    /// Tells the active worker to pause. False when no pause is needed, because the next worker gets its requests, or
+    /// when the worker does not answer.
+    pub(in crate::daemon) fn begin_pause(&self) -> bool {
         let Some(active) = self.active.as_ref().filter(|_| !self.protocol.resend) else { return false };
-        if active.pulse.is_lost() {
+        if active.heartbeat.is_lost() {
             return false;
         }
-        active.tell(&FromSupervisor::Pause);
+        active.send(&FromSupervisor::Pause);
         true
     }
 
-    /// The worker reads requests again.
-    pub(in crate::daemon) fn go_on(&mut self) {
+    /// Ends a pause: the worker reads requests again.
+    pub(in crate::daemon) fn continue_serving(&mut self) {
         self.pause_until = None;
         if let Some(active) = &self.active {
-            active.tell(&FromSupervisor::GoOn);
+            active.send(&FromSupervisor::Continue);
         }
     }
 
-    /// Has the active worker pause so that the live maps can move; false when it need not.
-    pub(in crate::daemon) fn pauses_for_move(&mut self) -> bool {
-        let pauses = self.pauses();
-        self.pause_until = pauses.then(|| Instant::now() + PAUSE);
+    /// As [`begin_pause`](Self::begin_pause), for a move of the live maps.
+    pub(in crate::daemon) fn begin_pause_to_relocate(&mut self) -> bool {
+        let pauses = self.begin_pause();
+        self.pause_until = pauses.then(|| Instant::now() + PAUSE_TIMEOUT);
         pauses
     }
 
-    /// What the worker had read is answered.
+    /// The worker has answered all requests that it had read.
     pub(super) fn paused(&mut self) {
-        if self.pause_until.take().is_some() && self.is_moving() {
-            self.end_for_move();
+        if self.pause_until.take().is_some() && self.is_relocating() {
+            self.kill_paused_to_relocate();
         } else {
             self.upgrade_paused();
         }
     }
 
-    /// Requests did not end in time.
-    pub(super) fn move_is_late(&mut self) {
-        self.go_on();
-        self.put_off_move();
+    /// Requests did not end in time before a move of the live maps.
+    pub(super) fn pause_timed_out(&mut self) {
+        self.continue_serving();
+        self.postpone_relocation();
     }
 }

@@ -1,38 +1,38 @@
-//! Where the supervisor stands: who serves the mount, and how far the end is.
+//! The states of the supervisor: which worker serves the mount, and the progress of the end.
 //!
 //! ```text
-//! who serves:            activate                Ready
+//! ServingState:          activate                Ready
 //!              Vacant --------------> TakingOver ------> Serving
 //!                ^                        |                 |
-//!                +------ it ended <-------+                 |
-//!                ^       (killed, when it is late)          |
-//!                +----------------- it ended <--------------+
+//!                +--- worker ended <------+                 |
+//!                ^    (killed after the deadline)           |
+//!                +--------------- worker ended <------------+
 //!
-//! the end:          stop, no version changes hands
-//!              No ------------------------------------> Closing ---> outcome
+//! Shutdown:         stop, no upgrade hands over
+//!              None ----------------------------------> Closing ---> outcome
 //!              |                                          ^  |
-//!              | stop while a version changes hands       |  +-- the worker died: another one takes over
-//!              +------------> Wanted ---------------------+      to close the store, three times at most
-//!                                     one of them serves
+//!              | stop while an upgrade hands over         |  +-- the worker died: another one takes over
+//!              +----------> Requested --------------------+      to close the store, three times at most
+//!                                     a worker serves
 //! ```
 //!
-//! What must hold: each deadline belongs to a state and goes with it. In `Vacant` it is the next try, in `TakingOver` the
-//! patience with the worker, in `Closing` the time after which a worker that does not end is left alone.
+//! What must hold: each deadline belongs to a state and ends with it. In `Vacant` it is the time of the next start, in
+//! `TakingOver` the limit for the worker, in `Closing` the time after which a worker that does not end is left behind.
 
 use std::time::Instant;
 
-/// Who serves the mount.
+/// Whether a worker serves the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::daemon) enum Seat {
-    /// No worker is active. The next one is tried at `next`; without it, another event brings it.
+pub(in crate::daemon) enum ServingState {
+    /// No worker is active. The next one is started at `next`; when that is `None`, another event starts it.
     Vacant { since: Instant, next: Option<Instant> },
-    /// The active worker takes over. Without `until` it may take as long as it takes.
+    /// The active worker takes over. Without `until` it has no limit.
     TakingOver { since: Instant, until: Option<Instant> },
     /// The active worker serves.
     Serving,
 }
 
-impl Seat {
+impl ServingState {
     /// Since when no worker serves.
     pub fn down_since(self) -> Option<Instant> {
         match self {
@@ -41,7 +41,7 @@ impl Seat {
         }
     }
 
-    /// When something is to be done about it.
+    /// When the supervisor has to act on this state.
     pub fn deadline(self) -> Option<Instant> {
         match self {
             Self::Vacant { next: at, .. } | Self::TakingOver { until: at, .. } => at,
@@ -49,17 +49,17 @@ impl Seat {
         }
     }
 
-    /// No worker is active any more, or still none.
+    /// Enters `Vacant`.
     pub fn vacate(&mut self, next: Option<Instant>) {
         *self = Self::Vacant { since: self.down_since().unwrap_or_else(Instant::now), next };
     }
 
-    /// A worker takes over.
+    /// Enters `TakingOver`.
     pub fn take_over(&mut self, until: Option<Instant>) {
         *self = Self::TakingOver { since: self.down_since().unwrap_or_else(Instant::now), until };
     }
 
-    /// The same state with another deadline; `Serving` has none.
+    /// Changes the deadline of the state; `Serving` has none.
     pub fn set_deadline(&mut self, at: Option<Instant>) {
         match self {
             Self::Vacant { next, .. } => *next = at,
@@ -69,37 +69,37 @@ impl Seat {
     }
 }
 
-/// How far the end is.
+/// The progress of the daemon's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::daemon) enum Ending {
-    /// It is not wanted.
-    No,
-    /// The operator wants it; it waits until a hand-over to another version is over.
-    Wanted,
+pub(in crate::daemon) enum Shutdown {
+    /// The end is not requested.
+    None,
+    /// The operator requested the end. It waits until an upgrade's hand-over is complete.
+    Requested,
     /// The active worker closes the store.
     Closing(Closing),
 }
 
-/// See [`Ending::Closing`].
+/// See [`Shutdown::Closing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::daemon) struct Closing {
     pub mount: MountEnd,
-    /// Number of the mount's device, by which its connection can be aborted once it is out of sight.
+    /// Number of the mount's device. It identifies the connection to abort once the mount is detached.
     pub device: Option<u32>,
     /// Workers that ended before they had closed the store.
     pub deaths: u32,
-    /// A worker has closed the store.
+    /// Whether a worker has closed the store.
     pub closed: bool,
-    /// When the worker, which has closed the store or was killed, is not waited for any more.
-    pub leave_at: Option<Instant>,
+    /// When the supervisor stops waiting for the worker, which has closed the store or was killed.
+    pub abandon_at: Option<Instant>,
 }
 
-/// What became of the mount.
+/// How the mount ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::daemon) enum MountEnd {
-    /// It is gone; the worker sees that, and closes the store.
+    /// It is unmounted. The worker sees that, and closes the store.
     Unmounted,
-    /// It is out of sight and files on it are open; the worker is told to close the store all the same.
+    /// It is detached, and files on it are open. The worker is told to close the store nevertheless.
     Detached,
 }
 
@@ -107,25 +107,25 @@ pub(in crate::daemon) enum MountEnd {
 mod tests {
     use std::time::Duration;
 
-    use super::Seat;
+    use super::ServingState;
 
     #[test]
-    fn the_time_without_service_goes_on_until_a_worker_serves() {
+    fn the_time_without_service_counts_until_a_worker_serves() {
         let since = std::time::Instant::now();
         let at = since + Duration::from_secs(1);
-        let mut seat = Seat::Vacant { since, next: Some(at) };
-        assert_eq!((seat.down_since(), seat.deadline()), (Some(since), Some(at)));
-        seat.take_over(None);
-        assert_eq!((seat.down_since(), seat.deadline()), (Some(since), None));
-        seat.set_deadline(Some(at));
-        assert_eq!(seat, Seat::TakingOver { since, until: Some(at) });
-        // It ends, and the next one is to come.
-        seat.vacate(None);
-        assert_eq!((seat.down_since(), seat.deadline()), (Some(since), None));
-        seat = Seat::Serving;
-        seat.set_deadline(Some(at));
-        assert_eq!((seat.down_since(), seat.deadline()), (None, None));
-        seat.vacate(None);
-        assert!(seat.down_since().is_some_and(|now| now >= since));
+        let mut serving_state = ServingState::Vacant { since, next: Some(at) };
+        assert_eq!((serving_state.down_since(), serving_state.deadline()), (Some(since), Some(at)));
+        serving_state.take_over(None);
+        assert_eq!((serving_state.down_since(), serving_state.deadline()), (Some(since), None));
+        serving_state.set_deadline(Some(at));
+        assert_eq!(serving_state, ServingState::TakingOver { since, until: Some(at) });
+        // The worker ends before it serves.
+        serving_state.vacate(None);
+        assert_eq!((serving_state.down_since(), serving_state.deadline()), (Some(since), None));
+        serving_state = ServingState::Serving;
+        serving_state.set_deadline(Some(at));
+        assert_eq!((serving_state.down_since(), serving_state.deadline()), (None, None));
+        serving_state.vacate(None);
+        assert!(serving_state.down_since().is_some_and(|now| now >= since));
     }
 }

@@ -1,4 +1,4 @@
-//! Each in a process of its own, because nothing here can be undone.
+//! Each test runs in a process of its own, because a process cannot undo its confinement.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use self::server::{Object, Server, Tls};
-use super::{InForce, Policy, apply};
+use super::{ActiveMeasures, Policy, apply};
 use crate::config::{HttpConfig, SeccompMode, SecurityConfig};
 use crate::io::confine::{bare_call, in_child};
 use crate::io::sys;
@@ -19,9 +19,8 @@ use crate::source::http::{Http, Network, NoCredentials, Proxies, RemoteOptions};
 #[path = "../../../tests/http/server.rs"]
 mod server;
 
-/// A directory with a store's directories, a directory for live maps, and a file that is none of the worker's
-/// business.
-fn house() -> TempDir {
+/// A directory with a store's directories, a directory for live maps, and a file that a worker must not read.
+fn fixture() -> TempDir {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     for part in ["store/bases", "store/disks", "store/deltas", "run/live"] {
         fs::create_dir_all(dir.path().join(part)).unwrap();
@@ -30,7 +29,7 @@ fn house() -> TempDir {
     dir
 }
 
-fn confine(dir: &Path, security: &SecurityConfig) -> InForce {
+fn confine(dir: &Path, security: &SecurityConfig) -> ActiveMeasures {
     apply(&Policy {
         security,
         store: &dir.join("store"),
@@ -40,16 +39,16 @@ fn confine(dir: &Path, security: &SecurityConfig) -> InForce {
     })
 }
 
-/// Runs `work` in a confined process; it has to come to its end.
+/// Runs `work` in a confined process, and fails when `work` does not complete.
 #[track_caller]
-fn confined(security: &SecurityConfig, work: impl FnOnce(&Path, InForce)) {
-    let dir = house();
+fn confined(security: &SecurityConfig, work: impl FnOnce(&Path, ActiveMeasures)) {
+    let dir = fixture();
     let code = in_child(|| {
         let in_force = confine(dir.path(), security);
         work(dir.path(), in_force);
         7
     });
-    assert_eq!(code, 7, "the confined process did not come to its end (101: a panic, negative: a signal)");
+    assert_eq!(code, 7, "the confined process did not complete (101: a panic, negative: a signal)");
 }
 
 fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
@@ -61,7 +60,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn everything_is_in_force_here() {
+fn all_measures_are_in_force_on_this_kernel() {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     confined(&SecurityConfig::default(), |_, in_force| {
         // Signals and abstract sockets came with Linux 6.12.
@@ -77,7 +76,7 @@ fn everything_is_in_force_here() {
 }
 
 #[test]
-fn switched_off_means_off_and_says_so() {
+fn measures_that_are_switched_off_are_reported_as_off() {
     let security = SecurityConfig {
         capabilities: false,
         landlock: false,
@@ -91,7 +90,7 @@ fn switched_off_means_off_and_says_so() {
         assert_eq!(in_force.seccomp, "off (configuration)");
         assert_eq!(in_force.core_dumps, "on");
         assert_eq!(in_force.capabilities.is_empty(), !is_root());
-        // The counterpart of what is refused below, so that those refusals are known to be ours.
+        // The other tests expect refusals of these calls. Here they succeed, so the refusals come from the confinement.
         assert_eq!(fs::read(dir.join("secret")).unwrap(), b"secret");
         fs::write(dir.join("new"), "x").unwrap();
         fs::set_permissions(dir.join("secret"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -126,9 +125,9 @@ fn the_store_and_the_live_maps_stay_usable() {
 }
 
 #[test]
-fn files_outside_are_out_of_reach() {
+fn files_outside_of_the_store_cannot_be_accessed() {
     confined(&SecurityConfig::default(), |dir, _| {
-        // A way out through a link in the store is none.
+        // A confined worker cannot create a link that leads out of the store.
         symlink_by_call(&dir.join("secret"), &dir.join("store/link"));
         for path in [dir.join("secret"), "/etc/shadow".into(), "/etc/passwd".into(), "/dev/fuse".into()] {
             assert_eq!(errno(File::open(&path)), Some(libc::EACCES), "{path:?}");
@@ -142,21 +141,21 @@ fn files_outside_are_out_of_reach() {
         assert_eq!(errno(fs::rename(dir.join("secret"), dir.join("store/secret"))), Some(libc::EACCES));
         assert_eq!(errno(fs::remove_file(dir.join("secret"))), Some(libc::EACCES));
         assert_eq!(errno(fs::create_dir(dir.join("run/dir"))), Some(libc::EACCES));
-        // What landlock does not know, the filter does.
+        // The filter refuses the calls that landlock does not cover.
         let open = fs::Permissions::from_mode(0o777);
         assert_eq!(errno(fs::set_permissions(dir.join("secret"), open)), Some(libc::ENOSYS));
         assert_eq!(errno(chown(dir.join("secret"), Some(65534), None)), Some(libc::ENOSYS));
     });
 }
 
-/// symlink(2) is on no list, so that there is no link to try; the answer is what is tested.
+/// Checks that symlink(2), which is on no list, is refused.
 fn symlink_by_call(target: &Path, link: &Path) {
     assert_eq!(errno(symlink(target, link)), Some(libc::ENOSYS));
 }
 
 #[test]
-fn a_link_in_the_store_leads_nowhere() {
-    let dir = house();
+fn a_link_in_the_store_to_a_file_outside_cannot_be_opened() {
+    let dir = fixture();
     symlink(dir.path().join("secret"), dir.path().join("store/link")).unwrap();
     let code = in_child(|| {
         confine(dir.path(), &SecurityConfig::default());
@@ -166,7 +165,7 @@ fn a_link_in_the_store_leads_nowhere() {
 }
 
 #[test]
-fn no_network_no_programs_no_new_code() {
+fn sockets_executable_memory_and_new_processes_are_refused() {
     let without = SecurityConfig { network: false, ..SecurityConfig::default() };
     for (security, inet) in [(without, Some(libc::ENOSYS)), (SecurityConfig::default(), None)] {
         confined(&security, |_, _| {
@@ -178,13 +177,13 @@ fn no_network_no_programs_no_new_code() {
                 let socket = bare_call(libc::SYS_socket, [family as u64, libc::SOCK_STREAM as u64, 0]);
                 assert!(socket == inet || socket == Some(libc::EAFNOSUPPORT), "{family}: {socket:?}");
             }
-            // Nobody connects to a worker.
+            // No client connects to a worker.
             assert_eq!(bare_call(libc::SYS_bind, [0; 3]), Some(libc::ENOSYS));
             assert_eq!(bare_call(libc::SYS_listen, [0; 3]), Some(libc::ENOSYS));
             let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
             assert_eq!(bare_call(libc::SYS_mmap, [0, 4096, executable]), Some(libc::ENOSYS));
             assert_eq!(bare_call(libc::SYS_mprotect, [0, 0, executable]), Some(libc::ENOSYS));
-            // A process of its own is not a thread; a signal to another process is none of its business.
+            // New processes and signals to other processes are refused.
             assert_eq!(bare_call(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]), Some(libc::ENOSYS));
             assert_eq!(bare_call(libc::SYS_kill, [1, 0, 0]), Some(libc::ENOSYS));
             assert_eq!(bare_call(libc::SYS_tgkill, [1, 1, 0]), Some(libc::ENOSYS));
@@ -193,9 +192,9 @@ fn no_network_no_programs_no_new_code() {
     }
 }
 
-/// A confined worker finds addresses and reads from servers, with TLS and without, and leaves files alone meanwhile.
+/// A confined worker resolves names and reads from servers, with TLS and without, and needs no other file for it.
 #[test]
-fn bases_on_the_network_are_within_reach() {
+fn a_confined_worker_reads_bases_on_the_network() {
     let object = Object::new(300_000);
     let tls = Tls::new(&[b"http/1.1"]);
     let (plain, secure) = (Server::start(object.clone()), Server::start_tls(object.clone(), &tls));
@@ -204,13 +203,13 @@ fn bases_on_the_network_are_within_reach() {
     fs::write(&ca_file, &tls.ca_pem).unwrap();
     let http = HttpConfig { ca_file: Some(ca_file), ..HttpConfig::default() };
     confined(&SecurityConfig::default(), |_, _| {
-        // What was not loaded before cannot be any more.
+        // A certificate that was not loaded before cannot be read now.
         assert_eq!(errno(File::open(http.ca_file.as_ref().unwrap())), Some(libc::EACCES));
     });
-    let house = house();
+    let fixture = fixture();
     let code = in_child(|| {
         let network = Network::prepare(&http, Proxies::default());
-        confine(house.path(), &SecurityConfig::default());
+        confine(fixture.path(), &SecurityConfig::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let http = Http::new(&http, &network, Arc::new(NoCredentials), runtime.handle().clone()).unwrap();
         for (server, scheme) in [(&plain, "http"), (&secure, "https")] {
@@ -218,7 +217,7 @@ fn bases_on_the_network_are_within_reach() {
             let probed = runtime.block_on(http.probe(&[url], &RemoteOptions::default())).unwrap();
             assert!(probed.head == object.bytes[..64 << 10]);
         }
-        // A name that no file has: a name server is asked, or there is none to ask. Not a call that is refused.
+        // No file has this name, so a name server is asked if there is one. No system call is refused.
         let unknown = ["http://plyfs-test.invalid/a".to_owned()];
         let error =
             runtime.block_on(http.probe(&unknown, &RemoteOptions::default())).unwrap_err().to_string();
@@ -229,7 +228,7 @@ fn bases_on_the_network_are_within_reach() {
 }
 
 #[test]
-fn calls_of_an_intruder_end_the_process() {
+fn calls_that_only_an_intruder_makes_kill_the_process() {
     for (name, call) in [
         ("execve", libc::SYS_execve),
         ("ptrace", libc::SYS_ptrace),
@@ -240,7 +239,7 @@ fn calls_of_an_intruder_end_the_process() {
         ("process_vm_readv", libc::SYS_process_vm_readv),
     ] {
         for seccomp in [SeccompMode::On, SeccompMode::Log] {
-            let dir = house();
+            let dir = fixture();
             let code = in_child(|| {
                 confine(dir.path(), &SecurityConfig { seccomp, ..SecurityConfig::default() });
                 bare_call(call, [0; 3]);
@@ -252,7 +251,7 @@ fn calls_of_an_intruder_end_the_process() {
 }
 
 #[test]
-fn logging_lets_calls_through() {
+fn mode_log_allows_calls_that_are_on_no_list() {
     let security = SecurityConfig { seccomp: SeccompMode::Log, ..SecurityConfig::default() };
     confined(&security, |_, in_force| {
         assert_eq!(in_force.seccomp, "log");
@@ -282,17 +281,17 @@ fn threads_memory_and_backtraces_still_work() {
 }
 
 #[test]
-fn an_abort_is_an_abort() {
-    let dir = house();
+fn a_confined_process_can_abort() {
+    let dir = fixture();
     let code = in_child(|| {
         confine(dir.path(), &SecurityConfig::default());
         std::process::abort()
     });
-    assert_eq!(code, -libc::SIGABRT, "the filter must not turn it into anything else");
+    assert_eq!(code, -libc::SIGABRT, "the filter must not change the signal");
 }
 
 #[test]
-fn no_right_is_left_in_any_set() {
+fn no_capability_is_left_in_any_set() {
     confined(&SecurityConfig::default(), |_, _| {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let value = |key: &str| {
@@ -309,14 +308,14 @@ fn no_right_is_left_in_any_set() {
     });
 }
 
-/// A store that root took over from somebody else is served, which root without any right could not do.
+/// Root serves a store of another user, which root without any capability could not do.
 #[test]
-fn a_store_of_somebody_else_keeps_the_one_right_it_needs() {
+fn a_store_of_another_user_keeps_only_the_capability_that_it_needs() {
     if !is_root() {
         println!("SKIP: needs root");
         return;
     }
-    let dir = house();
+    let dir = fixture();
     for part in ["store", "store/bases", "store/disks", "store/deltas"] {
         chown(dir.path().join(part), Some(65534), Some(65534)).unwrap();
         fs::set_permissions(dir.path().join(part), fs::Permissions::from_mode(0o700)).unwrap();
@@ -325,17 +324,17 @@ fn a_store_of_somebody_else_keeps_the_one_right_it_needs() {
         let in_force = confine(dir.path(), &SecurityConfig::default());
         assert_eq!(in_force.capabilities, ["dac_override"]);
         fs::write(dir.path().join("store/deltas/1.data"), "x").unwrap();
-        assert_eq!(errno(File::open(dir.path().join("secret"))), Some(libc::EACCES), "landlock holds it");
+        assert_eq!(errno(File::open(dir.path().join("secret"))), Some(libc::EACCES), "landlock refuses it");
         7
     });
     assert_eq!(code, 7);
 }
 
-/// Why CAP_IPC_LOCK is kept: all memory to come is locked, and what is over RLIMIT_MEMLOCK would not be given.
+/// Why CAP_IPC_LOCK is kept: all later memory is locked, and without it the kernel refuses memory above RLIMIT_MEMLOCK.
 #[test]
 fn locked_memory_needs_the_right_to_lock() {
     const MORE: usize = 256 << 20;
-    let dir = house();
+    let dir = fixture();
     let grows = |memory_locked| {
         in_child(|| {
             if !sys::protect().locked {
@@ -348,7 +347,7 @@ fn locked_memory_needs_the_right_to_lock() {
                 memory_locked,
                 first: false,
             });
-            // Not touched, and so not used.
+            // The memory is not touched, so it is not used.
             i32::from(Vec::<u8>::new().try_reserve_exact(MORE).is_ok())
         })
     };

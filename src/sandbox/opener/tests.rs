@@ -1,4 +1,4 @@
-//! Each in a process of its own: the opener is forked by a process with one thread.
+//! Each test runs in a process of its own, because only a process with one thread can fork the opener.
 
 use std::ffi::CString;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::io::confine::{end_process, in_child, make_fifo};
 use crate::io::sys;
 use crate::source::{FileSource, OpenImage, Source, SourceErrorKind};
 
-fn house() -> (TempDir, Config) {
+fn fixture() -> (TempDir, Config) {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     for part in ["store", "mnt/disks", "images", "images-other"] {
         fs::create_dir_all(dir.path().join(part)).unwrap();
@@ -45,8 +45,8 @@ fn kind(opener: &Opener, path: &Path) -> SourceErrorKind {
 }
 
 #[test]
-fn it_opens_as_the_daemon_itself_would() {
-    let (dir, config) = house();
+fn the_opener_returns_the_files_and_errors_of_a_direct_open() {
+    let (dir, config) = fixture();
     let path = |name: &str| dir.path().join(name);
     let fifo = CString::new(path("images/fifo").as_os_str().as_bytes()).unwrap();
     fs::write(path("images/empty"), "").unwrap();
@@ -71,14 +71,14 @@ fn it_opens_as_the_daemon_itself_would() {
         let long = PathBuf::from(format!("/{}", "a".repeat(5000)));
         let error = opener.open(&long).expect_err("too long").io_error().and_then(|e| e.raw_os_error());
         assert_eq!(error, Some(libc::ENAMETOOLONG));
-        // And nothing of that has done it harm.
+        // The opener still works after these refusals.
         assert!(opener.open(&path("images/a.img")).is_ok());
     });
 }
 
 #[test]
-fn what_it_opens_cannot_be_written() {
-    let (dir, config) = house();
+fn an_opened_file_cannot_be_written() {
+    let (dir, config) = fixture();
     with_opener(&config, |opener| {
         let opened = opener.open(&dir.path().join("images/a.img")).unwrap();
         let error = opened.file.write_at(b"x", 0).expect_err("read-only").raw_os_error();
@@ -88,8 +88,8 @@ fn what_it_opens_cannot_be_written() {
 }
 
 #[test]
-fn the_daemons_own_mount_is_refused() {
-    let (dir, config) = house();
+fn files_on_the_daemons_own_mount_are_refused() {
+    let (dir, config) = fixture();
     symlink(dir.path().join("mnt/disks/c.raw"), dir.path().join("images/link")).unwrap();
     with_opener(&config, |opener| {
         for name in ["mnt/disks/c.raw", "images/link", "images/../mnt/disks/c.raw"] {
@@ -101,14 +101,14 @@ fn the_daemons_own_mount_is_refused() {
 }
 
 #[test]
-fn directories_for_bases_are_held_to() {
-    let (dir, mut config) = house();
+fn files_outside_of_base_dirs_are_refused() {
+    let (dir, mut config) = fixture();
     config.security.base_dirs = vec![dir.path().join("images")];
     symlink(dir.path().join("images-other/b.img"), dir.path().join("images/out")).unwrap();
     symlink(dir.path().join("images/a.img"), dir.path().join("in")).unwrap();
     with_opener(&config, |opener| {
         assert!(opener.open(&dir.path().join("images/a.img")).is_ok());
-        assert!(opener.open(&dir.path().join("in")).is_ok(), "where the link leads is what counts");
+        assert!(opener.open(&dir.path().join("in")).is_ok(), "the target of the link decides");
         for name in ["images-other/b.img", "images/out", "images/../images-other/b.img"] {
             let error = opener.open(&dir.path().join(name)).expect_err(name);
             assert_eq!(error.kind(), SourceErrorKind::Outside);
@@ -117,14 +117,14 @@ fn directories_for_bases_are_held_to() {
     });
 }
 
-/// Without capabilities of its own a worker as root still serves the images of any user.
+/// A worker of root has no capability to read other users' files, and serves their images nevertheless.
 #[test]
 fn images_of_other_users_can_be_bases_of_root() {
     if sys::effective_ids().0 != 0 {
         println!("SKIP: needs root");
         return;
     }
-    let (dir, config) = house();
+    let (dir, config) = fixture();
     let image = dir.path().join("images/a.img");
     for path in [&image, &dir.path().join("images")] {
         chown(path, Some(65534), Some(65534)).unwrap();
@@ -134,8 +134,8 @@ fn images_of_other_users_can_be_bases_of_root() {
 }
 
 #[test]
-fn many_ask_at_once() {
-    let (dir, config) = house();
+fn many_concurrent_requests_are_answered() {
+    let (dir, config) = fixture();
     let image = dir.path().join("images/a.img");
     with_opener(&config, |opener| {
         std::thread::scope(|scope| {
@@ -146,10 +146,10 @@ fn many_ask_at_once() {
     });
 }
 
-/// One that is gone is no error of a base: the process ends, and its supervisor starts the next.
+/// A missing opener is no error of a base: the worker ends, and the supervisor starts the next one.
 #[test]
 fn a_worker_without_its_opener_ends() {
-    let (dir, config) = house();
+    let (dir, config) = fixture();
     let image = dir.path().join("images/a.img");
     let code = in_child(|| {
         let opener = Opener::start(&config).unwrap();

@@ -1,4 +1,4 @@
-//! The process itself is tried in processes of their own: it is forked by one with a single thread.
+//! The tests of the helper process run in processes of their own, because only a process with one thread can fork it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Keeper, LONGEST, execute, read};
+use super::{CredentialHelper, LONGEST, execute, read};
 use crate::config::{Config, CredentialConfig, Overrides};
 use crate::io::confine::{end_process, in_child};
 use crate::io::sys;
@@ -30,7 +30,7 @@ fn a_program_prints_a_secret() {
     let environment = text(shell("/usr/bin/env", LONG));
     for line in environment.lines() {
         let name = line.split_once('=').unwrap().0;
-        // The shell's own ones besides.
+        // The shell adds variables of its own.
         assert!(["PATH", "PLYFS_URL", "PWD", "SHLVL", "_", "OLDPWD"].contains(&name), "{line}");
     }
     let why = shell("echo hidden; echo hidden >&2; exit 3", LONG).unwrap_err();
@@ -41,11 +41,11 @@ fn a_program_prints_a_secret() {
 }
 
 #[test]
-fn a_program_that_hangs_is_ended_with_its_children() {
+fn a_program_that_hangs_is_killed_with_its_children() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let pid = dir.path().join("pid");
     let begin = Instant::now();
-    // The second one closes its output, and does not end; the child of the first holds it open.
+    // In the first script a child holds the output open. The second one closes its output and does not end.
     for script in
         [format!("sleep 1000 & echo $! > {0}; sleep 1000", pid.display()), "exec >&-; sleep 1000".into()]
     {
@@ -77,7 +77,7 @@ fn only_regular_files_are_read() {
     assert!(read(&dir.path().join("none")).unwrap_err().contains("No such file"));
 }
 
-fn house(command: bool) -> (TempDir, Config) {
+fn fixture(command: bool) -> (TempDir, Config) {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     for part in ["store", "secrets", "other"] {
         fs::create_dir(dir.path().join(part)).unwrap();
@@ -109,59 +109,59 @@ fn house(command: bool) -> (TempDir, Config) {
 }
 
 #[track_caller]
-fn with_keeper(config: &Config, work: impl FnOnce(Keeper)) {
+fn with_helper(config: &Config, work: impl FnOnce(CredentialHelper)) {
     let code = in_child(|| {
-        work(Keeper::start(config).unwrap().unwrap());
+        work(CredentialHelper::start(config).unwrap().unwrap());
         7
     });
     assert_eq!(code, 7, "101: a panic, negative: a signal");
 }
 
 #[test]
-fn the_keeper_reads_what_the_configuration_names() {
-    let (dir, config) = house(false);
-    with_keeper(&config, |keeper| {
-        assert_eq!(text(keeper.get(0)), "first");
-        // Renewed as such files are.
+fn the_helper_reads_the_files_that_the_configuration_names() {
+    let (dir, config) = fixture(false);
+    with_helper(&config, |helper| {
+        assert_eq!(text(helper.get(0)), "first");
+        // A secret is renewed by a rename.
         fs::write(dir.path().join("secrets/new"), "second").unwrap();
         fs::rename(dir.path().join("secrets/new"), dir.path().join("secrets/token")).unwrap();
-        assert_eq!(text(keeper.get(0)), "second");
-        // Its directories only: what a link in them leads to is somewhere else.
-        let why = keeper.get(1).unwrap_err();
+        assert_eq!(text(helper.get(0)), "second");
+        // The helper reads in these directories only, so it cannot follow a link out of them.
+        let why = helper.get(1).unwrap_err();
         assert!(why.contains("secrets/link") && why.contains("denied"), "{why}");
-        assert!(keeper.get(7).unwrap_err().contains("none of this number"));
+        assert!(helper.get(7).unwrap_err().contains("no credential of this number"));
         fs::remove_file(dir.path().join("secrets/token")).unwrap();
-        let why = keeper.get(0).unwrap_err();
+        let why = helper.get(0).unwrap_err();
         assert!(why.contains("secrets/token") && why.contains("No such file"), "{why}");
     });
 }
 
 #[test]
-fn the_keeper_runs_what_the_configuration_names() {
-    let (_dir, config) = house(true);
-    with_keeper(&config, |keeper| {
-        assert_eq!(text(keeper.get(2)), "printed\n");
-        assert_eq!(text(keeper.get(0)), "first");
-        assert_eq!(text(keeper.get(1)), "other", "with the rights of the daemon");
+fn the_helper_runs_the_commands_that_the_configuration_names() {
+    let (_dir, config) = fixture(true);
+    with_helper(&config, |helper| {
+        assert_eq!(text(helper.get(2)), "printed\n");
+        assert_eq!(text(helper.get(0)), "first");
+        assert_eq!(text(helper.get(1)), "other", "with the rights of the daemon");
     });
 }
 
 #[test]
-fn without_credentials_there_is_no_keeper() {
-    let (_dir, mut config) = house(false);
+fn without_credentials_no_helper_runs() {
+    let (_dir, mut config) = fixture(false);
     config.http.credentials.clear();
-    assert_eq!(in_child(|| i32::from(Keeper::start(&config).unwrap().is_none())), 1);
+    assert_eq!(in_child(|| i32::from(CredentialHelper::start(&config).unwrap().is_none())), 1);
 }
 
 #[test]
-fn a_worker_without_its_keeper_ends() {
-    let (_dir, config) = house(false);
+fn a_worker_without_its_credential_helper_ends() {
+    let (_dir, config) = fixture(false);
     let code = in_child(|| {
-        let keeper = Keeper::start(&config).unwrap().unwrap();
-        assert_eq!(text(keeper.get(0)), "first");
+        let helper = CredentialHelper::start(&config).unwrap().unwrap();
+        assert_eq!(text(helper.get(0)), "first");
         let children = fs::read_to_string(format!("/proc/self/task/{0}/children", sys::pid())).unwrap();
         end_process(children.trim().parse().unwrap());
-        let _ = keeper.get(0);
+        let _ = helper.get(0);
         7
     });
     assert_eq!(code, -libc::SIGABRT);

@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::{Api, exchange};
-use crate::harness::{House, Killer, Storm, until};
+use crate::harness::{Killer, Storm, TestDaemon, until};
 
 fn keyed(key: &str) -> String {
     format!("content-type: application/json\r\nidempotency-key: {key}\r\n")
@@ -25,9 +25,9 @@ fn create(api: &Api, key: &str, body: &Value) -> (u16, Value) {
 
 #[test]
 fn a_creation_with_the_same_key_is_done_once() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let api = Api::of(&house);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let api = Api::of(&daemon);
     let body = json!({"names": ["one", "two"], "base": "b"});
     let (status, made) = create(&api, "first", &body);
     assert_eq!(status, 200);
@@ -50,21 +50,21 @@ fn a_creation_with_the_same_key_is_done_once() {
             "{bad:?}"
         );
     }
-    house.kill_worker();
+    daemon.kill_worker();
     assert_eq!(create(&api, "first", &body), (200, made.clone()));
-    house.restart();
+    daemon.restart();
     assert_eq!(create(&api, "first", &body), (200, made));
     // A disk that was removed is created anew.
-    house.ok(&["disk", "rm", "one"]);
+    daemon.ok(&["disk", "rm", "one"]);
     assert_eq!(create(&api, "first", &json!({"name": "one", "base": "b"})).0, 200);
 
-    let source = house.path("b.img");
+    let source = daemon.path("b.img");
     let base = json!({"name": "again", "source": source}).to_string();
     let add = |key: &str| api.send("POST /v1/bases", "", &keyed(key), base.as_bytes());
     let (status, _, made) = add("first");
     assert_eq!((status, &add("first").2), (200, &made));
     assert_eq!(add("other").0, 409);
-    house.kill_worker();
+    daemon.kill_worker();
     assert_eq!(until("an answer", || Some(add("first")).filter(|answer| answer.0 != 503)).2, made);
 }
 
@@ -72,17 +72,17 @@ fn a_creation_with_the_same_key_is_done_once() {
 /// answer.
 #[test]
 fn a_creation_whose_answer_is_lost_is_completed_with_its_key() {
-    let house = House::on_disk();
-    let api = Api::of(&house);
+    let daemon = TestDaemon::on_disk();
+    let api = Api::of(&daemon);
     let (mut lost, mut round) = ([0, 0], 0);
     while lost.iter().any(|lost| *lost < 2) {
         let wanted = [1, 200][round % 2];
         let names: Vec<String> = (0..200).map(|i| format!("r{round}-{i}")).collect();
         let body = json!({"names": names, "size": 4096});
         let key = format!("key-{round}");
-        let records = || std::fs::read_dir(house.store().join("disks")).unwrap().count();
+        let records = || std::fs::read_dir(daemon.store().join("disks")).unwrap().count();
         let before = records();
-        let killer = Killer::new(&house);
+        let killer = Killer::new(&daemon);
         let first = thread::scope(|scope| {
             let (socket, text, headers) = (&api.socket, body.to_string(), keyed(&key));
             let first = scope.spawn(move || exchange(socket, "POST", "/v1/disks", &headers, text.as_bytes()));
@@ -104,20 +104,20 @@ fn a_creation_whose_answer_is_lost_is_completed_with_its_key() {
         round += 1;
         assert!(round < 60, "the worker always answered first: {lost:?}");
     }
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 200 * round);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), 200 * round);
 }
 
 /// Several commands create the same disk while workers die: exactly one succeeds.
 #[test]
 fn of_commands_that_race_for_a_name_one_succeeds() {
-    let mut house = House::on_disk();
-    house.base(1 << 20);
-    let storm = Storm::at_random(&house, 77);
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(1 << 20);
+    let storm = Storm::at_random(&daemon, 77);
     let mut round = 0;
     while storm.kills() < 25 || round < 25 {
         let name = format!("vm{round}");
         let run = || {
-            let mut command = house.command();
+            let mut command = daemon.command();
             command
                 .args(["disk", "create", &name, "--base", "b"])
                 .stdout(Stdio::piped())
@@ -135,7 +135,7 @@ fn of_commands_that_race_for_a_name_one_succeeds() {
         round += 1;
     }
     assert!(storm.stop() >= 25);
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), round);
-    house.stop();
-    house.ok(&["check"]);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), round);
+    daemon.stop();
+    daemon.ok(&["check"]);
 }

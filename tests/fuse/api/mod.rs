@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use self::schema::misfits;
-use crate::harness::{House, open, read_at, signal, until};
+use crate::harness::{TestDaemon, open, read_at, signal, until};
 use crate::server::{Object, Server};
 
 const MIB: usize = 1 << 20;
@@ -28,8 +28,8 @@ struct Api {
 }
 
 impl Api {
-    fn of(house: &House) -> Self {
-        let socket = house.store().join("control.sock");
+    fn of(daemon: &TestDaemon) -> Self {
+        let socket = daemon.store().join("control.sock");
         let (status, _, body) = exchange(&socket, "GET", "/v1/openapi.json", "", b"").unwrap();
         assert_eq!(status, 200);
         let document = serde_json::from_slice(&body).unwrap();
@@ -142,24 +142,24 @@ fn exchange(
 }
 
 /// A daemon with a persistent cache, and a base `b` on this host.
-fn serving() -> House {
-    let mut house = House::unstarted("/var/tmp");
-    house.try_start(&["--cache-disk", "64M"]).unwrap();
-    house.base(4 * MIB);
-    house
+fn serving() -> TestDaemon {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    daemon.try_start(&["--cache-disk", "64M"]).unwrap();
+    daemon.base(4 * MIB);
+    daemon
 }
 
 #[test]
 fn every_operation_answers_as_described() {
-    let mut house = serving();
-    let api = Api::of(&house);
+    let mut daemon = serving();
+    let api = Api::of(&daemon);
     let ok = |operation: &str, name: &str| api.ok(operation, name, None);
     let with = |operation: &str, name: &str, body: Value| api.ok(operation, name, Some(&body));
     ok("GET /v1/openapi.json", "");
 
     with("POST /v1/disks", "", json!({"names": ["one", "two"], "base": "b"}));
     with("POST /v1/disks", "", json!({"name": "blank", "size": 1 << 20}));
-    read_at(&open(&house.disk("one")), 0, 65536);
+    read_at(&open(&daemon.disk("one")), 0, 65536);
     ok("GET /v1/disks", "");
     ok("GET /v1/disks/{name}", "one");
     assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
@@ -171,7 +171,7 @@ fn every_operation_answers_as_described() {
     let far = with("POST /v1/bases", "", json!({"name": "far", "source": source, "identity": "strong"}));
     assert!(!far.to_string().contains("secret"), "{far}");
     with("POST /v1/disks", "", json!({"name": "far", "base": "far"}));
-    read_at(&open(&house.disk("far")), 1 << 20, 65536);
+    read_at(&open(&daemon.disk("far")), 1 << 20, 65536);
     ok("GET /v1/bases", "");
     ok("GET /v1/bases/{name}", "far");
     ok("GET /v1/bases/{name}", "b");
@@ -193,7 +193,7 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/bases/{name}", "far");
 
     ok("POST /v1/disks/{name}/trace", "two");
-    read_at(&open(&house.disk("two")), 1 << 20, 65536);
+    read_at(&open(&daemon.disk("two")), 1 << 20, 65536);
     assert_eq!(ok("DELETE /v1/disks/{name}/trace", "two")["recording"], false);
     ok("GET /v1/traces", "");
     ok("GET /v1/bases/{name}/trace", "b");
@@ -202,7 +202,7 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/bases/{name}/trace", "b");
     assert_eq!(api.send("PUT /v1/bases/{name}/trace/file", "b", "", &file).0, 200);
     // The answer for an unreadable trace has fewer keys.
-    let path = house.store().join("traces/1.trace");
+    let path = daemon.store().join("traces/1.trace");
     fs::write(&path, &file[..file.len() - 1]).unwrap();
     assert!(ok("GET /v1/bases/{name}/trace", "b")["error"].is_string());
     ok("GET /v1/traces", "");
@@ -214,7 +214,7 @@ fn every_operation_answers_as_described() {
     until("the end of the upgrade", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
     ok("GET /v1/status", "");
     ok("POST /v1/stop", "");
-    house.ended();
+    daemon.ended();
 
     let all = api.document["paths"].as_object().unwrap().values();
     let all = all.flat_map(|item| item.as_object().unwrap().values());
@@ -230,9 +230,9 @@ fn ok_or_wait(api: &Api) -> Option<Value> {
 
 #[test]
 fn refusals_are_answered_as_described() {
-    let house = serving();
-    let api = Api::of(&house);
-    house.create("one", true, 4 << 20);
+    let daemon = serving();
+    let api = Api::of(&daemon);
+    daemon.create("one", true, 4 << 20);
     let post = |operation: &str, name: &str, body: Value, expected| {
         api.refused(operation, name, Some(&body), expected)
     };
@@ -307,18 +307,18 @@ fn refusals_are_answered_as_described() {
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!((found, body["error"]["kind"].as_str().unwrap()), (status, kind), "{method} {path}");
     }
-    assert_eq!(house.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
-    assert_eq!(house.json(&["base", "ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), 1);
+    assert_eq!(daemon.json(&["base", "ls"]).as_array().unwrap().len(), 1);
 }
 
 #[test]
 fn the_supervisor_answers_as_described_while_the_worker_is_stopped() {
-    let house = serving();
-    let api = Api::of(&house);
-    let worker = house.worker();
+    let daemon = serving();
+    let api = Api::of(&daemon);
+    let worker = daemon.worker();
     signal(worker, libc::SIGSTOP);
     until("the status of a worker that is stopped", || {
-        let status = house.status();
+        let status = daemon.status();
         status["worker_not_answering_since"].is_string().then_some(())
     });
     assert!(api.ok("GET /v1/status", "", None)["cache"].is_null());

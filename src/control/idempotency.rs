@@ -1,9 +1,9 @@
-//! Creations that are done once, however often they are asked for.
+//! Creations that are carried out once, however often a client sends the request.
 //!
-//! A client that loses the connection does not know whether its creation was done. It sends a key with it (the header
-//! `Idempotency-Key`), and the same key when it asks again. What must hold: the object that was made keeps a hash of the key
-//! and of what was asked for in its record, made durable by the same write; so of two clients that want one name exactly one
-//! succeeds, whichever worker dies in between.
+//! A client whose connection breaks does not know whether the daemon created the object. It sends a key with the
+//! request (the header `Idempotency-Key`), and the same key when it sends the request again. What must hold: the record
+//! of the new object contains a hash of the key and of the request, and the same write makes both durable. So of two
+//! clients that race for a name exactly one succeeds, even when a worker dies in between.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -15,15 +15,15 @@ use super::ApiError;
 use super::wire::IDEMPOTENCY_KEY;
 use crate::format::record::Token;
 
-/// Longest key, bytes.
+/// Most bytes of a key.
 const LONGEST: usize = 255;
 
 /// The key that a client sent, if it sent one.
 #[derive(Default, IntoParams)]
 #[into_params(parameter_in = Header)]
 pub(super) struct Key {
-    /// Chosen by the client at random, 1 to 255 bytes of printable ASCII. A creation with the key of an earlier one that asked
-    /// for the same is answered as that one was; what is missing of it is made.
+    /// Chosen by the client at random, 1 to 255 bytes of printable ASCII. A creation with the key and the content of an
+    /// earlier one gets the answer of that one; the daemon creates what is missing of it.
     #[param(
         rename = "Idempotency-Key",
         value_type = String,
@@ -36,13 +36,13 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Stands for the key, the kind of the object and what was asked for.
-    pub(super) fn token(&self, kind: &str, wanted: &impl Serialize) -> Option<Token> {
+    /// The hash of the key, the kind of the object and the content of the request.
+    pub(super) fn token(&self, kind: &str, request: &impl Serialize) -> Option<Token> {
         let key = self.key.as_ref()?;
         // Options and numbers always encode.
-        let wanted = serde_json::to_vec(wanted).unwrap_or_default();
+        let request = serde_json::to_vec(request).unwrap_or_default();
         let mut sum = Sha256::new();
-        for part in [kind.as_bytes(), key.as_bytes(), &wanted] {
+        for part in [kind.as_bytes(), key.as_bytes(), &request] {
             sum.update((part.len() as u64).to_le_bytes());
             sum.update(part);
         }
@@ -61,7 +61,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
         match key {
             Some(key) => Ok(Self { key: Some(key.to_owned()) }),
             None => Err(ApiError::invalid(format!(
-                "{IDEMPOTENCY_KEY}: a key is 1 to {LONGEST} bytes of printable ASCII without blanks"
+                "the key in {IDEMPOTENCY_KEY} is not valid; give 1 to {LONGEST} bytes of printable ASCII without blanks"
             ))),
         }
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_of_the_key_and_of_all_that_was_asked_for() {
+    fn a_token_depends_on_the_key_the_kind_and_the_whole_request() {
         let key = |key: &str| Key { key: Some(key.to_owned()) };
         let one = key("a").token("disks", &("b", 1));
         assert_eq!(key("a").token("disks", &("b", 1)), one);

@@ -1,4 +1,4 @@
-//! Commands against a socket that is played by the test: what they send, and what they make of a lost answer.
+//! Commands against a scripted socket: what they send, and how they handle a lost answer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::again;
 use super::super::client::Client;
 use super::super::error::CliError;
+use super::super::retry;
 use crate::control::wire::{AddBase, CreateDisks, ErrorKind, Format};
 
-/// What the daemon does with one request.
-enum Turn {
-    /// The worker dies with it.
+/// One request that the daemon expects, and what it does with it.
+enum Exchange {
+    /// The worker dies before it answers.
     Lost(&'static str),
     Answer(&'static str, u16, Value),
 }
 
-use Turn::{Answer, Lost};
+use Exchange::{Answer, Lost};
 
 fn refused(kind: &str) -> Value {
     json!({"error": {"kind": kind, "message": format!("it is {kind}")}})
@@ -36,11 +36,13 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Takes one connection for each turn; sees that the request is the expected one.
-    fn playing(turns: Vec<Turn>) -> Self {
+    /// A daemon that accepts one connection per exchange, and checks that the request is the expected one.
+    fn scripted(exchanges: Vec<Exchange>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let listener = UnixListener::bind(dir.path().join("control.sock")).expect("a socket");
-        let thread = thread::spawn(move || turns.into_iter().map(|turn| take(&listener, turn)).collect());
+        let thread = thread::spawn(move || {
+            exchanges.into_iter().map(|exchange| serve_one(&listener, exchange)).collect()
+        });
         Self { dir, thread }
     }
 
@@ -48,13 +50,13 @@ impl Daemon {
         Client::new(self.dir.path().to_owned()).expect("a client")
     }
 
-    /// Head and body of each request that came.
+    /// Head and body of each request that arrived.
     fn end(self) -> Vec<(String, String)> {
         self.thread.join().expect("each request was the expected one")
     }
 }
 
-fn take(listener: &UnixListener, turn: Turn) -> (String, String) {
+fn serve_one(listener: &UnixListener, exchange: Exchange) -> (String, String) {
     let (mut stream, _) = listener.accept().expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     let mut reader = BufReader::new(stream.try_clone().expect("descriptors"));
@@ -73,11 +75,11 @@ fn take(listener: &UnixListener, turn: Turn) -> (String, String) {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).expect("the body");
-    let expected = match &turn {
+    let expected = match &exchange {
         Lost(expected) | Answer(expected, ..) => *expected,
     };
     assert!(head.starts_with(&format!("{expected} HTTP/1.1\r\n")), "expected {expected}, got {head}");
-    if let Answer(_, status, value) = turn {
+    if let Answer(_, status, value) = exchange {
         let text = value.to_string();
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -100,12 +102,12 @@ fn create(
 ) -> Result<Value, CliError> {
     let body =
         CreateDisks { names: names(wanted), base: base.map(str::to_owned), size, ..CreateDisks::default() };
-    again::create(&daemon.client(), "/v1/disks", &body, "cannot create")
+    retry::create(&daemon.client(), "/v1/disks", &body, "cannot create")
 }
 
 #[test]
-fn a_question_is_asked_until_it_is_answered() {
-    let daemon = Daemon::playing(vec![
+fn a_query_is_sent_until_it_is_answered() {
+    let daemon = Daemon::scripted(vec![
         Lost("GET /v1/status"),
         Lost("GET /v1/status"),
         Answer("GET /v1/status", 200, json!({"disks": 1})),
@@ -115,18 +117,18 @@ fn a_question_is_asked_until_it_is_answered() {
 }
 
 #[test]
-fn without_a_daemon_nobody_waits() {
-    let daemon = Daemon::playing(vec![Lost("GET /v1/status")]);
+fn without_a_daemon_a_command_fails_at_once() {
+    let daemon = Daemon::scripted(vec![Lost("GET /v1/status")]);
     let client = daemon.client();
-    // The listener goes with the first request.
-    let error = client.get("/v1/status", "cannot ask").expect_err("nobody is there any more");
+    // The listener closes after the first request.
+    let error = client.get("/v1/status", "cannot ask").expect_err("the daemon has ended meanwhile");
     assert!(matches!(error, CliError::Transport { .. }), "{error}");
-    let error = client.get("/v1/status", "cannot ask").expect_err("nor is anybody now");
+    let error = client.get("/v1/status", "cannot ask").expect_err("no daemon runs");
     assert!(matches!(error, CliError::NoDaemon { .. }), "{error}");
     daemon.end();
 }
 
-/// The key and the body of each creation that came.
+/// The key and the body of each creation that arrived.
 fn creations(daemon: Daemon) -> Vec<(String, Value)> {
     let of = |(head, body): (String, String)| {
         let key = head
@@ -137,11 +139,11 @@ fn creations(daemon: Daemon) -> Vec<(String, Value)> {
     daemon.end().into_iter().map(of).collect()
 }
 
-// What a try did once was guessed by the time of an object's creation.
+// Earlier, a command guessed from the creation time of an object whether its first attempt had created it.
 #[test]
 fn a_creation_is_sent_again_with_its_key() {
     let made = [disk("a", Some("b"), 8192), disk("c", Some("b"), 8192)];
-    let daemon = Daemon::playing(vec![
+    let daemon = Daemon::scripted(vec![
         Lost("POST /v1/disks"),
         Answer("POST /v1/disks", 503, refused("unavailable")),
         Lost("POST /v1/disks"),
@@ -157,7 +159,7 @@ fn a_creation_is_sent_again_with_its_key() {
 #[test]
 fn two_commands_have_different_keys() {
     let of = || {
-        let daemon = Daemon::playing(vec![Answer("POST /v1/disks", 200, json!([disk("a", None, 4096)]))]);
+        let daemon = Daemon::scripted(vec![Answer("POST /v1/disks", 200, json!([disk("a", None, 4096)]))]);
         create(&daemon, &["a"], None, Some(4096)).expect("made");
         creations(daemon).remove(0).0
     };
@@ -165,13 +167,13 @@ fn two_commands_have_different_keys() {
 }
 
 #[test]
-fn a_creation_that_another_came_before_fails_however_often_it_is_sent() {
+fn a_creation_fails_when_another_client_created_the_object_first() {
     let daemon =
-        Daemon::playing(vec![Lost("POST /v1/disks"), Answer("POST /v1/disks", 409, refused("exists"))]);
+        Daemon::scripted(vec![Lost("POST /v1/disks"), Answer("POST /v1/disks", 409, refused("exists"))]);
     let error = create(&daemon, &["a"], None, Some(4096)).expect_err("it is not ours");
     assert!(error.is(ErrorKind::Exists), "{error}");
     daemon.end();
-    let daemon = Daemon::playing(vec![Answer("POST /v1/disks", 409, refused("exists"))]);
+    let daemon = Daemon::scripted(vec![Answer("POST /v1/disks", 409, refused("exists"))]);
     assert!(create(&daemon, &["a"], None, Some(4096)).is_err());
     daemon.end();
 }
@@ -179,39 +181,39 @@ fn a_creation_that_another_came_before_fails_however_often_it_is_sent() {
 #[test]
 fn a_removal_is_done_once() {
     let numbered = |id: u64| json!({"name": "a", "id": id});
-    let daemon = Daemon::playing(vec![
+    let daemon = Daemon::scripted(vec![
         Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 200, numbered(1)),
         Answer("DELETE /v1/disks/a", 200, json!({"removed": ["a"]})),
     ]);
-    again::remove(&daemon.client(), "disk", "a").expect("removed by the second");
+    retry::remove(&daemon.client(), "disk", "a").expect("removed by the second");
     daemon.end();
 
-    let daemon = Daemon::playing(vec![
+    let daemon = Daemon::scripted(vec![
         Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 404, refused("not_found")),
     ]);
-    again::remove(&daemon.client(), "disk", "a").expect("removed by the first");
+    retry::remove(&daemon.client(), "disk", "a").expect("removed by the first");
     daemon.end();
 
-    // Somebody made a new one of that name in between.
-    let daemon = Daemon::playing(vec![
+    // Another client has created a new disk of that name in between.
+    let daemon = Daemon::scripted(vec![
         Answer("GET /v1/disks/a", 200, numbered(1)),
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 200, numbered(2)),
     ]);
-    again::remove(&daemon.client(), "disk", "a").expect("removed by the first");
+    retry::remove(&daemon.client(), "disk", "a").expect("removed by the first");
     daemon.end();
 
-    // What was never there is not removed, whatever gets lost.
-    let daemon = Daemon::playing(vec![
+    // A disk that never existed is not reported as removed, even after a lost answer.
+    let daemon = Daemon::scripted(vec![
         Answer("GET /v1/disks/a", 404, refused("not_found")),
         Lost("DELETE /v1/disks/a"),
         Answer("DELETE /v1/disks/a", 404, refused("not_found")),
     ]);
-    again::remove(&daemon.client(), "disk", "a").expect_err("it was never there");
+    retry::remove(&daemon.client(), "disk", "a").expect_err("it was never there");
     daemon.end();
 }
 
@@ -224,14 +226,14 @@ fn a_base_is_added_once() {
         ..AddBase::default()
     };
     let made = json!({"name": "b", "source": "/b.img", "format": "raw"});
-    let daemon = Daemon::playing(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 200, made.clone())]);
-    assert_eq!(again::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect("made"), made);
+    let daemon = Daemon::scripted(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 200, made.clone())]);
+    assert_eq!(retry::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect("made"), made);
     let sent = creations(daemon);
     assert_eq!(sent[0], sent[1]);
 
     let daemon =
-        Daemon::playing(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 409, refused("exists"))]);
-    let error = again::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect_err("another's");
+        Daemon::scripted(vec![Lost("POST /v1/bases"), Answer("POST /v1/bases", 409, refused("exists"))]);
+    let error = retry::create(&daemon.client(), "/v1/bases", &body, "cannot add").expect_err("another's");
     assert!(error.is(ErrorKind::Exists), "{error}");
     daemon.end();
 }
