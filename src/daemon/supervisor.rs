@@ -7,18 +7,19 @@
 
 mod pausing;
 mod shutdown;
+mod starting;
 mod state;
 mod watch;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
+use super::channel::{Channel, FromSupervisor, FromWorker};
 use super::device::Device;
 use super::handover::HandOver;
 use super::heartbeat::Heartbeat;
@@ -443,63 +444,6 @@ impl Supervisor {
             worker.failure = Some(why);
         }
         let _ = sys::kill(worker.pid, libc::SIGKILL);
-    }
-
-    pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
-        let device = (!self.protocol.resend).then(|| Device::open(self.fuse.as_fd())).transpose()?;
-        let fuse = device.as_ref().map_or(self.fuse.as_fd(), Device::fd);
-        let unanswered = device.as_ref().map(Device::table);
-        let mut shared = vec![fuse, self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
-        shared.extend(unanswered);
-        let live = self.new_live_home.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
-        shared.extend(live);
-        let mut worker = Worker::start(program, &shared, &self.config.log, |channel| Start {
-            protocol: PROTOCOL,
-            channel,
-            config: self.config.clone(),
-            fuse: fuse.as_raw_fd(),
-            offers: self.protocol,
-            unanswered: unanswered.map(|fd| fd.as_raw_fd()),
-            listener: self.listener.as_raw_fd(),
-            lock: self.lock.as_raw_fd(),
-            cache: self.cache.as_raw_fd(),
-            live: live.map(|fd| fd.as_raw_fd()),
-            supervisor_pid: sys::pid(),
-            since_ns: self.since_ns,
-            probe,
-            warn: !self.announced,
-            hears_closed: true,
-        })?;
-        worker.device = device;
-        Ok(worker)
-    }
-
-    fn start_standby(&mut self) {
-        if self.standby.is_some() || self.is_closing() {
-            return;
-        }
-        match self.start_worker(&self.worker_program, false) {
-            Ok(worker) => {
-                self.report.standby = Standby { pid: Some(worker.pid), prepared: false, problem: None };
-                self.standby = Some(worker);
-            }
-            Err(error) => self.standby_failed(&error.to_string()),
-        }
-    }
-
-    fn standby_failed(&mut self, why: &str) {
-        // Logged for the first failure in a row only; `status` has the last reason.
-        if self.standby_failures == 0 {
-            tracing::error!(
-                why,
-                "the standby worker ended; takeovers take longer until another one is prepared"
-            );
-        }
-        self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
-        self.standby_failures += 1;
-        let wait = STANDBY_RETRY * (1 << self.standby_failures.min(6));
-        self.standby_at = Some(Instant::now() + wait);
-        self.send_report();
     }
 
     /// Makes the standby worker take over, or a new worker when there is no standby.

@@ -253,6 +253,6 @@ fn a_kernel_before_linux_5_14_is_refused() {
     let mut command = daemon.command();
     command.args(["serve"]).env("PLYFS_FUSE_MINOR", "33");
     let why = daemon.try_start_command(command).unwrap_err();
-    assert!(why.contains("Linux 5.14 or newer is needed"), "{why}");
+    assert!(why.contains("use Linux 5.14 or newer"), "{why}");
     assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(daemon.mount().to_str().unwrap()));
 }
