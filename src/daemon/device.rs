@@ -1,9 +1,9 @@
-//! Where a worker reads requests from, on a kernel that cannot send them to the next worker.
+//! The device that a worker reads requests from, on a kernel that cannot send them to the next worker.
 //!
 //! On Linux 6.9 and later all workers share the descriptor of the mount, and what a dead worker had read is sent again.
 //! Before, each worker has a descriptor of its own of the same connection (FUSE_DEV_IOC_CLONE): the kernel keeps what was
-//! read from it apart, and ends that, and nothing else, when its last copy is closed. The supervisor has a copy, through
-//! which it ends with EIO what the dead worker's table lists, and what is near to that (D64). What must hold:
+//! read from it apart, and ends those requests, and no others, when its last copy is closed. The supervisor has a copy,
+//! through which it ends with EIO the requests that the dead worker's table lists, and those near to them (D64). What must hold:
 //! - No request that a dead worker had read stays without an end: the few that are missed so are ended by the kernel, with
 //!   ECONNABORTED.
 //! - The mount, open files and requests that no worker had read yet are not touched.
@@ -31,12 +31,12 @@ impl Device {
         Ok(Self { fd: unanswered::clone_device(mount)?, table: unanswered::memory()? })
     }
 
-    /// That of a worker which the program before has started.
+    /// The device of a worker that the program before has started.
     pub fn resumed(fd: OwnedFd, table: OwnedFd) -> Self {
         Self { fd, table: table.into() }
     }
 
-    /// What the worker reads from.
+    /// The descriptor that the worker reads from.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -46,8 +46,8 @@ impl Device {
         self.table.as_fd()
     }
 
-    /// Says how far the worker before came, to one that has read nothing yet. What that one reads without a note may be
-    /// ended by the kernel when this fails.
+    /// Tells a worker that has read no request the highest number that the worker before it noted. When this fails, the
+    /// kernel ends the requests that the worker reads without a note.
     pub fn begin_at(&self, highest: u64) {
         let _ = unanswered::begin_at(&self.table, highest);
     }
@@ -57,7 +57,7 @@ impl Device {
         unanswered::left(&self.table).map_or(0, |left| left.highest)
     }
 
-    /// Ends what the worker had read and not answered; nothing of the worker runs any more. Returns how many requests.
+    /// Ends the requests that the worker had read and not answered, and returns their number. None of its threads runs.
     ///
     /// # Errors
     /// When the table cannot be read; then the kernel ends them.

@@ -1,5 +1,4 @@
-//! Which kernels are served at all: Linux 5.14 and later. What a later one lacks all the same is found out when the
-//! mount is made (`fuse::promises`).
+//! Refuses kernels before Linux 5.14, and reports what a later one lacks, which the mount finds out (`fuse::promises`).
 
 use std::fs;
 
@@ -24,7 +23,7 @@ pub fn check() -> Result<(), ServeError> {
     }
 }
 
-/// Says at the start what this kernel lacks.
+/// Reports at the start what this kernel lacks.
 pub fn warn(protocol: Protocol) {
     let missing = protocol.missing();
     if missing.is_empty() {

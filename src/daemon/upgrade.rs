@@ -180,14 +180,14 @@ impl Supervisor {
             .is_some_and(|active| active.phase == Phase::Serving && !active.heartbeat.is_lost())
     }
 
-    /// The kernel's requests that the old worker has read are answered, or come again.
+    /// The old worker has answered the kernel's requests that it had read, or the new one gets them.
     pub(super) fn upgrade_paused(&mut self) {
         let is_serving = self.is_serving();
         let Some(upgrading) = self.upgrading.as_mut().filter(|u| u.step == Step::Pausing) else { return };
         (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN_TIMEOUT);
         match &self.active {
             Some(active) if is_serving => active.send(&FromSupervisor::Drain),
-            // Nobody serves at the moment; the worker that is on its way is replaced like any other.
+            // No worker serves at the moment. A worker that is taking over is replaced like any other.
             _ => self.drained(),
         }
     }

@@ -1,7 +1,8 @@
-//! What a kernel's FUSE offers, and which promises plyfs cannot keep on one that offers less (README, "Kernels").
+//! The parts of FUSE that a kernel offers, and the promises that plyfs cannot keep on a kernel that offers less (README,
+//! "Kernels").
 //!
-//! It is found out when the mount is made, from the answer to FUSE_INIT, and holds for the life of the mount: it goes
-//! with the mount to each worker and to the next version of the program.
+//! FUSE_INIT tells when the mount is made, and the result holds for the life of the mount: it goes with the mount to each
+//! worker and to the next version of the program.
 //!
 //! Source: linux/include/uapi/linux/fuse.h, "Changelog"; linux/fs/fuse/file.c of the versions named here.
 
@@ -32,7 +33,7 @@ impl Default for Protocol {
     }
 }
 
-/// What a kernel may lack.
+/// A promise that a kernel may not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promise {
     /// Requests in flight outlive a worker.
@@ -66,7 +67,7 @@ impl Promise {
         }
     }
 
-    /// What happens without it.
+    /// The behaviour without it.
     pub fn instead(self) -> &'static str {
         match self {
             Self::Resend => "requests in flight end with EIO when a worker dies; an upgrade waits for them",
@@ -78,7 +79,7 @@ impl Promise {
 }
 
 impl Protocol {
-    /// What the kernel lacks.
+    /// The promises that the kernel does not allow.
     pub fn missing(self) -> Vec<Promise> {
         let promises = [
             (self.resend, Promise::Resend),

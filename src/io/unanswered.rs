@@ -63,7 +63,7 @@ pub fn memory() -> io::Result<File> {
     Ok(file)
 }
 
-/// Says in the table of a worker that has read nothing yet how far the one before it came.
+/// Notes in the table of a worker that has read no request the highest number that the worker before it noted.
 ///
 /// # Errors
 /// When the memory cannot be written.
@@ -71,7 +71,7 @@ pub fn begin_at(memory: &File, highest: u64) -> io::Result<()> {
     memory.write_all_at(&highest.to_ne_bytes(), HIGHEST as u64 * 8)
 }
 
-/// What a dead worker may have read and not answered, as its table has it.
+/// The requests that a dead worker may have read and not answered, from its table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Left {
     /// Numbers of requests, those that it can have read without a note among them.
