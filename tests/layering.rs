@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mutant", &[]),
     ("format", &["mutant"]),
     ("io", &["mutant"]),
-    ("source", &["config"]),
+    ("source", &["config", "format"]),
     ("events", &[]),
     ("trace", &["events", "format", "io"]),
     ("fetch", &["events", "source", "format", "io", "mutant"]),
@@ -28,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("serve", &["store", "disk", "base", "cache", "format", "io"]),
     ("fuse", &["serve", "store", "disk", "format", "io"]),
-    ("check", &["fetch", "format", "io", "store"]),
+    ("check", &["fetch", "format", "io", "source", "store"]),
     (
         "simulation",
         &["store", "disk", "delta", "check", "cache", "fetch", "source", "format", "io", "mutant", "events"],
@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "bases", "cache", "config", "disk", "events", "fetch", "format", "fuse", "io", "serve", "source",
+            "bases", "cache", "config", "disk", "events", "fetch", "format", "io", "serve", "source",
             "store", "trace",
         ],
     ),
@@ -219,6 +219,41 @@ fn unsafe_code_is_only_in_the_listed_files() {
             path.starts_with("src/io/") || count <= limit,
             "{path}: {count} times unsafe, {limit} allowed"
         );
+    }
+}
+
+/// A new kind of source is a file in src/source/, a variant of the record, and one place that opens it.
+#[test]
+fn kinds_of_sources_are_told_apart_in_three_places() {
+    const PLACES: &[&str] = &["src/source/", "src/format/identity.rs", "src/bases/origin.rs"];
+    /// Enums with a variant for each kind: what follows is one of them.
+    const OF_ALL_KINDS: &[&str] = &["Validator", "Location"];
+    /// What is of one kind.
+    const OF_ONE_KIND: &[&str] = &["HttpIdentity", "HttpSource", "FileIdentity"];
+    // The offline check compares metadata of files without opening them.
+    const EXCEPT: &[(&str, &str)] = &[("src/check/mod.rs", "FileIdentity")];
+    // A path is asked for as such where no kind of source is meant: is it below the mount of this daemon?
+    const VARIANTS: &[&str] = &["Location::of", "Location::without_query", "Location::File"];
+    for (path, text) in sources() {
+        if is_test(&path) || PLACES.iter().any(|place| path.starts_with(place)) {
+            continue;
+        }
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let code = code(text);
+        for name in OF_ALL_KINDS {
+            for at in occurrences(&code, name) {
+                let rest = &code[at..];
+                let is_variant = rest[name.len()..].starts_with("::");
+                let line = rest.lines().next().unwrap_or_default();
+                let is_allowed = VARIANTS.iter().any(|variant| rest.starts_with(variant));
+                assert!(!is_variant || is_allowed, "{path}: {line:?} tells kinds of sources apart");
+            }
+        }
+        for name in OF_ONE_KIND {
+            let is_exception = EXCEPT.contains(&(path.as_str(), name));
+            let is_named = occurrences(&code, name).next().is_some();
+            assert!(!is_named || is_exception, "{path} names {name}, which is of one kind of source");
+        }
     }
 }
 

@@ -101,7 +101,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 fn base() -> Arc<Base> {
     static SHARED: OnceLock<Arc<Base>> = OnceLock::new();
     let make = || {
-        let identity = Identity { size: BASE as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
+        let identity = Identity::Contents { size: BASE as u64, key: [0; 32] };
         let cache = Arc::new(BlockCache::new(1 << 20).expect("memory"));
         Arc::new(Base::new(1, "base".into(), Arc::new(Image(pattern(BASE, 0xa5), identity)), cache))
     };

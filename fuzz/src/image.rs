@@ -118,7 +118,7 @@ pub fn run(format: Format, data: &[u8]) {
     };
     assert!(found.size <= plyfs::format::MAX_DISK_SIZE);
     assert!(found.unit.is_power_of_two() && (512..=2 << 20).contains(&found.unit));
-    let identity = Identity { size, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
+    let identity = Identity::Contents { size, key: [0; 32] };
     let source = Arc::new(Memory { file, identity, here: Mutex::default() });
     let image = image::open(format, source, found.size, chain);
     let (mut at, mut budget) = (0, 8 << 20u64);

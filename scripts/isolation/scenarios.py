@@ -367,6 +367,11 @@ class CacheHangsAtTheEnd(Scenario):
         world.note(f"after {local:.2f} s, with a server after {time.monotonic() - begin:.2f} s")
         if time.monotonic() - begin > 5:
             world.problem("reads and writes took longer than 5 s")
+        for command in (["base", "ls"], ["base", "show", URL[0]], ["status"]):
+            try:
+                world.daemon.cli(*command, seconds=10)
+            except subprocess.TimeoutExpired:
+                world.problem(f"{' '.join(command)} has no answer after 10 s")
 
 
 class LargeCache(Scenario):

@@ -62,7 +62,7 @@ struct RecordingSource {
 
 impl RecordingSource {
     fn new(len: usize) -> Arc<Self> {
-        let identity = Identity { size: len as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 };
+        let identity = Identity::Contents { size: len as u64, key: [0; 32] };
         Arc::new(Self {
             bytes: pattern(len),
             identity,
@@ -90,7 +90,7 @@ impl Source for RecordingSource {
     }
 
     fn size(&self) -> u64 {
-        self.identity.size
+        self.identity.size()
     }
 
     fn identity(&self) -> &Identity {

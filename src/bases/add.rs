@@ -3,18 +3,16 @@
 use std::sync::Arc;
 
 use super::Bases;
-use super::sources::options_of;
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
-use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token, Validator};
-use crate::source::Location;
-use crate::source::http::check_url;
+use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token};
+use crate::source::{Kind, Location};
 use crate::store::{BaseNode, NewBase, NewFile, StoreError};
 
-/// Longest of a deadline, seconds: a year.
+/// Longest deadline, seconds: a year.
 const MAX_DEADLINE_S: u32 = 366 * 24 * 3600;
-/// Most requests at a time.
+/// Most requests at a time that a base may have.
 const MAX_REQUESTS: u32 = 256;
-/// Least bytes per second.
+/// Lowest limit of bytes per second.
 const MIN_RATE: u64 = 64 << 10;
 
 /// A base as its operator describes it.
@@ -26,19 +24,19 @@ pub struct Description {
     pub image: File,
     /// The files below it, the nearest first.
     pub backing: Vec<File>,
-    /// Of the file of the image.
+    /// Digest of the image's file.
     pub digest: Option<Digest>,
     /// Which validators of a server's answer must still match.
     pub strictness: Strictness,
     /// Seconds after which a read that waits for the server fails; 0 or none: never.
     pub deadline_s: Option<u32>,
-    /// Requests at a time.
+    /// Most requests at a time.
     pub max_requests: Option<u32>,
-    /// Bytes per second.
+    /// Most bytes per second.
     pub max_rate: Option<u64>,
-    /// Whether what is fetched of it is never evicted for others.
+    /// Whether its blocks in the cache are never evicted for others.
     pub pinned: bool,
-    /// The request of a client that may ask again.
+    /// The token of a request that the client may send again.
     pub token: Option<Token>,
 }
 
@@ -49,19 +47,19 @@ pub struct File {
     pub source: String,
     /// Other URLs of the same content.
     pub mirrors: Vec<String>,
-    /// Format; none: as the end of its name says. The contents are never asked.
+    /// Format; none: by the end of its name. The contents never decide.
     pub format: Option<ImageFormat>,
 }
 
-/// A base whose servers were asked: what is left may wait for files only.
-pub enum Prepared {
-    /// An earlier try of the same request has registered it.
+/// A new base after the requests to its servers: registering it waits at most for files.
+pub enum PreparedBase {
+    /// An earlier attempt of the same request registered it.
     Known(Arc<BaseNode>),
-    /// To be registered; with the first bytes of the image, when they came from a server.
+    /// It is to be registered; with the first bytes of the image, when a server sent them.
     New(Box<NewBase>, Option<Vec<u8>>),
 }
 
-/// The format that was given, or else the one that the name says.
+/// The given format, or else the one of the name's end.
 fn format_of(file: &File) -> ImageFormat {
     let path = Location::without_query(&file.source);
     match file.format {
@@ -103,35 +101,42 @@ impl Description {
 }
 
 impl Bases {
-    /// Asks the servers of a new base for the identity of its files, and no server when it cannot be registered anyway.
+    /// Gets the identity of each file of a new base from its servers. Sends no request when the base cannot be
+    /// registered.
     ///
     /// # Errors
-    /// A bad or taken name, options out of bounds, a server that refuses or cannot be reached.
-    pub async fn prepare(&self, new: Description) -> Result<Prepared, StoreError> {
+    /// `Invalid` or `Exists` for the name; `Invalid` for an option out of bounds; `Source` for a server that refuses or
+    /// cannot be reached.
+    pub async fn prepare(&self, new: Description) -> Result<PreparedBase, StoreError> {
         if let Some(base) = self.store.registered_by(&new.name, new.token) {
-            return Ok(Prepared::Known(base));
+            return Ok(PreparedBase::Known(base));
         }
         let options = new.options()?;
         self.store.may_register(&new.name)?;
         let object = new.object();
         let Description { name, image, backing: below, digest, token, .. } = new;
-        let image = self.look_at(&object, image, &options).await?;
+        let image = self.prepare_file(&object, image, &options).await?;
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
         let mut backing = Vec::with_capacity(below.len());
         for file in below {
-            backing.push(self.look_at(&object, file, &options).await?);
+            backing.push(self.prepare_file(&object, file, &options).await?);
         }
-        Ok(Prepared::New(Box::new(NewBase { name, image, backing, digest, options, token }), head))
+        Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, digest, options, token }), head))
     }
 
-    async fn look_at(&self, object: &str, file: File, options: &BaseOptions) -> Result<NewFile, StoreError> {
+    async fn prepare_file(
+        &self,
+        object: &str,
+        file: File,
+        options: &BaseOptions,
+    ) -> Result<NewFile, StoreError> {
         let format = format_of(&file);
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
         let probed = self.probe(object, &urls, options).await?;
         Ok(NewFile { source: file.source, mirrors: file.mirrors, format, probed })
     }
 
-    /// A URL's identity and first bytes, from its server; nothing for a path.
+    /// Identity and first bytes from the server of the first URL; none for a path.
     pub(super) async fn probe(
         &self,
         object: &str,
@@ -140,31 +145,25 @@ impl Bases {
     ) -> Result<Option<(BaseIdentity, Vec<u8>)>, StoreError> {
         let wrap = |source| StoreError::Source { object: object.to_owned(), source };
         let [first, mirrors @ ..] = urls else { return Ok(None) };
-        if !Location::of(first).is_url() {
-            return match mirrors {
-                [] => Ok(None),
-                _ => Err(StoreError::invalid(object, "mirrors are of URLs; the source is a path")),
-            };
+        let kind = Kind::of(first).map_err(wrap)?;
+        if !Location::of(first).is_url() && !mirrors.is_empty() {
+            return Err(StoreError::invalid(
+                object,
+                "mirrors are of URLs; the source is a path, so omit them",
+            ));
         }
-        urls.iter().try_for_each(|url| check_url(url)).map_err(wrap)?;
-        let (http, urls, options) = (self.sources.http().clone(), urls.to_vec(), options_of(options));
-        let asked = self.sources.handle().spawn(async move { http.probe(&urls, &options).await });
-        let probed =
-            asked.await.map_err(|_| StoreError::invalid(object, "asking its server was given up"))?;
-        let probed = probed.map_err(wrap)?;
-        let validator =
-            Validator::Http { etag: probed.identity.etag, last_modified: probed.identity.last_modified };
-        Ok(Some((BaseIdentity { size: probed.identity.size, validator, digest: None }, probed.head)))
+        kind.check(urls).map_err(wrap)?;
+        self.sources.probe(kind, urls, options).await.map_err(wrap)
     }
 
     /// Registers a base, and begins to hydrate it where that is configured. May wait for its files.
     ///
     /// # Errors
-    /// A name that was taken meanwhile, a file that cannot be a base, what the storage says.
-    pub fn add(&self, prepared: Prepared) -> Result<Arc<BaseNode>, StoreError> {
+    /// `Exists` for a name that was taken meanwhile, `Invalid` for a file that cannot be a base, errors of the storage.
+    pub fn add(&self, prepared: PreparedBase) -> Result<Arc<BaseNode>, StoreError> {
         let (new, head) = match prepared {
-            Prepared::Known(base) => return Ok(base),
-            Prepared::New(new, head) => (new, head),
+            PreparedBase::Known(base) => return Ok(base),
+            PreparedBase::New(new, head) => (new, head),
         };
         for file in std::iter::once(&new.image).chain(&new.backing) {
             self.refuse_own_mount(&new.name, &file.source)?;
@@ -176,13 +175,13 @@ impl Bases {
         if self.hydrates_new
             && let Err(error) = self.hydrations.hydrate(&base, None)
         {
-            // It is a base all the same.
-            tracing::warn!(%error, "a new base is not hydrated");
+            // It is registered all the same.
+            tracing::warn!(%error, "a new base is not hydrated; start it with: plyfs base hydrate NAME");
         }
         Ok(base)
     }
 
-    /// A base on the mount of this daemon would wait for itself.
+    /// Refuses a file on this daemon's own mount: the base would wait for itself.
     fn refuse_own_mount(&self, name: &str, source: &str) -> Result<(), StoreError> {
         let Location::File(path) = Location::of(source) else { return Ok(()) };
         if !std::fs::canonicalize(path).is_ok_and(|path| path.starts_with(&self.mount)) {
@@ -192,10 +191,10 @@ impl Bases {
         Err(StoreError::invalid(format!("base {name}"), why))
     }
 
-    /// Removes a base that no disk needs, with what is kept of it and is no other's.
+    /// Removes a base that no disk needs, and its contents in the cache that no other base has.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` with the names of the disks that need it; what the storage says.
+    /// `NotFound`; `InUse` with the names of the disks that need it; errors of the storage.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let base = self.store.base(name)?;
         self.store.remove_base(name)?;
@@ -205,7 +204,7 @@ impl Bases {
     }
 }
 
-/// What was asked for to learn the identity need not be asked for again.
+/// Keeps the bytes that came with the identity, so that they are not fetched again.
 fn keep_head(kept: &Contents, head: &[u8]) {
     let block = CACHE_BLOCK as usize;
     let whole = if head.len() as u64 == kept.size() { head.len() } else { head.len() / block * block };

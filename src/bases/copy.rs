@@ -1,4 +1,4 @@
-//! A file of this host as something that is fetched, so that a copy of it can be made in the store.
+//! A file of this host as a source that is fetched, so that the store can keep a copy of it.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -10,27 +10,27 @@ use parking_lot::Mutex;
 
 use crate::source::{
     Completion, Deliver, Fetch, FileSource, Purpose, RemoteSource, Source, SourceError, SourceErrorKind,
-    Spawn, Stall,
+    Spawn, Stall, UrlState,
 };
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE: u64 = 1 << 20;
 
 /// See the module.
 pub struct CopiedFile {
     path: String,
     size: u64,
-    /// None while it is gone; then everything has to be in the store.
+    /// None while the file is gone; then all bytes must be in the store.
     original: Mutex<Option<Arc<FileSource>>>,
     open: Reopen,
     spawn: Arc<dyn Spawn>,
 }
 
-/// Opens the original when it is there again, as it was registered.
+/// Opens the original, if it is the file that was registered.
 pub type Reopen = Box<dyn Fn() -> Option<Arc<FileSource>> + Send + Sync>;
 
 impl CopiedFile {
-    /// `original` is what was registered; `open` is asked for it when there is none.
+    /// Of the file that was registered. When `original` is none, `open` is called at the next fetch.
     pub fn new(
         path: &str,
         size: u64,
@@ -79,6 +79,18 @@ impl RemoteSource for CopiedFile {
 
     fn stall(&self) -> Option<Stall> {
         None
+    }
+
+    fn set_urls(&self, _urls: &[String]) -> Result<(), SourceError> {
+        let why = "it is a file of this host, which has no URL";
+        let advice = "add the URL as a new base";
+        Err(SourceError::remote(SourceErrorKind::Protocol, "use", &self.path, why, advice))
+    }
+
+    fn give_up(&self, _given_up: bool) {}
+
+    fn urls(&self) -> Vec<UrlState> {
+        Vec::new()
     }
 }
 

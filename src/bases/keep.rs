@@ -1,4 +1,4 @@
-//! What is kept of bases on this host: pinning, evicting, hydrating and comparing them.
+//! What the cache of this host keeps of bases: pin, evict, hydrate and verify.
 
 use std::sync::Arc;
 
@@ -7,30 +7,30 @@ use crate::fetch::kept::{Reach, SharedCopies};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::store::{BaseNode, StoreError};
 
-/// What an eviction did, bytes.
+/// The result of an eviction, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evicted {
-    /// That were dropped.
+    /// Bytes that were dropped.
     pub dropped: u64,
-    /// That stay, because another base has the same contents and wants them kept.
+    /// Bytes that stay, because another base with the same contents retains them.
     pub shared: u64,
 }
 
 impl Bases {
-    /// Its files that are kept block by block.
+    /// The files of a base that are read through the cache of fetched blocks.
     pub fn kept_files<'a>(&self, base: &'a BaseNode) -> impl Iterator<Item = &'a ImageFile> + use<'a> {
-        let hydrate = base.options().hydrate;
-        base.record().files().filter(move |file| hydrate || !file.is_local())
+        let options = base.options();
+        base.record().files().filter(move |file| options.keeps(file))
     }
 
-    /// Pins a base, or no longer. What another pinned base has too stays pinned.
+    /// Pins a base, or unpins it. Contents that another pinned base shares stay pinned.
     ///
     /// # Errors
-    /// `NotFound`; what the storage says of noting it.
+    /// `NotFound`; errors of the storage when it writes the record.
     pub fn pin(&self, name: &str, pinned: bool) -> Result<Arc<BaseNode>, StoreError> {
         let base = self.store.base(name)?;
         let options = base.set_options(|options| options.pinned = pinned)?;
-        let (pinned, others) = (options.pinned || options.hydrate, self.others(&base));
+        let (pinned, others) = (options.retains(), self.others(&base));
         for file in self.kept_files(&base) {
             if pinned || self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
                 self.sources.contents(base.record(), file).pin(pinned);
@@ -39,22 +39,23 @@ impl Bases {
         Ok(base)
     }
 
-    /// Drops what is kept of a base, and ends its hydration.
+    /// Drops what the cache has of a base, and ends its hydration.
     ///
     /// # Errors
-    /// `NotFound`; of a hydrated file of this host, when the original is gone or changed: the copy is the last one.
+    /// `NotFound`; `Source` for a hydrated file of this host whose original is gone or changed: the copy is the last
+    /// one.
     pub fn evict(&self, name: &str) -> Result<Evicted, StoreError> {
         let base = self.store.base(name)?;
         let hydrated = base.options().hydrate;
         if hydrated {
-            // What is dropped has to be found where it came from: of a server that is asked for, of a file now.
+            // Dropped bytes must come from the source again. A file is checked now; a server is not asked.
             for file in self.kept_files(&base).filter(|file| file.is_local()) {
                 let wrap = |source| StoreError::Source { object: format!("base {name}"), source };
                 self.sources.original_of(file).map_err(wrap)?;
             }
         }
         let files: Vec<_> = self.kept_files(&base).collect();
-        // The wish goes first: whatever happens from here on, the next worker does not fetch it all again.
+        // The record changes first: after a crash from here on, the next worker does not hydrate it again.
         let options = base.set_options(|options| options.hydrate = false)?;
         self.hydrations.cancel(base.id(), "the base was evicted");
         self.sources.forget_in_transit(base.id());
@@ -77,7 +78,7 @@ impl Bases {
     /// Begins to fetch all of a base, at most `rate` bytes per second.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a rate of 0, and when there is no room for it or nothing is kept on this host.
+    /// `NotFound`; `Invalid` for a rate of 0, and when the cache has no room for it or is off.
     pub fn hydrate(&self, name: &str, rate: Option<u64>) -> Result<Arc<BaseNode>, StoreError> {
         let base = self.store.base(name)?;
         let invalid = |why| Err(StoreError::invalid(format!("base {name}"), why));
@@ -85,13 +86,13 @@ impl Bases {
             return invalid("rate: 0 bytes per second would never end; omit it");
         }
         if self.sources.cache().stats().limit_bytes == 0 {
-            return invalid("nothing is kept on this host; start it with --cache-disk SIZE");
+            return invalid("this daemon keeps no fetched blocks; start it with --cache-disk SIZE");
         }
         self.hydrations.hydrate(&base, rate)?;
         Ok(base)
     }
 
-    /// Begins to compare what is here of a base with its digest.
+    /// Begins to compare the cached contents of a base with its digest.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` while it is being hydrated.
@@ -101,7 +102,7 @@ impl Bases {
         Ok(base)
     }
 
-    /// All other bases, as they are now.
+    /// The current records of all other bases.
     pub(super) fn others(&self, base: &BaseNode) -> Vec<BaseRecord> {
         let bases = self.store.bases();
         let others = bases.iter().filter(|other| other.id() != base.id());

@@ -1,13 +1,14 @@
-//! Under which keys the contents of bases lie in the cache of fetched blocks.
+//! The keys of the contents of bases in the cache of fetched blocks.
 //!
-//! What must hold: two bases have one key for what was fetched only when the same bytes are sure to come for both: the same
-//! URLs with the same strong validator. Where the source cannot vouch for that over time, a part of the key is the base's
-//! number, which is never another's. A digest is a claim; it is a key of its own, for what was compared with it.
+//! What must hold: two bases share a key for fetched contents only when both certainly get the same bytes: the same
+//! URLs with the same strong validator. Otherwise the number of the base is a part of the key; no other base ever has
+//! it. A digest is a claim of the operator. It is a key of its own, for contents that were compared with it.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::fetch::kept::{FileKeys, SourceKey};
-use crate::format::record::{BaseRecord, Digest, ImageFile, Strictness, Validator};
+use crate::format::record::{BaseRecord, Digest, ImageFile, Strictness};
+use crate::source::{KeyParts, key_parts};
 
 struct Key(Sha256);
 
@@ -22,16 +23,12 @@ impl Key {
         self
     }
 
-    fn text(self, text: Option<&String>) -> Self {
-        self.part(text.map_or(&[], |text| text.as_bytes()))
-    }
-
     fn of_size(self, size: u64) -> SourceKey {
         SourceKey(self.part(&size.to_le_bytes()).0.finalize().into())
     }
 }
 
-/// What a file of a base is called in the cache. `inherited`: version 0.1.0 kept it, and it must not be lost.
+/// The keys of a file of a base. `inherited`: version 0.1.0 cached the contents, which must not be lost.
 pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> FileKeys {
     let size = file.identity.size;
     let own = match inherited && file.identity.digest.is_none() {
@@ -41,30 +38,15 @@ pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> FileKeys
     FileKeys { own, digest: file.identity.digest.as_ref().map(|digest| digest_key(digest, size)), size }
 }
 
-/// Whether the same validator at the same place is the same contents at any time.
-fn is_strong(base: &BaseRecord, file: &ImageFile) -> bool {
-    let Validator::Http { etag, last_modified } = &file.identity.validator else { return false };
-    let strong = etag.as_ref().map_or(last_modified.is_some(), |etag| !etag.starts_with("W/"));
-    strong && base.options.strictness == Strictness::Strong
-}
-
 fn own_key(base: &BaseRecord, file: &ImageFile) -> SourceKey {
-    let strong = is_strong(base, file);
+    let parts = key_parts(&file.identity.validator);
+    let strong = parts.is_strong && base.options.strictness == Strictness::Strong;
     if strong && file.mirrors.is_empty() && file.identity.digest.is_none() {
         return older_key(file);
     }
     let mut key = Key::of("own").part(file.source.as_bytes()).part(&file.mirrors.len().to_le_bytes());
-    for mirror in &file.mirrors {
-        key = key.part(mirror.as_bytes());
-    }
-    key = match &file.identity.validator {
-        Validator::Http { etag, last_modified } => {
-            key.part(b"url").text(etag.as_ref()).text(last_modified.as_ref())
-        }
-        Validator::File { mtime_ns, inode } => {
-            key.part(b"file").part(&mtime_ns.to_le_bytes()).part(&inode.to_le_bytes())
-        }
-    };
+    key = file.mirrors.iter().fold(key, |key, mirror| key.part(mirror.as_bytes()));
+    key = parts.parts.iter().fold(key.part(parts.label.as_bytes()), |key, part| key.part(part));
     key = match &file.identity.digest {
         Some(Digest::Sha256(digest)) => key.part(digest),
         Some(Digest::Sha512(digest)) => key.part(digest),
@@ -76,7 +58,7 @@ fn own_key(base: &BaseRecord, file: &ImageFile) -> SourceKey {
     key.of_size(file.identity.size)
 }
 
-/// The key of what was compared with a digest.
+/// The key of contents that were compared with a digest.
 fn digest_key(digest: &Digest, size: u64) -> SourceKey {
     match digest {
         Digest::Sha256(digest) => Key::of("sha256").part(digest),
@@ -85,16 +67,73 @@ fn digest_key(digest: &Digest, size: u64) -> SourceKey {
     .of_size(size)
 }
 
-/// The key that version 0.1.0 made of a file without a digest.
+/// The key of version 0.1.0 for a file without a digest.
 pub fn older_key(file: &ImageFile) -> SourceKey {
-    match &file.identity.validator {
-        Validator::Http { etag, last_modified } => {
-            Key::of("url").part(file.source.as_bytes()).text(etag.as_ref()).text(last_modified.as_ref())
+    let KeyParts { label, parts, .. } = key_parts(&file.identity.validator);
+    let key = parts.iter().fold(Key::of(label).part(file.source.as_bytes()), |key, part| key.part(part));
+    key.of_size(file.identity.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::record::{BaseIdentity, BaseOptions, ImageFormat, Validator};
+
+    fn base(validator: Validator, digest: Option<Digest>, mirrors: &[&str]) -> BaseRecord {
+        let image = ImageFile {
+            source: "https://h/a.raw".into(),
+            mirrors: mirrors.iter().map(|url| (*url).to_owned()).collect(),
+            format: ImageFormat::Raw,
+            disk_size: 5000,
+            identity: BaseIdentity { size: 5000, validator, digest },
+        };
+        BaseRecord {
+            id: 7,
+            name: "b".into(),
+            image,
+            backing: Vec::new(),
+            created_ns: 0,
+            options: BaseOptions::default(),
+            moved: Vec::new(),
+            token: None,
         }
-        Validator::File { mtime_ns, inode } => Key::of("file")
-            .part(file.source.as_bytes())
-            .part(&mtime_ns.to_le_bytes())
-            .part(&inode.to_le_bytes()),
     }
-    .of_size(file.identity.size)
+
+    fn http(etag: Option<&str>, last_modified: Option<&str>) -> Validator {
+        Validator::Http { etag: etag.map(Into::into), last_modified: last_modified.map(Into::into) }
+    }
+
+    /// Other keys would lose what the stores of all hosts have in `cache/`.
+    #[test]
+    fn the_keys_of_the_known_kinds_stay_what_they_are() {
+        let hex = |key: SourceKey| key.0[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let file = || Validator::File { mtime_ns: 77, inode: 12 };
+        let tag = || http(Some("\"abc\""), Some("Sat, 21 Nov 2026 10:00:00 GMT"));
+        let sha256 = || Some(Digest::Sha256([7; 32]));
+        let all = [
+            base(file(), None, &[]),
+            base(file(), sha256(), &[]),
+            base(tag(), None, &[]),
+            base(tag(), sha256(), &["http://m/a"]),
+            base(http(Some("W/\"abc\""), None), None, &[]),
+            base(http(None, Some("Sat, 21 Nov 2026 10:00:00 GMT")), None, &[]),
+            base(http(None, None), Some(Digest::Sha512([9; 64])), &[]),
+        ];
+        let keys = all.iter().map(|base| {
+            let of = keys_of(base, &base.image, false);
+            let digest = of.digest.map(hex).unwrap_or_default();
+            format!("{} {digest} {}", hex(of.own), hex(older_key(&base.image)))
+        });
+        // Own key, key of the digest, key of version 0.1.0.
+        let expected = [
+            "b11098f50af3de07  bfc890e3f17a95fc",
+            "d1af0bf455828dc7 42291a5c4c40ea69 bfc890e3f17a95fc",
+            "32b1df2d16b8427c  32b1df2d16b8427c",
+            "235d90edb99f0e18 42291a5c4c40ea69 32b1df2d16b8427c",
+            "e7e68ed0053244a3  011bddf1806c74b0",
+            "197d51cb6291612e  197d51cb6291612e",
+            "e8479adf75029e5a 07eea8184da2a649 55f0a2b28e2dbd48",
+        ];
+        assert_eq!(keys.collect::<Vec<_>>(), expected, "a store loses what it has cached");
+    }
 }

@@ -1,6 +1,6 @@
-//! Threads that wait for a disk, so many for each purpose.
+//! Threads for work that waits for a disk. Each purpose has a lane with a bounded number of threads.
 //!
-//! What must hold: work that hangs (a file on a filesystem that does) keeps the threads of its own lane, and no other's.
+//! What must hold: work that hangs, as a file on a hanging filesystem does, blocks the threads of its own lane only.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread that found no work for so long ends.
+/// A thread without work for this time ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// Memory may be locked, and these jobs are not deep.
+/// Small, because memory may be locked; these jobs are not deep.
 const STACK: usize = 256 << 10;
 
 /// See the module.
 pub struct Lane {
-    /// What its threads are called.
+    /// Name of its threads.
     name: &'static str,
-    /// Threads at a time.
+    /// Most threads at a time.
     threads: usize,
     state: Mutex<State>,
     work: Condvar,
@@ -34,12 +34,12 @@ struct State {
 }
 
 impl Lane {
-    /// At most so many threads at a time, with a name of 15 bytes at most.
+    /// With at most `threads` threads at a time. `name` has at most 15 bytes.
     pub fn new(name: &'static str, threads: usize) -> Arc<Self> {
         Arc::new(Self { name, threads, state: Mutex::default(), work: Condvar::new() })
     }
 
-    /// Runs a job when there is a thread for it, in the order in which they came.
+    /// Runs a job on a thread of the lane, in the order of the calls.
     pub fn run(self: &Arc<Self>, job: Job) {
         let mut state = self.state.lock();
         state.waiting.push_back(job);
@@ -52,22 +52,26 @@ impl Lane {
         }
     }
 
-    /// Starts a thread that was counted.
+    /// Starts a thread that is counted already.
     fn start(self: &Arc<Self>) {
         let this = self.clone();
         let thread = Builder::new().name(self.name.into()).stack_size(STACK);
         if let Err(error) = thread.spawn(move || this.serve()) {
-            tracing::error!(%error, lane = self.name, "no thread can be started; its work waits");
+            tracing::error!(
+                %error,
+                lane = self.name,
+                "no thread can be started, and work waits; check the limit of processes"
+            );
             self.state.lock().running -= 1;
         }
     }
 
     fn serve(self: Arc<Self>) {
-        /// Gives the place back when a job panics.
+        /// Starts another thread when a job panics.
         struct Place<'a>(&'a Arc<Lane>);
         impl Drop for Place<'_> {
             fn drop(&mut self) {
-                // The others are not lost with this one.
+                // The jobs that wait are not lost with this thread.
                 self.0.start();
             }
         }
@@ -98,10 +102,9 @@ mod tests {
 
     use super::*;
 
-    /// Reads of a file on a filesystem that hangs took all threads, and with them those of the cache, of names and of
-    /// credentials.
+    /// Reads of a file on a hanging filesystem took all threads, and the cache, names and credentials had none.
     #[test]
-    fn a_lane_that_hangs_keeps_no_thread_from_another() {
+    fn a_hanging_lane_takes_no_thread_of_another() {
         let (hangs, works) = (Lane::new("hangs", 2), Lane::new("works", 2));
         let (end, ends) = mpsc::channel::<()>();
         let ends = Arc::new(Mutex::new(ends));
@@ -117,7 +120,7 @@ mod tests {
         for number in 0..100 {
             let worked = worked.clone();
             works.run(Box::new(move || {
-                assert!(number != 50, "one that panics takes no other along");
+                assert!(number != 50, "a job that panics ends no other");
                 _ = worked.send(number);
             }));
         }
@@ -127,7 +130,7 @@ mod tests {
         assert!(hangs.state.lock().running <= 2);
         drop(end);
         for _ in 0..100 {
-            all_done.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+            all_done.recv_timeout(Duration::from_secs(60)).expect("it continues");
         }
     }
 }

@@ -1,12 +1,13 @@
-//! What is done with bases: adding and removing them, what is kept of them on this host, where their bytes come from, and
-//! work on whole ones in the background. Everything that a frontend of `plyfs base` needs and that is not its own protocol.
+//! Operations on bases: add and remove, pin and evict, move to other URLs, and background work on a whole base. A
+//! frontend of `plyfs base` uses this module and adds only its protocol.
 //!
-//! The store knows which bases there are and attaches them; this room knows where their files are (`sources`), what of
-//! them is kept, and in which order both change. What must hold:
+//! The store has the catalogue of bases and attaches them. This module opens their sources (`origin`, `sources`),
+//! decides what the cache retains of them, and orders changes of both. What must hold:
 //! - A caller that attaches, lists or shows a base waits for no server. Only [`Bases::prepare`] and
-//!   [`Bases::prepare_move`] ask one.
-//! - What a base wants is noted in its record before anything is dropped or fetched for it: the next worker goes on.
-//! - What two bases have in common goes only when neither wants it kept.
+//!   [`Bases::prepare_move`] send requests.
+//! - A change of a base's options is in its record before anything is dropped or fetched for it, so that the next
+//!   worker continues.
+//! - Contents that two bases share are dropped only when neither retains them.
 
 mod add;
 mod copy;
@@ -14,6 +15,7 @@ pub mod hydrate;
 mod keep;
 mod keys;
 mod lane;
+mod origin;
 pub mod prefetch;
 mod servers;
 pub mod sources;
@@ -24,29 +26,29 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use self::add::{Description, File, Prepared};
+pub use self::add::{Description, File, PreparedBase};
 pub use self::keep::Evicted;
-pub use self::servers::Moving;
+pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 
 use self::hydrate::{Hydrations, Progress};
 use self::sources::HostSources;
 use crate::store::Store;
 
-/// See the module. Clones are the same one.
+/// See the module. Clones share one state.
 #[derive(Clone)]
 pub struct Bases {
     store: Arc<Store>,
     sources: Arc<HostSources>,
     hydrations: Hydrations,
-    /// The mount of this daemon.
+    /// Mount point of this daemon.
     mount: PathBuf,
-    /// Whether a new base is hydrated.
+    /// Whether a new base is hydrated at once.
     hydrates_new: bool,
 }
 
 impl Bases {
-    /// Of a store whose daemon mounts on `mount`; `hydrates_new` is whether a base that is added is hydrated at once.
+    /// For a store whose daemon mounts on `mount`. `hydrates_new`: whether a new base is hydrated at once.
     pub fn new(
         store: Arc<Store>,
         sources: Arc<HostSources>,
@@ -57,12 +59,12 @@ impl Bases {
         Self { store, sources, hydrations, mount, hydrates_new }
     }
 
-    /// Where the bytes of bases come from.
+    /// The sources of bases.
     pub fn sources(&self) -> &Arc<HostSources> {
         &self.sources
     }
 
-    /// How the last work on a whole base went, or goes.
+    /// Progress of the last background work on a base.
     pub fn progress(&self, base: u64) -> Option<Progress> {
         self.hydrations.progress(base)
     }

@@ -1,8 +1,8 @@
-//! Plays traces: has fetched what a boot is known to read, ahead of the guest.
+//! Plays traces: fetches the bytes that a boot is known to read, ahead of the guest.
 //!
-//! One thread for each base that is being played, which keeps a few ranges under way and waits for the oldest. It is
-//! never in anybody's way: what readers wait for goes first at the source, and a server that does not answer ends the
-//! playing, not the boot.
+//! Each trace that is played has a thread, which keeps a few ranges under way and waits for the oldest. It never delays
+//! a reader: requests of readers go first at the source, and a server that does not answer ends the playing, not the
+//! boot.
 
 #[cfg(test)]
 mod tests;
@@ -18,11 +18,11 @@ use crate::source::Purpose;
 use crate::store::Store;
 use crate::trace::Player;
 
-/// Bytes under way: enough for a gigabit at a distance of 50 ms, and little next to what readers ask for.
+/// Most bytes under way: enough for 1 Gbit/s at a latency of 50 ms, and few compared to readers' requests.
 const UNDER_WAY: u64 = 8 << 20;
-/// An image may have to fetch its tables first, level by level.
+/// Attempts per range: an image may have to fetch its tables first, level by level.
 const TRIES: u32 = 4;
-/// Ranges that did not come, after which there is no use in going on.
+/// Failed ranges after which the playing ends.
 const GIVE_UP: u32 = 8;
 
 /// See the module.
@@ -37,7 +37,7 @@ impl Prefetcher {
         Arc::new(Self { store: Arc::downgrade(store), playing: Mutex::default() })
     }
 
-    /// A base that has a trace begins to be read. Does not wait.
+    /// Plays the trace of a base, if it has one. Does not wait.
     pub fn play(self: &Arc<Self>, base: u64) {
         if !self.playing.lock().insert(base) {
             return;
@@ -48,7 +48,7 @@ impl Prefetcher {
             this.playing.lock().remove(&base);
         };
         if let Err(error) = std::thread::Builder::new().name("prefetch".into()).spawn(play) {
-            tracing::warn!(%error, "no thread to prefetch a boot with");
+            tracing::warn!(%error, "no thread to prefetch a boot can be started; the boot reads without prefetch");
             self.playing.lock().remove(&base);
         }
     }
@@ -60,22 +60,22 @@ impl Prefetcher {
         }) else {
             return;
         };
-        // A disk that reads has it attached.
+        // The disk that reads has attached it.
         let Some(base) = node.attached().filter(|base| !base.is_plain()) else { return };
         let Some(player) = tracer.player(&node.subject()) else { return };
         let bytes = player.left();
         let name = &node.record().name;
         let ask = |range: &Range<u64>| base.prefetch(range.start, range.end - range.start, Purpose::Prefetch);
         match drive(player, ask) {
-            Ok(0) => tracing::info!(base = name, bytes, "what a boot reads was prefetched"),
-            Ok(missing) => tracing::info!(base = name, bytes, missing, "a prefetch was not completed"),
+            Ok(0) => tracing::info!(base = name, bytes, "the bytes of a boot are prefetched"),
+            Ok(missing) => tracing::info!(base = name, bytes, missing, "a prefetch is incomplete"),
             Err(error) => tracing::warn!(base = name, %error, "a prefetch ended early"),
         }
     }
 }
 
-/// Has all ranges fetched, in order. `ask` starts what is missing of a range and says when to ask again; nothing is
-/// missing when it has nothing to say. Returns how many ranges did not come.
+/// Fetches all ranges, in order. `ask` starts to fetch what is missing of a range and returns what to wait for; none
+/// when nothing is missing. Returns the number of ranges that are incomplete.
 fn drive<E>(player: Player, ask: impl Fn(&Range<u64>) -> Result<Option<Completion>, E>) -> Result<u32, E> {
     let mut under_way: VecDeque<(Range<u64>, Completion, u32)> = VecDeque::new();
     let (mut bytes, mut missing) = (0, 0);
@@ -92,7 +92,7 @@ fn drive<E>(player: Player, ask: impl Fn(&Range<u64>) -> Result<Option<Completio
         let Some((range, completion, tries)) = under_way.pop_front() else { return Ok(missing) };
         completion.wait();
         match ask(&range)? {
-            // What came may have said that there is more to fetch.
+            // The bytes that came may be tables that lead to more bytes.
             Some(completion) if tries < TRIES => under_way.push_back((range, completion, tries + 1)),
             more => {
                 bytes -= range.end - range.start;

@@ -1,16 +1,14 @@
-//! The servers of bases: where a base is from now on, and that it is given up.
+//! The servers of bases: moving a base to other URLs, and giving it up.
 
 use std::sync::Arc;
 
 use super::Bases;
-use super::sources::options_of;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, Validator};
-use crate::source::http::{HttpIdentity, check_url, shown};
-use crate::source::{SourceError, SourceErrorKind};
+use crate::format::record::{BaseRecord, ImageFile};
+use crate::source::{Kind, SourceError, SourceErrorKind, compare, shown};
 use crate::store::{BaseNode, StoreError};
 
-/// Other URLs of a file of a base, whose first has the object that was registered.
-pub struct Moving {
+/// New URLs of a file of a base. The first one has the object that was registered.
+pub struct PreparedMove {
     base: Arc<BaseNode>,
     record: BaseRecord,
     number: u8,
@@ -20,49 +18,57 @@ pub struct Moving {
 }
 
 impl Bases {
-    /// Asks whether a URL has the object of a file of a base (0 is the image, 1 the file below it). Without `mirrors` those
-    /// that it has stay.
+    /// Checks that a URL has the object of a file of a base (0 is the image, 1 the file below it). Without `mirrors`
+    /// the file keeps its mirrors.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a file of this host or one that is not there; a server that refuses, cannot be reached or
-    /// has another object.
+    /// `NotFound`; `Invalid` for a file of this host or a number without a file; `Source` for a server that refuses,
+    /// cannot be reached or has another object.
     pub async fn prepare_move(
         &self,
         name: &str,
         number: u8,
         source: String,
         mirrors: Option<Vec<String>>,
-    ) -> Result<Moving, StoreError> {
+    ) -> Result<PreparedMove, StoreError> {
         let object = format!("base {name}");
         let base = self.store.base(name)?;
         let record = base.current();
         let Some(file) = record.files().nth(number.into()).cloned() else {
-            return Err(StoreError::invalid(object, format!("it has {} files", 1 + record.backing.len())));
+            return Err(StoreError::invalid(
+                object,
+                format!("it has {} files, counted from 0; give the number of one", 1 + record.backing.len()),
+            ));
         };
-        let Validator::Http { etag, last_modified } = file.identity.validator.clone() else {
+        if file.is_local() {
             let why = "its source is a file of this host, which has no URL; add the URL as a new base";
             return Err(StoreError::invalid(object, why));
-        };
+        }
         let mirrors = mirrors.unwrap_or_else(|| record.urls_of(&file).split_off(1));
         let urls: Vec<String> = std::iter::once(source).chain(mirrors).collect();
-        // The new URL alone: mirrors that are away are no hindrance, and are held to the identity when they are read.
+        // Only the new URL: a mirror may be down now, and is compared with the identity when it is read.
         let Some((found, head)) = self.probe(&object, &urls[..1], &record.options).await? else {
-            return Err(StoreError::invalid(object, format!("{} is not a URL", shown(&urls[0]))));
+            return Err(StoreError::invalid(
+                object,
+                format!("{} is not a URL; give one of the same image", shown(&urls[0])),
+            ));
         };
-        let pinned = HttpIdentity { size: file.identity.size, etag, last_modified };
-        same(&pinned, &found, &record.options, &urls[0])
-            .map_err(|source| StoreError::Source { object, source })?;
-        Ok(Moving { base, record, number, file, urls, head })
+        if let Some(why) = compare(&file.identity, &found, record.options.strictness).difference() {
+            return Err(StoreError::Source { object, source: another(&urls[0], &why) });
+        }
+        Ok(PreparedMove { base, record, number, file, urls, head })
     }
 
-    /// Reads of a file of a base go to other URLs, from now on and durably. A base that was given up is served again.
+    /// Moves a file of a base to other URLs, durably. Waiting reads continue there. A base that was given up is served
+    /// again.
     ///
     /// # Errors
-    /// A mirror that is no URL; an object that begins with other bytes than those that are kept; what the storage says.
-    pub fn move_to(&self, moving: Moving) -> Result<Arc<BaseNode>, StoreError> {
-        let Moving { base, record, number, file, urls, head } = moving;
+    /// `Source` for a mirror that is no URL, or an object that begins with other bytes than the cached ones; errors of
+    /// the storage.
+    pub fn move_to(&self, moving: PreparedMove) -> Result<Arc<BaseNode>, StoreError> {
+        let PreparedMove { base, record, number, file, urls, head } = moving;
         let wrap = |source| StoreError::Source { object: format!("base {}", record.name), source };
-        urls.iter().try_for_each(|url| check_url(url)).map_err(wrap)?;
+        Kind::of_validator(&file.identity.validator).check(&urls).map_err(wrap)?;
         if self.sources.differs(&record, &file, &head).map_err(wrap)? {
             return Err(wrap(another(&urls[0], "it begins with other bytes")));
         }
@@ -72,10 +78,10 @@ impl Bases {
         Ok(base)
     }
 
-    /// Gives a base up, or no longer: what waits for its servers ends with an error.
+    /// Gives a base up: reads that wait for its servers end with an error. With `false`, serves it again.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a base without a server; what the storage says.
+    /// `NotFound`; `Invalid` for a base without a server; errors of the storage.
     pub fn give_up(&self, name: &str, given_up: bool) -> Result<Arc<BaseNode>, StoreError> {
         let base = self.store.base(name)?;
         if base.record().files().all(ImageFile::is_local) {
@@ -86,18 +92,6 @@ impl Bases {
         self.sources.give_up(base.id(), given_up);
         Ok(base)
     }
-}
-
-fn same(
-    pinned: &HttpIdentity,
-    found: &BaseIdentity,
-    options: &BaseOptions,
-    url: &str,
-) -> Result<(), SourceError> {
-    let Validator::Http { etag, last_modified } = &found.validator else { return Ok(()) };
-    let found = HttpIdentity { size: found.size, etag: etag.clone(), last_modified: last_modified.clone() };
-    let strictness = options_of(options).strictness;
-    pinned.fits(strictness, &found).map_err(|why| another(url, &why))
 }
 
 fn another(url: &str, why: &str) -> SourceError {

@@ -1,8 +1,7 @@
-//! How the bytes of bases are got at: files of this host through the opener, everything else through the cache of fetched
-//! blocks.
+//! The open sources of bases: files of this host through the opener, all others through the cache of fetched blocks.
 //!
-//! What must hold: a base is given what was fetched for it, or what was compared with its digest (`keys`,
-//! `fetch::kept::contents`); and nothing here asks a server, so that bases can be attached while theirs is down (D43).
+//! What must hold: a base gets only bytes that were fetched for it or compared with its digest (`keys`,
+//! `fetch::kept::contents`). Attaching sends no request, so a base can be attached while its server is down (D43).
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -16,43 +15,45 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::copy::CopiedFile;
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
-    CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, OnDamage, Reach, SharedCopies,
-    SourceKey, Ticker, default_free_floor,
+    CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, OnDamage, SharedCopies, SourceKey,
+    Ticker, default_free_floor,
 };
 use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
-use crate::format::record::{self, BaseRecord, ImageFile, Validator};
+use crate::format::record::{BaseRecord, ImageFile};
 use crate::io::{HostMedium, Medium};
-use crate::source::http::{
-    Credentials, Http, HttpIdentity, HttpSource, Network, RemoteOptions, Strictness, UrlState,
-};
+use crate::source::http::{Credentials, Http, Network};
 use crate::source::{
     FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
-    StallKind,
+    StallKind, UrlState,
 };
-use crate::store::{Sources, why_changed};
+use crate::store::Sources;
 
-/// Threads that drive requests; those that wait for the cache's disk; those that read one file that is copied; and all
-/// that wait, for credentials too.
+/// Threads: those that drive requests, those that wait for the cache's disk, and those for credentials.
 const THREADS: usize = 2;
 const WRITERS: usize = 8;
-const READERS: usize = 4;
 const CACHE_READERS: usize = 16;
 /// How long the start of a worker, and its end, wait for the cache's disk.
 const SETTLING: Duration = Duration::from_secs(1);
 const LAST_FLUSH: Duration = Duration::from_secs(30);
 const WAITING: usize = 256;
 
-/// Where network requests run.
+/// Runs network requests on the runtime, and work that waits for a disk in a lane.
 #[derive(Clone)]
-struct OnRuntime {
+pub(super) struct OnRuntime {
     handle: Handle,
     lane: Arc<Lane>,
+}
+
+impl OnRuntime {
+    /// With the lane for work that waits for a disk.
+    pub fn new(handle: Handle, lane: Arc<Lane>) -> Self {
+        Self { handle, lane }
+    }
 }
 
 impl Spawn for OnRuntime {
@@ -65,34 +66,34 @@ impl Spawn for OnRuntime {
     }
 }
 
-/// Which source, and for which base: two bases of the same contents share what is kept, and nothing else.
-type Name = (u64, SourceKey);
+/// A source of one base, by number and own key. Bases with the same contents share only what is cached.
+type FileKey = (u64, SourceKey);
 
-/// What is known of a file of a base, as long as the base is.
-struct Known {
+/// A file of a base that was used, kept until the base is removed.
+struct FileState {
     contents: Arc<Contents>,
     source: Weak<LazySource>,
-    /// What it reads from, when that is a server.
-    http: Weak<HttpSource>,
+    /// The remote of `source`. Fetches under way may outlive `source`, and are told of changes through this.
+    remote: Option<Weak<dyn RemoteSource>>,
 }
 
-/// The cache of fetched blocks, with what tells everybody how it is.
-pub struct Kept {
+/// The cache of fetched blocks, and the reporting of its state.
+pub struct OpenCache {
     cache: Arc<DiskCache>,
     watcher: Arc<Watcher>,
-    /// Ticks as long as it is there.
+    /// Drives the cache until it is dropped.
     _ticker: Ticker,
 }
 
-/// Tells of evictions and failures of the cache.
+/// Reports evictions and failures of the cache.
 struct Watcher {
     events: Events,
-    /// Which bases a source is of, by its own key or that of its contents.
+    /// The bases of a source, by its own key or the key of its digest.
     users: Mutex<HashMap<SourceKey, Vec<Arc<Traffic>>>>,
 }
 
 impl Watcher {
-    /// A base is told of what happens to a source: once, however often it is attached.
+    /// Counts evictions of a source for a base; once, however often the base is attached.
     fn add(&self, key: SourceKey, traffic: &Arc<Traffic>) {
         let mut users = self.users.lock();
         let users = users.entry(key).or_default();
@@ -127,11 +128,14 @@ impl CacheObserver for Watcher {
     fn degraded(&self, why: Option<&str>) {
         let event = match why {
             Some(why) => {
-                tracing::error!(why, "fetched blocks are not kept");
+                tracing::error!(
+                    why,
+                    "fetched blocks are not cached until the cause is gone; reads fetch them again"
+                );
                 Event::new(Kind::CacheDegraded).because(why.to_owned())
             }
             None => {
-                tracing::info!("fetched blocks are kept again");
+                tracing::info!("fetched blocks are cached again");
                 Event::new(Kind::CacheRecovered)
             }
         };
@@ -139,11 +143,11 @@ impl CacheObserver for Watcher {
     }
 }
 
-impl Kept {
-    /// In the store, on its filesystem but outside of what is reserved there.
+impl OpenCache {
+    /// Opens the cache in the store's directory. It takes nothing of the space that is reserved there.
     ///
     /// # Errors
-    /// When the store cannot be opened, or there is no thread.
+    /// When the store cannot be opened, or no thread can be started.
     pub fn open(config: &Config, events: &Events) -> io::Result<Self> {
         let medium = HostMedium::new(&config.store)?;
         let total = medium.space()?.total;
@@ -159,23 +163,23 @@ impl Kept {
     }
 }
 
-/// How the servers of a base are.
+/// The health of the servers of a base.
 #[derive(Clone, Debug, Default)]
 pub struct BaseHealth {
     /// Since when reads wait, and why.
     pub stall: Option<Stall>,
-    /// Since when readers are told errors, and the last of them.
+    /// Since when readers get errors, and the last error.
     pub failing: Option<Failing>,
-    /// Its URLs, once it was read.
+    /// The URLs of its open sources.
     pub urls: Vec<UrlState>,
 }
 
 /// A base whose reads wait or fail.
 #[derive(Clone)]
-struct Troubled {
+struct Reported {
     name: String,
     since: SystemTime,
-    /// Whether it was said that it has changed.
+    /// Whether an event said that it has changed.
     changed: bool,
 }
 
@@ -184,32 +188,32 @@ pub struct HostSources {
     opener: Arc<dyn OpenImage>,
     runtime: Runtime,
     http: Arc<Http>,
-    kept: Kept,
+    kept: OpenCache,
     events: Events,
-    known: Mutex<HashMap<Name, Known>>,
-    /// What readers of all sources have under way.
+    known: Mutex<HashMap<FileKey, FileState>>,
+    /// Limits the requests of readers of all sources.
     demand: Arc<DemandBudget>,
-    /// What waits for the disk under the cache.
+    /// Writes to the cache.
     writers: Arc<Lane>,
-    /// Reads of the cache that have to wait for its disk.
+    /// Reads of the cache that wait for its disk.
     timed_reads: Arc<TimedReads>,
-    /// Bases of which it was told that they wait or fail, by number.
-    troubled: Mutex<HashMap<u64, Troubled>>,
-    /// Numbers of bases of version 0.1.0 whose contents must not be lost, ascending.
+    /// Bases that an event reported as waiting or failing, by number.
+    troubled: Mutex<HashMap<u64, Reported>>,
+    /// Numbers, ascending, of bases whose contents version 0.1.0 cached. They must not be lost.
     inherited: OnceLock<Vec<u64>>,
 }
 
 impl HostSources {
-    /// Starts threads.
+    /// Starts the threads of the runtime.
     ///
     /// # Errors
-    /// When there are none to be had.
+    /// When they cannot be started.
     pub fn new(
         opener: Arc<dyn OpenImage>,
         config: &HttpConfig,
         network: &Network,
         credentials: Arc<dyn Credentials>,
-        kept: Kept,
+        kept: OpenCache,
         events: Events,
     ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
@@ -239,12 +243,16 @@ impl HostSources {
         })
     }
 
-    /// To ask servers.
+    pub(super) fn opener(&self) -> &Arc<dyn OpenImage> {
+        &self.opener
+    }
+
+    /// The HTTP client.
     pub fn http(&self) -> &Arc<Http> {
         &self.http
     }
 
-    /// Where to wait for them.
+    /// The runtime of requests.
     pub fn handle(&self) -> &Handle {
         self.runtime.handle()
     }
@@ -254,8 +262,8 @@ impl HostSources {
         &self.kept.cache
     }
 
-    /// Settles what an earlier worker left, with the bases as they are. To be called once, before any is attached. When
-    /// the cache's disk does not answer, disks are served without it, and the rest is done when it does (D62).
+    /// Matches the cache that an earlier worker left with the present bases. Called once, before any base is attached.
+    /// While the cache's disk does not answer, disks are served without the cache, and this is done when it does (D62).
     pub fn settle_within(
         self: &Arc<Self>,
         bases: impl Fn() -> Vec<BaseRecord> + Send + 'static,
@@ -266,31 +274,40 @@ impl HostSources {
             this.settle(&bases(), in_time);
         };
         if !within(SETTLING, settle)? {
-            tracing::error!("the cache's disk does not answer; disks are served without it until it does");
+            tracing::error!(
+                "the cache's disk does not answer; disks are served without the cache until it does; check that disk"
+            );
         }
         Ok(())
     }
 
-    /// `in_time`: no base was changed since they were listed.
+    /// `in_time`: no base was changed since `bases` were listed.
     fn settle(&self, bases: &[BaseRecord], in_time: &AtomicBool) {
         let cache = &self.kept.cache;
         let candidates = || -> Vec<u64> {
-            let own = |base| files(base).map(move |file| keys_of(base, file, false).own);
+            let own = |base| BaseRecord::files(base).map(move |file| keys_of(base, file, false).own);
             let owned: HashSet<SourceKey> = bases.iter().flat_map(own).collect();
             let older = |file: &ImageFile| {
                 let key = older_key(file);
                 let kept = cache.find(&key).is_some() || cache.trouble(&key).is_some();
                 kept && file.identity.digest.is_none() && !owned.contains(&key)
             };
-            bases.iter().filter(|base| wants(base) && files(base).any(older)).map(|base| base.id).collect()
+            bases
+                .iter()
+                .filter(|base| base.options.retains() && base.files().any(older))
+                .map(|base| base.id)
+                .collect()
         };
         let inherited = cache.inherited(candidates).unwrap_or_else(|error| {
-            tracing::error!(%error, "the list of bases with contents of an older version cannot be read");
+            tracing::error!(
+                %error,
+                "the list of bases with contents of version 0.1.0 cannot be read and is made again"
+            );
             candidates()
         });
         let _ = self.inherited.set(inherited);
-        let all = |base| files(base).map(move |file| self.contents(base, file));
-        let precious = bases.iter().filter(|base| wants(base)).flat_map(all);
+        let all = |base| BaseRecord::files(base).map(move |file| self.contents(base, file));
+        let precious = bases.iter().filter(|base| base.options.retains()).flat_map(all);
         let keys = precious.flat_map(|contents| {
             let of = *contents.file_keys();
             [Some(of.own), of.digest].into_iter().flatten().map(move |key| (key, of.size))
@@ -300,61 +317,61 @@ impl HostSources {
         for base in bases {
             for contents in all(base) {
                 contents.adopt_verified();
-                if wants(base) {
+                if base.options.retains() {
                     contents.pin(true);
                     pinned.extend(contents.keys());
                 }
             }
         }
-        // It may want to be kept since; the next worker looks again.
+        // A base may have been pinned since. The next worker unpins what no base retains.
         if !in_time.load(Ordering::Acquire) {
             return;
         }
-        // Of bases that are gone, or that want nothing kept any more.
+        // Sources of removed bases, and of bases that are not pinned any more.
         let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
         for source in cache.sources().into_iter().filter(|source| !pinned.contains(source.key())) {
             source.unpin();
         }
     }
 
-    /// What is kept of a file of a base, attached or not.
+    /// The cached contents of a file of a base, attached or not.
     pub fn contents(&self, base: &BaseRecord, file: &ImageFile) -> Arc<Contents> {
         let of = self.of(base, file);
         let mut known = self.known.lock();
-        let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
+        let known = known.entry((base.id, of.own)).or_insert_with(|| FileState {
             contents: self.kept.cache.contents(of),
             source: Weak::new(),
-            http: Weak::new(),
+            remote: None,
         });
         known.contents.clone()
     }
 
-    /// What a file of a base is called in the cache.
+    /// The keys of a file of a base in the cache.
     fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
         let inherited = self.inherited.get().is_some_and(|bases| bases.binary_search(&base.id).is_ok());
         keys_of(base, file, inherited)
     }
 
-    /// Whether others than `base` want kept what it has in common with them.
+    /// Whether one of `others` retains contents that it shares with `base`.
     pub fn shares(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> SharedCopies {
         let of = self.of(base, file);
-        let wanted = others.iter().filter(|other| wants(other)).any(|other| {
+        let wanted = others.iter().filter(|other| other.options.retains()).any(|other| {
             let same = |file| {
                 let other = self.of(other, file);
                 other.own == of.own || (of.digest.is_some() && other.digest == of.digest)
             };
-            files(other).any(same)
+            other.files().any(same)
         });
         if wanted { SharedCopies::Keep } else { SharedCopies::Drop }
     }
 
-    /// Drops what is kept of a file of a base, but for what others want kept. Returns bytes.
+    /// Drops the cached contents of a file of a base, except those that `others` retain. Returns the bytes.
     pub fn evict(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> u64 {
         let of = self.of(base, file);
         let theirs: Vec<FileKeys> = others
             .iter()
-            .filter(|other| wants(other))
-            .flat_map(|other| files(other).map(|file| self.of(other, file)))
+            .filter(|other| other.options.retains())
+            .flat_map(|other| other.files().map(|file| self.of(other, file)))
             .collect();
         if theirs.iter().any(|other| other.own == of.own) {
             return 0;
@@ -364,7 +381,7 @@ impl HostSources {
         self.contents(base, file).evict(EvictReason::Asked, shares)
     }
 
-    /// What is under way for a base is given to those who wait for it, and not kept.
+    /// Bytes under way for a base go to their waiting readers and are not cached.
     pub fn forget_in_transit(&self, base: u64) {
         let known = self.known.lock();
         let sources: Vec<_> = known
@@ -376,15 +393,15 @@ impl HostSources {
         sources.iter().for_each(|source| source.forget_in_transit());
     }
 
-    /// Tells which bases began to wait for their servers since the last time, which have other objects there, which
-    /// failed, and which work again. To be called now and then.
+    /// Emits an event for each base that, since the last call, began to wait for its servers, has another object there,
+    /// failed, or resumed. Called periodically.
     pub fn tick(&self) {
         let known: Vec<(u64, Arc<LazySource>)> = {
             let known = self.known.lock();
             known.iter().filter_map(|((id, _), known)| Some((*id, known.source.upgrade()?))).collect()
         };
         let mut troubled = self.troubled.lock();
-        let mut still: HashMap<u64, Troubled> = HashMap::new();
+        let mut still: HashMap<u64, Reported> = HashMap::new();
         for (id, source) in known {
             let name = source.base().to_owned();
             let failing = source.failing();
@@ -403,11 +420,11 @@ impl HostSources {
                 }
                 let changed = stall.kind == StallKind::Changed || before.is_some_and(|before| before.changed);
                 let since = before.map_or(stall.since, |before| before.since.min(stall.since));
-                still.insert(id, Troubled { name: name.clone(), since, changed });
+                still.insert(id, Reported { name: name.clone(), since, changed });
             } else if let Some(failing) = &failing {
-                // It has not resumed because its readers were told an error.
+                // A base whose readers get errors has not resumed.
                 let before = troubled.get(&id).cloned();
-                let now = Troubled { name: name.clone(), since: failing.since, changed: false };
+                let now = Reported { name: name.clone(), since: failing.since, changed: false };
                 still.entry(id).or_insert_with(|| before.unwrap_or(now));
             }
             if let Some(error) = source.take_failure() {
@@ -415,11 +432,11 @@ impl HostSources {
                     SourceErrorKind::Changed => Kind::BaseChanged,
                     _ => Kind::BaseError,
                 };
-                tracing::error!(base = name, %error, "a base cannot be read");
+                tracing::error!(base = name, %error, "readers of a base get an error");
                 self.events.emit(Event::of_base(kind, &name).because(error.to_string()));
             }
         }
-        for (id, Troubled { name, since, .. }) in troubled.drain() {
+        for (id, Reported { name, since, .. }) in troubled.drain() {
             if !still.contains_key(&id) {
                 self.events.emit(Event::of_base(Kind::BaseResumed, &name).since(since));
             }
@@ -427,76 +444,81 @@ impl HostSources {
         *troubled = still;
     }
 
-    /// Makes what is kept durable, if the cache's disk answers.
+    /// Makes cached blocks durable, if the cache's disk answers.
     pub fn flush(&self) {
         let cache = self.cache().clone();
         let flush = move |_: &AtomicBool| {
             if let Err(error) = cache.flush() {
-                tracing::warn!(%error, "what was fetched last may have to be fetched again");
+                tracing::warn!(
+                    %error,
+                    "the cache could not be flushed; the last blocks may have to be fetched again"
+                );
             }
         };
         if !within(LAST_FLUSH, flush).unwrap_or(true) {
-            tracing::error!(
-                "the cache's disk does not answer; what was fetched last may have to be fetched again"
-            );
+            tracing::error!("the cache's disk does not answer; the last blocks may have to be fetched again");
         }
     }
 
-    /// How the servers of a base are.
+    /// The health of the servers of a base.
     pub fn health(&self, base: u64) -> BaseHealth {
         let known = self.known.lock();
         let known: Vec<_> = known.iter().filter(|((id, _), _)| *id == base).collect();
         let sources: Vec<_> = known.iter().filter_map(|(_, known)| known.source.upgrade()).collect();
         let stalls = sources.iter().filter_map(|source| source.stall());
         let failing = sources.iter().filter_map(|source| source.failing());
-        let urls = known.iter().filter_map(|(_, known)| known.http.upgrade());
+        let urls = known.iter().filter_map(|(_, known)| known.remote.as_ref()?.upgrade());
         BaseHealth {
-            // Another object says more than a longer wait.
+            // Another object is worse than a longer wait.
             stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
             failing: failing.min_by_key(|failing| failing.since),
             urls: urls.flat_map(|source| source.urls()).collect(),
         }
     }
 
-    /// Whether what is kept of a file begins with other bytes than `head`.
+    /// Whether the cached contents of a file begin with other bytes than `head`.
+    ///
+    /// # Errors
+    /// As [`fetched`](Self::fetched).
     pub fn differs(&self, base: &BaseRecord, file: &ImageFile, head: &[u8]) -> Result<bool, SourceError> {
         let source = self.fetched(base, file)?;
         let mut kept = vec![0; head.len()];
         Ok(source.read_kept(&mut kept, 0) && kept != head)
     }
 
-    /// A file of a base is at these URLs from now on. Reads that wait go on there.
+    /// Replaces the URLs of a file of a base. Waiting reads continue there.
     ///
     /// # Errors
     /// `Protocol`, when one of them is no URL.
     pub fn set_urls(&self, base: &BaseRecord, file: &ImageFile, urls: &[String]) -> Result<(), SourceError> {
-        match self.http_sources(base.id, Some(self.of(base, file).own)).first() {
+        match self.remotes(base.id, Some(self.of(base, file).own)).first() {
             Some(source) => source.set_urls(urls),
-            // Not open: it is opened there.
+            // A file that is not open is opened with its new URLs.
             None => Ok(()),
         }
     }
 
-    /// Ends all reads of a base that wait for its servers, now and from now on; or no longer.
+    /// With `true`, ends all present and later reads of a base that wait for its servers, until called with `false`.
     pub fn give_up(&self, base: u64, given_up: bool) {
-        self.http_sources(base, None).iter().for_each(|source| source.give_up(given_up));
+        self.remotes(base, None).iter().for_each(|source| source.give_up(given_up));
     }
 
-    fn http_sources(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<HttpSource>> {
+    /// The remotes of the open files of a base; with `key`, of one file.
+    fn remotes(&self, base: u64, key: Option<SourceKey>) -> Vec<Arc<dyn RemoteSource>> {
         let known = self.known.lock();
-        let wanted = |(id, own): &Name| *id == base && key.is_none_or(|key| key == *own);
+        let wanted = |(id, own): &FileKey| *id == base && key.is_none_or(|key| key == *own);
         let known = known.iter().filter(|(name, _)| wanted(name));
-        known.filter_map(|(_, known)| known.http.upgrade()).collect()
+        known.filter_map(|(_, known)| known.remote.as_ref()?.upgrade()).collect()
     }
 
-    /// A base is gone. What is kept of it goes too, unless it is another's as well.
+    /// Forgets a removed base, and drops its cached contents that no other base has.
     pub fn forget(&self, base: &BaseRecord, others: &[BaseRecord]) {
-        for file in files(base) {
+        for file in base.files() {
             let of = self.of(base, file);
             let contents = self.contents(base, file);
             self.known.lock().remove(&(base.id, of.own));
             let theirs: Vec<FileKeys> =
-                others.iter().flat_map(|other| files(other).map(|file| self.of(other, file))).collect();
+                others.iter().flat_map(|other| other.files().map(|file| self.of(other, file))).collect();
             if theirs.iter().any(|other| other.own == of.own) {
                 continue;
             }
@@ -508,65 +530,20 @@ impl HostSources {
         self.events.forget(base.id);
     }
 
-    /// The bytes of a file of a base, of which blocks are kept. Asks no server.
+    /// The source of a file of a base that is read through the cache. Sends no request.
     ///
     /// # Errors
-    /// Of a file of this host: when it cannot be opened or is another one, and not all of it is here.
+    /// For a file of this host that cannot be opened or is another file, when the cache does not have all of it.
     pub fn fetched(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<LazySource>, SourceError> {
-        let mut http = Weak::new();
-        let remote: Arc<dyn RemoteSource> = match &file.identity.validator {
-            Validator::Http { etag, last_modified } => {
-                let identity = HttpIdentity {
-                    size: file.identity.size,
-                    etag: etag.clone(),
-                    last_modified: last_modified.clone(),
-                };
-                let source = self.http.open(&base.urls_of(file), identity, options_of(&base.options));
-                source.give_up(base.options.given_up);
-                http = Arc::downgrade(&source);
-                source
-            }
-            Validator::File { .. } => {
-                let original = self.original(base, file)?;
-                // Its filesystem may hang: it has threads of its own.
-                let handle = self.runtime.handle().clone();
-                let spawn = Arc::new(OnRuntime { lane: Lane::new("copy", READERS), handle });
-                let (opener, wanted) = (self.opener.clone(), file.clone());
-                let open = Box::new(move || open_original(&*opener, &wanted).ok().map(Arc::new));
-                Arc::new(CopiedFile::new(&file.source, file.identity.size, original, open, spawn))
-            }
-        };
-        Ok(self.lazy(base, file, remote, http))
+        let remote = self.open_remote(base, file)?;
+        remote.give_up(base.options.given_up);
+        Ok(self.lazy(base, file, remote))
     }
 
-    /// The file of this host, which may be gone once all of it is here.
-    fn original(&self, base: &BaseRecord, file: &ImageFile) -> Result<Option<Arc<FileSource>>, SourceError> {
-        match open_original(&*self.opener, file) {
-            Ok(source) => Ok(Some(Arc::new(source))),
-            // Whether all of a large one is here is not known at once; what is not will be said by the read.
-            Err(error) if self.may_be_complete(base, file) => {
-                tracing::debug!(%error, "a base is served from its copy");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
-        let contents = self.contents(base, file);
-        !contents.is_known() || contents.is_complete(Reach::Proven)
-    }
-
-    fn lazy(
-        &self,
-        base: &BaseRecord,
-        file: &ImageFile,
-        remote: Arc<dyn RemoteSource>,
-        http: Weak<HttpSource>,
-    ) -> Arc<LazySource> {
+    fn lazy(&self, base: &BaseRecord, file: &ImageFile, remote: Arc<dyn RemoteSource>) -> Arc<LazySource> {
         let contents = self.contents(base, file);
         let of = *contents.file_keys();
-        if base.options.pinned || base.options.hydrate {
+        if base.options.retains() {
             contents.pin(true);
         }
         let traffic = self.traffic(base);
@@ -574,10 +551,10 @@ impl HostSources {
             self.kept.watcher.add(key, &traffic);
         }
         let mut known = self.known.lock();
-        let known = known.entry((base.id, of.own)).or_insert_with(|| Known {
+        let known = known.entry((base.id, of.own)).or_insert_with(|| FileState {
             contents: contents.clone(),
             source: Weak::new(),
-            http: Weak::new(),
+            remote: None,
         });
         if let Some(source) = known.source.upgrade() {
             return source;
@@ -587,22 +564,12 @@ impl HostSources {
             _ => contents,
         };
         let spawn = Arc::new(OnRuntime { handle: self.runtime.handle().clone(), lane: self.writers.clone() });
-        let identity = Identity::named(of.size, of.own.0);
+        let identity = Identity::Contents { size: of.size, key: of.own.0 };
         let (demand, patience) = (self.demand.clone(), self.timed_reads.clone());
+        known.remote = Some(Arc::downgrade(&remote));
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
-        known.http = http;
         known.source = Arc::downgrade(&source);
         source
-    }
-}
-
-impl HostSources {
-    /// A file of this host, when it is what was registered.
-    ///
-    /// # Errors
-    /// When it cannot be opened; `Changed` when it is another one.
-    pub fn original_of(&self, file: &ImageFile) -> Result<FileSource, SourceError> {
-        open_original(&*self.opener, file)
     }
 }
 
@@ -620,7 +587,8 @@ impl Sources for HostSources {
     }
 }
 
-/// Runs what may hang on a thread of its own, which is told whether it is still waited for. Whether it ended in time.
+/// Runs work that may hang on a thread of its own, and tells it whether the caller still waits. Returns whether it
+/// ended in time.
 fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
     let in_time = Arc::new(AtomicBool::new(true));
     let (say, ended) = std::sync::mpsc::channel();
@@ -632,37 +600,4 @@ fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> i
     let ended = ended.recv_timeout(limit).is_ok();
     in_time.store(ended, Ordering::Release);
     Ok(ended)
-}
-
-/// A file of this host, when it is what was registered.
-fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource, SourceError> {
-    let source = FileSource::open_with(opener, Path::new(&file.source))?;
-    match why_changed(file, source.identity()) {
-        None => Ok(source),
-        Some(why) => Err(SourceError::changed(&file.source, &why)),
-    }
-}
-
-/// The image and what is below it.
-fn files(base: &BaseRecord) -> impl Iterator<Item = &ImageFile> {
-    base.files()
-}
-
-/// Whether what is kept of a base is to stay.
-fn wants(base: &BaseRecord) -> bool {
-    base.options.pinned || base.options.hydrate
-}
-
-/// How a base wants its servers to be asked.
-pub fn options_of(options: &record::BaseOptions) -> RemoteOptions {
-    RemoteOptions {
-        strictness: match options.strictness {
-            record::Strictness::Strong => Strictness::Strong,
-            record::Strictness::Weak => Strictness::Weak,
-            record::Strictness::SizeOnly => Strictness::SizeOnly,
-        },
-        deadline: (options.deadline_s > 0).then(|| Duration::from_secs(options.deadline_s.into())),
-        max_requests: (options.max_requests > 0).then_some(options.max_requests),
-        max_rate: (options.max_rate > 0).then_some(options.max_rate),
-    }
 }

@@ -1,4 +1,4 @@
-//! How a base is: what an operator has to know of it comes first.
+//! The state of a base, as an operator needs to know it.
 
 use std::time::SystemTime;
 
@@ -7,14 +7,14 @@ use super::sources::BaseHealth;
 use crate::source::{SourceErrorKind, StallKind};
 use crate::store::BaseNode;
 
-/// The first that applies.
+/// The state of a base: of the variants that apply, the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BaseState {
-    /// Its contents do not have their digest.
+    /// Its contents do not match their digest.
     Refused,
     /// It cannot be attached, or its file changed.
     Failed,
-    /// Its operator has given it up.
+    /// Its operator gave it up.
     GivenUp,
     /// Its server has another object.
     Changed,
@@ -22,24 +22,24 @@ pub enum BaseState {
     Failing,
     /// Reads wait for its server.
     Waiting,
-    /// It works.
+    /// It is served.
     Ok,
 }
 
-/// A state with what belongs to it.
+/// A state with its details.
 pub struct Condition {
     /// The state.
     pub state: BaseState,
-    /// Since when, for a state that comes and goes.
+    /// Since when, for a state that may end by itself.
     pub since: Option<SystemTime>,
     /// Why it cannot be attached, or the last error that its readers got.
     pub error: Option<String>,
-    /// How its servers are.
+    /// The health of its servers.
     pub health: BaseHealth,
 }
 
 impl Bases {
-    /// How a base is. Looks at its files on this host, and asks no server.
+    /// The condition of a base. Examines its files on this host, and sends no request.
     pub fn condition(&self, base: &BaseNode) -> Condition {
         let options = base.options();
         let health = self.sources.health(base.id());
@@ -50,7 +50,7 @@ impl Bases {
             _ if problem.is_some() => (BaseState::Failed, None),
             _ if options.given_up => (BaseState::GivenUp, None),
             (Some(stall), _) if stall.kind == StallKind::Changed => (BaseState::Changed, Some(stall.since)),
-            // Readers were told errors already, and more of them wait.
+            // Readers got errors already, and more of them wait.
             (_, Some(failing)) if failing.error.kind() == SourceErrorKind::Changed => {
                 (BaseState::Changed, Some(failing.since))
             }
@@ -62,7 +62,7 @@ impl Bases {
         Condition { state, since, error, health }
     }
 
-    /// How many disks use a base.
+    /// Number of disks that use a base.
     pub fn users(&self, base: &BaseNode) -> usize {
         self.store.users().get(&base.id()).map_or(0, Vec::len)
     }

@@ -1,4 +1,4 @@
-//! The rules of bases on a store of its own, without a mount and without a network.
+//! Operations on bases of a real store, without a mount and without a network.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::hydrate::{Hydrations, State};
-use super::sources::{HostSources, Kept};
-use super::{BaseState, Bases, Description, Evicted, File, Prepared};
+use super::sources::{HostSources, OpenCache};
+use super::{BaseState, Bases, Description, Evicted, File, PreparedBase};
 use crate::cache::BlockCache;
 use crate::config::{Config, Overrides};
 use crate::events::Events;
@@ -41,7 +41,7 @@ impl House {
         let config = config(&root);
         let events = Events::new();
         let network = Network::prepare(&config.http, Proxies::from_variables(|_| None));
-        let kept = Kept::open(&config, &events).unwrap();
+        let kept = OpenCache::open(&config, &events).unwrap();
         let sources = HostSources::new(
             Arc::new(OpenHere),
             &config.http,
@@ -73,7 +73,7 @@ impl House {
         self.bases.add(prepared)
     }
 
-    /// All of a base is in the store, compared with its digest.
+    /// Hydrates a base and waits until that is done.
     fn hydrated(&self, name: &str) -> Arc<BaseNode> {
         let base = self.bases.hydrate(name, None).unwrap();
         let end = Instant::now() + Duration::from_secs(60);
@@ -88,7 +88,7 @@ impl House {
         }
     }
 
-    /// Bytes of a base that are in the store.
+    /// Cached bytes of a base.
     fn kept(&self, base: &BaseNode) -> u64 {
         let contents = self.bases.sources().contents(base.record(), &base.record().image);
         contents.cached_bytes(Reach::Proven)
@@ -130,7 +130,7 @@ fn refused<T>(result: Result<T, StoreError>, kind: Kind, part: &str) {
 }
 
 #[test]
-fn a_description_that_makes_no_sense_is_refused_before_anything_is_looked_at() {
+fn an_invalid_description_is_refused_before_a_file_is_opened() {
     let house = House::new();
     let new = raw("b", &house.dir.path().join("none"));
     let day = 24 * 3600;
@@ -146,13 +146,13 @@ fn a_description_that_makes_no_sense_is_refused_before_anything_is_looked_at() {
     let mirrored = File { mirrors: vec!["http://h/".into()], ..new.image.clone() };
     refused(house.add(Description { image: mirrored, ..new.clone() }), Kind::Invalid, "mirrors are of URLs");
     let ftp = File { source: "ftp://h/a".into(), ..new.image.clone() };
-    refused(house.add(Description { image: ftp, ..new.clone() }), Kind::Invalid, "neither http nor https");
+    refused(house.add(Description { image: ftp, ..new.clone() }), Kind::Invalid, "one of http, https");
     refused(house.add(new), Kind::Invalid, "none");
     assert!(house.store.bases().is_empty());
 }
 
 #[test]
-fn the_name_says_the_format_where_none_is_given_and_the_contents_never() {
+fn the_name_decides_the_format_where_none_is_given_and_the_contents_never_do() {
     let house = House::new();
     let path = house.image("looks-like.qcow2", 7);
     refused(house.add(raw("b", &path)), Kind::Invalid, "qcow2");
@@ -165,7 +165,7 @@ fn the_name_says_the_format_where_none_is_given_and_the_contents_never() {
 }
 
 #[test]
-fn a_file_on_the_own_mount_is_no_base() {
+fn a_file_on_the_own_mount_is_refused() {
     let house = House::new();
     let mount = house.dir.path().join("mount");
     fs::create_dir(&mount).unwrap();
@@ -183,12 +183,12 @@ fn the_same_request_adds_a_base_once() {
     let path = house.image("a", 1);
     let new = |byte| Description { token: Some(Token::of_hash([byte; 16])), ..raw("b", &path) };
     let made = house.add(new(1)).unwrap().id();
-    // The image may be gone by now.
+    // Also when the image is gone by then.
     fs::remove_file(&path).unwrap();
     assert_eq!(house.add(new(1)).unwrap().id(), made);
     refused(house.add(new(2)), Kind::Exists, "base b");
     let prepared = house.bases.sources().handle().block_on(house.bases.prepare(new(1)));
-    assert!(matches!(prepared, Ok(Prepared::Known(_))));
+    assert!(matches!(prepared, Ok(PreparedBase::Known(_))));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_base_that_a_disk_needs_is_not_removed() {
 }
 
 #[test]
-fn a_hydrated_base_lives_on_its_copy_and_gives_it_up_only_for_the_original() {
+fn a_hydrated_base_is_served_from_its_copy_which_is_evicted_only_when_the_original_is_there() {
     let house = House::new();
     let path = house.image("a", 1);
     house.add(with_digest("b", &path)).unwrap();
@@ -233,13 +233,13 @@ fn a_hydrated_base_lives_on_its_copy_and_gives_it_up_only_for_the_original() {
     assert_eq!(house.bases.evict("b").unwrap(), Evicted { dropped: SIZE as u64, shared: 0 });
     assert!(!base.options().hydrate);
     assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
-    // From here on it is the original that counts.
+    // From here on the base is the original file.
     fs::write(&path, [2; 10]).unwrap();
     assert_eq!(house.bases.condition(&base).state, BaseState::Failed);
 }
 
 #[test]
-fn what_two_bases_have_in_common_goes_with_the_last_that_wants_it() {
+fn contents_that_two_bases_share_are_dropped_with_the_last_that_retains_them() {
     let house = House::new();
     let path = house.image("a", 1);
     for name in ["one", "two"] {
@@ -257,7 +257,7 @@ fn what_two_bases_have_in_common_goes_with_the_last_that_wants_it() {
 }
 
 #[test]
-fn work_on_a_base_that_cannot_be_done_is_refused() {
+fn operations_that_a_base_does_not_support_are_refused() {
     let house = House::new();
     house.add(raw("b", &house.image("a", 1))).unwrap();
     refused(house.bases.hydrate("b", Some(0)), Kind::Invalid, "rate");

@@ -26,9 +26,10 @@ use crate::format::layout::{
     BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, DeltaFile, LOCK, STAGED_SUFFIX, SUPERBLOCK, base_path,
     base_record, data_path, disk_path, disk_record, number,
 };
-use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Superblock, Validator};
+use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Strictness, Superblock};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
+use crate::source::{FileIdentity, compare};
 
 const RECORD_LIMIT: u64 = 64 << 10;
 /// The step in which the store reserves numbers in the superblock.
@@ -105,23 +106,17 @@ pub fn run(store: &Path, repair: bool) -> Result<Report, CheckError> {
     run_with_runtime_dir(store, Path::new("/dev/shm"), repair)
 }
 
-/// How a file of a base differs from the registered one, according to its metadata.
+/// What is wrong with a file of a base, as far as its metadata tell. What lies behind a network is not asked for.
 fn why_changed(file: &ImageFile) -> Option<String> {
-    let Validator::File { mtime_ns, inode } = file.identity.validator else { return None };
-    let now = match fs::metadata(&file.source) {
-        Err(e) => return Some(format!("cannot be examined: {e}")),
-        Ok(now) => now,
-    };
-    if !now.is_file() {
-        Some("is not a regular file".into())
-    } else if now.len() != file.identity.size {
-        Some(format!("has {} bytes, but had {} when it was registered", now.len(), file.identity.size))
-    } else if now.ino() != inode {
-        Some("is not the file that was registered".into())
-    } else if now.mtime().wrapping_mul(1_000_000_000).wrapping_add(now.mtime_nsec()) != mtime_ns {
-        Some("was modified since it was registered".into())
-    } else {
-        None
+    if !file.is_local() {
+        return None;
+    }
+    match fs::metadata(&file.source) {
+        Err(e) => Some(format!("it cannot be examined: {e}")),
+        Ok(now) if !now.is_file() => Some("it is not a regular file".into()),
+        Ok(now) => {
+            compare(&file.identity, &FileIdentity::of(&now).into(), Strictness::default()).difference()
+        }
     }
 }
 
@@ -519,7 +514,7 @@ impl Check<'_> {
             for file in record.files().filter(|_| !record.options.hydrate) {
                 if let Some(why) = why_changed(file) {
                     sound = false;
-                    let message = format!("its source {} {why}; put the original file back", file.source);
+                    let message = format!("its source {}: {why}; put the original file back", file.source);
                     self.find(7, object.clone(), message);
                 }
             }

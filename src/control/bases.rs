@@ -13,9 +13,8 @@ use crate::bases::hydrate::{self, Progress};
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File};
 use crate::fetch::kept::Reach;
-use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token, Validator};
-use crate::source::Location;
-use crate::source::http::shown;
+use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
+use crate::source::shown;
 use crate::store::BaseNode;
 
 fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
@@ -28,11 +27,6 @@ fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
         *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
     }
     Ok(out)
-}
-
-/// The source for an answer: a path as it is, a URL without the parts that may be secret.
-fn shown_source(source: &str) -> String {
-    if Location::of(source).is_url() { shown(source) } else { source.to_owned() }
 }
 
 impl From<ImageFormat> for Format {
@@ -222,10 +216,7 @@ impl Control {
             Some(Digest::Sha512(d)) => (None, Some(hex(d))),
             None => (None, None),
         };
-        let (etag, last_modified) = match &record.image.identity.validator {
-            Validator::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
-            Validator::File { .. } => (None, None),
-        };
+        let (etag, last_modified) = record.image.identity.validator.http();
         let kept: Vec<_> =
             self.bases.kept_files(node).map(|file| self.bases.sources().contents(record, file)).collect();
         let (kept_bytes, all): (u64, u64) = kept
@@ -233,18 +224,18 @@ impl Control {
             .fold((0, 0), |(bytes, all), kept| (bytes + kept.cached_bytes(Reach::Proven), all + kept.size()));
         let percent =
             if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
-        let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified());
+        let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified_now() == Some(true));
         let Condition { state, since, error, health } = self.bases.condition(node);
         let urls = node.current().urls_of(&record.image);
         let shown_backing =
-            |file: &ImageFile| Backing { source: shown_source(&file.source), format: file.format.into() };
+            |file: &ImageFile| Backing { source: shown(&file.source), format: file.format.into() };
         let BaseHealth { stall, failing, urls: servers } = health;
         let waiting_since = stall.as_ref().map(|stall| rfc3339_millis(stall.since));
         Base {
             id: record.id,
             name: record.name.clone(),
             path: self.config.mount.join(format!("bases/{}.raw", record.name)).display().to_string(),
-            source: shown_source(&urls[0]),
+            source: shown(&urls[0]),
             mirrors: urls[1..].iter().map(|url| shown(url)).collect(),
             backing: record.backing.iter().map(shown_backing).collect(),
             format: record.image.format.into(),
@@ -254,8 +245,9 @@ impl Control {
             cached_bytes: if kept.is_empty() { node.cached_bytes() } else { kept_bytes },
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),
-            pinned: options.pinned || options.hydrate,
-            complete: !kept.is_empty() && kept.iter().all(|kept| kept.is_complete(Reach::Proven)),
+            pinned: options.retains(),
+            complete: !kept.is_empty()
+                && kept.iter().all(|kept| kept.is_complete_now(Reach::Proven) == Some(true)),
             digest_verified: verified,
             sha256,
             sha512,

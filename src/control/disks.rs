@@ -11,9 +11,7 @@ use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
 use super::{Answer, ApiError, Control, Name, blocking};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
-use crate::fuse::Node;
 use crate::io::sys;
-use crate::serve::purge::{Users, purge_unused};
 use crate::store::{DiskNode, NewDisk, StoreError};
 
 /// List the disks
@@ -100,9 +98,8 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<D
 pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
     blocking(move || {
         let node = c.store.unlink(&name)?;
-        c.notifier.let_go(node.id());
-        // A client that has the disk open keeps it until the last close, which the kernel reports.
-        purge_unused(&c.store, &*c.notifier, node.id())?;
+        // A client that has it open keeps it until the last close, which its frontend reports.
+        c.service.purge(node.id())?;
         Ok(Removed { removed: vec![name] })
     })
     .await
@@ -138,7 +135,7 @@ pub(super) async fn resize(
         }
         let wrap = |source: DiskError| StoreError::Disk { object: object.clone(), source };
         node.attach()?.resize(size).map_err(wrap)?;
-        let _ = c.notifier.refresh(Node::Disk(node.id()).ino());
+        c.service.resized(node.id());
         Ok(c.disk(&node))
     })
     .await

@@ -41,7 +41,6 @@ use self::report::Report;
 use crate::bases::Bases;
 use crate::config::Config;
 use crate::events::Events;
-use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::promises::Protocol;
 use crate::io::LiveArena;
 use crate::serve::Service;
@@ -69,8 +68,6 @@ pub struct Control {
     pub store: Arc<Store>,
     /// The service of the mount; `status` reads its counters of waiting requests.
     pub service: Service,
-    /// Notifies the kernel of changes that the control socket made.
-    pub notifier: Arc<KernelNotifier>,
     /// The daemon around this worker.
     pub daemon: Arc<dyn Daemon>,
     /// The configuration in force.

@@ -22,7 +22,7 @@ use super::{handover, home, kernel};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
-use crate::bases::sources::{HostSources, Kept};
+use crate::bases::sources::{HostSources, OpenCache};
 use crate::cache::{Adoption, BlockCache};
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
@@ -38,7 +38,7 @@ use crate::sandbox::confine::{self, ActiveMeasures, Policy};
 use crate::sandbox::opener::Opener;
 use crate::sandbox::secrets::CredentialHelper;
 use crate::serve::guard::{self, Guard};
-use crate::serve::{self, Service, purge};
+use crate::serve::{self, Service};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
 use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
@@ -376,7 +376,7 @@ fn serve(
     };
     let (live, arena) = live.open().map_err(|e| format!("memory for live maps: {e}"))?;
     let live = |_: &Superblock| -> io::Result<Arc<dyn LiveStore>> { Ok(live) };
-    let kept = Kept::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
+    let kept = OpenCache::open(config, &events).map_err(|e| format!("the cache of fetched blocks: {e}"))?;
     let sources = HostSources::new(opener, &config.http, &network, credentials, kept, events.clone());
     let sources = Arc::new(sources.map_err(no_thread)?);
     // This waits for a read of the records in progress, which takes no longer than reading them here.
@@ -418,6 +418,7 @@ fn serve(
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("cannot duplicate /dev/fuse: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
     let service = Service::new(store.clone(), config.io_threads, inline, limits).map_err(no_thread)?;
+    let frontend = service.add_frontend(notifier.clone());
     let callers = CallersClient::new(channel.clone());
     callers.set_supported(activation.report.answers_callers);
     let client = callers.clone();
@@ -425,7 +426,7 @@ fn serve(
     if let Some(table) = table {
         unanswered::list_in(&table).map_err(|e| format!("memory for the list of requests: {e}"))?;
     }
-    let fs = PlyFs::new(service.clone(), owner, notifier.clone(), start.offers);
+    let fs = PlyFs::new(service.clone(), owner, frontend, start.offers);
     let serving = FuseSession::new(fs, &fuse, config.fuse_threads)
         .map_err(|e| format!("cannot take over the mount: {e}"))?;
     drop(fuse);
@@ -443,7 +444,6 @@ fn serve(
     let control = Control {
         store: store.clone(),
         service: service.clone(),
-        notifier: notifier.clone(),
         daemon: channel.clone(),
         config: config.clone(),
         arena,
@@ -462,7 +462,7 @@ fn serve(
     control::spawn(control, listener, drain.clone(), drained)
         .map_err(|e| format!("cannot serve the control socket: {e}"))?;
     spawn_supervisor_listener(SupervisorListener {
-        service,
+        service: service.clone(),
         store: store.clone(),
         live_dir: live_dir.clone(),
         channel: channel.clone(),
@@ -474,7 +474,7 @@ fn serve(
     })
     .map_err(no_thread)?;
     if !activation.fresh_mount {
-        spawn_reaper(store.clone(), notifier.clone()).map_err(no_thread)?;
+        spawn_reaper(service).map_err(no_thread)?;
     }
     spawn_upkeep(store.clone()).map_err(no_thread)?;
     hydrations.resume();
@@ -628,7 +628,6 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
 
 /// Purges, once, the removed disks whose last close no worker saw. From now on the kernel reports last closes to this
 /// worker.
-fn spawn_reaper(store: Arc<Store>, notifier: Arc<KernelNotifier>) -> io::Result<()> {
-    let reap = move || purge::reap(&store, &*notifier);
-    std::thread::Builder::new().name("reaper".into()).spawn(reap).map(drop)
+fn spawn_reaper(service: Service) -> io::Result<()> {
+    std::thread::Builder::new().name("reaper".into()).spawn(move || service.reap()).map(drop)
 }

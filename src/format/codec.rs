@@ -197,6 +197,10 @@ impl<'a> Reader<'a> {
     pub fn bad(&self, detail: impl Into<String>) -> FormatError {
         FormatError::new(Kind::Value, self.structure, detail)
     }
+    /// An error about a value that only a newer plyfs writes.
+    pub fn newer(&self, detail: impl Into<String>) -> FormatError {
+        FormatError::new(Kind::Newer, self.structure, detail)
+    }
     /// Fails when bytes are left over.
     pub fn end(&self) -> Result<(), FormatError> {
         if self.rest.is_empty() {

@@ -6,6 +6,7 @@
 
 pub mod cache;
 mod codec;
+mod identity;
 pub mod journal;
 pub mod layout;
 pub mod live;

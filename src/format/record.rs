@@ -1,12 +1,13 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
+pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
-/// Autoclear feature of a disk record: see [`DiskRecord::size_is_current`].
+/// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
 /// Identity of a store.
@@ -14,9 +15,9 @@ const SIZE_IS_CURRENT: u64 = 1;
 pub struct Superblock {
     /// Random, fixed for the life of the store.
     pub uuid: [u8; 16],
-    /// Nanoseconds since the epoch.
+    /// Time of creation, nanoseconds since the epoch.
     pub created_ns: i64,
-    /// Numbers below this one may have been given to a disk or base; numbers are never used again.
+    /// Only numbers below this one may belong to a disk or base. A number is never used twice.
     pub next_id: u64,
 }
 
@@ -38,7 +39,7 @@ impl Superblock {
     }
 }
 
-/// How a base's source encodes its virtual disk. Fixed at registration, never probed.
+/// How a file of a base encodes its virtual disk. The operator decides it at registration; it is never guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
     /// The file is the disk.
@@ -47,45 +48,6 @@ pub enum ImageFormat {
     Qcow2,
     /// VMware's VMDK: monolithicSparse or streamOptimized.
     Vmdk,
-}
-
-/// A content digest as given by the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Digest {
-    /// SHA-256.
-    Sha256([u8; 32]),
-    /// SHA-512.
-    Sha512([u8; 64]),
-}
-
-/// How a changed source is noticed, besides its size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Validator {
-    /// A file of this host.
-    File {
-        /// Modification time in nanoseconds since the epoch.
-        mtime_ns: i64,
-        /// Inode number.
-        inode: u64,
-    },
-    /// An object of an HTTP server, RFC 9110 section 8.8, as the server sent them.
-    Http {
-        /// The ETag, with its quotes, and `W/` when it is weak.
-        etag: Option<String>,
-        /// Last-Modified.
-        last_modified: Option<String>,
-    },
-}
-
-/// What a base has to be, so that a changed file is noticed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseIdentity {
-    /// Bytes of the source file.
-    pub size: u64,
-    /// What else tells a changed one.
-    pub validator: Validator,
-    /// Content digest, when given.
-    pub digest: Option<Digest>,
 }
 
 /// One file of a base.
@@ -99,77 +61,78 @@ pub struct ImageFile {
     pub format: ImageFormat,
     /// Bytes of its virtual disk.
     pub disk_size: u64,
-    /// What it was at registration.
+    /// The object at registration.
     pub identity: BaseIdentity,
 }
 
-/// What of an object of a server has to be the same from answer to answer, besides the size.
+/// Which validators of a server's answers must match, besides the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strictness {
-    /// A strong ETag, or Last-Modified where there is none.
+    /// A strong ETag, or Last-Modified of a server that sends no ETag.
     #[default]
     Strong,
-    /// A weak ETag is as good.
+    /// An ETag, weak or strong, or Last-Modified. For mirrors and nodes whose ETags differ, and servers that make them
+    /// weak.
     Weak,
-    /// Nothing.
+    /// None. Only a digest of the image can tell whether the contents changed.
     SizeOnly,
 }
 
-/// How a base is fetched and kept. May change.
+/// How a base is fetched and cached. These may change after registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BaseOptions {
-    /// How its server's answers are held to its identity.
+    /// Which validators of its server's answers must match.
     pub strictness: Strictness,
     /// Seconds after which a read that waits for the server fails; 0: never.
     pub deadline_s: u32,
-    /// Requests at a time; 0: as many as the daemon may.
+    /// Requests at a time; 0: as many as the daemon makes.
     pub max_requests: u32,
-    /// Bytes per second; 0: as fast as it goes.
+    /// Bytes per second; 0: without a bound.
     pub max_rate: u64,
-    /// What is fetched of it is not evicted for others.
+    /// Its cached blocks are not evicted for others.
     pub pinned: bool,
-    /// All of it is to be in the store.
+    /// All of it is to be cached.
     pub hydrate: bool,
-    /// Its contents did not have the digest that it was registered with: it is not served.
+    /// Its contents did not match its digest: it is not served.
     pub refused: bool,
-    /// Its operator said that its servers will not give it any more: nothing is asked of them, what is here is read.
+    /// Its operator gave its servers up: they get no requests, and only cached blocks are read.
     pub given_up: bool,
 }
 
-/// URLs that took the place of those that a file of a base was registered with.
+/// URLs that replace those that a file of a base was registered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moved {
-    /// Which of its files: 0 is the image, 1 the file below it.
+    /// Number of the file: 0 is the image, 1 the file below it.
     pub file: u8,
-    /// The first is asked first. Not empty.
+    /// The first one is asked first. Not empty.
     pub urls: Vec<String>,
 }
 
-/// Stands for one request of a client to create something, which the client may send again: a hash of the key that the
-/// client chose and of all that it asked for, 127 bits.
+/// Identifies one request of a client to create an object. The client may send the request again. 127 bits of a hash of
+/// the client's key and the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     high: u64,
     low: u64,
 }
 
-/// In the first word of a token, and never in the time at which a mount was made.
+/// Set in the first word of a token, and never in the time at which a mount was made.
 const IS_TOKEN: u64 = 1 << 63;
 
 impl Token {
-    /// Of the bytes of a hash, but for one bit.
+    /// Of a hash, of which one bit is dropped.
     pub fn of_hash(hash: [u8; 16]) -> Self {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| hash[at + i]));
         Self { high: word(0) | IS_TOKEN, low: word(8) }
     }
 }
 
-/// The request that a record notes, because it may be sent again.
+/// The request in a record, because it may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Of a mount: the disk was made, or its name given or taken.
+    /// A request of a mount, which made the disk or changed its name.
     Mount(MountRequest),
-    /// Of a client of the control socket: the disk was made.
+    /// A request of a client of the control socket, which made the disk.
     Client(Token),
 }
 
@@ -203,10 +166,10 @@ pub struct BaseRecord {
     pub backing: Vec<ImageFile>,
     /// Nanoseconds since the epoch.
     pub created_ns: i64,
-    /// How it is fetched and kept.
+    /// How it is fetched and cached.
     pub options: BaseOptions,
-    /// Where its files are now, when they are not any more where they were: at most one for each, in their order. What
-    /// is kept of a file goes by [`ImageFile::source`], which stays what it was.
+    /// Files that have other URLs than at registration: at most one entry for each file, in their order. The key of a
+    /// file's cached blocks goes by [`ImageFile::source`], which does not change.
     pub moved: Vec<Moved>,
     /// The request that registered it, until the next clean close.
     pub token: Option<Token>,
@@ -221,27 +184,27 @@ pub struct Backing {
     pub identity: BaseIdentity,
 }
 
-/// Where a disk's durable map is.
+/// The map file of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MapRoot {
-    /// Generation of the map file; 0 when nothing was ever flushed.
+    /// Generation of the map file; 0 before the first flush.
     pub generation: u64,
-    /// The map file is valid up to here at least, in bytes.
+    /// The map file is complete up to this byte at least.
     pub floor: u64,
 }
 
-/// One request of one mount. The kernel sends it again, under its number, when the worker that read it died before it
-/// answered.
+/// One request of one mount. The kernel sends it again, with the same number, when the worker that read it died before
+/// it answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MountRequest {
-    /// When the mount was made, nanoseconds since the epoch: another mount counts its requests anew.
+    /// When the mount was made, nanoseconds since the epoch. Each mount numbers its requests from the start.
     pub mount_ns: i64,
-    /// Its number, without the bit that says that it is sent again.
+    /// Number of the request, without the bit that says that it is sent again.
     pub unique: u64,
 }
 
 impl MountRequest {
-    /// A number that stands for it, not 0, where there is no space for more.
+    /// A hash of it that is not 0, for a place that has room for one number only.
     pub fn token(&self) -> u64 {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.mount_ns.to_le_bytes());
@@ -253,21 +216,21 @@ impl MountRequest {
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRecord {
-    /// Number in this store; decides the names of its files and its inode.
+    /// Number in this store; decides the names of its files and its inode number.
     pub id: u64,
-    /// Name. Two records with one name: the higher `name_seq` has it.
+    /// Name. Of two records with one name, the one with the higher `name_seq` has it.
     pub name: String,
-    /// Grows with every rename in the store.
+    /// Grows with every creation and rename in the store.
     pub name_seq: u64,
-    /// Unlinked; lives until its last close.
+    /// Whether it has lost its name; it lives until its last close.
     pub unlinked: bool,
     /// The base, or none for a blank disk.
     pub backing: Option<Backing>,
-    /// Bytes; the map file, once there, has the word. As created, or as of the end of the map file at `map.floor`.
+    /// Bytes, at creation or at `map.floor` of the map file. Once there is a map file, that is authoritative.
     pub size: u64,
-    /// `size` is that of the last record before `map.floor`: the disk's, unless a record follows.
+    /// Whether `size` is that of the last record before `map.floor`: the disk's size, unless a record follows.
     pub size_is_current: bool,
-    /// Bytes from the start that fall through to the base, as created.
+    /// Bytes from the start that fell through to the base at creation.
     pub overlap: u64,
     /// Permission bits.
     pub mode: u32,
@@ -277,73 +240,14 @@ pub struct DiskRecord {
     pub gid: u32,
     /// Nanoseconds since the epoch.
     pub created_ns: i64,
-    /// Last change of this record.
+    /// Last change of its attributes.
     pub changed_ns: i64,
-    /// Last change of the contents that the record knows of.
+    /// Last modification of its contents, as of the last write of the record.
     pub modified_ns: i64,
-    /// The durable map.
+    /// The map file.
     pub map: MapRoot,
-    /// The request that made it, or gave or took its name last.
+    /// The last request that made it or changed its name.
     pub request: Option<Request>,
-}
-
-/// Version 1 knows files only.
-fn put_identity(w: &mut Writer, identity: &BaseIdentity, version: u16) {
-    w.u64(identity.size);
-    if version > 1 {
-        w.u8(match identity.validator {
-            Validator::File { .. } => 0,
-            Validator::Http { .. } => 1,
-        });
-    }
-    match &identity.validator {
-        Validator::File { mtime_ns, inode } => {
-            w.i64(*mtime_ns).u64(*inode);
-        }
-        Validator::Http { etag, last_modified } => {
-            for text in [etag, last_modified] {
-                match text {
-                    None => w.u8(0),
-                    Some(text) => w.u8(1).bytes(text.as_bytes()),
-                };
-            }
-        }
-    }
-    match &identity.digest {
-        None => w.u8(0),
-        Some(Digest::Sha256(d)) => w.u8(1).raw(d),
-        Some(Digest::Sha512(d)) => w.u8(2).raw(d),
-    };
-}
-
-fn get_identity(r: &mut Reader<'_>, version: u16) -> Result<BaseIdentity, FormatError> {
-    let size = r.u64()?;
-    let kind = if version > 1 { r.u8()? } else { 0 };
-    let text = |r: &mut Reader<'_>| match r.u8()? {
-        0 => Ok(None),
-        1 => r.text().map(Some),
-        other => Err(r.bad(format!("presence of a validator is {other}"))),
-    };
-    let validator = match kind {
-        0 => Validator::File { mtime_ns: r.i64()?, inode: r.u64()? },
-        1 => Validator::Http { etag: text(r)?, last_modified: text(r)? },
-        other => return Err(r.bad(format!("validator type {other} is not known"))),
-    };
-    let digest = match r.u8()? {
-        0 => None,
-        1 => {
-            let mut d = [0; 32];
-            d.copy_from_slice(r.raw(32)?);
-            Some(Digest::Sha256(d))
-        }
-        2 => {
-            let mut d = [0; 64];
-            d.copy_from_slice(r.raw(64)?);
-            Some(Digest::Sha512(d))
-        }
-        other => return Err(r.bad(format!("digest type {other} is not known"))),
-    };
-    Ok(BaseIdentity { size, validator, digest })
 }
 
 fn put_format(w: &mut Writer, format: ImageFormat) {
@@ -363,30 +267,20 @@ fn get_format(r: &mut Reader<'_>, version: u16) -> Result<ImageFormat, FormatErr
     }
 }
 
-impl BaseIdentity {
-    /// Whether version 1 can say it.
-    fn is_old(&self) -> bool {
-        matches!(self.validator, Validator::File { .. })
-    }
-}
-
 impl ImageFile {
     /// The most mirrors, and the most files below an image.
     pub const MAX_FILES: usize = 16;
 
     /// Whether it is a file of this host, and not behind a network.
     pub fn is_local(&self) -> bool {
-        match self.identity.validator {
-            Validator::File { .. } => true,
-            Validator::Http { .. } => false,
-        }
+        self.identity.validator.is_local()
     }
 
     fn put(&self, w: &mut Writer) {
         w.bytes(self.source.as_bytes());
         put_format(w, self.format);
         w.u64(self.disk_size);
-        put_identity(w, &self.identity, 2);
+        self.identity.put(w, 2);
         w.u8(self.mirrors.len() as u8);
         for mirror in &self.mirrors {
             w.bytes(mirror.as_bytes());
@@ -397,7 +291,7 @@ impl ImageFile {
         let source = r.text()?;
         let format = get_format(r, 2)?;
         let disk_size = get_size(r)?;
-        let identity = get_identity(r, 2)?;
+        let identity = BaseIdentity::get(r, 2)?;
         let mirrors = r.u8()?;
         if usize::from(mirrors) > Self::MAX_FILES {
             return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
@@ -408,6 +302,17 @@ impl ImageFile {
 }
 
 impl BaseOptions {
+    /// Whether a file of the base is read through the cache of fetched blocks: it lies behind a network, or the store
+    /// is to have a copy of it.
+    pub fn keeps(&self, file: &ImageFile) -> bool {
+        self.hydrate || !file.is_local()
+    }
+
+    /// Whether what the cache has of the base stays when others need room.
+    pub fn retains(&self) -> bool {
+        self.pinned || self.hydrate
+    }
+
     fn put(&self, w: &mut Writer, version: u16) {
         w.u8(match self.strictness {
             Strictness::Strong => 0,
@@ -450,7 +355,7 @@ fn put_moved(w: &mut Writer, moved: &[Moved]) {
     }
 }
 
-/// Of a base that has so many files.
+/// For a base with `files` files.
 fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError> {
     let mut moved = Vec::<Moved>::new();
     for _ in 0..r.u8()? {
@@ -474,7 +379,7 @@ fn get_token(r: &mut Reader<'_>) -> Result<Token, FormatError> {
     }
 }
 
-/// A number that grows, and has to have room for that: above 2^62 it was never reached by counting.
+/// A number that grows and needs room for that. Counting never reaches 2^62.
 fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
     if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
@@ -501,12 +406,17 @@ impl BaseRecord {
         std::iter::once(&self.image).chain(&self.backing)
     }
 
-    /// Whether one of its files is read through what is kept of it, block by block.
+    /// As [`BaseOptions::keeps`], with the options of this record.
     pub fn keeps(&self, file: &ImageFile) -> bool {
-        self.options.hydrate || !file.is_local()
+        self.options.keeps(file)
     }
 
-    /// The URLs at which one of its files is now, the first of which is asked first.
+    /// When the contents of the image were modified: as its validator says, or else when it was registered.
+    pub fn modified_ns(&self) -> i64 {
+        self.image.identity.validator.modified_ns().unwrap_or(self.created_ns)
+    }
+
+    /// The present URLs of one of its files; the first one is asked first.
     pub fn urls_of(&self, file: &ImageFile) -> Vec<String> {
         let number = self.files().position(|other| other == file);
         let moved = self.moved.iter().find(|moved| Some(usize::from(moved.file)) == number);
@@ -516,18 +426,19 @@ impl BaseRecord {
         }
     }
 
-    /// The bytes of the file. What an older version can say is written as that one, which every plyfs reads.
+    /// The bytes of the file, in the oldest version that can express the record, so that an older plyfs reads it.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.u64(self.id).bytes(self.name.as_bytes());
         let image = &self.image;
-        let old = image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.is_old();
+        let old =
+            image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.fits_version_1();
         let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
             w.u64(image.disk_size);
-            put_identity(&mut w, &image.identity, 1);
+            image.identity.put(&mut w, 1);
             w.i64(self.created_ns);
             return BASE.seal_as(1, &w.finish());
         }
@@ -562,7 +473,7 @@ impl BaseRecord {
             let source = r.text()?;
             let format = get_format(&mut r, version)?;
             let size = get_size(&mut r)?;
-            let identity = get_identity(&mut r, version)?;
+            let identity = BaseIdentity::get(&mut r, version)?;
             let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
@@ -587,18 +498,18 @@ impl BaseRecord {
     }
 }
 
-/// What can be read of a disk's record whose checksum is wrong. None of it is certain: it is good for keeping a name
-/// or a base that the disk may need, and for nothing else.
+/// The readable part of a disk's record whose checksum is wrong. None of it is certain. It is used only to keep a name
+/// or a base that the disk may need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Salvage {
-    /// Its name, or something that looks like one.
+    /// The name, or bytes that look like a name.
     pub name: String,
-    /// Its place in the order of names.
+    /// The order of names.
     pub name_seq: Option<u64>,
 }
 
 impl DiskRecord {
-    /// Reads what looks like a name from bytes that [`DiskRecord::decode`] refuses.
+    /// Reads bytes that look like a name from a record that [`DiskRecord::decode`] refuses.
     pub fn salvage(bytes: &[u8]) -> Option<Salvage> {
         let mut r = Reader::new(bytes.get(ENVELOPE_HEAD..)?, DISK.structure);
         let _id = r.u64().ok()?;
@@ -609,7 +520,7 @@ impl DiskRecord {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.is_old());
+        let old = self.backing.as_ref().is_none_or(|backing| backing.identity.fits_version_1());
         let version = match (self.request, old) {
             (Some(_), _) => 3,
             (None, false) => 2,
@@ -622,7 +533,7 @@ impl DiskRecord {
             }
             Some(backing) => {
                 w.u8(1).u64(backing.base);
-                put_identity(&mut w, &backing.identity, version);
+                backing.identity.put(&mut w, version);
             }
         }
         w.u64(self.size).u64(self.overlap);
@@ -650,7 +561,7 @@ impl DiskRecord {
         };
         let backing = match r.u8()? {
             0 => None,
-            1 => Some(Backing { base: get_count(&mut r)?, identity: get_identity(&mut r, version)? }),
+            1 => Some(Backing { base: get_count(&mut r)?, identity: BaseIdentity::get(&mut r, version)? }),
             other => return Err(r.bad(format!("backing type {other} is not known"))),
         };
         let (size, overlap) = (get_size(&mut r)?, get_size(&mut r)?);

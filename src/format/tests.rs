@@ -341,3 +341,29 @@ proptest! {
         let _ = decode(&bytes, 0);
     }
 }
+
+/// The record with another byte at `at`, and the checksum that belongs to it.
+fn resealed(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
+    bytes[at] = value;
+    let end = bytes.len() - 4;
+    let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+    bytes[end..].copy_from_slice(&sum);
+    bytes
+}
+
+/// A kind of source that a later plyfs knows is no damage: the message has to say "use a newer plyfs".
+#[test]
+fn an_unknown_kind_of_validator_is_said_to_be_newer() {
+    // Behind the size of the file, which occurs once in each of these records.
+    let kind_at = |bytes: &[u8]| {
+        let size = 700u64.to_le_bytes();
+        bytes.windows(8).position(|window| window == size).expect("the size of the file") + 8
+    };
+    let base = far_base().encode();
+    let error = BaseRecord::decode(&resealed(base.clone(), kind_at(&base), 7)).unwrap_err();
+    assert_eq!(error.kind, Kind::Newer, "{error}");
+    assert!(error.to_string().contains("kind 7") && error.to_string().contains("newer plyfs"), "{error}");
+    let disk = far_disk().encode();
+    let error = DiskRecord::decode(&resealed(disk.clone(), kind_at(&disk), 2)).unwrap_err();
+    assert_eq!(error.kind, Kind::Newer, "{error}");
+}

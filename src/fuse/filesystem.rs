@@ -12,7 +12,7 @@ use fuser::{
 
 use super::kernel::MAX_WRITE;
 use super::reply::{answer, time_ns};
-use super::{Node, PlyFs, SUFFIX, TTL, call_of, disk_of, handle_of, reply, strip, target_of};
+use super::{Node, PlyFs, SUFFIX, TTL, disk_of, handle_of, reply, strip, target_of};
 use crate::disk::{Grow, Seek};
 use crate::serve::{self, AttributeChange, CreatedDisk, Requester, SpaceChange, Target, WriteRequest};
 use crate::store::{Attributes, Replace};
@@ -44,7 +44,7 @@ impl Filesystem for PlyFs {
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         // The kernel does not use the inode any more.
         if let Ok(disk) = disk_of(ino) {
-            self.service.forgotten(disk, self.notifier.clone());
+            self.service.forgotten(disk);
         }
     }
 
@@ -87,7 +87,7 @@ impl Filesystem for PlyFs {
             Ok(found) => reply.attr(&TTL, &reply::disk(node, &found)),
             Err(errno) => reply.error(errno.into()),
         };
-        self.service.change(call_of(req), self.requester(req), id, change, answer);
+        self.service.change(self.call_of(req), self.requester(req), id, change, answer);
     }
 
     fn mknod(
@@ -166,7 +166,7 @@ impl Filesystem for PlyFs {
             _ => return reply.error(Errno::EISDIR),
         };
         let flags = self.open_flags();
-        self.service.open(call_of(req), target, move |opened| match opened {
+        self.service.open(self.call_of(req), target, move |opened| match opened {
             Ok(handle) => reply.opened(FileHandle(handle.number()), flags),
             Err(errno) => reply.error(errno.into()),
         });
@@ -218,7 +218,7 @@ impl Filesystem for PlyFs {
             Ok(bytes) => reply.data(bytes),
             Err(errno) => reply.error(errno.into()),
         };
-        self.service.read(call_of(req), target, offset, size.min(MAX_WRITE) as usize, answer);
+        self.service.read(self.call_of(req), target, offset, size.min(MAX_WRITE) as usize, answer);
     }
 
     fn write(
@@ -239,7 +239,7 @@ impl Filesystem for PlyFs {
         };
         let written = WriteRequest { offset, handle: handle_of(fh), durable: flags.0 & libc::O_DSYNC != 0 };
         let len = data.len() as u32;
-        self.service.write(call_of(req), disk, written, data, move |done| match done {
+        self.service.write(self.call_of(req), disk, written, data, move |done| match done {
             Ok(()) => reply.written(len),
             Err(errno) => reply.error(errno.into()),
         });
@@ -268,7 +268,7 @@ impl Filesystem for PlyFs {
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let Some(Node::Disk(id)) = Node::of(ino.0) else { return reply.ok() };
-        self.service.flush(call_of(req), id, handle_of(fh), |done| answer(done, reply));
+        self.service.flush(self.call_of(req), id, handle_of(fh), |done| answer(done, reply));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -341,7 +341,7 @@ impl Filesystem for PlyFs {
             Err(errno) => return reply.error(errno),
         };
         let Some(what) = allocate_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        let (call, range) = (call_of(req), (offset, length));
+        let (call, range) = (self.call_of(req), (offset, length));
         self.service.allocate(call, disk, what, range, handle_of(fh), |done| answer(done, reply));
     }
 
@@ -353,7 +353,7 @@ impl Filesystem for PlyFs {
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let Ok(target) = target_of(ino) else { return reply.error(Errno::EINVAL) };
-        self.service.seek(call_of(req), target, from, what, move |found| match found {
+        self.service.seek(self.call_of(req), target, from, what, move |found| match found {
             Ok(Some(at)) => reply.offset(at as i64),
             Ok(None) => reply.error(Errno::ENXIO),
             Err(errno) => reply.error(errno.into()),

@@ -9,7 +9,7 @@ use super::Node;
 use super::promises::{OLDEST, Protocol};
 use crate::format::{Reader, Writer};
 use crate::io::sys;
-use crate::serve::purge::Users;
+use crate::serve::Frontend;
 
 const OPCODE_INIT: u32 = 26;
 const NOTIFY_INVAL_INODE: i32 = 2;
@@ -205,12 +205,17 @@ impl KernelNotifier {
     }
 }
 
-impl Users for KernelNotifier {
-    fn let_go(&self, disk: u64) {
+impl Frontend for KernelNotifier {
+    fn release(&self, disk: u64) {
         self.forget_names(Node::Disk(disk).ino());
     }
 
     fn may_use(&self, disk: u64) -> io::Result<bool> {
         self.refresh(Node::Disk(disk).ino())
+    }
+
+    fn resized(&self, disk: u64) {
+        // Of an inode that the kernel does not know there are no attributes to drop.
+        let _ = self.refresh(Node::Disk(disk).ino());
     }
 }

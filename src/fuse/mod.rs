@@ -11,17 +11,15 @@ mod reply;
 pub mod session;
 
 use std::ffi::OsStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Request};
 
-pub use ino::Node;
-use kernel::KernelNotifier;
 use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
-use crate::serve::{self, Call, Handle, Requester, Service, Target};
+use crate::serve::{self, Call, FrontendId, Handle, Requester, Service, Target};
+pub use ino::Node;
 
 /// The kernel asks for attributes and names each time, because the control socket changes them too.
 const TTL: Duration = Duration::ZERO;
@@ -46,19 +44,13 @@ pub struct Ownership {
 pub struct PlyFs {
     service: Service,
     owner: Ownership,
-    notifier: Arc<KernelNotifier>,
+    frontend: FrontendId,
     protocol: Protocol,
 }
 
 /// The name of a disk or base, from the name of its file.
 fn strip(name: &OsStr) -> Option<&str> {
     name.to_str()?.strip_suffix(SUFFIX)
-}
-
-/// The call of a request. A resent request may be old: its thread may be gone, and the number may be another thread's.
-fn call_of(req: &Request) -> Call {
-    let unique = req.unique().0;
-    Call { unique, thread: if unique & RESENT == 0 { req.pid() } else { 0 } }
 }
 
 fn handle_of(fh: FileHandle) -> Handle {
@@ -84,14 +76,16 @@ fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
 }
 
 impl PlyFs {
-    /// Serves the disks and bases of `service`.
-    pub fn new(
-        service: Service,
-        owner: Ownership,
-        notifier: Arc<KernelNotifier>,
-        protocol: Protocol,
-    ) -> Self {
-        Self { service, owner, notifier, protocol }
+    /// Serves the disks and bases of `service`, as the frontend that was added to it.
+    pub fn new(service: Service, owner: Ownership, frontend: FrontendId, protocol: Protocol) -> Self {
+        Self { service, owner, frontend, protocol }
+    }
+
+    /// A request that is sent again may be old: its thread may be gone, and the number another's.
+    fn call_of(&self, req: &Request) -> Call {
+        let unique = req.unique().0;
+        let thread = if unique & RESENT == 0 { req.pid() } else { 0 };
+        Call { request: self.frontend.request(unique), thread }
     }
 
     /// Finds the attributes of `node` for stat(2).
@@ -103,7 +97,7 @@ impl PlyFs {
     ) {
         match node {
             Node::Root | Node::Disks | Node::Bases => answer(Ok(reply::directory(node, &self.owner))),
-            Node::Disk(id) => self.service.attributes(call_of(req), id, move |found| {
+            Node::Disk(id) => self.service.attributes(self.call_of(req), id, move |found| {
                 answer(found.map(|found| reply::disk(node, &found)).map_err(Errno::from));
             }),
             Node::Base(id) => {

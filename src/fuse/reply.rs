@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{FileAttr, FileType, INodeNo, ReplyEmpty, TimeOrNow};
 
 use super::{Node, Ownership};
-use crate::format::record::{BaseRecord, Validator};
+use crate::format::record::BaseRecord;
 use crate::io::sys;
 use crate::serve;
 use crate::store::Attributes;
@@ -75,11 +75,7 @@ pub fn disk(node: Node, a: &Attributes) -> FileAttr {
 
 /// A base.
 pub fn base(node: Node, record: &BaseRecord, owner: &Ownership) -> FileAttr {
-    let modified_ns = match record.image.identity.validator {
-        Validator::File { mtime_ns, .. } => mtime_ns,
-        Validator::Http { .. } => record.created_ns,
-    };
-    let times = (record.created_ns, record.created_ns, modified_ns);
+    let times = (record.created_ns, record.created_ns, record.modified_ns());
     let mut out = attr(node, FileType::RegularFile, owner.base_mode, (owner.uid, owner.gid), times);
     out.size = record.size();
     out.blocks = record.size().div_ceil(512);

@@ -35,7 +35,7 @@ impl FuseSession {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
-        let service = fs.service.clone();
+        let (service, frontend) = (fs.service.clone(), fs.frontend);
         let resends = fs.protocol.resend;
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request is dropped.
@@ -47,7 +47,7 @@ impl FuseSession {
                 "the program was linked without build.rs, so interrupts are not seen: a killed process waits for its base's server"
             );
         }
-        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(unique));
+        interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(frontend.request(unique)));
         Ok(Self { session, resends })
     }
 

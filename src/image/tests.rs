@@ -49,7 +49,7 @@ struct State {
 
 impl TestSource {
     fn new(bytes: Vec<u8>, access: Access) -> Arc<Self> {
-        let identity = Identity { size: bytes.len() as u64, mtime_s: 0, mtime_ns: 0, device: 0, inode: 1 };
+        let identity = Identity::Contents { size: bytes.len() as u64, key: [0; 32] };
         Arc::new(Self { bytes, identity, access, state: Mutex::default() })
     }
 

@@ -1,8 +1,8 @@
 //! Memory that outlives the worker: a part of a file on tmpfs, mapped shared.
 //!
 //! It holds a header page, summary pages with one bit per map page, and the map pages. A map page is touched only
-//! after its space was reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and a page
-//! without a write costs nothing. Contents are valid for this boot only: tmpfs forgets them at reboot.
+//! after its space is reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and an untouched
+//! page takes no memory. Contents are valid for this boot only, because tmpfs is empty after a reboot.
 //!
 //! The kernel unmaps the pages of a dead worker before the supervisor learns of its death, and the next worker waits for
 //! that. For a map of gigabytes in pages of 4 KiB this takes hundreds of milliseconds, in huge pages one. So runs of map
@@ -41,14 +41,14 @@ const _: () =
 /// No live file is longer.
 pub(super) const LONGEST: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
 
-/// What a new page of a map is for: it decides which part of the bound the page may take.
+/// The purpose of a new page of a map. It decides which part of the bound the page may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapUse {
     /// A guest's write.
     Write,
-    /// Zeros that hide the base: they may take what is kept back for them.
+    /// Zeros that hide the base. They may take the reserve.
     Discard,
-    /// A map that was there before: nothing bounds it.
+    /// A map that existed before. It has no bound.
     TakeOver,
 }
 
@@ -56,7 +56,7 @@ pub enum MapUse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum LiveHeader {
-    /// Set last when the file is made.
+    /// Set last when the file is created.
     Magic = 0,
     /// Number of the disk.
     Disk = 1,
@@ -74,13 +74,13 @@ pub enum LiveHeader {
     PendingShrink = 7,
     /// Last modification, nanoseconds since the epoch.
     Modified = 8,
-    /// Boot that it belongs to.
+    /// The boot that the file belongs to.
     Boot = 9,
     /// The error epoch when the disk was last opened.
     OpenedEpoch = 10,
-    /// Which files are being synced: a worker that dies meanwhile has not heard whether that failed.
+    /// The files that are being synced. When a worker dies meanwhile, the result of the sync is unknown.
     Syncing = 11,
-    /// Stands for the request of a mount that set the size last, which may be sent again; 0: none did.
+    /// A token of the mount's request that set the size last, which may be sent again; 0 when there was none.
     Resized = 12,
 }
 
@@ -90,17 +90,17 @@ pub struct LiveFile {
     file: Arc<File>,
     /// Where in the file it begins.
     base: u64,
-    /// Head and first segment.
+    /// The first segment, which begins with the head.
     head: *mut AtomicU64,
     segments: OnceLock<Box<[AtomicPtr<AtomicU64>]>>,
     grow: Mutex<()>,
     /// Map pages that are reserved.
     reserved: AtomicU64,
-    /// Bytes of them for zeros that hide the base.
+    /// Bytes of the pages for zeros that hide the base.
     discarded: AtomicU64,
     /// Huge pages, by their number in the file, whose pages were merged or cannot be. Held while pages are merged.
     merged: Mutex<BTreeSet<u64>>,
-    /// Keeps the window of a shared file. Dropped after the mappings.
+    /// Keeps the window of a shared file. It is dropped after the mappings.
     lease: Option<Lease>,
 }
 
@@ -121,11 +121,11 @@ impl LiveFile {
         Self::at(Arc::new(file), 0, None)
     }
 
-    /// Maps what begins at `base` of a file.
+    /// Maps the live file that begins at byte `base` of a file.
     pub(super) fn at(file: Arc<File>, base: u64, lease: Option<Lease>) -> io::Result<Self> {
         // The header and the first summary page; later summary pages are reserved with the pages they describe.
         sys::fallocate(file.as_fd(), 0, base, 2 * PAGE)?;
-        // A window of a shared file is inside of it; setting a length here could cut another one.
+        // A window lies inside a shared file. Setting a length here could cut another window off.
         if lease.is_none() && file.metadata()?.len() < base + HEAD_PAGES * PAGE {
             file.set_len(base + HEAD_PAGES * PAGE)?;
         }
@@ -133,7 +133,7 @@ impl LiveFile {
         let (segments, grow, reserved) = (OnceLock::new(), Mutex::new(()), AtomicU64::new(0));
         let (discarded, merged) = (AtomicU64::new(0), Mutex::default());
         let live = Self { file, base, head, segments, grow, reserved, discarded, merged, lease };
-        // Touching a page behind the end would be a SIGBUS.
+        // A touch behind the end of the file is a SIGBUS.
         let (mut pages, mut count) = (0, 0);
         for page in live.pages(0) {
             (pages, count) = (page + 1, count + 1);
@@ -142,28 +142,28 @@ impl LiveFile {
         if live.file.metadata()?.len() < base + (HEAD_PAGES + pages) * PAGE {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the file was cut, it has fewer pages than it says",
+                "the file was cut: it has fewer pages than its summary claims",
             ));
         }
         Ok(live)
     }
 
-    /// One made for tests, in anonymous memory.
+    /// A live file in anonymous memory, for tests.
     pub fn anonymous() -> io::Result<Self> {
         Self::new(sys::memory_file()?)
     }
 
-    /// The same memory mapped again, as a next worker would.
+    /// Maps the same memory again, as a next worker does.
     pub fn reopen(&self) -> io::Result<Self> {
         Self::at(self.file.clone(), self.base, self.lease.clone())
     }
 
-    /// Bytes of memory that it has reserved.
+    /// The reserved memory, bytes.
     pub fn memory(&self) -> u64 {
         (2 + self.reserved.load(Ordering::Relaxed)) * PAGE
     }
 
-    /// Copies all of it to `to`, which is new.
+    /// Copies everything to `to`, which is new.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -182,7 +182,7 @@ impl LiveFile {
         Ok(())
     }
 
-    /// A copy of the memory as it is now, in anonymous memory.
+    /// A copy of the current contents, in anonymous memory.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -205,7 +205,7 @@ impl LiveFile {
         Some((unsafe { &*self.head.add(LIVE_PAGE_WORDS + word) }, 1 << (page % 64)))
     }
 
-    /// Whether a summary word's own page has been reserved: the first always, others by their length.
+    /// Whether the page of a summary word is reserved. The first such page always is; the header has the length of the others.
     fn summary_reserved(&self, page: u64) -> bool {
         page / 64 < LIVE_PAGE_WORDS as u64 || self.header_extra().load(Ordering::Acquire) > page / 64
     }
@@ -215,7 +215,7 @@ impl LiveFile {
         unsafe { &*self.head.add(LIVE_PAGE_WORDS - 1) }
     }
 
-    /// Page `page` of the map, if it was ever prepared.
+    /// Page `page` of the map, if it was prepared.
     pub fn page(&self, page: u64) -> Option<&[AtomicU64; LIVE_PAGE_WORDS]> {
         if !self.summary_reserved(page) {
             return None;
@@ -250,7 +250,7 @@ impl LiveFile {
         match slot.compare_exchange(ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(at),
             Err(seen) => {
-                // SAFETY: mapped above, and nothing else knows it.
+                // SAFETY: mapped above, and no other code has the address.
                 unsafe { mapping::unmap(at.cast(), SEGMENT_BYTES) };
                 Ok(seen)
             }
@@ -289,7 +289,7 @@ impl LiveFile {
         full.len()
     }
 
-    /// As [`LiveFile::prepare_for`], of a map that was there before.
+    /// As [`LiveFile::prepare_for`], for a map that existed before.
     ///
     /// # Errors
     /// As [`LiveFile::prepare_for`].
@@ -297,7 +297,7 @@ impl LiveFile {
         self.prepare_for(page, MapUse::TakeOver)
     }
 
-    /// Reserves page `page` and returns it. Zeros when it is new.
+    /// Reserves page `page` and returns it. A new page has zeros.
     ///
     /// # Errors
     /// ENOSPC when tmpfs is full or a bound is reached; EFBIG past the largest disk.
@@ -326,10 +326,10 @@ impl LiveFile {
                 }
             }
         }
-        self.page(page).ok_or_else(|| io::Error::other("a map page vanished"))
+        self.page(page).ok_or_else(|| io::Error::other("a reserved page of the map is missing"))
     }
 
-    /// Numbers of the pages that were prepared, from `first` up.
+    /// Numbers of the prepared pages from `first` up.
     pub fn pages(&self, first: u64) -> impl Iterator<Item = u64> + '_ {
         let words = self.header_extra().load(Ordering::Acquire);
         let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
@@ -351,12 +351,12 @@ impl LiveFile {
 
 impl Drop for LiveFile {
     fn drop(&mut self) {
-        // SAFETY: mapped in `at`, and `self` was the only way to it.
+        // SAFETY: mapped in `at`, and only `self` leads to the mapping.
         unsafe { mapping::unmap(self.head.cast(), SEGMENT_BYTES) };
         for slot in self.segments.get().into_iter().flatten() {
             let at = slot.load(Ordering::Acquire);
             if !at.is_null() {
-                // SAFETY: mapped in `segment`, and `self` was the only way to it.
+                // SAFETY: mapped in `segment`, and only `self` leads to the mapping.
                 unsafe { mapping::unmap(at.cast(), SEGMENT_BYTES) };
             }
         }

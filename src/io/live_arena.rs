@@ -5,8 +5,8 @@
 //! large as the map of the largest disk; all of it is sparse. docs/format.md, "Arena of live maps", has the layout.
 //!
 //! What must hold: a slot is found under its disk's number only when its map is complete; a window is given to another
-//! disk only after its memory was given back and after the last mapping of it in this process has ended (D25); nothing is
-//! touched whose space was not reserved.
+//! disk only after its memory was given back and after its last mapping in this process ended (D25); no page is touched
+//! before its space is reserved.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -26,7 +26,7 @@ const PAGE: u64 = 4096;
 /// "PLARNA", layout 1 in the upper 16 bits.
 const MAGIC: u64 = 0x0001_414e_5241_4c50;
 const NAME: u64 = (1 << 48) - 1;
-/// Slots that the directory has room for.
+/// Capacity of the directory, in slots.
 const SLOTS: u64 = 1 << 20;
 const DIRECTORY_AT: u64 = PAGE;
 const HEAD_BYTES: usize = (DIRECTORY_AT + SLOTS * 8) as usize;
@@ -53,25 +53,25 @@ const MAKING: u64 = 1;
 const COMPLETE: u64 = 2;
 const LEAVING: u64 = 3;
 
-/// Of which store, in which place and boot, an arena is.
+/// The store that an arena belongs to, and where that store lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArenaIdentity {
-    /// Random; the store's record names it, so that an arena that was replaced is never taken for the live one.
+    /// Random. The store's record names it, so that a replaced arena is never taken for the current one.
     pub id: u64,
-    /// Device of the store's directory.
+    /// Device number of the store's directory.
     pub device: u64,
-    /// Its inode number: a copy of a store has another one.
+    /// Inode number of that directory; a copy of a store has another one.
     pub inode: u64,
 }
 
-/// How much memory maps may take.
+/// Bounds on the memory of live maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapBounds {
     /// Bytes for the maps of all disks.
     pub total: u64,
     /// Bytes for the map of one disk.
     pub per_disk: u64,
-    /// Bytes above both for zeros that hide the base: discards work when writes do not.
+    /// Bytes above both bounds for zeros that hide the base, so that discards work when writes do not.
     pub reserve: u64,
 }
 
@@ -79,10 +79,10 @@ impl MapBounds {
     /// No bound.
     pub const NONE: Self = Self { total: u64::MAX / 4, per_disk: u64::MAX / 4, reserve: 0 };
 
-    /// Whether a disk whose map takes `own` bytes of `all` may have a page more; `discarded` of them were for zeros.
+    /// Whether a disk whose map takes `own` may have another page, when all maps take `all` bytes.
     ///
-    /// A disk may take as much as is left for the others: so one that takes all it can leaves half, the next one half
-    /// of that, and a small map always finds room. What is kept back for zeros is shared out in the same way.
+    /// A disk may take as much as it leaves for the others. So a disk that takes all it can leaves half, the next one
+    /// half of that, and a small map always finds room. The reserve for zeros is divided in the same way.
     pub fn admit(&self, own: MapPages, all: u64, wanted: MapUse) -> bool {
         let MapPages { bytes, discarded } = own;
         match wanted {
@@ -96,12 +96,12 @@ impl MapBounds {
     }
 }
 
-/// What one map has reserved, in bytes.
+/// The reservation of one map, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapPages {
-    /// In all.
+    /// All of it.
     pub bytes: u64,
-    /// Of that, for zeros that hide the base, since this worker serves.
+    /// The part for zeros that hide the base, since this worker serves.
     pub discarded: u64,
 }
 
@@ -131,13 +131,13 @@ struct Slots {
     free: BTreeSet<u64>,
     /// Slots from here on were never used.
     fresh: u64,
-    /// How many mappings of a slot there are.
+    /// The number of mappings of each mapped slot.
     mapped: HashMap<u64, u32>,
     /// Slots that become free with their last mapping.
     leaving: BTreeSet<u64>,
 }
 
-/// A mapping of a slot: the window is not given to another disk as long as there is one.
+/// A mapping of a slot. While one exists, the window is not given to another disk.
 #[derive(Debug)]
 pub(super) struct Lease {
     inner: Arc<Inner>,
@@ -145,10 +145,10 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Whether the map, which has reserved `own`, may have a page more.
+    /// Whether the map, which has reserved `own`, may have another page.
     ///
     /// # Errors
-    /// ENOSPC when it may not.
+    /// ENOSPC at a bound.
     pub(super) fn admit(&self, own: MapPages, wanted: MapUse) -> io::Result<()> {
         if self.inner.bounds.admit(own, self.inner.memory()?, wanted) {
             return Ok(());
@@ -187,7 +187,7 @@ fn damaged(detail: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, detail.into())
 }
 
-/// The words of the header, when the file begins with one of a layout that is known here.
+/// Reads the words of the header, and checks that its layout is known.
 fn read_header(file: &File) -> io::Result<[u64; word::COUNT]> {
     let mut bytes = [0; word::COUNT * 8];
     file.read_exact_at(&mut bytes, 0)?;
@@ -197,7 +197,7 @@ fn read_header(file: &File) -> io::Result<[u64; word::COUNT]> {
     }
     let magic = words[word::MAGIC];
     if magic & NAME != MAGIC & NAME {
-        return Err(damaged("it is no arena of live maps"));
+        return Err(damaged("the file is not an arena of live maps"));
     }
     if magic != MAGIC {
         let (has, knows) = (magic >> 48, MAGIC >> 48);
@@ -207,16 +207,16 @@ fn read_header(file: &File) -> io::Result<[u64; word::COUNT]> {
         ));
     }
     if words[word::ENTRIES] > SLOTS {
-        return Err(damaged("its directory is longer than it may be"));
+        return Err(damaged("the directory of the arena of live maps is too long"));
     }
     Ok(words)
 }
 
 impl LiveArena {
-    /// Makes an empty arena of an empty file.
+    /// Formats an empty file as an empty arena.
     ///
     /// # Errors
-    /// ENOSPC when there is no memory for it.
+    /// ENOSPC without memory.
     pub fn format(file: &File, identity: &ArenaIdentity) -> io::Result<()> {
         let mut words = [0; word::COUNT];
         words[word::MAGIC] = MAGIC;
@@ -229,17 +229,17 @@ impl LiveArena {
         file.write_all_at(&bytes, 0)
     }
 
-    /// Of which store an arena is; `None` when it is of another boot.
+    /// The store of an arena; `None` when the arena is of another boot.
     ///
     /// # Errors
-    /// `InvalidData` when it is none, `Unsupported` when it has another layout.
+    /// `InvalidData` when the file is not an arena, `Unsupported` when it has another layout.
     pub fn identity(file: &File) -> io::Result<Option<ArenaIdentity>> {
         let words = read_header(file)?;
         let (id, device, inode) = (words[word::ID], words[word::DEVICE], words[word::INODE]);
         Ok((words[word::BOOT] == sys::boot_number()).then_some(ArenaIdentity { id, device, inode }))
     }
 
-    /// The complete maps, without changing anything: disk and first word of each.
+    /// Lists the complete maps, and changes nothing: disk and first word of each.
     ///
     /// # Errors
     /// As [`LiveArena::identity`].
@@ -259,10 +259,10 @@ impl LiveArena {
         Ok(found)
     }
 
-    /// Takes over an arena that no other process changes. What an earlier worker did not complete is given back.
+    /// Takes over an arena that no other process changes. Gives back the slots that an earlier worker did not complete.
     ///
     /// # Errors
-    /// As [`LiveArena::identity`]; when it cannot be mapped.
+    /// As [`LiveArena::identity`]; when the file cannot be mapped.
     pub fn open(file: File, bounds: MapBounds) -> io::Result<Self> {
         let entries = read_header(&file)?[word::ENTRIES];
         if file.metadata()?.len() < DIRECTORY_AT + entries * 8 {
@@ -283,20 +283,20 @@ impl LiveArena {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Bytes of memory that it takes.
+    /// The memory of the arena, bytes.
     ///
     /// # Errors
-    /// What fstat(2) says.
+    /// The error of fstat(2).
     pub fn memory(&self) -> io::Result<u64> {
         self.inner.memory()
     }
 
-    /// How much it may take.
+    /// The bounds on its memory.
     pub fn bounds(&self) -> MapBounds {
         self.inner.bounds
     }
 
-    /// Copies what another arena has to this one, which is new.
+    /// Copies all maps of another arena to this one, which is new.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -337,8 +337,8 @@ impl Inner {
         Ok(self.file.metadata()?.blocks() * 512)
     }
 
-    /// Gives the memory of a slot back; it is free then. Memory that cannot be given back stays with the slot until the
-    /// next worker tries.
+    /// Gives the memory of a slot back and frees the slot. When that fails, the slot keeps its memory until the next worker
+    /// tries again.
     fn give_back(&self, slots: &mut Slots, slot: u64) {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         match sys::fallocate(self.file.as_fd(), mode, window(slot), WINDOW) {
@@ -347,11 +347,13 @@ impl Inner {
                 slots.leaving.remove(&slot);
                 slots.free.insert(slot);
             }
-            Err(error) => tracing::error!(slot, %error, "memory of a live map is not given back"),
+            Err(error) => {
+                tracing::error!(slot, %error, "cannot give the memory of a live map back; the next worker tries again")
+            }
         }
     }
 
-    /// The slot leaves its disk, and is free when nothing maps it.
+    /// Takes a slot from its disk, and frees it once it is not mapped.
     fn leave(&self, slots: &mut Slots, slot: u64) {
         let entry = self.entry(slot);
         entry.store(entry.load(Ordering::Acquire) & !3 | LEAVING, Ordering::Release);
@@ -381,7 +383,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: mapped in `open`, and `self` was the only way to it.
+        // SAFETY: mapped in `open`, and only `self` leads to the mapping.
         unsafe { mapping::unmap(self.head.cast(), HEAD_BYTES) };
     }
 }
@@ -408,7 +410,7 @@ impl LiveStore for LiveArena {
             }
             let slot = self.inner.free_slot(&mut slots)?;
             let entry = self.inner.entry(slot);
-            // Before its memory is touched: a worker that dies leaves no memory without an entry.
+            // Set before the memory is touched, so that a worker that dies leaves no memory without an entry.
             entry.store(disk << 2 | MAKING, Ordering::Release);
             slots.making.insert(disk, slot);
             let end = window(slot) + WINDOW;
@@ -428,7 +430,7 @@ impl LiveStore for LiveArena {
     fn publish(&self, disk: u64) -> io::Result<()> {
         let mut slots = self.inner.slots.lock();
         let slot = slots.making.remove(&disk).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
-        // One that did not fit the disk's files; after it no other has the number.
+        // An earlier map that did not fit the disk's files.
         if let Some(before) = slots.complete.remove(&disk) {
             self.inner.leave(&mut slots, before);
         }

@@ -1,4 +1,4 @@
-//! Where live maps are found again by the next worker.
+//! The places of live maps, where the next worker finds them again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use super::{LiveFile, sys};
 
-/// Keeps one live file for each disk. A file exists under its disk's number only when it is complete.
+/// One live file for each disk. A file is found under its disk's number only when it is complete.
 pub trait LiveStore: Send + Sync {
     /// The complete file of a disk, if there is one.
     fn existing(&self, disk: u64) -> io::Result<Option<LiveFile>>;
     /// A new, empty file; found by [`LiveStore::existing`] after [`LiveStore::publish`].
     fn fresh(&self, disk: u64) -> io::Result<LiveFile>;
-    /// The fresh file is complete.
+    /// Marks the fresh file as complete.
     fn publish(&self, disk: u64) -> io::Result<()>;
     /// Numbers of the disks that have a complete file.
     fn disks(&self) -> io::Result<Vec<u64>>;
-    /// Forgets a disk's file; no error when there is none.
+    /// Removes the file of a disk; no error when there is none.
     fn remove(&self, disk: u64) -> io::Result<()>;
 }
 
@@ -28,17 +28,17 @@ pub struct LiveDir {
 }
 
 impl LiveDir {
-    /// Uses (and makes) `dir`, which only this user may enter.
+    /// Uses `dir`, and creates it when it is missing. Only this user may enter it.
     ///
     /// # Errors
-    /// `PermissionDenied` when somebody else made it, `Unsupported` when it does not live in memory.
+    /// `PermissionDenied` when another user owns it or may enter it, `Unsupported` when it is not on tmpfs.
     pub fn new(dir: &Path) -> io::Result<Self> {
         let live = Self::beside(dir)?;
         live.sweep();
         Ok(live)
     }
 
-    /// As [`LiveDir::new`], while another worker may be using it: nothing in it is touched.
+    /// As [`LiveDir::new`], but changes nothing in the directory: another worker may use it.
     ///
     /// # Errors
     /// As [`LiveDir::new`].
@@ -51,7 +51,7 @@ impl LiveDir {
         if !meta.is_dir() || meta.uid() != sys::effective_ids().0 || meta.mode() & 0o077 != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
-                format!("{} belongs to somebody else or is open to others; remove it", dir.display()),
+                format!("{} belongs to another user, or other users may enter it; remove it", dir.display()),
             ));
         }
         if !sys::is_memory_filesystem(dir)? {
@@ -63,11 +63,12 @@ impl LiveDir {
         Ok(Self { dir: dir.to_path_buf() })
     }
 
-    /// Removes what an earlier worker did not complete: nobody else makes live maps here, and nobody looks for these.
+    /// Removes the files that an earlier worker did not complete. No other process creates live maps here, and no worker
+    /// looks for incomplete ones.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let unfinished = entry.path().extension().is_some_and(|extension| extension == "tmp");
-            // Only memory is at stake.
+            // A file that stays costs memory only.
             let _ = if unfinished { fs::remove_file(entry.path()) } else { Ok(()) };
         }
     }

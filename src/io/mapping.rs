@@ -57,7 +57,7 @@ pub unsafe fn merge_huge_page(at: *mut c_void) -> io::Result<()> {
 /// munmap(2) of what [`map_shared`] returned.
 ///
 /// # Safety
-/// `at` and `len` are of a live mapping, and nobody has a reference into it any more.
+/// `at` and `len` are of a live mapping, and no reference into it is left.
 pub unsafe fn unmap(at: *mut c_void, len: usize) {
     // SAFETY: by the contract of this function.
     unsafe { libc::munmap(at, len) };

@@ -164,7 +164,7 @@ impl<T: Send + 'static> PendingRequest<T> {
         let Origin { call, target, bytes, .. } = self.origin;
         let waiting = &runner.waiting;
         if has_place {
-            waiting.waits_again(call.unique);
+            waiting.waits_again(call.request);
             return true;
         }
         let this: Arc<dyn Cancel> = self.clone();

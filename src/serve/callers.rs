@@ -18,7 +18,9 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often processes are checked while their requests wait.
+use super::RequestId;
+
+/// How often processes are looked at, while requests of theirs wait.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// The shortest time between two questions, so that one question covers many threads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -62,7 +64,7 @@ pub type Lookup = Box<dyn Fn(&Question) -> Option<Findings> + Send>;
 #[derive(Debug, Clone, Copy)]
 struct UnidentifiedRequest {
     since: Instant,
-    unique: u64,
+    unique: RequestId,
     thread: u32,
 }
 
@@ -75,19 +77,19 @@ pub(super) struct Callers {
     unidentified: VecDeque<UnidentifiedRequest>,
     /// Threads that were looked up recently, with the time. A thread without a process was gone, or is not visible.
     threads: HashMap<u32, (Option<Process>, Instant)>,
-    process_of: HashMap<u64, Process>,
-    requests_of: HashMap<Process, HashSet<u64>>,
-    /// The known processes, in the order of their next check.
+    process_of: HashMap<RequestId, Process>,
+    requests_of: HashMap<Process, HashSet<RequestId>>,
+    /// Those known, the one that is looked at next first.
     queue: VecDeque<Process>,
-    /// When the next question about threads, and about processes, is allowed.
+    /// When it may be asked about threads, and about processes.
     threads_at: Option<Instant>,
     processes_at: Option<Instant>,
 }
 
 impl Callers {
-    /// Adds a request that begins to wait. `thread` is 0 when it is not visible from the mount. Returns whether
-    /// [`due`](Self::due) may be earlier now.
-    pub fn add(&mut self, unique: u64, thread: u32, now: Instant) -> bool {
+    /// A request begins to wait; `thread` is 0 when it is not seen from the mount. Says whether [`due`](Self::due) may
+    /// be earlier now.
+    pub fn add(&mut self, unique: RequestId, thread: u32, now: Instant) -> bool {
         if !self.watched || thread == 0 {
             return false;
         }
@@ -104,8 +106,8 @@ impl Callers {
         }
     }
 
-    /// Removes a request that does not wait any more.
-    pub fn remove(&mut self, unique: u64) {
+    /// It does not wait any more.
+    pub fn remove(&mut self, unique: RequestId) {
         let Some(process) = self.process_of.remove(&unique) else { return };
         if let Some(requests) = self.requests_of.get_mut(&process) {
             requests.remove(&unique);
@@ -127,8 +129,8 @@ impl Callers {
         threads.into_iter().chain(processes).min()
     }
 
-    /// The question to ask now, if any. `waits` tells whether a request still waits.
-    pub fn question(&mut self, now: Instant, waits: impl Fn(u64) -> bool) -> Option<Question> {
+    /// What to ask now, if anything.
+    pub fn question(&mut self, now: Instant, waits: impl Fn(RequestId) -> bool) -> Option<Question> {
         let mut question = Question::default();
         if self.threads_at.is_none_or(|at| at <= now) {
             let age = |request: &UnidentifiedRequest| now.saturating_duration_since(request.since);
@@ -167,8 +169,8 @@ impl Callers {
         question: &Question,
         asked: Instant,
         findings: Option<Findings>,
-        waits: impl Fn(u64) -> bool,
-    ) -> Vec<u64> {
+        waits: impl Fn(RequestId) -> bool,
+    ) -> Vec<RequestId> {
         let Some(findings) = findings else {
             // Ask about the threads again, while their numbers still mean the same threads.
             self.threads_at = Some(asked + ROUND);
@@ -190,7 +192,7 @@ impl Callers {
         findings.ending.iter().flat_map(requests).collect()
     }
 
-    fn identify(&mut self, process: Process, unique: u64) {
+    fn identify(&mut self, process: Process, unique: RequestId) {
         if self.process_of.contains_key(&unique) {
             return;
         }

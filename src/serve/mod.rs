@@ -15,12 +15,13 @@ mod attempt;
 pub mod callers;
 mod change;
 mod error;
+mod frontend;
 mod gate;
 pub mod guard;
 mod log;
 mod names;
 mod pool;
-pub mod purge;
+mod purge;
 mod read;
 mod runner;
 #[cfg(test)]
@@ -34,6 +35,8 @@ use attempt::{Kind, Origin, PendingRequest, Place};
 pub use change::{AttributeChange, SpaceChange};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
+use frontend::Frontends;
+pub use frontend::{Frontend, FrontendId, RequestId};
 use guard::guarded;
 pub use names::{CreatedDisk, Requester};
 use pool::Lane;
@@ -78,6 +81,7 @@ impl Handle {
 pub struct Service {
     store: Arc<Store>,
     runner: Arc<Runner>,
+    frontends: Arc<Frontends>,
 }
 
 /// Reads and caches the number of processors. The number is in files that a confined process may not read.
@@ -92,7 +96,17 @@ impl Service {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(store: Arc<Store>, threads: usize, inline: usize, limits: Limits) -> std::io::Result<Self> {
-        Ok(Self { store, runner: Runner::new(threads, inline, limits)? })
+        Ok(Self { store, runner: Runner::new(threads, inline, limits)?, frontends: Arc::default() })
+    }
+
+    /// Adds a frontend, whose requests go by what is returned. To be called before its first request.
+    pub fn add_frontend(&self, frontend: Arc<dyn Frontend>) -> FrontendId {
+        self.frontends.add(frontend)
+    }
+
+    /// The size of a disk changed outside of all frontends. May wait for them.
+    pub fn resized(&self, disk: u64) {
+        self.frontends.resized(disk);
     }
 
     /// Waits for running changes to end and refuses all later ones, so that the store can be closed under open files.
@@ -105,9 +119,9 @@ impl Service {
         self.runner.waiting.counts()
     }
 
-    /// Notes that the caller of a request got a signal.
-    pub fn interrupt(&self, unique: u64) {
-        self.runner.waiting.interrupt(unique);
+    /// The caller of a request got a signal.
+    pub fn interrupt(&self, request: RequestId) {
+        self.runner.waiting.interrupt(request);
     }
 
     /// Ends waiting requests whose process is ending. `lookup` tells which processes are.

@@ -65,7 +65,7 @@ impl Service {
         });
     }
 
-    /// Removes the name of a disk. Its files are removed after its last close ([`purge`](super::purge)).
+    /// Takes the name from a disk. Its files go with its last user ([`Service::purge`]).
     pub fn unlink(
         &self,
         requester: Requester,

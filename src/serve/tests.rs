@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::callers::{Findings, Process, Question};
-use super::purge::{Users, reap};
 use super::{
-    Call, CreatedDisk, Errno, Handle, Limits, Requester, Service, SpaceChange, Target, WriteRequest, guard,
+    Call, CreatedDisk, Errno, Frontend, FrontendId, Handle, Limits, Requester, Service, SpaceChange, Target,
+    WriteRequest, guard,
 };
 use crate::cache::BlockCache;
 use crate::disk::{Grow, Seek};
@@ -153,7 +153,7 @@ impl Fixture {
         let (sender, asked) = channel();
         let (arrives, completion) = Completion::new();
         let server = Arc::new(Server {
-            identity: Identity::named(SIZE as u64, [7; 32]),
+            identity: Identity::Contents { size: SIZE as u64, key: [7; 32] },
             response: Mutex::new(Response::Late { completion, _arrives: arrives }),
             asked: Mutex::new(sender),
             tries: AtomicU64::new(0),
@@ -265,8 +265,9 @@ impl Fixture {
     }
 }
 
-fn call(unique: u64) -> Call {
-    Call { unique, thread: 0 }
+/// A request of the only frontend.
+fn call(number: u64) -> Call {
+    Call { request: FrontendId(0).request(number), thread: 0 }
 }
 
 fn requester(unique: u64, resent: bool) -> Requester {
@@ -409,7 +410,7 @@ fn an_interrupt_ends_a_read_that_waits_and_no_other() {
     let interrupted = fixture.read(call(70), fixture.disk(0), 0, 4096);
     let other = fixture.read(call(71), fixture.disk(0), 0, 4096);
     fixture.until_waiting(2);
-    fixture.service.interrupt(70);
+    fixture.service.interrupt(call(70).request);
     assert_eq!(done(&interrupted), Err(libc::EINTR));
     waits(&other);
     assert_eq!(fixture.service.waiters().interrupted, 1);
@@ -432,8 +433,8 @@ fn the_requests_of_a_killed_caller_end_and_those_of_others_wait_on() {
         Some(Findings { threads, ending: question.processes.iter().filter(ends).copied().collect() })
     };
     fixture.service.watch_callers(Box::new(lookup)).unwrap();
-    let killed = fixture.read(Call { unique: 80, thread: 11 }, fixture.disk(0), 0, 4096);
-    let other = fixture.read(Call { unique: 81, thread: 21 }, fixture.disk(0), 0, 4096);
+    let killed = fixture.read(Call { thread: 11, ..call(80) }, fixture.disk(0), 0, 4096);
+    let other = fixture.read(Call { thread: 21, ..call(81) }, fixture.disk(0), 0, 4096);
     fixture.until_waiting(2);
     is_killed.store(true, Ordering::Relaxed);
     assert_eq!(done(&killed), Err(libc::EINTR));
@@ -495,35 +496,75 @@ fn a_creation_that_is_sent_again_finds_the_disk_of_the_first_try() {
     assert_eq!(rename(10, false), Err(libc::ENOENT));
 }
 
-/// Users of a disk at a frontend.
+/// A frontend whose callers may have a disk open.
 struct Openers(AtomicBool);
 
-impl Users for Openers {
-    fn let_go(&self, _disk: u64) {}
+impl Openers {
+    fn new(may_use: bool) -> Arc<Self> {
+        Arc::new(Self(AtomicBool::new(may_use)))
+    }
+}
+
+impl Frontend for Openers {
+    fn release(&self, _disk: u64) {}
 
     fn may_use(&self, _disk: u64) -> io::Result<bool> {
         Ok(self.0.load(Ordering::Relaxed))
     }
+
+    fn resized(&self, _disk: u64) {}
+}
+
+impl Fixture {
+    fn unlink_blank(&self) {
+        let (sender, answered) = channel();
+        let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
+        self.service.unlink(requester(11, false), "blank".into(), answer);
+        assert_eq!(done(&answered), Ok(()));
+    }
+
+    /// Whether the disk is there after all ways in which it may be purged.
+    fn is_kept(&self, disk: u64) -> bool {
+        self.service.forgotten(disk);
+        self.service.reap();
+        self.service.store().disk_by_id(disk).is_some()
+    }
 }
 
 #[test]
-fn an_unlinked_disk_is_purged_after_its_last_close() {
+fn a_disk_without_a_name_goes_with_its_last_user() {
     let fixture = Fixture::new();
-    let (disk, store) = (fixture.disks[BLANK], fixture.service.store());
-    let users = Arc::new(Openers(AtomicBool::new(true)));
-    // A disk with a name is never a candidate.
-    fixture.service.forgotten(disk, users.clone());
-    let (sender, answered) = channel();
-    let answer = move |done: Result<(), Errno>| _ = sender.send(done.map_err(i32::from));
-    fixture.service.unlink(requester(11, false), "blank".into(), answer);
-    assert_eq!(done(&answered), Ok(()));
-    fixture.service.forgotten(disk, users.clone());
-    reap(store, &*users);
-    assert!(store.disk_by_id(disk).is_some(), "a caller has it open");
+    let disk = fixture.disks[BLANK];
+    let users = Openers::new(true);
+    fixture.service.add_frontend(users.clone());
+    assert!(fixture.is_kept(disk), "it has a name");
+    fixture.unlink_blank();
+    assert!(fixture.is_kept(disk), "a caller has it open");
     assert_eq!(done(&fixture.write(BLANK, 0, b"mine")), Ok(()));
     users.0.store(false, Ordering::Relaxed);
-    fixture.service.forgotten(disk, users.clone());
-    reap(store, &*users);
-    assert!(store.disk_by_id(disk).is_none());
+    assert!(!fixture.is_kept(disk));
     assert_eq!(done(&fixture.read(call(110), fixture.disk(BLANK), 0, 4)), Err(libc::ESTALE));
+}
+
+#[test]
+fn a_disk_that_a_caller_of_another_frontend_has_open_is_not_purged() {
+    let fixture = Fixture::new();
+    let disk = fixture.disks[BLANK];
+    let (first, second) = (Openers::new(false), Openers::new(true));
+    fixture.service.add_frontend(first);
+    fixture.service.add_frontend(second.clone());
+    fixture.unlink_blank();
+    assert!(fixture.is_kept(disk), "a caller of the second frontend has it open");
+    second.0.store(false, Ordering::Relaxed);
+    assert!(!fixture.is_kept(disk));
+}
+
+#[test]
+fn no_disk_is_purged_before_a_frontend_says_that_it_is_unused() {
+    let fixture = Fixture::new();
+    let disk = fixture.disks[BLANK];
+    fixture.unlink_blank();
+    assert!(fixture.is_kept(disk), "there is no frontend yet");
+    fixture.service.add_frontend(Openers::new(false));
+    assert!(!fixture.is_kept(disk));
 }

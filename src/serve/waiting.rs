@@ -1,13 +1,13 @@
-//! Requests that wait for the bytes of a base: how many there may be, and which one a signal ends.
+//! Requests that wait for the bytes of a base: how many may wait, and which ones a signal ends.
 //!
 //! What must hold:
-//! - Requests and their bytes are bounded for each disk and in all. A disk may have as much as is left for all others
-//!   together, at most its own bound. So a disk that takes all it can get leaves room for those that come later, and
-//!   the kernel's window of asynchronous requests is never full of requests that wait (D29).
-//! - A request that a signal interrupts while it waits ends with EINTR within [`GRACE`]. One that is answered before is
-//!   not touched: a signal that is not fatal shows only where a base's source has been silent for longer (D60).
+//! - Requests and their bytes are bounded for each disk and in all. A disk may have at most as much as is left for all
+//!   others together, and at most its own bound. So a disk that takes all it can get leaves room for later disks, and
+//!   waiting requests never fill the kernel's window of asynchronous requests (D29).
+//! - A request that a signal interrupts while it waits ends with EINTR after [`GRACE`]. A request that is answered
+//!   before is not affected: a signal that is not fatal shows only when a base's source is silent for longer (D60).
 //! - A request whose process is ending ends in the same way ([`callers`](super::callers)).
-//! - What is known of a request goes with its answer.
+//! - The answer of a request removes all state of the request here.
 
 #[cfg(test)]
 mod tests;
@@ -20,35 +20,35 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::callers::{Callers, Lookup};
-use super::{Errno, Target};
+use super::{Errno, RequestId, Target};
 
-/// How long a request that was interrupted may still be answered. A signal that does not kill is common (profilers,
-/// timers, job control), and a read of a regular file does not fail with EINTR where its bytes are about to come.
+/// How long an interrupted request may still be answered. Signals that do not kill are common (profilers, timers, job
+/// control), and a read of a regular file must not fail with EINTR when its bytes are about to come.
 const GRACE: Duration = Duration::from_millis(200);
-/// Interrupts that are remembered of requests that do not wait: those on their way to it, and those that were answered
-/// at the same moment (D61).
+/// Most remembered interrupts of requests that do not wait: requests that are about to wait, and requests that were
+/// answered at the same moment (D61).
 const REMEMBERED: usize = 16 << 10;
 
-/// How much may wait.
+/// Limits of the requests that wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Requests, in all.
+    /// Requests in all.
     pub requests: usize,
     /// Requests of one disk. Far more than a guest's queues hold.
     pub of_disk: usize,
-    /// Bytes of writes, in all.
+    /// Bytes of writes in all.
     pub bytes: usize,
     /// Bytes of writes of one disk.
     pub bytes_of_disk: usize,
-    /// Requests that each disk may have whatever the others have: many disks that boot at once are no attack.
+    /// Requests that each disk may always have, so that many disks can boot at once.
     pub floor: usize,
 }
 
-/// Bytes that each disk may have whatever the others have.
+/// Bytes of writes that each disk may always have.
 const FLOOR_BYTES: usize = 256 << 10;
 
 impl Limits {
-    /// For a mount whose kernel side has at most `window` asynchronous requests under way.
+    /// For a mount whose kernel has at most `window` asynchronous requests in flight.
     pub fn of_window(window: u16) -> Self {
         Self {
             requests: usize::from(window) / 4 * 3,
@@ -60,33 +60,34 @@ impl Limits {
     }
 }
 
-/// What waits now, and what became of others.
+/// Counters of waiting requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiters {
     /// Requests that wait.
     pub requests: usize,
     /// Bytes of writes that wait.
     pub bytes: usize,
-    /// Requests that wait and whose process is known: they end when it is killed.
+    /// Requests that wait and whose process is known, so that they end with it.
     pub watched: usize,
-    /// Requests that were refused since the worker began, because too many waited.
+    /// Requests that were refused since the start of the worker, because too many waited.
     pub refused: u64,
-    /// Requests that were ended by a signal, or with their process.
+    /// Requests that ended by a signal or with their process.
     pub interrupted: u64,
 }
 
 /// A request, and the thread that made it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// The request's number, which an interrupt names.
-    pub unique: u64,
-    /// In the pid namespace of the mount; 0 when it is not seen from there, or may be gone by now.
+    /// The request, as an interrupt names it.
+    pub request: RequestId,
+    /// Number of the thread in the pid namespace of the mount. 0 when the thread is not visible there, may be gone, or
+    /// uses a frontend that is no mount.
     pub thread: u32,
 }
 
-/// A request that can be ended from outside.
+/// A request that can be cancelled while it waits.
 pub(super) trait Cancel: Send + Sync {
-    /// Ends it; false when it cannot be ended now.
+    /// Answers the request with `errno`. Returns false when it cannot be cancelled now.
     fn cancel(&self, errno: Errno) -> bool;
 }
 
@@ -100,12 +101,12 @@ struct Held {
 struct State {
     held: HashMap<Target, Held>,
     all: Held,
-    requests: HashMap<u64, Weak<dyn Cancel>>,
-    /// Interrupted, and not among `requests`.
-    early: HashSet<u64>,
-    early_order: VecDeque<u64>,
-    /// Interrupted, and to be ended then.
-    due: VecDeque<(Instant, u64)>,
+    requests: HashMap<RequestId, Weak<dyn Cancel>>,
+    /// Interrupted requests that are not in `requests`.
+    early: HashSet<RequestId>,
+    early_order: VecDeque<RequestId>,
+    /// Interrupted requests, and when to end them.
+    due: VecDeque<(Instant, RequestId)>,
     callers: Callers,
     closed: bool,
 }
@@ -115,18 +116,18 @@ pub(super) struct Waiting {
     limits: Limits,
     state: Mutex<State>,
     interrupts: Condvar,
-    /// A request came that a question may be about.
+    /// Signalled when a request came whose process may be looked up.
     came: Condvar,
     refused: AtomicU64,
     interrupted: AtomicU64,
 }
 
-/// A place among those that wait.
+/// The place of a request among those that wait. Dropping it gives the place back.
 pub(super) struct Ticket {
     table: Arc<Waiting>,
     target: Target,
     bytes: usize,
-    unique: u64,
+    request: RequestId,
 }
 
 impl Drop for Ticket {
@@ -142,16 +143,16 @@ impl Drop for Ticket {
                 state.held.remove(&self.target);
             }
         }
-        state.requests.remove(&self.unique);
-        state.callers.remove(self.unique);
+        state.requests.remove(&self.request);
+        state.callers.remove(self.request);
     }
 }
 
 impl Waiting {
-    /// With a thread that ends interrupted requests.
+    /// Starts the thread that ends interrupted requests.
     ///
     /// # Errors
-    /// When there is no thread.
+    /// When the thread cannot be started.
     pub fn new(limits: Limits) -> std::io::Result<Arc<Self>> {
         let table = Arc::new(Self {
             limits,
@@ -166,15 +167,15 @@ impl Waiting {
         Ok(table)
     }
 
-    /// A place for a request on a disk or base with `bytes` of a write; none when too many wait.
+    /// Gives a request on a disk or base, with `bytes` of a write, a place; none when too many wait.
     pub fn admit(
         self: &Arc<Self>,
         target: Target,
         bytes: usize,
         call: Call,
-        request: Weak<dyn Cancel>,
+        cancel: Weak<dyn Cancel>,
     ) -> Option<Ticket> {
-        let unique = call.unique;
+        let request = call.request;
         let mut state = self.state.lock();
         let Held { requests, bytes: all_bytes } = state.all;
         let held = state.held.get(&target).copied().unwrap_or_default();
@@ -190,38 +191,38 @@ impl Waiting {
         let held = Held { requests: held.requests + 1, bytes: held.bytes + bytes };
         state.held.insert(target, held);
         state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
-        state.requests.insert(unique, request);
-        if state.callers.add(unique, call.thread, Instant::now()) {
+        state.requests.insert(request, cancel);
+        if state.callers.add(request, call.thread, Instant::now()) {
             self.came.notify_one();
         }
-        if state.early.remove(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.early.remove(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         }
-        Some(Ticket { table: self.clone(), target, bytes, unique })
+        Some(Ticket { table: self.clone(), target, bytes, request })
     }
 
-    /// A request that has its place goes on waiting after a try that could not be ended.
-    pub fn waits_again(&self, unique: u64) {
+    /// A request with a place waits again after an attempt that could not be cancelled.
+    pub fn waits_again(&self, request: RequestId) {
         let mut state = self.state.lock();
-        if state.early.remove(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.early.remove(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         }
     }
 
-    /// The kernel says that the caller of a request got a signal.
-    pub fn interrupt(&self, unique: u64) {
+    /// The caller of a request got a signal.
+    pub fn interrupt(&self, request: RequestId) {
         let mut state = self.state.lock();
-        if state.requests.contains_key(&unique) {
-            state.due.push_back((Instant::now() + GRACE, unique));
+        if state.requests.contains_key(&request) {
+            state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         } else {
-            state.remember(unique);
+            state.remember(request);
         }
     }
 
-    /// What waits now.
+    /// The present counters.
     pub fn counts(&self) -> Waiters {
         let (Held { requests, bytes }, watched) = {
             let state = self.state.lock();
@@ -232,7 +233,7 @@ impl Waiting {
         Waiters { requests, bytes, watched, refused, interrupted }
     }
 
-    /// Ends the thread.
+    /// Ends the threads.
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.interrupts.notify_one();
@@ -242,7 +243,7 @@ impl Waiting {
     fn end_those_due(&self) {
         let mut state = self.state.lock();
         while !state.closed {
-            let Some((at, unique)) = state.due.front().copied() else {
+            let Some((at, request)) = state.due.front().copied() else {
                 self.interrupts.wait(&mut state);
                 continue;
             };
@@ -251,31 +252,31 @@ impl Waiting {
                 continue;
             }
             state.due.pop_front();
-            self.end(&mut state, unique);
+            self.end(&mut state, request);
         }
     }
 
-    /// Ends a request that waits, as a signal does.
-    fn end(&self, state: &mut MutexGuard<'_, State>, unique: u64) {
-        let Some(request) = state.requests.get(&unique).and_then(Weak::upgrade) else { return };
-        // Without the lock: the answer gives the ticket back.
+    /// Ends a waiting request with EINTR.
+    fn end(&self, state: &mut MutexGuard<'_, State>, request: RequestId) {
+        let Some(cancel) = state.requests.get(&request).and_then(Weak::upgrade) else { return };
+        // Without the lock: the answer drops the ticket, which takes it.
         MutexGuard::unlocked(state, || {
-            // Counted first: the caller may look as soon as it is answered.
+            // Counted first: the caller may read the counters as soon as it has the answer.
             self.interrupted.fetch_add(1, Ordering::Relaxed);
-            if !request.cancel(Errno::EINTR) {
+            if !cancel.cancel(Errno::EINTR) {
                 self.interrupted.fetch_sub(1, Ordering::Relaxed);
-                // It runs; should it have to wait again, it ends then.
-                self.state.lock().remember(unique);
+                // It runs now. If it waits again, it ends then.
+                self.state.lock().remember(request);
             }
-            drop(request);
+            drop(cancel);
         });
     }
 
-    /// From now on the processes of requests that wait are looked at, on a thread of its own, and requests of those that
-    /// are ending end with EINTR.
+    /// Starts a thread that watches the processes of waiting requests. Requests of a process that is ending end with
+    /// EINTR.
     ///
     /// # Errors
-    /// When there is no thread.
+    /// When the thread cannot be started.
     pub fn watch(self: &Arc<Self>, lookup: Lookup) -> std::io::Result<()> {
         self.state.lock().callers.watched = true;
         let watching = self.clone();
@@ -299,24 +300,24 @@ impl Waiting {
                 Some(_) => {}
             }
             let State { callers, requests, .. } = &mut *state;
-            let Some(question) = callers.question(now, |unique| requests.contains_key(&unique)) else {
+            let Some(question) = callers.question(now, |request| requests.contains_key(&request)) else {
                 continue;
             };
             let findings = MutexGuard::unlocked(&mut state, || lookup(&question));
             let State { callers, requests, .. } = &mut *state;
-            for unique in
-                callers.take_answer(&question, now, findings, |unique| requests.contains_key(&unique))
+            for request in
+                callers.take_answer(&question, now, findings, |request| requests.contains_key(&request))
             {
-                self.end(&mut state, unique);
+                self.end(&mut state, request);
             }
         }
     }
 }
 
 impl State {
-    fn remember(&mut self, unique: u64) {
-        if self.early.insert(unique) {
-            self.early_order.push_back(unique);
+    fn remember(&mut self, request: RequestId) {
+        if self.early.insert(request) {
+            self.early_order.push_back(request);
         }
         while self.early_order.len() > REMEMBERED {
             if let Some(oldest) = self.early_order.pop_front() {

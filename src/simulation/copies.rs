@@ -129,7 +129,7 @@ impl Sources for Copies {
         let path = Path::new(&file.source);
         let source =
             self.campaign.bases.iter().position(|base| base.path == path).expect("a file of the campaign");
-        let identity = *self.file(path)?.identity();
+        let identity = self.file(path)?.identity().clone();
         let (campaign, gone) = (self.campaign.clone(), self.gone.clone());
         Ok(Arc::new(CopiedFile { campaign, source, contents: self.contents(source), identity, gone }))
     }

@@ -1,4 +1,4 @@
-//! A byte buffer at an address that O_DIRECT takes.
+//! A byte buffer whose address suits O_DIRECT.
 
 use std::ops::{Deref, DerefMut};
 

@@ -1,12 +1,12 @@
 //! A base in a file on this host.
 //!
-//! Read around the page cache (O_DIRECT) where the filesystem takes it, because the block cache keeps what is
-//! worth keeping and memory would be spent twice. What must hold:
-//! - The file is never written, and no shared file offset is used for data: positional reads only.
-//! - **No byte is handed out before the file was found unchanged after the read.** A writer's modification
-//!   time is set before its bytes can be seen, so bytes of a file that is modified in place are not served.
-//!   Once changed, always changed: putting the old time back does not help.
-//! - A file that is replaced by a rename goes on being served: the old one is still open.
+//! Reads bypass the page cache (O_DIRECT) where the filesystem allows it: the block cache keeps the blocks, and two
+//! copies would waste memory. What must hold:
+//! - The file is never written, and reads are positional: they use no shared file offset.
+//! - **A read returns no byte before a check after the read found the file unchanged.** The kernel sets the
+//!   modification time of a write before its bytes can be seen, so bytes of a file that is modified in place are not
+//!   served. A change is final: restoring the old time does not help.
+//! - A file that is replaced by a rename is still served: the old file stays open.
 
 use std::cell::Cell;
 use std::fs::{File, Metadata};
@@ -19,13 +19,80 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::aligned::{ALIGN, AlignedBuf};
 use super::open::{OpenHere, OpenImage, Opened, pread, usable};
 use super::patience::may_wait_for;
-use super::{Identity, Source, SourceError, SourceErrorKind};
+use super::{Identity, KeyParts, Source, SourceError, SourceErrorKind, Verdict};
+use crate::format::record::{BaseIdentity, Validator};
 
-/// The most that one unaligned step reads.
+/// Most bytes of one unaligned step.
 const BOUNCE: usize = 256 * 1024;
 
 thread_local! {
     static BOUNCE_BUFFER: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
+}
+
+/// The metadata by which a file is identified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, whole seconds since 1970.
+    pub mtime_s: i64,
+    /// Modification time, nanoseconds within the second.
+    pub mtime_ns: u32,
+    /// Device number of the filesystem.
+    pub device: u64,
+    /// Inode number on that filesystem.
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    /// Of the file with this metadata.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            size: metadata.len(),
+            mtime_s: metadata.mtime(),
+            mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+
+    /// Whether an open file has the same contents as at `self`, as far as metadata tells. One descriptor is one file,
+    /// so the inode number is not compared.
+    fn is_unmodified(&self, now: &Self) -> bool {
+        (self.size, self.mtime_s, self.mtime_ns) == (now.size, now.mtime_s, now.mtime_ns)
+    }
+}
+
+impl From<FileIdentity> for BaseIdentity {
+    fn from(file: FileIdentity) -> Self {
+        // The record has 64 bits of nanoseconds, which end in 2262. Later times wrap, and still differ from each other.
+        let mtime_ns = file.mtime_s.wrapping_mul(1_000_000_000).wrapping_add(i64::from(file.mtime_ns));
+        Self { size: file.size, validator: Validator::File { mtime_ns, inode: file.inode }, digest: None }
+    }
+}
+
+/// See [`compare`](super::compare); none when one of the objects is of another kind.
+pub(super) fn compare(registered: &BaseIdentity, found: &BaseIdentity) -> Option<Verdict> {
+    let (Validator::File { mtime_ns: then, inode }, Validator::File { mtime_ns: now, inode: found_inode }) =
+        (&registered.validator, &found.validator)
+    else {
+        return None;
+    };
+    Some(if found.size != registered.size {
+        Verdict::Another(format!("it has {} bytes, not {}", found.size, registered.size))
+    } else if found_inode != inode {
+        Verdict::Another("it is another file than the one registered".into())
+    } else if now != then {
+        Verdict::Another("it was modified".into())
+    } else {
+        Verdict::Same
+    })
+}
+
+/// See [`key_parts`](super::key_parts).
+pub(super) fn key_parts(mtime_ns: i64, inode: u64) -> KeyParts {
+    let parts = vec![mtime_ns.to_le_bytes().to_vec(), inode.to_le_bytes().to_vec()];
+    KeyParts { label: "file", parts, is_strong: false, is_portable: false }
 }
 
 /// A regular file, opened for reading.
@@ -33,6 +100,7 @@ thread_local! {
 pub struct FileSource {
     file: File,
     path: PathBuf,
+    found: FileIdentity,
     identity: Identity,
     direct: bool,
     changed: AtomicBool,
@@ -47,7 +115,7 @@ impl FileSource {
         Self::open_with(&OpenHere, path)
     }
 
-    /// As [`open`](Self::open), by somebody who may open it.
+    /// As [`open`](Self::open), through `opener`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -55,19 +123,17 @@ impl FileSource {
         let Opened { file, direct } = opener.open(path)?;
         let metadata = file.metadata().map_err(|error| SourceError::from_io("open", path, error))?;
         usable(path, &metadata)?;
-        let identity = identity(&metadata);
-        Ok(Self { file, path: path.to_owned(), identity, direct, changed: AtomicBool::new(false) })
+        let found = FileIdentity::of(&metadata);
+        let (identity, changed) = (Identity::File(found), AtomicBool::new(false));
+        Ok(Self { file, path: path.to_owned(), found, identity, direct, changed })
     }
 
-    /// What [`open`](Self::open) would find, to be recorded when a base is registered.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open): a file that cannot be opened is refused now rather than at the first read.
-    pub fn identity_of(path: &Path) -> Result<Identity, SourceError> {
-        Self::open(path).map(|source| source.identity)
+    /// The identity of the file that was opened, as in a record.
+    pub fn found(&self) -> BaseIdentity {
+        self.found.into()
     }
 
-    /// Whether reads go around the page cache.
+    /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
     }
@@ -84,7 +150,7 @@ impl FileSource {
         SourceError::from_io("read", &self.path, error)
     }
 
-    /// One step of a read: at least one byte unless at the end.
+    /// One step of a read: returns at least one byte, except at the end.
     fn read_some(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let aligned = offset.is_multiple_of(ALIGN as u64)
             && buf.len().is_multiple_of(ALIGN)
@@ -106,7 +172,7 @@ impl FileSource {
         copied
     }
 
-    /// `lseek` for data or holes. None: nothing there up to the end.
+    /// `lseek` for data or holes. None: there is none up to the end.
     fn seek(&self, offset: u64, whence: libc::c_int) -> Result<Option<u64>, SourceError> {
         let Ok(from) = libc::off_t::try_from(offset) else { return Ok(None) };
         // SAFETY: the descriptor is open as long as `self.file`; lseek touches no memory of ours. It moves
@@ -117,9 +183,9 @@ impl FileSource {
         match result {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-            // The filesystem knows no holes.
+            // The filesystem cannot find holes.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.identity.size }))
+                Ok(Some(if whence == libc::SEEK_DATA { offset } else { self.found.size }))
             }
             Err(error) => Err(self.failed(error)),
         }
@@ -130,11 +196,11 @@ impl Source for FileSource {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError> {
         self.refuse_changed()?;
         may_wait_for(&self.path)?;
-        let left = self.identity.size.saturating_sub(offset);
+        let left = self.found.size.saturating_sub(offset);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let mut done = 0;
         while done < want {
-            // The whole rest of `buf`, although it may go past the end: that keeps an aligned read aligned.
+            // The whole rest of `buf`, also past the end of the file: so an aligned read stays aligned.
             match self.read_some(&mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
@@ -153,7 +219,7 @@ impl Source for FileSource {
     }
 
     fn size(&self) -> u64 {
-        self.identity.size
+        self.found.size
     }
 
     fn identity(&self) -> &Identity {
@@ -162,7 +228,7 @@ impl Source for FileSource {
 
     fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError> {
         self.refuse_changed()?;
-        if offset >= self.identity.size {
+        if offset >= self.found.size {
             return Ok(None);
         }
         may_wait_for(&self.path)?;
@@ -171,33 +237,26 @@ impl Source for FileSource {
 
     fn next_hole(&self, offset: u64) -> Result<u64, SourceError> {
         self.refuse_changed()?;
-        if offset >= self.identity.size {
-            return Ok(self.identity.size);
+        if offset >= self.found.size {
+            return Ok(self.found.size);
         }
         may_wait_for(&self.path)?;
-        Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.identity.size))
+        Ok(self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(self.found.size))
     }
 
     fn check(&self) -> Result<(), SourceError> {
         self.refuse_changed()?;
         let metadata = self.file.metadata().map_err(|error| self.failed(error))?;
-        if identity(&metadata).same_content(&self.identity) {
+        if self.found.is_unmodified(&FileIdentity::of(&metadata)) {
             return Ok(());
         }
         if !self.changed.swap(true, Ordering::AcqRel) {
             let path = self.path.display();
-            tracing::error!(%path, "the file of a base was changed in place; it is not served any more");
+            tracing::error!(
+                %path,
+                "the file of a base was changed in place and is not served any more; put the original file back"
+            );
         }
         Err(self.changed())
-    }
-}
-
-fn identity(metadata: &Metadata) -> Identity {
-    Identity {
-        size: metadata.len(),
-        mtime_s: metadata.mtime(),
-        mtime_ns: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
-        device: metadata.dev(),
-        inode: metadata.ino(),
     }
 }

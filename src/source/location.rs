@@ -1,4 +1,4 @@
-//! Where the bytes of an image are, as an operator writes it: the one place that tells a path from a URL.
+//! The place of an image as an operator writes it. This module alone tells a path from a URL.
 
 use std::path::Path;
 
@@ -7,32 +7,37 @@ use std::path::Path;
 pub enum Location<'a> {
     /// A file of this host.
     File(&'a Path),
-    /// Behind a network; whether it is a URL that can be a source is for who asks it.
-    Url(&'a str),
+    /// Behind a network. [`Kind`](super::Kind) says which schemes a source may have.
+    Url {
+        /// As it was written; upper and lower case are equal.
+        scheme: &'a str,
+        /// The whole URL.
+        url: &'a str,
+    },
 }
 
 impl<'a> Location<'a> {
-    /// A URL is `scheme://...`, with a scheme as RFC 3986 has them; all else is a path.
+    /// Of a text: `scheme://...` with a scheme of RFC 3986 is a URL, all else is a path.
     pub fn of(text: &'a str) -> Self {
         let is_scheme = |scheme: &str| {
             scheme.starts_with(|first: char| first.is_ascii_alphabetic())
                 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
         };
         match text.split_once("://") {
-            Some((scheme, _)) if is_scheme(scheme) => Self::Url(text),
+            Some((scheme, _)) if is_scheme(scheme) => Self::Url { scheme, url: text },
             _ => Self::File(Path::new(text)),
         }
     }
 
-    /// Whether it is behind a network.
+    /// Whether it is a URL.
     pub fn is_url(self) -> bool {
-        matches!(self, Self::Url(_))
+        matches!(self, Self::Url { .. })
     }
 
-    /// What its last part ends in says the format where none is given: the text without query and fragment.
+    /// The text without query and fragment, whose end says the format when the operator gives none.
     pub fn without_query(text: &'a str) -> &'a str {
         match Self::of(text) {
-            Self::Url(url) => url.split(['?', '#']).next().unwrap_or(url),
+            Self::Url { url, .. } => url.split(['?', '#']).next().unwrap_or(url),
             Self::File(_) => text,
         }
     }
@@ -43,9 +48,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_no_url() {
-        for url in ["http://host/a.raw", "https://host", "s3+x://bucket/a", "HTTP://h"] {
-            assert_eq!(Location::of(url), Location::Url(url));
+    fn a_path_is_not_taken_for_a_url() {
+        for (scheme, url) in [
+            ("http", "http://host/a.raw"),
+            ("https", "https://host"),
+            ("s3+x", "s3+x://b/a"),
+            ("HTTP", "HTTP://h"),
+        ] {
+            assert_eq!(Location::of(url), Location::Url { scheme, url });
         }
         for path in ["a.raw", "/a", "./http://x", "/srv/a://b", "a/b://c", "://x", "1http://x", "C:\\x", ""] {
             assert_eq!(Location::of(path), Location::File(Path::new(path)), "{path}");

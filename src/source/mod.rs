@@ -1,19 +1,21 @@
 //! Where the bytes of a base come from.
 //!
-//! [`Source`] is the narrow line between a base and its origin, so that a base neither knows nor cares
-//! whether its bytes lie in a file or behind a network. What must hold for every source:
-//! - It serves one immutable object, named by its [`Identity`] when it was opened. If the object turns out to
-//!   have changed, every read from then on fails with [`SourceErrorKind::Changed`]; bytes of two versions are
-//!   never mixed.
+//! [`Source`] is the only interface of a base to its bytes: a base does not know whether they lie in a file or behind a
+//! network. What must hold for every source:
+//! - It serves one immutable object, with the [`Identity`] that the object had when it was opened. When the object has
+//!   changed, every later read fails with [`SourceErrorKind::Changed`]; a reader never gets bytes of two versions.
 //! - It never writes.
-//! - It waits for a disk of this host at most. A source whose bytes lie behind a network says
-//!   [`SourceErrorKind::NotHere`] with a [`Completion`]; whoever asked asks again when that is complete.
+//! - A read waits for a disk of this host at most. A source behind a network answers [`SourceErrorKind::NotHere`] with
+//!   an [`Completion`]; the caller reads again when that has happened.
 
 mod aligned;
 mod completion;
 pub mod file;
 #[cfg(feature = "daemon")]
 pub mod http;
+mod http_identity;
+mod identity;
+mod kind;
 mod location;
 mod open;
 mod patience;
@@ -26,79 +28,44 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 pub(crate) use aligned::AlignedBuf;
 pub use completion::{Completer, Completion};
-pub use file::FileSource;
+pub use file::{FileIdentity, FileSource};
+pub use http_identity::HttpIdentity;
+pub use identity::{Identity, KeyParts, Verdict};
+#[cfg(feature = "daemon")]
+pub use kind::shown;
+pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
-pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind};
+pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind, UrlState};
 
-/// Says whether an object is still the one that was registered.
-///
-/// Compared while reading: size and modification time. Device and inode tell one file from another when it is
-/// opened again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Identity {
-    /// Bytes.
-    pub size: u64,
-    /// Modification time, whole seconds since 1970.
-    pub mtime_s: i64,
-    /// Modification time, nanoseconds within the second.
-    pub mtime_ns: u32,
-    /// Device number of the filesystem.
-    pub device: u64,
-    /// Inode number on that filesystem.
-    pub inode: u64,
-}
-
-impl Identity {
-    /// The same content as far as metadata can tell: size and modification time.
-    pub fn same_content(&self, other: &Self) -> bool {
-        self.size == other.size && self.mtime_s == other.mtime_s && self.mtime_ns == other.mtime_ns
-    }
-
-    /// Of an object that is no file of this host: `name` is its own and no other's.
-    pub fn named(size: u64, name: [u8; 32]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| name[at * 8 + byte]));
-        Self { size, mtime_s: word(0) as i64, mtime_ns: word(1) as u32, device: word(2), inode: word(3) }
-    }
-
-    /// All of it, to tell identities apart within this machine's memory; no format for disks.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let Self { size, mtime_s, mtime_ns, device, inode } = *self;
-        let words = [size, mtime_s as u64, u64::from(mtime_ns), device, inode];
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
-}
-
-/// One immutable object that bytes can be read from, by any number of threads at once.
+/// One immutable object, which any number of threads may read at once.
 pub trait Source: Send + Sync {
-    /// Fills `buf` with the bytes from `offset` on, any alignment. Returns how many there were, which is less
-    /// than `buf.len()` only at the end of the object. May wait for a disk, never for a network.
+    /// Fills `buf` with the bytes from `offset` on; `offset` and `buf` need no alignment. Returns the number of bytes
+    /// read, which is less than `buf.len()` only at the end of the object. May wait for a disk, never for a network.
     ///
     /// # Errors
-    /// `NotHere` when bytes have to be fetched first: they are under way, and [`SourceError::completion`] tells when to
-    /// ask again. `Changed` when the object is not the one that was opened any more (then nothing in `buf` may be used),
+    /// `NotHere` when bytes have to be fetched first: the fetch is under way, and [`SourceError::completion`] tells when
+    /// to read again. `Changed` when the object is not the one that was opened: the contents of `buf` must not be used.
     /// `Io` when reading failed.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, SourceError>;
 
-    /// Bytes.
+    /// Size of the object in bytes.
     fn size(&self) -> u64;
 
-    /// What was opened.
+    /// The object that was opened.
     fn identity(&self) -> &Identity;
 
-    /// The first offset at or after `offset` that may hold data, or none up to the end. A source that knows
-    /// no holes is all data.
+    /// The first offset at or after `offset` that may hold data, or none when there is only a hole up to the end. A
+    /// source that cannot find holes is all data.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
     fn next_data(&self, offset: u64) -> Result<Option<u64>, SourceError>;
 
-    /// The first offset at or after `offset` that is in a hole; the end of the object counts as one.
+    /// The first offset at or after `offset` that is in a hole; the end of the object counts as a hole.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
@@ -110,26 +77,26 @@ pub trait Source: Send + Sync {
     /// As [`read_at`](Self::read_at).
     fn check(&self) -> Result<(), SourceError>;
 
-    /// Says that these ranges will be read, each of them (start, length) in bytes. Does not wait. A source that fetches
-    /// does so now, in few requests, as far as nobody does already; for others there is nothing to do.
+    /// Announces reads of these ranges, (start, length) in bytes. Does not wait. A source that fetches begins to fetch
+    /// what is neither cached nor under way, in few requests; other sources do nothing.
     fn announce(&self, _ranges: &[(u64, u64)]) {}
 
-    /// As [`announce`](Self::announce), for another purpose than a reader's. Returns when those are here that are
-    /// under way now; none when all are here. Less than was asked for may be under way.
+    /// As [`announce`](Self::announce), for another purpose than a reader's. The result happens when the bytes that are
+    /// under way now are here; it is none when all bytes are here. The source may fetch only a part of the ranges.
     fn prefetch(&self, _ranges: &[(u64, u64)], _purpose: Purpose) -> Option<Completion> {
         None
     }
 
-    /// Whether a read may wait for more than the disk that the host runs on.
+    /// Whether the bytes lie behind a network, so that a read may answer `NotHere`.
     fn is_remote(&self) -> bool {
         false
     }
 }
 
-/// What kind of failure, for callers that decide by it.
+/// The kind of a failure, for callers that decide by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceErrorKind {
-    /// There is nothing at the path.
+    /// The path leads to no file.
     NotFound,
     /// A directory, device, FIFO or socket.
     NotAFile,
@@ -139,26 +106,26 @@ pub enum SourceErrorKind {
     Empty,
     /// It lies on the daemon's own mount.
     OwnMount,
-    /// It lies outside the directories that the files of bases have to be in.
+    /// It lies outside the directories for files of bases.
     Outside,
-    /// It is not the object any more that was opened.
+    /// The object differs from the one that was opened.
     Changed,
-    /// It has to be fetched first; see [`SourceError::completion`].
+    /// The bytes have to be fetched first; see [`SourceError::completion`].
     NotHere,
-    /// Its server does not let this host read it: credentials are missing or wrong, or it is not there any more.
+    /// The server refuses: credentials are missing or wrong, or the object is gone.
     Denied,
-    /// Its server cannot be reached, or fails, for longer than was allowed.
+    /// The server cannot be reached, or fails, for longer than the deadline.
     Unreachable,
-    /// Its server answers in a way that cannot be trusted to be the bytes that were asked for.
+    /// The answer does not prove that it has the requested bytes.
     Protocol,
-    /// The operator gave it up: nothing is asked of its servers.
+    /// The operator gave the base up: its servers get no requests.
     GivenUp,
-    /// Anything else that the system reported.
+    /// Any other error of the system.
     Io,
 }
 
-/// A failure of a source. The message is complete in itself (what failed, on which object, why, what to do), so
-/// `std::error::Error::source` adds nothing; the system's error is at [`io_error`](Self::io_error).
+/// A failure of a source. The message is complete: it has operation, object, cause and remedy. So
+/// `std::error::Error::source` is empty; the system's error is at [`io_error`](Self::io_error).
 #[derive(Clone, Debug, thiserror::Error)]
 pub struct SourceError(Box<Inner>);
 
@@ -169,7 +136,7 @@ struct Inner {
     object: String,
     operation: &'static str,
     io: Option<Arc<io::Error>>,
-    /// Why, and what to do, where the kind alone does not say it.
+    /// Cause and remedy, where the kind alone does not say them.
     detail: Option<(String, String)>,
     completion: Option<Completion>,
 }
@@ -196,8 +163,8 @@ impl SourceError {
         this
     }
 
-    /// Of an object that is no file: `object` is a URL as it is shown to people ([`RemoteSource::shown`]). The message is "cannot
-    /// `operation` `object`: `why`; `advice`".
+    /// With the message "cannot `operation` `object`: `why`; `advice`". `object` is a path, or a URL without secrets
+    /// ([`RemoteSource::shown`]).
     pub fn remote(
         kind: SourceErrorKind,
         operation: &'static str,
@@ -210,7 +177,7 @@ impl SourceError {
         this
     }
 
-    /// A file that is not what it was, with the way in which it is not.
+    /// Of a file that is not the one that was registered; `why` says how it differs.
     pub fn changed(path: &str, why: &str) -> Self {
         let why = format!("it changed since it was registered: {why}");
         let advice = "put the original file back, its disks are useless on any other";
@@ -228,17 +195,17 @@ impl SourceError {
         self.0.kind
     }
 
-    /// The path, or the URL without what is secret.
+    /// The path, or the URL without secrets.
     pub fn object(&self) -> &str {
         &self.0.object
     }
 
-    /// What the system reported, if it was the system that failed.
+    /// The error of the system, if there was one.
     pub fn io_error(&self) -> Option<&io::Error> {
         self.0.io.as_deref()
     }
 
-    /// When to ask again, of an error that is no failure ([`SourceErrorKind::NotHere`]).
+    /// When to read again, after [`SourceErrorKind::NotHere`], which is no failure.
     pub fn completion(&self) -> Option<&Completion> {
         self.0.completion.as_ref()
     }
@@ -276,10 +243,10 @@ impl fmt::Display for SourceError {
                 ("its server cannot be reached", "check the server and the network")
             }
             SourceErrorKind::Protocol => {
-                ("its server does not answer as it should", "check the server, or take another mirror")
+                ("its server's answer breaks the protocol", "check the server, or use another mirror")
             }
             SourceErrorKind::GivenUp => {
-                ("its operator gave it up", "undo it with: plyfs base fail NAME --undo, or plyfs base set")
+                ("its operator gave it up", "undo it with: plyfs base fail NAME --undo, or: plyfs base set")
             }
             SourceErrorKind::Io => {
                 if let Some(error) = &self.0.io {

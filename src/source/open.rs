@@ -1,7 +1,7 @@
-//! Opening the file of an image: only for reading, never waiting, around the page cache where that works.
+//! Opens the file of an image: read-only, without waiting for a peer, and with O_DIRECT where that works.
 //!
-//! A trait, because the process that serves disks gives up the right to open files of the host, and asks another
-//! one that may only read. What must hold for both: what is opened is a regular file that is not empty.
+//! Opening is a trait, because the process that serves disks gives up the right to open files of the host and asks
+//! another process. What must hold for each implementation: it opens only regular files that are not empty.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -16,11 +16,11 @@ use super::{SourceError, SourceErrorKind};
 pub struct Opened {
     /// The file.
     pub file: File,
-    /// Whether it was opened with O_DIRECT, and a direct read of ours works.
+    /// Whether it was opened with O_DIRECT, and a direct read works.
     pub direct: bool,
 }
 
-/// Somebody who may open the files of images.
+/// Opens the files of images.
 pub trait OpenImage: Send + Sync {
     /// Opens a regular file; symbolic links are followed. Does not wait on a FIFO or a device.
     ///
@@ -36,8 +36,8 @@ pub struct OpenHere;
 impl OpenImage for OpenHere {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
         let fail = |error| SourceError::from_io("open", path, error);
-        // Asked before opening, because to open a device can be an action in itself; and after, because only
-        // then it holds.
+        // Before opening, because opening a device can have an effect; and after it, because the path may lead to
+        // another file by then.
         usable(path, &std::fs::metadata(path).map_err(fail)?)?;
         let (file, direct) = open_file(path).map_err(fail)?;
         usable(path, &file.metadata().map_err(fail)?)?;
@@ -45,7 +45,7 @@ impl OpenImage for OpenHere {
     }
 }
 
-/// Directories, devices, FIFOs and sockets are no images; neither is nothing.
+/// Refuses directories, devices, FIFOs, sockets and empty files.
 pub(super) fn usable(path: &Path, metadata: &Metadata) -> Result<(), SourceError> {
     let kind = if !metadata.is_file() {
         SourceErrorKind::NotAFile
@@ -57,8 +57,8 @@ pub(super) fn usable(path: &Path, metadata: &Metadata) -> Result<(), SourceError
     Err(SourceError::new(kind, "open", path))
 }
 
-/// Opens without waiting, and around the page cache if one direct read of ours works; some filesystems take
-/// the flag and refuse the read.
+/// Opens without waiting, and with O_DIRECT if a direct read works: some filesystems accept the flag and refuse the
+/// read.
 fn open_file(path: &Path) -> io::Result<(File, bool)> {
     // O_CLOEXEC is set by the standard library.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -68,7 +68,7 @@ fn open_file(path: &Path) -> io::Result<(File, bool)> {
             let mut probe = AlignedBuf::new(ALIGN);
             match pread(&file, &mut probe, 0) {
                 Err(error) if refuses_direct(&error) => {}
-                // Another failure is not about the flag: the reads to come report it with their offset.
+                // Another failure is not about the flag: later reads report it with their offset.
                 Ok(_) | Err(_) => return Ok((file, true)),
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! A file of this host lies on a filesystem that may hang as a server does. A thread that serves all disks must not
 //! wait for it, so it runs its work under [`without_files`]. A [`FileSource`](super::FileSource) then answers
-//! `NotHere` with a completion that is complete, and the work is run again on a thread that may wait. What must hold:
-//! only a source that would make a system call on a file asks; what is in memory is found as always.
+//! `NotHere` with an completion that has happened, and the caller runs the work again on a thread that may wait. What must
+//! hold: a source checks this only before a system call on a file; reads from memory are not affected.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::{Completion, SourceError};
 enum Files {
     Allowed,
     Barred,
-    /// Barred, and one was asked for.
+    /// Barred, and the work needed one.
     Wanted,
 }
 
@@ -22,18 +22,18 @@ thread_local! {
     static FILES: Cell<Files> = const { Cell::new(Files::Allowed) };
 }
 
-/// Whether work under [`without_files`] asked for the file of a base.
+/// Whether work under [`without_files`] needed the file of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// A file.
     File,
-    /// None: its result is what it would be with files.
+    /// None: the result is the same as with files.
     Nothing,
 }
 
-/// Runs `work` on a thread that must not wait for the file of a base, and says whether it asked for one.
+/// Runs `work` on a thread that must not wait for the file of a base, and returns whether it needed one.
 pub fn without_files<T>(work: impl FnOnce() -> T) -> (T, Wanted) {
-    /// Puts back what was allowed, also when `work` panics.
+    /// Restores the state of before, also when `work` panics.
     struct Before(Files);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -47,7 +47,10 @@ pub fn without_files<T>(work: impl FnOnce() -> T) -> (T, Wanted) {
     (done, wanted)
 }
 
-/// For a source that is about to wait for a file.
+/// A source calls it before it waits for a file.
+///
+/// # Errors
+/// `NotHere`, when this thread must not wait.
 pub(super) fn may_wait_for(path: &Path) -> Result<(), SourceError> {
     if FILES.get() == Files::Allowed {
         return Ok(());

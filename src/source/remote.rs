@@ -1,8 +1,8 @@
-//! The line between the cache of fetched bytes and the network.
+//! The interface between the cache of fetched bytes and the network.
 //!
-//! A [`RemoteSource`] knows how to get a range of one immutable object and nothing of caches, blocks or readers. What
-//! must hold: it delivers the bytes of the object that was pinned, or fails; a byte that it delivered came with status
-//! 206, the exact range, the pinned size and validator, in an answer that is complete up to that byte.
+//! A [`RemoteSource`] gets ranges of one immutable object. It knows nothing of caches, blocks or readers. What must
+//! hold: it delivers bytes of the pinned object, or fails. A web server's bytes are delivered only from an answer that
+//! proves to be about that object and range, and that is complete up to each delivered byte (H1).
 
 use std::future::Future;
 use std::ops::Range;
@@ -12,20 +12,20 @@ use std::time::{Instant, SystemTime};
 
 use super::SourceError;
 
-/// Why bytes are fetched. Decides priority (in this order) and how long it is tried.
+/// Why bytes are fetched. Decides the priority (in this order) and how long the fetch is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
     /// A reader waits.
     Demand,
-    /// A reader is expected to be there next.
+    /// A reader is expected to read here next.
     Readahead,
-    /// A trace of an earlier boot says so.
+    /// The trace of an earlier boot names them.
     Prefetch,
-    /// The whole object is to be here in the end.
+    /// The whole object is copied to this host.
     Hydrate,
 }
 
-/// Who gets the bytes of a fetch, piece by piece.
+/// Takes the bytes of a fetch, piece by piece.
 pub type Deliver = Box<dyn FnMut(&[u8]) + Send>;
 
 /// A fetch under way.
@@ -36,51 +36,73 @@ pub type Fetch = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send>>;
 pub struct Stall {
     /// When the first request failed after the last one that succeeded.
     pub since: SystemTime,
-    /// What failed, without anything secret.
+    /// The last failure, without secrets.
     pub why: String,
-    /// In which way.
+    /// What reads wait for.
     pub kind: StallKind,
 }
 
 /// What reads wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StallKind {
-    /// An answer that gives the bytes.
+    /// A server that answers with the bytes.
     Waiting,
-    /// The object of the base: another one answers in its place.
+    /// The object of the base: the server has another object in its place.
     Changed,
 }
 
-/// Somewhere to run what waits for a network.
+/// One URL of an object, and whether it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlState {
+    /// Without user info and query.
+    pub url: String,
+    /// The last failure, while the URL does not work.
+    pub trouble: Option<String>,
+}
+
+/// Runs work that waits for a network or a disk.
 pub trait Spawn: Send + Sync {
-    /// Runs a future to its end, with others, on threads that nothing else may keep.
+    /// Runs a future to its end, on threads that run only futures.
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>);
-    /// Runs what waits for a disk.
+    /// Runs work that waits for a disk.
     fn spawn_blocking(&self, job: Box<dyn FnOnce() + Send>);
 }
 
 /// One immutable object behind a network. See the module.
 pub trait RemoteSource: Send + Sync {
-    /// Bytes of the object.
+    /// Size of the object in bytes.
     fn size(&self) -> u64;
 
-    /// The URL, or the first of several, without query and user info.
+    /// The URL that is asked first, without query and user info; or the path.
     fn shown(&self) -> String;
 
-    /// Gets the bytes of `range`, which is not empty and lies inside the object. `deliver` is called with them in
-    /// order, in pieces of any size, as they come; it does not wait. A transfer that breaks is taken up where it broke.
-    /// A server that is down, refuses, or has another object is asked again until the deadline of the base, or for as
-    /// long as it takes when there is none; for any purpose but [`Purpose::Demand`] a few times only. The deadline
-    /// counts from `since`, when the first reader began to wait for these bytes.
+    /// Gets the bytes of `range`, which is not empty and lies inside the object. Calls `deliver` with them in order, in
+    /// pieces of any size, as they come; `deliver` does not wait. A transfer that breaks is continued where it broke.
+    /// A server that is down, refuses, or has another object is retried until the deadline of the base, or without end
+    /// when there is none; for any purpose but [`Purpose::Demand`] only a few times. The deadline counts from `since`,
+    /// when the first reader began to wait for these bytes.
     ///
-    /// The future ends when all bytes were delivered. Dropped, the request is given up.
+    /// The future ends when all bytes are delivered. Dropping it cancels the request.
     ///
     /// # Errors
     /// After the deadline `Unreachable`, `Denied`, `Protocol` or `Changed`, by the last failure; `GivenUp` when the
-    /// operator said so. What was delivered before is right all the same.
+    /// operator gave the base up. Bytes that were delivered before are valid.
     fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, since: Instant, deliver: Deliver)
     -> Fetch;
 
-    /// Whether reads wait for the server now.
+    /// Since when reads wait for the server, and why; none when no read waits.
     fn stall(&self) -> Option<Stall>;
+
+    /// Replaces the URLs; the first one is asked first. Requests under way are cancelled and continue there (H10).
+    ///
+    /// # Errors
+    /// `Protocol`, when one of them is no URL of this kind of source.
+    fn set_urls(&self, urls: &[String]) -> Result<(), SourceError>;
+
+    /// With `true`, ends all present and later requests with an error, until it is called with `false`. A source that
+    /// waits for no server does nothing.
+    fn give_up(&self, given_up: bool);
+
+    /// The URLs, in the order in which they are asked.
+    fn urls(&self) -> Vec<UrlState>;
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, prop_oneof, proptest};
 use tempfile::TempDir;
 
-use super::{AlignedBuf, FileSource, Source, SourceErrorKind};
+use super::{AlignedBuf, FileIdentity, FileSource, Source, SourceErrorKind, Verdict, compare};
+use crate::format::record::{BaseIdentity, Strictness};
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
@@ -27,17 +28,16 @@ fn open_fails(path: &Path, kind: SourceErrorKind, text: &str) {
     assert_eq!(error.object(), path.display().to_string());
     let message = error.to_string();
     assert!(message.contains(text) && message.contains(&path.display().to_string()), "{message}");
-    assert_eq!(FileSource::identity_of(path).expect_err("must be refused").kind(), kind);
 }
 
-/// Gives the file a modification time that it did not have, whatever the clock's granularity.
+/// Changes the modification time, whatever the clock's granularity.
 fn move_mtime(file: &File) {
     let before = file.metadata().and_then(|metadata| metadata.modified()).expect("a modification time");
     file.set_times(FileTimes::new().set_modified(before + Duration::from_secs(1))).expect("set the time");
 }
 
 #[test]
-fn refuses_what_is_not_an_image_and_does_not_hang() {
+fn opening_what_is_not_an_image_is_refused_without_waiting() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     open_fails(&dir.path().join("nothing"), SourceErrorKind::NotFound, "no such file");
     open_fails(dir.path(), SourceErrorKind::NotAFile, "not a regular file");
@@ -62,17 +62,17 @@ fn refuses_what_is_not_an_image_and_does_not_hang() {
 }
 
 #[test]
-fn follows_symbolic_links() {
+fn a_symbolic_link_is_followed() {
     let (dir, path) = file(5000);
     let link = dir.path().join("link");
     symlink(&path, &link).expect("a symbolic link");
     let source = FileSource::open(&link).expect("opens");
-    assert_eq!(source.identity(), &FileSource::identity_of(&path).expect("opens"));
+    assert_eq!(source.found(), FileSource::open(&path).expect("opens").found());
     assert_eq!(source.size(), 5000);
 }
 
 #[test]
-fn reads_any_alignment_up_to_an_odd_end() {
+fn a_read_of_any_alignment_gets_the_bytes_up_to_an_odd_end() {
     for len in [1, 511, 512, 4095, 4096, 4097, 10_000, 300_001] {
         let (_dir, path) = file(len);
         let source = FileSource::open(&path).expect("opens");
@@ -99,7 +99,7 @@ fn reads_any_alignment_up_to_an_odd_end() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn agrees_with_the_flat_file(
+    fn reads_agree_with_a_flat_copy(
         len in 1..700_000usize,
         reads in proptest::collection::vec(
             (0..750_000u64, prop_oneof![0..5000usize, 0..600_000usize], any::<bool>()), 1..12),
@@ -132,7 +132,7 @@ fn a_file_changed_in_place_is_never_served_again() {
     assert_eq!(error.kind(), SourceErrorKind::Changed);
     assert!(error.to_string().contains("a base must never change"), "{error}");
 
-    // Putting the time back does not help this source.
+    // Restoring the time does not help this source.
     writer.set_times(FileTimes::new().set_modified(before)).expect("set the time");
     assert_eq!(source.read_at(&mut buf, 0).expect_err("sticky").kind(), SourceErrorKind::Changed);
     assert_eq!(source.check().expect_err("sticky").kind(), SourceErrorKind::Changed);
@@ -153,7 +153,7 @@ fn a_truncated_and_a_grown_file_are_changed_files() {
 }
 
 #[test]
-fn a_replaced_or_deleted_file_goes_on_being_served() {
+fn a_replaced_or_deleted_file_is_still_served() {
     let (dir, path) = file(20_000);
     let source = FileSource::open(&path).expect("opens");
     let next = dir.path().join("next");
@@ -162,13 +162,13 @@ fn a_replaced_or_deleted_file_goes_on_being_served() {
     let mut buf = vec![0; 20_000];
     assert_eq!(source.read_at(&mut buf, 0).expect("reads"), 20_000);
     assert_eq!(buf, pattern(20_000));
-    assert_ne!(source.identity(), &FileSource::identity_of(&path).expect("opens"));
+    assert_ne!(source.identity(), FileSource::open(&path).expect("opens").identity());
     fs::remove_file(&path).expect("removes");
     assert_eq!(source.read_at(&mut buf, 0).expect("reads"), 20_000);
 }
 
 #[test]
-fn finds_data_and_holes() {
+fn data_and_holes_are_found() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("sparse");
     let mut writer = File::create(&path).expect("creates");
@@ -193,4 +193,14 @@ fn finds_data_and_holes() {
     assert_eq!(source.next_data(u64::MAX).expect("seeks"), None);
     assert_eq!(source.next_hole(3 << 20).expect("seeks"), 3 << 20);
     assert_eq!(source.next_hole(u64::MAX).expect("seeks"), 3 << 20);
+}
+
+/// The multiplication overflowed.
+#[test]
+fn a_file_that_was_modified_after_the_year_2262_has_an_identity() {
+    let late = FileIdentity { size: 5, mtime_s: 13_000_000_000, mtime_ns: 1, device: 0, inode: 1 };
+    let registered = BaseIdentity::from(late);
+    assert_eq!(compare(&registered, &late.into(), Strictness::Strong), Verdict::Same);
+    let later = FileIdentity { mtime_s: 13_000_000_001, ..late };
+    assert!(matches!(compare(&registered, &later.into(), Strictness::Strong), Verdict::Another(_)));
 }

@@ -11,13 +11,11 @@ use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
 use crate::format::layout;
-use crate::format::record::{
-    BaseIdentity, BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved, Validator,
-};
+use crate::format::record::{BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::mutant::Mutant;
-use crate::source::{FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind};
+use crate::source::{FileSource, OpenImage, Source, SourceError, SourceErrorKind, compare};
 
 /// Opens the files of bases.
 pub trait Sources: Send + Sync {
@@ -59,17 +57,7 @@ impl<O: OpenImage> Sources for O {
     }
 }
 
-/// The current identity of a file of this host.
-pub(super) fn identity_of(found: &Identity) -> BaseIdentity {
-    let mtime_ns = found.mtime_s * 1_000_000_000 + i64::from(found.mtime_ns);
-    BaseIdentity {
-        size: found.size,
-        validator: Validator::File { mtime_ns, inode: found.inode },
-        digest: None,
-    }
-}
-
-/// The reader for a format; `None` for raw.
+/// The reader for a format; none for raw.
 pub(super) fn reader(format: ImageFormat) -> Option<image::Format> {
     match format {
         ImageFormat::Raw => None,
@@ -330,7 +318,7 @@ impl BaseNode {
             return self.sources.kept(record, file).map_err(wrap);
         }
         let source = self.sources.file(Path::new(&file.source)).map_err(wrap)?;
-        match why_changed(file, source.identity()) {
+        match compare(&file.identity, &source.found(), record.options.strictness).difference() {
             None => Ok(Arc::new(source)),
             Some(why) => Err(StoreError::BaseChanged {
                 object: self.object(),
@@ -341,23 +329,5 @@ impl BaseNode {
                 ),
             }),
         }
-    }
-}
-
-/// How a file of this host differs from what was registered; `None` when it does not.
-pub fn why_changed(file: &ImageFile, found: &Identity) -> Option<String> {
-    let (now, then) = (identity_of(found), &file.identity);
-    let inode = |identity: &BaseIdentity| match identity.validator {
-        Validator::File { inode, .. } => Some(inode),
-        Validator::Http { .. } => None,
-    };
-    if now.size != then.size {
-        Some(format!("it has {} bytes and had {}", now.size, then.size))
-    } else if inode(&now) != inode(then) {
-        Some("it is another file than the one registered".into())
-    } else if now.validator != then.validator {
-        Some("it was modified".into())
-    } else {
-        None
     }
 }

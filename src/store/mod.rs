@@ -35,7 +35,7 @@ use parking_lot::{Mutex, RwLock};
 
 use attached::Attachments;
 pub use attached::{IDLE, OPEN_IDLE};
-pub use base::{BaseNode, Sources, why_changed};
+pub use base::{BaseNode, Sources};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use node::{Attributes, DiskNode};

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::{BaseNode, Store, StoreError};
 use crate::events::Events;
-use crate::format::record::Validator;
 use crate::format::trace::Origin;
+use crate::source::key_parts;
 use crate::trace::{AutoRecord, Limits, SavedRecording, TraceStore, TracedBase, Tracer};
 
 /// Set when a worker serves the store. A store that is only read records nothing.
@@ -18,19 +18,19 @@ impl BaseNode {
     pub fn subject(&self) -> TracedBase {
         let record = self.record();
         let identity = &record.image.identity;
-        let origin = match (&identity.digest, &identity.validator) {
-            (Some(digest), _) => Origin::Digest(digest.clone()),
-            (None, Validator::Http { etag, last_modified }) => {
+        let parts = key_parts(&identity.validator);
+        let origin = match &identity.digest {
+            Some(digest) => Origin::Digest(digest.clone()),
+            None if parts.is_portable => {
                 let mut sum = Sha256::new();
-                for text in [etag, last_modified] {
-                    let text = text.as_deref().unwrap_or_default();
-                    sum.update((text.len() as u64).to_le_bytes());
-                    sum.update(text);
+                for part in &parts.parts {
+                    sum.update((part.len() as u64).to_le_bytes());
+                    sum.update(part);
                 }
                 Origin::Validator(sum.finalize().into())
             }
-            // A file of this host has no property that another host could compare.
-            (None, Validator::File { .. }) => Origin::Unknown,
+            // What this host says of the file holds on no other.
+            None => Origin::Unknown,
         };
         TracedBase { base: record.id, name: record.name.clone(), size: record.size(), origin }
     }

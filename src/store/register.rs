@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::base::{identity_of, reader};
+use super::base::reader;
 use super::records::RECORD_LIMIT;
 use super::{BaseNode, Store, StoreError, check_name};
 use crate::format::layout;
@@ -176,7 +176,7 @@ impl Store {
                 let mut head = vec![0; HEAD.min(source.size()) as usize];
                 let read = source.read_at(&mut head, 0).map_err(fail)?;
                 head.truncate(read);
-                (identity_of(source.identity()), head)
+                (source.found(), head)
             }
         };
         let size = match reader(new.format) {

@@ -205,7 +205,7 @@ fn a_base_is_shown_as_failing_until_a_read_succeeds() {
     assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
     becomes(&daemon, "failing");
     let shown = daemon.json(&["base", "show", "b"]);
-    assert!(shown["error"].as_str().unwrap().contains("has not given it for 1s"), "{shown}");
+    assert!(shown["error"].as_str().unwrap().contains("has not sent it for 1s"), "{shown}");
     assert!(shown["failing_since"].is_string(), "{shown}");
     assert!(daemon.ok(&["base", "ls"]).contains("failing") && daemon.ok(&["status"]).contains("failing"));
     until("the error to be told", || (events(&daemon, "base.error") > 0).then_some(()));
@@ -229,7 +229,7 @@ fn the_deadline_ends_a_read_from_a_server_that_sends_one_byte_a_second() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     becomes(&daemon, "failing");
     let shown = daemon.json(&["base", "show", "b"]);
-    assert!(shown["error"].as_str().unwrap().contains("has not given it for 3s"), "{shown}");
+    assert!(shown["error"].as_str().unwrap().contains("has not sent it for 3s"), "{shown}");
 }
 
 /// A reader that is killed while it waits does not affect other readers.

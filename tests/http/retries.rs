@@ -105,7 +105,7 @@ fn a_read_fails_at_its_deadline() {
     fails(
         client.read(&source, 0..10),
         Unreachable,
-        &["has not given it for 700ms", "refused", "check the server"],
+        &["has not sent it for 700ms", "refused", "check the server"],
     );
     assert!(begin.elapsed() >= Duration::from_millis(700));
     assert_eq!(source.stall(), None);
@@ -237,7 +237,7 @@ fn reads_wait_while_a_server_refuses_them_until_the_deadline() {
         let text = fails(
             client.read(&brief, 0..10),
             Denied,
-            &["has not given it for 700ms", why, &status.to_string(), "check the URL"],
+            &["has not sent it for 700ms", why, &status.to_string(), "check the URL"],
         );
         assert!(!text.contains("secret"), "{text}");
         // Adding a base fails at once.
@@ -325,7 +325,7 @@ fn a_server_that_sends_single_bytes_counts_as_too_slow() {
     reading.task.abort();
     let options = RemoteOptions { deadline: Some(Duration::from_secs(2)), ..RemoteOptions::default() };
     let alone = client.open_with(&[&slow.url("/a")], &object, options);
-    fails(client.read(&alone, 0..200_000), Unreachable, &["has not given it for 2s", "too slow"]);
+    fails(client.read(&alone, 0..200_000), Unreachable, &["has not sent it for 2s", "too slow"]);
 }
 
 /// Even if the deadline is shorter than `stall_timeout`.
@@ -357,5 +357,5 @@ fn a_deadline_counts_from_the_moment_a_reader_began_to_wait() {
     server.stop();
     let Some(long_ago) = Instant::now().checked_sub(deadline) else { return };
     let late = source.clone().fetch(0..10, Purpose::Demand, long_ago, Box::new(|_| {}));
-    fails(client.wait(late), Unreachable, &["has not given it for 3600s"]);
+    fails(client.wait(late), Unreachable, &["has not sent it for 3600s"]);
 }

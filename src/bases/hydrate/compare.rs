@@ -1,4 +1,4 @@
-//! Comparing contents with the digest that the operator gave.
+//! Compares contents with the digest that the operator gave.
 
 use sha2::{Digest as _, Sha256, Sha512};
 
@@ -7,24 +7,24 @@ use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::format::record::Digest;
 use crate::source::{FileSource, Source};
 
-/// Bytes that are compared at once.
+/// Bytes of one read.
 const READ: u64 = 1 << 20;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has the digest.
+    /// The contents match the digest.
     Matches,
-    /// It has another.
+    /// The contents differ from the digest.
     Differs,
-    /// There is none to compare with; all of it is here and sound.
+    /// There is no digest; the contents are complete and intact.
     Sound,
-    /// Not all of it is here, or was sound.
+    /// The contents are not complete, or not intact.
     Incomplete,
 }
 
-/// Reads all that is here. What is here of one that matches is noted as verified. `note` is told the bytes, and may end
-/// it.
+/// Compares cached contents, and notes them as verified when they match. `note` gets the bytes so far, and may end the
+/// comparison.
 ///
 /// # Errors
 /// Those of `note`.
@@ -33,14 +33,14 @@ pub fn kept(
     digest: Option<&Digest>,
     note: &dyn Fn(u64) -> Result<(), Stopped>,
 ) -> Result<Verdict, Stopped> {
-    // What was read is what is here afterwards: else another block could come in behind the comparison.
+    // Frozen contents take no block, so the contents after the comparison are those that were read.
     let frozen = contents.freeze();
     let mut sum = Sum::of(digest);
     let mut buffer = vec![0; READ as usize];
     let (mut block, mut whole) = (0, true);
     while block < contents.blocks() {
         let bytes = (contents.size() - block * CACHE_BLOCK).min(READ) as usize;
-        // Each block is compared with its own sum; one that does not match is dropped.
+        // The read compares each block with its checksum, and drops a block that differs.
         let read = contents.read(block, &mut buffer[..bytes], Reach::Any) as u64;
         let got = ((read * CACHE_BLOCK) as usize).min(bytes);
         sum.update(&buffer[..got]);
@@ -54,14 +54,16 @@ pub fn kept(
         (true, Some(false)) => Verdict::Differs,
         (true, Some(true)) => {
             if !contents.is_verified() && !frozen.seal() {
-                tracing::warn!("contents have their digest, and that cannot be noted");
+                tracing::warn!(
+                    "contents match their digest, but that cannot be noted; `plyfs base verify` compares them again"
+                );
             }
             Verdict::Matches
         }
     })
 }
 
-/// Reads a file of this host.
+/// Compares a file of this host.
 ///
 /// # Errors
 /// When it cannot be read, and those of `note`.
@@ -89,7 +91,7 @@ pub fn file(
     })
 }
 
-/// A digest that is being computed, when there is one to compare it with.
+/// The digest that is being computed, and the one to compare it with.
 enum Sum<'a> {
     None,
     Sha256(Sha256, &'a [u8; 32]),

@@ -1,4 +1,4 @@
-//! Fetching what is missing of one file, behind its readers.
+//! Fetches what the cache lacks of one file. Readers go first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,26 +9,27 @@ use crate::fetch::LazySource;
 use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::source::{Completion, Purpose, Source};
 
-/// One request, bytes; and how many are under way at once.
+/// Bytes of one request, and most requests under way.
 const PIECE: u64 = 4 << 20;
 const AT_ONCE: usize = 4;
-/// How long it gives way at once, at first and at most, and how long it waits when nothing comes.
+/// Pauses: to give way to readers, from the first to the longest; and when no bytes come, from the first to the
+/// longest.
 const GIVE_WAY: Duration = Duration::from_millis(5);
 const LONGEST_WAY: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long what came may take to the cache before it is looked at again.
+/// Pauses that fetched blocks may take into the cache, before it is checked again.
 const SETTLING: u32 = 100;
 
-/// Where the bytes come from.
+/// The source that is fetched.
 pub trait Origin {
-    /// Has blocks fetched; returns when those that are under way now are here.
+    /// Starts to fetch blocks. The result happens when those under way are here.
     fn fetch(&self, first: u64, blocks: u64) -> Option<Completion>;
     /// Whether a reader's request is under way.
     fn is_busy(&self) -> bool;
-    /// Whether all that came was given to the cache.
+    /// Whether the cache got all bytes that came.
     fn is_settled(&self) -> bool;
-    /// Why nothing comes, if that is known.
+    /// Why no bytes come, if that is known.
     fn stall(&self) -> Option<String>;
 }
 
@@ -47,25 +48,25 @@ impl Origin for LazySource {
     }
 }
 
-/// What is here already.
-pub trait Here {
-    /// The first block at or after `from` that is not here.
+/// What the cache has of the file.
+pub trait CachedBlocks {
+    /// The first missing block at or after `from`.
     fn next_missing(&self, from: u64) -> Option<u64>;
-    /// How many blocks from `first` on are not here, `max` at most.
+    /// Number of missing blocks in a row from `first` on, at most `max`.
     fn missing_run(&self, first: u64, max: u64) -> u64;
-    /// Bytes that are here.
+    /// Cached bytes.
     fn bytes(&self) -> u64;
-    /// Why nothing more is kept, if that is known.
+    /// Why the cache takes no more, if that is known.
     fn full(&self) -> Option<String>;
 }
 
-/// A file's contents, with why the cache takes nothing.
-pub struct Kept<'a> {
+/// A file's contents, and why the cache takes nothing.
+pub struct CachedFile<'a> {
     pub contents: &'a Contents,
     pub degraded: &'a dyn Fn() -> Option<String>,
 }
 
-impl Here for Kept<'_> {
+impl CachedBlocks for CachedFile<'_> {
     fn next_missing(&self, from: u64) -> Option<u64> {
         self.contents.next_missing(from, Reach::Any)
     }
@@ -80,14 +81,14 @@ impl Here for Kept<'_> {
     }
 }
 
-/// Fetches all that is missing. `before` bytes of the job are those of other files.
+/// Fetches all missing blocks. `before` bytes of the job belong to other files.
 ///
 /// # Errors
-/// When the job was cancelled, or `go_on` says why there is no use.
+/// When the job was cancelled, and those of `go_on`.
 pub fn all(
     job: &Arc<Job>,
     origin: &dyn Origin,
-    here: &dyn Here,
+    here: &dyn CachedBlocks,
     (before, rate): (u64, Option<u64>),
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
@@ -102,9 +103,10 @@ pub fn all(
             pause = PAUSE;
             continue;
         }
-        // The server is down, or the cache takes nothing.
+        // The server is down, or the cache takes no more.
         let why = origin.stall().or_else(|| here.full());
-        let why = why.unwrap_or_else(|| "what is fetched is not kept: the cache is too small".into());
+        let why = why
+            .unwrap_or_else(|| "the cache is too small to keep what is fetched; raise --cache-disk".into());
         job.note_waiting(before + had, why);
         job.pause(pause)?;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -112,11 +114,11 @@ pub fn all(
     Ok(())
 }
 
-/// Once through what is missing.
+/// Fetches each missing block once.
 fn once(
     job: &Arc<Job>,
     origin: &dyn Origin,
-    here: &dyn Here,
+    here: &dyn CachedBlocks,
     (before, rate): (u64, Option<u64>),
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
@@ -145,7 +147,7 @@ fn once(
     for completion in &under_way {
         job.wait(completion)?;
     }
-    // What came is written behind the readers.
+    // The cache takes bytes after the readers have them.
     for _ in 0..SETTLING {
         if origin.is_settled() {
             break;
@@ -155,7 +157,7 @@ fn once(
     Ok(())
 }
 
-/// Lets readers go first, however long that takes.
+/// Waits while readers' requests are under way, without a limit.
 fn give_way(job: &Job, origin: &dyn Origin, bytes: u64) -> Result<(), Stopped> {
     let mut way = GIVE_WAY;
     while origin.is_busy() {

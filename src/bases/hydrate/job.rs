@@ -1,7 +1,7 @@
-//! One piece of work on a base: how far it is, and how it is ended.
+//! One job on a base: its progress, and how it is cancelled.
 //!
-//! What must hold: every wait of a job is one of [`Job::pause`] and [`Job::wait`], and both end at once when it is
-//! cancelled. So a caller that cancels a job can wait for its end.
+//! What must hold: a job waits only in [`Job::pause`] and [`Job::wait`], and both end at once when it is cancelled. So
+//! a caller that cancels a job can wait for its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,57 +10,57 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::source::Completion;
 
-/// What is being done.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// All of it is fetched, then compared.
+    /// Fetches the whole base, then compares it.
     Hydrate,
-    /// It is compared.
+    /// Compares the base.
     Verify,
 }
 
-/// How far it is.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Bytes come.
     Fetching,
-    /// Nothing comes; it goes on by itself.
+    /// No bytes come; the job continues when they do.
     Waiting,
-    /// What is here is compared with the digest.
+    /// The cached contents are compared with the digest.
     Verifying,
-    /// It has ended well.
+    /// The job has succeeded.
     Done,
-    /// It has ended, and not well.
+    /// The job has failed.
     Failed,
-    /// It was ended before its time, because it was asked for.
+    /// The job was cancelled.
     Cancelled,
 }
 
-/// The last work on a base.
+/// The progress of the last job on a base.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// What.
+    /// Kind of the job.
     pub what: What,
-    /// How far.
+    /// State of the job.
     pub state: State,
-    /// Bytes that are here, or compared.
+    /// Bytes that are cached, or compared.
     pub bytes: u64,
-    /// Of so many.
+    /// Bytes in all.
     pub total: u64,
-    /// Bytes per second since it began, of those that came meanwhile.
+    /// Bytes per second since the start of the job, without those that were cached before.
     pub rate: u64,
-    /// What came of the comparison; nothing without a digest.
+    /// Result of the comparison; none without a digest.
     pub digest_matches: Option<bool>,
-    /// Why it failed, waits or was cancelled.
+    /// Why the job failed, waits or was cancelled.
     pub error: Option<String>,
 }
 
-/// Why work ended early.
+/// Why a job ended early.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// It was asked for, and by what.
+    /// It was cancelled; what cancelled it.
     Cancelled(&'static str),
-    /// It cannot go on.
+    /// It cannot continue; the cause.
     Failed(String),
 }
 
@@ -73,7 +73,7 @@ impl From<String> for Stopped {
 /// See the module.
 pub struct Job {
     inner: Mutex<Inner>,
-    /// It was cancelled, has ended, or something that it waits for has happened.
+    /// The job was cancelled or has ended, or an arrival that it waits for has happened.
     changed: Condvar,
     began: Instant,
     first: u64,
@@ -85,7 +85,7 @@ struct Inner {
 }
 
 impl Job {
-    /// Of `total` bytes, of which `first` are here.
+    /// On a base of `total` bytes, of which `first` are cached.
     pub fn new(what: What, first: u64, total: u64) -> Arc<Self> {
         let state = if what == What::Hydrate { State::Fetching } else { State::Verifying };
         let progress =
@@ -98,12 +98,12 @@ impl Job {
         })
     }
 
-    /// How far it is.
+    /// The progress of the job.
     pub fn progress(&self) -> Progress {
         self.inner.lock().progress.clone()
     }
 
-    /// Notes how far it is.
+    /// Notes state and bytes.
     pub fn note(&self, state: State, bytes: u64) {
         let mut inner = self.inner.lock();
         let progress = &mut inner.progress;
@@ -115,18 +115,18 @@ impl Job {
         }
     }
 
-    /// Notes that nothing comes, and why.
+    /// Notes that no bytes come, and why.
     pub fn note_waiting(&self, bytes: u64, why: String) {
         self.note(State::Waiting, bytes);
         self.inner.lock().progress.error = Some(why);
     }
 
-    /// Notes what came of the comparison.
+    /// Notes the result of the comparison.
     pub fn note_digest(&self, matches: Option<bool>) {
         self.inner.lock().progress.digest_matches = matches;
     }
 
-    /// It has ended.
+    /// Notes the end of the job.
     pub fn end(&self, result: &Result<Option<bool>, Stopped>) {
         let mut inner = self.inner.lock();
         let progress = &mut inner.progress;
@@ -142,19 +142,19 @@ impl Job {
         self.changed.notify_all();
     }
 
-    /// Whether it has ended.
+    /// Whether the job has ended.
     pub fn has_ended(&self) -> bool {
         let state = self.inner.lock().progress.state;
         matches!(state, State::Done | State::Failed | State::Cancelled)
     }
 
-    /// Ends it soon; `by` completes "cancelled: ". Nothing happens to one that has ended.
+    /// Cancels the job, which then ends soon; `by` says what cancels it. A job that has ended is not changed.
     pub fn cancel(&self, by: &'static str) {
         self.inner.lock().cancelled.get_or_insert(by);
         self.changed.notify_all();
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the job.
     pub fn join(&self) {
         let mut inner = self.inner.lock();
         while !matches!(inner.progress.state, State::Done | State::Failed | State::Cancelled) {
@@ -162,7 +162,7 @@ impl Job {
         }
     }
 
-    /// Whether to go on.
+    /// Checks that the job was not cancelled.
     ///
     /// # Errors
     /// When it was cancelled.
@@ -196,7 +196,7 @@ impl Job {
         let this = Arc::downgrade(self);
         completion.then(move || {
             if let Some(job) = this.upgrade() {
-                // Behind this lock the waiter has not looked yet, or waits.
+                // After this lock, the waiter either has not checked yet, or waits on `changed`.
                 drop(job.inner.lock());
                 job.changed.notify_all();
             }

@@ -1,12 +1,12 @@
-//! Work on a whole base in the background: fetching all of it into the store, and comparing it with its digest.
+//! Background work on a whole base: fetching all of it into the store, and comparing it with its digest.
 //!
 //! What must hold:
-//! - A reader comes first: nothing is asked for while a reader's request is under way.
-//! - It can end at any moment, and ends at once when it is cancelled (`job`). What is to be hydrated is in the base's
-//!   record, what is here is in the cache; the next worker goes on with what is missing.
-//! - Contents that differ from their digest are dropped as a whole, in memory too, and fetched once more from the base's
-//!   own source. When that does not have the digest either, the base is refused: no client is given a byte of it until
-//!   `base verify` finds the right bytes.
+//! - A reader comes first: this work starts no request while a reader's request is under way.
+//! - The work can end at any moment, and ends at once when it is cancelled (`job`). The base's record says that it is
+//!   to be hydrated, and the cache has what is done; the next worker continues.
+//! - Contents that differ from their digest are dropped as a whole, also in memory, and fetched once more from the
+//!   base's own source. When these differ too, the base is refused: no client gets a byte of it until `base verify`
+//!   finds the right contents.
 
 mod compare;
 mod fetch;
@@ -29,31 +29,31 @@ use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
 use crate::store::{BaseNode, Store, StoreError};
 
-/// How often it is fetched when what was kept turns out to be damaged.
+/// Attempts to fetch a base whose cached blocks are damaged.
 const TRIES: u32 = 3;
-/// How often contents that differ from their digest are fetched.
+/// Attempts to fetch a base whose contents differ from its digest.
 const FETCHES: u32 = 2;
-/// How often is looked whether it is known what is here.
+/// Pause between two checks whether the cache has indexed its contents.
 const INDEXING: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// All work in the background. Clones are the same one.
+/// All background work. Clones share one state.
 #[derive(Clone)]
 pub struct Hydrations {
     store: Arc<Store>,
     sources: Arc<HostSources>,
     events: Events,
-    /// Bytes per second, unless another is given.
+    /// Default limit in bytes per second.
     rate: Option<u64>,
     jobs: Arc<Mutex<HashMap<u64, Arc<Job>>>>,
 }
 
 impl Hydrations {
-    /// None yet; `rate` is the most bytes per second unless another is given.
+    /// Without any work yet. `rate` is the default limit in bytes per second.
     pub fn new(store: Arc<Store>, sources: Arc<HostSources>, events: Events, rate: Option<u64>) -> Self {
         Self { store, sources, events, rate, jobs: Arc::default() }
     }
 
-    /// Goes on with what an earlier worker began, once it is known what is here. Does not wait.
+    /// Continues hydrations of an earlier worker, once the cache has indexed its contents. Does not wait.
     pub fn resume(&self) {
         let wanted = |node: &Arc<BaseNode>| node.options().hydrate && !node.options().refused;
         let bases: Vec<_> = self.store.bases().into_iter().filter(wanted).collect();
@@ -69,7 +69,10 @@ impl Hydrations {
         };
         if let Err(error) = std::thread::Builder::new().name("resume".into()).stack_size(512 << 10).spawn(run)
         {
-            tracing::error!(%error, "no thread to go on hydrating with");
+            tracing::error!(
+                %error,
+                "no thread can be started, so hydrations do not continue; run: plyfs base hydrate NAME"
+            );
         }
     }
 
@@ -87,25 +90,25 @@ impl Hydrations {
                 && !record.files().all(done)
                 && let Err(error) = self.begin(node, What::Hydrate, self.rate)
             {
-                tracing::error!(%error, base = record.name, "it is not hydrated");
+                tracing::error!(%error, base = record.name, "a base is not hydrated");
             }
         }
     }
 
-    /// How the last work on a base went, or goes.
+    /// Progress of the last work on a base.
     pub fn progress(&self, base: u64) -> Option<Progress> {
         self.jobs.lock().get(&base).map(|job| job.progress())
     }
 
-    /// Begins to fetch all of a base; `rate` is the most bytes per second. One that is being fetched goes on as it is.
+    /// Begins to fetch all of a base, at most `rate` bytes per second. A fetch under way is not changed.
     ///
     /// # Errors
-    /// When that cannot be noted in its record, or there is no thread.
+    /// When its record cannot be written, or no thread can be started.
     pub fn hydrate(&self, node: &Arc<BaseNode>, rate: Option<u64>) -> Result<(), StoreError> {
         self.fits(node)?;
         node.attach()?;
         node.set_options(|options| options.hydrate = true)?;
-        // Who attaches it from now on reads the copy, as far as there is one.
+        // From now on, disks that attach it read the copy, as far as there is one.
         node.detach();
         node.record().files().for_each(|file| self.sources.contents(node.record(), file).pin(true));
         self.begin(node, What::Hydrate, rate.or(self.rate))
@@ -124,10 +127,10 @@ impl Hydrations {
         Err(StoreError::Invalid { object: format!("base {}", node.record().name), why })
     }
 
-    /// Begins to compare what is here of a base with its digest. One that is refused is fetched for that.
+    /// Begins to compare the cached contents of a base with its digest. A refused base is fetched for that.
     ///
     /// # Errors
-    /// When it is being hydrated, or there is no thread.
+    /// When it is being hydrated, or no thread can be started.
     pub fn verify(&self, node: &Arc<BaseNode>) -> Result<(), StoreError> {
         if node.options().refused && node.record().files().any(|file| !file.is_local()) {
             self.fits(node)?;
@@ -143,7 +146,7 @@ impl Hydrations {
         self.begin(node, What::Verify, None)
     }
 
-    /// Ends the work on a base, if there is any, and waits for its end.
+    /// Cancels the work on a base, if there is any, and waits for its end.
     pub fn cancel(&self, base: u64, by: &'static str) {
         let job = self.jobs.lock().get(&base).cloned();
         if let Some(job) = job {
@@ -152,7 +155,7 @@ impl Hydrations {
         }
     }
 
-    /// The base is gone.
+    /// Ends and forgets the work on a removed base.
     pub fn forget(&self, base: u64) {
         self.cancel(base, "the base was removed");
         self.jobs.lock().remove(&base);
@@ -174,8 +177,9 @@ impl Hydrations {
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
             let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_, what, rate));
-            let result = std::panic::catch_unwind(work)
-                .unwrap_or_else(|_| Err(Stopped::Failed("a bug of plyfs ended it; see the log".into())));
+            let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
+                Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))
+            });
             this.tell(&node_, what, &result);
             job_.end(&result);
         };
@@ -190,22 +194,22 @@ impl Hydrations {
         let name = &node.record().name;
         match result {
             Ok(matches) => {
-                tracing::info!(base = name, ?what, ?matches, "all of a base is here");
+                tracing::info!(base = name, ?what, ?matches, "the work on a base is done");
                 if what == What::Hydrate {
                     self.events.emit(Event::of_base(Kind::BaseHydrated, name).bytes(node.record().size()));
                 }
             }
             Err(Stopped::Cancelled(by)) => {
-                tracing::info!(base = name, ?what, by, "work on a base was cancelled")
+                tracing::info!(base = name, ?what, by, "the work on a base was cancelled")
             }
             Err(Stopped::Failed(why)) => {
-                tracing::error!(base = name, ?what, why, "work on a base ended");
+                tracing::error!(base = name, ?what, why, "the work on a base failed");
                 self.events.emit(Event::of_base(Kind::BaseError, name).because(why.clone()));
             }
         }
     }
 
-    /// Whether it is the right one to go on with.
+    /// Fails when the base was removed.
     fn go_on(&self, node: &BaseNode) -> Result<(), Stopped> {
         match self.store.base_by_id(node.id()) {
             Some(_) => Ok(()),
@@ -220,7 +224,7 @@ impl Hydrations {
         what: What,
         rate: Option<u64>,
     ) -> Result<Option<bool>, Stopped> {
-        // A refused base has nothing here; whether its source has the right bytes by now takes them all.
+        // A refused base has nothing cached: all of it is fetched to find out whether its source is right by now.
         let mut fetches = what == What::Hydrate || node.options().refused;
         let (mut damaged, mut differed) = (0, 0);
         loop {
@@ -240,7 +244,7 @@ impl Hydrations {
                 Verdict::Incomplete => {
                     damaged += 1;
                     if damaged == TRIES {
-                        let why = "not all of it is here and sound; check the disk of the store";
+                        let why = "the cache does not keep all of it intact; check the disk of the store";
                         return Err(Stopped::Failed(why.into()));
                     }
                 }
@@ -249,24 +253,24 @@ impl Hydrations {
                     if differed == FETCHES {
                         return Err(self.refuse(node, job));
                     }
-                    // Whether it was its own source's fault shows when it is fetched once more.
+                    // A second fetch shows whether its own source was the cause.
                     fetches = true;
                 }
             }
         }
     }
 
-    /// Makes what was fetched durable: its operator may remove the original as soon as it is said to be here.
+    /// Makes fetched blocks durable: the operator may remove the original as soon as the hydration is done.
     fn keep(&self) -> Result<(), Stopped> {
         self.sources.cache().flush().map_err(|error| {
             Stopped::Failed(format!(
-                "all of it was fetched, and what of it would survive a power cut is not known: {error}; put the disk of \
-                 the store right and run `plyfs base hydrate` again"
+                "all of it was fetched, but the cache could not be flushed: {error}; repair the disk of the store and \
+                 run `plyfs base hydrate` again"
             ))
         })
     }
 
-    /// Drops what does not have its digest. Returns whether the base's own source had a part in it.
+    /// Drops contents that differ from the digest. Returns whether some of them came from the base's own source.
     fn drop_differing(&self, node: &BaseNode) -> bool {
         let (record, image) = (node.record(), &node.record().image);
         let contents = self.sources.contents(record, image);
@@ -275,42 +279,50 @@ impl Hydrations {
             tracing::warn!(
                 base = record.name,
                 unproven,
-                "what an earlier version kept under the digest does not have it"
+                "contents that an earlier version cached under a digest differ from it; they are dropped"
             );
             return false;
         }
         let own = contents.has_own();
-        // With nothing of its own it is the verified contents that went bad, for every base that has them.
+        // Without contents of its own, the verified contents are bad, for each base that shares them.
         let bytes =
             contents.evict(EvictReason::Changed, if own { SharedCopies::Keep } else { SharedCopies::Drop });
         self.sources.forget_in_transit(node.id());
         node.purge();
-        let why = "what was fetched does not have the digest that it was registered with; it is dropped";
-        tracing::warn!(base = record.name, bytes, why, "contents of a base");
+        let why = "the fetched contents differ from the digest that it was registered with; they are dropped";
+        tracing::warn!(base = record.name, bytes, why, "the contents of a base are fetched again");
         self.events.emit(Event::of_base(Kind::BaseChanged, &record.name).because(why));
         own
     }
 
     fn refuse(&self, node: &BaseNode, job: &Job) -> Stopped {
         if let Err(error) = node.refuse() {
-            tracing::error!(%error, "a base without its digest is refused until the next start only");
+            tracing::error!(
+                %error,
+                "a base is refused only until the next start, because its record cannot be written"
+            );
         }
         job.note_digest(Some(false));
         Stopped::Failed(
-            "it does not have the digest that it was registered with, and was fetched twice; check the digest and the \
+            "it was fetched twice and differs from the digest that it was registered with; check the digest and the \
              server, then run `plyfs base verify`"
                 .into(),
         )
     }
 
-    /// A base that was refused has the right bytes.
+    /// Serves a refused base again, whose contents are right now.
     fn accept(&self, node: &BaseNode) {
         if !node.options().refused {
             return;
         }
         match node.accept() {
-            Ok(()) => tracing::info!(base = node.record().name, "a base that was refused has its digest"),
-            Err(error) => tracing::error!(%error, "a base that has its digest stays refused"),
+            Ok(()) => tracing::info!(
+                base = node.record().name,
+                "a base that was refused matches its digest, and is served again"
+            ),
+            Err(error) => {
+                tracing::error!(%error, "a base matches its digest, but stays refused: its record cannot be written")
+            }
         }
     }
 
@@ -322,7 +334,7 @@ impl Hydrations {
             let contents = self.sources.contents(&record, file);
             if !contents.is_complete(Reach::Any) {
                 let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;
-                let here = fetch::Kept { contents: &contents, degraded: &degraded };
+                let here = fetch::CachedFile { contents: &contents, degraded: &degraded };
                 fetch::all(job, &*source, &here, (before, rate), &|| self.go_on(node))?;
             }
             before += contents.size();
@@ -331,7 +343,7 @@ impl Hydrations {
         Ok(())
     }
 
-    /// Reads everything that is here, and compares it with the digest when all of it is.
+    /// Reads all cached contents, and compares them with the digest when they are complete.
     fn compare(&self, node: &Arc<BaseNode>, job: &Job) -> Result<Verdict, Stopped> {
         let record = node.record();
         let mut verdict = Verdict::Sound;
@@ -343,7 +355,7 @@ impl Hydrations {
                 self.go_on(node)
             };
             let digest = file.identity.digest.as_ref();
-            let found = match node.options().hydrate || !file.is_local() {
+            let found = match node.options().keeps(file) {
                 true => compare::kept(&self.sources.contents(record, file), digest, &note)?,
                 false => self.compare_file(file, &note)?,
             };
@@ -365,7 +377,7 @@ impl Hydrations {
         let source = self.sources.original_of(file).map_err(|e| e.to_string())?;
         match compare::file(&source, file.identity.digest.as_ref(), note)? {
             Verdict::Differs => Err(Stopped::Failed(format!(
-                "{} does not have its digest; put the original file back",
+                "{} differs from its digest; put the original file back",
                 file.source
             ))),
             verdict => Ok(verdict),

@@ -1,4 +1,4 @@
-//! A job against a source that is made for it: slow, busy, dead.
+//! Jobs on a fake source that is slow, busy or dead.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::fetch::{self, Here, Origin};
+use super::fetch::{self, CachedBlocks, Origin};
 use super::job::{Job, State, Stopped, What};
 use crate::fetch::kept::CACHE_BLOCK;
 use crate::source::{Completer, Completion};
 
 const BLOCKS: u64 = 2000;
 
-/// A file of blocks that are all alike, of which the first so many are here.
+/// A file of which the first blocks are cached.
 #[derive(Default)]
 struct Fake {
     here: AtomicU64,
     busy: AtomicBool,
     dead: AtomicBool,
     asked: AtomicU64,
-    /// What never comes.
+    /// Fetches that never end.
     pending: Mutex<Vec<Completer>>,
 }
 
@@ -47,7 +47,7 @@ impl Origin for Fake {
     }
 }
 
-impl Here for Fake {
+impl CachedBlocks for Fake {
     fn next_missing(&self, from: u64) -> Option<u64> {
         let at = from.max(self.here.load(Ordering::SeqCst));
         (at < BLOCKS).then_some(at)
@@ -84,14 +84,14 @@ fn until(what: &str, so: impl Fn() -> bool) {
 }
 
 #[test]
-fn all_of_it_is_fetched() {
+fn a_hydration_fetches_all_blocks() {
     let fake = Arc::new(Fake::default());
     let (job, thread) = start(&fake);
     assert_eq!(thread.join().unwrap(), Ok(()));
     assert_eq!((job.progress().state, job.progress().bytes), (State::Done, BLOCKS * CACHE_BLOCK));
 }
 
-/// One reader waits for a dead server: the hydration gives way to it, says so, and ends when it is told to.
+/// One reader waits for a dead server. The hydration gives way to it, reports that it waits, and ends when cancelled.
 #[test]
 fn a_hydration_behind_a_reader_of_a_dead_server_is_cancelled_at_once() {
     let fake = Arc::new(Fake::default());
@@ -109,7 +109,7 @@ fn a_hydration_behind_a_reader_of_a_dead_server_is_cancelled_at_once() {
 }
 
 #[test]
-fn it_goes_on_when_the_reader_is_served() {
+fn a_hydration_continues_when_the_reader_is_served() {
     let fake = Arc::new(Fake::default());
     fake.busy.store(true, Ordering::SeqCst);
     let (job, thread) = start(&fake);
@@ -119,7 +119,7 @@ fn it_goes_on_when_the_reader_is_served() {
     assert_eq!((job.progress().state, job.progress().error), (State::Done, None));
 }
 
-/// What was asked for never comes: the wait for it ends, too.
+/// The fetched bytes never come: the wait for them ends, too.
 #[test]
 fn a_hydration_that_waits_for_a_completion_is_cancelled_at_once() {
     let fake = Arc::new(Fake::default());
@@ -128,7 +128,7 @@ fn a_hydration_that_waits_for_a_completion_is_cancelled_at_once() {
     until("requests under way", || fake.pending.lock().len() >= 4);
     job.cancel("the base was removed");
     assert_eq!(thread.join().unwrap(), Err(Stopped::Cancelled("the base was removed")));
-    // Cancelled before it began, and after it has ended, it is what it is.
+    // A job may be cancelled before it begins; cancelling one that has ended does not change it.
     let job = Job::new(What::Verify, 0, 1);
     job.cancel("early");
     assert_eq!(job.pause(Duration::from_secs(3600)), Err(Stopped::Cancelled("early")));

@@ -18,13 +18,13 @@ fn now() -> Completion {
 }
 
 #[test]
-fn every_range_is_asked_for_until_all_of_it_is_here() {
+fn every_range_is_fetched_until_it_is_complete() {
     let asked = RefCell::new(HashMap::new());
     let ask = |range: &Range<u64>| {
         let mut asked = asked.borrow_mut();
         let times = asked.entry(range.start).or_insert(0u32);
         *times += 1;
-        // Every second one has its table fetched first; every third is here already.
+        // Every second range needs its table first; every third is complete already.
         let wanted = match range.start / 4096 / 1000 % 6 {
             0 | 3 => 0,
             n if n % 2 == 0 => 2,
@@ -38,7 +38,7 @@ fn every_range_is_asked_for_until_all_of_it_is_here() {
 }
 
 #[test]
-fn a_server_that_is_gone_ends_it() {
+fn a_dead_server_ends_the_playing() {
     let asked = RefCell::new(0);
     let ask = |_: &Range<u64>| {
         *asked.borrow_mut() += 1;
@@ -50,7 +50,7 @@ fn a_server_that_is_gone_ends_it() {
 }
 
 #[test]
-fn only_so_much_is_under_way() {
+fn the_bytes_under_way_are_bounded() {
     let open = RefCell::new(Vec::new());
     let most = RefCell::new(0);
     let ask = |range: &Range<u64>| {

@@ -335,6 +335,24 @@ impl Contents {
         any || self.next_missing(0, reach).is_none()
     }
 
+    /// As [`is_complete`](Self::is_complete), without a read of the cache's disk, which may hang. `None` when only such a
+    /// read can tell.
+    pub fn is_complete_now(&self, reach: Reach) -> Option<bool> {
+        if self.sources(reach).iter().any(|(source, _)| source.is_complete()) {
+            return Some(true);
+        }
+        self.is_known().then(|| self.is_complete(reach))
+    }
+
+    /// As [`is_verified`](Self::is_verified), without a read of the cache's disk, which may hang. `None` when only such a
+    /// read can tell.
+    pub fn is_verified_now(&self) -> Option<bool> {
+        if self.source_set().verified.iter().any(|source| source.is_verified()) {
+            return Some(true);
+        }
+        self.is_known().then(|| self.is_verified())
+    }
+
     /// Whether all blocks that an earlier worker left are indexed. Until then [`is_complete`](Self::is_complete) takes
     /// long.
     pub fn is_known(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use super::silent_servers::{Pool, Silent};
 use super::*;
 
 /// A cache whose disk hangs while it is closed.
@@ -134,7 +135,7 @@ fn a_request_is_cancelled_when_the_cache_delivers_its_blocks_late() {
         server.clone(),
         cache.clone(),
         pool,
-        Identity { size: server.size(), mtime_s: 0, mtime_ns: 0, device: 0, inode: 0 },
+        Identity::Contents { size: server.size(), key: [0; 32] },
         Events::new().base(1, "debian"),
         Arc::default(),
         TimedReads::new(Arc::new(Threads)),

@@ -1,9 +1,9 @@
-//! Which addresses a server may send this host to.
+//! Decides which addresses a redirect may lead to.
 //!
-//! A redirect is the word of a server that the operator does not run. It may lead to the public network; to this host
-//! and to private networks it leads only from there, or where `[http] allow` says so. What must hold: the address that
-//! is judged is the one that is connected to. So names are judged when they are resolved for the connection, after each
-//! lookup anew, and addresses in URLs before anything is sent (H9).
+//! A redirect comes from a server that the operator may not control. It may lead to the public network. It leads to
+//! this host or a private network only from there, or where `[http] allow` names the target. What must hold: the
+//! address that is checked is the one that is connected to. So a name is checked when it is resolved for the
+//! connection, after each lookup, and an address in a URL before a request is sent (H9).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,7 +20,7 @@ pub(super) enum Reach {
     Public,
 }
 
-/// In which range an address lies that is not public; none when it is.
+/// The name of the range of an address that is not public; none for a public address.
 pub(super) fn not_public(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => not_public_v4(address),
@@ -69,13 +69,14 @@ fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// The address in a URL whose host is one; the URL parser has read all its forms (`0x7f.1`, `2130706433`).
+/// The address of a URL whose host is an address. The URL parser has normalised all its forms (`0x7f.1`, `2130706433`).
 fn literal(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()
 }
 
-/// What of the host of a URL shows already that it is not public. A name is judged when it is resolved.
+/// The range of a host of a URL that is known not to be public before it is resolved. Other names are checked when they
+/// are resolved.
 pub(super) fn host_not_public(url: &Url) -> Option<&'static str> {
     if let Some(address) = literal(url) {
         return not_public(address);
@@ -90,12 +91,12 @@ pub(super) fn host_not_public(url: &Url) -> Option<&'static str> {
 pub(super) struct AllowList(Vec<AllowEntry>);
 
 impl AllowList {
-    /// Of entries that the configuration has checked; what is none allows nothing.
+    /// Of entries that the configuration has checked; an invalid entry allows nothing.
     pub fn new(entries: &[String]) -> Self {
         Self(entries.iter().filter_map(|entry| AllowEntry::parse(entry)).collect())
     }
 
-    /// Whether the host of a URL is named, as a name or as an address.
+    /// Whether an entry names the host of a URL, as a name or as an address.
     pub fn has_host(&self, url: &Url) -> bool {
         match literal(url) {
             Some(address) => self.has_address(address),
@@ -106,13 +107,13 @@ impl AllowList {
         }
     }
 
-    /// Whether a network that is named has the address.
+    /// Whether an entry is a network with the address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.0.iter().any(|entry| entry.has_address(address))
     }
 }
 
-/// A name that has no address that the request may go to.
+/// A name without any address that the request may go to.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} has the address {address} ({range}), where a redirect may not lead")]
 pub(super) struct NotPublic {
@@ -121,7 +122,7 @@ pub(super) struct NotPublic {
     range: &'static str,
 }
 
-/// Those of the addresses of a name that a redirect may lead to.
+/// The addresses of a name that a redirect may lead to.
 pub(super) fn public_only(
     name: &str,
     found: Vec<IpAddr>,

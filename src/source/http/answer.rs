@@ -1,7 +1,7 @@
-//! Whether an answer can be trusted to be the bytes that were asked for. Pure: status and header lines in, verdict out.
+//! Decides from status and header lines whether the body of an answer has the requested bytes. It does no I/O.
 //!
-//! What must hold: a body is used only when status, range, length, coding and identity all say that it is what was
-//! asked for (H1). docs/design.md, "HTTP sources", has the table of what becomes of the others.
+//! What must hold: a body is used only when status, range, length, coding and identity all prove that it has the
+//! requested bytes (H1). docs/design.md, "HTTP sources", has the table of all other answers.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -10,47 +10,49 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
-use super::identity::{HttpIdentity, Said, Strictness, Verdict, printable, retry_after};
+use super::identity::retry_after;
+use super::{HttpIdentity, Strictness};
+use crate::source::Verdict;
+use crate::source::http_identity::printable;
 
-/// A whole file that is sent instead of a range is read up to its bytes when no more than this comes before them.
+/// When a server sends the whole file instead of a range, at most so many bytes before the range are skipped.
 pub(super) const MAX_SKIP: u64 = 1 << 20;
-/// A server that wants to be left alone for longer is asked again after this time, once: a guest may be waiting, and
-/// what said that may be a proxy that is gone by now.
+/// Longest Retry-After that is respected: a guest may wait, and a proxy that sent it may be gone.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Where in the body the bytes are.
+/// Where in a body the requested bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Body {
     /// Bytes before them, which are dropped.
     pub skip: u64,
-    /// How many they are.
+    /// Number of requested bytes.
     pub take: u64,
-    /// Whether the body may go on after them.
+    /// Whether the body may continue after them.
     pub more: bool,
-    /// Whether its length was announced.
+    /// Whether the answer has the length of the body.
     pub announced: bool,
-    /// Of which object they are.
+    /// The object that the answer is about.
     pub identity: HttpIdentity,
 }
 
-/// Why there are no bytes.
+/// Why an answer, or its absence, gives no bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// It may work later; not before this time has passed, if the server said so.
+    /// The request may succeed later; not before `after` has passed, if the server sent Retry-After.
     Again { why: String, after: Option<Duration> },
-    /// The server does not give it to us.
+    /// The server refuses to send the object.
     Denied { status: u16, why: String },
-    /// It is another object.
+    /// The answer is about another object.
     Another(String),
-    /// The answer is none to what was asked.
+    /// The answer does not fit the request.
     Protocol(String),
-    /// The range is said to be outside of the object, which it is not.
+    /// The server says that the range is outside of the object, which it is not.
     OutOfRange(String),
-    /// The condition on the entity tag is said not to hold.
+    /// The server says that the condition on the entity tag does not hold.
     Precondition,
-    /// It was not asked: while the request waited for its turn, another one failed.
+    /// The request was not sent: another request failed while it waited.
     Overtaken,
-    /// It is somewhere else, says the server at this address; none when a proxy was asked.
+    /// The server at address `by` redirects; `by` is none when a proxy answered.
     Moved { to: String, for_at_most: Option<Duration>, by: Option<IpAddr> },
 }
 
@@ -59,18 +61,18 @@ impl Failure {
         Self::Again { why: why.into(), after: None }
     }
 
-    /// What to say of it.
+    /// The cause, for messages.
     pub fn why(&self) -> &str {
         match self {
             Self::Again { why, .. } | Self::Denied { why, .. } => why,
             Self::Another(why) | Self::Protocol(why) | Self::OutOfRange(why) => why,
-            Self::Precondition => "it is not the version any more that was added (412)",
+            Self::Precondition => "it is not the version that was added (412)",
             Self::Overtaken => "another request failed",
             Self::Moved { .. } => "it is somewhere else",
         }
     }
 
-    /// How long the server wants to be left alone.
+    /// How long the server asks not to be sent requests.
     pub fn after(&self) -> Option<Duration> {
         match self {
             Self::Again { after, .. } => *after,
@@ -78,12 +80,12 @@ impl Failure {
         }
     }
 
-    /// Whether it is about another object than the base's.
+    /// Whether the answer is about another object than the base's.
     pub fn is_another(&self) -> bool {
         matches!(self, Self::Another(_) | Self::Precondition)
     }
 
-    /// Whether a cache on the way, or one node of many, may be the only one that answers so.
+    /// Whether the cause may be a cache on the way, or one node of many, so that a fresh request may succeed.
     pub fn may_be_a_cache(&self) -> bool {
         matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_))
     }
@@ -97,7 +99,7 @@ fn number(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     text(headers, name)?.trim().parse().ok()
 }
 
-/// `bytes 0-99/1000`: first, last and total; a total that is not told is none.
+/// Parses `bytes 0-99/1000` into first, last and total; the total `*` is none.
 fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let digits = |text: &str| -> Option<u64> {
         text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
@@ -109,23 +111,27 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
 }
 
-/// The total of `bytes */1000`, with which a range is refused.
+/// The total of `bytes */1000`, the Content-Range of a refused range.
 fn unsatisfied_total(text: &str) -> Option<u64> {
     text.trim().strip_prefix("bytes */")?.parse().ok()
 }
 
-/// What was asked for, and of which object; of none yet when it is the first request.
+/// The requested range, and the pinned object; no object for the first request.
 #[derive(Clone, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct RangeRequest<'a> {
     pub range: Range<u64>,
     pub pinned: Option<(&'a HttpIdentity, Strictness)>,
 }
 
-pub(super) fn judge(status: StatusCode, headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
+pub(super) fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    asked: &RangeRequest<'_>,
+) -> Result<Body, Failure> {
     match status.as_u16() {
         206 => partial(headers, asked),
         200 => whole(headers, asked),
-        204 => Err(Failure::Protocol("it answers 204, which is a body of nothing".into())),
+        204 => Err(Failure::Protocol("it answers 204 (no content)".into())),
         301 | 302 | 303 | 307 | 308 => match text(headers, header::LOCATION) {
             Some(to) => Err(Failure::Moved { to: to.into(), for_at_most: fresh_for(headers), by: None }),
             None => Err(Failure::Protocol(format!("it answers {} without saying where to", status.as_u16()))),
@@ -152,22 +158,22 @@ fn denied(status: StatusCode, why: &str) -> Result<Body, Failure> {
     Err(Failure::Denied { status: status.as_u16(), why: format!("{why} ({})", status.as_u16()) })
 }
 
-/// How long a redirect says that it holds.
+/// How long a redirect is valid.
 fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     let control = text(headers, header::CACHE_CONTROL)?;
     let seconds = control.split(',').find_map(|part| part.trim().strip_prefix("max-age="))?;
-    // None at all would be a redirect for each request, which is what it is kept for.
+    // A redirect with max-age=0 is kept too: otherwise each request would be redirected.
     seconds.parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
-/// Compressed bytes are not the object's.
+/// Fails for a coded body: its bytes are not the object's.
 fn plain(headers: &HeaderMap) -> Result<(), Failure> {
     for coding in headers.get_all(header::CONTENT_ENCODING) {
         let coding = coding.to_str().unwrap_or("unreadable");
         if !coding.trim().eq_ignore_ascii_case("identity") {
             let coding = printable(coding);
             return Err(Failure::Protocol(format!(
-                "it sends the body as {coding} although that was excluded (Content-Encoding)"
+                "it sends the body as {coding} although the request excludes that (Content-Encoding)"
             )));
         }
     }
@@ -179,13 +185,11 @@ fn identity(headers: &HeaderMap, size: u64) -> HttpIdentity {
     HttpIdentity { size, etag: owned(header::ETAG), last_modified: owned(header::LAST_MODIFIED) }
 }
 
-fn verdict(found: &HttpIdentity, asked: &Asked<'_>) -> Verdict {
-    let said =
-        Said { size: found.size, etag: found.etag.as_deref(), last_modified: found.last_modified.as_deref() };
-    asked.pinned.map_or(Verdict::Same, |(pinned, strictness)| pinned.compare(strictness, &said))
+fn verdict(found: &HttpIdentity, asked: &RangeRequest<'_>) -> Verdict {
+    asked.pinned.map_or(Verdict::Same, |(pinned, strictness)| pinned.compare(strictness, found))
 }
 
-fn partial(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
+fn partial(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure> {
     let protocol = |why: String| Err(Failure::Protocol(why));
     plain(headers)?;
     if let Some(kind) = text(headers, header::CONTENT_TYPE)
@@ -223,8 +227,8 @@ fn partial(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
     Ok(Body { skip: 0, take, more: false, announced: length.is_some(), identity: found })
 }
 
-/// The whole file, or something else altogether, in place of a range.
-fn whole(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
+/// A whole file, or an unrelated page, in place of a range.
+fn whole(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure> {
     plain(headers)?;
     let kind = text(headers, header::CONTENT_TYPE).map_or("no type".into(), printable);
     let Some(length) = number(headers, header::CONTENT_LENGTH) else {
@@ -234,14 +238,14 @@ fn whole(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
     };
     let found = identity(headers, length);
     if verdict(&found, asked) != Verdict::Same {
-        // An error page, a login, a holding page: not a new version of the image, which would have come as a range.
+        // An error page, a login or a holding page. A new version of the image would have come as a range.
         return Err(Failure::again(format!(
             "it answers status 200 and something else ({kind}, {length} bytes)"
         )));
     }
     let ranges = "it answers a request for a range with the whole file (status 200)";
     match asked.pinned {
-        // Small enough for the range to be the whole file.
+        // The range is the whole of a small file.
         None if (1..=asked.range.end).contains(&length) && asked.range.start == 0 => {
             Ok(Body { skip: 0, take: length, more: false, announced: true, identity: found })
         }
@@ -257,7 +261,7 @@ fn whole(headers: &HeaderMap, asked: &Asked<'_>) -> Result<Body, Failure> {
     }
 }
 
-fn out_of_range(headers: &HeaderMap, asked: &Asked<'_>) -> Failure {
+fn out_of_range(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Failure {
     let total = text(headers, header::CONTENT_RANGE).and_then(unsatisfied_total);
     match (total, asked.pinned) {
         (Some(0), None) => Failure::Protocol("it is empty there".into()),

@@ -1,4 +1,4 @@
-//! A range of one object, from whichever of its mirrors gives it: the fetch that goes on until the bytes are there (H3).
+//! Fetches a range of one object from any of its mirrors, and retries until the bytes are complete (H3).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,31 +8,30 @@ use std::time::{Duration, Instant as Time};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::answer::{Asked, Failure};
+use super::answer::{Failure, RangeRequest};
 use super::gate::{Pass, jittered};
-use super::identity::HttpIdentity;
 use super::limit::{Party, Rate, Slots};
-use super::mirror::{Ask, Mirror, SLOW, Transfer};
+use super::mirror::{Dispatch, Mirror, SLOW, Transfer};
 use super::wait::{Patience, Stalls, Wait};
-use super::{Http, RemoteOptions, failed, words};
-use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall};
+use super::{Http, HttpIdentity, RemoteOptions, failed, words};
+use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState};
 
-/// For a purpose for which no reader waits it is tried so often, and not for longer.
+/// Attempts, and the longest time, of a fetch for which no reader waits.
 const TRIES: u32 = 4;
 const TRIED_FOR: Duration = Duration::from_secs(30);
-/// Between two tries of one fetch at one URL, which may work for others meanwhile: doubled from the first to the last.
+/// Pause between two attempts of one fetch at one URL, doubled from the first to the last. The URL may work for others.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
-/// Bytes after which a server is taken to work, in a transfer that goes on.
+/// A server works when a transfer has delivered so many bytes.
 const PROOF: u64 = 16 << 10;
-/// Bytes per second below which a request does not count for those of other bases.
+/// A request below this rate, in bytes per second, gives its slot of all bases up.
 const LOAD: u64 = 64 << 10;
 
-/// Where an object is, and whether it is asked for.
+/// The URLs of an object, and whether its operator gave it up.
 #[derive(Clone)]
 struct Place {
     mirrors: Vec<Arc<Mirror>>,
-    /// What is wrong with a URL that was right when it was recorded.
+    /// The mistake in a URL that an earlier version accepted.
     broken: Option<SourceError>,
     given_up: bool,
 }
@@ -66,15 +65,6 @@ pub struct HttpSource {
     stalls: Arc<Stalls>,
 }
 
-/// One URL of an object, and whether it works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UrlState {
-    /// Without user info and query.
-    pub url: String,
-    /// How it failed last, when it does not work.
-    pub trouble: Option<String>,
-}
-
 impl HttpSource {
     pub(super) fn new(
         http: Arc<Http>,
@@ -94,54 +84,21 @@ impl HttpSource {
         }
     }
 
-    /// Replaces the URLs, the first of which is asked first. Requests under way are given up, and go on there (H10).
-    ///
-    /// # Errors
-    /// `Protocol`, when one of them is none.
-    pub fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
-        let place = Place::new(urls);
-        if let Some(error) = place.broken {
-            return Err(error);
-        }
-        self.place.send_modify(|now| *now = Arc::new(Place { given_up: now.given_up, ..place }));
-        Ok(())
-    }
-
-    /// Ends all requests with an error, now and from now on; or no longer.
-    pub fn give_up(&self, given_up: bool) {
-        self.place.send_if_modified(|now| {
-            let differs = now.given_up != given_up;
-            *now = Arc::new(Place { given_up, ..Place::clone(now) });
-            differs
-        });
-    }
-
-    /// Its URLs, in the order in which they are asked.
-    pub fn urls(&self) -> Vec<UrlState> {
-        let place = self.place.borrow().clone();
-        let state = |mirror: &Arc<Mirror>| {
-            let origin = self.http.known_origin(&mirror.origin());
-            let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
-            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
-        };
-        place.mirrors.iter().map(state).collect()
-    }
-
-    /// When a mirror may be asked; none when it works.
+    /// When a failing mirror may get a request; none when it works.
     fn ready(&self, mirror: &Mirror, own: Option<Instant>) -> Option<Instant> {
         let own = own.filter(|at| *at > Instant::now());
         let origin = self.http.known_origin(&mirror.origin()).and_then(|origin| origin.ready());
         mirror.gate.ready().max(origin).max(own)
     }
 
-    /// The mirror to ask: the first that works; when none does, the one that may be asked soonest. With it, when
-    /// another one should be asked if this cannot be by then.
+    /// The mirror to use: the first that works; when none works, the one that may get a request first. The second value
+    /// is when to use another mirror, if this one may not get a request by then.
     fn pick(self: &Arc<Self>, place: &Place, own: &[Pause]) -> Option<(usize, Option<Instant>)> {
         let ready: Vec<Option<Instant>> =
             place.mirrors.iter().zip(own).map(|(mirror, own)| self.ready(mirror, own.until)).collect();
         let works = ready.iter().position(Option::is_none);
         if let Some(works) = works {
-            // Those that were to be asked before it: whether they are back is found out aside, not by a reader.
+            // Whether the mirrors before it work again, a separate task tries, and no reader.
             for (mirror, at) in place.mirrors[..works].iter().zip(&ready) {
                 if at.is_some_and(|at| at <= Instant::now()) {
                     self.check(mirror);
@@ -153,7 +110,7 @@ impl HttpSource {
         Some((number, others.filter_map(|(_, at)| *at).min()))
     }
 
-    /// Finds out whether a mirror works again.
+    /// Tries whether a mirror works again.
     fn check(self: &Arc<Self>, mirror: &Arc<Mirror>) {
         if mirror.checking.swap(true, Ordering::AcqRel) {
             return;
@@ -163,10 +120,11 @@ impl HttpSource {
             if let Ok(mut pass) = mirror.gate.enter() {
                 let wait = Wait::new(None, Patience::Endless, this.http.config.min_rate);
                 let (mut at, mut deliver): (_, Deliver) = (0, Box::new(|_| {}));
-                // As much as proves that it does.
+                // So many bytes prove that it works.
                 let end = PROOF.min(this.identity.size);
                 let times = this.times(&wait, 1);
-                let mut job = Job { purpose: Purpose::Hydrate, wait: &wait, pass: &mut pass, times };
+                let mut job =
+                    AttemptLimits { purpose: Purpose::Hydrate, wait: &wait, pass: &mut pass, times };
                 let once = this.attempt(&mirror, &mut at, end, &mut job, &mut deliver);
                 match timeout(this.http.answer_timeout(), once).await {
                     Ok(Ok(())) => {}
@@ -178,7 +136,7 @@ impl HttpSource {
         });
     }
 
-    /// How long one of `mirrors` is waited for. Before a deadline each of them is asked.
+    /// How long one of `mirrors` may take. Each of them gets a request before a deadline.
     fn times(&self, wait: &Wait, mirrors: usize) -> Times {
         let config = &self.http.config;
         let share = wait.limit().filter(|_| mirrors > 1).map(|limit| limit / (mirrors as u32 + 1));
@@ -210,7 +168,7 @@ impl HttpSource {
                 self.ask_one_after_the_other(&place, &mut at, range.end, purpose, &mut tries, deliver, wait);
             tokio::select! {
                 done = asking => return done,
-                // Without a sender this source would be gone.
+                // It does not fail: the sender is part of this source.
                 _ = changes.changed() => {}
             }
         }
@@ -231,7 +189,7 @@ impl HttpSource {
         let mut pauses = vec![Pause::default(); place.mirrors.len()];
         while *at < end {
             let Some((number, other_ready)) = self.pick(place, &pauses) else {
-                let none = || failed("no URL", &Failure::Protocol("there is none to ask".into()));
+                let none = || failed("no URL", &Failure::Protocol("the source has no URL".into()));
                 return Err(place.broken.clone().unwrap_or_else(none));
             };
             let (mirror, before) = (&place.mirrors[number], *at);
@@ -253,7 +211,7 @@ impl HttpSource {
                 sleep_until(until).await;
             }
             let times = self.times(wait, place.mirrors.len());
-            let mut job = Job { purpose, wait, pass: &mut pass, times };
+            let mut job = AttemptLimits { purpose, wait, pass: &mut pass, times };
             let Err(failure) = self.attempt(mirror, at, end, &mut job, deliver).await else { continue };
             if failure == Failure::Overtaken {
                 continue;
@@ -273,20 +231,20 @@ impl HttpSource {
         Ok(())
     }
 
-    /// One request and its bytes, from `at` on, which is moved. What may be the word of a cache, of a condition or of
-    /// one of several nodes alone is asked once more.
+    /// One request and its bytes, from `at` on; moves `at`. A failure that may come from a cache, from the condition or
+    /// from one of several nodes is retried once, past all caches.
     async fn attempt(
         &self,
         mirror: &Mirror,
         at: &mut u64,
         end: u64,
-        job: &mut Job<'_>,
+        job: &mut AttemptLimits<'_>,
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         let mut fresh = false;
         loop {
             match self.transfer(mirror, at, end, job, deliver).await {
-                // What it describes in an answer to the plain request decides.
+                // The answer to a request without the condition decides.
                 Err(Failure::Precondition) if !mirror.without_condition.swap(true, Ordering::Relaxed) => {}
                 Err(failure) if failure.may_be_a_cache() && !fresh => {
                     fresh = true;
@@ -296,7 +254,7 @@ impl HttpSource {
                     tracing::warn!(
                         url = mirror.shown,
                         why,
-                        "another object than the base's answers; it is not used"
+                        "the server has another object than the base's; it is not used"
                     );
                     return Err(Failure::Another(why));
                 }
@@ -311,12 +269,12 @@ impl HttpSource {
         mirror: &Mirror,
         at: &mut u64,
         end: u64,
-        job: &mut Job<'_>,
+        job: &mut AttemptLimits<'_>,
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         self.http.usable().await?;
-        let ask = Ask {
-            asked: Asked { range: *at..end, pinned: Some((&self.identity, self.options.strictness)) },
+        let ask = Dispatch {
+            asked: RangeRequest { range: *at..end, pinned: Some((&self.identity, self.options.strictness)) },
             purpose: job.purpose,
             fresh: false,
             party: self.party,
@@ -332,7 +290,7 @@ impl HttpSource {
             deliver(bytes);
             *at += bytes.len() as u64;
         };
-        let reading = Reading {
+        let reading = BodyLimits {
             wait: job.wait,
             rate: Some(&self.rate),
             window: job.times.window,
@@ -346,7 +304,7 @@ impl HttpSource {
     }
 }
 
-/// When a fetch asks one URL again.
+/// When a fetch may use one URL again.
 #[derive(Clone, Copy, Default)]
 struct Pause {
     failures: u32,
@@ -366,25 +324,25 @@ impl Pause {
 struct Times {
     /// Until its answer begins.
     answer: Duration,
-    /// On average of this time it sends as much as the minimum rate.
+    /// The time over which the minimum rate is averaged.
     window: Duration,
 }
 
-/// What a request is for.
-struct Job<'a> {
+/// The parameters of one attempt.
+struct AttemptLimits<'a> {
     purpose: Purpose,
     wait: &'a Wait,
     pass: &'a mut Pass,
     times: Times,
 }
 
-/// How fast a body comes, while it is waited for.
+/// Measures how fast a body comes.
 struct Pace {
     window: Duration,
     at_least: u64,
     waited: Duration,
     bytes: u64,
-    /// Of all windows.
+    /// Bytes of all windows.
     total: u64,
 }
 
@@ -394,17 +352,17 @@ impl Pace {
         Self { window, at_least: at_least.max(1), waited: Duration::ZERO, bytes: 0, total: 0 }
     }
 
-    /// What is left of the window.
+    /// The rest of the window.
     fn left(&self) -> Duration {
         self.window.saturating_sub(self.waited)
     }
 
-    /// Whether it is no load for the network.
+    /// Whether the transfer is so slow that it is no load for the network.
     fn is_light(&self) -> bool {
         self.waited >= SLOW && (self.bytes as f64) < LOAD as f64 * self.waited.as_secs_f64()
     }
 
-    /// So much came after so long. Why it is too slow, when it is.
+    /// Notes that `bytes` came after `waited`. Fails with the cause when the transfer is too slow.
     fn came(&mut self, bytes: usize, waited: Duration) -> Result<(), String> {
         self.waited += waited;
         self.bytes += bytes as u64;
@@ -427,27 +385,27 @@ impl Pace {
     }
 }
 
-/// How a body is read.
-pub(super) struct Reading<'a> {
+/// The limits of reading a body.
+pub(super) struct BodyLimits<'a> {
     pub wait: &'a Wait,
     pub rate: Option<&'a Rate>,
-    /// On average of this time it comes at the minimum rate.
+    /// The time over which the minimum rate is averaged.
     pub window: Duration,
-    /// Learns that its URL works.
+    /// Is told when the URL works.
     pub pass: Option<&'a mut Pass>,
 }
 
-/// Reads the body of an answer and passes on what was asked for.
+/// Reads the body of an answer and delivers the requested bytes.
 pub(super) async fn read(
     http: &Http,
     transfer: Transfer,
-    reading: Reading<'_>,
+    reading: BodyLimits<'_>,
     give: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<(), Failure> {
-    let Reading { wait, rate, window, mut pass } = reading;
+    let BodyLimits { wait, rate, window, mut pass } = reading;
     let Transfer { mut response, body, mut slots } = transfer;
     let (mut skip, mut left) = (body.skip, body.take);
-    // Of a body whose length was not announced nothing is believed before its end was seen.
+    // A body of unknown length is delivered only when its end has come.
     let mut held = Vec::new();
     let mut pace = Pace::new(window, http.config.min_rate);
     loop {
@@ -510,12 +468,12 @@ pub(super) async fn read(
             rate.took(chunk.len()).await;
         }
         if left == 0 && body.more {
-            // The rest of the whole file is given up, and the connection with it.
+            // The rest of the file is not read, so the connection cannot be used again.
             tracing::debug!(skipped = body.skip, "the server sent the whole file for a range");
             break;
         }
         if left == 0 && body.announced {
-            // The end is here; asked once more only for the connection to be free.
+            // All bytes are here. Reading the end of the body frees the connection.
             let _ = timeout(Duration::from_millis(100), response.chunk()).await;
             break;
         }
@@ -552,7 +510,7 @@ impl RemoteSource for HttpSource {
             let stalls = demand.then(|| self.stalls.clone());
             let wait = Wait::new(stalls, patience, self.http.config.min_rate);
             tokio::select! {
-                // A read that is too late already is told so; one that has all its bytes is not.
+                // In this order: a read that has all its bytes succeeds, also at the deadline.
                 biased;
                 done = self.run(range, purpose, &mut deliver, &wait) => done,
                 () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
@@ -563,11 +521,38 @@ impl RemoteSource for HttpSource {
     fn stall(&self) -> Option<Stall> {
         self.stalls.longest()
     }
+
+    fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
+        let place = Place::new(urls);
+        if let Some(error) = place.broken {
+            return Err(error);
+        }
+        self.place.send_modify(|now| *now = Arc::new(Place { given_up: now.given_up, ..place }));
+        Ok(())
+    }
+
+    fn give_up(&self, given_up: bool) {
+        self.place.send_if_modified(|now| {
+            let differs = now.given_up != given_up;
+            *now = Arc::new(Place { given_up, ..Place::clone(now) });
+            differs
+        });
+    }
+
+    fn urls(&self) -> Vec<UrlState> {
+        let place = self.place.borrow().clone();
+        let state = |mirror: &Arc<Mirror>| {
+            let origin = self.http.known_origin(&mirror.origin());
+            let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
+            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
+        };
+        place.mirrors.iter().map(state).collect()
+    }
 }
 
-/// The error of a fetch whose patience is over, of the kind of the last failure.
+/// The error of a fetch after its deadline, of the kind of the last failure.
 fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
-    let why = format!("its server has not given it for {limit:?}");
+    let why = format!("its server has not sent it for {limit:?}");
     let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
     let text = format!("{why} ({})", last.why());
     match &mut last {

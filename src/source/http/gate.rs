@@ -1,8 +1,8 @@
-//! Whether something works, and when it is asked again when it does not: one state for all requests to one URL of a
-//! base, and one for all connections to one server.
+//! Whether a URL or a server works, and when a failing one is tried again. All requests to one URL of a base share one
+//! gate, and so do all connections to one server.
 //!
-//! What must hold: while it fails it gets one request at a time, however many readers wait, and those further and
-//! further apart; when that one works, all others go on at once (H4).
+//! What must hold: while the URL or server fails, it gets one request at a time, however many readers wait, and the
+//! pause between these requests grows. When one of them works, all others continue at once (H4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::answer::Failure;
 
-/// Pause after the first failure; doubled with each one.
+/// Pause after the first failure; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
-/// Later than any pause ends.
+/// Longer than any pause.
 const LATER: Duration = Duration::from_secs(3600);
 
 /// See the module.
@@ -26,25 +26,25 @@ pub(super) struct Gate {
 }
 
 struct State {
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
-    /// Grows with each failure. Requests that were under way together fail together, and that is one failure.
+    /// Grows with each failure. When requests that were under way together fail, that counts as one failure.
     epoch: u64,
     not_before: Instant,
-    /// Whether the one request that may run while it fails is under way.
+    /// Whether the one request that is allowed while the gate fails is under way.
     trying: bool,
     last: Failure,
 }
 
-/// Leave for one request. Dropped without a word about how it went, it has not been.
+/// Permission for one request. A pass that is dropped without a result changes nothing.
 pub(super) struct Pass {
     gate: Arc<Gate>,
     epoch: u64,
     trial: bool,
 }
 
-/// Why there is no leave now.
-pub(super) struct Down {
+/// Why no request is allowed now.
+pub(super) struct Closed {
     gate: Arc<Gate>,
     until: Option<Instant>,
     pub why: Failure,
@@ -52,53 +52,53 @@ pub(super) struct Down {
 
 impl Gate {
     pub fn new() -> Arc<Self> {
-        let (last, not_before) = (Failure::again("it was not asked"), Instant::now());
+        let (last, not_before) = (Failure::again("it got no request yet"), Instant::now());
         let state = State { failures: 0, epoch: 0, not_before, trying: false, last };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
-    /// Leave to ask now.
-    pub fn enter(self: &Arc<Self>) -> Result<Pass, Down> {
+    /// Permission to send a request now.
+    pub fn enter(self: &Arc<Self>) -> Result<Pass, Closed> {
         let mut state = self.state.lock();
         let trial = state.failures > 0;
         if trial {
             if state.trying || Instant::now() < state.not_before {
                 let until = (!state.trying).then_some(state.not_before);
-                return Err(Down { gate: self.clone(), until, why: state.last.clone() });
+                return Err(Closed { gate: self.clone(), until, why: state.last.clone() });
             }
             state.trying = true;
         }
         Ok(Pass { gate: self.clone(), epoch: state.epoch, trial })
     }
 
-    /// Leave whatever its state is, for a caller that asks once.
+    /// Permission in any state, for a caller that sends one request.
     pub fn enter_anyway(self: &Arc<Self>) -> Pass {
         Pass { gate: self.clone(), epoch: self.state.lock().epoch, trial: false }
     }
 
-    /// None when it works; else when it may be asked again. While another request finds out whether it works, that is
-    /// far away.
+    /// When the next request is allowed; none when the gate works. While another request tries whether it works, this
+    /// is [`LATER`].
     pub fn ready(&self) -> Option<Instant> {
         let state = self.state.lock();
         let at = if state.trying { Instant::now() + LATER } else { state.not_before };
         (state.failures > 0).then_some(at)
     }
 
-    /// How it failed last, when it does not work.
+    /// The last failure, while the gate does not work.
     pub fn trouble(&self) -> Option<Failure> {
         let state = self.state.lock();
         (state.failures > 0).then(|| state.last.clone())
     }
 }
 
-impl Down {
-    /// Until it is worth trying again, not necessarily with success.
+impl Closed {
+    /// Waits until another attempt makes sense; it may fail.
     pub async fn over(self) {
         let changed = self.gate.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
         {
-            // It may have changed since.
+            // The state may have changed since.
             let state = self.gate.state.lock();
             if state.failures == 0 || (self.until.is_none() && !state.trying) {
                 return;
@@ -115,12 +115,12 @@ impl Down {
 }
 
 impl Pass {
-    /// Whether it would be given now as well: nothing has failed since, or this is the one request that finds out.
+    /// Whether the gate would give this pass now: nothing has failed since, or this is the one request that tries.
     pub fn is_current(&self) -> bool {
         self.trial || self.gate.state.lock().epoch == self.epoch
     }
 
-    /// It sent what was asked for, or anything that shows that it works.
+    /// The URL or server works.
     pub fn worked(&mut self) {
         let mut state = self.gate.state.lock();
         if state.failures == 0 && !self.trial {
@@ -133,7 +133,7 @@ impl Pass {
         self.gate.changed.notify_waiters();
     }
 
-    /// It did not.
+    /// The request failed.
     pub fn failed(mut self, failure: &Failure) {
         let mut state = self.gate.state.lock();
         let now = Instant::now();
@@ -144,7 +144,7 @@ impl Pass {
             state.not_before = state.not_before.max(now + jittered(pause));
         }
         if let Some(after) = failure.after() {
-            // Not all at once then either.
+            // Jittered, so that clients do not come back at the same time.
             state.not_before = state.not_before.max(now + after + jittered(FIRST_PAUSE));
         }
         state.last.clone_from(failure);
@@ -165,7 +165,7 @@ impl Drop for Pass {
     }
 }
 
-/// Between half of it and all of it.
+/// A random time between half of `pause` and all of it.
 pub(super) fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))

@@ -1,10 +1,11 @@
-//! How many requests run at once, and how fast bytes come, for one base or for all.
+//! Limits how many requests run at once and how fast bytes come, for one base or for all bases.
 //!
 //! What must hold:
-//! - A request that a reader waits for is the next to run, and finds a free slot even when readahead, prefetch and
-//!   hydration have more to do than there are slots.
-//! - However many slots one base holds, a reader of another that holds none gets one at once, and what is free goes to
-//!   the base that holds the fewest. So all together are as many as there are slots, and one more for each base (H7).
+//! - A request that a reader waits for runs next. It finds a free slot even when readahead, prefetch and hydration have
+//!   more requests than there are slots.
+//! - However many slots one base holds, a reader of a base that holds none gets a slot at once, and a free slot goes to
+//!   the base that holds the fewest. So at most as many requests run as there are slots, and one more for each base
+//!   (H7).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -19,22 +20,22 @@ use tokio::time::Instant;
 use crate::source::Purpose;
 
 const PURPOSES: usize = 4;
-/// Bytes may come this much ahead of their rate, so that a small request is not chopped.
+/// Bytes may come this much ahead of their rate, so that a small request is not delayed.
 const BURST: Duration = Duration::from_millis(50);
 
-/// A number of slots for requests of several parties, which are bases.
+/// A number of slots that several parties share. A party is a base.
 pub(super) struct Slots {
     state: Mutex<State>,
-    /// As many may be held for other purposes than [`Purpose::Demand`].
+    /// Most slots that may be held for other purposes than [`Purpose::Demand`].
     for_others: usize,
 }
 
-/// One of those that share slots.
+/// A user of slots, with a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Party(u64);
 
 impl Party {
-    /// One that is no other.
+    /// A party that differs from all others.
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -42,11 +43,11 @@ impl Party {
 }
 
 struct State {
-    /// Below zero: parties that had none got one although all were held.
+    /// Free slots. Below zero, when parties without a slot got one although all were held.
     free: isize,
-    /// Held for other purposes than demand.
+    /// Slots that are held for other purposes than demand.
     others: usize,
-    /// How many a party holds, when it holds any.
+    /// Slots of each party that holds any.
     held: HashMap<Party, usize>,
     waiting: [VecDeque<Waiter>; PURPOSES],
 }
@@ -58,14 +59,14 @@ struct Waiter {
 
 /// Held while a request runs.
 pub(super) struct Slot {
-    /// None: of no number.
+    /// None: not counted.
     slots: Option<Arc<Slots>>,
     party: Party,
     purpose: Purpose,
 }
 
 impl Slot {
-    /// Where there is nothing to count.
+    /// A slot that is not counted.
     pub fn none() -> Self {
         Self { slots: None, party: Party(u64::MAX), purpose: Purpose::Demand }
     }
@@ -80,7 +81,7 @@ impl Slots {
         Arc::new(Self { state: Mutex::new(state), for_others })
     }
 
-    /// Waits for a slot. Dropped while it waits, it has none.
+    /// Waits for a slot. Dropping the future gives the wait up.
     pub async fn get(self: &Arc<Self>, party: Party, purpose: Purpose) -> Slot {
         let slot = || Slot { slots: Some(self.clone()), party, purpose };
         let waits = {
@@ -92,7 +93,7 @@ impl Slots {
             state.waiting[purpose as usize].push_back(Waiter { party, send });
             waits
         };
-        // The sender stays in the queue until it is used: there is no other way for this to end.
+        // The sender stays in the queue until it is used, so receiving does not fail.
         waits.await.unwrap_or_else(|_| slot())
     }
 
@@ -109,7 +110,7 @@ impl Slots {
         true
     }
 
-    /// Of those that wait for this purpose, the first of the party that holds the fewest.
+    /// The next waiter for this purpose: the first one of the party that holds the fewest slots.
     fn next(state: &State, purpose: Purpose) -> Option<usize> {
         let waiting = state.waiting[purpose as usize].iter().enumerate();
         let held = |waiter: &Waiter| state.held.get(&waiter.party).copied().unwrap_or(0);
@@ -145,17 +146,17 @@ impl Drop for Slot {
                 }
             }
         }
-        // Without the lock: a slot that nobody takes any more is dropped here, and comes back to this place.
+        // Without the lock: a slot whose waiter is gone is dropped here, and this function runs again.
         for (Waiter { party, send }, purpose) in passed_on {
             let _ = send.send(Slot { slots: Some(slots.clone()), party, purpose });
         }
     }
 }
 
-/// Bytes per second.
+/// A limit in bytes per second.
 pub(super) struct Rate {
     per_second: Option<u64>,
-    /// When everything that has come would have come at this rate.
+    /// When all bytes so far would have come at this rate.
     paid: Mutex<Instant>,
 }
 
@@ -164,7 +165,7 @@ impl Rate {
         Self { per_second: per_second.filter(|rate| *rate > 0), paid: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until so many bytes more may have come.
+    /// Waits until the rate allows `bytes` more.
     pub async fn took(&self, bytes: usize) {
         let Some(rate) = self.per_second else { return };
         let now = Instant::now();

@@ -1,11 +1,11 @@
 //! One URL of an object: where it leads, and one request to it.
 //!
 //! What must hold:
-//! - A redirect is followed once, by one request (H5), and its target is asked from then on, until that says that it has
-//!   nothing (any more), fails, or its time is over. Then the URL is asked again where it leads.
-//! - Nothing that was meant for one origin goes to another; https never becomes http; nothing leads from the public
+//! - One request follows a redirect (H5). Later requests go to the target, until the target refuses, fails, or its time
+//!   is over. Then the next request goes to the URL again.
+//! - Credentials of one origin are not sent to another; https never becomes http; no redirect leads from the public
 //!   network into a private one (`address`).
-//! - A request that fails counts against the URL, wherever it led.
+//! - A failed request counts against the URL, wherever the URL led.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use reqwest::{Response, Url};
 use tokio::time::{Instant, timeout};
 
 use super::address::{Reach, host_not_public, not_public};
-use super::answer::{Asked, Body, Failure, judge};
+use super::answer::{Body, Failure, RangeRequest, judge};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
 use super::secrets::basic;
@@ -28,48 +28,48 @@ use super::{Http, shown, words};
 use crate::source::{Purpose, SourceError};
 
 const MAX_HOPS: usize = 10;
-/// Others may find out where it leads as fast as this one finds that it is over; not for ever.
+/// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
 const MAX_ROUNDS: usize = 6;
-/// The body of a redirect or an error is read up to here, to keep the connection.
+/// Most bytes of the body of a redirect or an error that are read, to keep the connection.
 const MAX_DRAIN: u64 = 16 << 10;
-/// And for as long.
+/// Longest time for that.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(1);
-/// A request that has no answer for so long does not count for those of other bases any more.
+/// A request without an answer for this time gives its slot of all bases up.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
-/// How long the caches on the way are passed by after one of them had another object.
+/// How long requests bypass caches on the way after one of them had another object.
 const SUSPECT: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct Mirror {
     url: Url,
-    /// User and password that were part of the URL; for its origin only.
+    /// User and password of the URL; sent only to its origin.
     user: Option<HeaderValue>,
     pub shown: String,
-    /// Whether it works.
+    /// Whether the URL works.
     pub gate: Arc<Gate>,
     place: Mutex<Place>,
     resolving: tokio::sync::Mutex<()>,
-    /// Until when caches on the way are not to be trusted.
+    /// Until when requests bypass caches on the way.
     suspect: Mutex<Option<Instant>>,
     /// Its server does not understand `If-Match`.
     pub without_condition: AtomicBool,
-    /// Whether a task finds out if it is back.
+    /// Whether a task tries if the URL works again.
     pub checking: AtomicBool,
 }
 
-/// Where the bytes are.
+/// Where a URL leads.
 #[derive(Clone)]
 enum Place {
     Unknown,
     /// At the URL itself.
-    Here,
+    Direct,
     At {
         target: Target,
         until: Option<Instant>,
     },
 }
 
-/// Whom a request is sent to.
+/// Where a request is sent.
 #[derive(Clone, PartialEq, Eq)]
 struct Target {
     url: Url,
@@ -77,36 +77,37 @@ struct Target {
 }
 
 /// One request.
-pub(super) struct Ask<'a> {
-    pub asked: Asked<'a>,
+pub(super) struct Dispatch<'a> {
+    pub asked: RangeRequest<'a>,
     pub purpose: Purpose,
-    /// Past all caches on the way.
+    /// Whether it bypasses caches on the way.
     pub fresh: bool,
     pub party: Party,
     pub slots: &'a Arc<Slots>,
     pub wait: &'a Wait,
-    /// How long it may take until the first line of the answer.
+    /// How long the first line of the answer may take.
     pub answer_within: Duration,
-    /// Leave to ask the URL, which may have failed for others since.
+    /// The permission to use the URL; other requests may have failed since.
     pub pass: Option<&'a Pass>,
-    /// Although the server is known to be down.
+    /// Whether to send it although the server is known to be down.
     pub anyway: bool,
 }
 
-/// The slots of a request: one of its base, one of all.
+/// The slots of a request: one of its base, and one that all bases share.
 pub(super) struct HeldSlots {
     pub _own: Slot,
     pub all: Slot,
 }
 
 impl HeldSlots {
-    /// It goes on so slowly that it is no load for others, who get its place. Its base keeps one place less.
+    /// Gives the shared slot up: the request is so slow that it is no load for other bases. It keeps the slot of its
+    /// base.
     pub fn give_way(&mut self) {
         self.all = Slot::none();
     }
 }
 
-/// An answer that is right up to its body.
+/// An answer whose header lines are accepted; its body is still to be read.
 pub(super) struct Transfer {
     pub response: Response,
     pub body: Body,
@@ -139,7 +140,7 @@ impl Mirror {
         Target { url: self.url.clone(), reach: Reach::Anywhere }
     }
 
-    /// Where requests go now, as far as it is known.
+    /// The server that requests go to now, as far as that is known.
     pub fn origin(&self) -> String {
         origin(&self.known().map_or_else(|| self.url.clone(), |target| target.url))
     }
@@ -147,45 +148,45 @@ impl Mirror {
     fn known(&self) -> Option<Target> {
         match &*self.place.lock() {
             Place::Unknown => None,
-            Place::Here => Some(self.named()),
+            Place::Direct => Some(self.named()),
             Place::At { until: Some(until), .. } if *until <= Instant::now() => None,
             Place::At { target, .. } => Some(target.clone()),
         }
     }
 
-    /// It is not there any more, unless another request has found out already.
+    /// Forgets the target `found`, unless another request has replaced it.
     fn forget(&self, found: &Url) {
         let mut place = self.place.lock();
         if match &*place {
             Place::Unknown => false,
-            Place::Here => *found == self.url,
+            Place::Direct => *found == self.url,
             Place::At { target, .. } => target.url == *found,
         } {
             *place = Place::Unknown;
         }
     }
 
-    /// Where it led was the wrong place.
+    /// Forgets where the URL leads.
     pub fn forget_target(&self) {
         *self.place.lock() = Place::Unknown;
     }
 
-    /// It had another object, maybe because of a cache on the way, or of one node of many.
+    /// Bypasses caches for a while: another object answered, maybe from a cache or from one node of many.
     pub fn suspect_caches(&self) {
         self.forget_target();
         *self.suspect.lock() = Some(Instant::now() + SUSPECT);
     }
 
-    /// Whether caches on the way are passed by.
+    /// Whether requests bypass caches on the way.
     pub fn passes_caches(&self) -> bool {
         self.suspect.lock().is_some_and(|until| Instant::now() < until)
     }
 
-    /// An answer to use, from wherever the URL leads.
-    pub async fn ask(&self, http: &Http, ask: &Ask<'_>) -> Result<Transfer, Failure> {
+    /// Sends the request to where the URL leads, and returns an accepted answer.
+    pub async fn ask(&self, http: &Http, ask: &Dispatch<'_>) -> Result<Transfer, Failure> {
         for _ in 0..MAX_ROUNDS {
             let Some(target) = self.known() else {
-                // One finds out; the others then know, and do not wait for each other any more.
+                // One request follows the redirects; the others wait for it here and then use its result.
                 let alone = self.resolving.lock().await;
                 if self.known().is_some() {
                     drop(alone);
@@ -196,7 +197,7 @@ impl Mirror {
             match self.once(http, &target, ask).await {
                 Err(Failure::Moved { .. }) => self.forget(&target.url),
                 Err(Failure::Denied { status: 401 | 403 | 404 | 410, .. }) if target.url != self.url => {
-                    tracing::debug!(url = self.shown, "the target of a redirect is over");
+                    tracing::debug!(url = self.shown, "the target of a redirect is not valid any more");
                     self.forget(&target.url);
                 }
                 Err(failure) => {
@@ -208,12 +209,12 @@ impl Mirror {
                 other => return other,
             }
         }
-        Err(Failure::again("it leads to another place each time"))
+        Err(Failure::again("it redirects to another place each time"))
     }
 
-    async fn resolve(&self, http: &Http, ask: &Ask<'_>) -> Result<Transfer, Failure> {
+    async fn resolve(&self, http: &Http, ask: &Dispatch<'_>) -> Result<Transfer, Failure> {
         let (mut target, mut fresh_for) = (self.named(), None::<Duration>);
-        // Until the URL itself has answered, which says where it lies.
+        // None until the URL itself has answered, whose address decides where redirects may lead.
         let mut from = None::<Reach>;
         for _ in 0..=MAX_HOPS {
             match self.once(http, &target, ask).await {
@@ -227,7 +228,7 @@ impl Mirror {
                 }
                 Ok(transfer) => {
                     *self.place.lock() = if target.url == self.url {
-                        Place::Here
+                        Place::Direct
                     } else {
                         let to = shown(target.url.as_str());
                         tracing::debug!(url = self.shown, to, "a redirect is followed");
@@ -241,8 +242,8 @@ impl Mirror {
         Err(Failure::Protocol(format!("it redirects more than {MAX_HOPS} times")))
     }
 
-    /// Where redirects of the URL may lead, by the address of the server that answered for it. What a proxy was asked
-    /// for is judged by its name.
+    /// Where redirects of the URL may lead, by the address of the server that answered. Behind a proxy, the host of the
+    /// URL decides.
     fn lies_in(&self, http: &Http, by: Option<IpAddr>) -> Reach {
         let inside = match by {
             Some(address) if !http.clients.is_proxied(&self.url) => not_public(address),
@@ -251,8 +252,8 @@ impl Mirror {
         if inside.is_some() { Reach::Anywhere } else { Reach::Public }
     }
 
-    /// One request to one URL; a second one when credentials have to be renewed.
-    async fn once(&self, http: &Http, target: &Target, ask: &Ask<'_>) -> Result<Transfer, Failure> {
+    /// Sends one request to one URL, and a second one after renewing refused credentials.
+    async fn once(&self, http: &Http, target: &Target, ask: &Dispatch<'_>) -> Result<Transfer, Failure> {
         let url = &target.url;
         let mut renewed = false;
         loop {
@@ -321,7 +322,7 @@ impl Mirror {
                 && let Some(address) = by.filter(|address| !http.allow.has_address(*address))
                 && let Some(range) = not_public(address)
             {
-                // The resolver has judged it already; this is the address that was connected to.
+                // The resolver has checked the name; this checks the address of the connection.
                 let why = format!(
                     "it redirects to {}: {address} is no public address ({range})",
                     shown(url.as_str())
@@ -345,7 +346,7 @@ impl Mirror {
                     }
                 }
                 (Failure::Protocol(_), _) if contains(&text, b"images randomly from this store") => {
-                    // Glance, whose answer is a 400.
+                    // A Glance answers 400.
                     let why = "it is a Glance whose store has no random access to images";
                     return Err(Failure::Protocol(why.into()));
                 }
@@ -355,7 +356,7 @@ impl Mirror {
     }
 }
 
-/// Why a redirect was not connected to, when its name has no address that it may lead to.
+/// The reason when a redirect's name has no address that it may lead to.
 fn refused_address(error: &reqwest::Error) -> Option<String> {
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {
@@ -371,19 +372,19 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Where a redirect leads, if it may.
+/// The target of a redirect, if it may lead there.
 fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Result<Target, Failure> {
     let refuse = |why: &str| Err(Failure::Protocol(format!("it redirects to {}: {why}", shown(to))));
     let Ok(mut next) = from.join(to) else { return refuse("that is not a URL") };
     match (from.scheme(), next.scheme()) {
         (_, "https") | ("http", "http") => {}
-        ("https", "http") => return refuse("from https to http, where anybody could change it"),
+        ("https", "http") => return refuse("from https to http, where a third party could change it"),
         _ => return refuse("that is neither http nor https"),
     }
     if next.host_str().is_none_or(str::is_empty) {
         return refuse("it names no host");
     }
-    // A server does not tell us who we are.
+    // Credentials in a redirect are ignored.
     take_user_info(&mut next);
     next.set_fragment(None);
     let reach = if http.allow.has_host(&next) { Reach::Anywhere } else { reach };
@@ -391,14 +392,14 @@ fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Result<Target, F
         && let Some(range) = host_not_public(&next)
     {
         let why = format!(
-            "from the public network to an address that is not ({range}); name it in [http] allow if it is right"
+            "from the public network to an address that is not public ({range}); name it in [http] allow if it is right"
         );
         return refuse(&why);
     }
     Ok(Target { url: next, reach })
 }
 
-/// Reads a short body to its end, so that the connection can be used again; returns the start of it.
+/// Reads a short body to its end, so that the connection can be used again. Returns its beginning.
 async fn drain(mut response: Response) -> Vec<u8> {
     let mut text = Vec::new();
     if response.content_length().is_some_and(|length| length > MAX_DRAIN) {

@@ -1,12 +1,12 @@
 //! Bases on web servers: HTTP/1.1 and HTTP/2, with and without TLS.
 //!
-//! The client below is a library's; what is here is what makes it a source: which answers can be trusted
-//! (`answer`), which object they are about (`identity`), when a URL or a server is asked again (`gate`), where a URL
-//! leads (`mirror`) and may lead (`address`, `names`), with which credentials (`secrets`), how much at once (`limit`). docs/design.md, "HTTP sources", has
-//! the decisions and the table of failures. What must hold:
-//! - Nothing waits on a thread; what is returned is polled in the runtime that was given.
-//! - A byte is passed on only out of an answer that proves to be about the pinned object and the range.
-//! - URLs are shown by [`shown`] only; secrets are in no message.
+//! The HTTP client is a library. This module makes a source of it: which answers can be trusted (`answer`), which
+//! object they are about ([`HttpIdentity`], `identity`), when a failing URL or server is tried again (`gate`), where a
+//! URL leads (`mirror`) and may lead (`address`, `names`), with which credentials (`secrets`), and how much at once
+//! (`limit`). docs/design.md, "HTTP sources", has the decisions and the table of failures. What must hold:
+//! - Nothing here blocks a thread; all futures run in the runtime that [`Http::new`] was given.
+//! - A byte is delivered only from an answer that proves to be about the pinned object and the range (H1, H2).
+//! - Messages show URLs only through [`shown`], and have no secrets.
 
 mod address;
 mod answer;
@@ -32,16 +32,17 @@ use parking_lot::Mutex;
 use reqwest::{Url, header};
 use tokio::runtime::Handle;
 
+pub use super::HttpIdentity;
 use super::{Purpose, SourceError, SourceErrorKind};
 use crate::config::HttpConfig;
+pub use crate::format::record::Strictness;
 use address::AllowList;
-use answer::{Asked, Failure};
-use fetch::Reading;
-pub use fetch::{HttpSource, UrlState};
+use answer::{Failure, RangeRequest};
+use fetch::BodyLimits;
+pub use fetch::HttpSource;
 use gate::{Gate, Pass};
-pub use identity::{HttpIdentity, Strictness};
 use limit::{Party, Rate, Slot, Slots};
-use mirror::{Ask, HeldSlots, Mirror};
+use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
@@ -49,42 +50,42 @@ pub use secrets::{Credentials, NoCredentials, Secret};
 pub use url::{check_url, shown};
 use wait::{Patience, Wait};
 
-/// Bytes that the first request asks for.
+/// Bytes of the first request.
 const HEAD: u64 = 64 << 10;
-/// How often and for how long it is tried.
+/// Attempts of a probe, and the pause after the first of them.
 const PROBE_TRIES: u32 = 3;
 const PROBE_PAUSE: Duration = Duration::from_millis(300);
-/// States of servers that are kept. Those of requests under way are kept in any case.
+/// Most servers whose state is kept. The state of a server with requests under way is always kept.
 const MOST_ORIGINS: usize = 256;
 
-/// What one base wants of its servers.
+/// How one base uses its servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RemoteOptions {
-    /// How much of the identity has to be the same.
+    /// Which validators must match.
     pub strictness: Strictness,
-    /// How long after the first failure a read fails. None: it waits for as long as it takes.
+    /// How long after the first failure a read fails. None: it waits without end.
     pub deadline: Option<Duration>,
-    /// Requests that run at once.
+    /// Most requests at once.
     pub max_requests: Option<u32>,
-    /// Bytes per second.
+    /// Most bytes per second.
     pub max_rate: Option<u64>,
 }
 
-/// What the first request learnt.
+/// The result of the first request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probed {
-    /// To be pinned.
+    /// The identity to pin.
     pub identity: HttpIdentity,
-    /// The first bytes of the object: 64 KiB, or all when it has less.
+    /// The first bytes of the object: 64 KiB, or all of a smaller object.
     pub head: Vec<u8>,
 }
 
-/// What was done since the start.
+/// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HttpCounters {
-    /// Requests sent, whatever became of them.
+    /// Requests sent, with any result.
     pub requests: u64,
-    /// Those that had to be made again.
+    /// Requests that repeat a failed one.
     pub retries: u64,
     /// Bytes of bodies received.
     pub bytes: u64,
@@ -109,7 +110,7 @@ impl Count {
     }
 }
 
-/// Servers, by scheme, host and port: whether they can be connected to.
+/// The state of each server, by scheme, host and port.
 #[derive(Default)]
 struct Origins {
     states: HashMap<String, (u64, Arc<Gate>)>,
@@ -125,7 +126,7 @@ impl Origins {
             return gate.clone();
         }
         if self.states.len() >= MOST_ORIGINS {
-            // The half that was not used for longest, but for those that a request holds.
+            // Drop the half that was unused for longest, except those that a request holds.
             let mut uses: Vec<u64> = self.states.values().map(|(used, _)| *used).collect();
             let middle = uses.len() / 2;
             let (_, limit, _) = uses.select_nth_unstable(middle);
@@ -138,7 +139,7 @@ impl Origins {
     }
 }
 
-/// All of this host's business with web servers; one per process.
+/// The HTTP client of this process: all its sources share the limits and the states of servers.
 pub struct Http {
     clients: Clients,
     allow: AllowList,
@@ -153,10 +154,10 @@ pub struct Http {
 }
 
 impl Http {
-    /// `network` was prepared when there still were rights to read it.
+    /// A client that runs in `runtime`. `network` was read before the process gave up its rights.
     ///
     /// # Errors
-    /// `Protocol`, when there can be no client at all.
+    /// `Protocol`, when no HTTP client can be made.
     pub fn new(
         config: &HttpConfig,
         network: &Network,
@@ -177,12 +178,12 @@ impl Http {
         }))
     }
 
-    /// Learns what an object is by one ranged GET of its first bytes, from the first URL that answers. The others are
-    /// asked at the same time: those that answer have to have the same object.
+    /// Learns the identity of an object by one ranged GET of its first bytes, from the first URL that answers. It sends
+    /// requests to the other URLs at the same time: each that answers must have the same object.
     ///
     /// # Errors
     /// `Denied`, `Protocol` or `Unreachable`, of the first URL, when none answers; `Protocol` when two of them have
-    /// different objects, or what they say is not enough for `options.strictness`.
+    /// different objects, or when their validators are not enough for `options.strictness`.
     pub async fn probe(
         self: &Arc<Self>,
         urls: &[String],
@@ -197,24 +198,24 @@ impl Http {
                 let (this, shown) = (self.clone(), mirror.shown.clone());
                 let task =
                     self.runtime.spawn(async move { this.probe_one(&mirror, strictness, limit).await });
-                (shown, EndedWithUs(task))
+                (shown, AbortOnDrop(task))
             })
             .collect();
         let (mut first, mut refusal): (Option<(String, Probed)>, _) = (None, None);
         for (shown, mut task) in asked {
             let result = (&mut task.0)
                 .await
-                .unwrap_or_else(|_| Err(failed(&shown, &Failure::again("it was given up"))));
+                .unwrap_or_else(|_| Err(failed(&shown, &Failure::again("the request was cancelled"))));
             match (result, &first) {
                 (Ok(probed), None) => first = Some((shown, probed)),
                 (Ok(probed), Some((other, pinned))) => same(&shown, &probed, other, pinned, strictness)?,
                 (Err(error), _) => {
-                    tracing::warn!(%error, "a URL of a new base");
+                    tracing::warn!(%error, "a URL of a new base is not usable now");
                     refusal = refusal.or(Some(error));
                 }
             }
         }
-        let none = || failed("no URL", &Failure::Protocol("there is none to ask".into()));
+        let none = || failed("no URL", &Failure::Protocol("the source has no URL".into()));
         first.map(|(_, probed)| probed).ok_or_else(|| refusal.unwrap_or_else(none))
     }
 
@@ -238,7 +239,7 @@ impl Http {
             let failure = tokio::select! {
                 done = once => match done {
                     Ok((probed, date)) => {
-                        return match probed.identity.suffices(strictness, date.as_deref()) {
+                        return match identity::suffices(&probed.identity, strictness, date.as_deref()) {
                             Ok(()) => Ok(probed),
                             Err(why) => Err(insufficient(&mirror.shown, why)),
                         };
@@ -265,8 +266,8 @@ impl Http {
         party: Party,
         fresh: bool,
     ) -> Result<(Probed, Option<String>), Failure> {
-        let ask = Ask {
-            asked: Asked { range: 0..HEAD, pinned: None },
+        let ask = Dispatch {
+            asked: RangeRequest { range: 0..HEAD, pinned: None },
             purpose: Purpose::Demand,
             fresh,
             party,
@@ -283,12 +284,12 @@ impl Http {
         }
         let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
         let mut head = Vec::new();
-        let reading = Reading { wait, rate: None, window: self.config.stall_timeout, pass: None };
+        let reading = BodyLimits { wait, rate: None, window: self.config.stall_timeout, pass: None };
         fetch::read(self, transfer, reading, &mut |bytes| head.extend_from_slice(bytes)).await?;
         Ok((Probed { identity, head }, date))
     }
 
-    /// An object that was probed before, maybe by another process. Asks nobody anything.
+    /// Opens an object that was probed before, by this or another process. Sends no request.
     pub fn open(
         self: &Arc<Self>,
         urls: &[String],
@@ -298,7 +299,7 @@ impl Http {
         Arc::new(HttpSource::new(self.clone(), urls, identity, options))
     }
 
-    /// What was done since the start.
+    /// Counters since the start.
     pub fn counters(&self) -> HttpCounters {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let Count { requests, retries, bytes } = &self.count;
@@ -309,18 +310,18 @@ impl Http {
         self.origins.lock().get(name)
     }
 
-    /// The state of a server that was asked before.
+    /// The state of a server that had a request before.
     fn known_origin(&self, name: &str) -> Option<Arc<Gate>> {
         self.origins.lock().states.get(name).map(|(_, gate)| gate.clone())
     }
 
-    /// Waits until a request may be made: a slot for it, and its server not known to be down. `shown` is the URL that
-    /// led there.
-    async fn enter(&self, url: &Url, ask: &Ask<'_>, shown: &str) -> (HeldSlots, Pass) {
+    /// Waits until a request is allowed: it has a slot, and its server is not known to be down. `shown` is the URL that
+    /// led to `url`.
+    async fn enter(&self, url: &Url, ask: &Dispatch<'_>, shown: &str) -> (HeldSlots, Pass) {
         let origin = self.origin(&url::origin(url));
         loop {
             let own = ask.slots.get(ask.party, ask.purpose).await;
-            // Without waiting for itself where both are the same.
+            // Where both are the same, a second slot would wait for the first.
             let all = if Arc::ptr_eq(ask.slots, &self.slots) {
                 Slot::none()
             } else {
@@ -333,7 +334,7 @@ impl Http {
             match origin.enter() {
                 Ok(pass) => return (slots, pass),
                 Err(down) => {
-                    // A request that waits for a server keeps no slot from others.
+                    // A request that waits for a server holds no slot.
                     drop(slots);
                     ask.wait.failed(shown, &down.why);
                     down.over().await;
@@ -342,29 +343,29 @@ impl Http {
         }
     }
 
-    /// Waits, and fails, while there is something wrong with the configuration that only a restart mends.
+    /// Fails, after a pause, while the configuration has a mistake: only a restart can correct it.
     async fn usable(&self) -> Result<(), Failure> {
         let Some(problem) = &self.problem else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs(1)).await;
         Err(Failure::again(problem))
     }
 
-    /// Until the first line of an answer is here.
+    /// How long the first line of an answer may take.
     fn answer_timeout(&self) -> Duration {
         self.config.connect_timeout.saturating_add(self.config.stall_timeout)
     }
 }
 
-/// A task that ends when whoever waits for it goes away.
-struct EndedWithUs<T>(tokio::task::JoinHandle<T>);
+/// A task that ends when its waiter is dropped.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 
-impl<T> Drop for EndedWithUs<T> {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// Two mirrors of a new base have to have one object.
+/// Fails when two mirrors of a new base have different objects.
 fn same(
     shown: &str,
     probed: &Probed,
@@ -373,22 +374,17 @@ fn same(
     strictness: Strictness,
 ) -> Result<(), SourceError> {
     let Probed { identity, head } = probed;
-    let said = identity::Said {
-        size: identity.size,
-        etag: identity.etag.as_deref(),
-        last_modified: identity.last_modified.as_deref(),
-    };
-    let why = match pinned.identity.compare(strictness, &said) {
-        identity::Verdict::Same if *head == pinned.head => return Ok(()),
-        identity::Verdict::Same => "it begins with other bytes".into(),
-        identity::Verdict::Another(why) | identity::Verdict::Unproven(why) => why,
+    let why = match pinned.identity.compare(strictness, identity).difference() {
+        None if *head == pinned.head => return Ok(()),
+        None => "it begins with other bytes".into(),
+        Some(why) => why,
     };
     Err(SourceError::remote(
         SourceErrorKind::Protocol,
         "use",
         shown,
         format!("it is another object than {other}: {why}"),
-        "all URLs of a base have one object; where only their tags differ, choose a weaker check and give a digest",
+        "all URLs of a base must have one object; if only their ETags differ, use a weaker check and give a digest",
     ))
 }
 
@@ -397,7 +393,7 @@ fn insufficient(shown: &str, why: String) -> SourceError {
     SourceError::remote(SourceErrorKind::Protocol, "use", shown, why, advice)
 }
 
-/// The error of a source that follows from a failure.
+/// The error that a reader gets for a failure.
 fn failed(shown: &str, failure: &Failure) -> SourceError {
     let remote = |kind, why: &str, advice| SourceError::remote(kind, "read", shown, why, advice);
     match failure {
@@ -414,11 +410,11 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         ),
         Failure::Precondition => remote(
             SourceErrorKind::Changed,
-            "it is not the version any more that was added (412)",
+            "it is not the version that was added (412)",
             "a base must never change; restore the original image there, or add the new one as a new base",
         ),
         Failure::Protocol(why) | Failure::OutOfRange(why) => {
-            remote(SourceErrorKind::Protocol, why, "check the server, or take another mirror")
+            remote(SourceErrorKind::Protocol, why, "check the server, or use another mirror")
         }
         Failure::Overtaken => {
             remote(SourceErrorKind::Unreachable, failure.why(), "check the server and the network")
@@ -426,12 +422,12 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         Failure::Moved { .. } => remote(
             SourceErrorKind::Protocol,
             "it is somewhere else",
-            "check the server, or take another mirror",
+            "check the server, or use another mirror",
         ),
     }
 }
 
-/// What a client's error says, without the URL.
+/// The text of a client's error, without the URL.
 fn words(error: &reqwest::Error) -> String {
     let mut all = Vec::<String>::new();
     let mut next = std::error::Error::source(error);
@@ -442,7 +438,7 @@ fn words(error: &reqwest::Error) -> String {
         }
         next = error.source();
     }
-    // The outer ones say that it failed, the inner ones why.
+    // The outer errors only say that the request failed; the inner errors have the cause.
     let inner = all.len().saturating_sub(2);
     let text = all[inner..].join(": ");
     match (text.is_empty(), error.is_timeout()) {

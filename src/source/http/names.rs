@@ -1,9 +1,9 @@
-//! Names of hosts to addresses.
+//! Resolves names of hosts to addresses.
 //!
-//! The system's resolver waits on a thread, up to half a minute for a name whose servers do not answer. What must hold:
-//! - No such wait keeps a thread that anything else needs.
-//! - Names that hang do not keep others from being resolved: one lookup per name, many at once, and a name that was
-//!   resolved before has its last addresses when the lookup takes long.
+//! The system's resolver blocks a thread, up to half a minute for a name whose servers do not answer. What must hold:
+//! - No other work needs a thread that may block so.
+//! - Names that hang do not delay other names: there is one lookup per name and many at once. When a lookup takes long,
+//!   the last known addresses of the name are used.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -55,14 +55,14 @@ impl Names {
             waits
         };
         tokio::pin!(waits);
-        let gone = || Err("the lookup was given up".to_owned());
+        let gone = || Err("the lookup was cancelled".to_owned());
         if let Ok(found) = tokio::time::timeout(SLOW, &mut waits).await {
             return found.unwrap_or_else(|_| gone());
         }
         let last = self.state.lock().last.get(name).cloned();
         match last {
             Some(last) => {
-                tracing::debug!(name, "its lookup takes long; its last addresses are used");
+                tracing::debug!(name, "the lookup of a name takes long; its last addresses are used");
                 Ok(last)
             }
             None => waits.await.unwrap_or_else(|_| gone()),
@@ -85,7 +85,7 @@ impl Names {
                     }
                 }
             }
-            // One of those that there are takes it.
+            // A running thread takes it from the queue.
             Err(_) => {}
         }
     }
@@ -110,7 +110,7 @@ impl Names {
                 let mut state = self.state.lock();
                 if let Ok(addresses) = &found {
                     if state.last.len() >= KEPT && !state.last.contains_key(&name) {
-                        // Any of them: what goes is looked up again.
+                        // Any name: it is looked up again when it is used.
                         let any = state.last.keys().next().cloned();
                         any.and_then(|any| state.last.remove(&any));
                     }
@@ -130,10 +130,10 @@ impl Names {
 #[error("{0}")]
 struct LookupError(String);
 
-/// Resolves names for connections to anywhere.
+/// Resolves names for connections to any address.
 pub(super) struct ToAnywhere(pub Arc<Names>);
 
-/// Resolves names for connections where a redirect may lead.
+/// Resolves names for connections to addresses where a redirect may lead.
 pub(super) struct ToPublic(pub Arc<Names>, pub Arc<AllowList>);
 
 fn addresses(found: Vec<IpAddr>) -> Addrs {

@@ -1,5 +1,4 @@
-//! What of this host's surroundings the network needs: trusted certificates and proxies. Gathered before the worker
-//! gives up its rights, and used after.
+//! Trusted certificates and proxies of this host. They are read before the worker gives up its rights, and used after.
 
 use std::fmt;
 use std::path::Path;
@@ -18,19 +17,19 @@ use super::shown;
 use crate::config::HttpConfig;
 use crate::source::{SourceError, SourceErrorKind};
 
-/// Proxies as the environment names them. Their URLs may hold passwords.
+/// Proxies, as environment variables name them. Their URLs may contain passwords.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     /// For http.
     pub http: Option<String>,
     /// For https: by CONNECT.
     pub https: Option<String>,
-    /// Hosts, domains, addresses and networks that are asked directly, with commas between them.
+    /// Hosts, domains, addresses and networks that are contacted directly, separated by commas.
     pub none_for: Option<String>,
 }
 
 impl Proxies {
-    /// From variables that everybody knows: `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, also in capitals.
+    /// From the usual variables: `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, also in capitals.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Self {
         let one = |name: &str| {
             let found = get(name).or_else(|| get(&name.to_ascii_uppercase()));
@@ -56,18 +55,20 @@ impl fmt::Debug for Proxies {
     }
 }
 
-/// Receive window of a stream of HTTP/2. At 10 ms and 1 Gbit/s 1.2 MiB are under way; the standard lets 64 KiB.
+/// Receive window of a stream of HTTP/2. At 10 ms and 1 Gbit/s, 1.2 MiB are in flight; the standard's default is 64
+/// KiB.
 const WINDOW: u32 = 4 << 20;
-/// Of a connection: streams that are read slowly, of one base, leave room for those of another.
+/// Receive window of a connection: slow streams of one base leave room for streams of another.
 const MAX_CONNECTION_WINDOW: u32 = 256 << 20;
 
-/// The clients. Each has connections of its own, so that no request goes over one that it might not have made.
+/// The HTTP clients. Each has its own connections, so a request never uses a connection that it was not allowed to
+/// make.
 pub(super) struct Clients {
-    /// To anywhere.
+    /// Connects to any address.
     direct: Client,
-    /// To public addresses and those of `[http] allow`.
+    /// Connects to public addresses and those of `[http] allow`.
     public: Client,
-    /// Through a proxy, which resolves names and decides what may be connected to.
+    /// Connects through a proxy, which resolves names and decides which addresses are allowed.
     proxied: Client,
     proxies: Matcher,
 }
@@ -83,7 +84,7 @@ impl Clients {
 
     /// Whether requests for a URL go through a proxy.
     pub fn is_proxied(&self, url: &Url) -> bool {
-        // What is no URI cannot be asked for directly either.
+        // A URL that is no URI cannot be fetched directly either.
         url.as_str().parse().is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
     }
 }
@@ -93,8 +94,8 @@ impl Clients {
 pub struct Network {
     roots: RootCertStore,
     proxies: Proxies,
-    /// What is wrong with it. Nothing is fetched then, and reads wait: another way than the one that was asked for
-    /// would not be right, and a worker that did not start would take the disks with it that need no network.
+    /// A mistake in the configuration. Nothing is fetched then, and reads wait. plyfs uses no other route than the
+    /// configured one, and the worker starts all the same: other disks need no network.
     problem: Option<String>,
 }
 
@@ -111,7 +112,7 @@ impl Network {
         let extra = config.ca_file.as_deref().map(|path| add(&mut roots, path));
         let problem = extra.and_then(Result::err);
         if roots.is_empty() {
-            tracing::info!("there are no certificates of the system; https works with [http] ca_file only");
+            tracing::info!("the system has no certificates; https works only with [http] ca_file");
         }
         let mut network = Self { roots, proxies, problem };
         if network.problem.is_none() {
@@ -120,7 +121,7 @@ impl Network {
         if let Some(problem) = &network.problem {
             tracing::error!(
                 problem,
-                "bases on the network cannot be read; correct it and restart the daemon"
+                "bases on the network cannot be read; correct the configuration and restart the daemon"
             );
         }
         network
@@ -135,7 +136,7 @@ impl Network {
         let one = |url: &Option<String>, make: fn(&str) -> reqwest::Result<Proxy>| {
             let Some(url) = url else { return Ok(None) };
             let refuse = |why: &str| format!("the proxy {}: {why}", shown(url));
-            // What has no scheme is http, as everywhere.
+            // Without a scheme it is http, as for other programs.
             let scheme = url.split_once("://").map_or("http", |(scheme, _)| scheme);
             if !matches!(scheme, "http" | "https") {
                 return Err(refuse("it is neither http nor https"));
@@ -147,7 +148,7 @@ impl Network {
         Ok(http.into_iter().chain(https).collect())
     }
 
-    /// The clients. Their connections are made and kept by the runtime in which requests are made.
+    /// Makes the clients. The runtime that makes requests makes and keeps their connections.
     pub(super) fn clients(&self, config: &HttpConfig) -> Result<Clients, SourceError> {
         let refuse = |what: &str, why: String| {
             SourceError::remote(
@@ -200,7 +201,7 @@ fn builder(config: &HttpConfig, tls: &rustls::ClientConfig) -> ClientBuilder {
         .pool_max_idle_per_host(config.max_requests as usize)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(30))
-        // Many requests share one connection. A dead one has to be found out, because nothing else ends it.
+        // Many requests share one connection. Only these pings detect that it is dead.
         .http2_keep_alive_interval(Duration::from_secs(10))
         .http2_keep_alive_timeout(config.stall_timeout.min(Duration::from_secs(20)))
         .http2_initial_stream_window_size(WINDOW)
@@ -216,5 +217,5 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
         roots.add(certificate).map_err(|error| at(&error))?;
         count += 1;
     }
-    if count == 0 { Err(at(&"there is no certificate in it")) } else { Ok(()) }
+    if count == 0 { Err(at(&"it has no certificate")) } else { Ok(()) }
 }

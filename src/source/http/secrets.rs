@@ -1,9 +1,9 @@
-//! Who we are: credentials by URL, where they come from, and that they go nowhere else.
+//! Credentials by URL: reading them, renewing them, and sending them only where they belong.
 //!
 //! What must hold:
-//! - A secret is sent to URLs in its scope only, whatever redirects say (H6). It is in no error, no log and no `Debug`.
-//! - It is asked for when it is needed first, when its time is over, and when a server refuses it; once, however many
-//!   requests wait for it.
+//! - A secret is sent only to URLs in its scope, whatever redirects say (H6). No error, log line or `Debug` shows it.
+//! - A secret is read when a request needs it first, when its time is over, and when a server refuses it. It is read
+//!   once, however many requests wait for it.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ use crate::config::{CredentialSource, HttpConfig};
 /// Pause after credentials could not be read.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Bytes that nobody may see. Wiped when they are dropped.
+/// Secret bytes. They are never shown, and wiped when they are dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -33,7 +33,7 @@ impl Secret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// To be passed on, not to be shown.
+    /// The bytes, to be sent and never shown.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -45,17 +45,17 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Somebody who can read the credentials of the configuration.
+/// Reads the credentials of the configuration.
 pub trait Credentials: Send + Sync {
-    /// What the file of `[[http.credentials]]` number `number`, from 0, contains, or its command prints. May take some
-    /// seconds; called on a thread that may wait.
+    /// The contents of the file of `[[http.credentials]]` number `number`, counted from 0, or the output of its
+    /// command. May take some seconds; called on a thread that may wait.
     ///
     /// # Errors
-    /// Why not, without anything secret.
+    /// The cause, without secrets.
     fn get(&self, number: usize) -> Result<Secret, String>;
 }
 
-/// Where there are none.
+/// For a process without credentials.
 #[derive(Clone, Copy, Debug)]
 pub struct NoCredentials;
 
@@ -84,25 +84,25 @@ struct Key {
     scope: Url,
     kind: Kind,
     renew: Option<Duration>,
-    held: tokio::sync::Mutex<Option<Held>>,
+    held: tokio::sync::Mutex<Option<CachedHeaders>>,
 }
 
 #[derive(Clone)]
-struct Held {
+struct CachedHeaders {
     headers: HeaderMap,
     since: Instant,
     generation: u64,
 }
 
-/// Header lines for one request, and which edition of which credentials they are.
-pub(super) struct Lent {
+/// Header lines for one request, with the number and generation of their credentials.
+pub(super) struct LentHeaders {
     pub headers: HeaderMap,
     number: usize,
     generation: u64,
 }
 
 impl Keyring {
-    /// A scope that is no URL is a mistake that the configuration does not let through; nothing is sent to it.
+    /// Of the configuration, which refuses a scope that is no URL; such a scope would cover no URL.
     pub fn new(config: &HttpConfig, reader: Arc<dyn Credentials>) -> Self {
         let keys = config.credentials.iter().map(|credential| {
             let kind = match credential.source() {
@@ -122,16 +122,16 @@ impl Keyring {
         fitting.max_by_key(|(_, key)| key.scope.path().len()).map(|(number, _)| number)
     }
 
-    /// What to send to this URL, if anything.
-    pub async fn lend(&self, url: &Url) -> Result<Option<Lent>, Failure> {
+    /// The header lines for a URL, if it is in a scope.
+    pub async fn lend(&self, url: &Url) -> Result<Option<LentHeaders>, Failure> {
         let Some(number) = self.number_for(url) else { return Ok(None) };
         let key = &self.keys[number];
         let mut held = key.held.lock().await;
-        let fresh = |held: &Held| key.renew.is_none_or(|renew| held.since.elapsed() < renew);
+        let fresh = |held: &CachedHeaders| key.renew.is_none_or(|renew| held.since.elapsed() < renew);
         if !held.as_ref().is_some_and(fresh) {
             match self.read(number, held.as_ref().map_or(0, |held| held.generation)).await {
                 Ok(new) => *held = Some(new),
-                // What there is may still be good; the server knows.
+                // The old ones may still be valid; the server decides.
                 Err(why) if held.is_some() => {
                     tracing::warn!(url = %key.scope, why, "credentials cannot be renewed; the old ones are used");
                     if let Some(held) = held.as_mut() {
@@ -139,21 +139,21 @@ impl Keyring {
                     }
                 }
                 Err(why) => {
-                    // With the lock: all who need them wait for this one, and nobody asks faster.
+                    // With the lock held: all requests that need them wait, so they are not read more often.
                     tokio::time::sleep(AGAIN).await;
                     return Err(Failure::again(format!("credentials for {}: {why}", key.scope)));
                 }
             }
         }
-        Ok(held.as_ref().map(|Held { headers, generation, .. }| Lent {
+        Ok(held.as_ref().map(|CachedHeaders { headers, generation, .. }| LentHeaders {
             headers: headers.clone(),
             number,
             generation: *generation,
         }))
     }
 
-    /// A server refused them. Whether there are others now.
-    pub async fn renew(&self, lent: &Lent) -> bool {
+    /// Reads credentials again that a server refused. Returns whether they differ now.
+    pub async fn renew(&self, lent: &LentHeaders) -> bool {
         let key = &self.keys[lent.number];
         let mut held = key.held.lock().await;
         if held.as_ref().is_some_and(|held| held.generation != lent.generation) {
@@ -172,18 +172,18 @@ impl Keyring {
         }
     }
 
-    async fn read(&self, number: usize, generation: u64) -> Result<Held, String> {
+    async fn read(&self, number: usize, generation: u64) -> Result<CachedHeaders, String> {
         let reader = self.reader.clone();
         let secret = tokio::task::spawn_blocking(move || reader.get(number))
             .await
             .unwrap_or_else(|_| Err("reading them panicked".into()))?;
         let headers = headers(self.keys[number].kind, &secret)?;
-        Ok(Held { headers, since: Instant::now(), generation: generation + 1 })
+        Ok(CachedHeaders { headers, since: Instant::now(), generation: generation + 1 })
     }
 }
 
 fn nowhere() -> Url {
-    // A scheme of no source.
+    // No source has this scheme.
     Url::parse("none:").unwrap_or_else(|_| unreachable!("a constant"))
 }
 
@@ -192,11 +192,11 @@ fn covers(scope: &Url, url: &Url) -> bool {
     let Some(rest) = url.path().strip_prefix(scope.path()) else { return false };
     origin(scope) == origin(url)
         && (rest.is_empty() || scope.path().ends_with('/') || rest.starts_with('/'))
-        // A server may take an encoded slash for a slash, and go up.
+        // A server may decode the slash and leave the scope through the parent directory.
         && !url.path().to_ascii_lowercase().contains("..%2f")
 }
 
-/// Header lines that say what is asked for are not for credentials to change.
+/// Header lines that describe the request. Credentials must not set them.
 const RESERVED: [&str; 18] = [
     "accept-encoding",
     "connection",
@@ -223,7 +223,7 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, value: &str| -> Result<(), String> {
         let mut value =
-            HeaderValue::from_str(value).map_err(|_| "they have characters that no header can have")?;
+            HeaderValue::from_str(value).map_err(|_| "they have characters that no header may have")?;
         value.set_sensitive(true);
         headers.append(name, value);
         Ok(())
@@ -240,7 +240,7 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
             Some((user, password)) => set(AUTHORIZATION, &basic(user, password))?,
             None => return Err("they are not of the form user:password".into()),
         },
-        // A token has neither colons nor blanks (RFC 6750).
+        // A token has no colons and no blanks (RFC 6750).
         Kind::Either if one_line && !trimmed.contains([':', ' ', '\t']) => {
             set(AUTHORIZATION, &Zeroizing::new(format!("Bearer {trimmed}")))?;
         }
@@ -251,10 +251,10 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
                     return Err("a line is not of the form Name: value".into());
                 };
                 let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
-                    return Err("a name of a header is none".into());
+                    return Err("a line has no valid name of a header".into());
                 };
                 if RESERVED.contains(&name.as_str()) {
-                    return Err(format!("the header {name} is not theirs to set"));
+                    return Err(format!("they must not set the header {name}"));
                 }
                 set(name, value)?;
             }

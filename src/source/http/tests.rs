@@ -1,4 +1,4 @@
-//! What needs no server; the rest is in tests/http/.
+//! Tests without a server. tests/http/ has those with one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::address::{AllowList, not_public, public_only};
-use super::answer::{Asked, Failure, judge};
+use super::answer::{Failure, RangeRequest, judge};
 use super::gate::Gate;
 use super::identity::retry_after;
 use super::limit::{Party, Slots};
@@ -16,7 +16,7 @@ use super::shown;
 use crate::source::Purpose;
 
 #[test]
-fn urls_are_shown_without_what_is_secret() {
+fn urls_are_shown_without_secrets() {
     for (url, text) in [
         ("https://h/a/b.img", "https://h/a/b.img"),
         ("https://h:8443/a?sig=s#f", "https://h:8443/a"),
@@ -43,7 +43,7 @@ fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 #[test]
-fn servers_say_how_long_they_want_to_be_left_alone() {
+fn retry_after_is_seconds_or_a_date() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     for (text, seconds) in [
         ("0", Some(0)),
@@ -55,17 +55,17 @@ fn servers_say_how_long_they_want_to_be_left_alone() {
     ] {
         assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
     }
-    let asked = Asked { range: 0..10, pinned: None };
+    let asked = RangeRequest { range: 0..10, pinned: None };
     let far = judge(StatusCode::SERVICE_UNAVAILABLE, &headers(&[("retry-after", "999999999")]), &asked);
     assert!(
         matches!(far, Err(Failure::Again { after: Some(after), .. }) if after <= Duration::from_secs(10))
     );
 }
 
-/// Numbers that no object can have are no arithmetic's problem.
+/// Arithmetic on numbers that no object can have does not overflow.
 #[test]
 fn absurd_numbers_are_refused() {
-    let asked = Asked { range: u64::MAX - 10..u64::MAX, pinned: None };
+    let asked = RangeRequest { range: u64::MAX - 10..u64::MAX, pinned: None };
     for line in [
         "bytes 0-18446744073709551615/18446744073709551615",
         "bytes 18446744073709551605-18446744073709551615/*",
@@ -108,7 +108,7 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
         }));
         tokio::task::yield_now().await;
     }
-    // Of two that wait, the first has given up.
+    // Of two waiters, the first has gone away.
     let given_up = tokio::spawn({
         let slots = slots.clone();
         async move { drop(slots.get(party, Purpose::Demand).await) }
@@ -117,7 +117,7 @@ async fn slots_go_to_readers_first_and_are_not_lost() {
     given_up.abort();
     drop(held.pop());
     for task in tasks {
-        // The others are held on to: what is free goes from one to the next.
+        // The other slots stay held: the free one goes from one waiter to the next.
         if held.len() > 1 {
             drop(held.pop());
         }
@@ -161,7 +161,7 @@ async fn a_server_that_is_down_is_asked_less_and_less() {
     assert!((100..=201).contains(&milliseconds(&pauses[0])), "{pauses:?}");
     assert!((800..=1602).contains(&milliseconds(&pauses[3])), "{pauses:?}");
     assert!((10_000..=20_001).contains(&milliseconds(&pauses[9])), "{pauses:?}");
-    // What was under way together fails together, and counts as one.
+    // Requests that were under way together fail together, and count as one failure.
     let origin = Gate::new();
     let passes: Vec<_> = (0..10).map(|_| origin.enter().ok().expect("it works")).collect();
     let since = tokio::time::Instant::now();
@@ -175,7 +175,7 @@ async fn a_server_that_is_down_is_asked_less_and_less() {
         }
     };
     assert!(since.elapsed() <= Duration::from_millis(201), "{:?}", since.elapsed());
-    // When it works again, it works for all.
+    // When one request works, all may continue.
     pass.worked();
     let all: Vec<_> = (0..10).map(|_| origin.enter().ok().expect("it works")).collect();
     drop(all);
@@ -183,7 +183,7 @@ async fn a_server_that_is_down_is_asked_less_and_less() {
 }
 
 #[test]
-fn addresses_that_are_not_public_are_known_in_all_their_forms() {
+fn addresses_that_are_not_public_are_recognised_in_all_forms() {
     for inside in [
         "127.0.0.1",
         "127.255.255.255",
@@ -243,10 +243,10 @@ fn addresses_that_are_not_public_are_known_in_all_their_forms() {
     }
 }
 
-/// Rebinding: each lookup is judged, and of several addresses only those are connected to that may be.
+/// DNS rebinding: each lookup is checked, and of several addresses only the allowed ones are connected to.
 /// Guards H9.
 #[test]
-fn names_are_judged_by_the_addresses_that_are_connected_to() {
+fn a_name_is_checked_by_the_addresses_that_are_connected_to() {
     let addresses = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
     let allow = AllowList::new(&["10.0.0.0/8".to_owned()]);
     let judge = |texts: &[&str]| public_only("images.example", addresses(texts), &allow);
@@ -257,7 +257,7 @@ fn names_are_judged_by_the_addresses_that_are_connected_to() {
     assert!(judge(&[]).unwrap().is_empty());
 }
 
-/// States of servers were kept for each that was ever asked.
+/// The state of each server was kept for ever.
 #[test]
 fn states_of_servers_are_bounded() {
     let mut origins = super::Origins::default();
@@ -267,8 +267,8 @@ fn states_of_servers_are_bounded() {
         gate.enter().ok().expect("a new one").failed(&Failure::again("dead"));
     }
     assert!(origins.states.len() <= super::MOST_ORIGINS + 1, "{}", origins.states.len());
-    assert!(Arc::ptr_eq(&held, &origins.get("http://held:80")), "one that a request holds is kept");
-    assert!(origins.get("http://host-99999:80").ready().is_some(), "one that was used last is kept");
+    assert!(Arc::ptr_eq(&held, &origins.get("http://held:80")), "a state that a request holds is kept");
+    assert!(origins.get("http://host-99999:80").ready().is_some(), "the state that was used last is kept");
 }
 
 /// Sixteen requests to a server that hangs held all slots: another base had none.
@@ -283,7 +283,7 @@ async fn a_base_that_holds_all_slots_keeps_none_from_another() {
     }
     let second = Duration::from_secs(1);
     assert!(tokio::time::timeout(second, slots.get(hog, Purpose::Demand)).await.is_err());
-    // One at once, although there is none; the next one, which is free, before those that came earlier.
+    // It gets one at once although none is free, and the next free one before waiters that came earlier.
     let first = tokio::time::timeout(second, slots.get(other, Purpose::Demand)).await.expect("at once");
     let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let wait_for = |party: Party, name: &'static str| {
@@ -299,7 +299,7 @@ async fn a_base_that_holds_all_slots_keeps_none_from_another() {
     tokio::task::yield_now().await;
     tasks.push(wait_for(other, "other"));
     tokio::task::yield_now().await;
-    // Five are held of four: the first to come back is owed.
+    // Five of four slots are held: the first that comes back is not free.
     drop(held.pop());
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert!(order.lock().is_empty());

@@ -1,19 +1,19 @@
-//! URLs: what may be one, and what of it people may see.
+//! URLs of sources: which are valid, and how messages show them.
 
 use reqwest::Url;
 
 use crate::source::{SourceError, SourceErrorKind};
 
-/// Longest URL that is taken, in bytes.
+/// Longest valid URL in bytes.
 const MAX_URL: usize = 4096;
 
-/// A URL as it is shown to people: without user info, query and fragment, where secrets are. Everything that is logged
-/// or displayed goes through it. Of what is no URL even less is left.
+/// A URL as messages show it: without user info, query and fragment, which may have secrets. All logged and displayed
+/// URLs go through it. Of a text that is no URL, it drops the same parts, and control characters.
 pub fn shown(url: &str) -> String {
     if let Ok(mut parsed) = Url::parse(url)
         && parsed.has_host()
     {
-        // They fail for URLs without a host only.
+        // These fail only for URLs without a host.
         let _ = parsed.set_username("");
         let _ = parsed.set_password(None);
         parsed.set_query(None);
@@ -25,10 +25,10 @@ pub fn shown(url: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Whether something can be a source: http or https, a host, no control characters, not too long.
+/// Checks that a URL can be a source: it is http or https, names a host, has no control characters and is not too long.
 ///
 /// # Errors
-/// `Protocol`, with what is wrong.
+/// `Protocol`, with the mistake.
 pub fn check_url(url: &str) -> Result<(), SourceError> {
     parse(url).map(drop)
 }
@@ -46,7 +46,7 @@ pub(super) fn parse(text: &str) -> Result<Url, SourceError> {
     if text.len() > MAX_URL {
         return refuse("it is longer than 4096 bytes");
     }
-    // The parser would take some of them away without a word.
+    // The parser would drop some of them silently.
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return refuse("it has white space or control characters");
     }
@@ -60,13 +60,13 @@ pub(super) fn parse(text: &str) -> Result<Url, SourceError> {
     Ok(url)
 }
 
-/// Scheme, host and port: whom a request goes to.
+/// Scheme, host and port of the server that a request goes to.
 pub(super) fn origin(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or(0);
     format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default())
 }
 
-/// User name and password out of a URL, which are taken away from it.
+/// Takes user name and password out of a URL.
 pub(super) fn take_user_info(url: &mut Url) -> Option<(String, String)> {
     if url.username().is_empty() && url.password().is_none() {
         return None;

@@ -1,4 +1,4 @@
-//! How long a fetch is tried, and the state that says that reads wait.
+//! How long a fetch is retried, and which reads wait meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use super::answer::Failure;
 use crate::source::{Stall, StallKind};
 
-/// The log says that reads wait, not each time that they do.
-const SAID_EVERY: Duration = Duration::from_secs(10);
+/// The shortest time between two log lines that reads wait.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// The reads of one source that wait for a server that fails.
+/// The reads of one source that wait for a failing server.
 pub(super) struct Stalls {
     next: AtomicU64,
     waiting: Mutex<Waiting>,
@@ -24,8 +24,8 @@ pub(super) struct Stalls {
 #[derive(Default)]
 struct Waiting {
     reads: BTreeMap<u64, Stall>,
-    said: Option<Instant>,
-    /// Whether the log says that reads wait, and since when.
+    logged: Option<Instant>,
+    /// Since when the log says that reads wait, and the URL; none when it does not.
     open: Option<(Instant, String)>,
 }
 
@@ -34,7 +34,8 @@ impl Stalls {
         Arc::new(Self { next: AtomicU64::new(0), waiting: Mutex::default() })
     }
 
-    /// The longest wait, with its last reason. Among reads that wait, one that was told of another object says most.
+    /// The longest wait, with its last failure. When another object answered one of the reads, that failure is
+    /// returned.
     pub fn longest(&self) -> Option<Stall> {
         let waiting = self.waiting.lock();
         let mut longest = waiting.reads.values().min_by_key(|stall| stall.since)?.clone();
@@ -46,9 +47,9 @@ impl Stalls {
 
     fn set(&self, number: u64, shown: &str, stall: Stall) {
         let mut waiting = self.waiting.lock();
-        if waiting.open.is_none() && waiting.said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+        if waiting.open.is_none() && waiting.logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
             let now = Instant::now();
-            (waiting.said, waiting.open) = (Some(now), Some((now, shown.to_owned())));
+            (waiting.logged, waiting.open) = (Some(now), Some((now, shown.to_owned())));
             tracing::warn!(url = shown, why = stall.why, "reads of a base wait for its server");
         }
         waiting.reads.insert(number, stall);
@@ -61,38 +62,38 @@ impl Stalls {
             && let Some((since, url)) = waiting.open.take()
         {
             let seconds = since.elapsed().as_secs_f64();
-            tracing::info!(url, seconds, "no read of the base waits any more");
+            tracing::info!(url, seconds, "no read of the base waits for its server any more");
         }
     }
 }
 
-/// How long a fetch is tried.
+/// How long a fetch is retried.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Patience {
-    /// For as long as it takes.
+    /// Without end.
     Endless,
-    /// So long, from this moment on, without bytes that come at the minimum rate (H8).
+    /// For this time from this moment on, unless bytes come at the minimum rate (H8).
     From(Instant, Duration),
-    /// So long after a failure, without bytes that come at the minimum rate.
+    /// For this time after a failure, unless bytes come at the minimum rate.
     AfterFailure(Duration),
 }
 
 /// The patience of one fetch.
 pub(super) struct Wait {
     number: u64,
-    /// Whom to tell, when a reader waits.
+    /// Notes that a reader waits; none when no reader waits for the fetch.
     stalls: Option<Arc<Stalls>>,
     patience: Patience,
-    /// Bytes per second below which nothing comes.
+    /// Bytes per second below which a transfer counts as stalled.
     min_rate: u64,
     clock: Mutex<Clock>,
     changed: Notify,
 }
 
 struct Clock {
-    /// From when on the patience counts.
+    /// The start of the time that the patience limits.
     mark: Option<Instant>,
-    /// That have come since the mark, and since the last failure.
+    /// Bytes since the mark, and since the last failure.
     since_mark: u64,
     since_failure: u64,
     failed: Option<(SystemTime, Failure)>,
@@ -109,7 +110,7 @@ impl Wait {
         Self { number, stalls, patience, min_rate, clock, changed: Notify::new() }
     }
 
-    /// How long it is, when it has an end.
+    /// The limit, if there is one.
     pub fn limit(&self) -> Option<Duration> {
         match self.patience {
             Patience::Endless => None,
@@ -117,7 +118,7 @@ impl Wait {
         }
     }
 
-    /// It has to wait. `shown` is the URL that fails.
+    /// Notes a failure, after which the fetch waits. `shown` is the URL that failed.
     pub fn failed(&self, shown: &str, failure: &Failure) {
         let since = {
             let mut clock = self.clock.lock();
@@ -134,12 +135,12 @@ impl Wait {
         }
     }
 
-    /// What failed last.
+    /// The last failure.
     pub fn last(&self) -> Option<Failure> {
         self.clock.lock().failed.as_ref().map(|(_, failure)| failure.clone())
     }
 
-    /// Bytes have come.
+    /// Notes that bytes have come.
     pub fn progressed(&self, bytes: usize) {
         let mut clock = self.clock.lock();
         clock.since_mark += bytes as u64;
@@ -152,7 +153,7 @@ impl Wait {
                 Patience::Endless | Patience::AfterFailure(_) => None,
             };
         }
-        // One byte is no proof that it works.
+        // One byte does not prove that the server works.
         if clock.since_failure >= self.min_rate && clock.failed.take().is_some() {
             drop(clock);
             self.changed.notify_one();
@@ -162,7 +163,7 @@ impl Wait {
         }
     }
 
-    /// Returns when the patience is over.
+    /// Returns when the time is up.
     pub async fn over(&self) {
         loop {
             let until = {

@@ -47,6 +47,8 @@ fn until_names_and_headers_are_read_only_blocking_calls_wait_and_nothing_is_writ
     let observed = Arc::new(Observed::default());
     let cache = DiskCache::prepare(Arc::new(medium.clone()), ROOM, observed, OnDamage::Drop);
     let source = cache.attach(key(1), SIZE);
+    let contents = cache.contents(FileKeys { own: key(1), digest: None, size: SIZE });
+    assert_eq!((contents.is_complete_now(Reach::Any), contents.is_verified_now()), (None, None));
     let mut buf = vec![0; BLOCK];
     assert_eq!((source.contains_now(290), source.read_sound_now(290, 1, &mut buf, None)), (None, None));
     assert!(!source.is_known());
@@ -60,6 +62,11 @@ fn until_names_and_headers_are_read_only_blocking_calls_wait_and_nothing_is_writ
     cache.load_first();
     assert_eq!(reader.join().unwrap(), 5);
     assert_eq!(source.contains_now(290), Some(true));
+    scan(&cache);
+    assert_eq!(
+        (contents.is_complete_now(Reach::Any), contents.is_verified_now()),
+        (Some(false), Some(false))
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@ use super::{Kind, Secret, base64, covers, headers};
 use reqwest::Url;
 
 #[test]
-fn base64_is_that_of_the_standard() {
+fn base64_encodes_the_examples_of_the_standard() {
     for (bytes, text) in [
         ("", ""),
         ("f", "Zg=="),
@@ -17,7 +17,7 @@ fn base64_is_that_of_the_standard() {
 }
 
 #[test]
-fn scopes_end_at_a_segment() {
+fn a_scope_covers_whole_segments_of_a_path() {
     for (scope, url, inside) in [
         ("https://h/", "https://h/a/b?c", true),
         ("https://h", "https://h/a", true),
@@ -42,7 +42,7 @@ fn scopes_end_at_a_segment() {
 }
 
 #[test]
-fn what_may_be_credentials() {
+fn credentials_of_a_wrong_form_are_refused_without_being_shown() {
     let lines = |kind, text: &str| {
         headers(kind, &Secret::new(text.into())).map(|headers| {
             let line = |(name, value): (&_, &reqwest::header::HeaderValue)| {

@@ -1,0 +1,148 @@
+//! Which object a file of a base is: the part of a record that differs from one kind of source to another.
+//!
+//! A new kind of source is a variant of [`Validator`] here, with a number of its own in docs/format.md. What must hold:
+//! a record with a number that this plyfs does not know was written by a newer one, and is refused as such.
+
+use super::codec::{FormatError, Reader, Writer};
+
+/// A content digest as given by the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Digest {
+    /// SHA-256.
+    Sha256([u8; 32]),
+    /// SHA-512.
+    Sha512([u8; 64]),
+}
+
+/// How a changed source is noticed, besides its size. One variant for each kind of source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Validator {
+    /// A file of this host.
+    File {
+        /// Modification time in nanoseconds since the epoch.
+        mtime_ns: i64,
+        /// Inode number.
+        inode: u64,
+    },
+    /// An object of an HTTP server, RFC 9110 section 8.8, as the server sent them.
+    Http {
+        /// The ETag, with its quotes, and `W/` when it is weak.
+        etag: Option<String>,
+        /// Last-Modified.
+        last_modified: Option<String>,
+    },
+}
+
+/// The object that a file of a base was when the base was registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseIdentity {
+    /// Bytes of the source file.
+    pub size: u64,
+    /// What else tells a changed one.
+    pub validator: Validator,
+    /// Content digest, when given.
+    pub digest: Option<Digest>,
+}
+
+impl Validator {
+    fn number(&self) -> u8 {
+        match self {
+            Self::File { .. } => 0,
+            Self::Http { .. } => 1,
+        }
+    }
+
+    fn put(&self, w: &mut Writer) {
+        match self {
+            Self::File { mtime_ns, inode } => {
+                w.i64(*mtime_ns).u64(*inode);
+            }
+            Self::Http { etag, last_modified } => {
+                for text in [etag, last_modified] {
+                    match text {
+                        None => w.u8(0),
+                        Some(text) => w.u8(1).bytes(text.as_bytes()),
+                    };
+                }
+            }
+        }
+    }
+
+    fn get(r: &mut Reader<'_>, number: u8) -> Result<Self, FormatError> {
+        let text = |r: &mut Reader<'_>| match r.u8()? {
+            0 => Ok(None),
+            1 => r.text().map(Some),
+            other => Err(r.bad(format!("presence of a validator is {other}"))),
+        };
+        match number {
+            0 => Ok(Self::File { mtime_ns: r.i64()?, inode: r.u64()? }),
+            1 => Ok(Self::Http { etag: text(r)?, last_modified: text(r)? }),
+            other => Err(r.newer(format!("kind {other} of a source is not known; use a newer plyfs"))),
+        }
+    }
+
+    /// Whether the source is a file of this host, which a read may wait for as for any disk.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::File { .. } => true,
+            Self::Http { .. } => false,
+        }
+    }
+
+    /// When the contents were modified, in nanoseconds since the epoch, if the validator says so.
+    pub fn modified_ns(&self) -> Option<i64> {
+        match self {
+            Self::File { mtime_ns, .. } => Some(*mtime_ns),
+            Self::Http { .. } => None,
+        }
+    }
+
+    /// ETag and Last-Modified of a source that has them.
+    pub fn http(&self) -> (Option<&str>, Option<&str>) {
+        match self {
+            Self::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
+            Self::File { .. } => (None, None),
+        }
+    }
+}
+
+impl BaseIdentity {
+    /// Whether version 1 of a record, which knows files of this host only, can express it.
+    pub(super) fn fits_version_1(&self) -> bool {
+        matches!(self.validator, Validator::File { .. })
+    }
+
+    pub(super) fn put(&self, w: &mut Writer, version: u16) {
+        w.u64(self.size);
+        if version > 1 {
+            w.u8(self.validator.number());
+        }
+        self.validator.put(w);
+        match &self.digest {
+            None => w.u8(0),
+            Some(Digest::Sha256(d)) => w.u8(1).raw(d),
+            Some(Digest::Sha512(d)) => w.u8(2).raw(d),
+        };
+    }
+
+    pub(super) fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
+        let size = r.u64()?;
+        let number = if version > 1 { r.u8()? } else { 0 };
+        let validator = Validator::get(r, number)?;
+        let digest = match r.u8()? {
+            0 => None,
+            1 => {
+                let mut d = [0; 32];
+                d.copy_from_slice(r.raw(32)?);
+                Some(Digest::Sha256(d))
+            }
+            2 => {
+                let mut d = [0; 64];
+                d.copy_from_slice(r.raw(64)?);
+                Some(Digest::Sha512(d))
+            }
+            other => return Err(r.bad(format!("digest type {other} is not known"))),
+        };
+        Ok(Self { size, validator, digest })
+    }
+}

@@ -1,0 +1,180 @@
+//! The kinds of sources: every question whose answer differs from kind to kind is asked here, and answered in the file
+//! of the kind.
+//!
+//! A new kind adds a file beside this one, a variant of [`Kind`] and of [`Validator`], and an arm where
+//! `bases/origin.rs` probes and opens. The compiler names the places. No other module matches on a kind
+//! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
+
+use super::identity::{KeyParts, Verdict};
+use super::{file, http_identity};
+use crate::format::record::{BaseIdentity, Strictness, Validator};
+
+/// A kind of source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file of this host.
+    File,
+    /// An object of a web server.
+    Http,
+}
+
+impl Kind {
+    /// Of what was registered.
+    pub fn of_validator(validator: &Validator) -> Self {
+        match validator {
+            Validator::File { .. } => Self::File,
+            Validator::Http { .. } => Self::Http,
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Self::File => "a file of this host",
+            Self::Http => "an object of a web server",
+        }
+    }
+}
+
+/// Whether `found` is the object that was registered. The digest is not compared: it takes all bytes to compute.
+pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Strictness) -> Verdict {
+    let verdict = match Kind::of_validator(&registered.validator) {
+        Kind::File => file::compare(registered, found),
+        Kind::Http => http_identity::compare(registered, found, strictness),
+    };
+    verdict.unwrap_or_else(|| {
+        let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
+        Verdict::Another(format!("it is {}, not {}", noun(found), noun(registered)))
+    })
+}
+
+/// What a validator contributes to keys.
+pub fn key_parts(validator: &Validator) -> KeyParts {
+    match validator {
+        Validator::File { mtime_ns, inode } => file::key_parts(*mtime_ns, *inode),
+        Validator::Http { etag, last_modified } => {
+            http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
+        }
+    }
+}
+
+#[cfg(feature = "daemon")]
+mod places {
+    use super::Kind;
+    use crate::source::{Location, SourceError, SourceErrorKind, http};
+
+    /// Schemes of URLs, and the kind that each is of.
+    const SCHEMES: &[(&str, Kind)] = &[("http", Kind::Http), ("https", Kind::Http)];
+
+    impl Kind {
+        /// Of the path or URL of a new source.
+        ///
+        /// # Errors
+        /// `Protocol` for a URL whose scheme no kind has.
+        pub fn of(source: &str) -> Result<Self, SourceError> {
+            let Location::Url { scheme, .. } = Location::of(source) else { return Ok(Self::File) };
+            let of_scheme = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme));
+            of_scheme.map(|(_, kind)| *kind).ok_or_else(|| {
+                let known: Vec<&str> = SCHEMES.iter().map(|(name, _)| *name).collect();
+                let why = format!("the scheme of a source is one of {}", known.join(", "));
+                let advice = "write a URL such as https://images.example.org/debian.qcow2";
+                SourceError::remote(SourceErrorKind::Protocol, "use", shown(source), why, advice)
+            })
+        }
+
+        /// Whether `places` can be those of one source of this kind.
+        ///
+        /// # Errors
+        /// `Protocol`, with what is wrong with one of them.
+        pub fn check(self, places: &[String]) -> Result<(), SourceError> {
+            match self {
+                Self::File => Ok(()),
+                Self::Http => places.iter().try_for_each(|url| http::check_url(url)),
+            }
+        }
+    }
+
+    /// The place of a source as it is shown to people: a path as it is, a URL without what may be secret.
+    pub fn shown(source: &str) -> String {
+        if Location::of(source).is_url() { http::shown(source) } else { source.to_owned() }
+    }
+}
+
+#[cfg(feature = "daemon")]
+pub use places::shown;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(size: u64, validator: Validator) -> BaseIdentity {
+        BaseIdentity { size, validator, digest: None }
+    }
+
+    fn file(size: u64, mtime_ns: i64, inode: u64) -> BaseIdentity {
+        identity(size, Validator::File { mtime_ns, inode })
+    }
+
+    fn http(size: u64, etag: &str) -> BaseIdentity {
+        identity(size, Validator::Http { etag: Some(etag.into()), last_modified: None })
+    }
+
+    #[track_caller]
+    fn differs(registered: &BaseIdentity, found: &BaseIdentity, how: &str) {
+        for strictness in [Strictness::Strong, Strictness::Weak, Strictness::SizeOnly] {
+            match compare(registered, found, strictness) {
+                Verdict::Another(why) => assert!(why.contains(how), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_of_another_kind_is_another_object_however_weak_the_check() {
+        differs(&http(5, "\"a\""), &file(5, 1, 2), "a file of this host, not an object of a web server");
+        differs(&file(5, 1, 2), &http(5, "\"a\""), "an object of a web server, not a file of this host");
+    }
+
+    #[test]
+    fn objects_of_one_kind_are_compared_by_what_the_kind_has() {
+        let registered = file(5, 1, 2);
+        assert_eq!(compare(&registered, &registered, Strictness::Strong), Verdict::Same);
+        differs(&registered, &file(6, 1, 2), "it has 6 bytes, not 5");
+        differs(&registered, &file(5, 1, 3), "another file");
+        differs(&registered, &file(5, 2, 2), "was modified");
+        let registered = http(5, "\"a\"");
+        assert_eq!(compare(&registered, &http(5, "\"a\""), Strictness::Strong), Verdict::Same);
+        assert!(matches!(compare(&registered, &http(5, "\"b\""), Strictness::Strong), Verdict::Another(_)));
+        assert_eq!(compare(&registered, &http(5, "\"b\""), Strictness::SizeOnly), Verdict::Same);
+        differs(&registered, &http(6, "\"a\""), "it has 6 bytes, not 5");
+    }
+
+    /// Keys of the cache and origins of traces are on disk, made of these.
+    #[test]
+    fn the_parts_of_the_known_kinds_stay_what_they_are() {
+        let parts = key_parts(&Validator::File { mtime_ns: 1, inode: 258 });
+        assert_eq!((parts.label, parts.is_strong, parts.is_portable), ("file", false, false));
+        assert_eq!(parts.parts, [[1, 0, 0, 0, 0, 0, 0, 0], [2, 1, 0, 0, 0, 0, 0, 0]]);
+        let http = |etag: Option<&str>, last_modified: Option<&str>| {
+            let (etag, last_modified) = (etag.map(Into::into), last_modified.map(Into::into));
+            key_parts(&Validator::Http { etag, last_modified })
+        };
+        let parts = http(Some("\"a\""), Some("date"));
+        assert_eq!((parts.label, parts.is_strong, parts.is_portable), ("url", true, true));
+        assert_eq!(parts.parts, [b"\"a\"".as_slice(), b"date"]);
+        let parts = http(None, Some("date"));
+        assert_eq!((parts.parts, parts.is_strong), (vec![Vec::new(), b"date".to_vec()], true));
+        assert!(!http(Some("W/\"a\""), Some("date")).is_strong && !http(None, None).is_strong);
+    }
+
+    #[cfg(feature = "daemon")]
+    #[test]
+    fn the_scheme_of_a_place_says_the_kind() {
+        assert_eq!(Kind::of("/srv/a.raw").unwrap(), Kind::File);
+        assert_eq!(Kind::of("HTTPS://h/a").unwrap(), Kind::Http);
+        let error = Kind::of("ftp://user:secret@h/a?token").unwrap_err().to_string();
+        assert!(
+            error.contains("http, https") && !error.contains("secret") && !error.contains("token"),
+            "{error}"
+        );
+    }
+}
