@@ -41,7 +41,6 @@ use self::report::Report;
 use crate::bases::Bases;
 use crate::config::Config;
 use crate::events::Events;
-use crate::fuse::promises::Protocol;
 use crate::io::LiveArena;
 use crate::serve::Service;
 use crate::store::Store;
@@ -82,10 +81,8 @@ pub struct Control {
     pub since_ns: i64,
     /// The restrictions in force on this worker.
     pub confinement: wire::Confinement,
-    /// The protocol of the mount.
-    pub protocol: Protocol,
-    /// The release of the kernel.
-    pub kernel_release: String,
+    /// The kernel, and the promises that it does not allow.
+    pub kernel: wire::Kernel,
     /// The events of bases and caches.
     pub events: Events,
     /// The work on bases.

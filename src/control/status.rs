@@ -8,8 +8,8 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, Kernel, LiveMaps, MissingPromise, Requests, Space, Standby, Status,
-    Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, DamagedFile, LiveMaps, Requests, Space, Standby, Status, Stopping, Upgrade,
+    UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
 use crate::io::{LiveArena, sys};
@@ -146,7 +146,7 @@ impl Control {
             requests: self.requests(),
             failing: self.failing(),
             confinement: Some(self.confinement.clone()),
-            kernel: Some(self.kernel()),
+            kernel: Some(self.kernel.clone()),
             events: events::summary(&self.events, self.serving_since_ns),
             worker_not_answering_since: None,
             worker_not_answering_why: None,
@@ -164,19 +164,6 @@ impl Control {
             reserve_bytes: reserve.wanted,
             reserve_held_bytes: reserve.held,
             full: reserve.full,
-        }
-    }
-
-    fn kernel(&self) -> Kernel {
-        let missing = self.protocol.missing().into_iter().map(|promise| MissingPromise {
-            promise: promise.name().to_owned(),
-            since: promise.since().to_owned(),
-            instead: promise.instead().to_owned(),
-        });
-        Kernel {
-            release: self.kernel_release.clone(),
-            fuse: format!("7.{}", self.protocol.minor),
-            missing: missing.collect(),
         }
     }
 

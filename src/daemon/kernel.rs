@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::ServeError;
+use crate::control::wire::{Kernel, MissingPromise};
 use crate::fuse::promises::Protocol;
 
 /// The oldest Linux that is served.
@@ -34,6 +35,16 @@ pub fn warn(protocol: Protocol) {
         .map(|promise| format!("{} (Linux {})", promise.instead(), promise.since()))
         .collect();
     tracing::warn!("Linux {} lacks what plyfs can use: {}; see plyfs status", release(), lacks.join("; "));
+}
+
+/// The kernel as `status` shows it.
+pub fn describe(protocol: Protocol, release: String) -> Kernel {
+    let missing = protocol.missing().into_iter().map(|promise| MissingPromise {
+        promise: promise.name().to_owned(),
+        since: promise.since().to_owned(),
+        instead: promise.instead().to_owned(),
+    });
+    Kernel { release, fuse: format!("7.{}", protocol.minor), missing: missing.collect() }
 }
 
 /// The running kernel's release.
