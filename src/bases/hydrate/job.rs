@@ -73,7 +73,7 @@ impl From<String> for Stopped {
 /// See the module.
 pub struct Job {
     inner: Mutex<Inner>,
-    /// The job was cancelled or has ended, or an arrival that it waits for has happened.
+    /// The job was cancelled or has ended, or a completion that it waits for is complete.
     changed: Condvar,
     began: Instant,
     first: u64,
