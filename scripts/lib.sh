@@ -11,7 +11,7 @@ export PATH
 # The packages of all scripts. `scripts/test` installs them in one call, so that apt resolves them together.
 # shellcheck disable=SC2034
 TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra
-    systemd-container rpm zsh fish man-db binutils dpkg-dev)
+    systemd-container rpm zsh fish man-db binutils dpkg-dev cpio kmod)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -127,8 +127,18 @@ scripts_by() {
     grep -slE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
 }
 
+# need_kernel: exits with a message when the kernel is too old, before anything is installed or built. The daemon names the
+# package of each distribution.
+need_kernel() {
+    local major minor
+    IFS=.- read -r major minor _ </proc/sys/kernel/osrelease
+    ((major > 5 || (major == 5 && ${minor//[^0-9]/} >= 14))) || die "the kernel is Linux $(uname -r), and plyfs needs Linux 5.14 or newer;" \
+        "install a newer kernel package (Debian: linux-image-amd64 of Debian 12 or of bullseye-backports), and reboot the host"
+}
+
 # need_fuse: exits with a message unless FUSE can be used.
 need_fuse() {
+    need_kernel
     [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the kernel module (modprobe fuse), or pass the device to this container"
     [[ -r /dev/fuse && -w /dev/fuse ]] || die "/dev/fuse cannot be opened by $(id -un): chmod 666 /dev/fuse, or run as root"
     [[ $(id -u) -eq 0 ]] || command -v fusermount3 >/dev/null || die "fusermount3 is missing: apt-get install fuse3"
@@ -158,6 +168,23 @@ serve() {
     done
     MOUNT=${line#plyfs ready mount=}
     MOUNT=${MOUNT% socket=*}
+}
+
+# step_with PROMISE TITLE COMMAND...: as step, where the kernel allows the promise; else a line SKIP.
+step_with() {
+    local promise=$1 store
+    shift
+    if [[ -z ${KERNEL_LACKS+set} ]]; then
+        store=$(mktemp -d "${TMPDIR:-/var/tmp}/plyfs-kernel.XXXXXX")
+        KERNEL_LACKS=$(PLYFS_STORE=$store/store && export PLYFS_STORE && serve "$store/log" &&
+            "$PLYFS" --json status | jq -r '.kernel.missing[].promise' && "$PLYFS" stop && wait "$SERVE_PID")
+        rm -rf --one-file-system "$store"
+    fi
+    if grep -qx "$promise" <<<"$KERNEL_LACKS"; then
+        printf '\nSKIP: %s: the kernel lacks %s (README, "Kernels")\n' "$1" "$promise"
+    else
+        step "$@"
+    fi
 }
 
 # For traps: ends the daemon that serve() started, if it still runs, and removes its mount.

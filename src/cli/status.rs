@@ -7,7 +7,9 @@ use super::client::read;
 use super::error::CliError;
 use super::output::{lines, printable};
 use crate::config::size::format_size;
-use crate::control::wire::{self, Cache, Confinement, DamagedFile, DiskCache, Standby, Trouble};
+use crate::control::wire::{
+    self, Cache, Confinement, DamagedFile, DiskCache, MissingPromise, Standby, Trouble,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,6 +76,10 @@ pub(super) fn human(status: &wire::Status) -> String {
     }
     if let Some(in_force) = &status.confinement {
         pairs.push(("confinement", confinement(in_force)));
+    }
+    if let Some(kernel) = &status.kernel {
+        pairs.push(("kernel", format!("Linux {}, FUSE {}", text(&kernel.release), text(&kernel.fuse))));
+        pairs.extend(kernel.missing.iter().map(|lacks| ("kernel lacks", missing(lacks))));
     }
     lines(pairs.into_iter())
 }
@@ -169,6 +175,12 @@ fn confinement(in_force: &Confinement) -> String {
         text(&in_force.seccomp),
         text(&in_force.core_dumps),
     )
+}
+
+/// A promise that the kernel does not allow.
+fn missing(lacks: &MissingPromise) -> String {
+    let (promise, since, instead) = (text(&lacks.promise), text(&lacks.since), text(&lacks.instead));
+    format!("{promise} (Linux {since}): {instead}")
 }
 
 fn rate(hits: u64, misses: u64) -> String {

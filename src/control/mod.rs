@@ -81,6 +81,8 @@ pub struct Control {
     pub since_ns: i64,
     /// The restrictions in force on this worker.
     pub confinement: wire::Confinement,
+    /// The kernel, and the promises that it does not allow.
+    pub kernel: wire::Kernel,
     /// The events of bases and caches.
     pub events: Events,
     /// The work on bases.

@@ -146,6 +146,7 @@ impl Control {
             requests: self.requests(),
             failing: self.failing(),
             confinement: Some(self.confinement.clone()),
+            kernel: Some(self.kernel.clone()),
             events: events::summary(&self.events, self.serving_since_ns),
             worker_not_answering_since: None,
             worker_not_answering_why: None,

@@ -14,6 +14,7 @@ use super::callers::{CallersQuery, CallersReply};
 use crate::config::Config;
 use crate::control::Daemon;
 use crate::control::report::Report;
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
 
 /// Environment variable that carries the [`Start`] of a worker.
@@ -35,6 +36,12 @@ pub struct Start {
     pub config: Config,
     /// /dev/fuse, mounted and past FUSE_INIT.
     pub fuse: RawFd,
+    /// What the kernel offers. A supervisor of 0.1.0 serves only kernels that offer all.
+    #[serde(default)]
+    pub offers: Protocol,
+    /// Where the worker lists the requests that it has read and not answered, when the kernel cannot send them again.
+    #[serde(default)]
+    pub unanswered: Option<RawFd>,
     /// The control socket, listening.
     pub listener: RawFd,
     /// The store's lock, held.
@@ -86,6 +93,8 @@ pub enum FromWorker {
     Upgrade(Option<PathBuf>),
     /// The worker has answered the requests on the control socket that had begun. New ones wait.
     Drained,
+    /// The worker has answered the requests of the kernel that it had read. New ones wait.
+    Paused,
     /// Asks which processes are ending. Only for a supervisor whose report announces that it answers.
     Callers(CallersQuery),
     /// The worker cannot start, could not close the store, or panicked.
@@ -111,6 +120,11 @@ pub enum FromSupervisor {
     Callers(CallersReply),
     /// Answer the requests on the control socket that have begun, accept no new ones, then send `Drained`.
     Drain,
+    /// Answer the requests of the kernel that were read, read no new ones, then send `Paused`. Only for a worker of hand-over
+    /// 3 or later (`super::handover`).
+    Pause,
+    /// Read requests of the kernel again. Only for a worker that was told to pause.
+    Continue,
     /// Close the store and exit, although files are open.
     Finish,
 }

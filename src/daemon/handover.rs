@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::{ServeError, system};
 use crate::config::Config;
 use crate::control::report::Report;
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
 
 /// Environment variable with the number of the descriptor of a [`HandOver`].
@@ -31,8 +32,14 @@ pub const RESUME_ENV: &str = "PLYFS_RESUME";
 const REHEARSE_ENV: &str = "PLYFS_REHEARSE";
 /// The time limit of a rehearsal. A worker serves meanwhile.
 const REHEARSAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The format that this version writes, and the newest that it reads. Format 2 has the arena of live maps.
-pub const FORMAT: u32 = 2;
+/// The newest format that this version reads and writes. Format 2 has the arena of live maps; format 3 a device for each
+/// worker, and pauses.
+pub const FORMAT: u32 = 3;
+
+/// The format that this version writes: the oldest that can express the hand-over, so that an older program can take it.
+pub fn format_of(protocol: Protocol) -> u32 {
+    if protocol.resend { 2 } else { FORMAT }
+}
 
 /// The kinds of descriptors in the descriptor store. Each is part of a descriptor's name.
 const FUSE: &str = "fuse";
@@ -51,6 +58,12 @@ pub struct HandOver {
     pub program: PathBuf,
     /// /dev/fuse.
     pub fuse: RawFd,
+    /// What the kernel offers.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The device and the table of the worker that serves, when it has its own.
+    #[serde(default)]
+    pub device: Option<(RawFd, RawFd)>,
     /// The store's lock.
     pub lock: RawFd,
     /// The control socket.
@@ -83,6 +96,8 @@ struct KeptState {
     /// The mount point as configured, and without symbolic links.
     mounts: [PathBuf; 2],
     since_ns: i64,
+    #[serde(default)]
+    protocol: Protocol,
 }
 
 /// A live mount that an earlier daemon of the service left.
@@ -95,6 +110,8 @@ pub struct KeptMount {
     pub mount: PathBuf,
     /// When the mount was made.
     pub since_ns: i64,
+    /// What the kernel offers.
+    pub protocol: Protocol,
 }
 
 fn in_memory(value: &impl Serialize) -> io::Result<File> {
@@ -186,6 +203,7 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         }
         let mut numbers = vec![number, state.fuse, state.lock, state.listener, state.cache, state.channel];
         numbers.extend(state.live.as_ref().map(|(fd, _)| *fd));
+        numbers.extend(state.device.iter().flat_map(|(fd, table)| [*fd, *table]));
         Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
     let read = read().map_err(system("taking over from the program before"))?;
@@ -205,6 +223,7 @@ pub fn keep(
     config: &Config,
     mount: &Path,
     since_ns: i64,
+    protocol: Protocol,
     fuse: BorrowedFd<'_>,
     cache: BorrowedFd<'_>,
     live: Option<BorrowedFd<'_>>,
@@ -213,10 +232,11 @@ pub fn keep(
         return;
     }
     let kept = KeptState {
-        format: FORMAT,
+        format: format_of(protocol),
         store: config.store.clone(),
         mounts: [config.mount.clone(), mount.to_path_buf()],
         since_ns,
+        protocol,
     };
     let send = |kind: &str, fd: BorrowedFd<'_>| send(kind, since_ns, fd);
     let sent = in_memory(&kept).and_then(|state| {
@@ -345,7 +365,8 @@ fn usable(config: &Config, mut fds: HashMap<String, OwnedFd>) -> Result<KeptMoun
     } else if sys::fuse_ended(fuse.as_fd()) {
         "it has ended"
     } else {
-        return Ok(KeptMount { fuse, cache: fds.remove(CACHE), mount, since_ns: kept.since_ns });
+        let (since_ns, protocol) = (kept.since_ns, kept.protocol);
+        return Ok(KeptMount { fuse, cache: fds.remove(CACHE), mount, since_ns, protocol });
     };
     Err((mount.display().to_string(), why.to_owned()))
 }

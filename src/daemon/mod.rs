@@ -5,9 +5,11 @@
 
 mod callers;
 mod channel;
+mod device;
 mod handover;
 mod heartbeat;
 mod home;
+mod kernel;
 mod leftover;
 mod mount;
 mod outcome;
@@ -35,6 +37,12 @@ fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> ServeError 
 /// Why the daemon could not start, or failed at its end. The text is a complete line for the operator.
 #[derive(Debug, Error)]
 pub enum ServeError {
+    /// The kernel is too old.
+    #[error("cannot serve: {why}")]
+    Kernel {
+        /// The kernel, and the remedy.
+        why: String,
+    },
     /// The store cannot be used.
     #[error("cannot serve store {store}: {why}")]
     Store {

@@ -8,6 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, FromSupervisor, FromWorker, START_ENV, Start};
+use super::device::Device;
 use super::handover::RESUME_ENV;
 use super::heartbeat::Heartbeat;
 use super::leftover;
@@ -36,6 +37,8 @@ pub enum Phase {
 pub struct Worker {
     /// Its process, a child that only this code reaps.
     pub pid: u32,
+    /// The device that it reads requests from, when it has its own.
+    pub device: Option<Device>,
     /// The supervisor's end of the channel.
     pub channel: Channel,
     /// Its phase.
@@ -94,6 +97,7 @@ impl Worker {
         let pid = child?.id();
         Ok(Self {
             pid,
+            device: None,
             channel: Channel(ours),
             phase: Phase::Preparing,
             since: Instant::now(),
@@ -136,11 +140,29 @@ impl Worker {
     }
 
     /// Kills the worker and waits until none of its threads runs, except threads that wait for the cache's disk. A
-    /// worker with such threads is reaped as an orphan when that disk answers.
+    /// worker with such threads is reaped as an orphan when that disk answers. Where the next worker does not get the
+    /// requests that this one had read, they end (D64).
     ///
     /// # Errors
     /// As [`Worker::next_event`].
     pub fn kill(&self) -> io::Result<ExitStatus> {
+        let status = self.kill_and_reap()?;
+        let pid = self.pid;
+        match self.device.as_ref().map(Device::fail_unanswered) {
+            None | Some(Ok(0)) => {}
+            Some(Ok(requests)) => tracing::error!(
+                pid,
+                requests,
+                "requests that the worker had read end with EIO: this kernel cannot send them to the next worker"
+            ),
+            Some(Err(error)) => {
+                tracing::error!(pid, %error, "the kernel ends the requests that the worker had read");
+            }
+        }
+        Ok(status)
+    }
+
+    fn kill_and_reap(&self) -> io::Result<ExitStatus> {
         // It is not reaped yet, so the pid is still its own.
         let _ = sys::kill(self.pid, libc::SIGKILL);
         let began = Instant::now();

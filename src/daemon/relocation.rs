@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::handover;
 use super::home::LiveHome;
 use super::process::{Phase, Worker};
-use super::supervisor::Supervisor;
+use super::supervisor::{PAUSE_TIMEOUT, Supervisor};
 use crate::control::report::reason;
 use crate::io::sys;
 
@@ -77,12 +77,30 @@ impl Supervisor {
 
     /// Kills the active worker once a standby worker with the new arena is prepared.
     pub(super) fn kill_active_to_relocate(&mut self) {
-        if let Some(active) =
-            self.active.as_ref().filter(|_| self.new_live_home.is_some() && self.upgrading.is_none())
-        {
+        if self.new_live_home.is_some() && self.upgrading.is_none() && !self.begin_pause_to_relocate() {
+            self.kill_paused_to_relocate();
+        }
+    }
+
+    /// Kills the active worker, which has no requests that would be lost.
+    pub(super) fn kill_paused_to_relocate(&mut self) {
+        if let Some(active) = &self.active {
             // The supervisor handles its end once none of its threads runs.
             let _ = sys::kill(active.pid, libc::SIGKILL);
         }
+    }
+
+    /// Gives a move up that would cost requests. It is tried again later.
+    pub(super) fn postpone_relocation(&mut self) {
+        let Some(new) = self.new_live_home.take() else { return };
+        new.discard(sys::Detach::No);
+        // The standby worker has only the new arena.
+        self.end_others();
+        self.standby_at = Some(Instant::now());
+        let seconds = PAUSE_TIMEOUT.as_secs();
+        self.relocation_failed(&std::io::Error::other(format!(
+            "requests in flight did not end within {seconds} s, and this kernel cannot send them to the next worker"
+        )));
     }
 
     /// Completes a move that has begun, and returns the worker that takes over: one that has the arena with the live

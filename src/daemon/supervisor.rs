@@ -5,32 +5,37 @@
 //! one thread, which never waits for a live worker or for a disk. [`state`] has its states, [`watch`] the check whether
 //! the worker runs and the answers to clients while it does not, [`shutdown`] the end.
 
+mod pausing;
 mod shutdown;
+mod starting;
 mod state;
 mod watch;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, Start};
+use super::channel::{Channel, FromSupervisor, FromWorker};
+use super::device::Device;
 use super::handover::HandOver;
 use super::heartbeat::Heartbeat;
 use super::home::{LiveHome, TentativeHome};
 use super::outcome::Outcome;
 use super::process::{Phase, Worker, WorkerEvent, reap_orphans};
 use super::upgrade::Upgrading;
-use super::{ServeError, callers, handover, mount, start, system};
+use super::{ServeError, callers, handover, kernel as own_kernel, mount, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::control::report::{self, End, Report, Standby, reason};
 use crate::format::layout::CONTROL_SOCKET;
 use crate::fuse::kernel::{self, answer_init};
+use crate::fuse::promises::Protocol;
 use crate::io::sys;
+pub(super) use pausing::PAUSE_TIMEOUT;
 pub(super) use state::Shutdown;
 use state::{MountEnd, ServingState};
 use watch::UNAVAILABLE_AFTER;
@@ -52,6 +57,7 @@ const LONGEST_TAKE_OVER: Duration = Duration::from_secs(600);
 /// # Errors
 /// When the store, the mount point or the first worker cannot be used; when the store could not be closed.
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    own_kernel::check()?;
     let signals = signals()?;
     sys::raise_descriptor_limit();
     let program = std::env::current_exe().map_err(system("finding this program"))?;
@@ -63,7 +69,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let (tentative, lost) =
         TentativeHome::find(&home_config, arenas).map_err(system("memory for live maps"))?;
     let (path, fuse, cache, since_ns) = match found {
-        Some(found) => (found.mount, Some(found.fuse), found.cache, found.since_ns),
+        Some(found) => (found.mount, Some((found.fuse, found.protocol)), found.cache, found.since_ns),
         None => (mount::prepare(&config)?, None, None, sys::now_ns()),
     };
     let cache = match cache {
@@ -71,17 +77,17 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         None => BlockCache::memory_file().map_err(system("memory for the cache"))?,
     };
     let listener = start::listen(&config.store)?;
-    let fuse = match fuse {
+    let (fuse, protocol) = match fuse {
         Some(fuse) => fuse,
         None => {
             let fuse = mount::begin(&config, &path)?;
-            if let Err(error) = answer_init(fuse.as_fd()) {
+            let protocol = answer_init(fuse.as_fd()).map_err(|error| {
                 let _ = mount::end(&path, sys::Detach::Yes);
-                return Err(system("answering FUSE_INIT")(error));
-            }
+                system("answering FUSE_INIT")(error)
+            })?;
             let live = tentative.get().map(|home| home.file().as_fd());
-            handover::keep(&config, &path, since_ns, fuse.as_fd(), cache.as_fd(), live);
-            fuse
+            handover::keep(&config, &path, since_ns, protocol, fuse.as_fd(), cache.as_fd(), live);
+            (fuse, protocol)
         }
     };
     if kept {
@@ -111,11 +117,13 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         lock: lock.into(),
         listener,
         fuse,
+        protocol,
         cache,
         live,
         since_ns,
     };
     Outcome::begin(&resources.config.store, since_ns);
+    own_kernel::warn(protocol);
     let mut supervisor = Supervisor::new(resources, report);
     supervisor.fresh_mount = !kept;
     let result = supervisor.activate().and_then(|()| supervisor.run());
@@ -135,6 +143,13 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let mut fds = fds;
     let worker_answers = state.worker_answers;
     let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    let device = match state.device {
+        Some(_) => {
+            let (table, fd) = (fds.pop(), fds.pop());
+            Some(fd.zip(table).ok_or_else(missing)?)
+        }
+        None => None,
+    };
     let live = live.and_then(|(_, path)| Some((fds.pop()?, path)));
     let Ok([_, fuse, lock, listener, cache, channel]) = <[OwnedFd; 6]>::try_from(fds) else {
         return Err(missing());
@@ -158,6 +173,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         lock,
         listener,
         fuse,
+        protocol: state.protocol,
         cache,
         live,
         since_ns,
@@ -168,6 +184,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     heartbeat.begin(worker_answers);
     let worker = Worker {
         pid: worker_pid,
+        device: device.map(|(fd, table)| Device::resumed(fd, table)),
         answers: worker_answers,
         heartbeat,
         channel: Channel(channel),
@@ -226,6 +243,8 @@ pub(super) struct MountResources {
     pub lock: OwnedFd,
     pub listener: UnixListener,
     pub fuse: OwnedFd,
+    /// What the kernel offers.
+    pub protocol: Protocol,
     pub cache: OwnedFd,
     /// The arena of live maps; `None` after an upgrade from a version without one, until a worker has an arena.
     pub live: Option<LiveHome>,
@@ -255,6 +274,10 @@ pub(super) struct Supervisor {
     pub(super) new_live_home: Option<LiveHome>,
     /// When the name of the live maps is checked.
     pub(super) check_live_maps_at: Option<Instant>,
+    /// When a pause for a move of the live maps has taken too long.
+    pause_until: Option<Instant>,
+    /// The highest number of a request that the last worker noted, where it lists them.
+    last_read: u64,
     /// The result of the daemon, once it is known. Then the loop ends.
     outcome: Option<Result<(), ServeError>>,
 }
@@ -294,6 +317,8 @@ impl Supervisor {
             standby_at: None,
             new_live_home: None,
             check_live_maps_at: Some(Instant::now()),
+            pause_until: None,
+            last_read: 0,
             outcome: None,
         }
     }
@@ -348,6 +373,7 @@ impl Supervisor {
             self.serving_state.deadline(),
             self.standby_at,
             self.check_live_maps_at,
+            self.pause_until,
             self.upgrading.as_ref().map(|u| u.deadline),
             self.serving_state
                 .down_since()
@@ -381,6 +407,9 @@ impl Supervisor {
         }
         if self.check_live_maps_at.is_some_and(|at| at <= now) {
             self.check_live_maps();
+        }
+        if self.pause_until.is_some_and(|at| at <= now) {
+            self.pause_timed_out();
         }
         if self.upgrading.as_ref().is_some_and(|u| u.deadline <= now) {
             self.upgrade_timed_out()?;
@@ -417,56 +446,6 @@ impl Supervisor {
         let _ = sys::kill(worker.pid, libc::SIGKILL);
     }
 
-    pub(super) fn start_worker(&self, program: &File, probe: bool) -> std::io::Result<Worker> {
-        let mut shared =
-            vec![self.fuse.as_fd(), self.listener.as_fd(), self.lock.as_fd(), self.cache.as_fd()];
-        let live = self.new_live_home.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
-        shared.extend(live);
-        Worker::start(program, &shared, &self.config.log, |channel| Start {
-            protocol: PROTOCOL,
-            channel,
-            config: self.config.clone(),
-            fuse: self.fuse.as_raw_fd(),
-            listener: self.listener.as_raw_fd(),
-            lock: self.lock.as_raw_fd(),
-            cache: self.cache.as_raw_fd(),
-            live: live.map(|fd| fd.as_raw_fd()),
-            supervisor_pid: sys::pid(),
-            since_ns: self.since_ns,
-            probe,
-            warn: !self.announced,
-            hears_closed: true,
-        })
-    }
-
-    fn start_standby(&mut self) {
-        if self.standby.is_some() || self.is_closing() {
-            return;
-        }
-        match self.start_worker(&self.worker_program, false) {
-            Ok(worker) => {
-                self.report.standby = Standby { pid: Some(worker.pid), prepared: false, problem: None };
-                self.standby = Some(worker);
-            }
-            Err(error) => self.standby_failed(&error.to_string()),
-        }
-    }
-
-    fn standby_failed(&mut self, why: &str) {
-        // Logged for the first failure in a row only; `status` has the last reason.
-        if self.standby_failures == 0 {
-            tracing::error!(
-                why,
-                "the standby worker ended; takeovers take longer until another one is prepared"
-            );
-        }
-        self.report.standby = Standby { pid: None, prepared: false, problem: Some(reason(why)) };
-        self.standby_failures += 1;
-        let wait = STANDBY_RETRY * (1 << self.standby_failures.min(6));
-        self.standby_at = Some(Instant::now() + wait);
-        self.send_report();
-    }
-
     /// Makes the standby worker take over, or a new worker when there is no standby.
     fn activate(&mut self) -> Result<(), ServeError> {
         let worker = match self.standby.take() {
@@ -500,6 +479,7 @@ impl Supervisor {
         }
         worker.phase = Phase::Activated;
         worker.since = Instant::now();
+        worker.device.iter().for_each(|device| device.begin_at(self.last_read));
         let message = FromSupervisor::Activate { report: self.report.clone(), fresh_mount: self.fresh_mount };
         worker.send(&message);
         let limit = match &self.shutdown {
@@ -541,6 +521,7 @@ impl Supervisor {
             WorkerEvent::Message(FromWorker::Stop) => self.stop()?,
             WorkerEvent::Message(FromWorker::Upgrade(program)) => self.begin_upgrade(program),
             WorkerEvent::Message(FromWorker::Drained) => self.drained(),
+            WorkerEvent::Message(FromWorker::Paused) => self.paused(),
             WorkerEvent::Message(FromWorker::Callers(query)) => {
                 // A worker that does not receive the answer asks again.
                 let answer = callers::inspect(&query).map(FromSupervisor::Callers);
@@ -584,6 +565,8 @@ impl Supervisor {
     fn active_ended(&mut self, status: ExitStatus) -> Result<(), ServeError> {
         let Some(worker) = self.active.take() else { return Ok(()) };
         self.serving_state.vacate(None);
+        self.pause_until = None;
+        self.last_read = worker.device.as_ref().map_or(0, Device::highest);
         let why = worker.why(status);
         let served = worker.since.elapsed();
         if self.is_closing() {

@@ -3,8 +3,9 @@
 //! 1. The supervisor starts the candidate from the new program. The candidate prepares itself, and reads the store's
 //!    records without changing anything. When the program cannot start, does not speak the protocol or cannot read the
 //!    store, the upgrade ends here; the old worker has served all the time.
-//! 2. The old worker answers the control requests that have begun (`Drain`). Then it is killed and reaped. From here on
-//!    this is a takeover like any other. When the candidate dies before it serves, the standby worker of the old
+//! 2. Where the kernel cannot send them to the candidate, the old worker answers the requests that it has read and reads
+//!    no more (`Pause`). It answers the control requests that have begun (`Drain`). Then it is killed and reaped. From
+//!    here on this is a takeover like any other. When the candidate dies before it serves, the standby worker of the old
 //!    version takes over.
 //! 3. A child of the new program shows that it understands the hand-over. Then the supervisor continues as the new
 //!    program by exec, with its descriptors. When that is not possible, the supervisor stays at its version and reports
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::channel::{FromSupervisor, FromWorker};
 use super::handover::{self, HandOver};
 use super::process::{Phase, Worker, WorkerEvent};
-use super::supervisor::{Shutdown, Supervisor};
+use super::supervisor::{PAUSE_TIMEOUT, Shutdown, Supervisor};
 use super::{ServeError, system};
 use crate::control::report::{Upgrade, UpgradeState, reason};
 use crate::io::sys;
@@ -35,6 +36,8 @@ const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(20);
 enum Step {
     /// The candidate prepares itself.
     Preparing,
+    /// The old worker answers the kernel's requests that it has read, where the new one would not get them.
+    Pausing,
     /// The old worker ends its control requests.
     Draining,
     /// The old worker was killed and has not ended yet.
@@ -113,33 +116,33 @@ impl Supervisor {
     }
 
     pub(super) fn handle_candidate(&mut self) -> Result<(), ServeError> {
+        let needed = handover::format_of(self.resources.protocol);
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         let Some(worker) = &mut upgrading.candidate else { return Ok(()) };
         match worker.next_event().map_err(system("waiting for the new version"))? {
-            WorkerEvent::Message(FromWorker::Prepared { version, hand_over, .. })
-                if hand_over < handover::FORMAT =>
-            {
+            WorkerEvent::Message(FromWorker::Prepared { version, hand_over, .. }) if hand_over < 2 => {
                 // That version looks for live maps by name, and would not find writes that are not flushed.
                 self.upgrade_failed(&format!(
                     "version {version} cannot take over the live maps of this one; stop the daemon and start that \
                      version"
                 ));
             }
+            WorkerEvent::Message(FromWorker::Prepared { version, hand_over, .. }) if hand_over < needed => {
+                self.upgrade_failed(&format!(
+                    "version {version} does not serve this kernel; stay with this version, or boot Linux 6.9 or newer"
+                ));
+            }
             WorkerEvent::Message(FromWorker::Prepared { version, hand_over, answers }) => {
                 (worker.version, worker.hand_over, worker.answers) =
                     (Some(version.clone()), hand_over, answers);
                 worker.phase = Phase::Prepared;
-                (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN_TIMEOUT);
+                (upgrading.step, upgrading.deadline) = (Step::Pausing, Instant::now() + PAUSE_TIMEOUT);
                 tracing::info!(version, "the new version is prepared; the old one makes room for it");
                 if let Some(upgrade) = &mut self.report.upgrade {
                     upgrade.to = Some(version);
                 }
-                match &self.active {
-                    Some(active) if active.phase == Phase::Serving && !active.heartbeat.is_lost() => {
-                        active.send(&FromSupervisor::Drain);
-                    }
-                    // No worker serves at the moment. A worker that is taking over is replaced like any other.
-                    _ => self.drained(),
+                if !self.is_serving() || !self.begin_pause() {
+                    self.upgrade_paused();
                 }
             }
             WorkerEvent::Message(FromWorker::Failed(why)) => worker.failure = Some(why),
@@ -159,12 +162,34 @@ impl Supervisor {
 
     /// Kills a drained worker, which no longer answers the control socket. The next worker does.
     fn after_failed_step(&mut self, step: Step) -> Result<(), ServeError> {
+        if step == Step::Pausing {
+            self.continue_serving();
+        }
         if step == Step::Draining
             && let Some(active) = &self.active
         {
             let _ = sys::kill(active.pid, libc::SIGKILL);
         }
         Ok(())
+    }
+
+    /// Whether a worker serves and answers.
+    fn is_serving(&self) -> bool {
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.phase == Phase::Serving && !active.heartbeat.is_lost())
+    }
+
+    /// The old worker has answered the kernel's requests that it had read, or the new one gets them.
+    pub(super) fn upgrade_paused(&mut self) {
+        let is_serving = self.is_serving();
+        let Some(upgrading) = self.upgrading.as_mut().filter(|u| u.step == Step::Pausing) else { return };
+        (upgrading.step, upgrading.deadline) = (Step::Draining, Instant::now() + DRAIN_TIMEOUT);
+        match &self.active {
+            Some(active) if is_serving => active.send(&FromSupervisor::Drain),
+            // No worker serves at the moment. A worker that is taking over is replaced like any other.
+            _ => self.drained(),
+        }
     }
 
     /// The old worker's control requests have ended.
@@ -194,7 +219,7 @@ impl Supervisor {
         match upgrading.step {
             Step::Preparing => Ok(false),
             // A worker that died by itself while it drained is treated in the same way.
-            Step::Draining | Step::Ending => {
+            Step::Pausing | Step::Draining | Step::Ending => {
                 self.activate_candidate();
                 Ok(true)
             }
@@ -209,6 +234,14 @@ impl Supervisor {
         let Some(upgrading) = &mut self.upgrading else { return Ok(()) };
         match upgrading.step {
             Step::Preparing => self.upgrade_failed("the new version did not prepare itself within a minute"),
+            Step::Pausing => {
+                self.upgrade_failed(&format!(
+                    "requests in flight did not end within {} s, as they wait for a disk or for the server of a base \
+                     (plyfs status), and this kernel cannot hand them to the new version; try again when they have ended",
+                    PAUSE_TIMEOUT.as_secs()
+                ));
+                self.continue_serving();
+            }
             Step::Draining => {
                 tracing::warn!(
                     "requests on the control socket did not end in time and are cut off; commands repeat them"
@@ -263,15 +296,19 @@ impl Supervisor {
     /// Continues as the new program by exec. It returns only when that fails, with the reason.
     fn exec_new_program(&mut self) -> Result<(), String> {
         let Some(active) = &self.active else { return Err("no worker serves".into()) };
-        if active.hand_over < handover::FORMAT {
+        let format = handover::format_of(self.resources.protocol);
+        if active.hand_over < format {
             return Err("the new version cannot read the hand-over of this one".into());
         }
         let resources = &self.resources;
+        let device = active.device.as_ref();
         let state = HandOver {
-            format: handover::FORMAT,
+            format,
             config: resources.config.clone(),
             program: resources.program.clone(),
             fuse: resources.fuse.as_raw_fd(),
+            protocol: resources.protocol,
+            device: device.map(|device| (device.fd().as_raw_fd(), device.table().as_raw_fd())),
             lock: resources.lock.as_raw_fd(),
             listener: resources.listener.as_raw_fd(),
             cache: resources.cache.as_raw_fd(),
@@ -291,6 +328,7 @@ impl Supervisor {
             active.channel.0.as_fd(),
         ];
         shared.extend(resources.live.as_ref().map(|home| home.file().as_fd()));
+        shared.extend(device.iter().flat_map(|device| [device.fd(), device.table()]));
         // The file that was opened, not a file that has replaced it since.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", resources.worker_program.as_raw_fd()));
         Err(handover::exec_program(&opened, &state, &shared).to_string())

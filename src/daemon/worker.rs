@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::precedence::{self, DaemonNice, PriorityThread};
-use super::{handover, home};
+use super::{handover, home, kernel};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
@@ -33,7 +33,7 @@ use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
-use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys};
+use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
 use crate::sandbox::confine::{self, ActiveMeasures, Policy};
 use crate::sandbox::opener::Opener;
 use crate::sandbox::secrets::CredentialHelper;
@@ -69,7 +69,9 @@ pub fn worker_main() -> ExitCode {
     }
     let mut fds = vec![start.fuse, start.channel, start.listener, start.lock, start.cache];
     fds.extend(start.live);
+    fds.extend(start.unanswered);
     let Ok(mut inherited) = sys::inherit_once(&fds) else { return ExitCode::FAILURE };
+    let table = start.unanswered.and_then(|_| inherited.pop()).map(File::from);
     let live = start.live.and_then(|_| inherited.pop());
     let Ok([fuse, channel, listener, lock, cache]) = <[OwnedFd; 5]>::try_from(inherited) else {
         return ExitCode::FAILURE;
@@ -77,7 +79,7 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let descriptors = ServingDescriptors { fuse, listener, lock: lock.clone() };
+    let descriptors = ServingDescriptors { fuse, listener, table, lock: lock.clone() };
     let work = |priority: &PriorityThread, confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -94,6 +96,8 @@ pub fn worker_main() -> ExitCode {
                     FromSupervisor::Report(_)
                     | FromSupervisor::Callers(_)
                     | FromSupervisor::Drain
+                    | FromSupervisor::Pause
+                    | FromSupervisor::Continue
                     | FromSupervisor::Ping,
                 ) => {}
                 Some(FromSupervisor::Finish) | None => return Ok(()),
@@ -124,6 +128,8 @@ fn no_thread(error: io::Error) -> String {
 struct ServingDescriptors {
     fuse: OwnedFd,
     listener: OwnedFd,
+    /// Where requests that are not answered are listed.
+    table: Option<File>,
     lock: Lock,
 }
 
@@ -206,6 +212,7 @@ struct Prepared {
     web: WebAccess,
     /// Most asynchronous requests that the kernel sends at a time.
     window: u16,
+    kernel_release: String,
 }
 
 /// Where the live maps are.
@@ -248,6 +255,7 @@ struct Confined {
     web: WebAccess,
     window: u16,
     nice: DaemonNice,
+    kernel_release: String,
 }
 
 /// Gives up the rights that serving does not need, before the process has another thread. Another worker serves
@@ -302,6 +310,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         },
     };
     let window = fuse::kernel::window();
+    let kernel_release = kernel::release();
     let nice = precedence::raise_priority();
     serve::cache_processor_count();
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
@@ -312,18 +321,18 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         memory_locked: protection.locked,
         first: start.warn,
     });
-    Ok(Confined { opener, live, in_force, web, window, nice })
+    Ok(Confined { opener, live, in_force, web, window, nice, kernel_release })
 }
 
 /// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window, nice: _ } = confined;
+    let Confined { opener, live, in_force: confinement, web, window, nice: _, kernel_release } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(no_thread)?;
     let descriptor_limit = sys::descriptor_limit();
-    Ok(Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window })
+    Ok(Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release })
 }
 
 /// The restrictions in force, in the form of `status`.
@@ -353,9 +362,10 @@ fn serve(
     channel: &Arc<Channel>,
     priority: &PriorityThread,
 ) -> Result<(), String> {
-    let ServingDescriptors { fuse, listener, lock } = descriptors;
+    let ServingDescriptors { fuse, listener, table, lock } = descriptors;
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window } = prepared;
+    let Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release } =
+        prepared;
     let WebAccess { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
@@ -413,7 +423,10 @@ fn serve(
     callers.set_supported(activation.report.answers_callers);
     let client = callers.clone();
     service.watch_callers(Box::new(move |question| client.query(question))).map_err(no_thread)?;
-    let fs = PlyFs::new(service.clone(), owner, frontend);
+    if let Some(table) = table {
+        unanswered::list_in(&table).map_err(|e| format!("memory for the list of requests: {e}"))?;
+    }
+    let fs = PlyFs::new(service.clone(), owner, frontend, start.offers);
     let serving = FuseSession::new(fs, &fuse, config.fuse_threads)
         .map_err(|e| format!("cannot take over the mount: {e}"))?;
     drop(fuse);
@@ -438,6 +451,7 @@ fn serve(
         report: report.clone(),
         since_ns: start.since_ns,
         confinement: confinement_of(confinement),
+        kernel: kernel::describe(start.offers, kernel_release),
         events,
         bases,
         serving_since_ns: sys::now_ns(),
@@ -498,6 +512,8 @@ impl SupervisorListener {
                 }
                 Ok(Some(FromSupervisor::Callers(reply))) => self.callers.receive(reply),
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
+                Ok(Some(FromSupervisor::Pause)) => self.pause(),
+                Ok(Some(FromSupervisor::Continue)) => unanswered::go_on(),
                 Ok(Some(FromSupervisor::Ping)) => {
                     let _ = self.channel.send(&FromWorker::Alive);
                 }
@@ -518,6 +534,20 @@ impl SupervisorListener {
                 // The supervisor has ended, and the kernel is about to kill this process (PDEATHSIG).
                 Ok(None) | Err(_) => return,
             }
+        }
+    }
+
+    /// Pauses on another thread: requests may take long to end.
+    fn pause(&self) {
+        let channel = self.channel.clone();
+        let pause = move || {
+            if unanswered::pause() {
+                let _ = channel.send(&FromWorker::Paused);
+            }
+        };
+        // Without a thread there is no pause, and the supervisor gives the upgrade up.
+        if let Err(error) = std::thread::Builder::new().name("pausing".into()).spawn(pause) {
+            tracing::error!(%error, "requests cannot be paused");
         }
     }
 

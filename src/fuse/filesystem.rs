@@ -165,8 +165,9 @@ impl Filesystem for PlyFs {
             Some(Node::Base(id)) => Target::Base(id),
             _ => return reply.error(Errno::EISDIR),
         };
+        let flags = self.open_flags();
         self.service.open(self.call_of(req), target, move |opened| match opened {
-            Ok(handle) => reply.opened(FileHandle(handle.number()), Self::open_flags()),
+            Ok(handle) => reply.opened(FileHandle(handle.number()), flags),
             Err(errno) => reply.error(errno.into()),
         });
     }
@@ -187,11 +188,12 @@ impl Filesystem for PlyFs {
             Err(errno) => return reply.error(errno),
         };
         let requester = Requester { exclusive, ..self.requester(req) };
+        let flags = self.open_flags();
         self.service.create_open(requester, name, mode, move |made| match made {
             Ok((CreatedDisk { disk, attributes }, handle)) => {
                 let attr = reply::disk(Node::Disk(disk), &attributes);
                 let fh = FileHandle(handle.number());
-                reply.created(&TTL, &attr, Generation(0), fh, Self::open_flags());
+                reply.created(&TTL, &attr, Generation(0), fh, flags);
             }
             Err(errno) => reply.error(errno.into()),
         });

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::Node;
+use super::promises::{OLDEST, Protocol};
 use crate::format::{Reader, Writer};
 use crate::io::sys;
 use crate::serve::Frontend;
@@ -50,11 +51,23 @@ fn bad(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// A lower minor protocol number than the kernel's, so that tests have on any kernel what an older one offers.
+pub const PROTOCOL_ENV: &str = "PLYFS_FUSE_MINOR";
+
+/// What a kernel offers, no later than the protocol that the environment names.
+fn offered_by(kernel: u32, flags: u64, limit: Option<u32>) -> (u32, u64) {
+    /// Flags and the minor protocol number that they came with.
+    const CAME_WITH: [(u64, u32); 2] = [(DIRECT_IO_ALLOW_MMAP, 39), (HAS_RESEND, 40)];
+    let minor = limit.map_or(kernel, |limit| kernel.min(limit));
+    let hidden = CAME_WITH.into_iter().filter(|(_, came)| limit.is_some_and(|limit| limit < *came));
+    (minor, hidden.fold(flags, |flags, (flag, _)| flags & !flag))
+}
+
 /// Reads FUSE_INIT from a new mount and answers it. The answer holds for the life of the mount.
 ///
 /// # Errors
-/// When the kernel's protocol is older than 7.40 (Linux 6.9): a later worker could not take over the mount.
-pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<()> {
+/// When the kernel's protocol is older than that of Linux 5.14.
+pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<Protocol> {
     let mut buf = vec![0; 64 << 10];
     let got = sys::read(fuse, &mut buf)?;
     let mut r = Reader::new(&buf[..got], "FUSE_INIT");
@@ -69,11 +82,12 @@ pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<()> {
     let (major, minor) = (r.u32().map_err(short)?, r.u32().map_err(short)?);
     let (readahead, flags) = (r.u32().map_err(short)?, r.u32().map_err(short)?);
     let flags2 = r.u32().unwrap_or(0);
-    let offered = u64::from(flags) | u64::from(flags2) << 32;
-    if major != 7 || minor < 40 || offered & HAS_RESEND == 0 {
+    let limit = std::env::var(PROTOCOL_ENV).ok().and_then(|text| text.parse().ok());
+    let (minor, offered) = offered_by(minor, u64::from(flags) | u64::from(flags2) << 32, limit);
+    if major != 7 || minor < OLDEST {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("the kernel speaks FUSE {major}.{minor}, which is too old; use Linux 6.9 or newer"),
+            format!("the kernel speaks FUSE {major}.{minor}, which is too old; use Linux 5.14 or newer"),
         ));
     }
     let flags = WANTED & offered;
@@ -83,7 +97,16 @@ pub fn answer_init(fuse: BorrowedFd<'_>) -> io::Result<()> {
     w.u16(MAX_BACKGROUND).u16(CONGESTION).u32(MAX_WRITE).u32(1);
     w.u16((MAX_WRITE / 4096) as u16).u16(0).u32((flags >> 32) as u32);
     w.raw(&[0; 28]);
-    sys::write(fuse, w.as_slice())
+    sys::write(fuse, w.as_slice())?;
+    Ok(Protocol { minor, resend: flags & HAS_RESEND != 0, shared_mmap: flags & DIRECT_IO_ALLOW_MMAP != 0 })
+}
+
+/// Ends a request with EIO, of those that were read from this descriptor of the connection. False when it was not there
+/// any more.
+pub fn fail(fuse: BorrowedFd<'_>, unique: u64) -> bool {
+    let mut w = Writer::new();
+    w.u32(16).u32((-libc::EIO) as u32).u64(unique);
+    sys::write(fuse, w.as_slice()).is_ok()
 }
 
 /// The largest number of asynchronous requests that the kernel allows in flight, for a mount of this process's user.

@@ -6,6 +6,7 @@
 mod filesystem;
 mod ino;
 pub mod kernel;
+pub mod promises;
 mod reply;
 pub mod session;
 
@@ -13,6 +14,8 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Request};
+
+use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
 use crate::serve::{self, Call, FrontendId, Handle, Requester, Service, Target};
@@ -42,6 +45,7 @@ pub struct PlyFs {
     service: Service,
     owner: Ownership,
     frontend: FrontendId,
+    protocol: Protocol,
 }
 
 /// The name of a disk or base, from the name of its file.
@@ -73,8 +77,8 @@ fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
 
 impl PlyFs {
     /// Serves the disks and bases of `service`, as the frontend that was added to it.
-    pub fn new(service: Service, owner: Ownership, frontend: FrontendId) -> Self {
-        Self { service, owner, frontend }
+    pub fn new(service: Service, owner: Ownership, frontend: FrontendId, protocol: Protocol) -> Self {
+        Self { service, owner, frontend, protocol }
     }
 
     /// A request that is sent again may be old: its thread may be gone, and the number another's.
@@ -131,8 +135,12 @@ impl PlyFs {
 
     /// NOFLUSH: without it the kernel waits for all writes in flight before it asks for a flush at close(2), which
     /// promises nothing. A process that inherited a file and closes it at exec must not hang while no worker serves.
-    fn open_flags() -> FopenFlags {
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES | FopenFlags::FOPEN_NOFLUSH
+    fn open_flags(&self) -> FopenFlags {
+        let missing = self.protocol.missing();
+        let unless = |promise, flag| if missing.contains(&promise) { FopenFlags::empty() } else { flag };
+        FopenFlags::FOPEN_DIRECT_IO
+            | unless(Promise::ParallelWrites, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+            | unless(Promise::Close, FopenFlags::FOPEN_NOFLUSH)
     }
 
     fn requester(&self, req: &Request) -> Requester {

@@ -12,6 +12,7 @@ use crate::io::{interrupts, sys};
 /// A session that is ready to run.
 pub struct FuseSession {
     session: Session<PlyFs>,
+    resends: bool,
 }
 
 /// Interrupts are taken out while this exists.
@@ -35,6 +36,7 @@ impl FuseSession {
         config.n_threads = Some(threads);
         config.acl = SessionACL::All;
         let (service, frontend) = (fs.service.clone(), fs.frontend);
+        let resends = fs.protocol.resend;
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         // The crate's answer to the synthetic request is dropped.
         let mut answer = [0; 256];
@@ -46,16 +48,18 @@ impl FuseSession {
             );
         }
         interrupts::set_listener(session.as_fd(), move |unique| service.interrupt(frontend.request(unique)));
-        Ok(Self { session })
+        Ok(Self { session, resends })
     }
 
-    /// Makes the kernel send the requests of a dead worker again, then serves until the mount is gone. Its threads have
-    /// this thread's nice value.
+    /// Makes the kernel send the requests of a dead worker again, where it can, then serves until the mount is gone. Its
+    /// threads have this thread's nice value.
     ///
     /// # Errors
     /// Errors of the device.
     pub fn run(self, notifier: &KernelNotifier) -> io::Result<()> {
-        if let Err(error) = notifier.resend() {
+        if self.resends
+            && let Err(error) = notifier.resend()
+        {
             tracing::warn!(%error, "the kernel cannot send the requests of an earlier worker again");
         }
         let _interrupts = InterruptGuard;

@@ -1,8 +1,9 @@
 //! Handles FUSE_INTERRUPT. The FUSE crate answers it with ENOSYS, after which the kernel never sends another one.
 //!
-//! The program is linked with `--wrap=read` (build.rs), so every call of read(2) from its Rust code comes here. Of one
-//! descriptor, the FUSE device, this module takes out the messages that say that a request's caller got a signal. It
-//! passes them to a listener and repeats the call. All other reads pass at the cost of a comparison. What must hold:
+//! The program is linked with `--wrap=read` and `--wrap=writev` (build.rs), so every call of read(2) and writev(2) from its
+//! Rust code comes here; those of the device pass [`unanswered`]. Of one descriptor, the FUSE device, this module takes out
+//! the messages that say that a request's caller got a signal. It passes them to a listener and repeats the call. All other
+//! reads pass at the cost of a comparison. What must hold:
 //! - A message is taken out only when its length, its length field and its opcode all identify it.
 //! - No interrupt is answered: an answer makes the kernel send the message again (EAGAIN), or no more of them (ENOSYS).
 //!
@@ -12,6 +13,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use super::unanswered;
 
 const OPCODE_INTERRUPT: u32 = 36;
 /// Bytes of a header, and of the whole message: the header and the number of the interrupted request.
@@ -59,8 +62,12 @@ pub unsafe extern "C" fn __wrap_read(fd: RawFd, buffer: *mut libc::c_void, size:
     WRAPPED.store(true, Ordering::Relaxed);
     loop {
         // SAFETY: the caller's promise. The system call itself, as read(2) of the C library leads here.
-        let got = unsafe { libc::syscall(libc::SYS_read, fd, buffer, size) } as isize;
-        if got != LENGTH as isize || fd != DEVICE.load(Ordering::Acquire) {
+        let read = || unsafe { libc::syscall(libc::SYS_read, fd, buffer, size) } as isize;
+        if fd != DEVICE.load(Ordering::Acquire) {
+            return read();
+        }
+        let got = unanswered::read_listed(buffer.cast(), read);
+        if got != LENGTH as isize {
             return got;
         }
         // SAFETY: the kernel has just written that many bytes there.
@@ -70,6 +77,22 @@ pub unsafe extern "C" fn __wrap_read(fd: RawFd, buffer: *mut libc::c_void, size:
             _ => return got,
         }
     }
+}
+
+/// What calls of writev(2) are linked to.
+///
+/// # Safety
+/// As of writev(2): `parts` has `count` parts, each with its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_writev(fd: RawFd, parts: *const libc::iovec, count: libc::c_int) -> isize {
+    // SAFETY: the caller's promise. The system call itself, as writev(2) of the C library leads here.
+    let write = || unsafe { libc::syscall(libc::SYS_writev, fd, parts, count) } as isize;
+    if count < 1 || fd != DEVICE.load(Ordering::Acquire) {
+        return write();
+    }
+    // SAFETY: the caller's promise: the first part is there, and is as long as it says.
+    let start = unsafe { std::slice::from_raw_parts((*parts).iov_base.cast::<u8>(), (*parts).iov_len) };
+    unanswered::write_listed(start, write)
 }
 
 #[cfg(test)]

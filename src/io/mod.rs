@@ -18,6 +18,8 @@ pub mod sim;
 pub mod sys;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "daemon")]
+pub mod unanswered;
 
 use std::io;
 use std::path::PathBuf;

@@ -17,6 +17,9 @@ fn signal(pid: i32, number: i32) {
 /// The campaign with few kills, but with all its clients and comparisons.
 #[test]
 fn a_short_crash_campaign_passes() {
+    if !needs("resend") {
+        return;
+    }
     if tool("fio").is_none() || tool("python3").is_none() {
         return;
     }

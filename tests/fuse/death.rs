@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Random, TestDaemon, open, read_at, same, until};
+use crate::harness::{Random, TestDaemon, needs, open, read_at, same, until};
 use crate::process::Client;
 
 const SIZE: u64 = 4 << 20;
@@ -295,6 +295,9 @@ fn guest() {
 
 #[test]
 fn a_mount_that_the_service_manager_keeps_outlives_the_daemon() {
+    if !needs("resend") {
+        return;
+    }
     let mut daemon = TestDaemon::unstarted("/var/tmp");
     let manager = Manager::new(&daemon);
     manager.start(&mut daemon);
@@ -320,6 +323,33 @@ fn a_mount_that_the_service_manager_keeps_outlives_the_daemon() {
     until("an empty descriptor store", || manager.names().is_empty().then_some(()));
     manager.start(&mut daemon);
     same(&read_at(&open(&daemon.disk("a")), 0, SIZE as usize), &model, "after the stop");
+}
+
+/// The kernel's offer goes with the mount: the next daemon gets no FUSE_INIT.
+#[test]
+fn a_kept_mount_without_resend_outlives_the_daemon() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let manager = Manager::new(&daemon);
+    let mut command = manager.command(&daemon, &[]);
+    command.env("PLYFS_FUSE_MINOR", "37");
+    daemon.start_command(command);
+    until("all that is kept", || (manager.names().len() == 4).then_some(()));
+    let path = daemon.create("a", false, SIZE);
+    let kernel = daemon.status()["kernel"].clone();
+    assert_eq!(kernel["missing"][0]["promise"], "resend");
+    let write = |bytes: &[u8]| open(&path).write_all_at(bytes, 0).unwrap();
+    write(b"first");
+    for bytes in [b"after", b"again"] {
+        daemon.kill_supervisor();
+        manager.start(&mut daemon);
+        assert_eq!(daemon.status()["kernel"], kernel);
+        daemon.kill_worker();
+        write(bytes);
+        daemon.ok(&["upgrade"]);
+        daemon.kill_worker();
+        same(&read_at(&open(&path), 0, 5), bytes, "the file");
+    }
+    daemon.stop();
 }
 
 #[test]

@@ -170,6 +170,9 @@ fn random_operations_on_a_blank_disk_match_a_flat_model() {
 /// Guards D4.
 #[test]
 fn random_operations_with_kills_during_them_match_a_flat_model() {
+    if !needs("resend") {
+        return;
+    }
     random_operations(14, true, TestDaemon::on_disk(), Kills::During);
     random_operations(15, true, TestDaemon::in_memory(), Kills::During);
     random_operations(16, false, TestDaemon::on_disk(), Kills::During);
@@ -252,6 +255,9 @@ impl Drop for Map {
 
 #[test]
 fn a_shared_map_changes_the_disk_and_a_private_map_does_not() {
+    if !needs("shared_mmap") {
+        return;
+    }
     let mut daemon = TestDaemon::on_disk();
     let mut model = daemon.base(MIB);
     let path = daemon.create("d", true, MIB as u64);

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -414,6 +414,22 @@ pub fn tool(name: &str) -> Option<PathBuf> {
         println!("SKIP: {name} is missing");
     }
     found
+}
+
+/// Whether the kernel offers what a test is about, as the daemon finds it; a line SKIP when not.
+pub fn needs(promise: &str) -> bool {
+    static MISSING: OnceLock<Vec<String>> = OnceLock::new();
+    let missing = MISSING.get_or_init(|| {
+        let kernel = TestDaemon::in_memory().status()["kernel"].clone();
+        let names = kernel["missing"].as_array().unwrap().iter();
+        names.map(|missing| missing["promise"].as_str().unwrap().to_owned()).collect()
+    });
+    let lacks = missing.iter().any(|name| name == promise);
+    if lacks {
+        let test = std::thread::current();
+        println!("SKIP: {}: the kernel lacks {promise}", test.name().unwrap_or("a test"));
+    }
+    !lacks
 }
 
 pub fn run(command: &mut Command) -> String {

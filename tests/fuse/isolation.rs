@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::aio::Reads;
 use crate::hanging::Hanging;
-use crate::harness::{Random, TestDaemon, open, read_at, same, signal, tool, until};
+use crate::harness::{Random, TestDaemon, needs, open, read_at, same, signal, tool, until};
 use crate::server::{Object, Reply, Server};
 
 const MIB: usize = 1 << 20;
@@ -125,6 +125,9 @@ fn the_waiting_reads_of_a_disk_are_bounded_and_leave_room_for_others() {
 /// Guards D49.
 #[test]
 fn waiting_writes_hold_memory_only_for_their_partial_blocks() {
+    if !needs("parallel_writes") {
+        return;
+    }
     let (daemon, mut server) = behind_a_dead_server(64 * MIB);
     let writers: Vec<_> = (0..40_usize)
         .map(|n| {
@@ -215,6 +218,9 @@ fn dd(daemon: &TestDaemon, skip: usize) -> Child {
 
 #[test]
 fn a_process_that_waits_for_a_server_can_be_killed() {
+    if !needs("resend") {
+        return;
+    }
     let (daemon, mut server) = behind_a_dead_server(64 * MIB);
     for (number, kind) in [libc::SIGKILL, libc::SIGINT, libc::SIGTERM].into_iter().enumerate() {
         let mut child = dd(&daemon, 100 + 16 * number);

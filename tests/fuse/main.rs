@@ -15,6 +15,7 @@ mod hanging;
 mod harness;
 mod isolation;
 mod kept;
+mod kernels;
 mod lazy;
 mod live;
 mod many;

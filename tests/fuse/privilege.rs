@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{PUNCH, Random, TestDaemon, ZERO, fallocate, open, run, same, tool};
+use crate::harness::{PUNCH, Random, TestDaemon, ZERO, fallocate, needs, open, run, same, tool};
 
 const NOBODY: u32 = 65534;
 
@@ -215,6 +215,9 @@ fn without_landlock_and_seccomp_in_the_kernel_the_daemon_works_and_reports_it() 
 /// The worker dies with its opener, and the next worker takes over.
 #[test]
 fn the_death_of_the_opener_costs_clients_only_a_pause() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let data = daemon.base(1 << 20);
     let path = daemon.create("a", true, 1 << 20);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Random, TestDaemon, children, open, read_at, run, same, signal, tool, until};
+use crate::harness::{Random, TestDaemon, children, needs, open, read_at, run, same, signal, tool, until};
 
 /// A client that writes, reads, compares and flushes one disk through one open file, until it is stopped.
 pub struct Client {
@@ -94,6 +94,9 @@ fn is_mounted(path: &Path) -> bool {
 
 #[test]
 fn the_standby_takes_over_and_another_is_prepared() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let disk = open(&daemon.create("a", false, 1 << 20));
     disk.write_all_at(b"before", 4096).unwrap();
@@ -205,6 +208,9 @@ fn as_the_first_process_of_a_container_the_supervisor_reaps_orphans() {
 
 #[test]
 fn workers_that_keep_dying_are_restarted_with_pauses_and_reported() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let client = Client::new(&daemon.create("a", false, 4 << 20), 4 << 20, 1);
     let end = Instant::now() + Duration::from_secs(3);
@@ -321,6 +327,9 @@ fn a_daemon_whose_mount_was_detached_stops_cleanly() {
 
 #[test]
 fn a_store_that_becomes_readable_again_needs_no_restart() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
     let (worker, standby) = daemon.prepared();

@@ -43,12 +43,18 @@ fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
 
 #[test]
 fn fsx_on_a_blank_disk() {
+    if !needs("shared_mmap") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     fsx(&daemon, &daemon.create("d", false, MIB), 1, 100_000);
 }
 
 #[test]
 fn fsx_on_a_disk_over_a_base() {
+    if !needs("shared_mmap") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     daemon.base(MIB as usize);
     fsx(&daemon, &daemon.create("d", true, MIB), 2, 100_000);
@@ -56,6 +62,9 @@ fn fsx_on_a_disk_over_a_base() {
 
 #[test]
 fn fsx_while_the_worker_is_killed_every_300_ms() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     daemon.base(MIB as usize);
     let disk = daemon.create("d", true, MIB);
@@ -67,6 +76,9 @@ fn fsx_while_the_worker_is_killed_every_300_ms() {
 /// Guards D2.
 #[test]
 fn fsx_while_the_worker_is_killed_at_random_moments() {
+    if !needs("resend") {
+        return;
+    }
     for (base, seed) in [(true, 4), (false, 5)] {
         let mut daemon = TestDaemon::on_disk();
         daemon.base(MIB as usize);
@@ -107,6 +119,9 @@ fn fio_verifies_its_writes_at_depth_16() {
 
 #[test]
 fn fio_verifies_its_writes_while_the_worker_is_killed_every_200_ms() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     daemon.base(64 << 20);
     let one = daemon.create("d", true, 64 * MIB);

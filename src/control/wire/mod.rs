@@ -23,8 +23,9 @@ pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use status::{
-    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, LiveMaps, Requests, SilentStatus, Space, Standby,
-    Status, Stopping, Trouble, Upgrade, UpgradeBegun, UpgradeState, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,
+    SilentStatus, Space, Standby, Status, Stopping, Trouble, Upgrade, UpgradeBegun, UpgradeState, UpgradeTo,
+    WorkerEnd,
 };
 pub use trace::{Origin, Recording, Trace, TraceFile};
 

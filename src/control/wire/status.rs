@@ -70,6 +70,9 @@ pub struct Status {
     /// The restrictions in force on the worker.
     #[schema(value_type = Confinement)]
     pub confinement: Option<Confinement>,
+    /// The kernel, and what plyfs cannot promise on it.
+    #[schema(value_type = Kernel)]
+    pub kernel: Option<Kernel>,
     /// Counters of events.
     pub events: Events,
     /// Since when the worker does not answer.
@@ -344,6 +347,30 @@ pub struct Confinement {
     /// Whether all memory is locked; null when the daemon does not report it.
     #[schema(value_type = bool)]
     pub memory_locked: Option<bool>,
+}
+
+/// The kernel, and what plyfs cannot promise on it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Kernel {
+    /// Its release.
+    pub release: String,
+    /// The FUSE protocol of the mount.
+    pub fuse: String,
+    /// Promises that it does not allow, as the README lists them.
+    pub missing: Vec<MissingPromise>,
+}
+
+/// A promise that the kernel does not allow.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct MissingPromise {
+    /// `resend`, `shared_mmap`, `parallel_writes` or `close`.
+    pub promise: String,
+    /// The first Linux that allows it.
+    pub since: String,
+    /// What happens instead.
+    pub instead: String,
 }
 
 /// The answer to `stop`.

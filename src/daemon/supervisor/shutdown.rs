@@ -79,6 +79,10 @@ impl Supervisor {
         self.serving_state.set_deadline(None);
         self.end_others();
         self.cancel_relocation();
+        if self.pause_until.is_some() {
+            // A worker that reads no requests does not see that the mount is gone.
+            self.continue_serving();
+        }
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         handover::forget(self.since_ns);
         let device = mount::device(&self.config.mount);
