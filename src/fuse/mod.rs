@@ -138,9 +138,9 @@ impl PlyFs {
     fn open_flags(&self) -> FopenFlags {
         let missing = self.protocol.missing();
         let unless = |promise, flag| if missing.contains(&promise) { FopenFlags::empty() } else { flag };
-        FopenFlags::FOPEN_DIRECT_IO
-            | unless(Promise::ParallelWrites, FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
-            | unless(Promise::Close, FopenFlags::FOPEN_NOFLUSH)
+        let parallel = FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        let parallel = if self.protocol.may_write_in_parallel() { parallel } else { FopenFlags::empty() };
+        FopenFlags::FOPEN_DIRECT_IO | parallel | unless(Promise::Close, FopenFlags::FOPEN_NOFLUSH)
     }
 
     fn requester(&self, req: &Request) -> Requester {

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 pub const OLDEST: u32 = 34;
 /// Linux 5.16: FOPEN_NOFLUSH.
 const NOFLUSH: u32 = 35;
-/// Linux 6.2: FOPEN_PARALLEL_DIRECT_WRITES.
-const PARALLEL_DIRECT_WRITES: u32 = 38;
+/// FOPEN_PARALLEL_DIRECT_WRITES is of Linux 6.2, which speaks 7.38. So does Debian's 6.1, which lacks it: only a higher
+/// number, of Linux 6.6, proves it.
+const PARALLEL_DIRECT_WRITES: u32 = 39;
+const MAYBE_PARALLEL_DIRECT_WRITES: u32 = 38;
 
 /// The FUSE protocol of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,11 @@ impl Promise {
 }
 
 impl Protocol {
+    /// Whether FOPEN_PARALLEL_DIRECT_WRITES is asked for. A kernel that lacks it ignores it.
+    pub fn may_write_in_parallel(self) -> bool {
+        self.minor >= MAYBE_PARALLEL_DIRECT_WRITES
+    }
+
     /// The promises that the kernel does not allow.
     pub fn missing(self) -> Vec<Promise> {
         let promises = [
@@ -104,6 +111,7 @@ mod tests {
         // Linux 6.9, 6.8, 6.1, 5.15.
         assert!(lacks(40, true, true).is_empty());
         assert_eq!(lacks(39, true, false), ["resend"]);
+        assert_eq!(lacks(38, false, false), ["resend", "shared_mmap", "parallel_writes"]);
         assert_eq!(lacks(37, false, false), ["resend", "shared_mmap", "parallel_writes"]);
         assert_eq!(lacks(34, false, false), ["resend", "shared_mmap", "parallel_writes", "close"]);
         assert!(Protocol::default().missing().is_empty());
