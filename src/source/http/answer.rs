@@ -37,7 +37,7 @@ pub(super) struct Body {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// It may work later; not before this time has passed, if the server said so.
-    Again { why: String, after: Option<Duration> },
+    Again { why: String, after: Option<Duration>, advice: Option<&'static str> },
     /// The server does not give it to us.
     Denied { status: u16, why: String },
     /// It is another object.
@@ -56,7 +56,12 @@ pub(super) enum Failure {
 
 impl Failure {
     pub fn again(why: impl Into<String>) -> Self {
-        Self::Again { why: why.into(), after: None }
+        Self::Again { why: why.into(), after: None, advice: None }
+    }
+
+    /// As [`Failure::again`], with the remedy.
+    pub fn advised(why: impl Into<String>, advice: &'static str) -> Self {
+        Self::Again { why: why.into(), after: None, advice: Some(advice) }
     }
 
     /// What to say of it.
@@ -143,6 +148,7 @@ pub(super) fn judge(status: StatusCode, headers: &HeaderMap, asked: &Asked<'_>) 
             after: text(headers, header::RETRY_AFTER)
                 .and_then(|value| retry_after(value, SystemTime::now()))
                 .map(|after| after.min(MAX_RETRY_AFTER)),
+            advice: None,
         }),
         _ => Err(Failure::Protocol(format!("it answers {status} to a request for a range"))),
     }
