@@ -49,7 +49,8 @@ pub struct File {
     pub source: String,
     /// Other URLs of the same content.
     pub mirrors: Vec<String>,
-    /// Format; none: as the end of its name says. The contents are never asked.
+    /// Format; none: as the end of its name says. The contents choose no format; a raw file that begins as another
+    /// format does is refused.
     pub format: Option<ImageFormat>,
 }
 
@@ -128,7 +129,8 @@ impl Bases {
         let format = format_of(&file);
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
         let probed = self.probe(object, &urls, options).await?;
-        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, probed })
+        let is_format_given = file.format.is_some();
+        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, is_format_given, probed })
     }
 
     /// A URL's identity and first bytes, from its server; nothing for a path.
