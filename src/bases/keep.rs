@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::servers::same;
 use crate::fetch::kept::{Reach, SharedCopies};
-use crate::format::record::{BaseRecord, ImageFile};
+use crate::format::record::{BaseRecord, ImageFile, Validator};
+use crate::source::SourceError;
+use crate::source::http::HttpIdentity;
 use crate::store::{BaseNode, StoreError};
 
 /// What an eviction did, bytes.
@@ -16,7 +19,66 @@ pub struct Evicted {
     pub shared: u64,
 }
 
+/// Whether an eviction may drop the last copy of a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastCopy {
+    /// It is refused.
+    Keep,
+    /// The operator accepts the loss.
+    Drop,
+}
+
+/// The refusal of an eviction that would lose data.
+fn last_copy(name: &str, source: &SourceError) -> StoreError {
+    let why = format!("the copy in the store may be the last one ({source}); repeat with --force to drop it");
+    StoreError::invalid(format!("base {name}"), why)
+}
+
 impl Bases {
+    /// Asks the servers of a hydrated base, when its copy is complete, whether one of them still has the image.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when no server has it.
+    pub async fn ask_for_originals(&self, name: &str) -> Result<(), StoreError> {
+        let base = self.store.base(name)?;
+        let record = base.current();
+        if !record.options.hydrate {
+            return Ok(());
+        }
+        for file in record.files() {
+            let Validator::Http { etag, last_modified } = &file.identity.validator else { continue };
+            // An incomplete copy is of no use without the server.
+            if !self.sources.contents(base.record(), file).is_complete(Reach::Proven) {
+                continue;
+            }
+            let (etag, last_modified) = (etag.clone(), last_modified.clone());
+            let pinned = HttpIdentity { size: file.identity.size, etag, last_modified };
+            let mut refusal = None;
+            for url in record.urls_of(file) {
+                let found = match self.probe(&format!("base {name}"), &[url.clone()], &record.options).await {
+                    Ok(found) => found,
+                    Err(StoreError::Source { source, .. }) => {
+                        refusal = Some(last_copy(name, &source));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let Some((found, _)) = found else { continue };
+                match same(&pinned, &found, &record.options, &url) {
+                    Ok(()) => {
+                        refusal = None;
+                        break;
+                    }
+                    Err(source) => refusal = Some(last_copy(name, &source)),
+                }
+            }
+            if let Some(refusal) = refusal {
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
     /// Its files that are kept block by block.
     pub fn kept_files<'a>(&self, base: &'a BaseNode) -> impl Iterator<Item = &'a ImageFile> + use<'a> {
         let hydrate = base.options().hydrate;
@@ -39,18 +101,17 @@ impl Bases {
         Ok(base)
     }
 
-    /// Drops what is kept of a base, and ends its hydration.
+    /// Drops what is kept of a base, and ends its hydration. For a base with servers,
+    /// [`ask_for_originals`](Self::ask_for_originals) comes first.
     ///
     /// # Errors
     /// `NotFound`; of a hydrated file of this host, when the original is gone or changed: the copy is the last one.
-    pub fn evict(&self, name: &str) -> Result<Evicted, StoreError> {
+    pub fn evict(&self, name: &str, last: LastCopy) -> Result<Evicted, StoreError> {
         let base = self.store.base(name)?;
         let hydrated = base.options().hydrate;
-        if hydrated {
-            // What is dropped has to be found where it came from: of a server that is asked for, of a file now.
+        if hydrated && last == LastCopy::Keep {
             for file in self.kept_files(&base).filter(|file| file.is_local()) {
-                let wrap = |source| StoreError::Source { object: format!("base {name}"), source };
-                self.sources.original_of(file).map_err(wrap)?;
+                self.sources.original_of(file).map_err(|source| last_copy(name, &source))?;
             }
         }
         let files: Vec<_> = self.kept_files(&base).collect();

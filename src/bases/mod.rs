@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::add::{Description, File, Prepared};
-pub use self::keep::Evicted;
+pub use self::keep::{Evicted, LastCopy};
 pub use self::servers::Moving;
 pub use self::state::{BaseState, Condition};
 

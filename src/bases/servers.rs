@@ -88,7 +88,7 @@ impl Bases {
     }
 }
 
-fn same(
+pub(super) fn same(
     pinned: &HttpIdentity,
     found: &BaseIdentity,
     options: &BaseOptions,
