@@ -150,7 +150,7 @@ impl ErrorObject {
 /// "cannot create disk vm1" is about "disk vm1".
 fn object_of(text: &str) -> String {
     let Some(action) = text.strip_prefix("cannot ") else { return text.to_owned() };
-    let noun = ["disk ", "base ", "store ", "/"].iter().filter_map(|noun| action.find(noun)).min();
+    let noun = ["disk ", "base ", "store "].iter().filter_map(|noun| action.find(noun)).min();
     let verb = || action.find(' ').map_or(0, |end| end + 1);
     action[noun.unwrap_or_else(verb)..].to_owned()
 }

@@ -168,10 +168,16 @@ pub(super) async fn resize(
         let disk = node.attach()?;
         let now = disk.size();
         if size < now && !shrink {
-            let why = format!("{size} bytes is smaller than its {now} bytes, and the data beyond is lost");
-            return Err(ApiError::invalid(format!(
-                "{object}: {why}; set shrink (--shrink) if that is meant"
-            )));
+            let (cause, users) = match c.usage(&node) {
+                None => (Cause::Invalid, ""),
+                Some(Usage::Open(_)) => (Cause::InUse, ", to the clients that have it open too"),
+                Some(Usage::Unknown) => (Cause::MayBeInUse, ", to clients that may have it open too"),
+            };
+            let why = format!("{size} bytes is smaller than its {now} bytes: the data beyond is lost{users}");
+            return Err(ApiError::new(
+                cause,
+                format!("{object}: {why}; set shrink (--shrink) if that is meant"),
+            ));
         }
         disk.resize(size).map_err(wrap)?;
         let _ = c.notifier.refresh(Node::Disk(node.id()).ino());
