@@ -165,8 +165,8 @@ class Daemon:
         return {"memory": memory, "files": files, "seconds": ticks / os.sysconf("SC_CLK_TCK")}
 
     def stop(self, seconds=60):
-        """Runs `plyfs stop` and returns the daemon's exit status."""
-        self.cli("stop", seconds=seconds)
+        """Runs `plyfs stop`, under files that are open too, and returns the daemon's exit status."""
+        self.cli("stop", "--force", seconds=seconds)
         status = self.process.wait(seconds)
         STARTED.remove(self.process)
         self.process = None

@@ -152,7 +152,7 @@ class Create10000(Attack):
             if status != 200:
                 raise RuntimeError(str(answer)[:300])
             for name in names:
-                world.daemon.ask("DELETE", f"/v1/disks/{name}")
+                world.daemon.ask("DELETE", f"/v1/disks/{name}?force=true")
 
         self.loop = world.loop(work)
         time.sleep(0.3)
@@ -167,7 +167,7 @@ class Create10000(Attack):
         begin = time.monotonic()
         while names := [disk["name"] for disk in world.daemon.ask("GET", "/v1/disks")[1] if disk["name"].startswith("c")]:
             for name in names:
-                world.daemon.ask("DELETE", f"/v1/disks/{name}")
+                world.daemon.ask("DELETE", f"/v1/disks/{name}?force=true")
             if time.monotonic() - begin > 90:
                 world.problem(f"{len(names)} disks remain after 90 s of removals")
                 return
@@ -183,7 +183,7 @@ class CreateRemove(Attack):
                 name = f"r{number}-{turn}"
                 if world.daemon.ask("POST", "/v1/disks", {"name": name, "base": LOCAL[0]})[0] != 200:
                     raise RuntimeError("not created")
-                if world.daemon.ask("DELETE", f"/v1/disks/{name}")[0] != 200:
+                if world.daemon.ask("DELETE", f"/v1/disks/{name}?force=true")[0] != 200:
                     raise RuntimeError("not removed")
 
             return one
@@ -491,7 +491,7 @@ class HostileImages(Attack):
                     os.close(fd)
                 except OSError:
                     pass
-                world.daemon.ask("DELETE", f"/v1/disks/{name}")
+                world.daemon.ask("DELETE", f"/v1/disks/{name}?force=true")
             world.daemon.ask("DELETE", f"/v1/bases/{name}")
 
         self.loops = [world.loop(work) for _ in range(3)]

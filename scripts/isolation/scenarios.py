@@ -275,7 +275,7 @@ class StopWhileStopped(Scenario):
         os.kill(pid, signal.SIGSTOP)
         begin = time.monotonic()
         try:
-            world.daemon.cli("stop", "--timeout", "40s", seconds=60)
+            world.daemon.cli("stop", "--force", "--timeout", "40s", seconds=60)
             world.note(f"stopped in {time.monotonic() - begin:.0f} s")
         except RuntimeError as error:
             world.note(f"stop after {time.monotonic() - begin:.0f} s: {str(error)[-200:]}")

@@ -47,7 +47,8 @@ pub struct File {
     pub source: String,
     /// Other URLs of the same content.
     pub mirrors: Vec<String>,
-    /// Format; none: by the end of its name. The contents never decide.
+    /// Format; none: as the end of its name says. The contents choose no format; a raw file that begins as another
+    /// format does is refused.
     pub format: Option<ImageFormat>,
 }
 
@@ -133,7 +134,8 @@ impl Bases {
         let format = format_of(&file);
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
         let probed = self.probe(object, &urls, options).await?;
-        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, probed })
+        let is_format_given = file.format.is_some();
+        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, is_format_given, probed })
     }
 
     /// Identity and first bytes from the server of the first URL; none for a path.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::servers::another;
 use crate::fetch::kept::{Reach, SharedCopies};
 use crate::format::record::{BaseRecord, ImageFile};
+use crate::source::{SourceError, compare};
 use crate::store::{BaseNode, StoreError};
 
 /// The result of an eviction, in bytes.
@@ -16,7 +18,66 @@ pub struct Evicted {
     pub shared: u64,
 }
 
+/// Whether an eviction may drop the last copy of a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastCopy {
+    /// It is refused.
+    Keep,
+    /// The operator accepts the loss.
+    Drop,
+}
+
+/// The refusal of an eviction that would lose data.
+fn last_copy(name: &str, source: &SourceError) -> StoreError {
+    let why = format!("the copy in the store may be the last one ({source}); repeat with --force to drop it");
+    StoreError::invalid(format!("base {name}"), why)
+}
+
 impl Bases {
+    /// Asks the servers of a hydrated base, when its copy is complete, whether one of them still has the image.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when no server has it.
+    pub async fn ask_for_originals(&self, name: &str) -> Result<(), StoreError> {
+        let base = self.store.base(name)?;
+        let record = base.current();
+        if !record.options.hydrate {
+            return Ok(());
+        }
+        for file in record.files() {
+            if file.is_local() {
+                continue;
+            }
+            // An incomplete copy is of no use without the server.
+            if !self.sources.contents(base.record(), file).is_complete(Reach::Proven) {
+                continue;
+            }
+            let mut refusal = None;
+            for url in record.urls_of(file) {
+                let found = match self.probe(&format!("base {name}"), &[url.clone()], &record.options).await {
+                    Ok(found) => found,
+                    Err(StoreError::Source { source, .. }) => {
+                        refusal = Some(last_copy(name, &source));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let Some((found, _)) = found else { continue };
+                match compare(&file.identity, &found, record.options.strictness).difference() {
+                    None => {
+                        refusal = None;
+                        break;
+                    }
+                    Some(why) => refusal = Some(last_copy(name, &another(&url, &why))),
+                }
+            }
+            if let Some(refusal) = refusal {
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
     /// The files of a base that are read through the cache of fetched blocks.
     pub fn kept_files<'a>(&self, base: &'a BaseNode) -> impl Iterator<Item = &'a ImageFile> + use<'a> {
         let options = base.options();
@@ -39,19 +100,17 @@ impl Bases {
         Ok(base)
     }
 
-    /// Drops what the cache has of a base, and ends its hydration.
+    /// Drops what is kept of a base, and ends its hydration. For a base with servers,
+    /// [`ask_for_originals`](Self::ask_for_originals) comes first.
     ///
     /// # Errors
-    /// `NotFound`; `Source` for a hydrated file of this host whose original is gone or changed: the copy is the last
-    /// one.
-    pub fn evict(&self, name: &str) -> Result<Evicted, StoreError> {
+    /// `NotFound`; of a hydrated file of this host, when the original is gone or changed: the copy is the last one.
+    pub fn evict(&self, name: &str, last: LastCopy) -> Result<Evicted, StoreError> {
         let base = self.store.base(name)?;
         let hydrated = base.options().hydrate;
-        if hydrated {
-            // Dropped bytes must come from the source again. A file is checked now; a server is not asked.
+        if hydrated && last == LastCopy::Keep {
             for file in self.kept_files(&base).filter(|file| file.is_local()) {
-                let wrap = |source| StoreError::Source { object: format!("base {name}"), source };
-                self.sources.original_of(file).map_err(wrap)?;
+                self.sources.original_of(file).map_err(|source| last_copy(name, &source))?;
             }
         }
         let files: Vec<_> = self.kept_files(&base).collect();

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::add::{Description, File, PreparedBase};
-pub use self::keep::Evicted;
+pub use self::keep::{Evicted, LastCopy};
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 

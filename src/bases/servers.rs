@@ -94,7 +94,7 @@ impl Bases {
     }
 }
 
-fn another(url: &str, why: &str) -> SourceError {
+pub(super) fn another(url: &str, why: &str) -> SourceError {
     let why = format!("it is another object than the base's: {why}");
     let advice = "give a URL of the same content, or add it as a new base";
     SourceError::remote(SourceErrorKind::Changed, "use", shown(url), why, advice)

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::hydrate::{Hydrations, State};
 use super::sources::{HostSources, OpenCache};
-use super::{BaseState, Bases, Description, Evicted, File, PreparedBase};
+use super::{BaseState, Bases, Description, Evicted, File, LastCopy, PreparedBase};
 use crate::cache::BlockCache;
 use crate::config::{Config, Overrides};
 use crate::events::Events;
@@ -159,9 +159,26 @@ fn the_name_decides_the_format_where_none_is_given_and_the_contents_never_do() {
     let mut as_raw = raw("b", &path);
     as_raw.image.format = Some(ImageFormat::Raw);
     assert_eq!(house.add(as_raw).unwrap().record().image.format, ImageFormat::Raw);
-    let plain = house.image("plain", 0);
-    fs::write(&plain, [b"QFI\xfb".as_slice(), &[0; 4096]].concat()).unwrap();
-    assert_eq!(house.add(raw("plain", &plain)).unwrap().record().image.format, ImageFormat::Raw);
+}
+
+#[test]
+fn a_raw_base_that_begins_as_another_format_has_to_be_meant() {
+    let house = House::new();
+    for (name, head, remedy) in [
+        ("plain", b"QFI\xfb".as_slice(), "--format qcow2"),
+        ("plain.raw", b"KDMV", "--format vmdk"),
+        ("disk.img", b"vhdxfile", "qemu-img convert"),
+        ("disk.raw.gz", &[0x1f, 0x8b, 0x08], "decompress it"),
+    ] {
+        let path = house.image(name, 0);
+        fs::write(&path, [head, &[0; 4096]].concat()).unwrap();
+        refused(house.add(raw("b", &path)), Kind::Invalid, remedy);
+        refused(house.add(raw("b", &path)), Kind::Invalid, "--format raw");
+        let mut meant = raw("b", &path);
+        meant.image.format = Some(ImageFormat::Raw);
+        assert_eq!(house.add(meant).unwrap().record().image.format, ImageFormat::Raw);
+        house.bases.remove("b").unwrap();
+    }
 }
 
 #[test]
@@ -221,7 +238,7 @@ fn a_hydrated_base_is_served_from_its_copy_which_is_evicted_only_when_the_origin
     fs::rename(&path, &away).unwrap();
     assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
     // The copy is the last one.
-    refused(house.bases.evict("b"), Kind::Invalid, "a");
+    refused(house.bases.evict("b", LastCopy::Keep), Kind::Invalid, "may be the last one");
     assert_eq!(house.kept(&base), SIZE as u64);
     let House { dir, store, bases } = house;
     store.close().unwrap();
@@ -230,12 +247,24 @@ fn a_hydrated_base_is_served_from_its_copy_which_is_evicted_only_when_the_origin
     let base = house.store.base("b").unwrap();
     assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
     fs::rename(&away, &path).unwrap();
-    assert_eq!(house.bases.evict("b").unwrap(), Evicted { dropped: SIZE as u64, shared: 0 });
+    assert_eq!(house.bases.evict("b", LastCopy::Keep).unwrap(), Evicted { dropped: SIZE as u64, shared: 0 });
     assert!(!base.options().hydrate);
     assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
     // From here on the base is the original file.
     fs::write(&path, [2; 10]).unwrap();
     assert_eq!(house.bases.condition(&base).state, BaseState::Failed);
+}
+
+#[test]
+fn the_last_copy_of_a_base_is_dropped_when_the_operator_accepts_the_loss() {
+    let house = House::new();
+    let path = house.image("a", 1);
+    house.add(with_digest("b", &path)).unwrap();
+    let base = house.hydrated("b");
+    fs::remove_file(&path).unwrap();
+    refused(house.bases.evict("b", LastCopy::Keep), Kind::Invalid, "--force");
+    assert_eq!(house.bases.evict("b", LastCopy::Drop).unwrap().dropped, SIZE as u64);
+    assert_eq!(house.kept(&base), 0);
 }
 
 #[test]
@@ -246,12 +275,12 @@ fn contents_that_two_bases_share_are_dropped_with_the_last_that_retains_them() {
         house.add(with_digest(name, &path)).unwrap();
     }
     let (one, two) = (house.hydrated("one"), house.hydrated("two"));
-    let dropped = house.bases.evict("one").unwrap();
+    let dropped = house.bases.evict("one", LastCopy::Keep).unwrap();
     assert_eq!(dropped.shared + dropped.dropped, SIZE as u64, "{dropped:?}");
     assert_eq!(house.kept(&two), SIZE as u64);
     house.bases.remove("one").unwrap();
     assert_eq!(house.kept(&two), SIZE as u64);
-    assert_eq!(house.bases.evict("two").unwrap().shared, 0);
+    assert_eq!(house.bases.evict("two", LastCopy::Keep).unwrap().shared, 0);
     assert_eq!(house.kept(&two), 0);
     drop(one);
 }

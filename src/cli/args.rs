@@ -16,8 +16,41 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     if first && rest && text.len() <= 128 {
         return Ok(text.to_owned());
     }
+    // The path of a file in the mount.
+    if let Some(stem) = text.rsplit_once('/').and_then(|(_, file)| file.strip_suffix(SUFFIX))
+        && name(stem).is_ok()
+    {
+        return Err(format!("it is the path of a file; did you mean {stem}?"));
+    }
     Err("a name is 1 to 128 letters, digits, '.', '_' or '-' of ASCII, and starts with a letter or digit"
         .into())
+}
+
+/// The end of the names of files in the mount.
+const SUFFIX: &str = ".raw";
+
+/// As [`name`], for an object that is to be created: its file gets the suffix by itself.
+pub(super) fn new_name(text: &str) -> Result<String, String> {
+    match text.strip_suffix(SUFFIX) {
+        Some(stem) if name(stem).is_ok() => {
+            Err(format!("its file would be {text}{SUFFIX}; did you mean {stem}?"))
+        }
+        _ => name(text),
+    }
+}
+
+/// The least size of a disk that is given without a unit and is no whole number of sectors.
+const SECTOR: u64 = 512;
+const LEAST: u64 = 1 << 20;
+
+/// Parses the size of a disk. A small number without a unit is more often a forgotten unit than a number of bytes.
+pub(super) fn disk_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
+    if has_unit || bytes >= LEAST || bytes.is_multiple_of(SECTOR) {
+        return Ok(bytes);
+    }
+    Err(format!("that is {bytes} bytes, less than 1M and no multiple of 512; add a unit, as in {bytes}G"))
 }
 
 /// Parses a size above 0.

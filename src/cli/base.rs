@@ -10,9 +10,9 @@ use super::args;
 use super::client::read;
 use super::error::CliError;
 use super::output::{Column, Kind, fields, table};
-use super::retry;
+use super::retry::{self, Force};
 use super::work;
-use crate::control::wire::{AddBase, Below, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
+use crate::control::wire::{AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,8 +30,9 @@ Examples:
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
 
-plyfs never guesses the format: a raw image is raw, whatever bytes it contains. The image must not change while it is \
-a base. The command prints the path of the base's file in the mount.";
+plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
+refused; with --format raw it is raw, whatever bytes it contains. The image must not change while it is a base. The \
+command prints the path of the base's file in the mount.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -56,6 +57,13 @@ Examples:
 The new URL must have the image that was registered: the daemon asks the server first, and refuses a different image. \
 Disks stay open, and reads that wait continue there at once. Fetched data stays. A base that was given up is served \
 again.";
+
+const EVICT_EXAMPLES: &str = "\
+Examples:
+  plyfs base evict debian
+
+For a hydrated base the daemon first looks for the original, and refuses when it is gone: the copy in the store may be \
+the last one. With --force it is dropped.";
 
 const FAIL_EXAMPLES: &str = "\
 Examples:
@@ -109,7 +117,7 @@ pub(super) enum Base {
     #[command(after_help = ADD_EXAMPLES)]
     Add {
         /// Name of the new base
-        #[arg(value_parser = args::name)]
+        #[arg(value_parser = args::new_name)]
         name: String,
         /// Path or URL of the image
         #[arg(required_unless_present = "source_file")]
@@ -211,11 +219,14 @@ pub(super) enum Base {
         undo: bool,
     },
     /// Drop the fetched data of a base; a later read fetches it again
-    #[command(after_help = "Examples:\n  plyfs base evict debian")]
+    #[command(after_help = EVICT_EXAMPLES)]
     Evict {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
+        /// Also drop the last copy of an image whose original is gone
+        #[arg(long)]
+        force: bool,
     },
     /// Keep the fetched data of a base when other bases need room
     #[command(after_help = "Examples:\n  plyfs base pin debian\n  plyfs base pin debian --off")]
@@ -358,10 +369,17 @@ impl Base {
                 })?;
                 global.output().value(&base, |_| String::new())
             }
-            Self::Evict { name } => {
+            Self::Evict { name, force } => {
                 let action = format!("cannot evict base {name}");
                 let done = retry::repeat(|| {
-                    global.client()?.post_empty(&format!("/v1/bases/{name}/evict"), &action)
+                    let client = global.client()?;
+                    let path = format!("/v1/bases/{name}/evict");
+                    // Without a body for a daemon of an earlier version.
+                    if force {
+                        client.post(&path, &Evict { force }, &action)
+                    } else {
+                        client.post_empty(&path, &action)
+                    }
                 })?;
                 let Evicted { evicted_bytes, .. } = read(&done, &action)?;
                 global.output().value(&done, |_| {
@@ -376,7 +394,7 @@ impl Base {
                 })?;
                 global.output().value(&base, |_| String::new())
             }
-            Self::Rm { names } => super::disk::remove(global, "base", &names),
+            Self::Rm { names } => super::disk::remove(global, "base", &names, Force::No),
         }
     }
 }

@@ -55,7 +55,7 @@ impl Check {
             })
             .collect();
         let checked: Map<String, Value> =
-            report.checked.iter().map(|(kind, count)| (kind.clone(), json!(count))).collect();
+            report.checked.iter().map(|(kind, count)| (key(kind), json!(count))).collect();
         let value = json!({ "store": store.to_string_lossy(), "findings": findings, "checked": checked });
         global.output().value(&value, |_| {
             let mut out = String::new();
@@ -91,4 +91,9 @@ impl Check {
         };
         Err(CliError::Findings { store, unrepaired, advice })
     }
+}
+
+/// The key of a kind of structures.
+fn key(kind: &str) -> String {
+    kind.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }

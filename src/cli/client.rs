@@ -96,10 +96,21 @@ impl Client {
     }
 
     /// As [`post`](Self::post), for a request that the daemon answers at once and that may be sent twice.
-    pub(super) fn post_now(&self, path: &str, action: &str) -> Result<Value, CliError> {
-        self.retry_timeouts(action, || {
-            retry::repeat(|| self.request_within(PROMPT, Method::POST, path, action))
-        })
+    pub(super) fn post_now<T: Serialize>(
+        &self,
+        path: &str,
+        body: Option<&T>,
+        action: &str,
+    ) -> Result<Value, CliError> {
+        let encoded = body.map(serde_json::to_vec).transpose();
+        let body = encoded.map_err(|error| self.transport(action, error.to_string()))?.unwrap_or_default();
+        let once = || {
+            let request = Request::builder().method(Method::POST).uri(path);
+            let (status, answered) =
+                self.exchange_within(Some(PROMPT), request, Bytes::from(body.clone()), action)?;
+            answer(status, &answered, action)
+        };
+        self.retry_timeouts(action, || retry::repeat(once))
     }
 
     /// Sends one GET request, and gives up after `limit`.

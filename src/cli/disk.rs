@@ -1,15 +1,18 @@
 //! `plyfs disk`: the writable disks of VMs.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Global;
 use super::args;
-use super::client::read;
+use super::client::{Client, read};
 use super::error::CliError;
-use super::output::{Column, Kind, fields, print_error, printable, table};
-use super::retry;
-use crate::control::wire::{self, CreateDisks, Removed, Resize};
+use super::holders::{self, Holder};
+use super::output::{Column, Kind, fields, printable, table};
+use super::retry::{self, Force};
+use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,26 +36,30 @@ Examples:
   plyfs disk rm vm1
   plyfs disk rm vm1 vm2
 
-The command deletes all data of the disk. A disk that is open in a VM exists without a name until its last close.";
+The command deletes all data of the disk. It refuses a disk that is open, and names the processes; with --force such a \
+disk exists without a name until its last close.";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
   plyfs disk resize vm1 40G
+  plyfs disk resize vm1 10G --shrink
 
-A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. A running QEMU learns \
+A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. It needs --shrink. A \
+running QEMU learns \
 the new size through its monitor command block_resize.";
 
-pub(super) const COLUMNS: [Column; 7] = [
+pub(super) const COLUMNS: [Column; 8] = [
     ("NAME", "name", Kind::Text),
     ("BASE", "base", Kind::Text),
     ("SIZE", "size", Kind::Size),
     ("DELTA", "delta_bytes", Kind::Size),
+    ("OPEN", "open_handles", Kind::Number),
     ("STATE", "state", Kind::Text),
     ("CREATED", "created", Kind::Text),
     ("PATH", "path", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 11] = [
+pub(super) const FIELDS: [Column; 12] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -64,7 +71,11 @@ pub(super) const FIELDS: [Column; 11] = [
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("refuses writes", "refuses_writes", Kind::Text),
+    ("open handles", "open_handles", Kind::Number),
 ];
+
+/// What the command adds to the daemon's answer: the processes that have a disk open, as far as it may see them.
+const OPEN_BY: &str = "open_by";
 
 /// Create, list, resize and remove disks: each is one raw file under the mount
 #[derive(Debug, Subcommand)]
@@ -74,13 +85,13 @@ pub(super) enum Disk {
     #[command(after_help = CREATE_EXAMPLES)]
     Create {
         /// Names of the new disks
-        #[arg(required = true, value_name = "NAME", value_parser = args::name)]
+        #[arg(required = true, value_name = "NAME", value_parser = args::new_name)]
         names: Vec<String>,
         /// Base that the disks start from; without it they are blank
         #[arg(long, value_name = "BASE", value_parser = args::name)]
         base: Option<String>,
         /// Size of each disk; needed without a base [default: the base's size]
-        #[arg(long, value_name = "SIZE", value_parser = args::size, allow_hyphen_values = true)]
+        #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         #[arg(required_unless_present = "base")]
         size: Option<u64>,
     },
@@ -100,6 +111,9 @@ pub(super) enum Disk {
         /// Names of the disks
         #[arg(required = true, value_name = "NAME", value_parser = args::name)]
         names: Vec<String>,
+        /// Also remove disks that are open
+        #[arg(long)]
+        force: bool,
     },
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
@@ -108,8 +122,11 @@ pub(super) enum Disk {
         #[arg(value_parser = args::name)]
         name: String,
         /// New size
-        #[arg(value_parser = args::size, allow_hyphen_values = true)]
+        #[arg(value_parser = args::disk_size, allow_hyphen_values = true)]
         size: u64,
+        /// Accept a smaller size, and the loss of the data beyond it
+        #[arg(long)]
+        shrink: bool,
     },
 }
 
@@ -118,21 +135,36 @@ impl Disk {
         match self {
             Self::Create { names, base, size } => create(global, &names, base.as_deref(), size),
             Self::Ls => {
-                let disks = global.client()?.get("/v1/disks", "cannot list disks")?;
-                global.output().value(&disks, |disks| table(disks, &COLUMNS))
+                let mut disks = global.client()?.get("/v1/disks", "cannot list disks")?;
+                add_holders(disks.as_array_mut().into_iter().flatten());
+                global.output().value(&disks, |disks| {
+                    let mut columns = COLUMNS.to_vec();
+                    let is_known = |disk: &Value| disk.get(OPEN_BY).is_some();
+                    if disks.as_array().is_some_and(|disks| disks.iter().any(is_known)) {
+                        columns.insert(columns.len() - 1, ("OPEN BY", OPEN_BY, Kind::Text));
+                    }
+                    table(&with_names(disks), &columns)
+                })
             }
             Self::Show { name } => {
-                let disk = global
+                let mut disk = global
                     .client()?
                     .get(&format!("/v1/disks/{name}"), &format!("cannot show disk {name}"))?;
-                global.output().value(&disk, |disk| fields(disk, &FIELDS))
+                add_holders(std::iter::once(&mut disk));
+                global.output().value(&disk, |disk| {
+                    fields(
+                        &with_names(disk),
+                        &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)]].concat(),
+                    )
+                })
             }
-            Self::Rm { names } => remove(global, "disk", &names),
-            Self::Resize { name, size } => {
+            Self::Rm { names, force } => remove(global, "disk", &names, Force::given(force)),
+            Self::Resize { name, size, shrink } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));
                 let client = global.client()?;
-                let disk = retry::repeat(|| client.post(&path, &Resize { size }, &action))?;
+                let resized = retry::repeat(|| client.post(&path, &Resize { size, shrink }, &action));
+                let disk = resized.map_err(|error| naming_shrunk(&client, &name, error))?;
                 // The kernel learns the new size with the next attributes that it requests. The resize holds even if
                 // this user cannot see the file, or if the mount is in another namespace.
                 if let Ok(wire::Disk { path, .. }) = read(&disk, &action) {
@@ -166,15 +198,99 @@ pub(super) fn paths(value: &Value) -> String {
     objects.iter().filter_map(|object| object["path"].as_str()).map(|path| printable(path) + "\n").collect()
 }
 
+/// The error for a disk that is open, with the names of the processes when this command can see them. None when a disk
+/// that may be open is not.
+fn naming_holders(client: &Client, name: &str, error: CliError, remedy: &'static str) -> Option<CliError> {
+    if !(error.is(ErrorKind::InUse) || error.is(ErrorKind::MayBeInUse)) {
+        return Some(error);
+    }
+    let shown = client.get(&format!("/v1/disks/{name}"), &format!("cannot show disk {name}"));
+    let path = shown.ok().and_then(|shown| Some(PathBuf::from(shown["path"].as_str()?)));
+    let Some((path, mount)) = path.as_deref().and_then(|path| Some((path, path.parent()?.parent()?))) else {
+        return Some(error);
+    };
+    match holders_of(path, mount) {
+        Some(holders) => Some(CliError::Open { object: format!("disk {name}"), holders, remedy }),
+        None if error.is(ErrorKind::MayBeInUse) && holders::are_all_seen(mount) => None,
+        None => Some(error),
+    }
+}
+
+/// The error of a resize to a smaller size.
+fn naming_shrunk(client: &Client, name: &str, error: CliError) -> CliError {
+    const REMEDY: &str =
+        "a smaller size takes the data beyond it from there: repeat with --shrink if that is meant";
+    match &error {
+        CliError::Refused { kind, message } => {
+            let same = CliError::Refused { kind: *kind, message: message.clone() };
+            naming_holders(client, name, same, REMEDY).unwrap_or(error)
+        }
+        _ => error,
+    }
+}
+
+/// The processes that have a file of the mount open, as a message names them.
+fn holders_of(path: &Path, mount: &Path) -> Option<String> {
+    holders::of_mount(mount).get(path.strip_prefix(mount).ok()?).map(|holders| holders::names(holders))
+}
+
+/// Adds to each disk that is, or may be, open the processes that have it open.
+fn add_holders<'a>(disks: impl Iterator<Item = &'a mut Value>) {
+    let open: Vec<&mut Value> =
+        disks.filter(|disk| disk.get("open_handles").is_some_and(|handles| *handles != 0)).collect();
+    let Some(mount) = open.first().and_then(|disk| Path::new(disk["path"].as_str()?).parent()?.parent())
+    else {
+        return;
+    };
+    let all = holders::of_mount(mount);
+    for disk in open {
+        let file = disk["path"].as_str().and_then(|path| Path::new(path).file_name());
+        let Some(holders) = file.and_then(|file| all.get(&Path::new("disks").join(file))) else { continue };
+        let list = holders.iter().map(|holder| json!({"pid": holder.pid, "command": holder.command}));
+        disk[OPEN_BY] = list.collect();
+    }
+}
+
+/// The disks with the holders as text.
+fn with_names(disks: &Value) -> Value {
+    let text = |disk: &Value| {
+        let mut disk = disk.clone();
+        if let Some(list) = disk.get(OPEN_BY).and_then(Value::as_array) {
+            let one = |holder: &Value| Holder {
+                pid: holder["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()),
+                command: holder["command"].as_str().unwrap_or_default().to_owned(),
+            };
+            disk[OPEN_BY] = holders::names(&list.iter().map(one).collect::<Vec<_>>()).into();
+        }
+        disk
+    };
+    disks.as_array().map_or_else(|| text(disks), |list| list.iter().map(text).collect())
+}
+
+/// Removes a disk. When the daemon refuses because the disk is open, the error names the processes.
+fn remove_disk(client: &Client, name: &str, force: Force) -> Result<Value, CliError> {
+    const REMEDY: &str = "close it there, or repeat with --force: its data is deleted at the last close";
+    retry::remove(client, "disk", name, force).or_else(|error| {
+        match naming_holders(client, name, error, REMEDY) {
+            Some(error) => Err(error),
+            None => retry::remove(client, "disk", name, Force::Yes),
+        }
+    })
+}
+
 /// Removes disks or bases one by one. A refused removal does not stop the others.
-pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<(), CliError> {
+pub(super) fn remove(global: &Global, noun: &str, names: &[String], force: Force) -> Result<(), CliError> {
     let client = global.client()?;
     let mut removed = Vec::new();
     let mut failed = Vec::new();
     for name in names {
-        match retry::remove(&client, noun, name) {
+        let done = match noun {
+            "disk" => remove_disk(&client, name, force),
+            noun => retry::remove(&client, noun, name, force),
+        };
+        match done {
             Ok(_) => removed.push(name.clone()),
-            Err(error @ CliError::Refused { .. }) => failed.push(error),
+            Err(error @ (CliError::Refused { .. } | CliError::Open { .. })) => failed.push(error),
             // Without a daemon that answers, the others would fail in the same way.
             Err(error) => {
                 failed.push(error);
@@ -185,7 +301,7 @@ pub(super) fn remove(global: &Global, noun: &str, names: &[String]) -> Result<()
     global.output().value(&json!(Removed { removed }), |_| String::new())?;
     let last = failed.pop();
     for error in failed {
-        print_error(&error.to_string());
+        global.output().error(&error);
     }
     last.map_or(Ok(()), Err)
 }

@@ -1,21 +1,31 @@
 //! The errors of commands. Each message is one line: the operation and its object, the cause, the remedy.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::holders;
 use crate::config::ConfigError;
 use crate::control::wire::ErrorKind;
 
 #[derive(Debug, Error)]
 pub(super) enum CliError {
-    /// No process listens on the control socket.
+    /// No process listens on the control socket. The advice never is to start a daemon: the operator may have one on
+    /// another store.
     #[error(
-        "no daemon is running on store {} (cannot connect to {}: {source}); start it with: plyfs serve --store {}",
-        store.display(), socket.display(), store.display()
+        "no daemon is running on store {} (cannot connect to {}: {source}); {}",
+        store.display(), socket.display(), other_store(store)
     )]
     NoDaemon { store: PathBuf, socket: PathBuf, source: io::Error },
+    /// As `NoDaemon`, for a command that ends the daemon.
+    #[error(
+        "no daemon is running on store {} (cannot connect to {}: {source}), so there is nothing to stop; {}",
+        store.display(), socket.display(), other_store(store)
+    )]
+    NothingToStop { store: PathBuf, socket: PathBuf, source: io::Error },
     /// The control socket exists, but this user may not connect.
     #[error(
         "cannot connect to {}: {source}; only root and the daemon's own user may connect: run as one of them, or name \
@@ -70,10 +80,7 @@ pub(super) enum CliError {
     #[error("{0}")]
     Serve(String),
     /// The daemon whose events the command followed has ended.
-    #[error(
-        "the daemon on store {} has ended; start it with: plyfs serve --store {}",
-        store.display(), store.display()
-    )]
+    #[error("the daemon on store {} has ended; see its log", store.display())]
     Ended { store: PathBuf },
     /// The daemon was told to stop and ended with an error. The text is a complete message.
     #[error("the daemon on store {} has ended, but not cleanly: {why}", store.display())]
@@ -82,6 +89,9 @@ pub(super) enum CliError {
     Check { store: PathBuf, message: String },
     #[error("store {} has {unrepaired} finding(s) that are not repaired; {advice}", store.display())]
     Findings { store: PathBuf, unrepaired: usize, advice: &'static str },
+    /// Processes have a file open that the command would destroy or take away.
+    #[error("{object}: open in {holders}; {remedy}")]
+    Open { object: String, holders: String, remedy: &'static str },
     #[error(
         "the daemon on store {} was told to stop, but after {waited} {state}; close the programs that use the mount, \
          and wait",
@@ -92,6 +102,61 @@ pub(super) enum CliError {
 
 /// The configuration is wrong: EX_CONFIG of sysexits.h. A service manager does not start the daemon again then.
 const WRONG_CONFIG: u8 = 78;
+
+/// Why a command may have looked for the daemon in the wrong place.
+fn other_store(store: &Path) -> String {
+    const NAME_IT: &str = "with --store DIR or PLYFS_STORE";
+    if store.is_file() {
+        return format!("{} is a file; give the directory of a store {NAME_IT}", store.display());
+    }
+    match holders::mounts().into_iter().map(|mount| mount.point).find(|point| !point.starts_with(store)) {
+        Some(mount) => {
+            format!("plyfs is mounted on {}; name the store of that daemon {NAME_IT}", mount.display())
+        }
+        None => format!("check its service and its log, or name the store of another daemon {NAME_IT}"),
+    }
+}
+
+/// An error as an object, for `--json`.
+#[derive(Debug, Serialize)]
+pub(super) struct ErrorObject {
+    /// For programs: a kind of the API, or one of this command.
+    pub kind: Value,
+    pub object: Option<String>,
+    pub cause: String,
+    pub remedy: Option<String>,
+    /// The line that people get.
+    pub message: String,
+}
+
+impl ErrorObject {
+    /// Takes a message apart. A message is `object: cause; remedy`, or `cannot VERB object: cause; remedy`.
+    pub(super) fn new(kind: impl Into<Value>, message: &str) -> Self {
+        let (object, rest) = match message.split_once(": ") {
+            Some((object, rest)) => (Some(object_of(object)), rest),
+            None => (None, message),
+        };
+        let (cause, remedy) = match rest.rsplit_once("; ") {
+            Some((cause, remedy)) => (cause, Some(remedy.to_owned())),
+            None => (rest, None),
+        };
+        let (kind, message) = (kind.into(), message.to_owned());
+        Self { kind, object, cause: cause.to_owned(), remedy, message }
+    }
+
+    fn about(mut self, object: String, cause: String) -> Self {
+        (self.object, self.cause) = (Some(object), cause);
+        self
+    }
+}
+
+/// "cannot create disk vm1" is about "disk vm1".
+fn object_of(text: &str) -> String {
+    let Some(action) = text.strip_prefix("cannot ") else { return text.to_owned() };
+    let noun = ["disk ", "base ", "store "].iter().filter_map(|noun| action.find(noun)).min();
+    let verb = || action.find(' ').map_or(0, |end| end + 1);
+    action[noun.unwrap_or_else(verb)..].to_owned()
+}
 
 impl CliError {
     /// The exit status of the command.
@@ -105,6 +170,46 @@ impl CliError {
             Self::Config(_) if std::env::var_os("LISTEN_FDS").is_none() => WRONG_CONFIG,
             _ => 1,
         }
+    }
+
+    /// The error as an object.
+    pub(super) fn object(&self) -> ErrorObject {
+        let message = self.to_string();
+        let object = ErrorObject::new(self.kind(), &message);
+        let of = |store: &Path| format!("store {}", store.display());
+        let unreached = |socket: &Path, source: &io::Error| {
+            format!("no daemon is running (cannot connect to {}: {source})", socket.display())
+        };
+        match self {
+            Self::NoDaemon { store, socket, source } | Self::NothingToStop { store, socket, source } => {
+                object.about(of(store), unreached(socket, source))
+            }
+            Self::Ended { store } => object.about(of(store), "the daemon has ended".to_owned()),
+            Self::StillRunning { store, state, .. } => object.about(of(store), state.clone()),
+            Self::EndedUncleanly { store, why } => object.about(of(store), why.clone()),
+            Self::Findings { store, unrepaired, .. } => {
+                object.about(of(store), format!("{unrepaired} finding(s) that are not repaired"))
+            }
+            _ => object,
+        }
+    }
+
+    fn kind(&self) -> Value {
+        let kind = match self {
+            Self::Refused { kind: Some(kind), .. } => return json!(kind),
+            Self::Refused { kind: None, .. } => "refused",
+            Self::NoDaemon { .. } | Self::NothingToStop { .. } | Self::Ended { .. } => "no_daemon",
+            Self::Denied { .. } => "denied",
+            Self::Connect { .. } | Self::Transport { .. } => "connection",
+            Self::TimedOut { .. } | Self::StillRunning { .. } => "timed_out",
+            Self::InvalidAnswer { .. } => "invalid_answer",
+            Self::Config(_) => "config",
+            Self::Open { .. } => "in_use",
+            Self::NotUtf8 { .. } | Self::Absolute { .. } => "invalid",
+            Self::Findings { .. } => "damaged",
+            _ => "io",
+        };
+        kind.into()
     }
 
     /// Whether the daemon refused with this kind.

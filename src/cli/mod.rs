@@ -1,7 +1,7 @@
 //! The command line: one file per noun; every command but `serve`, `worker` and `check` is a client of the control
 //! socket.
 //!
-//! An error is one line on standard error. The exit status is 0 for success, 1 for a failure, 2 for a usage error. Text
+//! An error is one line on standard error, with `--json` an object. The exit status is 0 for success, 1 for a failure, 2 for a usage error. Text
 //! from a server or a user reaches a terminal only with its control characters escaped.
 
 mod args;
@@ -14,6 +14,7 @@ mod disk;
 mod error;
 mod events;
 mod generator;
+mod holders;
 mod journal;
 mod logging;
 mod man;
@@ -137,6 +138,7 @@ pub fn main() -> ExitCode {
         Err(error) => return output::usage(&error),
     };
     let Cli { global, command } = cli;
+    let json = global.json;
     let result = match command {
         Command::Serve(serve) => serve.run(&global),
         Command::Base(base) => base.run(&global),
@@ -155,6 +157,6 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output::failure(&error),
+        Err(error) => output::failure(&error, json),
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde_json::Value;
 
-use super::error::CliError;
+use super::error::{CliError, ErrorObject};
 use super::journal;
 use crate::config::size::format_size;
 
@@ -26,6 +26,11 @@ impl Output {
             return print(&format!("{value:#}\n"));
         }
         print(&human(value))
+    }
+
+    /// Prints an error on standard error: one line, or with `--json` an object on one line.
+    pub(super) fn error(&self, error: &CliError) {
+        if self.json { print_object(&error.object()) } else { print_error(&error.to_string()) }
     }
 }
 
@@ -51,10 +56,17 @@ pub(super) enum Reader {
     Gone,
 }
 
-/// Prints on standard error why the command failed.
-pub(super) fn failure(error: &CliError) -> ExitCode {
-    print_error(&error.to_string());
+/// Prints on standard error why the command failed, with `json` as an object.
+pub(super) fn failure(error: &CliError, json: bool) -> ExitCode {
+    Output::new(json).error(error);
     ExitCode::from(error.status())
+}
+
+fn print_object(object: &ErrorObject) {
+    // The object has text keys only, so it always encodes. Its control characters are escaped.
+    let text = serde_json::to_string(object).unwrap_or_default();
+    // When standard error is closed, there is no other place for the message.
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Writes one line to standard error, whatever the text contains.
@@ -65,7 +77,8 @@ pub(super) fn print_error(text: &str) {
     let _ = writeln!(io::stderr(), "{priority}plyfs: {}", printable(&line.join(" ")));
 }
 
-/// Help and version go to standard output. A mistake in the arguments becomes one line and exit status 2.
+/// Help and version go to standard output. A mistake in the arguments becomes one line, or with `--json` an object, and
+/// exit status 2.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
     match error.kind() {
@@ -74,6 +87,10 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // As with any output, it is no error when the reader is gone.
             let _ = error.print();
+        }
+        // The arguments could not be parsed, so the option is looked for by its text.
+        _ if std::env::args_os().any(|arg| arg == "--json") => {
+            print_object(&ErrorObject::new("usage", &usage_line(error)));
         }
         _ => print_error(&usage_line(error)),
     }
@@ -90,10 +107,15 @@ pub(super) fn usage_line(error: &clap::Error) -> String {
     {
         return format!("invalid value {value:?} for {argument}: {why}");
     }
+    let given = context(ContextKind::InvalidSubcommand)
+        .or_else(|| context(ContextKind::InvalidValue))
+        .or_else(|| context(ContextKind::InvalidArg));
     let text = error.render().to_string();
     let mut parts: Vec<String> = Vec::new();
     for paragraph in text.split("\n\n") {
-        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let lines =
+            paragraph.lines().map(str::trim).filter(|line| is_sensible(line, given.unwrap_or_default()));
+        let line = lines.collect::<Vec<_>>().join(" ");
         let line = line.trim().trim_end_matches('.');
         let line = line.strip_prefix("error: ").unwrap_or(line);
         let line = line.strip_prefix("For more information, ").unwrap_or(line);
@@ -103,7 +125,70 @@ pub(super) fn usage_line(error: &clap::Error) -> String {
             parts.push(line);
         }
     }
+    if let Some(tip) = given.and_then(|given| tip(given, &text)) {
+        parts.insert(1.min(parts.len()), tip);
+    }
     parts.join("; ")
+}
+
+/// Words of other tools, and of the other nouns here: the word, a part of the usage line, the command to use.
+const OTHER_WORDS: [(&str, &str, &str); 12] = [
+    ("create", "plyfs base", "plyfs base add"),
+    ("import", "plyfs base", "plyfs base add"),
+    ("add", "plyfs disk", "plyfs disk create"),
+    ("clone", "plyfs disk", "plyfs disk create"),
+    ("delete", "plyfs base", "plyfs base rm"),
+    ("remove", "plyfs base", "plyfs base rm"),
+    ("delete", "plyfs disk", "plyfs disk rm"),
+    ("remove", "plyfs disk", "plyfs disk rm"),
+    ("info", "plyfs base", "plyfs base show"),
+    ("info", "plyfs disk", "plyfs disk show"),
+    ("start", "plyfs [", "plyfs serve"),
+    ("shutdown", "plyfs [", "plyfs stop"),
+];
+
+/// Image formats that qemu-img converts.
+const CONVERTIBLE: [&str; 8] = ["vdi", "vhd", "vhdx", "vpc", "qed", "qcow", "parallels", "dmg"];
+
+/// A tip for a word that this program has under another name.
+fn tip(given: &str, usage: &str) -> Option<String> {
+    if usage.contains("--format") && CONVERTIBLE.contains(&given) {
+        return Some("convert the image with: qemu-img convert -O qcow2".to_owned());
+    }
+    let usage = usage.split("Usage: ").nth(1)?;
+    let other = OTHER_WORDS.iter().find(|(word, of, _)| *word == given && usage.starts_with(of));
+    other.map(|(.., instead)| format!("did you mean {instead}?"))
+}
+
+/// Whether a line of a usage error helps. The parser suggests every word that has some letters in common.
+fn is_sensible(line: &str, given: &str) -> bool {
+    if !(line.starts_with("tip: ") && line.contains("similar")) {
+        return true;
+    }
+    let mut suggested = line.split('\'').skip(1).step_by(2);
+    suggested.any(|word| {
+        let most = if word.trim_start_matches('-').len() <= 5 { 1 } else { 2 };
+        distance(given, word) <= most
+    })
+}
+
+/// How many characters have to be inserted, removed, replaced or swapped with their neighbour.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
+    for (i, a) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in to.iter().enumerate() {
+            let replaced = rows[i][j] + usize::from(a != b);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
 }
 
 /// An error and its causes, in one text.

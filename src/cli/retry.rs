@@ -135,15 +135,29 @@ impl Key {
     }
 }
 
+/// Whether a command may destroy data in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Force {
+    No,
+    Yes,
+}
+
+impl Force {
+    /// From the option of a command.
+    pub(super) fn given(is_given: bool) -> Self {
+        if is_given { Self::Yes } else { Self::No }
+    }
+}
+
 /// Removes one disk or base: the one that has the name now, even if a new object takes the name meanwhile.
-pub(super) fn remove(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
+pub(super) fn remove(client: &Client, noun: &str, name: &str, force: Force) -> Result<Value, CliError> {
     let Some(object) = show(client, noun, name)? else {
         // The daemon refuses this, and its message is the one to show.
-        return repeat(|| delete(client, noun, name));
+        return repeat(|| delete(client, noun, name, force));
     };
     let mut attempts = Attempts::new();
     loop {
-        match delete(client, noun, name) {
+        match delete(client, noun, name, force) {
             Err(error) if attempts.first_failure.is_some() && error.is(ErrorKind::NotFound) => break,
             Err(error) => attempts.next(error)?,
             Ok(_) => break,
@@ -164,8 +178,9 @@ fn make_kernel_forget(object: &Value) {
     }
 }
 
-fn delete(client: &Client, noun: &str, name: &str) -> Result<Value, CliError> {
-    client.delete(&format!("/v1/{noun}s/{name}"), &format!("cannot remove {noun} {name}"))
+fn delete(client: &Client, noun: &str, name: &str, force: Force) -> Result<Value, CliError> {
+    let force = if force == Force::Yes { "?force=true" } else { "" };
+    client.delete(&format!("/v1/{noun}s/{name}{force}"), &format!("cannot remove {noun} {name}"))
 }
 
 fn show(client: &Client, noun: &str, name: &str) -> Result<Option<Value>, CliError> {

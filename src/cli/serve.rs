@@ -87,7 +87,7 @@ impl Serve {
 pub(super) fn worker() -> ExitCode {
     match logging::init(&LogConfig::from_env()) {
         Ok(()) => crate::daemon::worker_main(),
-        Err(error) => output::failure(&error),
+        Err(error) => output::failure(&error, false),
     }
 }
 
@@ -98,6 +98,6 @@ pub(super) fn resume() -> ExitCode {
     let done = crate::daemon::resume(|config| drop(logging::init(&config.log)));
     match done.map_err(|error| CliError::Serve(output::chain(&error))) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output::failure(&error),
+        Err(error) => output::failure(&error, false),
     }
 }

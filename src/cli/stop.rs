@@ -11,7 +11,8 @@ use serde_json::json;
 use super::Global;
 use super::client::{Client, read};
 use super::error::CliError;
-use crate::control::wire::Status;
+use super::holders::{self, Holder, unescape};
+use crate::control::wire::{self, ErrorKind, Status};
 use crate::daemon::{End, Outcome};
 use crate::format::layout;
 
@@ -20,7 +21,8 @@ Examples:
   plyfs stop
   plyfs stop --timeout 30s
 
-When the command succeeds, all data is flushed, the mount is gone, and another daemon may start on the store. When a \
+The command refuses while files of the mount are open, and names the processes that have them open: shut the VMs down \
+first. With --force their later requests fail with I/O errors. When the command succeeds, all data is flushed, the mount is gone, and another daemon may start on the store. When a \
 disk could not be closed, the exit status is 1 and the message names the disk.";
 
 /// How often the command checks whether the daemon has ended. The daemon is not its child, so no signal reports the
@@ -34,13 +36,17 @@ pub(super) struct Stop {
     /// Longest wait, such as 30s or 5m; the daemon continues to stop after that
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Stop although files of the mount are open
+    #[arg(long)]
+    force: bool,
 }
 
 impl Stop {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         let client = global.client()?;
         let action = "cannot get the status";
-        let status = client.get_now("/v1/status", action).and_then(|answer| read::<Status>(&answer, action));
+        let status = client.get_now("/v1/status", action).map_err(nothing_to_stop);
+        let status = status.and_then(|answer| read::<Status>(&answer, action));
         let status = match status {
             Ok(status) => Some(status),
             // A daemon that cannot give its status can still be stopped.
@@ -57,9 +63,19 @@ impl Stop {
         let records_outcome = Outcome::read(client.store())
             .is_some_and(|outcome| outcome.end.is_none() || supervisor == Some(outcome.pid));
         // The request may be sent twice: a worker that died may not have passed it on, and a second one has no effect.
-        match client.post_now("/v1/stop", "cannot stop the daemon") {
+        let forced = wire::Stop { force: true };
+        if !self.force {
+            refuse_open(&client, mount.as_deref())?;
+        }
+        match client.post_now("/v1/stop", self.force.then_some(&forced), "cannot stop the daemon") {
             // The daemon may end before its answer arrives.
             Ok(_) | Err(CliError::Transport { .. } | CliError::NoDaemon { .. }) => {}
+            // No process has a file of the mount open.
+            Err(error)
+                if error.is(ErrorKind::MayBeInUse) && mount.as_deref().is_some_and(holders::are_all_seen) =>
+            {
+                client.post_now("/v1/stop", Some(&forced), "cannot stop the daemon")?;
+            }
             Err(error) => return Err(error),
         }
         self.wait(&client, mount.as_deref())?;
@@ -80,6 +96,30 @@ impl Stop {
             std::thread::sleep(INTERVAL);
         }
     }
+}
+
+fn nothing_to_stop(error: CliError) -> CliError {
+    match error {
+        CliError::NoDaemon { store, socket, source } => CliError::NothingToStop { store, socket, source },
+        other => other,
+    }
+}
+
+/// Refuses while a process has a disk or a base of the mount open. The daemon refuses too, but it cannot name them, and
+/// a supervisor without a worker does not know.
+fn refuse_open(client: &Client, mount: Option<&Path>) -> Result<(), CliError> {
+    let mount = mount.map_or_else(|| client.store().join("mnt"), Path::to_path_buf);
+    let mut all: Vec<Holder> = holders::of_mount(&mount).into_values().flatten().collect();
+    all.sort_by_key(|holder| holder.pid);
+    all.dedup();
+    if all.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Open {
+        object: format!("mount {}", mount.display()),
+        holders: holders::names(&all),
+        remedy: "shut these down first, or repeat with --force: they get I/O errors then",
+    })
 }
 
 /// Fails when the daemon failed, so that this command and the daemon have the same exit status. `records_outcome`: the
@@ -125,22 +165,6 @@ pub(super) fn has_fuse_mount(table: &[u8], mount: &Path) -> bool {
         kind.is_some_and(|kind| kind.starts_with(b"fuse"))
             && point.is_some_and(|point| unescape(point) == mount.as_os_str().as_bytes())
     })
-}
-
-/// Undoes the escapes of `mountinfo`: blanks, tabs, newlines and backslashes are a backslash and three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
-            out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-            rest = after;
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
 }
 
 /// Whether another process holds the lock. The check takes a shared lock for an instant, and does not create the file.

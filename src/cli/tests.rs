@@ -220,3 +220,15 @@ fn events_for_people() {
     let hostile = json!({"event": "base.error", "base": "b", "reason": "a\nb\u{1b}[2J"});
     assert_eq!(human(&hostile), "-  base.error       b  a\\nb\\u{1b}[2J\n");
 }
+
+#[test]
+fn the_size_of_a_disk_is_sectors_or_has_a_unit() {
+    for (text, bytes) in
+        [("512", 512), ("4096", 4096), ("1048577", (1 << 20) + 1), ("3K", 3072), ("1G", 1 << 30)]
+    {
+        assert_eq!(args::disk_size(text), Ok(bytes));
+    }
+    for text in ["1", "20", "513", "100000"] {
+        assert!(args::disk_size(text).is_err_and(|why| why.contains("add a unit")), "{text}");
+    }
+}

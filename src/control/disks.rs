@@ -1,14 +1,21 @@
 //! Routes on disks: create, list, show, resize, remove.
+//!
+//! What must hold: a request that destroys data that a client uses is refused until it is sent again with `force` or
+//! `shrink`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::idempotency::Key;
+use super::pool::JobKind;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
-use super::{Answer, ApiError, Control, Name, blocking};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
 use crate::io::sys;
@@ -85,17 +92,37 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<D
     blocking(move || Ok(c.disk(&*c.store.disk(&name)?))).await
 }
 
+/// Whether a removal may take a disk from its clients.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Removal {
+    /// Remove the disk although a client has it open.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Remove a disk
 ///
-/// The name is free at once. The data of the disk is deleted at its last close.
+/// The name is free at once. The daemon refuses the removal of a disk that a client has open, unless `force` is set;
+/// then the data of the disk is deleted at its last close.
 #[utoipa::path(
     delete,
     path = "/v1/disks/{name}",
     tag = "disks",
     operation_id = "remove_disk",
+    params(Removal),
     responses((status = 200, description = "The disk has no name any more.", body = Removed))
 )]
-pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
+pub(super) async fn remove(
+    State(c): State<Control>,
+    Name(name): Name,
+    query: Result<Query<Removal>, QueryRejection>,
+) -> Answer<Removed> {
+    let Query(Removal { force }) = query?;
+    if !force {
+        c.refuse_in_use(vec![c.store.disk(&name)?]).await?;
+    }
     blocking(move || {
         let node = c.store.unlink(&name)?;
         // A client that has it open keeps it until the last close, which its frontend reports.
@@ -107,7 +134,8 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 
 /// Change the size of a disk
 ///
-/// A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again.
+/// A smaller size discards the data beyond it: those bytes read as zeros when the disk grows again. The daemon refuses it
+/// unless `shrink` is set.
 #[utoipa::path(
     post,
     path = "/v1/disks/{name}/resize",
@@ -121,7 +149,7 @@ pub(super) async fn resize(
     Name(name): Name,
     body: Result<Json<Resize>, JsonRejection>,
 ) -> Answer<Disk> {
-    let Json(Resize { size }) = body?;
+    let Json(Resize { size, shrink }) = body?;
     blocking(move || {
         let node = c.store.disk(&name)?;
         let object = format!("disk {name}");
@@ -134,11 +162,36 @@ pub(super) async fn resize(
             )));
         }
         let wrap = |source: DiskError| StoreError::Disk { object: object.clone(), source };
-        node.attach()?.resize(size).map_err(wrap)?;
+        let disk = node.attach()?;
+        let now = disk.size();
+        if size < now && !shrink {
+            let (cause, users) = match c.usage(&node) {
+                None => (Cause::Invalid, ""),
+                Some(Usage::Open(_)) => (Cause::InUse, ", to the clients that have it open too"),
+                Some(Usage::Unknown) => (Cause::MayBeInUse, ", to clients that may have it open too"),
+            };
+            let why = format!("{size} bytes is smaller than its {now} bytes: the data beyond is lost{users}");
+            return Err(ApiError::new(
+                cause,
+                format!("{object}: {why}; set shrink (--shrink) if that is meant"),
+            ));
+        }
+        disk.resize(size).map_err(wrap)?;
         c.service.resized(node.id());
         Ok(c.disk(&node))
     })
     .await
+}
+
+/// How long a request waits for the report of a close.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// That clients use a disk.
+enum Usage {
+    /// They have this many handles.
+    Open(usize),
+    /// They may have some that an earlier worker opened.
+    Unknown,
 }
 
 fn no_bytes(object: &str) -> ApiError {
@@ -181,6 +234,51 @@ impl Control {
             },
             error: problem,
             refuses_writes: attached.and_then(|d| d.delta().refuses_writes()),
+            open_handles: node.open_handles().map(|count| count as u64),
+        }
+    }
+
+    /// Refuses a request that would take these disks from a client that has them open.
+    pub(super) async fn refuse_in_use(&self, disks: Vec<Arc<DiskNode>>) -> Result<(), ApiError> {
+        let begun = Instant::now();
+        loop {
+            let (c, all) = (self.clone(), disks.clone());
+            let look = move || {
+                Ok(all.into_iter().filter_map(|disk| Some((c.usage(&disk)?, disk))).collect::<Vec<_>>())
+            };
+            let used = in_pool(JobKind::Query, look).await?;
+            let Some((usage, first)) = used.first() else { return Ok(()) };
+            // The kernel reports a close after close(2) has returned.
+            if begun.elapsed() < CLOSING {
+                tokio::time::sleep(CLOSING / 20).await;
+                continue;
+            }
+            let name = first.name();
+            let (cause, state) = match usage {
+                Usage::Open(1) => (Cause::InUse, "a client has it open".to_owned()),
+                Usage::Open(handles) => (Cause::InUse, format!("clients have it open, {handles} times")),
+                Usage::Unknown => {
+                    (Cause::MayBeInUse, "a client may have it open since an earlier worker".to_owned())
+                }
+            };
+            let more = match used.len() - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more disks are in use"),
+            };
+            let remedy = "close it first, or set force (--force)";
+            return Err(ApiError::new(cause, format!("disk {name}: {state}{more}; {remedy}")));
+        }
+    }
+
+    /// Whether clients have a disk open.
+    fn usage(&self, disk: &DiskNode) -> Option<Usage> {
+        match disk.open_handles() {
+            Some(0) => None,
+            Some(handles) => Some(Usage::Open(handles)),
+            None => {
+                let is_unused = self.service.is_unused(disk.id());
+                (!is_unused).then_some(Usage::Unknown)
+            }
         }
     }
 

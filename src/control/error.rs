@@ -17,6 +17,7 @@ pub(super) enum Cause {
     NotAllowed,
     Exists,
     InUse,
+    MayBeInUse,
     Invalid,
     Unsupported,
     Damaged,
@@ -29,11 +30,12 @@ pub(super) enum Cause {
 
 impl Cause {
     /// All causes, in the order of the description.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::NotFound,
         Self::NotAllowed,
         Self::Exists,
         Self::InUse,
+        Self::MayBeInUse,
         Self::Invalid,
         Self::Unsupported,
         Self::Damaged,
@@ -49,7 +51,7 @@ impl Cause {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::NotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Exists | Self::InUse => StatusCode::CONFLICT,
+            Self::Exists | Self::InUse | Self::MayBeInUse => StatusCode::CONFLICT,
             Self::Invalid | Self::Unsupported => StatusCode::BAD_REQUEST,
             Self::Damaged | Self::Changed | Self::Io => StatusCode::INTERNAL_SERVER_ERROR,
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
@@ -65,6 +67,7 @@ impl Cause {
             Self::NotAllowed => ErrorKind::NotAllowed,
             Self::Exists => ErrorKind::Exists,
             Self::InUse => ErrorKind::InUse,
+            Self::MayBeInUse => ErrorKind::MayBeInUse,
             Self::Invalid => ErrorKind::Invalid,
             Self::Unsupported => ErrorKind::Unsupported,
             Self::Damaged => ErrorKind::Damaged,
@@ -80,7 +83,10 @@ impl Cause {
             Self::NotFound => "there is no such disk, base, trace or resource",
             Self::NotAllowed => "the resource has no such method",
             Self::Exists => "the name is taken",
-            Self::InUse => "another object needs this one, or the same operation is under way",
+            Self::InUse => {
+                "a client has the disk open, another object needs this one, or the same operation is under way"
+            }
+            Self::MayBeInUse => "a client may have the disk open since an earlier worker served it",
             Self::Invalid => "the request is not valid, or the source refuses it",
             Self::Unsupported => "the operation is not available for this kind of object",
             Self::Damaged => "a file of the store is damaged",

@@ -1,11 +1,13 @@
 //! Routes on the data of a base in the store: pin, evict, hydrate, verify.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
 
-use super::wire::{Base, Evicted, Hydrate, Pin};
-use super::{Answer, Control, Name, blocking};
+use super::wire::{Base, Evict, Evicted, Hydrate, Pin};
+use super::{Answer, ApiError, Control, Name, blocking};
+use crate::bases::LastCopy;
 
 /// Pin a base, or unpin it
 ///
@@ -29,17 +31,32 @@ pub(super) async fn pin(
 
 /// Drop the fetched data of a base
 ///
-/// A later read fetches it again. A hydration of the base ends.
+/// A later read fetches it again. A hydration of the base ends. For a hydrated base the daemon first asks its servers,
+/// and refuses when none of them has the image any more, unless `force` is set.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/evict",
     tag = "bases",
     operation_id = "evict_base",
+    request_body = Option<Evict>,
     responses((status = 200, description = "The dropped bytes.", body = Evicted))
 )]
-pub(super) async fn evict(State(c): State<Control>, Name(name): Name) -> Answer<Evicted> {
+pub(super) async fn evict(
+    State(c): State<Control>,
+    Name(name): Name,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Evicted> {
+    let body = body?;
+    let Evict { force } = match body.is_empty() {
+        true => Evict::default(),
+        false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
+    };
+    let last_copy = if force { LastCopy::Drop } else { LastCopy::Keep };
+    if last_copy == LastCopy::Keep {
+        c.bases.ask_for_originals(&name).await?;
+    }
     blocking(move || {
-        let evicted = c.bases.evict(&name)?;
+        let evicted = c.bases.evict(&name, last_copy)?;
         Ok(Evicted { name, evicted_bytes: evicted.dropped, shared_bytes: evicted.shared })
     })
     .await

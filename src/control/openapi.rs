@@ -18,8 +18,19 @@ use super::{bases, disks, events, kept, servers, status, traces, wire};
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 9] =
-    ["AddBase", "Below", "CreateDisks", "Fail", "Hydrate", "Pin", "Resize", "SetUrls", "UpgradeTo"];
+const REQUESTS: [&str; 11] = [
+    "AddBase",
+    "Below",
+    "CreateDisks",
+    "Evict",
+    "Fail",
+    "Hydrate",
+    "Pin",
+    "Resize",
+    "SetUrls",
+    "Stop",
+    "UpgradeTo",
+];
 
 /// The optional keys of answers.
 const OPTIONAL_KEYS: [(&str, &[&str]); 3] = [

@@ -99,7 +99,7 @@ pub enum UpgradeState {
     Failed,
 }
 
-/// Makes a reason fit into a message: one line of at most [`LONGEST_REASON`] bytes and an ellipsis.
+/// Makes a reason fit into a message: one line of at most `LONGEST_REASON` bytes and an ellipsis.
 pub fn reason(text: &str) -> String {
     let mut out = text.trim().replace(['\n', '\r'], " ");
     if out.len() > LONGEST_REASON {

@@ -8,7 +8,7 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, LiveMaps, Requests, Space, Standby, Status, Stopping, Upgrade,
+    AnyStatus, Cache, DamagedFile, LiveMaps, Requests, Space, Standby, Status, Stop, Stopping, Upgrade,
     UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
@@ -33,15 +33,26 @@ pub(super) async fn status(State(c): State<Control>) -> Answer<AnyStatus> {
 
 /// Stop the daemon
 ///
-/// The request returns at once; then the daemon flushes, unmounts and ends.
+/// The request returns at once; then the daemon flushes, unmounts and ends. The daemon refuses it while clients have
+/// disks open, unless `force` is set: their later requests fail.
 #[utoipa::path(
     post,
     path = "/v1/stop",
     tag = "daemon",
     operation_id = "stop",
+    request_body = Option<Stop>,
     responses((status = 200, description = "The daemon has the request.", body = Stopping))
 )]
-pub(super) async fn stop(State(c): State<Control>) -> Answer<Stopping> {
+pub(super) async fn stop(State(c): State<Control>, body: Result<Bytes, BytesRejection>) -> Answer<Stopping> {
+    let body = body?;
+    let Stop { force } = match body.is_empty() {
+        true => Stop::default(),
+        false => serde_json::from_slice(&body).map_err(|e| ApiError::invalid(e.to_string()))?,
+    };
+    if !force {
+        let named = c.store.disks_after(0);
+        c.refuse_in_use(named.into_iter().chain(c.store.unlinked()).collect()).await?;
+    }
     quick(move || {
         c.daemon.stop().map_err(supervisor_unreachable)?;
         Ok(Stopping { stopping: true })

@@ -12,9 +12,9 @@ use axum::response::{IntoResponse, Response};
 use super::pool::JobKind;
 use super::wire::{self, Recording, Removed, TraceFile, rfc3339};
 use super::{Answer, ApiError, Cause, Control, Name, blocking, hex, in_pool};
-use crate::format::BLOCK;
 use crate::format::record::Digest;
 use crate::format::trace::{Origin, Trace};
+use crate::format::{BLOCK, Kind};
 use crate::store::{BaseNode, StoreError};
 use crate::trace::{Player, SavedTrace, Tracer};
 
@@ -182,8 +182,15 @@ pub async fn import(
     let body = body?;
     blocking(move || {
         let base = c.store.base(&name)?;
-        let trace = Trace::decode(&body)
-            .map_err(|error| ApiError::invalid(format!("trace for base {name}: {error}; export it again")))?;
+        let trace = Trace::decode(&body).map_err(|error| {
+            // A file that is shorter than the magic number has none.
+            let why = if error.kind == Kind::Magic || body.len() < 8 {
+                "the file is no trace; give one that `plyfs base trace export` wrote".to_owned()
+            } else {
+                format!("{error}; export it again")
+            };
+            ApiError::invalid(format!("trace for base {name}: {why}"))
+        })?;
         if let Some(why) = mismatch(&base, &trace) {
             let advice = "import the trace of this image";
             return Err(ApiError::invalid(format!("trace for base {name}: {why}; {advice}")));

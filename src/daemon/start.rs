@@ -24,6 +24,12 @@ fn store_error(config: &Config, why: impl Into<String>) -> ServeError {
 pub fn open_store(config: &Config) -> Result<File, ServeError> {
     let store = &config.store;
     let failed = |what: &str, e: std::io::Error| store_error(config, format!("{what}: {e}"));
+    // Without a slash at the end, with which a file does not exist.
+    let whole: PathBuf = store.components().collect();
+    if let Some(file) = whole.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        let why = format!("{} is a file, not a directory; give a directory with --store", file.display());
+        return Err(store_error(config, why));
+    }
     let mut builder = fs::DirBuilder::new();
     builder
         .recursive(true)

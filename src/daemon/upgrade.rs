@@ -150,10 +150,15 @@ impl Supervisor {
                 tracing::warn!(?other, "the new version sent an unexpected message; it is ignored")
             }
             WorkerEvent::Ended(status) => {
-                let why = worker.why(status);
+                // A worker that ends by itself sends the reason. Another program exits without one.
+                let is_plyfs =
+                    worker.version.is_some() || worker.failure.is_some() || status.code().is_none();
+                let foreign = if is_plyfs { "" } else { "the program is no plyfs: it ended at once, " };
+                let why =
+                    format!("the new version could not prepare itself: {foreign}{}", worker.why(status));
                 upgrading.candidate = None;
                 let step = upgrading.step;
-                self.upgrade_failed(&format!("the new version could not prepare itself: {why}"));
+                self.upgrade_failed(&why);
                 self.after_failed_step(step)?;
             }
         }

@@ -132,7 +132,7 @@ impl Event {
         Self { base: Some(base.into()), ..Self::new(kind) }
     }
 
-    /// With a reason, which is cut to [`LONGEST_REASON`] bytes and an ellipsis.
+    /// With a reason, which is cut to `LONGEST_REASON` bytes and an ellipsis.
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         let reason = reason.into();

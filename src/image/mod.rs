@@ -26,7 +26,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use error::{ImageError, ImageErrorKind};
-pub use sniff::compressed_as_a_whole;
+pub use sniff::not_raw_by_default;
 
 use crate::source::Source;
 

@@ -141,7 +141,8 @@ impl Service {
             name: name.into(),
             base: None,
             size: Some(0),
-            mode: mode & 0o7777,
+            // A disk has the secrets of a guest: like `disk create`, and whatever the umask is.
+            mode: mode & 0o600,
             uid: requester.uid,
             gid: requester.gid,
         };

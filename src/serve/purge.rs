@@ -18,6 +18,13 @@ impl Service {
         self.purge_unused(disk)
     }
 
+    /// Whether no caller of any frontend can have a disk open. The frontends first drop what they keep of it. May wait
+    /// for them.
+    pub fn is_unused(&self, disk: u64) -> bool {
+        self.frontends.release(disk);
+        !self.frontends.may_use(disk)
+    }
+
     fn purge_unused(&self, disk: u64) -> Result<(), StoreError> {
         if self.frontends.may_use(disk) { Ok(()) } else { self.store.purge(disk) }
     }

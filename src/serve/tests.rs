@@ -170,6 +170,7 @@ impl Fixture {
             source: "http://server/image".into(),
             mirrors: Vec::new(),
             format: ImageFormat::Raw,
+            is_format_given: true,
             probed: Some((identity, bytes(0, 4096))),
         };
         let new = NewBase {

@@ -12,7 +12,7 @@ use crate::source::{SourceError, SourceErrorKind};
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No such disk or base.
-    #[error("{object}: there is no {noun} of that name; see `plyfs {noun} ls`")]
+    #[error("{object}: there is no {noun} of that name; {}see `plyfs {noun} ls`", meant(object, noun))]
     NotFound {
         /// `disk NAME` or `base NAME`.
         object: String,
@@ -126,6 +126,12 @@ pub enum StoreErrorKind {
     Changed,
     /// The storage failed.
     Io,
+}
+
+/// The tip for the name of a file in the mount in place of a disk's or base's name.
+fn meant(object: &str, noun: &str) -> String {
+    let name = object.strip_prefix(noun).and_then(|name| name.trim_start().strip_suffix(".raw"));
+    name.map_or_else(String::new, |name| format!("did you mean {name}? or "))
 }
 
 /// Disks that one message names.

@@ -333,9 +333,14 @@ impl DiskNode {
         let _ = self.opened.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
+    /// How many handles clients have open; `None` when an earlier worker may have opened some.
+    pub fn open_handles(&self) -> Option<usize> {
+        (!self.inherited.load(Ordering::Relaxed)).then(|| self.opened.load(Ordering::Relaxed))
+    }
+
     /// Whether no client has the disk open. False when an earlier worker may have opened handles.
     pub(super) fn is_known_closed(&self) -> bool {
-        self.opened.load(Ordering::Relaxed) == 0 && !self.inherited.load(Ordering::Relaxed)
+        self.open_handles() == Some(0)
     }
 
     /// Attaches the disk unless it is attached. A caller that holds the result prevents a detach.

@@ -1,7 +1,8 @@
 //! Registers a base in place: copies and converts nothing.
 //!
-//! What must hold: the operator alone says what a base is. The contents of a raw file are never interpreted, and a file
-//! that only an image names is never opened.
+//! What must hold: the operator alone says what a base is. The contents of a raw file are never interpreted: when the
+//! operator named no format, and they begin as those of another format, the file is refused. A file that only an image
+//! names is never opened.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct NewFile {
     pub mirrors: Vec<String>,
     /// Format.
     pub format: ImageFormat,
+    /// Whether the operator named the format. A file that is raw by default only must not begin as another format does.
+    pub is_format_given: bool,
     /// Identity and first bytes, as its server sent them; `None` for a file of this host.
     pub probed: Option<(BaseIdentity, Vec<u8>)>,
 }
@@ -51,8 +54,13 @@ pub struct NewBase {
 impl NewBase {
     /// A raw file of this host.
     pub fn raw(name: &str, path: &str, digest: Option<Digest>) -> Self {
-        let image =
-            NewFile { source: path.into(), mirrors: Vec::new(), format: ImageFormat::Raw, probed: None };
+        let image = NewFile {
+            source: path.into(),
+            mirrors: Vec::new(),
+            format: ImageFormat::Raw,
+            is_format_given: true,
+            probed: None,
+        };
         let (backing, options) = (Vec::new(), BaseOptions::default());
         Self { name: name.into(), image, backing, digest, options, token: None }
     }
@@ -180,7 +188,7 @@ impl Store {
             }
         };
         let size = match reader(new.format) {
-            None => match image::compressed_as_a_whole(image::Format::Raw, &new.source, &head) {
+            None => match (!new.is_format_given).then(|| image::not_raw_by_default(&head)).flatten() {
                 Some(refusal) => Err(refusal),
                 None => image::inspect(image::Format::Raw, &[], identity.size, chain),
             },

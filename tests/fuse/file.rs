@@ -204,7 +204,7 @@ fn an_open_file_sees_a_resize_by_the_command() {
     daemon.ok(&["disk", "resize", "d", "3M"]);
     assert_eq!(file.metadata().unwrap().len(), 3 * MIB as u64);
     same(&read_at(&file, MIB as u64, 2 * MIB), &vec![0; 2 * MIB], "grown");
-    daemon.ok(&["disk", "resize", "d", "64K"]);
+    daemon.ok(&["disk", "resize", "d", "64K", "--shrink"]);
     assert_eq!(file.metadata().unwrap().len(), 65536);
     assert_eq!(file.read_at(&mut [0; 10], 65536).unwrap(), 0);
     daemon.ok(&["disk", "resize", "d", "1M"]);

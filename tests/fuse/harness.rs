@@ -208,8 +208,9 @@ impl TestDaemon {
         self.disk(name)
     }
 
+    /// Also under files that the test has open.
     pub fn stop(&mut self) {
-        self.ok(&["stop"]);
+        self.ok(&["stop", "--force"]);
         self.ended();
     }
 

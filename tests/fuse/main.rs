@@ -13,6 +13,7 @@ mod file;
 mod full;
 mod hanging;
 mod harness;
+mod in_use;
 mod isolation;
 mod kept;
 mod kernels;

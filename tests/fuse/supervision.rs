@@ -50,6 +50,11 @@ fn status_of_silent(daemon: &TestDaemon) -> serde_json::Value {
     })
 }
 
+/// The arguments of a stop.
+fn stop(files_are_open: bool) -> &'static [&'static str] {
+    if files_are_open { &["stop", "--force"] } else { &["stop"] }
+}
+
 #[test]
 fn a_stopped_worker_is_reported_and_an_upgrade_replaces_it() {
     let daemon = TestDaemon::on_disk();
@@ -100,7 +105,7 @@ fn a_stop_ends_in_bounded_time_when_the_worker_is_stopped() {
         let file = files_are_open.then_some(file);
         let (worker, _) = daemon.prepared();
         signal(worker, libc::SIGSTOP);
-        let (_, err, ok) = says(&daemon, &["stop"]);
+        let (_, err, ok) = says(&daemon, stop(files_are_open));
         assert!(ok, "{err}");
         daemon.ended();
         drop(file);
@@ -126,7 +131,7 @@ fn a_stop_does_not_wait_for_a_hanging_filesystem_of_a_base() {
         let file = files_are_open.then_some(file);
         reader.kill().unwrap();
         ends("the reader", move || reader.wait().unwrap());
-        let (_, err, ok) = says(&daemon, &["stop"]);
+        let (_, err, ok) = says(&daemon, stop(files_are_open));
         assert!(ok, "{err}\n{}", daemon.log());
         daemon.ended();
         drop(file);
@@ -151,6 +156,8 @@ fn reads_that_wait_for_a_hanging_filesystem_end_with_the_daemon() {
     let mut reader = reads(&path);
     hanging.wait_for(1);
     let (_, err, ok) = says(&daemon, &["stop"]);
+    assert!(!ok && err.contains(&format!("(pid {})", reader.id())), "{err}");
+    let (_, err, ok) = says(&daemon, stop(true));
     assert!(ok, "{err}\n{}", daemon.log());
     daemon.ended();
     ends("the reader", move || assert!(!reader.wait().unwrap().success()));

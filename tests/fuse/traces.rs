@@ -79,8 +79,12 @@ fn the_first_boot_of_a_base_is_recorded_and_can_be_exported_and_imported() {
     daemon.ok(&["base", "add", "other", daemon.path("other.img").to_str().unwrap()]);
     let said = daemon.fails(&["base", "trace", "import", "other", path]);
     assert!(said.contains("16777216") && said.contains("5000"), "{said}");
-    assert!(daemon.fails(&["base", "trace", "import", "none", path]).contains("of that name"));
+    assert!(daemon.fails(&["base", "trace", "import", "none", path]).contains("no base of that name"));
     assert!(daemon.fails(&["base", "trace", "import", "b", "/no/file"]).contains("/no/file"));
+    for foreign in ["/etc/passwd", "/dev/null"] {
+        let said = daemon.fails(&["base", "trace", "import", "b", foreign]);
+        assert!(said.contains("is no trace") && said.contains("plyfs base trace export"), "{said}");
+    }
     assert_eq!(daemon.json(&["base", "trace", "show", "b"])["bytes"].as_u64(), Some(bytes));
 
     // Removing the base removes its trace.
@@ -99,7 +103,7 @@ fn a_requested_recording_contains_the_reads_of_one_disk() {
     let (one, two) = (daemon.create("one", true, 4 * MIB), daemon.create("two", true, 4 * MIB));
     daemon.create("blank", false, MIB);
     assert!(daemon.fails(&["trace", "record", "blank"]).contains("it has no base"));
-    assert!(daemon.fails(&["trace", "record", "none"]).contains("of that name"));
+    assert!(daemon.fails(&["trace", "record", "none"]).contains("no disk of that name"));
     assert!(daemon.fails(&["trace", "record", "one", "--stop"]).contains("not being recorded"));
     daemon.ok(&["trace", "record", "one"]);
     assert!(daemon.fails(&["trace", "record", "two"]).contains("under way"));

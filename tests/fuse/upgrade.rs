@@ -136,11 +136,11 @@ fn an_upgrade_to_an_unusable_program_fails_and_changes_nothing() {
     let programs = [
         (file("text", 0o755, "hello\n"), "cannot start"),
         (file("data", 0o644, "hello\n"), "cannot start"),
-        (file("script", 0o755, "#!/bin/sh\nexit 0\n"), "could not prepare itself"),
+        (file("script", 0o755, "#!/bin/sh\nexit 0\n"), "is no plyfs"),
         (daemon.path("missing"), "No such file"),
         (daemon.dir.path().to_owned(), "cannot start"),
         (PathBuf::from("/bin/false"), "exit status: 1"),
-        (PathBuf::from("/bin/true"), "could not prepare itself"),
+        (PathBuf::from("/bin/true"), "is no plyfs"),
         (PathBuf::from("/bin/cat"), "could not prepare itself"),
     ];
     for (path, why) in programs {

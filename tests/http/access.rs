@@ -459,3 +459,30 @@ fn logs_and_errors_contain_no_secrets() {
         .any(|request| request.header("authorization") == Some("Bearer HIDDEN-token"));
     assert!(sent, "the secrets were used");
 }
+
+/// Each message names the server, says what is wrong with its TLS, and what to do.
+#[test]
+fn tls_problems_are_told_apart_and_come_with_their_remedy() {
+    let object = Object::new(MIB);
+    let unknown = Server::start_tls(object.clone(), &Tls::new(&[]));
+    let self_signed = Server::start_tls(object.clone(), &Tls::self_signed());
+    let plain = Server::start(object.clone());
+    let client = Client::new();
+    let server = |server: &Server| {
+        let url = server.url("");
+        url.split_once("://").unwrap().1.trim_end_matches('/').to_owned()
+    };
+    for (asked, said) in [
+        (&unknown, ["the issuer of the certificate of", "is not trusted", "[http] ca_file"]),
+        (&self_signed, ["self-signed", "an authority issued", "[http] ca_file"]),
+        (&plain, ["does not speak TLS", "check the port", "http://"]),
+    ] {
+        let url = format!("https://{}/a", server(asked));
+        let text = fails(client.probe(&url), Unreachable, &said);
+        assert!(text.contains(&server(asked)) && !text.contains("check the network"), "{text}");
+        assert!(
+            !text.contains("UnknownIssuer") && !text.contains("CaUsed") && !text.contains("Invalid"),
+            "{text}"
+        );
+    }
+}

@@ -153,6 +153,16 @@ pub struct Hydrate {
     pub rate: Option<u64>,
 }
 
+/// How a base is evicted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Evict {
+    /// Whether the data of a hydrated base is dropped although its original is gone, changed or out of reach. By default
+    /// the daemon refuses that.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// The result of an eviction.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]

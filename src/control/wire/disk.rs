@@ -29,6 +29,10 @@ pub struct Resize {
     /// Bytes, 1 at least. A smaller size discards the data beyond it.
     #[schema(minimum = 1)]
     pub size: u64,
+    /// Whether the size may be smaller than the present one. By default such a request is refused, because data is
+    /// lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shrink: bool,
 }
 
 /// A disk.
@@ -67,6 +71,9 @@ pub struct Disk {
     pub error: Option<String>,
     /// Why it refuses writes: a flush failed and no client has opened the disk since.
     pub refuses_writes: Option<String>,
+    /// Handles that clients have open; null when clients may have opened some under an earlier worker, which this one
+    /// cannot count.
+    pub open_handles: Option<u64>,
 }
 
 /// The state of a disk.

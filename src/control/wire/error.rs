@@ -28,6 +28,7 @@ pub enum ErrorKind {
     NotAllowed,
     Exists,
     InUse,
+    MayBeInUse,
     Invalid,
     Unsupported,
     Damaged,

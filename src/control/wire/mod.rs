@@ -16,16 +16,16 @@ mod status;
 mod trace;
 
 pub use base::{
-    AddBase, Backing, Base, BaseState, Below, Evicted, Fail, Format, Hydrate, Identity, Pin, Server, SetUrls,
-    Work, WorkKind, WorkState,
+    AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, Server,
+    SetUrls, Work, WorkKind, WorkState,
 };
 pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use status::{
     AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,
-    SilentStatus, Space, Standby, Status, Stopping, Trouble, Upgrade, UpgradeBegun, UpgradeState, UpgradeTo,
-    WorkerEnd,
+    SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade, UpgradeBegun, UpgradeState,
+    UpgradeTo, WorkerEnd,
 };
 pub use trace::{Origin, Recording, Trace, TraceFile};
 

@@ -381,6 +381,15 @@ pub struct Stopping {
     pub stopping: bool,
 }
 
+/// How the daemon stops.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Whether it stops although clients have disks open. By default it refuses that.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// The program of an upgrade.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,7 @@
 
 use super::writer::{Fill, Qcow2, Vmdk, descriptor, pack, put32, put64};
 use super::*;
-use crate::image::{Method, compressed_as_a_whole};
+use crate::image::{Method, not_raw_by_default};
 
 /// The error of inspecting, opening and reading the image, if there is one.
 fn verdict(format: Format, file: Vec<u8>, chain: Chain) -> Result<(), ImageError> {
@@ -309,14 +309,27 @@ fn raw_images_that_are_too_big_or_have_a_backing_image_are_refused() {
 }
 
 #[test]
-fn a_file_that_is_compressed_as_a_whole_is_refused_by_name_and_content() {
+fn a_file_that_begins_as_another_format_is_not_raw_by_default() {
     let zstd = pack(Method::Zstd, &[0; 600]);
-    let refused = |name: &str| compressed_as_a_whole(Format::Raw, name, &zstd).map(|error| error.kind());
-    assert_eq!(refused("https://host/disk.raw.ZST?token=x"), Some(ImageErrorKind::Unsupported));
-    assert_eq!(refused("/srv/disk.img.zst"), Some(ImageErrorKind::Unsupported));
-    // A raw disk may begin with any bytes.
-    assert_eq!(refused("/srv/disk.img"), None);
-    assert_eq!(compressed_as_a_whole(Format::Raw, "/srv/disk.zst", &[0; 512]).map(|e| e.kind()), None);
+    let mut vdi = vec![0; 512];
+    vdi[64..68].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
+    let meant = "or pass --format raw if the disk itself begins so";
+    for (head, parts) in [
+        (b"QFI\xfb\0\0\0\x03".as_slice(), ["as a qcow2 image", "pass --format qcow2"]),
+        (b"KDMV\x01", ["as a vmdk image", "pass --format vmdk"]),
+        (b"# Disk DescriptorFile\nversion=1", ["as a vmdk image", "pass --format vmdk"]),
+        (&vdi, ["as a vdi image", "qemu-img convert"]),
+        (b"vhdxfile", ["as a vhdx image", "qemu-img convert"]),
+        (&[0x1f, 0x8b, 0x08, 0], ["with gzip", "decompress it"]),
+        (b"\xfd7zXZ\0", ["with xz", "decompress it"]),
+        (&zstd, ["with zstd", "decompress it"]),
+    ] {
+        let said = not_raw_by_default(head).expect("a refusal").to_string();
+        assert!(parts.iter().all(|part| said.contains(part)) && said.ends_with(meant), "{said}");
+    }
+    for head in [&[][..], &[0; 512], b"QFI", b"\xeb\x63\x90 a boot sector", &vdi[1..]] {
+        assert!(not_raw_by_default(head).is_none(), "{head:?}");
+    }
 }
 
 #[test]

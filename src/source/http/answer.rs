@@ -39,7 +39,7 @@ pub(super) struct Body {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The request may succeed later; not before `after` has passed, if the server sent Retry-After.
-    Again { why: String, after: Option<Duration> },
+    Again { why: String, after: Option<Duration>, advice: Option<&'static str> },
     /// The server refuses to send the object.
     Denied { status: u16, why: String },
     /// The answer is about another object.
@@ -58,7 +58,12 @@ pub(super) enum Failure {
 
 impl Failure {
     pub fn again(why: impl Into<String>) -> Self {
-        Self::Again { why: why.into(), after: None }
+        Self::Again { why: why.into(), after: None, advice: None }
+    }
+
+    /// As [`Failure::again`], with the remedy.
+    pub fn advised(why: impl Into<String>, advice: &'static str) -> Self {
+        Self::Again { why: why.into(), after: None, advice: Some(advice) }
     }
 
     /// The cause, for messages.
@@ -149,6 +154,7 @@ pub(super) fn judge(
             after: text(headers, header::RETRY_AFTER)
                 .and_then(|value| retry_after(value, SystemTime::now()))
                 .map(|after| after.min(MAX_RETRY_AFTER)),
+            advice: None,
         }),
         _ => Err(Failure::Protocol(format!("it answers {status} to a request for a range"))),
     }

@@ -22,6 +22,7 @@ use super::answer::{Body, Failure, RangeRequest, judge};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
 use super::secrets::basic;
+use super::tls;
 use super::url::{self, origin, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
@@ -305,7 +306,10 @@ impl Mirror {
                             shown(url.as_str())
                         )));
                     }
-                    let failure = Failure::again(words(&error));
+                    let failure = match tls::problem(&error) {
+                        Some(problem) => Failure::advised(problem.why(&server(url)), problem.advice()),
+                        None => Failure::again(words(&error)),
+                    };
                     if error.is_connect() {
                         pass.failed(&failure);
                     }
@@ -415,4 +419,10 @@ async fn drain(mut response: Response) -> Vec<u8> {
     };
     let _ = timeout(MAX_DRAIN_TIME, all).await;
     text
+}
+
+/// Host and port of a URL, as messages show a server.
+fn server(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

@@ -20,6 +20,7 @@ mod network;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod url;
 mod wait;
 
@@ -397,8 +398,8 @@ fn insufficient(shown: &str, why: String) -> SourceError {
 fn failed(shown: &str, failure: &Failure) -> SourceError {
     let remote = |kind, why: &str, advice| SourceError::remote(kind, "read", shown, why, advice);
     match failure {
-        Failure::Again { why, .. } => {
-            remote(SourceErrorKind::Unreachable, why, "check the server and the network")
+        Failure::Again { why, advice, .. } => {
+            remote(SourceErrorKind::Unreachable, why, advice.unwrap_or("check the server and the network"))
         }
         Failure::Denied { why, .. } => {
             remote(SourceErrorKind::Denied, why, "check the URL and the credentials")
