@@ -55,7 +55,10 @@ impl Bases {
             let pinned = HttpIdentity { size: file.identity.size, etag, last_modified };
             let mut refusal = None;
             for url in record.urls_of(file) {
-                let found = match self.probe(&format!("base {name}"), &[url.clone()], &record.options).await {
+                let found = match self
+                    .probe(&format!("base {name}"), std::slice::from_ref(&url), &record.options)
+                    .await
+                {
                     Ok(found) => found,
                     Err(StoreError::Source { source, .. }) => {
                         refusal = Some(last_copy(name, &source));
