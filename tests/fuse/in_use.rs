@@ -96,6 +96,7 @@ fn the_daemon_stops_under_open_files_only_with_force() {
     }
     // A mapping without a descriptor counts too.
     let file = open(&path);
+    // SAFETY: a new mapping; the test does not access its memory.
     let at = unsafe {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
         libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0)
@@ -104,6 +105,7 @@ fn the_daemon_stops_under_open_files_only_with_force() {
     drop(file);
     let said = daemon.fails(&["stop"]);
     assert!(said.contains(&format!("(pid {})", std::process::id())), "{said}");
+    // SAFETY: the range that was mapped above; nothing refers to it.
     unsafe { libc::munmap(at, 4096) };
     daemon.ok(&["stop"]);
     daemon.ended();
