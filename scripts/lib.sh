@@ -176,8 +176,9 @@ step_with() {
     shift
     if [[ -z ${KERNEL_LACKS+set} ]]; then
         store=$(mktemp -d "${TMPDIR:-/var/tmp}/plyfs-kernel.XXXXXX")
-        KERNEL_LACKS=$(PLYFS_STORE=$store/store && export PLYFS_STORE && serve "$store/log" &&
-            "$PLYFS" --json status | jq -r '.kernel.missing[].promise' && "$PLYFS" stop && wait "$SERVE_PID")
+        KERNEL_LACKS=$(serve "$store/log" --store "$store/store" &&
+            "$PLYFS" --store "$store/store" --json status | jq -r '.kernel.missing[].promise' &&
+            "$PLYFS" --store "$store/store" stop && wait "$SERVE_PID")
         rm -rf --one-file-system "$store"
     fi
     if grep -qx "$promise" <<<"$KERNEL_LACKS"; then

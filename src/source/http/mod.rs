@@ -250,7 +250,7 @@ impl Http {
                 () = wait.over() => return Err(failed(&mirror.shown, &Failure::again("it does not answer in time"))),
             };
             match &failure {
-                Failure::Again { why, .. } if tries < PROBE_TRIES => {
+                Failure::Again { .. } if tries < PROBE_TRIES => {
                     wait.failed(&mirror.shown, &failure);
                     tokio::time::sleep(PROBE_PAUSE * tries).await;
                 }
