@@ -219,7 +219,7 @@ fn a_stop_with_requests_that_wait_comes_in_time() {
     let reader = thread::spawn(move || far.read_at(&mut [0; 512], MIB).is_err());
     waits(&daemon);
     let begun = Instant::now();
-    daemon.ok(&["stop"]);
+    daemon.ok(&["stop", "--force"]);
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(reader.join().unwrap());
     daemon.ended();
