@@ -1,7 +1,7 @@
 //! Credentials, TLS, proxies and HTTP/2.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -167,7 +167,7 @@ fn the_configured_authority_is_trusted_and_others_are_not() {
     assert!(client.read(&source, 0..3 * MIB as u64).unwrap() == *object.bytes);
     client.read(&source, 0..10).unwrap();
     assert_eq!(server.connections(), 1);
-    fails(Client::new().probe(&server.url("/a")), Unreachable, &["UnknownIssuer"]);
+    fails(Client::new().probe(&server.url("/a")), Unreachable, &["is not trusted"]);
     let (other, _file) = trusting(&Tls::new(&[]));
     fails(Client::with(&other).probe(&server.url("/a")), Unreachable, &["certificate"]);
     // A host that the certificate does not name.
@@ -460,26 +460,39 @@ fn logs_and_errors_contain_no_secrets() {
     assert!(sent, "the secrets were used");
 }
 
+/// Host and port of a server that answers a TLS handshake as one of HTTP without TLS does.
+fn plain_http() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = connection.read(&mut [0; 4096]);
+            let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
 /// Each message names the server, says what is wrong with its TLS, and what to do.
 #[test]
 fn tls_problems_are_told_apart_and_come_with_their_remedy() {
     let object = Object::new(MIB);
     let unknown = Server::start_tls(object.clone(), &Tls::new(&[]));
     let self_signed = Server::start_tls(object.clone(), &Tls::self_signed());
-    let plain = Server::start(object.clone());
+    let plain = plain_http();
     let client = Client::new();
     let server = |server: &Server| {
         let url = server.url("");
         url.split_once("://").unwrap().1.trim_end_matches('/').to_owned()
     };
     for (asked, said) in [
-        (&unknown, ["the issuer of the certificate of", "is not trusted", "[http] ca_file"]),
-        (&self_signed, ["self-signed", "an authority issued", "[http] ca_file"]),
-        (&plain, ["does not speak TLS", "check the port", "http://"]),
+        (server(&unknown), ["the issuer of the certificate of", "is not trusted", "[http] ca_file"]),
+        (server(&self_signed), ["self-signed", "an authority issued", "[http] ca_file"]),
+        (plain, ["does not speak TLS", "check the port", "http://"]),
     ] {
-        let url = format!("https://{}/a", server(asked));
+        let url = format!("https://{asked}/a");
         let text = fails(client.probe(&url), Unreachable, &said);
-        assert!(text.contains(&server(asked)) && !text.contains("check the network"), "{text}");
+        assert!(text.contains(&asked) && !text.contains("check the network"), "{text}");
         assert!(
             !text.contains("UnknownIssuer") && !text.contains("CaUsed") && !text.contains("Invalid"),
             "{text}"
