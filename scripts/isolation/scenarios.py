@@ -415,7 +415,7 @@ class LargestDisk(Scenario):
     TIB = 1 << 40
 
     def run(self, world):
-        (world.where / "house" / "plyfs.toml").write_text(CONFIG + '[runtime]\nmap_memory = "12G"\nmap_memory_per_disk = "10G"\n')
+        (world.where / "attacked" / "plyfs.toml").write_text(CONFIG + '[runtime]\nmap_memory = "12G"\nmap_memory_per_disk = "10G"\n')
         world.daemon.start()
         world.later(world.daemon.end)
         world.daemon.cli("disk", "create", "p", "--size", "64M")
