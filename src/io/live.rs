@@ -205,7 +205,8 @@ impl LiveFile {
         Some((unsafe { &*self.head.add(LIVE_PAGE_WORDS + word) }, 1 << (page % 64)))
     }
 
-    /// Whether the page of a summary word is reserved. The first such page always is; the header has the length of the others.
+    /// Whether the page of a summary word is reserved. The first such page always is; the header has the length of
+    /// the others.
     fn summary_reserved(&self, page: u64) -> bool {
         page / 64 < LIVE_PAGE_WORDS as u64 || self.header_extra().load(Ordering::Acquire) > page / 64
     }
@@ -259,10 +260,14 @@ impl LiveFile {
 
     /// Merges pages of the map into huge pages, `most` at most; returns how many it tried.
     ///
-    /// Merges only where each page of a huge page is reserved, so that merging takes no memory (D66). Each huge page is tried once:
-    /// a kernel before 6.1 cannot merge, and one without contiguous memory refuses. Contents stay, and readers and
+    /// Merges only where each page of a huge page is reserved, so that merging takes no memory (D66). Each huge page is
+    /// tried once: a kernel before 6.1 cannot merge, and one without contiguous memory refuses. Contents stay, and readers and
     /// writers of the map may run meanwhile; the kernel holds them up for the copy of one huge page.
     pub fn merge_pages(&self, most: usize) -> usize {
+        // Most maps are too small to fill a huge page.
+        if self.reserved.load(Ordering::Relaxed) < HUGE_PAGES {
+            return 0;
+        }
         let mut merged = self.merged.lock();
         let words = self.header_extra().load(Ordering::Acquire);
         let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
