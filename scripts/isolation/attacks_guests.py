@@ -14,6 +14,10 @@ from .world import ATTACKER, LOCAL, end_now, kill_group, until
 PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE = 2, 1, 16
 
 
+class Nothing(Attack):
+    row = "no attack: the noise of these measurements"
+
+
 class AsyncReads(Attack):
     """Asynchronous reads of a disk whose server hangs."""
 
@@ -505,6 +509,6 @@ class HostileImages(Attack):
 
 
 ATTACKS = [
-    Async300, Async10000, KilledReader, ManyOpens, ManyDisks, Create10000, CreateRemove, PunchStorm, TruncateStorm, FsyncStorm, HugeMap,
+    Nothing, Async300, Async10000, KilledReader, ManyOpens, ManyDisks, Create10000, CreateRemove, PunchStorm, TruncateStorm, FsyncStorm, HugeMap,
     BandwidthHog, CacheThrash, FuseHang, FuseLie, FuseFail, FuseSlow, FuseShort, AttachHang, NbdBase, HostileImages,
 ]  # fmt: skip

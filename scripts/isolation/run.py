@@ -192,7 +192,7 @@ def judge(result, attack, generous):
             if kind not in attack.judged or found is None:
                 continue
             # Effects of the host, as seen on the second daemon or before the attack, do not count.
-            host = max(1.0, ratio(result["quiet"]["create" if kind == "create" else "local"]) or 1.0)
+            host = max(1.0, ratio(result["quiet"][kind if kind in result["quiet"] else "local"]) or 1.0)
             peace = values["before"]["most"]
             if found / host > limit and values["during"]["p99"] > peace and not (generous and values["during"]["p99"] < 200):
                 verdict.append(f"p99 of {kind} {values['before']['p99']:.1f} to {values['during']['p99']:.1f} ms")

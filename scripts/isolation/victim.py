@@ -324,13 +324,15 @@ class Victim:
 
 
 class Quiet:
-    """Two of the probes on a second daemon that is not attacked: effects of the host show there too."""
+    """A second daemon that is not attacked, with a probe of each kind that it can have: effects of the host show there too."""
 
     def __init__(self, daemon, local):
-        daemon.cli("disk", "create", "quiet", "--base", local[0])
-        path, socket = str(daemon.disk("quiet")), daemon.store / "control.sock"
+        for name in ("quiet", "quiet-names"):
+            daemon.cli("disk", "create", name, "--base", local[0])
+        path, names, socket = str(daemon.disk("quiet")), str(daemon.disk("quiet-names")), daemon.store / "control.sock"
         self.probes = [
             Probe("quiet", "local", lambda: Blocks(path, local[1], 0, 512, 3)),
+            Probe("quiet", "names", lambda: Names(names)),
             Probe("quiet", "create", lambda: Creations(socket, local[0])),
         ]
 

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use tokio::sync::Notify;
 use utoipa::IntoParams;
 
+use super::connections::{self, MAX_CONNECTIONS};
 use super::wire::{self, rfc3339};
 use super::{ApiError, Cause};
 use crate::bases::sources::HostSources;
@@ -236,7 +237,7 @@ pub async fn serve_until(
         }
     };
     tokio::select! {
-        _ = axum::serve(listener, router).with_graceful_shutdown(drained) => {}
+        () = connections::serve(listener, MAX_CONNECTIONS, router, drained) => {}
         () = only_stalled_listeners => {}
     }
 }

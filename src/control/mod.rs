@@ -3,10 +3,12 @@
 //! A route decodes a request, calls the store or the work on bases, and encodes the answer. The bodies are in [`wire`],
 //! the mapping of errors is in `error`. What must hold:
 //! - A request that waits delays no other request (`pool`).
+//! - Connections are bounded, and clients that send nothing keep no other client out (`connections`).
 //! - A route sees the daemon around the worker only through [`Daemon`].
 //! - The description that `/v1/openapi.json` answers with (`openapi`) has every route; a test compares both.
 
 mod bases;
+mod connections;
 mod disks;
 mod error;
 mod events;
