@@ -110,10 +110,14 @@ struct State {
     ready: VecDeque<Lane>,
     /// When each thread began its job, by the thread's number; `None`: it has none.
     began: Vec<Option<Instant>>,
+    /// Where each thread waits for work, by the thread's number.
+    work: Vec<Arc<Condvar>>,
     /// Numbers of ended threads, for reuse.
     free: Vec<usize>,
     threads: usize,
-    idle: usize,
+    /// Numbers of the threads that wait for work. The last one that began to wait is woken first: its buffers are still
+    /// in the processor's cache.
+    idle: Vec<usize>,
     /// Bytes that all waiting jobs hold.
     held: usize,
     closed: bool,
@@ -121,7 +125,6 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
-    work: Condvar,
     /// Work waits and no thread is idle.
     backlog: Condvar,
     threads: usize,
@@ -181,6 +184,13 @@ impl State {
         self.list(lane);
     }
 
+    /// Wakes a thread that waits for work. Returns false when there is none.
+    fn wake_one(&mut self) -> bool {
+        let Some(number) = self.idle.pop() else { return false };
+        self.work[number].notify_one();
+        true
+    }
+
     fn stuck(&self) -> usize {
         self.began.iter().flatten().filter(|began| began.elapsed() > STUCK).count()
     }
@@ -196,14 +206,14 @@ impl Pool {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
             began: Vec::new(),
+            work: Vec::new(),
             free: Vec::new(),
             threads: 0,
-            idle: 0,
+            idle: Vec::new(),
             held: 0,
             closed: false,
         };
-        let (work, backlog) = (Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { state: Mutex::new(state), work, backlog, threads });
+        let shared = Arc::new(Shared { state: Mutex::new(state), backlog: Condvar::new(), threads });
         for _ in 0..threads {
             let mut state = shared.state.lock();
             shared.start_one(&mut state)?;
@@ -239,7 +249,7 @@ impl Pool {
         let queued = Queued { job: Box::new(job), held: 0, moves: bytes };
         state.lanes.entry(lane).or_default().jobs.push_back(queued);
         state.list(lane);
-        self.shared.wake(&state);
+        self.shared.wake(&mut state);
     }
 
     /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when too many bytes wait
@@ -264,7 +274,7 @@ impl Pool {
         queue.held += bytes;
         state.held = all;
         state.list(lane);
-        self.shared.wake(&state);
+        self.shared.wake(&mut state);
         None
     }
 
@@ -279,38 +289,37 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.state.lock().closed = true;
-        self.shared.work.notify_all();
+        let mut state = self.shared.state.lock();
+        state.closed = true;
+        while state.wake_one() {}
+        drop(state);
         self.shared.backlog.notify_all();
     }
 }
 
 impl Shared {
     /// Wakes an idle thread for ready work, or the watcher, which may start one.
-    fn wake(&self, state: &State) {
-        if state.idle > 0 {
-            self.work.notify_one();
-        } else {
+    fn wake(&self, state: &mut State) {
+        if !state.wake_one() {
             self.backlog.notify_one();
         }
     }
 
     fn start_one(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let number = state.free.pop().unwrap_or(state.began.len());
+        if number == state.began.len() {
+            state.began.push(None);
+            state.work.push(Arc::default());
+        }
         let shared = self.clone();
         let thread = std::thread::Builder::new().name(format!("io-{number}")).stack_size(STACK);
         match thread.spawn(move || shared.serve(number)) {
             Ok(_) => {
-                if number == state.began.len() {
-                    state.began.push(None);
-                }
                 state.threads += 1;
                 Ok(())
             }
             Err(error) => {
-                if number < state.began.len() {
-                    state.free.push(number);
-                }
+                state.free.push(number);
                 Err(error)
             }
         }
@@ -318,12 +327,13 @@ impl Shared {
 
     fn serve(&self, number: usize) {
         let mut state = self.state.lock();
+        let work = state.work[number].clone();
         loop {
             if let Some((lane, job, moves)) = state.take() {
                 state.began[number] = Some(Instant::now());
                 // One notification may stand for more than one job.
                 if !state.ready.is_empty() {
-                    self.wake(&state);
+                    self.wake(&mut state);
                 }
                 MutexGuard::unlocked(&mut state, job);
                 state.began[number] = None;
@@ -336,9 +346,10 @@ impl Shared {
                 state.free.push(number);
                 return;
             }
-            state.idle += 1;
-            self.work.wait(&mut state);
-            state.idle -= 1;
+            state.idle.push(number);
+            while state.idle.contains(&number) {
+                work.wait(&mut state);
+            }
         }
     }
 
@@ -346,7 +357,7 @@ impl Shared {
     fn watch(self: &Arc<Self>) {
         let mut state = self.state.lock();
         while !state.closed {
-            if state.ready.is_empty() || state.idle > 0 {
+            if state.ready.is_empty() || !state.idle.is_empty() {
                 self.backlog.wait(&mut state);
                 continue;
             }

@@ -148,3 +148,22 @@ fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
         assert_eq!(ran.recv_timeout(SOON), Ok((n, false)));
     }
 }
+
+// With the longest idle thread first, each request of a disk alone ran on the thread whose buffers had left the
+// processor's cache.
+#[test]
+fn the_thread_that_became_idle_last_runs_the_next_job() {
+    let pool = Pool::new(4, 0).expect("threads");
+    let mut threads = Vec::new();
+    for _ in 0..20 {
+        let end = Instant::now() + SOON;
+        while pool.shared.state.lock().idle.len() < 4 {
+            assert!(Instant::now() < end, "a thread does not become idle");
+            std::thread::yield_now();
+        }
+        let (sender, done) = channel();
+        pool.spawn(Lane::Disk(1), move || _ = sender.send(std::thread::current().id()));
+        threads.push(done.recv_timeout(SOON).expect("it runs"));
+    }
+    assert!(threads.iter().all(|thread| *thread == threads[0]), "{threads:?}");
+}
