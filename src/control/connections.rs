@@ -67,10 +67,11 @@ impl Connections {
     /// Adds a connection. `None` when there are too many, and none of them waits for its client.
     fn add(&mut self, limit: usize) -> Option<(u64, Connection)> {
         if self.open.len() >= limit {
-            let waiting = self.open.iter().filter_map(|(number, connection)| match *connection.phase.lock() {
-                Phase::Client(since) => Some((since, *number)),
-                Phase::Answer => None,
-            });
+            let waiting =
+                self.open.iter().filter_map(|(number, connection)| match *connection.phase.lock() {
+                    Phase::Client(since) => Some((since, *number)),
+                    Phase::Answer => None,
+                });
             let (_, oldest) = waiting.min()?;
             if let Some(connection) = self.open.remove(&oldest) {
                 connection.replaced.notify_one();
@@ -182,7 +183,11 @@ impl<Io: AsyncRead + Unpin> AsyncRead for BoundedIo<Io> {
 }
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for BoundedIo<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 

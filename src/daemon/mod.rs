@@ -13,7 +13,6 @@ mod kernel;
 mod leftover;
 mod mount;
 mod outcome;
-mod precedence;
 mod process;
 mod relocation;
 mod start;

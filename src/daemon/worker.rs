@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::precedence::{self, DaemonNice, PriorityThread};
 use super::{handover, home, kernel};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -80,7 +79,7 @@ pub fn worker_main() -> ExitCode {
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
     let descriptors = ServingDescriptors { fuse, listener, table, lock: lock.clone() };
-    let work = |priority: &PriorityThread, confined| {
+    let work = |confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let sent =
@@ -90,7 +89,7 @@ pub fn worker_main() -> ExitCode {
             match channel.receive().map_err(|e| format!("cannot decode a message of the supervisor: {e}"))? {
                 Some(FromSupervisor::Activate { report, fresh_mount }) => {
                     let activation = Activation { report, fresh_mount };
-                    return serve(&start, activation, prepared, descriptors, &channel, priority);
+                    return serve(&start, activation, prepared, descriptors, &channel);
                 }
                 Some(
                     FromSupervisor::Report(_)
@@ -104,10 +103,7 @@ pub fn worker_main() -> ExitCode {
             }
         }
     };
-    let done = confine(&start, live).and_then(|confined| {
-        precedence::run_beside(confined.nice, |priority| work(priority, confined)).map_err(no_thread)?
-    });
-    match done {
+    match confine(&start, live).and_then(work) {
         Ok(()) => {
             release_store(&start, &lock, &channel);
             ExitCode::SUCCESS
@@ -254,7 +250,6 @@ struct Confined {
     in_force: ActiveMeasures,
     web: WebAccess,
     window: u16,
-    nice: DaemonNice,
     kernel_release: String,
 }
 
@@ -311,7 +306,6 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
-    let nice = precedence::raise_priority();
     serve::cache_processor_count();
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
@@ -321,13 +315,13 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         memory_locked: protection.locked,
         first: start.warn,
     });
-    Ok(Confined { opener, live, in_force, web, window, nice, kernel_release })
+    Ok(Confined { opener, live, in_force, web, window, kernel_release })
 }
 
 /// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window, nice: _, kernel_release } = confined;
+    let Confined { opener, live, in_force: confinement, web, window, kernel_release } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(no_thread)?;
@@ -360,7 +354,6 @@ fn serve(
     prepared: Prepared,
     descriptors: ServingDescriptors,
     channel: &Arc<Channel>,
-    priority: &PriorityThread,
 ) -> Result<(), String> {
     let ServingDescriptors { fuse, listener, table, lock } = descriptors;
     let config = &start.config;
@@ -478,9 +471,7 @@ fn serve(
     spawn_upkeep(store.clone()).map_err(no_thread)?;
     hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("cannot reach the supervisor: {e}"))?;
-    let served =
-        priority.run(move || serving.run(&notifier)).unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
-    served.map_err(|e| format!("cannot read requests: {e}"))?;
+    serving.run(&notifier).map_err(|e| format!("cannot read requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;
     sources.flush();
     // The directory is empty after a clean close. Otherwise it stays.

@@ -51,8 +51,7 @@ impl FuseSession {
         Ok(Self { session, resends })
     }
 
-    /// Makes the kernel send the requests of a dead worker again, where it can, then serves until the mount is gone. Its
-    /// threads have this thread's nice value.
+    /// Makes the kernel send the requests of a dead worker again, where it can, then serves until the mount is gone.
     ///
     /// # Errors
     /// Errors of the device.

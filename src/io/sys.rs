@@ -563,22 +563,6 @@ pub fn protect() -> Protection {
     }
 }
 
-/// The nice value of this thread, -20 to 19.
-pub fn thread_nice() -> i32 {
-    // SAFETY: numbers only. -1 is a value as well as an error, and there is no error for the calling thread.
-    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
-}
-
-/// Sets the nice value of this thread. Threads that it starts inherit it. A value below 0 needs CAP_SYS_NICE or
-/// RLIMIT_NICE.
-///
-/// # Errors
-/// Errors of setpriority(2), such as EACCES without the right; nothing has then changed.
-pub fn set_thread_nice(nice: i32) -> io::Result<()> {
-    // SAFETY: numbers only.
-    check(i64::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })).map(drop)
-}
-
 /// Raises the limit on descriptors to its maximum.
 pub fn raise_descriptor_limit() {
     // SAFETY: plain struct in and out.

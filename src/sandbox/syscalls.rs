@@ -270,8 +270,6 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
         // Signals to the process itself: abort(3), and faults that are raised again.
         (libc::SYS_tgkill, Arg::Is(0, pid)),
         (libc::SYS_prlimit64, Arg::Is(0, 0)),
-        // The priority of the calling thread.
-        (libc::SYS_setpriority, Arg::Is(1, 0)),
         (libc::SYS_prlimit64, Arg::Is(0, pid)),
     ];
     for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {

@@ -146,6 +146,15 @@ impl Drop for Permit {
 }
 
 impl State {
+    /// Adds a job to the queue of its lane.
+    fn add(&mut self, lane: Lane, job: Queued) {
+        let queue = self.lanes.entry(lane).or_default();
+        queue.held += job.held;
+        self.held += job.held;
+        queue.jobs.push_back(job);
+        self.list(lane);
+    }
+
     /// Lists a lane when it has work and may run it.
     fn list(&mut self, lane: Lane) {
         if let Some(queue) = self.lanes.get_mut(&lane)
@@ -246,9 +255,7 @@ impl Pool {
     /// Queues a job that moves `bytes` bytes.
     pub fn spawn_sized(&self, lane: Lane, bytes: usize, job: impl FnOnce() + Send + 'static) {
         let mut state = self.shared.state.lock();
-        let queued = Queued { job: Box::new(job), held: 0, moves: bytes };
-        state.lanes.entry(lane).or_default().jobs.push_back(queued);
-        state.list(lane);
+        state.add(lane, Queued { job: Box::new(job), held: 0, moves: bytes });
         self.shared.wake(&mut state);
     }
 
@@ -270,10 +277,7 @@ impl Pool {
             drop(permit);
             return None;
         }
-        queue.jobs.push_back(Queued { job, held: bytes, moves: bytes });
-        queue.held += bytes;
-        state.held = all;
-        state.list(lane);
+        state.add(lane, Queued { job, held: bytes, moves: bytes });
         self.shared.wake(&mut state);
         None
     }
@@ -298,9 +302,9 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Wakes an idle thread for ready work, or the watcher, which may start one.
+    /// Wakes an idle thread for ready work, if there is any, or the watcher, which may start one.
     fn wake(&self, state: &mut State) {
-        if !state.wake_one() {
+        if !state.ready.is_empty() && !state.wake_one() {
             self.backlog.notify_one();
         }
     }

@@ -23,7 +23,8 @@ impl Server {
         let dir = tempfile::tempdir().expect("a directory");
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).expect("a socket");
         listener.set_nonblocking(true).expect("a socket");
-        let (waiting, go_on, drain) = (Arc::<AtomicUsize>::default(), Arc::<Notify>::default(), Arc::<Notify>::default());
+        let (waiting, go_on, drain) =
+            (Arc::<AtomicUsize>::default(), Arc::<Notify>::default(), Arc::<Notify>::default());
         let (count, end) = (waiting.clone(), go_on.clone());
         let wait = move || {
             let (count, end) = (count.clone(), end.clone());
@@ -93,7 +94,8 @@ fn clients_that_send_nothing_or_half_a_request_keep_no_other_client_out() {
         let oldest = &mut silent[0];
         let read = oldest.read(&mut [0; 512]);
         assert!(
-            matches!(&read, Ok(_)) || read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
+            matches!(&read, Ok(_))
+                || read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
             "{read:?}"
         );
     }
@@ -138,7 +140,8 @@ fn a_connection_is_used_again_for_further_requests() {
     let server = Server::new();
     let mut stream = server.connect();
     for length in [0, 1, 100_000] {
-        write!(stream, "POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n").expect("asked");
+        write!(stream, "POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n")
+            .expect("asked");
         stream.write_all(&vec![b'x'; length]).expect("sent");
         let wanted = format!("\r\n\r\n{length}");
         let mut text = String::new();

@@ -167,3 +167,37 @@ fn the_thread_that_became_idle_last_runs_the_next_job() {
     }
     assert!(threads.iter().all(|thread| *thread == threads[0]), "{threads:?}");
 }
+
+// Each request of a lane that had reached its limit woke a thread for nothing, which interrupted the threads that ran.
+/// Guards D59.
+#[test]
+fn no_thread_is_woken_for_work_that_may_not_run_yet() {
+    let pool = Pool::new(4, 0).expect("threads");
+    let end = Instant::now() + SOON;
+    let idle = || pool.shared.state.lock().idle.len();
+    while idle() < 4 {
+        assert!(Instant::now() < end, "a thread does not become idle");
+    }
+    let (sender, began) = channel();
+    let (release, released) = channel::<()>();
+    pool.spawn_sized(Lane::Disk(1), lane_byte_limit(), move || {
+        let _ = sender.send(());
+        let _ = released.recv();
+    });
+    began.recv_timeout(SOON).expect("it begins");
+    let later: Vec<_> = (0..3)
+        .map(|_| {
+            let (sender, done) = channel();
+            let mut state = pool.shared.state.lock();
+            state.add(
+                Lane::Disk(1),
+                Queued { job: Box::new(move || _ = sender.send(())), held: 0, moves: LARGE },
+            );
+            pool.shared.wake(&mut state);
+            assert_eq!(state.idle.len(), 3, "no thread is woken");
+            done
+        })
+        .collect();
+    drop(release);
+    later.iter().for_each(|done| done.recv_timeout(SOON).expect("they run in their turn"));
+}
