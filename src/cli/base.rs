@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Global;
 use super::args;
 use super::client::read;
 use super::error::CliError;
-use super::output::{Column, Kind, fields, table};
+use super::output::{Column, Kind, fields, printable, table};
 use super::retry::{self, Force};
 use super::work;
 use crate::control::wire::{AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
@@ -334,7 +334,7 @@ impl Base {
             }
             Self::Ls => {
                 let bases = global.client()?.get("/v1/bases", "cannot list bases")?;
-                global.output().value(&bases, |bases| table(bases, &COLUMNS))
+                global.output().value(&bases, |bases| table(bases, &COLUMNS) + &troubles(bases))
             }
             Self::Show { name } => {
                 let base = global
@@ -397,6 +397,20 @@ impl Base {
             Self::Rm { names } => super::disk::remove(global, "base", &names, Force::No),
         }
     }
+}
+
+/// A line for each base whose readers wait or get errors: its state, since when, and the last error.
+pub(super) fn troubles(bases: &Value) -> String {
+    let mut out = String::new();
+    for base in bases.as_array().into_iter().flatten() {
+        let text = |key: &str| base[key].as_str().map(printable);
+        let Some(why) = text("error").or_else(|| text("waiting_for")) else { continue };
+        let since = text("state_since").map_or_else(String::new, |since| format!(" since {since}"));
+        let (name, state) = (text("name").unwrap_or_default(), text("state").unwrap_or_default());
+        let separator = if out.is_empty() { "\n" } else { "" };
+        out.push_str(&format!("{separator}{name}: {state}{since}: {why}\n"));
+    }
+    out
 }
 
 /// Makes a path absolute, because the daemon has another current directory. A URL stays as it is.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::holders;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, host};
 use crate::control::wire::ErrorKind;
 
 #[derive(Debug, Error)]
@@ -28,8 +28,8 @@ pub(super) enum CliError {
     NothingToStop { store: PathBuf, socket: PathBuf, source: io::Error },
     /// The control socket exists, but this user may not connect.
     #[error(
-        "cannot connect to {}: {source}; only root and the daemon's own user may connect: run as one of them, or name \
-         your own store with --store DIR",
+        "cannot connect to {}: {source}; only root and the daemon's own user may connect: run the command as root, \
+         such as with sudo, or name your own store with --store DIR",
         socket.display()
     )]
     Denied { socket: PathBuf, source: io::Error },
@@ -109,9 +109,21 @@ fn other_store(store: &Path) -> String {
     if store.is_file() {
         return format!("{} is a file; give the directory of a store {NAME_IT}", store.display());
     }
-    match holders::mounts().into_iter().map(|mount| mount.point).find(|point| !point.starts_with(store)) {
+    let mut mounts = holders::mounts();
+    mounts.retain(|mount| !mount.point.starts_with(store));
+    let user = host::user();
+    let by = |owner| mounts.iter().find(|mount| mount.owner == owner);
+    let own = if user == Some(0) { mounts.first() } else { by(user) };
+    match own.or_else(|| by(Some(0))) {
+        // Root's commands find the store that the configuration of the host names.
+        Some(mount) if mount.owner == Some(0) && user != Some(0) => {
+            format!(
+                "plyfs is mounted on {} by root; run the command as root, such as with sudo",
+                mount.point.display()
+            )
+        }
         Some(mount) => {
-            format!("plyfs is mounted on {}; name the store of that daemon {NAME_IT}", mount.display())
+            format!("plyfs is mounted on {}; name the store of that daemon {NAME_IT}", mount.point.display())
         }
         None => format!("check its service and its log, or name the store of another daemon {NAME_IT}"),
     }

@@ -28,6 +28,8 @@ pub(super) struct Mount {
     device: String,
     /// Only one user can enter it.
     is_private: bool,
+    /// The user that mounted it.
+    pub owner: Option<u32>,
 }
 
 /// A process that has a file open.
@@ -63,10 +65,14 @@ fn mount(line: &[u8]) -> Option<Mount> {
     // Optional fields end with a dash; the type follows.
     let kind = words.skip_while(|word| *word != b"-").nth(1)?;
     let is_private = !line.windows(11).any(|part| part == b"allow_other");
+    let owner =
+        line.split(|byte| matches!(byte, b' ' | b',')).find_map(|word| word.strip_prefix(b"user_id="));
+    let owner = owner.and_then(|uid| std::str::from_utf8(uid).ok()?.parse().ok());
     (kind == b"fuse.plyfs").then(|| Mount {
         point: PathBuf::from(OsString::from_vec(point)),
         device,
         is_private,
+        owner,
     })
 }
 
@@ -216,8 +222,10 @@ mod tests {
     fn devices_and_mounts_are_parsed() {
         assert_eq!(decimal(b"00:3a").as_deref(), Some("0:58"));
         assert_eq!(decimal(b"x"), None);
-        let line = b"41 22 0:40 / /srv/a\\040b/mnt rw,nosuid shared:7 - fuse.plyfs plyfs rw";
-        let expected = Mount { point: "/srv/a b/mnt".into(), device: "0:40".into(), is_private: true };
+        let line =
+            b"41 22 0:40 / /srv/a\\040b/mnt rw,nosuid shared:7 - fuse.plyfs plyfs rw,user_id=7,group_id=8";
+        let (point, device) = ("/srv/a b/mnt".into(), "0:40".into());
+        let expected = Mount { point, device, is_private: true, owner: Some(7) };
         assert_eq!(mount(line), Some(expected));
         assert_eq!(mount(b"42 22 0:41 / /srv rw - tmpfs tmpfs rw"), None);
         let table = "41 22 0:40 / /mnt rw - fuse.plyfs plyfs rw\n42 22 0:41 / /srv rw - tmpfs tmpfs rw\n";

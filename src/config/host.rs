@@ -9,7 +9,12 @@ use super::ConfigError;
 
 /// Whether the effective user is root. An unreadable `/proc` counts as "not root".
 pub fn is_root() -> bool {
-    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| effective_uid(&status) == Some(0))
+    user() == Some(0)
+}
+
+/// The number of the effective user; `None` when `/proc` cannot be read.
+pub fn user() -> Option<u32> {
+    effective_uid(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
 pub(super) fn effective_uid(status: &str) -> Option<u32> {

@@ -14,7 +14,9 @@ use super::kernel::MAX_WRITE;
 use super::reply::{answer, time_ns};
 use super::{Node, PlyFs, SUFFIX, TTL, disk_of, handle_of, reply, strip, target_of};
 use crate::disk::{Grow, Seek};
-use crate::serve::{self, AttributeChange, CreatedDisk, Requester, SpaceChange, Target, WriteRequest};
+use crate::serve::{
+    self, AttributeChange, CreatedDisk, RefusedName, Requester, SpaceChange, Target, WriteRequest,
+};
 use crate::store::{Attributes, Replace};
 
 /// The change of space that a mode of fallocate(2) asks for; `None` for a mode that is not supported.
@@ -103,7 +105,7 @@ impl Filesystem for PlyFs {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return reply.error(Errno::EPERM);
         }
-        let name = match Self::name_of_new(parent, name) {
+        let name = match self.name_of_new(req, parent, name) {
             Ok(name) => name,
             Err(errno) => return reply.error(errno),
         };
@@ -115,8 +117,8 @@ impl Filesystem for PlyFs {
         });
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn mkdir(&self, req: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refuse_name(req, RefusedName::Directory, name));
     }
 
     fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -151,8 +153,11 @@ impl Filesystem for PlyFs {
             bits if bits == libc::RENAME_NOREPLACE => Replace::No,
             _ => return reply.error(Errno::EINVAL),
         };
-        let (Some(from), Some(to)) = (strip(name), strip(newname)) else { return reply.error(Errno::EINVAL) };
-        let (from, to) = (from.to_owned(), to.to_owned());
+        let Some(from) = strip(name).map(str::to_owned) else { return reply.error(Errno::EINVAL) };
+        let to = match self.name_of_new(req, newparent, newname) {
+            Ok(to) => to,
+            Err(errno) => return reply.error(errno),
+        };
         self.service.rename(self.requester(req), from, to, over, |done| answer(done, reply));
     }
 
@@ -183,7 +188,7 @@ impl Filesystem for PlyFs {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let name = match Self::name_of_new(parent, name) {
+        let name = match self.name_of_new(req, parent, name) {
             Ok(name) => name,
             Err(errno) => return reply.error(errno),
         };

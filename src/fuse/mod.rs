@@ -18,7 +18,8 @@ use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Request};
 use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
-use crate::serve::{self, Call, FrontendId, Handle, Requester, Service, Target};
+use crate::format::valid_name;
+use crate::serve::{self, Call, FrontendId, Handle, RefusedName, Requester, Service, Target};
 pub use ino::Node;
 
 /// The kernel asks for attributes and names each time, because the control socket changes them too.
@@ -125,12 +126,23 @@ impl PlyFs {
     }
 
     /// The name of a new disk, from its directory and file name.
-    fn name_of_new(parent: INodeNo, name: &OsStr) -> Result<String, Errno> {
+    fn name_of_new(&self, req: &Request, parent: INodeNo, name: &OsStr) -> Result<String, Errno> {
         if Node::of(parent.0) != Some(Node::Disks) {
-            return Err(Errno::EPERM);
+            return Err(self.refuse_name(req, RefusedName::Elsewhere, name));
         }
-        let name = name.to_string_lossy();
-        Ok(name.strip_suffix(SUFFIX).ok_or(Errno::EINVAL)?.to_owned())
+        match strip(name).filter(|name| valid_name(name)) {
+            Some(name) => Ok(name.to_owned()),
+            None => Err(self.refuse_name(req, RefusedName::Disk, name)),
+        }
+    }
+
+    /// The error of a name that cannot be made. The log says what to do instead.
+    fn refuse_name(&self, req: &Request, wanted: RefusedName, name: &OsStr) -> Errno {
+        self.service.refused_name(wanted, &name.to_string_lossy(), req.uid());
+        match wanted {
+            RefusedName::Disk => Errno::EINVAL,
+            RefusedName::Directory | RefusedName::Elsewhere => Errno::EPERM,
+        }
     }
 
     /// NOFLUSH: without it the kernel waits for all writes in flight before it asks for a flush at close(2), which

@@ -23,6 +23,7 @@ mod names;
 mod pool;
 mod purge;
 mod read;
+mod refused_names;
 mod runner;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use frontend::{Frontend, FrontendId, RequestId};
 use guard::guarded;
 pub use names::{CreatedDisk, Requester};
 use pool::Lane;
+pub use refused_names::RefusedName;
 use runner::Runner;
 pub use waiting::{Call, Limits, Waiters};
 pub use write::WriteRequest;

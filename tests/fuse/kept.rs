@@ -184,3 +184,42 @@ fn an_eviction_cancels_the_hydration_of_the_base() {
     waits.join().unwrap();
     same(&whole(&daemon, "b", len), &object.bytes, "afterwards");
 }
+
+/// The copy in the store is the last one when the server is gone, or has another image: then an eviction loses data.
+#[test]
+fn the_last_copy_of_a_base_on_a_server_is_dropped_only_with_force() {
+    let daemon = TestDaemon::on_disk();
+    let object = letter(b'a', MIB);
+    let mut server = Server::start(object.clone());
+    add(&daemon, "b", &server.url("/b"), &["--sha256", &sha256(&daemon, &object.bytes)]);
+    daemon.ok(&["base", "hydrate", "b"]);
+    let cached = || daemon.json(&["base", "show", "b"])["cached_bytes"].as_u64().unwrap();
+    for another in [false, true] {
+        if another {
+            server.start_again();
+            server.set_object(Object::seeded(MIB, 9));
+        } else {
+            server.stop();
+        }
+        let text = daemon.fails(&["base", "evict", "b"]);
+        for part in ["base b", "may be the last one", "repeat with --force"] {
+            assert!(text.contains(part), "{another}: {part}: {text}");
+        }
+        assert_eq!(cached(), MIB as u64, "{another}: a refused eviction drops nothing");
+        same(&whole(&daemon, "b", MIB), &object.bytes, "the last copy serves");
+    }
+    let shown = daemon.json(&["base", "show", "b"]);
+    assert_eq!((&shown["pinned"], &shown["complete"]), (&true.into(), &true.into()), "{shown}");
+
+    // The server has the image again: nothing is lost, and the command asks for no word.
+    server.set_object(object.clone());
+    assert_eq!(daemon.ok(&["base", "evict", "b"]), "b: 1M dropped\n");
+    assert_eq!(cached(), 0);
+    same(&whole(&daemon, "b", MIB), &object.bytes, "fetched again");
+
+    daemon.ok(&["base", "hydrate", "b"]);
+    server.stop();
+    daemon.fails(&["base", "evict", "b"]);
+    assert_eq!(daemon.ok(&["base", "evict", "b", "--force"]), "b: 1M dropped\n");
+    assert_eq!(cached(), 0);
+}

@@ -346,7 +346,23 @@ fn another_user_cannot_reach_the_control_socket() {
         as_nobody(&binary).args(["--store", daemon.store().to_str().unwrap(), "status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("ermission denied"), "{text}");
+    assert!(text.contains("ermission denied") && text.contains("sudo"), "{text}");
+}
+
+/// The user's own store is not where root's daemon is.
+#[test]
+fn a_command_of_another_user_says_that_the_daemon_is_roots() {
+    let daemon = TestDaemon::on_disk();
+    fs::set_permissions(daemon.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = public_binary(&daemon);
+    // A user who runs no daemon in another test.
+    let mut command = Command::new(&binary);
+    command.uid(NOBODY - 1).gid(NOBODY - 1).env("HOME", "/nonexistent").env_remove("XDG_DATA_HOME");
+    let output = command.arg("status").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("by root; run the command as root, such as with sudo"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 /// The socket has mode 0600 from its creation, whatever the umask.

@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use crate::harness::*;
+use crate::server::{Object, Reply, Server};
 
 /// The log of a daemon that must refuse to start with these arguments.
 fn refused(daemon: &mut TestDaemon, args: &[&str]) -> String {
@@ -139,4 +141,40 @@ fn base_changed_fails_its_disks_and_no_others() {
     assert!(why.contains(daemon.path("b.img").to_str().unwrap()), "{why}");
     assert_eq!(&fs::read(&other).unwrap()[..4], b"fine");
     assert!(Path::new(&disk).exists());
+}
+
+/// The first bytes of the image are looked at wherever they come from: here from the target of a redirect, under a name
+/// that says nothing of the format.
+#[test]
+fn an_image_that_is_not_raw_is_refused_behind_a_redirect_with_the_remedy() {
+    let daemon = TestDaemon::on_disk();
+    for (name, offset, magic, remedy) in [
+        ("qcow2", 0, b"QFI\xfb".as_slice(), "pass --format qcow2"),
+        ("vmdk", 0, b"KDMV", "pass --format vmdk"),
+        ("vmdk", 0, b"# Disk DescriptorFile", "pass --format vmdk"),
+        ("vdi", 64, b"\x7f\x10\xda\xbe", "qemu-img convert -O qcow2"),
+        ("vhdx", 0, b"vhdxfile", "qemu-img convert -O qcow2"),
+        ("gzip", 0, b"\x1f\x8b\x08", "decompress it"),
+        ("xz", 0, b"\xfd7zXZ\0", "decompress it"),
+        ("zstd", 0, b"\x28\xb5\x2f\xfd", "decompress it"),
+    ] {
+        let mut object = Object::new(1 << 20);
+        let mut bytes = object.bytes.to_vec();
+        bytes[..128].fill(0);
+        bytes[offset..offset + magic.len()].copy_from_slice(magic);
+        object.bytes = Arc::new(bytes);
+        let (target, server) = (Server::start(object.clone()), Server::start(object));
+        let to = target.url("/object");
+        server.on(move |_| Reply::redirect(to.clone()));
+        let url = server.url("/latest");
+        let text = daemon.fails(&["base", "add", "b", &url]);
+        for part in ["base b", "begins as", name, remedy, "--format raw if the disk itself begins so"] {
+            assert!(text.contains(part), "{name}: {part}: {text}");
+        }
+        assert_eq!(target.requests().len(), 1, "{name}: the redirect is followed");
+        assert_eq!(daemon.json(&["base", "ls"]), serde_json::json!([]), "{name}");
+        // The operator says that the disk itself begins so.
+        daemon.ok(&["base", "add", "b", &url, "--format", "raw"]);
+        daemon.ok(&["base", "rm", "b"]);
+    }
 }

@@ -207,16 +207,26 @@ fn a_base_is_shown_as_failing_until_a_read_succeeds() {
     let shown = daemon.json(&["base", "show", "b"]);
     assert!(shown["error"].as_str().unwrap().contains("has not sent it for 1s"), "{shown}");
     assert!(shown["failing_since"].is_string(), "{shown}");
-    assert!(daemon.ok(&["base", "ls"]).contains("failing") && daemon.ok(&["status"]).contains("failing"));
+    let since = shown["failing_since"].as_str().unwrap();
+    let listed = daemon.ok(&["base", "ls"]);
+    let line = listed.lines().find(|line| line.starts_with("b: ")).unwrap_or_else(|| panic!("{listed}"));
+    assert!(line.starts_with(&format!("b: failing since {since}: ")), "{line}");
+    assert!(line.contains("has not sent it for 1s") && line.contains("refused"), "{line}");
+    assert!(daemon.ok(&["status"]).contains("failing"));
     until("the error to be told", || (events(&daemon, "base.error") > 0).then_some(()));
-    // A read of a cached block does not change the state.
+    // A read of a cached block does not change the state, and neither does a disk that is opened again.
     same(&read_at(&file, 0, 4096), &object.bytes[..4096], "a cached block");
+    same(&read_at(&open(&daemon.disk("b")), 0, 4096), &object.bytes[..4096], "a cached block");
     assert_eq!(state(&daemon), "failing");
+    // A later error keeps the beginning.
+    assert_eq!(file.read_exact_at(&mut [0; 4096], FAR).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(daemon.json(&["base", "show", "b"])["failing_since"], shown["failing_since"]);
     assert_eq!(events(&daemon, "base.resumed"), 0);
     server.start_again();
     until("a read that works", || file.read_exact_at(&mut [0; 4096], FAR).ok());
     becomes(&daemon, "ok");
     assert!(daemon.json(&["base", "show", "b"])["error"].is_null());
+    assert!(!daemon.ok(&["base", "ls"]).contains("b: "), "no line about a base that works");
     until("the event", || (events(&daemon, "base.resumed") > 0).then_some(()));
 }
 

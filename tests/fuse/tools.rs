@@ -178,6 +178,69 @@ fn qemu_img_and_qemu_io_work_on_a_disk() {
     assert!(map.as_array().unwrap().len() > 1, "no hole in {map}");
 }
 
+/// What a program prints on both channels, and whether it succeeds.
+fn said(command: &mut Command) -> (bool, String) {
+    let output = command.env("LC_ALL", "C").output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Tools that replace a file make a temporary one first. Where that is refused, the log says what to do instead.
+#[test]
+fn tools_that_make_temporary_files_are_told_what_to_do_instead() {
+    let daemon = TestDaemon::on_disk();
+    let base = daemon.base(1 << 20);
+    let disk = daemon.create("vm1", true, MIB);
+    let new = daemon.path("new.raw");
+    let data = Random(11).bytes(2 << 20);
+    fs::write(&new, &data).unwrap();
+    let logged = |words: &str| daemon.log().matches(words).count();
+
+    if let Some(rsync) = tool("rsync") {
+        for _ in 0..3 {
+            let (ok, text) = said(Command::new(&rsync).arg("-a").arg(&new).arg(&disk));
+            assert!(!ok && text.contains("Invalid argument"), "{text}");
+        }
+        same(&fs::read(&disk).unwrap(), &base, "a refused copy changes nothing");
+        until("the remedy", || (logged("use rsync --inplace") > 0).then_some(()));
+        assert_eq!(logged("use rsync --inplace"), 1, "once, not once for each attempt");
+        run(Command::new(&rsync).args(["-a", "--inplace"]).arg(&new).arg(&disk));
+        same(&fs::read(&disk).unwrap(), &data, "rsync --inplace over a disk");
+        run(Command::new(&rsync).args(["-a", "--inplace"]).arg(&new).arg(daemon.disk("copied")));
+        same(&fs::read(daemon.disk("copied")).unwrap(), &data, "rsync --inplace makes a disk");
+    }
+    let (ok, text) = said(Command::new("sed").args(["-i", "s/a/b/"]).arg(&disk));
+    assert!(!ok && text.contains("Invalid argument"), "{text}");
+    until("the remedy", || (logged("dd conv=notrunc") > 0).then_some(()));
+
+    // cp and mv write into the file, or make it by its own name.
+    for (name, program) in [("vm1", "cp"), ("made", "cp"), ("moved", "mv"), ("vm1", "mv")] {
+        let source = daemon.path(&format!("{name}-{program}.raw"));
+        fs::write(&source, &data[..1 << 20]).unwrap();
+        run(Command::new(program).arg(&source).arg(daemon.disk(name)));
+        same(&fs::read(daemon.disk(name)).unwrap(), &data[..1 << 20], program);
+    }
+    let install = daemon.disk("installed");
+    run(Command::new("install").args(["-m", "640"]).arg(&new).arg(&install));
+    same(&fs::read(&install).unwrap(), &data, "install");
+
+    for (name, advice) in [
+        ("vm1.snapshot-1", "--diskspec vda,file=PATH"),
+        ("debian.qcow2", "plyfs base add NAME FILE;"),
+        ("notes", "give the disk such a name"),
+    ] {
+        let (ok, text) = said(Command::new("cp").arg(&new).arg(daemon.disks().join(name)));
+        assert!(!ok && text.contains("Invalid argument"), "{text}");
+        until(name, || (logged(advice) > 0).then_some(()));
+    }
+    assert!(!said(Command::new("mv").arg(&install).arg(daemon.disks().join("installed.img"))).0);
+    assert_eq!(logged("plyfs base add NAME FILE;"), 1, "the same kind of name");
+    assert!(!said(Command::new("mkdir").arg(daemon.disks().join("images"))).0);
+    until("the remedy", || (logged("make the directory elsewhere") > 0).then_some(()));
+    assert!(!said(Command::new("cp").arg(&new).arg(daemon.mount().join("bases/b2.raw"))).0);
+    until("the remedy", || (logged("plyfs base add NAME FILE-OR-URL") > 0).then_some(()));
+}
+
 struct Loop(String);
 
 impl Loop {
