@@ -57,6 +57,11 @@ impl Operation {
         Self::Change,
     ];
 
+    /// Whether its requests have bytes.
+    pub fn moves_bytes(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::Discard | Self::Zero | Self::Reserve)
+    }
+
     /// Its name for users.
     pub fn name(self) -> &'static str {
         match self {

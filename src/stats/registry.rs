@@ -80,6 +80,13 @@ impl Registry {
         state.live.iter().map(counted).collect()
     }
 
+    /// The counters of those that have series of their own, by number.
+    pub fn own(&self) -> Vec<Counted> {
+        let state = self.0.0.lock();
+        let own = state.live.iter().filter(|(_, (_, series))| *series == Series::Own);
+        own.map(|(id, (cells, series))| Counted { id: *id, series: *series, sums: cells.sums() }).collect()
+    }
+
     /// The sums of all, and of those that have no series of their own. Both include what was removed.
     pub fn totals(&self) -> (Sums, Sums) {
         let state = self.0.0.lock();
