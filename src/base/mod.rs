@@ -397,9 +397,9 @@ impl Base {
         let (filled, slowest) = observe(|| self.fill(&mut fetched[..bytes], from));
         let origin = match slowest {
             // The image says that the range reads as zeros.
-            None => Origin::Zero,
+            None if self.stack.raw().is_none() => Origin::Zero,
             Some(Provenance::Kept) => Origin::Disk,
-            Some(Provenance::Fetched) => Origin::Fetched,
+            Some(Provenance::Fetched) | None => Origin::Fetched,
         };
         let result = filled.map(|()| {
             let (wanted, ahead) = fetched[..bytes].split_at(missing * BLOCK);
