@@ -1,5 +1,6 @@
 //! `/v1/stats`: what requests through the mount leave there.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
@@ -58,7 +59,7 @@ fn requests_count_for_their_disk_and_begin_at_0_with_each_worker() {
     assert_eq!(base["name"], "b");
     assert!(base["traffic"]["hit"]["memory"]["bytes"].as_u64().unwrap() >= 65536 - 8192);
     assert_eq!(sum(&base["counters"]["operations"], "count"), 0, "its own file was not read");
-    read_at(&open(&daemon.mount().join("bases/b.raw")), 0, MIB);
+    read_at(&File::open(daemon.mount().join("bases/b.raw")).unwrap(), 0, MIB);
     assert_eq!(stats()["bases"][0]["counters"]["operations"]["read"]["bytes"], MIB as u64);
 
     daemon.kill_worker();
