@@ -26,7 +26,7 @@ use crate::fetch::kept::{
 use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::io::{HostMedium, Medium};
-use crate::source::http::{Credentials, Http, Network};
+use crate::source::http::{Credentials, Http, HttpCounters, Network};
 use crate::source::{
     FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
     StallKind, UrlState,
@@ -255,6 +255,11 @@ impl HostSources {
     /// The runtime of requests.
     pub fn handle(&self) -> &Handle {
         self.runtime.handle()
+    }
+
+    /// Counters of requests to servers, by host.
+    pub fn servers(&self) -> Vec<(String, HttpCounters)> {
+        self.http.servers()
     }
 
     /// The cache of fetched blocks.

@@ -4,8 +4,8 @@ use std::time::Duration;
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, Overrides,
-    SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
+    Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, MetricsConfig,
+    Overrides, SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -117,9 +117,22 @@ fn defaults() {
     assert_eq!((security.seccomp, security.base_dirs), (SeccompMode::On, Vec::new()));
     assert_eq!(config.http, HttpConfig::default());
     config.http.validate().expect("the defaults are within the bounds");
+    assert_eq!(config.metrics, MetricsConfig { listen: None, series: 100 });
     let trace = config.trace;
     assert!(trace.auto && trace.prefetch);
     assert_eq!((trace.idle_seconds, trace.longest_seconds), (30, 300));
+}
+
+#[test]
+fn metrics_are_served_on_loopback_unless_another_address_is_written() {
+    let address = |listen: &str| {
+        let listen = Some(listen.to_owned());
+        MetricsConfig { listen, ..MetricsConfig::default() }.address().map(|address| address.to_string())
+    };
+    assert_eq!(address("9464").as_deref(), Some("127.0.0.1:9464"));
+    assert_eq!(address("0.0.0.0:9464").as_deref(), Some("0.0.0.0:9464"));
+    assert_eq!(address("[::1]:9464").as_deref(), Some("[::1]:9464"));
+    assert_eq!((address("0"), address("host:1"), MetricsConfig::default().address()), (None, None, None));
 }
 
 #[test]
@@ -188,6 +201,9 @@ fn every_key_of_the_file_is_read() {
         prefetch = false
         idle_seconds = 7
         longest_seconds = 90
+        [metrics]
+        listen = "[::1]:9464"
+        series = 20
         "#,
         Overrides::default(),
     )
@@ -246,6 +262,7 @@ fn every_key_of_the_file_is_read() {
         },
         hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
         trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
+        metrics: MetricsConfig { listen: Some("[::1]:9464".into()), series: 20 },
     };
     assert_eq!(config, expected);
 }
@@ -354,6 +371,10 @@ fn values_out_of_bounds_are_refused() {
         ("trace.idle_seconds = 0", "trace.idle_seconds: 0 is out of bounds; give 1 to 3600"),
         ("trace.longest_seconds = 86401", "trace.longest_seconds: 86401 is out of bounds"),
         ("trace.automatic = true", "unknown field `automatic`"),
+        ("metrics.listen = 'localhost:9464'", "metrics.listen: \"localhost:9464\" is not valid"),
+        ("metrics.listen = '127.0.0.1'", "give an IP address and a port"),
+        ("metrics.listen = '127.0.0.1:0'", "is not valid"),
+        ("metrics.listen = 9464", "invalid type"),
     ] {
         let message = refusal(toml);
         assert!(message.contains(part), "{toml}: {message}");

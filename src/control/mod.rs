@@ -14,10 +14,12 @@ mod error;
 mod events;
 mod idempotency;
 mod kept;
+pub mod metrics;
 mod openapi;
 mod pool;
 pub mod report;
 mod servers;
+mod stats;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -149,6 +151,8 @@ async fn no_such_method() -> ApiError {
 fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/status", get(status::status))
+        .route("/v1/stats", get(stats::stats))
+        .route("/metrics", get(metrics::metrics))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
         .route("/v1/bases/{name}/fail", post(servers::fail))

@@ -165,7 +165,7 @@ impl Control {
     }
 
     /// The space of the store's filesystem. `full` means that writes that need space are refused.
-    fn space(&self) -> Space {
+    pub(super) fn space(&self) -> Space {
         // Before the space is measured, because this call fills up the reserve as far as possible.
         let reserve = self.store.reserve();
         let space = self.store.space().ok();
@@ -189,7 +189,7 @@ impl Control {
         }
     }
 
-    fn live_maps(&self, report: &Report) -> LiveMaps {
+    pub(super) fn live_maps(&self, report: &Report) -> LiveMaps {
         let bounds = self.arena.as_ref().map(LiveArena::bounds);
         LiveMaps {
             path: report.live.path.as_ref().map(|path| path.display().to_string()),

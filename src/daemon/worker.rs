@@ -23,6 +23,8 @@ use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
 use crate::bases::sources::{HostSources, OpenCache};
 use crate::cache::{Adoption, BlockCache};
+use crate::config::Config;
+use crate::control::metrics::listen::MetricsSocket;
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
 use crate::control::{self, Control};
@@ -206,6 +208,8 @@ struct Prepared {
     /// The store's records as last read. They are read again periodically until the worker is activated.
     records: Arc<Mutex<PreloadedRecords>>,
     web: WebAccess,
+    /// Where metrics are served.
+    metrics: Option<MetricsSocket>,
     /// Most asynchronous requests that the kernel sends at a time.
     window: u16,
     kernel_release: String,
@@ -249,6 +253,7 @@ struct Confined {
     live: LiveMapLocation,
     in_force: ActiveMeasures,
     web: WebAccess,
+    metrics: Option<MetricsSocket>,
     window: u16,
     kernel_release: String,
 }
@@ -307,6 +312,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
     serve::cache_processor_count();
+    let metrics = bind_metrics(config);
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
         security: &config.security,
@@ -314,19 +320,42 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         live_dir,
         memory_locked: protection.locked,
         first: start.warn,
+        listens: metrics.as_ref().map(MetricsSocket::descriptor),
     });
-    Ok(Confined { opener, live, in_force, web, window, kernel_release })
+    Ok(Confined { opener, live, in_force, web, metrics, window, kernel_release })
+}
+
+/// Binds the address of metrics. A daemon without it serves disks all the same.
+fn bind_metrics(config: &Config) -> Option<MetricsSocket> {
+    let address = config.metrics.address()?;
+    let socket = MetricsSocket::bind(address);
+    socket
+        .inspect_err(|error| {
+            tracing::error!(%error, %address, "cannot serve metrics at the address of [metrics] listen; free or change it, and restart the daemon");
+        })
+        .ok()
 }
 
 /// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, window, kernel_release } = confined;
+    let Confined { opener, live, in_force: confinement, web, metrics, window, kernel_release } = confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(no_thread)?;
     let descriptor_limit = sys::descriptor_limit();
-    Ok(Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release })
+    Ok(Prepared {
+        cache,
+        opener,
+        live,
+        confinement,
+        descriptor_limit,
+        records,
+        web,
+        metrics,
+        window,
+        kernel_release,
+    })
 }
 
 /// The restrictions in force, in the form of `status`.
@@ -357,8 +386,18 @@ fn serve(
 ) -> Result<(), String> {
     let ServingDescriptors { fuse, listener, table, lock } = descriptors;
     let config = &start.config;
-    let Prepared { cache, opener, live, confinement, descriptor_limit, records, web, window, kernel_release } =
-        prepared;
+    let Prepared {
+        cache,
+        opener,
+        live,
+        confinement,
+        descriptor_limit,
+        records,
+        web,
+        metrics,
+        window,
+        kernel_release,
+    } = prepared;
     let WebAccess { network, credentials } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
@@ -379,6 +418,8 @@ fn serve(
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
     store.attach_at_most(most_attached(descriptor_limit));
+    store.disk_stats().limit_series(config.metrics.series);
+    store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
     let catalogue = store.clone();
     let bases = move || catalogue.bases().into_iter().map(|node| node.current()).collect();
@@ -449,6 +490,9 @@ fn serve(
         bases,
         serving_since_ns: sys::now_ns(),
     };
+    if let Some(socket) = metrics {
+        socket.serve(control.clone()).map_err(no_thread)?;
+    }
     let supervisor = channel.clone();
     let drained = move || _ = supervisor.send(&FromWorker::Drained);
     control::spawn(control, listener, drain.clone(), drained)

@@ -23,7 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-pub use traffic::{Reason, Total, Traffic};
+pub use traffic::{Reason, Total, Totals, Traffic};
 
 /// Recent events of each of the two kinds that are kept for later listeners.
 pub const RECENT: usize = 512;
@@ -196,7 +196,14 @@ pub struct Events(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     bus: Mutex<Bus>,
-    bases: Mutex<BTreeMap<u64, Arc<Traffic>>>,
+    bases: Mutex<Bases>,
+}
+
+#[derive(Default)]
+struct Bases {
+    known: BTreeMap<u64, Arc<Traffic>>,
+    /// Of the removed bases that were summed up.
+    removed: Totals,
 }
 
 #[derive(Default)]
@@ -209,6 +216,7 @@ struct Bus {
     listeners: Vec<Queue>,
     last_listener: u64,
     lost: u64,
+    of_kind: [u64; Kind::ALL.len()],
     closed: bool,
 }
 
@@ -228,6 +236,8 @@ pub struct BusState {
     pub lost: u64,
     /// Listeners now.
     pub listeners: usize,
+    /// Events so far, by kind.
+    pub of_kind: [u64; Kind::ALL.len()],
 }
 
 impl Events {
@@ -243,6 +253,7 @@ impl Events {
         {
             let mut bus = self.0.bus.lock();
             bus.last += 1;
+            bus.of_kind[event.kind as usize] += 1;
             let record = Arc::new(Record { number: bus.last, at_ns, event });
             let ring = if record.event.kind.is_traffic() { &mut bus.traffic } else { &mut bus.others };
             if ring.len() == RECENT {
@@ -267,20 +278,39 @@ impl Events {
 
     /// The counters of a base. Calls with the same number return the same counters, with the name of the first call.
     pub fn base(&self, number: u64, name: &str) -> Arc<Traffic> {
-        self.0.bases.lock().entry(number).or_insert_with(|| Arc::new(Traffic::new(name))).clone()
+        self.0.bases.lock().known.entry(number).or_insert_with(|| Arc::new(Traffic::new(name))).clone()
     }
 
     /// The counters of all bases, by number.
     pub fn bases(&self) -> Vec<(u64, Arc<Traffic>)> {
-        self.0.bases.lock().iter().map(|(number, traffic)| (*number, traffic.clone())).collect()
+        self.0.bases.lock().known.iter().map(|(number, traffic)| (*number, traffic.clone())).collect()
     }
 
     /// Drops the counters of a removed base, after it has emitted their last growth.
     pub fn forget(&self, number: u64) {
-        let removed = self.0.bases.lock().remove(&number);
+        let removed = {
+            let mut bases = self.0.bases.lock();
+            let removed = bases.known.remove(&number);
+            if let Some(traffic) = removed.as_ref().filter(|traffic| traffic.is_summed_up()) {
+                traffic.add_to(&mut bases.removed);
+            }
+            removed
+        };
         if let Some(traffic) = removed {
             traffic.emit_growth(|event| self.emit(event));
         }
+    }
+
+    /// The counters of all bases that were summed up ([`Traffic::sum_up`]), by reason. A removed base stays in the sum.
+    pub fn summed_up(&self) -> Totals {
+        let bases = self.0.bases.lock();
+        let mut sum = bases.removed;
+        bases
+            .known
+            .values()
+            .filter(|traffic| traffic.is_summed_up())
+            .for_each(|traffic| traffic.add_to(&mut sum));
+        sum
     }
 
     /// Emits the growth of the counters since the last tick. One thread calls it once a second. It emits nothing when
@@ -326,7 +356,8 @@ impl Events {
     /// The counters for `status`.
     pub fn state(&self) -> BusState {
         let bus = self.0.bus.lock();
-        BusState { emitted: bus.last, lost: bus.lost, listeners: bus.listeners.len() }
+        let Bus { last, lost, of_kind, .. } = *bus;
+        BusState { emitted: last, lost, listeners: bus.listeners.len(), of_kind }
     }
 }
 

@@ -195,6 +195,38 @@ fn forgetting_a_base_emits_its_last_traffic() {
     assert!(events.bases().is_empty());
 }
 
+/// Guards D68.
+#[test]
+fn the_sum_of_bases_keeps_what_a_removed_base_counted() {
+    let events = Events::new();
+    let (shown, summed) = (events.base(1, "a"), events.base(2, "b"));
+    summed.sum_up();
+    shown.add(Reason::Memory, 10);
+    summed.add(Reason::Memory, 100);
+    let hits = || events.summed_up()[Reason::Memory as usize];
+    assert_eq!(hits(), Total { count: 1, bytes: 100 });
+    events.forget(2);
+    events.forget(1);
+    assert_eq!(hits(), Total { count: 1, bytes: 100 });
+    events.base(3, "c").sum_up();
+    events.base(3, "c").add(Reason::Memory, 5);
+    assert_eq!(hits(), Total { count: 2, bytes: 105 });
+}
+
+#[test]
+fn events_count_by_kind() {
+    let events = Events::new();
+    for (at, kind) in Kind::ALL.into_iter().enumerate() {
+        assert_eq!(kind as usize, at);
+    }
+    events.emit(error("a"));
+    events.emit(error("b"));
+    events.emit(Event::new(Kind::WorkerStarted));
+    let of_kind = events.state().of_kind;
+    assert_eq!((of_kind[Kind::BaseError as usize], of_kind[Kind::WorkerStarted as usize]), (2, 1));
+    assert_eq!(of_kind.iter().sum::<u64>(), 3);
+}
+
 #[test]
 fn every_reason_has_its_own_index_and_name() {
     let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();

@@ -5,7 +5,7 @@
 //! counted before it was read, and is exact once no thread counts any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -99,6 +99,9 @@ pub struct Total {
     pub bytes: u64,
 }
 
+/// Sums by reason.
+pub type Totals = [Total; REASONS];
+
 #[derive(Default)]
 struct Counter {
     count: AtomicU64,
@@ -115,7 +118,8 @@ pub struct Traffic {
     base: Arc<str>,
     shards: [Shard; SHARDS],
     /// The totals at the last emitted events.
-    emitted: Mutex<[Total; REASONS]>,
+    emitted: Mutex<Totals>,
+    summed_up: AtomicBool,
 }
 
 /// The shard of this thread.
@@ -129,7 +133,12 @@ fn shard() -> usize {
 
 impl Traffic {
     pub(super) fn new(base: &str) -> Self {
-        Self { base: base.into(), shards: Default::default(), emitted: Mutex::default() }
+        Self {
+            base: base.into(),
+            shards: Default::default(),
+            emitted: Mutex::default(),
+            summed_up: AtomicBool::new(false),
+        }
     }
 
     /// The base's name.
@@ -153,6 +162,23 @@ impl Traffic {
             total.bytes += counter.bytes.load(Ordering::Relaxed);
         }
         total
+    }
+
+    /// From now on the base is a part of [`Events::summed_up`](super::Events::summed_up).
+    pub fn sum_up(&self) {
+        self.summed_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_summed_up(&self) -> bool {
+        self.summed_up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add_to(&self, sum: &mut Totals) {
+        for (reason, sum) in Reason::ALL.into_iter().zip(sum) {
+            let total = self.total(reason);
+            sum.count += total.count;
+            sum.bytes += total.bytes;
+        }
     }
 
     /// Emits an event for each counter that grew since the last call.

@@ -10,6 +10,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
@@ -37,6 +38,8 @@ pub struct Policy<'a> {
     pub memory_locked: bool,
     /// Whether this is the first worker of a daemon, which logs the measures that are not in force.
     pub first: bool,
+    /// The bound socket of metrics, on which the worker listens once it serves.
+    pub listens: Option<RawFd>,
 }
 
 /// The measures in force. The fields are keys of `status`.
@@ -124,7 +127,10 @@ pub fn apply(policy: &Policy<'_>) -> ActiveMeasures {
     // The filter comes last, because it forbids the calls of the other measures.
     let seccomp = match (security.seccomp, &privileges) {
         (SeccompMode::Off, _) => SWITCHED_OFF.into(),
-        (mode, Ok(())) => state_of(&mut missing, "seccomp", syscalls::restrict(worker_role(security), mode)),
+        (mode, Ok(())) => {
+            let restricted = syscalls::restrict(worker_role(security), mode, policy.listens);
+            state_of(&mut missing, "seccomp", restricted)
+        }
         (_, Err(why)) => state_of(&mut missing, "seccomp", Err(why.clone())),
     };
     if policy.first {
@@ -159,7 +165,7 @@ pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
         keep_capabilities(&keep).unwrap_or_else(|why| report("capabilities", why));
     }
     if security.seccomp != SeccompMode::Off
-        && let Err(why) = syscalls::restrict(syscalls::Role::Opener, security.seccomp)
+        && let Err(why) = syscalls::restrict(syscalls::Role::Opener, security.seccomp, None)
     {
         report("seccomp", why);
     }

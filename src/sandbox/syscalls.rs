@@ -7,6 +7,7 @@
 //!   starts from clean memory; the clients see a pause.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 use libc::c_long;
 use seccompiler::{
@@ -156,7 +157,7 @@ const SERVING: &[c_long] = &[
 ];
 
 /// Calls to connect and to resolve names. socket(2) is among the conditional calls. The list omits bind(2) and
-/// listen(2) on purpose, because no client connects to a worker.
+/// listen(2) on purpose: only the control socket, which others made, and the socket of metrics have clients.
 const CONNECTING: &[c_long] = &[libc::SYS_connect, libc::SYS_sendmmsg];
 
 /// Older forms of the calls above, which other C libraries still use.
@@ -254,7 +255,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_IO_FLUSHER: u64 = 57;
 
 /// Calls that are allowed with some arguments only. At least one condition of a call must hold.
-fn conditional(role: Role) -> Vec<(c_long, Arg)> {
+fn conditional(role: Role, listens: Option<RawFd>) -> Vec<(c_long, Arg)> {
     let pid = u64::from(sys::pid());
     let executable = libc::PROT_EXEC as u64;
     let mut all = vec![
@@ -274,6 +275,9 @@ fn conditional(role: Role) -> Vec<(c_long, Arg)> {
     ];
     for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {
         all.push((libc::SYS_prctl, Arg::Is(0, option)));
+    }
+    if let Some(socket) = listens {
+        all.push((libc::SYS_listen, Arg::Is(0, socket as u64)));
     }
     if role == Role::NetworkWorker {
         // No AF_UNIX, which reaches the host's services, and no AF_NETLINK, which the C library does not need.
@@ -303,8 +307,9 @@ fn allowed(role: Role) -> Vec<c_long> {
     lists.concat()
 }
 
-/// Installs both filters for all threads. Returns the mode in force.
-pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> {
+/// Installs both filters for all threads. Returns the mode in force. `listens`: a bound socket that the process listens
+/// on later.
+pub(super) fn restrict(role: Role, mode: SeccompMode, listens: Option<RawFd>) -> Result<String, String> {
     let (others, in_force) = match mode {
         SeccompMode::On => (SeccompAction::Errno(libc::ENOSYS as u32), "on"),
         SeccompMode::Log => (SeccompAction::Log, "log"),
@@ -317,7 +322,7 @@ pub(super) fn restrict(role: Role, mode: SeccompMode) -> Result<String, String> 
     };
     let always = |calls: &[c_long]| calls.iter().map(|call| (*call, Vec::new())).collect::<BTreeMap<_, _>>();
     let mut rules = always(&allowed(role));
-    for (call, arg) in conditional(role) {
+    for (call, arg) in conditional(role, listens) {
         let condition = match arg {
             Arg::Is(arg, value) => {
                 SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)

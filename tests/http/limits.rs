@@ -98,7 +98,7 @@ fn requests_and_bytes_are_counted() {
     client.probe(&server.url("/a")).unwrap();
     let source = client.open(&server.url("/a"), &object);
     client.read(&source, 0..1000).unwrap();
-    let counters = client.http.counters();
+    let counters = client.http.servers()[0].1;
     assert_eq!((counters.requests, counters.retries, counters.bytes), (2, 0, (64 << 10) + 1000));
     until("the server has sent everything", || server.body_bytes() == (64 << 10) + 1000);
 }

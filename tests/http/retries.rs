@@ -41,7 +41,7 @@ fn temporary_failures_are_retried() {
         assert!(client.read(&source, 10..5000).unwrap() == object.bytes[10..5000], "{reply:?}");
         assert_eq!(server.requests().len(), 3, "{reply:?}");
         assert_eq!(source.stall(), None);
-        assert_eq!(client.http.counters().retries, 2);
+        assert_eq!(client.http.servers()[0].1.retries, 2);
     }
 }
 

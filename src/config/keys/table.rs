@@ -365,4 +365,20 @@ pub const KEYS: &[Key] = &[
         bounds: Bounds::Count(1, 86_400),
         meaning: "A recording ends this long after its first read.",
     },
+    Key {
+        section: "metrics",
+        name: "listen",
+        flag: "",
+        default: says("-", "\"127.0.0.1:9464\""),
+        bounds: Bounds::Meaning,
+        meaning: "A TCP address, `ADDRESS:PORT`, or a port of the loopback interface, as a string. plyfs serves metrics for Prometheus there, without encryption, to every client that can connect; they have the names of disks, bases and servers. Without it they are on the control socket only.",
+    },
+    Key {
+        section: "metrics",
+        name: "series",
+        flag: "",
+        default: DefaultValue::Is("100"),
+        bounds: Bounds::Count(0, 100_000),
+        meaning: "How many disks, and how many bases, have metrics of their own: the first that are used. The others are summed under the name `_other`.",
+    },
 ];

@@ -36,6 +36,7 @@ fn confine(dir: &Path, security: &SecurityConfig) -> ActiveMeasures {
         live_dir: Some(&dir.join("run/live")),
         memory_locked: false,
         first: false,
+        listens: None,
     })
 }
 
@@ -346,6 +347,7 @@ fn locked_memory_needs_the_right_to_lock() {
                 live_dir: Some(&dir.path().join("run/live")),
                 memory_locked,
                 first: false,
+                listens: None,
             });
             // The memory is not touched, so it is not used.
             i32::from(Vec::<u8>::new().try_reserve_exact(MORE).is_ok())

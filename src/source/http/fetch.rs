@@ -216,7 +216,7 @@ impl HttpSource {
             if failure == Failure::Overtaken {
                 continue;
             }
-            self.http.count.retry();
+            mirror.count(&self.http).retry();
             let (url, why) = (&mirror.shown, failure.why());
             tracing::debug!(url, why, at, tries, ?purpose, "a request failed");
             wait.failed(&mirror.shown, &failure);
@@ -260,7 +260,7 @@ impl HttpSource {
                 }
                 other => return other,
             }
-            self.http.count.retry();
+            mirror.count(&self.http).retry();
         }
     }
 
@@ -405,6 +405,7 @@ pub(super) async fn read(
     let BodyLimits { wait, rate, window, mut pass } = reading;
     let Transfer { mut response, body, mut slots } = transfer;
     let (mut skip, mut left) = (body.skip, body.take);
+    let count = http.count(response.url());
     // A body of unknown length is delivered only when its end has come.
     let mut held = Vec::new();
     let mut pace = Pace::new(window, http.config.min_rate);
@@ -438,7 +439,7 @@ pub(super) async fn read(
             }
             return Err(Failure::again(format!("the transfer ended {left} bytes before its end")));
         };
-        http.count.bytes(chunk.len());
+        count.bytes(chunk.len());
         let slow = pace.came(chunk.len(), begin.elapsed());
         if pace.is_light() {
             slots.give_way();

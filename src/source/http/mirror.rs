@@ -22,6 +22,7 @@ use super::answer::{Body, Failure, RangeRequest, judge};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
 use super::secrets::basic;
+use super::servers::Count;
 use super::tls;
 use super::url::{self, origin, take_user_info};
 use super::wait::Wait;
@@ -144,6 +145,11 @@ impl Mirror {
     /// The server that requests go to now, as far as that is known.
     pub fn origin(&self) -> String {
         origin(&self.known().map_or_else(|| self.url.clone(), |target| target.url))
+    }
+
+    /// The counters of the server of its URL.
+    pub fn count(&self, http: &Http) -> Arc<Count> {
+        http.count(&self.url)
     }
 
     fn known(&self) -> Option<Target> {
@@ -287,7 +293,8 @@ impl Mirror {
             } else if let Some(lent) = &lent {
                 request = request.headers(lent.headers.clone());
             }
-            http.count.request();
+            let (count, sent) = (http.count(url), Instant::now());
+            count.request();
             let answer = timeout(ask.answer_within, request.send());
             tokio::pin!(answer);
             let answer = match timeout(SLOW, &mut answer).await {
@@ -297,6 +304,7 @@ impl Mirror {
                     answer.await
                 }
             };
+            count.answer(sent.elapsed());
             let response = match answer {
                 Ok(Ok(response)) => response,
                 Ok(Err(error)) => {

@@ -18,6 +18,7 @@ mod mirror;
 mod names;
 mod network;
 mod secrets;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -26,7 +27,6 @@ mod wait;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,6 +48,8 @@ use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
 pub use secrets::{Credentials, NoCredentials, Secret};
+pub use servers::HttpCounters;
+use servers::{Count, Servers};
 pub use url::{check_url, shown};
 use wait::{Patience, Wait};
 
@@ -79,36 +81,6 @@ pub struct Probed {
     pub identity: HttpIdentity,
     /// The first bytes of the object: 64 KiB, or all of a smaller object.
     pub head: Vec<u8>,
-}
-
-/// Counters since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HttpCounters {
-    /// Requests sent, with any result.
-    pub requests: u64,
-    /// Requests that repeat a failed one.
-    pub retries: u64,
-    /// Bytes of bodies received.
-    pub bytes: u64,
-}
-
-#[derive(Default)]
-struct Count {
-    requests: AtomicU64,
-    retries: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Count {
-    fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-    fn retry(&self) {
-        self.retries.fetch_add(1, Ordering::Relaxed);
-    }
-    fn bytes(&self, count: usize) {
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-    }
 }
 
 /// The state of each server, by scheme, host and port.
@@ -151,7 +123,7 @@ pub struct Http {
     keyring: Keyring,
     runtime: Handle,
     problem: Option<String>,
-    count: Count,
+    servers: Servers,
 }
 
 impl Http {
@@ -174,7 +146,7 @@ impl Http {
             keyring: Keyring::new(config, credentials),
             runtime,
             problem: network.problem().map(str::to_owned),
-            count: Count::default(),
+            servers: Servers::default(),
             config: config.clone(),
         }))
     }
@@ -300,11 +272,13 @@ impl Http {
         Arc::new(HttpSource::new(self.clone(), urls, identity, options))
     }
 
-    /// Counters since the start.
-    pub fn counters(&self) -> HttpCounters {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Count { requests, retries, bytes } = &self.count;
-        HttpCounters { requests: get(requests), retries: get(retries), bytes: get(bytes) }
+    /// Counters of each server since the start, by host.
+    pub fn servers(&self) -> Vec<(String, HttpCounters)> {
+        self.servers.all()
+    }
+
+    fn count(&self, url: &Url) -> Arc<Count> {
+        self.servers.of(url)
     }
 
     fn origin(&self, name: &str) -> Arc<Gate> {

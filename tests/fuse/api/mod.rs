@@ -1,7 +1,9 @@
 //! The control API: the daemon answers every operation, and invalid requests, as `/v1/openapi.json` describes.
 
 mod creation;
+mod metrics;
 mod schema;
+mod stats;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -213,6 +215,10 @@ fn every_operation_answers_as_described() {
     ok("POST /v1/upgrade", "");
     until("the end of the upgrade", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
     ok("GET /v1/status", "");
+    ok("GET /v1/stats", "");
+    assert_eq!(api.send("GET /metrics", "", "", b"").0, 200);
+    let accept = "accept: application/openmetrics-text\r\n";
+    assert_eq!(api.send("GET /metrics", "", accept, b"").0, 200);
     ok("POST /v1/stop", "");
     daemon.ended();
 
