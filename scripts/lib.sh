@@ -11,7 +11,8 @@ export PATH
 # The packages of all scripts. `scripts/test` installs them in one call, so that apt resolves them together.
 # shellcheck disable=SC2034
 TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra
-    systemd-container prometheus rpm zsh fish man-db binutils dpkg-dev cpio kmod rsync)
+    systemd-container prometheus rpm zsh fish man-db binutils dpkg-dev cpio kmod rsync socat libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+    extlinux syslinux-common)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use crate::harness::*;
 
@@ -47,4 +48,28 @@ fn stop_fails_when_the_daemon_is_killed_before_it_ends() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     daemon.start();
     daemon.stop();
+}
+
+/// Regression: the daemon ended no earlier than a container that had a private copy of the mount.
+#[test]
+fn stop_does_not_wait_for_another_mount_namespace() {
+    let mut daemon = TestDaemon::on_disk();
+    let path = daemon.create("a", false, MIB);
+    open(&path).write_all_at(b"written", 0).unwrap();
+    let mut container = Command::new("unshare");
+    container.args(["--mount", "--propagation", "private", "sleep", "60"]);
+    let mut container = container.spawn().unwrap();
+    let pid = container.id().to_string();
+    let comm = format!("/proc/{pid}/comm");
+    until("the container", || (fs::read_to_string(&comm).unwrap() == "sleep\n").then_some(()));
+    daemon.ok(&["stop"]);
+    daemon.ended();
+    assert!(container.try_wait().unwrap().is_none(), "the daemon waited for the container");
+    let look = ["--mount", "--target", &pid, "ls"];
+    let look = Command::new("nsenter").args(look).arg(daemon.mount()).env("LC_ALL", "C").output().unwrap();
+    assert!(String::from_utf8_lossy(&look.stderr).contains("not connected"), "{look:?}");
+    container.kill().unwrap();
+    container.wait().unwrap();
+    daemon.start();
+    same(&read_at(&open(&path), 0, 7), b"written", "after the stop");
 }

@@ -4,6 +4,7 @@
 //! store. A worker that has closed the store and cannot exit, because a thread of it waits in the kernel for a
 //! filesystem that hangs, is left behind: it has released the store's lock.
 
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,14 @@ impl Supervisor {
         handover::forget(self.since_ns);
         let device = mount::device(&self.config.mount);
         let mount = match mount::end(&self.config.mount, sys::Detach::No) {
-            Ok(()) => MountEnd::Unmounted,
+            Ok(()) if sys::fuse_ended(self.fuse.as_fd()) => MountEnd::Unmounted,
+            // The kernel ends the connection with its last mount.
+            Ok(()) => {
+                tracing::warn!(
+                    "another mount namespace, such as a container, has the mount too; its programs will see I/O errors"
+                );
+                MountEnd::Detached
+            }
             Err(error) => {
                 tracing::warn!(%error, "files on the mount are open; programs that use them will see I/O errors");
                 // This fails when another process has detached the mount.

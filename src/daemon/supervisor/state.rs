@@ -99,7 +99,8 @@ pub(in crate::daemon) struct Closing {
 pub(in crate::daemon) enum MountEnd {
     /// It is unmounted. The worker sees that, and closes the store.
     Unmounted,
-    /// It is detached, and files on it are open. The worker is told to close the store nevertheless.
+    /// It is detached, and files on it are open, or it is mounted elsewhere too. The worker is told to close the store
+    /// nevertheless.
     Detached,
 }
 
