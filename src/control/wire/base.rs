@@ -298,6 +298,8 @@ pub struct Server {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Work {
+    /// The job that does it, see `/v1/jobs`.
+    pub job: String,
     /// The kind of work.
     pub what: WorkKind,
     /// Its progress.
