@@ -105,8 +105,7 @@ impl Hydrations {
         let record = node.record();
         record.files().all(|file| {
             let contents = self.sources.contents(record, file);
-            contents.is_complete(Reach::Proven)
-                && (file.identity.digest.is_none() || contents.is_verified())
+            contents.is_complete(Reach::Proven) && (file.identity.digest.is_none() || contents.is_verified())
         })
     }
 
@@ -157,12 +156,14 @@ impl Hydrations {
     pub fn hydrate(&self, node: &Arc<BaseNode>, rate: Option<u64>) -> Result<(), StoreError> {
         self.fits(node)?;
         node.attach()?;
-        let repeats = node.options().hydrate && self.is_hydrated(node);
+        let was_wanted = node.options().hydrate;
+        let repeats = was_wanted && self.is_hydrated(node);
+        let resumed = was_wanted && !repeats && self.jobs.lock().of(node.id(), What::Hydrate).is_none();
         node.set_options(|options| options.hydrate = true)?;
         // From now on, disks that attach it read the copy, as far as there is one.
         node.detach();
         node.record().files().for_each(|file| self.sources.contents(node.record(), file).pin(true));
-        self.begin(node, What::Hydrate, Start { rate: rate.or(self.rate), resumed: false, repeats })?;
+        self.begin(node, What::Hydrate, Start { rate: rate.or(self.rate), resumed, repeats })?;
         if let (Some(rate), Some(job)) = (rate, self.jobs.lock().running(node.id())) {
             job.set_rate(rate);
         }
@@ -287,12 +288,7 @@ impl Hydrations {
         }
     }
 
-    fn work(
-        &self,
-        node: &Arc<BaseNode>,
-        job: &Arc<Job>,
-        what: What,
-    ) -> Result<Option<bool>, Stopped> {
+    fn work(&self, node: &Arc<BaseNode>, job: &Arc<Job>, what: What) -> Result<Option<bool>, Stopped> {
         // A refused base has nothing cached: all of it is fetched to find out whether its source is right by now.
         let mut fetches = what == What::Hydrate || node.options().refused;
         let (mut damaged, mut differed) = (0, 0);

@@ -1,6 +1,6 @@
 //! The jobs of this worker: of each base the last one of each kind.
 //!
-//! What must hold: at most one job of a base is under way. An entry goes with its base, so there are never more than two
+//! What must hold: at most one job of a base is under way (D74). An entry goes with its base, so there are never more than two
 //! for each base.
 
 use std::collections::HashMap;

@@ -327,6 +327,16 @@ pub enum WorkKind {
     Verify,
 }
 
+impl WorkKind {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hydrate => "hydrate",
+            Self::Verify => "verify",
+        }
+    }
+}
+
 /// The progress of work on a whole base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
