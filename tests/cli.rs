@@ -24,6 +24,11 @@ const COMMANDS: &[&[&str]] = &[
     &["base", "trace", "rm"],
     &["trace"],
     &["trace", "record"],
+    &["job"],
+    &["job", "ls"],
+    &["job", "show"],
+    &["job", "cancel"],
+    &["jobs"],
     &["events"],
     &["disk"],
     &["disk", "create"],
@@ -32,6 +37,7 @@ const COMMANDS: &[&[&str]] = &[
     &["disk", "rm"],
     &["disk", "resize"],
     &["status"],
+    &["top"],
     &["stop"],
     &["check"],
     &["check-config"],
@@ -174,6 +180,9 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["serve", "--log-level", "loud"], "loud"),
         (&["serve", "--cache-memory", "much"], "not a number"),
         (&["completions", "tcl"], "tcl"),
+        (&["disk", "ls", "--sort", "colour"], "there is no column \"colour\""),
+        (&["base", "ls", "--filter", "name"], "has no value"),
+        (&["jobs", "--sort", "began:down"], "asc or desc"),
     ];
     for (args, part) in cases {
         let line = error_line(&run(store.path(), args), 2);
@@ -208,6 +217,9 @@ fn without_a_daemon_no_command_advises_to_start_one() {
         &["base", "trace", "show", "b"],
         &["base", "trace", "rm", "b"],
         &["trace", "record", "vm1"],
+        &["jobs"],
+        &["job", "show", "hydrate-b"],
+        &["job", "cancel", "hydrate-b"],
         &["events"],
         &["events", "--follow"],
         &["status"],
@@ -292,7 +304,8 @@ fn disk_ls_and_disk_show_print_text_or_json() {
     let (output, line, _) = exchange(&["disk", "ls"], 200, &disks);
     assert_eq!(line, "GET /v1/disks HTTP/1.1");
     let text = stdout(&output);
-    assert_eq!(text.lines().count(), 3, "{text}");
+    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(text.ends_with("2 disks, 40G in all, 8K written, 0 open handles\n"), "{text}");
     assert!(text.starts_with("NAME  BASE") && text.contains(" 20G ") && text.contains(" 4K "), "{text}");
     let (output, ..) = exchange(&["disk", "ls", "--json"], 200, &disks);
     assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), disks);
@@ -542,12 +555,14 @@ fn completed(store: &Path, words: &[&str]) -> Vec<String> {
 fn completions_know_the_names_of_disks_and_bases() {
     let disks = json!([{"name": "vm1"}, {"name": "vm2"}, {"name": "web"}]);
     let bases = json!([{"name": "debian"}]);
+    let jobs = json!([{"id": "hydrate-b"}, {"id": "verify-b"}]);
     for (words, answer, request, expected) in [
         (["disk", "rm", "vm"].as_slice(), &disks, "GET /v1/disks HTTP/1.1", ["vm1", "vm2"].as_slice()),
         (&["disk", "resize", "w"], &disks, "GET /v1/disks HTTP/1.1", &["web"]),
         (&["base", "show", ""], &bases, "GET /v1/bases HTTP/1.1", &["debian"]),
         (&["base", "trace", "rm", "d"], &bases, "GET /v1/bases HTTP/1.1", &["debian"]),
         (&["disk", "create", "vm9", "--base", "d"], &bases, "GET /v1/bases HTTP/1.1", &["debian"]),
+        (&["job", "cancel", "h"], &jobs, "GET /v1/jobs HTTP/1.1", &["hydrate-b"]),
     ] {
         let store = tempfile::tempdir().expect("store");
         let server = serve(store.path(), vec![(200, answer.to_string())]);
@@ -556,6 +571,31 @@ fn completions_know_the_names_of_disks_and_bases() {
         assert_eq!(offered, expected, "{words:?}");
         assert_eq!(server.join().expect("served")[0].0, request);
     }
+}
+
+#[test]
+fn a_daemon_of_an_earlier_version_that_has_no_jobs_is_named() {
+    let base = json!({"name": "b", "work": {"what": "hydrate", "state": "fetching", "bytes": 1, "total": 2}});
+    let (output, line, _) = exchange(&["base", "hydrate", "b"], 200, &base);
+    assert_eq!(line, "POST /v1/bases/b/hydrate HTTP/1.1");
+    let line = error_line(&output, 1);
+    assert!(line.contains("earlier version") && line.ends_with("`plyfs upgrade`"), "{line}");
+}
+
+#[test]
+fn names_alone_are_printed_for_other_commands() {
+    let disks = json!([disk("vm1"), disk("vm2")]);
+    let (output, ..) = exchange(&["disk", "ls", "-q", "--filter", "name=vm2"], 200, &disks);
+    assert_eq!(stdout(&output), "vm2\n");
+    let (output, ..) = exchange(&["--json", "disk", "ls", "-q", "--sort", "name:desc"], 200, &disks);
+    assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), json!(["vm2", "vm1"]));
+}
+
+#[test]
+fn top_without_a_terminal_says_what_to_give() {
+    let store = tempfile::tempdir().expect("store");
+    let line = error_line(&run(store.path(), &["top"]), 2);
+    assert!(line.contains("give --once, --batch N or --json"), "{line}");
 }
 
 #[test]

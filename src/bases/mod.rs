@@ -12,6 +12,7 @@
 mod add;
 mod copy;
 pub mod hydrate;
+pub mod jobs;
 mod keep;
 mod keys;
 mod lane;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::add::{Description, File, PreparedBase};
+pub use self::jobs::BaseJob;
 pub use self::keep::{Evicted, LastCopy};
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};

@@ -1,5 +1,7 @@
 //! Operations on bases of a real store, without a mount and without a network.
 
+mod jobs;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;

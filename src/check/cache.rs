@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Check, CheckError, Finding, Repair, VerifyBases};
+use super::{Check, CheckError, Finding, Part, Repair, Step, VerifyBases};
 use crate::fetch::kept::{self, Checksums, DIR};
 
 impl Check<'_> {
@@ -13,10 +13,10 @@ impl Check<'_> {
             Repair::Yes => kept::Repair::Yes,
             Repair::No => kept::Repair::No,
         };
-        let found = kept::check(self.medium, sums, repair).map_err(|error: io::Error| CheckError::Io {
-            operation: "reading",
-            path: self.store.join(DIR),
-            error,
+        let part = if sums == Checksums::Compare { Part::CachedBytes } else { Part::Cache };
+        let note = |done, total| (self.watch)(Step { part, done, total });
+        let found = kept::check_watched(self.medium, sums, repair, &note).map_err(|error: io::Error| {
+            CheckError::Io { operation: "reading", path: self.store.join(DIR), error }
         })?;
         self.findings.extend(found.into_iter().map(|found| Finding {
             invariant: 14,

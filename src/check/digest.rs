@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use sha2::{Digest as _, Sha256, Sha512};
 
-use super::Check;
+use super::{Check, Part, Step};
 use crate::format::record::{BaseRecord, Digest};
 
 /// Bytes of one read.
@@ -29,7 +29,9 @@ impl Check<'_> {
             return;
         };
         let object = format!("base {}", record.name);
-        match digest_of(&record.image.source, expected) {
+        let total = record.image.identity.size;
+        let note = |done| (self.watch)(Step { part: Part::Digests, done, total });
+        match digest_of(&record.image.source, expected, &note) {
             Ok(found) if found == *expected => self.digests += 1,
             Ok(found) => {
                 let message = format!(
@@ -46,20 +48,25 @@ impl Check<'_> {
 }
 
 /// The digest of a file, of the same kind as `like`.
-fn digest_of(path: &str, like: &Digest) -> io::Result<Digest> {
+fn digest_of(path: &str, like: &Digest, note: &dyn Fn(u64)) -> io::Result<Digest> {
     let file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
     Ok(match like {
-        Digest::Sha256(_) => Digest::Sha256(sum::<Sha256>(file)?.finalize().into()),
-        Digest::Sha512(_) => Digest::Sha512(sum::<Sha512>(file)?.finalize().into()),
+        Digest::Sha256(_) => Digest::Sha256(sum::<Sha256>(file, note)?.finalize().into()),
+        Digest::Sha512(_) => Digest::Sha512(sum::<Sha512>(file, note)?.finalize().into()),
     })
 }
 
-fn sum<D: sha2::Digest>(mut file: File) -> io::Result<D> {
+fn sum<D: sha2::Digest>(mut file: File, note: &dyn Fn(u64)) -> io::Result<D> {
     let (mut sum, mut piece) = (D::new(), vec![0; PIECE]);
+    let mut done = 0;
     loop {
         match file.read(&mut piece) {
             Ok(0) => return Ok(sum),
-            Ok(n) => sum.update(&piece[..n]),
+            Ok(n) => {
+                sum.update(&piece[..n]);
+                done += n as u64;
+                note(done);
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

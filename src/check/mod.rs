@@ -147,6 +147,20 @@ pub fn run_verifying(
     repair: Repair,
     verify: VerifyBases,
 ) -> Result<Report, CheckError> {
+    run_watched(store, runtime_dir, repair, verify, &|_| ())
+}
+
+/// As [`run_verifying`], and tells `watch` how far it is.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_watched(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    verify: VerifyBases,
+    watch: &dyn Fn(Step),
+) -> Result<Report, CheckError> {
     let no_store = |why: String| CheckError::NoStore { store: store.into(), why };
     match fs::symlink_metadata(store.join(SUPERBLOCK)) {
         Ok(meta) if meta.is_file() => {}
@@ -162,7 +176,7 @@ pub fn run_verifying(
         path: store.into(),
         error,
     })?;
-    run_through(store, runtime_dir, repair, verify, &medium)
+    run_through_watched(store, runtime_dir, repair, verify, &medium, watch)
 }
 
 /// As [`run_with_runtime_dir`], for a caller that has the lock. Repairs are written through `medium`.
@@ -176,8 +190,20 @@ pub fn run_through(
     verify: VerifyBases,
     medium: &dyn Medium,
 ) -> Result<Report, CheckError> {
+    run_through_watched(store, runtime_dir, repair, verify, medium, &|_| ())
+}
+
+fn run_through_watched(
+    store: &Path,
+    runtime_dir: &Path,
+    repair: Repair,
+    verify: VerifyBases,
+    medium: &dyn Medium,
+    watch: &dyn Fn(Step),
+) -> Result<Report, CheckError> {
     let mut check = Check {
         store,
+        watch,
         medium,
         repair,
         live: BTreeSet::new(),
@@ -215,8 +241,33 @@ fn lock(store: &Path) -> Result<File, CheckError> {
     }
 }
 
+/// The parts of a check that may take long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The maps of disks; counts disks.
+    Disks,
+    /// The digests of bases; counts bytes.
+    Digests,
+    /// The structure of the cache of fetched blocks; counts files.
+    Cache,
+    /// The cached blocks and their checksums; counts bytes.
+    CachedBytes,
+}
+
+/// How far a check is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The part that is under way.
+    pub part: Part,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is.
+    pub total: u64,
+}
+
 struct Check<'a> {
     store: &'a Path,
+    watch: &'a dyn Fn(Step),
     medium: &'a dyn Medium,
     repair: Repair,
     /// Disks that have a live map.
@@ -257,11 +308,13 @@ impl Check<'_> {
         self.names();
         self.backings();
         self.sources();
-        for (id, record) in self.disks.clone() {
+        let total = self.disks.len() as u64;
+        for (done, (id, record)) in (1..).zip(self.disks.clone()) {
             // No client reads a removed disk again.
             if !record.unlinked {
                 self.check_delta(id, &record);
             }
+            (self.watch)(Step { part: Part::Disks, done, total });
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
         let traces = self.traces(&bases)?;

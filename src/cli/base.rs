@@ -3,16 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Global;
 use super::args;
 use super::client::read;
 use super::error::CliError;
-use super::output::{Column, Kind, fields, printable, table};
+use super::listing::{Listing, Noun};
+use super::output::{Column, Kind, printable};
 use super::retry::{self, Force};
-use super::work;
-use crate::control::wire::{AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls};
+use super::table::fields;
+use super::work::{Wait, Work, no_options};
+use crate::control::wire::{
+    AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls, WorkKind,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +38,16 @@ plyfs never guesses the format. Without --format, an image that is raw by its na
 refused; with --format raw it is raw, whatever bytes it contains. The image must not change while it is a base. The \
 command prints the path of the base's file in the mount.";
 
+const LS_EXAMPLES: &str = "\
+Examples:
+  plyfs base ls
+  plyfs base ls --sort cached:desc
+  plyfs base ls --filter state=waiting
+  plyfs base ls -q --filter disks=0 | xargs -r plyfs base rm
+  plyfs --json base ls
+
+On a terminal each line is cut to its width. In a pipe nothing is cut. With --json times are RFC 3339.";
+
 const RM_EXAMPLES: &str = "\
 Examples:
   plyfs base rm debian
@@ -45,9 +59,22 @@ Examples:
   plyfs base hydrate debian
   plyfs base hydrate debian --rate 20M
   plyfs base hydrate debian --background
+  plyfs --json base hydrate debian | jq .percent
 
-A base in a file of this host can be hydrated too: reads then use the copy in the store. The work continues by itself \
-after a restart of the daemon. The cache never evicts a hydrated base to make room.";
+A base in a file of this host can be hydrated too: reads then use the copy in the store. The cache never evicts a \
+hydrated base to make room.
+
+The work is a job of the daemon, hydrate-NAME, which continues by itself after the death of a worker and after a restart \
+of the daemon. Ctrl-C ends only the command; `plyfs job cancel` ends the job. The command called again waits for the \
+same job, and gives it the rate of --rate. With --json each update is a line with the job, and the last line is the \
+result. Without a terminal the command is quiet until the end.";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  plyfs base verify debian
+
+The work is a job of the daemon, verify-NAME. Ctrl-C cancels it. After the death of a worker the command begins it again. \
+It is refused while the base is being hydrated, which compares the base at its end; a hydration that begins ends it.";
 
 const SET_EXAMPLES: &str = "\
 Examples:
@@ -81,7 +108,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("DISKS", "disks", Kind::Number),
     ("CACHED", "cached_bytes", Kind::Size),
     ("STATE", "state", Kind::Text),
-    ("SINCE", "state_since", Kind::Text),
+    ("SINCE", "state_since", Kind::Time),
     ("SOURCE", "source", Kind::Text),
 ];
 
@@ -100,14 +127,27 @@ pub(super) const FIELDS: [Column; 21] = [
     ("complete", "complete", Kind::Text),
     ("verified", "digest_verified", Kind::Text),
     ("sha256", "sha256", Kind::Text),
-    ("created", "created", Kind::Text),
+    ("created", "created", Kind::Time),
     ("state", "state", Kind::Text),
-    ("since", "state_since", Kind::Text),
+    ("since", "state_since", Kind::Time),
     ("error", "error", Kind::Text),
-    ("failing since", "failing_since", Kind::Text),
-    ("waiting since", "waiting_since", Kind::Text),
+    ("failing since", "failing_since", Kind::Time),
+    ("waiting since", "waiting_since", Kind::Time),
     ("waiting for", "waiting_for", Kind::Text),
 ];
+
+const NOUN: Noun = Noun {
+    names: ["base", "bases"],
+    name: "name",
+    columns: &COLUMNS,
+    more: &FIELDS,
+    totals: &[
+        ("size", Kind::Size, "{} in all"),
+        ("cached_bytes", Kind::Size, "{} cached"),
+        ("disks", Kind::Number, "{} disks on them"),
+    ],
+    notes: troubles,
+};
 
 /// Register, list and remove bases: the shared, read-only images that disks start from
 #[derive(Debug, Subcommand)]
@@ -158,8 +198,8 @@ pub(super) enum Base {
         sha512: Option<String>,
     },
     /// List the bases
-    #[command(visible_alias = "list", after_help = "Examples:\n  plyfs base ls\n  plyfs --json base ls")]
-    Ls,
+    #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
+    Ls(Listing),
     /// Show one base
     #[command(after_help = "Examples:\n  plyfs base show debian\n  plyfs --json base show debian")]
     Show {
@@ -175,15 +215,15 @@ pub(super) enum Base {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// Most bytes per second
+        /// Most bytes per second, also of a hydration that is under way
         #[arg(long, value_name = "SIZE", value_parser = args::size)]
         rate: Option<u64>,
-        /// Return at once; `plyfs base show` shows the progress
+        /// Return at once; `plyfs jobs` shows the progress
         #[arg(long)]
         background: bool,
     },
     /// Read the data of a base that is in the store, and compare it with its checksums and its digest
-    #[command(after_help = "Examples:\n  plyfs base verify debian")]
+    #[command(after_help = VERIFY_EXAMPLES)]
     Verify {
         /// Name of the base
         #[arg(value_parser = args::name)]
@@ -332,9 +372,10 @@ impl Base {
                 let base = retry::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
-            Self::Ls => {
+            Self::Ls(listing) => {
+                listing.check(&NOUN)?;
                 let bases = global.client()?.get("/v1/bases", "cannot list bases")?;
-                global.output().value(&bases, |bases| table(bases, &COLUMNS) + &troubles(bases))
+                listing.run(&global.output(), bases, &NOUN)
             }
             Self::Show { name } => {
                 let base = global
@@ -344,9 +385,13 @@ impl Base {
             }
             Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
-                work::run(global, &name, "hydrate", &Hydrate { rate }, background)
+                let wait = if background { Wait::No } else { Wait::UntilEnd };
+                Work { base: &name, kind: WorkKind::Hydrate, body: Hydrate { rate } }.run(global, wait)
             }
-            Self::Verify { name } => work::run(global, &name, "verify", &json!({}), false),
+            Self::Verify { name } => {
+                let verify = Work { base: &name, kind: WorkKind::Verify, body: no_options() };
+                verify.run(global, Wait::UntilEnd)
+            }
             Self::Set { name, source, source_file, mirrors, file } => {
                 let source = match source_file {
                     Some(path) => first_line(&path)?,
@@ -400,9 +445,9 @@ impl Base {
 }
 
 /// A line for each base whose readers wait or get errors: its state, since when, and the last error.
-pub(super) fn troubles(bases: &Value) -> String {
+fn troubles(bases: &[Value]) -> String {
     let mut out = String::new();
-    for base in bases.as_array().into_iter().flatten() {
+    for base in bases {
         let text = |key: &str| base[key].as_str().map(printable);
         let Some(why) = text("error").or_else(|| text("waiting_for")) else { continue };
         let since = text("state_since").map_or_else(String::new, |since| format!(" since {since}"));

@@ -1,14 +1,15 @@
 //! `plyfs check-config`: whether a configuration is valid, and what the daemon would use.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::error::CliError;
-use super::output::{Column, Kind, printable, table};
+use super::output::{Column, Kind, printable};
 use super::serve::Flags;
+use super::table::table;
 use crate::config::keys::{self, Bounds, CREDENTIALS, DefaultValue, KEYS, Key};
 use crate::config::{Config, CredentialSource, place, size::format_size};
 
@@ -81,7 +82,7 @@ impl CheckConfig {
                 || "no configuration file; defaults and flags apply".to_owned(),
                 |file| format!("{} is valid", printable(&file.to_string_lossy())),
             );
-            format!("{file}\n\n{}", table(&Value::Array(rows), &COLUMNS))
+            format!("{file}\n\n{}", table(&Value::Array(rows), &COLUMNS, SystemTime::now(), None))
         })
     }
 }

@@ -69,6 +69,7 @@ fn command() -> clap::Command {
         .mut_subcommand("disk", |disk| naming(disk, "disks"))
         .mut_subcommand("base", |base| naming(base, "bases"))
         .mut_subcommand("trace", |trace| naming(trace, "bases"))
+        .mut_subcommand("job", |job| naming(job, "jobs"))
 }
 
 /// A command and those below it, whose arguments are names of `kind`.
@@ -81,7 +82,7 @@ fn naming(mut command: clap::Command, kind: &'static str) -> clap::Command {
     let creates = ["create", "add"].contains(&command.get_name());
     command.mut_args(|arg| {
         let kind = match arg.get_id().as_str() {
-            "name" | "names" if !creates => kind,
+            "name" | "names" | "id" | "ids" if !creates => kind,
             "base" => "bases",
             "disk" => "disks",
             _ => return arg,
@@ -109,6 +110,7 @@ fn names(kind: &str, words: impl Iterator<Item = OsString>) -> Result<Vec<String
     let store = named("--store").or_else(|| variable("PLYFS_STORE"));
     let client = Client::new(place::store(config.as_deref(), store.as_deref())?)?;
     let objects = client.get_within(PATIENCE, &format!("/v1/{kind}"), "cannot list names")?;
-    let name = |object: &Value| object["name"].as_str().map(str::to_owned);
+    let key = if kind == "jobs" { "id" } else { "name" };
+    let name = |object: &Value| object[key].as_str().map(str::to_owned);
     Ok(objects.as_array().into_iter().flatten().filter_map(name).collect())
 }

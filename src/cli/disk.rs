@@ -10,8 +10,10 @@ use super::args;
 use super::client::{Client, read};
 use super::error::CliError;
 use super::holders::{self, Holder};
-use super::output::{Column, Kind, fields, printable, table};
+use super::listing::{Listing, Noun, into_rows, no_notes};
+use super::output::{Column, Kind, printable};
 use super::retry::{self, Force};
+use super::table::fields;
 use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize};
 
 const EXAMPLES: &str = "\
@@ -30,6 +32,16 @@ Examples:
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
 for several.";
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  plyfs disk ls
+  plyfs disk ls --sort delta:desc
+  plyfs disk ls --filter base=debian --filter name~web
+  plyfs disk ls -q --filter name~test | xargs -r plyfs disk rm
+  plyfs --json disk ls
+
+On a terminal each line is cut to its width. In a pipe nothing is cut. With --json times are RFC 3339.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -55,7 +67,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("DELTA", "delta_bytes", Kind::Size),
     ("OPEN", "open_handles", Kind::Number),
     ("STATE", "state", Kind::Text),
-    ("CREATED", "created", Kind::Text),
+    ("CREATED", "created", Kind::Time),
     ("PATH", "path", Kind::Text),
 ];
 
@@ -67,7 +79,7 @@ pub(super) const FIELDS: [Column; 12] = [
     ("size", "size", Kind::Size),
     ("delta", "delta_bytes", Kind::Size),
     ("map in memory", "map_bytes", Kind::Size),
-    ("created", "created", Kind::Text),
+    ("created", "created", Kind::Time),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("refuses writes", "refuses_writes", Kind::Text),
@@ -76,6 +88,26 @@ pub(super) const FIELDS: [Column; 12] = [
 
 /// What the command adds to the daemon's answer: the processes that have a disk open, as far as it may see them.
 const OPEN_BY: &str = "open_by";
+const OPEN_BY_COLUMN: Column = ("OPEN BY", OPEN_BY, Kind::Text);
+
+const NOUN: Noun = Noun {
+    names: ["disk", "disks"],
+    name: "name",
+    columns: &COLUMNS,
+    more: &[
+        OPEN_BY_COLUMN,
+        ("ID", "id", Kind::Number),
+        ("ERROR", "error", Kind::Text),
+        ("REFUSES WRITES", "refuses_writes", Kind::Text),
+        ("MAP", "map_bytes", Kind::Size),
+    ],
+    totals: &[
+        ("size", Kind::Size, "{} in all"),
+        ("delta_bytes", Kind::Size, "{} written"),
+        ("open_handles", Kind::Number, "{} open handles"),
+    ],
+    notes: no_notes,
+};
 
 /// Create, list, resize and remove disks: each is one raw file under the mount
 #[derive(Debug, Subcommand)]
@@ -96,8 +128,8 @@ pub(super) enum Disk {
         size: Option<u64>,
     },
     /// List the disks
-    #[command(visible_alias = "list", after_help = "Examples:\n  plyfs disk ls\n  plyfs --json disk ls")]
-    Ls,
+    #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
+    Ls(Listing),
     /// Show one disk
     #[command(after_help = "Examples:\n  plyfs disk show vm1\n  plyfs --json disk show vm1 | jq -r .path")]
     Show {
@@ -134,18 +166,7 @@ impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
             Self::Create { names, base, size } => create(global, &names, base.as_deref(), size),
-            Self::Ls => {
-                let mut disks = global.client()?.get("/v1/disks", "cannot list disks")?;
-                add_holders(disks.as_array_mut().into_iter().flatten());
-                global.output().value(&disks, |disks| {
-                    let mut columns = COLUMNS.to_vec();
-                    let is_known = |disk: &Value| disk.get(OPEN_BY).is_some();
-                    if disks.as_array().is_some_and(|disks| disks.iter().any(is_known)) {
-                        columns.insert(columns.len() - 1, ("OPEN BY", OPEN_BY, Kind::Text));
-                    }
-                    table(&with_names(disks), &columns)
-                })
-            }
+            Self::Ls(listing) => list(global, &listing),
             Self::Show { name } => {
                 let mut disk = global
                     .client()?
@@ -174,6 +195,24 @@ impl Disk {
             }
         }
     }
+}
+
+fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
+    listing.check(&NOUN)?;
+    let mut disks = global.client()?.get("/v1/disks", "cannot list disks")?;
+    let output = global.output();
+    // For names alone it is not worth to look through all processes.
+    if output.is_json() || listing.is_table(&output) || listing.uses(OPEN_BY) {
+        add_holders(disks.as_array_mut().into_iter().flatten());
+    }
+    let disks = into_rows(if output.is_json() { disks } else { with_names(&disks) });
+    let all = disks.len();
+    let disks = listing.choose(disks, &NOUN)?;
+    let mut columns = COLUMNS.to_vec();
+    if disks.iter().any(|disk| disk.get(OPEN_BY).is_some()) {
+        columns.insert(columns.len() - 1, OPEN_BY_COLUMN);
+    }
+    listing.print(&output, disks, (&NOUN, &columns, all))
 }
 
 fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u64>) -> Result<(), CliError> {

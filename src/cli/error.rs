@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::holders;
+use super::{holders, interrupt};
 use crate::config::{ConfigError, host};
 use crate::control::wire::ErrorKind;
 
@@ -74,6 +74,12 @@ pub(super) enum CliError {
     Man { dir: PathBuf, source: io::Error },
     #[error("cannot start: {0}; try again")]
     Runtime(io::Error),
+    /// The arguments are wrong in a way that the parser does not know. The text is a complete message.
+    #[error("{0}")]
+    Usage(String),
+    /// A signal ended the wait for work. The text is a complete message.
+    #[error("{message}")]
+    Interrupted { message: String, signal: i32 },
     #[error("cannot set up logging: {0}; check the log level and format")]
     Logging(String),
     /// The daemon ended with an error. The text is a complete message.
@@ -100,6 +106,8 @@ pub(super) enum CliError {
     StillRunning { store: PathBuf, waited: String, state: String },
 }
 
+/// The arguments are wrong; the parser's own errors have the same status.
+const USAGE: u8 = 2;
 /// The configuration is wrong: EX_CONFIG of sysexits.h. A service manager does not start the daemon again then.
 const WRONG_CONFIG: u8 = 78;
 
@@ -180,6 +188,8 @@ impl CliError {
         match self {
             Self::Config(ConfigError::NoDefaultStore | ConfigError::Relative { .. }) => 1,
             Self::Config(_) if std::env::var_os("LISTEN_FDS").is_none() => WRONG_CONFIG,
+            Self::Usage(_) => USAGE,
+            Self::Interrupted { signal, .. } => interrupt::status(*signal),
             _ => 1,
         }
     }
@@ -216,6 +226,8 @@ impl CliError {
             Self::TimedOut { .. } | Self::StillRunning { .. } => "timed_out",
             Self::InvalidAnswer { .. } => "invalid_answer",
             Self::Config(_) => "config",
+            Self::Usage(_) => "usage",
+            Self::Interrupted { .. } => "interrupted",
             Self::Open { .. } => "in_use",
             Self::NotUtf8 { .. } | Self::Absolute { .. } => "invalid",
             Self::Findings { .. } => "damaged",

@@ -58,10 +58,11 @@ const SERVE_ENVIRONMENT: [(&str, &str); 5] = [
     ),
 ];
 
-const STATUS: [(&str, &str); 4] = [
+const STATUS: [(&str, &str); 5] = [
     ("0", "Done."),
     ("1", "Failed. One line on standard error says what failed, on which object, why, and what to do."),
     ("2", "Usage: the arguments are wrong."),
+    ("130, 143", "SIGINT or SIGTERM ended a command that waited for work."),
     ("78", "The configuration is wrong; EX_CONFIG of sysexits.h. The service is not started again."),
 ];
 

@@ -15,16 +15,22 @@ mod error;
 mod events;
 mod generator;
 mod holders;
+mod interrupt;
+mod job;
 mod journal;
+mod listing;
 mod logging;
 mod man;
 mod output;
+mod progress;
 mod retry;
 mod serve;
 mod status;
 mod stop;
+mod table;
 #[cfg(test)]
 mod tests;
+mod top;
 mod trace;
 mod upgrade;
 mod work;
@@ -49,7 +55,7 @@ Examples:
   plyfs stop
 
 Sizes are bytes, or a number with K, M, G, T, P or E, powers of 1024.
-Exit status: 0 done; 1 failed; 2 usage; 78 the configuration is wrong.";
+Exit status: 0 done; 1 failed; 2 usage; 78 the configuration is wrong; 130, 143 a signal ended the wait for work.";
 
 /// Layered disk images for hypervisor hosts: many raw disks on one shared base
 ///
@@ -78,7 +84,7 @@ struct Global {
     /// TOML file with the configuration [default: /etc/plyfs/plyfs.toml for root, when it exists and is for this store]
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_ENV, help_heading = GLOBAL_OPTIONS)]
     config: Option<PathBuf>,
-    /// Print JSON: an object, or for `ls` an array of objects
+    /// Print JSON: an object, for `ls` an array of objects, and for long work a line with an object for each update
     #[arg(long, global = true, help_heading = GLOBAL_OPTIONS)]
     json: bool,
 }
@@ -110,7 +116,11 @@ enum Command {
     Disk(disk::Disk),
     #[command(subcommand)]
     Trace(trace::Trace),
+    #[command(subcommand)]
+    Job(job::Job),
+    Jobs(job::Jobs),
     Status(status::Status),
+    Top(top::Top),
     Events(events::Events),
     Stop(stop::Stop),
     Upgrade(upgrade::Upgrade),
@@ -144,7 +154,10 @@ pub fn main() -> ExitCode {
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
         Command::Trace(trace) => trace.run(&global),
+        Command::Job(job) => job.run(&global),
+        Command::Jobs(jobs) => jobs.run(&global),
         Command::Status(status) => status.run(&global),
+        Command::Top(top) => top.run(&global),
         Command::Events(events) => events.run(&global),
         Command::Stop(stop) => stop.run(&global),
         Command::Upgrade(upgrade) => upgrade.run(&global),

@@ -1,4 +1,4 @@
-//! The output of commands: tables and fields for people, the daemon's own JSON for programs, one line per error.
+//! The output of commands: text for people (`table`), the daemon's own JSON for programs, one line per error.
 
 use std::error::Error;
 use std::io::{self, ErrorKind as IoErrorKind, Write};
@@ -9,7 +9,6 @@ use serde_json::Value;
 
 use super::error::{CliError, ErrorObject};
 use super::journal;
-use crate::config::size::format_size;
 
 pub(super) struct Output {
     json: bool,
@@ -26,6 +25,18 @@ impl Output {
             return print(&format!("{value:#}\n"));
         }
         print(&human(value))
+    }
+
+    /// As [`value`](Self::value), with JSON on one line: the last of lines that a program reads one by one.
+    pub(super) fn line(&self, value: &Value, human: impl FnOnce(&Value) -> String) -> Result<(), CliError> {
+        if self.json {
+            return print(&format!("{value}\n"));
+        }
+        print(&human(value))
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
     }
 
     /// Prints an error on standard error: one line, or with `--json` an object on one line.
@@ -235,61 +246,20 @@ pub(super) enum Kind {
     Number,
     /// Bytes, formatted as a size.
     Size,
+    /// A time of the API, shown as its distance from now.
+    Time,
+    /// Microseconds, shown in the unit that fits.
+    Micros,
+}
+
+impl Kind {
+    /// Whether the column has numbers, which are aligned to the right.
+    pub(super) fn is_numeric(self) -> bool {
+        match self {
+            Self::Text | Self::Time => false,
+            Self::Number | Self::Size | Self::Micros => true,
+        }
+    }
 }
 
 pub(super) type Column = (&'static str, &'static str, Kind);
-
-fn cell(object: &Value, key: &str, kind: Kind) -> String {
-    match &object[key] {
-        Value::Null => "-".to_owned(),
-        Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => printable(text),
-        Value::Number(number) if kind == Kind::Size => {
-            number.as_u64().map_or_else(|| number.to_string(), format_size)
-        }
-        other => printable(&other.to_string()),
-    }
-}
-
-/// A table of an array of objects, with a title and a key per column. Numbers and sizes are aligned to the right.
-pub(super) fn table(rows: &Value, columns: &[Column]) -> String {
-    let titles = columns.iter().map(|(title, ..)| (*title).to_owned()).collect();
-    let mut lines: Vec<Vec<String>> = vec![titles];
-    for row in rows.as_array().into_iter().flatten() {
-        lines.push(columns.iter().map(|&(_, key, kind)| cell(row, key, kind)).collect());
-    }
-    let width = |index: usize| lines.iter().map(|line| line[index].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    let mut out = String::new();
-    for line in &lines {
-        let mut text = String::new();
-        for ((value, &width), &(_, _, kind)) in line.iter().zip(&widths).zip(columns) {
-            let padded = match kind {
-                Kind::Text => format!("{value:<width$}  "),
-                Kind::Number | Kind::Size => format!("{value:>width$}  "),
-            };
-            text.push_str(&padded);
-        }
-        out.push_str(text.trim_end());
-        out.push('\n');
-    }
-    out
-}
-
-/// One object as lines of a title and a value. A key that the object does not have is omitted.
-pub(super) fn fields(object: &Value, columns: &[Column]) -> String {
-    let present = columns.iter().filter(|(_, key, _)| object.get(key).is_some());
-    lines(present.map(|&(title, key, kind)| match (kind, object[key].as_u64()) {
-        (Kind::Size, Some(bytes)) if bytes >= 1024 => {
-            (title, format!("{} ({bytes} bytes)", format_size(bytes)))
-        }
-        _ => (title, cell(object, key, kind)),
-    }))
-}
-
-/// Lines of a title and a value, with aligned values.
-pub(super) fn lines(pairs: impl Iterator<Item = (&'static str, String)>) -> String {
-    let pairs: Vec<_> = pairs.collect();
-    let width = pairs.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
-    pairs.iter().map(|(title, value)| format!("{title:<width$}  {value}\n")).collect()
-}

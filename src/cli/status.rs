@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Global;
 use super::client::read;
 use super::error::CliError;
-use super::output::{lines, printable};
+use super::output::printable;
+use super::table::lines;
 use crate::config::size::format_size;
 use crate::control::wire::{
     self, Cache, Confinement, DamagedFile, DiskCache, MissingPromise, Standby, Trouble,

@@ -1,10 +1,12 @@
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 
-use super::output::{Kind, fields, printable, table, usage_line};
-use super::{Cli, args, base, disk, events, status, stop, trace};
+use super::output::{Kind, printable, usage_line};
+use super::table::{fields, table};
+use super::{Cli, args, base, disk, events, job, status, stop, trace};
 
 mod retry;
 
@@ -133,8 +135,8 @@ vm1           20G  debian
 a-long-name   512  -
 odd\\n           -  -
 ";
-    assert_eq!(table(&rows, &columns), expected);
-    assert_eq!(table(&json!([]), &columns), "NAME  SIZE  BASE\n");
+    assert_eq!(table(&rows, &columns, SystemTime::now(), None), expected);
+    assert_eq!(table(&json!([]), &columns, SystemTime::now(), None), "NAME  SIZE  BASE\n");
 }
 
 /// Each field that a command prints is in the description of the API.
@@ -144,6 +146,7 @@ fn columns_are_keys_of_the_api() {
     let answers = [
         ("Disk", [disk::COLUMNS.as_slice(), disk::FIELDS.as_slice()]),
         ("Base", [base::COLUMNS.as_slice(), base::FIELDS.as_slice()]),
+        ("Job", [job::COLUMNS.as_slice(), job::FIELDS.as_slice()]),
         ("Trace", [trace::COLUMNS.as_slice(), trace::FIELDS.as_slice()]),
     ];
     for (name, columns) in answers {

@@ -9,8 +9,10 @@ use super::Global;
 use super::args;
 use super::client::read;
 use super::error::CliError;
-use super::output::{Column, Kind, fields, printable, table};
+use super::listing::{Listing, Noun, no_notes};
+use super::output::{Column, Kind, printable};
 use super::retry;
+use super::table::fields;
 use crate::control::wire::{Recording, Removed};
 
 const EXAMPLES: &str = "\
@@ -44,7 +46,7 @@ pub(super) const COLUMNS: [Column; 7] = [
     ("ENTRIES", "entries", Kind::Number),
     ("MS", "duration_ms", Kind::Number),
     ("FILE", "file_bytes", Kind::Size),
-    ("RECORDED", "recorded", Kind::Text),
+    ("RECORDED", "recorded", Kind::Time),
     ("ERROR", "error", Kind::Text),
 ];
 
@@ -52,7 +54,7 @@ pub(super) const FIELDS: [Column; 13] = [
     ("base", "base", Kind::Text),
     ("disk", "disk", Kind::Text),
     ("recorded on base", "recorded_on", Kind::Text),
-    ("recorded", "recorded", Kind::Text),
+    ("recorded", "recorded", Kind::Time),
     ("size of the base", "size", Kind::Size),
     ("origin", "origin", Kind::Text),
     ("fits the base", "fits", Kind::Text),
@@ -63,6 +65,15 @@ pub(super) const FIELDS: [Column; 13] = [
     ("file", "file_bytes", Kind::Size),
     ("error", "error", Kind::Text),
 ];
+
+const NOUN: Noun = Noun {
+    names: ["trace", "traces"],
+    name: "base",
+    columns: &COLUMNS,
+    more: &FIELDS,
+    totals: &[("file_bytes", Kind::Size, "{} in files")],
+    notes: no_notes,
+};
 
 /// Record which blocks a boot reads, so that the next boot finds them fetched
 #[derive(Debug, Subcommand)]
@@ -87,9 +98,9 @@ pub(super) enum BaseTrace {
     /// List the traces
     #[command(
         visible_alias = "list",
-        after_help = "Examples:\n  plyfs base trace ls\n  plyfs --json base trace ls"
+        after_help = "Examples:\n  plyfs base trace ls\n  plyfs base trace ls --sort bytes:desc\n  plyfs --json base trace ls"
     )]
-    Ls,
+    Ls(Listing),
     /// Show the trace of a base
     #[command(after_help = "Examples:\n  plyfs base trace show debian")]
     Show {
@@ -152,9 +163,10 @@ impl BaseTrace {
         let client = global.client()?;
         let path = |name: &str| format!("/v1/bases/{name}/trace");
         match self {
-            Self::Ls => {
+            Self::Ls(listing) => {
+                listing.check(&NOUN)?;
                 let traces = client.get("/v1/traces", "cannot list traces")?;
-                global.output().value(&traces, |traces| table(traces, &COLUMNS))
+                listing.run(&global.output(), traces, &NOUN)
             }
             Self::Show { name } => {
                 let trace = client.get(&path(&name), &format!("cannot show the trace of base {name}"))?;

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::client::{Client, read};
 use super::error::CliError;
-use super::output::{lines, printable};
+use super::output::printable;
+use super::table::lines;
 use super::{Global, args};
 use crate::control::wire::{self, ErrorKind, UpgradeBegun, UpgradeState, UpgradeTo};
 

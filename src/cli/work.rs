@@ -1,111 +1,207 @@
-//! Background work of the daemon on a whole base: a command begins it and shows its progress on a terminal.
+//! Begins a job on a whole base, and waits for it.
+//!
+//! What must hold:
+//! - The job is the daemon's. It goes on when the command ends, and a command that is called again waits for the same
+//!   job.
+//! - A job that ended with its worker is begun again (a verification); a job that the next worker continues is waited for
+//!   (a hydration).
+//! - The first SIGINT or SIGTERM ends the wait: of a hydration, which goes on and can be cancelled by `plyfs job cancel`;
+//!   of a verification together with the job, as nothing but this command asked for it.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Global;
-use super::client::read;
+use super::client::{Client, read};
 use super::error::CliError;
+use super::interrupt::Interrupts;
+use super::output::print;
+use super::progress::{Progress, Update, duration};
 use super::retry;
 use crate::config::size::format_size as size;
-use crate::control::wire::{Base, Work, WorkState};
+use crate::control::wire::{Base, ErrorKind, Job, WorkKind, WorkState};
 
 /// The pause between two requests for the progress.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Width of the progress bar, in characters.
-const BAR: usize = 30;
+/// How long a request for the progress may take.
+const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Begins `operation` on a base. Waits for its end unless `background` is set.
-pub(super) fn run(
-    global: &Global,
-    name: &str,
-    operation: &str,
-    body: &impl Serialize,
-    background: bool,
-) -> Result<(), CliError> {
-    let action = format!("cannot {operation} base {name}");
-    let path = format!("/v1/bases/{name}");
-    let begin = || -> Result<(Value, Base), CliError> {
-        let answer = retry::repeat(|| global.client()?.post(&format!("{path}/{operation}"), body, &action))?;
-        let base = read(&answer, &action)?;
-        Ok((answer, base))
-    };
-    let (mut answer, mut base) = begin()?;
-    let is_terminal = std::io::stderr().is_terminal();
-    while !background && !has_ended(&base) {
-        if is_terminal {
-            draw(name, base.work.as_ref());
+/// Whether a command waits for the end of the job.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    UntilEnd,
+    No,
+}
+
+/// What a command begins.
+pub(super) struct Work<'a, B> {
+    /// The base.
+    pub base: &'a str,
+    /// The kind of the job.
+    pub kind: WorkKind,
+    /// The body of the request.
+    pub body: B,
+}
+
+impl<B: Serialize> Work<'_, B> {
+    /// Begins the job, and waits for its end if `wait` says so.
+    pub(super) fn run(&self, global: &Global, wait: Wait) -> Result<(), CliError> {
+        let client = global.client()?;
+        let (mut answer, mut job) = self.begin(&client)?;
+        if wait == Wait::No {
+            return global.output().line(&answer, |_| in_background(&job));
         }
-        std::thread::sleep(INTERVAL);
-        answer = retry::repeat(|| global.client()?.get(&path, &action))?;
-        base = read(&answer, &action)?;
-        if base.work.is_none() {
-            // Another worker serves now. It continues the work, or finds it complete.
-            (answer, base) = begin()?;
+        let interrupts = Interrupts::catch();
+        let mut progress = Progress::new(&global.output());
+        while !job.state.has_ended() {
+            progress.show(&update(&job), || answer.clone())?;
+            if let Some(signal) = interrupts.pause(INTERVAL) {
+                progress.end();
+                return Err(self.interrupted(&client, &job, signal)?);
+            }
+            let began = job.began.clone();
+            match self.poll(&client, &job.id) {
+                Ok(Some(polled)) => (answer, job) = polled,
+                Ok(None) => continue,
+                // Its worker ended, and the next one does not continue it.
+                Err(error) if error.is(ErrorKind::NotFound) => (answer, job) = self.begin(&client)?,
+                Err(error) => {
+                    progress.end();
+                    return Err(error);
+                }
+            }
+            if job.began != began && !job.state.has_ended() {
+                // The next worker does not know what this command demanded, such as a rate.
+                (answer, job) = self.begin(&client)?;
+            }
+        }
+        if !global.json {
+            progress.show(&update(&job), || Value::Null)?;
+        }
+        progress.end();
+        if matches!(job.state, WorkState::Failed | WorkState::Cancelled) {
+            return Err(self.failed(&job));
+        }
+        if global.json {
+            return global.output().line(&answer, |_| String::new());
+        }
+        let action = self.action();
+        let base = read(&client.get(&format!("/v1/bases/{}", self.base), &action)?, &action)?;
+        print(&summary(&job, &base))
+    }
+
+    fn action(&self) -> String {
+        format!("cannot {} base {}", self.kind.name(), self.base)
+    }
+
+    fn begin(&self, client: &Client) -> Result<(Value, Job), CliError> {
+        let (path, action) = (format!("/v1/bases/{}/{}", self.base, self.kind.name()), self.action());
+        loop {
+            let answer = retry::repeat(|| client.post(&path, &self.body, &action))?;
+            let base: Base = read(&answer, &action)?;
+            let Some(id) = base.work.map(|work| work.job).filter(|id| !id.is_empty()) else {
+                let message = format!(
+                    "{action}: the daemon is of an earlier version, which has no jobs; give it this one with `plyfs \
+                     upgrade`"
+                );
+                return Err(CliError::Refused { kind: None, message });
+            };
+            let answer = match client.get(&format!("/v1/jobs/{id}"), &action) {
+                // Its worker ended between both requests.
+                Err(error) if error.is(ErrorKind::NotFound) => continue,
+                answer => answer?,
+            };
+            let job = read(&answer, &action)?;
+            return Ok((answer, job));
         }
     }
-    if is_terminal && !background {
-        draw(name, base.work.as_ref());
-        let _ = writeln!(std::io::stderr());
+
+    /// The job as it is now. `None` when the daemon does not answer in time.
+    fn poll(&self, client: &Client, id: &str) -> Result<Option<(Value, Job)>, CliError> {
+        let action = self.action();
+        let get = || client.get_within(PATIENCE, &format!("/v1/jobs/{id}"), &action);
+        match retry::repeat(get) {
+            Err(CliError::TimedOut { .. }) => Ok(None),
+            Err(error) => Err(error),
+            Ok(answer) => {
+                let job = read(&answer, &action)?;
+                Ok(Some((answer, job)))
+            }
+        }
     }
-    if let Some(Work { state: state @ (WorkState::Failed | WorkState::Cancelled), error, .. }) = &base.work {
-        let why = error.as_deref().unwrap_or("the daemon gives no reason; see its log");
-        let message = match state {
-            WorkState::Cancelled => format!("{action}: cancelled: {why}"),
-            _ => format!("{action}: {why}"),
+
+    /// The error of a command that a signal ended.
+    fn interrupted(&self, client: &Client, job: &Job, signal: i32) -> Result<CliError, CliError> {
+        let Job { id, .. } = job;
+        let message = match self.kind {
+            WorkKind::Hydrate => format!(
+                "base {}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`",
+                self.base
+            ),
+            WorkKind::Verify => {
+                client.post_now(
+                    &format!("/v1/jobs/{id}/cancel"),
+                    None::<&()>,
+                    &format!("cannot cancel job {id}"),
+                )?;
+                format!(
+                    "base {}: the verification was cancelled; run the command again to begin anew",
+                    self.base
+                )
+            }
         };
-        return Err(CliError::Refused { kind: None, message });
+        Ok(CliError::Interrupted { message, signal })
     }
-    global.output().value(&answer, |_| summary(name, operation, &base))
+
+    fn failed(&self, job: &Job) -> CliError {
+        let why = job.error.as_deref().unwrap_or("the daemon gives no reason; see its log");
+        let message = match job.state {
+            WorkState::Cancelled => format!("{}: cancelled: {why}", self.action()),
+            _ => format!("{}: {why}", self.action()),
+        };
+        CliError::Refused { kind: None, message }
+    }
 }
 
-fn has_ended(base: &Base) -> bool {
-    base.work.as_ref().is_some_and(|work| work.state.has_ended())
+/// The body of a request without options.
+pub(super) fn no_options() -> Value {
+    json!({})
 }
 
-fn summary(name: &str, operation: &str, base: &Base) -> String {
-    let Some(work) = base.work.as_ref().filter(|work| work.state.has_ended()) else {
-        return format!("{name}: work continues in the background; see: plyfs base show {name}\n");
-    };
+fn in_background(job: &Job) -> String {
+    format!("{}: the work goes on in the background; see: plyfs job show {}\n", job.base, job.id)
+}
+
+/// The job counts what it compared, also where nothing is kept; so the base says how much is in the store.
+fn summary(job: &Job, base: &Base) -> String {
     let is_kept = base.cached_percent.is_some();
-    let digest = match work.digest_matches {
-        Some(true) => "the digest matches",
-        _ if operation == "verify" && !base.complete && is_kept => {
+    let digest = match (job.digest_matches, job.kind) {
+        (Some(true), _) => "the digest matches",
+        (_, WorkKind::Verify) if !base.complete && is_kept => {
             "their checksums match; verify the digest once the base is hydrated"
         }
         _ => "the base has no digest to compare with",
     };
-    let bytes = match operation {
-        "verify" if is_kept => base.cached_bytes,
-        _ => work.total,
+    let bytes = match job.kind {
+        WorkKind::Verify if is_kept => base.cached_bytes,
+        _ => job.total,
     };
-    format!("{name}: {bytes} bytes are in the store; {digest}\n")
+    format!("{}: {bytes} bytes are in the store; {digest}\n", job.base)
 }
 
-/// Draws one line: progress, rate, estimated time left.
-fn draw(name: &str, work: Option<&Work>) {
-    let (bytes, total, rate) = work.map_or((0, 0, 0), |work| (work.bytes, work.total, work.rate));
-    let total = total.max(1);
-    let full = (bytes.min(total) as u128 * BAR as u128 / u128::from(total)) as usize;
-    let left = match rate {
-        0 => "--:--".to_owned(),
-        rate => {
-            let seconds = (total.saturating_sub(bytes)) / rate;
-            format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-        }
-    };
-    let state = work.map_or("", |work| work.state.name());
-    let line = format!(
-        "{name} [{}{}] {:3}% {} of {}, {}/s, {left} left, {state}",
-        "#".repeat(full),
-        "-".repeat(BAR - full),
-        bytes.min(total) as u128 * 100 / u128::from(total),
-        size(bytes),
-        size(total),
-        size(rate),
-    );
-    let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+fn update(job: &Job) -> Update<'_> {
+    let mut text = format!("{} of {}", size(job.bytes), size(job.total));
+    if job.rate > 0 && !job.state.has_ended() {
+        text += &format!(", {}/s", size(job.rate));
+    }
+    if let Some(seconds) = job.seconds_left {
+        text += &format!(", {} left", duration(seconds));
+    }
+    text += &format!(", {}", job.state.name());
+    if let Some(why) = job.error.as_deref().filter(|_| job.state == WorkState::Waiting) {
+        text += &format!(": {why}");
+    }
+    Update { title: &job.base, done: job.bytes, total: job.total, text, state: job.state.name() }
 }

@@ -9,7 +9,6 @@ use super::wire::{
     self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
 };
 use super::{Answer, ApiError, Control, Name, blocking, hex};
-use crate::bases::hydrate::{self, Progress};
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File};
 use crate::fetch::kept::Reach;
@@ -46,26 +45,6 @@ impl From<Strictness> for Identity {
             Strictness::Weak => Self::Weak,
             Strictness::SizeOnly => Self::Size,
         }
-    }
-}
-
-impl From<Progress> for Work {
-    fn from(progress: Progress) -> Self {
-        use super::wire::{WorkKind, WorkState};
-        let Progress { what, state, bytes, total, rate, digest_matches, error } = progress;
-        let what = match what {
-            hydrate::What::Hydrate => WorkKind::Hydrate,
-            hydrate::What::Verify => WorkKind::Verify,
-        };
-        let state = match state {
-            hydrate::State::Fetching => WorkState::Fetching,
-            hydrate::State::Waiting => WorkState::Waiting,
-            hydrate::State::Verifying => WorkState::Verifying,
-            hydrate::State::Done => WorkState::Done,
-            hydrate::State::Failed => WorkState::Failed,
-            hydrate::State::Cancelled => WorkState::Cancelled,
-        };
-        Self { what, state, bytes, total, rate, digest_matches, error }
     }
 }
 
@@ -262,7 +241,7 @@ impl Control {
             state_since: since.map(rfc3339_millis),
             error,
             cache_error: kept.iter().find_map(|kept| kept.trouble()),
-            work: self.bases.progress(record.id).map(Work::from),
+            work: self.bases.progress(record.id).map(|progress| Work::on(&record.name, progress)),
             waiting_since,
             waiting_for: stall.map(|stall| stall.why),
             failing_since: failing.map(|failing| rfc3339_millis(failing.since)),

@@ -64,8 +64,9 @@ pub(super) async fn evict(
 
 /// Fetch all of a base
 ///
-/// The request only begins the hydration, which continues in the background and after a restart. A hydration that is
-/// under way continues unchanged.
+/// The request only begins the hydration, a job that continues in the background and after a restart. A hydration that
+/// is under way continues, and takes the rate if one is given. A verification that is under way ends: the hydration
+/// compares the base, too.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/hydrate",
@@ -85,7 +86,8 @@ pub(super) async fn hydrate(
 
 /// Compare a base with its digest
 ///
-/// The request only begins the comparison, which continues in the background.
+/// The request only begins the comparison, a job that continues in the background. Refused while the base is being
+/// hydrated: a hydration compares it at its end.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/verify",

@@ -13,6 +13,7 @@ mod disks;
 mod error;
 mod events;
 mod idempotency;
+mod jobs;
 mod kept;
 pub mod metrics;
 mod openapi;
@@ -168,6 +169,9 @@ fn router(control: Control) -> Router {
         .route("/v1/bases/{name}/trace/file", get(traces::export).put(traces::import))
         .route("/v1/traces", get(traces::list))
         .route("/v1/disks/{name}/trace", post(traces::record).delete(traces::stop))
+        .route("/v1/jobs", get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/events", get(events::events))
         .route("/v1/openapi.json", get(openapi::openapi))
         .route("/v1/stop", post(status::stop))

@@ -12,10 +12,12 @@ use utoipa::OpenApi;
 
 use super::error::Cause;
 use super::wire::ErrorKind;
-use super::{bases, disks, events, kept, metrics, servers, stats, status, traces, wire};
+use super::{bases, disks, events, jobs, kept, metrics, servers, stats, status, traces, wire};
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+/// The pattern of the identifier of a job.
+const JOB: &str = "^(hydrate|verify)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
 const REQUESTS: [&str; 11] = [
@@ -96,6 +98,9 @@ a name one succeeds.
         kept::evict,
         kept::hydrate,
         kept::verify,
+        jobs::list,
+        jobs::show,
+        jobs::cancel,
         traces::list,
         traces::show,
         traces::remove,
@@ -110,6 +115,7 @@ a name one succeeds.
         (name = "daemon", description = "The daemon: status, stop, upgrade."),
         (name = "disks", description = "Disks: each is one raw file under the mount."),
         (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
+        (name = "jobs", description = "Jobs: work on whole bases in the background."),
         (name = "traces", description = "Traces: which blocks the boot of a base reads, so that plyfs fetches them ahead of the next boot."),
         (name = "events", description = "Events of bases and caches."),
     )
@@ -135,14 +141,18 @@ pub fn document() -> Value {
         for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
             operation["responses"]["default"] = json!({"$ref": "#/components/responses/Refused"});
         }
-        if path.contains("{name}") {
-            let of = if path.starts_with("/v1/disks") { "disk" } else { "base" };
+        let in_path = [
+            ("/v1/disks/{name}", "name", "Name of the disk.", NAME),
+            ("/v1/bases/{name}", "name", "Name of the base.", NAME),
+            ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
+        ];
+        for (_, name, text, pattern) in in_path.into_iter().filter(|(prefix, ..)| path.starts_with(prefix)) {
             item["parameters"] = json!([{
-                "name": "name",
+                "name": name,
                 "in": "path",
                 "required": true,
-                "description": format!("Name of the {of}."),
-                "schema": {"type": "string", "pattern": NAME},
+                "description": text,
+                "schema": {"type": "string", "pattern": pattern},
             }]);
         }
     }

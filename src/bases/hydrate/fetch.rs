@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::job::{Job, State, Stopped};
+use super::job::{Job, Paced, State, Stopped};
 use crate::fetch::LazySource;
 use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::source::{Completion, Purpose, Source};
@@ -89,13 +89,13 @@ pub fn all(
     job: &Arc<Job>,
     origin: &dyn Origin,
     here: &dyn CachedBlocks,
-    (before, rate): (u64, Option<u64>),
+    before: u64,
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     let mut pause = PAUSE;
     while here.next_missing(0).is_some() {
         let had = here.bytes();
-        once(job, origin, here, (before, rate), go_on)?;
+        once(job, origin, here, before, go_on)?;
         if here.next_missing(0).is_none() {
             break;
         }
@@ -119,12 +119,12 @@ fn once(
     job: &Arc<Job>,
     origin: &dyn Origin,
     here: &dyn CachedBlocks,
-    (before, rate): (u64, Option<u64>),
+    before: u64,
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     let mut under_way: VecDeque<Completion> = VecDeque::new();
     let mut at = 0;
-    let (began, mut asked) = (Instant::now(), 0u64);
+    let (mut since, mut asked) = (Instant::now(), 0u64);
     while let Some(first) = here.next_missing(at) {
         job.check()?;
         go_on()?;
@@ -138,9 +138,8 @@ fn once(
                 job.wait(&completion)?;
             }
         }
-        if let Some(rate) = rate {
-            let due = Duration::from_secs_f64(asked as f64 / rate.max(1) as f64);
-            job.pause(due.saturating_sub(began.elapsed()))?;
+        if job.pace(asked, since)? == Paced::Changed {
+            (since, asked) = (Instant::now(), 0);
         }
         job.note(State::Fetching, before + here.bytes());
     }

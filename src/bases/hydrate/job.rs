@@ -4,7 +4,8 @@
 //! a caller that cancels a job can wait for its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -17,6 +18,19 @@ pub enum What {
     Hydrate,
     /// Compares the base.
     Verify,
+}
+
+impl What {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::Hydrate, Self::Verify];
+
+    /// Its name, the first part of a job's identifier.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hydrate => "hydrate",
+            Self::Verify => "verify",
+        }
+    }
 }
 
 /// The state of a job.
@@ -53,6 +67,32 @@ pub struct Progress {
     pub digest_matches: Option<bool>,
     /// Why the job failed, waits or was cancelled.
     pub error: Option<String>,
+    /// When this worker began the job.
+    pub began: SystemTime,
+    /// When it ended.
+    pub ended: Option<SystemTime>,
+    /// Whether it continues the job of an earlier worker.
+    pub resumed: bool,
+}
+
+/// How a job begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// Most bytes per second.
+    pub rate: Option<u64>,
+    /// It continues the job of an earlier worker.
+    pub resumed: bool,
+    /// The base was hydrated before: a hydration that is cancelled leaves it so.
+    pub repeats: bool,
+}
+
+/// Why [`Job::pace`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paced {
+    /// The bytes are due.
+    Due,
+    /// The job has another rate now.
+    Changed,
 }
 
 /// Why a job ended early.
@@ -77,6 +117,9 @@ pub struct Job {
     changed: Condvar,
     began: Instant,
     first: u64,
+    /// Most bytes per second; 0 without a limit.
+    rate: AtomicU64,
+    repeats: bool,
 }
 
 struct Inner {
@@ -86,16 +129,51 @@ struct Inner {
 
 impl Job {
     /// On a base of `total` bytes, of which `first` are cached.
-    pub fn new(what: What, first: u64, total: u64) -> Arc<Self> {
+    pub fn new(what: What, first: u64, total: u64, start: Start) -> Arc<Self> {
         let state = if what == What::Hydrate { State::Fetching } else { State::Verifying };
-        let progress =
-            Progress { what, state, bytes: first, total, rate: 0, digest_matches: None, error: None };
+        let progress = Progress {
+            what,
+            state,
+            bytes: first,
+            total,
+            rate: 0,
+            digest_matches: None,
+            error: None,
+            began: SystemTime::now(),
+            ended: None,
+            resumed: start.resumed,
+        };
         Arc::new(Self {
             inner: Mutex::new(Inner { progress, cancelled: None }),
             changed: Condvar::new(),
             began: Instant::now(),
             first,
+            rate: AtomicU64::new(start.rate.unwrap_or(0)),
+            repeats: start.repeats,
         })
+    }
+
+    /// The kind of the job.
+    pub fn what(&self) -> What {
+        self.inner.lock().progress.what
+    }
+
+    /// Most bytes per second.
+    pub fn rate(&self) -> Option<u64> {
+        Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+    }
+
+    /// Changes the most bytes per second. The job takes it up with its next request.
+    pub fn set_rate(&self, rate: u64) {
+        self.rate.store(rate, Ordering::Relaxed);
+        // A pause that the former rate demands may be long.
+        drop(self.inner.lock());
+        self.changed.notify_all();
+    }
+
+    /// Whether the base was hydrated before the job began.
+    pub fn repeats(&self) -> bool {
+        self.repeats
     }
 
     /// The progress of the job.
@@ -130,6 +208,7 @@ impl Job {
     pub fn end(&self, result: &Result<Option<bool>, Stopped>) {
         let mut inner = self.inner.lock();
         let progress = &mut inner.progress;
+        progress.ended = Some(SystemTime::now());
         match result {
             Ok(matches) => (progress.state, progress.digest_matches) = (State::Done, *matches),
             Err(Stopped::Failed(why)) => {
@@ -152,6 +231,11 @@ impl Job {
     pub fn cancel(&self, by: &'static str) {
         self.inner.lock().cancelled.get_or_insert(by);
         self.changed.notify_all();
+    }
+
+    /// Whether the job was cancelled. It may not have ended yet.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.lock().cancelled.is_some()
     }
 
     /// Waits for the end of the job.
@@ -183,6 +267,29 @@ impl Job {
             }
             if Instant::now() >= end {
                 return Ok(());
+            }
+            self.changed.wait_until(&mut inner, end);
+        }
+    }
+
+    /// Waits until `bytes` that were requested since `since` are due at the job's rate. Returns early when the rate
+    /// changes; the caller then counts anew.
+    ///
+    /// # Errors
+    /// When it was cancelled.
+    pub fn pace(&self, bytes: u64, since: Instant) -> Result<Paced, Stopped> {
+        let Some(rate) = self.rate() else { return Ok(Paced::Due) };
+        let end = since + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let mut inner = self.inner.lock();
+        loop {
+            if let Some(by) = inner.cancelled {
+                return Err(Stopped::Cancelled(by));
+            }
+            if self.rate() != Some(rate) {
+                return Ok(Paced::Changed);
+            }
+            if Instant::now() >= end {
+                return Ok(Paced::Due);
             }
             self.changed.wait_until(&mut inner, end);
         }

@@ -3,7 +3,8 @@
 //! What must hold:
 //! - A reader comes first: this work starts no request while a reader's request is under way.
 //! - The work can end at any moment, and ends at once when it is cancelled (`job`). The base's record says that it is
-//!   to be hydrated, and the cache has what is done; the next worker continues.
+//!   to be hydrated, and the cache has what is done; the next worker continues (D73).
+//! - A job is known by its kind and its base, so a hydration that the next worker continues is the same job (`table`).
 //! - Contents that differ from their digest are dropped as a whole, also in memory, and fetched once more from the
 //!   base's own source. When these differ too, the base is refused: no client gets a byte of it until `base verify`
 //!   finds the right contents.
@@ -11,18 +12,20 @@
 mod compare;
 mod fetch;
 mod job;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
 pub use self::job::{Progress, State, What};
 
 use self::compare::Verdict;
-use self::job::{Job, Stopped};
+use self::job::{Job, Start, Stopped};
+use self::table::Table;
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
 use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
@@ -36,6 +39,9 @@ const FETCHES: u32 = 2;
 /// Pause between two checks whether the cache has indexed its contents.
 const INDEXING: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// Why a verification ends when a hydration of its base begins.
+const SUPERSEDED: &str = "a hydration of the base began, which compares it at its end";
+
 /// All background work. Clones share one state.
 #[derive(Clone)]
 pub struct Hydrations {
@@ -44,13 +50,15 @@ pub struct Hydrations {
     events: Events,
     /// Default limit in bytes per second.
     rate: Option<u64>,
-    jobs: Arc<Mutex<HashMap<u64, Arc<Job>>>>,
+    jobs: Arc<Mutex<Table>>,
+    /// When this worker opened the store.
+    since: SystemTime,
 }
 
 impl Hydrations {
     /// Without any work yet. `rate` is the default limit in bytes per second.
     pub fn new(store: Arc<Store>, sources: Arc<HostSources>, events: Events, rate: Option<u64>) -> Self {
-        Self { store, sources, events, rate, jobs: Arc::default() }
+        Self { store, sources, events, rate, jobs: Arc::default(), since: SystemTime::now() }
     }
 
     /// Continues hydrations of an earlier worker, once the cache has indexed its contents. Does not wait.
@@ -78,40 +86,88 @@ impl Hydrations {
 
     fn resume_those(&self, bases: &[Arc<BaseNode>]) {
         for node in bases {
-            let record = node.record();
-            let done = |file: &ImageFile| {
-                let contents = self.sources.contents(record, file);
-                contents.is_complete(Reach::Proven)
-                    && (file.identity.digest.is_none() || contents.is_verified())
-            };
             let options = node.options();
-            if options.hydrate
-                && !options.refused
-                && !record.files().all(done)
-                && let Err(error) = self.begin(node, What::Hydrate, self.rate)
-            {
-                tracing::error!(%error, base = record.name, "a base is not hydrated");
+            if !options.hydrate || options.refused || self.is_hydrated(node) {
+                continue;
+            }
+            let start = Start { rate: self.rate, resumed: true, repeats: false };
+            if let Err(error) = self.begin(node, What::Hydrate, start) {
+                tracing::error!(%error, base = node.record().name, "a base is not hydrated");
+            } else if !node.options().hydrate {
+                // It was cancelled or evicted after the check above.
+                self.cancel(node.id(), "the hydration was cancelled");
             }
         }
     }
 
-    /// Progress of the last work on a base.
-    pub fn progress(&self, base: u64) -> Option<Progress> {
-        self.jobs.lock().get(&base).map(|job| job.progress())
+    /// Whether all of a base is cached, and compared with its digest.
+    fn is_hydrated(&self, node: &BaseNode) -> bool {
+        let record = node.record();
+        record.files().all(|file| {
+            let contents = self.sources.contents(record, file);
+            contents.is_complete(Reach::Proven) && (file.identity.digest.is_none() || contents.is_verified())
+        })
     }
 
-    /// Begins to fetch all of a base, at most `rate` bytes per second. A fetch under way is not changed.
+    /// Progress of the last work on a base.
+    pub fn progress(&self, base: u64) -> Option<Progress> {
+        self.jobs.lock().last(base).map(|job| job.progress())
+    }
+
+    /// Progress of the last job of this kind on a base. A hydration that this worker is to continue counts, too.
+    pub fn progress_of(&self, node: &BaseNode, what: What) -> Option<Progress> {
+        let job = self.jobs.lock().of(node.id(), what).cloned();
+        match job {
+            Some(job) => Some(job.progress()),
+            None if what == What::Hydrate => self.to_be_resumed(node),
+            None => None,
+        }
+    }
+
+    /// A hydration of an earlier worker that waits until the cache has indexed its contents.
+    fn to_be_resumed(&self, node: &BaseNode) -> Option<Progress> {
+        let (record, options) = (node.record(), node.options());
+        if !options.hydrate || options.refused || self.sources.cache().stats().indexed {
+            return None;
+        }
+        let contents = || record.files().map(|file| self.sources.contents(record, file));
+        if contents().all(|contents| contents.is_complete_now(Reach::Proven) == Some(true)) {
+            return None;
+        }
+        Some(Progress {
+            what: What::Hydrate,
+            state: State::Waiting,
+            bytes: contents().map(|contents| contents.cached_bytes(Reach::Any)).sum(),
+            total: record.files().map(|file| file.identity.size).sum(),
+            rate: 0,
+            digest_matches: None,
+            error: Some("this worker first finds out which blocks the store has".into()),
+            began: self.since,
+            ended: None,
+            resumed: true,
+        })
+    }
+
+    /// Begins to fetch all of a base, at most `rate` bytes per second. A fetch under way takes a new rate. A
+    /// verification under way ends: the hydration compares the base, too.
     ///
     /// # Errors
     /// When its record cannot be written, or no thread can be started.
     pub fn hydrate(&self, node: &Arc<BaseNode>, rate: Option<u64>) -> Result<(), StoreError> {
         self.fits(node)?;
         node.attach()?;
+        let was_wanted = node.options().hydrate;
+        let repeats = was_wanted && self.is_hydrated(node);
+        let resumed = was_wanted && !repeats && self.jobs.lock().of(node.id(), What::Hydrate).is_none();
         node.set_options(|options| options.hydrate = true)?;
         // From now on, disks that attach it read the copy, as far as there is one.
         node.detach();
         node.record().files().for_each(|file| self.sources.contents(node.record(), file).pin(true));
-        self.begin(node, What::Hydrate, rate.or(self.rate))
+        self.begin(node, What::Hydrate, Start { rate: rate.or(self.rate), resumed, repeats })?;
+        if let (Some(rate), Some(job)) = (rate, self.jobs.lock().running(node.id())) {
+            job.set_rate(rate);
+        }
+        Ok(())
     }
 
     fn fits(&self, node: &BaseNode) -> Result<(), StoreError> {
@@ -135,36 +191,51 @@ impl Hydrations {
         if node.options().refused && node.record().files().any(|file| !file.is_local()) {
             self.fits(node)?;
         }
-        if let Some(progress) = self.progress(node.id())
-            && progress.what == What::Hydrate
-            && !progress.has_ended()
-        {
-            let why = "it is being hydrated, which compares it at the end; see `plyfs base show`, or take it back \
-                       with `plyfs base evict`";
-            return Err(StoreError::invalid(format!("base {}", node.record().name), why));
-        }
-        self.begin(node, What::Verify, None)
+        self.begin(node, What::Verify, Start::default())
     }
 
     /// Cancels the work on a base, if there is any, and waits for its end.
     pub fn cancel(&self, base: u64, by: &'static str) {
-        let job = self.jobs.lock().get(&base).cloned();
+        let job = self.jobs.lock().last(base).cloned();
         if let Some(job) = job {
             job.cancel(by);
             job.join();
         }
     }
 
+    /// Whether a hydration of the base is under way that leaves it hydrated when it is cancelled.
+    pub fn repeats(&self, base: u64) -> bool {
+        self.jobs.lock().running(base).is_some_and(|job| job.repeats())
+    }
+
+    /// Begins a hydration that was requested while an earlier one was being cancelled.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn begin_again(&self, node: &Arc<BaseNode>) -> Result<(), StoreError> {
+        self.begin(node, What::Hydrate, Start { rate: self.rate, ..Start::default() })
+    }
+
     /// Ends and forgets the work on a removed base.
     pub fn forget(&self, base: u64) {
         self.cancel(base, "the base was removed");
-        self.jobs.lock().remove(&base);
+        self.jobs.lock().remove(base);
     }
 
-    fn begin(&self, node: &Arc<BaseNode>, what: What, rate: Option<u64>) -> Result<(), StoreError> {
+    /// Begins a job. One of the same kind that is under way continues instead. A hydration takes the place of a
+    /// verification.
+    fn begin(&self, node: &Arc<BaseNode>, what: What, start: Start) -> Result<(), StoreError> {
         let mut jobs = self.jobs.lock();
-        if jobs.get(&node.id()).is_some_and(|job| !job.has_ended()) {
-            return Ok(());
+        while let Some(running) = jobs.running(node.id()).cloned() {
+            match (running.what(), what) {
+                _ if running.is_cancelled() => {}
+                (What::Verify, What::Hydrate) => running.cancel(SUPERSEDED),
+                (What::Hydrate, What::Verify) => return Err(being_hydrated(node)),
+                (What::Hydrate, What::Hydrate) | (What::Verify, What::Verify) => return Ok(()),
+            }
+            drop(jobs);
+            running.join();
+            jobs = self.jobs.lock();
         }
         let record = node.record();
         let total = record.files().map(|file| file.identity.size).sum();
@@ -173,10 +244,10 @@ impl Hydrations {
             What::Hydrate => record.files().map(here).sum(),
             What::Verify => 0,
         };
-        let job = Job::new(what, first, total);
+        let job = Job::new(what, first, total, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
-            let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_, what, rate));
+            let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_, what));
             let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
                 Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))
             });
@@ -217,19 +288,13 @@ impl Hydrations {
         }
     }
 
-    fn work(
-        &self,
-        node: &Arc<BaseNode>,
-        job: &Arc<Job>,
-        what: What,
-        rate: Option<u64>,
-    ) -> Result<Option<bool>, Stopped> {
+    fn work(&self, node: &Arc<BaseNode>, job: &Arc<Job>, what: What) -> Result<Option<bool>, Stopped> {
         // A refused base has nothing cached: all of it is fetched to find out whether its source is right by now.
         let mut fetches = what == What::Hydrate || node.options().refused;
         let (mut damaged, mut differed) = (0, 0);
         loop {
             if fetches {
-                self.fetch_all(node, job, rate)?;
+                self.fetch_all(node, job)?;
             }
             let verdict = self.compare(node, job)?;
             match verdict {
@@ -326,7 +391,7 @@ impl Hydrations {
         }
     }
 
-    fn fetch_all(&self, node: &Arc<BaseNode>, job: &Arc<Job>, rate: Option<u64>) -> Result<(), Stopped> {
+    fn fetch_all(&self, node: &Arc<BaseNode>, job: &Arc<Job>) -> Result<(), Stopped> {
         let record = node.current();
         let degraded = || self.sources.cache().stats().degraded;
         let mut before = 0;
@@ -335,7 +400,7 @@ impl Hydrations {
             if !contents.is_complete(Reach::Any) {
                 let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;
                 let here = fetch::CachedFile { contents: &contents, degraded: &degraded };
-                fetch::all(job, &*source, &here, (before, rate), &|| self.go_on(node))?;
+                fetch::all(job, &*source, &here, before, &|| self.go_on(node))?;
             }
             before += contents.size();
         }
@@ -385,7 +450,23 @@ impl Hydrations {
     }
 }
 
+/// The refusal of a verification.
+fn being_hydrated(node: &BaseNode) -> StoreError {
+    let name = &node.record().name;
+    let why = format!(
+        "it is being hydrated, which compares it at the end; wait with `plyfs base hydrate {name}`, or end that with \
+         `plyfs job cancel hydrate-{name}` and verify what is here"
+    );
+    StoreError::invalid(format!("base {name}"), why)
+}
+
 impl Progress {
+    /// Notes that the work ended before it began.
+    pub fn cancel(&mut self, by: &str) {
+        (self.state, self.error) = (State::Cancelled, Some(by.to_owned()));
+        self.ended = Some(SystemTime::now());
+    }
+
     /// Whether the work has ended.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, State::Done | State::Failed | State::Cancelled)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::fetch::{self, CachedBlocks, Origin};
-use super::job::{Job, State, Stopped, What};
+use super::job::{Job, Start, State, Stopped, What};
 use crate::fetch::kept::CACHE_BLOCK;
 use crate::source::{Completer, Completion};
 
@@ -64,10 +64,10 @@ impl CachedBlocks for Fake {
 }
 
 fn start(fake: &Arc<Fake>) -> (Arc<Job>, thread::JoinHandle<Result<(), Stopped>>) {
-    let job = Job::new(What::Hydrate, 0, BLOCKS * CACHE_BLOCK);
+    let job = Job::new(What::Hydrate, 0, BLOCKS * CACHE_BLOCK, Start::default());
     let (fake, job_) = (fake.clone(), job.clone());
     let run = move || {
-        let result = fetch::all(&job_, &*fake, &*fake, (0, None), &|| Ok(()));
+        let result = fetch::all(&job_, &*fake, &*fake, 0, &|| Ok(()));
         job_.end(&result.clone().map(|()| None));
         result
     };
@@ -129,7 +129,7 @@ fn a_hydration_that_waits_for_a_completion_is_cancelled_at_once() {
     job.cancel("the base was removed");
     assert_eq!(thread.join().unwrap(), Err(Stopped::Cancelled("the base was removed")));
     // A job may be cancelled before it begins; cancelling one that has ended does not change it.
-    let job = Job::new(What::Verify, 0, 1);
+    let job = Job::new(What::Verify, 0, 1, Start::default());
     job.cancel("early");
     assert_eq!(job.pause(Duration::from_secs(3600)), Err(Stopped::Cancelled("early")));
     job.end(&Ok(Some(true)));

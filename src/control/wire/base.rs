@@ -298,6 +298,8 @@ pub struct Server {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Work {
+    /// The job that does it, see `/v1/jobs`.
+    pub job: String,
     /// The kind of work.
     pub what: WorkKind,
     /// Its progress.
@@ -323,6 +325,16 @@ pub enum WorkKind {
     Hydrate,
     /// The base is compared.
     Verify,
+}
+
+impl WorkKind {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hydrate => "hydrate",
+            Self::Verify => "verify",
+        }
+    }
 }
 
 /// The progress of work on a whole base.

@@ -12,6 +12,7 @@ mod base;
 mod disk;
 mod error;
 mod event;
+mod job;
 mod stats;
 mod status;
 mod trace;
@@ -23,6 +24,7 @@ pub use base::{
 pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
+pub use job::Job;
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{
     AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,

@@ -45,11 +45,25 @@ pub struct CacheFinding {
 /// # Errors
 /// When the directory cannot be read. A missing directory is no finding.
 pub fn check(medium: &dyn Medium, sums: Checksums, repair: Repair) -> io::Result<Vec<CacheFinding>> {
+    check_watched(medium, sums, repair, &|_, _| ())
+}
+
+/// As [`check`]. `note` gets how much is done, and how much there is: bytes of cached
+/// blocks that are compared, or else files.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_watched(
+    medium: &dyn Medium,
+    sums: Checksums,
+    repair: Repair,
+    note: &dyn Fn(u64, u64),
+) -> io::Result<Vec<CacheFinding>> {
     let names = match medium.list(DIR) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let mut check = Check { medium, sums, repair, findings: Vec::new() };
+    let mut check = Check { medium, sums, repair, note, done: 0, total: 0, findings: Vec::new() };
     let (mut blocks, mut with_sums) = (BTreeSet::new(), BTreeSet::new());
     for name in names {
         match file_kind(&name) {
@@ -69,8 +83,17 @@ pub fn check(medium: &dyn Medium, sums: Checksums, repair: Repair) -> io::Result
     for key in with_sums.difference(&blocks) {
         check.remove_source(key, sums_name(key), "the file with the blocks of these checksums is missing");
     }
-    for key in with_sums.intersection(&blocks) {
-        match check.source(key) {
+    let sources: Vec<_> = with_sums.intersection(&blocks).collect();
+    check.total = match sums {
+        Checksums::Skip => sources.len() as u64,
+        Checksums::Compare => sources.iter().map(|key| check.most_bytes(key)).sum(),
+    };
+    for key in sources {
+        let before = check.done;
+        let result = check.source(key);
+        check.done = before + if sums == Checksums::Skip { 1 } else { check.most_bytes(key) };
+        note(check.done, check.total);
+        match result {
             Ok(()) => {}
             // An I/O error does not show that the file is damaged. It may be the only copy of a hydrated base.
             Err(error) if error.raw_os_error().is_some() => {
@@ -87,10 +110,23 @@ struct Check<'a> {
     medium: &'a dyn Medium,
     sums: Checksums,
     repair: Repair,
+    note: &'a dyn Fn(u64, u64),
+    done: u64,
+    total: u64,
     findings: Vec<CacheFinding>,
 }
 
+/// Bytes of the blocks of one slot.
+const SLOT_BYTES: u64 = SLOT_BLOCKS * CACHE_BLOCK;
+
 impl Check<'_> {
+    /// The most bytes of a source that may be cached, as the length of its file of checksums tells.
+    fn most_bytes(&self, key: &SourceKey) -> u64 {
+        let file = self.medium.open(&sums_name(key), Open::ToRead);
+        let len = file.and_then(|file| file.len()).unwrap_or(0);
+        len.saturating_sub(HEADER_AREA) / SLOT * SLOT_BYTES
+    }
+
     fn find(&mut self, file: String, message: &str, mend: impl FnOnce(&dyn Medium) -> io::Result<()>) {
         let mut finding = CacheFinding { file, message: message.to_owned(), repaired: false };
         if self.repair == Repair::Yes {
@@ -151,6 +187,10 @@ impl Check<'_> {
             let slot = decode_slot(&key.0, no, &bytes).map_err(io::Error::other)?;
             if slot.sums.iter().all(|sum| *sum == 0) {
                 continue;
+            }
+            if self.sums == Checksums::Compare {
+                self.done += SLOT_BYTES;
+                (self.note)(self.done, self.total);
             }
             let wrong = match slot.chunk {
                 None => Some("is damaged".to_owned()),

@@ -50,7 +50,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-pub use self::check::{CacheFinding, Checksums, Repair, check};
+pub use self::check::{CacheFinding, Checksums, Repair, check, check_watched};
 pub use self::contents::{Contents, FileKeys, FrozenContents, Reach, SharedCopies};
 pub use self::seal::Frozen;
 pub use self::source::CachedSource;

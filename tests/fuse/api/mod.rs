@@ -52,7 +52,7 @@ impl Api {
     #[track_caller]
     fn send(&self, operation: &str, name: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let (method, template) = operation.split_once(' ').unwrap();
-        let path = template.replace("{name}", name);
+        let path = template.replace("{name}", name).replace("{id}", name);
         let (status, media, answer) = exchange(&self.socket, method, &path, headers, body).unwrap();
         let template = template.split('?').next().unwrap();
         let described = &self.document["paths"][template][method.to_lowercase()];
@@ -190,6 +190,9 @@ fn every_operation_answers_as_described() {
     until("a hydrated base", || is_done(ok("GET /v1/bases/{name}", "far")));
     ok("POST /v1/bases/{name}/verify", "far");
     until("a verified base", || is_done(ok("GET /v1/bases/{name}", "far")));
+    assert_eq!(ok("GET /v1/jobs/{id}", "hydrate-far")["kind"], "hydrate");
+    assert_eq!(ok("POST /v1/jobs/{id}/cancel", "verify-far")["state"], "done");
+    assert_eq!(ok("GET /v1/jobs", "").as_array().unwrap().len(), 2);
     ok("POST /v1/bases/{name}/evict", "far");
     ok("DELETE /v1/disks/{name}", "far");
     ok("DELETE /v1/bases/{name}", "far");
@@ -255,6 +258,8 @@ fn refusals_are_answered_as_described() {
         "DELETE /v1/bases/{name}/trace",
         "GET /v1/bases/{name}/trace/file",
         "PUT /v1/bases/{name}/trace/file",
+        "GET /v1/jobs/{id}",
+        "POST /v1/jobs/{id}/cancel",
     ] {
         for name in ["none", "no%2fname", "%00", "a%20b", "..%2f..%2fetc"] {
             api.refused(operation, name, None, (404, "not_found"));

@@ -1,0 +1,114 @@
+//! Routes on jobs: list, show, cancel.
+
+use axum::extract::State;
+
+use super::wire::{Job, Work, WorkKind, WorkState, rfc3339_millis};
+use super::{Answer, Control, Name, blocking};
+use crate::bases::hydrate::{self, Progress};
+use crate::bases::{BaseJob, jobs};
+
+impl From<hydrate::What> for WorkKind {
+    fn from(what: hydrate::What) -> Self {
+        match what {
+            hydrate::What::Hydrate => Self::Hydrate,
+            hydrate::What::Verify => Self::Verify,
+        }
+    }
+}
+
+impl From<hydrate::State> for WorkState {
+    fn from(state: hydrate::State) -> Self {
+        match state {
+            hydrate::State::Fetching => Self::Fetching,
+            hydrate::State::Waiting => Self::Waiting,
+            hydrate::State::Verifying => Self::Verifying,
+            hydrate::State::Done => Self::Done,
+            hydrate::State::Failed => Self::Failed,
+            hydrate::State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl Work {
+    /// The work on the base of this name.
+    pub(super) fn on(base: &str, progress: Progress) -> Self {
+        let Progress { what, state, bytes, total, rate, digest_matches, error, .. } = progress;
+        let job = jobs::id(what, base);
+        Self { job, what: what.into(), state: state.into(), bytes, total, rate, digest_matches, error }
+    }
+}
+
+impl From<BaseJob> for Job {
+    fn from(BaseJob { base, progress }: BaseJob) -> Self {
+        let Progress { what, state, bytes, total, rate, digest_matches, error, began, ended, resumed } =
+            progress;
+        let is_under_way = ended.is_none() && rate > 0;
+        Self {
+            id: jobs::id(what, &base),
+            kind: what.into(),
+            base,
+            state: state.into(),
+            bytes,
+            total,
+            percent: percent(bytes, total),
+            rate,
+            seconds_left: is_under_way.then(|| total.saturating_sub(bytes).div_ceil(rate)),
+            digest_matches,
+            error,
+            began: rfc3339_millis(began),
+            ended: ended.map(rfc3339_millis),
+            resumed,
+        }
+    }
+}
+
+/// With one decimal, rounded down, so that 100 means all.
+fn percent(bytes: u64, total: u64) -> f64 {
+    if total == 0 {
+        return 100.0;
+    }
+    (bytes.min(total) as f64 * 1000.0 / total as f64).floor() / 10.0
+}
+
+/// List the jobs
+///
+/// The jobs of this worker, and the hydrations of earlier workers that it continues: of each base the last job of each
+/// kind.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs",
+    tag = "jobs",
+    operation_id = "list_jobs",
+    responses((status = 200, description = "Jobs in the order in which they began.", body = Vec<Job>))
+)]
+pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
+    blocking(move || Ok(c.bases.jobs().into_iter().map(Job::from).collect())).await
+}
+
+/// Show a job
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}",
+    tag = "jobs",
+    operation_id = "show_job",
+    responses((status = 200, description = "The job.", body = Job))
+)]
+pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    blocking(move || Ok(c.bases.job(&id)?.into())).await
+}
+
+/// Cancel a job
+///
+/// The answer comes when the job has ended. A job that had ended before is not changed. No later worker continues a
+/// cancelled hydration. What it has fetched stays in the cache like what readers fetched; the copy of a file of this
+/// host is dropped. A base that was hydrated before the job began stays hydrated.
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{id}/cancel",
+    tag = "jobs",
+    operation_id = "cancel_job",
+    responses((status = 200, description = "The job.", body = Job))
+)]
+pub(super) async fn cancel(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    blocking(move || Ok(c.bases.cancel_job(&id)?.into())).await
+}
