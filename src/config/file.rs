@@ -26,6 +26,7 @@ pub(super) struct File {
     pub trace: super::TraceConfig,
     pub http: super::HttpConfig,
     pub metrics: super::MetricsConfig,
+    pub notify: super::NotifyConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

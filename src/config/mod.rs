@@ -11,6 +11,7 @@ pub mod host;
 mod http;
 pub mod keys;
 mod metrics;
+mod notify;
 pub mod place;
 mod security;
 pub mod size;
@@ -27,6 +28,7 @@ pub use self::trace::TraceConfig;
 pub use allow::AllowEntry;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
+pub use notify::NotifyConfig;
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -113,6 +115,9 @@ pub struct Config {
     /// `[metrics]`: see [`MetricsConfig`].
     #[serde(default)]
     pub metrics: MetricsConfig,
+    /// `[notify]`: see [`NotifyConfig`].
+    #[serde(default)]
+    pub notify: NotifyConfig,
 }
 
 /// When whole bases are fetched.
@@ -329,6 +334,7 @@ impl Config {
             trace: file.trace,
             http: file.http,
             metrics: file.metrics,
+            notify: file.notify,
         };
         config.validate()?;
         Ok(config)
@@ -349,6 +355,7 @@ impl Config {
         self.trace.validate()?;
         self.http.validate()?;
         self.metrics.validate()?;
+        self.notify.validate(self.security.network)?;
         self.log.validate()
     }
 

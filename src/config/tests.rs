@@ -5,7 +5,7 @@ use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
     Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, MetricsConfig,
-    Overrides, SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
+    NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -204,6 +204,9 @@ fn every_key_of_the_file_is_read() {
         [metrics]
         listen = "[::1]:9464"
         series = 20
+        [notify]
+        command = ["/usr/bin/notify", "now"]
+        events = ["base.hit"]
         "#,
         Overrides::default(),
     )
@@ -263,6 +266,11 @@ fn every_key_of_the_file_is_read() {
         hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
         trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
         metrics: MetricsConfig { listen: Some("[::1]:9464".into()), series: 20 },
+        notify: NotifyConfig {
+            url: None,
+            command: Some(vec!["/usr/bin/notify".into(), "now".into()]),
+            events: vec!["base.hit".into()],
+        },
     };
     assert_eq!(config, expected);
 }
@@ -375,6 +383,13 @@ fn values_out_of_bounds_are_refused() {
         ("metrics.listen = '127.0.0.1'", "give an IP address and a port"),
         ("metrics.listen = '127.0.0.1:0'", "is not valid"),
         ("metrics.listen = 9464", "invalid type"),
+        ("notify.url = 'ftp://h/'", "notify.url: it is not valid"),
+        ("notify.url = 'https://user:secret@h/'", "secrets go to [[http.credentials]]"),
+        ("notify.url = 'https://h/?token=secret'", "notify.url: it is not valid"),
+        ("notify.url = 'https://h/'\nsecurity.network = false", "set security.network = true"),
+        ("notify.command = ['notify']", "notify.command: it does not begin with the absolute path"),
+        ("notify.command = []", "notify.command: it does not begin with the absolute path"),
+        ("notify.token = 'secret'", "unknown field `token`"),
     ] {
         let message = refusal(toml);
         assert!(message.contains(part), "{toml}: {message}");

@@ -103,6 +103,17 @@ fn event_of(record: &Record, worker: u32) -> wire::Event {
     }
 }
 
+/// The line of a delivery.
+pub fn line_of(delivery: &Delivery, worker: u32) -> String {
+    match delivery {
+        Delivery::Event(record) => line(&event_of(record, worker)),
+        Delivery::Lost(count) => {
+            let (event, count) = ("lost".to_owned(), Some(*count));
+            line(&wire::Event { event, count, worker, ..wire::Event::default() })
+        }
+    }
+}
+
 /// One line of the answer. An event always encodes: its keys are text.
 fn line(event: &wire::Event) -> String {
     serde_json::to_string(event).map_or_else(|_| String::new(), |text| text + "\n")
@@ -130,13 +141,7 @@ impl HttpBody for Lines {
         }
         while text.len() < CHUNK {
             match this.listener.poll_next(context) {
-                Poll::Ready(Some(Delivery::Event(record))) => {
-                    text += &line(&event_of(&record, this.worker));
-                }
-                Poll::Ready(Some(Delivery::Lost(count))) => {
-                    let (event, count, worker) = ("lost".to_owned(), Some(count), this.worker);
-                    text += &line(&wire::Event { event, count, worker, ..wire::Event::default() });
-                }
+                Poll::Ready(Some(delivery)) => text += &line_of(&delivery, this.worker),
                 Poll::Ready(None) if text.is_empty() => return Poll::Ready(None),
                 Poll::Pending if text.is_empty() => return Poll::Pending,
                 // The listener is polled again once this chunk is sent.

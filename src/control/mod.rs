@@ -16,6 +16,7 @@ mod idempotency;
 mod jobs;
 mod kept;
 pub mod metrics;
+pub mod notify;
 mod openapi;
 mod pool;
 pub mod report;
@@ -41,6 +42,7 @@ use tokio::sync::Notify;
 pub use self::openapi::document;
 
 use self::error::{ApiError, Cause, Name};
+use self::notify::Notifications;
 use self::pool::{JobKind, PoolError, Pools};
 use self::report::Report;
 use crate::bases::Bases;
@@ -92,6 +94,8 @@ pub struct Control {
     pub events: Events,
     /// The work on bases.
     pub bases: Bases,
+    /// Counters of delivered events.
+    pub notifications: Arc<Notifications>,
     /// When this worker began to serve; nanoseconds since the epoch.
     pub serving_since_ns: i64,
 }

@@ -25,6 +25,7 @@ use crate::bases::sources::{HostSources, OpenCache};
 use crate::cache::{Adoption, BlockCache};
 use crate::config::Config;
 use crate::control::metrics::listen::MetricsSocket;
+use crate::control::notify::{self, Destination, Notifications};
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
 use crate::control::{self, Control};
@@ -36,6 +37,7 @@ use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
 use crate::sandbox::confine::{self, ActiveMeasures, Policy};
+use crate::sandbox::notifier::NotifyHelper;
 use crate::sandbox::opener::Opener;
 use crate::sandbox::secrets::CredentialHelper;
 use crate::serve::guard::{self, Guard};
@@ -239,6 +241,8 @@ impl LiveMapLocation {
 struct WebAccess {
     network: Network,
     credentials: Arc<dyn Credentials>,
+    /// Runs the operator's command for events.
+    notifier: Option<NotifyHelper>,
 }
 
 /// The parameters of `Activate`.
@@ -302,12 +306,14 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let helper =
         CredentialHelper::start(config).map_err(|e| format!("cannot start the credential helper: {e}"))?;
+    let notifier = NotifyHelper::start(config).map_err(|e| format!("cannot start the notify helper: {e}"))?;
     let web = WebAccess {
         network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
         credentials: match helper {
             Some(helper) => Arc::new(helper),
             None => Arc::new(NoCredentials),
         },
+        notifier,
     };
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
@@ -398,7 +404,7 @@ fn serve(
         window,
         kernel_release,
     } = prepared;
-    let WebAccess { network, credentials } = web;
+    let WebAccess { network, credentials, notifier: notify_helper } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &activation.report);
@@ -475,6 +481,12 @@ fn serve(
         config.mount.clone(),
         config.hydrate.auto,
     );
+    let notifications = Arc::<Notifications>::default();
+    let web = config.notify.url.iter().map(|url| Destination::Web(sources.http().clone(), url.clone()));
+    let command =
+        notify_helper.map(|helper| Destination::Command(Box::new(move |input: &[u8]| helper.run(input))));
+    notify::spawn(&config.notify, &events, web.chain(command).collect(), &notifications)
+        .map_err(no_thread)?;
     let control = Control {
         store: store.clone(),
         service: service.clone(),
@@ -488,6 +500,7 @@ fn serve(
         kernel: kernel::describe(start.offers, kernel_release),
         events,
         bases,
+        notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
     };
     if let Some(socket) = metrics {

@@ -8,6 +8,7 @@
 //! - A helper is confined too. No message of the worker widens the rights of a helper.
 
 pub mod confine;
+pub mod notifier;
 pub mod opener;
 pub mod secrets;
 mod syscalls;

@@ -28,7 +28,7 @@ use crate::source::http::{Credentials, Secret};
 /// Most bytes of a secret. A message has one more byte.
 const LONGEST: usize = process::MAX_MESSAGE - 1;
 const COMMAND_TIME: Duration = Duration::from_secs(10);
-const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How often the helper checks whether a program that has closed its output has ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 

@@ -381,4 +381,28 @@ pub const KEYS: &[Key] = &[
         bounds: Bounds::Count(0, 100_000),
         meaning: "How many disks, and how many bases, have metrics of their own: the first that are used. The others are summed under the name `_other`.",
     },
+    Key {
+        section: "notify",
+        name: "url",
+        flag: "",
+        default: says("-", "\"https://hooks.example.org/plyfs\""),
+        bounds: Bounds::Meaning,
+        meaning: "A URL without user and query. plyfs sends events there by POST, as lines of JSON (`application/x-ndjson`), as `plyfs events --json` prints them. A token belongs to `[[http.credentials]]`, with this URL.",
+    },
+    Key {
+        section: "notify",
+        name: "command",
+        flag: "",
+        default: says("-", "[\"/usr/local/bin/plyfs-event\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "A program, absolute path, and its arguments. It gets the same lines on standard input, with the rights of the daemon, for at most 10 s.",
+    },
+    Key {
+        section: "notify",
+        name: "events",
+        flag: "",
+        default: says("all", "[\"base.hit\", \"base.miss\", \"base.evict\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`).",
+    },
 ];

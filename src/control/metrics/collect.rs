@@ -59,6 +59,9 @@ impl Control {
             values.add(&EVENTS, [kind.name()], bus.of_kind[kind as usize]);
         }
         values.add(&EVENTS_LOST, [], bus.lost);
+        let (delivered, dropped) = self.notifications.counts();
+        values.add(&NOTIFICATIONS, ["delivered"], delivered);
+        values.add(&NOTIFICATIONS, ["dropped"], dropped);
     }
 
     fn add_requests(&self, values: &mut Values) {

@@ -161,5 +161,6 @@ metrics! {
     LIVE_MAPS_LIMIT: Gauge "live_maps_limit" Bytes [] "Most memory that the live maps take";
 
     EVENTS: Counter "events" None ["event"] "Events, by name";
+    NOTIFICATIONS: Counter "notifications" None ["result"] "Events for the destinations of [notify]: delivered, dropped";
     EVENTS_LOST: Counter "events_lost" None [] "Events that clients lost because they read too slowly";
 }

@@ -17,6 +17,7 @@ mod limit;
 mod mirror;
 mod names;
 mod network;
+mod post;
 mod secrets;
 mod servers;
 #[cfg(test)]
