@@ -11,7 +11,7 @@ export PATH
 # The packages of all scripts. `scripts/test` installs them in one call, so that apt resolves them together.
 # shellcheck disable=SC2034
 TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra
-    systemd-container rpm zsh fish man-db binutils dpkg-dev cpio kmod)
+    systemd-container rpm zsh fish man-db binutils dpkg-dev cpio kmod chromium fonts-dejavu-core)
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

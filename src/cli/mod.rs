@@ -18,6 +18,7 @@ mod holders;
 mod journal;
 mod logging;
 mod man;
+mod map;
 mod output;
 mod retry;
 mod serve;

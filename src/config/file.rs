@@ -25,6 +25,7 @@ pub(super) struct File {
     pub security: super::SecurityConfig,
     pub trace: super::TraceConfig,
     pub http: super::HttpConfig,
+    pub page: super::PageConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -10,6 +10,7 @@ mod files;
 pub mod host;
 mod http;
 pub mod keys;
+mod page;
 pub mod place;
 mod security;
 pub mod size;
@@ -25,6 +26,7 @@ use thiserror::Error;
 pub use self::trace::TraceConfig;
 pub use allow::AllowEntry;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
+pub use page::{PageAddress, PageConfig};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -108,6 +110,9 @@ pub struct Config {
     /// `[http]`: see [`HttpConfig`].
     #[serde(default)]
     pub http: HttpConfig,
+    /// `[page]`: see [`PageConfig`].
+    #[serde(default)]
+    pub page: PageConfig,
 }
 
 /// When whole bases are fetched.
@@ -323,6 +328,7 @@ impl Config {
             security: file.security,
             trace: file.trace,
             http: file.http,
+            page: file.page,
         };
         config.validate()?;
         Ok(config)
@@ -342,6 +348,7 @@ impl Config {
         self.security.validate()?;
         self.trace.validate()?;
         self.http.validate()?;
+        self.page.validate()?;
         self.log.validate()
     }
 

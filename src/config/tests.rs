@@ -188,6 +188,9 @@ fn every_key_of_the_file_is_read() {
         prefetch = false
         idle_seconds = 7
         longest_seconds = 90
+        [page]
+        listen = "192.0.2.1:8080"
+        remote = true
         "#,
         Overrides::default(),
     )
@@ -246,6 +249,7 @@ fn every_key_of_the_file_is_read() {
         },
         hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
         trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
+        page: crate::config::PageConfig { listen: Some("192.0.2.1:8080".into()), remote: true },
     };
     assert_eq!(config, expected);
 }

@@ -12,6 +12,7 @@ mod base;
 mod disk;
 mod error;
 mod event;
+mod map;
 mod status;
 mod trace;
 
@@ -22,6 +23,7 @@ pub use base::{
 pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
+pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use status::{
     AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,
     SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade, UpgradeBegun, UpgradeState,
