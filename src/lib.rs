@@ -40,6 +40,7 @@ pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod source;
+pub mod stats;
 pub mod store;
 pub mod trace;
 

@@ -15,18 +15,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &["mutant"]),
     ("source", &["config", "format"]),
     ("events", &[]),
+    ("stats", &[]),
     ("trace", &["events", "format", "io"]),
     ("fetch", &["events", "source", "format", "io", "mutant"]),
     ("cache", &[]),
     ("image", &["source", "format"]),
-    ("base", &["cache", "events", "source", "image"]),
+    ("base", &["cache", "events", "source", "image", "stats"]),
     ("delta", &["format", "io", "mutant"]),
-    ("disk", &["delta", "base", "cache", "format", "trace"]),
+    ("disk", &["delta", "base", "cache", "format", "stats", "trace"]),
     (
         "store",
-        &["disk", "delta", "base", "cache", "image", "source", "format", "io", "mutant", "events", "trace"],
+        &[
+            "disk", "delta", "base", "cache", "image", "source", "format", "io", "mutant", "events", "stats",
+            "trace",
+        ],
     ),
-    ("serve", &["store", "disk", "base", "cache", "format", "io"]),
+    ("serve", &["store", "disk", "base", "cache", "format", "io", "stats"]),
     ("fuse", &["serve", "store", "disk", "format", "io"]),
     ("check", &["fetch", "format", "io", "source", "store"]),
     (
@@ -40,7 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "control",
         &[
             "bases", "cache", "config", "disk", "events", "fetch", "format", "io", "serve", "source",
-            "store", "trace",
+            "stats", "store", "trace",
         ],
     ),
     (

@@ -206,7 +206,7 @@ impl Rig {
         let disk = self.disk();
         let size = disk.size();
         let mut bytes = vec![0xee; size as usize + 10];
-        let got = disk.read(0, &mut bytes).expect("nothing fails reading");
+        let got = disk.read(0, &mut bytes).expect("nothing fails reading").bytes() as usize;
         assert_eq!(got as u64, size);
         bytes.truncate(got);
         (size, bytes)

@@ -30,8 +30,9 @@ use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
 pub use crate::source::holdings::{HeldRow, Holdings, ROW, UNIT};
-use crate::source::{AlignedBuf, Purpose, Source, SourceError, SourceErrorKind};
+use crate::source::{AlignedBuf, Provenance, Purpose, Source, SourceError, SourceErrorKind, observe};
 pub use crate::source::{Completion, Wanted, without_files};
+use crate::stats::{Origin, Origins};
 
 /// The most bytes of one request to a source.
 const MAX_FETCH: usize = 1024 * 1024;
@@ -280,20 +281,29 @@ impl Base {
     /// Fills `buf` from `offset` on; beyond the end of the base there are zeros. Missing blocks are read from the
     /// sources, adjacent ones in one request, and that may take as long as the source's disk needs. The last request
     /// reads up to `readahead` more bytes ahead, unless the next block is in memory or the source is remote: a remote
-    /// source has its own readahead.
+    /// source has its own readahead. Returns where the bytes came from.
     ///
     /// # Errors
     /// `NotHere` when bytes must be fetched first; all of them are under way then. Else `Changed` or `Io`. After an error
     /// the content of `buf` is undefined.
-    pub fn read(&self, offset: u64, buf: &mut [u8], touch: Touch, readahead: u32) -> Result<(), BaseError> {
+    pub fn read(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        touch: Touch,
+        readahead: u32,
+    ) -> Result<Origins, BaseError> {
         self.check_refused(offset, buf.len() as u64)?;
         let inside = self.zero_past_end(offset, buf);
         let readahead = if self.remote { 0 } else { readahead };
         let mut pending = PendingFetches::default();
+        let mut origins = Origins::default();
+        origins.add(Origin::Zero, buf.len() - inside);
         let mut done = 0;
         while done < inside {
             let rest = &mut buf[done..inside];
             let cached = self.cached(offset + done as u64, rest, touch);
+            origins.add(Origin::Memory, cached);
             done += cached;
             if done < inside {
                 let fetched = self.fetch(offset + done as u64, &mut rest[cached..], readahead);
@@ -302,10 +312,12 @@ impl Base {
                     other => other,
                 };
                 noted.map_err(|cause| self.failed(fetched.from, fetched.asked, cause))?;
+                origins.add(fetched.origin, fetched.length);
                 done += fetched.length;
             }
         }
-        pending.end().map_err(|cause| self.failed(offset, inside as u64, cause))
+        pending.end().map_err(|cause| self.failed(offset, inside as u64, cause))?;
+        Ok(origins)
     }
 
     /// The first offset at or after `offset` that may hold data; `None` if there is none up to the end.
@@ -393,7 +405,14 @@ impl Base {
         let bytes = (missing + ahead) * BLOCK;
         let length = buf.len().min(missing * BLOCK - skip);
         let mut fetched = FETCH_BUFFER.take().unwrap_or_else(|| AlignedBuf::new(MAX_FETCH));
-        let result = self.fill(&mut fetched[..bytes], from).map(|()| {
+        let (filled, slowest) = observe(|| self.fill(&mut fetched[..bytes], from));
+        let origin = match slowest {
+            // The image says that the range reads as zeros.
+            None => Origin::Zero,
+            Some(Provenance::Kept) => Origin::Disk,
+            Some(Provenance::Fetched) => Origin::Fetched,
+        };
+        let result = filled.map(|()| {
             let (wanted, ahead) = fetched[..bytes].split_at(missing * BLOCK);
             self.cache.insert(self.id, first, wanted);
             self.cache.insert_ahead(self.id, first + missing as u64, ahead);
@@ -401,7 +420,7 @@ impl Base {
             buf[..length].copy_from_slice(&wanted[skip..skip + length]);
         });
         FETCH_BUFFER.set(Some(fetched));
-        Fetched { length, from, asked: (self.size() - from).min(bytes as u64), result }
+        Fetched { length, from, asked: (self.size() - from).min(bytes as u64), origin, result }
     }
 
     /// Reads whole blocks into `blocks`, with zeros beyond the end.
@@ -463,6 +482,8 @@ struct Fetched {
     from: u64,
     /// Its length in bytes.
     asked: u64,
+    /// Where its bytes came from, if it succeeded.
+    origin: Origin,
     result: Result<(), Cause>,
 }
 

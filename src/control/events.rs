@@ -159,7 +159,7 @@ pub fn summary(events: &Events, since_ns: i64) -> wire::Events {
 }
 
 /// The counters of one base.
-fn traffic_of(traffic: &Traffic) -> wire::BaseTraffic {
+pub fn traffic_of(traffic: &Traffic) -> wire::BaseTraffic {
     let of = |kind: Kind| {
         let reasons = Reason::ALL.into_iter().filter(|reason| reason.kind() == kind);
         let totals = reasons.map(|reason| {

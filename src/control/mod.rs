@@ -18,6 +18,7 @@ pub mod page;
 mod pool;
 pub mod report;
 mod servers;
+mod stats;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -149,6 +150,7 @@ async fn no_such_method() -> ApiError {
 fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/status", get(status::status))
+        .route("/v1/stats", get(stats::stats))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
         .route("/v1/bases/{name}/map", get(maps::base))

@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 
 use super::error::Cause;
 use super::wire::ErrorKind;
-use super::{bases, disks, events, kept, maps, servers, status, traces, wire};
+use super::{bases, disks, events, kept, maps, servers, stats, status, traces, wire};
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
@@ -76,6 +76,7 @@ a name one succeeds.
     info(title = "plyfs control API"),
     paths(
         status::status,
+        stats::stats,
         status::stop,
         status::upgrade,
         openapi,

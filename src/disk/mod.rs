@@ -17,6 +17,7 @@ use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
+use crate::stats::{Origin, Origins};
 use crate::trace::Tap;
 
 /// Largest readahead in bytes.
@@ -145,72 +146,76 @@ impl Disk {
         if last == offset && !offset.is_multiple_of(BLOCK) { Touch::Repeat } else { Touch::Use }
     }
 
-    /// Reads from memory only. Returns the number of bytes, short at the end of the disk; `None` when the read would
-    /// wait.
-    pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<usize> {
+    /// Reads from memory only. Returns where the bytes came from, fewer than asked for at the end of the disk; `None`
+    /// when the read would wait.
+    pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Origins> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
         let touch = self.touch(offset);
+        let mut origins = Origins::default();
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
-            let done = match mapping {
-                Mapping::Zero => {
-                    part.fill(0);
-                    true
+            let (done, origin) = match (mapping, &self.base) {
+                (Mapping::Data, _) => (self.delta.read_now(part, at), Origin::Delta),
+                (Mapping::Base, Some(base)) => {
+                    self.record_read(at, part.len());
+                    (base.read_now(at, part, touch), Origin::Memory)
                 }
-                Mapping::Data => self.delta.read_now(part, at),
-                Mapping::Base => match &self.base {
-                    Some(base) => {
-                        self.record_read(at, part.len());
-                        base.read_now(at, part, touch)
-                    }
-                    None => {
-                        part.fill(0);
-                        true
-                    }
-                },
+                _ => {
+                    part.fill(0);
+                    (true, Origin::Zero)
+                }
             };
             if !done {
                 return None;
             }
+            origins.add(origin, part.len());
             at = stop;
         }
         self.stream_end.store(end, Ordering::Relaxed);
-        Some(len)
+        Some(origins)
     }
 
-    /// Fills `buf` from `offset`; fewer bytes only at the end of the disk.
+    /// Fills `buf` from `offset`; fewer bytes only at the end of the disk. Returns where they came from.
     ///
     /// # Errors
     /// Errors of the storage of the delta or base. A read never invents bytes.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origins, DiskError> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
         let readahead = self.update_readahead(offset, end);
         let mut missing: Option<BaseError> = None;
+        let mut origins = Origins::default();
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
             match (mapping, &self.base) {
-                (Mapping::Data, _) => self.delta.read(part, at)?,
+                (Mapping::Data, _) => {
+                    self.delta.read(part, at)?;
+                    origins.add(Origin::Delta, part.len());
+                }
                 // `read_now` ran before and counted what it found.
                 (Mapping::Base, Some(base)) => {
                     self.record_read(at, part.len());
-                    if let Err(error) = base.read(at, part, Touch::Repeat, readahead) {
+                    match base.read(at, part, Touch::Repeat, readahead) {
+                        Ok(from) => origins.join(from),
                         // All missing parts are requested together.
-                        missing = Some(BaseError::join(missing, error)?);
+                        Err(error) => missing = Some(BaseError::join(missing, error)?),
                     }
                 }
-                _ => part.fill(0),
+                _ => {
+                    part.fill(0);
+                    origins.add(Origin::Zero, part.len());
+                }
             }
             at = stop;
         }
         match missing {
             Some(error) => Err(error.into()),
-            None => Ok(len),
+            None => Ok(origins),
         }
     }
 

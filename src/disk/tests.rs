@@ -114,7 +114,7 @@ impl Rig {
 
 fn read_all(disk: &Disk) -> Vec<u8> {
     let mut out = vec![0xee; disk.size() as usize + 100];
-    let got = disk.read(0, &mut out).unwrap();
+    let got = disk.read(0, &mut out).unwrap().bytes() as usize;
     out.truncate(got);
     out
 }
@@ -211,13 +211,13 @@ fn apply(rig: &mut Rig, n: usize, flat: &mut Vec<u8>, op: &Op) {
         }
         Op::Read { at, len } => {
             let mut buf = vec![0x77; len];
-            let got = disk.read(at, &mut buf).unwrap();
+            let got = disk.read(at, &mut buf).unwrap().bytes() as usize;
             let from = (at as usize).min(flat.len());
             let want = &flat[from..(at as usize + len).min(flat.len()).max(from)];
             assert!(buf[..got] == *want, "read at {at}");
             let mut now = vec![0x77; len];
-            if let Some(got) = disk.read_now(at, &mut now) {
-                assert!(now[..got] == *want, "read_now at {at}");
+            if let Some(origins) = disk.read_now(at, &mut now) {
+                assert!(now[..origins.bytes() as usize] == *want, "read_now at {at}");
             }
         }
         Op::Flush => disk.flush(epoch).unwrap(),

@@ -35,7 +35,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::events::{Reason, Traffic};
 use crate::source::holdings::{HeldRow, Holdings, fetches_are_barred, not_fetched};
 use crate::source::{
-    Completion, Identity, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
+    Completion, Identity, Provenance, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
+    Stall, note,
 };
 pub use budget::DemandBudget;
 pub use health::Failing;
@@ -353,7 +354,7 @@ impl Shared {
             block * CACHE_BLOCK >= offset && block * CACHE_BLOCK + self.block_len(block) as u64 <= stop
         };
         let Lookup { mut missing, mut late } = Lookup::default();
-        let mut hit = 0;
+        let (mut hit, mut awaited_bytes) = (0, 0);
         // Blocks in transit come first: a block gets into the cache before it leaves the table.
         let units: Vec<Option<Arc<Unit>>> = {
             let table = self.table.lock();
@@ -366,7 +367,7 @@ impl Shared {
                 Some(Found::Present { bytes, awaited }) => {
                     let copied = Self::copy_block(block, &bytes, buf, offset);
                     // An awaited block was counted when it was missed.
-                    hit += if awaited { 0 } else { copied };
+                    *(if awaited { &mut awaited_bytes } else { &mut hit }) += copied;
                 }
                 Some(Found::Failed(error)) => return Err(error),
                 Some(Found::Pending) => missing.push(block),
@@ -407,6 +408,10 @@ impl Shared {
         }
         if hit > 0 && !fetches_are_barred() {
             self.traffic.add(Reason::Disk, hit);
+            note(Provenance::Kept);
+        }
+        if awaited_bytes > 0 {
+            note(Provenance::Fetched);
         }
         Ok(Lookup { missing, late })
     }

@@ -13,7 +13,7 @@ use parking_lot::Condvar;
 
 use super::*;
 use crate::events::Events;
-use crate::source::{Deliver, Fetch, UrlState};
+use crate::source::{Deliver, Fetch, UrlState, observe};
 
 /// Runs each future on a thread of its own.
 struct Threads;
@@ -290,6 +290,17 @@ fn reads_return_the_objects_bytes_whatever_the_cache_holds_and_however_they_come
             threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
         }
     }
+}
+
+#[test]
+fn a_reader_learns_whether_its_bytes_were_kept_or_fetched() {
+    let server = Server::new(1 << 20, 5000);
+    let source = lazy(&server, Arc::new(MemoryCache::default()));
+    let provenance = |offset, len| observe(|| assert_reads(&source, &server, offset, len)).1;
+    assert_eq!(provenance(0, 100_000), Some(Provenance::Fetched));
+    wait_until_cached(&source);
+    assert_eq!(provenance(0, 100_000), Some(Provenance::Kept));
+    assert_eq!(provenance(500_000, 0), None);
 }
 
 /// Guards D40.

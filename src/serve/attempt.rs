@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 
 use super::error::Stop;
 use super::guard::guarded;
+use super::measure::Wait;
 use super::pool::Lane;
 use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
 use super::{Errno, Target, log};
 use crate::base::{Completion, Wanted, without_files};
+use crate::stats::Counters;
 
 /// How many times a change may read what it needs of a base and find it evicted from the cache again. After that the
 /// change waits for the base while it runs.
@@ -36,7 +38,6 @@ type Work<T> = Box<dyn Fn() -> Result<T, Stop> + Send>;
 type Answer<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
 /// The origin of a request, and where it runs.
-#[derive(Clone, Copy)]
 pub(super) struct Origin {
     /// The number of the request, and the thread that made it.
     pub call: Call,
@@ -50,6 +51,8 @@ pub(super) struct Origin {
     pub bytes: usize,
     /// Bytes that the request moves when it runs.
     pub moves: usize,
+    /// The counters of the disk or base, and those of the disk's base.
+    pub counters: [Option<Arc<Counters>>; 2],
 }
 
 /// A request that may have to run more than once.
@@ -62,7 +65,7 @@ pub(super) struct PendingRequest<T> {
 struct State<T> {
     tries: Option<Tries<T>>,
     answer: Option<Answer<T>>,
-    ticket: Option<Ticket>,
+    ticket: Option<(Ticket, Wait)>,
     /// Whether a change is running, which cannot be cancelled.
     pinned: bool,
 }
@@ -168,8 +171,10 @@ impl<T: Send + 'static> PendingRequest<T> {
             return true;
         }
         let this: Arc<dyn Cancel> = self.clone();
+        let counters = &self.origin.counters;
         match waiting.admit(target, bytes, call, Arc::downgrade(&this)) {
             Some(ticket) => {
+                let ticket = (ticket, Wait::new(counters.clone()));
                 let mut state = self.state.lock();
                 let is_wanted = state.answer.is_some();
                 let unused = if is_wanted { state.ticket.replace(ticket) } else { Some(ticket) };
@@ -179,6 +184,7 @@ impl<T: Send + 'static> PendingRequest<T> {
             }
             None => {
                 log::refused(target, waiting.counts());
+                counters.iter().flatten().for_each(|counters| counters.refused());
                 drop(self.state.lock().tries.take());
                 // Not EAGAIN: io_uring would submit such a request again at once, without end.
                 self.answer(Err(Errno::EIO));

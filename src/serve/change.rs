@@ -7,6 +7,7 @@ use super::pool::Lane;
 use super::{Call, Errno, Handle, Requester, Service, Target, guard, refuse};
 use crate::disk::Grow;
 use crate::format::record::MountRequest;
+use crate::stats::Operation;
 use crate::store::{Attributes, DiskNode};
 
 /// New attributes of a disk. `None` leaves an attribute as it is.
@@ -72,7 +73,24 @@ fn allocate(
     done.map_err(|e| fail_disk(node, "allocate", &e))
 }
 
+impl SpaceChange {
+    fn operation(self) -> Operation {
+        match self {
+            Self::Reserve(_) => Operation::Reserve,
+            Self::Discard => Operation::Discard,
+            Self::Zero(_) => Operation::Zero,
+        }
+    }
+}
+
 impl Service {
+    /// How many bytes of a range a disk has now; 0 while the disk is detached.
+    fn inside(&self, disk: u64, (offset, len): (u64, u64)) -> u64 {
+        let node = self.store.disk_by_id(disk);
+        let size = node.and_then(|node| node.peek()).map_or(0, |disk| disk.size());
+        len.min(size.saturating_sub(offset))
+    }
+
     /// Changes attributes of a disk, and returns the new ones.
     pub fn change(
         &self,
@@ -83,6 +101,7 @@ impl Service {
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        let answer = self.measured(target, Operation::Change, 0, answer);
         let apply = move |service: &Self| {
             guard::once(requester.resent, || {
                 service.disk(disk).and_then(|node| change.apply(&node, requester.request))?;
@@ -111,6 +130,7 @@ impl Service {
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        let answer = self.measured(target, what.operation(), self.inside(disk, range), answer);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (changer, reader) = (service.clone(), service.clone());
             let work = move || allocate(&*changer.disk(disk)?, what, range, handle);

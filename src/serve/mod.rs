@@ -19,6 +19,7 @@ mod frontend;
 mod gate;
 pub mod guard;
 mod log;
+mod measure;
 mod names;
 mod pool;
 mod purge;
@@ -45,6 +46,7 @@ pub use waiting::{Call, Limits, Waiters};
 pub use write::WriteRequest;
 
 use crate::io::Space;
+use crate::stats::Operation;
 use crate::store::{Attributes, BaseNode, DiskNode, Store};
 
 /// The disk or base of a request, by number.
@@ -161,7 +163,9 @@ impl Service {
             Target::Disk(id) => (self.store.disk_by_id(id).and_then(|n| n.base_id()), Lane::Disk(id)),
             Target::Base(id) => (Some(id), Lane::Base(id)),
         };
-        Origin { call, target, base, lane, bytes, moves: bytes }
+        let of_base = base.filter(|id| target != Target::Base(*id)).map(Target::Base);
+        let counters = [self.counters(target), of_base.and_then(|base| self.counters(base))];
+        Origin { call, target, base, lane, bytes, moves: bytes, counters }
     }
 
     /// A request that only reads: its work may stop and run any number of times.
@@ -244,6 +248,7 @@ impl Service {
         target: Target,
         answer: impl FnOnce(Result<Handle, Errno>) + Send + 'static,
     ) {
+        let answer = self.measured(target, Operation::Open, 0, answer);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             answer(match target {
                 Target::Disk(id) => service.disk(id).and_then(|node| open_disk(&node)),
@@ -267,6 +272,7 @@ impl Service {
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        let answer = self.measured(target, Operation::Attributes, 0, answer);
         if self.is_attached(target) {
             return self.run(Lane::Node(disk), move |service| answer(service.attributes_now(disk)));
         }
@@ -288,6 +294,7 @@ impl Service {
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        let answer = self.measured(target, Operation::Flush, 0, answer);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let flusher = service.clone();
             // A flush waits for the disk in any case, and encoding a large map takes a processor for seconds.

@@ -6,12 +6,14 @@ use std::cell::{Cell, RefCell};
 use super::attempt::Place;
 use super::error::{Stop, fail, fail_base, fail_disk};
 use super::guard::guarded;
+use super::measure::Began;
 use super::pool::LARGE;
 use super::{Call, Errno, Service, Target, refuse};
 use crate::cache::Touch;
 use crate::disk::Seek;
 use crate::format::BLOCK;
 use crate::io::sys;
+use crate::stats::{Counters, Operation, Origins};
 use crate::store::DiskNode;
 
 /// Bytes of the smallest buffer.
@@ -27,6 +29,7 @@ thread_local! {
 struct Filled {
     buffer: Vec<u8>,
     len: usize,
+    origins: Origins,
 }
 
 impl Filled {
@@ -38,7 +41,11 @@ impl Filled {
             // The kernel must not fault when it copies from the buffer (D2).
             sys::touch_pages(&mut buffer);
         }
-        Self { buffer, len: 0 }
+        Self { buffer, len: 0, origins: Origins::default() }
+    }
+
+    fn holds(&mut self, origins: Origins) {
+        (self.len, self.origins) = (origins.bytes() as usize, origins);
     }
 
     fn bytes(&self) -> &[u8] {
@@ -57,6 +64,25 @@ impl Drop for Filled {
     }
 }
 
+/// Reads from memory; `None` when the read would wait.
+fn read_from_memory(node: &DiskNode, offset: u64, size: usize) -> Option<Filled> {
+    let disk = node.attached()?;
+    let mut filled = Filled::with_room(size);
+    let buffer = RefCell::new(&mut filled.buffer[..size]);
+    let read = || Ok::<_, Errno>(disk.read_now(offset, &mut buffer.borrow_mut()));
+    let origins = guarded(read).ok().flatten()?;
+    filled.holds(origins);
+    Some(filled)
+}
+
+/// Counts a read that is about to be answered.
+fn count(began: Began, counters: &Counters, done: Result<&Filled, Errno>) {
+    if let Ok(filled) = done {
+        counters.read_from(&filled.origins);
+    }
+    began.ends(counters, done.map(|filled| filled.len as u64));
+}
+
 impl Service {
     /// Reads `size` bytes from `offset`; fewer only at the end. `answer` gets a slice of the buffer, and is done with
     /// it when it returns. The frontend bounds `size`, which is allocated.
@@ -68,21 +94,30 @@ impl Service {
         size: usize,
         answer: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
     ) {
+        let began = Began::now(Operation::Read);
         if size <= LARGE
-            && let Some(filled) = self.read_from_memory(target, offset, size)
+            && let Target::Disk(id) = target
+            && let Some(node) = self.store.disk_by_id(id)
+            && let Some(filled) = read_from_memory(&node, offset, size)
         {
+            count(began, node.counters(), Ok(&filled));
             return answer(Ok(filled.bytes()));
         }
+        let counters = self.counters(target);
+        let answer = move |done: Result<&Filled, Errno>| {
+            if let Some(counters) = counters {
+                count(began, &counters, done);
+            }
+            answer(done.map(Filled::bytes));
+        };
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let work = move |service: &Self| {
                 let mut filled = Filled::with_room(size);
-                filled.len = service.read_into(target, offset, &mut filled.buffer[..size])?;
+                let origins = service.read_into(target, offset, &mut filled.buffer[..size])?;
+                filled.holds(origins);
                 Ok(filled)
             };
-            let answer = move |done: Result<Filled, Errno>| match done {
-                Ok(filled) => answer(Ok(filled.bytes())),
-                Err(errno) => answer(Err(errno)),
-            };
+            let answer = move |done: Result<Filled, Errno>| answer(done.as_ref().map_err(|errno| *errno));
             let attempt = service.reads(call, target, work, answer).moving(size);
             attempt.submit(&service.runner, service.place_of_read(target, offset, size));
         });
@@ -97,26 +132,14 @@ impl Service {
         what: Seek,
         answer: impl FnOnce(Result<Option<u64>, Errno>) + Send + 'static,
     ) {
+        let answer = self.measured(target, Operation::Seek, 0, answer);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let work = move |service: &Self| service.find(target, from, what);
             service.reads(call, target, work, answer).submit(&service.runner, service.place(target));
         });
     }
 
-    /// Reads from memory; `None` when the read would wait.
-    fn read_from_memory(&self, target: Target, offset: u64, size: usize) -> Option<Filled> {
-        let Target::Disk(id) = target else { return None };
-        let disk = self.store.disk_by_id(id)?;
-        let disk = disk.attached()?;
-        let mut filled = Filled::with_room(size);
-        let buffer = RefCell::new(&mut filled.buffer[..size]);
-        let read = || Ok::<_, Errno>(disk.read_now(offset, &mut buffer.borrow_mut()));
-        let len = guarded(read).ok().flatten()?;
-        filled.len = len;
-        Some(filled)
-    }
-
-    fn read_into(&self, target: Target, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
+    fn read_into(&self, target: Target, offset: u64, buffer: &mut [u8]) -> Result<Origins, Stop> {
         match target {
             Target::Disk(id) => {
                 let node = self.disk(id)?;
@@ -127,7 +150,7 @@ impl Service {
                 let base = self.base(id)?.attach().map_err(|e| fail(&e))?.clone();
                 let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
                 let done = base.read(offset, &mut buffer[..len], Touch::Repeat, READAHEAD);
-                done.map(|()| len).map_err(|error| fail_base(id, &error))
+                done.map_err(|error| fail_base(id, &error))
             }
         }
     }

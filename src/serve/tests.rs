@@ -1,6 +1,8 @@
 //! Requests of a frontend that is not a mount, on a store whose base is behind a network: what they wait for, how they
 //! end, and that no other request ends with them.
 
+mod counting;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;

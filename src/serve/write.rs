@@ -8,10 +8,12 @@ use parking_lot::Mutex;
 use super::attempt::{Kind, PendingRequest};
 use super::error::{Stop, fail, fail_disk};
 use super::guard::guarded;
+use super::measure::measured;
 use super::pool::Lane;
 use super::{Call, Errno, Handle, Service, Target, refuse};
 use crate::base::{Wanted, without_files};
 use crate::format::BLOCK;
+use crate::stats::Operation;
 use crate::store::DiskNode;
 
 /// A write request without its bytes.
@@ -63,6 +65,7 @@ impl Service {
             Ok(node) => node,
             Err(errno) => return answer(Err(errno)),
         };
+        let answer = measured(&node, Operation::Write, data.len() as u64, answer);
         let Some(attached) = node.attached() else {
             let data = data.to_vec();
             return self.when_attached(call, Target::Disk(disk), answer, refuse, move |service, answer| {

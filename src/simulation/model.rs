@@ -261,7 +261,8 @@ impl DiskModel {
             ));
         }
         let mut bytes = vec![0xee; size as usize];
-        let got = disk.read(0, &mut bytes).map_err(|e| format!("disk {name}: it cannot be read: {e}"))?;
+        let read = disk.read(0, &mut bytes).map_err(|e| format!("disk {name}: it cannot be read: {e}"))?;
+        let got = read.bytes() as usize;
         if got as u64 != size {
             return Err(format!("disk {name}: {got} of {size} bytes were read"));
         }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::aligned::{ALIGN, AlignedBuf};
 use super::open::{OpenHere, OpenImage, Opened, pread, usable};
 use super::patience::may_wait_for;
-use super::{Identity, KeyParts, Source, SourceError, SourceErrorKind, Verdict};
+use super::{Identity, KeyParts, Provenance, Source, SourceError, SourceErrorKind, Verdict, note};
 use crate::format::record::{BaseIdentity, Validator};
 
 /// Most bytes of one unaligned step.
@@ -215,6 +215,7 @@ impl Source for FileSource {
             let early = io::Error::new(io::ErrorKind::UnexpectedEof, "the file ended early");
             return Err(self.failed(early));
         }
+        note(Provenance::Fetched);
         Ok(want)
     }
 

@@ -20,6 +20,7 @@ mod kind;
 mod location;
 mod open;
 mod patience;
+mod provenance;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
+pub use provenance::{Provenance, note, observe};
 pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind, UrlState};
 
 /// One immutable object, which any number of threads may read at once.

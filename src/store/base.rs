@@ -1,7 +1,7 @@
 //! A registered base, and its open files once a disk needs them.
 
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -16,6 +16,7 @@ use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::mutant::Mutant;
 use crate::source::{FileSource, OpenImage, Source, SourceError, SourceErrorKind, compare};
+use crate::stats::{Counters, Registry};
 
 /// Opens the files of bases.
 pub trait Sources: Send + Sync {
@@ -88,6 +89,8 @@ pub struct BaseNode {
     attached: Mutex<AttachState>,
     /// All instances that disks may still hold: the current one, and those from before a detach.
     handed_out: Mutex<Vec<Weak<Base>>>,
+    counters: OnceLock<Arc<Counters>>,
+    stats: Registry,
 }
 
 impl BaseNode {
@@ -96,6 +99,7 @@ impl BaseNode {
         medium: Arc<dyn Medium>,
         cache: Arc<BlockCache>,
         sources: Arc<dyn Sources>,
+        stats: Registry,
     ) -> Self {
         let (options, moved) = (RwLock::new(record.options), RwLock::new(record.moved.clone()));
         Self {
@@ -108,6 +112,8 @@ impl BaseNode {
             attaching: Mutex::new(()),
             attached: Mutex::default(),
             handed_out: Mutex::default(),
+            counters: OnceLock::new(),
+            stats,
         }
     }
 
@@ -201,6 +207,11 @@ impl BaseNode {
 
     fn object(&self) -> String {
         format!("base {}", self.record.name)
+    }
+
+    /// Its counters: of requests on it, and of what requests on its disks wait for.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.counters.get_or_init(|| Arc::new(self.stats.add(self.id())))
     }
 
     /// Bytes of it in the memory cache.

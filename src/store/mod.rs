@@ -56,6 +56,7 @@ use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
 use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
+use crate::stats::Registry;
 
 /// Numbers that are reserved in the superblock at a time.
 const ID_STEP: u64 = 4096;
@@ -75,6 +76,8 @@ pub struct Store {
     unavailable: UnavailableRecords,
     recording: Recording,
     attachments: Arc<Attachments>,
+    disk_stats: Registry,
+    base_stats: Registry,
     /// [`Store::close`] has begun.
     closing: AtomicBool,
 }
@@ -263,9 +266,11 @@ impl Store {
         let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
+        let (disk_stats, base_stats) = (Registry::default(), Registry::default());
         for record in bases {
             names.base_names.insert(record.name.clone(), record.id);
-            let node = BaseNode::new(record, medium.clone(), cache.clone(), sources.clone());
+            let node =
+                BaseNode::new(record, medium.clone(), cache.clone(), sources.clone(), base_stats.clone());
             names.bases.insert(node.id(), Arc::new(node));
         }
         // The disks whose live map is authoritative: all, when live maps cannot be listed.
@@ -278,6 +283,7 @@ impl Store {
             live: live.clone(),
             recording: recording.clone(),
             attachments: Arc::default(),
+            stats: disk_stats.clone(),
         };
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
@@ -313,6 +319,8 @@ impl Store {
             unavailable,
             recording,
             attachments: context.attachments,
+            disk_stats,
+            base_stats,
             closing: AtomicBool::new(false),
         })
     }
@@ -320,6 +328,16 @@ impl Store {
     /// The memory cache.
     pub fn cache(&self) -> &BlockCache {
         &self.cache
+    }
+
+    /// The counters of the disks.
+    pub fn disk_stats(&self) -> &Registry {
+        &self.disk_stats
+    }
+
+    /// The counters of the bases.
+    pub fn base_stats(&self) -> &Registry {
+        &self.base_stats
     }
 
     /// Space of the filesystem that holds the store.
@@ -371,6 +389,7 @@ impl Store {
             live: self.live.clone(),
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
+            stats: self.disk_stats.clone(),
         };
         DiskNode::new(record, base, &context, inherited_live_map)
     }

@@ -16,6 +16,7 @@ use crate::disk::Disk;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot, Request};
 use crate::io::{LiveStore, Medium, Open, replace, sys};
+use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
 
 /// One disk of a store.
@@ -54,6 +55,9 @@ pub struct DiskNode {
     unlinked: AtomicBool,
     recording: Recording,
     tap: Arc<Tap>,
+    /// Made at the first request: most disks of a large store are not in use.
+    counters: OnceLock<Arc<Counters>>,
+    stats: Registry,
 }
 
 /// The attributes of a disk for stat(2).
@@ -100,6 +104,7 @@ pub(super) struct NodeContext {
     pub live: Arc<dyn LiveStore>,
     pub recording: Recording,
     pub attachments: Arc<Attachments>,
+    pub stats: Registry,
 }
 
 /// Writes the record of one disk. Each caller changes a part of it.
@@ -163,7 +168,7 @@ impl DiskNode {
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments } = context.clone();
+        let NodeContext { medium, live, recording, attachments, stats } = context.clone();
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
@@ -193,6 +198,8 @@ impl DiskNode {
             traced: AtomicBool::new(false),
             tap: Arc::new(Tap::new(id)),
             recording,
+            counters: OnceLock::new(),
+            stats,
         })
     }
 
@@ -295,6 +302,11 @@ impl DiskNode {
     /// The tap that records reads of the base.
     pub(super) fn tap(&self) -> &Arc<Tap> {
         &self.tap
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.counters.get_or_init(|| Arc::new(self.stats.add(self.id)))
     }
 
     /// The attached disk, if any. Does not wait. Counts as a use.

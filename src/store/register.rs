@@ -141,8 +141,7 @@ impl Store {
         }
         replace(&*self.medium, layout::BASES, &layout::base_record(record.id), &bytes)
             .map_err(StoreError::io(object, "writing its record"))?;
-        let node = BaseNode::new(record, self.medium.clone(), self.cache.clone(), self.sources.clone());
-        let node = Arc::new(node);
+        let node = Arc::new(self.base_node(record));
         let mut names = self.names.write();
         names.base_names.insert(new.name, node.id());
         names.bases.insert(node.id(), node.clone());

@@ -300,7 +300,8 @@ impl Store {
         }
     }
 
-    fn base_node(&self, record: BaseRecord) -> BaseNode {
-        BaseNode::new(record, self.medium.clone(), self.cache.clone(), self.sources.clone())
+    pub(super) fn base_node(&self, record: BaseRecord) -> BaseNode {
+        let (cache, sources) = (self.cache.clone(), self.sources.clone());
+        BaseNode::new(record, self.medium.clone(), cache, sources, self.base_stats.clone())
     }
 }

@@ -13,7 +13,7 @@ struct Asset {
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const ASSETS: [Asset; 9] = [
+const ASSETS: [Asset; 10] = [
     Asset { path: "/", kind: "text/html; charset=utf-8", content: include_str!("assets/index.html") },
     Asset { path: "/style.css", kind: "text/css; charset=utf-8", content: include_str!("assets/style.css") },
     Asset { path: "/icon.svg", kind: "image/svg+xml", content: include_str!("assets/icon.svg") },
@@ -21,6 +21,7 @@ const ASSETS: [Asset; 9] = [
     Asset { path: "/detail.js", kind: SCRIPT, content: include_str!("assets/detail.js") },
     Asset { path: "/format.js", kind: SCRIPT, content: include_str!("assets/format.js") },
     Asset { path: "/map.js", kind: SCRIPT, content: include_str!("assets/map.js") },
+    Asset { path: "/stats.js", kind: SCRIPT, content: include_str!("assets/stats.js") },
     Asset { path: "/summary.js", kind: SCRIPT, content: include_str!("assets/summary.js") },
     Asset { path: "/table.js", kind: SCRIPT, content: include_str!("assets/table.js") },
 ];

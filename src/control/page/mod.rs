@@ -35,7 +35,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::error::{ApiError, Cause};
-use super::{Control, bases, disks, maps, no_such_method, no_such_resource, status};
+use super::{Control, bases, disks, maps, no_such_method, no_such_resource, stats, status};
 use crate::config::PageAddress;
 
 /// Connections at a time. More wait in the socket.
@@ -104,6 +104,7 @@ fn routes(control: Control) -> Router {
         .route("/v1/bases/{name}/map", get(maps::base))
         .route("/v1/disks", get(disks::list))
         .route("/v1/disks/{name}/map", get(maps::disk))
+        .route("/v1/stats", get(stats::stats))
         .with_state(control)
 }
 

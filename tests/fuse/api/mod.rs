@@ -2,6 +2,7 @@
 
 mod creation;
 mod schema;
+mod stats;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -225,6 +226,7 @@ fn every_operation_answers_as_described() {
     ok("POST /v1/upgrade", "");
     until("the end of the upgrade", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
     ok("GET /v1/status", "");
+    ok("GET /v1/stats", "");
     ok("POST /v1/stop", "");
     daemon.ended();
 

@@ -2,6 +2,7 @@
 
 import { Detail } from "./detail.js";
 import { ago, plain, setText, size, span } from "./format.js";
+import { Rates, duration, perSecond, throughput } from "./stats.js";
 import { drawSummary, drawTroubles } from "./summary.js";
 import { Table } from "./table.js";
 
@@ -9,6 +10,8 @@ const INTERVAL = 2000;
 const PATIENCE = 15000;
 
 const state = { status: {}, bases: [], disks: [], at: 0, error: null, paused: false };
+const rates = new Rates();
+const rate = (disk) => rates.of(disk.name);
 const tone = (row) => (row.state === "ok" ? "good" : ["failed", "refused", "failing"].includes(row.state) ? "bad" : "warn");
 const word = (row) => row.state.replaceAll("_", " ");
 
@@ -35,6 +38,9 @@ const disks = new Table(
     { key: "state", title: "State", text: word, tone },
     { key: "size", title: "Size", text: (disk) => size(disk.size), sort: (disk) => disk.size, number: true },
     { key: "delta", title: "Delta", text: (disk) => size(disk.delta_bytes), sort: (disk) => disk.delta_bytes, number: true },
+    { key: "requests", title: "Requests/s", text: (disk) => perSecond(rate(disk).perSecond), sort: (disk) => rate(disk).perSecond ?? -1, number: true },
+    { key: "rate", title: "Throughput", text: (disk) => throughput(rate(disk).bytesPerSecond), sort: (disk) => rate(disk).bytesPerSecond ?? -1, number: true },
+    { key: "latency", title: "Latency", text: (disk) => duration(rate(disk).latency), sort: (disk) => rate(disk).latency ?? -1, number: true },
     { key: "open", title: "Open", text: (disk) => plain(disk.open_handles ?? "?"), sort: (disk) => disk.open_handles ?? -1, number: true },
     { key: "modified", title: "Modified", text: (disk) => ago(disk.modified), sort: (disk) => Date.parse(disk.modified) },
   ],
@@ -72,7 +78,9 @@ function drawSubject() {
   const { subject } = detail;
   if (!subject || !state.at) return;
   const all = subject.kind === "disk" ? state.disks : state.bases;
-  detail.show(all.find((object) => object.name === subject.name));
+  const counted = subject.kind === "disk" ? rates.stats.disks : rates.stats.bases;
+  const named = (object) => object.name === subject.name;
+  detail.show(all.find(named), counted.find(named)?.counters);
 }
 
 async function ask(path) {
@@ -84,10 +92,13 @@ async function ask(path) {
 
 async function update() {
   try {
-    [state.status, state.bases, state.disks] = await Promise.all(["/v1/status", "/v1/bases", "/v1/disks"].map(ask));
+    const paths = ["/v1/status", "/v1/bases", "/v1/disks", "/v1/stats"];
+    const [status, all, disksNow, stats] = await Promise.all(paths.map(ask));
+    Object.assign(state, { status, bases: all, disks: disksNow });
     state.at = Date.now();
+    rates.update(stats, performance.now());
     state.error = null;
-    drawSummary(state.status);
+    drawSummary(state.status, rates);
     drawTroubles(state.status, state.bases, state.disks);
     bases.show(state.bases);
     disks.show(state.disks);

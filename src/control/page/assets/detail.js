@@ -2,6 +2,7 @@
 
 import { ago, make, plain, setText, size } from "./format.js";
 import { MapView, cellsThatFit } from "./map.js";
+import { drawOperations, duration, origins } from "./stats.js";
 
 const DISK = [
   ["Base", (disk) => plain(disk.base)],
@@ -69,9 +70,14 @@ export class Detail {
     this.mapView.show(map);
   }
 
-  show(object) {
+  show(object, counters) {
     const fields = this.subject.kind === "disk" ? DISK : BASE;
     const lines = object ? fields.map(([title, of]) => [title, of(object)]) : [["State", "removed"]];
+    lines.push(["Reads from", origins(counters)]);
+    if (counters?.waits) {
+      lines.push(["Waits", `${counters.waits}, ${duration(counters.waited_ns / 1e3 / counters.waits)} on average`]);
+    }
+    drawOperations(object ? counters : null);
     const shown = lines.filter(([, text]) => text !== null && text !== undefined && text !== "");
     while (this.fields.children.length > 2 * shown.length) this.fields.lastChild.remove();
     shown.forEach(([title, text], at) => {

@@ -1,8 +1,9 @@
 // The summary, and what waits for which server.
 
+import { duration, origins, perSecond, throughput } from "./stats.js";
 import { ago, make, plain, setText, share, size, span } from "./format.js";
 
-function cards(status) {
+function cards(status, rates) {
   const { space, cache, requests, live_maps: maps, standby } = status;
   const disk = cache?.disk;
   const found = (hits, misses) => `${share(hits, hits + misses)} found`;
@@ -10,6 +11,8 @@ function cards(status) {
   return [
     ["Disks", plain(status.disks), `${status.attached_disks ?? 0} in use`],
     ["Bases", plain(status.bases), `${status.waiting?.length ?? 0} waiting, ${status.failing?.length ?? 0} failing`],
+    ["Requests", `${perSecond(rates.all.perSecond)}/s`, `${throughput(rates.all.bytesPerSecond)}, ${duration(rates.all.latency)} on average`],
+    ["Reads from", origins(rates.stats?.all_disks).split(", ")[0] || "–", origins(rates.stats?.all_disks).split(", ").slice(1).join(", ")],
     ["Requests waiting", plain(requests?.waiting), requests ? `${size(requests.waiting_bytes)} of writes` : ""],
     ["Refused, interrupted", requests ? `${requests.refused}, ${requests.interrupted}` : "–", "since the worker began"],
     ["Free space", size(space?.available_bytes), space?.full ? "full: writes are refused" : `of ${size(space?.total_bytes)}`,
@@ -25,9 +28,9 @@ function cards(status) {
   ];
 }
 
-export function drawSummary(status) {
+export function drawSummary(status, rates) {
   const list = document.getElementById("summary");
-  cards(status).forEach(([title, value, note, tone], at) => {
+  cards(status, rates).forEach(([title, value, note, tone], at) => {
     let card = list.children[at];
     if (!card) {
       card = make("div");
