@@ -162,7 +162,8 @@ fn every_operation_answers_as_described() {
     with("POST /v1/disks", "", json!({"name": "blank", "size": 1 << 20}));
     read_at(&open(&daemon.disk("one")), 0, 65536);
     ok("GET /v1/disks", "");
-    let all = |map: &Value| map["total"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    let all =
+        |map: &Value| map["total"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
     let map = ok("GET /v1/disks/{name}/map?cells=10", "one");
     assert!(map["attached"] == true && map["exact"] == true && map["size"] == all(&map), "{map}");
     // A disk that was not used yet stays so.
