@@ -11,6 +11,7 @@
 //! [`crate::image`] interprets the bytes of a source. Clusters are decompressed here, and memory keeps only the
 //! decompressed bytes.
 
+mod holdings;
 mod stack;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use holdings::StackHoldings;
 pub use stack::Layer;
 use stack::{PendingFetches, Stack};
 
@@ -27,6 +29,7 @@ use parking_lot::RwLock;
 use crate::cache::{BLOCK, BlockCache, CacheId, Owner, Touch};
 use crate::events::{Events, Reason, Traffic};
 use crate::image::ImageError;
+pub use crate::source::holdings::{HeldRow, Holdings, ROW, UNIT};
 use crate::source::{AlignedBuf, Provenance, Purpose, Source, SourceError, SourceErrorKind, observe};
 pub use crate::source::{Completion, Wanted, without_files};
 use crate::stats::{Origin, Origins};
@@ -253,6 +256,14 @@ impl Base {
         }
         let _reading = self.reading.read();
         self.stack.prefetch(offset, length, purpose).map_err(|cause| self.failed(offset, length, cause))
+    }
+
+    /// Where the bytes of the virtual disk are now. Starts no fetch.
+    pub fn holdings(&self) -> Box<dyn Holdings + '_> {
+        match self.stack.raw() {
+            Some(source) => source.holdings(),
+            None => Box::new(StackHoldings::of(&self.stack)),
+        }
     }
 
     /// Fills `buf` from `offset` on if all of it is in memory. Never waits and makes no system call. Beyond the end of

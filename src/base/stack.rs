@@ -18,7 +18,7 @@ pub struct Layer {
 }
 
 /// Where the bytes of a range of the virtual disk come from.
-enum Place<'a> {
+pub(super) enum Place<'a> {
     Zero,
     Plain(&'a dyn Source, u64),
     Compressed(&'a dyn Source, &'a dyn Image, Compressed),
@@ -67,7 +67,7 @@ impl Stack {
     }
 
     /// The place of the byte at `offset`, and the number of bytes, at most `length`, for which it holds.
-    fn place(&self, offset: u64, length: u64) -> Result<(Place<'_>, u64), Cause> {
+    pub fn place(&self, offset: u64, length: u64) -> Result<(Place<'_>, u64), Cause> {
         let mut length = length;
         for layer in &self.layers {
             let Some(image) = &layer.image else {

@@ -92,6 +92,10 @@ impl RemoteSource for CopiedFile {
     fn urls(&self) -> Vec<UrlState> {
         Vec::new()
     }
+
+    fn is_local(&self) -> bool {
+        true
+    }
 }
 
 impl CopiedFile {

@@ -10,6 +10,7 @@ use super::args;
 use super::client::read;
 use super::error::CliError;
 use super::listing::{Listing, Noun};
+use super::map;
 use super::output::{Column, Kind, printable};
 use super::retry::{self, Force};
 use super::table::fields;
@@ -47,6 +48,16 @@ Examples:
   plyfs --json base ls
 
 On a terminal each line is cut to its width. In a pipe nothing is cut. With --json times are RFC 3339.";
+
+const MAP_EXAMPLES: &str = "\
+Examples:
+  plyfs base map debian
+  plyfs base map debian --cells 4096
+  plyfs --json base map debian | jq .total
+
+The command draws cells of equal size. A small letter (a lighter block) means that a cell has some of that kind. Of an image that is not \
+raw, each part is where the bytes of the image file are that encode it. It fetches \
+nothing. A terminal gets colours unless NO_COLOR is set.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -206,6 +217,16 @@ pub(super) enum Base {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
+    },
+    /// Show where the bytes of a base are: the cache, a file of this host, or its server
+    #[command(after_help = MAP_EXAMPLES)]
+    Map {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// The most cells [default: as many as fit]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        cells: Option<u32>,
     },
     #[command(subcommand)]
     Trace(super::trace::BaseTrace),
@@ -383,6 +404,7 @@ impl Base {
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
                 global.output().value(&base, |base| fields(base, &FIELDS))
             }
+            Self::Map { name, cells } => map::show(global, "base", &name, cells),
             Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
                 let wait = if background { Wait::No } else { Wait::UntilEnd };

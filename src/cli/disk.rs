@@ -11,6 +11,7 @@ use super::client::{Client, read};
 use super::error::CliError;
 use super::holders::{self, Holder};
 use super::listing::{Listing, Noun, into_rows, no_notes};
+use super::map;
 use super::output::{Column, Kind, printable};
 use super::retry::{self, Force};
 use super::table::fields;
@@ -42,6 +43,16 @@ Examples:
   plyfs --json disk ls
 
 On a terminal each line is cut to its width. In a pipe nothing is cut. With --json times are RFC 3339.";
+
+const MAP_EXAMPLES: &str = "\
+Examples:
+  plyfs disk map vm1
+  plyfs disk map vm1 --cells 4096
+  plyfs --json disk map vm1 | jq .total
+
+The command draws cells of equal size. A small letter (a lighter block) means that a cell has some of that kind. A disk that is not in use is \
+read from its durable map. It fetches \
+nothing. A terminal gets colours unless NO_COLOR is set.";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -137,6 +148,16 @@ pub(super) enum Disk {
         #[arg(value_parser = args::name)]
         name: String,
     },
+    /// Show where the bytes of a disk are: its delta, zeros, and the parts of its base
+    #[command(after_help = MAP_EXAMPLES)]
+    Map {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// The most cells [default: as many as fit]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        cells: Option<u32>,
+    },
     /// Remove disks and all data written to them
     #[command(after_help = RM_EXAMPLES)]
     Rm {
@@ -179,6 +200,7 @@ impl Disk {
                     )
                 })
             }
+            Self::Map { name, cells } => map::show(global, "disk", &name, cells),
             Self::Rm { names, force } => remove(global, "disk", &names, Force::given(force)),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =

@@ -21,6 +21,7 @@ mod journal;
 mod listing;
 mod logging;
 mod man;
+mod map;
 mod output;
 mod progress;
 mod retry;

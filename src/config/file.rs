@@ -27,6 +27,7 @@ pub(super) struct File {
     pub http: super::HttpConfig,
     pub metrics: super::MetricsConfig,
     pub notify: super::NotifyConfig,
+    pub page: super::PageConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

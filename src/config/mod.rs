@@ -12,6 +12,7 @@ mod http;
 pub mod keys;
 mod metrics;
 mod notify;
+mod page;
 pub mod place;
 mod security;
 pub mod size;
@@ -29,6 +30,7 @@ pub use allow::AllowEntry;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
 pub use notify::NotifyConfig;
+pub use page::{PageAddress, PageConfig};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -118,6 +120,9 @@ pub struct Config {
     /// `[notify]`: see [`NotifyConfig`].
     #[serde(default)]
     pub notify: NotifyConfig,
+    /// `[page]`: see [`PageConfig`].
+    #[serde(default)]
+    pub page: PageConfig,
 }
 
 /// When whole bases are fetched.
@@ -335,6 +340,7 @@ impl Config {
             http: file.http,
             metrics: file.metrics,
             notify: file.notify,
+            page: file.page,
         };
         config.validate()?;
         Ok(config)
@@ -356,6 +362,7 @@ impl Config {
         self.http.validate()?;
         self.metrics.validate()?;
         self.notify.validate(self.security.network)?;
+        self.page.validate()?;
         self.log.validate()
     }
 

@@ -207,6 +207,9 @@ fn every_key_of_the_file_is_read() {
         [notify]
         command = ["/usr/bin/notify", "now"]
         events = ["base.hit"]
+        [page]
+        listen = "192.0.2.1:8080"
+        remote = true
         "#,
         Overrides::default(),
     )
@@ -271,6 +274,7 @@ fn every_key_of_the_file_is_read() {
             command: Some(vec!["/usr/bin/notify".into(), "now".into()]),
             events: vec!["base.hit".into()],
         },
+        page: crate::config::PageConfig { listen: Some("192.0.2.1:8080".into()), remote: true },
     };
     assert_eq!(config, expected);
 }

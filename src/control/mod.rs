@@ -15,9 +15,11 @@ mod events;
 mod idempotency;
 mod jobs;
 mod kept;
+mod maps;
 pub mod metrics;
 pub mod notify;
 mod openapi;
+pub mod page;
 mod pool;
 pub mod report;
 mod servers;
@@ -160,6 +162,7 @@ fn router(control: Control) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/v1/bases", get(bases::list).post(bases::add))
         .route("/v1/bases/{name}", get(bases::show).delete(bases::remove))
+        .route("/v1/bases/{name}/map", get(maps::base))
         .route("/v1/bases/{name}/fail", post(servers::fail))
         .route("/v1/bases/{name}/set", post(servers::set))
         .route("/v1/bases/{name}/pin", post(kept::pin))
@@ -168,6 +171,7 @@ fn router(control: Control) -> Router {
         .route("/v1/bases/{name}/verify", post(kept::verify))
         .route("/v1/disks", get(disks::list).post(disks::create))
         .route("/v1/disks/{name}", get(disks::show).delete(disks::remove))
+        .route("/v1/disks/{name}/map", get(maps::disk))
         .route("/v1/disks/{name}/resize", post(disks::resize))
         .route("/v1/bases/{name}/trace", get(traces::show).delete(traces::remove))
         .route("/v1/bases/{name}/trace/file", get(traces::export).put(traces::import))

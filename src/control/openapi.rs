@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 
 use super::error::Cause;
 use super::wire::ErrorKind;
-use super::{bases, disks, events, jobs, kept, metrics, servers, stats, status, traces, wire};
+use super::{bases, disks, events, jobs, kept, maps, metrics, servers, stats, status, traces, wire};
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
@@ -88,10 +88,12 @@ a name one succeeds.
         disks::show,
         disks::remove,
         disks::resize,
+        maps::disk,
         bases::list,
         bases::add,
         bases::show,
         bases::remove,
+        maps::base,
         servers::set,
         servers::fail,
         kept::pin,

@@ -44,6 +44,9 @@ pub struct Start {
     pub unanswered: Option<RawFd>,
     /// The control socket, listening.
     pub listener: RawFd,
+    /// The socket of the status page, listening, when there is one.
+    #[serde(default)]
+    pub page: Option<RawFd>,
     /// The store's lock, held.
     pub lock: RawFd,
     /// Memory of the block cache, which survives workers.

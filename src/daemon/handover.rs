@@ -68,6 +68,9 @@ pub struct HandOver {
     pub lock: RawFd,
     /// The control socket.
     pub listener: RawFd,
+    /// The listening socket of the status page, when there is one.
+    #[serde(default)]
+    pub page: Option<RawFd>,
     /// Memory of the block cache.
     pub cache: RawFd,
     /// The arena of live maps, and its name.
@@ -204,6 +207,7 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         let mut numbers = vec![number, state.fuse, state.lock, state.listener, state.cache, state.channel];
         numbers.extend(state.live.as_ref().map(|(fd, _)| *fd));
         numbers.extend(state.device.iter().flat_map(|(fd, table)| [*fd, *table]));
+        numbers.extend(state.page);
         Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
     let read = read().map_err(system("taking over from the program before"))?;

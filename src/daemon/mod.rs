@@ -13,6 +13,7 @@ mod kernel;
 mod leftover;
 mod mount;
 mod outcome;
+mod page_socket;
 mod process;
 mod relocation;
 mod start;

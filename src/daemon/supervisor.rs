@@ -27,7 +27,7 @@ use super::home::{LiveHome, TentativeHome};
 use super::outcome::Outcome;
 use super::process::{Phase, Worker, WorkerEvent, reap_orphans};
 use super::upgrade::Upgrading;
-use super::{ServeError, callers, handover, kernel as own_kernel, mount, start, system};
+use super::{ServeError, callers, handover, kernel as own_kernel, mount, page_socket, start, system};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::control::report::{self, End, Report, Standby, reason};
@@ -77,6 +77,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         None => BlockCache::memory_file().map_err(system("memory for the cache"))?,
     };
     let listener = start::listen(&config.store)?;
+    let page = page_socket::listen(&config);
     let (fuse, protocol) = match fuse {
         Some(fuse) => fuse,
         None => {
@@ -116,6 +117,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         signals,
         lock: lock.into(),
         listener,
+        page,
         fuse,
         protocol,
         cache,
@@ -143,6 +145,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let mut fds = fds;
     let worker_answers = state.worker_answers;
     let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    let page = state.page.and_then(|_| fds.pop());
     let device = match state.device {
         Some(_) => {
             let (table, fd) = (fds.pop(), fds.pop());
@@ -172,6 +175,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         signals,
         lock,
         listener,
+        page,
         fuse,
         protocol: state.protocol,
         cache,
@@ -242,6 +246,8 @@ pub(super) struct MountResources {
     pub signals: OwnedFd,
     pub lock: OwnedFd,
     pub listener: UnixListener,
+    /// The listening socket of the status page, when there is one.
+    pub page: Option<OwnedFd>,
     pub fuse: OwnedFd,
     /// What the kernel offers.
     pub protocol: Protocol,

@@ -28,7 +28,7 @@ use crate::control::metrics::listen::MetricsSocket;
 use crate::control::notify::{self, Destination, Notifications};
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
-use crate::control::{self, Control};
+use crate::control::{self, Control, page};
 use crate::delta::Delta;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
@@ -73,7 +73,9 @@ pub fn worker_main() -> ExitCode {
     let mut fds = vec![start.fuse, start.channel, start.listener, start.lock, start.cache];
     fds.extend(start.live);
     fds.extend(start.unanswered);
+    fds.extend(start.page);
     let Ok(mut inherited) = sys::inherit_once(&fds) else { return ExitCode::FAILURE };
+    let page = start.page.and_then(|_| inherited.pop());
     let table = start.unanswered.and_then(|_| inherited.pop()).map(File::from);
     let live = start.live.and_then(|_| inherited.pop());
     let Ok([fuse, channel, listener, lock, cache]) = <[OwnedFd; 5]>::try_from(inherited) else {
@@ -82,7 +84,7 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let descriptors = ServingDescriptors { fuse, listener, table, lock: lock.clone() };
+    let descriptors = ServingDescriptors { fuse, listener, page, table, lock: lock.clone() };
     let work = |confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -128,6 +130,8 @@ fn no_thread(error: io::Error) -> String {
 struct ServingDescriptors {
     fuse: OwnedFd,
     listener: OwnedFd,
+    /// The listening socket of the status page, when there is one.
+    page: Option<OwnedFd>,
     /// Where requests that are not answered are listed.
     table: Option<File>,
     lock: Lock,
@@ -390,7 +394,7 @@ fn serve(
     descriptors: ServingDescriptors,
     channel: &Arc<Channel>,
 ) -> Result<(), String> {
-    let ServingDescriptors { fuse, listener, table, lock } = descriptors;
+    let ServingDescriptors { fuse, listener, page, table, lock } = descriptors;
     let config = &start.config;
     let Prepared {
         cache,
@@ -508,6 +512,11 @@ fn serve(
     }
     let supervisor = channel.clone();
     let drained = move || _ = supervisor.send(&FromWorker::Drained);
+    if let Some(listener) = page
+        && let Err(error) = page::spawn(control.clone(), listener)
+    {
+        tracing::error!(%error, "cannot serve the status page; disks are served without it");
+    }
     control::spawn(control, listener, drain.clone(), drained)
         .map_err(|e| format!("cannot serve the control socket: {e}"))?;
     spawn_supervisor_listener(SupervisorListener {

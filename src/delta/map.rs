@@ -20,7 +20,8 @@ use crate::format::{BLOCK, MAX_DISK_SIZE};
 use crate::io::{LIVE_PAGE_WORDS, LiveFile, MapUse};
 
 const BITS: usize = 8;
-const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
+/// Words of blocks in a page.
+pub const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
 /// Pages in a group of a [`PageSet`].
@@ -319,6 +320,17 @@ impl LiveMap {
     /// Numbers of the pages that the map has.
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.live.pages(0)
+    }
+
+    /// Copies the words of a page. Writers may run meanwhile.
+    pub fn copy_page(&self, page_no: u64, words: &mut [u64; WORDS as usize]) {
+        match self.live.page(page_no) {
+            Some(page) => {
+                let cells = words.iter_mut().zip(&page[2 * BITS..]);
+                cells.for_each(|(word, cell)| *word = cell.load(Ordering::Acquire));
+            }
+            None => words.fill(0),
+        }
     }
 
     /// Runs of `Data` blocks in those words of a page that are not durable.

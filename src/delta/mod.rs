@@ -15,6 +15,7 @@ mod open;
 mod ranges;
 mod record_builder;
 mod recovery;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,7 @@
 //! This module alone knows both. Calls may wait for a disk or, through the base, for a network; the `_now` variants
 //! never do. Bytes of the base are read before a range of the delta is locked.
 
+pub mod map;
 #[cfg(test)]
 mod tests;
 

@@ -16,6 +16,7 @@
 
 mod budget;
 mod health;
+mod holdings;
 pub mod kept;
 mod late;
 pub mod readahead;
@@ -32,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::events::{Reason, Traffic};
+use crate::source::holdings::{HeldRow, Holdings, fetches_are_barred, not_fetched};
 use crate::source::{
     Completion, Identity, Provenance, Purpose, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
     Stall, note,
@@ -39,6 +41,7 @@ use crate::source::{
 pub use budget::DemandBudget;
 pub use health::Failing;
 use health::Health;
+use holdings::LazyHoldings;
 use kept::{CachedSource, Contents, Reach};
 use late::LateBlocks;
 use readahead::Readahead;
@@ -78,6 +81,12 @@ pub trait FetchCache: Send + Sync {
     fn insert(&self, first: u64, data: &[u8]);
     /// Tells the cache that its disk stopped answering (`false`), or answers again (`true`). Must not wait.
     fn answers(&self, _answers: bool) {}
+    /// Notes in `rows`, from row `first` on, which blocks it has. Reads no block.
+    fn hold(&self, _first: u64, _rows: &mut [HeldRow]) {}
+    /// The first row at or after `row` that may have a block, if any has.
+    fn next_held(&self, _row: u64) -> Option<u64> {
+        None
+    }
 }
 
 /// A cache that stores nothing.
@@ -136,6 +145,14 @@ impl FetchCache for Contents {
 
     fn answers(&self, answers: bool) {
         self.disk_answers(answers);
+    }
+
+    fn hold(&self, first: u64, rows: &mut [HeldRow]) {
+        Self::hold(self, first, rows);
+    }
+
+    fn next_held(&self, row: u64) -> Option<u64> {
+        Self::next_held(self, row)
     }
 
     fn insert(&self, first: u64, data: &[u8]) {
@@ -389,7 +406,7 @@ impl Shared {
             }
             block += 1;
         }
-        if hit > 0 {
+        if hit > 0 && !fetches_are_barred() {
             self.traffic.add(Reason::Disk, hit);
             note(Provenance::Kept);
         }
@@ -517,6 +534,10 @@ impl Source for LazySource {
         let buf = &mut buf[..length];
         let (first, end) = (offset / CACHE_BLOCK, (offset + length as u64).div_ceil(CACHE_BLOCK));
         let Lookup { missing, late } = shared.read(buf, offset)?;
+        if fetches_are_barred() {
+            let here = missing.is_empty();
+            return if here { Ok(length) } else { Err(not_fetched(shared.remote.shown())) };
+        }
         if missing.is_empty() {
             shared.hit(first, end - first);
             return Ok(length);
@@ -547,7 +568,9 @@ impl Source for LazySource {
     }
 
     fn announce(&self, ranges: &[(u64, u64)]) {
-        drop(self.shared.start(ranges, Purpose::Demand));
+        if !fetches_are_barred() {
+            drop(self.shared.start(ranges, Purpose::Demand));
+        }
     }
 
     fn prefetch(&self, ranges: &[(u64, u64)], purpose: Purpose) -> Option<Completion> {
@@ -556,6 +579,10 @@ impl Source for LazySource {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    fn holdings(&self) -> Box<dyn Holdings + '_> {
+        Box::new(LazyHoldings::of(&self.shared))
     }
 }
 

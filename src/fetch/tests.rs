@@ -1,4 +1,5 @@
 mod hanging;
+mod holdings;
 mod silent_servers;
 
 use std::collections::HashMap;
@@ -184,6 +185,18 @@ impl FetchCache for MemoryCache {
         for (bytes, block) in data.chunks(CACHE_BLOCK as usize).zip(first..) {
             blocks.insert(block, bytes.to_vec());
         }
+    }
+
+    fn hold(&self, first: u64, rows: &mut [HeldRow]) {
+        let blocks = self.blocks.lock();
+        for (no, row) in (first..).zip(rows) {
+            let held = (0..64).filter(|at| blocks.contains_key(&(no * 64 + at)));
+            row.cached |= held.map(|at| 1 << at).sum::<u64>();
+        }
+    }
+
+    fn next_held(&self, row: u64) -> Option<u64> {
+        self.blocks.lock().keys().map(|block| block / 64).filter(|held| *held >= row).min()
     }
 }
 

@@ -62,6 +62,11 @@ impl Unit {
         }
     }
 
+    /// Whether it is under way.
+    pub fn is_pending(&self) -> bool {
+        matches!(&*self.state.lock(), State::Pending { .. })
+    }
+
     /// Holds `waiter` until the block has come or failed.
     fn wait(&self, waiter: Arc<Completer>, kind: WaiterKind) {
         let mut gone = Vec::new();
@@ -172,6 +177,11 @@ impl Transit {
         let unit = self.units.get(&block)?.upgrade()?;
         let abandoned = matches!(&*unit.state.lock(), State::Abandoned);
         (!abandoned).then_some(unit)
+    }
+
+    /// The blocks of the table, with units that may have no holder any more.
+    pub fn snapshot(&self) -> Vec<(u64, Weak<Unit>)> {
+        self.units.iter().map(|(block, unit)| (*block, unit.clone())).collect()
     }
 
     /// A new unit for a block that has none.

@@ -200,6 +200,27 @@ impl Replay {
         })
     }
 
+    /// Copies the words from `first` on.
+    pub fn copy_words(&self, first: u64, out: &mut [u64]) {
+        out.fill(0);
+        let end = first + out.len() as u64;
+        let from = self.at(first / PAGE).unwrap_or(first / PAGE);
+        for (page, stretch) in self.stretches.range(from..end.div_ceil(PAGE)) {
+            let (start, stop) = (page * PAGE, (page + stretch.pages()) * PAGE);
+            let (from, to) = (start.max(first), stop.min(end));
+            if from >= to {
+                continue;
+            }
+            let part = &mut out[(from - first) as usize..(to - first) as usize];
+            match stretch {
+                Stretch::Same(_, value) => part.fill(*value),
+                Stretch::Page(words) => {
+                    part.copy_from_slice(&words[(from - start) as usize..(to - start) as usize]);
+                }
+            }
+        }
+    }
+
     /// Approximate bytes of the runs of a rewritten map file, which contains this map without zeros. Counts words as
     /// [`Record::encode`](super::journal::Record::encode) stores them.
     pub fn encoded_len(&self) -> u64 {

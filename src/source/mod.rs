@@ -11,6 +11,7 @@
 mod aligned;
 mod completion;
 pub mod file;
+pub mod holdings;
 #[cfg(feature = "daemon")]
 pub mod http;
 mod http_identity;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 pub(crate) use aligned::AlignedBuf;
 pub use completion::{Completer, Completion};
 pub use file::{FileIdentity, FileSource};
+use holdings::{AllLocal, Holdings};
 pub use http_identity::HttpIdentity;
 pub use identity::{Identity, KeyParts, Verdict};
 #[cfg(feature = "daemon")]
@@ -92,6 +94,11 @@ pub trait Source: Send + Sync {
     /// Whether the bytes lie behind a network, so that a read may answer `NotHere`.
     fn is_remote(&self) -> bool {
         false
+    }
+
+    /// Where its bytes are now.
+    fn holdings(&self) -> Box<dyn Holdings + '_> {
+        Box::new(AllLocal)
     }
 }
 

@@ -105,4 +105,9 @@ pub trait RemoteSource: Send + Sync {
 
     /// The URLs, in the order in which they are asked.
     fn urls(&self) -> Vec<UrlState>;
+
+    /// Whether the object is a file of this host.
+    fn is_local(&self) -> bool {
+        false
+    }
 }

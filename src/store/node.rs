@@ -1,5 +1,7 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
+mod survey;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};

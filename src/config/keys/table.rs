@@ -405,4 +405,20 @@ pub const KEYS: &[Key] = &[
         bounds: Bounds::Meaning,
         meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`).",
     },
+    Key {
+        section: "page",
+        name: "listen",
+        flag: "",
+        default: says("no page", "\"127.0.0.1:8080\""),
+        bounds: Bounds::Meaning,
+        meaning: "Where the status page is served ([page.md](page.md)): a loopback address with a port, or the absolute path of a Unix socket. Every process of the host may connect to a loopback address, and a guest too whose network QEMU emulates in user mode; to a Unix socket only root and the daemon's user. The page only reads.",
+    },
+    Key {
+        section: "page",
+        name: "remote",
+        flag: "",
+        default: DefaultValue::Is("false"),
+        bounds: Bounds::Meaning,
+        meaning: "Whether `listen` may be an address that other hosts reach. The page asks for no password and is not encrypted.",
+    },
 ];

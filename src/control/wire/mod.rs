@@ -13,6 +13,7 @@ mod disk;
 mod error;
 mod event;
 mod job;
+mod map;
 mod stats;
 mod status;
 mod trace;
@@ -25,6 +26,7 @@ pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use job::Job;
+pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{
     AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,

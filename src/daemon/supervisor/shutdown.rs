@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::super::channel::FromSupervisor;
 use super::super::process::Worker;
 use super::super::upgrade::Upgrading;
-use super::super::{ServeError, handover, mount};
+use super::super::{ServeError, handover, mount, page_socket};
 use super::state::{Closing, MountEnd, ServingState, Shutdown};
 use super::{CLOSING_TAKE_OVER, Supervisor};
 use crate::control::report::UpgradeState;
@@ -202,6 +202,7 @@ impl Supervisor {
     /// Removes the control socket, and the live maps unless a worker may still need them.
     pub(super) fn clean_up(&mut self, result: &Result<(), ServeError>) {
         let _ = std::fs::remove_file(self.config.store.join(CONTROL_SOCKET));
+        page_socket::clean_up(&self.config, self.page.is_some());
         let is_unused = result.is_ok() || self.active.is_none();
         if let Some(live) = self.resources.live.take().filter(|_| is_unused) {
             live.remove(&self.resources.config);

@@ -22,6 +22,8 @@ impl Supervisor {
         shared.extend(unanswered);
         let live = self.new_live_home.as_ref().or(self.live.as_ref()).map(|home| home.file().as_fd());
         shared.extend(live);
+        let page = self.page.as_ref().map(AsFd::as_fd);
+        shared.extend(page);
         let mut worker = Worker::start(program, &shared, &self.config.log, |channel| Start {
             protocol: PROTOCOL,
             channel,
@@ -30,6 +32,7 @@ impl Supervisor {
             offers: self.protocol,
             unanswered: unanswered.map(|fd| fd.as_raw_fd()),
             listener: self.listener.as_raw_fd(),
+            page: page.map(|fd| fd.as_raw_fd()),
             lock: self.lock.as_raw_fd(),
             cache: self.cache.as_raw_fd(),
             live: live.map(|fd| fd.as_raw_fd()),

@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
 
 use super::{CACHE_BLOCK, CachedSource, DiskCache, EvictReason, Frozen, SourceKey};
+use crate::source::holdings::HeldRow;
 
 /// The most own sources of a base that are verified one after the other, each after the one before lost blocks.
 const MOST: u32 = 64;
@@ -259,6 +260,19 @@ impl Contents {
     pub fn contains(&self, block: u64) -> bool {
         let SourceSet { own, verified, .. } = self.source_set();
         own.contains(block) || verified.iter().any(|source| source.contains(block))
+    }
+
+    /// Notes in `rows` which blocks are present, from row `first` on. Reads no block and no checksum.
+    pub fn hold(&self, first: u64, rows: &mut [HeldRow]) {
+        let SourceSet { own, verified, .. } = self.source_set();
+        verified.iter().chain([&own]).for_each(|source| source.hold(first, rows));
+        rows.iter_mut().for_each(|row| row.unknown &= !row.cached);
+    }
+
+    /// The first row at or after `row` that may have a present block.
+    pub fn next_held(&self, row: u64) -> Option<u64> {
+        let SourceSet { own, verified, .. } = self.source_set();
+        verified.iter().chain([&own]).filter_map(|source| source.next_held(row)).min()
     }
 
     /// Inserts fetched blocks that are missing, as [`CachedSource::insert`] does.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::SourceKey;
 use super::open::Files;
 use crate::format::cache::{Ages, SLOT_BLOCKS};
+use crate::source::holdings::HeldRow;
 
 /// The longest time until a hidden block is tried again, ticks.
 const LONGEST_HIDDEN: u64 = 64;
@@ -169,6 +170,27 @@ impl Index {
             let bits = if *no == first { chunk.present & (u64::MAX << at) } else { chunk.present };
             (bits != 0).then(|| u64::from(*no) * SLOT_BLOCKS + u64::from(bits.trailing_zeros()))
         })
+    }
+
+    /// Notes the present blocks of chunks from `first` on, a chunk for each row.
+    pub fn hold(&self, first: u32, rows: &mut [HeldRow]) {
+        let end = first.saturating_add(rows.len() as u32);
+        for (no, chunk) in self.chunks.range(first..end) {
+            rows[(no - first) as usize].cached |= chunk.present;
+        }
+        if !matches!(self.known, Known::All) {
+            for (no, row) in (first..end).zip(rows.iter_mut()) {
+                row.unknown |= if self.is_unknown(no) { !row.cached } else { 0 };
+            }
+        }
+    }
+
+    /// The first chunk at or after `from` that may have present blocks.
+    pub fn next_chunk(&self, from: u32) -> Option<u32> {
+        match self.known {
+            Known::All => self.chunks.range(from..).next().map(|(no, _)| *no),
+            _ => Some(from),
+        }
     }
 
     /// The places of the sums of present blocks.

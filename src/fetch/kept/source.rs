@@ -13,6 +13,7 @@ use super::open::Files;
 use super::seal::Frozen;
 use super::{CACHE_BLOCK, DIR, DiskCache, EvictReason, Shared, SourceKey};
 use crate::format::cache::{CacheHeader, DecodedHeader, SLOT_BLOCKS};
+use crate::source::holdings::HeldRow;
 
 /// Blocks that are looked up at a time.
 const LOOKED_UP: u64 = 64 * SLOT_BLOCKS;
@@ -273,6 +274,24 @@ impl CachedSource {
         let index = self.index.lock();
         let known = !index.knows_nothing() && index.unknown(block, 1, 1).is_none();
         known.then(|| index.contains(block))
+    }
+
+    /// Notes in `rows` which blocks are present, from row `first` on. Reads nothing: blocks that are not indexed yet are
+    /// unknown. Holds the lock of readers for as many chunks as there are rows.
+    pub(super) fn hold(&self, first: u64, rows: &mut [HeldRow]) {
+        if self.shared.first_load.is_pending() {
+            rows.iter_mut().for_each(|row| row.unknown = u64::MAX);
+        } else if let Ok(first) = u32::try_from(first) {
+            self.index.lock().hold(first, rows);
+        }
+    }
+
+    /// The first row at or after `row` that may have a present block.
+    pub(super) fn next_held(&self, row: u64) -> Option<u64> {
+        if self.shared.first_load.is_pending() {
+            return Some(row);
+        }
+        self.index.lock().next_chunk(u32::try_from(row).ok()?).map(u64::from)
     }
 
     /// The number of consecutive missing blocks from `first` on, at most `max`, up to the end of the source.

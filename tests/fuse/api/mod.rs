@@ -163,6 +163,15 @@ fn every_operation_answers_as_described() {
     with("POST /v1/disks", "", json!({"name": "blank", "size": 1 << 20}));
     read_at(&open(&daemon.disk("one")), 0, 65536);
     ok("GET /v1/disks", "");
+    let all =
+        |map: &Value| map["total"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    let map = ok("GET /v1/disks/{name}/map?cells=10", "one");
+    assert!(map["attached"] == true && map["exact"] == true && map["size"] == all(&map), "{map}");
+    // A disk that was not used yet stays so.
+    let attached = ok("GET /v1/status", "")["attached_disks"].clone();
+    let map = ok("GET /v1/disks/{name}/map", "two");
+    assert!(map["attached"] == false && map["size"] == all(&map), "{map}");
+    assert_eq!(ok("GET /v1/status", "")["attached_disks"], attached);
     ok("GET /v1/disks/{name}", "one");
     assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
     assert_eq!(ok("DELETE /v1/disks/{name}", "blank"), json!({"removed": ["blank"]}));
@@ -175,6 +184,10 @@ fn every_operation_answers_as_described() {
     with("POST /v1/disks", "", json!({"name": "far", "base": "far"}));
     read_at(&open(&daemon.disk("far")), 1 << 20, 65536);
     ok("GET /v1/bases", "");
+    let map = ok("GET /v1/bases/{name}/map?cells=4096", "far");
+    // What was read may not be cached yet, or at all on a full host.
+    assert!(map["total"]["absent"].as_u64().unwrap() > 0 && map["size"] == all(&map), "{map}");
+    assert_eq!(ok("GET /v1/bases/{name}/map", "b")["total"]["absent"], 0);
     ok("GET /v1/bases/{name}", "far");
     ok("GET /v1/bases/{name}", "b");
     with(
@@ -247,6 +260,8 @@ fn refusals_are_answered_as_described() {
     };
     for operation in [
         "GET /v1/disks/{name}",
+        "GET /v1/disks/{name}/map",
+        "GET /v1/bases/{name}/map",
         "DELETE /v1/disks/{name}",
         "POST /v1/disks/{name}/trace",
         "DELETE /v1/disks/{name}/trace",
@@ -265,6 +280,9 @@ fn refusals_are_answered_as_described() {
             api.refused(operation, name, None, (404, "not_found"));
         }
         api.refused(operation, "%ff", None, (400, "invalid"));
+    }
+    for query in ["cells=0", "cells=4097", "cells=-1", "cells=x", "cell=1"] {
+        api.refused(&format!("GET /v1/disks/{{name}}/map?{query}"), "one", None, (400, "invalid"));
     }
     post("POST /v1/disks/{name}/resize", "none", json!({"size": 1}), (404, "not_found"));
     post("POST /v1/disks/{name}/resize", "one", json!({"size": 0}), (400, "invalid"));
