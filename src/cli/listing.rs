@@ -14,7 +14,7 @@ use terminal_size::{Width, terminal_size_of};
 
 use super::error::CliError;
 use super::output::{Column, Kind, Output, printable};
-use super::table::{cell, table};
+use super::table::{cell, cut, table};
 use crate::config::size::{format_size, parse_size};
 
 /// Which rows are shown, in which order.
@@ -194,7 +194,9 @@ impl Listing {
             let width = terminal_size_of(std::io::stdout()).map(|(Width(width), _)| usize::from(width));
             let text = table(rows, columns, SystemTime::now(), width);
             let rows = rows.as_array().map_or(&[][..], Vec::as_slice);
-            text + &totals(rows, noun, all) + &(noun.notes)(rows)
+            let totals = totals(rows, noun, all);
+            text + &width.map_or_else(|| totals.clone(), |width| cut(totals.trim_end(), width) + "\n")
+                + &(noun.notes)(rows)
         })
     }
 
