@@ -1,7 +1,7 @@
 //! Maps for operators: where the bytes of a disk or of a base are, cell by cell.
 //!
 //! What must hold:
-//! - A map takes bounded time and memory, whatever the size: it looks at [`MOST_WINDOWS`] windows of 62 MiB at most. When
+//! - A map takes bounded time and memory, whatever the size: it looks at `MOST_WINDOWS` windows of 62 MiB at most. When
 //!   more of them have anything, the map looks at one of several, and says that it is not exact (D70).
 //! - It starts no fetch, and holds no lock that a request needs for longer than one window takes (D71).
 

@@ -1,7 +1,7 @@
 //! The metrics on a TCP address.
 //!
 //! What must hold: a scraper that is slow, hostile or many keeps only other scrapers from their metrics. So the thread is
-//! its own, connections are few, and each ends after [`LIFETIME`] whatever it does.
+//! its own, connections are few, and each ends after `LIFETIME` whatever it does.
 //!
 //! A worker may not bind an address once it is confined. So each worker binds it before, also the standby worker: the
 //! address is shared (SO_REUSEPORT), and of the sockets that are bound to it only the one that listens gets connections.

@@ -1,7 +1,7 @@
 //! Metrics for Prometheus: on the control socket, and on a TCP address where one is configured.
 //!
 //! What must hold:
-//! - Whatever a scraper does, no guest notices (D69): plyfs makes the text at most once in [`FRESH`], one at a time, on a
+//! - Whatever a scraper does, no guest notices (D69): plyfs makes the text at most once in `FRESH`, one at a time, on a
 //!   thread for it, from counters that no request waits for. A text that takes long keeps scrapers waiting, and nothing
 //!   else.
 //! - The number of series is bounded, however many disks, bases and servers there are.

@@ -1,8 +1,8 @@
 //! The status page: read-only routes and static files for browsers, on a listener of its own.
 //!
 //! What must hold:
-//! - Only the routes of [`routes`] can be reached, all of them GET: no client of the page changes anything (D72).
-//! - A slow or hostile client costs [`CONNECTIONS`] connections, [`REQUESTS`] requests and one thread at most, each for a
+//! - Only the routes of `routes` can be reached, all of them GET: no client of the page changes anything (D72).
+//! - A slow or hostile client costs `CONNECTIONS` connections, `REQUESTS` requests and one thread at most, each for a
 //!   bounded time. Guests notice nothing.
 //! - A page of another site reads nothing: no CORS headers, and a host name that is not this listener's own is refused,
 //!   so that a name that an attacker lets resolve to this host (DNS rebinding) leads nowhere (`origin`).
