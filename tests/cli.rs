@@ -305,7 +305,7 @@ fn disk_ls_and_disk_show_print_text_or_json() {
     assert_eq!(line, "GET /v1/disks HTTP/1.1");
     let text = stdout(&output);
     assert_eq!(text.lines().count(), 4, "{text}");
-    assert!(text.ends_with("2 disks, 40G in all, 8K written, 0 open handles\n"), "{text}");
+    assert!(text.ends_with("2 disks, 40G in all, 8K written, open handles: 0\n"), "{text}");
     assert!(text.starts_with("NAME  BASE") && text.contains(" 20G ") && text.contains(" 4K "), "{text}");
     let (output, ..) = exchange(&["disk", "ls", "--json"], 200, &disks);
     assert_eq!(serde_json::from_str::<Value>(stdout(&output)).expect("JSON"), disks);

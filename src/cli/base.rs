@@ -155,7 +155,7 @@ const NOUN: Noun = Noun {
     totals: &[
         ("size", Kind::Size, "{} in all"),
         ("cached_bytes", Kind::Size, "{} cached"),
-        ("disks", Kind::Number, "{} disks on them"),
+        ("disks", Kind::Number, "disks: {}"),
     ],
     notes: troubles,
 };

@@ -115,7 +115,7 @@ const NOUN: Noun = Noun {
     totals: &[
         ("size", Kind::Size, "{} in all"),
         ("delta_bytes", Kind::Size, "{} written"),
-        ("open_handles", Kind::Number, "{} open handles"),
+        ("open_handles", Kind::Number, "open handles: {}"),
     ],
     notes: no_notes,
 };

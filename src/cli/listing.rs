@@ -291,7 +291,7 @@ fn compare(a: &Value, b: &Value, is_descending: bool) -> Ordering {
     if is_descending { order.reverse() } else { order }
 }
 
-/// `2 of 3 disks, 40G in all, 1.2G written, 1 open`.
+/// `2 of 3 disks, 40G in all, 1.2G written, open handles: 1`.
 fn totals(rows: &[Value], noun: &Noun, all: usize) -> String {
     let [one, several] = noun.names;
     let word = if all == 1 { one } else { several };
