@@ -134,7 +134,11 @@ class Daemon:
     def cli(self, *argv, seconds=60):
         """The value that the command prints; RuntimeError with its error output if it fails, subprocess.TimeoutExpired if it hangs."""
         text = call(self.binary, "--store", self.store, "--json", *argv, timeout=seconds)
-        return json.loads(text) if text.strip() else None
+        try:
+            return json.loads(text) if text.strip() else None
+        except json.JSONDecodeError:
+            # Work that takes longer prints a line for each update; the last line is the result.
+            return json.loads(text.splitlines()[-1])
 
     def ask(self, method, path, body=None, seconds=30):
         """Status and value of the answer to one request to the control socket."""

@@ -17,7 +17,6 @@ use super::Global;
 use super::client::{Client, read};
 use super::error::CliError;
 use super::interrupt::Interrupts;
-use super::output::print;
 use super::progress::{Progress, Update, duration};
 use super::retry;
 use crate::config::size::format_size as size;
@@ -51,10 +50,13 @@ impl<B: Serialize> Work<'_, B> {
         let client = global.client()?;
         let (mut answer, mut job) = self.begin(&client)?;
         if wait == Wait::No {
-            return global.output().line(&answer, |_| in_background(&job));
+            let base = self.base(&client)?;
+            return global.output().line(&base, |_| in_background(&job));
         }
         let interrupts = Interrupts::catch();
-        let mut progress = Progress::new(&global.output());
+        let output = global.output();
+        let mut progress =
+            if global.json { Progress::of_short_work(&output) } else { Progress::new(&output) };
         while !job.state.has_ended() {
             progress.show(&update(&job), || answer.clone())?;
             if let Some(signal) = interrupts.pause(INTERVAL) {
@@ -84,12 +86,14 @@ impl<B: Serialize> Work<'_, B> {
         if matches!(job.state, WorkState::Failed | WorkState::Cancelled) {
             return Err(self.failed(&job));
         }
-        if global.json {
-            return global.output().line(&answer, |_| String::new());
-        }
-        let action = self.action();
-        let base = read(&client.get(&format!("/v1/bases/{}", self.base), &action)?, &action)?;
-        print(&summary(&job, &base))
+        let answer = self.base(&client)?;
+        let base = read(&answer, &self.action())?;
+        output.line(&answer, |_| summary(&job, &base))
+    }
+
+    /// The base as it is now.
+    fn base(&self, client: &Client) -> Result<Value, CliError> {
+        retry::repeat(|| client.get(&format!("/v1/bases/{}", self.base), &self.action()))
     }
 
     fn action(&self) -> String {

@@ -263,6 +263,13 @@ impl LazySource {
         self.shared.remote.stall()
     }
 
+    /// The last failure of the server that is asked first, while none of its URLs works.
+    pub fn trouble(&self) -> Option<String> {
+        let urls = self.shared.remote.urls();
+        let works = urls.iter().any(|url| url.trouble.is_none());
+        if works { None } else { urls.into_iter().find_map(|url| url.trouble) }
+    }
+
     /// Since when reads fail, unless a read succeeded since.
     pub fn failing(&self) -> Option<Failing> {
         self.shared.health.failing()

@@ -97,12 +97,20 @@ fn updates_of_a_hydration_are_lines_of_json_and_the_last_one_is_the_result() {
     let output = daemon.ok(&["--json", "base", "hydrate", "b", "--rate", "2M"]);
     let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.len() > 1, "{output}");
-    let bytes: Vec<_> = lines.iter().map(|line| line["bytes"].as_u64().unwrap()).collect();
+    let (last, updates) = lines.split_last().unwrap();
+    let bytes: Vec<_> = updates.iter().map(|line| line["bytes"].as_u64().unwrap()).collect();
     assert!(bytes.is_sorted(), "{output}");
-    let last = &lines[lines.len() - 1];
-    assert_eq!((last["state"].as_str(), last["percent"].as_f64()), (Some("done"), Some(100.0)), "{last}");
+    assert!(updates.iter().all(|line| line["id"] == "hydrate-b"), "{output}");
+    assert_eq!((last["name"].as_str(), last["work"]["state"].as_str()), (Some("b"), Some("done")), "{last}");
+    assert_eq!(
+        (last["complete"].as_bool(), last["work"]["bytes"].as_u64()),
+        (Some(true), Some(4 << 20)),
+        "{last}"
+    );
     let background = daemon.ok(&["--json", "base", "hydrate", "b", "--background"]);
     assert_eq!(background.lines().count(), 1, "{background}");
+    // Work that ends at once has its result only.
+    assert_eq!(daemon.json(&["base", "hydrate", "b"])["name"], "b");
 }
 
 #[test]

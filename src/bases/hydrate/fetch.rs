@@ -44,7 +44,7 @@ impl Origin for LazySource {
         Self::is_settled(self)
     }
     fn stall(&self) -> Option<String> {
-        Self::stall(self).map(|stall| stall.why)
+        Self::stall(self).map(|stall| stall.why).or_else(|| self.trouble())
     }
 }
 
@@ -123,6 +123,11 @@ fn once(
     go_on: &dyn Fn() -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     let mut under_way: VecDeque<Completion> = VecDeque::new();
+    let waits = || {
+        if let Some(why) = origin.stall() {
+            job.note_waiting(before + here.bytes(), why);
+        }
+    };
     let mut at = 0;
     let (mut since, mut asked) = (Instant::now(), 0u64);
     while let Some(first) = here.next_missing(at) {
@@ -135,7 +140,7 @@ fn once(
         asked += count * CACHE_BLOCK;
         while under_way.len() >= AT_ONCE {
             if let Some(completion) = under_way.pop_front() {
-                job.wait(&completion)?;
+                job.wait(&completion, waits)?;
             }
         }
         if job.pace(asked, since)? == Paced::Changed {
@@ -144,7 +149,7 @@ fn once(
         job.note(State::Fetching, before + here.bytes());
     }
     for completion in &under_way {
-        job.wait(completion)?;
+        job.wait(completion, waits)?;
     }
     // The cache takes bytes after the readers have them.
     for _ in 0..SETTLING {

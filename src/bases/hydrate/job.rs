@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::source::Completion;
+
+/// How long a job waits for bytes before it looks why they do not come.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,11 +298,11 @@ impl Job {
         }
     }
 
-    /// Waits for a completion.
+    /// Waits for a completion. Calls `meanwhile` each [`NOTICE`], without a lock.
     ///
     /// # Errors
     /// When it was cancelled.
-    pub fn wait(self: &Arc<Self>, completion: &Completion) -> Result<(), Stopped> {
+    pub fn wait(self: &Arc<Self>, completion: &Completion, meanwhile: impl Fn()) -> Result<(), Stopped> {
         let this = Arc::downgrade(self);
         completion.then(move || {
             if let Some(job) = this.upgrade() {
@@ -316,7 +319,9 @@ impl Job {
             if completion.is_complete() {
                 return Ok(());
             }
-            self.changed.wait(&mut inner);
+            if self.changed.wait_for(&mut inner, NOTICE).timed_out() {
+                MutexGuard::unlocked(&mut inner, &meanwhile);
+            }
         }
     }
 }

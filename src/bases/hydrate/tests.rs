@@ -43,7 +43,8 @@ impl Origin for Fake {
         true
     }
     fn stall(&self) -> Option<String> {
-        self.busy.load(Ordering::SeqCst).then(|| "the server does not answer".to_owned())
+        let stalls = self.busy.load(Ordering::SeqCst) || self.dead.load(Ordering::SeqCst);
+        stalls.then(|| "the server does not answer".to_owned())
     }
 }
 
@@ -117,6 +118,18 @@ fn a_hydration_continues_when_the_reader_is_served() {
     fake.busy.store(false, Ordering::SeqCst);
     assert_eq!(thread.join().unwrap(), Ok(()));
     assert_eq!((job.progress().state, job.progress().error), (State::Done, None));
+}
+
+// The state stayed "fetching" without an error.
+#[test]
+fn a_hydration_of_a_dead_server_says_that_it_waits_and_why() {
+    let fake = Arc::new(Fake::default());
+    fake.dead.store(true, Ordering::SeqCst);
+    let (job, thread) = start(&fake);
+    until("it waits", || job.progress().state == State::Waiting);
+    assert_eq!(job.progress().error.as_deref(), Some("the server does not answer"));
+    job.cancel("the base was removed");
+    assert_eq!(thread.join().unwrap(), Err(Stopped::Cancelled("the base was removed")));
 }
 
 /// The fetched bytes never come: the wait for them ends, too.
