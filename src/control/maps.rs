@@ -1,15 +1,12 @@
 //! Routes for maps: where the bytes of a disk or a base are.
 //!
-//! What must hold: a map takes bounded time and memory, whatever the size (D70), and at most [`AT_ONCE`] are made at a
-//! time, so that clients that look at maps take no processor from guests.
-
-use std::sync::LazyLock;
+//! What must hold: a map takes bounded time and memory, whatever the size (D70). A few are made at a time (`pool`), so
+//! that clients that look at maps take no processor from guests; those of bases whose files hang delay no others.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 
 use super::pool::JobKind;
@@ -22,10 +19,6 @@ use crate::trace::Player;
 
 /// Cells of a map, when the request names no number.
 const CELLS: u32 = 256;
-/// Maps that are made at a time.
-const AT_ONCE: usize = 2;
-
-static MAPS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(AT_ONCE));
 
 /// Selects the resolution of a map.
 #[derive(Deserialize, IntoParams)]
@@ -49,9 +42,7 @@ impl Resolution {
 
 /// Runs a job that makes a map, when it is its turn.
 async fn make<T: Send + 'static>(job: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Answer<T> {
-    // The semaphore is never closed.
-    let _turn = MAPS.acquire().await;
-    in_pool(JobKind::Work, job).await.map(Json)
+    in_pool(JobKind::Map, job).await.map(Json)
 }
 
 /// Show where the bytes of a disk are

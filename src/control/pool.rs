@@ -12,9 +12,11 @@ use tokio::sync::Semaphore;
 
 /// Requests of each kind that run at a time.
 const CONCURRENT: usize = 16;
+/// Maps that are made at a time, so that clients that look at maps take no processor from guests.
+const MAPS: usize = 2;
 /// A request that runs longer than this may hang, and no longer counts towards [`CONCURRENT`].
 const STUCK_AFTER: Duration = Duration::from_millis(500);
-/// Most requests of kind `Work`, those that hang included.
+/// Most requests of the kinds `Work` and `Map`, those that hang included.
 const MAX_REQUESTS: usize = 256;
 
 /// What a request waits for.
@@ -24,12 +26,15 @@ pub(super) enum JobKind {
     Work,
     /// Memory only.
     Query,
+    /// As `Work`, and takes a processor for long.
+    Map,
 }
 
 /// The permits of each kind of request.
 #[derive(Clone)]
 pub(super) struct Pools {
     work: Arc<Semaphore>,
+    maps: Arc<Semaphore>,
     queries: Arc<Semaphore>,
     all_work: Arc<Semaphore>,
 }
@@ -46,7 +51,12 @@ pub(super) enum PoolError {
 impl Pools {
     pub fn new() -> Self {
         let permits = |count| Arc::new(Semaphore::new(count));
-        Self { work: permits(CONCURRENT), queries: permits(CONCURRENT), all_work: permits(MAX_REQUESTS) }
+        Self {
+            work: permits(CONCURRENT),
+            maps: permits(MAPS),
+            queries: permits(CONCURRENT),
+            all_work: permits(MAX_REQUESTS),
+        }
     }
 
     /// A runtime with enough threads for all requests that may run.
@@ -63,9 +73,9 @@ impl Pools {
     ) -> Result<T, PoolError> {
         let (running_permits, total_permit) = match kind {
             JobKind::Query => (&self.queries, None),
-            JobKind::Work => {
+            JobKind::Work | JobKind::Map => {
                 let permit = self.all_work.clone().try_acquire_owned().map_err(|_| PoolError::Full)?;
-                (&self.work, Some(permit))
+                (if kind == JobKind::Map { &self.maps } else { &self.work }, Some(permit))
             }
         };
         let permit = running_permits.clone().acquire_owned().await.map_err(|_| PoolError::Panicked)?;
@@ -116,6 +126,25 @@ mod tests {
                 assert!(task.await.expect("no panic").is_ok());
             }
             assert_eq!(pools.run(JobKind::Work, || 6).await, Ok(6));
+        });
+    }
+
+    // Two maps of bases whose files hung kept every other map waiting.
+    #[test]
+    fn maps_that_hang_delay_no_other_map() {
+        let runtime = Pools::runtime().expect("threads");
+        let pools = Pools::new();
+        runtime.block_on(async {
+            let (sender, receiver) = channel::<()>();
+            let receiver = Arc::new(parking_lot::Mutex::new(receiver));
+            for _ in 0..2 * MAPS {
+                let (pools, receiver) = (pools.clone(), receiver.clone());
+                tokio::spawn(async move { pools.run(JobKind::Map, move || receiver.lock().recv()).await });
+            }
+            tokio::task::yield_now().await;
+            let done = pools.run(JobKind::Map, || 8);
+            assert_eq!(tokio::time::timeout(Duration::from_secs(60), done).await, Ok(Ok(8)));
+            drop(sender);
         });
     }
 

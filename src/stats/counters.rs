@@ -1,7 +1,7 @@
 //! The counters of one disk or base, and their sums.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::histogram::{BUCKETS, bucket_of};
@@ -37,8 +37,9 @@ struct Pieces([Piece; ORIGINS]);
 /// What the registry and the users of the counters share.
 #[derive(Default)]
 pub(super) struct Cells {
-    operations: [Tally; OPERATIONS],
-    origins: Pieces,
+    /// Allocated at the first request of each kind: a store has many disks of which clients only ask for attributes.
+    operations: [OnceLock<Box<Tally>>; OPERATIONS],
+    origins: OnceLock<Box<Pieces>>,
     waits: AtomicU64,
     waited_ns: AtomicU64,
     refused: AtomicU64,
@@ -54,20 +55,20 @@ fn get(counter: &AtomicU64) -> u64 {
 
 impl Cells {
     pub fn sums(&self) -> Sums {
-        let operation = |tally: &Tally| OperationSums {
-            latency: tally.latency.each_ref().map(get),
-            latency_ns: get(&tally.latency_ns),
-            bytes: get(&tally.bytes),
-            errors: get(&tally.errors),
-            interrupted: get(&tally.interrupted),
+        let operation = |tally: &OnceLock<Box<Tally>>| {
+            tally.get().map_or_else(OperationSums::default, |tally| OperationSums {
+                latency: tally.latency.each_ref().map(get),
+                latency_ns: get(&tally.latency_ns),
+                bytes: get(&tally.bytes),
+                errors: get(&tally.errors),
+                interrupted: get(&tally.interrupted),
+            })
         };
+        let origin = |piece: &Piece| Total { count: get(&piece.count), bytes: get(&piece.bytes) };
+        let origins = self.origins.get().map(|pieces| pieces.0.each_ref().map(origin));
         Sums {
             operations: self.operations.each_ref().map(operation),
-            origins: self
-                .origins
-                .0
-                .each_ref()
-                .map(|piece| Total { count: get(&piece.count), bytes: get(&piece.bytes) }),
+            origins: origins.unwrap_or_default(),
             waits: get(&self.waits),
             waited_ns: get(&self.waited_ns),
             refused: get(&self.refused),
@@ -111,7 +112,7 @@ impl Counters {
     }
 
     fn answered(&self, operation: Operation, took: Duration) -> &Tally {
-        let tally = &self.cells.operations[operation as usize];
+        let tally = self.cells.operations[operation as usize].get_or_init(Box::default);
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         add(&tally.latency[bucket_of(ns)], 1);
         add(&tally.latency_ns, ns);
@@ -120,7 +121,8 @@ impl Counters {
 
     /// Counts the origins of a read that succeeded.
     pub fn read_from(&self, origins: &Origins) {
-        for (origin, piece) in Origin::ALL.into_iter().zip(&self.cells.origins.0) {
+        let pieces = self.cells.origins.get_or_init(Box::default);
+        for (origin, piece) in Origin::ALL.into_iter().zip(&pieces.0) {
             let bytes = origins.of(origin);
             if bytes > 0 {
                 add(&piece.count, 1);

@@ -1,7 +1,8 @@
 //! Counters of disks and bases: what requests did, how long they took, and where the bytes of reads came from.
 //!
 //! `serve` counts each request when it is answered, whatever the frontend. What must hold:
-//! - Counting takes no lock, makes no system call and allocates nothing, because every request counts.
+//! - Counting takes no lock and makes no system call, because every request counts. It allocates at the first request of
+//!   each kind only, so that a disk costs what it is used for.
 //! - The bytes of answered reads are the sum of their origins: each byte has one origin, and a read that ran more than
 //!   once counts once (D67).
 //! - A sum over all disks never decreases while the worker lives: a removed disk leaves its part of the sums and nothing
