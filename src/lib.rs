@@ -32,6 +32,7 @@ pub mod format;
 pub mod fuse;
 pub mod image;
 pub mod io;
+pub mod layers;
 pub mod mutant;
 #[cfg(feature = "daemon")]
 mod sandbox;

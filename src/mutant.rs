@@ -50,6 +50,14 @@ pub enum Mutant {
     CacheBlockNotRewritten,
     /// The refusal of a base is not recorded, and is forgotten when the daemon ends.
     RefusalNotRecorded,
+    /// A delta becomes a sealed layer without its last flush.
+    LayerNotFlushed,
+    /// A flush of a disk leaves out a layer whose sealing is under way.
+    PendingNotFlushed,
+    /// The removal of a layer forgets that other disks need it.
+    SharedLayerRemoved,
+    /// The files of dropped layers are removed before the record says so.
+    DroppedTooEarly,
 }
 
 impl Mutant {
@@ -81,7 +89,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 21] = [
+pub const ALL: [Mutant; 25] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -103,6 +111,10 @@ pub const ALL: [Mutant; 21] = [
     Mutant::CacheBlockNotSynced,
     Mutant::CacheBlockNotRewritten,
     Mutant::RefusalNotRecorded,
+    Mutant::LayerNotFlushed,
+    Mutant::PendingNotFlushed,
+    Mutant::SharedLayerRemoved,
+    Mutant::DroppedTooEarly,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

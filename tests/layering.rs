@@ -22,12 +22,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "image", "stats"]),
     ("delta", &["format", "io", "mutant"]),
-    ("disk", &["delta", "base", "cache", "format", "stats", "trace"]),
+    ("layers", &["delta", "format", "io", "mutant"]),
+    ("disk", &["delta", "base", "layers", "cache", "format", "mutant", "stats", "trace"]),
     (
         "store",
         &[
-            "disk", "delta", "base", "cache", "image", "source", "format", "io", "mutant", "events", "stats",
-            "trace",
+            "disk", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant", "events",
+            "stats", "trace",
         ],
     ),
     ("serve", &["store", "disk", "base", "cache", "format", "io", "stats"]),

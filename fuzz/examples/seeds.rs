@@ -6,6 +6,7 @@ use std::path::Path;
 
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::journal::{MapHeader, Record, Run};
+use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
     Moved, Request, Superblock, Token, Validator,
@@ -97,6 +98,7 @@ fn records() {
         modified_ns: 12,
         map: MapRoot { generation: 4, floor: 128 },
         request: None,
+        lineage: Lineage::of(3),
     };
     both("records", "superblock", &superblock);
     both("records", "base-3", &base.encode());
@@ -106,6 +108,34 @@ fn records() {
     both("records", "base", &base.encode());
     both("records", "disk", &disk.encode());
     both("records", "disk-of-client", &DiskRecord { request: Some(Request::Client(token)), ..disk.clone() }.encode());
+    let layer = |number: u64, below: Option<usize>| LayerEntry {
+        number,
+        below,
+        seal: Seal::Sealed,
+        size: 8192,
+        overlap: 5000,
+        modified_ns: 13,
+        map: MapRoot { generation: 2, floor: 512 },
+    };
+    let snapshot = SnapshotEntry {
+        number: 7,
+        name: "monday".into(),
+        layer: Some(1),
+        size: 8192,
+        overlap: 8192,
+        created_ns: 14,
+        token: Some(token),
+    };
+    let pending = LayerEntry { seal: Seal::Pending, ..layer(6, Some(0)) };
+    let lineage = Lineage {
+        delta: 9,
+        below: Some(2),
+        layers: vec![layer(3, None), layer(5, Some(0)), pending],
+        snapshots: vec![snapshot],
+        dropped: vec![4],
+        rolled_back: Some(token),
+    };
+    both("records", "disk-layered", &DiskRecord { lineage, ..disk.clone() }.encode());
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
     both("records", "disk-2-63-bytes", &DiskRecord { size: 1 << 63, ..disk.clone() }.encode());
     both(

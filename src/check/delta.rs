@@ -1,5 +1,6 @@
 //! The map file and the data file of one disk.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -11,28 +12,45 @@ use crate::format::layout::{data_path, map_path};
 use crate::format::record::DiskRecord;
 
 impl Check<'_> {
-    /// Invariants 8 to 10.
-    pub(super) fn check_delta(&mut self, id: u64, record: &DiskRecord) {
-        let root = record.map;
-        if root.generation == 0 {
-            // The disk was never flushed, so no data in the data file was ever acknowledged.
-            return;
-        }
-        let object = format!("disk {}", record.name);
-        let file = map_path(id, root.generation);
-        self.maps += 1;
-        let expected = Expected {
-            disk: id,
-            generation: root.generation,
-            floor: root.floor,
+    /// Invariants 8 to 10, of the delta of a disk and of its layers. A layer that several disks need is checked once.
+    pub(super) fn check_deltas(&mut self, id: u64, record: &DiskRecord, seen: &mut BTreeSet<u64>) {
+        let of_disk = Expected {
+            disk: record.lineage.delta,
+            generation: record.map.generation,
+            floor: record.map.floor,
             size: record.size,
             overlap: record.overlap,
             modified_ns: record.modified_ns,
         };
+        self.check_delta(id, record, &of_disk);
+        for layer in &record.lineage.layers {
+            let of_layer = Expected {
+                disk: layer.number,
+                generation: layer.map.generation,
+                floor: layer.map.floor,
+                size: layer.size,
+                overlap: layer.overlap,
+                modified_ns: layer.modified_ns,
+            };
+            if seen.insert(layer.number) {
+                self.check_delta(id, record, &of_layer);
+            }
+        }
+    }
+
+    fn check_delta(&mut self, id: u64, record: &DiskRecord, expected: &Expected) {
+        if expected.generation == 0 {
+            // The disk was never flushed, so no data in the data file was ever acknowledged.
+            return;
+        }
+        let object = format!("disk {}", record.name);
+        let number = expected.disk;
+        let file = map_path(number, expected.generation);
+        self.maps += 1;
         let read = || {
             let map = self.open(&file).map_err(ReadError::Source)?;
             let len = map.metadata().map_err(ReadError::Source)?.len();
-            Journal::read(|buf, at| read_at(&map, buf, at), len, &expected)
+            Journal::read(|buf, at| read_at(&map, buf, at), len, expected)
         };
         let journal = read().map_err(|error| match error {
             ReadError::Format(error) => error.to_string(),
@@ -61,11 +79,11 @@ impl Check<'_> {
         }
         let end = journal.map.data_end();
         // A live map has a newer state of the disk, perhaps after a shrink.
-        if end == 0 || self.live_unknown || self.live.contains(&id) {
+        if end == 0 || self.live_unknown || self.live.contains(&number) {
             return;
         }
         self.data_files += 1;
-        let file = data_path(id);
+        let file = data_path(number);
         let needs = (end - 1) * BLOCK;
         let why = match self.open(&file).and_then(|f| f.metadata()) {
             Ok(meta) if meta.len() > needs => return,

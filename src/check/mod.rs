@@ -8,6 +8,7 @@ mod cache;
 mod delta;
 mod digest;
 mod live;
+mod strays;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -15,7 +16,7 @@ mod trace;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use digest::VerifyBases;
@@ -23,8 +24,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::format::layout::{
-    BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, DeltaFile, LOCK, STAGED_SUFFIX, SUPERBLOCK, base_path,
-    base_record, data_path, disk_path, disk_record, number,
+    BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, LOCK, SUPERBLOCK, base_path, disk_path, disk_record, number,
 };
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Strictness, Superblock};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
@@ -270,7 +270,7 @@ struct Check<'a> {
     watch: &'a dyn Fn(Step),
     medium: &'a dyn Medium,
     repair: Repair,
-    /// Disks that have a live map.
+    /// Deltas that have a live map.
     live: BTreeSet<u64>,
     /// The store's record names live maps of this boot, but they cannot be read.
     live_unknown: bool,
@@ -309,16 +309,18 @@ impl Check<'_> {
         self.backings();
         self.sources();
         let total = self.disks.len() as u64;
+        let mut seen = BTreeSet::new();
         for (done, (id, record)) in (1..).zip(self.disks.clone()) {
             // No client reads a removed disk again.
             if !record.unlinked {
-                self.check_delta(id, &record);
+                self.check_deltas(id, &record, &mut seen);
             }
             (self.watch)(Step { part: Part::Disks, done, total });
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
         let traces = self.traces(&bases)?;
         self.unlinked(&deltas);
+        self.dropped(&deltas);
         self.cache()?;
         let mut checked = vec![
             ("superblock".to_owned(), 1),
@@ -364,7 +366,7 @@ impl Check<'_> {
     ) -> bool {
         let mut message = message.into();
         let mut repaired = false;
-        if disk.is_some_and(|id| self.live_unknown || self.live.contains(&id)) {
+        if disk.is_some_and(|id| self.live_unknown || self.has_live_map(id)) {
             message.push_str(
                 "; not repaired, because the disk has a live map: run plyfs serve, stop it, and check again",
             );
@@ -376,6 +378,12 @@ impl Check<'_> {
         }
         self.findings.push(Finding { invariant, object: object.into(), message, repaired });
         repaired
+    }
+
+    /// Whether there is a live map of a delta, or of one of the deltas of a disk.
+    fn has_live_map(&self, id: u64) -> bool {
+        let of_disk = |record: &DiskRecord| record.lineage.deltas().any(|delta| self.live.contains(&delta));
+        self.live.contains(&id) || self.disks.get(&id).is_some_and(of_disk)
     }
 
     /// The bytes of a file of the store.
@@ -545,9 +553,9 @@ impl Check<'_> {
                         base.name
                     )
                 }
-                Some(base) if record.overlap > base.size() => format!(
+                Some(base) if record.lineage.base_bytes(record.overlap) > base.size() => format!(
                     "number {id} reads {} bytes from base {}, which has only {}; restore {}",
-                    record.overlap,
+                    record.lineage.base_bytes(record.overlap),
                     base.name,
                     base.size(),
                     disk_path(id)
@@ -574,127 +582,6 @@ impl Check<'_> {
             if sound && !record.keeps(&record.image) && self.verify == VerifyBases::Yes {
                 self.verify_digest(&record);
             }
-        }
-    }
-
-    /// Invariant 11.
-    fn strays(
-        &mut self,
-        superblock: bool,
-        bases: &[String],
-        disks: &[String],
-        deltas: &[String],
-    ) -> Result<(), CheckError> {
-        let root = self.list(".")?;
-        for (dir, names) in [(".", root.as_slice()), (BASES, bases), (DISKS, disks), (DELTAS, deltas)] {
-            for name in names {
-                let path = if dir == "." { name.clone() } else { format!("{dir}/{name}") };
-                let record = name.split_once('.').and_then(|(id, rest)| Some((number(id)?, rest)));
-                if name.ends_with(STAGED_SUFFIX) {
-                    let owner = record.map(|(id, _)| id).filter(|_| dir == DISKS);
-                    let last_copy = match dir {
-                        "." => !superblock,
-                        DISKS => owner.is_some_and(|id| self.broken.contains(&id)),
-                        _ => false,
-                    };
-                    if last_copy {
-                        self.find(
-                            11,
-                            path,
-                            "left by an unclean stop; kept, because the file that it should replace is damaged",
-                        );
-                    } else {
-                        self.stray(dir, name, owner, "left by an unclean stop");
-                    }
-                    continue;
-                }
-                match dir {
-                    BASES if record.is_none_or(|(id, _)| *name != base_record(id)) => self.foreign(path),
-                    DISKS if record.is_none_or(|(id, _)| *name != disk_record(id)) => self.foreign(path),
-                    DELTAS => self.stray_delta(name, disks),
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn foreign(&mut self, path: String) {
-        self.find(11, path, "plyfs creates no file of this name; move it elsewhere");
-    }
-
-    fn stray(&mut self, dir: &str, name: &str, disk: Option<u64>, why: &str) {
-        let path = if dir == "." { name.to_owned() } else { format!("{dir}/{name}") };
-        let file = path.clone();
-        self.repairable(11, path, why, disk, |medium| {
-            match medium.remove(&file) {
-                // An earlier repair of this run may have renamed it into place.
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            medium.sync_dir(dir)
-        });
-    }
-
-    fn stray_delta(&mut self, name: &str, disks: &[String]) {
-        let path = format!("{DELTAS}/{name}");
-        let Some(file) = DeltaFile::of(name) else { return self.foreign(path) };
-        let (DeltaFile::Data(id) | DeltaFile::Map { disk: id, .. }) = file;
-        if disks.binary_search(&disk_record(id)).is_err() {
-            let record = disk_path(id);
-            // No crash leaves data without a record, so the record was lost.
-            let has_data =
-                fs::symlink_metadata(self.store.join(data_path(id))).is_ok_and(|meta| meta.blocks() > 0);
-            if has_data {
-                self.find(
-                    11,
-                    path,
-                    format!("there is no {record}; kept, because it has data: restore that record, or remove this file"),
-                );
-            } else {
-                self.stray(DELTAS, name, Some(id), &format!("there is no {record}"));
-            }
-            return;
-        }
-        let Some(root) = self.disks.get(&id).map(|r| r.map) else { return };
-        if let DeltaFile::Map { generation, .. } = file
-            && generation != root.generation
-        {
-            let why = format!("the map of the disk has generation {}", root.generation);
-            if self.broken.contains(&id) {
-                self.find(11, path, format!("{why}; kept, because the disk has other findings"));
-            } else {
-                self.stray(DELTAS, name, Some(id), &why);
-            }
-        }
-    }
-
-    /// Invariant 12.
-    fn unlinked(&mut self, deltas: &[String]) {
-        for (id, record) in self.disks.clone() {
-            if !record.unlinked || self.broken.contains(&id) || self.losers.contains(&id) {
-                continue;
-            }
-            let files: Vec<_> = deltas
-                .iter()
-                .filter(|name| {
-                    matches!(DeltaFile::of(name), Some(DeltaFile::Data(n) | DeltaFile::Map { disk: n, .. }) if n == id)
-                })
-                .map(|name| format!("{DELTAS}/{name}"))
-                .collect();
-            let message = format!("number {id} was removed, but its files are still there");
-            self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {
-                // The record is removed last, as in the store.
-                for file in &files {
-                    match medium.remove(file) {
-                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                        _ => {}
-                    }
-                }
-                medium.sync_dir(DELTAS)?;
-                medium.remove(&disk_path(id))?;
-                medium.sync_dir(DISKS)
-            });
         }
     }
 }

@@ -39,6 +39,31 @@ pub(super) fn new_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A disk, or a snapshot of one: `DISK` or `DISK@SNAPSHOT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DiskOrSnapshot {
+    pub disk: String,
+    pub snapshot: Option<String>,
+}
+
+impl std::fmt::Display for DiskOrSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "{}@{snapshot}", self.disk),
+            None => f.write_str(&self.disk),
+        }
+    }
+}
+
+/// Parses `DISK` or `DISK@SNAPSHOT`.
+pub(super) fn disk_or_snapshot(text: &str) -> Result<DiskOrSnapshot, String> {
+    let (disk, snapshot) = match text.split_once('@') {
+        Some((disk, snapshot)) => (disk, Some(name(snapshot)?)),
+        None => (text, None),
+    };
+    Ok(DiskOrSnapshot { disk: name(disk)?, snapshot })
+}
+
 /// The least size of a disk that is given without a unit and is no whole number of sectors.
 const SECTOR: u64 = 512;
 const LEAST: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use super::error::CliError;
 use super::listing::{Listing, Noun};
 use super::map;
 use super::output::{Column, Kind, printable};
-use super::retry::{self, Force};
+use super::retry::{self, Removal};
 use super::table::fields;
 use super::work::{Wait, Work, no_options};
 use crate::control::wire::{
@@ -461,7 +461,9 @@ impl Base {
                 })?;
                 global.output().value(&base, |_| String::new())
             }
-            Self::Rm { names } => super::disk::remove(global, "base", &names, Force::No),
+            Self::Rm { names } => super::disk::remove_each(global, &names, |client, name| {
+                retry::remove(client, "base", name, Removal::default())
+            }),
         }
     }
 }

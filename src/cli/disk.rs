@@ -6,14 +6,15 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Global;
-use super::args;
+use super::args::{self, DiskOrSnapshot};
 use super::client::{Client, read};
 use super::error::CliError;
 use super::holders::{self, Holder};
 use super::listing::{Listing, Noun, into_rows, no_notes};
 use super::map;
 use super::output::{Column, Kind, printable};
-use super::retry::{self, Force};
+use super::retry::{self, Removal};
+use super::snapshot;
 use super::table::fields;
 use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize};
 
@@ -22,6 +23,8 @@ Examples:
   plyfs disk create vm1 --base debian --size 20G
   plyfs disk ls
   plyfs disk resize vm1 40G
+  plyfs disk snapshot vm1 monday
+  plyfs disk clone vm1@monday vm2
   plyfs disk rm vm1";
 
 const CREATE_EXAMPLES: &str = "\
@@ -58,9 +61,10 @@ const RM_EXAMPLES: &str = "\
 Examples:
   plyfs disk rm vm1
   plyfs disk rm vm1 vm2
+  plyfs disk rm vm1@monday          a snapshot
 
 The command deletes all data of the disk. It refuses a disk that is open, and names the processes; with --force such a \
-disk exists without a name until its last close.";
+disk exists without a name until its last close. A disk with snapshots goes with --snapshots only. Clones stay.";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
@@ -161,12 +165,58 @@ pub(super) enum Disk {
     /// Remove disks and all data written to them
     #[command(after_help = RM_EXAMPLES)]
     Rm {
-        /// Names of the disks
-        #[arg(required = true, value_name = "NAME", value_parser = args::name)]
-        names: Vec<String>,
+        /// Names of the disks, or DISK@SNAPSHOT
+        #[arg(required = true, value_name = "NAME", value_parser = args::disk_or_snapshot)]
+        names: Vec<DiskOrSnapshot>,
         /// Also remove disks that are open
         #[arg(long)]
         force: bool,
+        /// Also remove the snapshots of the disks
+        #[arg(long)]
+        snapshots: bool,
+    },
+    /// Take a snapshot of a disk
+    #[command(after_help = snapshot::SNAPSHOT_EXAMPLES)]
+    Snapshot {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        disk: String,
+        /// Name of the snapshot
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// List the snapshots of a disk
+    #[command(after_help = snapshot::SNAPSHOTS_EXAMPLES)]
+    Snapshots {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        disk: String,
+    },
+    /// Return a disk to a snapshot, and lose what was written since
+    #[command(after_help = snapshot::ROLLBACK_EXAMPLES)]
+    Rollback {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        disk: String,
+        /// Name of the snapshot
+        #[arg(value_parser = args::name)]
+        snapshot: String,
+        /// Also roll back a disk that is open
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make disks that show what a disk or a snapshot shows, without a copy
+    #[command(after_help = snapshot::CLONE_EXAMPLES)]
+    Clone {
+        /// The disk, or DISK@SNAPSHOT
+        #[arg(value_name = "SOURCE", value_parser = args::disk_or_snapshot)]
+        origin: DiskOrSnapshot,
+        /// Names of the new disks
+        #[arg(required = true, value_name = "NAME", value_parser = args::new_name)]
+        names: Vec<String>,
+        /// Size of each new disk [default: that of the source]
+        #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
+        size: Option<u64>,
     },
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
@@ -201,7 +251,14 @@ impl Disk {
                 })
             }
             Self::Map { name, cells } => map::show(global, "disk", &name, cells),
-            Self::Rm { names, force } => remove(global, "disk", &names, Force::given(force)),
+            Self::Rm { names, force, snapshots } => remove_each(global, &names, |client, name| match &name.snapshot {
+                Some(snapshot) => snapshot::remove(client, &name.disk, snapshot),
+                None => remove_disk(client, &name.disk, Removal { force, snapshots }),
+            }),
+            Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
+            Self::Snapshots { disk } => snapshot::list(global, &disk),
+            Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
+            Self::Clone { origin, names, size } => snapshot::clone(global, &origin, &names, size),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));
@@ -242,7 +299,8 @@ fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u6
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let body = CreateDisks { name: None, names: names.to_vec(), base: base.map(str::to_owned), size };
+    let body =
+        CreateDisks { names: names.to_vec(), base: base.map(str::to_owned), size, ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)
@@ -274,6 +332,18 @@ fn naming_holders(client: &Client, name: &str, error: CliError, remedy: &'static
         Some(holders) => Some(CliError::Open { object: format!("disk {name}"), holders, remedy }),
         None if error.is(ErrorKind::MayBeInUse) && holders::are_all_seen(mount) => None,
         None => Some(error),
+    }
+}
+
+/// The error of a rollback of a disk that is open, with the names of the processes.
+pub(super) fn naming_open(client: &Client, name: &str, error: CliError) -> CliError {
+    const REMEDY: &str = "close it there, or repeat with --force";
+    match &error {
+        CliError::Refused { kind, message } => {
+            let same = CliError::Refused { kind: *kind, message: message.clone() };
+            naming_holders(client, name, same, REMEDY).unwrap_or(error)
+        }
+        _ => error,
     }
 }
 
@@ -329,28 +399,28 @@ fn with_names(disks: &Value) -> Value {
 }
 
 /// Removes a disk. When the daemon refuses because the disk is open, the error names the processes.
-fn remove_disk(client: &Client, name: &str, force: Force) -> Result<Value, CliError> {
+fn remove_disk(client: &Client, name: &str, options: Removal) -> Result<Value, CliError> {
     const REMEDY: &str = "close it there, or repeat with --force: its data is deleted at the last close";
-    retry::remove(client, "disk", name, force).or_else(|error| {
+    retry::remove(client, "disk", name, options).or_else(|error| {
         match naming_holders(client, name, error, REMEDY) {
             Some(error) => Err(error),
-            None => retry::remove(client, "disk", name, Force::Yes),
+            None => retry::remove(client, "disk", name, Removal { force: true, ..options }),
         }
     })
 }
 
-/// Removes disks or bases one by one. A refused removal does not stop the others.
-pub(super) fn remove(global: &Global, noun: &str, names: &[String], force: Force) -> Result<(), CliError> {
+/// Removes objects one by one. A refused removal does not stop the others.
+pub(super) fn remove_each<T: ToString>(
+    global: &Global,
+    names: &[T],
+    remove: impl Fn(&Client, &T) -> Result<Value, CliError>,
+) -> Result<(), CliError> {
     let client = global.client()?;
     let mut removed = Vec::new();
     let mut failed = Vec::new();
     for name in names {
-        let done = match noun {
-            "disk" => remove_disk(&client, name, force),
-            noun => retry::remove(&client, noun, name, force),
-        };
-        match done {
-            Ok(_) => removed.push(name.clone()),
+        match remove(&client, name) {
+            Ok(_) => removed.push(name.to_string()),
             Err(error @ (CliError::Refused { .. } | CliError::Open { .. })) => failed.push(error),
             // Without a daemon that answers, the others would fail in the same way.
             Err(error) => {

@@ -26,6 +26,7 @@ mod output;
 mod progress;
 mod retry;
 mod serve;
+mod snapshot;
 mod status;
 mod stop;
 mod table;

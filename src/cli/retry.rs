@@ -135,29 +135,36 @@ impl Key {
     }
 }
 
-/// Whether a command may destroy data in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Force {
-    No,
-    Yes,
+/// What a removal may destroy besides the object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Removal {
+    /// Data that a client uses.
+    pub force: bool,
+    /// The snapshots of a disk.
+    pub snapshots: bool,
 }
 
-impl Force {
-    /// From the option of a command.
-    pub(super) fn given(is_given: bool) -> Self {
-        if is_given { Self::Yes } else { Self::No }
+impl Removal {
+    fn query(self) -> String {
+        let given = [("force", self.force), ("snapshots", self.snapshots)];
+        let given: Vec<_> = given.iter().filter(|(_, is_given)| *is_given).collect();
+        let mut query = String::new();
+        for (at, (name, _)) in given.into_iter().enumerate() {
+            query += &format!("{}{name}=true", if at == 0 { '?' } else { '&' });
+        }
+        query
     }
 }
 
 /// Removes one disk or base: the one that has the name now, even if a new object takes the name meanwhile.
-pub(super) fn remove(client: &Client, noun: &str, name: &str, force: Force) -> Result<Value, CliError> {
+pub(super) fn remove(client: &Client, noun: &str, name: &str, options: Removal) -> Result<Value, CliError> {
     let Some(object) = show(client, noun, name)? else {
         // The daemon refuses this, and its message is the one to show.
-        return repeat(|| delete(client, noun, name, force));
+        return repeat(|| delete(client, noun, name, options));
     };
     let mut attempts = Attempts::new();
     loop {
-        match delete(client, noun, name, force) {
+        match delete(client, noun, name, options) {
             Err(error) if attempts.first_failure.is_some() && error.is(ErrorKind::NotFound) => break,
             Err(error) => attempts.next(error)?,
             Ok(_) => break,
@@ -178,9 +185,9 @@ fn make_kernel_forget(object: &Value) {
     }
 }
 
-fn delete(client: &Client, noun: &str, name: &str, force: Force) -> Result<Value, CliError> {
-    let force = if force == Force::Yes { "?force=true" } else { "" };
-    client.delete(&format!("/v1/{noun}s/{name}{force}"), &format!("cannot remove {noun} {name}"))
+fn delete(client: &Client, noun: &str, name: &str, options: Removal) -> Result<Value, CliError> {
+    let query = options.query();
+    client.delete(&format!("/v1/{noun}s/{name}{query}"), &format!("cannot remove {noun} {name}"))
 }
 
 fn show(client: &Client, noun: &str, name: &str) -> Result<Option<Value>, CliError> {

@@ -19,7 +19,7 @@ use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
 use crate::io::sys;
-use crate::store::{DiskNode, NewDisk, StoreError};
+use crate::store::{DiskNode, NewDisk, Origin, StoreError};
 
 /// List the disks
 ///
@@ -55,7 +55,10 @@ pub(super) async fn create(
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
     // The token does not depend on the names: a client may request the disks that are missing with the same key.
-    let token = key.token("disks", &(&new.base, &new.size));
+    let token = match &new.from {
+        None => key.token("disks", &(&new.base, &new.size)),
+        Some(from) => key.token("clones", &(from, &new.size)),
+    };
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
         if names.is_empty() {
@@ -69,9 +72,13 @@ pub(super) async fn create(
             .into_iter()
             .map(|name| NewDisk { name, base: new.base.clone(), size: new.size, mode: 0o600, uid, gid })
             .collect();
-        let made = match token {
-            Some(token) => c.store.create_disks_once(&wanted, token)?,
-            None => c.store.create_disks(&wanted)?,
+        let made = match (&new.from, token) {
+            (Some(_), _) if new.base.is_some() => {
+                return Err(ApiError::invalid("the request has base and from; give one of them"));
+            }
+            (Some(from), token) => c.store.clone_disks(&Origin::parse(from), &wanted, token)?,
+            (None, Some(token)) => c.store.create_disks_once(&wanted, token)?,
+            (None, None) => c.store.create_disks(&wanted)?,
         };
         Ok(made.iter().map(|d| c.listed(d)).collect())
     })
@@ -89,7 +96,11 @@ pub(super) async fn create(
     responses((status = 200, description = "The disk.", body = Disk))
 )]
 pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<Disk> {
-    blocking(move || Ok(c.disk(&*c.store.disk(&name)?))).await
+    blocking(move || {
+        let node = c.store.disk(&name)?;
+        Ok(Disk { layers: c.layers(&node), ..c.disk(&node) })
+    })
+    .await
 }
 
 /// Whether a removal may take a disk from its clients.
@@ -100,6 +111,9 @@ pub(super) struct Removal {
     /// Remove the disk although a client has it open.
     #[serde(default)]
     force: bool,
+    /// Remove its snapshots too. By default a disk with snapshots is not removed.
+    #[serde(default)]
+    snapshots: bool,
 }
 
 /// Remove a disk
@@ -119,12 +133,13 @@ pub(super) async fn remove(
     Name(name): Name,
     query: Result<Query<Removal>, QueryRejection>,
 ) -> Answer<Removed> {
-    let Query(Removal { force }) = query?;
+    let Query(Removal { force, snapshots }) = query?;
     if !force {
         c.refuse_in_use(vec![c.store.disk(&name)?]).await?;
     }
     blocking(move || {
-        let node = c.store.unlink(&name)?;
+        let node =
+            if snapshots { c.store.unlink_with_snapshots(&name)? } else { c.store.unlink(&name)? };
         // A client that has it open keeps it until the last close, which its frontend reports.
         c.service.purge(node.id())?;
         Ok(Removed { removed: vec![name] })
@@ -162,8 +177,7 @@ pub(super) async fn resize(
             )));
         }
         let wrap = |source: DiskError| StoreError::Disk { object: object.clone(), source };
-        let disk = node.attach()?;
-        let now = disk.size();
+        let now = node.attach()?.size();
         if size < now && !shrink {
             let (cause, users) = match c.usage(&node) {
                 None => (Cause::Invalid, ""),
@@ -176,7 +190,7 @@ pub(super) async fn resize(
                 format!("{object}: {why}; set shrink (--shrink) if that is meant"),
             ));
         }
-        disk.resize(size).map_err(wrap)?;
+        node.change(|disk| disk.resize(size))?.map_err(wrap)?;
         c.service.resized(node.id());
         Ok(c.disk(&node))
     })
@@ -200,7 +214,7 @@ fn no_bytes(object: &str) -> ApiError {
 
 impl Control {
     /// A disk with its problems. The disk is attached, to find them.
-    fn disk(&self, node: &DiskNode) -> Disk {
+    pub(super) fn disk(&self, node: &DiskNode) -> Disk {
         self.shown(node, node.problem())
     }
 
@@ -221,6 +235,8 @@ impl Control {
             base: node.base_name(),
             size: a.size,
             delta_bytes: a.allocated,
+            snapshots: node.lineage().snapshots.len() as u64,
+            layers: Vec::new(),
             map_bytes: attached.as_ref().map_or(0, |d| d.delta().map_memory()),
             mode: format!("{:04o}", a.mode),
             uid: a.uid,

@@ -23,6 +23,7 @@ pub mod page;
 mod pool;
 pub mod report;
 mod servers;
+mod snapshots;
 mod stats;
 mod status;
 #[cfg(test)]
@@ -36,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::{DefaultBodyLimit, FromRef};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -173,6 +174,9 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}", get(disks::show).delete(disks::remove))
         .route("/v1/disks/{name}/map", get(maps::disk))
         .route("/v1/disks/{name}/resize", post(disks::resize))
+        .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
+        .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
+        .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))
         .route("/v1/bases/{name}/trace", get(traces::show).delete(traces::remove))
         .route("/v1/bases/{name}/trace/file", get(traces::export).put(traces::import))
         .route("/v1/traces", get(traces::list))

@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 
 use super::error::Cause;
 use super::wire::ErrorKind;
-use super::{bases, disks, events, jobs, kept, maps, metrics, servers, stats, status, traces, wire};
+use super::{bases, disks, events, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire};
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
@@ -88,6 +88,10 @@ a name one succeeds.
         disks::show,
         disks::remove,
         disks::resize,
+        snapshots::list,
+        snapshots::take,
+        snapshots::remove,
+        snapshots::roll_back,
         maps::disk,
         bases::list,
         bases::add,
@@ -149,13 +153,20 @@ pub fn document() -> Value {
             ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
         ];
         for (_, name, text, pattern) in in_path.into_iter().filter(|(prefix, ..)| path.starts_with(prefix)) {
-            item["parameters"] = json!([{
-                "name": name,
-                "in": "path",
-                "required": true,
-                "description": text,
-                "schema": {"type": "string", "pattern": pattern},
-            }]);
+            let parameter = |name: &str, text: &str, pattern: &str| {
+                json!({
+                    "name": name,
+                    "in": "path",
+                    "required": true,
+                    "description": text,
+                    "schema": {"type": "string", "pattern": pattern},
+                })
+            };
+            let mut parameters = vec![parameter(name, text, pattern)];
+            if path.ends_with("/{snapshot}") {
+                parameters.push(parameter("snapshot", "Name of the snapshot.", NAME));
+            }
+            item["parameters"] = parameters.into();
         }
     }
     document["components"]["schemas"]["ErrorKind"]["description"] = kinds().into();

@@ -676,6 +676,7 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
             store.retry_unread();
             store.detach_idle(IDLE, OPEN_IDLE);
             store.tend_maps();
+            store.tend_layers();
             std::thread::sleep(UPKEEP);
         }
     };

@@ -60,6 +60,8 @@ pub(super) struct MapFileState {
     pub(super) bounds: (u64, u64),
     /// The disk was removed: no file of it may be created any more.
     pub(super) retired: bool,
+    /// The delta is a sealed layer: everything is durable, and its files never change again.
+    pub(super) sealed: bool,
 }
 
 impl MapFileState {
@@ -209,8 +211,15 @@ impl Delta {
             maybe_unsynced: false,
             bounds,
             retired: false,
+            sealed: false,
         };
         Ok(())
+    }
+
+    /// Notes that writes of this disk were lost with another delta: a handle that was opened before may not write.
+    pub fn fail(&self, error: &DeltaError) {
+        *self.failure.lock() = Some(error.to_string());
+        self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {

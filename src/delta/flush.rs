@@ -124,6 +124,9 @@ impl Delta {
     fn flush_alone(&self) -> Result<(), DeltaError> {
         let mut commit = self.commit.lock();
         commit.refuse_retired()?;
+        if commit.sealed {
+            return Ok(());
+        }
         self.refuse_lost()?;
         let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
         let full = commit.rewrite || large;

@@ -145,6 +145,11 @@ impl Delta {
         self.map.live().header(word).store(value, Ordering::Release);
     }
 
+    /// Number of its files and of its live map.
+    pub fn number(&self) -> u64 {
+        self.spec.disk
+    }
+
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
         self.word(LiveHeader::Size)

@@ -18,6 +18,7 @@ use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::layout::data_path;
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, Open};
+use crate::mutant::Mutant;
 
 impl Delta {
     /// Opens the delta of a disk: from its live map after the death of a worker, from its map file after a reboot.
@@ -36,7 +37,7 @@ impl Delta {
             Some(data) => data.identity().map_err(fail("opening the data file"))?,
             None => (0, 0),
         };
-        let (journal, commit) = open_map_file(&spec, &delta_io)?;
+        let (journal, commit) = open_map_file(&spec, &*delta_io.medium)?;
         let live = delta_io.live.existing(spec.disk).map_err(fail("opening the live map"))?;
         let live = match live {
             Some(live) if is_ours(&live, &spec, identity)? => Some(live),
@@ -94,6 +95,43 @@ impl Delta {
     /// Prepares for the removal of the files: waits for a running flush, and makes all later ones fail.
     pub fn retire(&self) {
         self.commit.lock().retired = true;
+    }
+
+    /// Whether nothing was ever written, discarded or resized: it shows what lies below, and has no files that anything
+    /// needs.
+    pub fn is_untouched(&self) -> bool {
+        let (spec, commit) = (&self.spec, self.commit.lock());
+        commit.root.generation == 0
+            && (self.size(), self.overlap()) == (spec.size, spec.overlap)
+            && self.map.pages().next().is_none()
+    }
+
+    /// Takes over from the delta below, which is being sealed, what a client has seen of the disk: its times, its
+    /// errors, and the last resize.
+    pub fn inherit(&self, sealed: &Self) {
+        for word in
+            [LiveHeader::ErrorEpoch, LiveHeader::OpenedEpoch, LiveHeader::Modified, LiveHeader::Resized]
+        {
+            self.set_word(word, sealed.word(word));
+        }
+        *self.failure.lock() = sealed.failure.lock().clone();
+    }
+
+    /// Makes the delta a sealed layer: flushes it, and changes its files never again. The caller lets no client change it any more.
+    /// Returns what a record says about it. Another call returns the same.
+    ///
+    /// # Errors
+    /// As [`Delta::flush`].
+    pub fn seal(&self) -> Result<DeltaSpec, DeltaError> {
+        if !Mutant::LayerNotFlushed.is_active() {
+            self.flush()?;
+        }
+        let mut commit = self.commit.lock();
+        commit.refuse_retired()?;
+        commit.sealed = true;
+        let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
+        let (size, overlap) = commit.bounds;
+        Ok(DeltaSpec { disk: self.spec.disk, size, overlap, modified_ns: self.modified_ns(), root })
     }
 
     /// Flushes, and notes the length of the map file, so that the next open notices damage. Removes the live map. No

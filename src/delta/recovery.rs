@@ -11,7 +11,7 @@ use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::journal::{Expected, HEADER, Journal, ReadError};
 use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
-use crate::io::{LiveArena, LiveFile, LiveHeader, MediumFile, Open, sys};
+use crate::io::{LiveArena, LiveFile, LiveHeader, Medium, MediumFile, Open, sys};
 use crate::mutant::Mutant;
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
@@ -117,9 +117,9 @@ impl Delta {
     ///
     /// # Errors
     /// As [`Delta::open`].
-    pub fn check_files(spec: &DeltaSpec, delta_io: &DeltaIo) -> Result<(), DeltaError> {
-        let (journal, _) = open_map_file(spec, delta_io)?;
-        let data = match delta_io.medium.open(&data_path(spec.disk), Open::Existing) {
+    pub fn check_files(spec: &DeltaSpec, medium: &dyn Medium) -> Result<(), DeltaError> {
+        let (journal, _) = open_map_file(spec, medium)?;
+        let data = match medium.open(&data_path(spec.disk), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(DeltaError::io("opening the data file"))?),
         };
@@ -129,7 +129,7 @@ impl Delta {
 
 pub(super) fn open_map_file(
     spec: &DeltaSpec,
-    delta_io: &DeltaIo,
+    medium: &dyn Medium,
 ) -> Result<(Option<Journal>, MapFileState), DeltaError> {
     let root = spec.root;
     if root.generation == 0 {
@@ -138,7 +138,7 @@ pub(super) fn open_map_file(
     }
     let name = map_path(spec.disk, root.generation);
     let fail = || DeltaError::io("opening the map file");
-    let file = delta_io.medium.open(&name, Open::Existing).map_err(fail())?;
+    let file = medium.open(&name, Open::Existing).map_err(fail())?;
     let len = file.len().map_err(fail())?;
     let expected = Expected {
         disk: spec.disk,
@@ -179,6 +179,7 @@ pub(super) fn open_map_file(
         maybe_unsynced: false,
         bounds,
         retired: false,
+        sealed: false,
     };
     Ok((Some(journal), commit))
 }

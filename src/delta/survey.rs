@@ -5,10 +5,11 @@
 
 use super::map::{LiveMap, WORDS};
 use super::recovery::open_map_file;
-use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
+use super::{Delta, DeltaError, DeltaSpec};
 use crate::format::BLOCK;
-use crate::format::journal::WORD_BLOCKS;
+use crate::format::journal::{State, WORD_BLOCKS};
 use crate::format::replay::{Replay, Words};
+use crate::io::Medium;
 
 /// Words of a page.
 pub const PAGE_WORDS: usize = WORDS as usize;
@@ -19,6 +20,17 @@ pub const PAGE_BYTES: u64 = WORDS * WORD_BYTES;
 
 /// The words of a page: two bits for each block, [`State`](crate::format::journal::State).
 pub type PageWords = [u64; PAGE_WORDS];
+
+/// Consecutive blocks of one state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first block.
+    pub first: u64,
+    /// The block behind the last one.
+    pub end: u64,
+    /// `Data` or `Zero`.
+    pub state: State,
+}
 
 /// The map of a delta at one moment.
 pub struct Survey<'a> {
@@ -46,8 +58,8 @@ impl Delta {
     ///
     /// # Errors
     /// As [`Delta::open`].
-    pub fn survey_durable(spec: &DeltaSpec, delta_io: &DeltaIo) -> Result<Survey<'static>, DeltaError> {
-        let (journal, _) = open_map_file(spec, delta_io)?;
+    pub fn survey_durable(spec: &DeltaSpec, medium: &dyn Medium) -> Result<Survey<'static>, DeltaError> {
+        let (journal, _) = open_map_file(spec, medium)?;
         let (size, overlap, words) = match journal {
             Some(journal) => (journal.size, journal.overlap, journal.map),
             None => (spec.size, spec.overlap, Replay::default()),
@@ -87,5 +99,35 @@ impl Survey<'_> {
             MapWords::Live(map) => map.copy_page(u64::from(page), words),
             MapWords::Durable(map) => map.copy_words(u64::from(page) * WORDS, words),
         }
+    }
+
+    /// Calls `each` for every run of blocks that are `Data` or `Zero`, in order. Neighbours of one state are one run.
+    pub fn runs(&self, each: &mut dyn FnMut(Run)) {
+        const EVEN: u64 = 0x5555_5555_5555_5555;
+        let mut last: Option<Run> = None;
+        let mut add = |first: u64, blocks: u64, state: State| match &mut last {
+            Some(run) if run.state == state && run.end == first => run.end += blocks,
+            _ => {
+                let next = (state != State::Unmapped).then_some(Run { first, end: first + blocks, state });
+                std::mem::replace(&mut last, next).into_iter().for_each(&mut *each);
+            }
+        };
+        let mut words = Box::new([0; PAGE_WORDS]);
+        for page in self.pages() {
+            self.read(page, &mut words);
+            for (word, value) in (u64::from(page) * WORDS..).zip(words.iter()) {
+                let mut block = 0;
+                while block < WORD_BLOCKS {
+                    let rest = value >> (2 * block);
+                    // As everywhere, bits that are no state read as zeros.
+                    let state = State::from_bits(rest & 3).unwrap_or(State::Zero);
+                    let differs = rest ^ (EVEN * (rest & 3)) >> (2 * block);
+                    let same = u64::from(differs.trailing_zeros() / 2).min(WORD_BLOCKS - block);
+                    add(word * WORD_BLOCKS + block, same, state);
+                    block += same;
+                }
+            }
+        }
+        last.into_iter().for_each(each);
     }
 }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::Disk;
+use super::{Below, Disk};
 use crate::base::{Base, HeldRow, Holdings, ROW, UNIT};
 use crate::delta::survey::{PAGE_BYTES, PAGE_WORDS, PageWords, Survey, WORD_BYTES};
 use crate::format::BLOCK;
@@ -109,19 +109,19 @@ impl<'a> BaseView<'a> {
 
 /// The map of a base.
 pub fn of_base(base: &Base, cells: usize) -> Map {
-    draw(None, base.size(), base.size(), &BaseView::of(base), cells)
+    draw(None, base.size(), base.size(), &BaseView::of(base), &Below::default(), cells)
 }
 
 /// The map of a disk whose delta is surveyed.
-pub fn of_survey(survey: &Survey<'_>, base: &BaseView<'_>, cells: usize) -> Map {
-    draw(Some(survey), survey.size, survey.overlap, base, cells)
+pub fn of_survey(survey: &Survey<'_>, base: &BaseView<'_>, layers: &Below, cells: usize) -> Map {
+    draw(Some(survey), survey.size, survey.overlap, base, layers, cells)
 }
 
 impl Disk {
     /// Where its bytes are.
     pub fn map(&self, cells: usize) -> Map {
-        let base = self.base.as_ref().map_or(BaseView::Blank, |base| BaseView::of(base));
-        of_survey(&self.delta.survey(), &base, cells)
+        let base = self.below.base.as_ref().map_or(BaseView::Blank, |base| BaseView::of(base));
+        of_survey(&self.delta.survey(), &base, &self.below, cells)
     }
 }
 
@@ -145,7 +145,14 @@ pub fn bytes_in_cells(map: &Map, ranges: impl Iterator<Item = Range<u64>>) -> Ve
     cells
 }
 
-fn draw(survey: Option<&Survey<'_>>, size: u64, overlap: u64, base: &BaseView<'_>, cells: usize) -> Map {
+fn draw(
+    survey: Option<&Survey<'_>>,
+    size: u64,
+    overlap: u64,
+    base: &BaseView<'_>,
+    layers: &Below,
+    cells: usize,
+) -> Map {
     let cell_bytes =
         size.div_ceil(cells.clamp(1, MOST_CELLS) as u64).next_multiple_of(WORD_BYTES).max(WORD_BYTES);
     let count = size.div_ceil(cell_bytes) as usize;
@@ -155,7 +162,9 @@ fn draw(survey: Option<&Survey<'_>>, size: u64, overlap: u64, base: &BaseView<'_
         overlap,
         survey,
         base,
+        layers,
         words: [0; PAGE_WORDS],
+        sealed: [0; PAGE_WORDS],
         rows: [HeldRow::default(); WINDOW_ROWS],
     };
     let windows = drawing.windows();
@@ -183,7 +192,10 @@ struct Drawing<'a> {
     overlap: u64,
     survey: Option<&'a Survey<'a>>,
     base: &'a BaseView<'a>,
+    layers: &'a Below,
     words: PageWords,
+    /// The words that layers decide, where the delta has nothing.
+    sealed: PageWords,
     rows: [HeldRow; WINDOW_ROWS],
 }
 
@@ -191,6 +203,11 @@ impl Drawing<'_> {
     /// Numbers of the windows that must be looked at, in order.
     fn windows(&self) -> Vec<u32> {
         let mut windows = self.survey.map_or_else(Vec::new, Survey::pages);
+        if self.layers.has_layers() {
+            windows.extend(self.layers.pages(self.overlap));
+            windows.sort_unstable();
+            windows.dedup();
+        }
         if let BaseView::Open(base) = self.base
             && !base.is_local()
         {
@@ -251,6 +268,7 @@ impl Drawing<'_> {
             Some(survey) => survey.read(window, &mut self.words),
             None => self.words.fill(0),
         }
+        self.layers.page(window, &mut self.sealed);
         let from = u64::from(window) * PAGE_BYTES;
         let mut empty = HeldRow::default();
         match self.base {
@@ -287,10 +305,15 @@ impl Drawing<'_> {
             _ => EVEN,
         };
         let (valid, value) = (below(self.map.size), self.words[word]);
-        let data = value & valid;
-        let cleared = (value >> 1) & valid & !data;
+        let mut data = value & valid;
+        let mut cleared = (value >> 1) & valid & !data;
         let unmapped = valid & !data & !cleared;
-        let through = unmapped & below(self.overlap);
+        let mut through = unmapped & below(self.overlap);
+        let sealed = self.sealed[word];
+        data |= through & sealed;
+        cleared |= through & (sealed >> 1) & !sealed;
+        through &= !(sealed | sealed >> 1);
+        let unmapped = valid & !data & !cleared;
         let row = &self.rows[word / 8];
         let units = |bits: u64| spread(bits >> (word % 8 * 8));
         let mut rest = through;

@@ -3,6 +3,8 @@
 //! This module alone knows both. Calls may wait for a disk or, through the base, for a network; the `_now` variants
 //! never do. Bytes of the base are read before a range of the delta is locked.
 
+mod below;
+mod frozen;
 pub mod map;
 #[cfg(test)]
 mod tests;
@@ -11,12 +13,19 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::{RwLock, RwLockReadGuard};
 use thiserror::Error;
+
+pub use below::Below;
+use below::{BaseUse, Progress};
+pub use frozen::Frozen;
 
 use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;
 use crate::delta::{Delta, DeltaError, Durability, Edges, Mapping, WriteSpace};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
+use crate::layers::LayerError;
+use crate::mutant::Mutant;
 use crate::stats::{Origin, Origins};
 use crate::trace::Tap;
 
@@ -32,6 +41,12 @@ pub enum DiskError {
     /// The base failed.
     #[error("{0}")]
     Base(#[from] BaseError),
+    /// A layer below the delta failed.
+    #[error("{0}")]
+    Layer(#[from] LayerError),
+    /// The disk's delta was sealed: the call belongs to the disk that took its place.
+    #[error("the disk has a new delta; the caller tries again with it")]
+    Sealed,
     /// A flush failed since the handle was opened.
     #[error("a flush failed since the disk was opened; open it again to write")]
     Poisoned,
@@ -64,15 +79,17 @@ impl DiskError {
     pub fn completion(&self) -> Option<&Completion> {
         match self {
             Self::Base(error) => error.completion(),
-            Self::Delta(_) | Self::Poisoned | Self::TooLarge => None,
+            Self::Delta(_) | Self::Layer(_) | Self::Sealed | Self::Poisoned | Self::TooLarge => None,
         }
     }
 }
 
 /// An attached disk.
 pub struct Disk {
-    delta: Delta,
-    base: Option<Arc<Base>>,
+    delta: Arc<Delta>,
+    below: Below,
+    /// Whether the delta was sealed. Calls that change the disk hold it shared.
+    sealed: Arc<RwLock<bool>>,
     tap: Option<Arc<Tap>>,
     /// Where the last read ended, and how far readahead has grown.
     stream_end: AtomicU64,
@@ -97,8 +114,43 @@ pub enum Seek {
 impl Disk {
     /// Puts a delta over a base, or over nothing.
     pub fn new(delta: Delta, base: Option<Arc<Base>>) -> Self {
+        Self::over(Arc::new(delta), Below::only(base))
+    }
+
+    /// Puts a delta over layers and a base.
+    pub fn over(delta: Arc<Delta>, below: Below) -> Self {
         let (stream_end, stream_window) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
-        Self { delta, base, tap: None, stream_end, stream_window }
+        Self { delta, below, sealed: Arc::default(), tap: None, stream_end, stream_window }
+    }
+
+    /// The same delta over other layers, which have the same bytes.
+    #[must_use]
+    pub fn over_same(&self, below: Below) -> Self {
+        let disk = Self::over(self.delta.clone(), below);
+        Self { sealed: self.sealed.clone(), tap: self.tap.clone(), ..disk }
+    }
+
+    /// Seals the delta: waits for the calls that change it, and lets `replace` put another disk in the place of this one.
+    /// From then on such calls fail with [`DiskError::Sealed`] here. When `replace` fails, nothing has changed.
+    ///
+    /// # Errors
+    /// Errors of `replace`.
+    pub fn seal<T, E>(&self, replace: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let mut sealed = self.sealed.write();
+        let done = replace()?;
+        *sealed = true;
+        Ok(done)
+    }
+
+    /// To be held by each call that changes the disk.
+    fn change(&self) -> Result<RwLockReadGuard<'_, bool>, DiskError> {
+        let sealed = self.sealed.read();
+        if *sealed { Err(DiskError::Sealed) } else { Ok(sealed) }
+    }
+
+    /// What lies below the delta.
+    pub fn below(&self) -> &Below {
+        &self.below
     }
 
     /// Reports reads of the base to `tap`, for traces.
@@ -107,27 +159,21 @@ impl Disk {
         Self { tap: Some(tap), ..self }
     }
 
-    /// Reports a read of the base before its bytes are here: a trace has the order of the requests.
-    fn record_read(&self, offset: u64, len: usize) {
-        if let Some(tap) = &self.tap {
-            tap.note(offset, len as u64);
-        }
-    }
-
     /// The write layer, for its size, times and errors.
-    pub fn delta(&self) -> &Delta {
+    pub fn delta(&self) -> &Arc<Delta> {
         &self.delta
     }
 
     /// Whether blocks that fall through are read from a file of this host, without decoding.
     pub fn is_plain(&self) -> bool {
-        self.base.as_ref().is_none_or(|base| base.is_plain())
+        self.below.base.as_ref().is_none_or(|base| base.is_plain())
     }
 
     /// Whether no part of a range was written, so that all of it falls through to the base.
     pub fn falls_through(&self, offset: u64, len: u64) -> bool {
         let end = offset.saturating_add(len).min(self.size());
-        offset < end && self.base.is_some() && self.delta.extent(offset, end) == (Mapping::Base, end)
+        let is_base = self.below.base.is_some() && !self.below.has_layers();
+        offset < end && is_base && self.delta.extent(offset, end) == (Mapping::Base, end)
     }
 
     /// Bytes of the disk.
@@ -151,27 +197,30 @@ impl Disk {
     pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Origins> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
-        let touch = self.touch(offset);
+        let by = BaseUse { touch: self.touch(offset), readahead: 0, tap: self.tap.as_ref() };
         let mut origins = Origins::default();
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
-            let (done, origin) = match (mapping, &self.base) {
-                (Mapping::Data, _) => (self.delta.read_now(part, at), Origin::Delta),
-                (Mapping::Base, Some(base)) => {
-                    self.record_read(at, part.len());
-                    (base.read_now(at, part, touch), Origin::Memory)
+            let len = part.len();
+            match mapping {
+                Mapping::Data => {
+                    if !self.delta.read_now(part, at) {
+                        return None;
+                    }
+                    origins.add(Origin::Delta, len);
                 }
-                _ => {
+                Mapping::Base => {
+                    if !self.below.read_now(at, part, &by, &mut origins) {
+                        return None;
+                    }
+                }
+                Mapping::Zero => {
                     part.fill(0);
-                    (true, Origin::Zero)
+                    origins.add(Origin::Zero, len);
                 }
-            };
-            if !done {
-                return None;
             }
-            origins.add(origin, part.len());
             at = stop;
         }
         self.stream_end.store(end, Ordering::Relaxed);
@@ -181,41 +230,34 @@ impl Disk {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the disk. Returns where they came from.
     ///
     /// # Errors
-    /// Errors of the storage of the delta or base. A read never invents bytes.
+    /// Errors of the storage of the delta, of layers or of the base. A read never invents bytes.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Origins, DiskError> {
         let len = self.clip(offset, buf.len());
         let end = offset + len as u64;
         let readahead = self.update_readahead(offset, end);
-        let mut missing: Option<BaseError> = None;
-        let mut origins = Origins::default();
+        // `read_now` ran before and counted the use of what it found.
+        let by = BaseUse { touch: Touch::Repeat, readahead, tap: self.tap.as_ref() };
+        let mut progress = Progress::default();
         let mut at = offset;
         while at < end {
             let (mapping, stop) = self.delta.extent(at, end);
             let part = &mut buf[(at - offset) as usize..(stop - offset) as usize];
-            match (mapping, &self.base) {
-                (Mapping::Data, _) => {
+            match mapping {
+                Mapping::Data => {
                     self.delta.read(part, at)?;
-                    origins.add(Origin::Delta, part.len());
+                    progress.origins.add(Origin::Delta, part.len());
                 }
-                // `read_now` ran before and counted what it found.
-                (Mapping::Base, Some(base)) => {
-                    self.record_read(at, part.len());
-                    match base.read(at, part, Touch::Repeat, readahead) {
-                        Ok(from) => origins.join(from),
-                        // All missing parts are requested together.
-                        Err(error) => missing = Some(BaseError::join(missing, error)?),
-                    }
-                }
-                _ => {
+                Mapping::Base => self.below.read(at, part, &by, &mut progress)?,
+                Mapping::Zero => {
                     part.fill(0);
-                    origins.add(Origin::Zero, part.len());
+                    progress.origins.add(Origin::Zero, part.len());
                 }
             }
             at = stop;
         }
-        match missing {
+        match progress.missing {
             Some(error) => Err(error.into()),
-            None => Ok(origins),
+            None => Ok(progress.origins),
         }
     }
 
@@ -230,15 +272,15 @@ impl Disk {
         window as u32
     }
 
-    /// The base's bytes of a block, zeros past the overlap.
-    fn base_block(&self, block: u64) -> Result<Box<[u8]>, DiskError> {
+    /// The bytes of a block that fall through, zeros past the overlap.
+    fn block_below(&self, block: u64) -> Result<Box<[u8]>, DiskError> {
         let mut out = vec![0; BLOCK as usize].into_boxed_slice();
         let below = self.delta.overlap().saturating_sub(block * BLOCK).min(BLOCK) as usize;
-        if let Some(base) = &self.base
-            && below > 0
-        {
-            self.record_read(block * BLOCK, below);
-            base.read(block * BLOCK, &mut out[..below], Touch::Use, 0)?;
+        let by = BaseUse { touch: Touch::Use, readahead: 0, tap: self.tap.as_ref() };
+        let mut progress = Progress::default();
+        self.below.read(block * BLOCK, &mut out[..below], &by, &mut progress)?;
+        if let Some(error) = progress.missing {
+            return Err(error.into());
         }
         Ok(out)
     }
@@ -255,6 +297,7 @@ impl Disk {
     /// [`DiskError::Poisoned`] after a failed flush; errors of the storage. After a failed write each block has its old
     /// or its new content.
     pub fn write(&self, offset: u64, bytes: &[u8], epoch: u64) -> Result<(), DiskError> {
+        let _change = self.change()?;
         self.write_with(offset, bytes, WriteSpace::Free, epoch)
     }
 
@@ -273,10 +316,10 @@ impl Disk {
         for _ in 0..8 {
             let (head, tail) = self.delta.needs_base(offset, len);
             if head && edges.head.is_none() {
-                edges.head = Some(self.base_block(offset / BLOCK)?);
+                edges.head = Some(self.block_below(offset / BLOCK)?);
             }
             if tail && edges.tail.is_none() {
-                edges.tail = Some(self.base_block((offset + len - 1) / BLOCK)?);
+                edges.tail = Some(self.block_below((offset + len - 1) / BLOCK)?);
             }
             match self.delta.write(offset, bytes, &edges) {
                 Err(DeltaError::NeedBase) => {}
@@ -291,6 +334,7 @@ impl Disk {
     /// # Errors
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
+        let _change = self.change()?;
         self.check_epoch(epoch)?;
         // Up to the end of the disk as it is now. If the disk grows meanwhile, later writes stay.
         while !self.zero_below(self.size(), offset, len, epoch)? {}
@@ -342,10 +386,11 @@ impl Disk {
     /// # Errors
     /// ENOSPC when there is not enough.
     pub fn allocate(&self, offset: u64, len: u64, grow: Grow, epoch: u64) -> Result<(), DiskError> {
+        let _change = self.change()?;
         self.check_epoch(epoch)?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_DISK_SIZE).ok_or(DiskError::TooLarge)?;
         self.delta.allocate(offset, len)?;
-        self.grow(end, grow)
+        self.grow_held(end, grow)
     }
 
     /// With [`Grow::Yes`], grows the disk to `end` if it is smaller.
@@ -353,6 +398,11 @@ impl Disk {
     /// # Errors
     /// Errors of the storage.
     pub fn grow(&self, end: u64, grow: Grow) -> Result<(), DiskError> {
+        let _change = self.change()?;
+        self.grow_held(end, grow)
+    }
+
+    fn grow_held(&self, end: u64, grow: Grow) -> Result<(), DiskError> {
         if end > MAX_DISK_SIZE {
             return Err(DiskError::TooLarge);
         }
@@ -376,6 +426,7 @@ impl Disk {
     /// # Errors
     /// As [`Disk::resize`].
     pub fn resize_for(&self, size: u64, token: u64) -> Result<(), DiskError> {
+        let _change = self.change()?;
         if size > MAX_DISK_SIZE {
             return Err(DiskError::TooLarge);
         }
@@ -388,10 +439,31 @@ impl Disk {
     /// Errors of the storage; see [`Delta::flush`].
     pub fn flush(&self, epoch: u64) -> Result<(), DiskError> {
         self.check_epoch(epoch)?;
+        if !Mutant::PendingNotFlushed.is_active() {
+            self.flush_pending()?;
+        }
         self.delta.flush()?;
+        // No lock is held while a flush runs, so that a sealing need not wait for it. The new delta may have writes that
+        // this caller saw complete.
+        drop(self.change()?);
         // An earlier flush may have failed meanwhile. It included this caller's writes, and a second sync proves
         // nothing.
         self.check_epoch(epoch)
+    }
+
+    /// Flushes what was written before a sealing that is under way. A caller of [`Disk::flush`] may have written it.
+    fn flush_pending(&self) -> Result<(), DeltaError> {
+        for delta in self.below.pending.iter().rev() {
+            let before = delta.error_epoch();
+            if let Err(error) = delta.flush() {
+                // What was lost belongs to the handles of this disk.
+                if delta.error_epoch() != before {
+                    self.delta.fail(&error);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// The next data or hole at or after `offset`, as in lseek(2); `None` is ENXIO.
@@ -406,13 +478,11 @@ impl Disk {
         let mut at = offset;
         while at < size {
             let (mapping, stop) = self.delta.extent(at, size);
-            let found = match (mapping, &self.base) {
+            let found = match (mapping, what) {
                 (Mapping::Data, _) => (what == Seek::Data).then_some(at),
-                (Mapping::Base, Some(base)) => match what {
-                    Seek::Data => base.next_data(at)?.filter(|at| *at < stop),
-                    Seek::Hole => Some(base.next_hole(at)?).filter(|at| *at < stop),
-                },
-                _ => (what == Seek::Hole).then_some(at),
+                (Mapping::Base, Seek::Data) => self.below.next_data(at, stop)?,
+                (Mapping::Base, Seek::Hole) => self.below.next_hole(at, stop)?,
+                (Mapping::Zero, _) => (what == Seek::Hole).then_some(at),
             };
             if found.is_some() {
                 return Ok(found);

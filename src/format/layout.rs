@@ -36,6 +36,7 @@ pub const BASE_SUFFIX: &str = ".base";
 pub const DISK_SUFFIX: &str = ".disk";
 pub const DATA_SUFFIX: &str = ".data";
 pub const MAP_SUFFIX: &str = ".map";
+pub const INDEX_SUFFIX: &str = ".index";
 pub const TRACE_SUFFIX: &str = ".trace";
 pub const BLOCKS_SUFFIX: &str = ".blocks";
 pub const SUMS_SUFFIX: &str = ".sums";
@@ -65,14 +66,19 @@ pub fn disk_path(disk: u64) -> String {
     format!("{DISKS}/{disk}{DISK_SUFFIX}")
 }
 
-/// Path of the data file of a disk, from the store's directory.
-pub fn data_path(disk: u64) -> String {
-    format!("{DELTAS}/{disk}{DATA_SUFFIX}")
+/// Path of the data file of a delta, from the store's directory.
+pub fn data_path(delta: u64) -> String {
+    format!("{DELTAS}/{delta}{DATA_SUFFIX}")
 }
 
-/// Path of a map file of a disk, from the store's directory.
-pub fn map_path(disk: u64, generation: u64) -> String {
-    format!("{DELTAS}/{disk}.{generation}{MAP_SUFFIX}")
+/// Path of a map file of a delta, from the store's directory.
+pub fn map_path(delta: u64, generation: u64) -> String {
+    format!("{DELTAS}/{delta}.{generation}{MAP_SUFFIX}")
+}
+
+/// Path of the index of a layer, from the store's directory.
+pub fn index_path(layer: u64) -> String {
+    format!("{DELTAS}/{layer}{INDEX_SUFFIX}")
 }
 
 /// Name of the trace of a base, in [`TRACES`].
@@ -93,24 +99,36 @@ pub fn number(text: &str) -> Option<u64> {
 /// A file in [`DELTAS`], by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeltaFile {
-    /// The data file of a disk.
+    /// The data file of a delta.
     Data(u64),
-    /// A map file of a disk.
+    /// The index of a layer.
+    Index(u64),
+    /// A map file of a delta.
     Map {
-        /// The disk.
-        disk: u64,
+        /// The delta.
+        delta: u64,
         /// Its generation.
         generation: u64,
     },
 }
 
 impl DeltaFile {
+    /// Number of the delta.
+    pub fn delta(self) -> u64 {
+        match self {
+            Self::Data(delta) | Self::Index(delta) | Self::Map { delta, .. } => delta,
+        }
+    }
+
     /// `None` for a name that plyfs does not make.
     pub fn of(name: &str) -> Option<Self> {
-        if let Some(disk) = name.strip_suffix(DATA_SUFFIX) {
-            return number(disk).map(Self::Data);
+        if let Some(delta) = name.strip_suffix(DATA_SUFFIX) {
+            return number(delta).map(Self::Data);
         }
-        let (disk, generation) = name.strip_suffix(MAP_SUFFIX)?.split_once('.')?;
-        Some(Self::Map { disk: number(disk)?, generation: number(generation)? })
+        if let Some(layer) = name.strip_suffix(INDEX_SUFFIX) {
+            return number(layer).map(Self::Index);
+        }
+        let (delta, generation) = name.strip_suffix(MAP_SUFFIX)?.split_once('.')?;
+        Some(Self::Map { delta: number(delta)?, generation: number(generation)? })
     }
 }

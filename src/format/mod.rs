@@ -7,8 +7,10 @@
 pub mod cache;
 mod codec;
 mod identity;
+pub mod extents;
 pub mod journal;
 pub mod layout;
+pub mod lineage;
 pub mod live;
 pub mod record;
 pub mod replay;

@@ -2,11 +2,12 @@
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 pub use super::identity::{BaseIdentity, Digest, Validator};
+use super::lineage::Lineage;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
-const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 3, structure: "disk record" };
+const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 4, structure: "disk record" };
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
@@ -124,6 +125,17 @@ impl Token {
     pub fn of_hash(hash: [u8; 16]) -> Self {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| hash[at + i]));
         Self { high: word(0) | IS_TOKEN, low: word(8) }
+    }
+
+    pub(super) fn put(self, w: &mut Writer) {
+        w.u64(self.high).u64(self.low);
+    }
+
+    pub(super) fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        match Request::get(r)? {
+            Request::Client(token) => Ok(token),
+            Request::Mount(_) => Err(r.bad("the token lacks its mark".to_owned())),
+        }
     }
 }
 
@@ -248,6 +260,8 @@ pub struct DiskRecord {
     pub map: MapRoot,
     /// The last request that made it or changed its name.
     pub request: Option<Request>,
+    /// Its delta, the sealed layers below it, and its snapshots.
+    pub lineage: Lineage,
 }
 
 fn put_format(w: &mut Writer, format: ImageFormat) {
@@ -372,13 +386,6 @@ fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError
     Ok(moved)
 }
 
-fn get_token(r: &mut Reader<'_>) -> Result<Token, FormatError> {
-    match Request::get(r)? {
-        Request::Client(token) => Ok(token),
-        Request::Mount(_) => Err(r.bad("the token lacks its mark".to_owned())),
-    }
-}
-
 /// A number that grows and needs room for that. Counting never reaches 2^62.
 fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
@@ -458,7 +465,7 @@ impl BaseRecord {
             put_moved(&mut w, &self.moved);
         }
         if let Some(token) = self.token {
-            w.u64(token.high).u64(token.low);
+            token.put(&mut w);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -490,7 +497,7 @@ impl BaseRecord {
             let options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
-            let token = if version > 3 { Some(get_token(&mut r)?) } else { None };
+            let token = if version > 3 { Some(Token::get(&mut r)?) } else { None };
             Self { id, name, image, backing, created_ns, options, moved, token }
         };
         r.end()?;
@@ -522,6 +529,7 @@ impl DiskRecord {
         let mut w = Writer::new();
         let old = self.backing.as_ref().is_none_or(|backing| backing.identity.fits_version_1());
         let version = match (self.request, old) {
+            _ if !self.lineage.is_default(self.id) => 4,
             (Some(_), _) => 3,
             (None, false) => 2,
             (None, true) => 1,
@@ -540,8 +548,14 @@ impl DiskRecord {
         w.u32(self.mode).u32(self.uid).u32(self.gid);
         w.i64(self.created_ns).i64(self.changed_ns).i64(self.modified_ns);
         w.u64(self.map.generation).u64(self.map.floor);
+        if version > 3 {
+            w.u8(self.request.is_some().into());
+        }
         if let Some(request) = &self.request {
             request.put(&mut w);
+        }
+        if version > 3 {
+            self.lineage.put(&mut w);
         }
         let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
         DISK.seal_with(version, autoclear, &w.finish())
@@ -568,7 +582,7 @@ impl DiskRecord {
         if overlap > size {
             return Err(r.bad(format!("overlap {overlap} is above the size {size}")));
         }
-        let out = Self {
+        let mut out = Self {
             id,
             name,
             name_seq,
@@ -584,8 +598,24 @@ impl DiskRecord {
             changed_ns: r.i64()?,
             modified_ns: r.i64()?,
             map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
-            request: if version < 3 { None } else { Some(Request::get(&mut r)?) },
+            request: None,
+            lineage: Lineage::of(id),
         };
+        let has_request = match version {
+            0..3 => false,
+            3 => true,
+            _ => match r.u8()? {
+                0 => false,
+                1 => true,
+                other => return Err(r.bad(format!("request flag is {other}"))),
+            },
+        };
+        if has_request {
+            out.request = Some(Request::get(&mut r)?);
+        }
+        if version > 3 {
+            out.lineage = Lineage::get(&mut r)?;
+        }
         r.end()?;
         Ok(out)
     }

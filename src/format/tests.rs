@@ -5,6 +5,7 @@ mod cache;
 mod trace;
 
 use super::journal::{Expected, Journal, MapHeader, Record, Run};
+use super::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use super::record::*;
 use super::replay::Words;
 use super::{FormatError, Kind, valid_name};
@@ -44,7 +45,39 @@ fn disk() -> DiskRecord {
         modified_ns: 12,
         map: MapRoot { generation: 4, floor: 128 },
         request: None,
+        lineage: Lineage::of(3),
     }
+}
+
+/// A disk that needs version 4: two layers on one, of which a snapshot needs one.
+fn layered_disk() -> DiskRecord {
+    let layer = |number: u64, below: Option<usize>| LayerEntry {
+        number,
+        below,
+        seal: Seal::Sealed,
+        size: 8192,
+        overlap: 5000,
+        modified_ns: 13,
+        map: MapRoot { generation: 2, floor: 512 },
+    };
+    let snapshot = |number: u64, name: &str, layer, token| SnapshotEntry {
+        number,
+        name: name.into(),
+        layer,
+        size: 8192,
+        overlap: 8192,
+        created_ns: 14,
+        token,
+    };
+    let lineage = Lineage {
+        delta: 9,
+        below: Some(2),
+        layers: vec![layer(3, None), layer(5, Some(0)), LayerEntry { seal: Seal::Pending, ..layer(6, Some(0)) }],
+        snapshots: vec![snapshot(7, "monday", Some(1), Some(token())), snapshot(8, "empty", None, None)],
+        dropped: vec![4],
+        rolled_back: Some(token()),
+    };
+    DiskRecord { lineage, request: Some(Request::Client(token())), ..disk() }
 }
 
 fn base() -> BaseRecord {
@@ -183,7 +216,9 @@ fn golden_bytes_bump_the_version_when_this_fails() {
         (GOLDEN_BASE_4, GOLDEN_DISK_CLAIMED),
         "base record, version 4, and disk record of a client"
     );
+    assert_eq!(fnv(&layered_disk().encode()), GOLDEN_DISK_4, "disk record, version 4");
 }
+const GOLDEN_DISK_4: u64 = 16_116_969_071_355_263_578;
 const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
 const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
 const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
@@ -232,6 +267,10 @@ fn records_decode_as_written() {
     assert_eq!((base().encode()[8], disk().encode()[8]), (1, 1));
     assert_eq!((far_base().encode()[8], far_disk().encode()[8]), (2, 2));
     assert_eq!(named_disk().encode()[8], 3);
+    let unnamed = DiskRecord { request: None, ..layered_disk() };
+    for layered in [layered_disk(), unnamed] {
+        assert_eq!((layered.encode()[8], DiskRecord::decode(&layered.encode()).unwrap()), (4, layered));
+    }
     let pinned = BaseRecord { options: BaseOptions { pinned: true, ..BaseOptions::default() }, ..base() };
     assert_eq!((pinned.encode()[8], BaseRecord::decode(&pinned.encode()).unwrap()), (2, pinned));
     let journal = decode(&map_file(), 0).unwrap();
@@ -256,6 +295,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
         named_disk().encode(),
         claimed_base().encode(),
         claimed_disk().encode(),
+        layered_disk().encode(),
     ] {
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
@@ -366,4 +406,43 @@ fn an_unknown_kind_of_validator_is_said_to_be_newer() {
     let disk = far_disk().encode();
     let error = DiskRecord::decode(&resealed(disk.clone(), kind_at(&disk), 2)).unwrap_err();
     assert_eq!(error.kind, Kind::Newer, "{error}");
+}
+
+#[test]
+fn a_lineage_that_is_not_possible_is_damage() {
+    let refused = |change: &dyn Fn(&mut Lineage)| {
+        let mut disk = layered_disk();
+        change(&mut disk.lineage);
+        DiskRecord::decode(&disk.encode()).unwrap_err().kind
+    };
+    let value = Kind::Value;
+    assert_eq!(refused(&|lineage| lineage.layers[0].below = Some(0)), value, "a layer on itself");
+    assert_eq!(refused(&|lineage| lineage.layers[0].below = Some(1)), value, "a layer on a later one");
+    assert_eq!(refused(&|lineage| lineage.below = Some(3)), value, "no such layer");
+    assert_eq!(refused(&|lineage| lineage.snapshots[0].layer = Some(3)), value, "no such layer");
+    assert_eq!(refused(&|lineage| lineage.snapshots[0].layer = Some(2)), value, "a layer that is not sealed");
+    assert_eq!(refused(&|lineage| lineage.snapshots[1].name = "monday".into()), value, "one name twice");
+    assert_eq!(refused(&|lineage| lineage.snapshots[1].name = "../x".into()), value, "no name");
+    assert_eq!(refused(&|lineage| lineage.layers[1].number = 3), value, "one number twice");
+    assert_eq!(refused(&|lineage| lineage.delta = 5), value, "the delta is a layer");
+    assert_eq!(refused(&|lineage| lineage.dropped = vec![5]), value, "needed and dropped");
+    assert_eq!(refused(&|lineage| lineage.layers[1].overlap = 9000), value, "an overlap above the size");
+}
+
+#[test]
+fn layers_that_no_view_needs_leave_the_lineage() {
+    let mut lineage = layered_disk().lineage;
+    let chain = |lineage: &Lineage, top| lineage.chain(top).map(|layer| layer.number).collect::<Vec<_>>();
+    assert_eq!(chain(&lineage, lineage.below), [6, 3]);
+    assert!(lineage.remove_unneeded().is_empty());
+    let fork = lineage.fork(20, lineage.snapshots[0].layer);
+    assert_eq!((fork.delta, chain(&fork, fork.below)), (20, vec![5, 3]));
+    assert_eq!(fork.deltas().collect::<Vec<_>>(), [20, 3, 5]);
+    assert!(lineage.fork(20, None).is_default(20));
+    lineage.snapshots.remove(0);
+    assert_eq!(lineage.remove_unneeded(), [5]);
+    assert_eq!(chain(&lineage, lineage.below), [6, 3]);
+    lineage.below = None;
+    assert_eq!(lineage.remove_unneeded(), [3, 6]);
+    assert!(lineage.layers.is_empty());
 }

@@ -25,8 +25,8 @@ impl AttributeChange {
     /// sent again.
     fn apply(&self, node: &DiskNode, request: MountRequest) -> Result<(), Errno> {
         if let Some(size) = self.size {
-            let disk = node.attach().map_err(|e| fail(&e))?;
-            disk.resize_for(size, request.token()).map_err(|e| fail_disk(node, "resize", &e).errno())?;
+            let done = node.change(|disk| disk.resize_for(size, request.token()));
+            done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "resize", &e).errno())?;
         }
         if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() || self.modified_ns.is_some() {
             if let (Some(at), Ok(disk)) = (self.modified_ns, node.attach()) {
@@ -61,16 +61,15 @@ fn allocate(
     (offset, len): (u64, u64),
     handle: Handle,
 ) -> Result<(), Stop> {
-    let disk = node.attach().map_err(|e| fail(&e))?;
     let epoch = handle.epoch();
-    let done = match what {
+    let done = node.change(|disk| match what {
         SpaceChange::Reserve(grow) => disk.allocate(offset, len, grow, epoch),
         SpaceChange::Discard => disk.zero(offset, len, epoch),
         SpaceChange::Zero(grow) => {
             disk.zero(offset, len, epoch).and_then(|()| disk.grow(offset.saturating_add(len), grow))
         }
-    };
-    done.map_err(|e| fail_disk(node, "allocate", &e))
+    });
+    done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "allocate", &e))
 }
 
 impl SpaceChange {

@@ -303,8 +303,8 @@ impl Service {
             service.runner.change_in(Lane::Sync(disk), answer, refuse, move |answer| {
                 answer(guarded(|| {
                     let node = flusher.disk(disk)?;
-                    let disk = node.attach().map_err(|e| fail(&e))?;
-                    disk.flush(handle.epoch()).map_err(|e| fail_disk(&node, "flush", &e).errno())
+                    let done = node.change(|disk| disk.flush(handle.epoch()));
+                    done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(&node, "flush", &e).errno())
                 }));
             });
         });

@@ -39,16 +39,16 @@ fn is_partial(offset: u64, len: u64) -> bool {
 }
 
 fn write_now(node: &DiskNode, request: WriteRequest, data: &[u8]) -> Result<(), Stop> {
-    let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.write(request.offset, data, request.handle.epoch()).map_err(|e| fail_disk(node, "write", &e))
+    let done = node.change(|disk| disk.write(request.offset, data, request.handle.epoch()));
+    done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "write", &e))
 }
 
 fn sync_now(node: &DiskNode, request: WriteRequest) -> Result<(), Stop> {
     if !request.durable {
         return Ok(());
     }
-    let disk = node.attach().map_err(|e| fail(&e))?;
-    disk.flush(request.handle.epoch()).map_err(|e| fail_disk(node, "flush", &e))
+    let done = node.change(|disk| disk.flush(request.handle.epoch()));
+    done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "flush", &e))
 }
 
 impl Service {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Frozen};
 use crate::format::BLOCK;
 use crate::store::Store;
 
@@ -83,8 +83,34 @@ pub(super) struct DiskModel {
     mode: Versions<u32>,
     /// The name of its base.
     pub base: Option<String>,
+    pub snapshots: BTreeMap<String, Arc<FrozenModel>>,
     /// Power was cut while the base was refused. The disk can be compared only when the base is accepted again.
     unchecked: bool,
+}
+
+/// What a snapshot shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FrozenModel {
+    size: u64,
+    blocks: Vec<Content>,
+}
+
+impl FrozenModel {
+    /// Compares with what the store shows.
+    fn compare(&self, name: &str, frozen: &Frozen) -> Result<(), String> {
+        if frozen.size() != self.size {
+            return Err(format!("snapshot {name}: its size is {}, should be {}", frozen.size(), self.size));
+        }
+        let mut bytes = vec![0xee; self.size as usize];
+        frozen.read(0, &mut bytes, 0).map_err(|e| format!("snapshot {name}: it cannot be read: {e}"))?;
+        for (no, read) in bytes.chunks(BLOCK as usize).enumerate() {
+            let value = self.blocks.get(no).cloned().flatten();
+            if !shows(&value, read) {
+                return Err(format!("snapshot {name}: block {no} {}", describe(read, &[value])));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn content(bytes: &[u8]) -> Content {
@@ -117,8 +143,39 @@ impl DiskModel {
             blocks,
             mode: Versions::of(mode),
             base: base.map(|(name, _)| name.to_owned()),
+            snapshots: BTreeMap::new(),
             unchecked: false,
         }
+    }
+
+    /// What it shows now.
+    pub fn freeze(&self) -> FrozenModel {
+        let size = self.size();
+        // The model keeps bytes beyond the end that no reader sees, and a later growth shows as zeros.
+        let cut = |(no, block): (usize, &Versions<Content>)| {
+            let keep = size.saturating_sub(no as u64 * BLOCK).min(BLOCK) as usize;
+            block.current().as_ref().and_then(|bytes| content(&bytes[..keep]))
+        };
+        FrozenModel { size, blocks: self.blocks.iter().enumerate().map(cut).collect() }
+    }
+
+    /// A clone of a disk that shows `frozen`.
+    pub fn thaw(&self, frozen: &FrozenModel, mode: u32) -> Self {
+        let mut blocks: Vec<_> = frozen.blocks.iter().cloned().map(Versions::of).collect();
+        blocks.resize(blocks_of(frozen.size), Versions::of(None));
+        Self {
+            size: Versions::of(frozen.size),
+            blocks,
+            mode: Versions::of(mode),
+            base: self.base.clone(),
+            snapshots: BTreeMap::new(),
+            unchecked: false,
+        }
+    }
+
+    /// The disk after a rollback.
+    pub fn rolled_back(&self, frozen: &FrozenModel) -> Self {
+        Self { mode: self.mode.clone(), snapshots: self.snapshots.clone(), ..self.thaw(frozen, 0) }
     }
 
     pub fn size(&self) -> u64 {
@@ -443,6 +500,18 @@ impl Model {
                 return Err(format!("disk {name} is listed with {} bytes, has {}", listed.size, disk.size()));
             }
             let model = &names.disks[&name];
+            let snapshots: Vec<_> = node.lineage().snapshots;
+            let mut found: Vec<&String> = snapshots.iter().map(|snapshot| &snapshot.name).collect();
+            found.sort();
+            if !found.iter().copied().eq(model.snapshots.keys()) {
+                let wanted = model.snapshots.keys();
+                return Err(format!("disk {name}: its snapshots are {found:?}, should be {wanted:?}"));
+            }
+            for (snapshot, frozen) in &model.snapshots {
+                let name = format!("{name}@{snapshot}");
+                let opened = store.open_snapshot(&node.name(), snapshot);
+                frozen.compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
+            }
             let compared = model.compare(&name, what, &disk, listed.mode)?;
             now.disks.insert(name, Arc::new(compared));
         }

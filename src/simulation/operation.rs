@@ -42,6 +42,26 @@ pub(super) enum Op {
     Unlink {
         disk: String,
     },
+    Snapshot {
+        disk: String,
+        name: String,
+    },
+    RemoveSnapshot {
+        disk: String,
+        name: String,
+    },
+    Rollback {
+        disk: String,
+        name: String,
+    },
+    /// Of the disk as it is now, or of a snapshot.
+    Clone {
+        from: String,
+        snapshot: Option<String>,
+        to: String,
+    },
+    /// Does what the store does now and then for layers.
+    TendLayers,
     Purge,
     /// Detaches all idle disks.
     Detach,
@@ -93,6 +113,7 @@ impl Op {
 }
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const SNAPSHOTS: [&str; 3] = ["r", "s", "t"];
 const BASES: [&str; 2] = ["x", "y"];
 /// Largest disk.
 const SPAN: u64 = 700_000;
@@ -143,6 +164,24 @@ fn any_of_a_base(rng: &mut Rng, names: &Names) -> Op {
     }
 }
 
+/// A random operation on snapshots and layers of a disk.
+fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> Op {
+    let taken: Vec<&String> = names.disks[&disk].snapshots.keys().collect();
+    let is_taken = |name: &&str| taken.iter().any(|taken| taken == name);
+    let left: Vec<&str> = SNAPSHOTS.into_iter().filter(|name| !is_taken(name)).collect();
+    match rng.below(10) {
+        0..3 if !left.is_empty() => Op::Snapshot { disk, name: (*rng.pick(&left)).into() },
+        3..6 if !free.is_empty() => {
+            let snapshot = (!taken.is_empty() && rng.chance(50)).then(|| (*rng.pick(&taken)).clone());
+            Op::Clone { from: disk, snapshot, to: (*rng.pick(free)).into() }
+        }
+        6 | 7 if !taken.is_empty() => Op::Rollback { disk, name: (*rng.pick(&taken)).clone() },
+        8 if !taken.is_empty() => Op::RemoveSnapshot { disk, name: (*rng.pick(&taken)).clone() },
+        9 => Op::TendLayers,
+        _ => Op::Flush { disk },
+    }
+}
+
 /// A random operation on a store with these names.
 pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
     let disks: Vec<&String> = names.disks.keys().collect();
@@ -182,6 +221,9 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
             8 => Op::WorkerDies,
             _ => Op::PowerCut,
         };
+    }
+    if rng.chance(16) {
+        return any_of_layers(rng, disk, names, &free);
     }
     match rng.below(100) {
         0..36 => {

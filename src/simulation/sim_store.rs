@@ -18,7 +18,7 @@ use crate::disk::{Disk, Grow};
 use crate::format::BLOCK;
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
 use crate::mutant::{Mutant, simulate};
-use crate::store::{NewDisk, Replace, Store, StoreError};
+use crate::store::{DiskNode, NewDisk, Origin, Replace, Store, StoreError};
 
 pub(super) struct SimStore {
     pub(super) hook: Arc<HookState>,
@@ -252,7 +252,15 @@ impl SimStore {
                 Op::Evict { base } | Op::Refuse { base } | Op::Accept { base } => {
                     !names.bases.contains_key(base)
                 }
-                Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
+                Op::Clone { from, snapshot, to } => {
+                    let missing = |name: &String| !names.disks[from].snapshots.contains_key(name);
+                    has(to) || !has(from) || snapshot.as_ref().is_some_and(missing)
+                }
+                Op::Snapshot { disk, name } => !has(disk) || names.disks[disk].snapshots.contains_key(name),
+                Op::RemoveSnapshot { disk, name } | Op::Rollback { disk, name } => {
+                    !has(disk) || !names.disks[disk].snapshots.contains_key(name)
+                }
+                Op::TendLayers | Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
                 Op::Write { disk, .. } | Op::Zero { disk, .. } | Op::Grow { disk, .. } => !has(disk),
                 Op::Resize { disk, .. } | Op::Flush { disk } | Op::Mode { disk, .. } => !has(disk),
             }
@@ -282,9 +290,9 @@ impl SimStore {
         }
         match (result, hit) {
             (Outcome::Failed(why), None) => Err(self.hook.violated(&format!("{} failed: {why}", op.text()))),
-            // These operations promise nothing about blocks that could not be cached.
+            // These operations promise nothing about blocks that could not be cached, and try again what failed.
             (Outcome::Done, Some(_))
-                if matches!(op, Op::Evict { .. } | Op::Pin { .. } | Op::Hydrate { .. }) =>
+                if matches!(op, Op::Evict { .. } | Op::Pin { .. } | Op::Hydrate { .. } | Op::TendLayers) =>
             {
                 Ok(())
             }
@@ -349,6 +357,7 @@ impl SimStore {
                 Ok(Outcome::Done)
             }
             Op::Detach => Ok(self.detach()),
+            Op::TendLayers => Ok(self.tend_layers()),
             Op::Accept { base } => self.accept(base),
             Op::Pin { base, .. } | Op::Hydrate { base } | Op::Unhydrate { base } => {
                 self.change_base(op, base)
@@ -356,6 +365,19 @@ impl SimStore {
             Op::Evict { base } | Op::Refuse { base } => self.change_base(op, base),
             other => self.step_shared(other),
         }
+    }
+
+    /// Completes what is pending. An error is tried again; what a failed sync lost is reported to the next flush.
+    fn tend_layers(&self) -> Outcome {
+        let epochs = |node: &Arc<DiskNode>| node.peek().map(|disk| disk.delta().error_epoch());
+        let before: Vec<_> = self.store().attached().into_iter().map(|node| (epochs(&node), node)).collect();
+        self.store().tend_layers();
+        for (epoch, node) in before.iter().filter(|(_, node)| !node.is_unlinked()) {
+            if epochs(node) != *epoch {
+                self.model(&node.name(), DiskModel::doubt);
+            }
+        }
+        Outcome::Done
     }
 
     /// Detaches every idle disk, which flushes it.
@@ -449,6 +471,29 @@ impl SimStore {
                 let done = Outcome::of(node.update(|record| record.mode = *mode));
                 if let Outcome::Done = done {
                     self.model(disk, DiskModel::finish_mode);
+                }
+                Ok(done)
+            }
+            Op::Snapshot { disk, .. } | Op::Clone { from: disk, .. } | Op::Rollback { disk, .. } => {
+                // What sealing flushes is durable, and what it fails to flush may be lost.
+                let mark = self.model(disk, |m| m.mark());
+                let epoch = self.disk(disk, |d| {
+                    d.delta().opened();
+                    d.delta().error_epoch()
+                })?;
+                let done = self.change_names(op);
+                let after = self.disk(disk, |d| d.delta().error_epoch())?;
+                match done {
+                    Outcome::Done if !matches!(op, Op::Rollback { .. }) => {
+                        if let Op::Clone { snapshot: None, .. } | Op::Snapshot { .. } = op {
+                            self.model(disk, |m| m.flushed(&mark));
+                        }
+                    }
+                    Outcome::Failed(_) if epoch != after => {
+                        self.model(disk, DiskModel::doubt);
+                        self.hook.model.lock().doubt();
+                    }
+                    _ => {}
                 }
                 Ok(done)
             }
@@ -548,6 +593,37 @@ impl SimStore {
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().unlink(disk).map(drop)
             }
+            Op::Snapshot { disk, name } => {
+                let model = after.disk(disk);
+                let frozen = Arc::new(model.freeze());
+                model.snapshots.insert(name.clone(), frozen);
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                self.store().snapshot(disk, name, None).map(drop)
+            }
+            Op::RemoveSnapshot { disk, name } => {
+                after.disk(disk).snapshots.remove(name);
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                self.store().remove_snapshot(disk, name)
+            }
+            Op::Rollback { disk, name } => {
+                let model = after.disk(disk);
+                *model = model.rolled_back(&model.snapshots[name].clone());
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                self.store().rollback(disk, name, None)
+            }
+            Op::Clone { from, snapshot, to } => {
+                let origin = &before.disks[from];
+                let frozen = match snapshot {
+                    Some(name) => origin.snapshots[name].clone(),
+                    None => Arc::new(origin.freeze()),
+                };
+                after.disks.insert(to.clone(), Arc::new(origin.thaw(&frozen, 0o600)));
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                let origin = Origin { disk: from.clone(), snapshot: snapshot.clone() };
+                let new =
+                    NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
+                self.store().clone_disks(&origin, &[new], None).map(drop)
+            }
             Op::AddBase { name, source } => {
                 after.bases.insert(name.clone(), BaseModel::of(*source));
                 self.hook.model.lock().alternatives = vec![after.clone()];
@@ -570,8 +646,14 @@ impl SimStore {
             }
             other => unreachable!("{other:?} changes no names"),
         };
-        if matches!(&result, Err(StoreError::InUse { .. })) && !self.store().unlinked().is_empty() {
+        let has_snapshots = |name: &String| before.disks.get(name).is_some_and(|d| !d.snapshots.is_empty());
+        let is_refused = match op {
             // An unlinked disk needs the base until it is purged.
+            Op::RemoveBase { .. } => !self.store().unlinked().is_empty(),
+            Op::Unlink { disk } | Op::Rename { to: disk, .. } => has_snapshots(disk),
+            _ => false,
+        };
+        if matches!(&result, Err(StoreError::InUse { .. })) && is_refused {
             self.hook.model.lock().alternatives.clear();
             return Outcome::Done;
         }
@@ -595,6 +677,10 @@ impl Op {
                 | Self::Unlink { .. }
                 | Self::AddBase { .. }
                 | Self::RemoveBase { .. }
+                | Self::Snapshot { .. }
+                | Self::RemoveSnapshot { .. }
+                | Self::Rollback { .. }
+                | Self::Clone { .. }
                 | Self::Mode { .. }
                 | Self::Purge
                 | Self::Pin { .. }

@@ -88,6 +88,17 @@ impl Store {
         self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
+    /// Completes sealings that an earlier worker began. To be called about once a second; may wait for the store.
+    pub fn tend_layers(&self) {
+        for node in self.attachments.all() {
+            if self.is_closing() {
+                return;
+            }
+            node.tend_layers();
+        }
+        self.remove_all_dropped();
+    }
+
     /// Detaches idle disks: those that are known to be closed after `closed` without use, all others after `open`. To
     /// be called about once a second; may wait for the store.
     pub fn detach_idle(&self, closed: Duration, open: Duration) {

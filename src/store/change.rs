@@ -5,14 +5,13 @@
 //! anything ([`super::claims`]).
 
 use std::collections::{BTreeSet, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
-use crate::delta::Delta;
+use crate::format::lineage::Lineage;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
 use crate::io::{stage, sys};
@@ -24,10 +23,34 @@ const WRITERS: usize = 8;
 const WRITER_SHARE: usize = 16;
 
 /// A disk that is being created.
-struct Draft {
-    new: NewDisk,
-    base: Option<Arc<BaseNode>>,
-    size: u64,
+pub(super) struct Draft {
+    pub new: NewDisk,
+    pub base: Option<Arc<BaseNode>>,
+    pub size: u64,
+    /// What it is a clone of.
+    pub fork: Option<Fork>,
+}
+
+/// What a clone takes from its origin.
+pub(super) struct Fork {
+    pub backing: Option<Backing>,
+    pub overlap: u64,
+    /// Without the number of its own delta.
+    pub lineage: Lineage,
+}
+
+/// Snapshots are not lost with one word.
+fn refuse_with_snapshots(disk: &DiskNode) -> Result<(), StoreError> {
+    let snapshots = disk.lineage().snapshots;
+    if snapshots.is_empty() {
+        return Ok(());
+    }
+    let mut users: Vec<String> =
+        snapshots.iter().take(10).map(|snapshot| format!("snapshot {}", snapshot.name)).collect();
+    if snapshots.len() > users.len() {
+        users.push(format!("{} more", snapshots.len() - users.len()));
+    }
+    Err(StoreError::InUse { object: format!("disk {}", disk.name()), users: users.join(", ") })
 }
 
 impl Store {
@@ -65,13 +88,7 @@ impl Store {
     }
 
     fn create(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        let mut taken = HashSet::new();
-        for new in wanted {
-            check_name("disk", &new.name)?;
-            if !taken.insert(&new.name) {
-                return Err(StoreError::Exists { object: format!("disk {}", new.name) });
-            }
-        }
+        self.check_new_names(wanted)?;
         // Checked again below. The early check avoids opening a base for nothing.
         let missing = self.missing_disks(wanted, request)?;
         // Opening a base's file may hang: nothing is claimed yet.
@@ -93,17 +110,55 @@ impl Store {
             }
         }
         let nodes = self.write_records(drafts, request)?;
-        let mut names = self.names.write();
-        for node in &nodes {
-            names.disk_names.insert(node.name(), node.id());
-            names.disks.insert(node.id(), node.clone());
-        }
+        self.admit(&nodes);
+        let names = self.names.read();
         let all = wanted.iter().map(|new| names.disk_names.get(&new.name).and_then(|id| names.disks.get(id)));
         Ok(all.flatten().cloned().collect())
     }
 
+    /// Checks that the names can be names, and that no two are the same.
+    pub(super) fn check_new_names(&self, wanted: &[NewDisk]) -> Result<(), StoreError> {
+        let mut taken = HashSet::new();
+        for new in wanted {
+            check_name("disk", &new.name)?;
+            if !taken.insert(&new.name) {
+                return Err(StoreError::Exists { object: format!("disk {}", new.name) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists new disks.
+    pub(super) fn admit(&self, nodes: &[Arc<DiskNode>]) {
+        let mut names = self.names.write();
+        for node in nodes {
+            names.disk_names.insert(node.name(), node.id());
+            names.disks.insert(node.id(), node.clone());
+        }
+    }
+
+    /// Checks the size of a new disk. `floor`: bytes of what it is made of, which is `what`.
+    pub(super) fn check_size(
+        &self,
+        name: &str,
+        size: u64,
+        floor: u64,
+        what: &str,
+    ) -> Result<(), StoreError> {
+        let object = format!("disk {name}");
+        if size < floor {
+            let why =
+                format!("the size {size} is smaller than {what}, which has {floor} bytes; give at least that");
+            return Err(StoreError::invalid(object, why));
+        }
+        if size > MAX_DISK_SIZE {
+            return Err(StoreError::invalid(object, format!("the size {size} is above 64 TiB")));
+        }
+        Ok(())
+    }
+
     /// The wanted disks that the same request has not created yet. Their names are free.
-    fn missing_disks(
+    pub(super) fn missing_disks(
         &self,
         wanted: &[NewDisk],
         request: Option<Request>,
@@ -154,24 +209,14 @@ impl Store {
             let Some(size) = new.size.or(base.as_ref().map(|_| floor)) else {
                 return Err(StoreError::invalid(object, "a blank disk needs a size; give --size"));
             };
-            if size < floor {
-                return Err(StoreError::invalid(
-                    object,
-                    format!(
-                        "the size {size} is smaller than its base, which has {floor} bytes; give at least that"
-                    ),
-                ));
-            }
-            if size > MAX_DISK_SIZE {
-                return Err(StoreError::invalid(object, format!("the size {size} is above 64 TiB")));
-            }
-            drafts.push(Draft { new: new.clone(), base, size });
+            self.check_size(&new.name, size, floor, "its base")?;
+            drafts.push(Draft { new: new.clone(), base, size, fork: None });
         }
         Ok(drafts)
     }
 
     /// Writes the records of new disks durably, all or none.
-    fn write_records(
+    pub(super) fn write_records(
         &self,
         drafts: Vec<Draft>,
         request: Option<Request>,
@@ -179,9 +224,13 @@ impl Store {
         let mut nodes = Vec::with_capacity(drafts.len());
         let first = self.new_ids(drafts.len() as u64)?;
         let now = sys::now_ns();
-        for (Draft { new, base, size }, id) in drafts.into_iter().zip(first..) {
-            let backing =
-                base.as_ref().map(|b| Backing { base: b.id(), identity: b.record().image.identity.clone() });
+        for (Draft { new, base, size, fork }, id) in drafts.into_iter().zip(first..) {
+            let Fork { backing, overlap, lineage } = fork.unwrap_or_else(|| {
+                let identity = |base: &Arc<BaseNode>| base.record().image.identity.clone();
+                let backing = base.as_ref().map(|base| Backing { base: base.id(), identity: identity(base) });
+                let overlap = base.as_ref().map_or(0, |base| base.record().size());
+                Fork { backing, overlap, lineage: Lineage::of(id) }
+            });
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -190,7 +239,7 @@ impl Store {
                 backing,
                 size,
                 size_is_current: true,
-                overlap: base.as_ref().map_or(0, |b| b.record().size()),
+                overlap,
                 mode: new.mode & 0o7777,
                 uid: new.uid,
                 gid: new.gid,
@@ -199,6 +248,7 @@ impl Store {
                 modified_ns: now,
                 map: MapRoot::default(),
                 request,
+                lineage: Lineage { delta: id, ..lineage },
             };
             nodes.push(self.disk_node(record, InheritedLiveMap::No));
         }
@@ -271,9 +321,26 @@ impl Store {
     pub fn unlink_for(&self, name: &str, request: Option<MountRequest>) -> Result<Arc<DiskNode>, StoreError> {
         let _claim = self.claims.disks(vec![name.to_owned()], Vec::new());
         let node = self.disk(name)?;
+        refuse_with_snapshots(&node)?;
         node.update(|record| {
             record.unlinked = true;
             record.request = request.map(Request::Mount).or(record.request);
+        })?;
+        self.names.write().disk_names.remove(name);
+        Ok(node)
+    }
+
+    /// As [`Store::unlink`], for a disk that may have snapshots: they go with it.
+    ///
+    /// # Errors
+    /// As [`Store::unlink`].
+    pub fn unlink_with_snapshots(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        let node = self.disk(name)?;
+        let _claim = self.claims.lineage(name, node.id());
+        self.check_present(name, &node)?;
+        node.update(|record| {
+            record.unlinked = true;
+            record.lineage.snapshots.clear();
         })?;
         self.names.write().disk_names.remove(name);
         Ok(node)
@@ -311,6 +378,7 @@ impl Store {
         if from == to {
             return Ok(None);
         }
+        loser.as_ref().map_or(Ok(()), |loser| refuse_with_snapshots(loser))?;
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
         // This write is the commit: the higher number gives the name to this disk.
         node.update(|record| {
@@ -338,7 +406,7 @@ impl Store {
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
         let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
         // Held until the record is gone.
-        let _claim = self.claims.user_of(node.base_id());
+        let _claim = self.claims.purge(id, node.base_id());
         let _purging = node.purging.lock();
         if !self.names.read().disks.contains_key(&id) {
             return Ok(());
@@ -351,11 +419,7 @@ impl Store {
                 self.medium.sync_dir(layout::DISKS)?;
             }
             // The record is removed last: while it exists, the next start knows what to remove.
-            Delta::purge(&*self.medium, &*self.live, id)?;
-            match self.medium.remove(&layout::disk_path(id)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                _ => self.medium.sync_dir(layout::DISKS),
-            }
+            self.purge_files(&node)
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
         self.names.write().disks.remove(&id);

@@ -12,9 +12,9 @@ use parking_lot::{Condvar, Mutex};
 struct ClaimTable {
     disks: HashSet<String>,
     bases: HashSet<String>,
-    /// Number of running changes that need a base to stay, by its number.
+    /// Number of running changes that need a base, or a disk of which they make clones, to stay, by its number.
     users: HashMap<u64, usize>,
-    /// Bases that are being removed.
+    /// Bases and disks that are being removed, and disks whose layers are being changed.
     removing: HashSet<u64>,
 }
 
@@ -30,9 +30,9 @@ pub(super) struct Claims {
 struct ClaimSet {
     disks: Vec<String>,
     base_name: Option<String>,
-    /// Bases that must stay.
+    /// Bases and disks that must stay.
     users: Vec<u64>,
-    /// A base that is removed.
+    /// A base or disk that is removed, or whose layers change.
     removing: Option<u64>,
 }
 
@@ -76,9 +76,16 @@ impl Claims {
         self.claim(ClaimSet { disks, users, ..ClaimSet::default() })
     }
 
-    /// Claims that a base stays.
-    pub fn user_of(&self, base: Option<u64>) -> Claim<'_> {
-        self.disks(Vec::new(), base.into_iter().collect())
+    /// Claims the removal of a disk that has no name any more: its base stays, and no clone of the disk is being made.
+    pub fn purge(&self, disk: u64, base: Option<u64>) -> Claim<'_> {
+        let users = base.into_iter().collect();
+        self.claim(ClaimSet { users, removing: Some(disk), ..ClaimSet::default() })
+    }
+
+    /// Claims the layers and snapshots of a disk: no clone of it is being made.
+    pub fn lineage(&self, name: &str, disk: u64) -> Claim<'_> {
+        let disks = vec![name.to_owned()];
+        self.claim(ClaimSet { disks, removing: Some(disk), ..ClaimSet::default() })
     }
 
     /// Claims the name of a new base.

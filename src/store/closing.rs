@@ -28,7 +28,11 @@ impl Store {
         let (mut failed, mut doubtful) = (Vec::new(), HashSet::new());
         for disk in disks {
             // No client can have it open any more. A worker may have died between the last close and the removal.
-            let closed = if disk.is_unlinked() { self.purge(disk.id()) } else { disk.close() };
+            let closed = if disk.is_unlinked() {
+                self.purge(disk.id())
+            } else {
+                disk.close().and_then(|()| self.remove_dropped(&disk))
+            };
             if let Err(error) = closed {
                 tracing::error!(%error, "closing a disk failed");
                 failed.push(error.to_string());
@@ -50,27 +54,36 @@ impl Store {
         for name in self.medium.list(layout::DELTAS)? {
             match DeltaFile::of(&name) {
                 Some(DeltaFile::Data(id)) => files.entry(id).or_default().has_data = true,
-                Some(DeltaFile::Map { disk, generation }) => {
-                    files.entry(disk).or_default().maps.push(generation);
+                Some(DeltaFile::Map { delta, generation }) => {
+                    files.entry(delta).or_default().maps.push(generation);
                 }
+                // Of a layer, or of what is removed with its other files.
+                Some(DeltaFile::Index(_)) => {}
                 None => {}
             }
         }
         let missing = self.unavailable.files();
+        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let mut owners = HashMap::new();
+        for node in &disks {
+            node.each_delta(|delta| {
+                owners.insert(delta, node);
+            });
+        }
         let mut removed = false;
         for (id, Files { maps, has_data }) in files {
-            if doubtful.contains(&id) {
+            let node = owners.get(&id).copied();
+            if node.is_some_and(|node| doubtful.contains(&node.id())) {
                 continue;
             }
-            let node = self.names.read().disks.get(&id).cloned();
-            let strays: Vec<u64> = match &node {
-                Some(node) => maps.into_iter().filter(|map| *map != node.generation()).collect(),
+            let strays: Vec<u64> = match node {
+                Some(node) => maps.into_iter().filter(|map| *map != node.generation(id)).collect(),
                 None if missing.contains(&layout::disk_path(id)) => continue,
                 None => maps,
             };
             let data = layout::data_path(id);
-            let may_go = match &node {
-                Some(node) => !strays.is_empty() && node.has_sound_map(),
+            let may_go = match node {
+                Some(node) => !strays.is_empty() && node.has_sound_map(id),
                 None => self.medium.allocated(&data)?.unwrap_or(0) == 0,
             };
             if !may_go {

@@ -14,6 +14,7 @@ mod change;
 mod claims;
 mod closing;
 mod error;
+mod family;
 mod node;
 mod preload;
 mod recording;
@@ -38,6 +39,7 @@ pub use attached::{IDLE, OPEN_IDLE};
 pub use base::{BaseNode, Sources};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
+pub use family::Origin;
 pub use node::{Attributes, DiskNode};
 use node::{InheritedLiveMap, NodeContext};
 pub use preload::PreloadedRecords;
@@ -54,6 +56,7 @@ use crate::format::journal::{HEADER, MapHeader};
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
+use crate::layers::Layers;
 use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
 use crate::stats::Registry;
@@ -76,6 +79,9 @@ pub struct Store {
     unavailable: UnavailableRecords,
     recording: Recording,
     attachments: Arc<Attachments>,
+    layers: Arc<Layers>,
+    /// Held while it is decided which layers nothing needs any more.
+    dropping: Mutex<()>,
     disk_stats: Registry,
     base_stats: Registry,
     /// [`Store::close`] has begun.
@@ -147,7 +153,7 @@ impl Store {
         let mut damaged: Vec<_> = bases.damaged.into_iter().chain(disks.damaged).collect();
         let disks = disks.good;
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
-            let name = layout::map_path(disk.id, disk.map.generation);
+            let name = layout::map_path(disk.lineage.delta, disk.map.generation);
             // A missing map file was replaced or removed just now.
             let Ok(file) = medium.open(&name, Open::Existing) else { continue };
             let mut header = vec![0; HEADER];
@@ -283,6 +289,7 @@ impl Store {
             live: live.clone(),
             recording: recording.clone(),
             attachments: Arc::default(),
+            layers: Arc::default(),
             stats: disk_stats.clone(),
         };
         disks.sort_by_key(|d| d.name_seq);
@@ -290,7 +297,11 @@ impl Store {
         for record in disks {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let has_live = left.as_ref().is_none_or(|left| left.contains(&id));
+            let has_live = left.as_ref().is_none_or(|left| record.lineage.deltas().any(|n| left.contains(&n)));
+            for layer in record.lineage.layers.iter().filter(|layer| !layer.is_pending() && has_live) {
+                // The worker died before it removed the live map, of which the map file has everything.
+                live.remove(layer.number).map_err(StoreError::io(object(), "removing a live map"))?;
+            }
             let inherited_live_map = if has_live { InheritedLiveMap::Yes } else { InheritedLiveMap::No };
             let node = DiskNode::new(record, base, &context, inherited_live_map);
             names.disks.insert(id, node);
@@ -319,6 +330,8 @@ impl Store {
             unavailable,
             recording,
             attachments: context.attachments,
+            layers: context.layers,
+            dropping: Mutex::new(()),
             disk_stats,
             base_stats,
             closing: AtomicBool::new(false),
@@ -389,6 +402,7 @@ impl Store {
             live: self.live.clone(),
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
+            layers: self.layers.clone(),
             stats: self.disk_stats.clone(),
         };
         DiskNode::new(record, base, &context, inherited_live_map)

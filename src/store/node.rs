@@ -1,5 +1,6 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
+mod sealing;
 mod survey;
 
 use std::io;
@@ -8,14 +9,19 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+pub(super) use sealing::Moment;
+
 use super::attached::Attachments;
 use super::recording::Recording;
+use super::records::RECORD_LIMIT;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaError, DeltaIo, DeltaSpec, RootStore};
-use crate::disk::Disk;
+use crate::delta::{Delta, DeltaIo, DeltaSpec, RootStore};
+use crate::disk::{Disk, DiskError};
 use crate::format::layout;
+use crate::format::lineage::{LayerEntry, Lineage};
 use crate::format::record::{DiskRecord, MapRoot, Request};
 use crate::io::{LiveStore, Medium, Open, replace, sys};
+use crate::layers::Layers;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
 
@@ -28,6 +34,13 @@ pub struct DiskNode {
     base: OnceLock<Arc<BaseNode>>,
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
+    layers: Arc<Layers>,
+    /// Held while the delta is sealed, and while layers are dropped.
+    sealing: Mutex<()>,
+    /// Sealed deltas whose live maps running requests may still use.
+    retiring: Mutex<Vec<Arc<Delta>>>,
+    /// What the slot had before a rollback. Running requests may still read it.
+    rolled_back: Mutex<Weak<Disk>>,
     attach: Mutex<()>,
     /// Held while the disk's files are opened, but not while its base is: the removal of a disk must not wait for the
     /// base.
@@ -104,6 +117,7 @@ pub(super) struct NodeContext {
     pub live: Arc<dyn LiveStore>,
     pub recording: Recording,
     pub attachments: Arc<Attachments>,
+    pub layers: Arc<Layers>,
     pub stats: Registry,
 }
 
@@ -130,32 +144,60 @@ impl RecordWriter {
         }
         let mut next = self.record.lock().clone();
         change(&mut next);
-        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &next.encode())?;
+        let bytes = next.encode();
+        if bytes.len() as u64 > RECORD_LIMIT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it has as many snapshots and layers as its record can hold; remove snapshots first",
+            ));
+        }
+        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &bytes)?;
         *self.record.lock() = next;
         Ok(())
     }
 }
 
-impl RootStore for RecordWriter {
+/// Keeps the root of one delta: that of the disk, or one whose sealing is under way.
+struct DeltaRoots {
+    writer: Arc<RecordWriter>,
+    delta: u64,
+    /// Bytes from the start that fell through when the delta was made.
+    overlap: u64,
+}
+
+impl DeltaRoots {
+    fn set(&self, root: MapRoot, modified_ns: i64, size: Option<u64>) -> io::Result<()> {
+        let mut is_known = true;
+        let change = |record: &mut DiskRecord| {
+            // The size of a disk that was cut below its overlap is not recorded: the record keeps its original size and
+            // overlap, and no more of the base may show.
+            let current = size.filter(|size| *size >= self.overlap);
+            if record.lineage.delta == self.delta {
+                record.map = root;
+                record.modified_ns = modified_ns;
+                record.size_is_current = current.is_some();
+                record.overlap = self.overlap;
+                record.size = current.unwrap_or_else(|| record.size.max(self.overlap));
+            } else if let Some(layer) = record.lineage.layers.iter_mut().find(|l| l.number == self.delta) {
+                layer.map = root;
+                layer.modified_ns = modified_ns;
+                layer.size = current.unwrap_or(layer.size);
+            } else {
+                is_known = false;
+            }
+        };
+        self.writer.update(change)?;
+        if is_known { Ok(()) } else { Err(removed()) }
+    }
+}
+
+impl RootStore for DeltaRoots {
     fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
-        self.update(|record| {
-            record.map = root;
-            record.modified_ns = modified_ns;
-            record.size_is_current = false;
-        })
+        self.set(root, modified_ns, None)
     }
 
     fn commit_sized(&self, root: MapRoot, modified_ns: i64, size: u64) -> io::Result<()> {
-        self.update(|record| {
-            record.map = root;
-            record.modified_ns = modified_ns;
-            // The size of a disk that was cut below its overlap is not recorded: the record keeps its original size and
-            // overlap, and no more of the base may show.
-            record.size_is_current = size >= record.overlap;
-            if record.size_is_current {
-                record.size = size;
-            }
-        })
+        self.set(root, modified_ns, Some(size))
     }
 }
 
@@ -168,7 +210,7 @@ impl DiskNode {
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments, stats } = context.clone();
+        let NodeContext { medium, live, recording, attachments, layers, stats } = context.clone();
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
@@ -183,6 +225,10 @@ impl DiskNode {
             base: base.map_or_else(OnceLock::new, OnceLock::from),
             medium,
             live,
+            layers,
+            sealing: Mutex::new(()),
+            retiring: Mutex::default(),
+            rolled_back: Mutex::default(),
             attach: Mutex::new(()),
             opening: Mutex::new(()),
             purging: Mutex::new(()),
@@ -253,12 +299,14 @@ impl DiskNode {
     /// Closes the disk's files before their removal, so that their space is freed. From here on no file of the disk is
     /// created, not even by a caller that found the disk by its name before.
     pub(super) fn retire(&self) {
+        let _sealing = self.sealing.lock();
         let _opening = self.opening.lock();
         {
             let _replacing = self.writer.replacing.lock();
             self.writer.retired.store(true, Ordering::Release);
         }
         if let Some(disk) = self.disk.write().take() {
+            disk.below().pending.iter().for_each(|delta| delta.retire());
             disk.delta().retire();
         }
         self.attachments.remove(self.id);
@@ -266,6 +314,22 @@ impl DiskNode {
 
     pub(super) fn set_unlinked_in_memory(&self) {
         self.unlinked.store(true, Ordering::Release);
+    }
+
+    /// Runs a call that changes the disk. When the delta is sealed meanwhile, the call runs again, with the new one.
+    ///
+    /// # Errors
+    /// As [`DiskNode::attach`]; the inner ones are those of the call.
+    pub fn change<T>(
+        &self,
+        call: impl Fn(&Disk) -> Result<T, DiskError>,
+    ) -> Result<Result<T, DiskError>, StoreError> {
+        loop {
+            match call(&*self.attach()?) {
+                Err(DiskError::Sealed) => {}
+                done => return Ok(done),
+            }
+        }
     }
 
     /// Changes the record, durably.
@@ -284,19 +348,46 @@ impl DiskNode {
         Ok(())
     }
 
-    /// Generation of its map file.
-    pub(super) fn generation(&self) -> u64 {
-        self.writer.record.lock().map.generation
+    /// Its deltas and snapshots.
+    pub fn lineage(&self) -> Lineage {
+        self.writer.record.lock().lineage.clone()
     }
 
-    /// Whether the map file that the record names is sound. Reads all of it, unless the disk is attached. Writes
-    /// nothing: a new map file would take the number of a stray.
-    pub(super) fn has_sound_map(&self) -> bool {
+    /// Calls `each` for the number of each of its deltas.
+    pub(super) fn each_delta(&self, each: impl FnMut(u64)) {
+        self.writer.record.lock().lineage.deltas().for_each(each);
+    }
+
+    /// Its record.
+    pub(super) fn record(&self) -> DiskRecord {
+        self.writer.record.lock().clone()
+    }
+
+    /// Its base, when the base's record could be read.
+    pub(super) fn base(&self) -> Option<Arc<BaseNode>> {
+        self.base.get().cloned()
+    }
+
+    /// Whether its files are being removed, or are gone.
+    pub(super) fn is_retired(&self) -> bool {
+        self.writer.retired.load(Ordering::Acquire)
+    }
+
+    /// Generation of the map file of one of its deltas.
+    pub(super) fn generation(&self, delta: u64) -> u64 {
+        let record = self.writer.record.lock();
+        record.lineage.layer(delta).map_or(record.map.generation, |layer| layer.map.generation)
+    }
+
+    /// Whether the map file that the record names for one of its deltas is sound. Reads all of it, unless the disk is
+    /// attached. Writes nothing: a new map file would take the number of a stray.
+    pub(super) fn has_sound_map(&self, delta: u64) -> bool {
         if self.peek().is_some() {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        Delta::check_files(&Self::spec(&record), &self.delta_io()).is_ok()
+        let spec = record.lineage.layer(delta).map_or_else(|| Self::spec(&record), Self::layer_spec);
+        Delta::check_files(&spec, &*self.medium).is_ok()
     }
 
     /// The tap that records reads of the base.
@@ -386,8 +477,7 @@ impl DiskNode {
         }
         // Read again: no other thread opens the files now.
         let record = self.writer.record.lock().clone();
-        let delta = self.open_delta(&record)?;
-        let disk = Arc::new(Disk::new(delta, base).with_tap(self.tap.clone()));
+        let disk = Arc::new(self.open_disk(&record, base)?.with_tap(self.tap.clone()));
         self.touch();
         *self.disk.write() = Some(disk.clone());
         *self.detached_stat.lock() = None;
@@ -427,9 +517,14 @@ impl DiskNode {
     /// local storage, never for another attach or detach. Returns whether the disk is detached.
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
+        // A sealing that an earlier worker began goes on first.
+        self.tend_layers();
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
         if self.is_unlinked() || disk.delta().error_epoch() != 0 {
+            return false;
+        }
+        if !disk.below().pending.is_empty() || !self.retire_layers() {
             return false;
         }
         // The long part runs while the disk is served.
@@ -471,12 +566,16 @@ impl DiskNode {
         if self.peek().is_some() {
             return None;
         }
-        let mut allocated = self.medium.allocated(&layout::data_path(self.id)).ok()?.unwrap_or(0);
+        if record.lineage.layers.iter().any(LayerEntry::is_pending) {
+            return None;
+        }
+        let delta = record.lineage.delta;
+        let mut allocated = self.medium.allocated(&layout::data_path(delta)).ok()?.unwrap_or(0);
         if record.map.generation != 0 {
             if !record.size_is_current {
                 return None;
             }
-            let map = layout::map_path(self.id, record.map.generation);
+            let map = layout::map_path(delta, record.map.generation);
             let file = self.medium.open(&map, Open::Existing).ok()?;
             // A later map record may have another size, and attaching reports a damaged one.
             let mut next = [0; 8];
@@ -493,7 +592,7 @@ impl DiskNode {
 
     fn spec(record: &DiskRecord) -> DeltaSpec {
         DeltaSpec {
-            disk: record.id,
+            disk: record.lineage.delta,
             size: record.size,
             overlap: record.overlap,
             modified_ns: record.modified_ns,
@@ -501,13 +600,27 @@ impl DiskNode {
         }
     }
 
-    fn delta_io(&self) -> DeltaIo {
-        DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: self.writer.clone() }
+    fn layer_spec(layer: &LayerEntry) -> DeltaSpec {
+        DeltaSpec {
+            disk: layer.number,
+            size: layer.size,
+            overlap: layer.overlap,
+            modified_ns: layer.modified_ns,
+            root: layer.map,
+        }
     }
 
-    fn open_delta(&self, record: &DiskRecord) -> Result<Delta, StoreError> {
-        Delta::open(Self::spec(record), self.delta_io())
-            .map_err(|e| StoreError::Disk { object: format!("disk {}", record.name), source: e.into() })
+    /// Opens one of its deltas for writing.
+    fn open_delta(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
+        let roots =
+            DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
+        let delta_io =
+            DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: Arc::new(roots) };
+        Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: impl Into<DiskError>) -> StoreError {
+        StoreError::Disk { object: format!("disk {}", self.name()), source: error.into() }
     }
 
     /// The attributes for stat(2). Attaches the disk only if its record and the lengths of its files do not suffice.
@@ -557,26 +670,33 @@ impl DiskNode {
     }
 
     fn has_live_map(&self) -> Result<bool, StoreError> {
-        let live = self.live.existing(self.id);
-        let failed = StoreError::io(format!("disk {}", self.name()), "looking for its live map");
-        live.map_err(failed).map(|live| live.is_some())
+        for delta in self.lineage().deltas() {
+            let live = self.live.existing(delta);
+            let failed = StoreError::io(format!("disk {}", self.name()), "looking for its live map");
+            if live.map_err(failed)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Flushes and closes the disk. A disk that an earlier worker served and this one did not is opened for it, without
     /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
-        let failed =
-            |e: DeltaError| StoreError::Disk { object: format!("disk {}", self.name()), source: e.into() };
+        let _sealing = self.sealing.lock();
         // `attach` is not taken: its holder may hang on the base's file.
         let _opening = self.opening.lock();
-        if let Some(disk) = self.peek() {
-            disk.delta().close().map_err(failed)?;
-            self.forget_request();
-            return Ok(());
-        }
-        if self.inherited_live_map.load(Ordering::Acquire) && self.has_live_map()? {
-            let record = self.writer.record.lock().clone();
-            self.open_delta(&record)?.close().map_err(failed)?;
+        let disk = match self.peek() {
+            Some(disk) => Some(disk),
+            None if self.inherited_live_map.load(Ordering::Acquire) && self.has_live_map()? => {
+                let record = self.writer.record.lock().clone();
+                Some(Arc::new(self.open_without_index(&record)?))
+            }
+            None => None,
+        };
+        if let Some(disk) = disk {
+            self.close_layers(&disk)?;
+            disk.delta().close().map_err(|error| self.failed(error))?;
         }
         self.forget_request();
         Ok(())

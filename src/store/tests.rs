@@ -2,6 +2,7 @@
 
 mod attached;
 mod claims;
+mod family;
 mod preload;
 mod replays;
 mod unread;
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use super::{NewDisk, Replace, Store, StoreError, StoreErrorKind as Kind};
 use crate::cache::BlockCache;
 use crate::delta::Edges;
-use crate::format::record::{DiskRecord, Superblock};
+use crate::format::record::{DiskRecord, Superblock, Token};
 use crate::io::sim::{Call, Event, Fault, SimLive, SimMedium, Stage};
 use crate::io::{LiveDir, Medium, sys};
 use crate::source::OpenHere;

@@ -187,7 +187,7 @@ fn a_removal_is_done_once() {
         Answer("GET /v1/disks/a", 200, numbered(1)),
         Answer("DELETE /v1/disks/a", 200, json!({"removed": ["a"]})),
     ]);
-    retry::remove(&daemon.client(), "disk", "a", retry::Force::No).expect("removed by the second");
+    retry::remove(&daemon.client(), "disk", "a", retry::Removal::default()).expect("removed by the second");
     daemon.end();
 
     let daemon = Daemon::scripted(vec![
@@ -195,7 +195,7 @@ fn a_removal_is_done_once() {
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 404, refused("not_found")),
     ]);
-    retry::remove(&daemon.client(), "disk", "a", retry::Force::No).expect("removed by the first");
+    retry::remove(&daemon.client(), "disk", "a", retry::Removal::default()).expect("removed by the first");
     daemon.end();
 
     // Another client has created a new disk of that name in between.
@@ -204,7 +204,7 @@ fn a_removal_is_done_once() {
         Lost("DELETE /v1/disks/a"),
         Answer("GET /v1/disks/a", 200, numbered(2)),
     ]);
-    retry::remove(&daemon.client(), "disk", "a", retry::Force::No).expect("removed by the first");
+    retry::remove(&daemon.client(), "disk", "a", retry::Removal::default()).expect("removed by the first");
     daemon.end();
 
     // A disk that never existed is not reported as removed, even after a lost answer.
@@ -213,7 +213,7 @@ fn a_removal_is_done_once() {
         Lost("DELETE /v1/disks/a"),
         Answer("DELETE /v1/disks/a", 404, refused("not_found")),
     ]);
-    retry::remove(&daemon.client(), "disk", "a", retry::Force::No).expect_err("it was never there");
+    retry::remove(&daemon.client(), "disk", "a", retry::Removal::default()).expect_err("it was never there");
     daemon.end();
 }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Layer;
+
 /// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -16,7 +18,10 @@ pub struct CreateDisks {
     /// Name of the base; without one the disks are blank.
     #[serde(default)]
     pub base: Option<String>,
-    /// Bytes of each disk, 1 at least. By default the size of the base.
+    /// What the disks are clones of, in place of a base: `DISK`, as it is now, or `DISK@SNAPSHOT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Bytes of each disk, 1 at least. By default the size of the base, or of what the disks are clones of.
     #[serde(default)]
     #[schema(minimum = 1)]
     pub size: Option<u64>,
@@ -49,8 +54,12 @@ pub struct Disk {
     pub base: Option<String>,
     /// Its size in bytes.
     pub size: u64,
-    /// Bytes that its delta takes in the store.
+    /// Bytes that its delta takes in the store, without the layers below it.
     pub delta_bytes: u64,
+    /// Number of its snapshots.
+    pub snapshots: u64,
+    /// The sealed layers below it and its snapshots, the lowest first. Empty in lists.
+    pub layers: Vec<Layer>,
     /// Bytes of its map in memory; 0 while the disk is not in use.
     pub map_bytes: u64,
     /// Permission bits, octal.

@@ -14,6 +14,7 @@ mod error;
 mod event;
 mod job;
 mod map;
+mod snapshot;
 mod stats;
 mod status;
 mod trace;
@@ -27,6 +28,7 @@ pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use job::Job;
 pub use map::{BaseMap, DiskMap, PlaceBytes};
+pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{
     AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LiveMaps, MissingPromise, Requests,

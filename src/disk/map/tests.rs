@@ -125,7 +125,7 @@ fn a_map_has_each_byte_where_the_disk_reads_it_from() {
     let units = units();
     for cells in [1, 2, 7, 100, 1000, MOST_CELLS] {
         let base = BaseView::Open(Box::new(units.clone()));
-        let map = of_survey(&delta.survey(), &base, cells);
+        let map = of_survey(&delta.survey(), &base, &Below::default(), cells);
         assert!(map.exact && map.cells.len() <= cells);
         assert_eq!(map.cells, expected(&delta, &units, &map), "{cells} cells");
         assert_eq!(map.cells.iter().map(Bytes::sum).sum::<u64>(), rig.size);
@@ -137,24 +137,24 @@ fn the_durable_map_of_a_closed_disk_gives_the_same_map_as_the_live_one() {
     let rig = Rig::new(300 * MIB + 1234, 190 * MIB);
     let delta = written(&rig);
     let view = || BaseView::Open(Box::new(units()));
-    let live = of_survey(&delta.survey(), &view(), 500);
+    let live = of_survey(&delta.survey(), &view(), &Below::default(), 500);
     delta.close().unwrap();
     drop(delta);
-    let survey = Delta::survey_durable(&rig.spec(), &rig.delta_io).unwrap();
-    assert_eq!(of_survey(&survey, &view(), 500), live);
+    let survey = Delta::survey_durable(&rig.spec(), &*rig.delta_io.medium).unwrap();
+    assert_eq!(of_survey(&survey, &view(), &Below::default(), 500), live);
 }
 
 #[test]
 fn a_disk_that_was_never_written_is_all_base_and_zeros() {
     let rig = Rig::new(10 * MIB, 6 * MIB);
-    let survey = Delta::survey_durable(&rig.spec(), &rig.delta_io).unwrap();
+    let survey = Delta::survey_durable(&rig.spec(), &*rig.delta_io.medium).unwrap();
     for (view, place) in [
         (BaseView::Unknown, Place::Unknown),
         (BaseView::Open(Box::new(crate::source::holdings::AllLocal)), Place::Local),
         (BaseView::Open(Box::new(Units::default())), Place::Absent),
         (BaseView::Blank, Place::Zero),
     ] {
-        let map = of_survey(&survey, &view, 1);
+        let map = of_survey(&survey, &view, &Below::default(), 1);
         let of_zeros = if place == Place::Zero { 10 * MIB } else { 4 * MIB };
         assert_eq!(map.cells[0].at(Place::Zero), of_zeros);
         assert_eq!(map.cells[0].sum(), 10 * MIB);
@@ -181,7 +181,7 @@ impl Holdings for &Dense {
 fn a_map_of_64_tib_looks_at_a_bounded_number_of_windows_and_says_so() {
     const SIZE: u64 = 1 << 46;
     let dense = Dense::default();
-    let map = draw(None, SIZE, SIZE, &BaseView::Open(Box::new(&dense)), MOST_CELLS);
+    let map = draw(None, SIZE, SIZE, &BaseView::Open(Box::new(&dense)), &Below::default(), MOST_CELLS);
     assert!(!map.exact);
     assert!(dense.0.get() <= MOST_WINDOWS, "{}", dense.0.get());
     assert_eq!(map.cells.iter().map(Bytes::sum).sum::<u64>(), SIZE);
@@ -203,7 +203,7 @@ fn a_sparse_disk_of_64_tib_is_mapped_exactly() {
         delta.write(at, &[1; BLOCK as usize], &Edges::default()).unwrap();
     }
     let units = Units { cached: [SIZE / 8 / UNIT].into(), ..Units::default() };
-    let map = of_survey(&delta.survey(), &BaseView::Open(Box::new(units)), MOST_CELLS);
+    let map = of_survey(&delta.survey(), &BaseView::Open(Box::new(units)), &Below::default(), MOST_CELLS);
     assert!(map.exact);
     let sum = |place| map.cells.iter().map(|cell| cell.at(place)).sum::<u64>();
     assert_eq!((sum(Place::Delta), sum(Place::Cached)), (3 * BLOCK, UNIT));
@@ -213,7 +213,7 @@ fn a_sparse_disk_of_64_tib_is_mapped_exactly() {
 
 #[test]
 fn ranges_are_spread_over_cells_and_never_fill_one_twice() {
-    let map = draw(None, 5 * MIB, 5 * MIB, &BaseView::Blank, 5);
+    let map = draw(None, 5 * MIB, 5 * MIB, &BaseView::Blank, &Below::default(), 5);
     let ranges = [MIB / 2..2 * MIB, MIB..2 * MIB, 4 * MIB..9 * MIB, 7 * MIB..8 * MIB];
     assert_eq!(bytes_in_cells(&map, ranges.into_iter()), [MIB / 2, MIB, 0, 0, MIB]);
 }

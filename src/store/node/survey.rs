@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::DiskNode;
 use crate::delta::Delta;
+use crate::disk::Below;
 use crate::disk::map::{self, BaseView, Map};
 use crate::store::StoreError;
 
@@ -31,8 +32,9 @@ impl DiskNode {
             None if record.backing.is_none() => BaseView::Blank,
             None => BaseView::Unknown,
         };
-        match Delta::survey_durable(&Self::spec(&record), &self.delta_io()) {
-            Ok(survey) => Ok((map::of_survey(&survey, &view, cells), false)),
+        let layers = Below { chain: self.chain(&record, record.lineage.below)?, ..Below::default() };
+        match Delta::survey_durable(&Self::spec(&record), &*self.medium) {
+            Ok(survey) => Ok((map::of_survey(&survey, &view, &layers, cells), false)),
             // A request may have attached it meanwhile and replaced its map file.
             Err(error) => match self.peek() {
                 Some(disk) => Ok((disk.map(cells), true)),

@@ -1,0 +1,206 @@
+//! Makes the index of a chain: merges the map of its top layer over the index of the layers below.
+
+use std::io;
+use std::sync::Arc;
+
+use super::LayerError;
+use super::index::Index;
+use crate::delta::survey::Survey;
+use crate::delta::{Delta, DeltaSpec};
+use crate::format::BLOCK;
+use crate::format::extents::{Extent, IndexHeader, LEAF_EXTENTS, MOST_LAYERS, PAGE, Where};
+use crate::format::extents::{encode_leaf, encode_table, leaf_at};
+use crate::format::journal::State;
+use crate::format::layout::{index_path, staged};
+use crate::io::{Medium, MediumFile, Open, is_full};
+use crate::mutant::limit;
+
+/// Leaves that are written at a time.
+const WRITTEN_AT_ONCE: usize = 64;
+
+/// Makes the index of a chain of layers, the lowest first. The index of the layers below is used when there is one, and
+/// not kept otherwise.
+///
+/// # Errors
+/// When a map file cannot be read; errors of the storage.
+pub(super) fn build(specs: &[DeltaSpec], medium: &Arc<dyn Medium>) -> Result<Index, LayerError> {
+    let Some((top, below)) = specs.split_last() else {
+        return Err(LayerError::io(0, "making the index")(io::ErrorKind::InvalidInput.into()));
+    };
+    let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
+    let layer = top.disk;
+    if specs.len() > MOST_LAYERS {
+        return Err(LayerError::io(layer, "making the index")(io::Error::other("its chain has too many layers")));
+    }
+    let lower = match below {
+        [] => None,
+        below => match Index::open(&**medium, &numbers[..below.len()]) {
+            Ok(Some(index)) => Some(index),
+            _ => {
+                let index = build(below, medium)?;
+                // No disk stands on this layer, or its index would be there; the open file stays readable.
+                let _ = medium.remove(&index_path(numbers[below.len() - 1]));
+                Some(index)
+            }
+        },
+    };
+    let survey = Delta::survey_durable(top, &**medium).map_err(|source| LayerError::Map { layer, source })?;
+    let merge = Merge { layer, slot: (specs.len() - 1) as u16, survey: &survey, lower: lower.as_ref() };
+    let fail = || LayerError::io(layer, "writing the index");
+    let to_file = || {
+        let mut writer = IndexWriter::start(medium.clone(), layer).map_err(fail())?;
+        merge.run(&mut |start, place| writer.put(start, place))?;
+        writer.finish(&numbers, survey.size).map_err(fail())
+    };
+    match to_file() {
+        Ok(file) => Index::read(file, &numbers, layer),
+        // The store is full. Memory is found where a guest would get an error.
+        Err(LayerError::Io { source, .. }) if is_full(&source) => {
+            let mut extents = Vec::new();
+            merge.run(&mut |start, place| {
+                extents.push(Extent::new(start, place));
+                Ok(())
+            })?;
+            Ok(Index::in_memory(extents))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the beginnings of extents, in order.
+type Put<'a> = &'a mut dyn FnMut(u64, Where) -> io::Result<()>;
+
+/// The map of a layer over the index of the layers below.
+struct Merge<'a> {
+    layer: u64,
+    slot: u16,
+    survey: &'a Survey<'a>,
+    lower: Option<&'a Index>,
+}
+
+impl Merge<'_> {
+    /// Puts the extents, neighbours of one kind as one.
+    fn run(&self, put: Put<'_>) -> Result<(), LayerError> {
+        let size = self.survey.size;
+        let mut last = None;
+        let mut put = |start, place| match last.replace(place) {
+            Some(before) if before == place => Ok(()),
+            _ => put(start, place),
+        };
+        let (mut at, mut done) = (0, Ok(()));
+        self.survey.runs(&mut |run| {
+            let (from, to) = ((run.first * BLOCK).min(size), (run.end * BLOCK).min(size));
+            let place = if run.state == State::Data { Where::Layer(self.slot) } else { Where::Zero };
+            if done.is_ok() && from < to {
+                done = self.show_below(at, from, &mut put);
+                done = std::mem::replace(&mut done, Ok(())).and_then(|()| put(from, place).map_err(self.fail()));
+                at = to;
+            }
+        });
+        done?;
+        self.show_below(at, size, &mut put)?;
+        put(size, Where::Zero).map_err(self.fail())
+    }
+
+    fn fail(&self) -> impl FnOnce(io::Error) -> LayerError {
+        LayerError::io(self.layer, "writing the index")
+    }
+
+    /// Puts what shows through a range in which the layer has nothing.
+    fn show_below(&self, from: u64, to: u64, put: Put<'_>) -> Result<(), LayerError> {
+        let border = self.survey.overlap.clamp(from, to);
+        let mut at = from;
+        while at < border {
+            let (place, stop) = self.lower.map_or(Ok((Where::Below, border)), |lower| lower.find(at))?;
+            put(at, place).map_err(self.fail())?;
+            at = stop.min(border);
+        }
+        if border < to { put(border, Where::Zero).map_err(self.fail()) } else { Ok(()) }
+    }
+}
+
+/// Writes an index beside its place, and puts it there at the end.
+///
+/// Nothing of it is synced: what a power cut loses does not match the checksums, and the index is made again.
+struct IndexWriter {
+    medium: Arc<dyn Medium>,
+    layer: u64,
+    nonce: u64,
+    file: Arc<dyn MediumFile>,
+    leaf: Vec<Extent>,
+    firsts: Vec<Extent>,
+    /// Leaves that are not written yet.
+    pages: Vec<u8>,
+    written: u64,
+    is_kept: bool,
+}
+
+impl IndexWriter {
+    fn start(medium: Arc<dyn Medium>, layer: u64) -> io::Result<Self> {
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(|e| io::Error::other(e.to_string()))?;
+        let file = medium.open(&staged(&index_path(layer)), Open::Create)?;
+        file.set_len(0)?;
+        Ok(Self {
+            medium,
+            layer,
+            nonce: u64::from_le_bytes(nonce),
+            file,
+            leaf: Vec::new(),
+            firsts: Vec::new(),
+            pages: Vec::new(),
+            written: 0,
+            is_kept: false,
+        })
+    }
+
+    /// Begins an extent at `start`, where the one before ends.
+    fn put(&mut self, start: u64, place: Where) -> io::Result<()> {
+        self.leaf.push(Extent::new(start, place));
+        // Tests use small leaves.
+        if self.leaf.len() >= limit(LEAF_EXTENTS as u64, 3) as usize { self.end_leaf() } else { Ok(()) }
+    }
+
+    fn end_leaf(&mut self) -> io::Result<()> {
+        let number = self.firsts.len() as u64;
+        self.firsts.extend(self.leaf.first());
+        self.pages.extend_from_slice(&encode_leaf(self.nonce, number, &self.leaf));
+        self.leaf.clear();
+        if self.pages.len() >= WRITTEN_AT_ONCE * PAGE { self.write_pages() } else { Ok(()) }
+    }
+
+    fn write_pages(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.pages, leaf_at(self.written))?;
+        self.written = self.firsts.len() as u64;
+        self.pages.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, layers: &[u64], end: u64) -> io::Result<Arc<dyn MediumFile>> {
+        if !self.leaf.is_empty() {
+            self.end_leaf()?;
+        }
+        self.write_pages()?;
+        let header = IndexHeader {
+            layer: self.layer,
+            nonce: self.nonce,
+            end,
+            leaves: self.firsts.len() as u64,
+            layers: layers.len() as u16,
+        };
+        self.file.write_at(&encode_table(self.nonce, layers, &self.firsts), header.table_at())?;
+        self.file.write_at(&header.encode(), 0)?;
+        let path = index_path(self.layer);
+        self.medium.rename(&staged(&path), &path)?;
+        self.is_kept = true;
+        Ok(self.file.clone())
+    }
+}
+
+impl Drop for IndexWriter {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let _ = self.medium.remove(&staged(&index_path(self.layer)));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Looks up extents in the index of a layer.
+//!
+//! What must hold: an index takes little memory: it is kept whole when it is small, and otherwise the memory holds eight
+//! bytes for each 511 extents and some leaves.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::LayerError;
+use crate::format::FormatError;
+use crate::format::extents::{Extent, IndexHeader, PAGE, Where, decode_leaf, decode_table, leaf_at};
+use crate::format::layout::index_path;
+use crate::io::{Medium, MediumFile, Open};
+use crate::mutant::limit;
+
+/// Leaves of an index that is kept in memory: 256 KiB.
+const KEPT_LEAVES: u64 = 64;
+/// Leaves of a larger one that stay in memory.
+const RECENT_LEAVES: usize = 16;
+
+/// See the module.
+pub(super) struct Index {
+    extents: Extents,
+}
+
+enum Extents {
+    /// All of them.
+    Kept(Vec<Extent>),
+    /// They are read from a file, leaf by leaf.
+    Paged(Paged),
+}
+
+/// The extents of a large index.
+struct Paged {
+    header: IndexHeader,
+    file: Arc<dyn MediumFile>,
+    /// The first extent of each leaf.
+    firsts: Vec<Extent>,
+    /// Leaves that were used lately, each at its number modulo the length.
+    recent: [Mutex<Option<(u64, Leaf)>>; RECENT_LEAVES],
+}
+
+type Leaf = Arc<[Extent]>;
+
+impl Paged {
+    fn new(header: IndexHeader, file: Arc<dyn MediumFile>, firsts: Vec<Extent>) -> Self {
+        Self { header, file, firsts, recent: [const { Mutex::new(None) }; RECENT_LEAVES] }
+    }
+
+    /// The leaf that contains `offset`.
+    fn leaf_of(&self, offset: u64) -> u64 {
+        self.firsts.partition_point(|first| first.start() <= offset).saturating_sub(1) as u64
+    }
+
+    fn slot(&self, leaf: u64) -> &Mutex<Option<(u64, Leaf)>> {
+        &self.recent[leaf as usize % RECENT_LEAVES]
+    }
+
+    fn recent(&self, leaf: u64) -> Option<Leaf> {
+        let slot = self.slot(leaf).try_lock()?;
+        slot.as_ref().filter(|(number, _)| *number == leaf).map(|(_, extents)| extents.clone())
+    }
+
+    fn decode(&self, leaf: u64, page: &[u8; PAGE]) -> Result<Leaf, FormatError> {
+        let extents: Leaf = decode_leaf(&self.header, leaf, page)?.into();
+        if let Some(mut slot) = self.slot(leaf).try_lock() {
+            *slot = Some((leaf, extents.clone()));
+        }
+        Ok(extents)
+    }
+
+    fn leaf(&self, leaf: u64) -> Result<Leaf, LayerError> {
+        if let Some(extents) = self.recent(leaf) {
+            return Ok(extents);
+        }
+        let layer = self.header.layer;
+        let mut page = [0; PAGE];
+        let got = self.file.read_at(&mut page, leaf_at(leaf));
+        got.map_err(LayerError::io(layer, "reading the index"))?;
+        self.decode(leaf, &page).map_err(LayerError::index(layer))
+    }
+
+    fn leaf_now(&self, leaf: u64) -> Option<Leaf> {
+        if let Some(extents) = self.recent(leaf) {
+            return Some(extents);
+        }
+        let mut page = [0; PAGE];
+        let got = self.file.read_now(&mut page, leaf_at(leaf)).ok()??;
+        if got == PAGE { self.decode(leaf, &page).ok() } else { None }
+    }
+}
+
+/// The extent of `extents` that contains `offset`, and where it ends. `after`: the extent behind them, if any.
+fn look(extents: &[Extent], after: Option<&Extent>, offset: u64) -> (Where, u64) {
+    let next = extents.partition_point(|extent| extent.start() <= offset);
+    let place = next.checked_sub(1).map_or(Where::Zero, |at| extents[at].place());
+    (place, extents.get(next).or(after).map_or(u64::MAX, |next| next.start()))
+}
+
+impl Index {
+    /// Opens the index of the chain of these layers, the lowest first; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it is damaged, or of other layers.
+    pub(super) fn open(medium: &dyn Medium, layers: &[u64]) -> Result<Option<Self>, LayerError> {
+        let Some(layer) = layers.last().copied() else { return Ok(None) };
+        let file = match medium.open(&index_path(layer), Open::Existing) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(LayerError::io(layer, "opening the index"))?,
+        };
+        Self::read(file, layers, layer).map(Some)
+    }
+
+    /// Reads what an index needs in memory.
+    pub(super) fn read(file: Arc<dyn MediumFile>, layers: &[u64], layer: u64) -> Result<Self, LayerError> {
+        let fail = || LayerError::io(layer, "reading the index");
+        let len = file.len().map_err(fail())?;
+        let mut page = vec![0; PAGE];
+        let got = file.read_at(&mut page, 0).map_err(fail())?;
+        let header = IndexHeader::decode(&page[..got], len).map_err(LayerError::index(layer))?;
+        let mut table = vec![0; header.table_len()];
+        let got = file.read_at(&mut table, header.table_at()).map_err(fail())?;
+        let (numbers, firsts) = decode_table(&header, &table[..got]).map_err(LayerError::index(layer))?;
+        if numbers != layers || header.layer != layer {
+            let why = format!("it is of the layers {numbers:?}, not of {layers:?}");
+            return Err(LayerError::io(layer, "opening the index")(io::Error::other(why)));
+        }
+        let paged = Paged::new(header, file, firsts);
+        if header.leaves > limit(KEPT_LEAVES, 1) {
+            return Ok(Self { extents: Extents::Paged(paged) });
+        }
+        let leaves = (0..header.leaves).map(|leaf| paged.leaf(leaf)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { extents: Extents::Kept(leaves.concat()) })
+    }
+
+    /// An index that no file has.
+    pub(super) fn in_memory(extents: Vec<Extent>) -> Self {
+        Self { extents: Extents::Kept(extents) }
+    }
+
+    /// Where the bytes at `offset` are, and where that extent ends.
+    ///
+    /// # Errors
+    /// When the index cannot be read or is damaged.
+    pub(super) fn find(&self, offset: u64) -> Result<(Where, u64), LayerError> {
+        match &self.extents {
+            Extents::Kept(extents) => Ok(look(extents, None, offset)),
+            Extents::Paged(paged) => {
+                let leaf = paged.leaf_of(offset);
+                Ok(look(&paged.leaf(leaf)?, paged.firsts.get(leaf as usize + 1), offset))
+            }
+        }
+    }
+
+    /// As [`Index::find`], if that needs no waiting.
+    pub(super) fn find_now(&self, offset: u64) -> Option<(Where, u64)> {
+        match &self.extents {
+            Extents::Kept(extents) => Some(look(extents, None, offset)),
+            Extents::Paged(paged) => {
+                let leaf = paged.leaf_of(offset);
+                Some(look(&paged.leaf_now(leaf)?, paged.firsts.get(leaf as usize + 1), offset))
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Sealed layers: what disks and snapshots share, and what never changes.
+//!
+//! A [`Chain`] is a layer with all layers below it. Its *index* says for each byte which layer has it, so that a read
+//! costs the same however many layers there are. The index is made of the map files of the layers, once, and shared by
+//! all disks that stand on the same layer. What must hold: an index is never trusted more than the map files. Where its
+//! bytes are damaged or gone, it is made again, and a reader notices nothing (D76).
+
+mod build;
+mod error;
+mod index;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use build::build;
+pub use error::LayerError;
+use index::Index;
+
+use crate::delta::DeltaSpec;
+use crate::format::extents::Where;
+use crate::format::layout::data_path;
+use crate::io::{Medium, MediumFile, Open};
+
+/// The data file of a layer. It is opened at the first read.
+pub struct LayerFile {
+    number: u64,
+    medium: Arc<dyn Medium>,
+    data: OnceLock<Arc<dyn MediumFile>>,
+}
+
+impl LayerFile {
+    /// Number of the layer.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn open(&self) -> Result<&Arc<dyn MediumFile>, LayerError> {
+        if let Some(data) = self.data.get() {
+            return Ok(data);
+        }
+        let data = self.medium.open(&data_path(self.number), Open::Existing);
+        let data = data.map_err(LayerError::io(self.number, "opening the data file"))?;
+        Ok(self.data.get_or_init(|| data))
+    }
+
+    /// Reads bytes that the layer has. Bytes past the end of the file are zeros.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
+        let got = self.open()?.read_at(buf, offset);
+        let got = got.map_err(LayerError::io(self.number, "reading the data file"))?;
+        buf[got..].fill(0);
+        Ok(())
+    }
+
+    /// As [`LayerFile::read`], if all bytes are in memory; otherwise false.
+    pub fn read_now(&self, buf: &mut [u8], offset: u64) -> bool {
+        // A file that is not open may have to wait for the store.
+        self.data.get().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
+    }
+}
+
+/// Where bytes of a chain are.
+#[derive(Clone)]
+pub enum Part<'a> {
+    /// Nowhere: zeros.
+    Zero,
+    /// In what lies below the chain.
+    Below,
+    /// In a layer.
+    Layer(&'a LayerFile),
+}
+
+/// A layer with all layers below it.
+pub struct Chain {
+    specs: Vec<DeltaSpec>,
+    medium: Arc<dyn Medium>,
+    /// By their position in the table of an index: the lowest first.
+    files: Vec<Arc<LayerFile>>,
+    index: RwLock<Arc<Index>>,
+    /// Held while the index is made again.
+    healing: Mutex<()>,
+}
+
+impl std::fmt::Debug for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chain").field("layers", &self.numbers()).finish_non_exhaustive()
+    }
+}
+
+impl Chain {
+    /// Opens the index of a chain, or makes it. `specs`: the layers, the lowest first; all are sealed.
+    fn open(layers: &Layers, specs: Vec<DeltaSpec>, medium: Arc<dyn Medium>) -> Result<Self, LayerError> {
+        let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
+        let index = match Index::open(&*medium, &numbers) {
+            Ok(Some(index)) => index,
+            Ok(None) => build(&specs, &medium)?,
+            Err(error) => {
+                tracing::warn!(%error, "the index of a layer cannot be used; it is made again");
+                build(&specs, &medium)?
+            }
+        };
+        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
+        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), healing: Mutex::new(()) })
+    }
+
+    /// Number of the layer at the top.
+    pub fn number(&self) -> u64 {
+        self.specs.last().map_or(0, |spec| spec.disk)
+    }
+
+    /// Numbers of its layers, the lowest first.
+    pub fn numbers(&self) -> Vec<u64> {
+        self.specs.iter().map(|spec| spec.disk).collect()
+    }
+
+    fn part(&self, place: Where) -> Part<'_> {
+        match place {
+            Where::Zero => Part::Zero,
+            Where::Below => Part::Below,
+            Where::Layer(slot) => Part::Layer(&self.files[usize::from(slot)]),
+        }
+    }
+
+    /// Where the bytes from `offset` on are, and where that extent ends, at most `end`.
+    ///
+    /// # Errors
+    /// When neither the index nor the map files can be read.
+    pub fn extent(&self, offset: u64, end: u64) -> Result<(Part<'_>, u64), LayerError> {
+        let index = self.index.read().clone();
+        let found = match index.find(offset) {
+            Ok(found) => found,
+            Err(error) => self.healed(&index, &error)?.find(offset)?,
+        };
+        let (place, stop) = found;
+        Ok((self.part(place), stop.min(end)))
+    }
+
+    /// As [`Chain::extent`], if that needs no waiting.
+    pub fn extent_now(&self, offset: u64, end: u64) -> Option<(Part<'_>, u64)> {
+        let (place, stop) = self.index.try_read()?.find_now(offset)?;
+        Some((self.part(place), stop.min(end)))
+    }
+
+    /// Makes the index again, unless another thread has done so meanwhile.
+    fn healed(&self, broken: &Arc<Index>, error: &LayerError) -> Result<Arc<Index>, LayerError> {
+        let _healing = self.healing.lock();
+        let now = self.index.read().clone();
+        if !Arc::ptr_eq(&now, broken) {
+            return Ok(now);
+        }
+        tracing::warn!(%error, "the index of a layer is damaged; it is made again");
+        let index = Arc::new(build(&self.specs, &self.medium)?);
+        *self.index.write() = index.clone();
+        Ok(index)
+    }
+}
+
+/// The open layers of a store. Disks that stand on the same layers share them.
+#[derive(Default)]
+pub struct Layers {
+    files: Mutex<HashMap<u64, Weak<LayerFile>>>,
+    chains: Mutex<HashMap<u64, Weak<Chain>>>,
+    /// Held while an index is opened or made: two disks on one layer make it once.
+    opening: Mutex<()>,
+}
+
+impl Layers {
+    fn file(&self, number: u64, medium: &Arc<dyn Medium>) -> Arc<LayerFile> {
+        let mut files = self.files.lock();
+        if let Some(file) = files.get(&number).and_then(Weak::upgrade) {
+            return file;
+        }
+        let file = Arc::new(LayerFile { number, medium: medium.clone(), data: OnceLock::new() });
+        files.retain(|_, file| file.strong_count() > 0);
+        files.insert(number, Arc::downgrade(&file));
+        file
+    }
+
+    fn opened(&self, number: u64) -> Option<Arc<Chain>> {
+        self.chains.lock().get(&number).and_then(Weak::upgrade)
+    }
+
+    /// The chain of sealed layers `specs`, the lowest first; `None` when there are none.
+    ///
+    /// # Errors
+    /// When there is no index, and a map file cannot be read.
+    pub fn chain(
+        &self,
+        specs: Vec<DeltaSpec>,
+        medium: Arc<dyn Medium>,
+    ) -> Result<Option<Arc<Chain>>, LayerError> {
+        let Some(top) = specs.last().map(|spec| spec.disk) else { return Ok(None) };
+        if let Some(chain) = self.opened(top) {
+            return Ok(Some(chain));
+        }
+        let _opening = self.opening.lock();
+        if let Some(chain) = self.opened(top) {
+            return Ok(Some(chain));
+        }
+        let chain = Arc::new(Chain::open(self, specs, medium)?);
+        let mut chains = self.chains.lock();
+        chains.retain(|_, chain| chain.strong_count() > 0);
+        chains.insert(top, Arc::downgrade(&chain));
+        Ok(Some(chain))
+    }
+
+    /// Whether a disk uses one of these layers.
+    pub fn is_open(&self, number: u64) -> bool {
+        self.files.lock().get(&number).is_some_and(|file| file.strong_count() > 0)
+    }
+}

@@ -1,0 +1,311 @@
+//! Snapshots, clones and rollback: what disks share, and when it goes.
+//!
+//! What must hold: each change is one replacement of one record. Which disks need a layer follows from their records,
+//! never from a count. A layer's files are removed only when a durable record says that nothing needs them: the record
+//! lists their numbers until they are gone (D80). While a clone of a disk is made, nothing of that disk is removed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::change::{Draft, Fork};
+use super::node::Moment;
+use super::{DiskNode, NewDisk, Store, StoreError, check_name};
+use crate::delta::Delta;
+use crate::disk::Frozen;
+use crate::format::layout;
+use crate::format::lineage::SnapshotEntry;
+use crate::format::record::{Request, Token};
+use crate::io::sys;
+use crate::mutant::Mutant;
+
+/// How long a change waits for requests that still read what it drops. After that, a later tick removes the files.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a clone is made of: a disk as it is now, or one of its snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Name of the disk.
+    pub disk: String,
+    /// Name of the snapshot; `None`: the disk as it is now.
+    pub snapshot: Option<String>,
+}
+
+impl Origin {
+    /// `DISK` or `DISK@SNAPSHOT`.
+    pub fn parse(text: &str) -> Self {
+        match text.split_once('@') {
+            Some((disk, snapshot)) => Self { disk: disk.into(), snapshot: Some(snapshot.into()) },
+            None => Self { disk: text.into(), snapshot: None },
+        }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "{}@{snapshot}", self.disk),
+            None => f.write_str(&self.disk),
+        }
+    }
+}
+
+fn no_snapshot(disk: &str, snapshot: &str) -> StoreError {
+    StoreError::NotFound { object: format!("snapshot {disk}@{snapshot}"), noun: "snapshot" }
+}
+
+impl Store {
+    /// Takes a snapshot of a disk, durably: all writes that were completed before the call are in it.
+    ///
+    /// A snapshot of that name that was taken for the same token counts as taken.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown disk, a disk that refuses writes; errors of the storage.
+    pub fn snapshot(&self, disk: &str, name: &str, token: Option<Token>) -> Result<SnapshotEntry, StoreError> {
+        check_name("snapshot", name)?;
+        let node = self.disk(disk)?;
+        // Opening a base may hang: nothing is claimed yet. The reference keeps the disk attached.
+        let _attached = node.attach()?;
+        let _claim = self.claims.lineage(disk, node.id());
+        self.check_present(disk, &node)?;
+        if let Some(taken) = node.lineage().snapshot(name) {
+            if token.is_some() && taken.token == token {
+                return Ok(taken.clone());
+            }
+            return Err(StoreError::Exists { object: format!("snapshot {disk}@{name}") });
+        }
+        let number = self.new_id()?;
+        let Moment { layer, size, overlap } = node.seal(|| self.new_id())?;
+        let snapshot =
+            SnapshotEntry { number, name: name.into(), layer, size, overlap, created_ns: sys::now_ns(), token };
+        let entry = snapshot.clone();
+        node.update(|record| record.lineage.snapshots.push(entry))?;
+        Ok(snapshot)
+    }
+
+    /// Opens a snapshot for reading.
+    ///
+    /// # Errors
+    /// An unknown disk or snapshot; a base or a layer that cannot be opened.
+    pub fn open_snapshot(&self, disk: &str, name: &str) -> Result<Frozen, StoreError> {
+        let node = self.disk(disk)?;
+        let number = node.lineage().snapshot(name).map(|snapshot| snapshot.number);
+        let opened = number.map_or(Ok(None), |number| node.open_snapshot(number))?;
+        opened.ok_or_else(|| no_snapshot(disk, name))
+    }
+
+    /// Removes a snapshot, and the space that nothing else needs.
+    ///
+    /// # Errors
+    /// An unknown disk or snapshot; errors of the storage.
+    pub fn remove_snapshot(&self, disk: &str, name: &str) -> Result<(), StoreError> {
+        let node = self.disk(disk)?;
+        let _claim = self.claims.lineage(disk, node.id());
+        self.check_present(disk, &node)?;
+        if node.lineage().snapshot(name).is_none() {
+            return Err(no_snapshot(disk, name));
+        }
+        self.drop_layers(&node, |lineage| lineage.snapshots.retain(|snapshot| snapshot.name != name))
+    }
+
+    /// Returns a disk to a snapshot: what was written since is lost. Handles that are open show the snapshot's bytes. A
+    /// request with the token of the last rollback was carried out.
+    ///
+    /// # Errors
+    /// An unknown disk or snapshot; errors of the storage. The disk is then as before.
+    pub fn rollback(&self, disk: &str, name: &str, token: Option<Token>) -> Result<(), StoreError> {
+        let node = self.disk(disk)?;
+        let _attached = node.attach()?;
+        let _claim = self.claims.lineage(disk, node.id());
+        self.check_present(disk, &node)?;
+        let lineage = node.lineage();
+        if token.is_some() && lineage.rolled_back == token {
+            return Ok(());
+        }
+        let Some(snapshot) = lineage.snapshot(name) else { return Err(no_snapshot(disk, name)) };
+        let number = self.new_id()?;
+        let old = {
+            let _dropping = self.dropping.lock();
+            node.roll_back(snapshot, (number, token), |numbers| self.needed_by_none(&node, numbers))?
+        };
+        let end = Instant::now() + PATIENCE;
+        while old.strong_count() > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.remove_dropped(&node)
+    }
+
+    /// Creates disks that show what a disk or a snapshot shows, all or none. Nothing is copied. `wanted` names no base;
+    /// a disk without a size gets that of the origin.
+    ///
+    /// A disk that has its name and was created for the same token counts as created.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown origin, a size that is smaller than the origin's; errors of the storage.
+    pub fn clone_disks(
+        &self,
+        origin: &Origin,
+        wanted: &[NewDisk],
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        let request = token.map(Request::Client);
+        self.check_new_names(wanted)?;
+        if self.missing_disks(wanted, request)?.is_empty() {
+            return wanted.iter().map(|new| self.disk(&new.name)).collect();
+        }
+        let node = self.disk(&origin.disk)?;
+        // Opening a base may hang: nothing is claimed yet. The reference keeps the disk attached.
+        let _attached = if origin.snapshot.is_none() { Some(node.attach()?) } else { None };
+        let users = node.base_id().into_iter().chain([node.id()]).collect();
+        let names = wanted.iter().map(|new| new.name.clone()).collect();
+        let _claim = self.claims.disks(names, users);
+        self.check_present(&origin.disk, &node)?;
+        // An earlier attempt of the same client may have completed in between.
+        let missing = self.missing_disks(wanted, request)?;
+        let moment = match &origin.snapshot {
+            Some(name) => {
+                let lineage = node.lineage();
+                let snapshot = lineage.snapshot(name).ok_or_else(|| no_snapshot(&origin.disk, name))?;
+                Moment { layer: snapshot.layer, size: snapshot.size, overlap: snapshot.overlap }
+            }
+            None => node.seal(|| self.new_id())?,
+        };
+        let record = node.record();
+        let base = node.base();
+        let mut drafts = Vec::with_capacity(missing.len());
+        for new in missing {
+            let size = new.size.unwrap_or(moment.size);
+            self.check_size(&new.name, size, moment.size, &format!("its origin {origin}"))?;
+            let fork = Fork {
+                backing: record.backing.clone(),
+                overlap: moment.overlap,
+                lineage: record.lineage.fork(0, moment.layer),
+            };
+            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork) });
+        }
+        let nodes = self.write_records(drafts, request)?;
+        self.admit(&nodes);
+        wanted.iter().map(|new| self.disk(&new.name)).collect()
+    }
+
+    /// Checks that a disk still has its name.
+    pub(super) fn check_present(&self, name: &str, node: &Arc<DiskNode>) -> Result<(), StoreError> {
+        match self.disk(name) {
+            Ok(now) if Arc::ptr_eq(&now, node) => Ok(()),
+            _ => Err(StoreError::NotFound { object: format!("disk {name}"), noun: "disk" }),
+        }
+    }
+
+    /// Those of these deltas of a disk that no other disk needs. The caller holds `dropping`.
+    fn needed_by_none(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
+        let mut left: HashSet<u64> = numbers.iter().copied().collect();
+        if !left.is_empty() && !Mutant::SharedLayerRemoved.is_active() {
+            let others: Vec<_> = self.names.read().disks.values().cloned().collect();
+            for other in others.iter().filter(|other| other.id() != node.id() && !other.is_retired()) {
+                other.each_delta(|delta| {
+                    left.remove(&delta);
+                });
+            }
+        }
+        numbers.into_iter().filter(|number| left.contains(number)).collect()
+    }
+
+    /// The layers of a disk whose files are being removed that no other disk needs.
+    pub(super) fn own_layers(&self, node: &DiskNode) -> Vec<u64> {
+        let _dropping = self.dropping.lock();
+        let lineage = node.lineage();
+        let layers = lineage.layers.iter().map(|layer| layer.number).collect();
+        let mut own = self.needed_by_none(node, layers);
+        own.extend(lineage.dropped);
+        own
+    }
+
+    /// Bytes that the data of a layer takes in the store.
+    pub fn layer_bytes(&self, layer: u64) -> u64 {
+        self.medium.allocated(&layout::data_path(layer)).ok().flatten().unwrap_or(0)
+    }
+
+    /// Bytes in the store that only this snapshot needs.
+    pub fn bytes_of_snapshot_only(&self, node: &DiskNode, name: &str) -> u64 {
+        let mut lineage = node.lineage();
+        lineage.snapshots.retain(|snapshot| snapshot.name != name);
+        let own = self.needed_by_none(node, lineage.remove_unneeded());
+        own.into_iter().map(|layer| self.layer_bytes(layer)).sum()
+    }
+
+    /// How many other disks need each of the layers of a disk, by the layer's number.
+    pub fn layer_uses(&self, node: &DiskNode) -> HashMap<u64, u64> {
+        let own: HashSet<u64> = node.lineage().layers.iter().map(|layer| layer.number).collect();
+        let others: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let mut uses = HashMap::new();
+        for other in others.iter().filter(|other| other.id() != node.id()) {
+            other.each_delta(|delta| {
+                if own.contains(&delta) {
+                    *uses.entry(delta).or_default() += 1;
+                }
+            });
+        }
+        uses
+    }
+
+    /// Changes what a disk needs, and removes the layers that nothing needs any more.
+    fn drop_layers(
+        &self,
+        node: &DiskNode,
+        change: impl FnOnce(&mut crate::format::lineage::Lineage),
+    ) -> Result<(), StoreError> {
+        {
+            let _dropping = self.dropping.lock();
+            let unneeded = |numbers| {
+                let unneeded = self.needed_by_none(node, numbers);
+                if Mutant::DroppedTooEarly.is_active() {
+                    let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+                    let _ = unneeded.iter().try_for_each(purge);
+                }
+                unneeded
+            };
+            node.drop_layers(change, unneeded)?;
+        }
+        self.remove_dropped(node)
+    }
+
+    /// Removes the files of the deltas that a disk's record lists as dropped, then the list. While requests still read
+    /// them, a later call does it.
+    ///
+    /// # Errors
+    /// Errors of the storage. Another call continues, and so does the next start of the daemon.
+    pub(super) fn remove_dropped(&self, node: &DiskNode) -> Result<(), StoreError> {
+        let dropped = node.lineage().dropped;
+        if dropped.is_empty() || !node.is_quiet() {
+            return Ok(());
+        }
+        let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+        let object = || format!("disk {}", node.name());
+        dropped.iter().try_for_each(purge).map_err(StoreError::io(object(), "removing its old layers"))?;
+        node.update(|record| record.lineage.dropped.retain(|number| !dropped.contains(number)))
+    }
+
+    /// Removes what earlier changes dropped. To be called when the store is open; a failure is tried again at the next
+    /// start.
+    pub fn remove_all_dropped(&self) {
+        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        for disk in disks.iter().filter(|disk| disk.has_dropped()) {
+            if let Err(error) = self.remove_dropped(disk) {
+                tracing::warn!(%error, "files that nothing needs cannot be removed; they are tried again");
+            }
+        }
+    }
+
+    /// Removes the files of a disk and of the layers that it alone needs.
+    pub(super) fn purge_files(&self, node: &DiskNode) -> io::Result<()> {
+        for layer in self.own_layers(node) {
+            Delta::purge(&*self.medium, &*self.live, layer)?;
+        }
+        Delta::purge(&*self.medium, &*self.live, node.lineage().delta)?;
+        match self.medium.remove(&layout::disk_path(node.id())) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => self.medium.sync_dir(layout::DISKS),
+        }
+    }
+}
