@@ -62,7 +62,7 @@ function troubles(status, bases, disks) {
   for (const base of bases) {
     if (base.waiting_since) {
       const why = base.waiting_for ? `: ${base.waiting_for}` : "";
-      add("warn", `Base ${base.name}: reads have waited for its server since ${ago(base.waiting_since)}${why}`);
+      add("warn", `Base ${base.name}: reads have waited since ${ago(base.waiting_since)}${why}`);
     } else if (base.error) {
       add("bad", `Base ${base.name} (${base.state.replaceAll("_", " ")}): ${base.error}`);
     }
