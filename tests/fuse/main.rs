@@ -22,6 +22,7 @@ mod kernels;
 mod lazy;
 mod live;
 mod many;
+mod operations;
 mod privilege;
 mod process;
 mod pty;

@@ -371,7 +371,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("-", "\"127.0.0.1:9464\""),
         bounds: Bounds::Meaning,
-        meaning: "A TCP address, `ADDRESS:PORT`, or a port of the loopback interface, as a string. plyfs serves metrics for Prometheus there, without encryption, to every client that can connect; they have the names of disks, bases and servers. Without it they are on the control socket only.",
+        meaning: "A TCP address, `ADDRESS:PORT`, or a port of the loopback interface, as a string. plyfs serves metrics for Prometheus there, without encryption, to every client that can connect; they have the names of disks, bases and servers. While another program has the address, plyfs tries again. Without it they are on the control socket only.",
     },
     Key {
         section: "metrics",
