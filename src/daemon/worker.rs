@@ -312,7 +312,10 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let notifier = NotifyHelper::start(config).map_err(|e| format!("cannot start the notify helper: {e}"))?;
     let metrics = metrics_socket::bind(config);
     let web = WebAccess {
-        network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+        network: match config.security.network {
+            true => Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+            false => Network::off(),
+        },
         credentials: match helper {
             Some(helper) => Arc::new(helper),
             None => Arc::new(NoCredentials),
