@@ -3,6 +3,7 @@
 
 mod aio;
 mod api;
+mod check;
 mod crashes;
 mod death;
 mod devices;
