@@ -115,20 +115,27 @@ pub(super) async fn base(
         let base = node.attach()?;
         let map = map::of_base(&base, cells);
         let (read, prefetched) = c.traced(&node, &map);
+        let memory = map::in_memory(&map, &base);
         let at = |place| column(&map, place);
         Ok(BaseMap {
             name,
             size: map.size,
             cell_bytes: map.cell_bytes,
             exact: map.exact,
-            memory_bytes: base.cached_bytes(),
+            memory_bytes: memory.iter().sum(),
             zero: at(Place::Zero),
             cached: at(Place::Cached),
             fetching: at(Place::Fetching),
             local: at(Place::Local),
             absent: at(Place::Absent),
             unknown: at(Place::Unknown),
-            total: PlaceBytes { read: read.iter().sum(), prefetched: prefetched.iter().sum(), ..total(&map) },
+            total: PlaceBytes {
+                memory: memory.iter().sum(),
+                read: read.iter().sum(),
+                prefetched: prefetched.iter().sum(),
+                ..total(&map)
+            },
+            memory,
             read,
             prefetched,
         })
@@ -150,6 +157,7 @@ fn total(map: &Map) -> PlaceBytes {
         local: sum(Place::Local),
         absent: sum(Place::Absent),
         unknown: sum(Place::Unknown),
+        memory: 0,
         read: 0,
         prefetched: 0,
     }
