@@ -630,6 +630,15 @@ pub fn pid() -> u32 {
     std::process::id()
 }
 
+/// Bytes of memory of the machine; 0 when the kernel does not say.
+pub fn total_memory() -> usize {
+    // SAFETY: an all-zero struct is valid, and the kernel fills it.
+    let mut info = unsafe { std::mem::zeroed::<libc::sysinfo>() };
+    // SAFETY: a pointer to a struct of this frame.
+    let done = unsafe { libc::sysinfo(&raw mut info) };
+    if done == 0 { (info.totalram as usize).saturating_mul(info.mem_unit as usize) } else { 0 }
+}
+
 /// Touches the pages of a buffer, so that no page fault happens when the kernel copies into it.
 pub fn touch_pages(buf: &mut [u8]) {
     for at in (0..buf.len()).step_by(4096) {
