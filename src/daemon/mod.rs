@@ -11,6 +11,7 @@ mod heartbeat;
 mod home;
 mod kernel;
 mod leftover;
+mod lock;
 mod mount;
 mod outcome;
 mod page_socket;
