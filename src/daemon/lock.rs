@@ -1,13 +1,16 @@
 //! The store's lock: flock(2) of the file `lock`, held by an open file description that the supervisor and its workers
 //! share. So it is free when the last of them has let go (D1), and two daemons never serve one store.
 //!
-//! A killed worker may not let go for as long as a thread of it waits in the kernel for the cache's disk. The next worker
-//! does not wait for such a thread ([`leftover`]), and neither does the next daemon: when the supervisor is gone and
-//! nothing but such threads holds the lock, a start puts a new lock file in the place of the old one (D76). What must hold:
+//! A killed worker may not let go for as long as a thread of it waits in the kernel for the cache's disk, in a call or when
+//! its files are closed. The next worker does not wait for such a thread ([`leftover`]), and neither does the next daemon:
+//! when the supervisor is gone and nothing but such threads can hold the lock, a start puts a new lock file in the place of
+//! the old one (D76). What must hold:
 //! - A lock counts only while `lock` names its file, so each start looks at the name after it has the lock.
 //! - Only one start replaces the file at a time, and only the file that it found held: it holds a lock of the directory
 //!   meanwhile. The new file is locked, and has the new daemon's number, before it has the name.
-//! - A start that cannot see all holders replaces nothing.
+//! - A start that cannot see all processes of the killed daemon replaces nothing. It sees them when they are of its own pid
+//!   namespace and it may read which files each process has open. A process whose open files hold no such lock, and that
+//!   holds it all the same, is exiting: it never runs the program again.
 //!
 //! Source: proc(5), "fdinfo": a descriptor whose open file description holds a lock shows it.
 
@@ -18,6 +21,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::leftover;
+use super::outcome::{Outcome, pid_namespace};
 use crate::format::layout::{LOCK, staged};
 use crate::io::{HostMedium, sys};
 use crate::store::with_reserve_of;
@@ -62,14 +66,14 @@ fn take_unless(store: &Path, is_harmless: impl Fn(u32) -> bool) -> io::Result<Ta
         }
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_INTERVAL;
-            let holders = holders(&lock).unwrap_or_default();
+            let left = left_of_daemon(store, &lock, &is_harmless).unwrap_or_default();
             // Seen twice: a process that a dying holder started just before the first look shows in the second.
-            let are_known = !holders.is_empty() && holders == seen;
-            seen = holders;
-            if are_known && seen.iter().all(|pid| is_harmless(*pid)) {
+            let are_known = !left.is_empty() && left == seen;
+            seen = left;
+            if are_known {
                 tracing::warn!(
-                    holders = ?seen,
-                    "processes of a killed daemon hold the store's lock: they wait in the kernel for the cache's disk; \
+                    processes = ?seen,
+                    "processes of a killed daemon keep the store's lock: they wait in the kernel for the cache's disk; \
                      they are left behind, and the lock file is replaced"
                 );
                 if let Some(lock) = replace(store, &lock)? {
@@ -113,8 +117,13 @@ fn replace(store: &Path, old: &File) -> io::Result<Option<File>> {
     Ok(Some(lock))
 }
 
-/// The processes that hold the lock of a file; `None` when there may be more.
-fn holders(lock: &File) -> Option<Vec<u32>> {
+/// The processes that are left of the killed daemon of a store, none of which runs the program again: those that hold its
+/// lock, and workers that are exiting. `None` when one may run, or when there may be more.
+fn left_of_daemon(store: &Path, lock: &File, is_harmless: impl Fn(u32) -> bool) -> Option<Vec<u32>> {
+    let daemon = Outcome::read(store)?;
+    if daemon.end.is_some() || daemon.pid_namespace == 0 || daemon.pid_namespace != pid_namespace() {
+        return None;
+    }
     let meta = lock.metadata().ok()?;
     let file = format!(" {:02x}:{:02x}:{} ", libc::major(meta.dev()), libc::minor(meta.dev()), meta.ino());
     let mut found = Vec::new();
@@ -122,17 +131,29 @@ fn holders(lock: &File) -> Option<Vec<u32>> {
         let Some(pid) = entry.ok()?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
+        if pid == sys::pid() {
+            continue;
+        }
         match holds(pid, &file) {
-            Some(true) if pid != sys::pid() => found.push(pid),
-            Some(_) => {}
-            // The first process of all, which may be hidden from other users of root's rights, holds the lock as a
-            // supervisor only. Then it has been found to live.
+            Some(true) if is_harmless(pid) => found.push(pid),
+            Some(true) => return None,
+            Some(false) if is_exiting_worker(pid) && is_harmless(pid) => found.push(pid),
+            Some(false) => {}
+            // The first process of all, which may be hidden even from root, holds the lock as a supervisor only. Then it
+            // has been found to live.
             None if pid == 1 => {}
             None => return None,
         }
     }
     found.sort_unstable();
     Some(found)
+}
+
+/// Whether a process is a worker whose first thread has ended, and others have not.
+fn is_exiting_worker(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.contains(" (plyfs-worker) Z ") && threads() > 1
 }
 
 /// What a look at something of a process in /proc says: nothing when it has ended, `None` when it is not shown.
@@ -187,6 +208,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::format::layout::OUTCOME;
 
     /// A process that holds the lock of a store, as a worker does when its supervisor is gone.
     struct Holder(Child);
@@ -197,6 +219,7 @@ mod tests {
             let child = Command::new("sleep").arg("600").stdin(Stdio::from(lock)).spawn().expect("a process");
             // No process has this number.
             fs::write(store.join(LOCK), u32::MAX.to_string()).expect("written");
+            Outcome::begin(store, 7);
             Self(child)
         }
     }
@@ -224,9 +247,23 @@ mod tests {
         let dir = tempfile::tempdir_in("/var/tmp").expect("directory");
         let holder = Holder::new(dir.path());
         let pid = holder.0.id();
-        assert_eq!(holders(&open(&dir.path().join(LOCK)).expect("a file")), Some(vec![pid]));
+        let left = || {
+            let lock = open(&dir.path().join(LOCK)).expect("a file");
+            left_of_daemon(dir.path(), &lock, |other| other == pid)
+        };
+        assert_eq!(left(), Some(vec![pid]));
         // It may run again: the start waits, and then refuses.
         assert!(matches!(take(dir.path()), Ok(Taken::By(_))));
+        // A daemon whose processes this one may not see.
+        let record = Outcome::read(dir.path()).expect("a record");
+        let other = Outcome { pid_namespace: 1, ..record.clone() };
+        let write = |outcome: &Outcome| {
+            let bytes = serde_json::to_vec(outcome).expect("a record");
+            fs::write(dir.path().join(OUTCOME), bytes).expect("written");
+        };
+        write(&other);
+        assert_eq!(left(), None);
+        write(&record);
         let lock = held(take_unless(dir.path(), |other| other == pid));
         // From now on this lock counts, and not that of the file before.
         fs::write(dir.path().join(LOCK), sys::pid().to_string()).expect("written");
