@@ -137,7 +137,7 @@ fn left_of_daemon(store: &Path, lock: &File, is_harmless: impl Fn(u32) -> bool) 
         match holds(pid, &file) {
             Some(true) if is_harmless(pid) => found.push(pid),
             Some(true) => return None,
-            Some(false) if is_exiting_worker(pid) && is_harmless(pid) => found.push(pid),
+            Some(false) if is_unfinished_worker(pid) && is_harmless(pid) => found.push(pid),
             Some(false) => {}
             // The first process of all, which may be hidden even from root, holds the lock as a supervisor only. Then it
             // has been found to live.
@@ -149,11 +149,12 @@ fn left_of_daemon(store: &Path, lock: &File, is_harmless: impl Fn(u32) -> bool) 
     Some(found)
 }
 
-/// Whether a process is a worker whose first thread has ended, and others have not.
-fn is_exiting_worker(pid: u32) -> bool {
+/// Whether a process is a worker that has threads which did not end, its first one or others.
+fn is_unfinished_worker(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, state)) = stat.split_once(" (plyfs-worker) ") else { return false };
     let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    stat.contains(" (plyfs-worker) Z ") && threads() > 1
+    !state.starts_with('Z') || threads() > 1
 }
 
 /// What a look at something of a process in /proc says: nothing when it has ended, `None` when it is not shown.
