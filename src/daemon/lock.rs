@@ -4,7 +4,7 @@
 //! A killed worker may not let go for as long as a thread of it waits in the kernel for the cache's disk, in a call or when
 //! its files are closed. The next worker does not wait for such a thread ([`leftover`]), and neither does the next daemon:
 //! when the supervisor is gone and nothing but such threads can hold the lock, a start puts a new lock file in the place of
-//! the old one (D76). What must hold:
+//! the old one (D78). What must hold:
 //! - A lock counts only while `lock` names its file, so each start looks at the name after it has the lock.
 //! - Only one start replaces the file at a time, and only the file that it found held: it holds a lock of the directory
 //!   meanwhile. The new file is locked, and has the new daemon's number, before it has the name.
@@ -238,7 +238,7 @@ mod tests {
         }
     }
 
-    /// Guards D1, D76.
+    /// Guards D1, D78.
     #[test]
     fn a_lock_that_only_a_worker_in_the_kernel_holds_is_replaced_and_no_other() {
         if sys::effective_ids().0 != 0 {
@@ -275,7 +275,7 @@ mod tests {
         drop(held(take(dir.path())));
     }
 
-    /// Guards D76.
+    /// Guards D78.
     #[test]
     fn of_many_starts_that_find_the_same_leftover_one_has_the_lock() {
         if sys::effective_ids().0 != 0 {

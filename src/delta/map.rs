@@ -5,7 +5,7 @@
 //! After the death of a worker both count as dirty.
 //!
 //! The live file lists the pages that have such bits. A page is listed before its first bit is set, and leaves the list
-//! when a flush made it durable, so a flush looks at no other page, after the death of a worker neither (D75).
+//! when a flush made it durable, so a flush looks at no other page, after the death of a worker neither (D77).
 //!
 //! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at
 //! most. Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It

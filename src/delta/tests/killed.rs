@@ -41,7 +41,7 @@ fn large(rig: &Rig) -> Arc<Delta> {
     delta
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn a_write_that_is_sent_again_after_a_kill_at_any_step_is_flushed() {
     for flushed_before in [false, true] {
@@ -66,7 +66,7 @@ fn a_write_that_is_sent_again_after_a_kill_at_any_step_is_flushed() {
     }
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn a_flush_of_the_next_worker_has_all_that_a_kill_at_any_step_of_a_flush_left() {
     for fails in [false, true] {
@@ -99,7 +99,7 @@ fn a_flush_of_the_next_worker_has_all_that_a_kill_at_any_step_of_a_flush_left() 
     }
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn the_first_flush_of_the_next_worker_looks_only_at_pages_that_changed() {
     let rig = Rig::new();
@@ -116,7 +116,7 @@ fn the_first_flush_of_the_next_worker_looks_only_at_pages_that_changed() {
     assert_eq!(delta.map.unflushed_pages().count(), 0);
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn a_map_that_an_earlier_version_changed_is_flushed_as_a_whole() {
     let rig = Rig::new();

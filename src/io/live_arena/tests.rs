@@ -191,7 +191,7 @@ fn taken_over_by_an_earlier_version(file: &File) {
     }
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn a_list_of_unflushed_pages_counts_until_an_earlier_version_took_the_arena_over() {
     let file = formatted();
@@ -218,7 +218,7 @@ fn a_list_of_unflushed_pages_counts_until_an_earlier_version_took_the_arena_over
     has(&next, 1, &[0, 7]);
 }
 
-/// Guards D75.
+/// Guards D77.
 #[test]
 fn a_map_that_moves_takes_its_list_of_unflushed_pages_along() {
     let (file, new) = (formatted(), formatted());
