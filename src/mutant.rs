@@ -22,8 +22,10 @@ pub enum Mutant {
     JournalNotSynced,
     /// Replay reads a block that was never written as `Zero`.
     ZeroForgotten,
-    /// A failed flush does not restore the map words that it took.
+    /// A failed flush counts the map words that it took as durable.
     WordsNotRestored,
+    /// A flush takes pages from the list of unflushed ones before their words are durable.
+    TakenWordsForgotten,
     /// A shrink does not journal the size.
     ShrinkNotJournaled,
     /// A growing disk does not truncate the data file to the old end first.
@@ -81,7 +83,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 21] = [
+pub const ALL: [Mutant; 22] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -90,6 +92,7 @@ pub const ALL: [Mutant; 21] = [
     Mutant::JournalNotSynced,
     Mutant::ZeroForgotten,
     Mutant::WordsNotRestored,
+    Mutant::TakenWordsForgotten,
     Mutant::ShrinkNotJournaled,
     Mutant::GrowthNotCut,
     Mutant::DiskNumberNotReserved,

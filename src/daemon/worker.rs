@@ -669,6 +669,7 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
     let upkeep = move || {
         while !store.is_closing() {
             store.retry_unread();
+            store.note_names();
             store.detach_idle(IDLE, OPEN_IDLE);
             store.tend_maps();
             std::thread::sleep(UPKEEP);

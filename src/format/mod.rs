@@ -10,6 +10,7 @@ mod identity;
 pub mod journal;
 pub mod layout;
 pub mod live;
+pub mod names;
 pub mod record;
 pub mod replay;
 #[cfg(test)]
