@@ -22,8 +22,10 @@ pub enum Mutant {
     JournalNotSynced,
     /// Replay reads a block that was never written as `Zero`.
     ZeroForgotten,
-    /// A failed flush does not restore the map words that it took.
+    /// A failed flush counts the map words that it took as durable.
     WordsNotRestored,
+    /// A flush takes pages from the list of unflushed ones before their words are durable.
+    TakenWordsForgotten,
     /// A shrink does not journal the size.
     ShrinkNotJournaled,
     /// A growing disk does not truncate the data file to the old end first.
@@ -89,7 +91,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 25] = [
+pub const ALL: [Mutant; 26] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -98,6 +100,7 @@ pub const ALL: [Mutant; 25] = [
     Mutant::JournalNotSynced,
     Mutant::ZeroForgotten,
     Mutant::WordsNotRestored,
+    Mutant::TakenWordsForgotten,
     Mutant::ShrinkNotJournaled,
     Mutant::GrowthNotCut,
     Mutant::DiskNumberNotReserved,

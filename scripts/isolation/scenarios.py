@@ -327,7 +327,7 @@ class StopWhileFilesHang(StopWhileHanging):
 
 
 class CacheHangsAtTheEnd(Scenario):
-    row = "the cache's disk hangs while workers are killed and while the daemon is stopped; then the daemon is started again"
+    row = "the cache's disk hangs while workers are killed, the daemon is stopped, started again, and killed with all its processes"
 
     def run(self, world):
         world.daemon.start()
@@ -350,10 +350,22 @@ class CacheHangsAtTheEnd(Scenario):
             world.note(f"stopped in {time.monotonic() - begin:.1f} s, with status {status}")
         except Exception as error:
             world.problem(f"stop: {error}"[-200:])
+        # Threads of the killed workers still wait for that disk.
+        self.starts(world, 3)
+        world.daemon.end()
+        self.starts(world, 4)
         server.send_signal(signal.SIGCONT)
-        world.daemon.start()
-        self.works(world, 3)
+        self.works(world, 5)
         stop_and_check(world)
+
+    def starts(self, world, turn):
+        begin = time.monotonic()
+        try:
+            world.daemon.start()
+            world.note(f"started in {time.monotonic() - begin:.1f} s")
+            self.works(world, turn)
+        except Exception as error:
+            world.problem(f"start: {error}"[-200:])
 
     def works(self, world, turn):
         begin = time.monotonic()

@@ -226,6 +226,11 @@ impl Base {
         self.cache.cached_bytes(self.id)
     }
 
+    /// Calls `each` for each of its blocks in memory, in no order.
+    pub fn each_block_in_memory(&self, each: impl FnMut(u64)) {
+        self.cache.each_block(self.id, each);
+    }
+
     /// Whether its bytes are those of one file of this host, without a format to decode.
     pub fn is_plain(&self) -> bool {
         !self.remote && self.stack.raw().is_some()

@@ -201,6 +201,7 @@ impl Bases {
         let base = self.store.base(name)?;
         self.store.remove_base(name)?;
         self.hydrations.forget(base.id());
+        self.examiner.forget(base.id());
         self.sources.forget(base.record(), &self.others(&base));
         Ok(())
     }

@@ -4,13 +4,14 @@
 //! The store has the catalogue of bases and attaches them. This module opens their sources (`origin`, `sources`),
 //! decides what the cache retains of them, and orders changes of both. What must hold:
 //! - A caller that attaches, lists or shows a base waits for no server. Only [`Bases::prepare`] and
-//!   [`Bases::prepare_move`] send requests.
+//!   [`Bases::prepare_move`] send requests. One that lists or shows bases waits for no file either (`examine`).
 //! - A change of a base's options is in its record before anything is dropped or fetched for it, so that the next
 //!   worker continues.
 //! - Contents that two bases share are dropped only when neither retains them.
 
 mod add;
 mod copy;
+mod examine;
 pub mod hydrate;
 pub mod jobs;
 mod keep;
@@ -28,11 +29,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::add::{Description, File, PreparedBase};
+pub use self::examine::Finding;
 pub use self::jobs::BaseJob;
 pub use self::keep::{Evicted, LastCopy};
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 
+use self::examine::Examiner;
 use self::hydrate::{Hydrations, Progress};
 use self::sources::HostSources;
 use crate::store::Store;
@@ -43,6 +46,7 @@ pub struct Bases {
     store: Arc<Store>,
     sources: Arc<HostSources>,
     hydrations: Hydrations,
+    examiner: Arc<Examiner>,
     /// Mount point of this daemon.
     mount: PathBuf,
     /// Whether a new base is hydrated at once.
@@ -58,7 +62,7 @@ impl Bases {
         mount: PathBuf,
         hydrates_new: bool,
     ) -> Self {
-        Self { store, sources, hydrations, mount, hydrates_new }
+        Self { store, sources, hydrations, examiner: Examiner::new(), mount, hydrates_new }
     }
 
     /// The sources of bases.

@@ -38,9 +38,14 @@ impl House {
     }
 
     fn reopened(dir: TempDir) -> Self {
+        Self::configured(dir, |_| {})
+    }
+
+    fn configured(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let root = dir.path().join("store");
         fs::create_dir_all(&root).unwrap();
-        let config = config(&root);
+        let mut config = config(&root);
+        change(&mut config);
         let events = Events::new();
         let network = Network::prepare(&config.http, Proxies::from_variables(|_| None));
         let kept = OpenCache::open(&config, &events).unwrap();
@@ -129,6 +134,11 @@ fn refused<T>(result: Result<T, StoreError>, kind: Kind, part: &str) {
     let error = result.err().expect("it is refused");
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().contains(part), "{error}");
+}
+
+fn state(house: &House, base: &Arc<BaseNode>) -> BaseState {
+    let finding = house.bases.examine(std::slice::from_ref(base)).remove(0);
+    house.bases.condition(base, finding).state
 }
 
 #[test]
@@ -238,7 +248,7 @@ fn a_hydrated_base_is_served_from_its_copy_which_is_evicted_only_when_the_origin
     assert_eq!(house.kept(&base), SIZE as u64);
     let away = path.with_extension("away");
     fs::rename(&path, &away).unwrap();
-    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    assert_eq!(state(&house, &base), BaseState::Ok);
     // The copy is the last one.
     refused(house.bases.evict("b", LastCopy::Keep), Kind::Invalid, "may be the last one");
     assert_eq!(house.kept(&base), SIZE as u64);
@@ -247,14 +257,14 @@ fn a_hydrated_base_is_served_from_its_copy_which_is_evicted_only_when_the_origin
     drop((store, bases, base));
     let house = House::reopened(dir);
     let base = house.store.base("b").unwrap();
-    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    assert_eq!(state(&house, &base), BaseState::Ok);
     fs::rename(&away, &path).unwrap();
     assert_eq!(house.bases.evict("b", LastCopy::Keep).unwrap(), Evicted { dropped: SIZE as u64, shared: 0 });
     assert!(!base.options().hydrate);
-    assert_eq!(house.bases.condition(&base).state, BaseState::Ok);
+    assert_eq!(state(&house, &base), BaseState::Ok);
     // From here on the base is the original file.
     fs::write(&path, [2; 10]).unwrap();
-    assert_eq!(house.bases.condition(&base).state, BaseState::Failed);
+    assert_eq!(state(&house, &base), BaseState::Failed);
 }
 
 #[test]
@@ -306,4 +316,42 @@ fn operations_that_a_base_does_not_support_are_refused() {
     refused(prepare(1), Kind::Invalid, "it has 1 files");
     assert!(house.bases.pin("b", true).unwrap().options().pinned);
     assert!(!house.bases.pin("b", false).unwrap().options().pinned);
+}
+
+// Regression: it said that the cache was too small, and named --cache-disk, when a write of a reader had found room
+// meanwhile.
+#[test]
+fn a_hydration_that_finds_no_room_names_the_bound_and_its_remedy() {
+    // Bytes that the cache may have, and those that must stay free.
+    let bounds = [(64 << 20, u64::MAX / 2, "[cache] disk_free"), (SIZE as u64 * 3 / 2, 0, "--cache-disk")];
+    for (limit, floor, remedy) in bounds {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let house = House::configured(dir, |config| {
+            (config.cache_disk, config.cache_disk_free) = (Some(limit), Some(floor));
+        });
+        if floor == 0 {
+            // It fills most of the cache, and stays.
+            house.add(raw("other", &house.image("other.raw", 8))).unwrap();
+            house.hydrated("other");
+        }
+        let base = house.add(raw("b", &house.image("b.raw", 7))).unwrap();
+        house.bases.hydrate("b", None).unwrap();
+        let contents = house.bases.sources().contents(base.record(), &base.record().image);
+        let end = Instant::now() + Duration::from_secs(60);
+        // More than one round of the hydration.
+        let mut said = Vec::new();
+        while said.len() < 100 {
+            // As after a write that found room.
+            contents.disk_answers(true);
+            let progress = house.bases.progress(base.id()).unwrap();
+            if let Some(why) = progress.error {
+                assert!(why.contains(remedy), "{why}");
+                assert_eq!(why.contains("--cache-disk"), remedy == "--cache-disk", "{why}");
+                said.push(why);
+            }
+            assert!(Instant::now() < end, "{:?}", progress.state);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        house.bases.cancel_job("hydrate-b").unwrap();
+    }
 }

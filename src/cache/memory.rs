@@ -338,6 +338,16 @@ impl BlockCache {
         blocks * BLOCK as u64
     }
 
+    /// Calls `each` for each cached block of a base, in no order. A block that comes or goes meanwhile may be missing. The
+    /// time is that of a look at the name of every block of the cache; one shard is locked at a time.
+    pub fn each_block(&self, id: CacheId, mut each: impl FnMut(u64)) {
+        let mut blocks = Vec::new();
+        for index in 0..self.shards.len() {
+            self.lock(index).add_blocks_of(id.id, &mut blocks);
+            blocks.drain(..).for_each(&mut each);
+        }
+    }
+
     /// The sum over all shards, each read at its own moment.
     pub fn stats(&self) -> CacheStats {
         let mut stats = CacheStats {

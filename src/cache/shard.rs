@@ -232,6 +232,18 @@ impl Shard {
         self.held.get(&base).copied().unwrap_or(0)
     }
 
+    /// Adds the numbers of a base's blocks, without rejected ones, in no order. Looks at the names of all blocks.
+    pub(super) fn add_blocks_of(&self, base: u32, to: &mut Vec<u64>) {
+        let count = self.blocks_of(base);
+        if count == 0 {
+            return;
+        }
+        to.reserve(count as usize);
+        let queued = self.small.iter().chain(&self.main).copied().filter(|key| base_of(*key) == base);
+        // A rejected block stays in its queue.
+        to.extend(queued.filter(|key| self.counters.rejected == 0 || self.contains(*key)).map(block_of));
+    }
+
     /// The slot of a block that is present and sound. Counts the use according to `touch`.
     fn find(&mut self, key: Key, touch: Touch) -> Option<u32> {
         let entry = self.table.find_mut(mix(key), |entry| entry.key == key)?;

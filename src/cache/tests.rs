@@ -372,3 +372,23 @@ fn concurrent_threads_never_read_a_wrong_byte() {
     cache.assert_consistent();
     assert!(cache.stats().evictions > 0);
 }
+
+#[test]
+fn each_block_of_a_base_is_named_once_and_no_block_of_another() {
+    let cache = cache(4 * MIB);
+    let (id, other) = (cache.register(), cache.register());
+    // More than the cache holds, so that some were evicted.
+    for block in 0..4000_u64 {
+        cache.insert(id, block * 3, &content(1, block * 3));
+        cache.insert(other, block, &content(2, block));
+    }
+    let mut named = Vec::new();
+    cache.each_block(id, |block| named.push(block));
+    named.sort_unstable();
+    let held: Vec<u64> = (0..12_000).filter(|block| cache.contains(id, *block)).collect();
+    assert!(!held.is_empty() && held.len() < 4000);
+    assert_eq!(named, held);
+    assert_eq!(cache.cached_bytes(id), (held.len() * BLOCK) as u64);
+    cache.forget(id);
+    cache.each_block(id, |block| panic!("block {block} was forgotten"));
+}

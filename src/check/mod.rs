@@ -234,7 +234,7 @@ fn lock(store: &Path) -> Result<File, CheckError> {
         }
         other => other.map_err(fail)?,
     };
-    if sys::try_lock(&file).map_err(fail)? {
+    if sys::try_lock_named(&file, &path).map_err(fail)? {
         Ok(file)
     } else {
         Err(CheckError::Running { store: store.into() })

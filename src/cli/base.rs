@@ -123,7 +123,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 21] = [
+pub(super) const FIELDS: [Column; 22] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -142,6 +142,7 @@ pub(super) const FIELDS: [Column; 21] = [
     ("state", "state", Kind::Text),
     ("since", "state_since", Kind::Time),
     ("error", "error", Kind::Text),
+    ("examined", "examined", Kind::Time),
     ("failing since", "failing_since", Kind::Time),
     ("waiting since", "waiting_since", Kind::Time),
     ("waiting for", "waiting_for", Kind::Text),

@@ -48,8 +48,11 @@ const PLACES: [Place; 7] = [
 const SHOWN_IN_PART: usize = 3;
 
 /// What the map says of a base beside the places: key and name.
-const OVERLAYS: [(&str, &str); 2] =
-    [("read", "read by the recorded boot"), ("prefetched", "prefetched at a boot")];
+const OVERLAYS: [(&str, &str); 3] = [
+    ("read", "read by the recorded boot"),
+    ("prefetched", "prefetched at a boot"),
+    ("memory", "in the memory cache"),
+];
 
 /// How a map is drawn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,9 +153,6 @@ fn legend(map: &Value, size: u64, style: Style) -> String {
     }
     for (key, name) in OVERLAYS.iter().filter(|(key, _)| total(key) > 0) {
         out += &line("  ", name, total(key));
-    }
-    if let Some(bytes) = map["memory_bytes"].as_u64().filter(|bytes| *bytes > 0) {
-        out += &line("  ", "in the memory cache", bytes);
     }
     out
 }

@@ -9,7 +9,7 @@ use super::output::printable;
 use super::table::lines;
 use crate::config::size::format_size;
 use crate::control::wire::{
-    self, Cache, Confinement, DamagedFile, DiskCache, MissingPromise, Standby, Trouble,
+    self, Cache, Confinement, DamagedFile, DiskCache, Listener, MissingPromise, Standby, Trouble,
 };
 
 const EXAMPLES: &str = "\
@@ -72,6 +72,8 @@ pub(super) fn human(status: &wire::Status) -> String {
         let (state, at, from) = (upgrade.state.name(), text(&upgrade.at), text(&upgrade.from));
         pairs.push(("upgrade", format!("{state} at {at}: {from} to {to}")));
     }
+    pairs.extend(status.page.iter().map(|page| ("page", listener(page))));
+    pairs.extend(status.metrics.iter().map(|metrics| ("metrics", listener(metrics))));
     if let Some(cache) = &status.cache {
         caches(cache, &mut pairs);
     }
@@ -83,6 +85,14 @@ pub(super) fn human(status: &wire::Status) -> String {
         pairs.extend(kernel.missing.iter().map(|lacks| ("kernel lacks", missing(lacks))));
     }
     lines(pairs.into_iter())
+}
+
+fn listener(listener: &Listener) -> String {
+    let listen = text(&listener.listen);
+    listener
+        .trouble
+        .as_ref()
+        .map_or_else(|| listen.clone(), |why| format!("not served at {listen}: {}", text(why)))
 }
 
 /// The problems that need the operator's attention.

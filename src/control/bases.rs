@@ -1,5 +1,7 @@
 //! Routes on bases: add, list, show, remove.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -10,7 +12,7 @@ use super::wire::{
 };
 use super::{Answer, ApiError, Control, Name, blocking, hex};
 use crate::bases::sources::BaseHealth;
-use crate::bases::{BaseState, Condition, Description, File};
+use crate::bases::{BaseState, Condition, Description, File, Finding};
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
 use crate::source::shown;
@@ -130,10 +132,13 @@ pub(super) async fn add(
     let Json(new) = body?;
     let token = key.token("base", &new);
     let prepared = c.bases.prepare(description(new, token)?).await?;
-    blocking(move || Ok(c.base(&*c.bases.add(prepared)?))).await
+    blocking(move || Ok(c.base(&c.bases.add(prepared)?))).await
 }
 
 /// List the bases
+///
+/// The daemon checks the bases' files on this host. It waits for none that hangs: of such a base it answers with what
+/// it found last.
 #[utoipa::path(
     get,
     path = "/v1/bases",
@@ -145,14 +150,17 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
     blocking(move || {
         let users = c.store.users();
         let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
-        Ok(c.store.bases().iter().map(|b| c.base_with_users(b, count(b))).collect())
+        let bases = c.store.bases();
+        let findings = c.bases.examine(&bases);
+        let listed = bases.iter().zip(findings);
+        Ok(listed.map(|(base, finding)| c.base_with(base, count(base), finding)).collect())
     })
     .await
 }
 
 /// Show a base
 ///
-/// The daemon checks the base's files on this host. It asks no server.
+/// The daemon checks the base's files on this host, and waits for none that hangs. It asks no server.
 #[utoipa::path(
     get,
     path = "/v1/bases/{name}",
@@ -161,7 +169,7 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
     responses((status = 200, description = "The base.", body = Base))
 )]
 pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<Base> {
-    blocking(move || Ok(c.base(&*c.store.base(&name)?))).await
+    blocking(move || Ok(c.base(&c.store.base(&name)?))).await
 }
 
 /// Remove a base
@@ -183,11 +191,12 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 }
 
 impl Control {
-    pub(super) fn base(&self, node: &BaseNode) -> Base {
-        self.base_with_users(node, self.bases.users(node))
+    pub(super) fn base(&self, node: &Arc<BaseNode>) -> Base {
+        let finding = self.bases.examine(std::slice::from_ref(node)).pop().unwrap_or_default();
+        self.base_with(node, self.bases.users(node), finding)
     }
 
-    fn base_with_users(&self, node: &BaseNode, disks: usize) -> Base {
+    fn base_with(&self, node: &BaseNode, disks: usize, finding: Finding) -> Base {
         let record = node.record();
         let options = node.options();
         let (sha256, sha512) = match &record.image.identity.digest {
@@ -204,7 +213,7 @@ impl Control {
         let percent =
             if all == 0 { None } else { Some((kept_bytes as f64 * 1000.0 / all as f64).floor() / 10.0) };
         let verified = !kept.is_empty() && kept.iter().all(|kept| kept.is_verified_now() == Some(true));
-        let Condition { state, since, error, health } = self.bases.condition(node);
+        let Condition { state, since, error, health, examined } = self.bases.condition(node, finding);
         let urls = node.current().urls_of(&record.image);
         let shown_backing =
             |file: &ImageFile| Backing { source: shown(&file.source), format: file.format.into() };
@@ -240,6 +249,7 @@ impl Control {
             state: state.into(),
             state_since: since.map(rfc3339_millis),
             error,
+            examined: examined.map(rfc3339_millis),
             cache_error: kept.iter().find_map(|kept| kept.trouble()),
             work: self.bases.progress(record.id).map(|progress| Work::on(&record.name, progress)),
             waiting_since,

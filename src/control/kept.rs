@@ -26,7 +26,7 @@ pub(super) async fn pin(
     body: Result<Json<Pin>, JsonRejection>,
 ) -> Answer<Base> {
     let Json(Pin { pinned }) = body?;
-    blocking(move || Ok(c.base(&*c.bases.pin(&name, pinned)?))).await
+    blocking(move || Ok(c.base(&c.bases.pin(&name, pinned)?))).await
 }
 
 /// Drop the fetched data of a base
@@ -81,7 +81,7 @@ pub(super) async fn hydrate(
     body: Result<Json<Hydrate>, JsonRejection>,
 ) -> Answer<Base> {
     let Json(Hydrate { rate }) = body?;
-    blocking(move || Ok(c.base(&*c.bases.hydrate(&name, rate)?))).await
+    blocking(move || Ok(c.base(&c.bases.hydrate(&name, rate)?))).await
 }
 
 /// Compare a base with its digest
@@ -96,5 +96,5 @@ pub(super) async fn hydrate(
     responses((status = 200, description = "The base; `work` has the progress.", body = Base))
 )]
 pub(super) async fn verify(State(c): State<Control>, Name(name): Name) -> Answer<Base> {
-    blocking(move || Ok(c.base(&*c.bases.verify(&name)?))).await
+    blocking(move || Ok(c.base(&c.bases.verify(&name)?))).await
 }

@@ -3,6 +3,8 @@
 //! What must hold: a map takes bounded time and memory, whatever the size (D70). A few are made at a time (`pool`), so
 //! that clients that look at maps take no processor from guests; those of bases whose files hang delay no others.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -11,7 +13,7 @@ use utoipa::IntoParams;
 
 use super::pool::JobKind;
 use super::wire::{BaseMap, DiskMap, PlaceBytes};
-use super::{Answer, ApiError, Control, Name, in_pool};
+use super::{Answer, ApiError, Cause, Control, Name, in_pool};
 use crate::disk::map::{self, MOST_CELLS, Map, Place};
 use crate::format::BLOCK;
 use crate::store::BaseNode;
@@ -64,6 +66,10 @@ pub(super) async fn disk(
     let cells = query?.0.cells()?;
     make(move || {
         let node = c.store.disk(&name)?;
+        // A disk without a base, or whose base is gone, has a map too.
+        if let Some(base) = node.base_name().and_then(|base| c.store.base(&base).ok()) {
+            c.refuse_hanging(&base)?;
+        }
         let (map, attached) = node.map(cells)?;
         let at = |place| column(&map, place);
         Ok(DiskMap {
@@ -105,23 +111,31 @@ pub(super) async fn base(
     let cells = query?.0.cells()?;
     make(move || {
         let node = c.store.base(&name)?;
+        c.refuse_hanging(&node)?;
         let base = node.attach()?;
         let map = map::of_base(&base, cells);
         let (read, prefetched) = c.traced(&node, &map);
+        let memory = map::in_memory(&map, &base);
         let at = |place| column(&map, place);
         Ok(BaseMap {
             name,
             size: map.size,
             cell_bytes: map.cell_bytes,
             exact: map.exact,
-            memory_bytes: base.cached_bytes(),
+            memory_bytes: memory.iter().sum(),
             zero: at(Place::Zero),
             cached: at(Place::Cached),
             fetching: at(Place::Fetching),
             local: at(Place::Local),
             absent: at(Place::Absent),
             unknown: at(Place::Unknown),
-            total: PlaceBytes { read: read.iter().sum(), prefetched: prefetched.iter().sum(), ..total(&map) },
+            total: PlaceBytes {
+                memory: memory.iter().sum(),
+                read: read.iter().sum(),
+                prefetched: prefetched.iter().sum(),
+                ..total(&map)
+            },
+            memory,
             read,
             prefetched,
         })
@@ -143,12 +157,32 @@ fn total(map: &Map) -> PlaceBytes {
         local: sum(Place::Local),
         absent: sum(Place::Absent),
         unknown: sum(Place::Unknown),
+        memory: 0,
         read: 0,
         prefetched: 0,
     }
 }
 
 impl Control {
+    /// Refuses a map that needs a file that hangs: it would take a place until the file answers.
+    fn refuse_hanging(&self, base: &Arc<BaseNode>) -> Result<(), ApiError> {
+        // An open file that is raw is not asked where its bytes are.
+        if base.attached().is_some_and(|base| base.is_plain()) {
+            return Ok(());
+        }
+        let hangs =
+            self.bases.examine(std::slice::from_ref(base)).iter().any(|base| base.hangs_since.is_some());
+        if !hangs {
+            return Ok(());
+        }
+        let name = &base.record().name;
+        let why = format!(
+            "base {name}: there is no map while the filesystem of its file does not answer; see whether its server or \
+             device works"
+        );
+        Err(ApiError::new(Cause::Overloaded, why))
+    }
+
     /// By the base's trace, the bytes of each cell that the recorded boot reads, and those that are prefetched.
     fn traced(&self, node: &BaseNode, map: &Map) -> (Vec<u64>, Vec<u64>) {
         let none = vec![0; map.cells.len()];

@@ -101,6 +101,10 @@ pub struct Control {
     pub notifications: Arc<Notifications>,
     /// When this worker began to serve; nanoseconds since the epoch.
     pub serving_since_ns: i64,
+    /// Why a configured status page is not served.
+    pub page_trouble: Option<String>,
+    /// Why configured metrics are not served at their address now.
+    pub metrics_trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl FromRef<Control> for Events {

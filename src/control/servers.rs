@@ -29,7 +29,7 @@ pub(super) async fn set(
 ) -> Answer<Base> {
     let Json(SetUrls { source, mirrors, file }) = body?;
     let moving = c.bases.prepare_move(&name, file, source, mirrors).await?;
-    blocking(move || Ok(c.base(&*c.bases.move_to(moving)?))).await
+    blocking(move || Ok(c.base(&c.bases.move_to(moving)?))).await
 }
 
 /// Give a base up, or undo it
@@ -49,14 +49,14 @@ pub(super) async fn fail(
     body: Result<Json<Fail>, JsonRejection>,
 ) -> Answer<Base> {
     let Json(Fail { given_up }) = body?;
-    blocking(move || Ok(c.base(&*c.bases.give_up(&name, given_up)?))).await
+    blocking(move || Ok(c.base(&c.bases.give_up(&name, given_up)?))).await
 }
 
 impl Control {
-    /// Bases whose reads wait for a server or fail.
+    /// Bases whose reads wait for a server or a file.
     pub(super) fn waiting(&self) -> Vec<Trouble> {
         let waits = |base: &Arc<BaseNode>| {
-            let stall = self.bases.sources().health(base.id()).stall?;
+            let stall = self.bases.stall(base.id())?;
             let base = base.record().name.clone();
             Some(Trouble { base, since: rfc3339_millis(stall.since), why: stall.why })
         };

@@ -8,10 +8,11 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, LiveMaps, Requests, Space, Standby, Status, Stop, Stopping, Upgrade,
-    UpgradeBegun, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, DamagedFile, Listener, LiveMaps, Requests, Space, Standby, Status, Stop, Stopping,
+    Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
+use crate::config::PageAddress;
 use crate::io::{LiveArena, sys};
 use crate::serve::{Waiters, guard};
 
@@ -159,9 +160,23 @@ impl Control {
             confinement: Some(self.confinement.clone()),
             kernel: Some(self.kernel.clone()),
             events: events::summary(&self.events, self.serving_since_ns),
+            page: self.page(),
+            metrics: self.config.metrics.address().map(|address| Listener {
+                listen: format!("http://{address}/metrics"),
+                trouble: self.metrics_trouble.lock().clone(),
+            }),
             worker_not_answering_since: None,
             worker_not_answering_why: None,
         }
+    }
+
+    fn page(&self) -> Option<Listener> {
+        // The configuration is validated.
+        let listen = match self.config.page.address().ok()?? {
+            PageAddress::Tcp(address) => format!("http://{address}/"),
+            PageAddress::Unix(path) => path.display().to_string(),
+        };
+        Some(Listener { listen, trouble: self.page_trouble.clone() })
     }
 
     /// The space of the store's filesystem. `full` means that writes that need space are refused.

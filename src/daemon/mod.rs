@@ -11,6 +11,8 @@ mod heartbeat;
 mod home;
 mod kernel;
 mod leftover;
+mod lock;
+mod metrics_socket;
 mod mount;
 mod outcome;
 mod page_socket;

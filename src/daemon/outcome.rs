@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ pub struct Outcome {
     pub pid: u32,
     /// When its mount was made, nanoseconds since the epoch.
     pub since_ns: i64,
+    /// The pid namespace of its processes, as the inode of `/proc/PID/ns/pid`; 0 when that is unknown.
+    #[serde(default)]
+    pub pid_namespace: u64,
     /// How it ended; `None` while it runs.
     pub end: Option<End>,
 }
@@ -40,6 +43,11 @@ pub enum End {
     Failed(String),
 }
 
+/// The pid namespace of this process; 0 when it is unknown.
+pub(super) fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino())
+}
+
 impl Outcome {
     /// The outcome that the last daemon of a store recorded, if any.
     pub fn read(store: &Path) -> Option<Self> {
@@ -49,7 +57,7 @@ impl Outcome {
 
     /// Records that this daemon runs.
     pub fn begin(store: &Path, since_ns: i64) {
-        Self { pid: sys::pid(), since_ns, end: None }.write(store);
+        Self { pid: sys::pid(), since_ns, pid_namespace: pid_namespace(), end: None }.write(store);
     }
 
     /// Records how this daemon ends.
@@ -58,7 +66,7 @@ impl Outcome {
             Ok(()) => End::Clean,
             Err(error) => End::Failed(reason(&error.to_string())),
         };
-        Self { pid: sys::pid(), since_ns, end: Some(end) }.write(store);
+        Self { pid: sys::pid(), since_ns, pid_namespace: pid_namespace(), end: Some(end) }.write(store);
     }
 
     /// Writes the file. A failure is only logged, because only the answer of `plyfs stop` depends on it.
@@ -91,7 +99,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         assert_eq!(Outcome::read(dir.path()), None);
         Outcome::begin(dir.path(), 7);
-        let running = Outcome { pid: sys::pid(), since_ns: 7, end: None };
+        let running = Outcome { pid: sys::pid(), since_ns: 7, pid_namespace: pid_namespace(), end: None };
+        assert_ne!(running.pid_namespace, 0);
         assert_eq!(Outcome::read(dir.path()), Some(running.clone()));
         let long = "a disk could not be closed; ".repeat(1000);
         Outcome::end(dir.path(), 7, &Err(&long));

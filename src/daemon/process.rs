@@ -186,9 +186,9 @@ impl Worker {
         }
     }
 
-    /// Whether it was killed, and only the cache's disk keeps it from ending.
+    /// Whether it was killed, and only the cache's disk keeps it from ending: any thread of it, the first one too.
     pub fn is_leftover(&self) -> bool {
-        self.state() == Some('Z') && leftover::is_harmless(self.pid)
+        leftover::is_harmless(self.pid)
     }
 
     /// Its state as in proc(5).

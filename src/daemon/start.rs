@@ -2,19 +2,16 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
+use super::lock::{self, Taken};
 use super::{ServeError, system};
 use crate::config::Config;
-use crate::format::layout::{CONTROL_SOCKET, LOCK};
+use crate::format::layout::CONTROL_SOCKET;
 use crate::io::{HostMedium, sys};
 use crate::store::{open_superblock, with_reserve_of};
-
-/// How long a start waits for a lock that a dying worker still holds (D1).
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn store_error(config: &Config, why: impl Into<String>) -> ServeError {
     ServeError::Store { store: config.store.display().to_string(), why: why.into() }
@@ -49,20 +46,9 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
             ));
         }
     }
-    let lock = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(store.join(LOCK))
-        .map_err(|e| failed("cannot open its lock", e))?;
-    let begun = Instant::now();
-    while !sys::try_lock(&lock).map_err(|e| failed("cannot take its lock", e))? {
-        let pid = fs::read_to_string(store.join(LOCK)).unwrap_or_default().trim().to_owned();
-        let alive = !pid.is_empty() && lives(&pid);
-        if alive || begun.elapsed() > LOCK_TIMEOUT {
+    let lock = match lock::take(store).map_err(|e| failed("cannot take its lock", e))? {
+        Taken::Held(lock) => lock,
+        Taken::By(pid) => {
             return Err(store_error(
                 config,
                 format!(
@@ -71,8 +57,7 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
                 ),
             ));
         }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    };
     // The file is not truncated first: on a full filesystem another writer could take its space.
     let pid = sys::pid().to_string();
     let medium = HostMedium::new(store).map_err(|e| failed("cannot open it", e))?;
@@ -80,13 +65,6 @@ pub fn open_store(config: &Config) -> Result<File, ServeError> {
     with_reserve_of(&medium, write_pid).map_err(|e| failed("cannot write its lock", e))?;
     open_superblock(&medium).map_err(|e| store_error(config, e.to_string()))?;
     Ok(lock)
-}
-
-/// Whether a process exists and is not a zombie.
-fn lives(pid: &str) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Binds the control socket; only root and this user may connect.
@@ -111,6 +89,8 @@ pub fn listen(store: &Path) -> Result<UnixListener, ServeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::config::Overrides;
 

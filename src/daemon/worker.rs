@@ -17,13 +17,12 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::{handover, home, kernel};
+use super::{handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
 use crate::bases::sources::{HostSources, OpenCache};
 use crate::cache::{Adoption, BlockCache};
-use crate::config::Config;
 use crate::control::metrics::listen::MetricsSocket;
 use crate::control::notify::{self, Destination, Notifications};
 use crate::control::report::{Report, reason};
@@ -311,8 +310,12 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let helper =
         CredentialHelper::start(config).map_err(|e| format!("cannot start the credential helper: {e}"))?;
     let notifier = NotifyHelper::start(config).map_err(|e| format!("cannot start the notify helper: {e}"))?;
+    let metrics = metrics_socket::bind(config);
     let web = WebAccess {
-        network: Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+        network: match config.security.network {
+            true => Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
+            false => Network::off(),
+        },
         credentials: match helper {
             Some(helper) => Arc::new(helper),
             None => Arc::new(NoCredentials),
@@ -322,7 +325,6 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
     serve::cache_processor_count();
-    let metrics = bind_metrics(config);
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
         security: &config.security,
@@ -330,20 +332,9 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
         live_dir,
         memory_locked: protection.locked,
         first: start.warn,
-        listens: metrics.as_ref().map(MetricsSocket::descriptor),
+        listens: metrics.as_ref().and_then(MetricsSocket::descriptor),
     });
     Ok(Confined { opener, live, in_force, web, metrics, window, kernel_release })
-}
-
-/// Binds the address of metrics. A daemon without it serves disks all the same.
-fn bind_metrics(config: &Config) -> Option<MetricsSocket> {
-    let address = config.metrics.address()?;
-    let socket = MetricsSocket::bind(address);
-    socket
-        .inspect_err(|error| {
-            tracing::error!(%error, %address, "cannot serve metrics at the address of [metrics] listen; free or change it, and restart the daemon");
-        })
-        .ok()
 }
 
 /// Does the preparation that takes time.
@@ -506,6 +497,10 @@ fn serve(
         bases,
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
+        page_trouble: page.is_none().then(|| {
+            "the address could not be bound; free it or change [page] listen, and restart the daemon".into()
+        }),
+        metrics_trouble: Arc::new(Mutex::new(metrics.is_none().then(|| "see the daemon's log".into()))),
     };
     if let Some(socket) = metrics {
         socket.serve(control.clone()).map_err(no_thread)?;
@@ -674,6 +669,7 @@ fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
     let upkeep = move || {
         while !store.is_closing() {
             store.retry_unread();
+            store.note_names();
             store.detach_idle(IDLE, OPEN_IDLE);
             store.tend_maps();
             store.tend_layers();

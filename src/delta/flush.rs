@@ -61,7 +61,9 @@ impl Drop for TakenWords<'_> {
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
-        if !Mutant::WordsNotRestored.is_active() {
+        if Mutant::WordsNotRestored.is_active() {
+            self.delta.map.mark_durable(&self.pages);
+        } else {
             self.delta.map.restore(&self.pages);
         }
     }
@@ -92,7 +94,7 @@ impl Delta {
         let redo = || -> io::Result<()> {
             let Some(data) = self.data.read().clone() else { return Ok(()) };
             // Read before the words: the kernel marks all later writes dirty itself.
-            for (first, end) in self.map.pages().flat_map(|page| self.map.unflushed_data(page)) {
+            for (first, end) in self.map.unflushed_pages().flat_map(|page| self.map.unflushed_data(page)) {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
                     let _range = (whole == WholeRange::NotHeld).then(|| self.ranges.lock(from, to));

@@ -4,12 +4,14 @@
 //! that the next flush must journal the word. An in-flight bit means that a flush has taken the word and has not ended.
 //! After the death of a worker both count as dirty.
 //!
+//! The live file lists the pages that have such bits. A page is listed before its first bit is set, and leaves the list
+//! when a flush made it durable, so a flush looks at no other page, after the death of a worker neither (D77).
+//!
 //! A flush takes words page by page without copying them ([`LiveMap::take_dirty`]), so a writer waits for 16 words at
 //! most. Once the data is synced, the flush journals each word that has not changed since ([`LiveMap::unchanged`]). It
 //! takes each changed word again, now with its value, and syncs the data again ([`LiveMap::retake`]).
 
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
@@ -18,80 +20,21 @@ use crate::format::journal::{State, WORD_BLOCKS};
 use crate::format::replay::{Replay, Words};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
 use crate::io::{LIVE_PAGE_WORDS, LiveFile, MapUse};
+use crate::mutant::Mutant;
 
 const BITS: usize = 8;
 /// Words of blocks in a page.
 pub const WORDS: u64 = (LIVE_PAGE_WORDS - 2 * BITS) as u64;
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
-/// Pages in a group of a [`PageSet`].
-const GROUP: u64 = 64 * 64;
 /// Number of `publish` locks. Page n uses lock n modulo this.
 const STRIPES: usize = 16;
-
-type Group = [AtomicU64; 64];
-
-/// A set of pages. It takes half a kilobyte for a disk of up to 256 GiB, and more for a larger one.
-#[derive(Debug)]
-struct PageSet {
-    near: Group,
-    far: OnceLock<Box<[OnceLock<Box<Group>>]>>,
-}
-
-impl PageSet {
-    fn new() -> Self {
-        Self { near: [const { AtomicU64::new(0) }; 64], far: OnceLock::new() }
-    }
-
-    fn insert(&self, page: u64) {
-        let group = match (page / GROUP).checked_sub(1) {
-            None => &self.near,
-            Some(far) => {
-                let groups = LiveFile::PAGES.div_ceil(GROUP);
-                let all = self.far.get_or_init(|| (0..groups).map(|_| OnceLock::new()).collect());
-                all[far as usize].get_or_init(|| Box::new([const { AtomicU64::new(0) }; 64]))
-            }
-        };
-        group[(page % GROUP / 64) as usize].fetch_or(1 << (page % 64), Ordering::AcqRel);
-    }
-
-    fn group(&self, number: u64) -> Option<&Group> {
-        match number.checked_sub(1) {
-            None => Some(&self.near),
-            Some(far) => self.far.get()?.get(far as usize)?.get().map(|group| &**group),
-        }
-    }
-
-    fn remove(&self, page: u64) {
-        if let Some(group) = self.group(page / GROUP) {
-            group[(page % GROUP / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::AcqRel);
-        }
-    }
-
-    /// The pages of the set, in order. A page that is inserted or removed meanwhile may be missed or listed.
-    fn pages(&self) -> impl Iterator<Item = u64> + '_ {
-        let groups = 1 + self.far.get().map_or(0, |far| far.len() as u64);
-        let groups = (0..groups).filter_map(|number| Some((number, self.group(number)?)));
-        groups.flat_map(|(number, group)| {
-            (0u64..).zip(group).flat_map(move |(at, word)| {
-                let mut bits = word.load(Ordering::Acquire);
-                std::iter::from_fn(move || {
-                    let bit = (bits != 0).then(|| bits.trailing_zeros())?;
-                    bits &= bits - 1;
-                    Some(number * GROUP + at * 64 + u64::from(bit))
-                })
-            })
-        })
-    }
-}
 
 /// The live map of one disk.
 #[derive(Debug)]
 pub struct LiveMap {
     live: LiveFile,
-    /// Pages that have dirty bits.
-    dirty_pages: PageSet,
-    /// Pages of an earlier worker may have dirty bits too, and were not scanned yet.
+    /// An earlier worker, of a version without the list of unflushed pages, may have left bits in pages that are not listed.
     inherited: AtomicBool,
     /// Held shared while a word of a page and its dirty bit change; held exclusively while a flush takes them.
     publish: [RwLock<()>; STRIPES],
@@ -124,7 +67,7 @@ impl LiveMap {
     /// Uses a live file. Words that an earlier worker had not made durable are dirty again.
     pub fn new(live: LiveFile) -> Self {
         let publish = [const { RwLock::new(()) }; STRIPES];
-        Self { live, dirty_pages: PageSet::new(), inherited: AtomicBool::new(true), publish }
+        Self { inherited: AtomicBool::new(!live.is_tracked()), live, publish }
     }
 
     fn stripe(&self, page: u64) -> &RwLock<()> {
@@ -203,6 +146,7 @@ impl LiveMap {
                     // too rarely (D13). No flush runs in between, because it takes `publish` exclusively.
                     self.set_dirty(page_no, page, word);
                     let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
+                    step::done(&self.live);
                 }
                 block += to - from;
             }
@@ -211,9 +155,10 @@ impl LiveMap {
 
     /// The caller holds `publish` of the page.
     fn set_dirty(&self, page_no: u64, page: &[AtomicU64; LIVE_PAGE_WORDS], word: usize) {
-        if page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel) == 0 {
-            self.dirty_pages.insert(page_no);
-        }
+        self.live.note_unflushed(page_no);
+        step::done(&self.live);
+        page[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel);
+        step::done(&self.live);
     }
 
     /// Marks a block dirty that was written since the last flush and whose state did not change.
@@ -242,8 +187,8 @@ impl LiveMap {
         }
     }
 
-    /// Notes which pages of an earlier worker have bits, so that the first flush does not visit all of them. Flushes and
-    /// writers may run meanwhile: a page that is noted without a bit is skipped, and its own writer notes a new bit.
+    /// Completes the list of unflushed pages, if a worker of a version without the list has used the map. Flushes and
+    /// writers may run meanwhile: a page that is listed without a bit is skipped, and its own writer lists a new bit.
     pub fn note_inherited(&self) {
         if !self.inherited.load(Ordering::Acquire) {
             return;
@@ -252,31 +197,43 @@ impl LiveMap {
             let Some(page) = self.live.page(page_no) else { continue };
             let _publish = self.stripe(page_no).read();
             if page[..2 * BITS].iter().any(|bits| bits.load(Ordering::Acquire) != 0) {
-                self.dirty_pages.insert(page_no);
+                self.live.note_unflushed(page_no);
             }
         }
         self.inherited.store(false, Ordering::Release);
+        self.live.set_tracked();
     }
 
-    /// Takes all dirty words for a flush. Lists the pages with taken words, in order.
+    /// Numbers of the pages that may have words which are not durable.
+    pub fn unflushed_pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.note_inherited();
+        self.live.unflushed_pages()
+    }
+
+    /// Takes all dirty words for a flush. Lists the pages with taken words, in order. They stay in the list of unflushed
+    /// pages until [`LiveMap::mark_durable`].
     pub fn take_dirty(&self, taken: &mut Vec<u32>) {
-        let mut take = |page_no: u64| {
-            let Some(page) = self.live.page(page_no) else { return };
+        for page_no in self.unflushed_pages() {
+            let Some(page) = self.live.page(page_no) else { continue };
             let _publish = self.stripe(page_no).write();
-            self.dirty_pages.remove(page_no);
             let mut any = 0;
             for i in 0..BITS {
-                let dirty = page[i].swap(0, Ordering::AcqRel);
-                any |= dirty | page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
+                let dirty = page[i].load(Ordering::Acquire);
+                any |= dirty | page[BITS + i].load(Ordering::Acquire);
+                if dirty != 0 {
+                    // In-flight before it is not dirty any more.
+                    page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
+                    step::done(&self.live);
+                    page[i].store(0, Ordering::Release);
+                    step::done(&self.live);
+                }
+            }
+            if any == 0 || Mutant::TakenWordsForgotten.is_active() {
+                self.live.forget_unflushed(page_no);
             }
             if any != 0 {
                 taken.push(page_no as u32);
             }
-        };
-        if self.inherited.swap(false, Ordering::AcqRel) {
-            self.live.pages(0).for_each(&mut take);
-        } else {
-            self.dirty_pages.pages().for_each(&mut take);
         }
     }
 
@@ -305,10 +262,12 @@ impl LiveMap {
     pub fn retake(&self, page_no: u64, words: &mut Vec<(u64, u64)>) {
         let Some(page) = self.live.page(page_no) else { return };
         let _publish = self.stripe(page_no).write();
-        self.dirty_pages.remove(page_no);
         for i in 0..BITS {
-            let mut dirty = page[i].swap(0, Ordering::AcqRel);
+            let mut dirty = page[i].load(Ordering::Acquire);
             page[BITS + i].fetch_or(dirty, Ordering::AcqRel);
+            step::done(&self.live);
+            page[i].store(0, Ordering::Release);
+            step::done(&self.live);
             while dirty != 0 {
                 let word = i * 64 + dirty.trailing_zeros() as usize;
                 dirty &= dirty - 1;
@@ -357,8 +316,18 @@ impl LiveMap {
 
     /// Notes that the words taken from these pages are durable.
     pub fn mark_durable(&self, pages: &[u32]) {
-        for page in pages.iter().filter_map(|p| self.live.page(u64::from(*p))) {
-            page[BITS..2 * BITS].iter().for_each(|bits| bits.store(0, Ordering::Release));
+        for (no, page) in pages.iter().filter_map(|p| Some((u64::from(*p), self.live.page(u64::from(*p))?))) {
+            let (dirty, in_flight) = page[..2 * BITS].split_at(BITS);
+            for bits in in_flight {
+                bits.store(0, Ordering::Release);
+                step::done(&self.live);
+            }
+            // No writer is between the list and its dirty bit.
+            let _publish = self.stripe(no).write();
+            if dirty.iter().all(|bits| bits.load(Ordering::Acquire) == 0) {
+                self.live.forget_unflushed(no);
+                step::done(&self.live);
+            }
         }
     }
 
@@ -366,14 +335,12 @@ impl LiveMap {
     pub fn restore(&self, pages: &[u32]) {
         for (no, page) in pages.iter().filter_map(|p| Some((u64::from(*p), self.live.page(u64::from(*p))?))) {
             let _publish = self.stripe(no).read();
-            let mut any = 0;
             for i in 0..BITS {
                 let bits = page[BITS + i].load(Ordering::Acquire);
-                any |= bits | page[i].fetch_or(bits, Ordering::AcqRel);
+                page[i].fetch_or(bits, Ordering::AcqRel);
+                step::done(&self.live);
                 page[BITS + i].fetch_and(!bits, Ordering::AcqRel);
-            }
-            if any != 0 {
-                self.dirty_pages.insert(no);
+                step::done(&self.live);
             }
         }
     }
@@ -403,4 +370,31 @@ impl LiveMap {
 /// Number of blocks that `bytes` need; also the first block that lies wholly at or above `bytes`.
 pub fn blocks_for(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK)
+}
+
+/// Where a worker may be killed: after each store to the live map that later ones depend on.
+#[cfg(test)]
+pub(super) mod step {
+    use std::cell::RefCell;
+
+    use crate::io::LiveFile;
+
+    thread_local! {
+        /// What this thread does after each step.
+        pub static WATCH: RefCell<Option<Box<dyn FnMut(&LiveFile)>>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn done(live: &LiveFile) {
+        let watch = WATCH.take();
+        if let Some(mut watch) = watch {
+            watch(live);
+            WATCH.set(Some(watch));
+        }
+    }
+}
+
+#[cfg(not(test))]
+mod step {
+    #[inline(always)]
+    pub(super) fn done(_live: &crate::io::LiveFile) {}
 }

@@ -208,6 +208,8 @@ pub(super) fn replay(
     set(LiveHeader::Overlap, overlap);
     set(LiveHeader::Modified, modified as u64);
     set(LiveHeader::Boot, sys::boot_number());
+    // No page has a bit.
+    map.live().set_tracked();
     set(LiveHeader::Magic, LIVE_MAGIC);
     Ok(map)
 }

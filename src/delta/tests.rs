@@ -1,6 +1,7 @@
 //! Tests of the delta on a medium that fails or panics, and while other calls run in the middle of one.
 
 mod interrupted;
+mod killed;
 mod large_maps;
 
 use std::io;

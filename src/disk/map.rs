@@ -125,6 +125,19 @@ impl Disk {
     }
 }
 
+/// How many bytes of the base of a map are in memory, in each cell.
+pub fn in_memory(map: &Map, base: &Base) -> Vec<u64> {
+    let mut cells = vec![0; map.cells.len()];
+    base.each_block_in_memory(|block| {
+        let at = block.saturating_mul(BLOCK);
+        // A cell is whole blocks.
+        if let Some(bytes) = cells.get_mut((at / map.cell_bytes) as usize) {
+            *bytes += map.size.saturating_sub(at).min(BLOCK);
+        }
+    });
+    cells
+}
+
 /// How many bytes of `ranges` lie in each cell of a map.
 pub fn bytes_in_cells(map: &Map, ranges: impl Iterator<Item = Range<u64>>) -> Vec<u64> {
     let mut cells = vec![0; map.cells.len()];

@@ -11,6 +11,8 @@ pub const LOCK: &str = "lock";
 pub const RESERVE: &str = "reserve";
 /// The record of live maps: where the live maps of this boot are.
 pub const LIVE_RECORD: &str = "live";
+/// The list of names: what records said, for when they cannot be read.
+pub const NAMES: &str = "names";
 /// How the last daemon ended.
 pub const OUTCOME: &str = "daemon.outcome";
 /// The control socket of the running daemon.

@@ -12,6 +12,7 @@ pub mod journal;
 pub mod layout;
 pub mod lineage;
 pub mod live;
+pub mod names;
 pub mod record;
 pub mod replay;
 #[cfg(test)]

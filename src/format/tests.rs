@@ -2,6 +2,7 @@
 
 mod bounds;
 mod cache;
+mod names;
 mod trace;
 
 use super::journal::{Expected, Journal, MapHeader, Record, Run};

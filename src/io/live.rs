@@ -4,6 +4,10 @@
 //! after its space is reserved with fallocate(2), so that a full tmpfs is an error and never a SIGBUS, and an untouched
 //! page takes no memory. Contents are valid for this boot only, because tmpfs is empty after a reboot.
 //!
+//! It also lists the pages that may have words which are not durable ([`LiveFile::note_unflushed`]), so that the next
+//! worker finds them without a look at every page. The list counts only while every worker since has kept it: a worker of
+//! an earlier version does not ([`LiveFile::is_tracked`]).
+//!
 //! The kernel unmaps the pages of a dead worker before the supervisor learns of its death, and the next worker waits for
 //! that. For a map of gigabytes in pages of 4 KiB this takes hundreds of milliseconds, in huge pages one. So runs of map
 //! pages that are all reserved are merged into huge pages ([`LiveFile::merge_pages`]); mappings are aligned for them.
@@ -38,8 +42,20 @@ const SEGMENTS: usize = (HEAD_PAGES as usize + SUMMARY_WORDS * 64).div_ceil(SEGM
 const HUGE_PAGES: u64 = mapping::HUGE_PAGE as u64 / PAGE;
 const _: () =
     assert!(SEGMENT_PAGES.is_multiple_of(HUGE_PAGES) && HUGE_PAGES.is_multiple_of(64) && HEAD_PAGES == 64);
+/// Where the list of unflushed pages goes on.
+const FAR_AT: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
+/// Words of the header page that list unflushed pages: those of a disk of up to 1.7 TiB. Versions without the list leave
+/// them alone.
+const NEAR_AT: usize = 48;
+const NEAR_WORDS: usize = 448;
+const _: () = assert!(NEAR_AT + NEAR_WORDS < LIVE_PAGE_WORDS);
+/// Pages of the rest of the list.
+const FAR_PAGES: usize = (SUMMARY_WORDS - NEAR_WORDS).div_ceil(LIVE_PAGE_WORDS);
+const FAR_BYTES: usize = FAR_PAGES * PAGE as usize;
+/// Each page of it has a bit in a word.
+const _: () = assert!(FAR_PAGES <= 64);
 /// No live file is longer.
-pub(super) const LONGEST: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
+pub(super) const LONGEST: u64 = FAR_AT + FAR_BYTES as u64;
 
 /// The purpose of a new page of a map. It decides which part of the bound the page may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +98,8 @@ pub enum LiveHeader {
     Syncing = 11,
     /// A token of the mount's request that set the size last, which may be sent again; 0 when there was none.
     Resized = 12,
+    /// The mark of the arena when the list of unflushed pages became complete; 0 when it never was.
+    Tracked = 13,
 }
 
 /// One disk's live map.
@@ -100,6 +118,12 @@ pub struct LiveFile {
     discarded: AtomicU64,
     /// Huge pages, by their number in the file, whose pages were merged or cannot be. Held while pages are merged.
     merged: Mutex<BTreeSet<u64>>,
+    /// The list of unflushed pages behind what the header has of it; null while no page needs it.
+    far: AtomicPtr<AtomicU64>,
+    /// Pages of it that are reserved, one bit each.
+    far_reserved: AtomicU64,
+    /// What [`LiveHeader::Tracked`] has of a map that only workers with a list have changed; 0 when that is unknown.
+    mark: u64,
     /// Keeps the window of a shared file. It is dropped after the mappings.
     lease: Option<Lease>,
 }
@@ -118,11 +142,11 @@ impl LiveFile {
     /// # Errors
     /// When the space of the head cannot be reserved or mapped.
     pub fn new(file: File) -> io::Result<Self> {
-        Self::at(Arc::new(file), 0, None)
+        Self::at(Arc::new(file), 0, None, 0)
     }
 
     /// Maps the live file that begins at byte `base` of a file.
-    pub(super) fn at(file: Arc<File>, base: u64, lease: Option<Lease>) -> io::Result<Self> {
+    pub(super) fn at(file: Arc<File>, base: u64, lease: Option<Lease>, mark: u64) -> io::Result<Self> {
         // The header and the first summary page; later summary pages are reserved with the pages they describe.
         sys::fallocate(file.as_fd(), 0, base, 2 * PAGE)?;
         // A window lies inside a shared file. Setting a length here could cut another window off.
@@ -132,7 +156,21 @@ impl LiveFile {
         let head = mapping::map_shared(file.as_fd(), base, SEGMENT_BYTES)?.cast::<AtomicU64>();
         let (segments, grow, reserved) = (OnceLock::new(), Mutex::new(()), AtomicU64::new(0));
         let (discarded, merged) = (AtomicU64::new(0), Mutex::default());
-        let live = Self { file, base, head, segments, grow, reserved, discarded, merged, lease };
+        let (far, far_reserved) = (AtomicPtr::new(ptr::null_mut()), AtomicU64::new(0));
+        let live = Self {
+            file,
+            base,
+            head,
+            segments,
+            grow,
+            reserved,
+            discarded,
+            merged,
+            far,
+            far_reserved,
+            mark,
+            lease,
+        };
         // A touch behind the end of the file is a SIGBUS.
         let (mut pages, mut count) = (0, 0);
         for page in live.pages(0) {
@@ -145,22 +183,31 @@ impl LiveFile {
                 "the file was cut: it has fewer pages than its summary claims",
             ));
         }
+        // A version without the list may have made the pages.
+        let mut listed = None;
+        for page in live.pages(NEAR_WORDS as u64 * 64) {
+            if far_page(page) != listed {
+                live.reserve_list(page)?;
+                listed = far_page(page);
+            }
+        }
         Ok(live)
     }
 
     /// A live file in anonymous memory, for tests.
     pub fn anonymous() -> io::Result<Self> {
-        Self::new(sys::memory_file()?)
+        Self::at(Arc::new(sys::memory_file()?), 0, None, 1)
     }
 
     /// Maps the same memory again, as a next worker does.
     pub fn reopen(&self) -> io::Result<Self> {
-        Self::at(self.file.clone(), self.base, self.lease.clone())
+        Self::at(self.file.clone(), self.base, self.lease.clone(), self.mark)
     }
 
     /// The reserved memory, bytes.
     pub fn memory(&self) -> u64 {
-        (2 + self.reserved.load(Ordering::Relaxed)) * PAGE
+        let list = u64::from(self.far_reserved.load(Ordering::Relaxed).count_ones());
+        (2 + list + self.reserved.load(Ordering::Relaxed)) * PAGE
     }
 
     /// Copies everything to `to`, which is new.
@@ -170,15 +217,28 @@ impl LiveFile {
     pub fn copy_to(&self, to: &Self) -> io::Result<()> {
         for no in self.pages(0) {
             let Some(page) = self.page(no) else { continue };
+            {
+                // Another mapping may have made the page.
+                let _grow = self.grow.lock();
+                self.reserve_list(no)?;
+            }
+            // A writer lists the page before it changes it, and a flush that ends takes it from the list after.
+            let was_unflushed = self.is_unflushed(no);
             for (from, to) in page.iter().zip(to.prepare(no)?) {
                 to.store(from.load(Ordering::Acquire), Ordering::Release);
             }
+            if was_unflushed || self.is_unflushed(no) {
+                to.note_unflushed(no);
+            }
         }
-        for at in 0..LIVE_PAGE_WORDS - 1 {
+        // Without the list, which has been copied page by page.
+        for at in (0..NEAR_AT).chain(NEAR_AT + NEAR_WORDS..LIVE_PAGE_WORDS - 1) {
             // SAFETY: words of the header page of two mappings that live as long as their values.
             let (from, to) = unsafe { (&*self.head.add(at), &*to.head.add(at)) };
             to.store(from.load(Ordering::Acquire), Ordering::Release);
         }
+        let mark = if self.is_tracked() { to.mark } else { 0 };
+        to.header(LiveHeader::Tracked).store(mark, Ordering::Release);
         Ok(())
     }
 
@@ -214,6 +274,81 @@ impl LiveFile {
     fn header_extra(&self) -> &AtomicU64 {
         // SAFETY: word 511 of the header page.
         unsafe { &*self.head.add(LIVE_PAGE_WORDS - 1) }
+    }
+
+    /// Whether the list of unflushed pages is complete: no worker that does not keep it has changed the map since.
+    pub fn is_tracked(&self) -> bool {
+        self.mark != 0 && self.header(LiveHeader::Tracked).load(Ordering::Acquire) == self.mark
+    }
+
+    /// Notes that the list of unflushed pages is complete. From here on [`LiveFile::note_unflushed`] comes before each
+    /// change of a page.
+    pub fn set_tracked(&self) {
+        self.header(LiveHeader::Tracked).store(self.mark, Ordering::Release);
+    }
+
+    /// The word and the bit that list a page as unflushed; `None` when the word has no memory.
+    fn listed(&self, page: u64) -> Option<(&AtomicU64, u64)> {
+        let (word, bit) = (page / 64, 1 << (page % 64));
+        let at = match word.checked_sub(NEAR_WORDS as u64) {
+            // SAFETY: a word of the header page.
+            None => unsafe { self.head.add(NEAR_AT + word as usize) },
+            Some(word) => {
+                let list_page = word / LIVE_PAGE_WORDS as u64;
+                if list_page >= FAR_PAGES as u64
+                    || self.far_reserved.load(Ordering::Acquire) & 1 << list_page == 0
+                {
+                    return None;
+                }
+                // SAFETY: mapped before the bit of its page was set; the mapping has FAR_PAGES pages.
+                unsafe { self.far.load(Ordering::Acquire).add(word as usize) }
+            }
+        };
+        // SAFETY: as above; the mappings live as long as self.
+        Some((unsafe { &*at }, bit))
+    }
+
+    /// Reserves the memory that lists `page` as unflushed. The caller holds `grow`, or no other thread has the value yet.
+    fn reserve_list(&self, page: u64) -> io::Result<()> {
+        let Some(list_page) = far_page(page) else { return Ok(()) };
+        if self.far_reserved.load(Ordering::Acquire) & 1 << list_page != 0 {
+            return Ok(());
+        }
+        sys::fallocate(self.file.as_fd(), 0, self.base + FAR_AT + list_page * PAGE, PAGE)?;
+        if self.far.load(Ordering::Acquire).is_null() {
+            let at = mapping::map_shared(self.file.as_fd(), self.base + FAR_AT, FAR_BYTES)?;
+            self.far.store(at.cast(), Ordering::Release);
+        }
+        self.far_reserved.fetch_or(1 << list_page, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Lists a page, which was prepared, as unflushed. A worker does so before it changes a bit or a word of the page: a
+    /// kill after any instruction leaves a page too many in the list, never one too few.
+    pub fn note_unflushed(&self, page: u64) {
+        let Some((word, bit)) = self.listed(page) else { return };
+        if word.load(Ordering::Acquire) & bit == 0 {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes a page from the list, all of which is durable.
+    pub fn forget_unflushed(&self, page: u64) {
+        if let Some((word, bit)) = self.listed(page) {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    fn is_unflushed(&self, page: u64) -> bool {
+        self.listed(page).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Numbers of the pages that may have words which are not durable, in order. A page that is noted or forgotten
+    /// meanwhile may be missed or listed.
+    pub fn unflushed_pages(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.summary_words()).flat_map(|word| {
+            bits_of(word, self.listed(word * 64).map_or(0, |(w, _)| w.load(Ordering::Acquire)))
+        })
     }
 
     /// Page `page` of the map, if it was prepared.
@@ -269,8 +404,7 @@ impl LiveFile {
             return 0;
         }
         let mut merged = self.merged.lock();
-        let words = self.header_extra().load(Ordering::Acquire);
-        let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
+        let words = self.summary_words();
         let per_huge = HUGE_PAGES / 64;
         // The head takes the place of one word of the summary; the first huge page has pages of the head that are not
         // reserved.
@@ -322,6 +456,7 @@ impl LiveFile {
                 sys::fallocate(self.file.as_fd(), 0, self.base + PAGE, upto * 8)?;
                 self.header_extra().store(upto, Ordering::Release);
             }
+            self.reserve_list(page)?;
             sys::fallocate(self.file.as_fd(), 0, self.base + (HEAD_PAGES + page) * PAGE, PAGE)?;
             self.mapped(page)?;
             if word.fetch_or(bit, Ordering::Release) & bit == 0 {
@@ -334,30 +469,46 @@ impl LiveFile {
         self.page(page).ok_or_else(|| io::Error::other("a reserved page of the map is missing"))
     }
 
+    /// Words of the summary that may have bits.
+    fn summary_words(&self) -> u64 {
+        self.header_extra().load(Ordering::Acquire).clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64)
+    }
+
     /// Numbers of the prepared pages from `first` up.
     pub fn pages(&self, first: u64) -> impl Iterator<Item = u64> + '_ {
-        let words = self.header_extra().load(Ordering::Acquire);
-        let words = words.clamp(LIVE_PAGE_WORDS as u64, SUMMARY_WORDS as u64);
-        (first / 64..words).flat_map(move |word| {
+        (first / 64..self.summary_words()).flat_map(move |word| {
             let mut bits = self.summary(word * 64).map_or(0, |(w, _)| w.load(Ordering::Acquire));
             if word == first / 64 {
                 bits &= u64::MAX << (first % 64);
             }
-            std::iter::from_fn(move || {
-                (bits != 0).then(|| {
-                    let bit = bits.trailing_zeros();
-                    bits &= bits - 1;
-                    word * 64 + u64::from(bit)
-                })
-            })
+            bits_of(word, bits)
         })
     }
+}
+
+/// The page of the list of unflushed pages, behind the header, that has the bit of `page`.
+fn far_page(page: u64) -> Option<u64> {
+    Some((page / 64).checked_sub(NEAR_WORDS as u64)? / LIVE_PAGE_WORDS as u64)
+}
+
+/// The numbers that the bits of word `word` of a bitmap stand for.
+fn bits_of(word: u64, mut bits: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(word * 64 + u64::from(bit))
+    })
 }
 
 impl Drop for LiveFile {
     fn drop(&mut self) {
         // SAFETY: mapped in `at`, and only `self` leads to the mapping.
         unsafe { mapping::unmap(self.head.cast(), SEGMENT_BYTES) };
+        let far = self.far.load(Ordering::Acquire);
+        if !far.is_null() {
+            // SAFETY: mapped in `reserve_list`, and only `self` leads to the mapping.
+            unsafe { mapping::unmap(far.cast(), FAR_BYTES) };
+        }
         for slot in self.segments.get().into_iter().flatten() {
             let at = slot.load(Ordering::Acquire);
             if !at.is_null() {

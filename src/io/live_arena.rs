@@ -7,6 +7,10 @@
 //! What must hold: a slot is found under its disk's number only when its map is complete; a window is given to another
 //! disk only after its memory was given back and after its last mapping in this process ended (D25); no page is touched
 //! before its space is reserved.
+//!
+//! One slot has no map: its entry is the *mark*, a random number. It looks like a slot that a dead worker was making, so
+//! a version that does not know it gives the slot back when it takes the arena over. Maps whose header has the mark are
+//! maps that only versions which know it have changed since ([`LiveFile::is_tracked`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -52,6 +56,9 @@ mod word {
 const MAKING: u64 = 1;
 const COMPLETE: u64 = 2;
 const LEAVING: u64 = 3;
+
+/// The entry of the mark: `MAKING`, with a number that no disk has.
+const MARK: u64 = 1 << 61;
 
 /// The store that an arena belongs to, and where that store lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +123,8 @@ struct Inner {
     file: Arc<File>,
     head: *mut AtomicU64,
     bounds: MapBounds,
+    /// The mark; 0 when there was no room for one.
+    mark: u64,
     slots: Mutex<Slots>,
 }
 
@@ -259,7 +268,8 @@ impl LiveArena {
         Ok(found)
     }
 
-    /// Takes over an arena that no other process changes. Gives back the slots that an earlier worker did not complete.
+    /// Takes over an arena that no other process changes. Gives back the slots that an earlier worker did not complete, and
+    /// marks the arena when it has no mark.
     ///
     /// # Errors
     /// As [`LiveArena::identity`]; when the file cannot be mapped.
@@ -269,14 +279,22 @@ impl LiveArena {
             return Err(damaged("the arena of live maps was cut"));
         }
         let head = mapping::map_shared(file.as_fd(), 0, HEAD_BYTES)?.cast::<AtomicU64>();
-        let inner = Inner { file: Arc::new(file), head, bounds, slots: Mutex::default() };
+        let mut inner = Inner { file: Arc::new(file), head, bounds, mark: 0, slots: Mutex::default() };
         let mut slots = Slots { fresh: entries, ..Slots::default() };
         for slot in 0..entries {
             let entry = inner.entry(slot).load(Ordering::Acquire);
             match entry & 3 {
                 0 => drop(slots.free.insert(slot)),
                 COMPLETE => drop(slots.complete.insert(entry >> 2, slot)),
+                MAKING if entry >> 2 & MARK != 0 && inner.mark == 0 => inner.mark = entry >> 2,
                 _ => inner.give_back(&mut slots, slot),
+            }
+        }
+        if inner.mark == 0 {
+            match inner.make_mark(&mut slots) {
+                Ok(mark) => inner.mark = mark,
+                // The next flush of each disk looks at all of its map.
+                Err(error) => tracing::warn!(%error, "the arena of live maps has no room for its mark"),
             }
         }
         *inner.slots.lock() = slots;
@@ -363,6 +381,16 @@ impl Inner {
         }
     }
 
+    /// Marks the arena with a number that it did not have before.
+    fn make_mark(&self, slots: &mut Slots) -> io::Result<u64> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
+        let mark = u64::from_ne_bytes(random) & (MARK - 1) | MARK;
+        let slot = self.free_slot(slots)?;
+        self.entry(slot).store(mark << 2 | MAKING, Ordering::Release);
+        Ok(mark)
+    }
+
     /// A slot without an owner.
     fn free_slot(&self, slots: &mut Slots) -> io::Result<u64> {
         if slots.free.is_empty() {
@@ -396,11 +424,11 @@ impl LiveStore for LiveArena {
             self.map(&mut slots, slot)
         };
         let base = window(lease.slot);
-        LiveFile::at(self.inner.file.clone(), base, Some(lease)).map(Some)
+        LiveFile::at(self.inner.file.clone(), base, Some(lease), self.inner.mark).map(Some)
     }
 
     fn fresh(&self, disk: u64) -> io::Result<LiveFile> {
-        if disk > u64::MAX >> 2 {
+        if disk >= MARK {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         let lease = {
@@ -420,7 +448,7 @@ impl LiveStore for LiveArena {
             self.map(&mut slots, slot)
         };
         let base = window(lease.slot);
-        LiveFile::at(self.inner.file.clone(), base, Some(lease))
+        LiveFile::at(self.inner.file.clone(), base, Some(lease), self.inner.mark)
     }
 
     fn disks(&self) -> io::Result<Vec<u64>> {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -202,6 +203,26 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
         Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// As [`try_lock`], of a file that another one may replace: false also when `path` names another file now.
+pub fn try_lock_named(file: &File, path: &Path) -> io::Result<bool> {
+    Ok(try_lock(file)? && is_named(file, path)?)
+}
+
+/// Whether `path` names this open file.
+pub fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let (named, held) = match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        named => (named?, file.metadata()?),
+    };
+    Ok((named.dev(), named.ino()) == (held.dev(), held.ino()))
+}
+
+/// flock(2): gives the lock of an open file description back, whatever other descriptors it has.
+pub fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a descriptor and a number.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) }.into()).map(drop)
 }
 
 /// Sets or clears close-on-exec.
@@ -628,6 +649,15 @@ pub fn set_umask(mask: u32) -> u32 {
 /// Number of this process.
 pub fn pid() -> u32 {
     std::process::id()
+}
+
+/// Bytes of memory of the machine; 0 when the kernel does not say.
+pub fn total_memory() -> usize {
+    // SAFETY: an all-zero struct is valid, and the kernel fills it.
+    let mut info = unsafe { std::mem::zeroed::<libc::sysinfo>() };
+    // SAFETY: a pointer to a struct of this frame.
+    let done = unsafe { libc::sysinfo(&raw mut info) };
+    if done == 0 { (info.totalram as usize).saturating_mul(info.mem_unit as usize) } else { 0 }
 }
 
 /// Touches the pages of a buffer, so that no page fault happens when the kernel copies into it.

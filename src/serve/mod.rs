@@ -91,6 +91,7 @@ pub struct Service {
 /// Reads and caches the number of processors. The number is in files that a confined process may not read.
 pub fn cache_processor_count() {
     pool::lane_byte_limit();
+    pool::queued_bytes_limit();
 }
 
 impl Service {

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::io::sys;
+
 pub type Job = Box<dyn FnOnce() + Send>;
 
 /// A job that runs for longer may wait for something that hangs. A job that does not hang then occupies one thread more
@@ -81,8 +83,15 @@ pub fn lane_byte_limit() -> usize {
 
 /// Bytes of writes that wait in one lane. Writes above this run on FUSE threads while enough others are free.
 const QUEUED_BYTES: usize = 16 << 20;
-/// Bytes of writes that wait in all lanes. Writes above this always run on FUSE threads.
-const ALL_QUEUED_BYTES: usize = 256 << 20;
+/// Bytes of writes that may always wait in a lane, whatever the others have.
+const FLOOR_BYTES: usize = 1 << 20;
+
+/// Bytes of writes that may wait in all lanes: an eighth of the machine's memory, 256 MiB at least. A lane has at most as
+/// much as is left for all others. The first call makes a system call that a confined process may not make.
+pub fn queued_bytes_limit() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| (sys::total_memory() / 8).max(256 << 20))
+}
 
 struct Queued {
     job: Job,
@@ -128,6 +137,8 @@ struct Shared {
     /// Work waits and no thread is idle.
     backlog: Condvar,
     threads: usize,
+    /// Bytes of writes that may wait in all lanes.
+    queued_bytes: usize,
 }
 
 /// See the module.
@@ -211,6 +222,11 @@ impl Pool {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(threads: usize, inline: usize) -> io::Result<Self> {
+        Self::bounded(threads, inline, queued_bytes_limit())
+    }
+
+    /// As [`new`](Self::new), with a bound on the bytes of writes that wait.
+    fn bounded(threads: usize, inline: usize, queued_bytes: usize) -> io::Result<Self> {
         let state = State {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
@@ -222,7 +238,8 @@ impl Pool {
             held: 0,
             closed: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), backlog: Condvar::new(), threads });
+        let (state, backlog) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { state, backlog, threads, queued_bytes });
         for _ in 0..threads {
             let mut state = shared.state.lock();
             shared.start_one(&mut state)?;
@@ -259,23 +276,24 @@ impl Pool {
         self.shared.wake(&mut state);
     }
 
-    /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when too many bytes wait
-    /// in its lane and a permit is free. Returns it when too many bytes wait in all lanes.
+    /// Queues a job that holds and moves `bytes` bytes. Runs it on the calling thread instead when many bytes wait in its
+    /// lane and a permit is free. Returns it when its lane already holds as much as is left for all other lanes: so a lane
+    /// that takes all it can never keeps another one from queueing (D49).
     pub fn spawn_bounded(&self, lane: Lane, bytes: usize, job: Job) -> Option<Job> {
         let mut state = self.shared.state.lock();
-        let all = state.held + bytes;
+        let left = self.shared.queued_bytes.saturating_sub(state.held).max(FLOOR_BYTES);
         let queue = state.lanes.entry(lane).or_default();
-        if !queue.jobs.is_empty() && all > ALL_QUEUED_BYTES {
-            return Some(job);
-        }
-        if !queue.jobs.is_empty()
-            && queue.held + bytes > QUEUED_BYTES
-            && let Some(permit) = self.try_inline()
-        {
-            drop(state);
-            job();
-            drop(permit);
-            return None;
+        let wanted = queue.held + bytes;
+        if !queue.jobs.is_empty() && wanted > left.min(QUEUED_BYTES) {
+            if let Some(permit) = self.try_inline() {
+                drop(state);
+                job();
+                drop(permit);
+                return None;
+            }
+            if wanted > left {
+                return Some(job);
+            }
         }
         state.add(lane, Queued { job, held: bytes, moves: bytes });
         self.shared.wake(&mut state);

@@ -447,7 +447,7 @@ impl Store {
             }
             return Err(StoreError::InUse { object, users });
         }
-        self.unavailable.check_base_removal(name)?;
+        self.unavailable.check_base_removal(name, base.id())?;
         let remove = || {
             self.medium.remove(&layout::base_path(base.id()))?;
             self.medium.sync_dir(layout::BASES)

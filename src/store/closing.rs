@@ -43,6 +43,8 @@ impl Store {
             tracing::error!(%error, "files that an unclean end left in deltas/ cannot be removed; they stay");
             failed.push(format!("files that an unclean end left in deltas/: {error}"));
         }
+        // No later change of a record comes.
+        self.write_names(i64::MAX);
         if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }
     }
 

@@ -106,6 +106,7 @@ impl Store {
         if node.lineage().snapshot(name).is_none() {
             return Err(no_snapshot(disk, name));
         }
+        self.check_needs_are_known(|| format!("snapshot {disk}@{name}"))?;
         self.drop_layers(&node, |lineage| lineage.snapshots.retain(|snapshot| snapshot.name != name))
     }
 
@@ -123,6 +124,7 @@ impl Store {
         if token.is_some() && lineage.rolled_back == token {
             return Ok(());
         }
+        self.check_needs_are_known(|| format!("disk {disk}"))?;
         let Some(snapshot) = lineage.snapshot(name) else { return Err(no_snapshot(disk, name)) };
         let number = self.new_id()?;
         let old = {
@@ -195,6 +197,16 @@ impl Store {
             Ok(now) if Arc::ptr_eq(&now, node) => Ok(()),
             _ => Err(StoreError::NotFound { object: format!("disk {name}"), noun: "disk" }),
         }
+    }
+
+    /// Refuses the removal of layers while it is unknown what a disk needs.
+    fn check_needs_are_known(&self, object: impl FnOnce() -> String) -> Result<(), StoreError> {
+        if !self.unavailable.has_unavailable_disk() {
+            return Ok(());
+        }
+        let why = "the record of another disk cannot be read, and that disk may need its layers; restore or remove that \
+                   record, see `plyfs status`";
+        Err(StoreError::Unread { object: object(), why: why.to_owned() })
     }
 
     /// Those of these deltas of a disk that no other disk needs. The caller holds `dropping`.
@@ -298,7 +310,14 @@ impl Store {
     }
 
     /// Removes the files of a disk and of the layers that it alone needs.
+    ///
+    /// # Errors
+    /// While it is unknown what another disk needs; errors of the storage. Another call continues.
     pub(super) fn purge_files(&self, node: &DiskNode) -> io::Result<()> {
+        if !node.lineage().layers.is_empty() {
+            let known = self.check_needs_are_known(|| format!("removed disk {}", node.name()));
+            known.map_err(io::Error::other)?;
+        }
         for layer in self.own_layers(node) {
             Delta::purge(&*self.medium, &*self.live, layer)?;
         }

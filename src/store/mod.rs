@@ -15,6 +15,7 @@ mod claims;
 mod closing;
 mod error;
 mod family;
+mod known_names;
 mod node;
 mod preload;
 mod recording;
@@ -40,6 +41,7 @@ pub use base::{BaseNode, Sources};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
+use known_names::NameList;
 pub use node::{Attributes, DiskNode};
 use node::{InheritedLiveMap, NodeContext};
 pub use preload::PreloadedRecords;
@@ -77,6 +79,7 @@ pub struct Store {
     claims: Claims,
     names: RwLock<Names>,
     unavailable: UnavailableRecords,
+    name_list: Mutex<NameList>,
     recording: Recording,
     attachments: Arc<Attachments>,
     layers: Arc<Layers>,
@@ -263,11 +266,14 @@ impl Store {
         for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
             unavailable.add_damaged(&*medium, &file, error);
         }
-        let unread = |kind, list: Vec<(u64, io::Error)>| {
-            list.iter().for_each(|(number, error)| unavailable.add_unread(kind, *number, error));
-        };
-        unread(RecordKind::Base, bases.unread);
-        unread(RecordKind::Disk, disks.unread);
+        let unread = bases.unread.into_iter().map(|(number, error)| (RecordKind::Base, number, error));
+        let disks_unread = disks.unread.into_iter().map(|(number, error)| (RecordKind::Disk, number, error));
+        let unread: Vec<_> = unread.chain(disks_unread).collect();
+        let numbers: Vec<_> = unread.iter().map(|(kind, number, _)| (*kind, *number)).collect();
+        let mut known = known_names::find(&*medium, &numbers);
+        for (kind, number, error) in &unread {
+            unavailable.add_unread(*kind, *number, error, known.remove(&(*kind, *number)));
+        }
         records::remove_unfinished(&*medium, &unavailable.files());
         let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
@@ -328,6 +334,7 @@ impl Store {
             claims: Claims::default(),
             names: RwLock::new(names),
             unavailable,
+            name_list: Mutex::default(),
             recording,
             attachments: context.attachments,
             layers: context.layers,

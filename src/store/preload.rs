@@ -16,7 +16,7 @@ use crate::io::{HostMedium, Medium, Stamp, sys};
 
 /// How old the last change of a file is at least when it is read. The clocks of filesystems tick some hundred times a
 /// second.
-const MIN_AGE_NS: i64 = 2_000_000_000;
+pub(super) const MIN_AGE_NS: i64 = 2_000_000_000;
 
 /// Records of one kind, by number.
 pub(super) type KnownRecords<T> = HashMap<u64, (Stamp, T)>;

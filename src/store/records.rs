@@ -6,7 +6,8 @@
 use std::io;
 
 use crate::format::layout::{
-    BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, STAGED_SUFFIX, SUPERBLOCK, base_path, disk_path,
+    BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, LOCK, NAMES, STAGED_SUFFIX, SUPERBLOCK, base_path,
+    disk_path, number,
 };
 use crate::format::record::{DiskRecord, Superblock};
 use crate::format::{FormatError, Kind};
@@ -18,7 +19,7 @@ use super::preload::KnownRecords;
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
 
 /// The kind of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum RecordKind {
     /// `bases/N.base`.
     Base,
@@ -39,6 +40,12 @@ impl RecordKind {
             Self::Base => BASE_SUFFIX,
             Self::Disk => DISK_SUFFIX,
         }
+    }
+
+    /// Numbers of the records of this kind.
+    pub fn numbers(self, medium: &dyn Medium) -> io::Result<Vec<u64>> {
+        let names = medium.list(self.dir())?;
+        Ok(names.iter().filter_map(|name| number(name.strip_suffix(self.suffix())?)).collect())
     }
 
     /// The file's name in the store.
@@ -165,7 +172,8 @@ pub(super) fn read_records<T>(
 /// the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
 /// file that cannot be removed does no harm.
 pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
-    for (dir, suffix) in [(".", SUPERBLOCK), (BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)] {
+    let of_the_store = [(".", SUPERBLOCK), (".", NAMES), (".", LOCK)];
+    for (dir, suffix) in of_the_store.into_iter().chain([(BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)]) {
         for name in medium.list(dir).unwrap_or_default() {
             let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))
             else {

@@ -4,7 +4,8 @@
 //! disks with one name the later one has it, and the other one is purged. No base is removed that the disk may be on.
 //!
 //! A record that could not be read (no descriptors, no memory, an I/O error) may be sound. It is tried again, later
-//! each time, and is served once it can be read. Until then its name is unknown, so no disk (or base) gets a name.
+//! each time, and is served once it can be read. Until then no disk (or base) gets its name. When the list of names does
+//! not have it ([`super::known_names`]), its name is unknown, and no disk (or base) gets any name.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::known_names::KnownName;
 use super::records::{RECORD_LIMIT, ReadOutcome, RecordKind, read_disk, read_record};
 use super::{BaseNode, DiskNode, InheritedLiveMap, Store, StoreError};
 use crate::format::FormatError;
@@ -21,6 +23,8 @@ use crate::io::{Medium, Open, read_whole};
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// What a record that cannot be read does, or may do.
+const HAS_NAME: (&str, &str) = ("has this name", "may have this name");
 
 /// A record that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct UnreadRecord {
 struct UnreadEntry {
     kind: RecordKind,
     number: u64,
+    /// What is known of it; `None`: it may have any name, and any base.
+    known: Option<KnownName>,
     error: String,
     next: Instant,
     wait: Duration,
@@ -81,11 +87,12 @@ impl UnavailableRecords {
     }
 
     /// Adds a record whose bytes could not be read.
-    pub fn add_unread(&self, kind: RecordKind, number: u64, error: &io::Error) {
+    pub fn add_unread(&self, kind: RecordKind, number: u64, error: &io::Error, known: Option<KnownName>) {
         let file = kind.path(number);
-        tracing::error!(file, %error, "a record cannot be read now; its disk or base is served as soon as a retry reads it");
+        let name = known.as_ref().map(|known| known.name.as_str());
+        tracing::error!(file, name, %error, "a record cannot be read now; its disk or base is served as soon as a retry reads it");
         let (error, next) = (error.to_string(), Instant::now() + FIRST_WAIT);
-        self.unread.lock().push(UnreadEntry { kind, number, error, next, wait: FIRST_WAIT });
+        self.unread.lock().push(UnreadEntry { kind, number, known, error, next, wait: FIRST_WAIT });
     }
 
     pub fn damaged(&self) -> Vec<(String, FormatError)> {
@@ -115,22 +122,34 @@ impl UnavailableRecords {
             || self.unread.lock().iter().any(|w| w.kind == RecordKind::Base)
     }
 
+    /// Whether the record of a disk is damaged or unread: it is unknown which layers the disk needs.
+    pub fn has_unavailable_disk(&self) -> bool {
+        !self.reserved.read().disk_files.is_empty()
+            || self.unread.lock().iter().any(|w| w.kind == RecordKind::Disk)
+    }
+
     /// Whether the record of a disk could not be read.
     pub fn has_unread_disk(&self, number: u64) -> bool {
         self.unread.lock().iter().any(|w| w.kind == RecordKind::Disk && w.number == number)
     }
 
-    fn first_unread(&self, kind: RecordKind) -> Option<(String, String)> {
+    /// Refuses what a record that could not be read may need: one that `needs` it, or of which nothing is known.
+    fn check_unread(
+        &self,
+        kind: RecordKind,
+        object: String,
+        needs: impl Fn(&KnownName) -> bool,
+        (does, may): (&str, &str),
+    ) -> Result<(), StoreError> {
         let list = self.unread.lock();
-        list.iter().find(|w| w.kind == kind).map(|w| (w.kind.path(w.number), w.error.clone()))
-    }
-
-    fn check_unread(&self, kind: RecordKind, object: String, may: &str) -> Result<(), StoreError> {
-        let Some((file, error)) = self.first_unread(kind) else { return Ok(()) };
+        let is_concerned = |w: &&UnreadEntry| w.kind == kind && w.known.as_ref().is_none_or(&needs);
+        let Some(w) = list.iter().find(is_concerned) else { return Ok(()) };
+        let (file, error) = (w.kind.path(w.number), &w.error);
+        let what = if w.known.is_some() { does } else { may };
         Err(StoreError::Unread {
             object,
             why: format!(
-                "the record {file} cannot be read now ({error}) and {may}; plyfs retries it: see `plyfs status`; if the \
+                "the record {file} cannot be read now ({error}) and {what}; plyfs retries it: see `plyfs status`; if the \
                  record is lost for good, move that file out of the store"
             ),
         })
@@ -138,16 +157,16 @@ impl UnavailableRecords {
 
     pub fn check_disk_name(&self, name: &str) -> Result<(), StoreError> {
         check_damaged("disk", name, self.reserved.read().disks.get(name))?;
-        self.check_unread(RecordKind::Disk, format!("disk {name}"), "may have this name")
+        self.check_unread(RecordKind::Disk, format!("disk {name}"), |known| known.name == name, HAS_NAME)
     }
 
     pub fn check_base_name(&self, name: &str) -> Result<(), StoreError> {
         check_damaged("base", name, self.reserved.read().bases.get(name))?;
-        self.check_unread(RecordKind::Base, format!("base {name}"), "may have this name")
+        self.check_unread(RecordKind::Base, format!("base {name}"), |known| known.name == name, HAS_NAME)
     }
 
     /// A disk whose record is damaged or unread may be on any base.
-    pub fn check_base_removal(&self, name: &str) -> Result<(), StoreError> {
+    pub fn check_base_removal(&self, name: &str, number: u64) -> Result<(), StoreError> {
         let object = format!("base {name}");
         let reserved = self.reserved.read();
         if !reserved.disk_files.is_empty() {
@@ -157,7 +176,13 @@ impl UnavailableRecords {
             );
             return Err(StoreError::invalid(object, why));
         }
-        self.check_unread(RecordKind::Disk, object, "its disk may need this base")
+        let needs = |known: &KnownName| known.base == Some(number);
+        self.check_unread(
+            RecordKind::Disk,
+            object,
+            needs,
+            ("its disk needs this base", "its disk may need this base"),
+        )
     }
 
     /// Takes the records to try now: all that are due, or the one of `disk`.
@@ -259,8 +284,8 @@ impl Store {
         Ok(())
     }
 
-    /// Serves a disk whose record can be read at last. While its name was unknown no disk got a name, so another disk
-    /// has its name only if a rename was interrupted between its two records.
+    /// Serves a disk whose record can be read at last. Until now no disk got its name, so another disk has its name only if
+    /// a rename was interrupted between its two records.
     fn admit_disk(&self, record: DiskRecord) -> io::Result<()> {
         tracing::info!(disk = record.name, number = record.id, "the record can be read again");
         let _claim = self.claims.disks(vec![record.name.clone()], Vec::new());

@@ -10,7 +10,6 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
 };
 
-const FOR_LONG: Duration = Duration::from_secs(3600);
 const FILE: u64 = 2;
 /// A file whose open hangs.
 const TRAP: u64 = 3;
@@ -19,11 +18,14 @@ const TRAP: u64 = 3;
 enum Held {
     Read(ReplyData),
     Open(ReplyOpen),
+    Attributes(ReplyAttr),
 }
 
 #[derive(Default)]
 struct State {
     hangs: bool,
+    /// Attributes hang too. They are never cached.
+    attributes_hang: bool,
     held: Vec<Held>,
 }
 
@@ -59,6 +61,11 @@ impl Fs {
         }
     }
 
+    /// The kernel caches neither the name nor the attributes.
+    fn named(&self, ino: u64, reply: ReplyEntry) {
+        reply.entry(&Duration::ZERO, &self.attr(ino), Generation(0));
+    }
+
     fn hold(&self, held: Held) {
         self.0.state.lock().unwrap().held.push(held);
         self.0.more.notify_all();
@@ -68,14 +75,17 @@ impl Fs {
 impl Filesystem for Fs {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match name.to_str() {
-            Some("image") => reply.entry(&FOR_LONG, &self.attr(FILE), Generation(0)),
-            Some(name) if name.starts_with("trap") => reply.entry(&FOR_LONG, &self.attr(TRAP), Generation(0)),
+            Some("image") => self.named(FILE, reply),
+            Some(name) if name.starts_with("trap") => self.named(TRAP, reply),
             _ => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOR_LONG, &self.attr(ino.0));
+        if ino.0 != 1 && self.0.state.lock().unwrap().attributes_hang {
+            return self.hold(Held::Attributes(reply));
+        }
+        reply.attr(&Duration::ZERO, &self.attr(ino.0));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -135,17 +145,24 @@ impl Hanging {
         self.shared.state.lock().unwrap().hangs = true;
     }
 
+    /// From now on only names are answered, as by a server that has gone.
+    pub fn hang_with_attributes(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        (state.hangs, state.attributes_hang) = (true, true);
+    }
+
     /// Answers again; the requests that hung fail.
     pub fn go_on(&self) {
         let held = {
             let mut state = self.shared.state.lock().unwrap();
-            state.hangs = false;
+            (state.hangs, state.attributes_hang) = (false, false);
             std::mem::take(&mut state.held)
         };
         for held in held {
             match held {
                 Held::Read(reply) => reply.error(Errno::EIO),
                 Held::Open(reply) => reply.error(Errno::EIO),
+                Held::Attributes(reply) => reply.error(Errno::EIO),
             }
         }
     }

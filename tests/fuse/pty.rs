@@ -1,7 +1,7 @@
 //! A command on a terminal of its own.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -18,16 +18,39 @@ pub struct Pty {
     reader: Option<JoinHandle<()>>,
 }
 
+/// A new terminal: the side of this process, and the side of the command. Other children do not inherit them, or they
+/// would keep the terminal open after the command's end.
+fn terminal() -> io::Result<(File, OwnedFd)> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let opened = |fd: libc::c_int| match fd {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the call before opened it for this process, and nothing else has it.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    };
+    // SAFETY: takes flags only.
+    let ours = opened(unsafe { libc::posix_openpt(flags) })?;
+    // SAFETY: the descriptor is a terminal, and no memory is passed.
+    if unsafe { libc::grantpt(ours.as_raw_fd()) != 0 || libc::unlockpt(ours.as_raw_fd()) != 0 } {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes flags only.
+    let theirs = opened(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    Ok((File::from(ours), theirs))
+}
+
+fn set_size(terminal: &File, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is a terminal, and the size is read.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 impl Pty {
     pub fn spawn(mut command: Command, columns: u16, rows: u16) -> Self {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let (mut ours, mut theirs) = (-1, -1);
-        let none = std::ptr::null_mut();
-        // SAFETY: both descriptors are written to, the size is read, and no name is asked for.
-        let made = unsafe { libc::openpty(&mut ours, &mut theirs, none, std::ptr::null(), &size) };
-        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: openpty(3) opened them for this process, and nothing else has them.
-        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        let (terminal, theirs) = terminal().unwrap();
+        set_size(&terminal, columns, rows).unwrap();
         let end = || Stdio::from(theirs.try_clone().unwrap());
         command.env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8").env_remove("NO_COLOR");
         command.stdin(end()).stdout(end()).stderr(end());
@@ -41,7 +64,6 @@ impl Pty {
         }
         let child = command.spawn().unwrap();
         drop((command, theirs));
-        let terminal = File::from(ours);
         let output = Arc::new(Mutex::new(Vec::new()));
         let (mut from, into) = (terminal.try_clone().unwrap(), output.clone());
         let reader = std::thread::spawn(move || {
@@ -65,9 +87,7 @@ impl Pty {
 
     /// Gives the terminal another size.
     pub fn resize(&self, columns: u16, rows: u16) {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: the descriptor is a terminal, and the size is read.
-        assert_eq!(unsafe { libc::ioctl(self.terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
+        set_size(&self.terminal, columns, rows).unwrap();
     }
 
     /// All output so far.
@@ -82,8 +102,9 @@ impl Pty {
     }
 
     /// Waits for the end of the command. Returns its status and all of its output.
+    #[track_caller]
     pub fn end(mut self) -> (Option<i32>, String) {
-        let status = self.child.wait().unwrap();
+        let status = until("the end of the command", || self.child.try_wait().unwrap());
         self.reader.take().unwrap().join().unwrap();
         (status.code(), self.output())
     }

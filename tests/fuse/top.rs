@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use crate::harness::{TestDaemon, open, signal};
+use crate::harness::{TestDaemon, open, signal, until};
 use crate::pty::Pty;
 
 const MIB: usize = 1 << 20;
@@ -95,6 +95,28 @@ fn the_screen_takes_keys_outlives_a_worker_and_leaves_the_terminal_as_it_was() {
     let (status, output) = pty.end();
     assert_eq!(status, Some(0), "{output}");
     assert!(output.contains("\u{1b}[?1049h") && output.ends_with("\u{1b}[?1049l\u{1b}[?25h"), "{output:?}");
+}
+
+/// The terminal's new size and the key are there at once for the program that looks for both.
+#[test]
+fn keys_typed_while_the_terminal_changes_its_size_are_taken() {
+    let (daemon, _load) = serving();
+    let mut command = daemon.command();
+    command.args(["top", "--interval", "60s"]);
+    let mut pty = Pty::spawn(command, 100, 30);
+    pty.until_shown("quit");
+    pty.type_keys("/");
+    pty.until_shown("filter");
+    for (round, key) in (0..).zip(('a'..='z').cycle().take(78)) {
+        let shown = pty.output().len();
+        pty.resize(100 + round % 2, 30);
+        pty.type_keys(&key.to_string());
+        // The screen before ends with another letter.
+        let text = format!("{key}_");
+        until(&text, || pty.output().get(shown..)?.contains(&text).then_some(()));
+    }
+    pty.type_keys("\u{3}");
+    assert_eq!(pty.end().0, Some(0));
 }
 
 #[test]

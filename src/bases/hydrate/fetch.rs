@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::job::{Job, Paced, State, Stopped};
 use crate::fetch::LazySource;
-use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
+use crate::fetch::kept::{CACHE_BLOCK, Contents, DiskCache, Reach};
 use crate::source::{Completion, Purpose, Source};
 
 /// Bytes of one request, and most requests under way.
@@ -60,10 +60,10 @@ pub trait CachedBlocks {
     fn full(&self) -> Option<String>;
 }
 
-/// A file's contents, and why the cache takes nothing.
+/// A file's contents, in its cache.
 pub struct CachedFile<'a> {
     pub contents: &'a Contents,
-    pub degraded: &'a dyn Fn() -> Option<String>,
+    pub cache: &'a DiskCache,
 }
 
 impl CachedBlocks for CachedFile<'_> {
@@ -77,7 +77,10 @@ impl CachedBlocks for CachedFile<'_> {
         self.contents.cached_bytes(Reach::Any)
     }
     fn full(&self) -> Option<String> {
-        (self.degraded)()
+        let missing = self.contents.size().saturating_sub(self.bytes());
+        // A failure is forgotten when a reader's blocks have found room since. The bounds are then as they were.
+        let why = self.cache.stats().degraded.or_else(|| self.cache.shortage(missing.min(PIECE)));
+        why.map(|why| format!("the cache keeps nothing new: {why}"))
     }
 }
 
@@ -105,8 +108,8 @@ pub fn all(
         }
         // The server is down, or the cache takes no more.
         let why = origin.stall().or_else(|| here.full());
-        let why = why
-            .unwrap_or_else(|| "the cache is too small to keep what is fetched; raise --cache-disk".into());
+        let why =
+            why.unwrap_or_else(|| "the cache did not keep what was fetched; it is fetched again".into());
         job.note_waiting(before + had, why);
         job.pause(pause)?;
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -393,13 +393,12 @@ impl Hydrations {
 
     fn fetch_all(&self, node: &Arc<BaseNode>, job: &Arc<Job>) -> Result<(), Stopped> {
         let record = node.current();
-        let degraded = || self.sources.cache().stats().degraded;
         let mut before = 0;
         for file in record.files().filter(|file| record.keeps(file)) {
             let contents = self.sources.contents(&record, file);
             if !contents.is_complete(Reach::Any) {
                 let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;
-                let here = fetch::CachedFile { contents: &contents, degraded: &degraded };
+                let here = fetch::CachedFile { contents: &contents, cache: self.sources.cache() };
                 fetch::all(job, &*source, &here, before, &|| self.go_on(node))?;
             }
             before += contents.size();

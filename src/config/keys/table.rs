@@ -219,7 +219,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: DefaultValue::Is("true"),
         bounds: Bounds::Meaning,
-        meaning: "Whether the worker may make connections, for bases on web servers. Without it the worker cannot read them.",
+        meaning: "Whether the worker may make connections, for bases on web servers. Without it the worker cannot read them; metrics and the status page are served all the same.",
     },
     Key {
         section: "http",
@@ -371,7 +371,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("-", "\"127.0.0.1:9464\""),
         bounds: Bounds::Meaning,
-        meaning: "A TCP address, `ADDRESS:PORT`, or a port of the loopback interface, as a string. plyfs serves metrics for Prometheus there, without encryption, to every client that can connect; they have the names of disks, bases and servers. Without it they are on the control socket only.",
+        meaning: "A TCP address, `ADDRESS:PORT`, or a port of the loopback interface, as a string. plyfs serves metrics for Prometheus there, without encryption, to every client that can connect; they have the names of disks, bases and servers. While another program has the address, plyfs tries again. Without it they are on the control socket only.",
     },
     Key {
         section: "metrics",
@@ -387,7 +387,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("-", "\"https://hooks.example.org/plyfs\""),
         bounds: Bounds::Meaning,
-        meaning: "A URL without user and query. plyfs sends events there by POST, as lines of JSON (`application/x-ndjson`), as `plyfs events --json` prints them. A token belongs to `[[http.credentials]]`, with this URL.",
+        meaning: "A URL without user and query. plyfs sends events there by POST, as lines of JSON (`application/x-ndjson`), as `plyfs events --json` prints them. A token belongs to `[[http.credentials]]`, with this URL. Needs `[security] network`.",
     },
     Key {
         section: "notify",
@@ -403,7 +403,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("all", "[\"base.hit\", \"base.miss\", \"base.evict\"]"),
         bounds: Bounds::Meaning,
-        meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`).",
+        meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`). What a worker has not delivered when it ends is lost; the next begins with `worker.started`.",
     },
     Key {
         section: "page",

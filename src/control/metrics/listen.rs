@@ -5,11 +5,12 @@
 //!
 //! A worker may not bind an address once it is confined. So each worker binds it before, also the standby worker: the
 //! address is shared (SO_REUSEPORT), and of the sockets that are bound to it only the one that listens gets connections.
+//! While another program has the address, a helper process waits for it (`sandbox::binder`).
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,28 +37,59 @@ const LONGEST_REQUEST: usize = 16 << 10;
 /// The pause after a connection could not be accepted, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A socket that is bound and does not listen yet.
+/// Waits until the address is free. Returns a socket that listens there.
+pub type WaitForAddress = Box<dyn FnOnce() -> io::Result<OwnedFd> + Send>;
+
+enum Socket {
+    /// It is bound and does not listen yet.
+    Bound(TcpSocket),
+    /// The address is taken, for this reason.
+    Taken(String, WaitForAddress),
+}
+
+/// The socket of metrics, before its worker serves.
 pub struct MetricsSocket {
-    socket: TcpSocket,
+    socket: Socket,
     address: SocketAddr,
 }
 
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Binds an address, and listens there. The process has a single thread.
+///
+/// # Errors
+/// As [`MetricsSocket::bind`].
+pub fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async { bind(address)?.listen(BACKLOG)?.into_std() }).map(OwnedFd::from)
+}
+
 impl MetricsSocket {
-    /// Binds the address, which other workers of this daemon may have bound.
+    /// Binds the address, which other workers of this daemon may have bound. When it cannot be bound, `wait` waits until
+    /// it can.
     ///
     /// # Errors
-    /// When another program has it, or the host does not have it.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(true)?;
-        socket.bind(address)?;
+    /// Those of `wait`.
+    pub fn bind(address: SocketAddr, wait: impl FnOnce() -> io::Result<WaitForAddress>) -> io::Result<Self> {
+        let socket = match bind(address) {
+            Ok(socket) => Socket::Bound(socket),
+            Err(error) => Socket::Taken(error.to_string(), wait()?),
+        };
         Ok(Self { socket, address })
     }
 
-    /// Its descriptor.
-    pub fn descriptor(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    /// Its descriptor, once it is bound.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        match &self.socket {
+            Socket::Bound(socket) => Some(socket.as_raw_fd()),
+            Socket::Taken(..) => None,
+        }
     }
 
     /// Serves the metrics on a thread of its own, as long as the process lives.
@@ -70,16 +102,37 @@ impl MetricsSocket {
         let Self { socket, address } = self;
         let run = move || {
             runtime.block_on(async {
-                match socket.listen(BACKLOG) {
-                    Ok(listener) => accept(listener, control).await,
+                match get(socket, address, &control).await {
+                    Ok(listener) => {
+                        *control.metrics_trouble.lock() = None;
+                        accept(listener, control).await;
+                    }
                     Err(error) => {
-                        tracing::error!(%error, %address, "cannot serve metrics; restart the daemon")
+                        let why = format!("{error}; restart the daemon");
+                        tracing::error!(why, %address, "cannot serve metrics");
+                        *control.metrics_trouble.lock() = Some(why);
                     }
                 }
             });
         };
         std::thread::Builder::new().name("metrics".into()).spawn(run).map(drop)
     }
+}
+
+/// The socket that listens, once the address is free.
+async fn get(socket: Socket, address: SocketAddr, control: &Control) -> io::Result<TcpListener> {
+    let (error, wait) = match socket {
+        Socket::Bound(socket) => return socket.listen(BACKLOG),
+        Socket::Taken(error, wait) => (error, wait),
+    };
+    let why = format!("{error}; free the address or change [metrics] listen; plyfs tries again");
+    tracing::error!(why, %address, "metrics are not served yet; disks are served all the same");
+    *control.metrics_trouble.lock() = Some(why);
+    let listener = tokio::task::spawn_blocking(wait).await.map_err(io::Error::other)??;
+    let listener = std::net::TcpListener::from(listener);
+    listener.set_nonblocking(true)?;
+    tracing::info!(%address, "metrics are served");
+    TcpListener::from_std(listener)
 }
 
 async fn accept(listener: TcpListener, control: Control) {

@@ -237,11 +237,15 @@ pub struct Base {
     pub state_since: Option<String>,
     /// Why it cannot be used, or the last error that its readers got.
     pub error: Option<String>,
+    /// While its files on this host do not answer: when they were examined last. `state` and `error` are as of then. Null
+    /// while they answer, and when they have not answered yet.
+    #[schema(format = DateTime)]
+    pub examined: Option<String>,
     /// Why its data in the store is neither read nor written.
     pub cache_error: Option<String>,
     /// The last hydration or verification of this worker.
     pub work: Option<Work>,
-    /// Since when reads wait for its server.
+    /// Since when reads wait for its server, or for its file on this host.
     #[schema(format = DateTime)]
     pub waiting_since: Option<String>,
     /// Why reads wait.
@@ -267,7 +271,7 @@ pub enum BaseState {
     Changed,
     /// Its readers get errors.
     Failing,
-    /// Reads of missing bytes wait for its server.
+    /// Reads of missing bytes wait for its server, or for a file on this host that does not answer.
     Waiting,
     /// It works.
     #[default]

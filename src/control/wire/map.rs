@@ -63,6 +63,8 @@ pub struct BaseMap {
     pub absent: Vec<u64>,
     /// Where cannot be told without a fetch.
     pub unknown: Vec<u64>,
+    /// Wherever else they are: bytes in the memory cache.
+    pub memory: Vec<u64>,
     /// Wherever they are: bytes that the recorded boot reads, as the base's trace says. Zeros without a trace.
     pub read: Vec<u64>,
     /// Wherever they are: bytes that plyfs prefetches at a boot, as the base's trace says. Zeros without a trace.
@@ -89,6 +91,8 @@ pub struct PlaceBytes {
     pub absent: u64,
     /// Where cannot be told without a fetch.
     pub unknown: u64,
+    /// In the memory cache; 0 of a disk.
+    pub memory: u64,
     /// What the recorded boot reads; 0 of a disk.
     pub read: u64,
     /// What plyfs prefetches at a boot; 0 of a disk.

@@ -75,6 +75,10 @@ pub struct Status {
     pub kernel: Option<Kernel>,
     /// Counters of events.
     pub events: Events,
+    /// The status page; null without `[page] listen`.
+    pub page: Option<Listener>,
+    /// The metrics at their own address; null without `[metrics] listen`.
+    pub metrics: Option<Listener>,
     /// Since when the worker does not answer.
     #[schema(format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -234,6 +238,16 @@ pub struct LiveMaps {
     pub moves: u64,
     /// Why the maps would not survive the supervisor, or which data an earlier daemon lost.
     pub problem: Option<String>,
+}
+
+/// Where the daemon serves operators, beside the control socket.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Listener {
+    /// A URL, or the path of a Unix socket.
+    pub listen: String,
+    /// Why it is not served there; null while it is.
+    pub trouble: Option<String>,
 }
 
 /// A file of the store that is damaged or cannot be read.

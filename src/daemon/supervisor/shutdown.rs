@@ -199,13 +199,20 @@ impl Supervisor {
         });
     }
 
-    /// Removes the control socket, and the live maps unless a worker may still need them.
+    /// Removes the control socket, and the live maps unless a worker may still need them. Gives back the lock of a store
+    /// that is closed, for all descriptors of it: a worker that was killed, of which a thread waits in the kernel for the
+    /// cache's disk, keeps its own.
     pub(super) fn clean_up(&mut self, result: &Result<(), ServeError>) {
         let _ = std::fs::remove_file(self.config.store.join(CONTROL_SOCKET));
         page_socket::clean_up(&self.config, self.page.is_some());
         let is_unused = result.is_ok() || self.active.is_none();
         if let Some(live) = self.resources.live.take().filter(|_| is_unused) {
             live.remove(&self.resources.config);
+        }
+        if result.is_ok()
+            && let Err(error) = sys::unlock(self.lock.as_fd())
+        {
+            tracing::warn!(%error, "the store's lock is not given back before this process ends");
         }
     }
 }

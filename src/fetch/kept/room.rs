@@ -28,6 +28,14 @@ const CHUNKS_PER_LOCK: usize = 1024;
 /// How often room is made again after other inserts took it.
 const ROUNDS: usize = 4;
 
+/// Why there is no room, with the remedy. The subject is the cache.
+const FULL: &str = "it is full, and no block may be evicted; raise --cache-disk, or unpin a base";
+const TOO_SMALL: &str = "it is too small for what is fetched; raise --cache-disk";
+const BELOW_FLOOR: &str = "its filesystem has no free space beyond the space that must stay free; make room there, or \
+                           lower [cache] disk_free";
+const MOST_SOURCES: &str = "the bound on the number of sources is reached, and all of them are pinned; raise [cache] \
+                            disk_bases, or unpin a base";
+
 /// Bytes that count as used but belong to no block yet: reserved before a block is written (D34).
 pub(super) struct Room<'a> {
     shared: &'a Shared,
@@ -88,8 +96,7 @@ impl DiskCache {
                     }
                 }
                 _ => {
-                    self.shared
-                        .degrade("the bound on the number of sources is reached, and all of them are pinned");
+                    self.shared.degrade(MOST_SOURCES);
                     return false;
                 }
             }
@@ -114,7 +121,7 @@ impl DiskCache {
                 if self.make_room(need, EvictReason::Space) == 0
                     && shared.used.load(Ordering::Relaxed) >= used
                 {
-                    shared.degrade("it is full, and no block may be evicted");
+                    shared.degrade(FULL);
                     return None;
                 }
                 continue;
@@ -131,8 +138,20 @@ impl DiskCache {
                 break;
             }
         }
-        shared.degrade("its filesystem has no free space beyond the space that must stay free");
+        shared.degrade(BELOW_FLOOR);
         None
+    }
+
+    /// The bound that leaves no room for `bytes` more as long as nothing is evicted. Asks the filesystem.
+    pub fn shortage(&self, bytes: u64) -> Option<String> {
+        let used = self.shared.used.load(Ordering::Relaxed);
+        // A higher bound on bytes would not help below the floor.
+        let why = match self.shared.below_floor(bytes) {
+            0 if used.saturating_add(bytes) <= self.shared.limit => return None,
+            0 => TOO_SMALL,
+            _ => BELOW_FLOOR,
+        };
+        Some(why.to_owned())
     }
 
     /// Enforces the bounds after other programs wrote to the filesystem, and after a bound was lowered.

@@ -177,3 +177,67 @@ fn one_disk_has_a_bound_of_its_own() {
     let more = (100..).take_while(|page| live.prepare_for(*page, MapUse::Discard).is_ok()).count();
     assert_eq!(more, 4);
 }
+
+/// What a version without the mark does when it takes an arena over: it gives back what is not complete.
+fn taken_over_by_an_earlier_version(file: &File) {
+    let entries = read_header(file).unwrap()[word::ENTRIES];
+    for slot in 0..entries {
+        let at = DIRECTORY_AT + slot * 8;
+        let mut entry = [0; 8];
+        file.read_exact_at(&mut entry, at).unwrap();
+        if u64::from_ne_bytes(entry) & 3 != COMPLETE {
+            file.write_all_at(&[0; 8], at).unwrap();
+        }
+    }
+}
+
+/// Guards D77.
+#[test]
+fn a_list_of_unflushed_pages_counts_until_an_earlier_version_took_the_arena_over() {
+    let file = formatted();
+    let first = arena(&file);
+    put(&first, 1, &[0, 7]);
+    let live = first.existing(1).unwrap().unwrap();
+    assert!(!live.is_tracked());
+    live.set_tracked();
+    live.note_unflushed(7);
+    drop((live, first));
+    // However many workers come.
+    for _ in 0..3 {
+        let live = arena(&file).existing(1).unwrap().unwrap();
+        assert!(live.is_tracked());
+        assert_eq!(live.unflushed_pages().collect::<Vec<_>>(), [7]);
+    }
+    taken_over_by_an_earlier_version(&file);
+    let next = arena(&file);
+    let live = next.existing(1).unwrap().unwrap();
+    assert!(!live.is_tracked(), "a list that an earlier version did not keep counts");
+    // And again after that.
+    live.set_tracked();
+    assert!(arena(&file).existing(1).unwrap().unwrap().is_tracked());
+    has(&next, 1, &[0, 7]);
+}
+
+/// Guards D77.
+#[test]
+fn a_map_that_moves_takes_its_list_of_unflushed_pages_along() {
+    let (file, new) = (formatted(), formatted());
+    let from = arena(&file);
+    let far = 1_000_000;
+    for disk in [1, 2] {
+        put(&from, disk, &[0, 7, far]);
+        let live = from.existing(disk).unwrap().unwrap();
+        live.note_unflushed(7);
+        live.note_unflushed(far);
+        if disk == 1 {
+            live.set_tracked();
+        }
+    }
+    let to = arena(&new);
+    to.copy_from(&arena(&file)).unwrap();
+    let (first, second) = (to.existing(1).unwrap().unwrap(), to.existing(2).unwrap().unwrap());
+    assert!(first.is_tracked() && !second.is_tracked());
+    assert_eq!(first.unflushed_pages().collect::<Vec<_>>(), [7, far]);
+    // The list of pages far behind is memory of the map.
+    assert_eq!(first.memory(), 6 * PAGE);
+}

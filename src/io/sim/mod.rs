@@ -19,12 +19,13 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use self::file::{Inode, SimFile};
 pub use self::live::SimLive;
-use super::{Medium, MediumFile, Open, Space};
+use super::{Medium, MediumFile, Open, Space, Stamp};
 
 /// Random numbers from a seed. One seed always gives the same numbers.
 #[derive(Debug, Clone)]
@@ -240,6 +241,8 @@ fn dir_of(name: &str) -> &str {
 struct Shared {
     state: Mutex<State>,
     hook: Mutex<Option<Hook>>,
+    /// Whether files have stamps.
+    stamps: AtomicBool,
 }
 
 impl Shared {
@@ -293,9 +296,19 @@ impl SimMedium {
         *self.shared.hook.lock() = hook;
     }
 
+    /// Gives files stamps. An inode is never used again, so it is a stamp of what is written before it has a name.
+    pub fn stamp_files(&self) {
+        self.shared.stamps.store(true, Ordering::Relaxed);
+    }
+
     /// Plans a fault.
     pub fn plan(&self, fault: Fault) {
         self.shared.state.lock().faults.push(fault);
+    }
+
+    fn like(&self, state: State) -> Self {
+        let stamps = AtomicBool::new(self.shared.stamps.load(Ordering::Relaxed));
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), hook: Mutex::default(), stamps }) }
     }
 
     /// Removes all planned faults.
@@ -307,7 +320,7 @@ impl SimMedium {
     pub fn fork(&self) -> Self {
         let mut state = self.shared.state.lock().clone();
         state.faults.clear();
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), hook: Mutex::default() }) }
+        self.like(state)
     }
 
     /// The medium after a power cut now. Everything on it is durable.
@@ -332,7 +345,7 @@ impl SimMedium {
             after.inodes.insert(id, Arc::new(inode));
         }
         after.rng = Some(rng.fork());
-        Self { shared: Arc::new(Shared { state: Mutex::new(after), hook: Mutex::default() }) }
+        self.like(after)
     }
 
     /// Names of all files, with their lengths and contents. Data files are listed without contents.
@@ -416,6 +429,13 @@ impl Medium for SimMedium {
                 Ok(())
             },
         )
+    }
+    fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
+        if !self.shared.stamps.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let inode = self.shared.state.lock().file(clean(name))?;
+        Ok(Some(Stamp { inode, changed_ns: 0, len: 0 }))
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         // A directory whose sync failed keeps its changes in memory: a later sync writes them all.

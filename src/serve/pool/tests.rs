@@ -123,7 +123,8 @@ fn large_jobs_of_a_lane_run_a_few_at_a_time() {
 /// Guards D49.
 #[test]
 fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
-    let (pool, lane) = (Pool::new(1, 1).expect("threads"), Lane::Purge);
+    let all = 256 << 20;
+    let (pool, lane) = (Pool::bounded(1, 1, all).expect("threads"), Lane::Purge);
     let here = std::thread::current().id();
     let release = stuck(&pool, lane);
     let (sender, ran) = channel();
@@ -140,12 +141,58 @@ fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
     let permit = pool.try_inline().expect("one");
     assert!(pool.spawn_bounded(lane, quarter, job(5)).is_none());
     assert!(ran.try_recv().is_err());
-    // All lanes together have a bound too.
-    assert!(pool.spawn_bounded(lane, ALL_QUEUED_BYTES - 5 * quarter, job(6)).is_none());
+    // A lane holds at most as much as it leaves for the others.
+    assert!(pool.spawn_bounded(lane, all / 2 - 5 * quarter, job(6)).is_none());
     assert!(pool.spawn_bounded(lane, 1, job(7)).is_some());
     drop((release, permit));
     for n in [0, 1, 2, 3, 5, 6] {
         assert_eq!(ran.recv_timeout(SOON), Ok((n, false)));
+    }
+}
+
+// One disk's large writes took all that may wait. From then on the writes of every disk ran on FUSE threads without a
+// permit, until none was left to read requests.
+/// Guards D49.
+#[test]
+fn a_disk_whose_writes_wait_never_keeps_those_of_others_from_waiting() {
+    let pool = Pool::bounded(8, 1, 256 << 20).expect("threads");
+    let lanes = [Lane::Disk(1), Lane::Disk(2), Lane::Disk(3), Lane::Disk(4), Lane::Disk(5)];
+    // Nothing more of these lanes may run.
+    let held = lanes.map(|lane| {
+        let (release, released) = channel::<()>();
+        let (sender, began) = channel();
+        pool.spawn_sized(lane, lane_byte_limit(), move || {
+            let _ = sender.send(());
+            let _ = released.recv();
+        });
+        began.recv_timeout(SOON).expect("it begins");
+        release
+    });
+    let permit = pool.try_inline().expect("one");
+    let ran = Arc::new(AtomicUsize::new(0));
+    let put = |lane, bytes| {
+        let ran = ran.clone();
+        pool.spawn_bounded(lane, bytes, Box::new(move || _ = ran.fetch_add(1, Ordering::Relaxed))).is_none()
+    };
+    let mut last = usize::MAX;
+    let mut queued = 0;
+    for lane in &lanes[..4] {
+        let lane = *lane;
+        // It takes all it can.
+        let taken = (0..1000).take_while(|_| put(lane, 1 << 20)).count();
+        assert!((16..last).contains(&taken), "{lane:?} has {taken} MiB, the one before {last}");
+        (last, queued) = (taken, queued + taken);
+    }
+    for _ in 0..100 {
+        assert!(put(lanes[4], 4096), "a small write of another disk");
+        queued += 1;
+    }
+    assert_eq!(ran.load(Ordering::Relaxed), 0, "a write runs on the thread that read it");
+    drop((held, permit));
+    let end = Instant::now() + SOON;
+    while ran.load(Ordering::Relaxed) < queued {
+        assert!(Instant::now() < end, "{} of {queued} have run", ran.load(Ordering::Relaxed));
+        std::thread::yield_now();
     }
 }
 

@@ -200,7 +200,7 @@ impl Http {
         deadline: Option<Duration>,
     ) -> Result<Probed, SourceError> {
         if let Some(problem) = &self.problem {
-            return Err(failed(&mirror.shown, &Failure::again(problem)));
+            return Err(failed(&mirror.shown, &Failure::advised(problem, CORRECT)));
         }
         let longest = self.answer_timeout() + self.config.stall_timeout;
         let patience = Patience::AfterFailure(deadline.map_or(longest, |deadline| deadline.min(longest)));
@@ -323,7 +323,7 @@ impl Http {
     async fn usable(&self) -> Result<(), Failure> {
         let Some(problem) = &self.problem else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs(1)).await;
-        Err(Failure::again(problem))
+        Err(Failure::advised(problem, CORRECT))
     }
 
     /// How long the first line of an answer may take.
@@ -368,6 +368,9 @@ fn insufficient(shown: &str, why: String) -> SourceError {
     let advice = "choose a weaker check for this base (weak, or size alone), and give a digest of the image";
     SourceError::remote(SourceErrorKind::Protocol, "use", shown, why, advice)
 }
+
+/// What ends a problem of the configuration.
+const CORRECT: &str = "correct the configuration and restart the daemon";
 
 /// The error that a reader gets for a failure.
 fn failed(shown: &str, failure: &Failure) -> SourceError {

@@ -94,7 +94,7 @@ impl Clients {
 pub struct Network {
     roots: RootCertStore,
     proxies: Proxies,
-    /// A mistake in the configuration. Nothing is fetched then, and reads wait. plyfs uses no other route than the
+    /// A mistake in the configuration, or that the network is off. Nothing is fetched then, and reads wait. plyfs uses no other route than the
     /// configured one, and the worker starts all the same: other disks need no network.
     problem: Option<String>,
 }
@@ -125,6 +125,12 @@ impl Network {
             );
         }
         network
+    }
+
+    /// Of a worker that may make no connections.
+    pub fn off() -> Self {
+        let problem = Some("the network is off: [security] network is false".to_owned());
+        Self { roots: RootCertStore::empty(), proxies: Proxies::default(), problem }
     }
 
     pub(super) fn problem(&self) -> Option<&str> {

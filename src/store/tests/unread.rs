@@ -1,6 +1,7 @@
 //! Records that cannot be read for a while.
 
 use super::*;
+use crate::io::Open;
 
 struct SimStore {
     medium: SimMedium,
@@ -29,6 +30,12 @@ impl SimStore {
             let fails = event.call == Call::Open && files.iter().any(|file| file == event.name);
             if fails { Err(std::io::Error::from_raw_os_error(errno)) } else { Ok(()) }
         })));
+    }
+
+    /// Makes all names be known from now on.
+    fn stamped(self) -> Self {
+        self.medium.stamp_files();
+        self
     }
 
     fn works(&self) {
@@ -153,4 +160,75 @@ fn a_record_that_is_moved_away_frees_the_names() {
     assert!(store.disk_by_id(id).is_none());
     assert!(store.unread().is_empty());
     store.create_disks(&[blank("one")]).unwrap();
+}
+
+// One record that could not be read kept every name from being given to a disk.
+/// Guards D46.
+#[test]
+fn a_record_that_cannot_be_read_blocks_its_own_name_and_its_own_base_and_no_other() {
+    let sim = SimStore::new().stamped();
+    let store = sim.open();
+    let source = sim.tmp.path().join("b.raw");
+    for base in ["b", "other", "third"] {
+        store.add_base(base, source.to_str().unwrap(), None).unwrap();
+    }
+    let one = store.create_disks(&[on("b", "one", None), blank("two")]).unwrap()[0].id();
+    let third = store.base("third").unwrap().id();
+    write(&store, "one");
+    store.close().unwrap();
+    drop(store);
+
+    let (disk, base) = (format!("disks/{one}.disk"), format!("bases/{third}.base"));
+    sim.fails(&[disk.clone(), base.clone()], libc::EIO);
+    for _ in 0..2 {
+        let store = sim.open();
+        assert_eq!(store.unread().len(), 2);
+        assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Io, &disk);
+        assert_refused(store.rename("two", "one", Replace::Yes).map(drop), Kind::Io, &disk);
+        assert_refused(store.remove_base("b"), Kind::Io, &disk);
+        assert_refused(store.add_base("third", source.to_str().unwrap(), None).map(drop), Kind::Io, &base);
+        // All other names are free, and a base without such a disk goes.
+        store.create_disks(&[blank("four"), on("other", "five", None)]).unwrap();
+        store.rename("four", "six", Replace::No).unwrap();
+        for disk in ["five", "six"] {
+            let id = store.disk(disk).unwrap().id();
+            store.unlink(disk).unwrap();
+            store.purge(id).unwrap();
+        }
+        store.add_base("more", source.to_str().unwrap(), None).unwrap();
+        store.remove_base("more").unwrap();
+        // The next start still knows the name.
+        store.close().unwrap();
+    }
+    sim.works();
+    let store = sim.open();
+    let mut bytes = [0; 4096];
+    store.disk("one").unwrap().attach().unwrap().read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [1; 4096]);
+    assert_refused(store.create_disks(&[blank("one")]).map(drop), Kind::Exists, "one");
+}
+
+/// Guards D46.
+#[test]
+fn a_record_that_changed_since_its_name_was_noted_may_have_any_name() {
+    for lost in [false, true] {
+        let sim = SimStore::new().stamped();
+        let store = sim.open();
+        let id = store.create_disks(&[blank("one")]).unwrap()[0].id();
+        store.close().unwrap();
+        drop(store);
+        if lost {
+            sim.medium.open("names", Open::Existing).unwrap().write_at(&[7; 20], 30).unwrap();
+        } else {
+            // The worker dies: the list has the name from before.
+            let store = sim.open();
+            store.rename("one", "two", Replace::No).unwrap();
+        }
+        let file = format!("disks/{id}.disk");
+        sim.fails(std::slice::from_ref(&file), libc::EIO);
+        let store = sim.open();
+        for name in ["one", "two", "three"] {
+            assert_refused(store.create_disks(&[blank(name)]).map(drop), Kind::Io, &file);
+        }
+    }
 }

@@ -13,6 +13,7 @@ const PLACES = [
   ["zero", "zeros"],
 ];
 const OVERLAYS = [
+  ["memory", "in memory"],
   ["read", "read by the recorded boot"],
   ["prefetched", "prefetched at a boot"],
 ];
@@ -84,6 +85,10 @@ export class MapView {
       if (this.map.read?.[cell] > 0) {
         context.fillStyle = text;
         context.fillRect(x + 2, top + CELL - GAP - 3, Math.max(1, (CELL - GAP - 4) * (this.map.read[cell] / bytes)), 2);
+      }
+      if (this.map.memory?.[cell] > 0) {
+        context.fillStyle = text;
+        context.fillRect(x + 2, top + 1, Math.max(1, (CELL - GAP - 4) * (this.map.memory[cell] / bytes)), 2);
       }
       if (cell === this.at && document.activeElement === this.canvas) {
         context.strokeStyle = text;

@@ -62,7 +62,7 @@ function troubles(status, bases, disks) {
   for (const base of bases) {
     if (base.waiting_since) {
       const why = base.waiting_for ? `: ${base.waiting_for}` : "";
-      add("warn", `Base ${base.name}: reads have waited for its server since ${ago(base.waiting_since)}${why}`);
+      add("warn", `Base ${base.name}: reads have waited since ${ago(base.waiting_since)}${why}`);
     } else if (base.error) {
       add("bad", `Base ${base.name} (${base.state.replaceAll("_", " ")}): ${base.error}`);
     }
@@ -73,6 +73,7 @@ function troubles(status, bases, disks) {
   }
   if (status.space?.full) add("bad", "The store's filesystem is full: writes that need space are refused");
   if (status.cache?.disk?.degraded) add("warn", `Nothing new is cached: ${status.cache.disk.degraded}`);
+  if (status.metrics?.trouble) add("warn", `Metrics at ${status.metrics.listen}: ${status.metrics.trouble}`);
   if (status.live_maps?.problem) add("warn", `Maps in memory: ${status.live_maps.problem}`);
   return all.sort(([a], [b]) => (a === b ? 0 : a === "bad" ? -1 : 1));
 }
