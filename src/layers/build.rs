@@ -32,28 +32,41 @@ pub(super) fn build(specs: &[DeltaSpec], medium: &Arc<dyn Medium>) -> Result<Ind
     if specs.len() > MOST_LAYERS {
         return Err(LayerError::io(layer, "making the index")(io::Error::other("its chain has too many layers")));
     }
-    let lower = match below {
-        [] => None,
-        below => match Index::open(&**medium, &numbers[..below.len()]) {
-            Ok(Some(index)) => Some(index),
-            _ => {
-                let index = build(below, medium)?;
-                // No disk stands on this layer, or its index would be there; the open file stays readable.
-                let _ = medium.remove(&index_path(numbers[below.len() - 1]));
-                Some(index)
-            }
-        },
-    };
     let survey = Delta::survey_durable(top, &**medium).map_err(|source| LayerError::Map { layer, source })?;
-    let merge = Merge { layer, slot: (specs.len() - 1) as u16, survey: &survey, lower: lower.as_ref() };
+    if below.is_empty() {
+        return merge(top, &numbers, &survey, None, medium);
+    }
+    let lower = &numbers[..below.len()];
+    // An index may be damaged in a leaf that only the merge reads.
+    if let Ok(Some(index)) = Index::open(&**medium, lower)
+        && let Ok(merged) = merge(top, &numbers, &survey, Some(&index), medium)
+    {
+        return Ok(merged);
+    }
+    let index = build(below, medium)?;
+    // No disk stands on this layer, or opens it again from a file that is sound; the open file stays readable.
+    let _ = medium.remove(&index_path(below[below.len() - 1].disk));
+    merge(top, &numbers, &survey, Some(&index), medium)
+}
+
+/// Merges the map of the top layer over an index.
+fn merge(
+    top: &DeltaSpec,
+    numbers: &[u64],
+    survey: &Survey<'_>,
+    lower: Option<&Index>,
+    medium: &Arc<dyn Medium>,
+) -> Result<Index, LayerError> {
+    let layer = top.disk;
+    let merge = Merge { layer, slot: (numbers.len() - 1) as u16, survey, lower };
     let fail = || LayerError::io(layer, "writing the index");
     let to_file = || {
         let mut writer = IndexWriter::start(medium.clone(), layer).map_err(fail())?;
         merge.run(&mut |start, place| writer.put(start, place))?;
-        writer.finish(&numbers, survey.size).map_err(fail())
+        writer.finish(numbers, survey.size).map_err(fail())
     };
     match to_file() {
-        Ok(file) => Index::read(file, &numbers, layer),
+        Ok(file) => Index::read(file, numbers, layer),
         // The store is full. Memory is found where a guest would get an error.
         Err(LayerError::Io { source, .. }) if is_full(&source) => {
             let mut extents = Vec::new();

@@ -83,8 +83,8 @@ pub struct Chain {
     /// By their position in the table of an index: the lowest first.
     files: Vec<Arc<LayerFile>>,
     index: RwLock<Arc<Index>>,
-    /// Held while the index is made again.
-    healing: Mutex<()>,
+    /// Held while an index of the store is made.
+    building: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Chain {
@@ -106,7 +106,7 @@ impl Chain {
             }
         };
         let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), healing: Mutex::new(()) })
+        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building: layers.building.clone() })
     }
 
     /// Number of the layer at the top.
@@ -149,7 +149,7 @@ impl Chain {
 
     /// Makes the index again, unless another thread has done so meanwhile.
     fn healed(&self, broken: &Arc<Index>, error: &LayerError) -> Result<Arc<Index>, LayerError> {
-        let _healing = self.healing.lock();
+        let _building = self.building.lock();
         let now = self.index.read().clone();
         if !Arc::ptr_eq(&now, broken) {
             return Ok(now);
@@ -166,8 +166,8 @@ impl Chain {
 pub struct Layers {
     files: Mutex<HashMap<u64, Weak<LayerFile>>>,
     chains: Mutex<HashMap<u64, Weak<Chain>>>,
-    /// Held while an index is opened or made: two disks on one layer make it once.
-    opening: Mutex<()>,
+    /// Held while an index is opened or made: two disks on one layer make it once, and no two write one file.
+    building: Arc<Mutex<()>>,
 }
 
 impl Layers {
@@ -199,7 +199,7 @@ impl Layers {
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let _opening = self.opening.lock();
+        let _building = self.building.lock();
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
@@ -210,8 +210,4 @@ impl Layers {
         Ok(Some(chain))
     }
 
-    /// Whether a disk uses one of these layers.
-    pub fn is_open(&self, number: u64) -> bool {
-        self.files.lock().get(&number).is_some_and(|file| file.strong_count() > 0)
-    }
 }

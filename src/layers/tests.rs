@@ -204,6 +204,24 @@ fn an_index_that_is_damaged_or_gone_is_made_again() {
     rig.compare(&rig.chain());
 }
 
+/// Guards D76.
+#[test]
+fn an_index_is_made_although_a_leaf_of_the_one_below_is_damaged() {
+    let _small = simulate(None);
+    let mut rig = Rig::new(40 * BLOCK, 20 * BLOCK);
+    for step in [Step::Write(2, 3), Step::Zero(9, 2), Step::Write(15, 8), Step::Seal] {
+        rig.run(&step);
+    }
+    rig.compare(&rig.chain());
+    let mut bytes = fs::read(rig.index()).unwrap();
+    assert!(bytes.len() > 4 * 4096, "several leaves");
+    bytes[2 * 4096 + 9] ^= 1;
+    fs::write(rig.index(), bytes).unwrap();
+    rig.run(&Step::Write(1, 1));
+    rig.run(&Step::Seal);
+    rig.compare(&rig.chain());
+}
+
 #[test]
 fn an_index_of_other_layers_is_not_used() {
     let rig = layered();

@@ -117,7 +117,7 @@ impl Store {
     /// An unknown disk or snapshot; errors of the storage. The disk is then as before.
     pub fn rollback(&self, disk: &str, name: &str, token: Option<Token>) -> Result<(), StoreError> {
         let node = self.disk(disk)?;
-        let _attached = node.attach()?;
+        let attached = node.attach()?;
         let _claim = self.claims.lineage(disk, node.id());
         self.check_present(disk, &node)?;
         let lineage = node.lineage();
@@ -131,6 +131,8 @@ impl Store {
             let _dropping = self.dropping.lock();
             node.roll_back(snapshot, (number, token), |numbers| self.needed_by_none(&node, numbers))?
         };
+        // Only requests that began before still hold the old disk.
+        drop(attached);
         let end = Instant::now() + PATIENCE;
         while old.strong_count() > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
