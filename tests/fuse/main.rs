@@ -32,6 +32,7 @@ mod replays;
 #[path = "../http/server.rs"]
 mod server;
 mod servers;
+mod snapshots;
 mod stopping;
 mod supervision;
 mod tools;
