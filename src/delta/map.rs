@@ -379,9 +379,11 @@ pub(super) mod step {
 
     use crate::io::LiveFile;
 
+    type Watch = Box<dyn FnMut(&LiveFile)>;
+
     thread_local! {
         /// What this thread does after each step.
-        pub static WATCH: RefCell<Option<Box<dyn FnMut(&LiveFile)>>> = const { RefCell::new(None) };
+        pub static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
     }
 
     pub(super) fn done(live: &LiveFile) {
