@@ -2,6 +2,7 @@
 
 mod attached;
 mod claims;
+mod closing;
 mod preload;
 mod replays;
 mod unread;
