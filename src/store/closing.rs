@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, records};
 use crate::format::layout::{self, DeltaFile};
 
 /// The files in `deltas/` of one disk number.
@@ -43,6 +43,10 @@ impl Store {
             tracing::error!(%error, "files that an unclean end left in deltas/ cannot be removed; they stay");
             failed.push(format!("files that an unclean end left in deltas/: {error}"));
         }
+        // A record's write that failed may have left its file where the storage failed to remove it too.
+        let mut kept = self.unavailable.files();
+        kept.extend(doubtful.iter().map(|disk| layout::disk_path(*disk)));
+        records::remove_unfinished(&*self.medium, &kept);
         // No later change of a record comes.
         self.write_names(i64::MAX);
         if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }

@@ -168,8 +168,8 @@ pub(super) fn read_records<T>(
     Ok(out)
 }
 
-/// Removes the unfinished records that killed workers left. Otherwise each death leaves one, and `plyfs check` calls
-/// the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
+/// Removes the unfinished records that killed workers and failing storage left. Otherwise each leaves one, and `plyfs
+/// check` calls the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
 /// file that cannot be removed does no harm.
 pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
     let of_the_store = [(".", SUPERBLOCK), (".", NAMES), (".", LOCK)];
@@ -184,7 +184,7 @@ pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
                 continue;
             }
             if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
-                tracing::warn!(%error, file = format!("{dir}/{name}"), "an unfinished record that a killed worker left cannot be removed");
+                tracing::warn!(%error, file = format!("{dir}/{name}"), "an unfinished record cannot be removed; it does no harm, and the next start tries again");
             }
         }
     }

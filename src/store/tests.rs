@@ -2,6 +2,7 @@
 
 mod attached;
 mod claims;
+mod closing;
 mod family;
 mod preload;
 mod replays;
