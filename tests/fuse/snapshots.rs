@@ -41,7 +41,7 @@ fn a_disk_is_snapshotted_cloned_and_rolled_back() {
     assert_eq!(look(&daemon), wanted);
     let list = daemon.ok(&["disk", "snapshots", "vm1"]);
     assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("vm1@monday")), "{list}");
-    let shown = daemon.json(&["--json", "disk", "show", "vm1"]);
+    let shown = daemon.json(&["disk", "show", "vm1"]);
     assert_eq!(shown["snapshots"], 1, "{shown}");
     let layers = shown["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 2, "{shown}");
