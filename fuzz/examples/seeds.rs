@@ -134,6 +134,7 @@ fn records() {
         snapshots: vec![snapshot],
         dropped: vec![4],
         rolled_back: Some(token),
+        rises: true,
     };
     both("records", "disk-layered", &DiskRecord { lineage, ..disk.clone() }.encode());
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
