@@ -10,6 +10,7 @@
 
 mod bases;
 mod copies;
+mod copying;
 mod cut;
 mod hook;
 mod model;
