@@ -510,7 +510,8 @@ impl Model {
             for (snapshot, frozen) in &model.snapshots {
                 let name = format!("{name}@{snapshot}");
                 let opened = store.open_snapshot(&node.name(), snapshot);
-                frozen.compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
+                frozen
+                    .compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
             }
             let compared = model.compare(&name, what, &disk, listed.mode)?;
             now.disks.insert(name, Arc::new(compared));

@@ -620,8 +620,7 @@ impl SimStore {
                 after.disks.insert(to.clone(), Arc::new(origin.thaw(&frozen, 0o600)));
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 let origin = Origin { disk: from.clone(), snapshot: snapshot.clone() };
-                let new =
-                    NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
+                let new = NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
                 self.store().clone_disks(&origin, &[new], None).map(drop)
             }
             Op::AddBase { name, source } => {

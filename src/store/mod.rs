@@ -303,7 +303,8 @@ impl Store {
         for record in disks {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let has_live = left.as_ref().is_none_or(|left| record.lineage.deltas().any(|n| left.contains(&n)));
+            let has_live =
+                left.as_ref().is_none_or(|left| record.lineage.deltas().any(|n| left.contains(&n)));
             for layer in record.lineage.layers.iter().filter(|layer| !layer.is_pending() && has_live) {
                 // The worker died before it removed the live map, of which the map file has everything.
                 live.remove(layer.number).map_err(StoreError::io(object(), "removing a live map"))?;
