@@ -9,6 +9,7 @@
 //! guarantees of docs/semantics.md and docs/format.md. The campaign catches every [`crate::mutant::Mutant`].
 
 mod bases;
+mod concurrent;
 mod copies;
 mod copying;
 mod cut;

@@ -2,28 +2,28 @@
 
 mod adopting;
 mod family;
+mod record;
 mod sealing;
 mod survey;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
+use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
 use super::recording::Recording;
-use super::records::RECORD_LIMIT;
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaIo, DeltaSpec, RootStore};
+use crate::delta::{Delta, DeltaIo, DeltaSpec};
 use crate::disk::{Disk, DiskError};
 use crate::format::layout;
 use crate::format::lineage::{LayerEntry, Lineage};
-use crate::format::record::{DiskRecord, MapRoot, Request};
-use crate::io::{LiveStore, Medium, Open, replace, sys};
+use crate::format::record::{DiskRecord, Request};
+use crate::io::{LiveStore, Medium, Open, sys};
 use crate::layers::Layers;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
@@ -123,86 +123,6 @@ pub(super) struct NodeContext {
     pub stats: Registry,
 }
 
-/// Writes the record of one disk. Each caller changes a part of it.
-struct RecordWriter {
-    medium: Arc<dyn Medium>,
-    /// The durable record. Never locked through a system call, so no reader waits for a sync.
-    record: Mutex<DiskRecord>,
-    /// Held while the record is replaced.
-    replacing: Mutex<()>,
-    /// The disk's files are being removed, or are gone. Set while `replacing` is held.
-    retired: AtomicBool,
-}
-
-fn removed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "the disk was removed")
-}
-
-impl RecordWriter {
-    fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
-        let _replacing = self.replacing.lock();
-        if self.retired.load(Ordering::Acquire) {
-            return Err(removed());
-        }
-        let mut next = self.record.lock().clone();
-        change(&mut next);
-        let bytes = next.encode();
-        if bytes.len() as u64 > RECORD_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it has as many snapshots and layers as its record can hold; remove snapshots first",
-            ));
-        }
-        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &bytes)?;
-        *self.record.lock() = next;
-        Ok(())
-    }
-}
-
-/// Keeps the root of one delta: that of the disk, or one whose sealing is under way.
-struct DeltaRoots {
-    writer: Arc<RecordWriter>,
-    delta: u64,
-    /// Bytes from the start that fell through when the delta was made.
-    overlap: u64,
-}
-
-impl DeltaRoots {
-    fn set(&self, root: MapRoot, modified_ns: i64, size: Option<u64>) -> io::Result<()> {
-        let mut is_known = true;
-        let change = |record: &mut DiskRecord| {
-            // The size of a disk that was cut below its overlap is not recorded: the record keeps its original size and
-            // overlap, and no more of the base may show.
-            let current = size.filter(|size| *size >= self.overlap);
-            if record.lineage.delta == self.delta {
-                record.map = root;
-                record.modified_ns = modified_ns;
-                record.size_is_current = current.is_some();
-                record.overlap = self.overlap;
-                record.size = current.unwrap_or_else(|| record.size.max(self.overlap));
-            } else if let Some(layer) = record.lineage.layers.iter_mut().find(|l| l.number == self.delta) {
-                layer.map = root;
-                layer.modified_ns = modified_ns;
-                layer.size = current.unwrap_or(layer.size);
-            } else {
-                is_known = false;
-            }
-        };
-        self.writer.update(change)?;
-        if is_known { Ok(()) } else { Err(removed()) }
-    }
-}
-
-impl RootStore for DeltaRoots {
-    fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
-        self.set(root, modified_ns, None)
-    }
-
-    fn commit_sized(&self, root: MapRoot, modified_ns: i64, size: u64) -> io::Result<()> {
-        self.set(root, modified_ns, Some(size))
-    }
-}
-
 impl DiskNode {
     /// `inherited_live_map`: whether an earlier worker left a live map of the disk.
     pub(super) fn new(
@@ -217,12 +137,7 @@ impl DiskNode {
         Arc::new_cyclic(|me| Self {
             id,
             unlinked: AtomicBool::new(record.unlinked),
-            writer: Arc::new(RecordWriter {
-                medium: medium.clone(),
-                record: Mutex::new(record),
-                replacing: Mutex::new(()),
-                retired: AtomicBool::new(false),
-            }),
+            writer: Arc::new(RecordWriter::new(medium.clone(), record)),
             base: RwLock::new(base),
             medium,
             live,
