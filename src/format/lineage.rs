@@ -167,6 +167,7 @@ impl Lineage {
     pub fn fork(&self, delta: u64, top: Option<Place>) -> Self {
         let mut fork = Self { below: top, layers: self.layers.clone(), rises: self.rises, ..Self::of(delta) };
         fork.remove_unneeded();
+        fork.rises &= !fork.layers.is_empty();
         fork
     }
 
