@@ -62,7 +62,12 @@ impl Store {
     ///
     /// # Errors
     /// A bad or taken name, an unknown disk, a disk that refuses writes; errors of the storage.
-    pub fn snapshot(&self, disk: &str, name: &str, token: Option<Token>) -> Result<SnapshotEntry, StoreError> {
+    pub fn snapshot(
+        &self,
+        disk: &str,
+        name: &str,
+        token: Option<Token>,
+    ) -> Result<SnapshotEntry, StoreError> {
         check_name("snapshot", name)?;
         let node = self.disk(disk)?;
         // Opening a base may hang: nothing is claimed yet. The reference keeps the disk attached.
@@ -77,8 +82,15 @@ impl Store {
         }
         let number = self.new_id()?;
         let Moment { layer, size, overlap } = node.seal(|| self.new_id())?;
-        let snapshot =
-            SnapshotEntry { number, name: name.into(), layer, size, overlap, created_ns: sys::now_ns(), token };
+        let snapshot = SnapshotEntry {
+            number,
+            name: name.into(),
+            layer,
+            size,
+            overlap,
+            created_ns: sys::now_ns(),
+            token,
+        };
         let entry = snapshot.clone();
         node.update(|record| record.lineage.snapshots.push(entry))?;
         Ok(snapshot)

@@ -612,8 +612,7 @@ impl DiskNode {
 
     /// Opens one of its deltas for writing.
     fn open_delta(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
-        let roots =
-            DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
+        let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
         let delta_io =
             DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: Arc::new(roots) };
         Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))

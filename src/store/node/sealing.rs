@@ -34,11 +34,7 @@ pub(in crate::store) struct Moment {
 
 impl DiskNode {
     /// Opens the disk of a record: its delta, what is pending below it, and the chain of sealed layers.
-    pub(super) fn open_disk(
-        &self,
-        record: &DiskRecord,
-        base: Option<Arc<Base>>,
-    ) -> Result<Disk, StoreError> {
+    pub(super) fn open_disk(&self, record: &DiskRecord, base: Option<Arc<Base>>) -> Result<Disk, StoreError> {
         let chain = self.chain(record, record.lineage.below)?;
         self.open_stack(record, Below { chain, base, pending: Vec::new() })
     }
@@ -105,7 +101,10 @@ impl DiskNode {
         let disk = self.peek().unwrap_or(disk);
         if let Some(why) = disk.delta().refuses_writes() {
             let object = format!("disk {}", self.name());
-            return Err(StoreError::invalid(object, format!("it refuses writes ({why}); open it again first")));
+            return Err(StoreError::invalid(
+                object,
+                format!("it refuses writes ({why}); open it again first"),
+            ));
         }
         if disk.delta().is_untouched() {
             let layer = self.writer.record.lock().lineage.below;
@@ -316,7 +315,8 @@ impl DiskNode {
                 lineage.rolled_back = token;
                 let removed = lineage.remove_unneeded();
                 lineage.dropped.extend(unneeded(removed).into_iter().chain([old]));
-                (record.size, record.overlap, record.map) = (snapshot.size, snapshot.overlap, MapRoot::default());
+                (record.size, record.overlap, record.map) =
+                    (snapshot.size, snapshot.overlap, MapRoot::default());
                 record.size_is_current = true;
                 record.modified_ns = sys::now_ns();
             })?;
