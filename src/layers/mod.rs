@@ -83,7 +83,7 @@ pub struct Chain {
     /// By their position in the table of an index: the lowest first.
     files: Vec<Arc<LayerFile>>,
     index: RwLock<Arc<Index>>,
-    /// Held while an index of the store is made.
+    /// Held while this index is made.
     building: Arc<Mutex<()>>,
 }
 
@@ -94,8 +94,14 @@ impl std::fmt::Debug for Chain {
 }
 
 impl Chain {
-    /// Opens the index of a chain, or makes it. `specs`: the layers, the lowest first; all are sealed.
-    fn open(layers: &Layers, specs: Vec<DeltaSpec>, medium: Arc<dyn Medium>) -> Result<Self, LayerError> {
+    /// Opens the index of a chain, or makes it. `specs`: the layers, the lowest first; all are sealed. The caller holds
+    /// `building`.
+    fn open(
+        layers: &Layers,
+        specs: Vec<DeltaSpec>,
+        medium: Arc<dyn Medium>,
+        building: Arc<Mutex<()>>,
+    ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
         let index = match Index::open(&*medium, &numbers) {
             Ok(Some(index)) => index,
@@ -106,13 +112,7 @@ impl Chain {
             }
         };
         let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self {
-            specs,
-            medium,
-            files,
-            index: RwLock::new(Arc::new(index)),
-            building: layers.building.clone(),
-        })
+        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building })
     }
 
     /// Number of the layer at the top.
@@ -172,8 +172,9 @@ impl Chain {
 pub struct Layers {
     files: Mutex<HashMap<u64, Weak<LayerFile>>>,
     chains: Mutex<HashMap<u64, Weak<Chain>>>,
-    /// Held while an index is opened or made: two disks on one layer make it once, and no two write one file.
-    building: Arc<Mutex<()>>,
+    /// By the layer. Held while its index is opened or made: two disks on one layer make it once, and no two write one
+    /// file. Disks on other layers do not wait for it.
+    building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
 }
 
 impl Layers {
@@ -205,14 +206,21 @@ impl Layers {
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let _building = self.building.lock();
+        let building = self.building(top);
+        let _building = building.lock();
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let chain = Arc::new(Chain::open(self, specs, medium)?);
+        let chain = Arc::new(Chain::open(self, specs, medium, building.clone())?);
         let mut chains = self.chains.lock();
         chains.retain(|_, chain| chain.strong_count() > 0);
         chains.insert(top, Arc::downgrade(&chain));
         Ok(Some(chain))
+    }
+
+    fn building(&self, layer: u64) -> Arc<Mutex<()>> {
+        let mut building = self.building.lock();
+        building.retain(|_, held| Arc::strong_count(held) > 1);
+        building.entry(layer).or_default().clone()
     }
 }
