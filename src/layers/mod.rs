@@ -12,6 +12,7 @@ mod index;
 mod tests;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +22,7 @@ pub use error::LayerError;
 use index::Index;
 
 use crate::delta::DeltaSpec;
+use crate::format::BLOCK;
 use crate::format::extents::Where;
 use crate::format::layout::data_path;
 use crate::io::{Medium, MediumFile, Open};
@@ -47,14 +49,25 @@ impl LayerFile {
         Ok(self.data.get_or_init(|| data))
     }
 
-    /// Reads bytes that the layer has. Bytes past the end of the file are zeros.
+    /// Reads bytes that the layer has. Bytes of the disk's last block past the end of the file are zeros.
     ///
     /// # Errors
-    /// Errors of the storage.
+    /// A file that is too short; errors of the storage.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
-        let got = self.open()?.read_at(buf, offset);
-        let got = got.map_err(LayerError::io(self.number, "reading the data file"))?;
-        buf[got..].fill(0);
+        let fail = || LayerError::io(self.number, "reading the data file");
+        let data = self.open()?;
+        let got = data.read_at(buf, offset).map_err(fail())?;
+        if got < buf.len() {
+            // The last block of a disk may be a part of one. But the file has a part of it.
+            let last = (offset + buf.len() as u64 - 1) / BLOCK * BLOCK;
+            let len = data.len().map_err(fail())?;
+            if len <= last {
+                let why =
+                    format!("it has {len} bytes, but the layer has data at {last}; restore it from a backup");
+                return Err(fail()(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+            }
+            buf[got..].fill(0);
+        }
         Ok(())
     }
 

@@ -77,3 +77,31 @@ fn a_disk_with_many_layers_and_without_indexes_can_be_read() {
     assert_eq!(blocks(&read_all(&store, "a")), [0, 1]);
     assert_eq!(fixture.files("deltas").iter().filter(|file| file.contains(".index")).count(), 1);
 }
+
+// The end of the data read as zeros.
+#[test]
+fn a_layer_whose_data_file_is_too_short_is_not_read_as_zeros() {
+    let (fixture, store) = TestStore::with_base();
+    store.create_disks(&[on("b", "a", Some(3 * 4096 + 100))]).unwrap();
+    let node = store.disk("a").unwrap();
+    node.change(|disk| disk.write(0, &[5; 3 * 4096 + 100], 0)).unwrap().unwrap();
+    store.snapshot("a", "s", None).unwrap();
+    let layer = node.lineage().layers[0].number;
+    drop((node, store));
+    for len in [3 * 4096, 4096, 0] {
+        let data = fs::OpenOptions::new().write(true).open(fixture.path(&data_path(layer))).unwrap();
+        data.set_len(len).unwrap();
+        let store = fixture.open();
+        let disk = store.disk("a").unwrap().attach().unwrap();
+        let mut bytes = [0; 4096];
+        if len >= 4096 {
+            assert!(disk.read(0, &mut bytes).is_ok() && bytes == [5; 4096]);
+        }
+        let mut end = [0; 100];
+        for _ in 0..2 {
+            assert!(disk.read_now(3 * 4096, &mut end).is_none() && disk.read(3 * 4096, &mut end).is_err());
+        }
+        let error = disk.read(2 * 4096 + 1000, &mut bytes).unwrap_err().to_string();
+        assert!(error.contains("layer"), "{error}");
+    }
+}
