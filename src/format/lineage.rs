@@ -118,6 +118,11 @@ impl Lineage {
         self.snapshots.iter().find(|snapshot| snapshot.name == name)
     }
 
+    /// How many layers and snapshots there are.
+    pub fn entries(&self) -> usize {
+        self.layers.len() + self.snapshots.len()
+    }
+
     /// Bytes from the start that are read from the base, at most. `overlap`: that of the disk.
     pub fn base_bytes(&self, overlap: u64) -> u64 {
         let layers = self.layers.iter().map(|layer| (layer.below, layer.overlap));

@@ -13,7 +13,7 @@ pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
 use super::recording::Recording;
-use super::records::RECORD_LIMIT;
+use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, StoreError};
 use crate::delta::{Delta, DeltaIo, DeltaSpec, RootStore};
 use crate::disk::{Disk, DiskError};
@@ -142,10 +142,12 @@ impl RecordWriter {
         if self.retired.load(Ordering::Acquire) {
             return Err(removed());
         }
-        let mut next = self.record.lock().clone();
+        let before = self.record.lock().clone();
+        let mut next = before.clone();
         change(&mut next);
         let bytes = next.encode();
-        if bytes.len() as u64 > RECORD_LIMIT {
+        let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
+        if bytes.len() as u64 + room > RECORD_LIMIT {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it has as many snapshots and layers as its record can hold; remove snapshots first",

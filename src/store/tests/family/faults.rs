@@ -63,6 +63,24 @@ fn fill_with_layers(store: &Store, name: &str) -> u64 {
     (0..1300).rev().find(fits).unwrap()
 }
 
+// The record was written without a look at its length, and the next start found it damaged.
+#[test]
+fn a_clone_whose_record_would_be_too_large_is_refused() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    fill_with_layers(&store, "a");
+    let long = new(&"x".repeat(128));
+    let token = Some(Token::of_hash([1; 16]));
+    let refused = store.clone_disks(&Origin::parse("a"), &[long], token);
+    assert_refused(refused, Kind::Invalid, "as many layers as");
+    assert_eq!(fixture.files("disks").len(), 1);
+    // What does not add a layer has room.
+    store.rename("a", &"y".repeat(128), Replace::No).unwrap();
+    drop(store);
+    assert!(fixture.open().damaged().is_empty());
+}
+
 // The index was made by recursion, which needed more stack than a thread has.
 /// Guards D76.
 #[test]
