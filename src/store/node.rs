@@ -20,7 +20,7 @@ use crate::disk::{Disk, DiskError};
 use crate::format::layout;
 use crate::format::lineage::{LayerEntry, Lineage};
 use crate::format::record::{DiskRecord, MapRoot, Request};
-use crate::io::{LiveStore, Medium, Open, replace, sys};
+use crate::io::{LiveStore, Medium, Open, replace_or_restore, sys};
 use crate::layers::Layers;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
@@ -153,7 +153,10 @@ impl RecordWriter {
                 "it has as many snapshots and layers as its record can hold; remove snapshots first",
             ));
         }
-        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &bytes)?;
+        // A record that cannot be read again takes the disk away.
+        DiskRecord::decode(&bytes).map_err(io::Error::other)?;
+        let name = layout::disk_record(next.id);
+        replace_or_restore(&*self.medium, layout::DISKS, &name, &bytes, || before.encode())?;
         *self.record.lock() = next;
         Ok(())
     }
