@@ -118,7 +118,9 @@ impl DiskNode {
         let size = match disk.seal(|| self.put_above(&disk)) {
             Ok(size) => size,
             Err(error) => {
-                self.undo_sealing(disk.delta());
+                if let Err(error) = self.undo_sealing(disk.delta()) {
+                    tracing::warn!(disk = self.name(), %error, "the record of a sealing that failed stays for now; the next change of the layers, or the next start, clears it up");
+                }
                 return Err(error);
             }
         };
@@ -147,10 +149,10 @@ impl DiskNode {
         })
     }
 
-    /// The new delta cannot be used. The record says what is right in either case, so an error here only leaves a layer
-    /// that the next attach completes.
-    fn undo_sealing(&self, delta: &Delta) {
-        let undone = self.update(|record| {
+    /// The new delta cannot be used: the disk goes on with `delta`. The record says what is right in either case, so an
+    /// error here only leaves a layer that the next start completes. But no other layer may come above it before that.
+    fn undo_sealing(&self, delta: &Delta) -> Result<(), StoreError> {
+        self.update(|record| {
             if let Some(layer) = record.lineage.layers.pop_if(|layer| layer.number == delta.number()) {
                 record.lineage.delta = layer.number;
                 record.lineage.below = layer.below;
@@ -159,10 +161,7 @@ impl DiskNode {
                 (record.size, record.overlap) = (layer.size, layer.overlap);
                 record.size_is_current = false;
             }
-        });
-        if let Err(error) = undone {
-            tracing::warn!(disk = self.name(), %error, "the record of a sealing that failed stays; the next start completes it");
-        }
+        })
     }
 
     /// Step 2, while no call changes the disk: puts a new delta above that of `disk`. Returns the bytes of the disk.
@@ -187,6 +186,11 @@ impl DiskNode {
 
     /// Steps 3 and 4, for a sealing that was begun by this worker or an earlier one. The caller holds `sealing`.
     fn settle(&self) -> Result<(), StoreError> {
+        if let Some(disk) = self.peek()
+            && self.writer.record.lock().lineage.delta != disk.delta().number()
+        {
+            self.undo_sealing(disk.delta())?;
+        }
         while let Some(disk) = self.peek()
             && let Some(delta) = disk.below().pending.last().cloned()
         {

@@ -63,6 +63,27 @@ fn fill_with_layers(store: &Store, name: &str) -> u64 {
     (0..1300).rev().find(fits).unwrap()
 }
 
+// The delta that was never used became a layer that no sealing completed, a snapshot stood on it, and the record could
+// not be read again.
+#[test]
+fn a_snapshot_after_a_sealing_that_was_not_undone_leaves_a_sound_record() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    put(&store, "a", 0, 1);
+    sealing_that_is_not_undone(&sim, &store, 0);
+    put(&store, "a", 1, 2);
+    store.snapshot("a", "s", None).unwrap();
+    put(&store, "a", 0, 3);
+    clone(&store, "a", "c");
+    drop(store);
+    let store = sim.open();
+    assert!(store.damaged().is_empty(), "{:?}", store.damaged());
+    assert_eq!(blocks(&read_all(&store, "a")), [3, 2]);
+    assert_eq!(blocks(&read_all(&store, "c")), [3, 2]);
+    assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [1, 2]);
+}
+
 // The record was written without a look at its length, and the next start found it damaged.
 #[test]
 fn a_clone_whose_record_would_be_too_large_is_refused() {
