@@ -455,13 +455,10 @@ impl Disk {
     fn flush_pending(&self) -> Result<(), DeltaError> {
         for delta in self.below.pending.iter().rev() {
             let before = delta.error_epoch();
-            if let Err(error) = delta.flush() {
-                // What was lost belongs to the handles of this disk.
-                if delta.error_epoch() != before {
-                    self.delta.fail(&error);
-                }
-                return Err(error);
-            }
+            let flushed = delta.flush();
+            // What was lost belongs to the handles of this disk.
+            self.delta.fail_with(delta, before);
+            flushed?;
         }
         Ok(())
     }

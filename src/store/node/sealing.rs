@@ -54,7 +54,11 @@ impl DiskNode {
         if let Some(pending) = below.pending.first().filter(|_| spec.root.generation == 0) {
             (spec.size, spec.overlap) = (pending.size(), pending.size());
         }
-        Ok(Disk::over(self.open_delta(spec)?, below))
+        let delta = self.open_delta(spec)?;
+        if let Some(pending) = below.pending.first() {
+            delta.catch_up(pending);
+        }
+        Ok(Disk::over(delta, below))
     }
 
     /// The sealed layers from `top` on.
@@ -212,13 +216,10 @@ impl DiskNode {
     /// Steps 3 and 4 for one layer, without its index.
     fn seal_layer(&self, delta: &Delta) -> Result<(), StoreError> {
         let before = delta.error_epoch();
-        let sealed = delta.seal().inspect_err(|error| {
-            if delta.error_epoch() != before
-                && let Some(disk) = self.peek()
-            {
-                disk.delta().fail(error);
-            }
-        });
+        let sealed = delta.seal();
+        if let Some(disk) = self.peek() {
+            disk.delta().fail_with(delta, before);
+        }
         let spec = sealed.map_err(|error| self.failed(error))?;
         self.update(|record| {
             let is_above = record.lineage.below.is_some_and(|top| {

@@ -84,6 +84,27 @@ fn a_snapshot_after_a_sealing_that_was_not_undone_leaves_a_sound_record() {
     assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [1, 2]);
 }
 
+// A client whose handle is newer than a failed flush got EIO for ever.
+/// Guards D79.
+#[test]
+fn a_handle_stays_valid_when_the_worker_dies_in_a_sealing() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    put(&store, "a", 0, 1);
+    sim.medium.plan(fault(Call::SyncData, ".data", 0));
+    let node = store.disk("a").unwrap();
+    assert!(node.change(|disk| disk.flush(0)).unwrap().is_err());
+    node.attach().unwrap().delta().opened();
+    write_block(&store, "a", 0, 2, 1);
+    sealing_that_is_not_undone(&sim, &store, 1);
+    drop((node, store));
+    let store = sim.open();
+    write_block(&store, "a", 1, 3, 1);
+    store.disk("a").unwrap().change(|disk| disk.flush(1)).unwrap().unwrap();
+    assert_eq!(blocks(&read_all(&store, "a")), [2, 3]);
+}
+
 // The record was written without a look at its length, and the next start found it damaged.
 #[test]
 fn a_clone_whose_record_would_be_too_large_is_refused() {
@@ -143,4 +164,37 @@ fn a_layer_whose_data_file_is_too_short_is_not_read_as_zeros() {
         let error = disk.read(2 * 4096 + 1000, &mut bytes).unwrap_err().to_string();
         assert!(error.contains("layer"), "{error}");
     }
+}
+
+// A flush that began before the sealing failed after it. Handles of the disk went on as if nothing was lost.
+/// Guards D79.
+#[test]
+fn a_flush_of_the_delta_below_that_fails_late_refuses_the_handles_of_the_disk() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
+    put(&store, "a", 0, 1);
+    let before = node.attach().unwrap();
+    before.flush(0).unwrap();
+    // The last flush before the seal finds no space.
+    let (disk, record, medium) = (before.clone(), disk_record(node.id()), sim.medium.clone());
+    sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        let is_first =
+            event.call == Call::Rename && event.stage == Stage::Before && event.name.contains(&record);
+        if is_first && disk.write(4096, &[2; 4096], 0).is_ok() {
+            medium.plan(Fault { errno: libc::ENOSPC, times: 99, ..fault(Call::Write, ".map", 0) });
+        }
+        Ok(())
+    })));
+    assert!(store.snapshot("a", "s", None).is_err());
+    sim.medium.set_hook(None);
+    sim.medium.forget_faults();
+    sim.medium.plan(fault(Call::SyncData, ".data", 0));
+    assert!(before.flush(0).is_err());
+    sim.medium.forget_faults();
+    store.tend_layers();
+    assert!(node.change(|disk| disk.write(0, &[3; 4096], 0)).unwrap().is_err());
+    node.attach().unwrap().delta().opened();
+    write_block(&store, "a", 0, 3, 1);
+    assert_eq!(blocks(&read_all(&store, "a")), [3, 2]);
 }
