@@ -139,10 +139,8 @@ impl Store {
         self.check_needs_are_known(|| format!("disk {disk}"))?;
         let Some(snapshot) = lineage.snapshot(name) else { return Err(no_snapshot(disk, name)) };
         let number = self.new_id()?;
-        let old = {
-            let _dropping = self.dropping.lock();
-            node.roll_back(snapshot, (number, token), |numbers| self.needed_by_none(&node, numbers))?
-        };
+        let unneeded = |numbers| self.needed_by_none(&node, numbers);
+        let old = node.roll_back(snapshot, (number, token), unneeded, &self.dropping)?;
         // Only requests that began before still hold the old disk.
         drop(attached);
         let end = Instant::now() + PATIENCE;
@@ -281,18 +279,15 @@ impl Store {
         node: &DiskNode,
         change: impl FnOnce(&mut crate::format::lineage::Lineage),
     ) -> Result<(), StoreError> {
-        {
-            let _dropping = self.dropping.lock();
-            let unneeded = |numbers| {
-                let unneeded = self.needed_by_none(node, numbers);
-                if Mutant::DroppedTooEarly.is_active() {
-                    let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
-                    let _ = unneeded.iter().try_for_each(purge);
-                }
-                unneeded
-            };
-            node.drop_layers(change, unneeded)?;
-        }
+        let unneeded = |numbers| {
+            let unneeded = self.needed_by_none(node, numbers);
+            if Mutant::DroppedTooEarly.is_active() {
+                let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+                let _ = unneeded.iter().try_for_each(purge);
+            }
+            unneeded
+        };
+        node.drop_layers(change, unneeded, &self.dropping)?;
         self.remove_dropped(node)
     }
 

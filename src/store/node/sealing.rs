@@ -11,6 +11,8 @@
 
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
 use super::{DiskNode, StoreError, removed};
 use crate::base::Base;
 use crate::delta::{Delta, DeltaSpec};
@@ -283,14 +285,17 @@ impl DiskNode {
     }
 
     /// Changes what the disk needs. `unneeded` chooses, of the layers that the disk does not need any more, those that no
-    /// other disk needs: the record lists them as dropped, until their files are removed.
+    /// other disk needs: the record lists them as dropped, until their files are removed. `dropping` is held from the
+    /// choice until the record has it, and not while this disk is waited for.
     pub(in crate::store) fn drop_layers(
         &self,
         change: impl FnOnce(&mut Lineage),
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<(), StoreError> {
         let _sealing = self.sealing.lock();
         self.settle()?;
+        let _dropping = dropping.lock();
         self.update(|record| {
             change(&mut record.lineage);
             let removed = record.lineage.remove_unneeded();
@@ -298,22 +303,37 @@ impl DiskNode {
         })
     }
 
-    /// Puts the disk back on a snapshot, with a new delta. Returns what was served before.
+    /// Puts the disk back on a snapshot, with a new delta. Returns what was served before. For `unneeded` and `dropping`
+    /// see [`DiskNode::drop_layers`].
     pub(in crate::store) fn roll_back(
         &self,
         snapshot: &SnapshotEntry,
         (number, token): (u64, Option<Token>),
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<Weak<Disk>, StoreError> {
         let _sealing = self.sealing.lock();
         self.settle()?;
         let disk = self.attach()?;
+        // All that can fail comes before the record, which drops what the disk has now.
+        let chain = self.chain(&self.record(), snapshot.layer)?;
         disk.seal(|| {
             let _opening = self.opening.lock();
             if self.is_retired() {
                 return Err(StoreError::io(format!("disk {}", self.name()), "rolling it back")(removed()));
             }
-            self.update(|record| {
+            let now = sys::now_ns();
+            let delta = self.open_delta(DeltaSpec {
+                disk: number,
+                size: snapshot.size,
+                overlap: snapshot.overlap,
+                modified_ns: now,
+                root: MapRoot::default(),
+            })?;
+            delta.inherit(disk.delta());
+            delta.set_modified_ns(now);
+            let _dropping = dropping.lock();
+            let recorded = self.update(|record| {
                 let lineage = &mut record.lineage;
                 let old = std::mem::replace(&mut lineage.delta, number);
                 lineage.below = snapshot.layer;
@@ -323,24 +343,28 @@ impl DiskNode {
                 (record.size, record.overlap, record.map) =
                     (snapshot.size, snapshot.overlap, MapRoot::default());
                 record.size_is_current = true;
-                record.modified_ns = sys::now_ns();
-            })?;
-            // From here on the record decides. A disk that cannot be opened is not attached, and the next attach tries
-            // again.
-            let mut slot = self.disk.write();
-            *slot = None;
-            *self.rolled_back.lock() = Arc::downgrade(&disk);
-            drop(slot);
-            let opened = self.open_disk(&self.record(), disk.below().base.clone())?;
-            *self.disk.write() = Some(Arc::new(opened.with_tap(self.tap.clone())));
+                record.modified_ns = now;
+            });
+            if let Err(error) = recorded {
+                // A power cut may leave either record. The next flush writes that of the disk as it is.
+                disk.delta().write_map_anew();
+                let _ = self.remove_live_map(number);
+                return Err(error);
+            }
+            let below = Below { chain, base: disk.below().base.clone(), pending: Vec::new() };
+            let back = Disk::over(delta, below).with_tap(self.tap.clone());
+            self.rolled_back.lock().push(Arc::downgrade(&disk));
+            *self.disk.write() = Some(Arc::new(back));
             Ok(())
         })?;
         Ok(Arc::downgrade(&disk))
     }
 
-    /// Whether no request reads what was dropped.
+    /// Whether no request reads what a rollback dropped.
     pub(in crate::store) fn is_quiet(&self) -> bool {
-        self.rolled_back.lock().strong_count() == 0
+        let mut rolled_back = self.rolled_back.lock();
+        rolled_back.retain(|disk| disk.strong_count() > 0);
+        rolled_back.is_empty()
     }
 
     /// Whether its record lists deltas whose files are to be removed.

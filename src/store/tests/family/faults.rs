@@ -105,6 +105,22 @@ fn a_handle_stays_valid_when_the_worker_dies_in_a_sealing() {
     assert_eq!(blocks(&read_all(&store, "a")), [2, 3]);
 }
 
+#[test]
+fn a_handle_stays_valid_in_a_rollback() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.snapshot("a", "s", None).unwrap();
+    put(&store, "a", 0, 1);
+    sim.medium.plan(fault(Call::SyncData, ".data", 0));
+    let node = store.disk("a").unwrap();
+    assert!(node.change(|disk| disk.flush(0)).unwrap().is_err());
+    node.attach().unwrap().delta().opened();
+    store.rollback("a", "s", None).unwrap();
+    write_block(&store, "a", 1, 3, 1);
+    assert_eq!(blocks(&read_all(&store, "a")), [0, 3]);
+}
+
 // The record was written without a look at its length, and the next start found it damaged.
 #[test]
 fn a_clone_whose_record_would_be_too_large_is_refused() {
@@ -136,6 +152,60 @@ fn a_disk_with_many_layers_and_without_indexes_can_be_read() {
     put(&store, "a", 1, 1);
     assert_eq!(blocks(&read_all(&store, "a")), [0, 1]);
     assert_eq!(fixture.files("deltas").iter().filter(|file| file.contains(".index")).count(), 1);
+}
+
+// The record named the snapshot, and what the disk had was dropped, before it was known that the snapshot cannot be read.
+#[test]
+fn a_rollback_to_a_snapshot_that_cannot_be_read_changes_nothing() {
+    let (fixture, store) = TestStore::with_base();
+    store.create_disks(&[on("b", "a", Some(3 * 4096))]).unwrap();
+    store.snapshot("a", "zero", None).unwrap();
+    put(&store, "a", 1, 1);
+    store.snapshot("a", "one", None).unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    put(&store, "a", 0, 9);
+    store.close().unwrap();
+    let map = store.disk("a").unwrap().lineage().layers[0].clone();
+    drop(store);
+    let map = fixture.path(&map_path(map.number, map.map.generation));
+    let whole = fs::read(&map).unwrap();
+    fs::write(&map, b"damaged").unwrap();
+    for file in fixture.files("deltas").iter().filter(|file| file.ends_with(".index")) {
+        fs::remove_file(fixture.path(&format!("deltas/{file}"))).unwrap();
+    }
+    let store = fixture.open();
+    assert!(store.rollback("a", "one", None).is_err());
+    store.tend_layers();
+    assert_eq!(blocks(&read_all(&store, "a")), [9, 7, 0]);
+    drop(store);
+    let store = fixture.open();
+    assert_eq!(blocks(&read_all(&store, "a")), [9, 7, 0]);
+    fs::write(&map, whole).unwrap();
+    store.rollback("a", "one", None).unwrap();
+    assert_eq!(blocks(&read_all(&store, "a")), [7, 1, 0]);
+}
+
+// The record on the medium was that of the rollback, and a later flush did not write it again.
+#[test]
+fn a_flush_after_a_rollback_that_failed_survives_a_power_cut() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.snapshot("a", "s", None).unwrap();
+    put(&store, "a", 0, 1);
+    flush(&store, "a");
+    // The rename of the record happens, and it is unknown whether it is durable.
+    sim.medium.plan(fault(Call::SyncDir, "disks", 0));
+    assert!(store.rollback("a", "s", None).is_err());
+    put(&store, "a", 1, 2);
+    flush(&store, "a");
+    let keep = Keep { sectors: 100, lengths: 100, entries: 100, stale: false };
+    let mut after = SimStore::new();
+    after.medium = sim.medium.crash(&mut Rng::new(1), keep);
+    drop(store);
+    let store = after.open();
+    store.remove_all_dropped();
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 2]);
 }
 
 // The end of the data read as zeros.
@@ -197,4 +267,47 @@ fn a_flush_of_the_delta_below_that_fails_late_refuses_the_handles_of_the_disk() 
     node.attach().unwrap().delta().opened();
     write_block(&store, "a", 0, 3, 1);
     assert_eq!(blocks(&read_all(&store, "a")), [3, 2]);
+}
+
+// A removal waited for the writes of another disk that was rolled back.
+#[test]
+fn the_removal_of_a_disk_does_not_wait_for_the_rollback_of_another() {
+    let sim = SimStore::new();
+    let store = Arc::new(sim.open());
+    let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "s", None).unwrap();
+    let names: Vec<String> = (0..64).map(|n| format!("c{n}")).collect();
+    names.iter().for_each(|name| clone(&store, "a@s", name));
+    put(&store, "a", 0, 2);
+    let data = data_path(node.lineage().delta);
+    let ((started, starts), (end, ends)) = (mpsc::channel(), mpsc::channel::<()>());
+    let (started, ends) = (Mutex::new(started), Mutex::new(ends));
+    sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Write && event.stage == Stage::Before && event.name == data {
+            started.lock().send(()).unwrap();
+            let _ = ends.lock().recv();
+        }
+        Ok(())
+    })));
+    std::thread::scope(|scope| {
+        scope.spawn(|| put(&store, "a", 0, 3));
+        starts.recv().unwrap();
+        scope.spawn(|| store.rollback("a", "s", None).unwrap());
+        let (done, is_done) = mpsc::channel();
+        let removing = store.clone();
+        std::thread::spawn(move || {
+            for name in names {
+                let node = removing.unlink(&name).unwrap();
+                removing.purge(node.id()).unwrap();
+            }
+            done.send(()).unwrap();
+        });
+        // The timeout is for a failing test only.
+        let removed = is_done.recv_timeout(Duration::from_secs(20));
+        drop(end);
+        removed.unwrap();
+    });
+    sim.medium.set_hook(None);
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 0]);
 }
