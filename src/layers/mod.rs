@@ -202,6 +202,11 @@ impl Layers {
         file
     }
 
+    /// Whether a disk or a reader of a snapshot has the layer open.
+    pub fn is_open(&self, number: u64) -> bool {
+        self.files.lock().get(&number).is_some_and(|file| file.strong_count() > 0)
+    }
+
     fn opened(&self, number: u64) -> Option<Arc<Chain>> {
         self.chains.lock().get(&number).and_then(Weak::upgrade)
     }

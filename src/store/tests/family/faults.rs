@@ -208,6 +208,29 @@ fn a_flush_after_a_rollback_that_failed_survives_a_power_cut() {
     assert_eq!(blocks(&read_all(&store, "a")), [1, 2]);
 }
 
+// The record in the store listed the layer as dropped, which the clone needs.
+/// Guards D80.
+#[test]
+fn a_clone_of_a_snapshot_whose_removal_failed_keeps_its_layer() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.snapshot("a", "zero", None).unwrap();
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "one", None).unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    sim.medium.plan(fault(Call::SyncDir, "disks", 0));
+    assert!(store.remove_snapshot("a", "one").is_err());
+    clone(&store, "a@one", "c");
+    drop(store);
+    let store = sim.open();
+    store.remove_all_dropped();
+    assert_eq!(blocks(&read_all(&store, "c")), [1, 0]);
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(blocks(&read_all(&sim.open(), "c")), [1, 0]);
+}
+
 // The end of the data read as zeros.
 #[test]
 fn a_layer_whose_data_file_is_too_short_is_not_read_as_zeros() {
@@ -234,6 +257,87 @@ fn a_layer_whose_data_file_is_too_short_is_not_read_as_zeros() {
         let error = disk.read(2 * 4096 + 1000, &mut bytes).unwrap_err().to_string();
         assert!(error.contains("layer"), "{error}");
     }
+}
+
+/// A request holds the disk that the sealing puts in the slot for a moment.
+///
+/// Guards D47.
+#[test]
+fn a_disk_in_use_is_not_detached_after_a_sealing() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
+    put(&store, "a", 0, 1);
+    let held: Arc<Mutex<Option<Arc<Disk>>>> = Arc::default();
+    let (slot, seen, record) = (held.clone(), node.clone(), disk_record(node.id()));
+    sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        let disk = seen.peek().filter(|disk| !disk.below().pending.is_empty());
+        if event.call == Call::Rename && event.name.contains(&record) && disk.is_some() {
+            *slot.lock() = disk;
+        }
+        Ok(())
+    })));
+    store.snapshot("a", "s", None).unwrap();
+    sim.medium.set_hook(None);
+    let disk = held.lock().take().unwrap();
+    store.tend_layers();
+    store.detach_idle(NOW, NOW);
+    disk.write(4096, &[2; 4096], 0).unwrap();
+    drop(disk);
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 2]);
+    store.tend_layers();
+    store.detach_idle(NOW, NOW);
+    assert!(node.peek().is_none(), "it is detached when no request uses it");
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 2]);
+}
+
+// Only the last rollback was looked at.
+#[test]
+fn a_read_that_began_before_two_rollbacks_ends() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.snapshot("a", "zero", None).unwrap();
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "one", None).unwrap();
+    store.remove_snapshot("a", "one").unwrap();
+    drop(store);
+    let store = fixture.open();
+    // Its layer was not read yet.
+    let first = store.disk("a").unwrap().attach().unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    let second = store.disk("a").unwrap().attach().unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    drop(second);
+    store.tend_layers();
+    let mut bytes = [0xee; 8192];
+    first.read(0, &mut bytes).unwrap();
+    assert_eq!(blocks(&bytes), [1, 0]);
+    assert!(!data_files(&fixture).is_empty());
+    drop(first);
+    store.tend_layers();
+    assert!(data_files(&fixture).is_empty());
+}
+
+#[test]
+fn a_read_of_a_snapshot_that_is_removed_ends() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.snapshot("a", "zero", None).unwrap();
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "one", None).unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    drop(store);
+    let store = fixture.open();
+    let frozen = store.open_snapshot("a", "one").unwrap();
+    store.remove_snapshot("a", "one").unwrap();
+    let mut bytes = [0xee; 8192];
+    frozen.read(0, &mut bytes, 0).unwrap();
+    assert_eq!(blocks(&bytes), [1, 0]);
+    drop(frozen);
+    store.tend_layers();
+    assert!(data_files(&fixture).is_empty());
 }
 
 // A flush that began before the sealing failed after it. Handles of the disk went on as if nothing was lost.
