@@ -415,3 +415,43 @@ fn the_removal_of_a_disk_does_not_wait_for_the_rollback_of_another() {
     sim.medium.set_hook(None);
     assert_eq!(blocks(&read_all(&store, "a")), [1, 0]);
 }
+
+// A partial write read what lies below under the lock that a sealing waits for, and later writes wait for the sealing.
+#[test]
+fn a_snapshot_does_not_wait_for_a_write_that_reads_what_lies_below() {
+    let sim = SimStore::new();
+    let store = Arc::new(sim.open());
+    let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "one", None).unwrap();
+    put(&store, "a", 1, 2);
+    let data = data_path(node.lineage().layers[0].number);
+    let ((started, starts), (end, ends)) = (mpsc::channel(), mpsc::channel::<()>());
+    let (started, ends) = (Mutex::new(started), Mutex::new(ends));
+    sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Read && event.stage == Stage::Before && event.name == data {
+            let _ = started.lock().send(());
+            let _ = ends.lock().recv();
+        }
+        Ok(())
+    })));
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.change(|disk| disk.write(100, &[9; 10], 0)).unwrap().unwrap());
+        starts.recv().unwrap();
+        let (done, is_done) = mpsc::channel();
+        let taking = store.clone();
+        std::thread::spawn(move || {
+            taking.snapshot("a", "two", None).unwrap();
+            done.send(()).unwrap();
+        });
+        // The timeout is for a failing test only.
+        let taken = is_done.recv_timeout(Duration::from_secs(20));
+        drop(end);
+        taken.unwrap();
+    });
+    sim.medium.set_hook(None);
+    let bytes = read_all(&store, "a");
+    assert_eq!((bytes[99], bytes[100], bytes[109], bytes[110], bytes[4096]), (1, 9, 9, 1, 2));
+    assert_eq!(blocks(&read_snapshot(&store, "a", "two")), [1, 2]);
+    assert!(read_snapshot(&store, "a", "two")[..4096].iter().all(|byte| *byte == 1));
+}
