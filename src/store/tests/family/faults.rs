@@ -231,6 +231,29 @@ fn a_clone_of_a_snapshot_whose_removal_failed_keeps_its_layer() {
     assert_eq!(blocks(&read_all(&sim.open(), "c")), [1, 0]);
 }
 
+// The files of layers and of deltas with other numbers than that of their disk counted as those of no record.
+/// Guards D80.
+#[test]
+fn a_clean_stop_keeps_the_maps_of_a_disk_whose_record_is_damaged() {
+    let (fixture, store) = TestStore::with_base();
+    let node = store.create_disks(&[on("b", "a", Some(3 * 4096))]).unwrap().remove(0);
+    // Neither delta has data: both are known by their maps only.
+    let zero = |from: u64| node.change(|disk| disk.zero(from * 4096, 4096, 0)).unwrap().unwrap();
+    zero(0);
+    store.snapshot("a", "s", None).unwrap();
+    zero(1);
+    store.close().unwrap();
+    let record = fixture.path(&format!("disks/{}.disk", node.id()));
+    drop((node, store));
+    let whole = fs::read(&record).unwrap();
+    fs::write(&record, b"damaged").unwrap();
+    fixture.open().close().unwrap();
+    fs::write(&record, whole).unwrap();
+    let store = fixture.open();
+    assert_eq!(blocks(&read_all(&store, "a")), [0, 0, 0]);
+    assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [0, 7, 0]);
+}
+
 // The end of the data read as zeros.
 #[test]
 fn a_layer_whose_data_file_is_too_short_is_not_read_as_zeros() {
@@ -338,6 +361,21 @@ fn a_read_of_a_snapshot_that_is_removed_ends() {
     drop(frozen);
     store.tend_layers();
     assert!(data_files(&fixture).is_empty());
+}
+
+// `plyfs check` called a store unclean after a clean stop.
+#[test]
+fn a_clean_stop_removes_the_unfinished_index_of_a_killed_worker() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "s", None).unwrap();
+    let layer = store.disk("a").unwrap().lineage().layers[0].number;
+    fs::write(fixture.path(&format!("deltas/{layer}.index.tmp")), "half").unwrap();
+    store.close().unwrap();
+    let left = fixture.files("deltas");
+    assert!(left.iter().all(|file| !file.ends_with(".tmp")), "{left:?}");
 }
 
 // A flush that began before the sealing failed after it. Handles of the disk went on as if nothing was lost.
