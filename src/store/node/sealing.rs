@@ -158,6 +158,7 @@ impl DiskNode {
     /// The new delta cannot be used: the disk goes on with `delta`. The record says what is right in either case, so an
     /// error here only leaves a layer that the next start completes. But no other layer may come above it before that.
     fn undo_sealing(&self, delta: &Delta) -> Result<(), StoreError> {
+        let unused = self.writer.record.lock().lineage.delta;
         self.update(|record| {
             if let Some(layer) = record.lineage.layers.pop_if(|layer| layer.number == delta.number()) {
                 record.lineage.delta = layer.number;
@@ -167,7 +168,12 @@ impl DiskNode {
                 (record.size, record.overlap) = (layer.size, layer.overlap);
                 record.size_is_current = false;
             }
-        })
+        })?;
+        if unused != delta.number() {
+            // Logged; it takes a little memory until the machine restarts.
+            let _ = self.remove_live_map(unused);
+        }
+        Ok(())
     }
 
     /// Step 2, while no call changes the disk: puts a new delta above that of `disk`. Returns the bytes of the disk.
@@ -223,6 +229,10 @@ impl DiskNode {
             disk.delta().fail_with(delta, before);
         }
         let spec = sealed.map_err(|error| self.failed(error))?;
+        if self.writer.record.lock().lineage.layer(spec.disk).is_some_and(|layer| !layer.is_pending()) {
+            // An earlier attempt came that far, and found no index.
+            return Ok(());
+        }
         self.update(|record| {
             let is_above = record.lineage.below.is_some_and(|top| {
                 record.lineage.layers[top].number == spec.disk && record.map.generation == 0
