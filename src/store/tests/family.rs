@@ -1,5 +1,7 @@
 //! Snapshots, clones and rollback of a store.
 
+mod faults;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
