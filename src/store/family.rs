@@ -141,7 +141,7 @@ impl Store {
         let number = self.new_id()?;
         let old = {
             let _dropping = self.dropping.lock();
-            node.roll_back(snapshot, (number, token), |numbers| self.needed_by_none(&node, numbers))?
+            node.roll_back(snapshot, (number, token), |numbers| self.to_drop(&node, numbers))?
         };
         // Only requests that began before still hold the old disk.
         drop(attached);
@@ -275,6 +275,16 @@ impl Store {
         uses
     }
 
+    /// Those of these deltas of a disk that its record is about to list as dropped. The caller holds `dropping`.
+    fn to_drop(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
+        let unneeded = self.needed_by_none(node, numbers);
+        if Mutant::DroppedTooEarly.is_active() {
+            let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+            let _ = unneeded.iter().try_for_each(purge);
+        }
+        unneeded
+    }
+
     /// Changes what a disk needs, and removes the layers that nothing needs any more.
     fn drop_layers(
         &self,
@@ -283,15 +293,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         {
             let _dropping = self.dropping.lock();
-            let unneeded = |numbers| {
-                let unneeded = self.needed_by_none(node, numbers);
-                if Mutant::DroppedTooEarly.is_active() {
-                    let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
-                    let _ = unneeded.iter().try_for_each(purge);
-                }
-                unneeded
-            };
-            node.drop_layers(change, unneeded)?;
+            node.drop_layers(change, |numbers| self.to_drop(node, numbers))?;
         }
         self.remove_dropped(node)
     }
