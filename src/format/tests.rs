@@ -81,6 +81,7 @@ fn layered_disk() -> DiskRecord {
         snapshots: vec![snapshot(7, "monday", Some(1), Some(token())), snapshot(8, "empty", None, None)],
         dropped: vec![4],
         rolled_back: Some(token()),
+        rises: true,
     };
     DiskRecord { lineage, request: Some(Request::Client(token())), ..disk() }
 }

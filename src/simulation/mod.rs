@@ -11,6 +11,7 @@
 mod bases;
 mod concurrent;
 mod copies;
+mod copying;
 mod cut;
 mod hook;
 mod model;

@@ -208,6 +208,7 @@ impl SimStore {
                     let missing = |name: &String| !names.disks[from].snapshots.contains_key(name);
                     has(to) || !has(from) || snapshot.as_ref().is_some_and(missing)
                 }
+                Op::Copy { to, from, .. } => !has(to) || !self.has_source(from, names),
                 Op::Snapshot { disk, name } => !has(disk) || names.disks[disk].snapshots.contains_key(name),
                 Op::RemoveSnapshot { disk, name } | Op::Rollback { disk, name } => {
                     !has(disk) || !names.disks[disk].snapshots.contains_key(name)
@@ -284,13 +285,13 @@ impl SimStore {
         }
     }
 
-    fn disk<T>(&self, name: &str, act: impl FnOnce(&Disk) -> T) -> Result<T, String> {
+    pub(super) fn disk<T>(&self, name: &str, act: impl FnOnce(&Disk) -> T) -> Result<T, String> {
         let node = self.store().disk(name).map_err(text)?;
         let disk = node.attach().map_err(text)?;
         Ok(act(&disk))
     }
 
-    fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
+    pub(super) fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
         act(self.hook.model.lock().names.disk(name))
     }
 
@@ -449,6 +450,7 @@ impl SimStore {
                 }
                 Ok(done)
             }
+            Op::Copy { from, to, fresh, at, len } => self.copy(from, to, *fresh, (*at, *len)),
             names => Ok(self.change_names(names)),
         }
     }
@@ -472,7 +474,7 @@ impl SimStore {
         self.written(disk, at, len, done)
     }
 
-    fn written(&self, disk: &str, at: u64, len: u64, done: Outcome) -> Result<Outcome, String> {
+    pub(super) fn written(&self, disk: &str, at: u64, len: u64, done: Outcome) -> Result<Outcome, String> {
         match &done {
             Outcome::Done => self.model(disk, |m| m.finish_write(at, len)),
             Outcome::Failed(_) => self.with_disk(disk, |m, d| m.fail_write(at, len, d))?,
@@ -632,6 +634,7 @@ impl Op {
                 | Self::RemoveSnapshot { .. }
                 | Self::Rollback { .. }
                 | Self::Clone { .. }
+                | Self::Copy { .. }
                 | Self::Mode { .. }
                 | Self::Purge
                 | Self::Pin { .. }

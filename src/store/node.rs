@@ -1,5 +1,7 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
+mod adopting;
+mod family;
 mod record;
 mod sealing;
 mod survey;
@@ -9,6 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+pub(super) use adopting::NewGround;
 use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use sealing::Moment;
 
@@ -28,10 +31,9 @@ use crate::trace::Tap;
 /// One disk of a store.
 pub struct DiskNode {
     id: u64,
-    base_id: Option<u64>,
     writer: Arc<RecordWriter>,
     /// Empty when the disk has no base, and while the base's record cannot be read.
-    base: OnceLock<Arc<BaseNode>>,
+    base: RwLock<Option<Arc<BaseNode>>>,
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     layers: Arc<Layers>,
@@ -134,10 +136,9 @@ impl DiskNode {
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
-            base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
             writer: Arc::new(RecordWriter::new(medium.clone(), record)),
-            base: base.map_or_else(OnceLock::new, OnceLock::from),
+            base: RwLock::new(base),
             medium,
             live,
             layers,
@@ -191,19 +192,19 @@ impl DiskNode {
 
     /// Sets the base, whose record can be read at last.
     pub(super) fn found_base(&self, base: &Arc<BaseNode>) {
-        if self.base_id == Some(base.id()) {
-            let _ = self.base.set(base.clone());
+        if self.base_id() == Some(base.id()) {
+            self.base.write().get_or_insert_with(|| base.clone());
         }
     }
 
     /// Its base's number.
     pub fn base_id(&self) -> Option<u64> {
-        self.base_id
+        self.writer.record.lock().backing.as_ref().map(|backing| backing.base)
     }
 
     /// Its base's name, when the base's record could be read.
     pub fn base_name(&self) -> Option<String> {
-        self.base.get().map(|b| b.record().name.clone())
+        self.base().map(|base| base.record().name.clone())
     }
 
     /// Whether the disk is unlinked.
@@ -263,16 +264,6 @@ impl DiskNode {
         Ok(())
     }
 
-    /// Its deltas and snapshots.
-    pub fn lineage(&self) -> Lineage {
-        self.writer.record.lock().lineage.clone()
-    }
-
-    /// Calls `each` for the number of each of its deltas.
-    pub(super) fn each_delta(&self, each: impl FnMut(u64)) {
-        self.writer.record.lock().lineage.deltas().for_each(each);
-    }
-
     /// Its record.
     pub(super) fn record(&self) -> DiskRecord {
         self.writer.record.lock().clone()
@@ -280,7 +271,7 @@ impl DiskNode {
 
     /// Its base, when the base's record could be read.
     pub(super) fn base(&self) -> Option<Arc<BaseNode>> {
-        self.base.get().cloned()
+        self.base.read().clone()
     }
 
     /// Whether its files are being removed, or are gone.
@@ -301,7 +292,9 @@ impl DiskNode {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        let spec = record.lineage.layer(delta).map_or_else(|| Self::spec(&record), Self::layer_spec);
+        let layer = record.lineage.layer(delta);
+        let spec =
+            layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
         Delta::check_files(&spec, &*self.medium).is_ok()
     }
 
@@ -385,7 +378,7 @@ impl DiskNode {
         let record = self.writer.record.lock().clone();
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
-        let base = self.base.get().map(|base| base.attach()).transpose()?;
+        let base = self.base().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
         if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
@@ -398,7 +391,7 @@ impl DiskNode {
         *self.detached_stat.lock() = None;
         self.inherited_live_map.store(false, Ordering::Release);
         self.attachments.add(self.id, self.me.clone());
-        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get())
+        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base())
             && !self.traced.swap(true, Ordering::AcqRel)
         {
             let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
@@ -410,7 +403,7 @@ impl DiskNode {
     /// Checks that the base is the one on which the disk was created. Compares records only.
     fn check_base(&self, record: &DiskRecord) -> Result<(), StoreError> {
         let object = || format!("disk {}", record.name);
-        match (&record.backing, self.base.get()) {
+        match (&record.backing, self.base()) {
             (None, _) => Ok(()),
             (Some(backing), Some(base)) if base.record().image.identity == backing.identity => Ok(()),
             (Some(_), Some(base)) => Err(StoreError::BaseChanged {
@@ -510,16 +503,18 @@ impl DiskNode {
             disk: record.lineage.delta,
             size: record.size,
             overlap: record.overlap,
+            rises: record.lineage.rises,
             modified_ns: record.modified_ns,
             root: record.map,
         }
     }
 
-    fn layer_spec(layer: &LayerEntry) -> DeltaSpec {
+    fn layer_spec(lineage: &Lineage, layer: &LayerEntry) -> DeltaSpec {
         DeltaSpec {
             disk: layer.number,
             size: layer.size,
             overlap: layer.overlap,
+            rises: lineage.rises,
             modified_ns: layer.modified_ns,
             root: layer.map,
         }

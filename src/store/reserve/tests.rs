@@ -433,7 +433,7 @@ impl Rig {
             None => MapRoot::default(),
         };
         let live = Arc::new(LiveDir::new(&self.live.path().join("live")).unwrap());
-        let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, modified_ns: 0, root };
+        let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, rises: false, modified_ns: 0, root };
         let medium: Arc<dyn Medium> = self.reserve.clone();
         Delta::open(spec, DeltaIo { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
     }
