@@ -22,7 +22,7 @@ const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 const JOB: &str = "^(hydrate|verify)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 11] = [
+const REQUESTS: [&str; 13] = [
     "AddBase",
     "Below",
     "CreateDisks",
@@ -31,8 +31,10 @@ const REQUESTS: [&str; 11] = [
     "Hydrate",
     "Pin",
     "Resize",
+    "Rollback",
     "SetUrls",
     "Stop",
+    "TakeSnapshot",
     "UpgradeTo",
 ];
 

@@ -207,19 +207,25 @@ fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> O
     let left: Vec<&str> = SNAPSHOTS.into_iter().filter(|name| !is_taken(name)).collect();
     match rng.below(10) {
         0..3 if !left.is_empty() => Op::Snapshot { disk, name: (*rng.pick(&left)).into() },
-        3..6 if !free.is_empty() => {
+        3..5 if !free.is_empty() => {
             let snapshot = (!taken.is_empty() && rng.chance(50)).then(|| (*rng.pick(&taken)).clone());
             Op::Clone { from: disk, snapshot, to: (*rng.pick(free)).into() }
         }
-        6 | 7 if !taken.is_empty() => Op::Rollback { disk, name: (*rng.pick(&taken)).clone() },
-        8 if !taken.is_empty() => Op::RemoveSnapshot { disk, name: (*rng.pick(&taken)).clone() },
+        5 | 6 if !taken.is_empty() => Op::Rollback { disk, name: (*rng.pick(&taken)).clone() },
+        7 | 8 if !taken.is_empty() => Op::RemoveSnapshot { disk, name: (*rng.pick(&taken)).clone() },
         9 => Op::TendLayers,
         _ => Op::Flush { disk },
     }
 }
 
+/// How many of a hundred operations on disks are of snapshots and layers, in this part of a history. A layer is dropped
+/// only after several of them, and what has nothing to do with layers needs histories with few.
+pub(super) fn share_of_layers(rng: &mut Rng) -> u64 {
+    *rng.pick(&[3, 16, 45])
+}
+
 /// A random operation on a store with these names.
-pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
+pub(super) fn any(rng: &mut Rng, names: &Names, share_of_layers: u64) -> Op {
     let disks: Vec<&String> = names.disks.keys().collect();
     let free: Vec<&str> = NAMES.into_iter().filter(|n| !names.disks.contains_key(*n)).collect();
     let create = |rng: &mut Rng| {
@@ -258,12 +264,12 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
             _ => Op::PowerCut,
         };
     }
-    if rng.chance(6)
+    if rng.chance(share_of_layers / 3)
         && let Some(copy) = any_copy(rng, disk.clone(), names)
     {
         return copy;
     }
-    if rng.chance(16) {
+    if rng.chance(share_of_layers) {
         return any_of_layers(rng, disk, names, &free);
     }
     match rng.below(100) {

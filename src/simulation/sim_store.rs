@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::copies::Copies;
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
-use super::operation::{Op, any};
+use super::operation::{Op, any, share_of_layers};
 use super::{Campaign, Counts, cut};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
@@ -96,7 +96,7 @@ impl SimStore {
             }
             world.open(what)?;
             if let (Interruption::WorkerDeath, Some(op)) = (what, running) {
-                world.send_again(op)?;
+                world.after_death(op, &mut rng)?;
             }
             world.run(Op::Purge)?;
             if rng.chance(if depth == 1 { 20 } else { 40 }) {
@@ -152,8 +152,9 @@ impl SimStore {
     }
 
     fn live_on(&mut self, rng: &mut Rng, steps: u64) -> Result<(), String> {
+        let share = share_of_layers(rng);
         for _ in 0..steps {
-            let op = any(rng, &self.hook.model.lock().names);
+            let op = any(rng, &self.hook.model.lock().names, share);
             if rng.chance(8) {
                 let mut fault = self.hook.fault.lock();
                 fault.skip = Some(rng.below(7));
@@ -168,6 +169,22 @@ impl SimStore {
         self.run(Op::Close)?;
         let mut rng = rng.fork();
         cut::check_stopped(&self.hook, &mut rng)
+    }
+
+    /// Goes on after the death of a worker that ran `op`. The kernel sends a request again; a client of the API may have
+    /// died too. Then a sealing is left as it was, and a flush by a user of the disk includes what is pending.
+    fn after_death(&mut self, op: Op, rng: &mut Rng) -> Result<(), String> {
+        let disk = match &op {
+            Op::Snapshot { disk, .. } | Op::Clone { from: disk, .. } if rng.chance(50) => disk.clone(),
+            _ => return self.send_again(op),
+        };
+        if self.hook.model.lock().names.disks.contains_key(&disk) {
+            self.run(Op::Flush { disk })?;
+            if rng.chance(50) {
+                self.run(Op::PowerCut)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs an operation again that a dead worker did not complete, as the kernel sends a request again.

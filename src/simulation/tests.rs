@@ -40,7 +40,7 @@ fn show(campaign: &Campaign, since: Instant) {
     );
 }
 
-/// Guards D9, D12, D14.
+/// Guards D9, D12, D14, D79, D80.
 #[test]
 fn power_loss_keeps_what_was_flushed() {
     let since = Instant::now();
@@ -126,7 +126,10 @@ fn every_mutant_is_caught() {
 const NOTHING: Keep = Keep { sectors: 0, lengths: 0, entries: 0, stale: false };
 
 fn open(medium: &SimMedium) -> Result<Store, crate::store::StoreError> {
-    let live = Arc::new(SimLive::default());
+    open_with(medium, Arc::default())
+}
+
+fn open_with(medium: &SimMedium, live: Arc<SimLive>) -> Result<Store, crate::store::StoreError> {
     Store::open_on(
         Arc::new(medium.clone()),
         |_| Ok(live),
@@ -188,16 +191,7 @@ fn a_flush_of_the_next_worker_does_not_depend_on_an_unsynced_record_of_the_dead_
     let _small = simulate(None);
     let medium = SimMedium::new(1);
     let live = Arc::new(SimLive::default());
-    let on = |medium: &SimMedium, live: Arc<SimLive>| {
-        Store::open_on(
-            Arc::new(medium.clone()),
-            |_| Ok(live),
-            Arc::new(BlockCache::new(1 << 20).unwrap()),
-            Some(0),
-            Arc::new(OpenHere),
-        )
-        .unwrap()
-    };
+    let on = |medium: &SimMedium, live: Arc<SimLive>| open_with(medium, live).unwrap();
     let store = on(&medium, live.clone());
     store.create_disks(&[blank("a")]).unwrap();
     let node = store.disk("a").unwrap();
@@ -216,6 +210,41 @@ fn a_flush_of_the_next_worker_does_not_depend_on_an_unsynced_record_of_the_dead_
         node.attach().unwrap().read(0, &mut bytes).unwrap();
         assert_eq!((bytes[0], bytes[4096]), (1, 2));
     }
+}
+
+/// Guards D79.
+#[test]
+fn a_flush_includes_what_a_dead_worker_was_sealing() {
+    let _small = simulate(None);
+    let medium = SimMedium::new(1);
+    let live = Arc::new(SimLive::default());
+    let store = open_with(&medium, live.clone()).unwrap();
+    store.create_disks(&[blank("a")]).unwrap();
+    store.disk("a").unwrap().attach().unwrap().write(0, &[1; 4096], 0).unwrap();
+    let seen: Arc<Mutex<Vec<(SimMedium, SimLive)>>> = Arc::default();
+    let (log, source) = (seen.clone(), medium.clone());
+    medium.set_hook(Some(Arc::new(move |_: &Event<'_>| {
+        log.lock().push((source.fork(), live.fork()?));
+        Ok(())
+    })));
+    store.snapshot("a", "s", None).unwrap();
+    medium.set_hook(None);
+    let mut sealing = 0;
+    for (medium, live) in std::mem::take(&mut *seen.lock()) {
+        // The client of the snapshot has died too. A guest goes on.
+        let store = open_with(&medium, Arc::new(live)).unwrap();
+        let node = store.disk("a").unwrap();
+        let disk = node.attach().unwrap();
+        sealing += usize::from(!disk.below().pending.is_empty());
+        disk.write(4096, &[2; 4096], 0).unwrap();
+        disk.flush(0).unwrap();
+        let after = open(&medium.crash(&mut Rng::new(1), NOTHING)).unwrap();
+        let node = after.disk("a").unwrap();
+        let mut bytes = [0; 8192];
+        node.attach().unwrap().read(0, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[4096]), (1, 2));
+    }
+    assert!(sealing > 0, "no call was within a sealing");
 }
 
 // Regression: the stop checked the disk's map before it removed the stray map of a flush that a power cut ended. The

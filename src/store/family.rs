@@ -143,7 +143,7 @@ impl Store {
         self.check_needs_are_known(|| format!("disk {disk}"))?;
         let Some(snapshot) = lineage.snapshot(name) else { return Err(no_snapshot(disk, name)) };
         let number = self.new_id()?;
-        let unneeded = |numbers| self.needed_by_none(&node, numbers);
+        let unneeded = |numbers| self.to_drop(&node, numbers);
         let old = node.roll_back(snapshot, (number, token), unneeded, &self.dropping)?;
         // Only requests that began before still hold the old disk.
         drop(attached);
@@ -277,21 +277,23 @@ impl Store {
         uses
     }
 
+    /// Those of these deltas of a disk that its record is about to list as dropped. The caller holds `dropping`.
+    pub(super) fn to_drop(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
+        let unneeded = self.needed_by_none(node, numbers);
+        if Mutant::DroppedTooEarly.is_active() {
+            let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+            let _ = unneeded.iter().try_for_each(purge);
+        }
+        unneeded
+    }
+
     /// Changes what a disk needs, and removes the layers that nothing needs any more.
     fn drop_layers(
         &self,
         node: &DiskNode,
         change: impl FnOnce(&mut crate::format::lineage::Lineage),
     ) -> Result<(), StoreError> {
-        let unneeded = |numbers| {
-            let unneeded = self.needed_by_none(node, numbers);
-            if Mutant::DroppedTooEarly.is_active() {
-                let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
-                let _ = unneeded.iter().try_for_each(purge);
-            }
-            unneeded
-        };
-        node.drop_layers(change, unneeded, &self.dropping)?;
+        node.drop_layers(change, |numbers| self.to_drop(node, numbers), &self.dropping)?;
         self.remove_dropped(node)
     }
 

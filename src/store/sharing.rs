@@ -97,7 +97,7 @@ impl Store {
             return Ok(None);
         }
         let Some((moment, ground)) = self.moment_of(source)? else { return Ok(None) };
-        let unneeded = |numbers| self.needed_by_none(to, numbers);
+        let unneeded = |numbers| self.to_drop(to, numbers);
         let adopted = to.adopt(&ground, || self.new_id(), unneeded, &self.dropping)?;
         let ground = to.peek().filter(|_| adopted).and_then(|disk| Ground::of(disk.below()));
         if ground.is_some() {

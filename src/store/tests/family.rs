@@ -129,6 +129,7 @@ fn a_rollback_is_carried_out_once_for_each_request() {
     assert_eq!(blocks(&read_all(&store, "a")), [7, 7]);
 }
 
+/// Guards D80.
 #[test]
 fn the_space_of_a_layer_is_free_when_nothing_needs_it() {
     let (fixture, store) = TestStore::with_base();
