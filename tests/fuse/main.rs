@@ -9,6 +9,7 @@ mod death;
 mod devices;
 mod directory;
 mod events;
+mod export;
 mod failing;
 mod file;
 mod full;
