@@ -15,14 +15,16 @@ use serde_json::{Value, json};
 use super::Global;
 use super::args::{self, DiskOrSnapshot};
 use super::client::{Client, read};
-use super::diff::Moments;
+use super::diff::{self, Moments};
 use super::error::CliError;
+use super::increment;
 use super::interrupt::Interrupts;
 use super::output::{Output as Printer, Reader};
 use super::progress::{Progress, Update};
 use super::{retry, snapshot};
 use crate::config::size::format_size;
 use crate::control::wire::{self, ErrorKind, ExtentContent, TakeSnapshot};
+use crate::export::increment::{self as increment_stream, IncrementHeader};
 use crate::export::qcow2::{self, Backing, Compression};
 use crate::export::{Content, Existing, ExportError, Extent, FileInput, Input, ListedInput, Output, raw};
 
@@ -32,11 +34,16 @@ Examples:
   plyfs disk export vm1@monday /backup/vm1.qcow2 --format qcow2 --compress zstd
   plyfs disk export vm1 vm1.qcow2 --format qcow2 --onto /images/debian-12.raw
   plyfs disk export vm1@monday - | ssh backup 'cat >vm1.raw'
+  plyfs disk export vm1@tuesday vm1.inc --since @monday
 
 Without a snapshot the command takes one, plyfs-export-..., and removes it at the end; the disk stays in use. The file \
 has its name only when it is complete and on its disk; only its owner may read it. In a raw file zeros are holes. With \
 --onto the image has only what differs from the base, and names the backing image for all else: the image of the base or \
-an exact copy of it. FILE - is standard output, in order, without compression.";
+an exact copy of it. FILE - is standard output, in order, without compression.
+
+\
+An increment has only what changed between two snapshots; --format increment without --since has all that a copy needs to \
+begin. `plyfs disk import --increment` applies them.";
 
 /// The format of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +52,8 @@ pub(super) enum FileFormat {
     Raw,
     /// QEMU's format
     Qcow2,
+    /// A stream for `plyfs disk import --increment`
+    Increment,
 }
 
 /// The compression of a qcow2 image.
@@ -71,9 +80,12 @@ pub(super) struct Export {
     source: DiskOrSnapshot,
     /// The file, or - for standard output
     file: PathBuf,
-    /// Format of the file
-    #[arg(long, value_enum, default_value = "raw")]
-    format: FileFormat,
+    /// Format of the file [default: raw, with --since increment]
+    #[arg(long, value_enum)]
+    format: Option<FileFormat>,
+    /// Write only what changed since this snapshot, for a copy that has its state
+    #[arg(long, value_name = "@SNAPSHOT", value_parser = diff::end)]
+    since: Option<DiskOrSnapshot>,
     /// Compress the clusters of a qcow2 image
     #[arg(long, value_enum)]
     compress: Option<CompressArg>,
@@ -103,6 +115,13 @@ impl Export {
             self.check_place(&client, mount, base.as_ref())?;
         }
         let backing = self.backing(base.as_ref())?;
+        let header = match (self.format(), &self.source.snapshot) {
+            (FileFormat::Increment, Some(until)) => {
+                let moments = (self.since(), until.as_str());
+                Some(increment::header(&client, &disk, moments, base.as_ref(), &self.action())?)
+            }
+            _ => None,
+        };
         let output = self.output()?;
         // From here on a signal ends the work in order.
         let interrupts = Interrupts::catch();
@@ -115,14 +134,20 @@ impl Export {
             None => Source::take(&client, &disk.name, &self.action())?,
         };
         let mut signal = None;
-        let written = self.write((&taken, mount), backing.as_ref(), output.as_ref(), &mut |done, size| {
-            signal = interrupts.pause(Duration::ZERO);
-            let title = self.source.to_string();
-            let text = format!("{} of {}", format_size(done), format_size(size));
-            let update = Update { title: &title, done, total: size, text, state: "exporting" };
-            let object = || json!({"disk": disk.name, "state": "exporting", "bytes": done, "total": size});
-            signal.is_none() && progress.show(&update, object).is_ok()
-        });
+        let written = self.write(
+            (&taken, mount),
+            (backing.as_ref(), header.as_ref()),
+            output.as_ref(),
+            &mut |done, size| {
+                signal = interrupts.pause(Duration::ZERO);
+                let title = self.source.to_string();
+                let text = format!("{} of {}", format_size(done), format_size(size));
+                let update = Update { title: &title, done, total: size, text, state: "exporting" };
+                let object =
+                    || json!({"disk": disk.name, "state": "exporting", "bytes": done, "total": size});
+                signal.is_none() && progress.show(&update, object).is_ok()
+            },
+        );
         progress.clear();
         let finished = written.and_then(|size| {
             let bytes =
@@ -139,6 +164,15 @@ impl Export {
         self.print(&printer, size, bytes)
     }
 
+    fn format(&self) -> FileFormat {
+        let default = if self.since.is_some() { FileFormat::Increment } else { FileFormat::Raw };
+        self.format.unwrap_or(default)
+    }
+
+    fn since(&self) -> Option<&str> {
+        self.since.as_ref()?.snapshot.as_deref()
+    }
+
     fn is_stdout(&self) -> bool {
         self.file == Path::new(STDOUT)
     }
@@ -152,8 +186,18 @@ impl Export {
     }
 
     fn check_options(&self, global: &Global) -> Result<(), CliError> {
-        let is_raw = self.format == FileFormat::Raw;
-        Err(self.refuse(if is_raw && self.compress.is_some() {
+        let is_raw = self.format() == FileFormat::Raw;
+        let is_increment = self.format() == FileFormat::Increment;
+        let of_another = |since: &DiskOrSnapshot| !since.disk.is_empty() && since.disk != self.source.disk;
+        Err(self.refuse(if self.since.is_some() && !is_increment {
+            "what changed since a snapshot is an increment; leave out --format, or see --onto"
+        } else if is_increment && (self.compress.is_some() || self.onto.is_some()) {
+            "an increment is neither compressed nor on top of an image; leave out --compress and --onto"
+        } else if is_increment && self.source.snapshot.is_none() {
+            "an increment ends at a snapshot, where the next one starts; name DISK@SNAPSHOT"
+        } else if self.since.as_ref().is_some_and(of_another) {
+            "--since names another disk; name a snapshot of this one"
+        } else if is_raw && self.compress.is_some() {
             "a raw file is not compressed; add --format qcow2"
         } else if is_raw && self.onto.is_some() {
             "a raw file has no backing image; add --format qcow2"
@@ -249,7 +293,7 @@ impl Export {
     fn write(
         &self,
         (source, mount): (&Source<'_>, &Path),
-        backing: Option<&Backing>,
+        (backing, header): (Option<&Backing>, Option<&IncrementHeader>),
         output: Option<&Output>,
         watch: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<u64, Failure> {
@@ -260,11 +304,13 @@ impl Export {
         let file = FileInput::new(opened)?;
         let size = file.size();
         let mut watch = |done| watch(done, size);
-        let input: Box<dyn Input> = match backing {
-            None => Box::new(file),
-            Some(_) => Box::new(ListedInput::new(file, source.extents(&self.action())?)),
+        let is_part = backing.is_some() || header.is_some();
+        let input: Box<dyn Input> = if is_part {
+            Box::new(ListedInput::new(file, source.extents(self.since(), &self.action())?))
+        } else {
+            Box::new(file)
         };
-        match (self.format, self.compress, output) {
+        match (self.format(), self.compress, output) {
             (FileFormat::Raw, _, Some(output)) => raw::to_file(&*input, output.file(), &mut watch)?,
             (FileFormat::Raw, _, None) => raw::to_pipe(&*input, &mut io::stdout().lock(), &mut watch)?,
             (FileFormat::Qcow2, Some(compress), Some(output)) => {
@@ -276,6 +322,14 @@ impl Export {
             }
             (FileFormat::Qcow2, _, Some(output)) => {
                 qcow2::write(&*input, backing, &mut io::BufWriter::new(output.file()), &mut watch)?;
+            }
+            (FileFormat::Increment, _, output) => {
+                let header = header.ok_or(ExportError::Stopped)?;
+                let mut out: Box<dyn io::Write> = match output {
+                    Some(output) => Box::new(io::BufWriter::new(output.file())),
+                    None => Box::new(io::stdout().lock()),
+                };
+                increment_stream::write(&*input, header, &mut out, &mut watch)?;
             }
             (FileFormat::Qcow2, _, None) => {
                 qcow2::write(&*input, backing, &mut io::stdout().lock(), &mut watch)?;
@@ -310,7 +364,11 @@ impl Export {
         if self.is_stdout() {
             return Ok(());
         }
-        let format = if self.format == FileFormat::Raw { "raw" } else { "qcow2" };
+        let format = match self.format() {
+            FileFormat::Raw => "raw",
+            FileFormat::Qcow2 => "qcow2",
+            FileFormat::Increment => "increment",
+        };
         let done: Value = json!({
             "disk": self.source.disk,
             "snapshot": self.source.snapshot,
@@ -361,9 +419,9 @@ impl<'a> Source<'a> {
         Ok(Self { client, disk, snapshot: name, is_temporary: true })
     }
 
-    /// What differs from the base.
-    fn extents(&self, action: &str) -> Result<Vec<Extent>, CliError> {
-        let moments = Moments { disk: self.disk, since: None, until: Some(&self.snapshot) };
+    /// What differs from an earlier snapshot, or from the base.
+    fn extents(&self, since: Option<&str>, action: &str) -> Result<Vec<Extent>, CliError> {
+        let moments = Moments { disk: self.disk, since, until: Some(&self.snapshot) };
         let mut all = Vec::new();
         moments.each(self.client, action, |part| {
             all.extend(part.extents.iter().map(|extent| Extent {
@@ -372,6 +430,8 @@ impl<'a> Source<'a> {
                 content: match extent.content {
                     ExtentContent::Data => Content::Data,
                     ExtentContent::Zero => Content::Zero,
+                    // An earlier snapshot hid the base here: its bytes are new.
+                    ExtentContent::Base if since.is_some() => Content::Data,
                     ExtentContent::Base => Content::Backing,
                 },
             }));

@@ -16,6 +16,7 @@ use super::base::FormatArg;
 use super::client::{Client, read};
 use super::disk::paths;
 use super::error::CliError;
+use super::increment;
 use super::interrupt::Interrupts;
 use super::output::printable;
 use super::progress::{Progress, Update};
@@ -28,29 +29,40 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   plyfs disk import vm1 /backup/vm1.raw
   plyfs disk import vm1 vm1.qcow2 --base debian
+  ssh host plyfs disk export vm1@tuesday - --since @monday | plyfs disk import vm1-copy - --increment
 
 All bytes of the image are copied, once; a base needs no copy (plyfs base add). With --base the disk stores only what \
 differs from the base. An image on top of a backing file needs --base: what the image itself has is taken, and all else \
 comes from that base. plyfs opens no file that an image names; that the base has the contents of the backing file is the \
-word of the operator. When the import fails, no disk is left.";
+word of the operator. When the import fails, no disk is left.
+
+\
+With --increment the first file makes a copy (export --format increment), and each later one (export --since) brings it \
+forward. An increment that was made for another state of the disk is refused. When it fails, the copy is as it was before.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
     /// Name of the new disk
     #[arg(value_parser = args::new_name)]
-    name: String,
-    /// The image file
-    file: PathBuf,
+    pub(super) name: String,
+    /// The image file; an increment may come from standard input: -
+    pub(super) file: PathBuf,
+    /// The file is an increment: it makes a copy of a disk, or brings it forward
+    #[arg(long, conflicts_with = "format")]
+    increment: bool,
     /// Format of the image [default: qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
     /// Base below the disk; of an image on top of a backing file, the one with the contents of that file
     #[arg(long, value_name = "BASE", value_parser = args::name)]
-    base: Option<String>,
+    pub(super) base: Option<String>,
 }
 
 impl Import {
     pub(super) fn run(&self, global: &Global) -> Result<(), CliError> {
+        if self.increment {
+            return increment::import(self, global);
+        }
         let format = self.format.map(|format| match format {
             FormatArg::Raw => Format::Raw,
             FormatArg::Qcow2 => Format::Qcow2,
@@ -99,11 +111,11 @@ impl Import {
         self.print(global, &client, &image)
     }
 
-    fn action(&self) -> String {
+    pub(super) fn action(&self) -> String {
         format!("cannot import disk {}", self.name)
     }
 
-    fn failed(&self, error: &ImportError) -> CliError {
+    pub(super) fn failed(&self, error: &ImportError) -> CliError {
         let from = format!("{} from {}", self.action(), self.file.display());
         let remedy = match error {
             // These say what to do.
@@ -111,6 +123,9 @@ impl Import {
             ImportError::Source(_) => "; check the path",
             ImportError::Disk { .. } => "; see `plyfs status` and the daemon's log",
             ImportError::Stopped => "; repeat the command",
+            ImportError::Stream(_) | ImportError::Cut | ImportError::Longer | ImportError::Increment(_) => {
+                "; export it again"
+            }
         };
         CliError::Failed(format!("{from}: {error}{remedy}"))
     }

@@ -18,6 +18,7 @@ mod export;
 mod generator;
 mod holders;
 mod import;
+mod increment;
 mod interrupt;
 mod job;
 mod journal;

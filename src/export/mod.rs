@@ -7,6 +7,7 @@
 //! - Memory goes with the number of extents, never with the bytes.
 
 mod error;
+pub mod increment;
 mod input;
 mod output;
 pub mod qcow2;

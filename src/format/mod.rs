@@ -8,6 +8,7 @@ pub mod cache;
 mod codec;
 mod identity;
 pub mod extents;
+pub mod increment;
 pub mod journal;
 pub mod layout;
 pub mod lineage;

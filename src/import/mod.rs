@@ -5,6 +5,7 @@
 //! - The disk stores only what differs from its base. Zeros of the image hide the base.
 
 mod file;
+pub mod increment;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ use thiserror::Error;
 
 pub use crate::image::Format;
 
-use crate::format::BLOCK;
+use crate::format::{BLOCK, FormatError};
 use crate::image::{Extent, Image, ImageError};
 use crate::io::sys;
 use crate::source::{Source, SourceError};
@@ -46,6 +47,18 @@ pub enum ImportError {
         /// Why.
         source: io::Error,
     },
+    /// The stream of an increment cannot be read.
+    #[error("reading it: {0}")]
+    Stream(io::Error),
+    /// The stream of an increment ends before its last frame.
+    #[error("it ends too early")]
+    Cut,
+    /// The stream of an increment goes on behind its last frame.
+    #[error("it has more bytes than belong to it")]
+    Longer,
+    /// A part of an increment is damaged, or newer.
+    #[error("{0}")]
+    Increment(FormatError),
     /// The caller ended the work.
     #[error("it was stopped")]
     Stopped,

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use super::increment::{Increment, IncrementHeader, Moment};
 use super::*;
+use crate::export;
 use crate::image::{Chain, Format, HEAD, inspect, open};
 use crate::source::FileSource;
 
@@ -151,6 +153,91 @@ fn a_watch_ends_an_import() {
     let disk = file(&dir.path().join("disk"), b"");
     let mut calls = 0;
     let stopped = copy(&*image, &*source, (&disk, Under::Nothing), &mut |_| {
+        calls += 1;
+        calls < 3
+    });
+    assert!(matches!(stopped, Err(ImportError::Stopped)), "{stopped:?}");
+}
+
+/// Numbers of the frames of an increment: heads and data.
+fn frames(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let header = IncrementHeader::len(bytes.first_chunk().unwrap()).unwrap();
+    let (mut at, mut all) = (header, Vec::new());
+    while at < bytes.len() {
+        let number = |from: usize| u64::from_le_bytes(bytes[from..from + 8].try_into().unwrap());
+        let data = if bytes[at] == 1 { number(at + 16) as usize } else { 0 };
+        all.push(at..at + 32 + data);
+        at += 32 + data;
+    }
+    all
+}
+
+#[test]
+fn an_increment_brings_a_copy_forward_and_damage_is_found_before_it_is_applied() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let old = bytes(7, SIZE);
+    let mut new = old.clone();
+    new.resize(SIZE + CLUSTER, 0);
+    new[4096..12288].fill(1);
+    new[8192..9000].fill(0);
+    new[1 << 20..3 << 20].copy_from_slice(&bytes(9, 2 << 20));
+    new[(3 << 20) + 4096..(3 << 20) + CLUSTER].fill(0);
+    let extent = |from: usize, to: usize, content| export::Extent {
+        offset: from as u64,
+        len: (to - from) as u64,
+        content,
+    };
+    let list = vec![
+        extent(4096, 12288, export::Content::Data),
+        extent(1 << 20, 3 << 20, export::Content::Data),
+        extent((3 << 20) + 4096, (3 << 20) + CLUSTER, export::Content::Zero),
+        extent(SIZE, SIZE + CLUSTER, export::Content::Zero),
+    ];
+    let now = export::FileInput::new(file(&dir.path().join("now"), &new)).unwrap();
+    let input = export::ListedInput::new(now, list);
+    let header = IncrementHeader {
+        nonce: 77,
+        disk: "vm1".into(),
+        since: Some(Moment([1; 16])),
+        until: Moment([2; 16]),
+        size: new.len() as u64,
+        base: None,
+        created_ns: 0,
+    };
+    let mut stream = Vec::new();
+    export::increment::write(&input, &header, &mut stream, &mut |_| true).unwrap();
+    assert!(stream.len() < (2 << 20) + 3 * 4096, "{}", stream.len());
+    let apply = |stream: &[u8], watch: &mut dyn FnMut(u64) -> bool| {
+        let disk = file(&dir.path().join("copy"), &old);
+        disk.set_len(new.len() as u64).unwrap();
+        Increment::open(stream)?.apply(&disk, watch)
+    };
+    apply(&stream, &mut |_| true).unwrap();
+    assert!(fs::read(dir.path().join("copy")).unwrap() == new);
+    assert_eq!(Increment::open(&stream[..]).unwrap().header(), &header);
+
+    let frames = frames(&stream);
+    assert!(frames.len() > 5, "{frames:?}");
+    for end in frames.iter().map(|frame| frame.start).chain([0, 10, 50, stream.len() - 1]) {
+        assert!(matches!(apply(&stream[..end], &mut |_| true), Err(ImportError::Cut)), "cut at {end}");
+    }
+    for frame in &frames {
+        for at in [frame.start, frame.start + 8, frame.start + 16, frame.start + 24, frame.end - 1] {
+            // The last four bytes of a head are reserved.
+            if at >= frame.start + 28 && at < frame.start + 32 {
+                continue;
+            }
+            let mut broken = stream.clone();
+            broken[at] ^= 0x10;
+            assert!(apply(&broken, &mut |_| true).is_err(), "byte {at} of {frame:?}");
+        }
+        let missing = [&stream[..frame.start], &stream[frame.end..]].concat();
+        assert!(apply(&missing, &mut |_| true).is_err(), "{frame:?} is missing");
+    }
+    let longer = [&stream[..], b"x"].concat();
+    assert!(matches!(apply(&longer, &mut |_| true), Err(ImportError::Longer)));
+    let mut calls = 0;
+    let stopped = apply(&stream, &mut |_| {
         calls += 1;
         calls < 3
     });

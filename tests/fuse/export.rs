@@ -302,3 +302,75 @@ fn an_import_that_fails_leaves_no_disk() {
     let names = daemon.json(&["disk", "ls"]);
     assert_eq!(names.as_array().unwrap().len(), 1, "{names}");
 }
+
+fn names(daemon: &TestDaemon, disk: &str) -> Vec<String> {
+    let list = daemon.json(&["disk", "snapshots", disk]);
+    list.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_copy_in_another_store_is_brought_forward_by_increments() {
+    let (here, there) = (TestDaemon::on_disk(), TestDaemon::in_memory());
+    with_disk(&here);
+    there.base(BASE);
+    here.ok(&["disk", "snapshot", "vm1", "two"]);
+    open(&here.disk("vm1")).set_len(12 * MIB).unwrap();
+    put(&here, "vm1", 3 * MIB, &[5; 4096]);
+    fallocate(&open(&here.disk("vm1")), PUNCH, 2 * MIB, 8192).unwrap();
+    here.ok(&["disk", "snapshot", "vm1", "three"]);
+    let mut wanted = Vec::new();
+    for name in ["one", "two", "three"] {
+        let raw = here.path(name);
+        here.ok(&["disk", "export", &format!("vm1@{name}"), text(&raw)]);
+        wanted.push(fs::read(&raw).unwrap());
+    }
+    let files = ["first", "second", "third"].map(|name| here.path(name));
+    let [first, second, third] = files.each_ref().map(|file| text(file));
+    here.ok(&["disk", "export", "vm1@one", first, "--format", "increment"]);
+    here.ok(&["disk", "export", "vm1@two", second, "--since", "@one"]);
+    let piped = here.cli(&["disk", "export", "vm1@three", "-", "--since", "vm1@two"]);
+    assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
+    fs::write(&files[2], &piped.stdout).unwrap();
+    assert!(files[1].metadata().unwrap().len() < 100_000, "only what changed");
+
+    let refused = there.fails(&["disk", "import", "copy", first, "--increment"]);
+    assert!(refused.contains("--base"), "{refused}");
+    let apply = |file: &str| there.ok(&["disk", "import", "copy", file, "--increment"]);
+    let look = |number: usize| {
+        same(&fs::read(there.disk("copy")).unwrap(), &wanted[number], &format!("after file {number}"));
+        let names = names(&there, "copy");
+        assert!(names.len() == 1 && names[0].starts_with("plyfs-state-"), "{names:?}");
+    };
+    there.ok(&["disk", "import", "copy", first, "--increment", "--base", "b"]);
+    look(0);
+    let refused = there.fails(&["disk", "import", "copy", third, "--increment"]);
+    assert!(refused.contains("in order"), "{refused}");
+    // A copy that was written is not what the increment was made for.
+    put(&there, "copy", 0, b"x");
+    let refused = there.fails(&["disk", "import", "copy", second, "--increment"]);
+    assert!(refused.contains("disk rollback copy plyfs-state-"), "{refused}");
+    let state = names(&there, "copy").remove(0);
+    there.ok(&["disk", "rollback", "copy", &state]);
+    // A file that is cut is applied in part, and taken back.
+    let cut = here.path("cut");
+    let whole = fs::read(&files[1]).unwrap();
+    fs::write(&cut, &whole[..whole.len() - 40]).unwrap();
+    let refused = there.fails(&["disk", "import", "copy", text(&cut), "--increment"]);
+    assert!(refused.contains("ends too early"), "{refused}");
+    look(0);
+    apply(second);
+    look(1);
+    let refused = there.fails(&["disk", "import", "copy", second, "--increment"]);
+    assert!(refused.contains("already"), "{refused}");
+    apply(third);
+    look(2);
+    let refused = there.fails(&["disk", "import", "other", second, "--increment"]);
+    assert!(refused.contains("disk other: there is no disk"), "{refused}");
+    let refused = there.fails(&["disk", "import", "other", text(&here.path("one")), "--increment"]);
+    assert!(refused.contains("no increment"), "{refused}");
+    there.ok(&["disk", "create", "mine", "--size", "1M"]);
+    let refused = there.fails(&["disk", "import", "mine", second, "--increment"]);
+    assert!(refused.contains("new name"), "{refused}");
+    let refused = here.fails(&["disk", "export", "vm1", third, "--since", "@two"]);
+    assert!(refused.contains("DISK@SNAPSHOT"), "{refused}");
+}
