@@ -24,7 +24,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::format::layout::{
-    BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, LOCK, SUPERBLOCK, base_path, disk_path, disk_record, number,
+    BASE_SUFFIX, BASES, DELTAS, DISK_SUFFIX, DISKS, LOCK, SUPERBLOCK, base_path, disk_path, disk_record,
+    number,
 };
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Strictness, Superblock};
 use crate::format::{FormatError, Kind, MAX_NUMBER};

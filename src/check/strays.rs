@@ -16,11 +16,7 @@ use crate::io::{Medium, replace};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Named {
     /// The map file of a delta has this generation.
-    Needed {
-        disk: u64,
-        generation: u64,
-        is_layer: bool,
-    },
+    Needed { disk: u64, generation: u64, is_layer: bool },
     /// Its files are to be removed.
     Dropped,
 }
@@ -155,7 +151,8 @@ impl Check<'_> {
         // No crash leaves data without a record, so the record was lost.
         let has_data =
             fs::symlink_metadata(self.store.join(data_path(id))).is_ok_and(|meta| meta.blocks() > 0);
-        let all_read = disks.iter().filter(|name| number_of_record(name).is_some()).count() == self.disks.len();
+        let all_read =
+            disks.iter().filter(|name| number_of_record(name).is_some()).count() == self.disks.len();
         if has_data {
             self.find(
                 11,

@@ -3,7 +3,7 @@
 //! What must hold:
 //! - No data is read. A layer never changes, so a byte that both moments have in the same layer is the same byte (D5).
 //! - One call takes bounded time and memory, whatever the size, and holds no lock that a request needs: it looks at
-//!   `MOST_STEPS` extents, and returns where the next call continues (D81).
+//!   `MOST_STEPS` extents, and returns where the next call continues (D90).
 
 use std::sync::Arc;
 

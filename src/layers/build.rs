@@ -30,7 +30,9 @@ pub(super) fn build(specs: &[DeltaSpec], medium: &Arc<dyn Medium>) -> Result<Ind
     let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
     let layer = top.disk;
     if specs.len() > MOST_LAYERS {
-        return Err(LayerError::io(layer, "making the index")(io::Error::other("its chain has too many layers")));
+        return Err(LayerError::io(layer, "making the index")(io::Error::other(
+            "its chain has too many layers",
+        )));
     }
     let survey = Delta::survey_durable(top, &**medium).map_err(|source| LayerError::Map { layer, source })?;
     if below.is_empty() {
@@ -106,7 +108,8 @@ impl Merge<'_> {
             let place = if run.state == State::Data { Where::Layer(self.slot) } else { Where::Zero };
             if done.is_ok() && from < to {
                 done = self.show_below(at, from, &mut put);
-                done = std::mem::replace(&mut done, Ok(())).and_then(|()| put(from, place).map_err(self.fail()));
+                done =
+                    std::mem::replace(&mut done, Ok(())).and_then(|()| put(from, place).map_err(self.fail()));
                 at = to;
             }
         });

@@ -106,7 +106,13 @@ impl Chain {
             }
         };
         let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building: layers.building.clone() })
+        Ok(Self {
+            specs,
+            medium,
+            files,
+            index: RwLock::new(Arc::new(index)),
+            building: layers.building.clone(),
+        })
     }
 
     /// Number of the layer at the top.
@@ -209,5 +215,4 @@ impl Layers {
         chains.insert(top, Arc::downgrade(&chain));
         Ok(Some(chain))
     }
-
 }

@@ -65,8 +65,15 @@ impl Rig {
         Self { dir, medium, live, specs: Vec::new(), top, overlap, model }
     }
 
-    fn delta(medium: &Arc<dyn Medium>, live: &Arc<LiveDir>, number: u64, size: u64, overlap: u64) -> Arc<Delta> {
-        let spec = DeltaSpec { disk: number, size, overlap, modified_ns: 0, root: MapRoot::default() };
+    fn delta(
+        medium: &Arc<dyn Medium>,
+        live: &Arc<LiveDir>,
+        number: u64,
+        size: u64,
+        overlap: u64,
+    ) -> Arc<Delta> {
+        let spec =
+            DeltaSpec { disk: number, size, overlap, rises: false, modified_ns: 0, root: MapRoot::default() };
         let roots = Arc::new(Roots::default());
         Arc::new(Delta::open(spec, DeltaIo { medium: medium.clone(), live: live.clone(), roots }).unwrap())
     }
@@ -83,7 +90,9 @@ impl Rig {
                 let (from, to) = (block * BLOCK, (block + count) * BLOCK);
                 let to = to.min(self.top.size());
                 if from < to {
-                    self.top.write(from, &vec![number as u8; (to - from) as usize], &Edges::default()).unwrap();
+                    self.top
+                        .write(from, &vec![number as u8; (to - from) as usize], &Edges::default())
+                        .unwrap();
                     self.set(from, to, number);
                 }
             }
@@ -260,7 +269,9 @@ fn a_full_store_has_an_index_in_memory() {
 }
 
 fn staged_exists(root: &Path) -> bool {
-    fs::read_dir(root.join("deltas")).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
+    fs::read_dir(root.join("deltas"))
+        .unwrap()
+        .any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
 }
 
 /// A medium without space.

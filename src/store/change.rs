@@ -138,17 +138,12 @@ impl Store {
     }
 
     /// Checks the size of a new disk. `floor`: bytes of what it is made of, which is `what`.
-    pub(super) fn check_size(
-        &self,
-        name: &str,
-        size: u64,
-        floor: u64,
-        what: &str,
-    ) -> Result<(), StoreError> {
+    pub(super) fn check_size(&self, name: &str, size: u64, floor: u64, what: &str) -> Result<(), StoreError> {
         let object = format!("disk {name}");
         if size < floor {
-            let why =
-                format!("the size {size} is smaller than {what}, which has {floor} bytes; give at least that");
+            let why = format!(
+                "the size {size} is smaller than {what}, which has {floor} bytes; give at least that"
+            );
             return Err(StoreError::invalid(object, why));
         }
         if size > MAX_DISK_SIZE {

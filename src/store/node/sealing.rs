@@ -34,11 +34,7 @@ pub(in crate::store) struct Moment {
 
 impl DiskNode {
     /// Opens the disk of a record: its delta, what is pending below it, and the chain of sealed layers.
-    pub(super) fn open_disk(
-        &self,
-        record: &DiskRecord,
-        base: Option<Arc<Base>>,
-    ) -> Result<Disk, StoreError> {
+    pub(super) fn open_disk(&self, record: &DiskRecord, base: Option<Arc<Base>>) -> Result<Disk, StoreError> {
         let chain = self.chain(record, record.lineage.below)?;
         self.open_stack(record, Below { chain, base, pending: Vec::new() })
     }
@@ -51,7 +47,7 @@ impl DiskNode {
     fn open_stack(&self, record: &DiskRecord, mut below: Below) -> Result<Disk, StoreError> {
         let lineage = &record.lineage;
         for layer in lineage.chain(lineage.below).take_while(|layer| layer.is_pending()) {
-            below.pending.push(self.open_delta(Self::layer_spec(layer))?);
+            below.pending.push(self.open_delta(Self::layer_spec(lineage, layer))?);
         }
         let mut spec = Self::spec(record);
         // The new delta was not written yet: its size is the one that the old delta has at last.
@@ -68,7 +64,8 @@ impl DiskNode {
         top: Option<Place>,
     ) -> Result<Option<Arc<Chain>>, StoreError> {
         let sealed = record.lineage.chain(top).skip_while(|layer| layer.is_pending());
-        let mut specs: Vec<DeltaSpec> = sealed.map(Self::layer_spec).collect();
+        let mut specs: Vec<DeltaSpec> =
+            sealed.map(|layer| Self::layer_spec(&record.lineage, layer)).collect();
         specs.reverse();
         self.layers.chain(specs, self.medium.clone()).map_err(|error: LayerError| self.failed(error))
     }
@@ -84,7 +81,7 @@ impl DiskNode {
             return Ok(None);
         };
         self.check_base(&record)?;
-        let base = self.base.get().map(|base| base.attach()).transpose()?;
+        let base = self.base().map(|base| base.attach()).transpose()?;
         let below = Below { chain: self.chain(&record, snapshot.layer)?, base, pending: Vec::new() };
         Ok(Some(Frozen::new(below, snapshot.size, snapshot.overlap)))
     }
@@ -105,7 +102,10 @@ impl DiskNode {
         let disk = self.peek().unwrap_or(disk);
         if let Some(why) = disk.delta().refuses_writes() {
             let object = format!("disk {}", self.name());
-            return Err(StoreError::invalid(object, format!("it refuses writes ({why}); open it again first")));
+            return Err(StoreError::invalid(
+                object,
+                format!("it refuses writes ({why}); open it again first"),
+            ));
         }
         if disk.delta().is_untouched() {
             let layer = self.writer.record.lock().lineage.below;
@@ -187,7 +187,7 @@ impl DiskNode {
     }
 
     /// Steps 3 and 4, for a sealing that was begun by this worker or an earlier one. The caller holds `sealing`.
-    fn settle(&self) -> Result<(), StoreError> {
+    pub(super) fn settle(&self) -> Result<(), StoreError> {
         while let Some(disk) = self.peek()
             && let Some(delta) = disk.below().pending.last().cloned()
         {
@@ -316,7 +316,8 @@ impl DiskNode {
                 lineage.rolled_back = token;
                 let removed = lineage.remove_unneeded();
                 lineage.dropped.extend(unneeded(removed).into_iter().chain([old]));
-                (record.size, record.overlap, record.map) = (snapshot.size, snapshot.overlap, MapRoot::default());
+                (record.size, record.overlap, record.map) =
+                    (snapshot.size, snapshot.overlap, MapRoot::default());
                 record.size_is_current = true;
                 record.modified_ns = sys::now_ns();
             })?;

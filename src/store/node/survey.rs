@@ -31,7 +31,7 @@ impl DiskNode {
         };
         let record = self.writer.record.lock().clone();
         self.check_base(&record)?;
-        let base_size = self.base.get().map_or(0, |base| base.record().image.disk_size);
+        let base_size = self.base().map_or(0, |base| base.record().image.disk_size);
         let later = match (until, &disk) {
             (Some(name), _) => self.view(&record, self.snapshot_of(&record, name)?, base_size)?,
             (None, Some(disk)) => View::now(disk, base_size),
@@ -83,7 +83,7 @@ impl DiskNode {
             return Ok((self.attach()?.map(cells), true));
         }
         let record = self.writer.record.lock().clone();
-        let base = match self.base.get() {
+        let base = match self.base() {
             Some(base) if self.check_base(&record).is_ok() => base.attach().ok(),
             _ => None,
         };

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use crate::format::layout::{DATA_SUFFIX, RESERVE, TRACES};
+use crate::format::layout::{DATA_SUFFIX, INDEX_SUFFIX, RESERVE, STAGED_SUFFIX, TRACES};
 use crate::io::{Medium, MediumFile, Open, Space, Stamp, is_full, sys};
 
 const MIB: u64 = 1 << 20;
@@ -265,9 +265,13 @@ impl Shared {
     }
 }
 
-/// Whether a file may not use the reserve. A trace only makes boots faster, and may be larger than what a flush needs.
+/// Whether a file may not use the reserve. A trace only makes boots faster, and may be larger than what a flush needs. The
+/// index of a layer is made again from the map files, in memory if need be (D76).
 fn is_data(name: &str) -> bool {
-    name.ends_with(DATA_SUFFIX) || name.split_once('/').is_some_and(|(dir, _)| dir == TRACES)
+    let name = name.strip_suffix(STAGED_SUFFIX).unwrap_or(name);
+    name.ends_with(DATA_SUFFIX)
+        || name.ends_with(INDEX_SUFFIX)
+        || name.split_once('/').is_some_and(|(dir, _)| dir == TRACES)
 }
 
 impl Medium for Reserve {
@@ -357,7 +361,7 @@ impl MediumFile for MetadataFile {
     }
 }
 
-/// A data file. Guests decide how much is written to it.
+/// A data file, a trace or an index. Guests decide how much is written to it.
 struct DataFile {
     inner: Arc<dyn MediumFile>,
     shared: Arc<Shared>,

@@ -277,7 +277,7 @@ fn changed(store: &Store, disk: &str, since: Option<&str>, until: Option<&str>) 
     all.iter().map(text).collect()
 }
 
-/// Guards D81.
+/// Guards D90.
 #[test]
 fn what_differs_between_two_moments_is_found_in_the_maps() {
     let (fixture, store) = TestStore::with_base();
