@@ -4,6 +4,7 @@
 //! never do. Bytes of the base are read before a range of the delta is locked.
 
 mod below;
+pub mod changes;
 mod frozen;
 pub mod map;
 mod show;
