@@ -34,7 +34,7 @@ use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
-use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, sys, unanswered};
+use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, close_replaced_elsewhere, sys, unanswered};
 use crate::sandbox::confine::{self, ActiveMeasures, Policy};
 use crate::sandbox::notifier::NotifyHelper;
 use crate::sandbox::opener::Opener;
@@ -452,6 +452,7 @@ fn serve(
     let limits = serve::Limits::of_window(window);
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| format!("cannot duplicate /dev/fuse: {e}"));
     let notifier = Arc::new(KernelNotifier::new(clone(&fuse)?));
+    close_replaced_elsewhere().map_err(no_thread)?;
     let service = Service::new(store.clone(), config.io_threads, inline, limits).map_err(no_thread)?;
     let frontend = service.add_frontend(notifier.clone());
     let callers = CallersClient::new(channel.clone());

@@ -20,7 +20,6 @@ pub struct HostMedium {
 impl HostMedium {
     /// Uses the directory `root`, which must exist.
     pub fn new(root: &Path) -> io::Result<Self> {
-        closer();
         Ok(Self { root: root.to_path_buf(), in_memory: sys::is_memory_filesystem(root)? })
     }
 }
@@ -28,19 +27,23 @@ impl HostMedium {
 /// Most files that wait to be closed. More are closed by the caller.
 const CLOSING: usize = 64;
 
-/// Where files go that another thread closes; `None` when there is no such thread.
-fn closer() -> Option<&'static SyncSender<File>> {
-    static CLOSER: OnceLock<Option<SyncSender<File>>> = OnceLock::new();
-    let start = || {
-        let (sender, files) = sync_channel::<File>(CLOSING);
-        let close = move || files.into_iter().for_each(drop);
-        std::thread::Builder::new().name("closer".into()).spawn(close).ok().map(|_| sender)
-    };
-    CLOSER.get_or_init(start).as_ref()
+/// Where files go that another thread closes.
+static CLOSER: OnceLock<SyncSender<File>> = OnceLock::new();
+
+/// From now on, a thread of its own closes the files that a rename replaces. A process that forks later must not call it.
+///
+/// # Errors
+/// When there is no thread. Such files are then closed by those who rename.
+pub fn close_replaced_elsewhere() -> io::Result<()> {
+    let (sender, files) = sync_channel::<File>(CLOSING);
+    std::thread::Builder::new().name("closer".into()).spawn(move || files.into_iter().for_each(drop))?;
+    // A second call ends its thread.
+    let _ = CLOSER.set(sender);
+    Ok(())
 }
 
 fn close_later(file: File) {
-    if let Some(closer) = closer() {
+    if let Some(closer) = CLOSER.get() {
         // One that comes back is closed here.
         let _ = closer.try_send(file);
     }

@@ -25,7 +25,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use host::HostMedium;
+pub use host::{HostMedium, close_replaced_elsewhere};
 pub use live::{LIVE_PAGE_WORDS, LiveFile, LiveHeader, MapUse};
 pub use live_arena::{ArenaIdentity, LiveArena, MapBounds};
 pub use live_store::{LiveDir, LiveStore};
