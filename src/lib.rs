@@ -26,11 +26,15 @@ pub mod daemon;
 pub mod delta;
 pub mod disk;
 pub mod events;
+#[cfg(feature = "daemon")]
+pub mod export;
 pub mod fetch;
 pub mod format;
 #[cfg(feature = "daemon")]
 pub mod fuse;
 pub mod image;
+#[cfg(feature = "daemon")]
+pub mod import;
 pub mod io;
 pub mod layers;
 pub mod mutant;

@@ -36,6 +36,9 @@ const COMMANDS: &[&[&str]] = &[
     &["disk", "show"],
     &["disk", "rm"],
     &["disk", "resize"],
+    &["disk", "diff"],
+    &["disk", "export"],
+    &["disk", "import"],
     &["status"],
     &["top"],
     &["stop"],
@@ -167,6 +170,13 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["disk", "show", "a\n\u{1b}[1mb"], "\"a\\n\\u{1b}[1mb\""),
         (&["disk", "show", ""], "\"\""),
         (&["disk", "rm"], "<NAME>"),
+        (&["disk", "diff", "vm1", "vm2"], "@vm2"),
+        (&["disk", "diff", "vm1@a", "vm2@b"], "two disks"),
+        (&["disk", "export", "vm1"], "<FILE>"),
+        (&["disk", "export", "vm1", "out", "--compress", "zstd"], "--format qcow2"),
+        (&["disk", "export", "vm1", "out", "--onto", "base.raw"], "--format qcow2"),
+        (&["disk", "export", "vm1", "-", "--format", "qcow2", "--compress", "zlib"], "out of order"),
+        (&["disk", "import", "vm1.raw", "image"], "did you mean vm1?"),
         (&["disk", "resize", "vm1"], "<SIZE>"),
         (&["disk", "resize", "vm1", "-5"], "negative"),
         (&["disk", "resize", "vm1", "-5G"], "negative"),
@@ -480,6 +490,33 @@ fn resize_sends_bytes() {
     assert_eq!(line, "POST /v1/disks/vm1/resize HTTP/1.1");
     assert_eq!(body, json!({"size": 42949672960_u64}));
     assert_eq!((output.status.code(), stdout(&output)), (Some(0), ""));
+}
+
+#[test]
+fn a_diff_asks_for_part_after_part() {
+    let extent = |offset: u64, content: &str| json!({"offset": offset, "length": 4096, "content": content});
+    let part = |extents: Value, next: Value| json!({"disk": "vm1", "base": null, "since": "a", "until": "b", "size": 1 << 20, "extents": extents, "next": next});
+    let parts = [
+        part(json!([extent(0, "zero"), extent(8192, "data")]), json!(12288)),
+        part(json!([]), json!(16384)),
+        part(json!([extent(16384, "base")]), Value::Null),
+    ];
+    let store = tempfile::tempdir().expect("store");
+    let server = serve(store.path(), parts.iter().map(|part| (200, part.to_string())).collect());
+    let output = run(store.path(), &["--json", "disk", "diff", "vm1@a", "@b"]);
+    let all: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(all["extents"], json!([extent(0, "zero"), extent(8192, "data"), extent(16384, "base")]));
+    let requests = server.join().expect("server");
+    for ((line, _), start) in requests.iter().zip([0, 12288, 16384]) {
+        let wanted = format!("GET /v1/disks/vm1/extents?limit=10000&start={start}&since=a&until=b HTTP/1.1");
+        assert_eq!(*line, wanted);
+    }
+    // A daemon that goes round in circles is no reason to do so too.
+    let store = tempfile::tempdir().expect("store");
+    let server = serve(store.path(), vec![(200, part(json!([]), json!(0)).to_string())]);
+    let line = error_line(&run(store.path(), &["--json", "disk", "diff", "vm1"]), 1);
+    assert!(line.contains("repeats itself"), "{line}");
+    server.join().expect("server");
 }
 
 #[test]

@@ -55,7 +55,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "format", "fuse", "io", "sandbox", "serve", "source", "store", "trace",
         ],
     ),
-    ("cli", &["config", "control", "daemon", "check", "format", "source"]),
+    ("export", &["format", "io"]),
+    ("import", &["format", "image", "io", "source"]),
+    ("cli", &["config", "control", "daemon", "check", "export", "format", "import", "source"]),
 ];
 
 /// Edges on which a module may use only these items.

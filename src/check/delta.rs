@@ -38,6 +38,11 @@ impl Check<'_> {
         }
     }
 
+    fn is_broken(&mut self, disk: u64, delta: u64) {
+        self.broken.insert(disk);
+        self.broken_deltas.insert(delta);
+    }
+
     fn check_delta(&mut self, id: u64, record: &DiskRecord, expected: &Expected) {
         if expected.generation == 0 {
             // The disk was never flushed, so no data in the data file was ever acknowledged.
@@ -59,17 +64,17 @@ impl Check<'_> {
         let journal = match journal {
             Ok(journal) => journal,
             Err(why) => {
-                self.broken.insert(id);
+                self.is_broken(id, number);
                 return self.find(8, object, format!("{file}: {why}; restore the disk from a backup"));
             }
         };
         self.torn += u64::from(journal.torn);
         if journal.records == 0 {
-            self.broken.insert(id);
+            self.is_broken(id, number);
             self.find(9, object.clone(), format!("{file}: it has no record; restore the disk from a backup"));
         }
         if let Some(raised) = journal.raised.filter(|_| !record.lineage.rises) {
-            self.broken.insert(id);
+            self.is_broken(id, number);
             let message = format!(
                 "{file}: record {} raises the bytes that the disk reads from the base to {}, from {}; restore the disk \
                  from a backup",
@@ -93,7 +98,7 @@ impl Check<'_> {
             }
             Err(e) => format!("it cannot be read: {e}"),
         };
-        self.broken.insert(id);
+        self.is_broken(id, number);
         self.find(10, object, format!("{file}: {why}; restore the disk from a backup"));
     }
 }

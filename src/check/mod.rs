@@ -210,6 +210,7 @@ fn run_through_watched(
         live: BTreeSet::new(),
         live_unknown: false,
         broken: BTreeSet::new(),
+        broken_deltas: BTreeSet::new(),
         losers: BTreeSet::new(),
         bases: BTreeMap::new(),
         disks: BTreeMap::new(),
@@ -277,6 +278,8 @@ struct Check<'a> {
     live_unknown: bool,
     /// Numbers of disks whose record or map cannot be read: none of their files are removed.
     broken: BTreeSet<u64>,
+    /// Deltas with a finding of 8, 9 or 10. Several disks may need one.
+    broken_deltas: BTreeSet<u64>,
     /// Disks that lost their name in this repair. The next start or the next check removes their files.
     losers: BTreeSet<u64>,
     /// By the number in the file's name.
@@ -379,6 +382,11 @@ impl Check<'_> {
         }
         self.findings.push(Finding { invariant, object: object.into(), message, repaired });
         repaired
+    }
+
+    /// Whether the record of a disk is missing in `disks`: it is unknown which layers that disk needs.
+    fn has_unknown_needs(&self) -> bool {
+        self.broken.iter().any(|id| !self.disks.contains_key(id))
     }
 
     /// Whether there is a live map of a delta, or of one of the deltas of a disk.

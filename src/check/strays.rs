@@ -104,7 +104,9 @@ impl Check<'_> {
         let mut named = BTreeMap::new();
         for (disk, record) in &self.disks {
             let (disk, lineage) = (*disk, &record.lineage);
-            named.extend(lineage.dropped.iter().map(|number| (*number, Named::Dropped)));
+            for number in &lineage.dropped {
+                named.entry(*number).or_insert(Named::Dropped);
+            }
             for layer in &lineage.layers {
                 let generation = layer.map.generation;
                 named.insert(layer.number, Named::Needed { disk, generation, is_layer: true });
@@ -127,7 +129,7 @@ impl Check<'_> {
         match file {
             DeltaFile::Map { generation, .. } if generation != needed => {
                 let why = format!("the map of the disk has generation {needed}");
-                if self.broken.contains(&disk) {
+                if self.broken.contains(&disk) || self.broken_deltas.contains(&id) {
                     self.find(11, path, format!("{why}; kept, because the disk has other findings"));
                 } else {
                     self.stray(DELTAS, name, Some(id), &why);
@@ -185,8 +187,13 @@ impl Check<'_> {
             if !record.unlinked || self.broken.contains(&id) || self.losers.contains(&id) {
                 continue;
             }
+            let mut message = format!("number {id} was removed, but its files are still there");
+            if !record.lineage.layers.is_empty() && self.has_unknown_needs() {
+                message.push_str("; kept, because a disk whose record is damaged may need its layers");
+                self.find(12, format!("disk {}", record.name), message);
+                continue;
+            }
             let files = files_of(deltas, &self.own_deltas(id, &record));
-            let message = format!("number {id} was removed, but its files are still there");
             let done = self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {
                 // The record is removed last, as in the store.
                 remove_files(medium, &files)?;
@@ -206,9 +213,22 @@ impl Check<'_> {
             if record.unlinked || record.lineage.dropped.is_empty() || self.broken.contains(&id) {
                 continue;
             }
-            let dropped: BTreeSet<u64> = std::mem::take(&mut record.lineage.dropped).into_iter().collect();
+            let mut dropped: BTreeSet<u64> =
+                std::mem::take(&mut record.lineage.dropped).into_iter().collect();
+            let message = "the files of old layers that it does not need are still there";
+            if self.has_unknown_needs() {
+                let message =
+                    format!("{message}; kept, because a disk whose record is damaged may need them");
+                self.find(12, format!("disk {}", record.name), message);
+                continue;
+            }
+            // The record of a change that failed may have come back by a crash.
+            for other in self.disks.values() {
+                other.lineage.deltas().for_each(|delta| {
+                    dropped.remove(&delta);
+                });
+            }
             let files = files_of(deltas, &dropped);
-            let message = "the files of old layers that nothing needs are still there";
             self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {
                 remove_files(medium, &files)?;
                 replace(medium, DISKS, &disk_record(id), &record.encode())

@@ -1,6 +1,7 @@
 //! Breaks every invariant on purpose. The check must report it, and repair it where no guess is needed.
 
 mod corruption;
+mod layers;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

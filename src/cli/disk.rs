@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use super::Global;
 use super::args::{self, DiskOrSnapshot};
 use super::client::{Client, read};
+use super::diff;
 use super::error::CliError;
+use super::export;
 use super::holders::{self, Holder};
+use super::import;
 use super::listing::{Listing, Noun, into_rows, no_notes};
 use super::map;
 use super::output::{Column, Kind, printable};
@@ -25,6 +28,7 @@ Examples:
   plyfs disk resize vm1 40G
   plyfs disk snapshot vm1 monday
   plyfs disk clone vm1@monday vm2
+  plyfs disk diff vm1@monday
   plyfs disk rm vm1";
 
 const CREATE_EXAMPLES: &str = "\
@@ -218,6 +222,22 @@ pub(super) enum Disk {
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         size: Option<u64>,
     },
+    /// List the extents of a disk that differ from its base, or between two snapshots
+    #[command(after_help = diff::EXAMPLES)]
+    Diff {
+        /// The disk, or DISK@SNAPSHOT to start from
+        #[arg(value_name = "DISK[@A]", value_parser = args::disk_or_snapshot)]
+        from: DiskOrSnapshot,
+        /// The snapshot to end at [default: the disk as it is now]
+        #[arg(value_name = "@B", value_parser = diff::end)]
+        end: Option<DiskOrSnapshot>,
+    },
+    /// Write a disk to a raw file or a qcow2 image
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::Export),
+    /// Create a disk with the contents of an image file
+    #[command(after_help = import::EXAMPLES)]
+    Import(import::Import),
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize {
@@ -261,6 +281,9 @@ impl Disk {
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
             Self::Clone { origin, names, size } => snapshot::clone(global, &origin, &names, size),
+            Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
+            Self::Export(export) => export.run(global),
+            Self::Import(import) => import.run(global),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));

@@ -77,6 +77,9 @@ pub(super) enum CliError {
     /// The arguments are wrong in a way that the parser does not know. The text is a complete message.
     #[error("{0}")]
     Usage(String),
+    /// Work of this command failed. The text is a complete message.
+    #[error("{0}")]
+    Failed(String),
     /// A signal ended the wait for work. The text is a complete message.
     #[error("{message}")]
     Interrupted { message: String, signal: i32 },

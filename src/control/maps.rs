@@ -164,8 +164,8 @@ fn total(map: &Map) -> PlaceBytes {
 }
 
 impl Control {
-    /// Refuses a map that needs a file that hangs: it would take a place until the file answers.
-    fn refuse_hanging(&self, base: &Arc<BaseNode>) -> Result<(), ApiError> {
+    /// Refuses work that needs a file that hangs: it would take a place until the file answers.
+    pub(super) fn refuse_hanging(&self, base: &Arc<BaseNode>) -> Result<(), ApiError> {
         // An open file that is raw is not asked where its bytes are.
         if base.attached().is_some_and(|base| base.is_plain()) {
             return Ok(());

@@ -12,6 +12,7 @@ mod connections;
 mod disks;
 mod error;
 mod events;
+mod extents;
 mod idempotency;
 mod jobs;
 mod kept;
@@ -177,6 +178,7 @@ fn router(control: Control) -> Router {
         .route("/v1/disks", get(disks::list).post(disks::create))
         .route("/v1/disks/{name}", get(disks::show).delete(disks::remove))
         .route("/v1/disks/{name}/map", get(maps::disk))
+        .route("/v1/disks/{name}/extents", get(extents::changed))
         .route("/v1/disks/{name}/resize", post(disks::resize))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))

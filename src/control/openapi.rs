@@ -13,7 +13,7 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, disks, events, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
+    bases, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -97,6 +97,7 @@ a name one succeeds.
         snapshots::remove,
         snapshots::roll_back,
         maps::disk,
+        extents::changed,
         bases::list,
         bases::add,
         bases::show,

@@ -216,10 +216,21 @@ impl Delta {
         Ok(())
     }
 
-    /// Notes that writes of this disk were lost with another delta: a handle that was opened before may not write.
-    pub fn fail(&self, error: &DeltaError) {
-        *self.failure.lock() = Some(error.to_string());
-        self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
+    /// Notes that writes of this disk were lost with `pending`, the delta below whose sealing is under way, if a flush of
+    /// that failed since its epoch was `before`: a handle that was opened before may not write. A flush that began before
+    /// the sealing may have failed earlier.
+    pub fn fail_with(&self, pending: &Self, before: u64) {
+        let epoch = pending.error_epoch();
+        if epoch != before || epoch > self.error_epoch() {
+            *self.failure.lock() = pending.failure.lock().clone();
+            self.map.live().header(LiveHeader::ErrorEpoch).fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The disk's record may not be on the medium as it is in memory: the next flush writes a new map file, and with it
+    /// the record.
+    pub fn write_map_anew(&self) {
+        self.commit.lock().rewrite = true;
     }
 
     pub(super) fn poison(&self, operation: &'static str, source: io::Error) -> DeltaError {

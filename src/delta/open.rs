@@ -117,7 +117,17 @@ impl Delta {
         *self.failure.lock() = sealed.failure.lock().clone();
     }
 
-    /// Makes the delta a sealed layer: flushes it, and changes its files never again. The caller lets no client change it any more.
+    /// As [`Delta::inherit`], when the worker died in between: handles stay valid, and an epoch never falls.
+    pub fn catch_up(&self, sealed: &Self) {
+        if self.error_epoch() < sealed.error_epoch() {
+            let modified = self.modified_ns().max(sealed.modified_ns());
+            self.inherit(sealed);
+            self.set_modified_ns(modified);
+        }
+    }
+
+    /// Makes the delta a sealed layer: flushes it, and changes its files never again. The caller lets no client change it
+    /// any more.
     /// Returns what a record says about it. Another call returns the same.
     ///
     /// # Errors

@@ -34,6 +34,17 @@ enum Source<'a> {
     Base(&'a Base),
 }
 
+/// In which delta or layer bytes are, for comparing moments of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Nowhere: zeros.
+    Zero,
+    /// In the delta or layer with this number.
+    In(u64),
+    /// In what lies below all layers.
+    Lowest,
+}
+
 /// How a read uses the base.
 pub(super) struct BaseUse<'a> {
     pub touch: Touch,
@@ -113,6 +124,23 @@ impl Below {
                 Ok((self.of_part(part), stop))
             }
         }
+    }
+
+    /// Where the bytes from `offset` on are, whether the base is open or not.
+    pub(super) fn piece(&self, offset: u64, mut end: u64) -> Result<(Piece, u64), DiskError> {
+        match self.pending(offset, &mut end) {
+            Some(Source::Pending(delta)) => return Ok((Piece::In(delta.number()), end)),
+            Some(_) => return Ok((Piece::Zero, end)),
+            None => {}
+        }
+        let Some(chain) = &self.chain else { return Ok((Piece::Lowest, end)) };
+        let (part, stop) = chain.extent(offset, end)?;
+        let piece = match part {
+            Part::Zero => Piece::Zero,
+            Part::Layer(file) => Piece::In(file.number()),
+            Part::Below => Piece::Lowest,
+        };
+        Ok((piece, stop))
     }
 
     fn extent_now(&self, offset: u64, mut end: u64) -> Option<(Source<'_>, u64)> {

@@ -4,6 +4,7 @@
 //! never do. Bytes of the base are read before a range of the delta is locked.
 
 mod below;
+pub mod changes;
 mod frozen;
 pub mod map;
 mod show;
@@ -144,10 +145,15 @@ impl Disk {
         Ok(done)
     }
 
-    /// To be held by each call that changes the disk.
+    /// To be held by each call while it changes the disk, but not while it waits for the base.
     fn change(&self) -> Result<RwLockReadGuard<'_, bool>, DiskError> {
         let sealed = self.sealed.read();
         if *sealed { Err(DiskError::Sealed) } else { Ok(sealed) }
+    }
+
+    fn change_with<T>(&self, change: impl FnOnce(&Delta) -> Result<T, DeltaError>) -> Result<T, DiskError> {
+        let _change = self.change()?;
+        Ok(change(&self.delta)?)
     }
 
     /// What lies below the delta.
@@ -299,7 +305,6 @@ impl Disk {
     /// [`DiskError::Poisoned`] after a failed flush; errors of the storage. After a failed write each block has its old
     /// or its new content.
     pub fn write(&self, offset: u64, bytes: &[u8], epoch: u64) -> Result<(), DiskError> {
-        let _change = self.change()?;
         self.write_with(offset, bytes, WriteSpace::Free, epoch)
     }
 
@@ -323,6 +328,9 @@ impl Disk {
             if tail && edges.tail.is_none() {
                 edges.tail = Some(self.block_below((offset + len - 1) / BLOCK)?);
             }
+            // Not held while the base is read: a sealing waits for the holders, and later calls for the sealing.
+            let _change = self.change()?;
+            self.check_epoch(epoch)?;
             match self.delta.write(offset, bytes, &edges) {
                 Err(DeltaError::NeedBase) => {}
                 other => return Ok(other?),
@@ -336,7 +344,6 @@ impl Disk {
     /// # Errors
     /// As [`Disk::write`].
     pub fn zero(&self, offset: u64, len: u64, epoch: u64) -> Result<(), DiskError> {
-        let _change = self.change()?;
         self.check_epoch(epoch)?;
         // Up to the end of the disk as it is now. If the disk grows meanwhile, later writes stay.
         while !self.zero_below(self.size(), offset, len, epoch)? {}
@@ -363,13 +370,13 @@ impl Disk {
         }
         // Whole blocks first: they free space, and partial blocks may need some.
         if end == size {
-            if !self.delta.zero_to_end(whole_first, size)? {
+            if !self.change_with(|delta| delta.zero_to_end(whole_first, size))? {
                 return Ok(false);
             }
             self.zero_part(offset, whole_first * BLOCK, epoch)?;
             return Ok(true);
         }
-        self.delta.zero_blocks(whole_first, whole_end)?;
+        self.change_with(|delta| delta.zero_blocks(whole_first, whole_end))?;
         self.zero_part(offset, whole_first * BLOCK, epoch)?;
         self.zero_part((whole_end * BLOCK).min(end), end, epoch)?;
         Ok(true)
@@ -457,13 +464,10 @@ impl Disk {
     fn flush_pending(&self) -> Result<(), DeltaError> {
         for delta in self.below.pending.iter().rev() {
             let before = delta.error_epoch();
-            if let Err(error) = delta.flush() {
-                // What was lost belongs to the handles of this disk.
-                if delta.error_epoch() != before {
-                    self.delta.fail(&error);
-                }
-                return Err(error);
-            }
+            let flushed = delta.flush();
+            // What was lost belongs to the handles of this disk.
+            self.delta.fail_with(delta, before);
+            flushed?;
         }
         Ok(())
     }

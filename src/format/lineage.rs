@@ -3,6 +3,8 @@
 //! Layers form a tree: a snapshot, and the disk itself, stand on a layer, and each layer on the one below it or on the
 //! base. What must hold: a layer stands on one that is listed before it, so that every chain ends.
 
+use std::collections::HashSet;
+
 use super::codec::{FormatError, Reader, Writer};
 use super::record::{MapRoot, Token};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
@@ -119,6 +121,11 @@ impl Lineage {
         self.snapshots.iter().find(|snapshot| snapshot.name == name)
     }
 
+    /// How many layers and snapshots there are.
+    pub fn entries(&self) -> usize {
+        self.layers.len() + self.snapshots.len()
+    }
+
     /// Bytes from the start that are read from the base, at most. `overlap`: that of the disk.
     pub fn base_bytes(&self, overlap: u64) -> u64 {
         let layers = self.layers.iter().map(|layer| (layer.below, layer.overlap));
@@ -167,6 +174,7 @@ impl Lineage {
     pub fn fork(&self, delta: u64, top: Option<Place>) -> Self {
         let mut fork = Self { below: top, layers: self.layers.clone(), rises: self.rises, ..Self::of(delta) };
         fork.remove_unneeded();
+        fork.rises &= !fork.layers.is_empty();
         fork
     }
 
@@ -218,6 +226,7 @@ impl Lineage {
         let delta = get_number(r)?;
         let below = r.u16()?;
         let mut layers: Vec<LayerEntry> = Vec::new();
+        let mut numbers = HashSet::from([delta]);
         for place in 0..r.u16()? {
             let number = get_number(r)?;
             let below = get_place(r, usize::from(place))?;
@@ -229,13 +238,14 @@ impl Lineage {
             let (size, overlap) = get_bounds(r)?;
             let modified_ns = r.i64()?;
             let map = MapRoot { generation: get_number(r)?, floor: r.u64()? };
-            if number == delta || layers.iter().any(|layer| layer.number == number) {
+            if !numbers.insert(number) {
                 return Err(r.bad(format!("delta {number} is listed twice")));
             }
             layers.push(LayerEntry { number, below, seal, size, overlap, modified_ns, map });
         }
         let below = checked_place(r, below, layers.len())?;
         let mut snapshots: Vec<SnapshotEntry> = Vec::new();
+        let (mut names, mut snapshot_numbers) = (HashSet::new(), HashSet::new());
         for _ in 0..r.u16()? {
             let number = get_number(r)?;
             let name = r.text()?;
@@ -246,10 +256,10 @@ impl Lineage {
             let (size, overlap) = get_bounds(r)?;
             let created_ns = r.i64()?;
             let token = get_token(r)?;
-            if snapshots.iter().any(|snapshot| snapshot.name == name || snapshot.number == number) {
+            if !names.insert(name.clone()) || !snapshot_numbers.insert(number) {
                 return Err(r.bad(format!("snapshot {name} is listed twice")));
             }
-            if layer.is_some_and(|layer| layers[layer].seal == Seal::Pending) {
+            if layer.is_some_and(|layer| layers[layer].is_pending()) {
                 return Err(r.bad(format!("snapshot {name} is on a layer that is not sealed")));
             }
             snapshots.push(SnapshotEntry { number, name, layer, size, overlap, created_ns, token });
@@ -257,7 +267,7 @@ impl Lineage {
         let mut dropped = Vec::new();
         for _ in 0..r.u16()? {
             let number = get_number(r)?;
-            if number == delta || layers.iter().any(|layer| layer.number == number) {
+            if numbers.contains(&number) {
                 return Err(r.bad(format!("delta {number} is both needed and dropped")));
             }
             dropped.push(number);

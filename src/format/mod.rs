@@ -8,6 +8,7 @@ pub mod cache;
 mod codec;
 pub mod extents;
 mod identity;
+pub mod increment;
 pub mod journal;
 pub mod layout;
 pub mod lineage;

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use super::{Medium, MediumFile, Open, Space, Stamp, sys};
 
@@ -19,7 +20,29 @@ pub struct HostMedium {
 impl HostMedium {
     /// Uses the directory `root`, which must exist.
     pub fn new(root: &Path) -> io::Result<Self> {
+        closer();
         Ok(Self { root: root.to_path_buf(), in_memory: sys::is_memory_filesystem(root)? })
+    }
+}
+
+/// Most files that wait to be closed. More are closed by the caller.
+const CLOSING: usize = 64;
+
+/// Where files go that another thread closes; `None` when there is no such thread.
+fn closer() -> Option<&'static SyncSender<File>> {
+    static CLOSER: OnceLock<Option<SyncSender<File>>> = OnceLock::new();
+    let start = || {
+        let (sender, files) = sync_channel::<File>(CLOSING);
+        let close = move || files.into_iter().for_each(drop);
+        std::thread::Builder::new().name("closer".into()).spawn(close).ok().map(|_| sender)
+    };
+    CLOSER.get_or_init(start).as_ref()
+}
+
+fn close_later(file: File) {
+    if let Some(closer) = closer() {
+        // One that comes back is closed here.
+        let _ = closer.try_send(file);
     }
 }
 
@@ -39,7 +62,16 @@ impl Medium for HostMedium {
         Ok(Arc::new(HostFile(file)))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.root.join(from), self.root.join(to))
+        let to = self.root.join(to);
+        // Where the new name replaces a file, its inode goes with the last user. Freeing it can wait for a commit of the
+        // filesystem's journal: another thread does that.
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let replaced = OpenOptions::new().read(true).custom_flags(flags).open(&to).ok();
+        let done = fs::rename(self.root.join(from), to);
+        if let Some(replaced) = replaced {
+            close_later(replaced);
+        }
+        done
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.root.join(name))

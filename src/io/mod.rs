@@ -178,6 +178,27 @@ pub fn replace(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::
     medium.sync_dir(dir)
 }
 
+/// As [`replace`], over a file with the bytes `before`. When it is unknown which of both a power cut leaves, the name is
+/// put back as far as the storage allows: the next process reads what the caller of the failed call goes on with.
+pub fn replace_or_restore(
+    medium: &dyn Medium,
+    dir: &str,
+    name: &str,
+    bytes: &[u8],
+    before: impl FnOnce() -> Vec<u8>,
+) -> io::Result<()> {
+    stage(medium, dir, name, bytes)?;
+    if Mutant::DirectoryNotSynced.is_active() {
+        return Ok(());
+    }
+    medium.sync_dir(dir).inspect_err(|_| {
+        let restored = stage(medium, dir, name, &before()).and_then(|()| medium.sync_dir(dir));
+        if let Err(error) = restored {
+            tracing::warn!(dir, name, %error, "a record whose replacement failed cannot be put back; a restart may find either");
+        }
+    })
+}
+
 /// As [`replace`], without the sync of the directory: one sync makes several files durable.
 pub fn stage(medium: &dyn Medium, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
     let staged = format!("{dir}/{name}.tmp");

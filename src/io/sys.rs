@@ -606,6 +606,16 @@ pub fn next_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
+/// The first hole of a file at or after `offset`; the end of the file is one. `None` when `offset` is behind the end.
+pub fn next_hole(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the descriptor is open, no memory is involved.
+    match check(unsafe { libc::lseek(fd.as_raw_fd(), off(offset)?, libc::SEEK_HOLE) }) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The limit on descriptors of the process; a low number when it is unknown.
 pub fn descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -18,52 +18,57 @@ use crate::mutant::limit;
 /// Leaves that are written at a time.
 const WRITTEN_AT_ONCE: usize = 64;
 
-/// Makes the index of a chain of layers, the lowest first. The index of the layers below is used when there is one, and
-/// not kept otherwise.
+/// Makes the index of a chain of layers, the lowest first. The highest index of the layers below that the store has is
+/// used. Indexes in between are not kept. Takes memory for the map of one layer at a time, however many there are.
 ///
 /// # Errors
 /// When a map file cannot be read; errors of the storage.
 pub(super) fn build(specs: &[DeltaSpec], medium: &Arc<dyn Medium>) -> Result<Index, LayerError> {
-    let Some((top, below)) = specs.split_last() else {
-        return Err(LayerError::io(0, "making the index")(io::ErrorKind::InvalidInput.into()));
-    };
     let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
-    let layer = top.disk;
     if specs.len() > MOST_LAYERS {
-        return Err(LayerError::io(layer, "making the index")(io::Error::other(
-            "its chain has too many layers",
-        )));
+        let error = io::Error::other("its chain has too many layers");
+        return Err(LayerError::io(numbers[specs.len() - 1], "making the index")(error));
     }
-    let survey = Delta::survey_durable(top, &**medium).map_err(|source| LayerError::Map { layer, source })?;
-    if below.is_empty() {
-        return merge(top, &numbers, &survey, None, medium);
-    }
-    let lower = &numbers[..below.len()];
+    let stored =
+        |count: usize| Index::open(&**medium, &numbers[..count]).ok().flatten().map(|index| (count, index));
     // An index may be damaged in a leaf that only the merge reads.
-    if let Ok(Some(index)) = Index::open(&**medium, lower)
-        && let Ok(merged) = merge(top, &numbers, &survey, Some(&index), medium)
+    if let Some((count, index)) = (1..specs.len()).rev().find_map(stored)
+        && let Ok(merged) = build_over(Some(index), count, specs, &numbers, medium)
     {
         return Ok(merged);
     }
-    let index = build(below, medium)?;
-    // No disk stands on this layer, or opens it again from a file that is sound; the open file stays readable.
-    let _ = medium.remove(&index_path(below[below.len() - 1].disk));
-    merge(top, &numbers, &survey, Some(&index), medium)
+    build_over(None, 0, specs, &numbers, medium)
 }
 
-/// Merges the map of the top layer over an index.
-fn merge(
-    top: &DeltaSpec,
+/// Merges the layers from the place `from` on over the index of those below.
+fn build_over(
+    mut lower: Option<Index>,
+    from: usize,
+    specs: &[DeltaSpec],
     numbers: &[u64],
-    survey: &Survey<'_>,
+    medium: &Arc<dyn Medium>,
+) -> Result<Index, LayerError> {
+    for (place, spec) in specs.iter().enumerate().skip(from) {
+        lower = Some(merge(spec, &numbers[..=place], numbers[specs.len() - 1], lower.as_ref(), medium)?);
+    }
+    lower.ok_or_else(|| LayerError::io(0, "making the index")(io::ErrorKind::InvalidInput.into()))
+}
+
+/// Merges the map of a layer over an index. `top` is the layer whose index is wanted at last.
+fn merge(
+    spec: &DeltaSpec,
+    numbers: &[u64],
+    top: u64,
     lower: Option<&Index>,
     medium: &Arc<dyn Medium>,
 ) -> Result<Index, LayerError> {
-    let layer = top.disk;
-    let merge = Merge { layer, slot: (numbers.len() - 1) as u16, survey, lower };
+    let layer = spec.disk;
+    let survey =
+        Delta::survey_durable(spec, &**medium).map_err(|source| LayerError::Map { layer, source })?;
+    let merge = Merge { layer, slot: (numbers.len() - 1) as u16, survey: &survey, lower };
     let fail = || LayerError::io(layer, "writing the index");
     let to_file = || {
-        let mut writer = IndexWriter::start(medium.clone(), layer).map_err(fail())?;
+        let mut writer = IndexWriter::start(medium.clone(), layer, top).map_err(fail())?;
         merge.run(&mut |start, place| writer.put(start, place))?;
         writer.finish(numbers, survey.size).map_err(fail())
     };
@@ -135,12 +140,14 @@ impl Merge<'_> {
     }
 }
 
-/// Writes an index beside its place, and puts it there at the end.
+/// Writes an index beside the place of the index that is wanted, and puts it there at the end when it is that one. The
+/// file of another one has no name in the end, so that no two threads write one file.
 ///
 /// Nothing of it is synced: what a power cut loses does not match the checksums, and the index is made again.
 struct IndexWriter {
     medium: Arc<dyn Medium>,
     layer: u64,
+    top: u64,
     nonce: u64,
     file: Arc<dyn MediumFile>,
     leaf: Vec<Extent>,
@@ -152,14 +159,15 @@ struct IndexWriter {
 }
 
 impl IndexWriter {
-    fn start(medium: Arc<dyn Medium>, layer: u64) -> io::Result<Self> {
+    fn start(medium: Arc<dyn Medium>, layer: u64, top: u64) -> io::Result<Self> {
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|e| io::Error::other(e.to_string()))?;
-        let file = medium.open(&staged(&index_path(layer)), Open::Create)?;
+        let file = medium.open(&staged(&index_path(top)), Open::Create)?;
         file.set_len(0)?;
         Ok(Self {
             medium,
             layer,
+            top,
             nonce: u64::from_le_bytes(nonce),
             file,
             leaf: Vec::new(),
@@ -206,9 +214,11 @@ impl IndexWriter {
         };
         self.file.write_at(&encode_table(self.nonce, layers, &self.firsts), header.table_at())?;
         self.file.write_at(&header.encode(), 0)?;
-        let path = index_path(self.layer);
-        self.medium.rename(&staged(&path), &path)?;
-        self.is_kept = true;
+        if self.layer == self.top {
+            let path = index_path(self.top);
+            self.medium.rename(&staged(&path), &path)?;
+            self.is_kept = true;
+        }
         Ok(self.file.clone())
     }
 }
@@ -216,7 +226,7 @@ impl IndexWriter {
 impl Drop for IndexWriter {
     fn drop(&mut self) {
         if !self.is_kept {
-            let _ = self.medium.remove(&staged(&index_path(self.layer)));
+            let _ = self.medium.remove(&staged(&index_path(self.top)));
         }
     }
 }

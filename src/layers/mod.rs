@@ -12,6 +12,7 @@ mod index;
 mod tests;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +22,7 @@ pub use error::LayerError;
 use index::Index;
 
 use crate::delta::DeltaSpec;
+use crate::format::BLOCK;
 use crate::format::extents::Where;
 use crate::format::layout::data_path;
 use crate::io::{Medium, MediumFile, Open};
@@ -47,14 +49,25 @@ impl LayerFile {
         Ok(self.data.get_or_init(|| data))
     }
 
-    /// Reads bytes that the layer has. Bytes past the end of the file are zeros.
+    /// Reads bytes that the layer has. Bytes of the disk's last block past the end of the file are zeros.
     ///
     /// # Errors
-    /// Errors of the storage.
+    /// A file that is too short; errors of the storage.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
-        let got = self.open()?.read_at(buf, offset);
-        let got = got.map_err(LayerError::io(self.number, "reading the data file"))?;
-        buf[got..].fill(0);
+        let fail = || LayerError::io(self.number, "reading the data file");
+        let data = self.open()?;
+        let got = data.read_at(buf, offset).map_err(fail())?;
+        if got < buf.len() {
+            // The last block of a disk may be a part of one. But the file has a part of it.
+            let last = (offset + buf.len() as u64 - 1) / BLOCK * BLOCK;
+            let len = data.len().map_err(fail())?;
+            if len <= last {
+                let why =
+                    format!("it has {len} bytes, but the layer has data at {last}; restore it from a backup");
+                return Err(fail()(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+            }
+            buf[got..].fill(0);
+        }
         Ok(())
     }
 
@@ -83,7 +96,7 @@ pub struct Chain {
     /// By their position in the table of an index: the lowest first.
     files: Vec<Arc<LayerFile>>,
     index: RwLock<Arc<Index>>,
-    /// Held while an index of the store is made.
+    /// Held while this index is made.
     building: Arc<Mutex<()>>,
 }
 
@@ -94,8 +107,14 @@ impl std::fmt::Debug for Chain {
 }
 
 impl Chain {
-    /// Opens the index of a chain, or makes it. `specs`: the layers, the lowest first; all are sealed.
-    fn open(layers: &Layers, specs: Vec<DeltaSpec>, medium: Arc<dyn Medium>) -> Result<Self, LayerError> {
+    /// Opens the index of a chain, or makes it. `specs`: the layers, the lowest first; all are sealed. The caller holds
+    /// `building`.
+    fn open(
+        layers: &Layers,
+        specs: Vec<DeltaSpec>,
+        medium: Arc<dyn Medium>,
+        building: Arc<Mutex<()>>,
+    ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
         let index = match Index::open(&*medium, &numbers) {
             Ok(Some(index)) => index,
@@ -106,13 +125,7 @@ impl Chain {
             }
         };
         let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self {
-            specs,
-            medium,
-            files,
-            index: RwLock::new(Arc::new(index)),
-            building: layers.building.clone(),
-        })
+        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building })
     }
 
     /// Number of the layer at the top.
@@ -172,8 +185,9 @@ impl Chain {
 pub struct Layers {
     files: Mutex<HashMap<u64, Weak<LayerFile>>>,
     chains: Mutex<HashMap<u64, Weak<Chain>>>,
-    /// Held while an index is opened or made: two disks on one layer make it once, and no two write one file.
-    building: Arc<Mutex<()>>,
+    /// By the layer. Held while its index is opened or made: two disks on one layer make it once, and no two write one
+    /// file. Disks on other layers do not wait for it.
+    building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
 }
 
 impl Layers {
@@ -186,6 +200,11 @@ impl Layers {
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(number, Arc::downgrade(&file));
         file
+    }
+
+    /// Whether a disk or a reader of a snapshot has the layer open.
+    pub fn is_open(&self, number: u64) -> bool {
+        self.files.lock().get(&number).is_some_and(|file| file.strong_count() > 0)
     }
 
     fn opened(&self, number: u64) -> Option<Arc<Chain>> {
@@ -205,14 +224,21 @@ impl Layers {
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let _building = self.building.lock();
+        let building = self.building(top);
+        let _building = building.lock();
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let chain = Arc::new(Chain::open(self, specs, medium)?);
+        let chain = Arc::new(Chain::open(self, specs, medium, building.clone())?);
         let mut chains = self.chains.lock();
         chains.retain(|_, chain| chain.strong_count() > 0);
         chains.insert(top, Arc::downgrade(&chain));
         Ok(Some(chain))
+    }
+
+    fn building(&self, layer: u64) -> Arc<Mutex<()>> {
+        let mut building = self.building.lock();
+        building.retain(|_, held| Arc::strong_count(held) > 1);
+        building.entry(layer).or_default().clone()
     }
 }

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use std::io;
-
 use super::*;
 use crate::delta::{Delta, DeltaIo, Durability, Edges, RootStore};
-use crate::format::BLOCK;
 use crate::format::layout::index_path;
 use crate::format::record::MapRoot;
 use crate::io::{HostMedium, LiveDir, LiveStore};

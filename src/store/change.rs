@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
 use crate::format::lineage::Lineage;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
@@ -245,6 +246,11 @@ impl Store {
                 request,
                 lineage: Lineage { delta: id, ..lineage },
             };
+            if record.lineage.entries() > 0 && record.encode().len() as u64 + RECORD_ROOM > RECORD_LIMIT {
+                let why =
+                    "its origin has as many layers as a record can hold; copy the origin into a new disk";
+                return Err(StoreError::invalid(format!("disk {}", record.name), why));
+            }
             nodes.push(self.disk_node(record, InheritedLiveMap::No));
         }
         let written = self.stage_all(&nodes).and_then(|()| {

@@ -54,10 +54,17 @@ impl Store {
 
     /// Removes the map files of failed or interrupted flushes: those that no record names, where the map file that the
     /// record names is sound. Skips disks in `doubtful`, of which it is unknown which file a power cut leaves. Also
-    /// removes files without data of numbers that have no record. All other files may be the last copy of an object.
+    /// removes unfinished indexes and, unless the record of a disk cannot be read, files without data of deltas that no
+    /// record names. All other files may be the last copy of an object.
     fn remove_strays(&self, doubtful: &HashSet<u64>) -> std::io::Result<()> {
         let mut files: HashMap<u64, Files> = HashMap::new();
+        let (mut removed, all_known) = (false, !self.unavailable.has_unavailable_disk());
         for name in self.medium.list(layout::DELTAS)? {
+            let unfinished = name.strip_suffix(layout::STAGED_SUFFIX).and_then(DeltaFile::of);
+            if let Some(DeltaFile::Index(_)) = unfinished {
+                self.medium.remove(&format!("{}/{name}", layout::DELTAS))?;
+                removed = true;
+            }
             match DeltaFile::of(&name) {
                 Some(DeltaFile::Data(id)) => files.entry(id).or_default().has_data = true,
                 Some(DeltaFile::Map { delta, generation }) => {
@@ -68,7 +75,6 @@ impl Store {
                 None => {}
             }
         }
-        let missing = self.unavailable.files();
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         let mut owners = HashMap::new();
         for node in &disks {
@@ -76,7 +82,6 @@ impl Store {
                 owners.insert(delta, node);
             });
         }
-        let mut removed = false;
         for (id, Files { maps, has_data }) in files {
             let node = owners.get(&id).copied();
             if node.is_some_and(|node| doubtful.contains(&node.id())) {
@@ -84,7 +89,7 @@ impl Store {
             }
             let strays: Vec<u64> = match node {
                 Some(node) => maps.into_iter().filter(|map| *map != node.generation(id)).collect(),
-                None if missing.contains(&layout::disk_path(id)) => continue,
+                None if !all_known => continue,
                 None => maps,
             };
             let data = layout::data_path(id);

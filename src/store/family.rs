@@ -143,10 +143,8 @@ impl Store {
         self.check_needs_are_known(|| format!("disk {disk}"))?;
         let Some(snapshot) = lineage.snapshot(name) else { return Err(no_snapshot(disk, name)) };
         let number = self.new_id()?;
-        let old = {
-            let _dropping = self.dropping.lock();
-            node.roll_back(snapshot, (number, token), |numbers| self.to_drop(&node, numbers))?
-        };
+        let unneeded = |numbers| self.to_drop(&node, numbers);
+        let old = node.roll_back(snapshot, (number, token), unneeded, &self.dropping)?;
         // Only requests that began before still hold the old disk.
         drop(attached);
         let end = Instant::now() + PATIENCE;
@@ -280,7 +278,7 @@ impl Store {
     }
 
     /// Those of these deltas of a disk that its record is about to list as dropped. The caller holds `dropping`.
-    fn to_drop(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
+    pub(super) fn to_drop(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
         let unneeded = self.needed_by_none(node, numbers);
         if Mutant::DroppedTooEarly.is_active() {
             let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
@@ -295,27 +293,30 @@ impl Store {
         node: &DiskNode,
         change: impl FnOnce(&mut crate::format::lineage::Lineage),
     ) -> Result<(), StoreError> {
-        {
-            let _dropping = self.dropping.lock();
-            node.drop_layers(change, |numbers| self.to_drop(node, numbers))?;
-        }
+        node.drop_layers(change, |numbers| self.to_drop(node, numbers), &self.dropping)?;
         self.remove_dropped(node)
     }
 
-    /// Removes the files of the deltas that a disk's record lists as dropped, then the list. While requests still read
-    /// them, a later call does it.
+    /// Removes the files of the deltas that a disk's record lists as dropped, then the list. A later call does it for those
+    /// that requests still read. Those that another disk needs after all stay: the change that dropped them failed, and
+    /// its record came back by a crash.
     ///
     /// # Errors
     /// Errors of the storage. Another call continues, and so does the next start of the daemon.
     pub(super) fn remove_dropped(&self, node: &DiskNode) -> Result<(), StoreError> {
         let dropped = node.lineage().dropped;
-        if dropped.is_empty() || !node.is_quiet() {
+        if dropped.is_empty() || !node.is_quiet() || self.unavailable.has_unavailable_disk() {
+            return Ok(());
+        }
+        let (read, free): (Vec<u64>, Vec<u64>) =
+            dropped.into_iter().partition(|number| self.layers.is_open(*number));
+        if free.is_empty() {
             return Ok(());
         }
         let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
-        let object = || format!("disk {}", node.name());
-        dropped.iter().try_for_each(purge).map_err(StoreError::io(object(), "removing its old layers"))?;
-        node.update(|record| record.lineage.dropped.retain(|number| !dropped.contains(number)))
+        let purged = self.needed_by_none(node, free).iter().try_for_each(purge);
+        purged.map_err(StoreError::io(format!("disk {}", node.name()), "removing its old layers"))?;
+        node.update(|record| record.lineage.dropped.retain(|number| read.contains(number)))
     }
 
     /// Removes what earlier changes dropped. To be called when the store is open; a failure is tried again at the next

@@ -41,8 +41,8 @@ pub struct DiskNode {
     sealing: Mutex<()>,
     /// Sealed deltas whose live maps running requests may still use.
     retiring: Mutex<Vec<Arc<Delta>>>,
-    /// What the slot had before a rollback. Running requests may still read it.
-    rolled_back: Mutex<Weak<Disk>>,
+    /// What the slot had before rollbacks. Running requests may still read it.
+    rolled_back: Mutex<Vec<Weak<Disk>>>,
     attach: Mutex<()>,
     /// Held while the disk's files are opened, but not while its base is: the removal of a disk must not wait for the
     /// base.

@@ -17,6 +17,9 @@ use super::StoreError;
 use super::preload::KnownRecords;
 
 pub(super) const RECORD_LIMIT: u64 = 64 << 10;
+/// Bytes that new layers and snapshots leave free in a record, for what later changes add to it: a longer name, the notes
+/// of requests, numbers of dropped deltas. So a full record can always be renamed, rolled back and removed.
+pub(super) const RECORD_ROOM: u64 = 512;
 
 /// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

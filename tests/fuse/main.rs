@@ -10,6 +10,7 @@ mod death;
 mod devices;
 mod directory;
 mod events;
+mod export;
 mod failing;
 mod file;
 mod full;

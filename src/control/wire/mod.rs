@@ -12,6 +12,7 @@ mod base;
 mod disk;
 mod error;
 mod event;
+mod extent;
 mod job;
 mod map;
 mod snapshot;
@@ -26,6 +27,7 @@ pub use base::{
 pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
+pub use extent::{DiskExtent, DiskExtents, ExtentContent};
 pub use job::Job;
 pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};

@@ -5,10 +5,14 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::{DiskNode, StoreError, removed};
+use crate::delta::DeltaSpec;
 use crate::disk::{Below, Disk};
 use crate::format::lineage::{Lineage, Place};
 use crate::format::record::{Backing, DiskRecord, MapRoot};
+use crate::layers::Chain;
 use crate::store::BaseNode;
 
 /// What a disk comes to stand on.
@@ -35,7 +39,7 @@ impl From<StoreError> for Stays {
 
 impl DiskNode {
     /// Puts the disk on other ground, if it shows nothing of what it stands on. Returns whether it did. `new_number`
-    /// gives the number of a new delta; `unneeded` is as for [`DiskNode::drop_layers`].
+    /// gives the number of a new delta; for `unneeded` and `dropping` see [`DiskNode::drop_layers`].
     ///
     /// # Errors
     /// Errors of the storage. The disk is then as before.
@@ -44,6 +48,7 @@ impl DiskNode {
         ground: &NewGround,
         new_number: impl FnOnce() -> Result<u64, StoreError>,
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<bool, StoreError> {
         let disk = self.attach()?;
         // A base's files may hang: nothing is locked yet.
@@ -68,47 +73,71 @@ impl DiskNode {
             if !keeps_delta && disk.size() > 0 {
                 return Err(Stays::InUse);
             }
-            let number = if keeps_delta { disk.delta().number() } else { new_number()? };
+            let delta = if keeps_delta {
+                disk.delta().clone()
+            } else {
+                let (modified_ns, root) = (disk.delta().modified_ns(), MapRoot::default());
+                let number = new_number()?;
+                let spec = DeltaSpec { disk: number, size: 0, overlap: 0, rises: true, modified_ns, root };
+                let delta = self.open_delta(spec)?;
+                delta.inherit(disk.delta());
+                delta
+            };
             let change = |record: &mut DiskRecord| {
                 record.backing.clone_from(&ground.backing);
                 let lineage = &mut record.lineage;
                 lineage.below = lineage.join(&ground.lineage, ground.top);
                 lineage.rises = true;
                 if !keeps_delta {
-                    let old = std::mem::replace(&mut lineage.delta, number);
+                    let old = std::mem::replace(&mut lineage.delta, delta.number());
                     lineage.dropped.push(old);
                     (record.size, record.overlap, record.map) = (0, 0, MapRoot::default());
                     record.size_is_current = true;
                 }
             };
-            let mut next = self.record();
-            change(&mut next);
-            let chain = self.chain(&next, next.lineage.below)?;
-            self.update(|record| {
-                change(record);
-                let removed = record.lineage.remove_unneeded();
-                record.lineage.dropped.extend(unneeded(removed));
-            })?;
-            // From here on the record decides. A disk that cannot be opened is not attached, and the next attach tries
-            // again.
-            *self.base.write() = ground.base.clone();
-            *self.disk.write() = None;
-            let delta = if keeps_delta {
-                Ok(disk.delta().clone())
-            } else {
-                *self.rolled_back.lock() = Arc::downgrade(&disk);
-                self.open_delta(Self::spec(&self.record())).inspect(|delta| delta.inherit(disk.delta()))
+            let recorded = self.ground(change, unneeded, dropping);
+            let chain = match recorded {
+                Ok(chain) => chain,
+                Err(error) => {
+                    if !keeps_delta {
+                        // A power cut may leave either record. The next flush writes that of the disk as it is.
+                        disk.delta().write_map_anew();
+                        let _ = self.remove_live_map(delta.number());
+                    }
+                    return Err(error.into());
+                }
             };
-            // An error does not undo the change: the old disk is sealed in any case.
-            Ok(delta.map(|delta| {
-                let below = Below { chain, base, pending: Vec::new() };
-                *self.disk.write() = Some(Arc::new(Disk::over(delta, below).with_tap(self.tap.clone())));
-            }))
+            *self.base.write() = ground.base.clone();
+            if !keeps_delta {
+                self.rolled_back.lock().push(Arc::downgrade(&disk));
+            }
+            let below = Below { chain, base, pending: Vec::new() };
+            *self.disk.write() = Some(Arc::new(Disk::over(delta, below).with_tap(self.tap.clone())));
+            Ok(())
         });
         match adopted {
-            Ok(opened) => opened.map(|()| true),
+            Ok(()) => Ok(true),
             Err(Stays::InUse) => Ok(false),
             Err(Stays::Failed(error)) => Err(error),
         }
+    }
+
+    /// Writes the record, and opens the chain that it names.
+    fn ground(
+        &self,
+        change: impl Fn(&mut DiskRecord),
+        unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
+    ) -> Result<Option<Arc<Chain>>, StoreError> {
+        let mut next = self.record();
+        change(&mut next);
+        let chain = self.chain(&next, next.lineage.below)?;
+        let _dropping = dropping.lock();
+        self.update(|record| {
+            change(record);
+            let removed = record.lineage.remove_unneeded();
+            record.lineage.dropped.extend(unneeded(removed));
+        })?;
+        Ok(chain)
     }
 }

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use crate::delta::RootStore;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot};
-use crate::io::{Medium, replace};
-use crate::store::records::RECORD_LIMIT;
+use crate::io::{Medium, replace_or_restore};
+use crate::store::records::{RECORD_LIMIT, RECORD_ROOM};
 
 /// Writes the record of one disk. Each caller changes a part of it.
 pub(super) struct RecordWriter {
@@ -45,16 +45,21 @@ impl RecordWriter {
         if self.retired.load(Ordering::Acquire) {
             return Err(removed());
         }
-        let mut next = self.record.lock().clone();
+        let before = self.record.lock().clone();
+        let mut next = before.clone();
         change(&mut next);
         let bytes = next.encode();
-        if bytes.len() as u64 > RECORD_LIMIT {
+        let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
+        if bytes.len() as u64 + room > RECORD_LIMIT {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it has as many snapshots and layers as its record can hold; remove snapshots first",
             ));
         }
-        replace(&*self.medium, layout::DISKS, &layout::disk_record(next.id), &bytes)?;
+        // A record that cannot be read again takes the disk away.
+        DiskRecord::decode(&bytes).map_err(io::Error::other)?;
+        let name = layout::disk_record(next.id);
+        replace_or_restore(&*self.medium, layout::DISKS, &name, &bytes, || before.encode())?;
         *self.record.lock() = next;
         Ok(())
     }

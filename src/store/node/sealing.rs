@@ -11,6 +11,8 @@
 
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
 use super::{DiskNode, StoreError, removed};
 use crate::base::Base;
 use crate::delta::{Delta, DeltaSpec};
@@ -54,7 +56,11 @@ impl DiskNode {
         if let Some(pending) = below.pending.first().filter(|_| spec.root.generation == 0) {
             (spec.size, spec.overlap) = (pending.size(), pending.size());
         }
-        Ok(Disk::over(self.open_delta(spec)?, below))
+        let delta = self.open_delta(spec)?;
+        if let Some(pending) = below.pending.first() {
+            delta.catch_up(pending);
+        }
+        Ok(Disk::over(delta, below))
     }
 
     /// The sealed layers from `top` on.
@@ -119,7 +125,9 @@ impl DiskNode {
         let size = match disk.seal(|| self.put_above(&disk)) {
             Ok(size) => size,
             Err(error) => {
-                self.undo_sealing(disk.delta());
+                if let Err(error) = self.undo_sealing(disk.delta()) {
+                    tracing::warn!(disk = self.name(), %error, "the record of a sealing that failed stays for now; the next change of the layers, or the next start, clears it up");
+                }
                 return Err(error);
             }
         };
@@ -148,10 +156,11 @@ impl DiskNode {
         })
     }
 
-    /// The new delta cannot be used. The record says what is right in either case, so an error here only leaves a layer
-    /// that the next attach completes.
-    fn undo_sealing(&self, delta: &Delta) {
-        let undone = self.update(|record| {
+    /// The new delta cannot be used: the disk goes on with `delta`. The record says what is right in either case, so an
+    /// error here only leaves a layer that the next start completes. But no other layer may come above it before that.
+    fn undo_sealing(&self, delta: &Delta) -> Result<(), StoreError> {
+        let unused = self.writer.record.lock().lineage.delta;
+        self.update(|record| {
             if let Some(layer) = record.lineage.layers.pop_if(|layer| layer.number == delta.number()) {
                 record.lineage.delta = layer.number;
                 record.lineage.below = layer.below;
@@ -160,10 +169,12 @@ impl DiskNode {
                 (record.size, record.overlap) = (layer.size, layer.overlap);
                 record.size_is_current = false;
             }
-        });
-        if let Err(error) = undone {
-            tracing::warn!(disk = self.name(), %error, "the record of a sealing that failed stays; the next start completes it");
+        })?;
+        if unused != delta.number() {
+            // Logged; it takes a little memory until the machine restarts.
+            let _ = self.remove_live_map(unused);
         }
+        Ok(())
     }
 
     /// Step 2, while no call changes the disk: puts a new delta above that of `disk`. Returns the bytes of the disk.
@@ -188,6 +199,11 @@ impl DiskNode {
 
     /// Steps 3 and 4, for a sealing that was begun by this worker or an earlier one. The caller holds `sealing`.
     pub(super) fn settle(&self) -> Result<(), StoreError> {
+        if let Some(disk) = self.peek()
+            && self.writer.record.lock().lineage.delta != disk.delta().number()
+        {
+            self.undo_sealing(disk.delta())?;
+        }
         while let Some(disk) = self.peek()
             && let Some(delta) = disk.below().pending.last().cloned()
         {
@@ -209,14 +225,15 @@ impl DiskNode {
     /// Steps 3 and 4 for one layer, without its index.
     fn seal_layer(&self, delta: &Delta) -> Result<(), StoreError> {
         let before = delta.error_epoch();
-        let sealed = delta.seal().inspect_err(|error| {
-            if delta.error_epoch() != before
-                && let Some(disk) = self.peek()
-            {
-                disk.delta().fail(error);
-            }
-        });
+        let sealed = delta.seal();
+        if let Some(disk) = self.peek() {
+            disk.delta().fail_with(delta, before);
+        }
         let spec = sealed.map_err(|error| self.failed(error))?;
+        if self.writer.record.lock().lineage.layer(spec.disk).is_some_and(|layer| !layer.is_pending()) {
+            // An earlier attempt came that far, and found no index.
+            return Ok(());
+        }
         self.update(|record| {
             let is_above = record.lineage.below.is_some_and(|top| {
                 record.lineage.layers[top].number == spec.disk && record.map.generation == 0
@@ -245,7 +262,7 @@ impl DiskNode {
         retiring.is_empty()
     }
 
-    fn remove_live_map(&self, delta: u64) -> std::io::Result<()> {
+    pub(super) fn remove_live_map(&self, delta: u64) -> std::io::Result<()> {
         self.live.remove(delta).inspect_err(|error| {
             tracing::warn!(disk = self.name(), delta, %error, "the live map of a sealed layer stays for now");
         })
@@ -279,14 +296,17 @@ impl DiskNode {
     }
 
     /// Changes what the disk needs. `unneeded` chooses, of the layers that the disk does not need any more, those that no
-    /// other disk needs: the record lists them as dropped, until their files are removed.
+    /// other disk needs: the record lists them as dropped, until their files are removed. `dropping` is held from the
+    /// choice until the record has it, and not while this disk is waited for.
     pub(in crate::store) fn drop_layers(
         &self,
         change: impl FnOnce(&mut Lineage),
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<(), StoreError> {
         let _sealing = self.sealing.lock();
         self.settle()?;
+        let _dropping = dropping.lock();
         self.update(|record| {
             change(&mut record.lineage);
             let removed = record.lineage.remove_unneeded();
@@ -294,22 +314,38 @@ impl DiskNode {
         })
     }
 
-    /// Puts the disk back on a snapshot, with a new delta. Returns what was served before.
+    /// Puts the disk back on a snapshot, with a new delta. Returns what was served before. For `unneeded` and `dropping`
+    /// see [`DiskNode::drop_layers`].
     pub(in crate::store) fn roll_back(
         &self,
         snapshot: &SnapshotEntry,
         (number, token): (u64, Option<Token>),
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<Weak<Disk>, StoreError> {
         let _sealing = self.sealing.lock();
         self.settle()?;
         let disk = self.attach()?;
+        // All that can fail comes before the record, which drops what the disk has now.
+        let chain = self.chain(&self.record(), snapshot.layer)?;
         disk.seal(|| {
             let _opening = self.opening.lock();
             if self.is_retired() {
                 return Err(StoreError::io(format!("disk {}", self.name()), "rolling it back")(removed()));
             }
-            self.update(|record| {
+            let now = sys::now_ns();
+            let delta = self.open_delta(DeltaSpec {
+                disk: number,
+                size: snapshot.size,
+                overlap: snapshot.overlap,
+                rises: self.writer.record.lock().lineage.rises,
+                modified_ns: now,
+                root: MapRoot::default(),
+            })?;
+            delta.inherit(disk.delta());
+            delta.set_modified_ns(now);
+            let _dropping = dropping.lock();
+            let recorded = self.update(|record| {
                 let lineage = &mut record.lineage;
                 let old = std::mem::replace(&mut lineage.delta, number);
                 lineage.below = snapshot.layer;
@@ -319,24 +355,28 @@ impl DiskNode {
                 (record.size, record.overlap, record.map) =
                     (snapshot.size, snapshot.overlap, MapRoot::default());
                 record.size_is_current = true;
-                record.modified_ns = sys::now_ns();
-            })?;
-            // From here on the record decides. A disk that cannot be opened is not attached, and the next attach tries
-            // again.
-            let mut slot = self.disk.write();
-            *slot = None;
-            *self.rolled_back.lock() = Arc::downgrade(&disk);
-            drop(slot);
-            let opened = self.open_disk(&self.record(), disk.below().base.clone())?;
-            *self.disk.write() = Some(Arc::new(opened.with_tap(self.tap.clone())));
+                record.modified_ns = now;
+            });
+            if let Err(error) = recorded {
+                // A power cut may leave either record. The next flush writes that of the disk as it is.
+                disk.delta().write_map_anew();
+                let _ = self.remove_live_map(number);
+                return Err(error);
+            }
+            let below = Below { chain, base: disk.below().base.clone(), pending: Vec::new() };
+            let back = Disk::over(delta, below).with_tap(self.tap.clone());
+            self.rolled_back.lock().push(Arc::downgrade(&disk));
+            *self.disk.write() = Some(Arc::new(back));
             Ok(())
         })?;
         Ok(Arc::downgrade(&disk))
     }
 
-    /// Whether no request reads what was dropped.
+    /// Whether no request reads what a rollback dropped.
     pub(in crate::store) fn is_quiet(&self) -> bool {
-        self.rolled_back.lock().strong_count() == 0
+        let mut rolled_back = self.rolled_back.lock();
+        rolled_back.retain(|disk| disk.strong_count() > 0);
+        rolled_back.is_empty()
     }
 
     /// Whether its record lists deltas whose files are to be removed.

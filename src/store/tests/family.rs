@@ -1,5 +1,7 @@
 //! Snapshots, clones and rollback of a store.
 
+mod faults;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
@@ -251,4 +253,155 @@ fn snapshots_and_clones_of_a_disk_in_use_are_of_one_moment() {
         }
         is_over.store(true, Ordering::Relaxed);
     });
+}
+
+/// What differs, as text: first block, blocks, and the first letter of the content.
+fn changed(store: &Store, disk: &str, since: Option<&str>, until: Option<&str>) -> Vec<String> {
+    let (mut all, mut start) = (Vec::<crate::disk::changes::Change>::new(), Some(0));
+    let node = store.disk(disk).unwrap();
+    while let Some(at) = start {
+        // Small parts, so that runs continue in the next part.
+        let part = node.changes(since, until, at, 2).unwrap();
+        assert!(part.next.is_none_or(|next| next > at));
+        for change in part.list {
+            match all.last_mut() {
+                Some(last) if last.content == change.content && last.offset + last.len == change.offset => {
+                    last.len += change.len;
+                }
+                _ => all.push(change),
+            }
+        }
+        start = part.next;
+    }
+    let text = |change: &crate::disk::changes::Change| {
+        let content = format!("{:?}", change.content).to_lowercase();
+        format!("{}+{}{}", change.offset / 4096, change.len.div_ceil(4096), &content[..1])
+    };
+    all.iter().map(text).collect()
+}
+
+/// Guards D90.
+#[test]
+fn what_differs_between_two_moments_is_found_in_the_maps() {
+    let (fixture, store) = TestStore::with_base();
+    // The base has two blocks.
+    store.create_disks(&[on("b", "a", Some(8 * 4096))]).unwrap();
+    assert!(changed(&store, "a", None, None).is_empty());
+    put(&store, "a", 1, 1);
+    put(&store, "a", 4, 1);
+    store.snapshot("a", "one", None).unwrap();
+    let zero = |from: u64, blocks: u64| {
+        let node = store.disk("a").unwrap();
+        node.change(|disk| disk.zero(from * 4096, blocks * 4096, 0)).unwrap().unwrap();
+    };
+    zero(0, 2);
+    zero(6, 1);
+    put(&store, "a", 5, 2);
+    store.snapshot("a", "two", None).unwrap();
+    put(&store, "a", 4, 3);
+    let look = |store: &Store| {
+        let of = |since, until| changed(store, "a", since, until);
+        assert_eq!(of(None, None), ["0+2z", "4+2d"]);
+        assert_eq!(of(None, Some("one")), ["1+1d", "4+1d"]);
+        assert_eq!(of(None, Some("two")), ["0+2z", "4+2d"]);
+        assert_eq!(of(Some("one"), Some("two")), ["0+2z", "5+1d"]);
+        assert_eq!(of(Some("two"), None), ["4+1d"]);
+        assert_eq!(of(Some("one"), None), ["0+2z", "4+2d"]);
+        assert!(of(Some("one"), Some("one")).is_empty());
+    };
+    look(&store);
+    drop(store);
+    let store = fixture.open();
+    look(&store);
+    store.close().unwrap();
+    drop(store);
+    let store = fixture.open();
+    look(&store);
+}
+
+#[test]
+fn a_new_end_and_an_old_one_differ() {
+    let (_fixture, store) = TestStore::with_base();
+    store.create_disks(&[on("b", "a", Some(4 * 4096))]).unwrap();
+    put(&store, "a", 3, 1);
+    store.snapshot("a", "long", None).unwrap();
+    let resize = |blocks: u64| {
+        store.disk("a").unwrap().change(|disk| disk.resize(blocks * 4096)).unwrap().unwrap();
+    };
+    resize(1);
+    store.snapshot("a", "short", None).unwrap();
+    resize(6);
+    let of = |since, until| changed(&store, "a", since, until);
+    assert!(of(Some("long"), Some("short")).is_empty());
+    assert_eq!(of(Some("short"), None), ["1+5z"]);
+    // Of the second block of the base only zeros are left; the third block has had zeros before.
+    assert_eq!(of(Some("long"), None), ["1+1z", "3+3z"]);
+    assert_eq!(of(None, None), ["1+1z"]);
+}
+
+#[test]
+fn a_moment_that_was_rolled_away_is_refused() {
+    let (_fixture, store) = TestStore::with_base();
+    store.create_disks(&[on("b", "a", None)]).unwrap();
+    for (block, name) in [(0, "one"), (1, "two")] {
+        put(&store, "a", block, 1);
+        store.snapshot("a", name, None).unwrap();
+    }
+    let of = |since, until| store.disk("a").unwrap().changes(since, until, 0, 10);
+    assert_refused(of(Some("two"), Some("one")), Kind::Invalid, "later one");
+    assert_refused(of(Some("three"), None), Kind::NotFound, "a@three");
+    store.rollback("a", "one", None).unwrap();
+    assert_refused(of(Some("two"), None), Kind::Invalid, "rolled back");
+    put(&store, "a", 1, 2);
+    store.snapshot("a", "other", None).unwrap();
+    assert_refused(of(Some("two"), Some("other")), Kind::Invalid, "rolled back");
+    assert_eq!(changed(&store, "a", Some("one"), Some("other")), ["1+1d"]);
+    assert_eq!(changed(&store, "a", Some("one"), Some("two")), ["1+1d"]);
+}
+
+#[test]
+fn random_histories_differ_where_their_bytes_do() {
+    for seed in 0..20 {
+        let (_fixture, store) = TestStore::with_base();
+        store.create_disks(&[on("b", "a", Some(8 * 4096))]).unwrap();
+        let mut random = seed * 0x9e37_79b9 + 1;
+        let mut next = |below: u64| {
+            random = (random ^ random << 13) & 0xffff_ffff_ffff;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % below
+        };
+        let node = store.disk("a").unwrap();
+        for number in 0..5 {
+            for _ in 0..next(4) {
+                let (block, blocks) = (next(8), 1 + next(3));
+                match next(3) {
+                    0 => put(&store, "a", block, (seed % 200 + 20) as u8),
+                    1 => node.change(|disk| disk.zero(block * 4096, blocks * 4096, 0)).unwrap().unwrap(),
+                    _ => node.change(|disk| disk.resize((1 + block) * 4096)).unwrap().unwrap(),
+                }
+            }
+            store.snapshot("a", &format!("s{number}"), None).unwrap();
+        }
+        for (since, until) in (0..5).flat_map(|until| (0..until).map(move |since| (since, until))) {
+            let [since, until] = [since, until].map(|number| format!("s{number}"));
+            let [then, now] = [&since, &until].map(|name| read_snapshot(&store, "a", name));
+            let part = node.changes(Some(&since), Some(&until), 0, 100).unwrap();
+            let mut made = then.clone();
+            made.resize(now.len(), 0xee);
+            let mut at = 0;
+            for change in part.list {
+                assert!(change.offset >= at && change.len > 0, "seed {seed}, {since} to {until}");
+                let range = change.offset as usize..(change.offset + change.len) as usize;
+                if change.content == crate::disk::changes::Content::Zero {
+                    made[range].fill(0);
+                } else {
+                    made[range.clone()].copy_from_slice(&now[range]);
+                }
+                at = change.offset + change.len;
+            }
+            let same = made.iter().zip(&now).position(|(a, b)| a != b);
+            assert_eq!(same, None, "seed {seed}, {since} to {until}");
+        }
+    }
 }

@@ -3,20 +3,20 @@
 use super::*;
 use crate::io::Open;
 
-struct SimStore {
-    medium: SimMedium,
-    live: Arc<SimLive>,
+pub(super) struct SimStore {
+    pub(super) medium: SimMedium,
+    pub(super) live: Arc<SimLive>,
     tmp: TempDir,
 }
 
 impl SimStore {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
         fs::write(tmp.path().join("b.raw"), [7; 8192]).unwrap();
         Self { medium: SimMedium::new(1), live: Arc::default(), tmp }
     }
 
-    fn open(&self) -> Store {
+    pub(super) fn open(&self) -> Store {
         let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
         let live = self.live.clone();
         Store::open_on(Arc::new(self.medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere))
