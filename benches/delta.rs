@@ -24,7 +24,8 @@ fn delta(dir: &std::path::Path, disk: u64) -> Delta {
     let medium = Arc::new(HostMedium::new(dir).expect("tmpfs"));
     medium.make_dir("deltas").expect("tmpfs");
     let live = Arc::new(LiveDir::new(&dir.join("live")).expect("tmpfs"));
-    let spec = DeltaSpec { disk, size: SIZE, overlap: SIZE, modified_ns: 0, root: MapRoot::default() };
+    let spec =
+        DeltaSpec { disk, size: SIZE, overlap: SIZE, modified_ns: 0, root: MapRoot::default(), rises: false };
     Delta::open(spec, DeltaIo { medium, live, roots: Arc::new(NoRoots) }).expect("a new delta opens")
 }
 

@@ -169,8 +169,14 @@ pub fn layer_index(data: &[u8]) {
     let file = medium.open(&index_path(7), Open::Create).expect("a file");
     file.write_at(&bytes, 0).expect("memory");
     // The layers have no map files: an index that is refused is made again, and shows what is below.
-    let layer =
-        |disk| DeltaSpec { disk, size: 1 << 30, overlap: 1 << 29, modified_ns: 0, root: MapRoot::default() };
+    let layer = |disk| DeltaSpec {
+        disk,
+        size: 1 << 30,
+        overlap: 1 << 29,
+        rises: false,
+        modified_ns: 0,
+        root: MapRoot::default(),
+    };
     let chain = Layers::default().chain(vec![layer(3), layer(7)], medium);
     let chain = chain.expect("an index can always be made").expect("a chain");
     let (mut at, size) = (0, 1 << 30);
@@ -268,7 +274,7 @@ pub fn live_map(data: &[u8]) {
     let roots = Arc::new(Roots::new(medium.clone()));
     let open = || {
         let root: MapRoot = roots.root();
-        let spec = DeltaSpec { disk: 9, size: 1 << 20, overlap: 1 << 19, modified_ns: 0, root };
+        let spec = DeltaSpec { disk: 9, size: 1 << 20, overlap: 1 << 19, rises: false, modified_ns: 0, root };
         let delta_io = DeltaIo { medium: medium.clone(), live: lives.clone(), roots: roots.clone() };
         Delta::open(spec, delta_io)
     };

@@ -184,7 +184,7 @@ impl Rig {
     fn open(&self) -> Result<Disk, plyfs::delta::DeltaError> {
         let overlap = if self.based { BASE as u64 } else { 0 };
         let root = self.roots.root();
-        let spec = DeltaSpec { disk: 1, size: self.size, overlap, modified_ns: 0, root };
+        let spec = DeltaSpec { disk: 1, size: self.size, overlap, rises: false, modified_ns: 0, root };
         let delta_io =
             DeltaIo { medium: self.medium.clone(), live: self.lives.clone(), roots: self.roots.clone() };
         Ok(Disk::new(Delta::open(spec, delta_io)?, self.based.then(base)))
