@@ -60,6 +60,8 @@ pub enum Mutant {
     SharedLayerRemoved,
     /// The files of dropped layers are removed before the record says so.
     DroppedTooEarly,
+    /// A copy shows what lies below without hiding the blocks before its range.
+    GapNotHidden,
 }
 
 impl Mutant {
@@ -91,7 +93,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 26] = [
+pub const ALL: [Mutant; 27] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -118,6 +120,7 @@ pub const ALL: [Mutant; 26] = [
     Mutant::PendingNotFlushed,
     Mutant::SharedLayerRemoved,
     Mutant::DroppedTooEarly,
+    Mutant::GapNotHidden,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

@@ -27,8 +27,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "store",
         &[
-            "disk", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant", "events",
-            "stats", "trace",
+            "disk", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant",
+            "events", "stats", "trace",
         ],
     ),
     ("serve", &["store", "disk", "base", "cache", "format", "io", "stats"]),

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use plyfs::format::MAX_DISK_SIZE;
+use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
+use plyfs::format::names::{self, NameEntry};
 use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
     Moved, Request, Superblock, Token, Validator,
@@ -107,7 +109,11 @@ fn records() {
     let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
     both("records", "disk", &disk.encode());
-    both("records", "disk-of-client", &DiskRecord { request: Some(Request::Client(token)), ..disk.clone() }.encode());
+    both(
+        "records",
+        "disk-of-client",
+        &DiskRecord { request: Some(Request::Client(token)), ..disk.clone() }.encode(),
+    );
     let layer = |number: u64, below: Option<usize>| LayerEntry {
         number,
         below,
@@ -134,8 +140,30 @@ fn records() {
         snapshots: vec![snapshot],
         dropped: vec![4],
         rolled_back: Some(token),
+        rises: true,
     };
-    both("records", "disk-layered", &DiskRecord { lineage, ..disk.clone() }.encode());
+    let layered = |change: &dyn Fn(&mut Lineage)| {
+        let mut lineage = lineage.clone();
+        change(&mut lineage);
+        DiskRecord { lineage, ..disk.clone() }.encode()
+    };
+    both("records", "disk-layered", &layered(&|_| {}));
+    both("records", "disk-rolled-back", &layered(&|lineage| lineage.below = None));
+    both("records", "disk-layer-on-itself", &layered(&|lineage| lineage.layers[1].below = Some(1)));
+    both("records", "disk-layer-on-a-later-one", &layered(&|lineage| lineage.layers[0].below = Some(2)));
+    both("records", "disk-layer-twice", &layered(&|lineage| lineage.layers[1].number = 3));
+    both("records", "disk-no-such-layer", &layered(&|lineage| lineage.below = Some(60_000)));
+    both("records", "disk-pending-snapshot", &layered(&|lineage| lineage.snapshots[0].layer = Some(2)));
+    both("records", "disk-needed-and-dropped", &layered(&|lineage| lineage.dropped = vec![5]));
+    both("records", "disk-layer-2-63-bytes", &layered(&|lineage| lineage.layers[0].size = 1 << 63));
+    both(
+        "records",
+        "disk-deep",
+        &layered(&|lineage| {
+            lineage.layers = (0..60).map(|n| layer(100 + n, (n as usize).checked_sub(1))).collect();
+            lineage.below = Some(59);
+        }),
+    );
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
     both("records", "disk-2-63-bytes", &DiskRecord { size: 1 << 63, ..disk.clone() }.encode());
     both(
@@ -215,6 +243,69 @@ fn map_file() {
     both("map_file", "features", &changed(&three, 12, &1u64.to_le_bytes()));
 }
 
+fn layer_index() {
+    let index = |leaves: &[Vec<Extent>], layers: &[u64]| {
+        let header = IndexHeader {
+            layer: 7,
+            nonce: 0x1234,
+            end: 1 << 30,
+            leaves: leaves.len() as u64,
+            layers: layers.len() as u16,
+        };
+        let mut bytes = header.encode().to_vec();
+        for (number, leaf) in (0u64..).zip(leaves) {
+            bytes.extend(encode_leaf(header.nonce, number, leaf));
+        }
+        let firsts: Vec<Extent> = leaves.iter().filter_map(|leaf| leaf.first().copied()).collect();
+        bytes.extend(encode_table(header.nonce, layers, &firsts));
+        bytes
+    };
+    let one = vec![
+        Extent::new(0, Where::Below),
+        Extent::new(4096, Where::Layer(1)),
+        Extent::new(5000, Where::Layer(0)),
+        Extent::new(1 << 30, Where::Zero),
+    ];
+    let many = |from: u64| (from..from + 300).map(|n| Extent::new(n * 4096, Where::Layer((n % 2) as u16)));
+    let bytes = index(std::slice::from_ref(&one), &[3, 7]);
+    both("layer_index", "one", &bytes);
+    both("layer_index", "two", &index(&[many(0).collect(), many(300).collect()], &[3, 7]));
+    both("layer_index", "of-other-layers", &index(std::slice::from_ref(&one), &[4, 7]));
+    both("layer_index", "leaf-behind-the-next", &index(&[many(0).collect(), many(100).collect()], &[3, 7]));
+    both("layer_index", "not-from-the-start", &index(&[many(5).collect()], &[3, 7]));
+    both("layer_index", "no-such-layer", &index(&[vec![Extent::new(0, Where::Layer(2))]], &[3, 7]));
+    both("layer_index", "empty-leaf", &changed(&bytes, 2 * PAGE - 8, &[0]));
+    both("layer_index", "count-lie", &changed(&bytes, 2 * PAGE - 8, &u32::MAX.to_le_bytes()));
+    both("layer_index", "leaves-lie", &changed(&bytes, 36, &u64::MAX.to_le_bytes()));
+    both("layer_index", "layers-lie", &changed(&bytes, 10, &u16::MAX.to_le_bytes()));
+    both("layer_index", "version-2", &changed(&bytes, 8, &2u16.to_le_bytes()));
+    both("layer_index", "torn", &changed(&bytes, PAGE + 3, &[0xff]));
+    both("layer_index", "cut", &bytes[..bytes.len() - 9]);
+    both("layer_index", "empty", &[]);
+}
+
+fn name_list() {
+    let entry = |number: u64, name: &str| NameEntry {
+        is_base: number == 2,
+        number,
+        inode: 12,
+        changed_ns: 77,
+        len: 300,
+        name: name.into(),
+        base: if number == 2 { 0 } else { 2 },
+    };
+    let list = names::encode(&[entry(2, "debian"), entry(3, "vm-1"), entry(u64::MAX, "vm-2")]);
+    both("names", "plain", &list);
+    both("names", "none", &names::encode(&[]));
+    both("names", "path-as-name", &names::encode(&[entry(3, "../../etc/passwd")]));
+    // Behind the envelope: the count, then the kind of the first entry.
+    both("names", "count-lie", &changed(&list, 40, &[0x7f]));
+    both("names", "count-runs-over", &changed(&list, 40, &[0xff; 10]));
+    both("names", "no-such-kind", &changed(&list, 41, &[2]));
+    both("names", "name-length-lie", &changed(&list, 74, &u16::MAX.to_le_bytes()));
+    both("names", "cut", &list[..list.len() - 7]);
+}
+
 fn live_map() {
     let put = |name: &str, words: &[u64]| {
         put("live_map", name, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
@@ -268,6 +359,8 @@ fn main() {
     records();
     traces();
     map_file();
+    layer_index();
+    name_list();
     live_map();
     text();
     // Of histories any bytes are one; the fuzzer finds better ones than a hand does.

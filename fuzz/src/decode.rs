@@ -5,12 +5,19 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use plyfs::config::size::{MAX_SIZE, format_size, parse_size};
-use plyfs::delta::{Delta, DeltaSpec, DeltaIo};
+use plyfs::delta::{Delta, DeltaIo, DeltaSpec};
+use plyfs::format::extents::{
+    IndexHeader, PAGE, decode_leaf, decode_table, encode_leaf, encode_table, leaf_at,
+};
 use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
+use plyfs::format::layout::index_path;
+use plyfs::format::lineage::{LayerEntry, Lineage};
+use plyfs::format::names;
 use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
 use plyfs::format::trace::Trace;
 use plyfs::format::{BLOCK, MAX_DISK_SIZE, valid_name};
-use plyfs::io::{LiveFile, sys};
+use plyfs::io::{LiveFile, Medium, Open, sys};
+use plyfs::layers::Layers;
 use plyfs::trace::Player;
 
 use crate::medium::{Lives, Memory, Roots};
@@ -56,6 +63,61 @@ pub fn mend_map_file(bytes: &mut [u8]) {
     }
 }
 
+/// Puts the checksums of the index of a layer right: of its header, its leaves and its table, as far as it goes.
+pub fn mend_index(bytes: &mut [u8]) {
+    if bytes.len() < PAGE {
+        return;
+    }
+    let sum = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&sum.to_le_bytes());
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    let (nonce, leaves) = (bytes[20..28].to_vec(), word(bytes, 36));
+    let sum_of = |number: u64, part: &[u8]| {
+        crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&nonce), &number.to_le_bytes()), part)
+    };
+    let there = (bytes.len() / PAGE - 1) as u64;
+    for leaf in 0..leaves.min(there) {
+        let at = leaf_at(leaf) as usize;
+        let sum = sum_of(leaf, &bytes[at..at + PAGE - 4]);
+        bytes[at + PAGE - 4..at + PAGE].copy_from_slice(&sum.to_le_bytes());
+    }
+    if leaves <= there {
+        let (table, end) = (leaf_at(leaves) as usize, bytes.len());
+        if table + 4 <= end {
+            let sum = sum_of(u64::MAX, &bytes[table..end - 4]);
+            bytes[end - 4..].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+}
+
+/// What a store does with the layers of a record: every chain ends, and what is left after a removal is whole.
+fn lineage(lineage: &Lineage) {
+    for top in lineage.snapshots.iter().map(|snapshot| snapshot.layer).chain([lineage.below, None]) {
+        assert!(lineage.chain(top).count() <= lineage.layers.len());
+        let fork = lineage.fork(lineage.delta, top);
+        assert!(fork.chain(fork.below).eq_by_number(lineage.chain(top)));
+        assert_eq!(fork.layers.len(), fork.chain(fork.below).count());
+    }
+    let mut left = lineage.clone();
+    let removed = left.remove_unneeded();
+    assert_eq!(left.layers.len() + removed.len(), lineage.layers.len());
+    assert!(left.remove_unneeded().is_empty());
+    for (now, before) in left.snapshots.iter().zip(&lineage.snapshots) {
+        assert!(left.chain(now.layer).eq_by_number(lineage.chain(before.layer)));
+    }
+    assert!(left.chain(left.below).eq_by_number(lineage.chain(lineage.below)));
+}
+
+trait Numbers {
+    fn eq_by_number<'a>(self, other: impl Iterator<Item = &'a LayerEntry>) -> bool;
+}
+
+impl<'b, I: Iterator<Item = &'b LayerEntry>> Numbers for I {
+    fn eq_by_number<'a>(self, other: impl Iterator<Item = &'a LayerEntry>) -> bool {
+        self.map(|layer| layer.number).eq(other.map(|layer| layer.number))
+    }
+}
+
 /// Superblock, base record, disk record.
 pub fn records(data: &[u8]) {
     let bytes = mended(data, mend_envelope);
@@ -69,7 +131,57 @@ pub fn records(data: &[u8]) {
     }
     if let Ok(disk) = DiskRecord::decode(&bytes) {
         assert!(valid_name(&disk.name) && disk.overlap <= disk.size && disk.size <= MAX_DISK_SIZE);
+        assert!(disk.lineage.base_bytes(disk.overlap) <= MAX_DISK_SIZE);
+        lineage(&disk.lineage);
         assert_eq!(DiskRecord::decode(&disk.encode()), Ok(disk));
+    }
+}
+
+/// The list of names.
+pub fn names(data: &[u8]) {
+    let bytes = mended(data, mend_envelope);
+    let Ok(entries) = names::decode(&bytes) else { return };
+    // An entry takes at least the bytes of its fields.
+    assert!(entries.len() * 43 <= bytes.len());
+    assert_eq!(names::decode(&names::encode(&entries)).as_ref(), Ok(&entries));
+}
+
+/// The index of layer 7 on layer 3: decoded part by part, then used by a disk.
+pub fn layer_index(data: &[u8]) {
+    let bytes = mended(data, |bytes| mend_index(bytes));
+    let len = bytes.len() as u64;
+    if let Ok(header) = IndexHeader::decode(&bytes[..bytes.len().min(PAGE)], len) {
+        assert_eq!(IndexHeader::decode(&header.encode(), len), Ok(header));
+        let table = &bytes[header.table_at() as usize..];
+        assert_eq!(table.len(), header.table_len());
+        if let Ok((layers, firsts)) = decode_table(&header, table) {
+            assert_eq!(encode_table(header.nonce, &layers, &firsts), table);
+        }
+        for leaf in 0..header.leaves {
+            let page = &bytes[leaf_at(leaf) as usize..][..PAGE];
+            if let Ok(extents) = decode_leaf(&header, leaf, page.try_into().expect("a page")) {
+                let again = encode_leaf(header.nonce, leaf, &extents);
+                assert_eq!(decode_leaf(&header, leaf, &again), Ok(extents));
+            }
+        }
+    }
+    let medium = Arc::new(Memory::default());
+    let file = medium.open(&index_path(7), Open::Create).expect("a file");
+    file.write_at(&bytes, 0).expect("memory");
+    // The layers have no map files: an index that is refused is made again, and shows what is below.
+    let layer =
+        |disk| DeltaSpec { disk, size: 1 << 30, overlap: 1 << 29, modified_ns: 0, root: MapRoot::default() };
+    let chain = Layers::default().chain(vec![layer(3), layer(7)], medium);
+    let chain = chain.expect("an index can always be made").expect("a chain");
+    let (mut at, size) = (0, 1 << 30);
+    for _ in 0..2000 {
+        if at >= size {
+            break;
+        }
+        let now = chain.extent_now(at, size).map(|(_, end)| end);
+        let (_, end) = chain.extent(at, size).expect("an index can always be made");
+        assert!(end > at && end <= size && now.is_none_or(|now| now > at));
+        at = end;
     }
 }
 

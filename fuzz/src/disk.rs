@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use arbitrary::Arbitrary;
 use plyfs::base::Base;
 use plyfs::cache::BlockCache;
-use plyfs::delta::{Delta, DeltaSpec, DeltaIo};
+use plyfs::delta::{Delta, DeltaIo, DeltaSpec};
 use plyfs::disk::{Disk, Grow, Seek};
 use plyfs::source::{Identity, Source, SourceError, SourceErrorKind};
 

@@ -1,6 +1,6 @@
 //! Storage in memory that forgets what was not synced, and fails when told to.
 //!
-//! Narrow on purpose: only what one delta needs. It stands behind [`plyfs::io::Medium`], as any other would.
+//! Narrow on purpose: only what a delta and the index of a layer need. It stands behind [`plyfs::io::Medium`], as any other would.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -138,8 +138,12 @@ impl Medium for Memory {
         };
         Ok(Arc::new(Handle { content, state: self.state.clone() }))
     }
-    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        tick(&self.state)?;
+        let mut state = self.state.lock();
+        let content = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.into(), content);
+        Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         tick(&self.state)?;

@@ -25,6 +25,16 @@ fn records() {
 }
 
 #[test]
+fn layer_index() {
+    each("layer_index", decode::layer_index);
+}
+
+#[test]
+fn names() {
+    each("names", decode::names);
+}
+
+#[test]
 fn trace() {
     each("trace", decode::trace);
 }

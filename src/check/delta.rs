@@ -73,7 +73,7 @@ impl Check<'_> {
             self.is_broken(id, number);
             self.find(9, object.clone(), format!("{file}: it has no record; restore the disk from a backup"));
         }
-        if let Some(raised) = journal.raised {
+        if let Some(raised) = journal.raised.filter(|_| !record.lineage.rises) {
             self.is_broken(id, number);
             let message = format!(
                 "{file}: record {} raises the bytes that the disk reads from the base to {}, from {}; restore the disk \

@@ -251,10 +251,12 @@ impl Disk {
                 })
             }
             Self::Map { name, cells } => map::show(global, "disk", &name, cells),
-            Self::Rm { names, force, snapshots } => remove_each(global, &names, |client, name| match &name.snapshot {
-                Some(snapshot) => snapshot::remove(client, &name.disk, snapshot),
-                None => remove_disk(client, &name.disk, Removal { force, snapshots }),
-            }),
+            Self::Rm { names, force, snapshots } => {
+                remove_each(global, &names, |client, name| match &name.snapshot {
+                    Some(snapshot) => snapshot::remove(client, &name.disk, snapshot),
+                    None => remove_disk(client, &name.disk, Removal { force, snapshots }),
+                })
+            }
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),

@@ -114,7 +114,8 @@ pub(super) fn clone(
     size: Option<u64>,
 ) -> Result<(), CliError> {
     let action = format!("cannot clone {origin}");
-    let body = CreateDisks { names: names.to_vec(), from: Some(origin.to_string()), size, ..Default::default() };
+    let body =
+        CreateDisks { names: names.to_vec(), from: Some(origin.to_string()), size, ..Default::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)

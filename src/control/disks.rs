@@ -138,8 +138,7 @@ pub(super) async fn remove(
         c.refuse_in_use(vec![c.store.disk(&name)?]).await?;
     }
     blocking(move || {
-        let node =
-            if snapshots { c.store.unlink_with_snapshots(&name)? } else { c.store.unlink(&name)? };
+        let node = if snapshots { c.store.unlink_with_snapshots(&name)? } else { c.store.unlink(&name)? };
         // A client that has it open keeps it until the last close, which its frontend reports.
         c.service.purge(node.id())?;
         Ok(Removed { removed: vec![name] })

@@ -12,7 +12,9 @@ use utoipa::OpenApi;
 
 use super::error::Cause;
 use super::wire::ErrorKind;
-use super::{bases, disks, events, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire};
+use super::{
+    bases, disks, events, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
+};
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";

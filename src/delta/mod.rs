@@ -3,7 +3,8 @@
 //!
 //! What must hold: a block is `Data` only after its bytes are in the data file (D8). The durable map claims only what
 //! is durable in the data file (D12). The map alone decides; holes of the data file mean nothing. A block below the
-//! overlap that was `Zero` or `Data` never falls through to the base again (D9).
+//! overlap that was `Zero` or `Data` never falls through to the base again (D9). The overlap grows only when a copy
+//! shows what lies below; blocks that were not copied are hidden first (D81).
 
 mod commit;
 mod error;
@@ -62,6 +63,8 @@ pub struct DeltaSpec {
     pub size: u64,
     /// Bytes from the start that fall through to the base. A map file overrides it.
     pub overlap: u64,
+    /// Whether the overlap may grow ([`Delta::show_below`]).
+    pub rises: bool,
     /// Last modification in nanoseconds since the epoch.
     pub modified_ns: i64,
     /// Where the durable map is.
@@ -458,6 +461,45 @@ impl Delta {
         }
         self.touch();
         Ok(())
+    }
+
+    /// Lets what lies below show from `from` to `end` where nothing was written, and grows the disk to `end`. All before
+    /// `from` stays as it is: `hide` says that what lies below has data between `overlap` and `from`. Returns false,
+    /// without a change, when the overlap is not `overlap` any more. `from` is at or after it, and in whole blocks.
+    ///
+    /// # Errors
+    /// ENOSPC when there is no memory for the map; errors of the storage.
+    pub fn show_below(&self, overlap: u64, (from, end): (u64, u64), hide: bool) -> Result<bool, DeltaError> {
+        let _range = self.ranges.lock(0, u64::MAX);
+        // A flush takes the words and the overlap together: a record never has an overlap above blocks that it does not
+        // hide (D81).
+        let commit = self.commit.lock();
+        commit.refuse_retired()?;
+        let partly = !overlap.is_multiple_of(BLOCK) && self.map.state(overlap / BLOCK) == State::Unmapped;
+        if self.overlap() != overlap || partly {
+            return Ok(false);
+        }
+        let size = self.size();
+        let (first, last) = (blocks_for(overlap), from / BLOCK);
+        if hide && first < last {
+            let prepared = self.map.prepare(first, last, MapUse::Discard);
+            prepared.map_err(DeltaError::io("reserving memory for the map"))?;
+        }
+        if end > size {
+            self.clear_beyond(size, end)?;
+            self.set_word(LiveHeader::Size, end);
+        }
+        let mut at = first;
+        while hide && at < last && !Mutant::GapNotHidden.is_active() {
+            let (state, stop) = self.map.run(at, last);
+            if state == State::Unmapped {
+                self.map.set(at, stop, State::Zero);
+            }
+            at = stop;
+        }
+        self.set_word(LiveHeader::Overlap, end);
+        self.touch();
+        Ok(true)
     }
 
     /// Whether the map says that a block is zeros. Reads no data.

@@ -141,7 +141,14 @@ impl Delta {
         commit.sealed = true;
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let (size, overlap) = commit.bounds;
-        Ok(DeltaSpec { disk: self.spec.disk, size, overlap, modified_ns: self.modified_ns(), root })
+        Ok(DeltaSpec {
+            disk: self.spec.disk,
+            size,
+            overlap,
+            rises: self.spec.rises,
+            modified_ns: self.modified_ns(),
+            root,
+        })
     }
 
     /// Flushes, and notes the length of the map file, so that the next open notices damage. Removes the live map. No

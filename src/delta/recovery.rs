@@ -37,8 +37,9 @@ pub(super) fn check_live(live: &LiveFile, spec: &DeltaSpec) -> Result<(), DeltaE
     let word = |word| live.header(word).load(Ordering::Acquire);
     let (size, overlap, pending) =
         (word(LiveHeader::Size), word(LiveHeader::Overlap), word(LiveHeader::PendingShrink));
+    let most = if spec.rises { size } else { size.min(spec.overlap) };
     let pages = live.pages(0).last().map_or(0, |last| last + 1);
-    let why = if size > MAX_DISK_SIZE || overlap > size.min(spec.overlap) || pending > size + 1 {
+    let why = if size > MAX_DISK_SIZE || overlap > most || pending > size + 1 {
         format!("size {size}, overlap {overlap}, pending shrink to {}", pending.wrapping_sub(1))
     } else if pages > LiveMap::PAGES_OF_LARGEST_DISK {
         format!("page {} is past the end of the largest disk", pages - 1)
@@ -150,10 +151,12 @@ pub(super) fn open_map_file(
     };
     let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
         let why = match journal.raised {
-            // A larger overlap would show the base again where the disk was cut.
-            Some(raised) => format!("record {} has a larger overlap than the record before it", raised.seq),
-            None if journal.records == 0 => "it has no record".to_owned(),
-            None => return Ok(journal),
+            // Where no copy shows what lies below, a larger overlap would show the base again where the disk was cut.
+            Some(raised) if !spec.rises => {
+                format!("record {} has a larger overlap than the record before it", raised.seq)
+            }
+            _ if journal.records == 0 => "it has no record".to_owned(),
+            _ => return Ok(journal),
         };
         Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
     });

@@ -44,7 +44,14 @@ impl Rig {
     }
     fn try_open(&self) -> Result<Arc<Delta>, DeltaError> {
         let overlap = self.overlap;
-        let spec = DeltaSpec { disk: 1, size: 65_536, overlap, modified_ns: 0, root: *self.roots.0.lock() };
+        let spec = DeltaSpec {
+            disk: 1,
+            size: 65_536,
+            overlap,
+            rises: false,
+            modified_ns: 0,
+            root: *self.roots.0.lock(),
+        };
         let delta_io = DeltaIo {
             medium: Arc::new(self.medium.clone()),
             live: self.live.clone(),
@@ -248,7 +255,14 @@ fn a_map_file_is_not_appended_to_when_its_replacement_may_be_durable() {
     let roots = Arc::new(Fails(Roots::default(), AtomicBool::new(false)));
     let delta_io =
         DeltaIo { medium: Arc::new(rig.medium.clone()), live: rig.live.clone(), roots: roots.clone() };
-    let spec = DeltaSpec { disk: 1, size: 65_536, overlap: 0, modified_ns: 0, root: MapRoot::default() };
+    let spec = DeltaSpec {
+        disk: 1,
+        size: 65_536,
+        overlap: 0,
+        rises: false,
+        modified_ns: 0,
+        root: MapRoot::default(),
+    };
     let _small = crate::mutant::simulate(None);
     let delta = Delta::open(spec, delta_io).unwrap();
     // Until the file is large enough for the next flush to replace it.

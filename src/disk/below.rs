@@ -129,7 +129,13 @@ impl Below {
     }
 
     /// Reads from memory only. False when a part would wait.
-    pub(super) fn read_now(&self, offset: u64, buf: &mut [u8], by: &BaseUse<'_>, origins: &mut Origins) -> bool {
+    pub(super) fn read_now(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        by: &BaseUse<'_>,
+        origins: &mut Origins,
+    ) -> bool {
         let end = offset + buf.len() as u64;
         let mut at = offset;
         while at < end {

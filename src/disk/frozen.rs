@@ -29,6 +29,11 @@ impl Frozen {
         self.size
     }
 
+    /// Whether blocks that fall through to the base are read from a file of this host, without decoding.
+    pub fn is_plain(&self) -> bool {
+        self.below.base.as_ref().is_none_or(|base| base.is_plain())
+    }
+
     /// The end of a read, and the end of what shows through.
     fn clip(&self, offset: u64, len: usize) -> (u64, u64) {
         let end = offset.saturating_add(len as u64).min(self.size).max(offset);

@@ -6,6 +6,7 @@
 mod below;
 mod frozen;
 pub mod map;
+mod show;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 pub use below::Below;
 use below::{BaseUse, Progress};
 pub use frozen::Frozen;
+pub use show::{Ground, Shown};
 
 use crate::base::{Base, BaseError, Completion};
 use crate::cache::Touch;

@@ -91,6 +91,7 @@ impl Rig {
         let (roots, slot, size) = &mut self.disks[n];
         slot.get_or_insert_with(|| {
             let spec = DeltaSpec {
+                rises: false,
                 disk: n as u64,
                 size: *size,
                 overlap: (self.base_bytes.len() as u64).min(*size),
@@ -354,7 +355,7 @@ fn a_cut_data_file_and_a_damaged_map_are_refused() {
     apply(&mut rig, 0, &mut Vec::new(), &Op::Reopen);
     let open = |rig: &Rig| {
         let root = *rig.disks[0].0.0.lock();
-        let spec = DeltaSpec { disk: 0, size: 100_000, overlap: 0, modified_ns: 0, root };
+        let spec = DeltaSpec { disk: 0, size: 100_000, overlap: 0, rises: false, modified_ns: 0, root };
         let delta_io =
             DeltaIo { medium: rig.medium.clone(), live: rig.live.clone(), roots: rig.disks[0].0.clone() };
         Delta::open(spec, delta_io)

@@ -82,6 +82,8 @@ pub struct Lineage {
     pub dropped: Vec<u64>,
     /// The request of a client that rolled the disk back last.
     pub rolled_back: Option<Token>,
+    /// Whether a copy showed what lies below: the overlap may grow in a map file.
+    pub rises: bool,
 }
 
 impl Lineage {
@@ -94,6 +96,7 @@ impl Lineage {
             snapshots: Vec::new(),
             dropped: Vec::new(),
             rolled_back: None,
+            rises: false,
         }
     }
 
@@ -169,9 +172,24 @@ impl Lineage {
 
     /// The lineage of a new disk with the delta `delta`, on the layer `top` of this one.
     pub fn fork(&self, delta: u64, top: Option<Place>) -> Self {
-        let mut fork = Self { below: top, layers: self.layers.clone(), ..Self::of(delta) };
+        let mut fork = Self { below: top, layers: self.layers.clone(), rises: self.rises, ..Self::of(delta) };
         fork.remove_unneeded();
         fork
+    }
+
+    /// Adds the layers of `other` that are not listed yet. Returns the place of `top`, a layer of `other`.
+    pub fn join(&mut self, other: &Self, top: Option<Place>) -> Option<Place> {
+        self.rises |= other.rises;
+        let mut places = Vec::with_capacity(other.layers.len());
+        for layer in &other.layers {
+            let known = self.layers.iter().position(|known| known.number == layer.number);
+            places.push(known.unwrap_or_else(|| {
+                self.layers
+                    .push(LayerEntry { below: layer.below.map(|below| places[below]), ..layer.clone() });
+                self.layers.len() - 1
+            }));
+        }
+        top.map(|top| places[top])
     }
 
     pub(super) fn put(&self, w: &mut Writer) {
@@ -200,6 +218,7 @@ impl Lineage {
             w.u64(*number);
         }
         put_token(w, self.rolled_back);
+        w.u8(self.rises.into());
     }
 
     pub(super) fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
@@ -253,7 +272,12 @@ impl Lineage {
             dropped.push(number);
         }
         let rolled_back = get_token(r)?;
-        Ok(Self { delta, below, layers, snapshots, dropped, rolled_back })
+        let rises = match r.u8()? {
+            0 => false,
+            1 => true,
+            other => return Err(r.bad(format!("the flag of a growing overlap is {other}"))),
+        };
+        Ok(Self { delta, below, layers, snapshots, dropped, rolled_back, rises })
     }
 }
 

@@ -6,8 +6,8 @@
 
 pub mod cache;
 mod codec;
-mod identity;
 pub mod extents;
+mod identity;
 pub mod journal;
 pub mod layout;
 pub mod lineage;

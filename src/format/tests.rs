@@ -73,10 +73,15 @@ fn layered_disk() -> DiskRecord {
     let lineage = Lineage {
         delta: 9,
         below: Some(2),
-        layers: vec![layer(3, None), layer(5, Some(0)), LayerEntry { seal: Seal::Pending, ..layer(6, Some(0)) }],
+        layers: vec![
+            layer(3, None),
+            layer(5, Some(0)),
+            LayerEntry { seal: Seal::Pending, ..layer(6, Some(0)) },
+        ],
         snapshots: vec![snapshot(7, "monday", Some(1), Some(token())), snapshot(8, "empty", None, None)],
         dropped: vec![4],
         rolled_back: Some(token()),
+        rises: true,
     };
     DiskRecord { lineage, request: Some(Request::Client(token())), ..disk() }
 }

@@ -15,9 +15,13 @@ use super::reply::{answer, time_ns};
 use super::{Node, PlyFs, SUFFIX, TTL, disk_of, handle_of, reply, strip, target_of};
 use crate::disk::{Grow, Seek};
 use crate::serve::{
-    self, AttributeChange, CreatedDisk, RefusedName, Requester, SpaceChange, Target, WriteRequest,
+    self, AttributeChange, CopyRequest, CreatedDisk, RefusedName, Requester, SpaceChange, Target,
+    WriteRequest,
 };
 use crate::store::{Attributes, Replace};
+
+/// The most bytes that the answer to one copy can count, in pages. The kernel asks for no more.
+const MOST_COPIED: u64 = u32::MAX as u64 & !4095;
 
 /// The change of space that a mode of fallocate(2) asks for; `None` for a mode that is not supported.
 fn allocate_of(mode: i32) -> Option<SpaceChange> {
@@ -82,7 +86,7 @@ impl Filesystem for PlyFs {
         let change = AttributeChange { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
-            Some(Node::Base(_)) => return reply.error(Errno::EROFS),
+            Some(Node::Base(_) | Node::Snapshot(_)) => return reply.error(Errno::EROFS),
             _ => return reply.error(Errno::EPERM),
         };
         let answer = move |done: Result<Attributes, serve::Errno>| match done {
@@ -164,10 +168,11 @@ impl Filesystem for PlyFs {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let target = match Node::of(ino.0) {
             Some(Node::Disk(id)) => Target::Disk(id),
-            Some(Node::Base(_)) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
+            Some(Node::Base(_) | Node::Snapshot(_)) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
                 return reply.error(Errno::EROFS);
             }
             Some(Node::Base(id)) => Target::Base(id),
+            Some(Node::Snapshot(number)) => Target::Snapshot(number),
             _ => return reply.error(Errno::EISDIR),
         };
         let flags = self.open_flags();
@@ -282,7 +287,7 @@ impl Filesystem for PlyFs {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(dir @ (Node::Root | Node::Disks | Node::Bases)) = Node::of(ino.0) else {
+        let Some(dir @ (Node::Root | Node::Disks | Node::Bases | Node::Snapshots)) = Node::of(ino.0) else {
             return reply.error(Errno::ENOTDIR);
         };
         // The cookie of an entry is its number plus 2, so removals do not move other entries.
@@ -295,7 +300,12 @@ impl Filesystem for PlyFs {
         if !full {
             match dir {
                 Node::Root => {
-                    for (id, node, name) in [(1, Node::Disks, "disks"), (2, Node::Bases, "bases")] {
+                    let dirs = [
+                        (1, Node::Disks, "disks"),
+                        (2, Node::Bases, "bases"),
+                        (3, Node::Snapshots, "snapshots"),
+                    ];
+                    for (id, node, name) in dirs {
                         full = full
                             || (after < id
                                 && reply.add(INodeNo(node.ino()), id + 2, FileType::Directory, name));
@@ -305,6 +315,15 @@ impl Filesystem for PlyFs {
                     for disk in self.service.store().disks_after(after) {
                         let (id, name) = (disk.id(), disk.name() + SUFFIX);
                         if reply.add(INodeNo(Node::Disk(id).ino()), id + 2, FileType::RegularFile, name) {
+                            break;
+                        }
+                    }
+                }
+                Node::Snapshots => {
+                    // More than one answer has room for.
+                    for (disk, snapshot) in self.service.store().snapshots_after(after, 4096) {
+                        let (id, name) = (snapshot.number, format!("{disk}@{}{SUFFIX}", snapshot.name));
+                        if reply.add(INodeNo(Node::Snapshot(id).ino()), id + 2, FileType::RegularFile, name) {
                             break;
                         }
                     }
@@ -398,18 +417,27 @@ impl Filesystem for PlyFs {
 
     fn copy_file_range(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
+        from: u64,
+        to: INodeNo,
+        fh: FileHandle,
+        at: u64,
+        len: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // After this answer the kernel copies by reading and writing.
-        reply.error(Errno::ENOSYS);
+        let (source, to) = match (target_of(ino), disk_of(to)) {
+            (Ok(source), Ok(to)) => (source, to),
+            (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
+        };
+        let cut = len.min(MOST_COPIED);
+        let is_cut = len >= MOST_COPIED;
+        let request = CopyRequest { source, from, to, at, len: cut, is_cut, handle: handle_of(fh) };
+        self.service.copy(self.call_of(req), request, move |done| match done {
+            Ok(bytes) => reply.written(bytes as u32),
+            Err(errno) => reply.error(errno.into()),
+        });
     }
 }

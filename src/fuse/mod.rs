@@ -63,7 +63,8 @@ fn target_of(ino: INodeNo) -> Result<Target, Errno> {
     match Node::of(ino.0) {
         Some(Node::Disk(id)) => Ok(Target::Disk(id)),
         Some(Node::Base(id)) => Ok(Target::Base(id)),
-        Some(Node::Root | Node::Disks | Node::Bases) => Err(Errno::EISDIR),
+        Some(Node::Snapshot(number)) => Ok(Target::Snapshot(number)),
+        Some(Node::Root | Node::Disks | Node::Bases | Node::Snapshots) => Err(Errno::EISDIR),
         None => Err(Errno::ESTALE),
     }
 }
@@ -72,7 +73,7 @@ fn target_of(ino: INodeNo) -> Result<Target, Errno> {
 fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
     match target_of(ino)? {
         Target::Disk(id) => Ok(id),
-        Target::Base(_) => Err(Errno::EROFS),
+        Target::Base(_) | Target::Snapshot(_) => Err(Errno::EROFS),
     }
 }
 
@@ -97,13 +98,19 @@ impl PlyFs {
         answer: impl FnOnce(Result<FileAttr, Errno>) + Send + 'static,
     ) {
         match node {
-            Node::Root | Node::Disks | Node::Bases => answer(Ok(reply::directory(node, &self.owner))),
+            Node::Root | Node::Disks | Node::Bases | Node::Snapshots => {
+                answer(Ok(reply::directory(node, &self.owner)))
+            }
             Node::Disk(id) => self.service.attributes(self.call_of(req), id, move |found| {
                 answer(found.map(|found| reply::disk(node, &found)).map_err(Errno::from));
             }),
             Node::Base(id) => {
                 let base = self.service.base(id).map_err(Errno::from);
                 answer(base.map(|base| reply::base(node, base.record(), &self.owner)));
+            }
+            Node::Snapshot(number) => {
+                let found = self.service.store().snapshot_by_number(number).ok_or(Errno::ESTALE);
+                answer(found.map(|(disk, snapshot)| reply::snapshot(node, &snapshot, disk.owner())));
             }
         }
     }
@@ -113,6 +120,7 @@ impl PlyFs {
         match Node::of(parent.0) {
             Some(Node::Root) if name == "disks" => Ok(Node::Disks),
             Some(Node::Root) if name == "bases" => Ok(Node::Bases),
+            Some(Node::Root) if name == "snapshots" => Ok(Node::Snapshots),
             Some(Node::Disks) => {
                 let found = strip(name).and_then(|n| store.disk(n).ok());
                 Ok(Node::Disk(found.ok_or(Errno::ENOENT)?.id()))
@@ -120,6 +128,11 @@ impl PlyFs {
             Some(Node::Bases) => {
                 let found = strip(name).and_then(|n| store.base(n).ok());
                 Ok(Node::Base(found.ok_or(Errno::ENOENT)?.id()))
+            }
+            Some(Node::Snapshots) => {
+                let names = strip(name).and_then(|name| name.split_once('@'));
+                let found = names.and_then(|(disk, snapshot)| store.snapshot_of(disk, snapshot));
+                Ok(Node::Snapshot(found.ok_or(Errno::ENOENT)?.1.number))
             }
             _ => Err(Errno::ENOENT),
         }

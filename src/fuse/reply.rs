@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{FileAttr, FileType, INodeNo, ReplyEmpty, TimeOrNow};
 
 use super::{Node, Ownership};
+use crate::format::lineage::SnapshotEntry;
 use crate::format::record::BaseRecord;
 use crate::io::sys;
 use crate::serve;
@@ -70,6 +71,17 @@ pub fn disk(node: Node, a: &Attributes) -> FileAttr {
     out.size = a.size;
     out.blocks = a.allocated.div_ceil(512);
     out.nlink = u32::from(a.linked);
+    out
+}
+
+/// A snapshot: who may read the disk may read it. `owner`: user, group and permissions of the disk.
+pub fn snapshot(node: Node, entry: &SnapshotEntry, owner: (u32, u32, u32)) -> FileAttr {
+    let (uid, gid, mode) = owner;
+    let at = entry.created_ns;
+    let mut out = attr(node, FileType::RegularFile, mode & 0o444, (uid, gid), (at, at, at));
+    out.size = entry.size;
+    // Programs that look for holes only where blocks are missing copy all of it at once.
+    out.blocks = entry.size.div_ceil(512);
     out
 }
 

@@ -29,7 +29,7 @@ enum Extents {
     /// All of them.
     Kept(Vec<Extent>),
     /// They are read from a file, leaf by leaf.
-    Paged(Paged),
+    Paged(Box<Paged>),
 }
 
 /// The extents of a large index.
@@ -127,7 +127,7 @@ impl Index {
             let why = format!("it is of the layers {numbers:?}, not of {layers:?}");
             return Err(LayerError::io(layer, "opening the index")(io::Error::other(why)));
         }
-        let paged = Paged::new(header, file, firsts);
+        let paged = Box::new(Paged::new(header, file, firsts));
         if header.leaves > limit(KEPT_LEAVES, 1) {
             return Ok(Self { extents: Extents::Paged(paged) });
         }

@@ -69,7 +69,8 @@ impl Rig {
         size: u64,
         overlap: u64,
     ) -> Arc<Delta> {
-        let spec = DeltaSpec { disk: number, size, overlap, modified_ns: 0, root: MapRoot::default() };
+        let spec =
+            DeltaSpec { disk: number, size, overlap, rises: false, modified_ns: 0, root: MapRoot::default() };
         let roots = Arc::new(Roots::default());
         Arc::new(Delta::open(spec, DeltaIo { medium: medium.clone(), live: live.clone(), roots }).unwrap())
     }

@@ -100,6 +100,9 @@ impl Service {
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        if change.size.is_some() {
+            self.copies.changes(disk, call.thread);
+        }
         let answer = self.measured(target, Operation::Change, 0, answer);
         let apply = move |service: &Self| {
             guard::once(requester.resent, || {
@@ -129,6 +132,7 @@ impl Service {
         answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let target = Target::Disk(disk);
+        self.copies.changes(disk, call.thread);
         let answer = self.measured(target, what.operation(), self.inside(disk, range), answer);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (changer, reader) = (service.clone(), service.clone());

@@ -51,6 +51,7 @@ pub(super) fn refused(target: Target, waiters: Waiters) {
         let (kind, number) = match target {
             Target::Disk(id) => ("disk", id),
             Target::Base(id) => ("base", id),
+            Target::Snapshot(number) => ("snapshot", number),
         };
         let Waiters { requests, bytes, refused, .. } = waiters;
         tracing::error!(

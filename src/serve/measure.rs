@@ -61,6 +61,9 @@ impl Service {
         match target {
             Target::Disk(id) => self.store.disk_by_id(id).map(|node| node.counters().clone()),
             Target::Base(id) => self.store.base_by_id(id).map(|node| node.counters().clone()),
+            Target::Snapshot(number) => {
+                self.store.snapshot_by_number(number).map(|(node, _)| node.counters().clone())
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 mod attempt;
 pub mod callers;
 mod change;
+mod copy;
 mod error;
 mod frontend;
 mod gate;
@@ -35,6 +36,8 @@ use std::sync::Arc;
 
 use attempt::{Kind, Origin, PendingRequest, Place};
 pub use change::{AttributeChange, SpaceChange};
+use copy::Copies;
+pub use copy::CopyRequest;
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
 use frontend::Frontends;
@@ -58,6 +61,8 @@ pub enum Target {
     Disk(u64),
     /// A base, read directly.
     Base(u64),
+    /// A snapshot of a disk.
+    Snapshot(u64),
 }
 
 /// The result of an open, which later requests carry: the disk's error epoch at that time. After a failed sync the
@@ -86,6 +91,7 @@ pub struct Service {
     store: Arc<Store>,
     runner: Arc<Runner>,
     frontends: Arc<Frontends>,
+    copies: Arc<Copies>,
 }
 
 /// Reads and caches the number of processors. The number is in files that a confined process may not read.
@@ -101,7 +107,8 @@ impl Service {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(store: Arc<Store>, threads: usize, inline: usize, limits: Limits) -> std::io::Result<Self> {
-        Ok(Self { store, runner: Runner::new(threads, inline, limits)?, frontends: Arc::default() })
+        let runner = Runner::new(threads, inline, limits)?;
+        Ok(Self { store, runner, frontends: Arc::default(), copies: Arc::default() })
     }
 
     /// Adds a frontend, whose requests go by what is returned. To be called before its first request.
@@ -165,6 +172,7 @@ impl Service {
         let (base, lane) = match target {
             Target::Disk(id) => (self.store.disk_by_id(id).and_then(|n| n.base_id()), Lane::Disk(id)),
             Target::Base(id) => (Some(id), Lane::Base(id)),
+            Target::Snapshot(number) => (self.base_of_snapshot(number), Lane::Disk(number)),
         };
         let of_base = base.filter(|id| target != Target::Base(*id)).map(Target::Base);
         let counters = [self.counters(target), of_base.and_then(|base| self.counters(base))];
@@ -187,7 +195,12 @@ impl Service {
         match target {
             Target::Disk(id) => self.store.disk_by_id(id).is_none_or(|node| node.attached().is_some()),
             Target::Base(id) => self.store.base_by_id(id).is_none_or(|node| node.attached().is_some()),
+            Target::Snapshot(number) => self.store.opened_snapshot(number).is_some(),
         }
+    }
+
+    fn base_of_snapshot(&self, number: u64) -> Option<u64> {
+        self.store.snapshot_by_number(number).and_then(|(node, _)| node.base_id())
     }
 
     /// The lane for work that must first open the files of `target`.
@@ -197,6 +210,9 @@ impl Service {
             Target::Disk(id) => {
                 let base = self.store.disk_by_id(id).and_then(|node| node.base_id());
                 base.map_or(Lane::Node(id), Lane::Attach)
+            }
+            Target::Snapshot(number) => {
+                self.base_of_snapshot(number).map_or(Lane::Node(number), Lane::Attach)
             }
         }
     }
@@ -218,6 +234,7 @@ impl Service {
             match target {
                 Target::Disk(id) => service.store.disk_by_id(id).map(|node| node.attach().map(drop)),
                 Target::Base(id) => service.store.base_by_id(id).map(|node| node.attach().map(drop)),
+                Target::Snapshot(number) => Some(service.store.attach_snapshot(number).map(drop)),
             }
             .transpose()
             .map(drop)
@@ -241,6 +258,10 @@ impl Service {
                 if is_plain { Place::CallingThread } else { Place::DiskLane }
             }
             Target::Base(_) => Place::BaseLane,
+            Target::Snapshot(number) => {
+                let is_plain = self.store.opened_snapshot(number).is_none_or(|frozen| frozen.is_plain());
+                if is_plain { Place::CallingThread } else { Place::DiskLane }
+            }
         }
     }
 
@@ -255,7 +276,7 @@ impl Service {
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             answer(match target {
                 Target::Disk(id) => service.disk(id).and_then(|node| open_disk(&node)),
-                Target::Base(_) => Ok(Handle(0)),
+                Target::Base(_) | Target::Snapshot(_) => Ok(Handle(0)),
             });
         });
     }

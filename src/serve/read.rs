@@ -10,7 +10,7 @@ use super::measure::Began;
 use super::pool::LARGE;
 use super::{Call, Errno, Service, Target, refuse};
 use crate::cache::Touch;
-use crate::disk::Seek;
+use crate::disk::{DiskError, Frozen, Seek};
 use crate::format::BLOCK;
 use crate::io::sys;
 use crate::stats::{Counters, Operation, Origins};
@@ -75,6 +75,16 @@ fn read_from_memory(node: &DiskNode, offset: u64, size: usize) -> Option<Filled>
     Some(filled)
 }
 
+/// As [`read_from_memory`], of a snapshot.
+fn read_snapshot_from_memory(frozen: &Frozen, offset: u64, size: usize) -> Option<Filled> {
+    let mut filled = Filled::with_room(size);
+    let buffer = RefCell::new(&mut filled.buffer[..size]);
+    let read = || Ok::<_, Errno>(frozen.read_now(offset, &mut buffer.borrow_mut()));
+    let origins = guarded(read).ok().flatten()?;
+    filled.holds(origins);
+    Some(filled)
+}
+
 /// Counts a read that is about to be answered.
 fn count(began: Began, counters: &Counters, done: Result<&Filled, Errno>) {
     if let Ok(filled) = done {
@@ -101,6 +111,16 @@ impl Service {
             && let Some(filled) = read_from_memory(&node, offset, size)
         {
             count(began, node.counters(), Ok(&filled));
+            return answer(Ok(filled.bytes()));
+        }
+        if size <= LARGE
+            && let Target::Snapshot(number) = target
+            && let Some(frozen) = self.store.opened_snapshot(number)
+            && let Some(filled) = read_snapshot_from_memory(&frozen, offset, size)
+        {
+            if let Some(counters) = self.counters(target) {
+                count(began, &counters, Ok(&filled));
+            }
             return answer(Ok(filled.bytes()));
         }
         let counters = self.counters(target);
@@ -133,6 +153,13 @@ impl Service {
         answer: impl FnOnce(Result<Option<u64>, Errno>) + Send + 'static,
     ) {
         let answer = self.measured(target, Operation::Seek, 0, answer);
+        let (copies, thread) = (self.copies.clone(), call.thread);
+        let answer = move |found: Result<Option<u64>, Errno>| {
+            if let Ok(Some(at)) = found {
+                copies.sought(target, thread, what, at);
+            }
+            answer(found);
+        };
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let work = move |service: &Self| service.find(target, from, what);
             service.reads(call, target, work, answer).submit(&service.runner, service.place(target));
@@ -151,6 +178,11 @@ impl Service {
                 let len = base.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
                 let done = base.read(offset, &mut buffer[..len], Touch::Repeat, READAHEAD);
                 done.map_err(|error| fail_base(id, &error))
+            }
+            Target::Snapshot(number) => {
+                let frozen = self.store.attach_snapshot(number).map_err(|e| fail(&e))?;
+                let done = frozen.read(offset, buffer, READAHEAD);
+                done.map_err(|error| self.fail_snapshot(number, "read", &error))
             }
         }
     }
@@ -171,6 +203,17 @@ impl Service {
                 };
                 found.map_err(|error| fail_base(id, &error))
             }
+            Target::Snapshot(number) => {
+                let frozen = self.store.attach_snapshot(number).map_err(|e| fail(&e))?;
+                frozen.seek(from, what).map_err(|error| self.fail_snapshot(number, "seek", &error))
+            }
+        }
+    }
+
+    fn fail_snapshot(&self, number: u64, operation: &'static str, error: &DiskError) -> Stop {
+        match self.store.snapshot_by_number(number) {
+            Some((node, _)) => fail_disk(&node, operation, error),
+            None => Stop::from(Errno::ESTALE),
         }
     }
 

@@ -65,6 +65,7 @@ impl Service {
             Ok(node) => node,
             Err(errno) => return answer(Err(errno)),
         };
+        self.copies.changes(disk, call.thread);
         let answer = measured(&node, Operation::Write, data.len() as u64, answer);
         let Some(attached) = node.attached() else {
             let data = data.to_vec();

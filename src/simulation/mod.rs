@@ -9,7 +9,9 @@
 //! guarantees of docs/semantics.md and docs/format.md. The campaign catches every [`crate::mutant::Mutant`].
 
 mod bases;
+mod concurrent;
 mod copies;
+mod copying;
 mod cut;
 mod hook;
 mod model;

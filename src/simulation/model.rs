@@ -96,6 +96,24 @@ pub(super) struct FrozenModel {
 }
 
 impl FrozenModel {
+    /// All bytes of a base.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self { size: bytes.len() as u64, blocks: bytes.chunks(BLOCK as usize).map(content).collect() }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its bytes from `at` to `end`.
+    pub fn bytes(&self, at: u64, end: u64) -> Vec<u8> {
+        let byte = |at: u64| {
+            let block = self.blocks.get((at / BLOCK) as usize).and_then(Option::as_ref);
+            block.map_or(0, |block| block[(at % BLOCK) as usize])
+        };
+        (at..end).map(byte).collect()
+    }
+
     /// Compares with what the store shows.
     fn compare(&self, name: &str, frozen: &Frozen) -> Result<(), String> {
         if frozen.size() != self.size {
@@ -510,7 +528,8 @@ impl Model {
             for (snapshot, frozen) in &model.snapshots {
                 let name = format!("{name}@{snapshot}");
                 let opened = store.open_snapshot(&node.name(), snapshot);
-                frozen.compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
+                frozen
+                    .compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
             }
             let compared = model.compare(&name, what, &disk, listed.mode)?;
             now.disks.insert(name, Arc::new(compared));

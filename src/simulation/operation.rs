@@ -4,6 +4,14 @@ use crate::io::sim::Rng;
 
 use super::model::Names;
 
+/// What is copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum From {
+    Disk(String),
+    Snapshot(String, String),
+    Base(String),
+}
+
 /// One operation of a history.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
@@ -59,6 +67,15 @@ pub(super) enum Op {
         from: String,
         snapshot: Option<String>,
         to: String,
+    },
+    /// Copies a range to the same offset of another disk.
+    Copy {
+        from: From,
+        to: String,
+        /// Whether that disk is cut to 0 bytes first.
+        fresh: bool,
+        at: u64,
+        len: u64,
     },
     /// Does what the store does now and then for layers.
     TendLayers,
@@ -164,6 +181,25 @@ fn any_of_a_base(rng: &mut Rng, names: &Names) -> Op {
     }
 }
 
+/// A copy to a disk.
+fn any_copy(rng: &mut Rng, to: String, names: &Names) -> Option<Op> {
+    let served = names.disks.iter().filter(|(name, disk)| **name != to && !names.is_refused(disk));
+    let mut sources: Vec<From> = Vec::new();
+    for (name, disk) in served {
+        sources.push(From::Disk(name.clone()));
+        sources.extend(disk.snapshots.keys().map(|snapshot| From::Snapshot(name.clone(), snapshot.clone())));
+    }
+    let bases = names.bases.iter().filter(|(_, base)| !base.refused);
+    sources.extend(bases.map(|(name, _)| From::Base(name.clone())));
+    if sources.is_empty() {
+        return None;
+    }
+    let from = rng.pick(&sources).clone();
+    let fresh = rng.chance(50);
+    let (at, len) = if rng.chance(30) { (0, SPAN * 2) } else { range(rng, 200_000) };
+    Some(Op::Copy { from, to, fresh, at, len })
+}
+
 /// A random operation on snapshots and layers of a disk.
 fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> Op {
     let taken: Vec<&String> = names.disks[&disk].snapshots.keys().collect();
@@ -221,6 +257,11 @@ pub(super) fn any(rng: &mut Rng, names: &Names) -> Op {
             8 => Op::WorkerDies,
             _ => Op::PowerCut,
         };
+    }
+    if rng.chance(6)
+        && let Some(copy) = any_copy(rng, disk.clone(), names)
+    {
+        return copy;
     }
     if rng.chance(16) {
         return any_of_layers(rng, disk, names, &free);

@@ -8,16 +8,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::copies::Copies;
-use super::cut::DEEPEST;
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, any};
 use super::{Campaign, Counts, cut};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
-use crate::format::BLOCK;
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
-use crate::mutant::{Mutant, simulate};
 use crate::store::{DiskNode, NewDisk, Origin, Replace, Store, StoreError};
 
 pub(super) struct SimStore {
@@ -37,7 +34,7 @@ pub(super) fn text(error: impl std::fmt::Display) -> String {
 }
 
 impl SimStore {
-    fn watched(
+    pub(super) fn watched(
         campaign: &Arc<Campaign>,
         medium: SimMedium,
         live: SimLive,
@@ -113,70 +110,8 @@ impl SimStore {
         }
     }
 
-    /// Runs one disk that several threads use at once. Each thread has blocks of its own, so that the model knows what was
-    /// written last. The last thread also has the end of the disk.
-    pub fn concurrent_history(
-        campaign: &Arc<Campaign>,
-        seed: u64,
-        fault: Option<Mutant>,
-    ) -> Result<(), String> {
-        const THREADS: u64 = 3;
-        const BLOCKS: u64 = 48;
-        let mut rng = Rng::new(seed);
-        let medium = SimMedium::new(rng.number());
-        let start = (SimLive::default(), Model::default());
-        let mut world = Self::watched(campaign, medium, start.0, start.1, rng.fork(), (DEEPEST, true));
-        world.open(Interruption::WorkerDeath)?;
-        world.run(Op::AddBase { name: "x".into(), source: 0 })?;
-        let base = rng.chance(50).then(|| "x".to_owned());
-        world.run(Op::Create { disks: vec![("a".into(), base, BLOCKS * BLOCK)] })?;
-        world.run(Op::Flush { disk: "a".into() })?;
-        // Power cuts happen from here on.
-        world.restart_as(0)?;
-        let world = &world;
-        let disk = "a".to_owned();
-        std::thread::scope(|scope| {
-            for thread in 0..THREADS {
-                let (mut rng, disk) = (rng.fork(), disk.clone());
-                scope.spawn(move || {
-                    let _switches = simulate(fault);
-                    for _ in 0..12 {
-                        let own = rng.below(BLOCKS / THREADS) * THREADS + thread;
-                        let (at, stamp) = (own * BLOCK + rng.below(3) * 512, rng.number() as u8 | 1);
-                        let op = match rng.below(8) {
-                            0..3 if thread == THREADS - 1 => {
-                                Op::Resize { disk: disk.clone(), to: BLOCKS * BLOCK + rng.below(70_000) }
-                            }
-                            3 | 4 if thread == THREADS - 1 => {
-                                let at = BLOCKS * BLOCK + rng.below(70_000);
-                                Op::Write { disk: disk.clone(), at, bytes: vec![stamp; 5000] }
-                            }
-                            0..4 => Op::Write { disk: disk.clone(), at, bytes: vec![stamp; 2048] },
-                            4 => Op::Zero { disk: disk.clone(), at: own * BLOCK, len: BLOCK },
-                            _ => Op::Flush { disk: disk.clone() },
-                        };
-                        let text = op.text();
-                        world.hook.model.lock().log.push(format!("thread {thread}: {text}"));
-                        Counts::add(&world.hook.campaign.counts.operations);
-                        match world.step_shared(&op) {
-                            Ok(Outcome::Done) => {}
-                            _ if world.hook.campaign.stopped() => return,
-                            Ok(Outcome::Failed(why)) => {
-                                world.hook.violated(&format!("{text} failed: {why}"));
-                            }
-                            Err(why) => {
-                                world.hook.violated(&why);
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        Ok(())
-    }
-
     /// Opens the unchanged store again, at another depth.
-    fn restart_as(&mut self, depth: u32) -> Result<(), String> {
+    pub(super) fn restart_as(&mut self, depth: u32) -> Result<(), String> {
         self.store = None;
         let hook = &self.hook;
         let model = hook.model.lock().clone();
@@ -186,7 +121,7 @@ impl SimStore {
         self.open(Interruption::WorkerDeath)
     }
 
-    fn open(&mut self, what: Interruption) -> Result<(), String> {
+    pub(super) fn open(&mut self, what: Interruption) -> Result<(), String> {
         let hook = &self.hook;
         // A start that fails serves no client, so a fault in it would prove nothing.
         hook.fault.lock().skip = None;
@@ -256,6 +191,7 @@ impl SimStore {
                     let missing = |name: &String| !names.disks[from].snapshots.contains_key(name);
                     has(to) || !has(from) || snapshot.as_ref().is_some_and(missing)
                 }
+                Op::Copy { to, from, .. } => !has(to) || !self.has_source(from, names),
                 Op::Snapshot { disk, name } => !has(disk) || names.disks[disk].snapshots.contains_key(name),
                 Op::RemoveSnapshot { disk, name } | Op::Rollback { disk, name } => {
                     !has(disk) || !names.disks[disk].snapshots.contains_key(name)
@@ -273,7 +209,7 @@ impl SimStore {
     }
 
     /// Runs an operation and updates the model.
-    fn run(&mut self, op: Op) -> Result<(), String> {
+    pub(super) fn run(&mut self, op: Op) -> Result<(), String> {
         Counts::add(&self.hook.campaign.counts.operations);
         self.hook.model.lock().log.push(op.text());
         *self.hook.running.lock() = Some(op.clone());
@@ -332,13 +268,13 @@ impl SimStore {
         }
     }
 
-    fn disk<T>(&self, name: &str, act: impl FnOnce(&Disk) -> T) -> Result<T, String> {
+    pub(super) fn disk<T>(&self, name: &str, act: impl FnOnce(&Disk) -> T) -> Result<T, String> {
         let node = self.store().disk(name).map_err(text)?;
         let disk = node.attach().map_err(text)?;
         Ok(act(&disk))
     }
 
-    fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
+    pub(super) fn model<T>(&self, name: &str, act: impl FnOnce(&mut DiskModel) -> T) -> T {
         act(self.hook.model.lock().names.disk(name))
     }
 
@@ -409,7 +345,7 @@ impl SimStore {
     }
 
     /// Runs an operation that several threads may run at once.
-    fn step_shared(&self, op: &Op) -> Result<Outcome, String> {
+    pub(super) fn step_shared(&self, op: &Op) -> Result<Outcome, String> {
         match op {
             Op::Write { disk, at, bytes } => self.write(disk, *at, bytes.len() as u64, Some(bytes)),
             Op::Zero { disk, at, len } => {
@@ -497,6 +433,7 @@ impl SimStore {
                 }
                 Ok(done)
             }
+            Op::Copy { from, to, fresh, at, len } => self.copy(from, to, *fresh, (*at, *len)),
             names => Ok(self.change_names(names)),
         }
     }
@@ -520,7 +457,7 @@ impl SimStore {
         self.written(disk, at, len, done)
     }
 
-    fn written(&self, disk: &str, at: u64, len: u64, done: Outcome) -> Result<Outcome, String> {
+    pub(super) fn written(&self, disk: &str, at: u64, len: u64, done: Outcome) -> Result<Outcome, String> {
         match &done {
             Outcome::Done => self.model(disk, |m| m.finish_write(at, len)),
             Outcome::Failed(_) => self.with_disk(disk, |m, d| m.fail_write(at, len, d))?,
@@ -620,8 +557,7 @@ impl SimStore {
                 after.disks.insert(to.clone(), Arc::new(origin.thaw(&frozen, 0o600)));
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 let origin = Origin { disk: from.clone(), snapshot: snapshot.clone() };
-                let new =
-                    NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
+                let new = NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
                 self.store().clone_disks(&origin, &[new], None).map(drop)
             }
             Op::AddBase { name, source } => {
@@ -681,6 +617,7 @@ impl Op {
                 | Self::RemoveSnapshot { .. }
                 | Self::Rollback { .. }
                 | Self::Clone { .. }
+                | Self::Copy { .. }
                 | Self::Mode { .. }
                 | Self::Purge
                 | Self::Pin { .. }

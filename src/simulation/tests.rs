@@ -112,7 +112,9 @@ fn every_mutant_is_caught() {
     let mut missed = Vec::new();
     // For the search of a first seed.
     let only = std::env::var("PLYFS_POWER_PROVE_ONLY").ok();
-    for fault in ALL.into_iter().filter(|fault| only.as_ref().is_none_or(|only| format!("{fault:?}") == *only)) {
+    for fault in
+        ALL.into_iter().filter(|fault| only.as_ref().is_none_or(|only| format!("{fault:?}") == *only))
+    {
         match find_violation(Some(fault), number("PLYFS_POWER_PROVE_CUTS", 60_000)) {
             Some(message) => println!("{fault:?}: caught {message}"),
             None => missed.push(fault),

@@ -97,6 +97,7 @@ impl Store {
             node.tend_layers();
         }
         self.remove_all_dropped();
+        self.close_idle_snapshots();
     }
 
     /// Detaches idle disks: those that are known to be closed after `closed` without use, all others after `open`. To

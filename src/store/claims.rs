@@ -88,6 +88,16 @@ impl Claims {
         self.claim(ClaimSet { disks, removing: Some(disk), ..ClaimSet::default() })
     }
 
+    /// Claims the layers of a disk that comes to stand on what `users` have: these stay.
+    pub fn adoption(&self, name: &str, disk: u64, users: Vec<u64>) -> Claim<'_> {
+        self.claim(ClaimSet {
+            disks: vec![name.to_owned()],
+            users,
+            removing: Some(disk),
+            ..ClaimSet::default()
+        })
+    }
+
     /// Claims the name of a new base.
     pub fn base_name(&self, name: &str) -> Claim<'_> {
         self.claim(ClaimSet { base_name: Some(name.to_owned()), ..ClaimSet::default() })

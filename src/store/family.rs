@@ -119,7 +119,11 @@ impl Store {
             return Err(no_snapshot(disk, name));
         }
         self.check_needs_are_known(|| format!("snapshot {disk}@{name}"))?;
-        self.drop_layers(&node, |lineage| lineage.snapshots.retain(|snapshot| snapshot.name != name))
+        let number = node.find_snapshot(|snapshot| snapshot.name == name).map(|snapshot| snapshot.number);
+        let done =
+            self.drop_layers(&node, |lineage| lineage.snapshots.retain(|snapshot| snapshot.name != name));
+        number.into_iter().for_each(|number| self.snapshots.removed(number));
+        done
     }
 
     /// Returns a disk to a snapshot: what was written since is lost. Handles that are open show the snapshot's bytes. A
@@ -212,7 +216,7 @@ impl Store {
     }
 
     /// Refuses the removal of layers while it is unknown what a disk needs.
-    fn check_needs_are_known(&self, object: impl FnOnce() -> String) -> Result<(), StoreError> {
+    pub(super) fn check_needs_are_known(&self, object: impl FnOnce() -> String) -> Result<(), StoreError> {
         if !self.unavailable.has_unavailable_disk() {
             return Ok(());
         }
@@ -222,7 +226,7 @@ impl Store {
     }
 
     /// Those of these deltas of a disk that no other disk needs. The caller holds `dropping`.
-    fn needed_by_none(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
+    pub(super) fn needed_by_none(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
         let mut left: HashSet<u64> = numbers.iter().copied().collect();
         if !left.is_empty() && !Mutant::SharedLayerRemoved.is_active() {
             let others: Vec<_> = self.names.read().disks.values().cloned().collect();

@@ -22,6 +22,8 @@ mod recording;
 mod records;
 mod register;
 mod reserve;
+mod sharing;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod unread;
@@ -50,6 +52,8 @@ pub use records::open_superblock;
 use records::{RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
+pub use sharing::{CopySource, Sharing};
+use snapshots::Snapshots;
 use unread::UnavailableRecords;
 pub use unread::UnreadRecord;
 
@@ -85,6 +89,7 @@ pub struct Store {
     layers: Arc<Layers>,
     /// Held while it is decided which layers nothing needs any more.
     dropping: Mutex<()>,
+    snapshots: Snapshots,
     disk_stats: Registry,
     base_stats: Registry,
     /// [`Store::close`] has begun.
@@ -303,7 +308,8 @@ impl Store {
         for record in disks {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
-            let has_live = left.as_ref().is_none_or(|left| record.lineage.deltas().any(|n| left.contains(&n)));
+            let has_live =
+                left.as_ref().is_none_or(|left| record.lineage.deltas().any(|n| left.contains(&n)));
             for layer in record.lineage.layers.iter().filter(|layer| !layer.is_pending() && has_live) {
                 // The worker died before it removed the live map, of which the map file has everything.
                 live.remove(layer.number).map_err(StoreError::io(object(), "removing a live map"))?;
@@ -339,6 +345,7 @@ impl Store {
             attachments: context.attachments,
             layers: context.layers,
             dropping: Mutex::new(()),
+            snapshots: Snapshots::default(),
             disk_stats,
             base_stats,
             closing: AtomicBool::new(false),

@@ -1,26 +1,29 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
+mod adopting;
+mod family;
+mod record;
 mod sealing;
 mod survey;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+pub(super) use adopting::NewGround;
+use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
 use super::recording::Recording;
-use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, StoreError};
-use crate::delta::{Delta, DeltaIo, DeltaSpec, RootStore};
+use crate::delta::{Delta, DeltaIo, DeltaSpec};
 use crate::disk::{Disk, DiskError};
 use crate::format::layout;
 use crate::format::lineage::{LayerEntry, Lineage};
-use crate::format::record::{DiskRecord, MapRoot, Request};
-use crate::io::{LiveStore, Medium, Open, replace_or_restore, sys};
+use crate::format::record::{DiskRecord, Request};
+use crate::io::{LiveStore, Medium, Open, sys};
 use crate::layers::Layers;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
@@ -28,10 +31,9 @@ use crate::trace::Tap;
 /// One disk of a store.
 pub struct DiskNode {
     id: u64,
-    base_id: Option<u64>,
     writer: Arc<RecordWriter>,
     /// Empty when the disk has no base, and while the base's record cannot be read.
-    base: OnceLock<Arc<BaseNode>>,
+    base: RwLock<Option<Arc<BaseNode>>>,
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     layers: Arc<Layers>,
@@ -121,91 +123,6 @@ pub(super) struct NodeContext {
     pub stats: Registry,
 }
 
-/// Writes the record of one disk. Each caller changes a part of it.
-struct RecordWriter {
-    medium: Arc<dyn Medium>,
-    /// The durable record. Never locked through a system call, so no reader waits for a sync.
-    record: Mutex<DiskRecord>,
-    /// Held while the record is replaced.
-    replacing: Mutex<()>,
-    /// The disk's files are being removed, or are gone. Set while `replacing` is held.
-    retired: AtomicBool,
-}
-
-fn removed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "the disk was removed")
-}
-
-impl RecordWriter {
-    fn update(&self, change: impl FnOnce(&mut DiskRecord)) -> io::Result<()> {
-        let _replacing = self.replacing.lock();
-        if self.retired.load(Ordering::Acquire) {
-            return Err(removed());
-        }
-        let before = self.record.lock().clone();
-        let mut next = before.clone();
-        change(&mut next);
-        let bytes = next.encode();
-        let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
-        if bytes.len() as u64 + room > RECORD_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it has as many snapshots and layers as its record can hold; remove snapshots first",
-            ));
-        }
-        // A record that cannot be read again takes the disk away.
-        DiskRecord::decode(&bytes).map_err(io::Error::other)?;
-        let name = layout::disk_record(next.id);
-        replace_or_restore(&*self.medium, layout::DISKS, &name, &bytes, || before.encode())?;
-        *self.record.lock() = next;
-        Ok(())
-    }
-}
-
-/// Keeps the root of one delta: that of the disk, or one whose sealing is under way.
-struct DeltaRoots {
-    writer: Arc<RecordWriter>,
-    delta: u64,
-    /// Bytes from the start that fell through when the delta was made.
-    overlap: u64,
-}
-
-impl DeltaRoots {
-    fn set(&self, root: MapRoot, modified_ns: i64, size: Option<u64>) -> io::Result<()> {
-        let mut is_known = true;
-        let change = |record: &mut DiskRecord| {
-            // The size of a disk that was cut below its overlap is not recorded: the record keeps its original size and
-            // overlap, and no more of the base may show.
-            let current = size.filter(|size| *size >= self.overlap);
-            if record.lineage.delta == self.delta {
-                record.map = root;
-                record.modified_ns = modified_ns;
-                record.size_is_current = current.is_some();
-                record.overlap = self.overlap;
-                record.size = current.unwrap_or_else(|| record.size.max(self.overlap));
-            } else if let Some(layer) = record.lineage.layers.iter_mut().find(|l| l.number == self.delta) {
-                layer.map = root;
-                layer.modified_ns = modified_ns;
-                layer.size = current.unwrap_or(layer.size);
-            } else {
-                is_known = false;
-            }
-        };
-        self.writer.update(change)?;
-        if is_known { Ok(()) } else { Err(removed()) }
-    }
-}
-
-impl RootStore for DeltaRoots {
-    fn commit(&self, root: MapRoot, modified_ns: i64) -> io::Result<()> {
-        self.set(root, modified_ns, None)
-    }
-
-    fn commit_sized(&self, root: MapRoot, modified_ns: i64, size: u64) -> io::Result<()> {
-        self.set(root, modified_ns, Some(size))
-    }
-}
-
 impl DiskNode {
     /// `inherited_live_map`: whether an earlier worker left a live map of the disk.
     pub(super) fn new(
@@ -219,15 +136,9 @@ impl DiskNode {
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
-            base_id: record.backing.as_ref().map(|b| b.base),
             unlinked: AtomicBool::new(record.unlinked),
-            writer: Arc::new(RecordWriter {
-                medium: medium.clone(),
-                record: Mutex::new(record),
-                replacing: Mutex::new(()),
-                retired: AtomicBool::new(false),
-            }),
-            base: base.map_or_else(OnceLock::new, OnceLock::from),
+            writer: Arc::new(RecordWriter::new(medium.clone(), record)),
+            base: RwLock::new(base),
             medium,
             live,
             layers,
@@ -281,19 +192,19 @@ impl DiskNode {
 
     /// Sets the base, whose record can be read at last.
     pub(super) fn found_base(&self, base: &Arc<BaseNode>) {
-        if self.base_id == Some(base.id()) {
-            let _ = self.base.set(base.clone());
+        if self.base_id() == Some(base.id()) {
+            self.base.write().get_or_insert_with(|| base.clone());
         }
     }
 
     /// Its base's number.
     pub fn base_id(&self) -> Option<u64> {
-        self.base_id
+        self.writer.record.lock().backing.as_ref().map(|backing| backing.base)
     }
 
     /// Its base's name, when the base's record could be read.
     pub fn base_name(&self) -> Option<String> {
-        self.base.get().map(|b| b.record().name.clone())
+        self.base().map(|base| base.record().name.clone())
     }
 
     /// Whether the disk is unlinked.
@@ -353,16 +264,6 @@ impl DiskNode {
         Ok(())
     }
 
-    /// Its deltas and snapshots.
-    pub fn lineage(&self) -> Lineage {
-        self.writer.record.lock().lineage.clone()
-    }
-
-    /// Calls `each` for the number of each of its deltas.
-    pub(super) fn each_delta(&self, each: impl FnMut(u64)) {
-        self.writer.record.lock().lineage.deltas().for_each(each);
-    }
-
     /// Its record.
     pub(super) fn record(&self) -> DiskRecord {
         self.writer.record.lock().clone()
@@ -370,7 +271,7 @@ impl DiskNode {
 
     /// Its base, when the base's record could be read.
     pub(super) fn base(&self) -> Option<Arc<BaseNode>> {
-        self.base.get().cloned()
+        self.base.read().clone()
     }
 
     /// Whether its files are being removed, or are gone.
@@ -391,7 +292,9 @@ impl DiskNode {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        let spec = record.lineage.layer(delta).map_or_else(|| Self::spec(&record), Self::layer_spec);
+        let layer = record.lineage.layer(delta);
+        let spec =
+            layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
         Delta::check_files(&spec, &*self.medium).is_ok()
     }
 
@@ -475,7 +378,7 @@ impl DiskNode {
         let record = self.writer.record.lock().clone();
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
-        let base = self.base.get().map(|base| base.attach()).transpose()?;
+        let base = self.base().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
         if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
@@ -488,7 +391,7 @@ impl DiskNode {
         *self.detached_stat.lock() = None;
         self.inherited_live_map.store(false, Ordering::Release);
         self.attachments.add(self.id, self.me.clone());
-        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base.get())
+        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base())
             && !self.traced.swap(true, Ordering::AcqRel)
         {
             let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
@@ -500,7 +403,7 @@ impl DiskNode {
     /// Checks that the base is the one on which the disk was created. Compares records only.
     fn check_base(&self, record: &DiskRecord) -> Result<(), StoreError> {
         let object = || format!("disk {}", record.name);
-        match (&record.backing, self.base.get()) {
+        match (&record.backing, self.base()) {
             (None, _) => Ok(()),
             (Some(backing), Some(base)) if base.record().image.identity == backing.identity => Ok(()),
             (Some(_), Some(base)) => Err(StoreError::BaseChanged {
@@ -600,16 +503,18 @@ impl DiskNode {
             disk: record.lineage.delta,
             size: record.size,
             overlap: record.overlap,
+            rises: record.lineage.rises,
             modified_ns: record.modified_ns,
             root: record.map,
         }
     }
 
-    fn layer_spec(layer: &LayerEntry) -> DeltaSpec {
+    fn layer_spec(lineage: &Lineage, layer: &LayerEntry) -> DeltaSpec {
         DeltaSpec {
             disk: layer.number,
             size: layer.size,
             overlap: layer.overlap,
+            rises: lineage.rises,
             modified_ns: layer.modified_ns,
             root: layer.map,
         }

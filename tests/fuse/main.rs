@@ -4,6 +4,7 @@
 mod aio;
 mod api;
 mod check;
+mod copies;
 mod crashes;
 mod death;
 mod devices;

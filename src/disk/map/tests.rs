@@ -66,7 +66,7 @@ impl Rig {
 
     fn spec(&self) -> DeltaSpec {
         let root = self.roots.0.lock().0;
-        DeltaSpec { disk: 1, size: self.size, overlap: self.overlap, modified_ns: 0, root }
+        DeltaSpec { disk: 1, size: self.size, overlap: self.overlap, rises: false, modified_ns: 0, root }
     }
 
     fn open(&self) -> Delta {

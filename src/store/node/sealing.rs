@@ -49,7 +49,7 @@ impl DiskNode {
     fn open_stack(&self, record: &DiskRecord, mut below: Below) -> Result<Disk, StoreError> {
         let lineage = &record.lineage;
         for layer in lineage.chain(lineage.below).take_while(|layer| layer.is_pending()) {
-            below.pending.push(self.open_delta(Self::layer_spec(layer))?);
+            below.pending.push(self.open_delta(Self::layer_spec(lineage, layer))?);
         }
         let mut spec = Self::spec(record);
         // The new delta was not written yet: its size is the one that the old delta has at last.
@@ -70,7 +70,8 @@ impl DiskNode {
         top: Option<Place>,
     ) -> Result<Option<Arc<Chain>>, StoreError> {
         let sealed = record.lineage.chain(top).skip_while(|layer| layer.is_pending());
-        let mut specs: Vec<DeltaSpec> = sealed.map(Self::layer_spec).collect();
+        let mut specs: Vec<DeltaSpec> =
+            sealed.map(|layer| Self::layer_spec(&record.lineage, layer)).collect();
         specs.reverse();
         self.layers.chain(specs, self.medium.clone()).map_err(|error: LayerError| self.failed(error))
     }
@@ -86,7 +87,7 @@ impl DiskNode {
             return Ok(None);
         };
         self.check_base(&record)?;
-        let base = self.base.get().map(|base| base.attach()).transpose()?;
+        let base = self.base().map(|base| base.attach()).transpose()?;
         let below = Below { chain: self.chain(&record, snapshot.layer)?, base, pending: Vec::new() };
         Ok(Some(Frozen::new(below, snapshot.size, snapshot.overlap)))
     }
@@ -197,7 +198,7 @@ impl DiskNode {
     }
 
     /// Steps 3 and 4, for a sealing that was begun by this worker or an earlier one. The caller holds `sealing`.
-    fn settle(&self) -> Result<(), StoreError> {
+    pub(super) fn settle(&self) -> Result<(), StoreError> {
         if let Some(disk) = self.peek()
             && self.writer.record.lock().lineage.delta != disk.delta().number()
         {
@@ -337,6 +338,7 @@ impl DiskNode {
                 disk: number,
                 size: snapshot.size,
                 overlap: snapshot.overlap,
+                rises: self.writer.record.lock().lineage.rises,
                 modified_ns: now,
                 root: MapRoot::default(),
             })?;

@@ -23,7 +23,7 @@ impl DiskNode {
             return Ok((self.attach()?.map(cells), true));
         }
         let record = self.writer.record.lock().clone();
-        let base = match self.base.get() {
+        let base = match self.base() {
             Some(base) if self.check_base(&record).is_ok() => base.attach().ok(),
             _ => None,
         };

@@ -265,8 +265,8 @@ impl Shared {
     }
 }
 
-/// Whether a file may not use the reserve. A trace only makes boots faster, an index can be in memory instead, and both
-/// may be larger than what a flush needs.
+/// Whether a file may not use the reserve. A trace only makes boots faster, and may be larger than what a flush needs. The
+/// index of a layer is made again from the map files, in memory if need be (D76).
 fn is_data(name: &str) -> bool {
     let name = name.strip_suffix(STAGED_SUFFIX).unwrap_or(name);
     name.ends_with(DATA_SUFFIX)
@@ -361,7 +361,7 @@ impl MediumFile for MetadataFile {
     }
 }
 
-/// A data file. Guests decide how much is written to it.
+/// A data file, a trace or an index. Guests decide how much is written to it.
 struct DataFile {
     inner: Arc<dyn MediumFile>,
     shared: Arc<Shared>,

@@ -12,6 +12,7 @@ use crate::disk::DiskError;
 use crate::format::BLOCK;
 use crate::format::record::MapRoot;
 use crate::io::{LiveDir, replace};
+use crate::layers::{Layers, Part};
 
 /// A filesystem in memory, with a size that the test sets and calls that fail when the test says so.
 #[derive(Clone)]
@@ -291,18 +292,6 @@ fn a_trace_takes_no_space_of_the_reserve() {
     assert!(!small.names().iter().any(|name| name.ends_with(".tmp")), "{:?}", small.names());
 }
 
-// An index of a large disk took all of it, and then every write that needs space was refused.
-/// Guards D76.
-#[test]
-fn an_index_takes_no_space_of_the_reserve() {
-    let small = SmallMedium::new(64 * MIB);
-    let reserve = small.reserve(WANTED);
-    let index = reserve.open("deltas/1.index.tmp", Open::Create).unwrap();
-    small.fill();
-    assert!(is_no_space(index.write_at(&[1; 8192], 0)));
-    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: true });
-}
-
 #[test]
 fn metadata_uses_the_whole_reserve_and_fails_after_it() {
     let small = SmallMedium::new(64 * MIB);
@@ -444,7 +433,7 @@ impl Rig {
             None => MapRoot::default(),
         };
         let live = Arc::new(LiveDir::new(&self.live.path().join("live")).unwrap());
-        let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, modified_ns: 0, root };
+        let spec = DeltaSpec { disk: 1, size: SIZE, overlap: SIZE, rises: false, modified_ns: 0, root };
         let medium: Arc<dyn Medium> = self.reserve.clone();
         Delta::open(spec, DeltaIo { medium: medium.clone(), live, roots: Arc::new(Roots(medium)) })
     }
@@ -491,6 +480,23 @@ fn a_flush_on_a_full_medium_is_durable() {
     assert_eq!(delta.extent(0, 4096).0, Mapping::Zero);
     assert!((1..100).all(|n| is_data(&delta, n * 64)));
     delta.close().unwrap();
+}
+
+/// Guards D19.
+#[test]
+fn the_index_of_a_layer_takes_no_space_of_the_reserve() {
+    let rig = Rig::new(WANTED);
+    let delta = rig.open();
+    (0..100).for_each(|n| write(&delta, n * 64).unwrap());
+    let layer = delta.seal().unwrap();
+    rig.small.fill();
+    let chain = Layers::default().chain(vec![layer], rig.reserve.clone()).unwrap().unwrap();
+    let state = rig.reserve.state();
+    assert!(!state.in_use && state.held == WANTED, "{state:?}");
+    assert!(!rig.small.names().iter().any(|name| name.contains(".index")), "{:?}", rig.small.names());
+    // The index is in memory.
+    let (part, end) = chain.extent(64 * BLOCK, SIZE).unwrap();
+    assert!(matches!(part, Part::Layer(_)) && end == 65 * BLOCK);
 }
 
 #[test]

@@ -1,0 +1,124 @@
+//! Snapshots as files: finds one by its number, and keeps those open that are being read.
+//!
+//! What must hold: an open snapshot keeps files open, and the memory of its index, only while it is in use.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{DiskNode, Store, StoreError};
+use crate::disk::Frozen;
+use crate::format::lineage::SnapshotEntry;
+
+/// How long a snapshot stays open without a read.
+const IDLE: Duration = Duration::from_secs(60);
+
+struct Opened {
+    frozen: Arc<Frozen>,
+    used: Instant,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    /// Where a snapshot was found last.
+    disks: Mutex<HashMap<u64, Weak<DiskNode>>>,
+    opened: Mutex<HashMap<u64, Opened>>,
+}
+
+impl Snapshots {
+    /// Closes a snapshot that is being removed.
+    pub fn removed(&self, number: u64) {
+        self.disks.lock().remove(&number);
+        self.opened.lock().remove(&number);
+    }
+}
+
+fn entry_of(node: &DiskNode, number: u64) -> Option<SnapshotEntry> {
+    node.find_snapshot(|snapshot| snapshot.number == number)
+}
+
+impl Store {
+    /// Finds a snapshot of a disk by its name.
+    pub fn snapshot_of(&self, disk: &str, name: &str) -> Option<(Arc<DiskNode>, SnapshotEntry)> {
+        let node = self.disk(disk).ok()?;
+        let entry = node.find_snapshot(|snapshot| snapshot.name == name)?;
+        self.snapshots.disks.lock().insert(entry.number, Arc::downgrade(&node));
+        Some((node, entry))
+    }
+
+    /// Finds a snapshot by its number.
+    pub fn snapshot_by_number(&self, number: u64) -> Option<(Arc<DiskNode>, SnapshotEntry)> {
+        let known = self.snapshots.disks.lock().get(&number).and_then(Weak::upgrade);
+        if let Some(node) = known.filter(|node| !node.is_unlinked())
+            && let Some(entry) = entry_of(&node, number)
+        {
+            return Some((node, entry));
+        }
+        let nodes = self.disks_after(0);
+        let found = nodes.into_iter().find_map(|node| entry_of(&node, number).map(|entry| (node, entry)))?;
+        self.snapshots.disks.lock().insert(number, Arc::downgrade(&found.0));
+        Some(found)
+    }
+
+    /// Up to `most` snapshots with numbers above `after`, by number, each with the name of its disk.
+    pub fn snapshots_after(&self, after: u64, most: usize) -> Vec<(String, SnapshotEntry)> {
+        let mut found = Vec::new();
+        for node in self.disks_after(0) {
+            let name = node.name();
+            node.each_snapshot(|snapshot| {
+                if snapshot.number > after {
+                    found.push((name.clone(), snapshot.clone()));
+                }
+            });
+        }
+        found.sort_unstable_by_key(|(_, snapshot)| snapshot.number);
+        found.truncate(most);
+        found
+    }
+
+    /// A snapshot that is open. Does not wait.
+    pub fn opened_snapshot(&self, number: u64) -> Option<Arc<Frozen>> {
+        let mut opened = self.snapshots.opened.lock();
+        let found = opened.get_mut(&number)?;
+        found.used = Instant::now();
+        Some(found.frozen.clone())
+    }
+
+    /// Opens a snapshot for reading, unless it is open.
+    ///
+    /// # Errors
+    /// An unknown snapshot; a base or a layer that cannot be opened.
+    pub fn attach_snapshot(&self, number: u64) -> Result<Arc<Frozen>, StoreError> {
+        if let Some(frozen) = self.opened_snapshot(number) {
+            return Ok(frozen);
+        }
+        let unknown =
+            || StoreError::NotFound { object: format!("snapshot number {number}"), noun: "snapshot" };
+        let (node, _) = self.snapshot_by_number(number).ok_or_else(unknown)?;
+        let frozen = Arc::new(node.open_snapshot(number)?.ok_or_else(unknown)?);
+        let mut opened = self.snapshots.opened.lock();
+        // A removal takes it from the record first, and then from here.
+        if entry_of(&node, number).is_none() {
+            return Err(unknown());
+        }
+        let entry = opened.entry(number).or_insert(Opened { frozen, used: Instant::now() });
+        Ok(entry.frozen.clone())
+    }
+
+    /// Closes snapshots that were not read for a while.
+    pub(super) fn close_idle_snapshots(&self) {
+        let mut closed = Vec::new();
+        self.snapshots.opened.lock().retain(|_, opened| {
+            let stays = opened.used.elapsed() < IDLE;
+            if !stays {
+                closed.push(opened.frozen.clone());
+            }
+            stays
+        });
+        // Closing files may wait; no reader waits for that.
+        drop(closed);
+    }
+}
