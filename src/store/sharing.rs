@@ -81,6 +81,7 @@ impl Store {
             CopySource::Disk(node) => Some(node.attach()?),
             CopySource::Snapshot(..) | CopySource::Base(_) => None,
         };
+        let _base = source.base().map(|base| base.attach()).transpose()?;
         if let Some(sharing) = stands_on(source, to, earlier) {
             return Ok(Some(sharing));
         }
@@ -97,10 +98,8 @@ impl Store {
             return Ok(None);
         }
         let Some((moment, ground)) = self.moment_of(source)? else { return Ok(None) };
-        let adopted = {
-            let _dropping = self.dropping.lock();
-            to.adopt(&ground, || self.new_id(), |numbers| self.needed_by_none(to, numbers))?
-        };
+        let unneeded = |numbers| self.needed_by_none(to, numbers);
+        let adopted = to.adopt(&ground, || self.new_id(), unneeded, &self.dropping)?;
         let ground = to.peek().filter(|_| adopted).and_then(|disk| Ground::of(disk.below()));
         if ground.is_some() {
             tracing::info!(disk = name, "a copy shares the blocks of {source}");

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::{DiskNode, StoreError, removed};
 use crate::disk::{Below, Disk};
 use crate::format::lineage::{Lineage, Place};
@@ -35,7 +37,7 @@ impl From<StoreError> for Stays {
 
 impl DiskNode {
     /// Puts the disk on other ground, if it shows nothing of what it stands on. Returns whether it did. `new_number`
-    /// gives the number of a new delta; `unneeded` is as for [`DiskNode::drop_layers`].
+    /// gives the number of a new delta; `unneeded` and `dropping` are as for [`DiskNode::drop_layers`].
     ///
     /// # Errors
     /// Errors of the storage. The disk is then as before.
@@ -44,6 +46,7 @@ impl DiskNode {
         ground: &NewGround,
         new_number: impl FnOnce() -> Result<u64, StoreError>,
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
+        dropping: &Mutex<()>,
     ) -> Result<bool, StoreError> {
         let disk = self.attach()?;
         // A base's files may hang: nothing is locked yet.
@@ -68,6 +71,11 @@ impl DiskNode {
             if !keeps_delta && disk.size() > 0 {
                 return Err(Stays::InUse);
             }
+            // Snapshots are read over the base of the record.
+            let record = self.record();
+            if record.backing != ground.backing && !record.lineage.snapshots.is_empty() {
+                return Err(Stays::InUse);
+            }
             let number = if keeps_delta { disk.delta().number() } else { new_number()? };
             let change = |record: &mut DiskRecord| {
                 record.backing.clone_from(&ground.backing);
@@ -81,14 +89,17 @@ impl DiskNode {
                     record.size_is_current = true;
                 }
             };
-            let mut next = self.record();
+            let mut next = record;
             change(&mut next);
             let chain = self.chain(&next, next.lineage.below)?;
-            self.update(|record| {
+            let _dropping = dropping.lock();
+            let recorded = self.update(|record| {
                 change(record);
                 let removed = record.lineage.remove_unneeded();
                 record.lineage.dropped.extend(unneeded(removed));
-            })?;
+            });
+            // After a failure, a power cut may leave either record. The next flush writes that of the disk as it is.
+            recorded.inspect_err(|_| disk.delta().write_map_anew())?;
             // From here on the record decides. A disk that cannot be opened is not attached, and the next attach tries
             // again.
             *self.base.write() = ground.base.clone();
