@@ -55,7 +55,6 @@ impl Disk {
     /// # Errors
     /// As [`Disk::write`].
     pub fn show(&self, (from, end): (u64, u64), ground: &Ground, epoch: u64) -> Result<Shown, DiskError> {
-        let _change = self.change()?;
         self.check_epoch(epoch)?;
         if !Ground::of(&self.below).is_some_and(|now| now.is(ground)) {
             return Ok(Shown::Elsewhere);
@@ -85,7 +84,7 @@ impl Disk {
                 Err(error) if error.completion().is_some() => true,
                 found => found?.is_some(),
             };
-            self.delta.show_below(overlap, (from, stop), hide)?;
+            self.change_with(|delta| delta.show_below(overlap, (from, stop), hide))?;
         }
         Ok(Shown::Copy(end.min((from + 1).next_multiple_of(BLOCK))))
     }

@@ -81,6 +81,7 @@ impl Store {
             CopySource::Disk(node) => Some(node.attach()?),
             CopySource::Snapshot(..) | CopySource::Base(_) => None,
         };
+        let _base = source.base().map(|base| base.attach()).transpose()?;
         if let Some(sharing) = stands_on(source, to, earlier) {
             return Ok(Some(sharing));
         }

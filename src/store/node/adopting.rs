@@ -73,6 +73,11 @@ impl DiskNode {
             if !keeps_delta && disk.size() > 0 {
                 return Err(Stays::InUse);
             }
+            // Snapshots are read over the base of the record.
+            let record = self.record();
+            if record.backing != ground.backing && !record.lineage.snapshots.is_empty() {
+                return Err(Stays::InUse);
+            }
             let delta = if keeps_delta {
                 disk.delta().clone()
             } else {
@@ -99,9 +104,9 @@ impl DiskNode {
             let chain = match recorded {
                 Ok(chain) => chain,
                 Err(error) => {
+                    // A power cut may leave either record. The next flush writes that of the disk as it is.
+                    disk.delta().write_map_anew();
                     if !keeps_delta {
-                        // A power cut may leave either record. The next flush writes that of the disk as it is.
-                        disk.delta().write_map_anew();
                         let _ = self.remove_live_map(delta.number());
                     }
                     return Err(error.into());

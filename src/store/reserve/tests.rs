@@ -292,18 +292,6 @@ fn a_trace_takes_no_space_of_the_reserve() {
     assert!(!small.names().iter().any(|name| name.ends_with(".tmp")), "{:?}", small.names());
 }
 
-// An index of a large disk took all of it, and then every write that needs space was refused.
-/// Guards D76.
-#[test]
-fn an_index_takes_no_space_of_the_reserve() {
-    let small = SmallMedium::new(64 * MIB);
-    let reserve = small.reserve(WANTED);
-    let index = reserve.open("deltas/1.index.tmp", Open::Create).unwrap();
-    small.fill();
-    assert!(is_no_space(index.write_at(&[1; 8192], 0)));
-    assert_eq!(reserve.state(), ReserveState { wanted: WANTED, held: WANTED, in_use: false, full: true });
-}
-
 #[test]
 fn metadata_uses_the_whole_reserve_and_fails_after_it() {
     let small = SmallMedium::new(64 * MIB);

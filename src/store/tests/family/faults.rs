@@ -8,6 +8,7 @@ use crate::format::layout::{data_path, disk_record, map_path};
 use crate::format::lineage::{LayerEntry, Seal};
 use crate::format::record::MapRoot;
 use crate::io::sim::{Keep, Rng};
+use crate::store::CopySource;
 use crate::store::tests::unread::SimStore;
 
 const NOW: Duration = Duration::ZERO;
@@ -492,4 +493,25 @@ fn a_snapshot_does_not_wait_for_a_write_that_reads_what_lies_below() {
     assert_eq!((bytes[99], bytes[100], bytes[109], bytes[110], bytes[4096]), (1, 9, 9, 1, 2));
     assert_eq!(blocks(&read_snapshot(&store, "a", "two")), [1, 2]);
     assert!(read_snapshot(&store, "a", "two")[..4096].iter().all(|byte| *byte == 1));
+}
+
+// The disk got the base of the source, and its snapshot was read over that one.
+/// Guards D81.
+#[test]
+fn a_copy_to_a_disk_with_snapshots_does_not_change_the_base_of_the_snapshots() {
+    let (fixture, store) = TestStore::with_base();
+    fs::write(fixture.path("../c.raw"), [8; 8192]).unwrap();
+    store.add_base("c", fixture.tmp.path().join("c.raw").to_str().unwrap(), None).unwrap();
+    store.create_disks(&[on("b", "a", None), on("c", "d", None)]).unwrap();
+    put(&store, "a", 0, 1);
+    store.snapshot("a", "s", None).unwrap();
+    let to = store.disk("a").unwrap();
+    to.change(|disk| disk.resize(0)).unwrap().unwrap();
+    let shared = store.share(&CopySource::Disk(store.disk("d").unwrap()), &to, None).unwrap();
+    assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [1, 7]);
+    assert!(shared.is_none());
+    // What has the same base is shared.
+    store.create_disks(&[on("b", "e", None)]).unwrap();
+    assert!(store.share(&CopySource::Disk(store.disk("e").unwrap()), &to, None).unwrap().is_some());
+    assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [1, 7]);
 }
