@@ -125,7 +125,8 @@ fn a_qcow2_image_shows_the_disk() {
         assert_shows(dir.path(), name, &model);
         lens.push(out.metadata().unwrap().len());
     }
-    assert!(lens[1] < lens[0] / 2 && lens[2] < lens[0] / 2, "{lens:?}");
+    // A third is zeros, a third is text, and the noise leaves no gaps.
+    assert!(lens[1] < lens[0] * 5 / 8 && lens[2] < lens[0] * 5 / 8, "{lens:?}");
 }
 
 #[test]

@@ -252,7 +252,9 @@ fn an_image_is_imported_and_only_what_differs_from_the_base_is_stored() {
         [(4096, 4096, "data".to_owned()), (MIB, 65_536, "zero".into()), (5 * MIB, 4096, "data".into())]
     );
     let shown = daemon.json(&["disk", "show", "on"]);
-    assert_eq!((&shown["base"], &shown["delta_bytes"]), (&json!("b"), &json!(8192)), "{shown}");
+    assert_eq!(shown["base"], "b", "{shown}");
+    // Two blocks of data and the map.
+    assert!(shown["delta_bytes"].as_u64().unwrap() <= 4 * 4096, "{shown}");
 
     let overlay = daemon.path("overlay.qcow2");
     let backing = daemon.path("b.img");

@@ -18,6 +18,8 @@ const COMPRESSED: u64 = 1 << 62;
 /// In the entry of a compressed cluster: the offset has the bits below, the number of sectors those above.
 const SECTORS_SHIFT: u32 = 62 - (16 - 8);
 const SECTOR: u64 = 512;
+/// The most clusters that wait to be written together.
+const HELD: usize = 16;
 /// Readers inflate with a window of 2^12 bytes, as QEMU does; a minus means without a header.
 const WINDOW_BITS: i32 = -12;
 
@@ -75,7 +77,8 @@ pub fn write_compressed(
     let runs = runs::of(input, backing.is_some())?;
     let mut out = Packer { file, end: CLUSTER, counts: vec![1] };
     let mut l1 = vec![0; l1_entries(input.size()) as usize];
-    let mut table = Table { number: 0, entries: vec![0; L2_ENTRIES as usize] };
+    let mut table =
+        Table { number: 0, entries: vec![0; L2_ENTRIES as usize], held: Vec::new(), places: Vec::new() };
     let mut cluster_bytes = vec![0; CLUSTER as usize];
     let mut packed = vec![0; CLUSTER as usize + 1024];
     for run in &runs {
@@ -94,7 +97,8 @@ pub fn write_compressed(
                     } else if let Some(bytes) = compression.compress(&cluster_bytes, &mut packed) {
                         out.put_packed(bytes)?
                     } else {
-                        out.put_aligned(&cluster_bytes)? | COPIED
+                        table.hold(cluster % L2_ENTRIES, &cluster_bytes, &mut out)?;
+                        continue;
                     }
                 }
             };
@@ -122,11 +126,35 @@ pub fn write_compressed(
 struct Table {
     number: u64,
     entries: Vec<u64>,
+    /// Clusters that do not become smaller, and their places in the table. They begin at the border of a cluster, so that
+    /// each of them alone would leave a gap behind a compressed one.
+    held: Vec<u8>,
+    places: Vec<u64>,
 }
 
 impl Table {
+    /// Takes a cluster that is written as it is, with others.
+    fn hold(&mut self, place: u64, cluster: &[u8], out: &mut Packer<'_>) -> Result<(), ExportError> {
+        self.held.extend_from_slice(cluster);
+        self.places.push(place);
+        if self.places.len() < HELD { Ok(()) } else { self.put_held(out) }
+    }
+
+    fn put_held(&mut self, out: &mut Packer<'_>) -> Result<(), ExportError> {
+        if self.places.is_empty() {
+            return Ok(());
+        }
+        let at = out.put_aligned(&self.held)?;
+        for (number, place) in (0..).zip(self.places.drain(..)) {
+            self.entries[place as usize] = (at + number * CLUSTER) | COPIED;
+        }
+        self.held.clear();
+        Ok(())
+    }
+
     /// Writes the table if it has an entry, and begins an empty one.
     fn put(&mut self, out: &mut Packer<'_>, l1: &mut [u64]) -> Result<(), ExportError> {
+        self.put_held(out)?;
         if self.entries.iter().any(|entry| *entry != 0) {
             l1[self.number as usize] = out.put_aligned(&table_bytes(self.entries.iter().copied()))? | COPIED;
             self.entries.fill(0);
