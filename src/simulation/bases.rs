@@ -97,6 +97,8 @@ impl SimStore {
             (model.names, model.alternatives) = (after, Vec::new());
             let seen = model.clone();
             drop(model);
+            // As at a start: a fault in the comparison would prove nothing.
+            self.hook.fault.lock().skip = None;
             let now = seen.compare(Interruption::WorkerDeath, self.store())?;
             self.hook.model.lock().names = now.names;
         }

@@ -503,6 +503,13 @@ impl Model {
         let mut now = names.clone();
         for node in nodes {
             let name = node.name();
+            if node.base_name() != names.disks[&name].base {
+                return Err(format!(
+                    "disk {name}: its base is {:?}, should be {:?}",
+                    node.base_name(),
+                    names.disks[&name].base
+                ));
+            }
             // The attributes without attaching the disk must be those of the attached disk.
             let listed = node.attributes();
             if names.is_refused(&names.disks[&name]) {
