@@ -79,11 +79,15 @@ fn naming(mut command: clap::Command, kind: &'static str) -> clap::Command {
         command = command.mut_subcommand(name, |command| naming(command, kind));
     }
     // What is created has a name that nothing has yet.
-    let creates = ["create", "add"].contains(&command.get_name());
+    let is_of_disks = kind == "disks";
+    let creates =
+        ["create", "add"].contains(&command.get_name()) || (is_of_disks && command.get_name() == "import");
     command.mut_args(|arg| {
         let kind = match arg.get_id().as_str() {
             "name" | "names" | "id" | "ids" if !creates => kind,
             "base" => "bases",
+            // The beginning of DISK@SNAPSHOT.
+            "disk" | "from" | "source" if is_of_disks => "disks",
             "disk" => "disks",
             _ => return arg,
         };

@@ -41,7 +41,6 @@ has its name only when it is complete and on its disk; only its owner may read i
 --onto the image has only what differs from the base, and names the backing image for all else: the image of the base or \
 an exact copy of it. FILE - is standard output, in order, without compression.
 
-\
 An increment has only what changed between two snapshots; --format increment without --since has all that a copy needs to \
 begin. `plyfs disk import --increment` applies them.";
 
@@ -353,6 +352,7 @@ impl Export {
         }
         let remedy = match &error {
             ExportError::Read { .. } => "; see `plyfs disk show` and the daemon's log",
+            ExportError::Write { .. } if error.is_broken_pipe() => "; its reader ended before the disk did",
             ExportError::Write { .. } => "; check the place and its free space",
             ExportError::Unsuitable(_) => "",
             ExportError::Stopped => "; repeat the command",

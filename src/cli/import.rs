@@ -36,9 +36,9 @@ differs from the base. An image on top of a backing file needs --base: what the 
 comes from that base. plyfs opens no file that an image names; that the base has the contents of the backing file is the \
 word of the operator. When the import fails, no disk is left.
 
-\
 With --increment the first file makes a copy (export --format increment), and each later one (export --since) brings it \
-forward. An increment that was made for another state of the disk is refused. When it fails, the copy is as it was before.";
+forward. An increment that was made for another state of the disk is refused. When it fails, the copy is as it was before. A \
+copy must not be in use meanwhile.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
