@@ -116,7 +116,7 @@ pub(super) fn read_clusters(input: &dyn Input, first: u64, buf: &mut [u8]) -> Re
 fn l1(layout: &Layout, size: u64) -> Vec<u8> {
     let mut entries = vec![0; l1_entries(size) as usize];
     for (place, table) in (layout.tables_at()..).zip(&layout.tables) {
-        entries[*table as usize] = place * CLUSTER | COPIED;
+        entries[*table as usize] = (place * CLUSTER) | COPIED;
     }
     let mut bytes = table_bytes(entries.into_iter());
     bytes.resize((layout.l1 * CLUSTER) as usize, 0);
@@ -133,7 +133,7 @@ fn l2(table: u64, rest: &mut &[Run], next: &mut u64) -> Vec<u8> {
                 Kind::Zero => ZERO,
                 Kind::Data => {
                     *next += 1;
-                    (*next - 1) * CLUSTER | COPIED
+                    ((*next - 1) * CLUSTER) | COPIED
                 }
             };
         }
