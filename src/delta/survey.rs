@@ -18,7 +18,7 @@ pub const WORD_BYTES: u64 = WORD_BLOCKS * BLOCK;
 /// Bytes of the disk that a page is about.
 pub const PAGE_BYTES: u64 = WORDS * WORD_BYTES;
 
-/// The words of a page: two bits for each block, [`State`](crate::format::journal::State).
+/// The words of a page: two bits for each block, [`State`].
 pub type PageWords = [u64; PAGE_WORDS];
 
 /// Consecutive blocks of one state.
