@@ -123,7 +123,9 @@ impl Store {
         let done =
             self.drop_layers(&node, |lineage| lineage.snapshots.retain(|snapshot| snapshot.name != name));
         number.into_iter().for_each(|number| self.snapshots.removed(number));
-        done
+        done?;
+        // The open snapshot kept its layers until now.
+        self.remove_dropped(&node)
     }
 
     /// Returns a disk to a snapshot: what was written since is lost. Handles that are open show the snapshot's bytes. A
