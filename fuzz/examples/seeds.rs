@@ -140,7 +140,6 @@ fn records() {
         snapshots: vec![snapshot],
         dropped: vec![4],
         rolled_back: Some(token),
-        rises: false,
         rises: true,
     };
     let layered = |change: &dyn Fn(&mut Lineage)| {
