@@ -514,8 +514,8 @@ fn a_diff_asks_for_part_after_part() {
     // A daemon that goes round in circles is no reason to do so too.
     let store = tempfile::tempdir().expect("store");
     let server = serve(store.path(), vec![(200, part(json!([]), json!(0)).to_string())]);
-    let line = error_line(&run(store.path(), &["--json", "disk", "diff", "vm1"]), 1);
-    assert!(line.contains("repeats itself"), "{line}");
+    let error = error_object(&run(store.path(), &["--json", "disk", "diff", "vm1"]), 1);
+    assert!(error["message"].as_str().is_some_and(|why| why.contains("repeats itself")), "{error}");
     server.join().expect("server");
 }
 
