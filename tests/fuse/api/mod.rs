@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -52,7 +53,9 @@ impl Api {
     #[track_caller]
     fn send(&self, operation: &str, name: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let (method, template) = operation.split_once(' ').unwrap();
-        let path = template.replace("{name}", name).replace("{id}", name);
+        // A snapshot is given with its disk: `DISK@SNAPSHOT`.
+        let (name, snapshot) = name.split_once('@').unwrap_or((name, ""));
+        let path = template.replace("{name}", name).replace("{id}", name).replace("{snapshot}", snapshot);
         let (status, media, answer) = exchange(&self.socket, method, &path, headers, body).unwrap();
         let template = template.split('?').next().unwrap();
         let described = &self.document["paths"][template][method.to_lowercase()];
@@ -178,6 +181,15 @@ fn every_operation_answers_as_described() {
     ok("GET /v1/disks/{name}", "one");
     assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
     assert_eq!(ok("DELETE /v1/disks/{name}", "blank"), json!({"removed": ["blank"]}));
+
+    with("POST /v1/disks/{name}/snapshots", "one", json!({"name": "s"}));
+    open(&daemon.disk("one")).write_all_at(&[1; 4096], 8192).unwrap();
+    let extents = ok("GET /v1/disks/{name}/extents?since=s", "one")["extents"].clone();
+    assert_eq!((&extents[0]["offset"], extents.as_array().unwrap().len()), (&json!(8192), 1), "{extents}");
+    assert_eq!(ok("GET /v1/disks/{name}/snapshots", "one")[0]["name"], "s");
+    with("POST /v1/disks/{name}/rollback", "one", json!({"snapshot": "s", "force": true}));
+    assert_eq!(ok("GET /v1/disks/{name}/extents?since=s", "one")["extents"], json!([]));
+    ok("DELETE /v1/disks/{name}/snapshots/{snapshot}", "one@s");
 
     let object = Object::new(2 * MIB);
     let server = Server::start(object);
