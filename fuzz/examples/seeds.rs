@@ -6,6 +6,7 @@ use std::path::Path;
 
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
+use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Moment};
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
@@ -306,6 +307,42 @@ fn name_list() {
     both("names", "cut", &list[..list.len() - 7]);
 }
 
+fn increment() {
+    let header = IncrementHeader {
+        nonce: 0x0102_0304_0506_0708,
+        disk: "vm-1".into(),
+        since: Some(Moment([0xaa; 16])),
+        until: Moment([0xbb; 16]),
+        size: 1 << 20,
+        base: Some(BaseNote { name: "debian".into(), size: 4096, digest: String::new() }),
+        created_ns: 9,
+    };
+    let stream = |header: &IncrementHeader| {
+        let (mut bytes, mut frames) = (header.encode(), Frames::new(header));
+        bytes.extend(frames.encode(FrameKind::Data, 4096, 8, &[7; 8]));
+        bytes.extend([7; 8]);
+        bytes.extend(frames.encode(FrameKind::Zero, 65_536, 4096, &[]));
+        bytes.extend(frames.encode(FrameKind::End, header.size, 0, &[]));
+        bytes
+    };
+    let plain = stream(&header);
+    let len = header.encode().len();
+    both("increment", "plain", &plain);
+    both("increment", "whole-disk", &stream(&IncrementHeader { since: None, base: None, ..header.clone() }));
+    both("increment", "cut", &plain[..plain.len() - 7]);
+    both(
+        "increment",
+        "path-as-name",
+        &stream(&IncrementHeader { disk: "../../etc/passwd".into(), ..header }),
+    );
+    both("increment", "header-length-lie", &changed(&plain, 12, &u32::MAX.to_le_bytes()));
+    both("increment", "past-the-end", &changed(&plain, len + 8, &(1u64 << 20).to_le_bytes()));
+    both("increment", "runs-over", &changed(&plain, len + 8, &u64::MAX.to_le_bytes()));
+    both("increment", "length-lie", &changed(&plain, len + 16, &u64::MAX.to_le_bytes()));
+    both("increment", "back", &changed(&plain, len + 32 + 8 + 8, &0u64.to_le_bytes()));
+    both("increment", "no-such-kind", &changed(&plain, len, &[9]));
+}
+
 fn live_map() {
     let put = |name: &str, words: &[u64]| {
         put("live_map", name, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
@@ -361,6 +398,7 @@ fn main() {
     map_file();
     layer_index();
     name_list();
+    increment();
     live_map();
     text();
     // Of histories any bytes are one; the fuzzer finds better ones than a hand does.

@@ -9,6 +9,7 @@ use plyfs::delta::{Delta, DeltaIo, DeltaSpec};
 use plyfs::format::extents::{
     IndexHeader, PAGE, decode_leaf, decode_table, encode_leaf, encode_table, leaf_at,
 };
+use plyfs::format::increment::{FRAME, FrameKind, Frames, HEADER_HEAD, IncrementHeader, MOST_DATA};
 use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
 use plyfs::format::layout::index_path;
 use plyfs::format::lineage::{LayerEntry, Lineage};
@@ -144,6 +145,62 @@ pub fn names(data: &[u8]) {
     // An entry takes at least the bytes of its fields.
     assert!(entries.len() * 43 <= bytes.len());
     assert_eq!(names::decode(&names::encode(&entries)).as_ref(), Ok(&entries));
+}
+
+/// The header of an increment, and what follows it.
+fn split_increment(bytes: &[u8]) -> Option<(usize, IncrementHeader)> {
+    let head = bytes.get(..HEADER_HEAD)?.try_into().expect("a head");
+    let len = IncrementHeader::len(head).ok()?;
+    Some((len, IncrementHeader::decode(bytes.get(..len)?).ok()?))
+}
+
+/// Puts the checksum of the header right, and then that of each frame.
+fn mend_increment(bytes: &mut [u8]) {
+    let Some(head) = bytes.get(..HEADER_HEAD) else { return };
+    let Ok(len) = IncrementHeader::len(head.try_into().expect("a head")) else { return };
+    if len > bytes.len() {
+        return;
+    }
+    let sum = crc32c::crc32c(&bytes[..len - 4]);
+    bytes[len - 4..len].copy_from_slice(&sum.to_le_bytes());
+    let Some((_, header)) = split_increment(bytes) else { return };
+    let (mut at, mut number) = (len, 0u64);
+    while let Some(head) = bytes.get(at..at + FRAME) {
+        let is_data = head[..4] == [1, 0, 0, 0];
+        let data = if is_data { u64::from_le_bytes(head[16..24].try_into().expect("a length")) } else { 0 };
+        let end = (at + FRAME).saturating_add(data as usize);
+        if data > MOST_DATA || end > bytes.len() {
+            return;
+        }
+        let sum = crc32c::crc32c(&header.nonce.to_le_bytes());
+        let sum = crc32c::crc32c_append(sum, &number.to_le_bytes());
+        let sum = crc32c::crc32c_append(sum, &bytes[at..at + 24]);
+        let sum = crc32c::crc32c_append(sum, &bytes[at + FRAME..end]);
+        bytes[at + 24..at + 28].copy_from_slice(&sum.to_le_bytes());
+        (at, number) = (end, number + 1);
+    }
+}
+
+/// An increment, read as the import does. What it says never leaves its disk, and never goes back.
+pub fn increment(data: &[u8]) {
+    let bytes = mended(data, |bytes| mend_increment(bytes));
+    let Some((len, header)) = split_increment(&bytes) else { return };
+    assert_eq!(IncrementHeader::decode(&header.encode()), Ok(header.clone()));
+    assert!(header.size <= MAX_DISK_SIZE && valid_name(&header.disk));
+    let mut frames = Frames::new(&header);
+    let (mut at, mut from) = (len, 0);
+    while let Some(head) = bytes.get(at..at + FRAME) {
+        let head: &[u8; FRAME] = head.try_into().expect("a head");
+        let Ok(frame) = frames.decode(head) else { return };
+        assert!(frame.offset >= from && frame.offset + frame.len <= header.size);
+        let data = if frame.kind == FrameKind::Data { frame.len as usize } else { 0 };
+        let Some(data) = bytes.get(at + FRAME..at + FRAME + data) else { return };
+        if frames.check(head, &frame, data).is_err() || frame.kind == FrameKind::End {
+            return;
+        }
+        from = frame.offset + frame.len;
+        at += FRAME + data.len();
+    }
 }
 
 /// The index of layer 7 on layer 3: decoded part by part, then used by a disk.

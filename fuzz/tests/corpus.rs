@@ -30,6 +30,11 @@ fn layer_index() {
 }
 
 #[test]
+fn increment() {
+    each("increment", decode::increment);
+}
+
+#[test]
 fn names() {
     each("names", decode::names);
 }
