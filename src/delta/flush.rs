@@ -261,6 +261,10 @@ impl Delta {
     ) -> Result<(), DeltaError> {
         let full = full || commit.file.is_none();
         let mut target = if full { Target::New(self.new_file(commit)?) } else { Target::Append };
+        // An appended record counts by itself. One with a larger overlap comes behind all words that hide something below
+        // it. A new file counts as a whole.
+        let before = if full { u64::MAX } else { commit.bounds.1 };
+        let first = |(size, overlap): (u64, u64)| (size, overlap.min(before));
         let (mut builder, mut changed) = (RecordBuilder::default(), Vec::new());
         let mut put = |page: u64, take| -> Result<(), DeltaError> {
             let (words, others) = self.map.unchanged(page, take);
@@ -269,7 +273,7 @@ impl Delta {
             }
             for (word, value) in words {
                 if builder.is_full() {
-                    self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
+                    self.write_record(commit, &mut target, first(bounds), std::mem::take(&mut builder))?;
                 }
                 builder.add(word, value);
             }
@@ -282,7 +286,7 @@ impl Delta {
         }
         let mut bounds = bounds;
         if changed.is_empty() || !builder.is_empty() {
-            self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
+            self.write_record(commit, &mut target, first(bounds), std::mem::take(&mut builder))?;
         }
         // Words that writers have changed since are taken with their values, so this ends however fast they write.
         let (mut words, marked) = (Vec::new(), taken.pages.len());
@@ -301,11 +305,14 @@ impl Delta {
             }
             for (word, value) in words.drain(..) {
                 if builder.is_full() {
-                    self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
+                    self.write_record(commit, &mut target, first(bounds), std::mem::take(&mut builder))?;
                 }
                 builder.add(word, value);
             }
-            self.write_record(commit, &mut target, bounds, std::mem::take(&mut builder))?;
+            self.write_record(commit, &mut target, first(bounds), std::mem::take(&mut builder))?;
+        }
+        if first(bounds) != bounds {
+            self.write_record(commit, &mut target, bounds, RecordBuilder::default())?;
         }
         if let Target::New(file) = target {
             self.commit_file(commit, file, bounds)?;

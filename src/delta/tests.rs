@@ -3,6 +3,7 @@
 mod interrupted;
 mod killed;
 mod large_maps;
+mod shown;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +31,7 @@ struct Rig {
     live: Arc<SimLive>,
     roots: Arc<Roots>,
     overlap: u64,
+    rises: bool,
 }
 
 impl Rig {
@@ -37,7 +39,7 @@ impl Rig {
         let medium = SimMedium::new(1);
         medium.make_dir("deltas").unwrap();
         medium.sync_dir(".").unwrap();
-        Self { medium, live: Arc::default(), roots: Arc::default(), overlap: 0 }
+        Self { medium, live: Arc::default(), roots: Arc::default(), overlap: 0, rises: false }
     }
     fn open(&self) -> Arc<Delta> {
         self.try_open().unwrap()
@@ -48,7 +50,7 @@ impl Rig {
             disk: 1,
             size: 65_536,
             overlap,
-            rises: false,
+            rises: self.rises,
             modified_ns: 0,
             root: *self.roots.0.lock(),
         };
@@ -66,6 +68,7 @@ impl Rig {
             live: Arc::default(),
             roots: Arc::new(Roots(Mutex::new(*self.roots.0.lock()))),
             overlap: self.overlap,
+            rises: self.rises,
         };
         let delta = after.open();
         (after, delta)
@@ -298,7 +301,7 @@ fn a_resize_that_is_sent_again_is_durable_when_it_returns() {
         }
         delta.resize(100_000, Durability::Now).unwrap();
         let (medium, live) = left.lock().take().unwrap();
-        let next = Rig { medium, live: Arc::new(live), roots: rig.roots.clone(), overlap: 0 };
+        let next = Rig { medium, live: Arc::new(live), roots: rig.roots.clone(), overlap: 0, rises: false };
         let delta = next.open();
         delta.resize(100_000, Durability::Now).unwrap();
         delta.flush().unwrap();

@@ -81,7 +81,13 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
     delta.flush().unwrap_err();
     rig.medium.set_hook(None);
     let live = Arc::new(left.lock().take().unwrap());
-    let next = Rig { medium: rig.medium.fork(), live, roots: Arc::new(Roots(Mutex::new(roots))), overlap: 0 };
+    let next = Rig {
+        medium: rig.medium.fork(),
+        live,
+        roots: Arc::new(Roots(Mutex::new(roots))),
+        overlap: 0,
+        rises: false,
+    };
     let delta = next.open();
     assert_eq!(byte(&delta, 3), 7);
     delta.flush().unwrap();

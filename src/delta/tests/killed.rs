@@ -15,7 +15,7 @@ impl Left {
     /// As the next worker finds it.
     fn rig(self) -> Rig {
         let roots = Arc::new(Roots(Mutex::new(self.root)));
-        Rig { medium: self.medium, live: Arc::new(self.live), roots, overlap: 0 }
+        Rig { medium: self.medium, live: Arc::new(self.live), roots, overlap: 0, rises: false }
     }
 }
 

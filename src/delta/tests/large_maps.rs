@@ -148,7 +148,13 @@ fn a_flush_of_many_records_that_is_cut_anywhere_leaves_each_block_old_or_new() {
             if event.name.ends_with(".map") {
                 let medium = medium.crash(&mut Rng::new(count.fetch_add(1, Ordering::AcqRel)), keep);
                 let root = Mutex::new(*roots.0.lock());
-                let after = Rig { medium, live: Arc::default(), roots: Arc::new(Roots(root)), overlap: 0 };
+                let after = Rig {
+                    medium,
+                    live: Arc::default(),
+                    roots: Arc::new(Roots(root)),
+                    overlap: 0,
+                    rises: false,
+                };
                 let cut = after.open();
                 for n in 0..16 {
                     let allowed: &[u8] = if n < 12 { &[1, 2] } else { &[0, 2] };
