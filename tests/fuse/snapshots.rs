@@ -104,8 +104,14 @@ fn fio_verifies_its_writes_while_snapshots_are_taken_and_the_worker_is_killed() 
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let args = ["--name=v", "--rw=randwrite", "--bs=4k", "--size=32m", "--direct=1", "--iodepth=16"];
-            let more =
-                ["--ioengine=libaio", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--loops=2"];
+            let more = [
+                "--ioengine=libaio",
+                "--verify=crc32c",
+                "--do_verify=1",
+                "--verify_fatal=1",
+                "--verify_state_save=0",
+                "--loops=2",
+            ];
             run(Command::new(&fio).args(args).args(more).arg(format!("--filename={}", disk.display())));
         });
         let mut number = 0;
