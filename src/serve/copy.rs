@@ -92,7 +92,10 @@ impl Copies {
         if self.has_any() {
             let mut runs = self.runs.lock();
             // A thread that is not known may be any.
-            runs.retain(|run| run.source != Target::Disk(disk) || (thread != 0 && run.thread != thread));
+            runs.retain(|run| {
+                let is_other = run.source != Target::Disk(disk) || (thread != 0 && run.thread != thread);
+                is_other && run.last.elapsed() < PATIENCE
+            });
             self.any.store(!runs.is_empty(), Ordering::Release);
         }
     }
@@ -126,6 +129,11 @@ impl Copies {
         }
         let mut runs = self.runs.lock();
         runs.retain(|run| run.last.elapsed() < PATIENCE && (run.to != request.to || run.thread != thread));
+        // At the end of the source the copy is complete: a later call finds what was appended since.
+        if end >= sharing.size {
+            self.any.store(!runs.is_empty(), Ordering::Release);
+            return;
+        }
         if runs.len() >= REMEMBERED {
             runs.remove(0);
         }
