@@ -102,6 +102,7 @@ fn records() {
         map: MapRoot { generation: 4, floor: 128 },
         request: None,
         lineage: Lineage::of(3),
+        features: plyfs::format::features::Features::default(),
     };
     both("records", "superblock", &superblock);
     both("records", "base-3", &base.encode());

@@ -48,12 +48,14 @@ impl<B: Serialize> Work<'_, B> {
     /// Begins the job, and waits for its end if `wait` says so.
     pub(super) fn run(&self, global: &Global, wait: Wait) -> Result<(), CliError> {
         let client = global.client()?;
-        let (mut answer, mut job) = self.begin(&client)?;
         if wait == Wait::No {
+            let (_, job) = self.begin(&client)?;
             let base = self.base(&client)?;
             return global.output().line(&base, |_| in_background(&job));
         }
+        // Before the job begins, so that no signal leaves a verification without the command that asked for it.
         let interrupts = Interrupts::catch();
+        let (mut answer, mut job) = self.begin(&client)?;
         let output = global.output();
         let mut progress =
             if global.json { Progress::of_short_work(&output) } else { Progress::new(&output) };

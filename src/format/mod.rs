@@ -7,6 +7,7 @@
 pub mod cache;
 mod codec;
 pub mod extents;
+pub mod features;
 mod identity;
 pub mod increment;
 pub mod journal;

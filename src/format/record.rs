@@ -1,13 +1,14 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
+use super::features::Features;
 pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::lineage::Lineage;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
-const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 4, structure: "disk record" };
+const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 5, structure: "disk record" };
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
@@ -262,6 +263,8 @@ pub struct DiskRecord {
     pub request: Option<Request>,
     /// Its delta, the sealed layers below it, and its snapshots.
     pub lineage: Lineage,
+    /// What it has besides.
+    pub features: Features,
 }
 
 fn put_format(w: &mut Writer, format: ImageFormat) {
@@ -529,6 +532,7 @@ impl DiskRecord {
         let mut w = Writer::new();
         let old = self.backing.as_ref().is_none_or(|backing| backing.identity.fits_version_1());
         let version = match (self.request, old) {
+            _ if !self.features.is_default() => 5,
             _ if !self.lineage.is_default(self.id) => 4,
             (Some(_), _) => 3,
             (None, false) => 2,
@@ -556,6 +560,9 @@ impl DiskRecord {
         }
         if version > 3 {
             self.lineage.put(&mut w);
+        }
+        if version > 4 {
+            self.features.put(&mut w);
         }
         let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
         DISK.seal_with(version, autoclear, &w.finish())
@@ -600,6 +607,7 @@ impl DiskRecord {
             map: MapRoot { generation: get_count(&mut r)?, floor: r.u64()? },
             request: None,
             lineage: Lineage::of(id),
+            features: Features::default(),
         };
         let has_request = match version {
             0..3 => false,
@@ -615,6 +623,9 @@ impl DiskRecord {
         }
         if version > 3 {
             out.lineage = Lineage::get(&mut r)?;
+        }
+        if version > 4 {
+            out.features = Features::get(&mut r, DISK.structure)?;
         }
         r.end()?;
         Ok(out)

@@ -5,6 +5,7 @@ mod cache;
 mod names;
 mod trace;
 
+use super::features::Features;
 use super::journal::{Expected, Journal, MapHeader, Record, Run};
 use super::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use super::record::*;
@@ -47,6 +48,7 @@ fn disk() -> DiskRecord {
         map: MapRoot { generation: 4, floor: 128 },
         request: None,
         lineage: Lineage::of(3),
+        features: Features::default(),
     }
 }
 

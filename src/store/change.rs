@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
+use crate::format::features::Features;
 use crate::format::lineage::Lineage;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
 use crate::format::{MAX_DISK_SIZE, layout};
@@ -245,6 +246,7 @@ impl Store {
                 map: MapRoot::default(),
                 request,
                 lineage: Lineage { delta: id, ..lineage },
+                features: Features::default(),
             };
             if record.lineage.entries() > 0 && record.encode().len() as u64 + RECORD_ROOM > RECORD_LIMIT {
                 let why =
