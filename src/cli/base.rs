@@ -14,7 +14,7 @@ use super::map;
 use super::output::{Column, Kind, printable};
 use super::retry::{self, Removal};
 use super::table::fields;
-use super::work::{Wait, Work, no_options};
+use super::work::{Object, Wait, Work, no_options};
 use crate::control::wire::{
     AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls, WorkKind,
 };
@@ -409,10 +409,11 @@ impl Base {
             Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
                 let wait = if background { Wait::No } else { Wait::UntilEnd };
-                Work { base: &name, kind: WorkKind::Hydrate, body: Hydrate { rate } }.run(global, wait)
+                Work { object: Object::Base(&name), kind: WorkKind::Hydrate, body: Hydrate { rate } }
+                    .run(global, wait)
             }
             Self::Verify { name } => {
-                let verify = Work { base: &name, kind: WorkKind::Verify, body: no_options() };
+                let verify = Work { object: Object::Base(&name), kind: WorkKind::Verify, body: no_options() };
                 verify.run(global, Wait::UntilEnd)
             }
             Self::Set { name, source, source_file, mirrors, file } => {

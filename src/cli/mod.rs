@@ -6,6 +6,7 @@
 
 mod args;
 mod base;
+mod change;
 mod check;
 mod check_config;
 mod client;

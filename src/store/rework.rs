@@ -1,5 +1,5 @@
 //! Background changes of what a disk stands on: `compact` merges layers, `flatten` and `rebase` put the disk on no base or
-//! on another one. The disk stays in use, and shows the same bytes throughout (D89).
+//! on another one. The disk stays in use, and shows the same bytes throughout (D94).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

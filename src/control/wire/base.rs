@@ -329,6 +329,12 @@ pub enum WorkKind {
     Hydrate,
     /// The base is compared.
     Verify,
+    /// A disk is made independent of its base.
+    Flatten,
+    /// A disk is put on another base.
+    Rebase,
+    /// Layers of a disk are merged.
+    Compact,
 }
 
 impl WorkKind {
@@ -337,6 +343,9 @@ impl WorkKind {
         match self {
             Self::Hydrate => "hydrate",
             Self::Verify => "verify",
+            Self::Flatten => "flatten",
+            Self::Rebase => "rebase",
+            Self::Compact => "compact",
         }
     }
 }
@@ -352,6 +361,8 @@ pub enum WorkState {
     Waiting,
     /// The data is compared with the digest.
     Verifying,
+    /// Blocks of a disk are compared and copied.
+    Copying,
     /// The work succeeded.
     Done,
     /// The work failed.
@@ -367,6 +378,7 @@ impl WorkState {
             Self::Fetching => "fetching",
             Self::Waiting => "waiting",
             Self::Verifying => "verifying",
+            Self::Copying => "copying",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

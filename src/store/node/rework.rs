@@ -6,7 +6,7 @@
 //! 3. It is closed: everything is in its files.
 //! 4. One replacement of the record puts it into the list, and drops what it takes the place of.
 //!
-//! What must hold: the disk and each of its snapshots show the same bytes before and after step 4 (D89). So requests that
+//! What must hold: the disk and each of its snapshots show the same bytes before and after step 4 (D94). So requests that
 //! run meanwhile may read through either. While a layer is made, the disk is not put on other ground.
 
 use std::sync::{Arc, Weak};
