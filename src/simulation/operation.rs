@@ -240,7 +240,10 @@ fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> O
 /// A random change of what a disk stands on.
 fn any_rework(rng: &mut Rng, disk: String, names: &Names) -> Op {
     let now = names.disks[&disk].base.as_ref();
+    // The first file of the campaign is the larger one.
+    let largest = now.and_then(|now| names.bases.get(now)).map_or(usize::MAX, |base| base.source);
     let others = names.bases.iter().filter(|(name, base)| Some(*name) != now && !base.refused);
+    let others = others.filter(|(_, base)| base.source <= largest);
     let others: Vec<&String> = others.map(|(name, _)| name).collect();
     let on = match rng.below(3) {
         0 => Stand::Merged,
