@@ -186,6 +186,9 @@ pub(super) enum Base {
         /// Path or URL of the image below this one; may be given more than once, the nearest first
         #[arg(long = "backing", value_name = "SOURCE")]
         backing: Vec<String>,
+        /// A registered base whose images lie below that, with its options for servers
+        #[arg(long, value_name = "BASE", value_parser = args::name)]
+        onto: Option<String>,
         /// Which validators of a server's answer must still match: `strong` (ETag, or Last-Modified), `weak` (a weak
         /// ETag is enough), `size`
         #[arg(long, value_enum, default_value = "strong")]
@@ -362,6 +365,7 @@ impl Base {
                 format,
                 mirrors,
                 backing,
+                onto,
                 identity,
                 deadline,
                 max_requests,
@@ -383,6 +387,7 @@ impl Base {
                     mirrors,
                     format: format.map(Format::from),
                     backing,
+                    onto,
                     sha256,
                     sha512,
                     identity: Some(identity.into()),

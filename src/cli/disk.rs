@@ -9,6 +9,7 @@ use super::Global;
 use super::args::{self, DiskOrSnapshot};
 use super::change;
 use super::client::{Client, read};
+use super::commit;
 use super::diff;
 use super::error::CliError;
 use super::export;
@@ -246,6 +247,9 @@ pub(super) enum Disk {
     /// Put a disk on another base, with the same bytes
     #[command(after_help = change::REBASE_EXAMPLES)]
     Rebase(change::Rebase),
+    /// Make a new base of what a disk or a snapshot shows
+    #[command(after_help = commit::EXAMPLES)]
+    Commit(commit::Commit),
     /// Merge layers that no snapshot tells apart any more
     #[command(after_help = change::COMPACT_EXAMPLES)]
     Compact(change::How),
@@ -297,6 +301,7 @@ impl Disk {
             Self::Import(import) => import.run(global),
             Self::Flatten(how) => how.run(global, WorkKind::Flatten),
             Self::Rebase(rebase) => rebase.run(global),
+            Self::Commit(commit) => commit.run(global),
             Self::Compact(how) => how.run(global, WorkKind::Compact),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =

@@ -10,6 +10,7 @@ mod change;
 mod check;
 mod check_config;
 mod client;
+mod commit;
 mod completions;
 mod diff;
 mod disk;

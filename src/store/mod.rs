@@ -15,6 +15,7 @@ mod claims;
 mod closing;
 mod error;
 mod family;
+mod images;
 mod known_names;
 mod node;
 mod preload;

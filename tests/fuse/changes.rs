@@ -342,3 +342,56 @@ fn a_disk_on_a_blank_ground_can_be_put_on_a_base() {
     daemon.stop();
     daemon.ok(&["check"]);
 }
+
+#[test]
+fn a_disk_and_a_snapshot_become_bases_on_top_of_the_images_of_the_present_one() {
+    let mut daemon = TestDaemon::on_disk();
+    let (first, _) = images();
+    add_base(&daemon, "b", &first);
+    daemon.ok(&["disk", "create", "vm1", "--base", "b", "--size", "5M"]);
+    let mut blank = first.clone();
+    blank.resize(5 * MIB, 0);
+    let monday = change(&daemon, "vm1", &blank, 1);
+    daemon.ok(&["disk", "snapshot", "vm1", "monday"]);
+    let now = change(&daemon, "vm1", &monday, 2);
+    let path = daemon.ok(&["disk", "commit", "vm1@monday", "monday"]);
+    assert!(path.trim_end().ends_with("bases/monday.raw"), "{path}");
+    daemon.ok(&["disk", "commit", "vm1", "now", "--compress", "zstd"]);
+    same(&fs::read(daemon.mount().join("bases/monday.raw")).unwrap(), &monday, "the base of the snapshot");
+    same(&fs::read(daemon.mount().join("bases/now.raw")).unwrap(), &now, "the base of the disk");
+    assert_eq!(daemon.json(&["disk", "snapshots", "vm1"]).as_array().unwrap().len(), 1, "its own is gone");
+    let image = daemon.store().join("images/monday.qcow2");
+    let stored = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&image).unwrap()) * 512;
+    assert!(stored < 3 * MIB as u64, "{stored} bytes: the base is not copied");
+    let shown = daemon.json(&["base", "show", "monday"]);
+    assert_eq!(
+        (&shown["format"], shown["backing"].as_array().unwrap().len()),
+        (&"qcow2".into(), 1),
+        "{shown}"
+    );
+
+    // A commit of a disk on a committed base.
+    daemon.ok(&["disk", "create", "vm2", "--base", "now"]);
+    let later = change(&daemon, "vm2", &now, 3);
+    daemon.ok(&["disk", "commit", "vm2", "later"]);
+    same(&fs::read(daemon.mount().join("bases/later.raw")).unwrap(), &later, "over two images");
+    let taken = daemon.fails(&["disk", "commit", "vm1", "now"]);
+    assert!(taken.contains("exists already"), "{taken}");
+    assert!(daemon.fails(&["disk", "commit", "none", "x"]).contains("there is no disk"));
+
+    // An image stays as long as a base has it.
+    daemon.ok(&["disk", "rm", "vm2"]);
+    daemon.ok(&["base", "rm", "now", "monday"]);
+    assert!(!image.exists() && daemon.store().join("images/now.qcow2").exists());
+    daemon.restart();
+    same(&fs::read(daemon.mount().join("bases/later.raw")).unwrap(), &later, "after a restart");
+    daemon.ok(&["base", "rm", "later"]);
+    assert_eq!(fs::read_dir(daemon.store().join("images")).unwrap().count(), 0);
+    same(&bytes_of(&daemon, "vm1"), &now, "the disk is as it was");
+    daemon.stop();
+    daemon.ok(&["check"]);
+    fs::write(daemon.store().join("images/x.qcow2.7.tmp"), b"left by a kill").unwrap();
+    assert!(daemon.fails(&["check"]).contains("no base has it"));
+    daemon.ok(&["check", "--repair"]);
+    assert_eq!(fs::read_dir(daemon.store().join("images")).unwrap().count(), 0);
+}

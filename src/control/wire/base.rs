@@ -20,6 +20,9 @@ pub struct AddBase {
     /// The images below it, the nearest first, 16 at most.
     #[serde(default)]
     pub backing: Vec<Below>,
+    /// Name of a registered base whose images lie below those, with its options for servers.
+    #[serde(default)]
+    pub onto: Option<String>,
     /// SHA-256 of the image file, 64 hexadecimal digits. Not with `sha512`.
     #[serde(default)]
     pub sha256: Option<String>,
