@@ -22,6 +22,9 @@ const FLUSH_BYTES: u64 = 256 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(10);
 /// The pause before a job looks again for space.
 const SPACE_PAUSE: Duration = Duration::from_secs(2);
+/// Layers that a merge makes one before it begins by itself, and its most bytes per second.
+const MERGED_FROM: usize = 32;
+const MERGE_RATE: u64 = 128 << 20;
 /// How many times a job is tried that fails by an error of the storage.
 const TRIES: u32 = 3;
 
@@ -95,6 +98,18 @@ impl DiskJobs {
             job.set_rate(rate);
         }
         Ok(job.map(|job| DiskJob { disk: disk.to_owned(), progress: job.progress() }))
+    }
+
+    /// Merges layers of a disk that has many of them: each snapshot that comes and goes leaves one, and the record of the disk
+    /// has to hold them all. Does not wait for the merge.
+    pub fn tend(&self, disk: &str) {
+        let Ok(node) = self.store.disk(disk) else { return };
+        if node.rework().is_some() || self.store.layers_to_merge(&node) < MERGED_FROM {
+            return;
+        }
+        if let Err(error) = self.begin(disk, &Change::Compact, MERGE_RATE) {
+            tracing::warn!(%error, "the layers of a disk are not merged; `plyfs disk compact` does it");
+        }
     }
 
     /// All jobs of this worker: of each disk the last one of each kind, in the order in which they began.

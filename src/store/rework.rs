@@ -134,6 +134,13 @@ impl Store {
         Ok(true)
     }
 
+    /// How many layers of a disk a merge would make one.
+    pub fn layers_to_merge(&self, node: &DiskNode) -> usize {
+        let lineage = node.lineage();
+        let run = self.run_to_merge(node, &lineage);
+        run.and_then(|(first, last)| lineage.run(first, last)).map_or(0, |run| run.len())
+    }
+
     /// The longest run of layers between which nothing tells: only the next layer stands on each of them but the highest,
     /// and no other disk needs one. Its lowest and its highest.
     fn run_to_merge(&self, node: &DiskNode, lineage: &Lineage) -> Option<(u64, u64)> {
