@@ -279,10 +279,11 @@ impl Disk {
                     .get(&format!("/v1/disks/{name}"), &format!("cannot show disk {name}"))?;
                 add_holders(std::iter::once(&mut disk));
                 global.output().value(&disk, |disk| {
-                    fields(
+                    let shown = fields(
                         &with_names(disk),
                         &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)]].concat(),
-                    )
+                    );
+                    shown + &snapshot::layers(disk)
                 })
             }
             Self::Map { name, cells } => map::show(global, "disk", &name, cells),

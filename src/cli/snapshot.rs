@@ -54,6 +54,26 @@ const COLUMNS: [Column; 5] = [
     ("ID", "id", Kind::Number),
 ];
 
+/// What `disk show` says of each layer.
+const LAYER_COLUMNS: [Column; 4] = [
+    ("LAYER", "id", Kind::Number),
+    ("HOLDS", "bytes", Kind::Size),
+    ("OTHER DISKS", "shared_by", Kind::Number),
+    ("SNAPSHOTS", "names", Kind::Text),
+];
+
+/// The layers of a disk as a table, the lowest first; nothing when it has none.
+pub(super) fn layers(disk: &Value) -> String {
+    let mut rows = disk["layers"].clone();
+    let Some(list) = rows.as_array_mut().filter(|list| !list.is_empty()) else { return String::new() };
+    for layer in list {
+        let names: Vec<&str> =
+            layer["snapshots"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        layer["names"] = names.join(", ").into();
+    }
+    format!("\n{}", table(&rows, &LAYER_COLUMNS, std::time::SystemTime::now(), None))
+}
+
 /// Takes a snapshot.
 pub(super) fn take(global: &Global, disk: &str, name: &str) -> Result<(), CliError> {
     let action = format!("cannot take snapshot {disk}@{name}");

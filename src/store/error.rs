@@ -12,7 +12,11 @@ use crate::source::{SourceError, SourceErrorKind};
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No such disk or base.
-    #[error("{object}: there is no {noun} of that name; {}see `plyfs {noun} ls`", meant(object, noun))]
+    #[error(
+        "{object}: there is no {noun} of that name; {}see `plyfs {}`",
+        meant(object, noun),
+        lister(object, noun)
+    )]
     NotFound {
         /// `disk NAME` or `base NAME`.
         object: String,
@@ -126,6 +130,14 @@ pub enum StoreErrorKind {
     Changed,
     /// The storage failed.
     Io,
+}
+
+/// The command that lists what there is.
+fn lister(object: &str, noun: &str) -> String {
+    match object.strip_prefix("snapshot ").and_then(|name| name.split_once('@')) {
+        Some((disk, _)) => format!("disk snapshots {disk}"),
+        None => format!("{noun} ls"),
+    }
 }
 
 /// The tip for the name of a file in the mount in place of a disk's or base's name.
