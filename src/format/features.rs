@@ -2,11 +2,18 @@
 //!
 //! Each is a field with a tag, in the order of the tags. A reader that does not know a tag must not serve the disk.
 
+use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
+
+/// Tag of [`Features::pools`].
+const POOLS: u16 = 4;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Features {}
+pub struct Features {
+    /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
+    pub pools: Vec<(u64, u64)>,
+}
 
 /// Writes fields: how many, and each with its tag.
 struct Fields(Vec<(u16, Vec<u8>)>);
@@ -18,12 +25,24 @@ impl Features {
     }
 
     fn fields(&self) -> Fields {
-        Fields(Vec::new())
+        let mut fields = Vec::new();
+        if !self.pools.is_empty() {
+            let mut w = Writer::new();
+            w.u16(self.pools.len() as u16);
+            for (delta, pool) in &self.pools {
+                w.u64(*delta).u64(*pool);
+            }
+            fields.push((POOLS, w.finish()));
+        }
+        Fields(fields)
     }
 
     fn set(&mut self, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
-        let Self {} = self;
-        Err(r.newer(format!("field {tag} is not known; use a newer plyfs")))
+        match tag {
+            POOLS => self.pools = get_pools(r)?,
+            _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+        }
+        Ok(())
     }
 
     pub(super) fn put(&self, w: &mut Writer) {
@@ -49,4 +68,22 @@ impl Features {
         }
         Ok(features)
     }
+}
+
+fn get_pools(r: &mut Reader<'_>) -> Result<Vec<(u64, u64)>, FormatError> {
+    let mut pools: Vec<(u64, u64)> = Vec::new();
+    for _ in 0..r.u16()? {
+        let (delta, pool) = (r.u64()?, r.u64()?);
+        if delta > MAX_NUMBER || pool == 0 || pool > MAX_NUMBER {
+            return Err(r.bad(format!("delta {delta} in pool {pool} is not possible")));
+        }
+        if pools.last().is_some_and(|(last, _)| delta <= *last) {
+            return Err(r.bad(format!("delta {delta} is not behind one with a lower number")));
+        }
+        pools.push((delta, pool));
+    }
+    if pools.is_empty() {
+        return Err(r.bad("the list of pools is empty".to_owned()));
+    }
+    Ok(pools)
 }

@@ -15,6 +15,7 @@ mod event;
 mod extent;
 mod job;
 mod map;
+mod pool;
 mod snapshot;
 mod stats;
 mod status;
@@ -30,6 +31,7 @@ pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};
 pub use job::Job;
 pub use map::{BaseMap, DiskMap, PlaceBytes};
+pub use pool::{AddPool, Pool, PoolChange, PoolState};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{

@@ -121,7 +121,9 @@ impl DiskNode {
         if limit(1, 0) == 1 {
             disk.delta().flush().map_err(|error| self.failed(error))?;
         }
-        self.begin_sealing(new_number()?)?;
+        let number = new_number()?;
+        self.pools.place(number, self.pools.home(disk.delta().number()));
+        self.begin_sealing(number)?;
         let size = match disk.seal(|| self.put_above(&disk)) {
             Ok(size) => size,
             Err(error) => {
@@ -326,6 +328,7 @@ impl DiskNode {
         let _sealing = self.sealing.lock();
         self.settle()?;
         let disk = self.attach()?;
+        self.pools.place(number, self.pools.home(disk.delta().number()));
         // All that can fail comes before the record, which drops what the disk has now.
         let chain = self.chain(&self.record(), snapshot.layer)?;
         disk.seal(|| {
