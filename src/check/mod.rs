@@ -7,6 +7,7 @@
 mod cache;
 mod delta;
 mod digest;
+mod images;
 mod live;
 mod pools;
 mod strays;
@@ -331,6 +332,7 @@ impl Check<'_> {
         self.strays_in_pools();
         let traces = self.traces(&bases)?;
         let deltas: Vec<String> = deltas.into_iter().chain(of_pools).collect();
+        self.images(&bases)?;
         self.unlinked(&deltas);
         self.dropped(&deltas);
         self.cache()?;

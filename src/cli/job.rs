@@ -1,4 +1,4 @@
-//! `plyfs job` and `plyfs jobs`: work on whole bases in the background.
+//! `plyfs job` and `plyfs jobs`: work on whole bases and on disks in the background.
 
 use clap::Subcommand;
 
@@ -22,9 +22,9 @@ Examples:
   plyfs job ls --filter state=failed
   plyfs --json jobs
 
-A job is work on a whole base: `base hydrate` and `base verify` begin one. The list has the last job of each kind of \
-each base since the worker began to serve. A hydration continues in the next worker, under the same identifier. A \
-verification ends with its worker.";
+A job is work on a whole base (`base hydrate`, `base verify`) or on a disk (`disk flatten`, `disk rebase`, `disk compact`). \
+The list has the last job of each kind of each base and disk since the worker began to serve. A job continues in the next \
+worker, under the same identifier; only a verification ends with its worker.";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -32,8 +32,8 @@ Examples:
   plyfs jobs -q --filter state=waiting | xargs plyfs job cancel
 
 The command returns when the job has ended. No later worker continues a cancelled hydration. What it has fetched stays \
-in the cache until other bases need the room; of a file of this host the copy is dropped. A job that had ended before is \
-not changed.";
+in the cache until other bases need the room; of a file of this host the copy is dropped. What a job on a disk has copied \
+is dropped, and the disk is as it was. A job that had ended before is not changed.";
 
 pub(super) const COLUMNS: [Column; 9] = [
     ("ID", "id", Kind::Text),
@@ -47,10 +47,11 @@ pub(super) const COLUMNS: [Column; 9] = [
     ("ERROR", "error", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 14] = [
+pub(super) const FIELDS: [Column; 15] = [
     ("id", "id", Kind::Text),
     ("kind", "kind", Kind::Text),
     ("base", "base", Kind::Text),
+    ("disk", "disk", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("done", "bytes", Kind::Size),
@@ -73,7 +74,7 @@ const NOUN: Noun = Noun {
     notes: no_notes,
 };
 
-/// List, show and cancel the work on whole bases
+/// List, show and cancel the work on bases and disks
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Job {
@@ -97,7 +98,7 @@ pub(super) enum Job {
     },
 }
 
-/// List the jobs: work on whole bases in the background
+/// List the jobs: work on bases and disks in the background
 #[derive(Debug, clap::Args)]
 #[command(after_help = LS_EXAMPLES)]
 pub(super) struct Jobs {

@@ -6,9 +6,11 @@
 
 mod args;
 mod base;
+mod change;
 mod check;
 mod check_config;
 mod client;
+mod commit;
 mod completions;
 mod diff;
 mod disk;

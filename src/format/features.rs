@@ -4,9 +4,12 @@
 
 use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
+use super::lineage::Lineage;
+use super::rework::Rework;
 
-/// Tag of [`Features::pools`].
+/// Tags of the fields.
 const POOLS: u16 = 4;
+const REWORK: u16 = 5;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,11 +23,11 @@ struct Fields(Vec<(u16, Vec<u8>)>);
 
 impl Features {
     /// Whether a record of version 4 can express it.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
+    pub fn is_default(&self, lineage: &Lineage) -> bool {
+        *self == Self::default() && lineage.rework.is_none()
     }
 
-    fn fields(&self) -> Fields {
+    fn fields(&self, lineage: &Lineage) -> Fields {
         let mut fields = Vec::new();
         if !self.pools.is_empty() {
             let mut w = Writer::new();
@@ -34,26 +37,32 @@ impl Features {
             }
             fields.push((POOLS, w.finish()));
         }
+        fields.extend(lineage.rework.iter().map(|rework| (REWORK, rework.encode())));
         Fields(fields)
     }
 
-    fn set(&mut self, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
+    fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
         match tag {
             POOLS => self.pools = get_pools(r)?,
+            REWORK => lineage.rework = Some(Rework::get(r)?),
             _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
         }
         Ok(())
     }
 
-    pub(super) fn put(&self, w: &mut Writer) {
-        let Fields(fields) = self.fields();
+    pub(super) fn put(&self, w: &mut Writer, lineage: &Lineage) {
+        let Fields(fields) = self.fields(lineage);
         w.u16(fields.len() as u16);
         for (tag, bytes) in fields {
             w.u16(tag).bytes(&bytes);
         }
     }
 
-    pub(super) fn get(r: &mut Reader<'_>, structure: &'static str) -> Result<Self, FormatError> {
+    pub(super) fn get(
+        r: &mut Reader<'_>,
+        lineage: &mut Lineage,
+        structure: &'static str,
+    ) -> Result<Self, FormatError> {
         let mut features = Self::default();
         let mut last = None;
         for _ in 0..r.u16()? {
@@ -63,7 +72,7 @@ impl Features {
             }
             last = Some(tag);
             let mut field = Reader::new(r.bytes()?, structure);
-            features.set(tag, &mut field)?;
+            features.set(lineage, tag, &mut field)?;
             field.end()?;
         }
         Ok(features)

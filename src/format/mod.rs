@@ -18,6 +18,7 @@ pub mod names;
 pub mod pools;
 pub mod record;
 pub mod replay;
+pub mod rework;
 #[cfg(test)]
 mod tests;
 pub mod trace;

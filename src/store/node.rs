@@ -3,6 +3,7 @@
 mod adopting;
 mod family;
 mod record;
+mod rework;
 mod sealing;
 mod survey;
 
@@ -13,6 +14,8 @@ use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
 use record::{DeltaRoots, RecordWriter, removed};
+pub(super) use rework::NextBase;
+pub use rework::{Making, Step};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
@@ -43,6 +46,8 @@ pub struct DiskNode {
     sealing: Mutex<()>,
     /// Sealed deltas whose live maps running requests may still use.
     retiring: Mutex<Vec<Arc<Delta>>>,
+    /// Whether the files of the layer that is being made may be written.
+    making: Mutex<Option<rework::Alive>>,
     /// What the slot had before rollbacks. Running requests may still read it.
     rolled_back: Mutex<Vec<Weak<Disk>>>,
     attach: Mutex<()>,
@@ -149,6 +154,7 @@ impl DiskNode {
             pools,
             sealing: Mutex::new(()),
             retiring: Mutex::default(),
+            making: Mutex::default(),
             rolled_back: Mutex::default(),
             attach: Mutex::new(()),
             opening: Mutex::new(()),
@@ -230,6 +236,7 @@ impl DiskNode {
             disk.below().pending.iter().for_each(|delta| delta.retire());
             disk.delta().retire();
         }
+        self.end_making();
         self.attachments.remove(self.id);
     }
 
@@ -287,7 +294,7 @@ impl DiskNode {
     /// Generation of the map file of one of its deltas.
     pub(super) fn generation(&self, delta: u64) -> u64 {
         let record = self.writer.record.lock();
-        record.lineage.layer(delta).map_or(record.map.generation, |layer| layer.map.generation)
+        record.lineage.layer_or_made(delta).map_or(record.map.generation, |layer| layer.map.generation)
     }
 
     /// Whether the map file that the record names for one of its deltas is sound. Reads all of it, unless the disk is
@@ -297,7 +304,7 @@ impl DiskNode {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        let layer = record.lineage.layer(delta);
+        let layer = record.lineage.layer_or_made(delta);
         let spec =
             layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
         Delta::check_files(&spec, &*self.pools.medium(delta)).is_ok()
@@ -635,6 +642,7 @@ impl DiskNode {
             }
             None => None,
         };
+        self.close_inherited_rework()?;
         if let Some(disk) = disk {
             self.close_layers(&disk)?;
             disk.delta().close().map_err(|error| self.failed(error))?;

@@ -20,6 +20,9 @@ pub struct AddBase {
     /// The images below it, the nearest first, 16 at most.
     #[serde(default)]
     pub backing: Vec<Below>,
+    /// Name of a registered base whose images lie below those, with its options for servers.
+    #[serde(default)]
+    pub onto: Option<String>,
     /// SHA-256 of the image file, 64 hexadecimal digits. Not with `sha512`.
     #[serde(default)]
     pub sha256: Option<String>,
@@ -329,6 +332,12 @@ pub enum WorkKind {
     Hydrate,
     /// The base is compared.
     Verify,
+    /// A disk is made independent of its base.
+    Flatten,
+    /// A disk is put on another base.
+    Rebase,
+    /// Layers of a disk are merged.
+    Compact,
 }
 
 impl WorkKind {
@@ -337,6 +346,9 @@ impl WorkKind {
         match self {
             Self::Hydrate => "hydrate",
             Self::Verify => "verify",
+            Self::Flatten => "flatten",
+            Self::Rebase => "rebase",
+            Self::Compact => "compact",
         }
     }
 }
@@ -352,6 +364,8 @@ pub enum WorkState {
     Waiting,
     /// The data is compared with the digest.
     Verifying,
+    /// Blocks of a disk are compared and copied.
+    Copying,
     /// The work succeeded.
     Done,
     /// The work failed.
@@ -367,6 +381,7 @@ impl WorkState {
             Self::Fetching => "fetching",
             Self::Waiting => "waiting",
             Self::Verifying => "verifying",
+            Self::Copying => "copying",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

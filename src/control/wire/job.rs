@@ -12,12 +12,14 @@ use super::{WorkKind, WorkState};
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Job {
-    /// Its identifier: the kind and the base, such as `hydrate-debian`.
+    /// Its identifier: the kind and the base or disk, such as `hydrate-debian`.
     pub id: String,
     /// The kind of work.
     pub kind: WorkKind,
-    /// The base.
+    /// The base; empty for work on a disk.
     pub base: String,
+    /// The disk; null for work on a base.
+    pub disk: Option<String>,
     /// Its state.
     pub state: WorkState,
     /// Bytes that were fetched, or compared.
