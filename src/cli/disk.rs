@@ -257,6 +257,9 @@ pub(super) enum Disk {
     /// Put a disk on another base, with the same bytes
     #[command(after_help = change::REBASE_EXAMPLES)]
     Rebase(change::Rebase),
+    /// Move a disk to another pool, while it is in use
+    #[command(after_help = change::MOVE_EXAMPLES)]
+    Move(change::Move),
     /// Make a new base of what a disk or a snapshot shows
     #[command(after_help = commit::EXAMPLES)]
     Commit(commit::Commit),
@@ -312,6 +315,7 @@ impl Disk {
             Self::Flatten(how) => how.run(global, WorkKind::Flatten),
             Self::Rebase(rebase) => rebase.run(global),
             Self::Commit(commit) => commit.run(global),
+            Self::Move(moved) => moved.run(global),
             Self::Compact(how) => how.run(global, WorkKind::Compact),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =

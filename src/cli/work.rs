@@ -197,7 +197,7 @@ impl<B: Serialize> Work<'_, B> {
             WorkKind::Hydrate => format!(
                 "{object}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
-            WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact => format!(
+            WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact | WorkKind::Move => format!(
                 "{object}: the work goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
             WorkKind::Verify => {

@@ -188,6 +188,7 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/flatten", post(changes::flatten))
         .route("/v1/disks/{name}/rebase", post(changes::rebase))
         .route("/v1/disks/{name}/compact", post(changes::compact))
+        .route("/v1/disks/{name}/move", post(changes::relocate))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))

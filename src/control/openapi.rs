@@ -13,17 +13,17 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots, stats, status,
-    traces, wire,
+    bases, changes, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots, stats,
+    status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 /// The pattern of the identifier of a job.
-const JOB: &str = "^(hydrate|verify|flatten|rebase|compact)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+const JOB: &str = "^(hydrate|verify|flatten|rebase|compact|move)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 16] = [
+const REQUESTS: [&str; 17] = [
     "AddBase",
     "AddPool",
     "Below",
@@ -32,6 +32,7 @@ const REQUESTS: [&str; 16] = [
     "Evict",
     "Fail",
     "Hydrate",
+    "Move",
     "Pin",
     "Rebase",
     "Resize",
@@ -103,6 +104,7 @@ a name one succeeds.
         changes::flatten,
         changes::rebase,
         changes::compact,
+        changes::relocate,
         maps::disk,
         extents::changed,
         pools::list,

@@ -202,3 +202,43 @@ fn a_drive_that_fails_while_the_daemon_runs_takes_its_own_disks_only() {
     );
     daemon.stop();
 }
+
+#[test]
+fn a_disk_is_moved_to_another_pool_while_it_is_written() {
+    let mut daemon = TestDaemon::on_disk();
+    let (first, second) = (drive(&daemon, "drive1"), drive(&daemon, "drive2"));
+    let from = add(&daemon, "one", &first);
+    add(&daemon, "two", &second);
+    let content = Random(7).bytes(8 << 20);
+    let file = open(&create(&daemon, "vm", "one", 16 * MIB));
+    file.write_all_at(&content, 0).unwrap();
+    daemon.ok(&["disk", "snapshot", "vm", "s"]);
+    file.write_all_at(&[9; 65536], MIB).unwrap();
+    let mut expected = content.clone();
+    expected[1 << 20..(1 << 20) + 65536].fill(9);
+    // Slowly, so that the worker dies meanwhile.
+    daemon.ok(&["disk", "move", "vm", "two", "--rate", "4M", "--background"]);
+    file.write_all_at(&[8; 65536], 9 << 20).unwrap();
+    daemon.kill_worker();
+    file.write_all_at(&[7; 65536], 10 << 20).unwrap();
+    until("the end of the job", || {
+        let jobs = daemon.json(&["jobs"]);
+        let job = jobs.as_array().unwrap().iter().find(|job| job["id"] == "move-vm")?.clone();
+        assert_ne!(job["state"], "failed", "{job}");
+        (job["state"] == "done").then_some(())
+    });
+    daemon.ok(&["disk", "move", "vm", "two"]);
+    assert_eq!(daemon.json(&["disk", "show", "vm"])["needs_pools"], json!(["two"]));
+    same(&read_at(&file, 0, 8 << 20), &expected, "the disk");
+    same(&read_at(&file, 9 << 20, 65536), &[8; 65536], "what was written during the move");
+    same(&read_at(&file, 10 << 20, 65536), &[7; 65536], "what was written after the death of the worker");
+    let snapshot = open(&daemon.mount().join("snapshots/vm@s.raw"));
+    same(&read_at(&snapshot, 0, 8 << 20), &content, "the snapshot");
+    drop((file, snapshot));
+    until("the removal of the old files", || {
+        (fs::read_dir(from.join("deltas")).unwrap().count() == 0).then_some(())
+    });
+    daemon.ok(&["pool", "rm", "one"]);
+    daemon.stop();
+    daemon.ok(&["check"]);
+}

@@ -103,6 +103,17 @@ pub struct Change {
     pub rate: Option<u64>,
 }
 
+/// The pool that a disk is moved to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// Name of the pool.
+    pub pool: String,
+    /// Most bytes per second that are read for it; without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
 /// The base that a disk is put on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

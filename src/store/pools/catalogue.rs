@@ -246,7 +246,9 @@ impl Store {
     /// The caller holds `listing`.
     fn unlist(&self, name: &str, object: String) -> Result<(), StoreError> {
         // No disk is placed in it meanwhile.
-        let _placing = self.pools.placing.write();
+        let Some(_placing) = self.pools.placing.try_write() else {
+            return Err(StoreError::InUse { object, users: "a disk that is being made or moved".into() });
+        };
         let view = self.pool(name)?;
         if view.number == DEFAULT {
             return Err(StoreError::invalid(object, "it is the directory of the store, which always stays"));

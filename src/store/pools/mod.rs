@@ -30,7 +30,8 @@ use super::StoreError;
 use super::reserve::Reserve;
 use crate::format::layout::{DELTAS, POOLS};
 use crate::format::lineage::Lineage;
-use crate::format::pools::{self, DEFAULT_POOL, LONGEST_POOL_LIST, PoolEntry};
+pub use crate::format::pools::DEFAULT_POOL;
+use crate::format::pools::{self, LONGEST_POOL_LIST, PoolEntry};
 use crate::format::record::DiskRecord;
 use crate::io::{LiveHeader, LiveStore, Medium, Open, Space, read_whole};
 

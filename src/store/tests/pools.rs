@@ -4,8 +4,8 @@ mod power;
 
 use super::*;
 use crate::format::layout::{POOL_IDENTITY, data_path, disk_path};
-use crate::store::Origin;
 use crate::store::pools::{Lost, make_identity};
+use crate::store::{Change, Origin};
 
 const BLOCK: usize = 4096;
 
@@ -376,4 +376,85 @@ fn a_damaged_list_of_pools_takes_the_disks_in_pools_only() {
     drop(store);
     fs::write(rig.fixture.path("pools"), list).unwrap();
     assert_eq!(blocks(&rig.fixture.open(), "a"), [6, 0, 0, 0]);
+}
+
+/// Copies the layers of a disk to a pool, one after the other. `interrupt`: between the steps, another worker takes over.
+fn move_to(rig: &Rig, mut store: Store, disk: &str, pool: &str, interrupt: bool) -> Store {
+    loop {
+        if !store.begin_rework(disk, &Change::Move(pool.into()), 0).unwrap() {
+            return store;
+        }
+        if interrupt {
+            drop(store);
+            store = rig.fixture.open();
+        }
+        let node = store.disk(disk).unwrap();
+        let making = store.open_rework(&node).unwrap();
+        let mut at = 0;
+        while at < making.size() {
+            at = making.step(at).unwrap().next;
+        }
+        assert!(store.finish_rework(&node, making).unwrap());
+    }
+}
+
+#[test]
+fn a_disk_is_moved_with_its_snapshots_and_leaves_nothing_behind() {
+    for interrupt in [false, true] {
+        let (rig, store) = Rig::new();
+        let store = rig.with_pool(store, "q");
+        let new = NewDisk { base: Some("b".into()), size: Some(4 * 4096), ..blank("a") };
+        store.create_disks_in(Some("p"), &[new], None).unwrap();
+        put(&store, "a", 2, 1);
+        store.snapshot("a", "s", None).unwrap();
+        put(&store, "a", 0, 2);
+        store.snapshot("a", "t", None).unwrap();
+        put(&store, "a", 3, 3);
+        let store = move_to(&rig, store, "a", "q", interrupt);
+        put(&store, "a", 1, 4);
+        let look = |store: &Store| {
+            let of = |name: &str| {
+                let frozen = store.open_snapshot("a", name).unwrap();
+                let mut bytes = vec![0; 4 * BLOCK];
+                frozen.read(0, &mut bytes, 0).unwrap();
+                bytes.chunks(BLOCK).map(|block| block[0]).collect::<Vec<u8>>()
+            };
+            [blocks(store, "a"), of("s"), of("t")]
+        };
+        let wanted = [vec![2, 4, 1, 3], vec![7, 7, 1, 0], vec![2, 7, 1, 0]];
+        assert_eq!(look(&store), wanted);
+        let pools = store.pools_of(&store.disk("a").unwrap());
+        assert_eq!(pools, ("q".into(), vec!["q".into()]));
+        store.close().unwrap();
+        assert_eq!(rig.files("p"), [""; 0]);
+        drop(store);
+        let store = rig.fixture.open();
+        assert_eq!(look(&store), wanted);
+        store.remove_pool("p", Lost::No).unwrap();
+        // Back to the directory of the store.
+        let store = move_to(&rig, store, "a", "default", interrupt);
+        assert_eq!(look(&store), wanted);
+        store.close().unwrap();
+        assert_eq!(rig.files("q"), [""; 0]);
+    }
+}
+
+#[test]
+fn a_moved_disk_leaves_the_layers_that_a_clone_needs() {
+    let (rig, store) = Rig::new();
+    let store = rig.with_pool(store, "q");
+    create(&store, "p", "a");
+    put(&store, "a", 0, 1);
+    store.clone_disks(&Origin::parse("a"), &[NewDisk { size: None, ..blank("c") }], None).unwrap();
+    put(&store, "c", 1, 2);
+    assert_refused(
+        store.begin_rework("a", &Change::Move("nope".into()), 0).map(drop),
+        Kind::NotFound,
+        "pool nope",
+    );
+    let store = move_to(&rig, store, "a", "q", false);
+    assert_eq!((blocks(&store, "a"), blocks(&store, "c")), (vec![1, 0, 0, 0], vec![1, 2, 0, 0]));
+    assert_eq!(store.pools_of(&store.disk("a").unwrap()).1, ["q"]);
+    assert_eq!(store.pools_of(&store.disk("c").unwrap()).1, ["p"]);
+    assert!(!store.begin_rework("a", &Change::Move("q".into()), 0).unwrap(), "all is there");
 }

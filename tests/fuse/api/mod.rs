@@ -202,6 +202,11 @@ fn every_operation_answers_as_described() {
     assert_eq!(ok("GET /v1/pools/{name}", "fast")["disks"], json!(["there"]));
     ok("POST /v1/pools/{name}/attach", "fast");
     done();
+    with("POST /v1/disks/{name}/move", "there", json!({"pool": "default"}));
+    until("the end of the move", || {
+        let pools = ok("GET /v1/disks/{name}", "there")["needs_pools"].clone();
+        (pools == json!(["default"])).then_some(())
+    });
     ok("DELETE /v1/disks/{name}", "there");
     ok("DELETE /v1/pools/{name}", "fast");
     done();
