@@ -220,6 +220,7 @@ impl<B: Serialize> Work<'_, B> {
         let why = match self.kind {
             WorkKind::Flatten => "it has no base",
             WorkKind::Rebase => "it stands on that base already",
+            WorkKind::Move => "all of it lies in that pool already",
             _ => "there are no layers to merge",
         };
         format!("{}: nothing to do, {why}\n", self.object)

@@ -72,7 +72,7 @@ impl Store {
         };
         // What is made for a disk lies in the pool of the disk.
         let pool = match change {
-            Change::Move(name) => self.pools.to_place_in(Some(name))?,
+            Change::Move(name) => self.pools.to_place_in(Some(name.as_str()))?,
             Change::Flatten | Change::Rebase(_) | Change::Compact => self.pool_of(&node),
         };
         let _claim = self.claims.adoption(disk, node.id(), base.iter().map(|base| base.id()).collect());

@@ -94,7 +94,8 @@ pub struct Pools {
     of: RwLock<HashMap<u64, u64>>,
     /// Whether writes of all pools never wait. Asked by each write.
     never_wait: bool,
-    /// Held shared while a disk is placed in a pool, and exclusively while a pool is removed.
+    /// Held shared while a disk is placed in a pool, and exclusively while a pool is removed, which only tries: no caller
+    /// waits behind it.
     pub(super) placing: RwLock<()>,
     /// Held while the list of pools is replaced.
     listing: Mutex<()>,
