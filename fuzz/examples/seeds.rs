@@ -10,6 +10,7 @@ use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Mom
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
+use plyfs::format::pools::{self, PoolEntry, PoolIdentity};
 use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
     Moved, Request, Superblock, Token, Validator,
@@ -178,6 +179,13 @@ fn records() {
             lineage.below = Some(59);
         }),
     );
+    let in_pools = |pools: &[(u64, u64)]| {
+        let features = plyfs::format::features::Features { pools: pools.to_vec(), ..Default::default() };
+        DiskRecord { features, ..disk.clone() }.encode()
+    };
+    both("records", "disk-in-pools", &in_pools(&[(3, 5), (9, 6)]));
+    both("records", "disk-in-pool-0", &in_pools(&[(3, 0)]));
+    both("records", "disk-in-pools-descending", &in_pools(&[(9, 6), (3, 5)]));
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
     both("records", "disk-2-63-bytes", &DiskRecord { size: 1 << 63, ..disk.clone() }.encode());
     both(
@@ -318,6 +326,19 @@ fn name_list() {
     both("names", "no-such-kind", &changed(&list, 41, &[2]));
     both("names", "name-length-lie", &changed(&list, 74, &u16::MAX.to_le_bytes()));
     both("names", "cut", &list[..list.len() - 7]);
+    let pool = |number: u64, name: &str| PoolEntry {
+        number,
+        name: name.into(),
+        dir: format!("/mnt/{name}"),
+        uuid: [7; 16],
+        added_ns: 77,
+    };
+    let list = pools::encode(&[pool(5, "fast"), pool(6, "slow")]);
+    both("names", "pools", &list);
+    both("names", "pools-twice", &pools::encode(&[pool(5, "fast"), pool(5, "slow")]));
+    both("names", "pools-count-lie", &changed(&list, 40, &[0xff, 0xff]));
+    both("names", "pools-cut", &list[..list.len() - 7]);
+    both("names", "pool", &PoolIdentity { store: [1; 16], uuid: [7; 16], made_ns: 77 }.encode());
 }
 
 fn increment() {

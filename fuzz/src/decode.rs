@@ -14,6 +14,7 @@ use plyfs::format::journal::{Expected, HEADER, Journal, RECORD_HEADER};
 use plyfs::format::layout::index_path;
 use plyfs::format::lineage::{LayerEntry, Lineage};
 use plyfs::format::names;
+use plyfs::format::pools::{self, PoolIdentity};
 use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
 use plyfs::format::trace::Trace;
 use plyfs::format::{BLOCK, MAX_DISK_SIZE, valid_name};
@@ -138,9 +139,16 @@ pub fn records(data: &[u8]) {
     }
 }
 
-/// The list of names.
+/// The list of names, the list of pools, and the identity of a pool.
 pub fn names(data: &[u8]) {
     let bytes = mended(data, mend_envelope);
+    if let Ok(list) = pools::decode(&bytes) {
+        assert!(list.len() * 38 <= bytes.len());
+        assert_eq!(pools::decode(&pools::encode(&list)).as_ref(), Ok(&list));
+    }
+    if let Ok(identity) = PoolIdentity::decode(&bytes) {
+        assert_eq!(PoolIdentity::decode(&identity.encode()).as_ref(), Ok(&identity));
+    }
     let Ok(entries) = names::decode(&bytes) else { return };
     // An entry takes at least the bytes of its fields.
     assert!(entries.len() * 43 <= bytes.len());

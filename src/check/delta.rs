@@ -51,6 +51,10 @@ impl Check<'_> {
         }
         let object = format!("disk {}", record.name);
         let number = expected.disk;
+        if self.pools.trouble(number).is_some() {
+            // The pool has its finding. What is in it stays.
+            return self.is_broken(id, number);
+        }
         let file = map_path(number, expected.generation);
         self.maps += 1;
         let read = || {

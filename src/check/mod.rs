@@ -9,6 +9,7 @@ mod delta;
 mod digest;
 mod images;
 mod live;
+mod pools;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -215,6 +216,7 @@ fn run_through_watched(
         losers: BTreeSet::new(),
         bases: BTreeMap::new(),
         disks: BTreeMap::new(),
+        pools: pools::Pools::default(),
         findings: Vec::new(),
         torn: 0,
         maps: 0,
@@ -286,6 +288,7 @@ struct Check<'a> {
     /// By the number in the file's name.
     bases: BTreeMap<u64, BaseRecord>,
     disks: BTreeMap<u64, DiskRecord>,
+    pools: pools::Pools,
     findings: Vec<Finding>,
     torn: u64,
     maps: u64,
@@ -307,8 +310,11 @@ impl Check<'_> {
         let base_files = self.bases.len() as u64;
         self.disks = self.records(DISKS, DISK_SUFFIX, &disks, DiskRecord::decode, |r| r.id);
         let disk_files = self.disks.len() as u64;
+        self.find_pools(superblock.as_ref());
+        let of_pools: Vec<String> = self.pools.files().cloned().collect();
+        let numbers: Vec<String> = of_pools.iter().cloned().chain(self.pools.numbers()).collect();
         if let Some(superblock) = &superblock {
-            self.next_number(superblock, [&bases, &disks, &deltas]);
+            self.next_number(superblock, [&bases, &disks, &deltas, &numbers]);
         }
         self.names();
         self.backings();
@@ -323,7 +329,9 @@ impl Check<'_> {
             (self.watch)(Step { part: Part::Disks, done, total });
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
+        self.strays_in_pools();
         let traces = self.traces(&bases)?;
+        let deltas: Vec<String> = deltas.into_iter().chain(of_pools).collect();
         self.images(&bases)?;
         self.unlinked(&deltas);
         self.dropped(&deltas);
@@ -377,7 +385,7 @@ impl Check<'_> {
                 "; not repaired, because the disk has a live map: run plyfs serve, stop it, and check again",
             );
         } else if self.repair == Repair::Yes {
-            match repair(self.medium) {
+            match repair(&pools::Routed { store: self.medium, pools: &self.pools }) {
                 Ok(()) => repaired = true,
                 Err(e) => message.push_str(&format!("; the repair failed: {e}")),
             }
@@ -411,9 +419,8 @@ impl Check<'_> {
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.store.join(name))?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+        let dir = self.pools.dir_of(name)?;
+        pools::open_file(dir.as_deref().unwrap_or(self.store).join(name))
     }
 
     /// The names in a directory of the store, sorted.
@@ -486,7 +493,7 @@ impl Check<'_> {
     }
 
     /// Invariant 2.
-    fn next_number(&mut self, superblock: &Superblock, names: [&[String]; 3]) {
+    fn next_number(&mut self, superblock: &Superblock, names: [&[String]; 4]) {
         // Any file whose name begins with a number uses the number.
         let used = names.into_iter().flatten().filter_map(|name| number(name.split('.').next()?)).max();
         let Some(used) = used.filter(|used| *used >= superblock.next_id) else { return };

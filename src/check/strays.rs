@@ -125,6 +125,9 @@ impl Check<'_> {
         let path = format!("{DELTAS}/{name}");
         let Some(file) = DeltaFile::of(name) else { return self.foreign(path) };
         let id = file.delta();
+        if self.pools.is_elsewhere(id) {
+            return self.find(11, path, "its disk has that delta in a pool; kept: move the file elsewhere");
+        }
         let Some(owner) = named.get(&id) else { return self.unnamed(name, id, disks) };
         let (disk, is_layer, needed) = match *owner {
             Named::Dropped => return,
@@ -197,7 +200,13 @@ impl Check<'_> {
                 self.find(12, format!("disk {}", record.name), message);
                 continue;
             }
-            let files = files_of(deltas, &self.own_deltas(id, &record));
+            let own = self.own_deltas(id, &record);
+            if let Some(why) = own.iter().find_map(|delta| self.pools.trouble(*delta)) {
+                message.push_str(&format!("; kept, because {why}"));
+                self.find(12, format!("disk {}", record.name), message);
+                continue;
+            }
+            let files = files_of(deltas, &own);
             let done = self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {
                 // The record is removed last, as in the store.
                 remove_files(medium, &files)?;
@@ -231,6 +240,11 @@ impl Check<'_> {
                 other.lineage.deltas().for_each(|delta| {
                     dropped.remove(&delta);
                 });
+            }
+            if let Some(why) = dropped.iter().find_map(|delta| self.pools.trouble(*delta)) {
+                let message = format!("{message}; kept, because {why}");
+                self.find(12, format!("disk {}", record.name), message);
+                continue;
             }
             let files = files_of(deltas, &dropped);
             self.repairable(12, format!("disk {}", record.name), message, Some(id), |medium| {

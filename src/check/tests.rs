@@ -2,6 +2,7 @@
 
 mod corruption;
 mod layers;
+mod pools;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -8,7 +8,7 @@ use super::disk::naming_open;
 use super::error::CliError;
 use super::retry;
 use super::work::{Object, Wait, Work};
-use crate::control::wire::{Change, Rebase as Body, WorkKind};
+use crate::control::wire::{Change, Move as MoveBody, Rebase as Body, WorkKind};
 
 pub(super) const FLATTEN_EXAMPLES: &str = "\
 Examples:
@@ -39,6 +39,33 @@ Examples:
 
 Merges layers that only a removed snapshot told apart. The space of blocks that a later layer hides comes back, and the \
 record of the disk gets room for more snapshots. The work is a job, compact-NAME, like that of `flatten`.";
+
+pub(super) const MOVE_EXAMPLES: &str = "\
+Examples:
+  plyfs disk move vm1 fast
+  plyfs disk move vm1 default --rate 100M --background
+
+What the disk writes lies in the other pool at once; the layers of the disk and its snapshots are copied one after the \
+other. The disk stays in use. The work is a job, move-NAME, like that of `flatten`; when it is cancelled, the disk needs \
+both pools, and the command goes on with it. Layers that clones need stay for them.";
+
+/// Another pool.
+#[derive(Debug, Args)]
+pub(super) struct Move {
+    #[command(flatten)]
+    how: How,
+    /// Name of the pool
+    #[arg(value_parser = args::name)]
+    pool: String,
+}
+
+impl Move {
+    pub(super) fn run(&self, global: &Global) -> Result<(), CliError> {
+        let body = MoveBody { pool: self.pool.clone(), rate: self.how.rate };
+        let work = Work { object: Object::Disk(&self.how.name), kind: WorkKind::Move, body };
+        work.run(global, self.how.wait())
+    }
+}
 
 /// How a change runs.
 #[derive(Debug, Args)]

@@ -38,6 +38,7 @@ Examples:
   plyfs disk create vm1 --base debian               the size of the base
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
+  plyfs disk create vm4 --base debian --pool fast   its data in another pool
 
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
@@ -92,13 +93,15 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("PATH", "path", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 13] = [
+pub(super) const FIELDS: [Column; 15] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
     ("base", "base", Kind::Text),
     ("size", "size", Kind::Size),
     ("delta", "delta_bytes", Kind::Size),
+    ("pool", "pool", Kind::Text),
+    ("needs pools", "pool_names", Kind::Text),
     ("map in memory", "map_bytes", Kind::Size),
     ("created", "created", Kind::Time),
     ("state", "state", Kind::Text),
@@ -118,6 +121,7 @@ const NOUN: Noun = Noun {
     columns: &COLUMNS,
     more: &[
         OPEN_BY_COLUMN,
+        ("POOL", "pool", Kind::Text),
         ("ID", "id", Kind::Number),
         ("ERROR", "error", Kind::Text),
         ("REFUSES WRITES", "refuses_writes", Kind::Text),
@@ -148,6 +152,9 @@ pub(super) enum Disk {
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         #[arg(required_unless_present = "base")]
         size: Option<u64>,
+        /// Pool of their data [default: the directory of the store]
+        #[arg(long, value_name = "POOL", value_parser = args::name)]
+        pool: Option<String>,
     },
     /// List the disks
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -224,6 +231,9 @@ pub(super) enum Disk {
         /// Size of each new disk [default: that of the source]
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         size: Option<u64>,
+        /// Pool of what they write; the layers stay where they are [default: that of the source]
+        #[arg(long, value_name = "POOL", value_parser = args::name)]
+        pool: Option<String>,
     },
     /// List the extents of a disk that differ from its base, or between two snapshots
     #[command(after_help = diff::EXAMPLES)]
@@ -247,6 +257,9 @@ pub(super) enum Disk {
     /// Put a disk on another base, with the same bytes
     #[command(after_help = change::REBASE_EXAMPLES)]
     Rebase(change::Rebase),
+    /// Move a disk to another pool, while it is in use
+    #[command(after_help = change::MOVE_EXAMPLES)]
+    Move(change::Move),
     /// Make a new base of what a disk or a snapshot shows
     #[command(after_help = commit::EXAMPLES)]
     Commit(commit::Commit),
@@ -271,7 +284,7 @@ pub(super) enum Disk {
 impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Create { names, base, size } => create(global, &names, base.as_deref(), size),
+            Self::Create { names, base, size, pool } => create(global, &names, base, size, pool),
             Self::Ls(listing) => list(global, &listing),
             Self::Show { name } => {
                 let mut disk = global
@@ -296,13 +309,14 @@ impl Disk {
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
-            Self::Clone { origin, names, size } => snapshot::clone(global, &origin, &names, size),
+            Self::Clone { origin, names, size, pool } => snapshot::clone(global, &origin, &names, size, pool),
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
             Self::Flatten(how) => how.run(global, WorkKind::Flatten),
             Self::Rebase(rebase) => rebase.run(global),
             Self::Commit(commit) => commit.run(global),
+            Self::Move(moved) => moved.run(global),
             Self::Compact(how) => how.run(global, WorkKind::Compact),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =
@@ -339,13 +353,18 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
     listing.print(&output, disks, (&NOUN, &columns, all))
 }
 
-fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u64>) -> Result<(), CliError> {
+fn create(
+    global: &Global,
+    names: &[String],
+    base: Option<String>,
+    size: Option<u64>,
+    pool: Option<String>,
+) -> Result<(), CliError> {
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let body =
-        CreateDisks { names: names.to_vec(), base: base.map(str::to_owned), size, ..CreateDisks::default() };
+    let body = CreateDisks { names: names.to_vec(), base, size, pool, ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)
@@ -431,6 +450,11 @@ fn add_holders<'a>(disks: impl Iterator<Item = &'a mut Value>) {
 fn with_names(disks: &Value) -> Value {
     let text = |disk: &Value| {
         let mut disk = disk.clone();
+        let pools = disk["needs_pools"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if pools.iter().any(|pool| *pool != disk["pool"]) {
+            let pools: Vec<&str> = pools.iter().filter_map(Value::as_str).collect();
+            disk["pool_names"] = pools.join(", ").into();
+        }
         if let Some(list) = disk.get(OPEN_BY).and_then(Value::as_array) {
             let one = |holder: &Value| Holder {
                 pid: holder["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()),

@@ -29,6 +29,7 @@ mod logging;
 mod man;
 mod map;
 mod output;
+mod pool;
 mod progress;
 mod retry;
 mod serve;
@@ -123,6 +124,8 @@ enum Command {
     #[command(subcommand)]
     Disk(disk::Disk),
     #[command(subcommand)]
+    Pool(pool::Pool),
+    #[command(subcommand)]
     Trace(trace::Trace),
     #[command(subcommand)]
     Job(job::Job),
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(&global),
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
+        Command::Pool(pool) => pool.run(&global),
         Command::Trace(trace) => trace.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),

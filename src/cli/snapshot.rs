@@ -42,6 +42,7 @@ Examples:
   plyfs disk clone vm1 vm2                the disk as it is now, in use or not
   plyfs disk clone vm1@monday old1 old2
   plyfs disk clone golden vm{1..100} --size 40G
+  plyfs disk clone golden vm1 --pool fast
 
 A clone of any size takes the same short time, because nothing is copied. Several are made together or not at all, and \
 show the same moment. A clone needs nothing of its origin afterwards: either can be removed.";
@@ -132,10 +133,11 @@ pub(super) fn clone(
     origin: &DiskOrSnapshot,
     names: &[String],
     size: Option<u64>,
+    pool: Option<String>,
 ) -> Result<(), CliError> {
     let action = format!("cannot clone {origin}");
-    let body =
-        CreateDisks { names: names.to_vec(), from: Some(origin.to_string()), size, ..Default::default() };
+    let from = Some(origin.to_string());
+    let body = CreateDisks { names: names.to_vec(), from, size, pool, ..Default::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)

@@ -97,6 +97,10 @@ fn listener(listener: &Listener) -> String {
 
 /// The problems that need the operator's attention.
 fn problems(status: &wire::Status, pairs: &mut Vec<Pair>) {
+    if !status.unavailable_pools.is_empty() {
+        let names: Vec<_> = status.unavailable_pools.iter().map(|name| printable(name)).collect();
+        pairs.push(("pools not available", format!("{}; see plyfs pool show", names.join(", "))));
+    }
     if !status.disks_refusing_writes.is_empty() {
         let names: Vec<_> = status.disks_refusing_writes.iter().map(|name| printable(name)).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, reopen them", names.join(", "))));

@@ -197,7 +197,7 @@ impl<B: Serialize> Work<'_, B> {
             WorkKind::Hydrate => format!(
                 "{object}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
-            WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact => format!(
+            WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact | WorkKind::Move => format!(
                 "{object}: the work goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
             WorkKind::Verify => {
@@ -220,6 +220,7 @@ impl<B: Serialize> Work<'_, B> {
         let why = match self.kind {
             WorkKind::Flatten => "it has no base",
             WorkKind::Rebase => "it stands on that base already",
+            WorkKind::Move => "all of it lies in that pool already",
             _ => "there are no layers to merge",
         };
         format!("{}: nothing to do, {why}\n", self.object)

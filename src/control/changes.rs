@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 
-use super::wire::{Change as ChangeBody, Disk, Rebase};
+use super::wire::{Change as ChangeBody, Disk, Move, Rebase};
 use super::{Answer, ApiError, Control, Name, blocking};
 use crate::store::Change;
 
@@ -87,6 +87,28 @@ pub(super) async fn compact(
 ) -> Answer<Disk> {
     let Json(ChangeBody { rate }) = body?;
     blocking(move || c.begin_change(&name, &Change::Compact, rate)).await
+}
+
+/// Move a disk to another pool
+///
+/// A job copies the layers of the disk and its snapshots, one after the other, while the disk stays in use. What the disk
+/// writes from now on lies in the other pool. `job` of the answer is its identifier; null when all of it lies there
+/// already. Layers that other disks need stay for them.
+#[utoipa::path(
+    post,
+    path = "/v1/disks/{name}/move",
+    tag = "disks",
+    operation_id = "move_disk",
+    request_body = Move,
+    responses((status = 200, description = "The disk.", body = Disk))
+)]
+pub(super) async fn relocate(
+    State(c): State<Control>,
+    Name(name): Name,
+    body: Result<Json<Move>, JsonRejection>,
+) -> Answer<Disk> {
+    let Json(Move { pool, rate }) = body?;
+    blocking(move || c.begin_change(&name, &Change::Move(pool), rate)).await
 }
 
 impl Control {

@@ -55,9 +55,11 @@ pub(super) async fn create(
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
     // The token does not depend on the names: a client may request the disks that are missing with the same key.
-    let token = match &new.from {
-        None => key.token("disks", &(&new.base, &new.size)),
-        Some(from) => key.token("clones", &(from, &new.size)),
+    let token = match (&new.from, &new.pool) {
+        (None, None) => key.token("disks", &(&new.base, &new.size)),
+        (Some(from), None) => key.token("clones", &(from, &new.size)),
+        (None, Some(pool)) => key.token("disks", &(&new.base, &new.size, pool)),
+        (Some(from), Some(pool)) => key.token("clones", &(from, &new.size, pool)),
     };
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
@@ -72,13 +74,13 @@ pub(super) async fn create(
             .into_iter()
             .map(|name| NewDisk { name, base: new.base.clone(), size: new.size, mode: 0o600, uid, gid })
             .collect();
+        let pool = new.pool.as_deref();
         let made = match (&new.from, token) {
             (Some(_), _) if new.base.is_some() => {
                 return Err(ApiError::invalid("the request has base and from; give one of them"));
             }
-            (Some(from), token) => c.store.clone_disks(&Origin::parse(from), &wanted, token)?,
-            (None, Some(token)) => c.store.create_disks_once(&wanted, token)?,
-            (None, None) => c.store.create_disks(&wanted)?,
+            (Some(from), token) => c.store.clone_disks_in(pool, &Origin::parse(from), &wanted, token)?,
+            (None, token) => c.store.create_disks_in(pool, &wanted, token)?,
         };
         Ok(made.iter().map(|d| c.listed(d)).collect())
     })
@@ -226,6 +228,7 @@ impl Control {
         let name = node.name();
         let a = node.attributes();
         let attached = node.peek();
+        let (pool, needs_pools) = self.store.pools_of(node);
         let had_errors = attached.as_ref().is_some_and(|d| d.delta().error_epoch() > 0);
         Disk {
             id: node.id(),
@@ -234,6 +237,8 @@ impl Control {
             base: node.base_name(),
             size: a.size,
             delta_bytes: a.allocated,
+            pool,
+            needs_pools,
             snapshots: node.lineage().snapshots.len() as u64,
             layers: Vec::new(),
             map_bytes: attached.as_ref().map_or(0, |d| d.delta().map_memory()),

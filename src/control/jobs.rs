@@ -16,6 +16,7 @@ impl From<What> for WorkKind {
             What::Flatten => Self::Flatten,
             What::Rebase => Self::Rebase,
             What::Compact => Self::Compact,
+            What::Move => Self::Move,
         }
     }
 }

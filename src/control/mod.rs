@@ -23,6 +23,7 @@ pub mod notify;
 mod openapi;
 pub mod page;
 mod pool;
+mod pools;
 pub mod report;
 mod servers;
 mod snapshots;
@@ -187,6 +188,7 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/flatten", post(changes::flatten))
         .route("/v1/disks/{name}/rebase", post(changes::rebase))
         .route("/v1/disks/{name}/compact", post(changes::compact))
+        .route("/v1/disks/{name}/move", post(changes::relocate))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))
@@ -194,6 +196,9 @@ fn router(control: Control) -> Router {
         .route("/v1/bases/{name}/trace/file", get(traces::export).put(traces::import))
         .route("/v1/traces", get(traces::list))
         .route("/v1/disks/{name}/trace", post(traces::record).delete(traces::stop))
+        .route("/v1/pools", get(pools::list).post(pools::add))
+        .route("/v1/pools/{name}", get(pools::show).delete(pools::remove))
+        .route("/v1/pools/{name}/attach", post(pools::attach))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))

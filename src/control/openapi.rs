@@ -13,24 +13,26 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status,
-    traces, wire,
+    bases, changes, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots, stats,
+    status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 /// The pattern of the identifier of a job.
-const JOB: &str = "^(hydrate|verify|flatten|rebase|compact)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+const JOB: &str = "^(hydrate|verify|flatten|rebase|compact|move)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 15] = [
+const REQUESTS: [&str; 17] = [
     "AddBase",
+    "AddPool",
     "Below",
     "Change",
     "CreateDisks",
     "Evict",
     "Fail",
     "Hydrate",
+    "Move",
     "Pin",
     "Rebase",
     "Resize",
@@ -102,8 +104,14 @@ a name one succeeds.
         changes::flatten,
         changes::rebase,
         changes::compact,
+        changes::relocate,
         maps::disk,
         extents::changed,
+        pools::list,
+        pools::add,
+        pools::show,
+        pools::attach,
+        pools::remove,
         bases::list,
         bases::add,
         bases::show,
@@ -131,6 +139,7 @@ a name one succeeds.
     tags(
         (name = "daemon", description = "The daemon: status, stop, upgrade."),
         (name = "disks", description = "Disks: each is one raw file under the mount."),
+        (name = "pools", description = "Pools: directories on other drives for the data of disks."),
         (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
         (name = "jobs", description = "Jobs: work on whole bases in the background."),
         (name = "traces", description = "Traces: which blocks the boot of a base reads, so that plyfs fetches them ahead of the next boot."),

@@ -89,13 +89,32 @@ pub(super) async fn upgrade(
         if program.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(ApiError::invalid("program is a relative path; give an absolute path"));
         }
-        let mut report = c.report.lock();
+        Ok(UpgradeBegun { number: c.begin_upgrade(program)? })
+    })
+    .await
+}
+
+fn supervisor_unreachable(error: std::io::Error) -> ApiError {
+    ApiError::new(Cause::Io, format!("cannot reach the supervisor: {error}; see the daemon's log"))
+}
+
+impl Control {
+    /// Begins a takeover by another worker of this version. Returns its number among the upgrades.
+    pub(super) fn begin_takeover(&self) -> Result<u64, ApiError> {
+        // The file may have been replaced since: then it is an upgrade to the installed version.
+        self.begin_upgrade(
+            std::env::current_exe().ok().filter(|program| program.is_absolute() && program.exists()),
+        )
+    }
+
+    fn begin_upgrade(&self, program: Option<PathBuf>) -> Result<u64, ApiError> {
+        let mut report = self.report.lock();
         if report.upgrade.as_ref().is_some_and(|u| u.state == UpgradeState::Running) {
             return Err(ApiError::new(Cause::InUse, "an upgrade is under way; wait for its end"));
         }
         let number = report.upgrade.as_ref().map_or(0, |u| u.number) + 1;
         let shown = program.clone().unwrap_or_default();
-        c.daemon.upgrade(program).map_err(supervisor_unreachable)?;
+        self.daemon.upgrade(program).map_err(supervisor_unreachable)?;
         // Until the supervisor reports the progress, this entry keeps a second client from waiting for this upgrade as
         // if it were its own.
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -108,16 +127,9 @@ pub(super) async fn upgrade(
             why: None,
             at_ns: sys::now_ns(),
         });
-        Ok(UpgradeBegun { number })
-    })
-    .await
-}
+        Ok(number)
+    }
 
-fn supervisor_unreachable(error: std::io::Error) -> ApiError {
-    ApiError::new(Cause::Io, format!("cannot reach the supervisor: {error}; see the daemon's log"))
-}
-
-impl Control {
     fn status(&self) -> Status {
         let attached = self.store.attached();
         let report = self.report.lock().clone();
@@ -140,6 +152,7 @@ impl Control {
             disks: Some(self.store.disks_after(0).len() as u64),
             attached_disks: attached.len() as u64,
             disks_refusing_writes: self.refusing(&attached),
+            unavailable_pools: self.store.unavailable_pools(),
             space: self.space(),
             live_maps: self.live_maps(&report),
             unlinked_disks: self.store.unlinked().len() as u64,

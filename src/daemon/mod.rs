@@ -16,12 +16,14 @@ mod metrics_socket;
 mod mount;
 mod outcome;
 mod page_socket;
+mod pool;
 mod process;
 mod relocation;
 mod start;
 mod supervisor;
 mod unavailable;
 mod upgrade;
+mod upkeep;
 mod worker;
 
 use thiserror::Error;
@@ -29,6 +31,7 @@ use thiserror::Error;
 pub use crate::io::sys::connect_within;
 pub use handover::{is_resuming, resume};
 pub use outcome::{End, Outcome};
+pub use pool::prepare_pool;
 pub use supervisor::serve;
 pub use worker::worker_main;
 

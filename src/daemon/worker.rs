@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::upkeep::spawn_upkeep;
 use super::{handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -44,11 +45,10 @@ use crate::serve::guard::{self, Guard};
 use crate::serve::{self, Service};
 use crate::source::http::{Credentials, Network, NoCredentials, Proxies};
 use crate::source::{OpenHere, OpenImage};
-use crate::store::{IDLE, OPEN_IDLE, PreloadedRecords, Store};
+use crate::store::pools::HostPools;
+use crate::store::{PreloadedRecords, Store};
 use crate::trace::{AutoRecord, Limits};
 
-/// The interval of the store's periodic work.
-const UPKEEP: Duration = Duration::from_millis(500);
 /// When a standby worker first reads the store's records.
 const FIRST_PRELOAD: Duration = Duration::from_secs(1);
 /// How often it reads those that changed. The interval grows when that takes more than a hundredth of the time.
@@ -207,6 +207,7 @@ pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Re
 struct Prepared {
     cache: BlockCache,
     opener: Arc<dyn OpenImage>,
+    pools: HostPools,
     live: LiveMapLocation,
     confinement: ActiveMeasures,
     /// The process's limit of descriptors.
@@ -258,6 +259,8 @@ struct Activation {
 /// The state of a worker that has given up its rights.
 struct Confined {
     opener: Arc<dyn OpenImage>,
+    /// The directories of pools, opened while the process had the right.
+    pools: HostPools,
     live: LiveMapLocation,
     in_force: ActiveMeasures,
     web: WebAccess,
@@ -277,7 +280,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
              the service)"
         );
     }
-    Store::superblock(&config.store).map_err(|e| e.to_string())?;
+    let superblock = Store::superblock(&config.store).map_err(|e| e.to_string())?;
     let live = match live {
         Some(arena) => LiveMapLocation::Arena(arena.into(), home::bounds(config)),
         None => LiveMapLocation::Dir(home::former_dir(config).map_err(|e| format!("the store: {e}"))?),
@@ -326,22 +329,25 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
     serve::cache_processor_count();
+    let (pools, pool_dirs) = HostPools::hold(&config.store, &superblock.uuid);
     // The worker gives up its rights before it has another thread. A standby worker has only the final rights too.
     let in_force = confine::apply(&Policy {
         security: &config.security,
         store: &config.store,
+        pools: &pool_dirs,
         live_dir,
         memory_locked: protection.locked,
         first: start.warn,
         listens: metrics.as_ref().and_then(MetricsSocket::descriptor),
     });
-    Ok(Confined { opener, live, in_force, web, metrics, window, kernel_release })
+    Ok(Confined { opener, pools, live, in_force, web, metrics, window, kernel_release })
 }
 
 /// Does the preparation that takes time.
 fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared, String> {
     let config = &start.config;
-    let Confined { opener, live, in_force: confinement, web, metrics, window, kernel_release } = confined;
+    let Confined { opener, pools, live, in_force: confinement, web, metrics, window, kernel_release } =
+        confined;
     let cache =
         BlockCache::prepare(cache, config.cache_memory).map_err(|e| format!("memory for the cache: {e}"))?;
     let records = spawn_preload(config.store.clone()).map_err(no_thread)?;
@@ -349,6 +355,7 @@ fn prepare(start: &Start, cache: OwnedFd, confined: Confined) -> Result<Prepared
     Ok(Prepared {
         cache,
         opener,
+        pools,
         live,
         confinement,
         descriptor_limit,
@@ -391,6 +398,7 @@ fn serve(
     let Prepared {
         cache,
         opener,
+        pools,
         live,
         confinement,
         descriptor_limit,
@@ -416,10 +424,11 @@ fn serve(
     // This waits for a read of the records in progress, which takes no longer than reading them here.
     let known = std::mem::take(&mut *records.lock());
     drop(records);
-    let store =
-        Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
-            .map_err(|e| e.to_string())?;
-    store.attach_at_most(most_attached(descriptor_limit));
+    let (cache, prepared) = (Arc::new(cache), (known, &pools as _));
+    let store = Store::open_with_pools(&config.store, live, cache, config.reserve, sources.clone(), prepared)
+        .map_err(|e| e.to_string())?;
+    let of_pools = POOL_DESCRIPTORS * store.pool_numbers().len() as u64;
+    store.attach_at_most(most_attached(descriptor_limit.saturating_sub(of_pools)));
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -661,27 +670,14 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
 const OTHER_DESCRIPTORS: u64 = 128;
 /// Descriptors of an attached disk: data file, map file, live map, and one more while a map file is replaced.
 const DISK_DESCRIPTORS: u64 = 4;
+/// Descriptors of a pool: its directory, its reserve, and one more while a file is made there.
+const POOL_DESCRIPTORS: u64 = 3;
 /// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
 const MOST_ATTACHED: u64 = 8192;
 
 fn most_attached(descriptors: u64) -> usize {
     let for_disks = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2)) / DISK_DESCRIPTORS;
     for_disks.clamp(4, MOST_ATTACHED) as usize
-}
-
-/// The store's periodic work, which may wait for its medium.
-fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
-    let upkeep = move || {
-        while !store.is_closing() {
-            store.retry_unread();
-            store.note_names();
-            store.detach_idle(IDLE, OPEN_IDLE);
-            store.tend_maps();
-            store.tend_layers();
-            std::thread::sleep(UPKEEP);
-        }
-    };
-    std::thread::Builder::new().name("upkeep".into()).spawn(upkeep).map(drop)
 }
 
 /// Purges, once, the removed disks whose last close no worker saw. From now on the kernel reports last closes to this

@@ -13,12 +13,14 @@ use super::flush::WholeRange;
 use super::gate::FlushGate;
 use super::map::LiveMap;
 use super::ranges::RangeLock;
-use super::recovery::{check_data, check_live, is_ours, open_map_file, replay};
+use super::recovery::{check_data, check_live, epochs_of_given_up, is_ours, open_map_file, replay};
 use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::layout::data_path;
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, Open};
 use crate::mutant::Mutant;
+
+const GIVEN_UP: &str = "its pool was gone; what was not flushed before is lost";
 
 impl Delta {
     /// Opens the delta of a disk: from its live map after the death of a worker, from its map file after a reboot.
@@ -39,9 +41,14 @@ impl Delta {
         };
         let (journal, commit) = open_map_file(&spec, &*delta_io.medium)?;
         let live = delta_io.live.existing(spec.disk).map_err(fail("opening the live map"))?;
+        let mut given_up = None;
         let live = match live {
             Some(live) if is_ours(&live, &spec, identity)? => Some(live),
-            _ => None,
+            Some(live) => {
+                given_up = epochs_of_given_up(&live, &spec);
+                None
+            }
+            None => None,
         };
         live.as_ref().map_or(Ok(()), |live| check_live(live, &spec))?;
         let taken_over = live.is_some();
@@ -87,6 +94,12 @@ impl Delta {
                 delta.complete_shrink(pending - 1)?;
             }
         } else {
+            if let Some((failed, opened)) = given_up {
+                // As after a failed flush: a client that has the disk open learns that its writes may be lost.
+                delta.set_word(LiveHeader::ErrorEpoch, failed + 1);
+                delta.set_word(LiveHeader::OpenedEpoch, opened);
+                *delta.failure.lock() = Some(GIVEN_UP.into());
+            }
             delta.delta_io.live.publish(delta.spec.disk).map_err(fail("creating the live map"))?;
         }
         Ok(delta)

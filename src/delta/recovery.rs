@@ -77,6 +77,17 @@ pub(super) fn is_ours(live: &LiveFile, spec: &DeltaSpec, data: (u64, u64)) -> Re
     Ok(ours)
 }
 
+/// The error epochs of a live map that was given up because the drive with the files was gone (D89); `None` when it is not
+/// such a map.
+pub(super) fn epochs_of_given_up(live: &LiveFile, spec: &DeltaSpec) -> Option<(u64, u64)> {
+    let word = |word| live.header(word).load(Ordering::Acquire);
+    let is_given_up = word(LiveHeader::Device) == u64::MAX
+        && word(LiveHeader::Inode) == u64::MAX
+        && word(LiveHeader::Disk) == spec.disk
+        && word(LiveHeader::Boot) == sys::boot_number();
+    is_given_up.then(|| (word(LiveHeader::ErrorEpoch), word(LiveHeader::OpenedEpoch)))
+}
+
 impl Delta {
     /// Whether this version can take over the live maps of an arena. Another worker may be using the arena.
     ///

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::disk::DiskError;
 use crate::jobs::{Job, Paced, Progress, Start, State, Stopped, Table, What};
+use crate::store::pools::DEFAULT_POOL;
 use crate::store::{Change, DiskNode, Making, Store, StoreError};
 
 /// A part of the filesystem's bytes that a job leaves free: one of so many.
@@ -207,11 +208,16 @@ impl DiskJobs {
     }
 
     fn work(&self, node: &Arc<DiskNode>, job: &Arc<Job>) -> Result<(), Stopped> {
+        let pool = self.store.rework_pool(node).filter(|_| job.what() == What::Move).map(|(pool, _)| pool);
         let mut tries = 0;
         let failed = loop {
             tries += 1;
             match self.make(node, job) {
-                Ok(()) => return Ok(()),
+                Ok(()) => match self.next_layer(node, job, pool.as_deref()) {
+                    Ok(true) => tries = 0,
+                    Ok(false) => return Ok(()),
+                    Err(stopped) => break stopped,
+                },
                 Err(Stopped::Failed(why)) if tries < TRIES && !self.is_left(node) => {
                     tracing::warn!(disk = node.name(), why, "the work on a disk is tried again");
                     if let Err(stopped) = job.pause(SPACE_PAUSE) {
@@ -277,6 +283,15 @@ impl DiskJobs {
         }
     }
 
+    /// Begins the next layer of a move to a pool. False when all is there.
+    fn next_layer(&self, node: &DiskNode, job: &Job, pool: Option<&str>) -> Result<bool, Stopped> {
+        let Some(pool) = pool else { return Ok(false) };
+        self.go_on(node, job)?;
+        let change = Change::Move(pool.to_owned());
+        let begun = self.store.begin_rework(&node.name(), &change, job.rate().unwrap_or(0));
+        begun.map_err(|error| Stopped::Failed(error.to_string()))
+    }
+
     fn go_on(&self, node: &DiskNode, job: &Job) -> Result<(), Stopped> {
         job.check()?;
         if self.store.is_closing() {
@@ -297,14 +312,13 @@ impl DiskJobs {
 
     fn wait_for_space(&self, node: &DiskNode, job: &Job, at: u64) -> Result<(), Stopped> {
         loop {
-            let is_short = self.store.space().is_ok_and(|space| space.free < space.total / FREE_PART);
-            if !is_short {
+            let Some((pool, space)) = self.store.rework_pool(node) else { return Ok(()) };
+            if space.free >= space.total / FREE_PART {
                 return Ok(());
             }
-            job.note_waiting(
-                at,
-                "less than a tenth of the store's filesystem is free; free some space".into(),
-            );
+            let place = if pool == DEFAULT_POOL { "the store".to_owned() } else { format!("pool {pool}") };
+            let why = format!("less than a tenth of {place}'s filesystem is free; free some space");
+            job.note_waiting(at, why);
             job.pause(SPACE_PAUSE)?;
             self.go_on(node, job)?;
         }

@@ -2,16 +2,21 @@
 //!
 //! Each is a field with a tag, in the order of the tags. A reader that does not know a tag must not serve the disk.
 
+use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
 use super::lineage::Lineage;
 use super::rework::Rework;
 
 /// Tags of the fields.
+const POOLS: u16 = 4;
 const REWORK: u16 = 5;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Features {}
+pub struct Features {
+    /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
+    pub pools: Vec<(u64, u64)>,
+}
 
 /// Writes fields: how many, and each with its tag.
 struct Fields(Vec<(u16, Vec<u8>)>);
@@ -23,13 +28,22 @@ impl Features {
     }
 
     fn fields(&self, lineage: &Lineage) -> Fields {
-        let rework = lineage.rework.iter().map(|rework| (REWORK, rework.encode()));
-        Fields(rework.collect())
+        let mut fields = Vec::new();
+        if !self.pools.is_empty() {
+            let mut w = Writer::new();
+            w.u16(self.pools.len() as u16);
+            for (delta, pool) in &self.pools {
+                w.u64(*delta).u64(*pool);
+            }
+            fields.push((POOLS, w.finish()));
+        }
+        fields.extend(lineage.rework.iter().map(|rework| (REWORK, rework.encode())));
+        Fields(fields)
     }
 
     fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
-        let Self {} = self;
         match tag {
+            POOLS => self.pools = get_pools(r)?,
             REWORK => lineage.rework = Some(Rework::get(r)?),
             _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
         }
@@ -63,4 +77,22 @@ impl Features {
         }
         Ok(features)
     }
+}
+
+fn get_pools(r: &mut Reader<'_>) -> Result<Vec<(u64, u64)>, FormatError> {
+    let mut pools: Vec<(u64, u64)> = Vec::new();
+    for _ in 0..r.u16()? {
+        let (delta, pool) = (r.u64()?, r.u64()?);
+        if delta > MAX_NUMBER || pool == 0 || pool > MAX_NUMBER {
+            return Err(r.bad(format!("delta {delta} in pool {pool} is not possible")));
+        }
+        if pools.last().is_some_and(|(last, _)| delta <= *last) {
+            return Err(r.bad(format!("delta {delta} is not behind one with a lower number")));
+        }
+        pools.push((delta, pool));
+    }
+    if pools.is_empty() {
+        return Err(r.bad("the list of pools is empty".to_owned()));
+    }
+    Ok(pools)
 }

@@ -13,6 +13,10 @@ pub const RESERVE: &str = "reserve";
 pub const LIVE_RECORD: &str = "live";
 /// The list of names: what records said, for when they cannot be read.
 pub const NAMES: &str = "names";
+/// The list of pools. Exists once there was one besides the store's directory.
+pub const POOLS: &str = "pools";
+/// In the directory of a pool: its identity. A directory without it is no pool.
+pub const POOL_IDENTITY: &str = "plyfs.pool";
 /// How the last daemon ended.
 pub const OUTCOME: &str = "daemon.outcome";
 /// The control socket of the running daemon.
@@ -122,6 +126,12 @@ impl DeltaFile {
         match self {
             Self::Data(delta) | Self::Index(delta) | Self::Map { delta, .. } => delta,
         }
+    }
+
+    /// The number in a path from the store's directory, also of a file that is being written. `None` when the path is not
+    /// that of a delta's file.
+    pub fn number_in(path: &str) -> Option<u64> {
+        number(path.strip_prefix(DELTAS)?.strip_prefix('/')?.split('.').next()?)
     }
 
     /// `None` for a name that plyfs does not make.

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod lineage;
 pub mod live;
 pub mod names;
+pub mod pools;
 pub mod record;
 pub mod replay;
 pub mod rework;

@@ -3,6 +3,7 @@
 mod bounds;
 mod cache;
 mod names;
+mod pools;
 mod trace;
 
 use super::features::Features;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -14,13 +14,25 @@ use super::{Medium, MediumFile, Open, Space, Stamp, sys};
 #[derive(Debug, Clone)]
 pub struct HostMedium {
     root: PathBuf,
+    /// The path of a directory that is held open; otherwise `root`.
+    base: PathBuf,
     in_memory: bool,
+    _held: Option<Arc<OwnedFd>>,
 }
 
 impl HostMedium {
     /// Uses the directory `root`, which must exist.
     pub fn new(root: &Path) -> io::Result<Self> {
-        Ok(Self { root: root.to_path_buf(), in_memory: sys::is_memory_filesystem(root)? })
+        let in_memory = sys::is_memory_filesystem(root)?;
+        Ok(Self { root: root.to_path_buf(), base: root.to_path_buf(), in_memory, _held: None })
+    }
+
+    /// Uses a directory that is open, whatever is mounted at its path meanwhile. `root`: its path, for messages.
+    pub fn held(dir: OwnedFd, root: &Path) -> io::Result<Self> {
+        // The path of a descriptor of this process leads to the directory itself.
+        let base = PathBuf::from(format!("/proc/self/fd/{}/.", dir.as_raw_fd()));
+        let in_memory = sys::is_memory_filesystem(&base)?;
+        Ok(Self { root: root.to_path_buf(), base, in_memory, _held: Some(Arc::new(dir)) })
     }
 }
 
@@ -54,7 +66,7 @@ impl Medium for HostMedium {
         let mut options = OpenOptions::new();
         options.read(true).write(how != Open::ToRead).create(how == Open::Create);
         options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NOATIME);
-        let path = self.root.join(name);
+        let path = self.base.join(name);
         let file = match options.open(&path) {
             // Only the owner of a file may use O_NOATIME.
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
@@ -65,42 +77,42 @@ impl Medium for HostMedium {
         Ok(Arc::new(HostFile(file)))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let to = self.root.join(to);
+        let to = self.base.join(to);
         // Where the new name replaces a file, its inode goes with the last user. Freeing it can wait for a commit of the
         // filesystem's journal: another thread does that.
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
         let replaced = OpenOptions::new().read(true).custom_flags(flags).open(&to).ok();
-        let done = fs::rename(self.root.join(from), to);
+        let done = fs::rename(self.base.join(from), to);
         if let Some(replaced) = replaced {
             close_later(replaced);
         }
         done
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.root.join(name))
+        fs::remove_file(self.base.join(name))
     }
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        File::open(self.root.join(dir))?.sync_all()
+        File::open(self.base.join(dir))?.sync_all()
     }
     fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
-        let meta = fs::symlink_metadata(self.root.join(name))?;
+        let meta = fs::symlink_metadata(self.base.join(name))?;
         let changed_ns = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
         Ok(Some(Stamp { inode: meta.ino(), changed_ns, len: meta.len() }))
     }
     fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
-        match fs::symlink_metadata(self.root.join(name)) {
+        match fs::symlink_metadata(self.base.join(name)) {
             Ok(meta) => Ok(Some(meta.blocks() * 512)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
-        fs::read_dir(self.root.join(dir))?
+        fs::read_dir(self.base.join(dir))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
     }
     fn make_dir(&self, dir: &str) -> io::Result<()> {
-        match fs::DirBuilder::new().mode(0o700).create(self.root.join(dir)) {
+        match fs::DirBuilder::new().mode(0o700).create(self.base.join(dir)) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
@@ -109,7 +121,7 @@ impl Medium for HostMedium {
         self.in_memory
     }
     fn space(&self) -> io::Result<Space> {
-        sys::space(&self.root)
+        sys::space(&self.base)
     }
     fn root(&self) -> PathBuf {
         self.root.clone()

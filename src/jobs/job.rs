@@ -27,13 +27,15 @@ pub enum What {
     Rebase,
     /// Merges layers of a disk.
     Compact,
+    /// Copies a disk to another pool.
+    Move,
 }
 
 impl What {
     /// The kinds of jobs on bases.
     pub const ON_BASES: [Self; 2] = [Self::Hydrate, Self::Verify];
     /// The kinds of jobs on disks.
-    pub const ON_DISKS: [Self; 3] = [Self::Flatten, Self::Rebase, Self::Compact];
+    pub const ON_DISKS: [Self; 4] = [Self::Flatten, Self::Rebase, Self::Compact, Self::Move];
 
     /// Its name, the first part of a job's identifier.
     pub fn name(self) -> &'static str {
@@ -43,6 +45,7 @@ impl What {
             Self::Flatten => "flatten",
             Self::Rebase => "rebase",
             Self::Compact => "compact",
+            Self::Move => "move",
         }
     }
 }
@@ -149,7 +152,7 @@ impl Job {
         let state = match what {
             What::Hydrate => State::Fetching,
             What::Verify => State::Verifying,
-            What::Flatten | What::Rebase | What::Compact => State::Copying,
+            What::Flatten | What::Rebase | What::Compact | What::Move => State::Copying,
         };
         let progress = Progress {
             what,

@@ -32,6 +32,8 @@ pub struct Policy<'a> {
     pub security: &'a SecurityConfig,
     /// The directory of the store, which is already open.
     pub store: &'a Path,
+    /// The directories of the pools that can be used now.
+    pub pools: &'a [PathBuf],
     /// The existing directory of the live maps, when they are named files. The worker removes it when it ends.
     pub live_dir: Option<&'a Path>,
     /// Whether all memory is locked.
@@ -201,7 +203,9 @@ fn worker_capabilities(policy: &Policy<'_>) -> CapsHashSet {
     // that to the store.
     let had = caps::read(None, CapSet::Effective).unwrap_or_default();
     if caps::set(None, CapSet::Effective, &CapsHashSet::new()).is_ok() {
-        let parts: Vec<_> = [""].iter().chain(&layout::DIRS).map(|part| policy.store.join(part)).collect();
+        let parts = [""].iter().chain(&layout::DIRS).map(|part| policy.store.join(part));
+        let of_pools = policy.pools.iter().flat_map(|pool| ["", layout::DELTAS].map(|part| pool.join(part)));
+        let parts: Vec<_> = parts.chain(of_pools).collect();
         let usable = |dir: &Path| process::may_use_directory(dir);
         if !parts.iter().all(|dir| usable(dir)) || !policy.live_dir.is_none_or(usable) {
             keep.insert(Capability::CAP_DAC_OVERRIDE);
@@ -268,6 +272,8 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
         // directories there too, when root or the daemon's user created them.
         rules.push((runtime_dir.into(), RemoveDir.into()));
     }
+    // A pool that went away since needs no rule: the worker cannot use it.
+    rules.extend(policy.pools.iter().filter(|pool| pool.is_dir()).map(|pool| (pool.clone(), files)));
     let network = policy.security.network;
     if network {
         // When resolv.conf is a link into /run, a new file may replace its target while the worker runs. So the rule is

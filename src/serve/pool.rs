@@ -53,8 +53,8 @@ pub enum Lane {
     Attach(u64),
     /// Changes of names and records.
     Names,
-    /// Removing disks that have no name and no user.
-    Purge,
+    /// Removing disks that have no name and no user, of one pool: one drive may hang.
+    Purge(u64),
     /// statfs of the store's filesystem.
     Space,
 }
@@ -66,7 +66,7 @@ impl Lane {
             Lane::Disk(_) | Lane::Base(_) => 16,
             Lane::Sync(_) | Lane::Attach(_) | Lane::Names => 4,
             Lane::Node(_) | Lane::Space => 2,
-            Lane::Purge => 1,
+            Lane::Purge(_) => 1,
         }
     }
 }

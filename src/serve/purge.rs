@@ -44,7 +44,8 @@ impl Service {
             return;
         }
         let service = self.clone();
-        self.runner.pool.spawn(Lane::Purge, move || {
+        let lane = Lane::Purge(self.store.pool_of(&node));
+        self.runner.pool.spawn(lane, move || {
             // The message may be late; the frontends know whether a caller has the disk now.
             if let Err(error) = service.purge_unused(disk) {
                 log::failed(Some(Target::Disk(disk)), &error);

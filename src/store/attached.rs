@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::pools::DEFAULT;
 use super::{DiskNode, Store};
 
 /// How long a disk that is known to be closed is unused before it is detached.
@@ -90,21 +91,36 @@ impl Store {
 
     /// Completes sealings that an earlier worker began. To be called about once a second; may wait for the store.
     pub fn tend_layers(&self) {
-        for node in self.attachments.all() {
+        self.pool_numbers().into_iter().for_each(|pool| self.tend_layers_in(pool));
+    }
+
+    /// As [`Store::tend_layers`], of the disks in one pool.
+    pub fn tend_layers_in(&self, pool: u64) {
+        for node in self.attachments.all().iter().filter(|node| self.pool_of(node) == pool) {
             if self.is_closing() {
                 return;
             }
             node.tend_layers();
         }
-        self.remove_all_dropped();
-        self.close_idle_snapshots();
+        self.remove_all_dropped_in(pool);
+        if pool == DEFAULT {
+            self.close_idle_snapshots();
+        }
     }
 
     /// Detaches idle disks: those that are known to be closed after `closed` without use, all others after `open`. To
     /// be called about once a second; may wait for the store.
     pub fn detach_idle(&self, closed: Duration, open: Duration) {
+        self.pool_numbers().into_iter().for_each(|pool| self.detach_idle_in(pool, closed, open));
+    }
+
+    /// As [`Store::detach_idle`], of the disks in one pool.
+    pub fn detach_idle_in(&self, pool: u64, closed: Duration, open: Duration) {
         let now = self.attachments.tick();
         let is_idle = |node: &Arc<DiskNode>| {
+            if self.pool_of(node) != pool {
+                return false;
+            }
             let limit = if node.is_known_closed() { closed } else { open };
             u128::from(now.saturating_sub(node.used())) >= limit.as_millis()
         };

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::pools::DEFAULT;
 use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
 use crate::format::features::Features;
@@ -31,6 +32,8 @@ pub(super) struct Draft {
     pub size: u64,
     /// What it is a clone of.
     pub fork: Option<Fork>,
+    /// Number of the pool of its delta.
+    pub pool: u64,
 }
 
 /// What a clone takes from its origin.
@@ -61,7 +64,7 @@ impl Store {
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
     pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, None)
+        self.create(wanted, None, None)
     }
 
     /// As [`Store::create_disks`], for a client that may repeat the request (D63). A disk that has its name and was
@@ -74,7 +77,20 @@ impl Store {
         wanted: &[NewDisk],
         token: Token,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, Some(Request::Client(token)))
+        self.create(wanted, Some(Request::Client(token)), None)
+    }
+
+    /// As [`Store::create_disks`], in a pool; `None`: in the default one.
+    ///
+    /// # Errors
+    /// As [`Store::create_disks`]; a pool that is not known or not available.
+    pub fn create_disks_in(
+        &self,
+        pool: Option<&str>,
+        wanted: &[NewDisk],
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.create(wanted, token.map(Request::Client), pool)
     }
 
     /// As [`Store::create_disks`], for a request that the kernel may send again.
@@ -86,15 +102,24 @@ impl Store {
         wanted: &[NewDisk],
         request: Option<MountRequest>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, request.map(Request::Mount))
+        self.create(wanted, request.map(Request::Mount), None)
     }
 
-    fn create(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+    fn create(
+        &self,
+        wanted: &[NewDisk],
+        request: Option<Request>,
+        pool: Option<&str>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         self.check_new_names(wanted)?;
         // Checked again below. The early check avoids opening a base for nothing.
         let missing = self.missing_disks(wanted, request)?;
         // Opening a base's file may hang: nothing is claimed yet.
         let mut drafts = self.drafts(&missing)?;
+        if !missing.is_empty() {
+            let pool = self.pools.to_place_in(pool)?;
+            drafts.iter_mut().for_each(|draft| draft.pool = pool);
+        }
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
@@ -111,8 +136,7 @@ impl Store {
                 });
             }
         }
-        let nodes = self.write_records(drafts, request)?;
-        self.admit(&nodes);
+        self.write_and_admit(drafts, request)?;
         let names = self.names.read();
         let all = wanted.iter().map(|new| names.disk_names.get(&new.name).and_then(|id| names.disks.get(id)));
         Ok(all.flatten().cloned().collect())
@@ -130,8 +154,22 @@ impl Store {
         Ok(())
     }
 
+    /// Writes the records of new disks, and lists them.
+    pub(super) fn write_and_admit(
+        &self,
+        drafts: Vec<Draft>,
+        request: Option<Request>,
+    ) -> Result<(), StoreError> {
+        // Held through syncs in the store's directory only: no drive of another pool is waited for.
+        let _placing = self.pools.placing.read();
+        drafts.iter().try_for_each(|draft| self.pools.check_usable(draft.pool))?;
+        let nodes = self.write_records(drafts, request)?;
+        self.admit(&nodes);
+        Ok(())
+    }
+
     /// Lists new disks.
-    pub(super) fn admit(&self, nodes: &[Arc<DiskNode>]) {
+    fn admit(&self, nodes: &[Arc<DiskNode>]) {
         let mut names = self.names.write();
         for node in nodes {
             names.disk_names.insert(node.name(), node.id());
@@ -207,13 +245,13 @@ impl Store {
                 return Err(StoreError::invalid(object, "a blank disk needs a size; give --size"));
             };
             self.check_size(&new.name, size, floor, "its base")?;
-            drafts.push(Draft { new: new.clone(), base, size, fork: None });
+            drafts.push(Draft { new: new.clone(), base, size, fork: None, pool: DEFAULT });
         }
         Ok(drafts)
     }
 
     /// Writes the records of new disks durably, all or none.
-    pub(super) fn write_records(
+    fn write_records(
         &self,
         drafts: Vec<Draft>,
         request: Option<Request>,
@@ -221,13 +259,16 @@ impl Store {
         let mut nodes = Vec::with_capacity(drafts.len());
         let first = self.new_ids(drafts.len() as u64)?;
         let now = sys::now_ns();
-        for (Draft { new, base, size, fork }, id) in drafts.into_iter().zip(first..) {
+        for (Draft { new, base, size, fork, pool }, id) in drafts.into_iter().zip(first..) {
             let Fork { backing, overlap, lineage } = fork.unwrap_or_else(|| {
                 let identity = |base: &Arc<BaseNode>| base.record().image.identity.clone();
                 let backing = base.as_ref().map(|base| Backing { base: base.id(), identity: identity(base) });
                 let overlap = base.as_ref().map_or(0, |base| base.record().size());
                 Fork { backing, overlap, lineage: Lineage::of(id) }
             });
+            self.pools.place(id, pool);
+            let lineage = Lineage { delta: id, ..lineage };
+            let features = Features { pools: self.pools.listed_in(&lineage), ..Features::default() };
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -245,8 +286,8 @@ impl Store {
                 modified_ns: now,
                 map: MapRoot::default(),
                 request,
-                lineage: Lineage { delta: id, ..lineage },
-                features: Features::default(),
+                lineage,
+                features,
             };
             if record.lineage.entries() > 0 && record.encode().len() as u64 + RECORD_ROOM > RECORD_LIMIT {
                 let why =
@@ -415,6 +456,15 @@ impl Store {
             return Ok(());
         }
         let object = format!("removed disk {}", node.name());
+        if let Some(why) = self.pools.trouble_of(node.numbers()) {
+            tracing::warn!(
+                disk = node.name(),
+                why,
+                "the files of a removed disk stay until their pool is back"
+            );
+            node.give_up_live_maps();
+            return Ok(());
+        }
         node.retire();
         let purge = || {
             if Mutant::RecordRemovedFirst.is_active() {

@@ -69,6 +69,14 @@ pub enum StoreError {
         /// Which record, and the remedy.
         why: String,
     },
+    /// The pool with the files of the object cannot be used.
+    #[error("{object}: {why}")]
+    PoolGone {
+        /// The object of the request.
+        object: String,
+        /// Which pool, the cause and the remedy.
+        why: String,
+    },
     /// Disks that could not be closed.
     #[error("{}", not_closed(disks))]
     NotClosed {
@@ -182,9 +190,8 @@ impl StoreError {
                 SourceErrorKind::Io => StoreErrorKind::Io,
                 _ => StoreErrorKind::Invalid,
             },
-            Self::Disk { .. } | Self::Io { .. } | Self::Unread { .. } | Self::NotClosed { .. } => {
-                StoreErrorKind::Io
-            }
+            Self::Disk { .. } | Self::Io { .. } | Self::Unread { .. } => StoreErrorKind::Io,
+            Self::PoolGone { .. } | Self::NotClosed { .. } => StoreErrorKind::Io,
         }
     }
 
@@ -202,7 +209,7 @@ impl StoreError {
                 _ => libc::EIO,
             },
             Self::Damaged { .. } | Self::BaseChanged { .. } | Self::Source { .. } => libc::EIO,
-            Self::Unread { .. } | Self::NotClosed { .. } => libc::EIO,
+            Self::Unread { .. } | Self::PoolGone { .. } | Self::NotClosed { .. } => libc::EIO,
         }
     }
 }

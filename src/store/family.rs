@@ -169,6 +169,21 @@ impl Store {
         wanted: &[NewDisk],
         token: Option<Token>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.clone_disks_in(None, origin, wanted, token)
+    }
+
+    /// As [`Store::clone_disks`]; `pool` is the pool of the new deltas, by default that of the origin. The layers stay
+    /// where they are.
+    ///
+    /// # Errors
+    /// As [`Store::clone_disks`]; a pool that is not known or not available.
+    pub fn clone_disks_in(
+        &self,
+        pool: Option<&str>,
+        origin: &Origin,
+        wanted: &[NewDisk],
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         let request = token.map(Request::Client);
         self.check_new_names(wanted)?;
         if self.missing_disks(wanted, request)?.is_empty() {
@@ -183,6 +198,11 @@ impl Store {
         self.check_present(&origin.disk, &node)?;
         // An earlier attempt of the same client may have completed in between.
         let missing = self.missing_disks(wanted, request)?;
+        let pool = match pool {
+            Some(name) => self.pools.to_place_in(Some(name))?,
+            None => self.pool_of(&node),
+        };
+        self.pools.check_usable(pool)?;
         let moment = match &origin.snapshot {
             Some(name) => {
                 let lineage = node.lineage();
@@ -202,10 +222,9 @@ impl Store {
                 overlap: moment.overlap,
                 lineage: record.lineage.fork(0, moment.layer),
             };
-            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork) });
+            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork), pool });
         }
-        let nodes = self.write_records(drafts, request)?;
-        self.admit(&nodes);
+        self.write_and_admit(drafts, request)?;
         wanted.iter().map(|new| self.disk(&new.name)).collect()
     }
 
@@ -284,7 +303,7 @@ impl Store {
     pub(super) fn to_drop(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
         let unneeded = self.needed_by_none(node, numbers);
         if Mutant::DroppedTooEarly.is_active() {
-            let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+            let purge = |number: &u64| Delta::purge(&*self.pools.medium(*number), &*self.live, *number);
             let _ = unneeded.iter().try_for_each(purge);
         }
         unneeded
@@ -311,12 +330,12 @@ impl Store {
         if dropped.is_empty() || !node.is_quiet() || self.unavailable.has_unavailable_disk() {
             return Ok(());
         }
-        let (read, free): (Vec<u64>, Vec<u64>) =
-            dropped.into_iter().partition(|number| self.layers.is_open(*number));
+        let stays = |number: &u64| self.layers.is_open(*number) || self.pools.trouble_of([*number]).is_some();
+        let (read, free): (Vec<u64>, Vec<u64>) = dropped.into_iter().partition(stays);
         if free.is_empty() {
             return Ok(());
         }
-        let purge = |number: &u64| Delta::purge(&*self.medium, &*self.live, *number);
+        let purge = |number: &u64| Delta::purge(&*self.pools.medium(*number), &*self.live, *number);
         let purged = self.needed_by_none(node, free).iter().try_for_each(purge);
         purged.map_err(StoreError::io(format!("disk {}", node.name()), "removing its old layers"))?;
         node.update(|record| record.lineage.dropped.retain(|number| read.contains(number)))
@@ -325,8 +344,13 @@ impl Store {
     /// Removes what earlier changes dropped. To be called when the store is open; a failure is tried again at the next
     /// start.
     pub fn remove_all_dropped(&self) {
+        self.pool_numbers().into_iter().for_each(|pool| self.remove_all_dropped_in(pool));
+    }
+
+    /// As [`Store::remove_all_dropped`], of the disks in one pool.
+    pub(super) fn remove_all_dropped_in(&self, pool: u64) {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        for disk in disks.iter().filter(|disk| disk.has_dropped()) {
+        for disk in disks.iter().filter(|disk| disk.has_dropped() && self.pool_of(disk) == pool) {
             if let Err(error) = self.remove_dropped(disk) {
                 tracing::warn!(%error, "files that nothing needs cannot be removed; they are tried again");
             }
@@ -343,9 +367,10 @@ impl Store {
             known.map_err(io::Error::other)?;
         }
         for layer in self.own_layers(node) {
-            Delta::purge(&*self.medium, &*self.live, layer)?;
+            Delta::purge(&*self.pools.medium(layer), &*self.live, layer)?;
         }
-        Delta::purge(&*self.medium, &*self.live, node.lineage().delta)?;
+        let delta = node.lineage().delta;
+        Delta::purge(&*self.pools.medium(delta), &*self.live, delta)?;
         match self.medium.remove(&layout::disk_path(node.id())) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => self.medium.sync_dir(layout::DISKS),

@@ -18,6 +18,7 @@ mod family;
 mod images;
 mod known_names;
 mod node;
+pub mod pools;
 mod preload;
 mod recording;
 mod records;
@@ -48,6 +49,7 @@ pub use family::Origin;
 use known_names::NameList;
 pub use node::{Attributes, DiskNode, Making, Step};
 use node::{InheritedLiveMap, NodeContext};
+use pools::{HostPools, NoPools, OpenPools, Pools, Router};
 pub use preload::PreloadedRecords;
 use recording::Recording;
 pub use records::open_superblock;
@@ -62,6 +64,7 @@ pub use unread::UnreadRecord;
 
 use crate::cache::BlockCache;
 use crate::format::journal::{HEADER, MapHeader};
+use crate::format::pools::PoolEntry;
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
@@ -77,6 +80,7 @@ const ID_STEP: u64 = 4096;
 pub struct Store {
     medium: Arc<dyn Medium>,
     reserve: Arc<Reserve>,
+    pools: Arc<Pools>,
     live: Arc<dyn LiveStore>,
     cache: Arc<BlockCache>,
     sources: Arc<dyn Sources>,
@@ -163,8 +167,19 @@ impl Store {
             .map_err(fail())?;
         let mut damaged: Vec<_> = bases.damaged.into_iter().chain(disks.damaged).collect();
         let disks = disks.good;
+        // Of a pool that cannot be opened now, the worker that serves says so.
+        let entries = pools::read_list(&medium).unwrap_or_default();
+        let opener = HostPools::default();
+        let open = |entry: &PoolEntry| Some((entry.number, opener.open(entry, &superblock.uuid).ok()?));
+        let media: HashMap<u64, Arc<dyn Medium>> = entries.iter().filter_map(open).collect();
         for disk in disks.iter().filter(|d| d.map.generation != 0) {
             let name = layout::map_path(disk.lineage.delta, disk.map.generation);
+            let home = disk.features.pools.iter().find(|(delta, _)| *delta == disk.lineage.delta);
+            let medium: &dyn Medium = match home.map(|(_, pool)| media.get(pool)) {
+                None => &medium,
+                Some(Some(medium)) => &**medium,
+                Some(None) => continue,
+            };
             // A missing map file was replaced or removed just now.
             let Ok(file) = medium.open(&name, Open::Existing) else { continue };
             let mut header = vec![0; HEADER];
@@ -223,9 +238,24 @@ impl Store {
         sources: Arc<dyn Sources>,
         known: PreloadedRecords,
     ) -> Result<Self, StoreError> {
+        Self::open_with_pools(root, live, cache, reserve, sources, (known, &HostPools::default()))
+    }
+
+    /// As [`Store::open_prepared`]; `opener` opens the directories of pools.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with_pools(
+        root: &Path,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        reserve: Option<u64>,
+        sources: Arc<dyn Sources>,
+        prepared: (PreloadedRecords, &dyn OpenPools),
+    ) -> Result<Self, StoreError> {
         let object = format!("store {}", root.display());
         let medium = HostMedium::new(root).map_err(StoreError::io(object, "opening it"))?;
-        Self::open_knowing(Arc::new(medium), live, cache, reserve, sources, known)
+        Self::open_knowing(Arc::new(medium), live, cache, reserve, sources, prepared)
     }
 
     /// As [`Store::open_with`], on any medium.
@@ -239,7 +269,22 @@ impl Store {
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
     ) -> Result<Self, StoreError> {
-        Self::open_knowing(medium, live, cache, reserve, sources, PreloadedRecords::default())
+        Self::open_on_pools(medium, live, cache, reserve, sources, &NoPools)
+    }
+
+    /// As [`Store::open_on`]; `opener` opens the pools.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on_pools(
+        medium: Arc<dyn Medium>,
+        live: impl FnOnce(&Superblock) -> io::Result<Arc<dyn LiveStore>>,
+        cache: Arc<BlockCache>,
+        reserve: Option<u64>,
+        sources: Arc<dyn Sources>,
+        opener: &dyn OpenPools,
+    ) -> Result<Self, StoreError> {
+        Self::open_knowing(medium, live, cache, reserve, sources, (PreloadedRecords::default(), opener))
     }
 
     fn open_knowing(
@@ -248,7 +293,7 @@ impl Store {
         cache: Arc<BlockCache>,
         reserve: Option<u64>,
         sources: Arc<dyn Sources>,
-        known: PreloadedRecords,
+        (known, opener): (PreloadedRecords, &dyn OpenPools),
     ) -> Result<Self, StoreError> {
         let root = medium.root();
         let object = || format!("store {}", root.display());
@@ -260,10 +305,12 @@ impl Store {
                 medium.sync_dir(dir).map_err(StoreError::io(object(), "syncing its directories"))?;
             }
         }
+        let wanted = reserve;
         let reserve =
-            Reserve::over(medium, reserve).map_err(StoreError::io(object(), "keeping space back"))?;
+            Reserve::over(medium, wanted).map_err(StoreError::io(object(), "keeping space back"))?;
         let reserve = Arc::new(reserve);
-        let medium = reserve.clone();
+        let pools = Pools::open(reserve.clone(), &superblock.uuid, opener, wanted);
+        let medium: Arc<dyn Medium> = Arc::new(Router(pools.clone()));
         let live = live(&superblock).map_err(StoreError::io(object(), "opening the memory of live maps"))?;
         let fail = || StoreError::io(object(), "reading the records");
         let bases =
@@ -304,8 +351,13 @@ impl Store {
             recording: recording.clone(),
             attachments: Arc::default(),
             layers: Arc::default(),
+            pools: pools.clone(),
             stats: disk_stats.clone(),
         };
+        disks.iter().for_each(|record| pools.learn(record));
+        let all = disks.iter().flat_map(|record| record.lineage.deltas());
+        let is_left = |delta: &u64| left.as_ref().is_none_or(|left| left.contains(delta));
+        pools.give_up_live_maps(&*live, all.filter(is_left));
         disks.sort_by_key(|d| d.name_seq);
         let last_seq = disks.last().map_or(0, |d| d.name_seq);
         for record in disks {
@@ -334,6 +386,7 @@ impl Store {
         Ok(Self {
             medium,
             reserve,
+            pools,
             live,
             cache,
             sources,
@@ -382,7 +435,7 @@ impl Store {
 
     /// Whether the store is in memory, so that writes never wait.
     pub fn never_waits(&self) -> bool {
-        self.medium.never_waits()
+        self.pools.never_wait()
     }
 
     fn new_id(&self) -> Result<u64, StoreError> {
@@ -420,6 +473,7 @@ impl Store {
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
             layers: self.layers.clone(),
+            pools: self.pools.clone(),
             stats: self.disk_stats.clone(),
         };
         DiskNode::new(record, base, &context, inherited_live_map)

@@ -19,6 +19,7 @@ pub use rework::{Making, Step};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
+use super::pools::Pools;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
 use crate::delta::{Delta, DeltaIo, DeltaSpec};
@@ -40,6 +41,7 @@ pub struct DiskNode {
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     layers: Arc<Layers>,
+    pools: Arc<Pools>,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
     /// Sealed deltas whose live maps running requests may still use.
@@ -125,6 +127,7 @@ pub(super) struct NodeContext {
     pub recording: Recording,
     pub attachments: Arc<Attachments>,
     pub layers: Arc<Layers>,
+    pub pools: Arc<Pools>,
     pub stats: Registry,
 }
 
@@ -137,16 +140,18 @@ impl DiskNode {
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments, layers, stats } = context.clone();
+        let NodeContext { medium, live, recording, attachments, layers, pools, stats } = context.clone();
+        pools.learn(&record);
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
             unlinked: AtomicBool::new(record.unlinked),
-            writer: Arc::new(RecordWriter::new(medium.clone(), record)),
+            writer: Arc::new(RecordWriter::new(medium.clone(), record, pools.clone())),
             base: RwLock::new(base),
             medium,
             live,
             layers,
+            pools,
             sealing: Mutex::new(()),
             retiring: Mutex::default(),
             making: Mutex::default(),
@@ -302,7 +307,7 @@ impl DiskNode {
         let layer = record.lineage.layer_or_made(delta);
         let spec =
             layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
-        Delta::check_files(&spec, &*self.medium).is_ok()
+        Delta::check_files(&spec, &*self.pools.medium(delta)).is_ok()
     }
 
     /// The tap that records reads of the base.
@@ -385,6 +390,7 @@ impl DiskNode {
         let record = self.writer.record.lock().clone();
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
+        self.check_pools(&record)?;
         let base = self.base().map(|base| base.attach()).transpose()?;
         let _opening = self.opening.lock();
         if self.writer.retired.load(Ordering::Acquire) {
@@ -405,6 +411,15 @@ impl DiskNode {
             tracer.attached(&self.tap, written, &base.subject());
         }
         Ok(disk)
+    }
+
+    /// Checks that the pools of the delta and of the layers below it can be used.
+    fn check_pools(&self, record: &DiskRecord) -> Result<(), StoreError> {
+        let below = record.lineage.chain(record.lineage.below).map(|layer| layer.number);
+        match self.pools.trouble_of(std::iter::once(record.lineage.delta).chain(below)) {
+            None => Ok(()),
+            Some(why) => Err(StoreError::PoolGone { object: format!("disk {}", record.name), why }),
+        }
     }
 
     /// Checks that the base is the one on which the disk was created. Compares records only.
@@ -530,8 +545,8 @@ impl DiskNode {
     /// Opens one of its deltas for writing.
     fn open_delta(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
-        let delta_io =
-            DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: Arc::new(roots) };
+        let medium = self.pools.medium(spec.disk);
+        let delta_io = DeltaIo { medium, live: self.live.clone(), roots: Arc::new(roots) };
         Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))
     }
 
@@ -572,7 +587,8 @@ impl DiskNode {
     /// Why the disk cannot be attached, as far as that is known. Attaches nothing.
     pub fn known_problem(&self) -> Option<String> {
         let record = self.writer.record.lock().clone();
-        self.check_base(&record).err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
+        let checked = self.check_base(&record).and_then(|()| self.check_pools(&record));
+        checked.err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
     }
 
     /// Removes the note of a mount's request: the mount has ended, and the note means nothing to another mount. The
@@ -596,6 +612,21 @@ impl DiskNode {
         Ok(false)
     }
 
+    /// Removes the live maps of the disk when its pool is gone: they claim bytes that no drive has (D89). Returns whether the
+    /// pool of its delta, or of a layer that is being sealed, cannot be used.
+    pub(super) fn give_up_live_maps(&self) -> bool {
+        let lineage = self.lineage();
+        let pending = lineage.layers.iter().filter(|layer| layer.is_pending()).map(|layer| layer.number);
+        let own: Vec<u64> = std::iter::once(lineage.delta).chain(pending).collect();
+        let Some(why) = self.pools.trouble_of(own.iter().copied()) else { return false };
+        tracing::warn!(disk = self.name(), why, "a disk in a pool that is not available is not closed");
+        for delta in own.into_iter().filter(|delta| self.pools.is_gone(*delta)) {
+            // Logged; it stays for the next start, which ignores it.
+            let _ = self.remove_live_map(delta);
+        }
+        true
+    }
+
     /// Flushes and closes the disk. A disk that an earlier worker served and this one did not is opened for it, without
     /// its base, which a flush does not need.
     pub(super) fn close(&self) -> Result<(), StoreError> {
@@ -604,6 +635,7 @@ impl DiskNode {
         let _opening = self.opening.lock();
         let disk = match self.peek() {
             Some(disk) => Some(disk),
+            None if self.inherited_live_map.load(Ordering::Acquire) && self.give_up_live_maps() => None,
             None if self.inherited_live_map.load(Ordering::Acquire) && self.has_live_map()? => {
                 let record = self.writer.record.lock().clone();
                 Some(Arc::new(self.open_without_index(&record)?))

@@ -10,7 +10,7 @@ use crate::base::Base;
 use crate::format::lineage::{LayerEntry, Lineage, Seal};
 use crate::format::record::{Backing, MapRoot};
 use crate::format::rework::{Purpose, Rework};
-use crate::io::sys;
+use crate::io::{Space, sys};
 use crate::store::BaseNode;
 
 /// How long a change waits for requests that still read what it replaced. After that, a later tick removes the files.
@@ -25,12 +25,16 @@ pub enum Change {
     Rebase(String),
     /// Layers between which nothing tells any more become one.
     Compact,
+    /// The disk, its snapshots and the layers that it needs lie in the pool of this name.
+    Move(String),
 }
 
 impl Change {
     /// That of a layer that is being made.
     pub fn of(purpose: &Purpose) -> &'static str {
         match purpose {
+            // A merge takes the place of two layers at least.
+            Purpose::Merge { first, last } if first == last => "move",
             Purpose::Merge { .. } => "compact",
             Purpose::Rebase { to: None, .. } => "flatten",
             Purpose::Rebase { to: Some(_), .. } => "rebase",
@@ -43,6 +47,7 @@ impl Change {
             Self::Flatten => "flatten",
             Self::Rebase(_) => "rebase",
             Self::Compact => "compact",
+            Self::Move(_) => "move",
         }
     }
 }
@@ -63,14 +68,20 @@ impl Store {
                 base.attach()?;
                 Some(base)
             }
-            Change::Flatten | Change::Compact => None,
+            Change::Flatten | Change::Compact | Change::Move(_) => None,
+        };
+        // What is made for a disk lies in the pool of the disk.
+        let pool = match change {
+            Change::Move(name) => self.pools.to_place_in(Some(name.as_str()))?,
+            Change::Flatten | Change::Rebase(_) | Change::Compact => self.pool_of(&node),
         };
         let _claim = self.claims.adoption(disk, node.id(), base.iter().map(|base| base.id()).collect());
         self.check_present(disk, &node)?;
         let to = base.as_ref().map(backing);
         if let Some(rework) = node.rework() {
             let same = Change::of(&rework.purpose) == change.name()
-                && !matches!(&rework.purpose, Purpose::Rebase { to: other, .. } if *other != to);
+                && !matches!(&rework.purpose, Purpose::Rebase { to: other, .. } if *other != to)
+                && (change.name() != "move" || self.pools.home(rework.layer.number) == pool);
             if same {
                 node.note_rework(rework.done, rate)?;
                 return Ok(true);
@@ -83,7 +94,7 @@ impl Store {
         }
         self.check_needs_are_known(object)?;
         let now = node.base();
-        if *change != Change::Compact && node.record().backing == to {
+        if matches!(change, Change::Flatten | Change::Rebase(_)) && node.record().backing == to {
             return Ok(false);
         }
         if let Some(base) = &base {
@@ -91,6 +102,9 @@ impl Store {
         }
         let shown = attached.delta().overlap();
         drop(attached);
+        // Until the record names the pool, the pool is not removed.
+        let _placing = self.pools.placing.read();
+        self.pools.check_usable(pool)?;
         let (purpose, size, overlap) = match change {
             Change::Compact => {
                 let lineage = node.lineage();
@@ -100,6 +114,15 @@ impl Store {
                 let size = layers().next().map_or(0, |layer| layer.size);
                 let overlap = layers().map(|layer| layer.overlap).min().unwrap_or(0).min(size);
                 (Purpose::Merge { first, last }, size, overlap)
+            }
+            Change::Move(_) => {
+                if self.pool_of(&node) != pool {
+                    node.seal_into(pool, || self.new_id())?;
+                }
+                let lineage = node.lineage();
+                let is_elsewhere = |layer: &&LayerEntry| self.pools.home(layer.number) != pool;
+                let Some(layer) = lineage.layers.iter().find(is_elsewhere) else { return Ok(false) };
+                (Purpose::Merge { first: layer.number, last: layer.number }, layer.size, layer.overlap)
             }
             Change::Flatten | Change::Rebase(_) => {
                 let top = if node.lineage().snapshots.is_empty() {
@@ -121,8 +144,10 @@ impl Store {
                 (Purpose::Rebase { to, top: top.map(|layer| layer.number) }, size, size.min(below))
             }
         };
+        let number = self.new_id()?;
+        self.pools.place(number, pool);
         let layer = LayerEntry {
-            number: self.new_id()?,
+            number,
             below: None,
             seal: Seal::Pending,
             size,
@@ -132,6 +157,13 @@ impl Store {
         };
         node.begin_rework(Rework { purpose, layer, done: 0, rate })?;
         Ok(true)
+    }
+
+    /// Name of the pool in which the layer lies that is being made for a disk, and space of the filesystem there.
+    pub fn rework_pool(&self, node: &DiskNode) -> Option<(String, Space)> {
+        let number = node.rework()?.layer.number;
+        let space = self.pools.medium(number).space().ok()?;
+        Some((self.pools.name(self.pools.home(number)), space))
     }
 
     /// How many layers of a disk a merge would make one.

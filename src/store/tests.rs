@@ -4,6 +4,7 @@ mod attached;
 mod claims;
 mod closing;
 mod family;
+mod pools;
 mod preload;
 mod replays;
 mod unread;

@@ -292,6 +292,8 @@ impl Store {
         self.next_seq.fetch_max(record.name_seq + 1, std::sync::atomic::Ordering::Relaxed);
         let (id, name, seq) = (record.id, record.name.clone(), record.name_seq);
         // An earlier worker may have left a live map.
+        self.pools.learn(&record);
+        self.pools.give_up_live_maps(&*self.live, record.lineage.deltas());
         let node = self.disk_node(record, InheritedLiveMap::Yes);
         let all: Vec<_> = self.names.read().disks.values().cloned().collect();
         let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();

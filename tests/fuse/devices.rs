@@ -26,7 +26,7 @@ impl Drop for LoopDevice {
 /// A filesystem, mounted until dropped. A daemon whose store is on it must be dropped first.
 pub struct Volume {
     at: PathBuf,
-    _device: LoopDevice,
+    device: LoopDevice,
 }
 
 impl Volume {
@@ -35,7 +35,7 @@ impl Volume {
         fs::create_dir_all(&at).unwrap();
         run(Command::new(make[0]).args(&make[1..]).arg(&device.0));
         run(Command::new("mount").args(["-o", options, &device.0]).arg(&at));
-        Self { at, _device: device }
+        Self { at, device }
     }
 
     /// A filesystem on a sparse file of `size` bytes in `dir`.
@@ -47,6 +47,16 @@ impl Volume {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.at.join(name)
+    }
+
+    /// Takes the filesystem away, and leaves an empty mount point.
+    pub fn unmount(&self) {
+        run(Command::new("umount").arg("-l").arg(&self.at));
+    }
+
+    /// Brings it back.
+    pub fn mount(&self) {
+        run(Command::new("mount").arg(&self.device.0).arg(&self.at));
     }
 
     fn filler(&self) -> PathBuf {

@@ -13,13 +13,13 @@ use crate::harness::*;
 const MIB: u64 = 1 << 20;
 
 /// A disk of nbdkit that fails while a file exists.
-struct BadDisk {
+pub struct BadDisk {
     server: Child,
     dir: PathBuf,
 }
 
 impl BadDisk {
-    fn new(dir: &Path, size: u64) -> Option<Self> {
+    pub fn new(dir: &Path, size: u64) -> Option<Self> {
         let (nbdkit, nbdfuse) = (tool("nbdkit")?, tool("nbdfuse")?);
         let at = dir.join("nbd");
         fs::create_dir(&at).unwrap();
@@ -44,15 +44,15 @@ impl BadDisk {
         Some(Self { server, dir: dir.to_owned() })
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.dir.join("nbd/disk")
     }
 
-    fn fails(&self) {
+    pub fn fails(&self) {
         fs::write(self.dir.join("fail"), b"").unwrap();
     }
 
-    fn works(&self) {
+    pub fn works(&self) {
         fs::remove_file(self.dir.join("fail")).unwrap();
     }
 }

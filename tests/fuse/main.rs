@@ -27,6 +27,7 @@ mod lazy;
 mod live;
 mod many;
 mod operations;
+mod pools;
 mod privilege;
 mod process;
 mod pty;

@@ -37,7 +37,7 @@ pub const KEYS: &[Key] = &[
             "\"64M\"",
         ),
         bounds: Bounds::ZeroOrSize("none", MIB, 64 * GIB),
-        meaning: "plyfs takes at most 1/16 of the filesystem. Space kept back, so that discards, flushes, removals, stop and start work when the filesystem is full.",
+        meaning: "plyfs takes at most 1/16 of the filesystem. Space kept back, so that discards, flushes, removals, stop and start work when the filesystem is full. Each pool has a reserve of its own.",
     },
     Key {
         section: "mount",

@@ -48,6 +48,16 @@ impl Control {
             }
         }
         values.add(&STORE_FULL, [], space.full);
+        for pool in self.store.pools() {
+            values.add(&POOL_UP, [&pool.name], pool.trouble.is_none());
+            if let Some(space) = pool.space {
+                values.add(&POOL_SIZE, [&pool.name], space.total);
+                values.add(&POOL_AVAILABLE, [&pool.name], space.available);
+            }
+            if let Some(reserve) = pool.reserve {
+                values.add(&POOL_FULL, [&pool.name], reserve.full);
+            }
+        }
         let maps = self.live_maps(&report);
         for (metric, bytes) in [(&LIVE_MAPS, maps.bytes), (&LIVE_MAPS_LIMIT, maps.limit_bytes)] {
             if let Some(bytes) = bytes {

@@ -157,6 +157,10 @@ metrics! {
     STORE_SIZE: Gauge "store_size" Bytes [] "Size of the filesystem of the store";
     STORE_AVAILABLE: Gauge "store_available" Bytes [] "Space of that filesystem that plyfs may use";
     STORE_FULL: Gauge "store_full" None [] "1 while writes that need space are refused";
+    POOL_SIZE: Gauge "pool_size" Bytes ["pool"] "Size of the filesystem of the pool";
+    POOL_AVAILABLE: Gauge "pool_available" Bytes ["pool"] "Space of that filesystem that plyfs may use";
+    POOL_FULL: Gauge "pool_full" None ["pool"] "1 while writes to its disks that need space are refused";
+    POOL_UP: Gauge "pool_up" None ["pool"] "1 while the pool can be used; 0 while its disks are not served";
     LIVE_MAPS: Gauge "live_maps" Bytes [] "Memory that the live maps take";
     LIVE_MAPS_LIMIT: Gauge "live_maps_limit" Bytes [] "Most memory that the live maps take";
 

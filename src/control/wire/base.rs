@@ -338,6 +338,8 @@ pub enum WorkKind {
     Rebase,
     /// Layers of a disk are merged.
     Compact,
+    /// A disk is copied to another pool.
+    Move,
 }
 
 impl WorkKind {
@@ -349,6 +351,7 @@ impl WorkKind {
             Self::Flatten => "flatten",
             Self::Rebase => "rebase",
             Self::Compact => "compact",
+            Self::Move => "move",
         }
     }
 }

@@ -25,6 +25,9 @@ pub struct CreateDisks {
     #[serde(default)]
     #[schema(minimum = 1)]
     pub size: Option<u64>,
+    /// Name of the pool of their data. By default the pool of what they are clones of, else `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 /// The new size of a disk.
@@ -56,6 +59,10 @@ pub struct Disk {
     pub size: u64,
     /// Bytes that its delta takes in the store, without the layers below it.
     pub delta_bytes: u64,
+    /// Name of the pool of its delta.
+    pub pool: String,
+    /// Names of all pools that it and its snapshots need: also those of its layers.
+    pub needs_pools: Vec<String>,
     /// Number of its snapshots.
     pub snapshots: u64,
     /// The sealed layers below it and its snapshots, the lowest first. Empty in lists.
@@ -91,6 +98,17 @@ pub struct Disk {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
+    /// Most bytes per second that are read for it; without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// The pool that a disk is moved to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// Name of the pool.
+    pub pool: String,
     /// Most bytes per second that are read for it; without it there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,

@@ -15,6 +15,7 @@ mod event;
 mod extent;
 mod job;
 mod map;
+mod pool;
 mod snapshot;
 mod stats;
 mod status;
@@ -24,12 +25,13 @@ pub use base::{
     AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, Server,
     SetUrls, Work, WorkKind, WorkState,
 };
-pub use disk::{Change, CreateDisks, Disk, DiskState, Rebase, Removed, Resize};
+pub use disk::{Change, CreateDisks, Disk, DiskState, Move, Rebase, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};
 pub use job::Job;
 pub use map::{BaseMap, DiskMap, PlaceBytes};
+pub use pool::{AddPool, Pool, PoolChange, PoolState};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{

@@ -48,6 +48,8 @@ pub struct Status {
     pub attached_disks: u64,
     /// Names of disks that refuse writes, because a flush failed.
     pub disks_refusing_writes: Vec<String>,
+    /// Names of pools that are not available: their disks are not served.
+    pub unavailable_pools: Vec<String>,
     /// The filesystem of the store.
     pub space: Space,
     /// The maps of disks in memory.

@@ -33,6 +33,7 @@ fn confine(dir: &Path, security: &SecurityConfig) -> ActiveMeasures {
     apply(&Policy {
         security,
         store: &dir.join("store"),
+        pools: &[],
         live_dir: Some(&dir.join("run/live")),
         memory_locked: false,
         first: false,
@@ -344,6 +345,7 @@ fn locked_memory_needs_the_right_to_lock() {
             apply(&Policy {
                 security: &SecurityConfig::default(),
                 store: &dir.path().join("store"),
+                pools: &[],
                 live_dir: Some(&dir.path().join("run/live")),
                 memory_locked,
                 first: false,

@@ -124,7 +124,7 @@ fn large_jobs_of_a_lane_run_a_few_at_a_time() {
 #[test]
 fn writes_that_wait_in_a_lane_hold_a_bounded_number_of_bytes() {
     let all = 256 << 20;
-    let (pool, lane) = (Pool::bounded(1, 1, all).expect("threads"), Lane::Purge);
+    let (pool, lane) = (Pool::bounded(1, 1, all).expect("threads"), Lane::Purge(0));
     let here = std::thread::current().id();
     let release = stuck(&pool, lane);
     let (sender, ran) = channel();

@@ -85,6 +85,7 @@ impl DiskNode {
             } else {
                 let (modified_ns, root) = (disk.delta().modified_ns(), MapRoot::default());
                 let number = new_number()?;
+                self.pools.place(number, self.pools.home(disk.delta().number()));
                 let spec = DeltaSpec { disk: number, size: 0, overlap: 0, rises: true, modified_ns, root };
                 let delta = self.open_delta(spec)?;
                 delta.inherit(disk.delta());

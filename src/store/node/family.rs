@@ -40,6 +40,17 @@ impl DiskNode {
         self.writer.record.lock().lineage.snapshots.iter().for_each(each);
     }
 
+    /// The number of its own delta.
+    pub(in crate::store) fn delta_number(&self) -> u64 {
+        self.writer.record.lock().lineage.delta
+    }
+
+    /// The numbers of all deltas whose files are its own, or that it needs.
+    pub(in crate::store) fn numbers(&self) -> Vec<u64> {
+        let record = self.writer.record.lock();
+        record.lineage.deltas().chain(record.lineage.dropped.iter().copied()).collect()
+    }
+
     /// Calls `each` for the number of each of its deltas.
     pub(in crate::store) fn each_delta(&self, each: impl FnMut(u64)) {
         self.writer.record.lock().lineage.deltas().for_each(each);

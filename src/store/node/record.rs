@@ -13,11 +13,13 @@ use crate::delta::RootStore;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot};
 use crate::io::{Medium, replace_or_restore};
+use crate::store::pools::Pools;
 use crate::store::records::{RECORD_LIMIT, RECORD_ROOM};
 
 /// Writes the record of one disk. Each caller changes a part of it.
 pub(super) struct RecordWriter {
     medium: Arc<dyn Medium>,
+    pools: Arc<Pools>,
     /// The durable record. Never locked through a system call, so no reader waits for a sync.
     pub(super) record: Mutex<DiskRecord>,
     /// Held while the record is replaced.
@@ -31,9 +33,10 @@ pub(super) fn removed() -> io::Error {
 }
 
 impl RecordWriter {
-    pub(super) fn new(medium: Arc<dyn Medium>, record: DiskRecord) -> Self {
+    pub(super) fn new(medium: Arc<dyn Medium>, record: DiskRecord, pools: Arc<Pools>) -> Self {
         Self {
             medium,
+            pools,
             record: Mutex::new(record),
             replacing: Mutex::new(()),
             retired: AtomicBool::new(false),
@@ -48,6 +51,8 @@ impl RecordWriter {
         let before = self.record.lock().clone();
         let mut next = before.clone();
         change(&mut next);
+        // Whatever changed the lineage: the record says where each of its deltas lies.
+        next.features.pools = self.pools.listed_in(&next.lineage);
         let bytes = next.encode();
         let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
         if bytes.len() as u64 + room > RECORD_LIMIT {

@@ -348,6 +348,13 @@ impl DiskNode {
         self.end_making();
         let record = self.record();
         let Some(rework) = &record.lineage.rework else { return Ok(()) };
+        if self.pools.trouble_of([rework.layer.number]).is_some() {
+            if self.pools.is_gone(rework.layer.number) {
+                // Logged. The record says how far the files are.
+                let _ = self.remove_live_map(rework.layer.number);
+            }
+            return Ok(());
+        }
         let live = self.live.existing(rework.layer.number);
         let failed = StoreError::io(format!("disk {}", self.name()), "looking for a live map");
         if live.map_err(failed)?.is_none() {

@@ -113,6 +113,26 @@ impl DiskNode {
         &self,
         new_number: impl FnOnce() -> Result<u64, StoreError>,
     ) -> Result<Moment, StoreError> {
+        self.seal_in(None, new_number)
+    }
+
+    /// As [`DiskNode::seal`], with the new delta in a pool, and also when the disk was not written.
+    ///
+    /// # Errors
+    /// As [`DiskNode::seal`].
+    pub(in crate::store) fn seal_into(
+        &self,
+        pool: u64,
+        new_number: impl FnOnce() -> Result<u64, StoreError>,
+    ) -> Result<Moment, StoreError> {
+        self.seal_in(Some(pool), new_number)
+    }
+
+    fn seal_in(
+        &self,
+        pool: Option<u64>,
+        new_number: impl FnOnce() -> Result<u64, StoreError>,
+    ) -> Result<Moment, StoreError> {
         let disk = self.attach()?;
         let _sealing = self.sealing.lock();
         self.settle()?;
@@ -124,7 +144,7 @@ impl DiskNode {
                 format!("it refuses writes ({why}); open it again first"),
             ));
         }
-        if disk.delta().is_untouched() {
+        if pool.is_none() && disk.delta().is_untouched() {
             let layer = self.writer.record.lock().lineage.below;
             return Ok(Moment { layer, size: disk.size(), overlap: disk.delta().overlap() });
         }
@@ -132,7 +152,9 @@ impl DiskNode {
         if limit(1, 0) == 1 {
             disk.delta().flush().map_err(|error| self.failed(error))?;
         }
-        self.begin_sealing(new_number()?)?;
+        let number = new_number()?;
+        self.pools.place(number, pool.unwrap_or_else(|| self.pools.home(disk.delta().number())));
+        self.begin_sealing(number)?;
         let size = match disk.seal(|| self.put_above(&disk)) {
             Ok(size) => size,
             Err(error) => {
@@ -337,6 +359,7 @@ impl DiskNode {
         let _sealing = self.sealing.lock();
         self.settle()?;
         let disk = self.attach()?;
+        self.pools.place(number, self.pools.home(disk.delta().number()));
         // All that can fail comes before the record, which drops what the disk has now.
         let chain = self.chain(&self.record(), snapshot.layer)?;
         disk.seal(|| {

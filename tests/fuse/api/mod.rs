@@ -191,6 +191,26 @@ fn every_operation_answers_as_described() {
     assert_eq!(ok("GET /v1/disks/{name}/extents?since=s", "one")["extents"], json!([]));
     ok("DELETE /v1/disks/{name}/snapshots/{snapshot}", "one@s");
 
+    // `plyfs pool add` prepares the directory, and sends the request.
+    let dir = daemon.path("pool");
+    daemon.ok(&["pool", "add", "fast", dir.to_str().unwrap()]);
+    let done = || until("the takeover", || (ok_or_wait(&api)?["upgrade"]["state"] == "done").then_some(()));
+    with("POST /v1/pools", "", json!({"name": "fast", "dir": dir}));
+    done();
+    assert_eq!(ok("GET /v1/pools", "")[1]["name"], "fast");
+    with("POST /v1/disks", "", json!({"name": "there", "size": 1 << 20, "pool": "fast"}));
+    assert_eq!(ok("GET /v1/pools/{name}", "fast")["disks"], json!(["there"]));
+    ok("POST /v1/pools/{name}/attach", "fast");
+    done();
+    with("POST /v1/disks/{name}/move", "there", json!({"pool": "default"}));
+    until("the end of the move", || {
+        let pools = ok("GET /v1/disks/{name}", "there")["needs_pools"].clone();
+        (pools == json!(["default"])).then_some(())
+    });
+    ok("DELETE /v1/disks/{name}", "there");
+    ok("DELETE /v1/pools/{name}", "fast");
+    done();
+
     let object = Object::new(2 * MIB);
     let server = Server::start(object);
     let source = server.url("/far?signature=secret");
@@ -298,6 +318,9 @@ fn refusals_are_answered_as_described() {
         "DELETE /v1/bases/{name}/trace",
         "GET /v1/bases/{name}/trace/file",
         "PUT /v1/bases/{name}/trace/file",
+        "GET /v1/pools/{name}",
+        "POST /v1/pools/{name}/attach",
+        "DELETE /v1/pools/{name}",
         "GET /v1/jobs/{id}",
         "POST /v1/jobs/{id}/cancel",
     ] {
