@@ -122,18 +122,18 @@ impl Copies {
         runs.iter().find(|run| run.goes_on(thread, request)).map(|run| run.sharing.clone())
     }
 
-    /// A request ends at `end`.
-    fn note(&self, thread: u32, request: &CopyRequest, end: u64, sharing: Sharing) {
-        if thread == 0 {
+    /// A request ends at `end`. `None`: the source has nothing there.
+    fn note(&self, thread: u32, request: &CopyRequest, end: u64, sharing: Option<Sharing>) {
+        if thread == 0 || (sharing.is_none() && !self.has_any()) {
             return;
         }
         let mut runs = self.runs.lock();
         runs.retain(|run| run.last.elapsed() < PATIENCE && (run.to != request.to || run.thread != thread));
         // At the end of the source the copy is complete: a later call finds what was appended since.
-        if end >= sharing.size {
+        let Some(sharing) = sharing.filter(|sharing| end < sharing.size) else {
             self.any.store(!runs.is_empty(), Ordering::Release);
             return;
-        }
+        };
         if runs.len() >= REMEMBERED {
             runs.remove(0);
         }
@@ -250,8 +250,8 @@ impl Service {
 
     fn copied(&self, progress: Progress) {
         let Progress { call, request, sharing, done, answer, .. } = progress;
-        if let Some(sharing) = sharing.filter(|_| done > 0) {
-            self.copies.note(call.thread, &request, request.from + done, sharing);
+        if sharing.is_some() {
+            self.copies.note(call.thread, &request, request.from + done, sharing.filter(|_| done > 0));
         }
         answer(Ok(done));
     }
@@ -365,3 +365,6 @@ fn zero(node: &Arc<DiskNode>, from: u64, end: u64, handle: Handle) -> Result<(),
     });
     done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "copy", &e).errno())
 }
+
+#[cfg(test)]
+mod tests;
