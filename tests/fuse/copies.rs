@@ -22,7 +22,7 @@ fn copy_once(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> std::io::
 }
 
 /// Copies up to `len` bytes, fewer at the end of the source.
-fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> u64 {
+pub fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> u64 {
     let mut done = 0;
     while done < len {
         match copy_once(from, at + done, to, to_at + done, len - done).unwrap() {

@@ -5,6 +5,7 @@ mod aio;
 mod api;
 mod check;
 mod copies;
+mod copy_model;
 mod crashes;
 mod death;
 mod devices;
