@@ -37,8 +37,8 @@ comes from that base. plyfs opens no file that an image names; that the base has
 word of the operator. When the import fails, no disk is left.
 
 With --increment the first file makes a copy (export --format increment), and each later one (export --since) brings it \
-forward. An increment that was made for another state of the disk is refused. When it fails, the copy is as it was before. A \
-copy must not be in use meanwhile.";
+forward. An increment that was made for another state of the disk is refused, as is a copy that a process has open. When \
+it fails, the copy is as it was before.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
@@ -50,6 +50,9 @@ pub(super) struct Import {
     /// The file is an increment: it makes a copy of a disk, or brings it forward
     #[arg(long, conflicts_with = "format")]
     increment: bool,
+    /// Also bring a copy forward that is open: its clients see bytes change that they did not write
+    #[arg(long, requires = "increment")]
+    pub(super) force: bool,
     /// Format of the image [default: qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,

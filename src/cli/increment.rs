@@ -29,6 +29,8 @@ use crate::import::increment::Increment;
 
 /// The beginning of the name of a snapshot that notes a state.
 const STATE: &str = "plyfs-state-";
+/// The remedy for a copy that is open.
+const OPEN: &str = "close it there, or repeat with --force";
 
 fn snapshots(client: &Client, disk: &str, action: &str) -> Result<Vec<wire::Snapshot>, CliError> {
     read(&client.get(&format!("/v1/disks/{disk}/snapshots"), action)?, action)
@@ -113,6 +115,8 @@ pub(super) fn import(import: &Import, global: &Global) -> Result<(), CliError> {
         increment.apply(&file, &mut watch).map_err(failed)?;
         file.sync_all().map_err(transfer)?;
         drop(file);
+        // What a client wrote meanwhile would be noted as the state of the exported disk.
+        copy.refuse_open()?;
         copy.note()
     });
     progress.clear();
@@ -213,6 +217,7 @@ impl Copy<'_> {
                     .into(),
             }));
         }
+        self.refuse_open()?;
         let moments = Moments { disk: name, since: Some(&since), until: None };
         let mut is_same = true;
         moments.each(self.client, &action, |part| {
@@ -228,6 +233,15 @@ impl Copy<'_> {
             )));
         }
         Ok(disk)
+    }
+
+    /// Refuses a copy that a client has open, unless the command was told not to.
+    fn refuse_open(&self) -> Result<(), CliError> {
+        if self.import.force {
+            Ok(())
+        } else {
+            super::disk::refuse_open(self.client, &self.import.name, OPEN)
+        }
     }
 
     /// The name of the snapshot with the earlier state.
