@@ -88,15 +88,20 @@ impl Store {
         self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
-    /// Completes sealings that an earlier worker began. To be called about once a second; may wait for the store.
+    /// Completes sealings that an earlier worker began, and removes what earlier changes dropped. To be called about once a
+    /// second; may wait for the store. What fails is tried again, after pauses of up to a minute.
     pub fn tend_layers(&self) {
+        self.tend_layers_at(Instant::now());
+    }
+
+    pub(super) fn tend_layers_at(&self, now: Instant) {
         for node in self.attachments.all() {
             if self.is_closing() {
                 return;
             }
-            node.tend_layers();
+            node.tend_layers(now);
         }
-        self.remove_all_dropped();
+        self.remove_dropped_at(now);
         self.close_idle_snapshots();
     }
 

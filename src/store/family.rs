@@ -321,13 +321,21 @@ impl Store {
         node.update(|record| record.lineage.dropped.retain(|number| read.contains(number)))
     }
 
-    /// Removes what earlier changes dropped. To be called when the store is open; a failure is tried again at the next
-    /// start.
+    /// Removes what earlier changes dropped. To be called when the store is open. A failure is tried again later.
     pub fn remove_all_dropped(&self) {
+        self.remove_dropped_at(Instant::now());
+    }
+
+    /// As [`Store::remove_all_dropped`]. Where it failed before, it waits until it is due again.
+    pub(super) fn remove_dropped_at(&self, now: Instant) {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        for disk in disks.iter().filter(|disk| disk.has_dropped()) {
-            if let Err(error) = self.remove_dropped(disk) {
-                tracing::warn!(%error, "files that nothing needs cannot be removed; they are tried again");
+        for disk in disks.iter().filter(|disk| disk.has_dropped() && disk.removal_retry.is_due(now)) {
+            match self.remove_dropped(disk) {
+                Ok(()) => disk.removal_retry.succeeded(),
+                Err(error) => {
+                    let pause = disk.removal_retry.failed(now).as_secs();
+                    tracing::warn!(%error, "files that nothing needs cannot be removed; it is tried again in {pause} s");
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
 mod adopting;
+mod backoff;
 mod family;
 mod record;
 mod sealing;
@@ -8,10 +9,12 @@ mod survey;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
+use backoff::Backoff;
 use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use sealing::Moment;
 
@@ -39,6 +42,10 @@ pub struct DiskNode {
     layers: Arc<Layers>,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
+    /// Of a sealing that fails.
+    sealing_retry: Backoff,
+    /// Of the removal of what is dropped.
+    pub(super) removal_retry: Backoff,
     /// Sealed deltas whose live maps running requests may still use.
     retiring: Mutex<Vec<Arc<Delta>>>,
     /// What the slot had before rollbacks. Running requests may still read it.
@@ -143,6 +150,8 @@ impl DiskNode {
             live,
             layers,
             sealing: Mutex::new(()),
+            sealing_retry: Backoff::default(),
+            removal_retry: Backoff::default(),
             retiring: Mutex::default(),
             rolled_back: Mutex::default(),
             attach: Mutex::new(()),
@@ -426,7 +435,7 @@ impl DiskNode {
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
         // A sealing that an earlier worker began goes on first.
-        self.tend_layers();
+        self.tend_layers(Instant::now());
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
         if self.is_unlinked() || disk.delta().error_epoch() != 0 {

@@ -10,6 +10,7 @@
 //! pending layer. The live map of a layer is removed when no request reads through it.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -268,16 +269,26 @@ impl DiskNode {
         })
     }
 
-    /// Goes on with a sealing that an earlier worker began, and removes live maps that are not used any more. May wait for
-    /// the store.
-    pub(in crate::store) fn tend_layers(&self) {
+    /// Goes on with a sealing that an earlier worker began or that failed, and removes live maps that are not used any
+    /// more. After a failure the next attempts wait ever longer. May wait for the store.
+    pub(in crate::store) fn tend_layers(&self, now: Instant) {
         let has_pending = self.peek().is_some_and(|disk| !disk.below().pending.is_empty());
-        if !has_pending && self.retiring.lock().is_empty() {
+        if !has_pending {
+            self.sealing_retry.succeeded();
+            if self.retiring.lock().is_empty() {
+                return;
+            }
+        }
+        if !self.sealing_retry.is_due(now) {
             return;
         }
         let Some(_sealing) = self.sealing.try_lock() else { return };
-        if let Err(error) = self.settle() {
-            tracing::warn!(disk = self.name(), %error, "a sealing cannot be completed; it is tried again");
+        match self.settle() {
+            Ok(()) => self.sealing_retry.succeeded(),
+            Err(error) => {
+                let pause = self.sealing_retry.failed(now).as_secs();
+                tracing::warn!(disk = self.name(), %error, "a sealing cannot be completed; it is tried again in {pause} s");
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Snapshots, clones and rollback of a store.
 
+mod backoff;
 mod faults;
 
 use std::sync::atomic::{AtomicBool, Ordering};
