@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::LayerError;
+use super::memory::{Counted, File};
+use super::{IndexIo, LayerError};
 use crate::format::FormatError;
 use crate::format::extents::{Extent, IndexHeader, PAGE, Where, decode_leaf, decode_table, leaf_at};
 use crate::format::layout::index_path;
-use crate::io::{Medium, MediumFile, Open};
+use crate::io::{MediumFile, Open};
 use crate::mutant::limit;
 
 /// Leaves of an index that is kept in memory: 256 KiB.
@@ -23,6 +24,7 @@ const RECENT_LEAVES: usize = 16;
 /// See the module.
 pub(super) struct Index {
     extents: Extents,
+    memory: Counted,
 }
 
 enum Extents {
@@ -92,6 +94,10 @@ impl Paged {
     }
 }
 
+fn bytes_of(extents: &[Extent]) -> u64 {
+    size_of_val(extents) as u64
+}
+
 /// The extent of `extents` that contains `offset`, and where it ends. `after`: the extent behind them, if any.
 fn look(extents: &[Extent], after: Option<&Extent>, offset: u64) -> (Where, u64) {
     let next = extents.partition_point(|extent| extent.start() <= offset);
@@ -104,17 +110,22 @@ impl Index {
     ///
     /// # Errors
     /// When it is damaged, or of other layers.
-    pub(super) fn open(medium: &dyn Medium, layers: &[u64]) -> Result<Option<Self>, LayerError> {
+    pub(super) fn open(io: &IndexIo, layers: &[u64]) -> Result<Option<Self>, LayerError> {
         let Some(layer) = layers.last().copied() else { return Ok(None) };
-        let file = match medium.open(&index_path(layer), Open::Existing) {
+        let file = match io.medium.open(&index_path(layer), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(LayerError::io(layer, "opening the index"))?,
         };
-        Self::read(file, layers, layer).map(Some)
+        Self::read(file, layers, layer, io).map(Some)
     }
 
     /// Reads what an index needs in memory.
-    pub(super) fn read(file: Arc<dyn MediumFile>, layers: &[u64], layer: u64) -> Result<Self, LayerError> {
+    pub(super) fn read(
+        file: Arc<dyn MediumFile>,
+        layers: &[u64],
+        layer: u64,
+        io: &IndexIo,
+    ) -> Result<Self, LayerError> {
         let fail = || LayerError::io(layer, "reading the index");
         let len = file.len().map_err(fail())?;
         let mut page = vec![0; PAGE];
@@ -129,15 +140,27 @@ impl Index {
         }
         let paged = Box::new(Paged::new(header, file, firsts));
         if header.leaves > limit(KEPT_LEAVES, 1) {
-            return Ok(Self { extents: Extents::Paged(paged) });
+            // The leaves that it keeps count as if it had them.
+            let leaves = header.leaves.min(RECENT_LEAVES as u64) * PAGE as u64;
+            let memory = io.memory.count(bytes_of(&paged.firsts) + leaves, File::Written);
+            return Ok(Self { extents: Extents::Paged(paged), memory });
         }
         let leaves = (0..header.leaves).map(|leaf| paged.leaf(leaf)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { extents: Extents::Kept(leaves.concat()) })
+        let extents = leaves.concat();
+        let memory = io.memory.count(bytes_of(&extents), File::Written);
+        Ok(Self { extents: Extents::Kept(extents), memory })
     }
 
     /// An index that no file has.
-    pub(super) fn in_memory(extents: Vec<Extent>) -> Self {
-        Self { extents: Extents::Kept(extents) }
+    pub(super) fn in_memory(mut extents: Vec<Extent>, io: &IndexIo) -> Self {
+        extents.shrink_to_fit();
+        let memory = io.memory.count(bytes_of(&extents), File::Unwritten);
+        Self { extents: Extents::Kept(extents), memory }
+    }
+
+    /// Whether it is in memory because it could not be written.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.memory.is_unwritten()
     }
 
     /// Where the bytes at `offset` are, and where that extent ends.

@@ -8,6 +8,7 @@
 mod build;
 mod error;
 mod index;
+mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,8 @@ use parking_lot::{Mutex, RwLock};
 use build::build;
 pub use error::LayerError;
 use index::Index;
+use memory::IndexMemory;
+pub use memory::MemorySums;
 
 use crate::delta::DeltaSpec;
 use crate::format::BLOCK;
@@ -89,10 +92,17 @@ pub enum Part<'a> {
     Layer(&'a LayerFile),
 }
 
+/// What an index needs of its store.
+#[derive(Clone)]
+struct IndexIo {
+    medium: Arc<dyn Medium>,
+    memory: Arc<IndexMemory>,
+}
+
 /// A layer with all layers below it.
 pub struct Chain {
     specs: Vec<DeltaSpec>,
-    medium: Arc<dyn Medium>,
+    io: IndexIo,
     /// By their position in the table of an index: the lowest first.
     files: Vec<Arc<LayerFile>>,
     index: RwLock<Arc<Index>>,
@@ -116,16 +126,17 @@ impl Chain {
         building: Arc<Mutex<()>>,
     ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
-        let index = match Index::open(&*medium, &numbers) {
+        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
+        let io = IndexIo { medium, memory: layers.memory.clone() };
+        let index = match Index::open(&io, &numbers) {
             Ok(Some(index)) => index,
-            Ok(None) => build(&specs, &medium)?,
+            Ok(None) => build(&specs, &io)?,
             Err(error) => {
                 tracing::warn!(%error, "the index of a layer cannot be used; it is made again");
-                build(&specs, &medium)?
+                build(&specs, &io)?
             }
         };
-        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building })
+        Ok(Self { specs, io, files, index: RwLock::new(Arc::new(index)), building })
     }
 
     /// Number of the layer at the top.
@@ -174,9 +185,24 @@ impl Chain {
             return Ok(now);
         }
         tracing::warn!(%error, "the index of a layer is damaged; it is made again");
-        let index = Arc::new(build(&self.specs, &self.medium)?);
+        let index = Arc::new(build(&self.specs, &self.io)?);
         *self.index.write() = index.clone();
         Ok(index)
+    }
+
+    /// Tries again to write an index that only the memory has. Returns whether a file has it.
+    fn write_index(&self) -> bool {
+        if !self.index.read().is_unwritten() {
+            return true;
+        }
+        let _building = self.building.lock();
+        match build(&self.specs, &self.io) {
+            Ok(index) if !index.is_unwritten() => {
+                *self.index.write() = Arc::new(index);
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -188,9 +214,36 @@ pub struct Layers {
     /// By the layer. Held while its index is opened or made: two disks on one layer make it once, and no two write one
     /// file. Disks on other layers do not wait for it.
     building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
+    memory: Arc<IndexMemory>,
 }
 
 impl Layers {
+    /// The memory of its indexes.
+    pub fn memory(&self) -> MemorySums {
+        self.memory.sums()
+    }
+
+    /// Whether there is memory for an index that could not be written. When there is none, tries to write those that the
+    /// memory has. The caller holds no `building`.
+    pub fn has_room(&self) -> bool {
+        let is_over = || {
+            let MemorySums { unwritten, limit, .. } = self.memory.sums();
+            unwritten > limit
+        };
+        if is_over() {
+            let chains: Vec<_> = self.chains.lock().values().filter_map(Weak::upgrade).collect();
+            // Where one cannot be written, neither can the others.
+            let _ = chains.iter().all(|chain| chain.write_index());
+        }
+        !is_over()
+    }
+
+    /// Sets how many bytes of unwritten indexes there may be.
+    #[cfg(test)]
+    pub fn bound_unwritten(&self, limit: u64) {
+        self.memory.set_limit(limit);
+    }
+
     fn file(&self, number: u64, medium: &Arc<dyn Medium>) -> Arc<LayerFile> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&number).and_then(Weak::upgrade) {

@@ -54,6 +54,9 @@ impl Control {
                 values.add(metric, [], bytes);
             }
         }
+        let indexes = self.layer_indexes();
+        values.add(&LAYER_INDEXES, [], indexes.bytes);
+        values.add(&LAYER_INDEXES_UNWRITTEN, [], indexes.unwritten_bytes);
         let bus = self.events.state();
         for kind in Kind::ALL {
             values.add(&EVENTS, [kind.name()], bus.of_kind[kind as usize]);

@@ -159,6 +159,9 @@ metrics! {
     STORE_FULL: Gauge "store_full" None [] "1 while writes that need space are refused";
     LIVE_MAPS: Gauge "live_maps" Bytes [] "Memory that the live maps take";
     LIVE_MAPS_LIMIT: Gauge "live_maps_limit" Bytes [] "Most memory that the live maps take";
+    LAYER_INDEXES: Gauge "layer_indexes" Bytes [] "Memory that the indexes of layers take";
+    LAYER_INDEXES_UNWRITTEN: Gauge "layer_indexes_unwritten" Bytes []
+        "Memory of the indexes of layers that could not be written to the store";
 
     EVENTS: Counter "events" None ["event"] "Events, by name";
     NOTIFICATIONS: Counter "notifications" None ["result"] "Events for the destinations of [notify]: delivered, dropped";

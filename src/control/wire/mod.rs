@@ -33,9 +33,9 @@ pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{
-    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, Listener, LiveMaps, MissingPromise,
-    Requests, SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade, UpgradeBegun,
-    UpgradeState, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LayerIndexes, Listener, LiveMaps,
+    MissingPromise, Requests, SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade,
+    UpgradeBegun, UpgradeState, UpgradeTo, WorkerEnd,
 };
 pub use trace::{Origin, Recording, Trace, TraceFile};
 

@@ -97,8 +97,8 @@ impl DiskNode {
     /// layer. `new_number` gives the number of the new delta.
     ///
     /// # Errors
-    /// After a failed flush the disk refuses this as it refuses writes; errors of the storage. The disk is served as
-    /// before.
+    /// After a failed flush the disk refuses this as it refuses writes. It is also refused while indexes that cannot be
+    /// written take too much memory (D93). Errors of the storage. The disk is served as before.
     pub(in crate::store) fn seal(
         &self,
         new_number: impl FnOnce() -> Result<u64, StoreError>,
@@ -117,6 +117,14 @@ impl DiskNode {
         if disk.delta().is_untouched() {
             let layer = self.writer.record.lock().lineage.below;
             return Ok(Moment { layer, size: disk.size(), overlap: disk.delta().overlap() });
+        }
+        if !self.layers.has_room() {
+            let limit = self.layers.memory().limit >> 20;
+            let why = format!(
+                "the indexes of layers cannot be written to the store, and those in memory take more than {limit} MiB \
+                 already; free space in the store (see `plyfs status` and the daemon's log), and repeat"
+            );
+            return Err(StoreError::invalid(format!("disk {}", self.name()), why));
         }
         // The long part of the flush runs while the disk is served. Nothing depends on it, and a simulation goes without.
         if limit(1, 0) == 1 {

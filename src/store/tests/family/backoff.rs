@@ -1,4 +1,4 @@
-//! Periodic work of layers on storage that keeps failing.
+//! Work on layers while the storage keeps failing.
 
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
@@ -80,4 +80,35 @@ fn a_removal_that_keeps_failing_is_tried_ever_less_often_up_to_once_a_minute() {
     sim.medium.set_hook(None);
     store.tend_layers_at(Instant::now() + Duration::from_secs(400));
     assert!(!store.disk("a").unwrap().has_dropped());
+}
+
+/// Guards D93.
+#[test]
+fn a_snapshot_is_refused_while_indexes_that_cannot_be_written_take_too_much_memory() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    put(&store, "a", 0, 1);
+    let calls = failing(&sim, Call::Create, ".index".into());
+    // The index cannot be written, and the snapshot is taken all the same.
+    store.snapshot("a", "one", None).unwrap();
+    assert!(calls.load(Ordering::Relaxed) > 0 && store.index_memory().unwritten > 0);
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 0]);
+    store.layers.bound_unwritten(0);
+    put(&store, "a", 1, 2);
+    let refused = store.snapshot("a", "two", None);
+    assert_refused(refused, Kind::Invalid, "free space in the store");
+    assert!(store.disk("a").unwrap().peek().unwrap().below().pending.is_empty());
+    put(&store, "a", 1, 3);
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 3]);
+    // A disk that needs an index is served all the same.
+    drop(store);
+    let store = sim.open();
+    store.layers.bound_unwritten(0);
+    assert_eq!(blocks(&read_all(&store, "a")), [1, 3]);
+    assert!(store.index_memory().unwritten > 0);
+    // When the storage works again the indexes are written, and snapshots are taken.
+    sim.medium.set_hook(None);
+    store.snapshot("a", "two", None).unwrap();
+    assert_eq!(store.index_memory().unwritten, 0);
 }
