@@ -419,6 +419,7 @@ fn serve(
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
     store.attach_at_most(most_attached(descriptor_limit));
+    store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -660,9 +661,17 @@ const DISK_DESCRIPTORS: u64 = 4;
 /// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
 const MOST_ATTACHED: u64 = 8192;
 
+/// Most files of layers that are open.
+const MOST_LAYER_FILES: u64 = 16_384;
+
+/// Descriptors for the files of layers, an eighth.
+fn layer_descriptors(descriptors: u64) -> u64 {
+    (descriptors / 8).clamp(4, MOST_LAYER_FILES)
+}
+
 fn most_attached(descriptors: u64) -> usize {
-    let for_disks = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2)) / DISK_DESCRIPTORS;
-    for_disks.clamp(4, MOST_ATTACHED) as usize
+    let others = OTHER_DESCRIPTORS.min(descriptors / 2) + layer_descriptors(descriptors);
+    (descriptors.saturating_sub(others) / DISK_DESCRIPTORS).clamp(4, MOST_ATTACHED) as usize
 }
 
 /// The store's periodic work, which may wait for its medium.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::index::Index;
+use super::index::{Index, Name};
 use super::{IndexIo, LayerError};
 use crate::delta::survey::Survey;
 use crate::delta::{Delta, DeltaSpec};
@@ -71,7 +71,8 @@ fn merge(
         let mut writer = IndexWriter::start(medium.clone(), layer, top).map_err(fail())?;
         merge.run(&mut |start, place| writer.put(start, place))?;
         let file = writer.finish(numbers, survey.size).map_err(fail())?;
-        Index::read(file, numbers, layer, io)
+        let name = if layer == top { Name::Given } else { Name::None };
+        Index::read((file, name), numbers, layer, io)
     };
     to_file().or_else(|error| {
         // Memory is found where a guest would get an error.

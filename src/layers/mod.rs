@@ -7,6 +7,7 @@
 
 mod build;
 mod error;
+mod files;
 mod index;
 mod memory;
 #[cfg(test)]
@@ -14,12 +15,13 @@ mod tests;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
 use build::build;
 pub use error::LayerError;
+use files::{OpenFiles, PooledFile};
 use index::Index;
 use memory::IndexMemory;
 pub use memory::MemorySums;
@@ -28,13 +30,12 @@ use crate::delta::DeltaSpec;
 use crate::format::BLOCK;
 use crate::format::extents::Where;
 use crate::format::layout::data_path;
-use crate::io::{Medium, MediumFile, Open};
+use crate::io::Medium;
 
-/// The data file of a layer. It is opened at the first read.
+/// The data file of a layer. It is opened when it is read.
 pub struct LayerFile {
     number: u64,
-    medium: Arc<dyn Medium>,
-    data: OnceLock<Arc<dyn MediumFile>>,
+    data: PooledFile,
 }
 
 impl LayerFile {
@@ -43,22 +44,13 @@ impl LayerFile {
         self.number
     }
 
-    fn open(&self) -> Result<&Arc<dyn MediumFile>, LayerError> {
-        if let Some(data) = self.data.get() {
-            return Ok(data);
-        }
-        let data = self.medium.open(&data_path(self.number), Open::Existing);
-        let data = data.map_err(LayerError::io(self.number, "opening the data file"))?;
-        Ok(self.data.get_or_init(|| data))
-    }
-
     /// Reads bytes that the layer has. Bytes of the disk's last block past the end of the file are zeros.
     ///
     /// # Errors
     /// A file that is too short; errors of the storage.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
         let fail = || LayerError::io(self.number, "reading the data file");
-        let data = self.open()?;
+        let data = self.data.get().map_err(LayerError::io(self.number, "opening the data file"))?;
         let got = data.read_at(buf, offset).map_err(fail())?;
         if got < buf.len() {
             // The last block of a disk may be a part of one. But the file has a part of it.
@@ -77,7 +69,7 @@ impl LayerFile {
     /// As [`LayerFile::read`], if all bytes are in memory; otherwise false.
     pub fn read_now(&self, buf: &mut [u8], offset: u64) -> bool {
         // A file that is not open may have to wait for the store.
-        self.data.get().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
+        self.data.get_now().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
     }
 }
 
@@ -96,6 +88,7 @@ pub enum Part<'a> {
 #[derive(Clone)]
 struct IndexIo {
     medium: Arc<dyn Medium>,
+    files: Arc<OpenFiles>,
     memory: Arc<IndexMemory>,
 }
 
@@ -127,7 +120,7 @@ impl Chain {
     ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
         let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        let io = IndexIo { medium, memory: layers.memory.clone() };
+        let io = IndexIo { medium, files: layers.open_files.clone(), memory: layers.memory.clone() };
         let index = match Index::open(&io, &numbers) {
             Ok(Some(index)) => index,
             Ok(None) => build(&specs, &io)?,
@@ -215,9 +208,15 @@ pub struct Layers {
     /// file. Disks on other layers do not wait for it.
     building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
     memory: Arc<IndexMemory>,
+    open_files: Arc<OpenFiles>,
 }
 
 impl Layers {
+    /// Sets how many files of layers are open at a time, beside those that are being read.
+    pub fn open_at_most(&self, files: usize) {
+        self.open_files.set_most(files);
+    }
+
     /// The memory of its indexes.
     pub fn memory(&self) -> MemorySums {
         self.memory.sums()
@@ -249,7 +248,8 @@ impl Layers {
         if let Some(file) = files.get(&number).and_then(Weak::upgrade) {
             return file;
         }
-        let file = Arc::new(LayerFile { number, medium: medium.clone(), data: OnceLock::new() });
+        let data = PooledFile::new(data_path(number), medium.clone(), self.open_files.clone());
+        let file = Arc::new(LayerFile { number, data });
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(number, Arc::downgrade(&file));
         file

@@ -290,6 +290,38 @@ fn indexes_in_memory_are_bounded_and_written_when_that_is_possible_again() {
     rig.compare(&chain);
 }
 
+/// Guards D93.
+#[test]
+fn files_of_layers_above_the_bound_are_closed_and_opened_again() {
+    for small in [false, true] {
+        // With small leaves, indexes have files too.
+        let _small = small.then(|| simulate(None));
+        let mut rig = Rig::new(40 * BLOCK, 0);
+        for at in 0..20 {
+            rig.run(&Step::Write(2 * at, 1));
+            rig.run(&Step::Seal);
+        }
+        let layers = Layers::default();
+        layers.open_at_most(3);
+        let chain = layers.chain(rig.specs.clone(), rig.medium.clone()).unwrap().unwrap();
+        for _ in 0..2 {
+            rig.compare(&chain);
+            assert_eq!(layers.open_files.count(), 3);
+        }
+        // A file that is read again and again stays open.
+        let hot = &chain.files[7];
+        let mut bytes = [0; 512];
+        for file in &chain.files[..7] {
+            hot.read(&mut bytes, 14 * BLOCK).unwrap();
+            file.read(&mut bytes, u64::from(file.number() as u32 - 1) * 2 * BLOCK).unwrap();
+            assert!(hot.data.get_now().is_some());
+        }
+        // A layer that is gone takes no place.
+        drop(chain);
+        assert_eq!(layers.open_files.count(), 0);
+    }
+}
+
 fn staged_exists(root: &Path) -> bool {
     fs::read_dir(root.join("deltas"))
         .unwrap()

@@ -88,6 +88,11 @@ impl Store {
         self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
+    /// Sets how many files of layers are open at a time, beside those that are being read.
+    pub fn open_layers_at_most(&self, files: usize) {
+        self.layers.open_at_most(files);
+    }
+
     /// Completes sealings that an earlier worker began, and removes what earlier changes dropped. To be called about once a
     /// second; may wait for the store. What fails is tried again, after pauses of up to a minute.
     pub fn tend_layers(&self) {
