@@ -1,4 +1,4 @@
-//! `plyfs job` and `plyfs jobs`: work on whole bases in the background.
+//! `plyfs job` and `plyfs jobs`: work on whole bases in the background, and copies of disks.
 
 use clap::Subcommand;
 
@@ -24,16 +24,18 @@ Examples:
 
 A job is work on a whole base: `base hydrate` and `base verify` begin one. The list has the last job of each kind of \
 each base since the worker began to serve. A hydration continues in the next worker, under the same identifier. A \
-verification ends with its worker.";
+verification ends with its worker. `disk export` and `disk import` are jobs of their commands: each is listed until its \
+command ends.";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
   plyfs job cancel hydrate-debian
   plyfs jobs -q --filter state=waiting | xargs plyfs job cancel
+  plyfs jobs -q --filter disk=vm1 | xargs plyfs job cancel
 
 The command returns when the job has ended. No later worker continues a cancelled hydration. What it has fetched stays \
 in the cache until other bases need the room; of a file of this host the copy is dropped. A job that had ended before is \
-not changed.";
+not changed. A command that exports or imports is told, and ends as after a signal.";
 
 pub(super) const COLUMNS: [Column; 9] = [
     ("ID", "id", Kind::Text),
@@ -47,10 +49,11 @@ pub(super) const COLUMNS: [Column; 9] = [
     ("ERROR", "error", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 14] = [
+pub(super) const FIELDS: [Column; 15] = [
     ("id", "id", Kind::Text),
     ("kind", "kind", Kind::Text),
     ("base", "base", Kind::Text),
+    ("disk", "disk", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("done", "bytes", Kind::Size),
@@ -73,7 +76,7 @@ const NOUN: Noun = Noun {
     notes: no_notes,
 };
 
-/// List, show and cancel the work on whole bases
+/// List, show and cancel the work on whole bases, and copies of disks
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Job {
@@ -97,7 +100,7 @@ pub(super) enum Job {
     },
 }
 
-/// List the jobs: work on whole bases in the background
+/// List the jobs: work on whole bases in the background, and copies of disks
 #[derive(Debug, clap::Args)]
 #[command(after_help = LS_EXAMPLES)]
 pub(super) struct Jobs {

@@ -146,7 +146,7 @@ impl<B: Serialize> Work<'_, B> {
                 "base {}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`",
                 self.base
             ),
-            WorkKind::Verify => {
+            WorkKind::Verify | WorkKind::Export | WorkKind::Import => {
                 client.post_now(
                     &format!("/v1/jobs/{id}/cancel"),
                     None::<&()>,

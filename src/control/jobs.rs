@@ -1,5 +1,6 @@
 //! Routes on jobs: list, show, cancel.
 
+use axum::Json;
 use axum::extract::State;
 
 use super::wire::{Job, Work, WorkKind, WorkState, rfc3339_millis};
@@ -47,6 +48,7 @@ impl From<BaseJob> for Job {
             id: jobs::id(what, &base),
             kind: what.into(),
             base,
+            disk: None,
             state: state.into(),
             bytes,
             total,
@@ -63,7 +65,7 @@ impl From<BaseJob> for Job {
 }
 
 /// With one decimal, rounded down, so that 100 means all.
-fn percent(bytes: u64, total: u64) -> f64 {
+pub(super) fn percent(bytes: u64, total: u64) -> f64 {
     if total == 0 {
         return 100.0;
     }
@@ -73,7 +75,7 @@ fn percent(bytes: u64, total: u64) -> f64 {
 /// List the jobs
 ///
 /// The jobs of this worker, and the hydrations of earlier workers that it continues: of each base the last job of each
-/// kind.
+/// kind. And the exports and imports that clients do and have announced.
 #[utoipa::path(
     get,
     path = "/v1/jobs",
@@ -82,7 +84,13 @@ fn percent(bytes: u64, total: u64) -> f64 {
     responses((status = 200, description = "Jobs in the order in which they began.", body = Vec<Job>))
 )]
 pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
-    blocking(move || Ok(c.bases.jobs().into_iter().map(Job::from).collect())).await
+    blocking(move || {
+        let mut jobs: Vec<Job> = c.bases.jobs().into_iter().map(Job::from).collect();
+        jobs.extend(c.clients.list());
+        jobs.sort_by(|one, other| one.began.cmp(&other.began));
+        Ok(jobs)
+    })
+    .await
 }
 
 /// Show a job
@@ -94,6 +102,9 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
     responses((status = 200, description = "The job.", body = Job))
 )]
 pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    if let Some(job) = c.client_job(&id) {
+        return Ok(Json(job));
+    }
     blocking(move || Ok(c.bases.job(&id)?.into())).await
 }
 
@@ -101,7 +112,8 @@ pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job
 ///
 /// The answer comes when the job has ended. A job that had ended before is not changed. No later worker continues a
 /// cancelled hydration. What it has fetched stays in the cache like what readers fetched; the copy of a file of this
-/// host is dropped. A base that was hydrated before the job began stays hydrated.
+/// host is dropped. A base that was hydrated before the job began stays hydrated. The client of an export or import is
+/// told; the answer does not wait for it longer than 5 seconds.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
@@ -110,5 +122,8 @@ pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job
     responses((status = 200, description = "The job.", body = Job))
 )]
 pub(super) async fn cancel(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    if let Some(job) = c.cancel_client_job(&id).await {
+        return Ok(Json(job));
+    }
     blocking(move || Ok(c.bases.cancel_job(&id)?.into())).await
 }

@@ -8,6 +8,7 @@
 //! - The description that `/v1/openapi.json` answers with (`openapi`) has every route; a test compares both.
 
 mod bases;
+pub mod clients;
 mod connections;
 mod disks;
 mod error;
@@ -98,6 +99,8 @@ pub struct Control {
     pub events: Events,
     /// The work on bases.
     pub bases: Bases,
+    /// The jobs that clients do.
+    pub clients: Arc<clients::ClientJobs>,
     /// Counters of delivered events.
     pub notifications: Arc<Notifications>,
     /// When this worker began to serve; nanoseconds since the epoch.
@@ -188,7 +191,8 @@ fn router(control: Control) -> Router {
         .route("/v1/traces", get(traces::list))
         .route("/v1/disks/{name}/trace", post(traces::record).delete(traces::stop))
         .route("/v1/jobs", get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}", get(jobs::show).put(clients::announce).delete(clients::end))
+        .route("/v1/jobs/{id}/hold", post(clients::hold))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/events", get(events::events))
         .route("/v1/openapi.json", get(openapi::openapi))
@@ -216,7 +220,7 @@ pub fn spawn(
     listener.set_nonblocking(true)?;
     let sources = control.bases.sources().clone();
     let bus = control.events.clone();
-    let tick_control = control.clone();
+    let (tick_control, clients) = (control.clone(), control.clients.clone());
     let router = router(control);
     let run = move || {
         runtime.block_on(async {
@@ -224,9 +228,19 @@ pub fn spawn(
                 Ok(listener) => {
                     let ticking = [
                         tokio::spawn(events::tick(bus.clone(), sources)),
-                        tokio::spawn(traces::tick(tick_control)),
+                        tokio::spawn(traces::tick(tick_control.clone())),
+                        tokio::spawn(clients::tick(tick_control)),
                     ];
-                    events::serve_until(listener, router, drain, bus).await;
+                    // Requests that hold jobs end before the others are waited for.
+                    let draining = Arc::new(Notify::new());
+                    let begins = draining.clone();
+                    let closing = tokio::spawn(async move {
+                        drain.notified().await;
+                        clients.close();
+                        begins.notify_one();
+                    });
+                    events::serve_until(listener, router, draining, bus).await;
+                    closing.abort();
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     drained();
                 }

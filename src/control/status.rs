@@ -8,8 +8,8 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, LayerIndexes, Listener, LiveMaps, Requests, Space, Standby, Status, Stop, Stopping,
-    Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, DamagedFile, LayerIndexes, Listener, LiveMaps, Requests, Space, Standby, Status, Stop,
+    Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
 use crate::config::PageAddress;

@@ -497,6 +497,7 @@ fn serve(
         kernel: kernel::describe(start.offers, kernel_release),
         events,
         bases,
+        clients: Arc::default(),
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
         page_trouble: page.is_none().then(|| {

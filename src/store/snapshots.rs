@@ -79,6 +79,21 @@ impl Store {
         found
     }
 
+    /// The snapshots with names that `is_wanted` accepts, each with the name of its disk before its own.
+    pub fn snapshots_named(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for node in self.disks_after(0) {
+            node.each_snapshot(|snapshot| {
+                if is_wanted(&snapshot.name) {
+                    found.push((String::new(), snapshot.name.clone()));
+                }
+            });
+            let unnamed = found.iter_mut().rev().take_while(|(disk, _)| disk.is_empty());
+            unnamed.for_each(|(disk, _)| *disk = node.name());
+        }
+        found
+    }
+
     /// A snapshot that is open. Does not wait.
     pub fn opened_snapshot(&self, number: u64) -> Option<Arc<Frozen>> {
         let mut opened = self.snapshots.opened.lock();

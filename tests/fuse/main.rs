@@ -6,6 +6,7 @@ mod api;
 mod check;
 mod copies;
 mod copy_model;
+mod copying_jobs;
 mod crashes;
 mod death;
 mod devices;

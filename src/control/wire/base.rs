@@ -320,7 +320,7 @@ pub struct Work {
     pub error: Option<String>,
 }
 
-/// A kind of work on a whole base.
+/// A kind of work on a whole base or disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkKind {
@@ -329,6 +329,10 @@ pub enum WorkKind {
     Hydrate,
     /// The base is compared.
     Verify,
+    /// A client writes a disk to a file.
+    Export,
+    /// A client fills a disk from a file.
+    Import,
 }
 
 impl WorkKind {
@@ -337,11 +341,13 @@ impl WorkKind {
         match self {
             Self::Hydrate => "hydrate",
             Self::Verify => "verify",
+            Self::Export => "export",
+            Self::Import => "import",
         }
     }
 }
 
-/// The progress of work on a whole base.
+/// The progress of work on a whole base or disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkState {
@@ -352,6 +358,8 @@ pub enum WorkState {
     Waiting,
     /// The data is compared with the digest.
     Verifying,
+    /// A client copies.
+    Copying,
     /// The work succeeded.
     Done,
     /// The work failed.
@@ -367,6 +375,7 @@ impl WorkState {
             Self::Fetching => "fetching",
             Self::Waiting => "waiting",
             Self::Verifying => "verifying",
+            Self::Copying => "copying",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

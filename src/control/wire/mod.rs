@@ -28,7 +28,7 @@ pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};
-pub use job::Job;
+pub use job::{ClientJob, HELD_SNAPSHOT, Job};
 pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
