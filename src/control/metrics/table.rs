@@ -98,6 +98,9 @@ metrics! {
     REQUESTS_INTERRUPTED: Counter "requests_interrupted" None []
         "Waiting requests that ended by a signal or with their process";
 
+    COPIED: Counter "copied" Bytes ["how"]
+        "Bytes that copy_file_range copied: shared (with the source), zeros (which take no space), moved (read and written)";
+
     DISK_OPERATIONS: Counter "disk_operations" None ["disk", "operation"] "Answered requests";
     DISK_OPERATION_TIME: Counter "disk_operations_duration" Seconds ["disk", "operation"]
         "Time that all answered requests took together";

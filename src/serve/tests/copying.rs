@@ -85,3 +85,27 @@ fn the_rest_of_a_copy_has_the_bytes_of_its_first_call() {
     assert_eq!(fixture.copy(source, to, 0, 8 * MIB), Ok(4 * MIB));
     assert_eq!(fixture.bytes_of(to, 2 * MIB, 2), [2, 2], "another copy");
 }
+
+#[test]
+fn copies_count_with_what_was_shared_zeroed_and_moved() {
+    let fixture = Fixture::new();
+    let source = fixture.blank_disk(1, "source");
+    fixture.put(source, 0, &vec![1; MIB as usize]);
+    fixture.put(source, 3 * MIB, &[1; 4096]);
+    let to = fixture.blank_disk(2, "to");
+    let size = 3 * MIB + 4096;
+    assert_eq!(fixture.copy(source, to, 0, size), Ok(size));
+    let shared = fixture.service.copied_bytes();
+    assert_eq!((shared.shared, shared.zeroed, shared.moved), (size, 0, 0));
+    // A disk that shows a base already gets the bytes.
+    let other = fixture.disks[0];
+    let mut at = 0;
+    while at < size {
+        at += fixture.copy(source, other, at, size - at).unwrap();
+    }
+    let all = fixture.service.copied_bytes();
+    assert_eq!((all.shared, all.zeroed, all.moved), (size, 2 * MIB, MIB + 4096));
+    let sums = fixture.service.store().disk_by_id(to).unwrap().counters().sums();
+    let copies = sums.operation(crate::stats::Operation::Copy);
+    assert_eq!((copies.count(), copies.bytes, copies.errors), (1, size, 0));
+}
