@@ -25,6 +25,8 @@ pub mod control;
 pub mod daemon;
 pub mod delta;
 pub mod disk;
+#[cfg(feature = "daemon")]
+pub mod disks;
 pub mod events;
 #[cfg(feature = "daemon")]
 pub mod export;
@@ -36,6 +38,8 @@ pub mod image;
 #[cfg(feature = "daemon")]
 pub mod import;
 pub mod io;
+#[cfg(feature = "daemon")]
+pub mod jobs;
 pub mod layers;
 pub mod mutant;
 #[cfg(feature = "daemon")]

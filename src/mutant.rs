@@ -62,6 +62,10 @@ pub enum Mutant {
     DroppedTooEarly,
     /// A copy shows what lies below without hiding the blocks before its range.
     GapNotHidden,
+    /// A layer takes the place of others before its files have everything.
+    MadeNotClosed,
+    /// A disk that is put on another base keeps the old one in its record.
+    BaseNotReplaced,
 }
 
 impl Mutant {
@@ -93,7 +97,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 27] = [
+pub const ALL: [Mutant; 29] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -121,6 +125,8 @@ pub const ALL: [Mutant; 27] = [
     Mutant::SharedLayerRemoved,
     Mutant::DroppedTooEarly,
     Mutant::GapNotHidden,
+    Mutant::MadeNotClosed,
+    Mutant::BaseNotReplaced,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

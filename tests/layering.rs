@@ -40,19 +40,24 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("config", &["format"]),
     ("sandbox", &["config", "format", "io", "source"]),
-    ("bases", &["base", "cache", "config", "events", "fetch", "format", "io", "source", "store", "trace"]),
+    ("jobs", &["source"]),
+    ("disks", &["disk", "jobs", "store"]),
+    (
+        "bases",
+        &["base", "cache", "config", "events", "fetch", "format", "io", "jobs", "source", "store", "trace"],
+    ),
     (
         "control",
         &[
-            "bases", "cache", "config", "disk", "events", "fetch", "format", "io", "serve", "source",
-            "stats", "store", "trace",
+            "bases", "cache", "config", "disk", "disks", "events", "fetch", "format", "io", "jobs", "serve",
+            "source", "stats", "store", "trace",
         ],
     ),
     (
         "daemon",
         &[
-            "base", "bases", "cache", "check", "config", "control", "delta", "disk", "events", "fetch",
-            "format", "fuse", "io", "sandbox", "serve", "source", "store", "trace",
+            "base", "bases", "cache", "check", "config", "control", "delta", "disk", "disks", "events",
+            "fetch", "format", "fuse", "io", "sandbox", "serve", "source", "store", "trace",
         ],
     ),
     ("export", &["format", "io"]),

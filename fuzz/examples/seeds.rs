@@ -14,6 +14,7 @@ use plyfs::format::record::{
     Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
     Moved, Request, Superblock, Token, Validator,
 };
+use plyfs::format::rework::{Purpose, Rework};
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
 
 const DATA: u64 = 0x5555_5555_5555_5555;
@@ -143,6 +144,7 @@ fn records() {
         dropped: vec![4],
         rolled_back: Some(token),
         rises: true,
+        rework: None,
     };
     let layered = |change: &dyn Fn(&mut Lineage)| {
         let mut lineage = lineage.clone();
@@ -157,6 +159,16 @@ fn records() {
     both("records", "disk-no-such-layer", &layered(&|lineage| lineage.below = Some(60_000)));
     both("records", "disk-pending-snapshot", &layered(&|lineage| lineage.snapshots[0].layer = Some(2)));
     both("records", "disk-needed-and-dropped", &layered(&|lineage| lineage.dropped = vec![5]));
+    let made = LayerEntry { below: None, seal: Seal::Pending, ..layer(30, None) };
+    let rework = |purpose| Rework { purpose, layer: made.clone(), done: 4096, rate: 1 << 20 };
+    let merge = rework(Purpose::Merge { first: 3, last: 5 });
+    let rebase = rework(Purpose::Rebase { to: disk.backing.clone(), top: Some(5) });
+    let flatten = rework(Purpose::Rebase { to: None, top: None });
+    for (name, rework) in [("merge", &merge), ("rebase", &rebase), ("flatten", &flatten)] {
+        both("records", &format!("disk-{name}"), &layered(&|lineage| lineage.rework = Some(rework.clone())));
+    }
+    let too_far = Rework { done: 8193, ..merge };
+    both("records", "disk-merge-too-far", &layered(&|lineage| lineage.rework = Some(too_far.clone())));
     both("records", "disk-layer-2-63-bytes", &layered(&|lineage| lineage.layers[0].size = 1 << 63));
     both(
         "records",

@@ -24,6 +24,8 @@ pub struct Description {
     pub image: File,
     /// The files below it, the nearest first.
     pub backing: Vec<File>,
+    /// Name of a base whose files lie below those.
+    pub onto: Option<String>,
     /// Digest of the image's file.
     pub digest: Option<Digest>,
     /// Which validators of a server's answer must still match.
@@ -115,6 +117,7 @@ impl Bases {
         let options = new.options()?;
         self.store.may_register(&new.name)?;
         let object = new.object();
+        let onto = new.onto.as_deref().map(|name| self.store.base(name)).transpose()?;
         let Description { name, image, backing: below, digest, token, .. } = new;
         let image = self.prepare_file(&object, image, &options).await?;
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
@@ -122,7 +125,7 @@ impl Bases {
         for file in below {
             backing.push(self.prepare_file(&object, file, &options).await?);
         }
-        Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, digest, options, token }), head))
+        Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, onto, digest, options, token }), head))
     }
 
     async fn prepare_file(

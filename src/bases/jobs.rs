@@ -30,7 +30,7 @@ pub fn id(what: What, base: &str) -> String {
 /// The kind and the base of an identifier.
 fn parse(id: &str) -> Option<(What, &str)> {
     let (kind, base) = id.split_once('-')?;
-    Some((What::ALL.into_iter().find(|what| what.name() == kind)?, base))
+    Some((What::ON_BASES.into_iter().find(|what| what.name() == kind)?, base))
 }
 
 fn no_job(id: &str) -> StoreError {
@@ -42,7 +42,7 @@ impl Bases {
     /// in which they began.
     pub fn jobs(&self) -> Vec<BaseJob> {
         let of = |node: &Arc<BaseNode>| {
-            What::ALL.map(|what| {
+            What::ON_BASES.map(|what| {
                 let progress = self.hydrations.progress_of(node, what)?;
                 Some(BaseJob { base: node.record().name.clone(), progress })
             })

@@ -114,6 +114,7 @@ fn raw(name: &str, path: &std::path::Path) -> Description {
         name: name.into(),
         image: File { source: path.to_str().unwrap().into(), mirrors: Vec::new(), format: None },
         backing: Vec::new(),
+        onto: None,
         digest: None,
         strictness: Strictness::Strong,
         deadline_s: None,

@@ -23,7 +23,8 @@ impl Check<'_> {
             modified_ns: record.modified_ns,
         };
         self.check_delta(id, record, &of_disk);
-        for layer in &record.lineage.layers {
+        let made = record.lineage.rework.iter().map(|rework| &rework.layer);
+        for layer in record.lineage.layers.iter().chain(made) {
             let of_layer = Expected {
                 disk: layer.number,
                 generation: layer.map.generation,

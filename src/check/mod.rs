@@ -7,6 +7,7 @@
 mod cache;
 mod delta;
 mod digest;
+mod images;
 mod live;
 mod strays;
 #[cfg(test)]
@@ -323,6 +324,7 @@ impl Check<'_> {
         }
         self.strays(superblock.is_some(), &bases, &disks, &deltas)?;
         let traces = self.traces(&bases)?;
+        self.images(&bases)?;
         self.unlinked(&deltas);
         self.dropped(&deltas);
         self.cache()?;

@@ -111,6 +111,10 @@ impl Check<'_> {
                 let generation = layer.map.generation;
                 named.insert(layer.number, Named::Needed { disk, generation, is_layer: true });
             }
+            if let Some(rework) = &lineage.rework {
+                let generation = rework.layer.map.generation;
+                named.insert(rework.layer.number, Named::Needed { disk, generation, is_layer: false });
+            }
             let generation = record.map.generation;
             named.insert(lineage.delta, Named::Needed { disk, generation, is_layer: false });
         }

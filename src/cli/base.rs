@@ -14,7 +14,7 @@ use super::map;
 use super::output::{Column, Kind, printable};
 use super::retry::{self, Removal};
 use super::table::fields;
-use super::work::{Wait, Work, no_options};
+use super::work::{Object, Wait, Work, no_options};
 use crate::control::wire::{
     AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls, WorkKind,
 };
@@ -186,6 +186,9 @@ pub(super) enum Base {
         /// Path or URL of the image below this one; may be given more than once, the nearest first
         #[arg(long = "backing", value_name = "SOURCE")]
         backing: Vec<String>,
+        /// A registered base whose images lie below that, with its options for servers
+        #[arg(long, value_name = "BASE", value_parser = args::name)]
+        onto: Option<String>,
         /// Which validators of a server's answer must still match: `strong` (ETag, or Last-Modified), `weak` (a weak
         /// ETag is enough), `size`
         #[arg(long, value_enum, default_value = "strong")]
@@ -362,6 +365,7 @@ impl Base {
                 format,
                 mirrors,
                 backing,
+                onto,
                 identity,
                 deadline,
                 max_requests,
@@ -383,6 +387,7 @@ impl Base {
                     mirrors,
                     format: format.map(Format::from),
                     backing,
+                    onto,
                     sha256,
                     sha512,
                     identity: Some(identity.into()),
@@ -409,10 +414,11 @@ impl Base {
             Self::Trace(trace) => trace.run(global),
             Self::Hydrate { name, rate, background } => {
                 let wait = if background { Wait::No } else { Wait::UntilEnd };
-                Work { base: &name, kind: WorkKind::Hydrate, body: Hydrate { rate } }.run(global, wait)
+                Work { object: Object::Base(&name), kind: WorkKind::Hydrate, body: Hydrate { rate } }
+                    .run(global, wait)
             }
             Self::Verify { name } => {
-                let verify = Work { base: &name, kind: WorkKind::Verify, body: no_options() };
+                let verify = Work { object: Object::Base(&name), kind: WorkKind::Verify, body: no_options() };
                 verify.run(global, Wait::UntilEnd)
             }
             Self::Set { name, source, source_file, mirrors, file } => {

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::args::{self, DiskOrSnapshot};
+use super::change;
 use super::client::{Client, read};
+use super::commit;
 use super::diff;
 use super::error::CliError;
 use super::export;
@@ -20,7 +22,7 @@ use super::output::{Column, Kind, printable};
 use super::retry::{self, Removal};
 use super::snapshot;
 use super::table::fields;
-use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize};
+use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize, WorkKind};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,7 +93,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("PATH", "path", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 12] = [
+pub(super) const FIELDS: [Column; 13] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -104,6 +106,7 @@ pub(super) const FIELDS: [Column; 12] = [
     ("error", "error", Kind::Text),
     ("refuses writes", "refuses_writes", Kind::Text),
     ("open handles", "open_handles", Kind::Number),
+    ("job", "job", Kind::Text),
 ];
 
 /// What the command adds to the daemon's answer: the processes that have a disk open, as far as it may see them.
@@ -239,6 +242,18 @@ pub(super) enum Disk {
     /// Create a disk with the contents of an image file
     #[command(after_help = import::EXAMPLES)]
     Import(import::Import),
+    /// Make a disk independent of its base
+    #[command(after_help = change::FLATTEN_EXAMPLES)]
+    Flatten(change::How),
+    /// Put a disk on another base, with the same bytes
+    #[command(after_help = change::REBASE_EXAMPLES)]
+    Rebase(change::Rebase),
+    /// Make a new base of what a disk or a snapshot shows
+    #[command(after_help = commit::EXAMPLES)]
+    Commit(commit::Commit),
+    /// Merge layers that no snapshot tells apart any more
+    #[command(after_help = change::COMPACT_EXAMPLES)]
+    Compact(change::How),
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize {
@@ -285,6 +300,10 @@ impl Disk {
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
+            Self::Flatten(how) => how.run(global, WorkKind::Flatten),
+            Self::Rebase(rebase) => rebase.run(global),
+            Self::Commit(commit) => commit.run(global),
+            Self::Compact(how) => how.run(global, WorkKind::Compact),
             Self::Resize { name, size, shrink } => {
                 let (path, action) =
                     (format!("/v1/disks/{name}/resize"), format!("cannot resize disk {name}"));

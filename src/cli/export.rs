@@ -103,15 +103,54 @@ pub(super) struct Export {
 /// Standard output as a file name.
 const STDOUT: &str = "-";
 
+/// Where the file may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Neither in the store nor in the mount.
+    Elsewhere,
+    /// In the store: it becomes the image of a base.
+    Store,
+}
+
 impl Export {
+    /// A qcow2 image on top of the base of a disk, which becomes a base.
+    pub(super) fn of_commit(
+        source: &DiskOrSnapshot,
+        file: &Path,
+        compress: Option<CompressArg>,
+        base: Option<&wire::Base>,
+    ) -> Self {
+        let onto_format = base.map(|base| match base.format {
+            wire::Format::Raw => BackingFormat::Raw,
+            wire::Format::Qcow2 => BackingFormat::Qcow2,
+            wire::Format::Vmdk => BackingFormat::Vmdk,
+        });
+        Self {
+            source: source.clone(),
+            file: file.to_owned(),
+            format: Some(FileFormat::Qcow2),
+            since: None,
+            compress,
+            onto: base.map(|base| base.source.clone()),
+            onto_format,
+            force: false,
+        }
+    }
+
     pub(super) fn run(&self, global: &Global) -> Result<(), CliError> {
         self.check_options(global)?;
+        let (size, bytes) = self.write_file(global, Place::Elsewhere)?;
+        self.print(&global.output(), size, bytes)
+    }
+
+    /// Writes the file. Returns the bytes of the disk, and of the file when that is known.
+    pub(super) fn write_file(&self, global: &Global, place: Place) -> Result<(u64, Option<u64>), CliError> {
         let client = global.client()?;
         let disk: wire::Disk =
             read(&client.get(&format!("/v1/disks/{}", self.source.disk), &self.action())?, &self.action())?;
         let base = self.base(&client, &disk)?;
         let mount = Path::new(&disk.path).parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        if !self.is_stdout() {
+        if !self.is_stdout() && place == Place::Elsewhere {
             self.check_place(&client, mount, base.as_ref())?;
         }
         let backing = self.backing(base.as_ref())?;
@@ -171,7 +210,7 @@ impl Export {
             Err(failure) => return Err(self.failed(failure, signal)),
         };
         removed?;
-        self.print(&printer, size, bytes)
+        Ok((size, bytes))
     }
 
     fn format(&self) -> FileFormat {

@@ -1,4 +1,4 @@
-//! `plyfs job` and `plyfs jobs`: work on whole bases in the background, and copies of disks.
+//! `plyfs job` and `plyfs jobs`: work on whole bases and on disks in the background, and copies of disks.
 
 use clap::Subcommand;
 
@@ -22,10 +22,10 @@ Examples:
   plyfs job ls --filter state=failed
   plyfs --json jobs
 
-A job is work on a whole base: `base hydrate` and `base verify` begin one. The list has the last job of each kind of \
-each base since the worker began to serve. A hydration continues in the next worker, under the same identifier. A \
-verification ends with its worker. `disk export` and `disk import` are jobs of their commands: each is listed until its \
-command ends.";
+A job is work on a whole base (`base hydrate`, `base verify`) or on a disk (`disk flatten`, `disk rebase`, `disk compact`). \
+The list has the last job of each kind of each base and disk since the worker began to serve. A job continues in the next \
+worker, under the same identifier; only a verification ends with its worker. `disk export` and `disk import` are jobs of \
+their commands: each is listed until its command ends.";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -34,8 +34,9 @@ Examples:
   plyfs jobs -q --filter disk=vm1 | xargs plyfs job cancel
 
 The command returns when the job has ended. No later worker continues a cancelled hydration. What it has fetched stays \
-in the cache until other bases need the room; of a file of this host the copy is dropped. A job that had ended before is \
-not changed. A command that exports or imports is told, and ends as after a signal.";
+in the cache until other bases need the room; of a file of this host the copy is dropped. What a job on a disk has copied \
+is dropped, and the disk is as it was. A command that exports or imports is told, and ends as after a signal. A job that \
+had ended before is not changed.";
 
 pub(super) const COLUMNS: [Column; 9] = [
     ("ID", "id", Kind::Text),
@@ -76,7 +77,7 @@ const NOUN: Noun = Noun {
     notes: no_notes,
 };
 
-/// List, show and cancel the work on whole bases, and copies of disks
+/// List, show and cancel the work on bases and disks
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Job {
@@ -100,7 +101,7 @@ pub(super) enum Job {
     },
 }
 
-/// List the jobs: work on whole bases in the background, and copies of disks
+/// List the jobs: work on bases and disks in the background
 #[derive(Debug, clap::Args)]
 #[command(after_help = LS_EXAMPLES)]
 pub(super) struct Jobs {

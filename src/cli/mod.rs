@@ -7,9 +7,11 @@
 mod announce;
 mod args;
 mod base;
+mod change;
 mod check;
 mod check_config;
 mod client;
+mod commit;
 mod completions;
 mod diff;
 mod disk;

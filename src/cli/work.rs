@@ -1,12 +1,12 @@
-//! Begins a job on a whole base, and waits for it.
+//! Begins a job on a whole base or on a disk, and waits for it.
 //!
 //! What must hold:
 //! - The job is the daemon's. It goes on when the command ends, and a command that is called again waits for the same
 //!   job.
 //! - A job that ended with its worker is begun again (a verification); a job that the next worker continues is waited for
 //!   (a hydration).
-//! - The first SIGINT or SIGTERM ends the wait: of a hydration, which goes on and can be cancelled by `plyfs job cancel`;
-//!   of a verification together with the job, as nothing but this command asked for it.
+//! - The first SIGINT or SIGTERM ends the wait: of a job that goes on, and that `plyfs job cancel` cancels; of a
+//!   verification together with the job, as nothing but this command asked for it.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::interrupt::Interrupts;
 use super::progress::{Progress, Update, duration};
 use super::retry;
 use crate::config::size::format_size as size;
-use crate::control::wire::{Base, ErrorKind, Job, WorkKind, WorkState};
+use crate::control::wire::{Base, Disk, ErrorKind, Job, WorkKind, WorkState};
 
 /// The pause between two requests for the progress.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -34,10 +34,37 @@ pub(super) enum Wait {
     No,
 }
 
+/// What a job works on.
+#[derive(Clone, Copy)]
+pub(super) enum Object<'a> {
+    /// The base of this name.
+    Base(&'a str),
+    /// The disk of this name.
+    Disk(&'a str),
+}
+
+impl Object<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Base(name) => format!("/v1/bases/{name}"),
+            Self::Disk(name) => format!("/v1/disks/{name}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Object<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Base(name) => write!(f, "base {name}"),
+            Self::Disk(name) => write!(f, "disk {name}"),
+        }
+    }
+}
+
 /// What a command begins.
 pub(super) struct Work<'a, B> {
-    /// The base.
-    pub base: &'a str,
+    /// What it works on.
+    pub object: Object<'a>,
     /// The kind of the job.
     pub kind: WorkKind,
     /// The body of the request.
@@ -49,13 +76,16 @@ impl<B: Serialize> Work<'_, B> {
     pub(super) fn run(&self, global: &Global, wait: Wait) -> Result<(), CliError> {
         let client = global.client()?;
         if wait == Wait::No {
-            let (_, job) = self.begin(&client)?;
-            let base = self.base(&client)?;
-            return global.output().line(&base, |_| in_background(&job));
+            let begun = self.begin(&client)?;
+            let now = self.now(&client)?;
+            let text = begun.map_or_else(|| self.nothing(), |(_, job)| self.in_background(&job));
+            return global.output().line(&now, |_| text);
         }
         // Before the job begins, so that no signal leaves a verification without the command that asked for it.
         let interrupts = Interrupts::catch();
-        let (mut answer, mut job) = self.begin(&client)?;
+        let Some((mut answer, mut job)) = self.begin(&client)? else {
+            return global.output().line(&self.now(&client)?, |_| self.nothing());
+        };
         let output = global.output();
         let mut progress =
             if global.json { Progress::of_short_work(&output) } else { Progress::new(&output) };
@@ -70,7 +100,11 @@ impl<B: Serialize> Work<'_, B> {
                 Ok(Some(polled)) => (answer, job) = polled,
                 Ok(None) => continue,
                 // Its worker ended, and the next one does not continue it.
-                Err(error) if error.is(ErrorKind::NotFound) => (answer, job) = self.begin(&client)?,
+                Err(error) if error.is(ErrorKind::NotFound) => match self.begin(&client)? {
+                    Some(begun) => (answer, job) = begun,
+                    // It was done before its worker ended.
+                    None => break,
+                },
                 Err(error) => {
                     progress.end();
                     return Err(error);
@@ -78,7 +112,10 @@ impl<B: Serialize> Work<'_, B> {
             }
             if job.began != began && !job.state.has_ended() {
                 // The next worker does not know what this command demanded, such as a rate.
-                (answer, job) = self.begin(&client)?;
+                match self.begin(&client)? {
+                    Some(begun) => (answer, job) = begun,
+                    None => break,
+                }
             }
         }
         if !global.json {
@@ -88,26 +125,40 @@ impl<B: Serialize> Work<'_, B> {
         if matches!(job.state, WorkState::Failed | WorkState::Cancelled) {
             return Err(self.failed(&job));
         }
-        let answer = self.base(&client)?;
-        let base = read(&answer, &self.action())?;
-        output.line(&answer, |_| summary(&job, &base))
+        let now = self.now(&client)?;
+        let text = match self.object {
+            Object::Base(_) => summary(&job, &read(&now, &self.action())?),
+            Object::Disk(_) => self.disk_summary(&read(&now, &self.action())?),
+        };
+        output.line(&now, |_| text)
     }
 
-    /// The base as it is now.
-    fn base(&self, client: &Client) -> Result<Value, CliError> {
-        retry::repeat(|| client.get(&format!("/v1/bases/{}", self.base), &self.action()))
+    /// The object as it is now.
+    fn now(&self, client: &Client) -> Result<Value, CliError> {
+        retry::repeat(|| client.get(&self.object.path(), &self.action()))
     }
 
     fn action(&self) -> String {
-        format!("cannot {} base {}", self.kind.name(), self.base)
+        format!("cannot {} {}", self.kind.name(), self.object)
     }
 
-    fn begin(&self, client: &Client) -> Result<(Value, Job), CliError> {
-        let (path, action) = (format!("/v1/bases/{}/{}", self.base, self.kind.name()), self.action());
+    /// `None` when there is nothing to do.
+    fn begin(&self, client: &Client) -> Result<Option<(Value, Job)>, CliError> {
+        let (path, action) = (format!("{}/{}", self.object.path(), self.kind.name()), self.action());
         loop {
             let answer = retry::repeat(|| client.post(&path, &self.body, &action))?;
-            let base: Base = read(&answer, &action)?;
-            let Some(id) = base.work.map(|work| work.job).filter(|id| !id.is_empty()) else {
+            let id = match self.object {
+                Object::Base(_) => {
+                    let base: Base = read(&answer, &action)?;
+                    base.work.map(|work| work.job).filter(|id| !id.is_empty())
+                }
+                Object::Disk(_) => {
+                    let disk: Disk = read(&answer, &action)?;
+                    let Some(id) = disk.job else { return Ok(None) };
+                    Some(id)
+                }
+            };
+            let Some(id) = id else {
                 let message = format!(
                     "{action}: the daemon is of an earlier version, which has no jobs; give it this one with `plyfs \
                      upgrade`"
@@ -120,7 +171,7 @@ impl<B: Serialize> Work<'_, B> {
                 answer => answer?,
             };
             let job = read(&answer, &action)?;
-            return Ok((answer, job));
+            return Ok(Some((answer, job)));
         }
     }
 
@@ -141,10 +192,13 @@ impl<B: Serialize> Work<'_, B> {
     /// The error of a command that a signal ended.
     fn interrupted(&self, client: &Client, job: &Job, signal: i32) -> Result<CliError, CliError> {
         let Job { id, .. } = job;
+        let object = self.object;
         let message = match self.kind {
             WorkKind::Hydrate => format!(
-                "base {}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`",
-                self.base
+                "{object}: the hydration goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
+            ),
+            WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact => format!(
+                "{object}: the work goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
             WorkKind::Verify | WorkKind::Export | WorkKind::Import => {
                 client.post_now(
@@ -152,13 +206,30 @@ impl<B: Serialize> Work<'_, B> {
                     None::<&()>,
                     &format!("cannot cancel job {id}"),
                 )?;
-                format!(
-                    "base {}: the verification was cancelled; run the command again to begin anew",
-                    self.base
-                )
+                format!("{object}: the verification was cancelled; run the command again to begin anew")
             }
         };
         Ok(CliError::Interrupted { message, signal })
+    }
+
+    fn in_background(&self, job: &Job) -> String {
+        format!("{}: the work goes on in the background; see: plyfs job show {}\n", title(job), job.id)
+    }
+
+    fn nothing(&self) -> String {
+        let why = match self.kind {
+            WorkKind::Flatten => "it has no base",
+            WorkKind::Rebase => "it stands on that base already",
+            _ => "there are no layers to merge",
+        };
+        format!("{}: nothing to do, {why}\n", self.object)
+    }
+
+    fn disk_summary(&self, disk: &Disk) -> String {
+        let layers: u64 = disk.layers.iter().map(|layer| layer.bytes).sum();
+        let base = disk.base.as_ref().map_or("no base".to_owned(), |base| format!("base {base}"));
+        let bytes = size(disk.delta_bytes + layers);
+        format!("{}: it has {base}, {} layers, and {bytes} in the store\n", self.object, disk.layers.len())
     }
 
     fn failed(&self, job: &Job) -> CliError {
@@ -174,10 +245,6 @@ impl<B: Serialize> Work<'_, B> {
 /// The body of a request without options.
 pub(super) fn no_options() -> Value {
     json!({})
-}
-
-fn in_background(job: &Job) -> String {
-    format!("{}: the work goes on in the background; see: plyfs job show {}\n", job.base, job.id)
 }
 
 /// The job counts what it compared, also where nothing is kept; so the base says how much is in the store.
@@ -197,6 +264,11 @@ fn summary(job: &Job, base: &Base) -> String {
     format!("{}: {bytes} bytes are in the store; {digest}\n", job.base)
 }
 
+/// The name of what the job works on.
+fn title(job: &Job) -> &str {
+    job.disk.as_deref().unwrap_or(&job.base)
+}
+
 fn update(job: &Job) -> Update<'_> {
     let mut text = format!("{} of {}", size(job.bytes), size(job.total));
     if job.rate > 0 && !job.state.has_ended() {
@@ -209,5 +281,5 @@ fn update(job: &Job) -> Update<'_> {
     if let Some(why) = job.error.as_deref().filter(|_| job.state == WorkState::Waiting) {
         text += &format!(": {why}");
     }
-    Update { title: &job.base, done: job.bytes, total: job.total, text, state: job.state.name() }
+    Update { title: title(job), done: job.bytes, total: job.total, text, state: job.state.name() }
 }

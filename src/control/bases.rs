@@ -102,6 +102,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
         name: new.name,
         image: file(new.source, new.mirrors, new.format),
         backing: new.backing.into_iter().map(below).collect(),
+        onto: new.onto,
         digest,
         strictness: new.identity.unwrap_or_default().into(),
         deadline_s: new.deadline_seconds,

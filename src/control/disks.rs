@@ -250,6 +250,7 @@ impl Control {
             error: problem,
             refuses_writes: attached.and_then(|d| d.delta().refuses_writes()),
             open_handles: node.open_handles().map(|count| count as u64),
+            job: self.disk_jobs.running(node),
         }
     }
 

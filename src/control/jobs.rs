@@ -5,27 +5,32 @@ use axum::extract::State;
 
 use super::wire::{Job, Work, WorkKind, WorkState, rfc3339_millis};
 use super::{Answer, Control, Name, blocking};
-use crate::bases::hydrate::{self, Progress};
-use crate::bases::{BaseJob, jobs};
+use crate::bases::BaseJob;
+use crate::disks::{DiskJob, DiskJobs};
+use crate::jobs::{self, Progress, What};
 
-impl From<hydrate::What> for WorkKind {
-    fn from(what: hydrate::What) -> Self {
+impl From<What> for WorkKind {
+    fn from(what: What) -> Self {
         match what {
-            hydrate::What::Hydrate => Self::Hydrate,
-            hydrate::What::Verify => Self::Verify,
+            What::Hydrate => Self::Hydrate,
+            What::Verify => Self::Verify,
+            What::Flatten => Self::Flatten,
+            What::Rebase => Self::Rebase,
+            What::Compact => Self::Compact,
         }
     }
 }
 
-impl From<hydrate::State> for WorkState {
-    fn from(state: hydrate::State) -> Self {
+impl From<jobs::State> for WorkState {
+    fn from(state: jobs::State) -> Self {
         match state {
-            hydrate::State::Fetching => Self::Fetching,
-            hydrate::State::Waiting => Self::Waiting,
-            hydrate::State::Verifying => Self::Verifying,
-            hydrate::State::Done => Self::Done,
-            hydrate::State::Failed => Self::Failed,
-            hydrate::State::Cancelled => Self::Cancelled,
+            jobs::State::Fetching => Self::Fetching,
+            jobs::State::Waiting => Self::Waiting,
+            jobs::State::Verifying => Self::Verifying,
+            jobs::State::Copying => Self::Copying,
+            jobs::State::Done => Self::Done,
+            jobs::State::Failed => Self::Failed,
+            jobs::State::Cancelled => Self::Cancelled,
         }
     }
 }
@@ -34,20 +39,33 @@ impl Work {
     /// The work on the base of this name.
     pub(super) fn on(base: &str, progress: Progress) -> Self {
         let Progress { what, state, bytes, total, rate, digest_matches, error, .. } = progress;
-        let job = jobs::id(what, base);
+        let job = crate::bases::jobs::id(what, base);
         Self { job, what: what.into(), state: state.into(), bytes, total, rate, digest_matches, error }
     }
 }
 
 impl From<BaseJob> for Job {
     fn from(BaseJob { base, progress }: BaseJob) -> Self {
+        Self { base: base.clone(), ..Self::of(crate::bases::jobs::id(progress.what, &base), progress) }
+    }
+}
+
+impl From<DiskJob> for Job {
+    fn from(job: DiskJob) -> Self {
+        let id = job.id();
+        Self { disk: Some(job.disk), ..Self::of(id, job.progress) }
+    }
+}
+
+impl Job {
+    fn of(id: String, progress: Progress) -> Self {
         let Progress { what, state, bytes, total, rate, digest_matches, error, began, ended, resumed } =
             progress;
         let is_under_way = ended.is_none() && rate > 0;
         Self {
-            id: jobs::id(what, &base),
+            id,
             kind: what.into(),
-            base,
+            base: String::new(),
             disk: None,
             state: state.into(),
             bytes,
@@ -74,8 +92,9 @@ pub(super) fn percent(bytes: u64, total: u64) -> f64 {
 
 /// List the jobs
 ///
-/// The jobs of this worker, and the hydrations of earlier workers that it continues: of each base the last job of each
-/// kind. And the exports and imports that clients do and have announced.
+/// The jobs of this worker, and those of earlier workers that it continues: of each base and each disk the last job of
+/// each kind.
+/// And the exports and imports that clients do and have announced.
 #[utoipa::path(
     get,
     path = "/v1/jobs",
@@ -87,6 +106,7 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
     blocking(move || {
         let mut jobs: Vec<Job> = c.bases.jobs().into_iter().map(Job::from).collect();
         jobs.extend(c.clients.list());
+        jobs.extend(c.disk_jobs.jobs().into_iter().map(Job::from));
         jobs.sort_by(|one, other| one.began.cmp(&other.began));
         Ok(jobs)
     })
@@ -105,15 +125,20 @@ pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job
     if let Some(job) = c.client_job(&id) {
         return Ok(Json(job));
     }
-    blocking(move || Ok(c.bases.job(&id)?.into())).await
+    blocking(move || match DiskJobs::is_of_disk(&id) {
+        true => Ok(c.disk_jobs.job(&id)?.into()),
+        false => Ok(c.bases.job(&id)?.into()),
+    })
+    .await
 }
 
 /// Cancel a job
 ///
 /// The answer comes when the job has ended. A job that had ended before is not changed. No later worker continues a
 /// cancelled hydration. What it has fetched stays in the cache like what readers fetched; the copy of a file of this
-/// host is dropped. A base that was hydrated before the job began stays hydrated. The client of an export or import is
-/// told; the answer does not wait for it longer than 5 seconds.
+/// host is dropped. A base that was hydrated before the job began stays hydrated. What a job on a disk has copied is
+/// dropped, and the disk is as it was. The client of an export or import is told; the answer does not wait for it
+/// longer than 5 seconds.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
@@ -125,5 +150,9 @@ pub(super) async fn cancel(State(c): State<Control>, Name(id): Name) -> Answer<J
     if let Some(job) = c.cancel_client_job(&id).await {
         return Ok(Json(job));
     }
-    blocking(move || Ok(c.bases.cancel_job(&id)?.into())).await
+    blocking(move || match DiskJobs::is_of_disk(&id) {
+        true => Ok(c.disk_jobs.cancel(&id)?.into()),
+        false => Ok(c.bases.cancel_job(&id)?.into()),
+    })
+    .await
 }

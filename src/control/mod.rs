@@ -8,6 +8,7 @@
 //! - The description that `/v1/openapi.json` answers with (`openapi`) has every route; a test compares both.
 
 mod bases;
+mod changes;
 pub mod clients;
 mod connections;
 mod disks;
@@ -52,6 +53,7 @@ use self::pool::{JobKind, PoolError, Pools};
 use self::report::Report;
 use crate::bases::Bases;
 use crate::config::Config;
+use crate::disks::DiskJobs;
 use crate::events::Events;
 use crate::io::LiveArena;
 use crate::serve::Service;
@@ -99,6 +101,8 @@ pub struct Control {
     pub events: Events,
     /// The work on bases.
     pub bases: Bases,
+    /// The work on disks.
+    pub disk_jobs: DiskJobs,
     /// The jobs that clients do.
     pub clients: Arc<clients::ClientJobs>,
     /// Counters of delivered events.
@@ -183,6 +187,9 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/map", get(maps::disk))
         .route("/v1/disks/{name}/extents", get(extents::changed))
         .route("/v1/disks/{name}/resize", post(disks::resize))
+        .route("/v1/disks/{name}/flatten", post(changes::flatten))
+        .route("/v1/disks/{name}/rebase", post(changes::rebase))
+        .route("/v1/disks/{name}/compact", post(changes::compact))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))

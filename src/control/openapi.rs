@@ -13,25 +13,27 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, clients, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status,
-    traces, wire,
+    bases, changes, clients, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats,
+    status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 /// The pattern of the identifier of a job.
-const JOB: &str = "^(hydrate|verify|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
+const JOB: &str = "^(hydrate|verify|flatten|rebase|compact|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 14] = [
+const REQUESTS: [&str; 16] = [
     "AddBase",
     "Below",
+    "Change",
     "ClientJob",
     "CreateDisks",
     "Evict",
     "Fail",
     "Hydrate",
     "Pin",
+    "Rebase",
     "Resize",
     "Rollback",
     "SetUrls",
@@ -98,6 +100,9 @@ a name one succeeds.
         snapshots::take,
         snapshots::remove,
         snapshots::roll_back,
+        changes::flatten,
+        changes::rebase,
+        changes::compact,
         maps::disk,
         extents::changed,
         bases::list,

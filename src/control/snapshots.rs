@@ -72,6 +72,7 @@ pub(super) async fn remove(
     let Path((disk, name)) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
     blocking(move || {
         c.store.remove_snapshot(&disk, &name)?;
+        c.disk_jobs.tend(&disk);
         Ok(Removed { removed: vec![format!("{disk}@{name}")] })
     })
     .await

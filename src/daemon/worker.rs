@@ -29,6 +29,7 @@ use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
 use crate::control::{self, Control, page};
 use crate::delta::Delta;
+use crate::disks::DiskJobs;
 use crate::events::{Event, Events, Kind};
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
@@ -478,6 +479,7 @@ fn serve(
         config.mount.clone(),
         config.hydrate.auto,
     );
+    let disk_jobs = DiskJobs::new(store.clone());
     let notifications = Arc::<Notifications>::default();
     let web = config.notify.url.iter().map(|url| Destination::Web(sources.http().clone(), url.clone()));
     let command =
@@ -497,6 +499,7 @@ fn serve(
         kernel: kernel::describe(start.offers, kernel_release),
         events,
         bases,
+        disk_jobs: disk_jobs.clone(),
         clients: Arc::default(),
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
@@ -534,6 +537,7 @@ fn serve(
     }
     spawn_upkeep(store.clone()).map_err(no_thread)?;
     hydrations.resume();
+    disk_jobs.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("cannot reach the supervisor: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("cannot read requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;

@@ -61,7 +61,7 @@ impl DeltaError {
         matches!(self, Self::Io { source, .. } if is_full(source))
     }
 
-    pub(super) fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { operation, source }
     }
 }

@@ -167,6 +167,12 @@ impl Disk {
         Self { tap: Some(tap), ..self }
     }
 
+    /// Reports no reads of the base any more.
+    #[must_use]
+    pub fn without_tap(self) -> Self {
+        Self { tap: None, ..self }
+    }
+
     /// The write layer, for its size, times and errors.
     pub fn delta(&self) -> &Arc<Delta> {
         &self.delta

@@ -30,6 +30,8 @@ pub const DELTAS: &str = "deltas";
 pub const CACHE: &str = "cache";
 /// Traces of bases. Created with the first trace.
 pub const TRACES: &str = "traces";
+/// Images of bases that were made of disks. Created with the first of them; the store removes an image with its last base.
+pub const IMAGES: &str = "images";
 /// Directories that every store has.
 pub const DIRS: [&str; 3] = [BASES, DISKS, DELTAS];
 

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use super::codec::{FormatError, Reader, Writer};
 use super::record::{MapRoot, Token};
+use super::rework::Rework;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 /// A position in [`Lineage::layers`].
@@ -84,6 +85,8 @@ pub struct Lineage {
     pub rolled_back: Option<Token>,
     /// Whether a copy showed what lies below: the overlap may grow in a map file.
     pub rises: bool,
+    /// The layer that is being made. A field of its own in the record.
+    pub rework: Option<Rework>,
 }
 
 impl Lineage {
@@ -97,6 +100,7 @@ impl Lineage {
             dropped: Vec::new(),
             rolled_back: None,
             rises: false,
+            rework: None,
         }
     }
 
@@ -114,6 +118,12 @@ impl Lineage {
     /// The layer with a number.
     pub fn layer(&self, number: u64) -> Option<&LayerEntry> {
         self.layers.iter().find(|layer| layer.number == number)
+    }
+
+    /// As [`Lineage::layer`]. The one that is being made counts.
+    pub fn layer_or_made(&self, number: u64) -> Option<&LayerEntry> {
+        let made = self.rework.as_ref().map(|rework| &rework.layer);
+        self.layer(number).or_else(|| made.filter(|layer| layer.number == number))
     }
 
     /// The snapshot with a name.
@@ -134,9 +144,38 @@ impl Lineage {
         all.filter(|(below, _)| below.is_none()).map(|(_, overlap)| overlap).max().unwrap_or(0)
     }
 
-    /// Numbers of all deltas whose files it names: those of the disk, and of its layers.
+    /// Numbers of all deltas whose files it names: those of the disk, of its layers, and of the layer that is being made.
     pub fn deltas(&self) -> impl Iterator<Item = u64> {
-        std::iter::once(self.delta).chain(self.layers.iter().map(|layer| layer.number))
+        let made = self.rework.iter().map(|rework| rework.layer.number);
+        std::iter::once(self.delta).chain(self.layers.iter().map(|layer| layer.number)).chain(made)
+    }
+
+    /// The place of the layer with a number.
+    pub fn place(&self, number: u64) -> Option<Place> {
+        self.layers.iter().position(|layer| layer.number == number)
+    }
+
+    /// How many layers, snapshots and deltas stand on a layer.
+    pub fn stand_on(&self, place: Place) -> usize {
+        let layers = self.layers.iter().map(|layer| layer.below);
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.layer);
+        layers.chain(snapshots).chain([self.below]).filter(|below| *below == Some(place)).count()
+    }
+
+    /// Adds a layer at a place of the list. What stands on `replaced` (`None`: on the base or nothing) stands on it then,
+    /// but for the layer itself.
+    pub fn insert(&mut self, at: Place, layer: LayerEntry, replaced: Option<Place>) {
+        let moved = |place: Option<Place>| {
+            if place == replaced { Some(at) } else { place.map(|place| place + usize::from(place >= at)) }
+        };
+        for entry in &mut self.layers {
+            entry.below = moved(entry.below);
+        }
+        for snapshot in &mut self.snapshots {
+            snapshot.layer = moved(snapshot.layer);
+        }
+        self.below = moved(self.below);
+        self.layers.insert(at, layer);
     }
 
     /// Removes the layers on which neither the disk nor a snapshot stands. Returns their numbers.
@@ -278,7 +317,7 @@ impl Lineage {
             1 => true,
             other => return Err(r.bad(format!("the flag of a growing overlap is {other}"))),
         };
-        Ok(Self { delta, below, layers, snapshots, dropped, rolled_back, rises })
+        Ok(Self { delta, below, layers, snapshots, dropped, rolled_back, rises, rework: None })
     }
 }
 
@@ -311,12 +350,12 @@ fn get_place(r: &mut Reader<'_>, count: usize) -> Result<Option<Place>, FormatEr
     checked_place(r, place, count)
 }
 
-fn get_number(r: &mut Reader<'_>) -> Result<u64, FormatError> {
+pub(super) fn get_number(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let number = r.u64()?;
     if number <= MAX_NUMBER { Ok(number) } else { Err(r.bad(format!("number {number} is above 2^62"))) }
 }
 
-fn get_bounds(r: &mut Reader<'_>) -> Result<(u64, u64), FormatError> {
+pub(super) fn get_bounds(r: &mut Reader<'_>) -> Result<(u64, u64), FormatError> {
     let (size, overlap) = (r.u64()?, r.u64()?);
     if size > MAX_DISK_SIZE || overlap > size {
         return Err(r.bad(format!("size {size} with overlap {overlap} is not possible")));

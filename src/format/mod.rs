@@ -17,6 +17,7 @@ pub mod live;
 pub mod names;
 pub mod record;
 pub mod replay;
+pub mod rework;
 #[cfg(test)]
 mod tests;
 pub mod trace;

@@ -532,7 +532,7 @@ impl DiskRecord {
         let mut w = Writer::new();
         let old = self.backing.as_ref().is_none_or(|backing| backing.identity.fits_version_1());
         let version = match (self.request, old) {
-            _ if !self.features.is_default() => 5,
+            _ if !self.features.is_default(&self.lineage) => 5,
             _ if !self.lineage.is_default(self.id) => 4,
             (Some(_), _) => 3,
             (None, false) => 2,
@@ -562,7 +562,7 @@ impl DiskRecord {
             self.lineage.put(&mut w);
         }
         if version > 4 {
-            self.features.put(&mut w);
+            self.features.put(&mut w, &self.lineage);
         }
         let autoclear = if self.size_is_current { SIZE_IS_CURRENT } else { 0 };
         DISK.seal_with(version, autoclear, &w.finish())
@@ -625,7 +625,7 @@ impl DiskRecord {
             out.lineage = Lineage::get(&mut r)?;
         }
         if version > 4 {
-            out.features = Features::get(&mut r, DISK.structure)?;
+            out.features = Features::get(&mut r, &mut out.lineage, DISK.structure)?;
         }
         r.end()?;
         Ok(out)

@@ -10,6 +10,7 @@ use super::journal::{Expected, Journal, MapHeader, Record, Run};
 use super::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use super::record::*;
 use super::replay::Words;
+use super::rework::{Purpose, Rework};
 use super::{FormatError, Kind, valid_name};
 use proptest::prelude::*;
 
@@ -84,8 +85,32 @@ fn layered_disk() -> DiskRecord {
         dropped: vec![4],
         rolled_back: Some(token()),
         rises: true,
+        rework: None,
     };
     DiskRecord { lineage, request: Some(Request::Client(token())), ..disk() }
+}
+
+/// A disk for which a layer is being made.
+fn reworked_disks() -> [DiskRecord; 3] {
+    let purposes = [
+        Purpose::Merge { first: 3, last: 5 },
+        Purpose::Rebase { to: disk().backing, top: Some(5) },
+        Purpose::Rebase { to: None, top: None },
+    ];
+    purposes.map(|purpose| {
+        let mut disk = layered_disk();
+        let layer = LayerEntry {
+            number: 30,
+            below: None,
+            seal: Seal::Pending,
+            size: 8192,
+            overlap: 5000,
+            modified_ns: 15,
+            map: MapRoot { generation: 1, floor: 256 },
+        };
+        disk.lineage.rework = Some(Rework { purpose, layer, done: 4096, rate: 1 << 20 });
+        disk
+    })
 }
 
 fn base() -> BaseRecord {
@@ -225,7 +250,11 @@ fn golden_bytes_bump_the_version_when_this_fails() {
         "base record, version 4, and disk record of a client"
     );
     assert_eq!(fnv(&layered_disk().encode()), GOLDEN_DISK_4, "disk record, version 4");
+    let reworked = reworked_disks().map(|disk| fnv(&disk.encode()));
+    assert_eq!(reworked, GOLDEN_REWORKED, "disk records with a layer that is being made");
 }
+const GOLDEN_REWORKED: [u64; 3] =
+    [16_232_241_866_552_466_512, 13_185_884_540_549_658_682, 3_353_139_189_293_560_225];
 const GOLDEN_DISK_4: u64 = 1_054_231_935_157_151_023;
 const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
 const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
@@ -279,6 +308,9 @@ fn records_decode_as_written() {
     for layered in [layered_disk(), unnamed] {
         assert_eq!((layered.encode()[8], DiskRecord::decode(&layered.encode()).unwrap()), (4, layered));
     }
+    for reworked in reworked_disks() {
+        assert_eq!((reworked.encode()[8], DiskRecord::decode(&reworked.encode()).unwrap()), (5, reworked));
+    }
     let pinned = BaseRecord { options: BaseOptions { pinned: true, ..BaseOptions::default() }, ..base() };
     assert_eq!((pinned.encode()[8], BaseRecord::decode(&pinned.encode()).unwrap()), (2, pinned));
     let journal = decode(&map_file(), 0).unwrap();
@@ -293,8 +325,32 @@ fn records_decode_as_written() {
 }
 
 #[test]
+fn a_field_of_a_newer_plyfs_is_refused_as_newer_and_fields_out_of_order_as_damaged() {
+    let record = reworked_disks()[2].encode();
+    let payload_end = record.len() - 4;
+    let rework = 2 + 1 + 8 + 1 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8;
+    let tag = payload_end - rework - 2;
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = record.clone();
+        change(&mut bytes);
+        let end = bytes.len() - 4;
+        let sum = crc32c::crc32c(&bytes[..end]);
+        bytes[end..].copy_from_slice(&sum.to_le_bytes());
+        DiskRecord::decode(&bytes).unwrap_err()
+    };
+    assert_eq!(record[tag], 5);
+    let newer = with(&|bytes| bytes[tag] = 0xf0);
+    assert_eq!(newer.kind, Kind::Newer, "{newer}");
+    let newer = with(&|bytes| bytes[tag + 4] = 9);
+    assert_eq!(newer.kind, Kind::Newer, "{newer}");
+    let too_far = with(&|bytes| bytes[payload_end - 9] = 1);
+    assert_eq!(too_far.kind, Kind::Value, "{too_far}");
+}
+
+#[test]
 fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
     for bytes in [
+        reworked_disks()[1].encode(),
         disk().encode(),
         base().encode(),
         far_disk().encode(),
@@ -446,6 +502,10 @@ fn layers_that_no_view_needs_leave_the_lineage() {
     let fork = lineage.fork(20, lineage.snapshots[0].layer);
     assert_eq!((fork.delta, chain(&fork, fork.below)), (20, vec![5, 3]));
     assert_eq!(fork.deltas().collect::<Vec<_>>(), [20, 3, 5]);
+    // A layer that is being made stays with its disk.
+    let reworked = reworked_disks()[0].lineage.clone();
+    assert_eq!(reworked.deltas().collect::<Vec<_>>(), [9, 3, 5, 6, 30]);
+    assert_eq!(reworked.fork(20, Some(1)).rework, None);
     assert!(lineage.fork(20, None).is_default(20));
     lineage.snapshots.remove(0);
     assert_eq!(lineage.remove_unneeded(), [5]);

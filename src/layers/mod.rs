@@ -203,7 +203,8 @@ impl Chain {
 #[derive(Default)]
 pub struct Layers {
     files: Mutex<HashMap<u64, Weak<LayerFile>>>,
-    chains: Mutex<HashMap<u64, Weak<Chain>>>,
+    /// By the layer at the top and all layers below it: disks may have put different ones below the same layer.
+    chains: Mutex<HashMap<Vec<u64>, Weak<Chain>>>,
     /// By the layer. Held while its index is opened or made: two disks on one layer make it once, and no two write one
     /// file. Disks on other layers do not wait for it.
     building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
@@ -260,8 +261,8 @@ impl Layers {
         self.files.lock().get(&number).is_some_and(|file| file.strong_count() > 0)
     }
 
-    fn opened(&self, number: u64) -> Option<Arc<Chain>> {
-        self.chains.lock().get(&number).and_then(Weak::upgrade)
+    fn opened(&self, numbers: &[u64]) -> Option<Arc<Chain>> {
+        self.chains.lock().get(numbers).and_then(Weak::upgrade)
     }
 
     /// The chain of sealed layers `specs`, the lowest first; `None` when there are none.
@@ -274,18 +275,19 @@ impl Layers {
         medium: Arc<dyn Medium>,
     ) -> Result<Option<Arc<Chain>>, LayerError> {
         let Some(top) = specs.last().map(|spec| spec.disk) else { return Ok(None) };
-        if let Some(chain) = self.opened(top) {
+        let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
+        if let Some(chain) = self.opened(&numbers) {
             return Ok(Some(chain));
         }
         let building = self.building(top);
         let _building = building.lock();
-        if let Some(chain) = self.opened(top) {
+        if let Some(chain) = self.opened(&numbers) {
             return Ok(Some(chain));
         }
         let chain = Arc::new(Chain::open(self, specs, medium, building.clone())?);
         let mut chains = self.chains.lock();
         chains.retain(|_, chain| chain.strong_count() > 0);
-        chains.insert(top, Arc::downgrade(&chain));
+        chains.insert(numbers, Arc::downgrade(&chain));
         Ok(Some(chain))
     }
 

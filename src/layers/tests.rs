@@ -253,7 +253,7 @@ fn disks_on_one_layer_share_its_index_and_its_file() {
     let lower = layers.chain(rig.specs[..1].to_vec(), rig.medium.clone()).unwrap().unwrap();
     assert!(Arc::ptr_eq(&one.files[0], &lower.files[0]));
     drop((one, two, lower));
-    assert!(layers.opened(2).is_none());
+    assert!(layers.opened(&[1, 2]).is_none());
 }
 
 // Only ENOSPC did that; after EIO the disk could not be attached.

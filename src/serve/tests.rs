@@ -180,6 +180,7 @@ impl Fixture {
             name: "b".into(),
             image,
             backing: Vec::new(),
+            onto: None,
             digest: None,
             options: BaseOptions::default(),
             token: None,

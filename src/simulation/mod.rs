@@ -16,6 +16,7 @@ mod cut;
 mod hook;
 mod model;
 mod operation;
+mod reworking;
 mod sim_store;
 #[cfg(test)]
 mod tests;

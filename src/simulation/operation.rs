@@ -12,6 +12,17 @@ pub(super) enum From {
     Base(String),
 }
 
+/// What a disk is to stand on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// As few layers as possible, over its base.
+    Merged,
+    /// No base.
+    Alone,
+    /// Another base.
+    On(String),
+}
+
 /// One operation of a history.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
@@ -76,6 +87,11 @@ pub(super) enum Op {
         fresh: bool,
         at: u64,
         len: u64,
+    },
+    /// Changes what a disk stands on, and none of its bytes.
+    Rework {
+        disk: String,
+        on: Stand,
     },
     /// Does what the store does now and then for layers.
     TendLayers,
@@ -205,6 +221,9 @@ fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> O
     let taken: Vec<&String> = names.disks[&disk].snapshots.keys().collect();
     let is_taken = |name: &&str| taken.iter().any(|taken| taken == name);
     let left: Vec<&str> = SNAPSHOTS.into_iter().filter(|name| !is_taken(name)).collect();
+    if rng.chance(12) {
+        return any_rework(rng, disk, names);
+    }
     match rng.below(10) {
         0..3 if !left.is_empty() => Op::Snapshot { disk, name: (*rng.pick(&left)).into() },
         3..5 if !free.is_empty() => {
@@ -216,6 +235,22 @@ fn any_of_layers(rng: &mut Rng, disk: String, names: &Names, free: &[&str]) -> O
         9 => Op::TendLayers,
         _ => Op::Flush { disk },
     }
+}
+
+/// A random change of what a disk stands on.
+fn any_rework(rng: &mut Rng, disk: String, names: &Names) -> Op {
+    let now = names.disks[&disk].base.as_ref();
+    // The first file of the campaign is the larger one.
+    let largest = now.and_then(|now| names.bases.get(now)).map_or(usize::MAX, |base| base.source);
+    let others = names.bases.iter().filter(|(name, base)| Some(*name) != now && !base.refused);
+    let others = others.filter(|(_, base)| base.source <= largest);
+    let others: Vec<&String> = others.map(|(name, _)| name).collect();
+    let on = match rng.below(3) {
+        0 => Stand::Merged,
+        1 if !others.is_empty() => Stand::On((*rng.pick(&others)).clone()),
+        _ => Stand::Alone,
+    };
+    Op::Rework { disk, on }
 }
 
 /// How many of a hundred operations on disks are of snapshots and layers, in this part of a history. A layer is dropped

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::copies::Copies;
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
-use super::operation::{Op, any, share_of_layers};
+use super::operation::{Op, Stand, any, share_of_layers};
 use super::{Campaign, Counts, cut};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
@@ -212,6 +212,10 @@ impl SimStore {
                 Op::Snapshot { disk, name } => !has(disk) || names.disks[disk].snapshots.contains_key(name),
                 Op::RemoveSnapshot { disk, name } | Op::Rollback { disk, name } => {
                     !has(disk) || !names.disks[disk].snapshots.contains_key(name)
+                }
+                Op::Rework { disk, on } => {
+                    let missing = matches!(on, Stand::On(base) if !names.bases.contains_key(base));
+                    !has(disk) || missing
                 }
                 Op::TendLayers | Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
                 Op::Write { disk, .. } | Op::Zero { disk, .. } | Op::Grow { disk, .. } => !has(disk),
@@ -450,6 +454,7 @@ impl SimStore {
                 }
                 Ok(done)
             }
+            Op::Rework { disk, on } => self.rework(disk, on),
             Op::Copy { from, to, fresh, at, len } => self.copy(from, to, *fresh, (*at, *len)),
             names => Ok(self.change_names(names)),
         }
@@ -601,8 +606,10 @@ impl SimStore {
         };
         let has_snapshots = |name: &String| before.disks.get(name).is_some_and(|d| !d.snapshots.is_empty());
         let is_refused = match op {
-            // An unlinked disk needs the base until it is purged.
-            Op::RemoveBase { .. } => !self.store().unlinked().is_empty(),
+            // An unlinked disk needs the base until it is purged, and one that is to be put on it does.
+            Op::RemoveBase { .. } => {
+                !self.store().unlinked().is_empty() || !self.store().reworked().is_empty()
+            }
             Op::Unlink { disk } | Op::Rename { to: disk, .. } => has_snapshots(disk),
             _ => false,
         };
@@ -635,6 +642,7 @@ impl Op {
                 | Self::Rollback { .. }
                 | Self::Clone { .. }
                 | Self::Copy { .. }
+                | Self::Rework { .. }
                 | Self::Mode { .. }
                 | Self::Purge
                 | Self::Pin { .. }

@@ -429,7 +429,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a base. Its source is not touched.
+    /// Removes a base. Its source is not touched, but for an image in the store itself.
     ///
     /// # Errors
     /// `InUse` with the names of the disks that need it.
@@ -460,9 +460,15 @@ impl Store {
             // The next start retries.
             tracing::warn!(base = name, %error, "its trace cannot be removed");
         }
-        let mut names = self.names.write();
-        names.base_names.remove(name);
-        names.bases.remove(&base.id());
+        {
+            let mut names = self.names.write();
+            names.base_names.remove(name);
+            names.bases.remove(&base.id());
+        }
+        if let Err(error) = self.remove_images(&base) {
+            // `plyfs check` names what stays.
+            tracing::warn!(base = name, %error, "its image in the store cannot be removed");
+        }
         Ok(())
     }
 }

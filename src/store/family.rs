@@ -248,6 +248,7 @@ impl Store {
         let layers = lineage.layers.iter().map(|layer| layer.number).collect();
         let mut own = self.needed_by_none(node, layers);
         own.extend(lineage.dropped);
+        own.extend(lineage.rework.map(|rework| rework.layer.number));
         own
     }
 

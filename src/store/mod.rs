@@ -15,6 +15,7 @@ mod claims;
 mod closing;
 mod error;
 mod family;
+mod images;
 mod known_names;
 mod node;
 mod preload;
@@ -22,6 +23,7 @@ mod recording;
 mod records;
 mod register;
 mod reserve;
+mod rework;
 mod sharing;
 mod snapshots;
 #[cfg(test)]
@@ -44,7 +46,7 @@ use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
 use known_names::NameList;
-pub use node::{Attributes, DiskNode};
+pub use node::{Attributes, DiskNode, Making, Step};
 use node::{InheritedLiveMap, NodeContext};
 pub use preload::PreloadedRecords;
 use recording::Recording;
@@ -52,6 +54,7 @@ pub use records::open_superblock;
 use records::{RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
+pub use rework::Change;
 pub use sharing::{CopySource, Sharing};
 use snapshots::Snapshots;
 use unread::UnavailableRecords;
@@ -483,7 +486,7 @@ impl Store {
         // A record's lock may be held through a sync, so it is not taken under `names`.
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         for disk in disks {
-            if let Some(base) = disk.base_id() {
+            for base in disk.bases() {
                 out.entry(base).or_default().push(disk.name());
             }
         }

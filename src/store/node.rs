@@ -4,6 +4,7 @@ mod adopting;
 mod backoff;
 mod family;
 mod record;
+mod rework;
 mod sealing;
 mod survey;
 
@@ -16,6 +17,8 @@ use parking_lot::{Mutex, RwLock};
 pub(super) use adopting::NewGround;
 use backoff::Backoff;
 use record::{DeltaRoots, RecordWriter, removed};
+pub(super) use rework::NextBase;
+pub use rework::{Making, Step};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
@@ -48,6 +51,8 @@ pub struct DiskNode {
     pub(super) removal_retry: Backoff,
     /// Sealed deltas whose live maps running requests may still use.
     retiring: Mutex<Vec<Arc<Delta>>>,
+    /// Whether the files of the layer that is being made may be written.
+    making: Mutex<Option<rework::Alive>>,
     /// What the slot had before rollbacks. Running requests may still read it.
     rolled_back: Mutex<Vec<Weak<Disk>>>,
     attach: Mutex<()>,
@@ -153,6 +158,7 @@ impl DiskNode {
             sealing_retry: Backoff::default(),
             removal_retry: Backoff::default(),
             retiring: Mutex::default(),
+            making: Mutex::default(),
             rolled_back: Mutex::default(),
             attach: Mutex::new(()),
             opening: Mutex::new(()),
@@ -234,6 +240,7 @@ impl DiskNode {
             disk.below().pending.iter().for_each(|delta| delta.retire());
             disk.delta().retire();
         }
+        self.end_making();
         self.attachments.remove(self.id);
     }
 
@@ -291,7 +298,7 @@ impl DiskNode {
     /// Generation of the map file of one of its deltas.
     pub(super) fn generation(&self, delta: u64) -> u64 {
         let record = self.writer.record.lock();
-        record.lineage.layer(delta).map_or(record.map.generation, |layer| layer.map.generation)
+        record.lineage.layer_or_made(delta).map_or(record.map.generation, |layer| layer.map.generation)
     }
 
     /// Whether the map file that the record names for one of its deltas is sound. Reads all of it, unless the disk is
@@ -301,7 +308,7 @@ impl DiskNode {
             return true;
         }
         let record = self.writer.record.lock().clone();
-        let layer = record.lineage.layer(delta);
+        let layer = record.lineage.layer_or_made(delta);
         let spec =
             layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
         Delta::check_files(&spec, &*self.medium).is_ok()
@@ -612,6 +619,7 @@ impl DiskNode {
             }
             None => None,
         };
+        self.close_inherited_rework()?;
         if let Some(disk) = disk {
             self.close_layers(&disk)?;
             disk.delta().close().map_err(|error| self.failed(error))?;

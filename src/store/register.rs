@@ -11,7 +11,9 @@ use super::base::reader;
 use super::records::RECORD_LIMIT;
 use super::{BaseNode, Store, StoreError, check_name};
 use crate::format::layout;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat, Token};
+use crate::format::record::{
+    BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat, Moved, Token,
+};
 use crate::image::{self, Chain, HEAD};
 use crate::io::{replace, sys};
 use crate::source::{Location, Source, SourceError};
@@ -35,7 +37,7 @@ pub struct NewFile {
 }
 
 /// A new base.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NewBase {
     /// Name.
     pub name: String,
@@ -43,6 +45,8 @@ pub struct NewBase {
     pub image: NewFile,
     /// The files below it, the nearest first.
     pub backing: Vec<NewFile>,
+    /// A base whose files lie below those.
+    pub onto: Option<Arc<BaseNode>>,
     /// Digest of the image's file.
     pub digest: Option<Digest>,
     /// How the base is fetched and kept.
@@ -62,7 +66,7 @@ impl NewBase {
             probed: None,
         };
         let (backing, options) = (Vec::new(), BaseOptions::default());
-        Self { name: name.into(), image, backing, digest, options, token: None }
+        Self { name: name.into(), image, backing, onto: None, digest, options, token: None }
     }
 }
 
@@ -103,22 +107,34 @@ impl Store {
         }
         self.may_register(&new.name)?;
         let object = format!("base {}", new.name);
-        if new.backing.len() > ImageFile::MAX_FILES {
-            let why = format!(
-                "it has {} backing files, and at most {} are possible",
-                new.backing.len(),
-                ImageFile::MAX_FILES
-            );
+        let onto = new.onto.as_ref().map(|base| base.current());
+        let files = new.backing.len() + onto.as_ref().map_or(0, |record| record.files().count());
+        if files > ImageFile::MAX_FILES {
+            let why =
+                format!("it has {files} backing files, and at most {} are possible", ImageFile::MAX_FILES);
             return Err(StoreError::invalid(object, why));
         }
         let chain = |below: bool| if below { Chain::OnBacking } else { Chain::Alone };
-        let mut image = self.inspect_file(&object, new.image, chain(!new.backing.is_empty()))?;
+        let mut image = self.inspect_file(&object, new.image, chain(files > 0))?;
         image.identity.digest = new.digest;
-        let below = new.backing.len();
+        let given = new.backing.len();
         let backing = new.backing.into_iter().enumerate();
-        let backing: Vec<ImageFile> = backing
-            .map(|(index, file)| self.inspect_file(&object, file, chain(index + 1 < below)))
+        let mut backing: Vec<ImageFile> = backing
+            .map(|(index, file)| self.inspect_file(&object, file, chain(index + 1 < files)))
             .collect::<Result<_, _>>()?;
+        let (mut options, mut moved) = (new.options, Vec::new());
+        if let Some(onto) = onto {
+            if onto.options.refused {
+                let why = format!("base {} is refused, because it does not match its digest", onto.name);
+                return Err(StoreError::invalid(object, why));
+            }
+            // Its servers answer as they did.
+            let pinned = options.pinned;
+            options = BaseOptions { pinned, hydrate: false, given_up: false, ..onto.options };
+            let place = |file: u8| file + 1 + given as u8;
+            moved = onto.moved.iter().map(|m| Moved { file: place(m.file), urls: m.urls.clone() }).collect();
+            backing.extend(onto.files().cloned());
+        }
         // Opening files may hang, so they were inspected before the name is claimed.
         let _claim = self.claims.base_name(&new.name);
         if let Some(made) = self.registered_by(&new.name, new.token) {
@@ -131,8 +147,8 @@ impl Store {
             image,
             backing,
             created_ns: sys::now_ns(),
-            options: new.options,
-            moved: Vec::new(),
+            options,
+            moved,
             token: new.token,
         };
         let bytes = record.encode();

@@ -3,6 +3,7 @@
 
 mod aio;
 mod api;
+mod changes;
 mod check;
 mod copies;
 mod copy_model;

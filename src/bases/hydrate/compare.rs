@@ -2,9 +2,9 @@
 
 use sha2::{Digest as _, Sha256, Sha512};
 
-use super::job::Stopped;
 use crate::fetch::kept::{CACHE_BLOCK, Contents, Reach};
 use crate::format::record::Digest;
+use crate::jobs::Stopped;
 use crate::source::{FileSource, Source};
 
 /// Bytes of one read.

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::job::{Job, Paced, State, Stopped};
 use crate::fetch::LazySource;
 use crate::fetch::kept::{CACHE_BLOCK, Contents, DiskCache, Reach};
+use crate::jobs::{Job, Paced, State, Stopped};
 use crate::source::{Completion, Purpose, Source};
 
 /// Bytes of one request, and most requests under way.

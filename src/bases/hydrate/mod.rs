@@ -11,8 +11,6 @@
 
 mod compare;
 mod fetch;
-mod job;
-mod table;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +19,14 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-pub use self::job::{Progress, State, What};
+pub use crate::jobs::{Progress, State, What};
 
 use self::compare::Verdict;
-use self::job::{Job, Start, Stopped};
-use self::table::Table;
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
 use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
+use crate::jobs::{Job, Start, Stopped, Table};
 use crate::store::{BaseNode, Store, StoreError};
 
 /// Attempts to fetch a base whose cached blocks are damaged.
@@ -231,7 +228,7 @@ impl Hydrations {
                 _ if running.is_cancelled() => {}
                 (What::Verify, What::Hydrate) => running.cancel(SUPERSEDED),
                 (What::Hydrate, What::Verify) => return Err(being_hydrated(node)),
-                (What::Hydrate, What::Hydrate) | (What::Verify, What::Verify) => return Ok(()),
+                _ => return Ok(()),
             }
             drop(jobs);
             running.join();
@@ -242,7 +239,7 @@ impl Hydrations {
         let here = |file| self.sources.contents(record, file).cached_bytes(Reach::Any);
         let first = match what {
             What::Hydrate => record.files().map(here).sum(),
-            What::Verify => 0,
+            _ => 0,
         };
         let job = Job::new(what, first, total, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
@@ -457,17 +454,4 @@ fn being_hydrated(node: &BaseNode) -> StoreError {
          `plyfs job cancel hydrate-{name}` and verify what is here"
     );
     StoreError::invalid(format!("base {name}"), why)
-}
-
-impl Progress {
-    /// Notes that the work ended before it began.
-    pub fn cancel(&mut self, by: &str) {
-        (self.state, self.error) = (State::Cancelled, Some(by.to_owned()));
-        self.ended = Some(SystemTime::now());
-    }
-
-    /// Whether the work has ended.
-    pub fn has_ended(&self) -> bool {
-        matches!(self.state, State::Done | State::Failed | State::Cancelled)
-    }
 }

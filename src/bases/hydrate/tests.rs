@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::fetch::{self, CachedBlocks, Origin};
-use super::job::{Job, Start, State, Stopped, What};
 use crate::fetch::kept::CACHE_BLOCK;
+use crate::jobs::{Job, Start, State, Stopped, What};
 use crate::source::{Completer, Completion};
 
 const BLOCKS: u64 = 2000;

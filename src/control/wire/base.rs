@@ -20,6 +20,9 @@ pub struct AddBase {
     /// The images below it, the nearest first, 16 at most.
     #[serde(default)]
     pub backing: Vec<Below>,
+    /// Name of a registered base whose images lie below those, with its options for servers.
+    #[serde(default)]
+    pub onto: Option<String>,
     /// SHA-256 of the image file, 64 hexadecimal digits. Not with `sha512`.
     #[serde(default)]
     pub sha256: Option<String>,
@@ -329,6 +332,12 @@ pub enum WorkKind {
     Hydrate,
     /// The base is compared.
     Verify,
+    /// A disk is made independent of its base.
+    Flatten,
+    /// A disk is put on another base.
+    Rebase,
+    /// Layers of a disk are merged.
+    Compact,
     /// A client writes a disk to a file.
     Export,
     /// A client fills a disk from a file.
@@ -341,6 +350,9 @@ impl WorkKind {
         match self {
             Self::Hydrate => "hydrate",
             Self::Verify => "verify",
+            Self::Flatten => "flatten",
+            Self::Rebase => "rebase",
+            Self::Compact => "compact",
             Self::Export => "export",
             Self::Import => "import",
         }
@@ -358,7 +370,7 @@ pub enum WorkState {
     Waiting,
     /// The data is compared with the digest.
     Verifying,
-    /// A client copies.
+    /// Blocks of a disk are compared and copied, or a client copies them.
     Copying,
     /// The work succeeded.
     Done,

@@ -83,6 +83,34 @@ pub struct Disk {
     /// Handles that clients have open; null when clients may have opened some under an earlier worker, which this one
     /// cannot count.
     pub open_handles: Option<u64>,
+    /// Identifier of the job that is under way on it; null when there is none.
+    pub job: Option<String>,
+}
+
+/// How a job on a disk runs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Most bytes per second that are read for it; without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// The base that a disk is put on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rebase {
+    /// Name of the base.
+    pub base: String,
+    /// Most bytes per second that are read for it; without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Compare nothing: what was never written shows the new base.
+    #[serde(default, rename = "unsafe", skip_serializing_if = "std::ops::Not::not")]
+    pub is_unsafe: bool,
+    /// With `unsafe`: put the disk on the base although a client has it open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// The state of a disk.

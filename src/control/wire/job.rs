@@ -17,13 +17,13 @@ pub const HELD_SNAPSHOT: &str = "plyfs-export-held-";
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Job {
-    /// Its identifier: the kind and the base, such as `hydrate-debian`; of a client's copy the kind, the disk and a number.
+    /// Its identifier: the kind and the base or disk, such as `hydrate-debian`; of a client's copy with a number.
     pub id: String,
     /// The kind of work.
     pub kind: WorkKind,
-    /// The base; empty of a copy of a disk.
+    /// The base; empty for work on a disk.
     pub base: String,
-    /// The disk that a client exports or imports.
+    /// The disk; null for work on a base.
     pub disk: Option<String>,
     /// Its state.
     pub state: WorkState,

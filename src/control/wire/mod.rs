@@ -24,7 +24,7 @@ pub use base::{
     AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, Server,
     SetUrls, Work, WorkKind, WorkState,
 };
-pub use disk::{CreateDisks, Disk, DiskState, Removed, Resize};
+pub use disk::{Change, CreateDisks, Disk, DiskState, Rebase, Removed, Resize};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};

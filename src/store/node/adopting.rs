@@ -73,9 +73,11 @@ impl DiskNode {
             if !keeps_delta && disk.size() > 0 {
                 return Err(Stays::InUse);
             }
-            // Snapshots are read over the base of the record.
+            // Snapshots are read over the base of the record, and a layer that is being made belongs to it.
             let record = self.record();
-            if record.backing != ground.backing && !record.lineage.snapshots.is_empty() {
+            if record.lineage.rework.is_some()
+                || record.backing != ground.backing && !record.lineage.snapshots.is_empty()
+            {
                 return Err(Stays::InUse);
             }
             let delta = if keeps_delta {

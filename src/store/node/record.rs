@@ -90,6 +90,9 @@ impl DeltaRoots {
                 layer.map = root;
                 layer.modified_ns = modified_ns;
                 layer.size = current.unwrap_or(layer.size);
+            } else if let Some(made) = record.lineage.rework.as_mut().filter(|r| r.layer.number == self.delta)
+            {
+                (made.layer.map, made.layer.modified_ns) = (root, modified_ns);
             } else {
                 is_known = false;
             }

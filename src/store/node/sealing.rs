@@ -82,14 +82,25 @@ impl DiskNode {
     /// # Errors
     /// As [`DiskNode::attach`].
     pub(in crate::store) fn open_snapshot(&self, number: u64) -> Result<Option<Frozen>, StoreError> {
-        let record = self.writer.record.lock().clone();
+        loop {
+            let record = self.record();
+            let opened = self.open_snapshot_of(&record, number);
+            // Its layers may have been replaced meanwhile, and its base.
+            let now = self.record();
+            if (&now.backing, &now.lineage.layers) == (&record.backing, &record.lineage.layers) {
+                return opened;
+            }
+        }
+    }
+
+    fn open_snapshot_of(&self, record: &DiskRecord, number: u64) -> Result<Option<Frozen>, StoreError> {
         let lineage = &record.lineage;
         let Some(snapshot) = lineage.snapshots.iter().find(|snapshot| snapshot.number == number) else {
             return Ok(None);
         };
-        self.check_base(&record)?;
+        self.check_base(record)?;
         let base = self.base().map(|base| base.attach()).transpose()?;
-        let below = Below { chain: self.chain(&record, snapshot.layer)?, base, pending: Vec::new() };
+        let below = Below { chain: self.chain(record, snapshot.layer)?, base, pending: Vec::new() };
         Ok(Some(Frozen::new(below, snapshot.size, snapshot.overlap)))
     }
 

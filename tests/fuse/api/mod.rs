@@ -248,6 +248,13 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/disks/{name}", "far");
     ok("DELETE /v1/bases/{name}", "far");
 
+    let is_job_done = |id: &str| (ok("GET /v1/jobs/{id}", id)["state"] == "done").then_some(());
+    with("POST /v1/disks/{name}/flatten", "one", json!({"rate": 1 << 30}));
+    until("a flattened disk", || is_job_done("flatten-one"));
+    assert_eq!(with("POST /v1/disks/{name}/compact", "one", json!({}))["job"], Value::Null);
+    with("POST /v1/disks/{name}/rebase", "one", json!({"base": "b"}));
+    until("a rebased disk", || is_job_done("rebase-one"));
+
     ok("POST /v1/disks/{name}/trace", "two");
     read_at(&open(&daemon.disk("two")), 1 << 20, 65536);
     assert_eq!(ok("DELETE /v1/disks/{name}/trace", "two")["recording"], false);

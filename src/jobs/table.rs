@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::job::{Job, What};
+use super::{Job, What};
 
 #[derive(Default)]
 pub struct Table {

@@ -1,4 +1,4 @@
-//! One job on a base: its progress, and how it is cancelled.
+//! One job on a base or a disk: its progress, and how it is cancelled.
 //!
 //! What must hold: a job waits only in [`Job::pause`] and [`Job::wait`], and both end at once when it is cancelled. So
 //! a caller that cancels a job can wait for its end.
@@ -21,17 +21,28 @@ pub enum What {
     Hydrate,
     /// Compares the base.
     Verify,
+    /// Makes a disk independent of its base.
+    Flatten,
+    /// Puts a disk on another base.
+    Rebase,
+    /// Merges layers of a disk.
+    Compact,
 }
 
 impl What {
-    /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Hydrate, Self::Verify];
+    /// The kinds of jobs on bases.
+    pub const ON_BASES: [Self; 2] = [Self::Hydrate, Self::Verify];
+    /// The kinds of jobs on disks.
+    pub const ON_DISKS: [Self; 3] = [Self::Flatten, Self::Rebase, Self::Compact];
 
     /// Its name, the first part of a job's identifier.
     pub fn name(self) -> &'static str {
         match self {
             Self::Hydrate => "hydrate",
             Self::Verify => "verify",
+            Self::Flatten => "flatten",
+            Self::Rebase => "rebase",
+            Self::Compact => "compact",
         }
     }
 }
@@ -45,6 +56,8 @@ pub enum State {
     Waiting,
     /// The cached contents are compared with the digest.
     Verifying,
+    /// Blocks of a disk are compared and copied.
+    Copying,
     /// The job has succeeded.
     Done,
     /// The job has failed.
@@ -53,14 +66,14 @@ pub enum State {
     Cancelled,
 }
 
-/// The progress of the last job on a base.
+/// The progress of a job.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// Kind of the job.
     pub what: What,
     /// State of the job.
     pub state: State,
-    /// Bytes that are cached, or compared.
+    /// Bytes that are cached, compared or copied.
     pub bytes: u64,
     /// Bytes in all.
     pub total: u64,
@@ -133,7 +146,11 @@ struct Inner {
 impl Job {
     /// On a base of `total` bytes, of which `first` are cached.
     pub fn new(what: What, first: u64, total: u64, start: Start) -> Arc<Self> {
-        let state = if what == What::Hydrate { State::Fetching } else { State::Verifying };
+        let state = match what {
+            What::Hydrate => State::Fetching,
+            What::Verify => State::Verifying,
+            What::Flatten | What::Rebase | What::Compact => State::Copying,
+        };
         let progress = Progress {
             what,
             state,
@@ -323,5 +340,18 @@ impl Job {
                 MutexGuard::unlocked(&mut inner, &meanwhile);
             }
         }
+    }
+}
+
+impl Progress {
+    /// Notes that the work ended before it began.
+    pub fn cancel(&mut self, by: &str) {
+        (self.state, self.error) = (State::Cancelled, Some(by.to_owned()));
+        self.ended = Some(SystemTime::now());
+    }
+
+    /// Whether the work has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Done | State::Failed | State::Cancelled)
     }
 }

@@ -1,0 +1,33 @@
+//! Images in the store itself, which `plyfs disk commit` made: they go with the last base that has them.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+
+use super::{BaseNode, Store};
+use crate::format::layout;
+use crate::format::record::Validator;
+use crate::io::Open;
+
+impl Store {
+    /// Removes the images in the store itself that only a removed base has.
+    pub(super) fn remove_images(&self, base: &BaseNode) -> io::Result<()> {
+        let others = self.bases();
+        let mut any = false;
+        for file in base.record().files() {
+            let Validator::File { inode, .. } = file.identity.validator else { continue };
+            let is_needed =
+                others.iter().any(|other| other.record().files().any(|f| f.source == file.source));
+            let Some(name) = Path::new(&file.source).file_name().and_then(OsStr::to_str) else { continue };
+            let path = format!("{}/{name}", layout::IMAGES);
+            // A file of another directory may have the same name.
+            let is_ours = self.medium.open(&path, Open::Existing).and_then(|file| file.identity());
+            if is_needed || !is_ours.is_ok_and(|(_, ours)| ours == inode) {
+                continue;
+            }
+            self.medium.remove(&path)?;
+            any = true;
+        }
+        if any { self.medium.sync_dir(layout::IMAGES) } else { Ok(()) }
+    }
+}

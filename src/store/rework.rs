@@ -1,0 +1,294 @@
+//! Background changes of what a disk stands on: `compact` merges layers, `flatten` and `rebase` put the disk on no base or
+//! on another one. The disk stays in use, and shows the same bytes throughout (D94).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::node::{Making, Moment, NextBase};
+use super::{DiskNode, Store, StoreError};
+use crate::base::Base;
+use crate::format::lineage::{LayerEntry, Lineage, Seal};
+use crate::format::record::{Backing, MapRoot};
+use crate::format::rework::{Purpose, Rework};
+use crate::io::sys;
+use crate::store::BaseNode;
+
+/// How long a change waits for requests that still read what it replaced. After that, a later tick removes the files.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The disk needs no base any more.
+    Flatten,
+    /// The disk stands on the base of this name.
+    Rebase(String),
+    /// Layers between which nothing tells any more become one.
+    Compact,
+}
+
+impl Change {
+    /// That of a layer that is being made.
+    pub fn of(purpose: &Purpose) -> &'static str {
+        match purpose {
+            Purpose::Merge { .. } => "compact",
+            Purpose::Rebase { to: None, .. } => "flatten",
+            Purpose::Rebase { to: Some(_), .. } => "rebase",
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Flatten => "flatten",
+            Self::Rebase(_) => "rebase",
+            Self::Compact => "compact",
+        }
+    }
+}
+
+impl Store {
+    /// Begins a change. False when there is nothing to do. One that is under way goes on, with the new limit on the rate.
+    ///
+    /// # Errors
+    /// An unknown disk or base; a base that is smaller than the disk's; another change under way; errors of the storage.
+    pub fn begin_rework(&self, disk: &str, change: &Change, rate: u64) -> Result<bool, StoreError> {
+        let node = self.disk(disk)?;
+        let object = || format!("disk {disk}");
+        // Opening files may hang: nothing is claimed yet. The references keep both attached.
+        let attached = node.attach()?;
+        let base = match change {
+            Change::Rebase(name) => {
+                let base = self.base(name)?;
+                base.attach()?;
+                Some(base)
+            }
+            Change::Flatten | Change::Compact => None,
+        };
+        let _claim = self.claims.adoption(disk, node.id(), base.iter().map(|base| base.id()).collect());
+        self.check_present(disk, &node)?;
+        let to = base.as_ref().map(backing);
+        if let Some(rework) = node.rework() {
+            let same = Change::of(&rework.purpose) == change.name()
+                && !matches!(&rework.purpose, Purpose::Rebase { to: other, .. } if *other != to);
+            if same {
+                node.note_rework(rework.done, rate)?;
+                return Ok(true);
+            }
+            let job = format!("{}-{disk}", Change::of(&rework.purpose));
+            let why = format!(
+                "the job {job} is under way; wait for its end, or end it with `plyfs job cancel {job}`"
+            );
+            return Err(StoreError::invalid(object(), why));
+        }
+        self.check_needs_are_known(object)?;
+        let now = node.base();
+        if *change != Change::Compact && node.record().backing == to {
+            return Ok(false);
+        }
+        if let Some(base) = &base {
+            check_large_enough(disk, now.as_ref(), base)?;
+        }
+        let shown = attached.delta().overlap();
+        drop(attached);
+        let (purpose, size, overlap) = match change {
+            Change::Compact => {
+                let lineage = node.lineage();
+                let Some((first, last)) = self.run_to_merge(&node, &lineage) else { return Ok(false) };
+                let run = lineage.run(first, last).unwrap_or_default();
+                let layers = || run.iter().filter_map(|number| lineage.layer(*number));
+                let size = layers().next().map_or(0, |layer| layer.size);
+                let overlap = layers().map(|layer| layer.overlap).min().unwrap_or(0).min(size);
+                (Purpose::Merge { first, last }, size, overlap)
+            }
+            Change::Flatten | Change::Rebase(_) => {
+                let top = if node.lineage().snapshots.is_empty() {
+                    let Moment { layer, .. } = node.seal(|| self.new_id())?;
+                    layer.map(|place| node.lineage().layers[place].clone())
+                } else {
+                    None
+                };
+                let record = node.record();
+                // A copy may show more of the base later.
+                let rises = record.lineage.rises;
+                let of_base = now.as_ref().map_or(0, |base| base.record().size());
+                let size = match &top {
+                    Some(layer) => layer.size,
+                    None if rises => of_base,
+                    None => record.lineage.base_bytes(shown.max(record.overlap)).min(of_base),
+                };
+                let below = base.as_ref().map_or(0, |base| base.record().size());
+                (Purpose::Rebase { to, top: top.map(|layer| layer.number) }, size, size.min(below))
+            }
+        };
+        let layer = LayerEntry {
+            number: self.new_id()?,
+            below: None,
+            seal: Seal::Pending,
+            size,
+            overlap,
+            modified_ns: sys::now_ns(),
+            map: MapRoot::default(),
+        };
+        node.begin_rework(Rework { purpose, layer, done: 0, rate })?;
+        Ok(true)
+    }
+
+    /// How many layers of a disk a merge would make one.
+    pub fn layers_to_merge(&self, node: &DiskNode) -> usize {
+        let lineage = node.lineage();
+        let run = self.run_to_merge(node, &lineage);
+        run.and_then(|(first, last)| lineage.run(first, last)).map_or(0, |run| run.len())
+    }
+
+    /// The longest run of layers between which nothing tells: only the next layer stands on each of them but the highest,
+    /// and no other disk needs one. Its lowest and its highest.
+    fn run_to_merge(&self, node: &DiskNode, lineage: &Lineage) -> Option<(u64, u64)> {
+        let numbers = lineage.layers.iter().map(|layer| layer.number).collect();
+        let _dropping = self.dropping.lock();
+        let own = self.needed_by_none(node, numbers);
+        let mut longest: Option<(usize, u64, u64)> = None;
+        for (place, layer) in lineage.layers.iter().enumerate() {
+            let (mut at, mut first, mut len) = (place, layer.number, 0);
+            while own.contains(&lineage.layers[at].number) && !lineage.layers[at].is_pending() {
+                (first, len) = (lineage.layers[at].number, len + 1);
+                match lineage.layers[at].below {
+                    Some(below) if lineage.stand_on(below) == 1 => at = below,
+                    _ => break,
+                }
+            }
+            if len > longest.map_or(1, |(longest, ..)| longest) {
+                longest = Some((len, first, layer.number));
+            }
+        }
+        longest.map(|(_, first, last)| (first, last))
+    }
+
+    fn new_base(&self, node: &DiskNode) -> Result<NextBase, StoreError> {
+        let Some(Rework { purpose: Purpose::Rebase { to: Some(backing), .. }, .. }) = node.rework() else {
+            return Ok(NextBase(None));
+        };
+        let object = format!("disk {}", node.name());
+        let base =
+            self.base_by_id(backing.base).filter(|base| base.record().image.identity == backing.identity);
+        let base = base.ok_or_else(|| {
+            StoreError::invalid(object, "the base that it was to be put on is gone, or is another one now")
+        })?;
+        let attached = base.attach()?;
+        Ok(NextBase(Some((base, attached))))
+    }
+
+    /// Opens the layer that is being made for a disk.
+    ///
+    /// # Errors
+    /// There is none; a base or a layer that cannot be opened.
+    pub fn open_rework(&self, node: &DiskNode) -> Result<Making, StoreError> {
+        let base: Option<Arc<Base>> = self.new_base(node)?.0.map(|(_, base)| base);
+        node.open_rework(base)
+    }
+
+    /// Closes the layer that is being made for a disk: its files have everything that was copied.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn pause_rework(&self, node: &DiskNode, making: Making) -> Result<(), StoreError> {
+        node.close_rework(&making)
+    }
+
+    /// Ends a change whose layer is complete: from now on the disk stands on it. False when the layers that it copied are
+    /// not there any more, so that it is of no use.
+    ///
+    /// # Errors
+    /// Errors of the storage. The disk is then as before.
+    pub fn finish_rework(&self, node: &Arc<DiskNode>, making: Making) -> Result<bool, StoreError> {
+        node.close_rework(&making)?;
+        drop(making);
+        let base = self.new_base(node)?;
+        let users = base.0.iter().map(|(base, _)| base.id()).collect();
+        let _attached = node.attach()?;
+        let name = node.name();
+        let done = {
+            let _claim = self.claims.adoption(&name, node.id(), users);
+            let unneeded = |numbers| self.to_drop(node, numbers);
+            node.finish_rework(base, unneeded, &self.dropping)?
+        };
+        drop(_attached);
+        let Some(old) = done else {
+            self.drop_rework(node)?;
+            return Ok(false);
+        };
+        node.each_snapshot(|snapshot| self.snapshots.removed(snapshot.number));
+        let end = Instant::now() + PATIENCE;
+        while old.strong_count() > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _claim = self.claims.lineage(&name, node.id());
+        if let Err(error) = self.remove_dropped(node) {
+            tracing::warn!(%error, "old layers stay for now; their files are removed later");
+        }
+        Ok(true)
+    }
+
+    /// Gives a change up. The layer that was being made goes.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn drop_rework(&self, node: &Arc<DiskNode>) -> Result<(), StoreError> {
+        let _claim = self.claims.lineage(&node.name(), node.id());
+        node.drop_rework()?;
+        self.remove_dropped(node)
+    }
+
+    /// Puts a disk that is not in use on another base without comparing any bytes: what was never written shows the new
+    /// base.
+    ///
+    /// # Errors
+    /// `InUse`; an unknown disk or base; a base that is smaller than the disk's; errors of the storage.
+    pub fn rebase_unsafe(&self, disk: &str, base: &str) -> Result<(), StoreError> {
+        let (node, base) = (self.disk(disk)?, self.base(base)?);
+        let _claim = self.claims.adoption(disk, node.id(), vec![base.id()]);
+        self.check_present(disk, &node)?;
+        let object = || format!("disk {disk}");
+        if let Some(rework) = node.rework() {
+            let job = format!("{}-{disk}", Change::of(&rework.purpose));
+            return Err(StoreError::invalid(object(), format!("the job {job} is under way; end it first")));
+        }
+        let record = node.record();
+        if record.backing.is_none() {
+            let why = "it has no base, so nothing of a base shows in it; leave --unsafe out";
+            return Err(StoreError::invalid(object(), why));
+        }
+        check_large_enough(disk, node.base().as_ref(), &base)?;
+        let needs = record.lineage.base_bytes(record.overlap);
+        if base.record().size() < needs {
+            let why =
+                format!("it shows {needs} bytes of its base, and base {} has fewer", base.record().name);
+            return Err(StoreError::invalid(object(), why));
+        }
+        node.set_base(&base)?;
+        node.each_snapshot(|snapshot| self.snapshots.removed(snapshot.number));
+        Ok(())
+    }
+
+    /// The disks for which a layer is being made.
+    pub fn reworked(&self) -> Vec<Arc<DiskNode>> {
+        self.disks_after(0).into_iter().filter(|node| node.rework().is_some()).collect()
+    }
+}
+
+fn backing(base: &Arc<BaseNode>) -> Backing {
+    Backing { base: base.id(), identity: base.record().image.identity.clone() }
+}
+
+fn check_large_enough(disk: &str, now: Option<&Arc<BaseNode>>, base: &BaseNode) -> Result<(), StoreError> {
+    let (new, old) = (base.record().size(), now.map_or(0, |base| base.record().size()));
+    if new >= old {
+        return Ok(());
+    }
+    let why = format!(
+        "base {} has {new} bytes, fewer than the {old} of its present base; choose one that is as large, or use `plyfs disk \
+         flatten {disk}`",
+        base.record().name
+    );
+    Err(StoreError::invalid(format!("disk {disk}"), why))
+}
