@@ -170,6 +170,25 @@ impl Client {
         self.request(Method::POST, path, String::new(), action)
     }
 
+    /// Sends a PUT once, and gives up after `limit`.
+    pub(super) fn put(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Option<Duration>,
+        action: &str,
+    ) -> Result<Value, CliError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.transport(action, error.to_string()))?;
+        let request = Request::builder().method(Method::PUT).uri(path);
+        let (status, body) = self.exchange_within(limit, request, Bytes::from(body), action)?;
+        answer(status, &body, action)
+    }
+
+    /// Sends one DELETE, and gives up after `limit`.
+    pub(super) fn delete_within(&self, limit: Duration, path: &str, action: &str) -> Result<Value, CliError> {
+        self.request_within(limit, Method::DELETE, path, action)
+    }
+
     /// Gets a file, again when the connection breaks.
     pub(super) fn get_bytes(&self, path: &str, action: &str) -> Result<Vec<u8>, CliError> {
         let get = || {

@@ -1,6 +1,7 @@
 //! `plyfs disk`: the writable disks of VMs.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -396,6 +397,31 @@ fn naming_holders(client: &Client, name: &str, error: CliError, remedy: &'static
         Some(holders) => Some(CliError::Open { object: format!("disk {name}"), holders, remedy }),
         None if error.is(ErrorKind::MayBeInUse) && holders::are_all_seen(mount) => None,
         None => Some(error),
+    }
+}
+
+/// How long a disk may still count as open after close(2) has returned.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// Refuses a disk that a client has open, or may have open.
+pub(super) fn refuse_open(client: &Client, name: &str, remedy: &'static str) -> Result<(), CliError> {
+    let action = format!("cannot show disk {name}");
+    let begun = Instant::now();
+    loop {
+        let disk: wire::Disk = read(&client.get(&format!("/v1/disks/{name}"), &action)?, &action)?;
+        if disk.open_handles == Some(0) {
+            return Ok(());
+        }
+        if begun.elapsed() >= CLOSING {
+            let (kind, state) = match disk.open_handles {
+                Some(_) => (ErrorKind::InUse, "a client has it open"),
+                None => (ErrorKind::MayBeInUse, "a client may have it open since an earlier worker"),
+            };
+            let error =
+                CliError::Refused { kind: Some(kind), message: format!("disk {name}: {state}; {remedy}") };
+            return naming_holders(client, name, error, remedy).map_or(Ok(()), Err);
+        }
+        std::thread::sleep(CLOSING / 20);
     }
 }
 

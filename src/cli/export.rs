@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::Global;
+use super::announce::Announcement;
 use super::args::{self, DiskOrSnapshot};
 use super::client::{Client, read};
 use super::diff::{self, Moments};
@@ -23,7 +24,7 @@ use super::output::{Output as Printer, Reader};
 use super::progress::{Progress, Update};
 use super::{retry, snapshot};
 use crate::config::size::format_size;
-use crate::control::wire::{self, ErrorKind, ExtentContent, TakeSnapshot};
+use crate::control::wire::{self, ErrorKind, ExtentContent, HELD_SNAPSHOT, TakeSnapshot, WorkKind};
 use crate::export::increment::{self as increment_stream, IncrementHeader};
 use crate::export::qcow2::{self, Backing, Compression};
 use crate::export::{Content, Existing, ExportError, Extent, FileInput, Input, ListedInput, Output, raw};
@@ -165,11 +166,17 @@ impl Export {
         let interrupts = Interrupts::catch();
         let printer = global.output();
         let mut progress = Progress::of_short_work(&printer);
-        let taken = match &self.source.snapshot {
-            Some(name) => {
+        let own = self.source.snapshot.is_none().then(|| held_name()).transpose()?;
+        let what = (WorkKind::Export, disk.name.as_str());
+        // Before the snapshot is taken, so that it goes when this process is killed.
+        let mut job = Announcement::new(&client, what, own.as_deref(), disk.size);
+        let taken = match (&self.source.snapshot, own) {
+            (Some(name), _) => {
                 Source { client: &client, disk: &disk.name, snapshot: name.clone(), is_temporary: false }
             }
-            None => Source::take(&client, &disk.name, &self.action())?,
+            (None, Some(name)) if job.is_known() => Source::take(&client, &disk.name, name, &self.action())?,
+            // No daemon may take it for one that it is to remove.
+            (None, _) => Source::take(&client, &disk.name, plain_name()?, &self.action())?,
         };
         let mut signal = None;
         let written = self.write(
@@ -183,7 +190,7 @@ impl Export {
                 let update = Update { title: &title, done, total: size, text, state: "exporting" };
                 let object =
                     || json!({"disk": disk.name, "state": "exporting", "bytes": done, "total": size});
-                signal.is_none() && progress.show(&update, object).is_ok()
+                signal.is_none() && job.goes_on(done) && progress.show(&update, object).is_ok()
             },
         );
         progress.clear();
@@ -196,6 +203,10 @@ impl Export {
         let removed = taken.end();
         let (size, bytes) = match finished {
             Ok(done) => done,
+            Err(Failure::Export(ExportError::Stopped)) if job.is_cancelled() => {
+                let why = "an operator cancelled it; nothing is left";
+                return Err(CliError::Failed(format!("{} to {}: {why}", self.action(), self.place())));
+            }
             Err(failure) => return Err(self.failed(failure, signal)),
         };
         removed?;
@@ -217,6 +228,10 @@ impl Export {
 
     fn action(&self) -> String {
         format!("cannot export {}", self.source)
+    }
+
+    fn place(&self) -> String {
+        if self.is_stdout() { "standard output".into() } else { self.file.display().to_string() }
     }
 
     fn refuse(&self, why: &str) -> CliError {
@@ -381,8 +396,7 @@ impl Export {
             Failure::Cli(error) => return error,
             Failure::Export(error) => error,
         };
-        let to = if self.is_stdout() { "standard output".into() } else { self.file.display().to_string() };
-        let action = format!("{} to {to}", self.action());
+        let action = format!("{} to {}", self.action(), self.place());
         if let Some(signal) = signal {
             return CliError::Interrupted {
                 message: format!("{action}: a signal ended it; nothing is left"),
@@ -438,6 +452,22 @@ impl From<ExportError> for Failure {
     }
 }
 
+fn random() -> Result<u64, CliError> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| CliError::Runtime(io::Error::other(error.to_string())))?;
+    Ok(u64::from_le_bytes(random))
+}
+
+/// The name of a snapshot that the daemon removes when this process is gone.
+fn held_name() -> Result<String, CliError> {
+    Ok(format!("{HELD_SNAPSHOT}{:016x}", random()?))
+}
+
+/// The name of a snapshot that stays until it is removed.
+fn plain_name() -> Result<String, CliError> {
+    Ok(format!("plyfs-export-{:016x}", random()?))
+}
+
 /// The snapshot that is read.
 struct Source<'a> {
     client: &'a Client,
@@ -448,11 +478,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Takes a snapshot for the time of the command.
-    fn take(client: &'a Client, disk: &'a str, action: &str) -> Result<Self, CliError> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random)
-            .map_err(|error| CliError::Runtime(io::Error::other(error.to_string())))?;
-        let name = format!("plyfs-export-{:016x}", u64::from_le_bytes(random));
+    fn take(client: &'a Client, disk: &'a str, name: String, action: &str) -> Result<Self, CliError> {
         let body = TakeSnapshot { name: name.clone() };
         retry::create(client, &format!("/v1/disks/{disk}/snapshots"), &body, action)?;
         Ok(Self { client, disk, snapshot: name, is_temporary: true })

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Global;
+use super::announce::Announcement;
 use super::args;
 use super::base::FormatArg;
 use super::client::{Client, read};
@@ -22,7 +23,7 @@ use super::output::printable;
 use super::progress::{Progress, Update};
 use super::retry::{self, Removal};
 use crate::config::size::format_size;
-use crate::control::wire::{self, CreateDisks};
+use crate::control::wire::{self, CreateDisks, WorkKind};
 use crate::import::{Format, ImageFile, ImportError};
 
 pub(super) const EXAMPLES: &str = "\
@@ -37,8 +38,8 @@ comes from that base. plyfs opens no file that an image names; that the base has
 word of the operator. When the import fails, no disk is left.
 
 With --increment the first file makes a copy (export --format increment), and each later one (export --since) brings it \
-forward. An increment that was made for another state of the disk is refused. When it fails, the copy is as it was before. A \
-copy must not be in use meanwhile.";
+forward. An increment that was made for another state of the disk is refused, as is a copy that a process has open. When \
+it fails, the copy is as it was before.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
@@ -50,6 +51,9 @@ pub(super) struct Import {
     /// The file is an increment: it makes a copy of a disk, or brings it forward
     #[arg(long, conflicts_with = "format")]
     increment: bool,
+    /// Also bring a copy forward that is open: its clients see bytes change that they did not write
+    #[arg(long, requires = "increment")]
+    pub(super) force: bool,
     /// Format of the image [default: qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
@@ -81,6 +85,7 @@ impl Import {
         let client = global.client()?;
         let interrupts = Interrupts::catch();
         let disk = self.create(&client, image.size())?;
+        let mut job = Announcement::new(&client, (WorkKind::Import, &self.name), None, image.size());
         let mut progress = Progress::of_short_work(&global.output());
         let mut signal = None;
         let copied = self.copy(&image, Path::new(&disk.path), &mut |done| {
@@ -89,7 +94,7 @@ impl Import {
             let text = format!("{} of {}", format_size(done), format_size(total));
             let update = Update { title, done, total, text, state: "importing" };
             let object = || json!({"name": self.name, "state": "importing", "bytes": done, "total": total});
-            signal.is_none() && progress.show(&update, object).is_ok()
+            signal.is_none() && job.goes_on(done) && progress.show(&update, object).is_ok()
         });
         progress.clear();
         if let Err(error) = copied {
@@ -99,6 +104,9 @@ impl Import {
                 Some(signal) => {
                     let message = format!("{}: a signal ended it; no disk is left", self.action());
                     CliError::Interrupted { message, signal }
+                }
+                None if job.is_cancelled() => {
+                    CliError::Failed(format!("{}: an operator cancelled it; no disk is left", self.action()))
                 }
                 None => error,
             };

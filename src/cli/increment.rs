@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Global;
+use super::announce::Announcement;
 use super::client::{Client, read};
 use super::diff::Moments;
 use super::error::CliError;
@@ -22,13 +23,15 @@ use super::progress::{Progress, Update};
 use super::retry::{self, Removal};
 use super::snapshot;
 use crate::config::size::format_size;
-use crate::control::wire::{self, CreateDisks, Resize, Rollback, TakeSnapshot};
+use crate::control::wire::{self, CreateDisks, Resize, Rollback, TakeSnapshot, WorkKind};
 use crate::export::increment::{BaseNote, IncrementHeader, Moment};
 use crate::import::ImportError;
 use crate::import::increment::Increment;
 
 /// The beginning of the name of a snapshot that notes a state.
 const STATE: &str = "plyfs-state-";
+/// The remedy for a copy that is open.
+const OPEN: &str = "close it there, or repeat with --force";
 
 fn snapshots(client: &Client, disk: &str, action: &str) -> Result<Vec<wire::Snapshot>, CliError> {
     read(&client.get(&format!("/v1/disks/{disk}/snapshots"), action)?, action)
@@ -96,6 +99,7 @@ pub(super) fn import(import: &Import, global: &Global) -> Result<(), CliError> {
     let interrupts = Interrupts::catch();
     let copy = Copy { import, client: &client, header: &header };
     let disk = if header.since.is_none() { copy.create()? } else { copy.find()? };
+    let mut job = Announcement::new(&client, (WorkKind::Import, &import.name), None, header.size);
     let mut progress = Progress::of_short_work(&global.output());
     let mut signal = None;
     let mut watch = |done| {
@@ -104,7 +108,7 @@ pub(super) fn import(import: &Import, global: &Global) -> Result<(), CliError> {
         let text = format!("{} of {}", format_size(done), format_size(total));
         let update = Update { title, done, total, text, state: "importing" };
         let object = || json!({"name": import.name, "state": "importing", "bytes": done, "total": total});
-        signal.is_none() && progress.show(&update, object).is_ok()
+        signal.is_none() && job.goes_on(done) && progress.show(&update, object).is_ok()
     };
     let applied = copy.resize(&disk).and_then(|()| {
         let transfer =
@@ -113,6 +117,8 @@ pub(super) fn import(import: &Import, global: &Global) -> Result<(), CliError> {
         increment.apply(&file, &mut watch).map_err(failed)?;
         file.sync_all().map_err(transfer)?;
         drop(file);
+        // What a client wrote meanwhile would be noted as the state of the exported disk.
+        copy.refuse_open()?;
         copy.note()
     });
     progress.clear();
@@ -124,6 +130,10 @@ pub(super) fn import(import: &Import, global: &Global) -> Result<(), CliError> {
             Some(signal) => {
                 let message = format!("{}: a signal ended it; the disk is as it was before", import.action());
                 CliError::Interrupted { message, signal }
+            }
+            None if job.is_cancelled() => {
+                let why = "an operator cancelled it; the disk is as it was before";
+                CliError::Failed(format!("{}: {why}", import.action()))
             }
             None => error,
         });
@@ -213,6 +223,7 @@ impl Copy<'_> {
                     .into(),
             }));
         }
+        self.refuse_open()?;
         let moments = Moments { disk: name, since: Some(&since), until: None };
         let mut is_same = true;
         moments.each(self.client, &action, |part| {
@@ -228,6 +239,15 @@ impl Copy<'_> {
             )));
         }
         Ok(disk)
+    }
+
+    /// Refuses a copy that a client has open, unless the command was told not to.
+    fn refuse_open(&self) -> Result<(), CliError> {
+        if self.import.force {
+            Ok(())
+        } else {
+            super::disk::refuse_open(self.client, &self.import.name, OPEN)
+        }
     }
 
     /// The name of the snapshot with the earlier state.

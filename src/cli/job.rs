@@ -1,4 +1,4 @@
-//! `plyfs job` and `plyfs jobs`: work on whole bases and on disks in the background.
+//! `plyfs job` and `plyfs jobs`: work on whole bases and on disks in the background, and copies of disks.
 
 use clap::Subcommand;
 
@@ -24,16 +24,19 @@ Examples:
 
 A job is work on a whole base (`base hydrate`, `base verify`) or on a disk (`disk flatten`, `disk rebase`, `disk compact`). \
 The list has the last job of each kind of each base and disk since the worker began to serve. A job continues in the next \
-worker, under the same identifier; only a verification ends with its worker.";
+worker, under the same identifier; only a verification ends with its worker. `disk export` and `disk import` are jobs of \
+their commands: each is listed until its command ends.";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
   plyfs job cancel hydrate-debian
   plyfs jobs -q --filter state=waiting | xargs plyfs job cancel
+  plyfs jobs -q --filter disk=vm1 | xargs plyfs job cancel
 
 The command returns when the job has ended. No later worker continues a cancelled hydration. What it has fetched stays \
 in the cache until other bases need the room; of a file of this host the copy is dropped. What a job on a disk has copied \
-is dropped, and the disk is as it was. A job that had ended before is not changed.";
+is dropped, and the disk is as it was. A command that exports or imports is told, and ends as after a signal. A job that \
+had ended before is not changed.";
 
 pub(super) const COLUMNS: [Column; 9] = [
     ("ID", "id", Kind::Text),

@@ -4,6 +4,7 @@
 //! An error is one line on standard error, with `--json` an object. The exit status is 0 for success, 1 for a failure, 2 for a usage error. Text
 //! from a server or a user reaches a terminal only with its control characters escaped.
 
+mod announce;
 mod args;
 mod base;
 mod change;

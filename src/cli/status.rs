@@ -62,6 +62,15 @@ pub(super) fn human(status: &wire::Status) -> String {
     if let Some(problem) = &maps.problem {
         pairs.push(("live maps problem", printable(problem)));
     }
+    let indexes = &status.layer_indexes;
+    if indexes.unwritten_bytes > 0 {
+        let (bytes, limit) =
+            (format_size(indexes.unwritten_bytes), format_size(indexes.unwritten_limit_bytes));
+        pairs.push((
+            "layer indexes",
+            format!("{bytes} of {limit} in memory, because they cannot be written to the store"),
+        ));
+    }
     problems(status, &mut pairs);
     if let Some(end) = status.worker_ends.last() {
         let (why, at) = (text(&end.why), text(&end.at));

@@ -200,7 +200,7 @@ impl<B: Serialize> Work<'_, B> {
             WorkKind::Flatten | WorkKind::Rebase | WorkKind::Compact | WorkKind::Move => format!(
                 "{object}: the work goes on; see it with `plyfs job show {id}`, end it with `plyfs job cancel {id}`"
             ),
-            WorkKind::Verify => {
+            WorkKind::Verify | WorkKind::Export | WorkKind::Import => {
                 client.post_now(
                     &format!("/v1/jobs/{id}/cancel"),
                     None::<&()>,

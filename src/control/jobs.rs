@@ -1,5 +1,6 @@
 //! Routes on jobs: list, show, cancel.
 
+use axum::Json;
 use axum::extract::State;
 
 use super::wire::{Job, Work, WorkKind, WorkState, rfc3339_millis};
@@ -83,7 +84,7 @@ impl Job {
 }
 
 /// With one decimal, rounded down, so that 100 means all.
-fn percent(bytes: u64, total: u64) -> f64 {
+pub(super) fn percent(bytes: u64, total: u64) -> f64 {
     if total == 0 {
         return 100.0;
     }
@@ -94,6 +95,7 @@ fn percent(bytes: u64, total: u64) -> f64 {
 ///
 /// The jobs of this worker, and those of earlier workers that it continues: of each base and each disk the last job of
 /// each kind.
+/// And the exports and imports that clients do and have announced.
 #[utoipa::path(
     get,
     path = "/v1/jobs",
@@ -104,6 +106,7 @@ fn percent(bytes: u64, total: u64) -> f64 {
 pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
     blocking(move || {
         let mut jobs: Vec<Job> = c.bases.jobs().into_iter().map(Job::from).collect();
+        jobs.extend(c.clients.list());
         jobs.extend(c.disk_jobs.jobs().into_iter().map(Job::from));
         jobs.sort_by(|one, other| one.began.cmp(&other.began));
         Ok(jobs)
@@ -120,6 +123,9 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Job>> {
     responses((status = 200, description = "The job.", body = Job))
 )]
 pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    if let Some(job) = c.client_job(&id) {
+        return Ok(Json(job));
+    }
     blocking(move || match DiskJobs::is_of_disk(&id) {
         true => Ok(c.disk_jobs.job(&id)?.into()),
         false => Ok(c.bases.job(&id)?.into()),
@@ -132,7 +138,8 @@ pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job
 /// The answer comes when the job has ended. A job that had ended before is not changed. No later worker continues a
 /// cancelled hydration. What it has fetched stays in the cache like what readers fetched; the copy of a file of this
 /// host is dropped. A base that was hydrated before the job began stays hydrated. What a job on a disk has copied is
-/// dropped, and the disk is as it was.
+/// dropped, and the disk is as it was. The client of an export or import is told; the answer does not wait for it
+/// longer than 5 seconds.
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
@@ -141,6 +148,9 @@ pub(super) async fn show(State(c): State<Control>, Name(id): Name) -> Answer<Job
     responses((status = 200, description = "The job.", body = Job))
 )]
 pub(super) async fn cancel(State(c): State<Control>, Name(id): Name) -> Answer<Job> {
+    if let Some(job) = c.cancel_client_job(&id).await {
+        return Ok(Json(job));
+    }
     blocking(move || match DiskJobs::is_of_disk(&id) {
         true => Ok(c.disk_jobs.cancel(&id)?.into()),
         false => Ok(c.bases.cancel_job(&id)?.into()),

@@ -9,6 +9,7 @@
 
 mod bases;
 mod changes;
+pub mod clients;
 mod connections;
 mod disks;
 mod error;
@@ -103,6 +104,8 @@ pub struct Control {
     pub bases: Bases,
     /// The work on disks.
     pub disk_jobs: DiskJobs,
+    /// The jobs that clients do.
+    pub clients: Arc<clients::ClientJobs>,
     /// Counters of delivered events.
     pub notifications: Arc<Notifications>,
     /// When this worker began to serve; nanoseconds since the epoch.
@@ -200,7 +203,8 @@ fn router(control: Control) -> Router {
         .route("/v1/pools/{name}", get(pools::show).delete(pools::remove))
         .route("/v1/pools/{name}/attach", post(pools::attach))
         .route("/v1/jobs", get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}", get(jobs::show).put(clients::announce).delete(clients::end))
+        .route("/v1/jobs/{id}/hold", post(clients::hold))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/events", get(events::events))
         .route("/v1/openapi.json", get(openapi::openapi))
@@ -228,7 +232,7 @@ pub fn spawn(
     listener.set_nonblocking(true)?;
     let sources = control.bases.sources().clone();
     let bus = control.events.clone();
-    let tick_control = control.clone();
+    let (tick_control, clients) = (control.clone(), control.clients.clone());
     let router = router(control);
     let run = move || {
         runtime.block_on(async {
@@ -236,9 +240,19 @@ pub fn spawn(
                 Ok(listener) => {
                     let ticking = [
                         tokio::spawn(events::tick(bus.clone(), sources)),
-                        tokio::spawn(traces::tick(tick_control)),
+                        tokio::spawn(traces::tick(tick_control.clone())),
+                        tokio::spawn(clients::tick(tick_control)),
                     ];
-                    events::serve_until(listener, router, drain, bus).await;
+                    // Requests that hold jobs end before the others are waited for.
+                    let draining = Arc::new(Notify::new());
+                    let begins = draining.clone();
+                    let closing = tokio::spawn(async move {
+                        drain.notified().await;
+                        clients.close();
+                        begins.notify_one();
+                    });
+                    events::serve_until(listener, router, draining, bus).await;
+                    closing.abort();
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     drained();
                 }

@@ -13,21 +13,23 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots, stats,
-    status, traces, wire,
+    bases, changes, clients, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots,
+    stats, status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 /// The pattern of the identifier of a job.
-const JOB: &str = "^(hydrate|verify|flatten|rebase|compact|move)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+const JOB: &str =
+    "^(hydrate|verify|flatten|rebase|compact|move|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 17] = [
+const REQUESTS: [&str; 18] = [
     "AddBase",
     "AddPool",
     "Below",
     "Change",
+    "ClientJob",
     "CreateDisks",
     "Evict",
     "Fail",
@@ -126,6 +128,9 @@ a name one succeeds.
         jobs::list,
         jobs::show,
         jobs::cancel,
+        clients::announce,
+        clients::hold,
+        clients::end,
         traces::list,
         traces::show,
         traces::remove,
@@ -141,7 +146,7 @@ a name one succeeds.
         (name = "disks", description = "Disks: each is one raw file under the mount."),
         (name = "pools", description = "Pools: directories on other drives for the data of disks."),
         (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
-        (name = "jobs", description = "Jobs: work on whole bases in the background."),
+        (name = "jobs", description = "Jobs: work on whole bases in the background, and copies of disks that clients make."),
         (name = "traces", description = "Traces: which blocks the boot of a base reads, so that plyfs fetches them ahead of the next boot."),
         (name = "events", description = "Events of bases and caches."),
     )

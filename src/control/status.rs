@@ -8,13 +8,14 @@ use axum::extract::rejection::BytesRejection;
 
 use super::report::{self, Report, UpgradeState};
 use super::wire::{
-    AnyStatus, Cache, DamagedFile, Listener, LiveMaps, Requests, Space, Standby, Status, Stop, Stopping,
-    Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, DamagedFile, LayerIndexes, Listener, LiveMaps, Requests, Space, Standby, Status, Stop,
+    Stopping, Upgrade, UpgradeBegun, UpgradeTo, WorkerEnd,
 };
 use super::{Answer, ApiError, Cause, Control, events, quick};
 use crate::config::PageAddress;
 use crate::io::{LiveArena, sys};
 use crate::serve::{Waiters, guard};
+use crate::store::MemorySums;
 
 /// Show the daemon
 ///
@@ -155,6 +156,7 @@ impl Control {
             unavailable_pools: self.store.unavailable_pools(),
             space: self.space(),
             live_maps: self.live_maps(&report),
+            layer_indexes: self.layer_indexes(),
             unlinked_disks: self.store.unlinked().len() as u64,
             damaged: damaged
                 .iter()
@@ -227,6 +229,11 @@ impl Control {
             moves: report.live.moves,
             problem: report.live.problem.clone(),
         }
+    }
+
+    pub(super) fn layer_indexes(&self) -> LayerIndexes {
+        let MemorySums { bytes, unwritten, limit } = self.store.index_memory();
+        LayerIndexes { bytes, unwritten_bytes: unwritten, unwritten_limit_bytes: limit }
     }
 
     /// The memory cache, and the one of fetched blocks.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::store::pools::DEFAULT;
 use crate::store::{IDLE, OPEN_IDLE, Store};
@@ -26,7 +26,7 @@ pub(super) fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
                     store.tend_maps();
                 }
                 store.detach_idle_in(pool, IDLE, OPEN_IDLE);
-                store.tend_layers_in(pool);
+                store.tend_layers_in(pool, Instant::now());
                 std::thread::sleep(UPKEEP);
             }
         };

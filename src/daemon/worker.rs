@@ -429,6 +429,7 @@ fn serve(
         .map_err(|e| e.to_string())?;
     let of_pools = POOL_DESCRIPTORS * store.pool_numbers().len() as u64;
     store.attach_at_most(most_attached(descriptor_limit.saturating_sub(of_pools)));
+    store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -508,6 +509,7 @@ fn serve(
         events,
         bases,
         disk_jobs: disk_jobs.clone(),
+        clients: Arc::default(),
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
         page_trouble: page.is_none().then(|| {
@@ -675,9 +677,17 @@ const POOL_DESCRIPTORS: u64 = 3;
 /// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
 const MOST_ATTACHED: u64 = 8192;
 
+/// Most files of layers that are open.
+const MOST_LAYER_FILES: u64 = 16_384;
+
+/// Descriptors for the files of layers, an eighth.
+fn layer_descriptors(descriptors: u64) -> u64 {
+    (descriptors / 8).clamp(4, MOST_LAYER_FILES)
+}
+
 fn most_attached(descriptors: u64) -> usize {
-    let for_disks = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2)) / DISK_DESCRIPTORS;
-    for_disks.clamp(4, MOST_ATTACHED) as usize
+    let others = OTHER_DESCRIPTORS.min(descriptors / 2) + layer_descriptors(descriptors);
+    (descriptors.saturating_sub(others) / DISK_DESCRIPTORS).clamp(4, MOST_ATTACHED) as usize
 }
 
 /// Purges, once, the removed disks whose last close no worker saw. From now on the kernel reports last closes to this

@@ -320,13 +320,10 @@ impl Filesystem for PlyFs {
                     }
                 }
                 Node::Snapshots => {
-                    // More than one answer has room for.
-                    for (disk, snapshot) in self.service.store().snapshots_after(after, 4096) {
+                    self.service.store().each_snapshot_after(after, |disk, snapshot| {
                         let (id, name) = (snapshot.number, format!("{disk}@{}{SUFFIX}", snapshot.name));
-                        if reply.add(INodeNo(Node::Snapshot(id).ino()), id + 2, FileType::RegularFile, name) {
-                            break;
-                        }
-                    }
+                        !reply.add(INodeNo(Node::Snapshot(id).ino()), id + 2, FileType::RegularFile, name)
+                    });
                 }
                 _ => {
                     for base in self.service.store().bases().iter().filter(|b| b.id() > after) {

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use super::LayerError;
-use super::index::Index;
+use super::index::{Index, Name};
+use super::{IndexIo, LayerError};
 use crate::delta::survey::Survey;
 use crate::delta::{Delta, DeltaSpec};
 use crate::format::BLOCK;
@@ -12,32 +12,32 @@ use crate::format::extents::{Extent, IndexHeader, LEAF_EXTENTS, MOST_LAYERS, PAG
 use crate::format::extents::{encode_leaf, encode_table, leaf_at};
 use crate::format::journal::State;
 use crate::format::layout::{index_path, staged};
-use crate::io::{Medium, MediumFile, Open, is_full};
+use crate::io::{Medium, MediumFile, Open};
 use crate::mutant::limit;
 
 /// Leaves that are written at a time.
 const WRITTEN_AT_ONCE: usize = 64;
 
 /// Makes the index of a chain of layers, the lowest first. The highest index of the layers below that the store has is
-/// used. Indexes in between are not kept. Takes memory for the map of one layer at a time, however many there are.
+/// used. Indexes in between are not kept. Takes memory for the map of one layer at a time, however many there are, and for
+/// an index that cannot be written.
 ///
 /// # Errors
-/// When a map file cannot be read; errors of the storage.
-pub(super) fn build(specs: &[DeltaSpec], medium: &Arc<dyn Medium>) -> Result<Index, LayerError> {
+/// When a map file cannot be read.
+pub(super) fn build(specs: &[DeltaSpec], io: &IndexIo) -> Result<Index, LayerError> {
     let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
     if specs.len() > MOST_LAYERS {
         let error = io::Error::other("its chain has too many layers");
         return Err(LayerError::io(numbers[specs.len() - 1], "making the index")(error));
     }
-    let stored =
-        |count: usize| Index::open(&**medium, &numbers[..count]).ok().flatten().map(|index| (count, index));
+    let stored = |count: usize| Index::open(io, &numbers[..count]).ok().flatten().map(|index| (count, index));
     // An index may be damaged in a leaf that only the merge reads.
     if let Some((count, index)) = (1..specs.len()).rev().find_map(stored)
-        && let Ok(merged) = build_over(Some(index), count, specs, &numbers, medium)
+        && let Ok(merged) = build_over(Some(index), count, specs, &numbers, io)
     {
         return Ok(merged);
     }
-    build_over(None, 0, specs, &numbers, medium)
+    build_over(None, 0, specs, &numbers, io)
 }
 
 /// Merges the layers from the place `from` on over the index of those below.
@@ -46,10 +46,10 @@ fn build_over(
     from: usize,
     specs: &[DeltaSpec],
     numbers: &[u64],
-    medium: &Arc<dyn Medium>,
+    io: &IndexIo,
 ) -> Result<Index, LayerError> {
     for (place, spec) in specs.iter().enumerate().skip(from) {
-        lower = Some(merge(spec, &numbers[..=place], numbers[specs.len() - 1], lower.as_ref(), medium)?);
+        lower = Some(merge(spec, &numbers[..=place], numbers[specs.len() - 1], lower.as_ref(), io)?);
     }
     lower.ok_or_else(|| LayerError::io(0, "making the index")(io::ErrorKind::InvalidInput.into()))
 }
@@ -60,9 +60,9 @@ fn merge(
     numbers: &[u64],
     top: u64,
     lower: Option<&Index>,
-    medium: &Arc<dyn Medium>,
+    io: &IndexIo,
 ) -> Result<Index, LayerError> {
-    let layer = spec.disk;
+    let (layer, medium) = (spec.disk, &io.medium);
     let survey =
         Delta::survey_durable(spec, &**medium).map_err(|source| LayerError::Map { layer, source })?;
     let merge = Merge { layer, slot: (numbers.len() - 1) as u16, survey: &survey, lower };
@@ -70,21 +70,20 @@ fn merge(
     let to_file = || {
         let mut writer = IndexWriter::start(medium.clone(), layer, top).map_err(fail())?;
         merge.run(&mut |start, place| writer.put(start, place))?;
-        writer.finish(numbers, survey.size).map_err(fail())
+        let file = writer.finish(numbers, survey.size).map_err(fail())?;
+        let name = if layer == top { Name::Given } else { Name::None };
+        Index::read((file, name), numbers, layer, io)
     };
-    match to_file() {
-        Ok(file) => Index::read(file, numbers, layer),
-        // The store is full. Memory is found where a guest would get an error.
-        Err(LayerError::Io { source, .. }) if is_full(&source) => {
-            let mut extents = Vec::new();
-            merge.run(&mut |start, place| {
-                extents.push(Extent::new(start, place));
-                Ok(())
-            })?;
-            Ok(Index::in_memory(extents))
-        }
-        Err(error) => Err(error),
-    }
+    to_file().or_else(|error| {
+        // Memory is found where a guest would get an error.
+        let mut extents = Vec::new();
+        merge.run(&mut |start, place| {
+            extents.push(Extent::new(start, place));
+            Ok(())
+        })?;
+        tracing::warn!(%error, "the index of a layer cannot be written; it is kept in memory");
+        Ok(Index::in_memory(extents, io))
+    })
 }
 
 /// Takes the beginnings of extents, in order.

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::LayerError;
+use super::files::PooledFile;
+use super::memory::{Counted, File};
+use super::{IndexIo, LayerError};
 use crate::format::FormatError;
 use crate::format::extents::{Extent, IndexHeader, PAGE, Where, decode_leaf, decode_table, leaf_at};
 use crate::format::layout::index_path;
-use crate::io::{Medium, MediumFile, Open};
+use crate::io::{MediumFile, Open};
 use crate::mutant::limit;
 
 /// Leaves of an index that is kept in memory: 256 KiB.
@@ -23,6 +25,7 @@ const RECENT_LEAVES: usize = 16;
 /// See the module.
 pub(super) struct Index {
     extents: Extents,
+    memory: Counted,
 }
 
 enum Extents {
@@ -35,17 +38,48 @@ enum Extents {
 /// The extents of a large index.
 struct Paged {
     header: IndexHeader,
-    file: Arc<dyn MediumFile>,
+    file: IndexFile,
     /// The first extent of each leaf.
     firsts: Vec<Extent>,
     /// Leaves that were used lately, each at its number modulo the length.
     recent: [Mutex<Option<(u64, Leaf)>>; RECENT_LEAVES],
 }
 
+/// The file of a large index.
+enum IndexFile {
+    /// It has a name, and may be closed between two reads. Another file under that name has another nonce.
+    Named(PooledFile),
+    /// The index is needed while another one is made, and its file has no name.
+    Nameless(Arc<dyn MediumFile>),
+}
+
+impl IndexFile {
+    fn get(&self) -> io::Result<Arc<dyn MediumFile>> {
+        match self {
+            Self::Named(file) => file.get(),
+            Self::Nameless(file) => Ok(file.clone()),
+        }
+    }
+
+    fn get_now(&self) -> Option<Arc<dyn MediumFile>> {
+        match self {
+            Self::Named(file) => file.get_now(),
+            Self::Nameless(file) => Some(file.clone()),
+        }
+    }
+}
+
+/// Whether the file of an index has its name in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Name {
+    Given,
+    None,
+}
+
 type Leaf = Arc<[Extent]>;
 
 impl Paged {
-    fn new(header: IndexHeader, file: Arc<dyn MediumFile>, firsts: Vec<Extent>) -> Self {
+    fn new(header: IndexHeader, file: IndexFile, firsts: Vec<Extent>) -> Self {
         Self { header, file, firsts, recent: [const { Mutex::new(None) }; RECENT_LEAVES] }
     }
 
@@ -77,7 +111,7 @@ impl Paged {
         }
         let layer = self.header.layer;
         let mut page = [0; PAGE];
-        let got = self.file.read_at(&mut page, leaf_at(leaf));
+        let got = self.file.get().and_then(|file| file.read_at(&mut page, leaf_at(leaf)));
         got.map_err(LayerError::io(layer, "reading the index"))?;
         self.decode(leaf, &page).map_err(LayerError::index(layer))
     }
@@ -87,9 +121,13 @@ impl Paged {
             return Some(extents);
         }
         let mut page = [0; PAGE];
-        let got = self.file.read_now(&mut page, leaf_at(leaf)).ok()??;
+        let got = self.file.get_now()?.read_now(&mut page, leaf_at(leaf)).ok()??;
         if got == PAGE { self.decode(leaf, &page).ok() } else { None }
     }
+}
+
+fn bytes_of(extents: &[Extent]) -> u64 {
+    size_of_val(extents) as u64
 }
 
 /// The extent of `extents` that contains `offset`, and where it ends. `after`: the extent behind them, if any.
@@ -104,17 +142,22 @@ impl Index {
     ///
     /// # Errors
     /// When it is damaged, or of other layers.
-    pub(super) fn open(medium: &dyn Medium, layers: &[u64]) -> Result<Option<Self>, LayerError> {
+    pub(super) fn open(io: &IndexIo, layers: &[u64]) -> Result<Option<Self>, LayerError> {
         let Some(layer) = layers.last().copied() else { return Ok(None) };
-        let file = match medium.open(&index_path(layer), Open::Existing) {
+        let file = match io.medium.open(&index_path(layer), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(LayerError::io(layer, "opening the index"))?,
         };
-        Self::read(file, layers, layer).map(Some)
+        Self::read((file, Name::Given), layers, layer, io).map(Some)
     }
 
     /// Reads what an index needs in memory.
-    pub(super) fn read(file: Arc<dyn MediumFile>, layers: &[u64], layer: u64) -> Result<Self, LayerError> {
+    pub(super) fn read(
+        (file, name): (Arc<dyn MediumFile>, Name),
+        layers: &[u64],
+        layer: u64,
+        io: &IndexIo,
+    ) -> Result<Self, LayerError> {
         let fail = || LayerError::io(layer, "reading the index");
         let len = file.len().map_err(fail())?;
         let mut page = vec![0; PAGE];
@@ -127,17 +170,36 @@ impl Index {
             let why = format!("it is of the layers {numbers:?}, not of {layers:?}");
             return Err(LayerError::io(layer, "opening the index")(io::Error::other(why)));
         }
+        let is_large = header.leaves > limit(KEPT_LEAVES, 1);
+        let file = if is_large && name == Name::Given {
+            let (path, medium) = (index_path(layer), io.medium.clone());
+            IndexFile::Named(PooledFile::opened(file, path, medium, io.files.clone()))
+        } else {
+            IndexFile::Nameless(file)
+        };
         let paged = Box::new(Paged::new(header, file, firsts));
-        if header.leaves > limit(KEPT_LEAVES, 1) {
-            return Ok(Self { extents: Extents::Paged(paged) });
+        if is_large {
+            // The leaves that it keeps count as if it had them.
+            let leaves = header.leaves.min(RECENT_LEAVES as u64) * PAGE as u64;
+            let memory = io.memory.count(bytes_of(&paged.firsts) + leaves, File::Written);
+            return Ok(Self { extents: Extents::Paged(paged), memory });
         }
         let leaves = (0..header.leaves).map(|leaf| paged.leaf(leaf)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { extents: Extents::Kept(leaves.concat()) })
+        let extents = leaves.concat();
+        let memory = io.memory.count(bytes_of(&extents), File::Written);
+        Ok(Self { extents: Extents::Kept(extents), memory })
     }
 
     /// An index that no file has.
-    pub(super) fn in_memory(extents: Vec<Extent>) -> Self {
-        Self { extents: Extents::Kept(extents) }
+    pub(super) fn in_memory(mut extents: Vec<Extent>, io: &IndexIo) -> Self {
+        extents.shrink_to_fit();
+        let memory = io.memory.count(bytes_of(&extents), File::Unwritten);
+        Self { extents: Extents::Kept(extents), memory }
+    }
+
+    /// Whether it is in memory because it could not be written.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.memory.is_unwritten()
     }
 
     /// Where the bytes at `offset` are, and where that extent ends.

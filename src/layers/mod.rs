@@ -7,31 +7,35 @@
 
 mod build;
 mod error;
+mod files;
 mod index;
+mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
 use build::build;
 pub use error::LayerError;
+use files::{OpenFiles, PooledFile};
 use index::Index;
+use memory::IndexMemory;
+pub use memory::MemorySums;
 
 use crate::delta::DeltaSpec;
 use crate::format::BLOCK;
 use crate::format::extents::Where;
 use crate::format::layout::data_path;
-use crate::io::{Medium, MediumFile, Open};
+use crate::io::Medium;
 
-/// The data file of a layer. It is opened at the first read.
+/// The data file of a layer. It is opened when it is read.
 pub struct LayerFile {
     number: u64,
-    medium: Arc<dyn Medium>,
-    data: OnceLock<Arc<dyn MediumFile>>,
+    data: PooledFile,
 }
 
 impl LayerFile {
@@ -40,22 +44,13 @@ impl LayerFile {
         self.number
     }
 
-    fn open(&self) -> Result<&Arc<dyn MediumFile>, LayerError> {
-        if let Some(data) = self.data.get() {
-            return Ok(data);
-        }
-        let data = self.medium.open(&data_path(self.number), Open::Existing);
-        let data = data.map_err(LayerError::io(self.number, "opening the data file"))?;
-        Ok(self.data.get_or_init(|| data))
-    }
-
     /// Reads bytes that the layer has. Bytes of the disk's last block past the end of the file are zeros.
     ///
     /// # Errors
     /// A file that is too short; errors of the storage.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), LayerError> {
         let fail = || LayerError::io(self.number, "reading the data file");
-        let data = self.open()?;
+        let data = self.data.get().map_err(LayerError::io(self.number, "opening the data file"))?;
         let got = data.read_at(buf, offset).map_err(fail())?;
         if got < buf.len() {
             // The last block of a disk may be a part of one. But the file has a part of it.
@@ -74,7 +69,7 @@ impl LayerFile {
     /// As [`LayerFile::read`], if all bytes are in memory; otherwise false.
     pub fn read_now(&self, buf: &mut [u8], offset: u64) -> bool {
         // A file that is not open may have to wait for the store.
-        self.data.get().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
+        self.data.get_now().is_some_and(|data| matches!(data.read_now(buf, offset), Ok(Some(_))))
     }
 }
 
@@ -89,10 +84,18 @@ pub enum Part<'a> {
     Layer(&'a LayerFile),
 }
 
+/// What an index needs of its store.
+#[derive(Clone)]
+struct IndexIo {
+    medium: Arc<dyn Medium>,
+    files: Arc<OpenFiles>,
+    memory: Arc<IndexMemory>,
+}
+
 /// A layer with all layers below it.
 pub struct Chain {
     specs: Vec<DeltaSpec>,
-    medium: Arc<dyn Medium>,
+    io: IndexIo,
     /// By their position in the table of an index: the lowest first.
     files: Vec<Arc<LayerFile>>,
     index: RwLock<Arc<Index>>,
@@ -116,16 +119,17 @@ impl Chain {
         building: Arc<Mutex<()>>,
     ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
-        let index = match Index::open(&*medium, &numbers) {
+        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
+        let io = IndexIo { medium, files: layers.open_files.clone(), memory: layers.memory.clone() };
+        let index = match Index::open(&io, &numbers) {
             Ok(Some(index)) => index,
-            Ok(None) => build(&specs, &medium)?,
+            Ok(None) => build(&specs, &io)?,
             Err(error) => {
                 tracing::warn!(%error, "the index of a layer cannot be used; it is made again");
-                build(&specs, &medium)?
+                build(&specs, &io)?
             }
         };
-        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
-        Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building })
+        Ok(Self { specs, io, files, index: RwLock::new(Arc::new(index)), building })
     }
 
     /// Number of the layer at the top.
@@ -174,9 +178,24 @@ impl Chain {
             return Ok(now);
         }
         tracing::warn!(%error, "the index of a layer is damaged; it is made again");
-        let index = Arc::new(build(&self.specs, &self.medium)?);
+        let index = Arc::new(build(&self.specs, &self.io)?);
         *self.index.write() = index.clone();
         Ok(index)
+    }
+
+    /// Tries again to write an index that only the memory has. Returns whether a file has it.
+    fn write_index(&self) -> bool {
+        if !self.index.read().is_unwritten() {
+            return true;
+        }
+        let _building = self.building.lock();
+        match build(&self.specs, &self.io) {
+            Ok(index) if !index.is_unwritten() => {
+                *self.index.write() = Arc::new(index);
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -189,15 +208,49 @@ pub struct Layers {
     /// By the layer. Held while its index is opened or made: two disks on one layer make it once, and no two write one
     /// file. Disks on other layers do not wait for it.
     building: Mutex<HashMap<u64, Arc<Mutex<()>>>>,
+    memory: Arc<IndexMemory>,
+    open_files: Arc<OpenFiles>,
 }
 
 impl Layers {
+    /// Sets how many files of layers are open at a time, beside those that are being read.
+    pub fn open_at_most(&self, files: usize) {
+        self.open_files.set_most(files);
+    }
+
+    /// The memory of its indexes.
+    pub fn memory(&self) -> MemorySums {
+        self.memory.sums()
+    }
+
+    /// Whether there is memory for an index that could not be written. When there is none, tries to write those that the
+    /// memory has. The caller holds no `building`.
+    pub fn has_room(&self) -> bool {
+        let is_over = || {
+            let MemorySums { unwritten, limit, .. } = self.memory.sums();
+            unwritten > limit
+        };
+        if is_over() {
+            let chains: Vec<_> = self.chains.lock().values().filter_map(Weak::upgrade).collect();
+            // Where one cannot be written, neither can the others.
+            let _ = chains.iter().all(|chain| chain.write_index());
+        }
+        !is_over()
+    }
+
+    /// Sets how many bytes of unwritten indexes there may be.
+    #[cfg(test)]
+    pub fn bound_unwritten(&self, limit: u64) {
+        self.memory.set_limit(limit);
+    }
+
     fn file(&self, number: u64, medium: &Arc<dyn Medium>) -> Arc<LayerFile> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&number).and_then(Weak::upgrade) {
             return file;
         }
-        let file = Arc::new(LayerFile { number, medium: medium.clone(), data: OnceLock::new() });
+        let data = PooledFile::new(data_path(number), medium.clone(), self.open_files.clone());
+        let file = Arc::new(LayerFile { number, data });
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(number, Arc::downgrade(&file));
         file

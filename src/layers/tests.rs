@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use super::*;
 use crate::delta::{Delta, DeltaIo, Durability, Edges, RootStore};
 use crate::format::layout::index_path;
 use crate::format::record::MapRoot;
-use crate::io::{HostMedium, LiveDir, LiveStore};
+use crate::io::{HostMedium, LiveDir, LiveStore, MediumFile, Open};
 use crate::mutant::simulate;
 
 #[derive(Default)]
@@ -255,14 +256,70 @@ fn disks_on_one_layer_share_its_index_and_its_file() {
     assert!(layers.opened(&[1, 2]).is_none());
 }
 
+// Only ENOSPC did that; after EIO the disk could not be attached.
+/// Guards D76.
 #[test]
-fn a_full_store_has_an_index_in_memory() {
+fn an_index_that_cannot_be_written_is_in_memory_whatever_the_error() {
     let rig = layered();
-    // A directory in the place of the file that would be written: every write of it fails.
-    let full: Arc<dyn Medium> = Arc::new(Full(HostMedium::new(rig.dir.path()).unwrap()));
-    let chain = Layers::default().chain(rig.specs.clone(), full).unwrap().unwrap();
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::EROFS, libc::EFBIG] {
+        let failing: Arc<dyn Medium> = Arc::new(Failing::of(rig.dir.path(), errno));
+        let layers = Layers::default();
+        let chain = layers.chain(rig.specs.clone(), failing).unwrap().unwrap();
+        rig.compare(&chain);
+        assert!(!rig.index().exists() && !staged_exists(rig.dir.path()));
+        assert!(layers.memory().unwritten > 0 && layers.memory().unwritten == layers.memory().bytes);
+        drop(chain);
+        assert_eq!((layers.memory().unwritten, layers.memory().bytes), (0, 0));
+    }
+}
+
+/// Guards D93.
+#[test]
+fn indexes_in_memory_are_bounded_and_written_when_that_is_possible_again() {
+    let rig = layered();
+    let failing = Arc::new(Failing::of(rig.dir.path(), libc::ENOSPC));
+    let layers = Layers::default();
+    let chain = layers.chain(rig.specs.clone(), failing.clone()).unwrap().unwrap();
+    assert!(layers.has_room());
+    layers.bound_unwritten(layers.memory().unwritten - 1);
+    assert!(!layers.has_room());
     rig.compare(&chain);
-    assert!(!rig.index().exists() && !staged_exists(rig.dir.path()));
+    failing.1.store(0, Ordering::Relaxed);
+    assert!(layers.has_room() && rig.index().exists());
+    assert!(layers.memory().unwritten == 0 && layers.memory().bytes > 0);
+    rig.compare(&chain);
+}
+
+/// Guards D93.
+#[test]
+fn files_of_layers_above_the_bound_are_closed_and_opened_again() {
+    for small in [false, true] {
+        // With small leaves, indexes have files too.
+        let _small = small.then(|| simulate(None));
+        let mut rig = Rig::new(40 * BLOCK, 0);
+        for at in 0..20 {
+            rig.run(&Step::Write(2 * at, 1));
+            rig.run(&Step::Seal);
+        }
+        let layers = Layers::default();
+        layers.open_at_most(3);
+        let chain = layers.chain(rig.specs.clone(), rig.medium.clone()).unwrap().unwrap();
+        for _ in 0..2 {
+            rig.compare(&chain);
+            assert_eq!(layers.open_files.count(), 3);
+        }
+        // A file that is read again and again stays open.
+        let hot = &chain.files[7];
+        let mut bytes = [0; 512];
+        for file in &chain.files[..7] {
+            hot.read(&mut bytes, 14 * BLOCK).unwrap();
+            file.read(&mut bytes, u64::from(file.number() as u32 - 1) * 2 * BLOCK).unwrap();
+            assert!(hot.data.get_now().is_some());
+        }
+        // A layer that is gone takes no place.
+        drop(chain);
+        assert_eq!(layers.open_files.count(), 0);
+    }
 }
 
 fn staged_exists(root: &Path) -> bool {
@@ -271,14 +328,20 @@ fn staged_exists(root: &Path) -> bool {
         .any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
 }
 
-/// A medium without space.
-struct Full(HostMedium);
+/// A medium on which every write fails, unless the number of its error is 0.
+struct Failing(HostMedium, Arc<AtomicI32>);
 
-struct FullFile(Arc<dyn MediumFile>);
+struct FailingFile(Arc<dyn MediumFile>, Arc<AtomicI32>);
 
-impl Medium for Full {
+impl Failing {
+    fn of(root: &Path, errno: i32) -> Self {
+        Self(HostMedium::new(root).unwrap(), Arc::new(AtomicI32::new(errno)))
+    }
+}
+
+impl Medium for Failing {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
-        Ok(Arc::new(FullFile(self.0.open(name, how)?)))
+        Ok(Arc::new(FailingFile(self.0.open(name, how)?, self.1.clone())))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.0.rename(from, to)
@@ -306,15 +369,18 @@ impl Medium for Full {
     }
 }
 
-impl MediumFile for FullFile {
+impl MediumFile for FailingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buf, offset)
     }
     fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         self.0.read_now(buf, offset)
     }
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::ENOSPC))
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        match self.1.load(Ordering::Relaxed) {
+            0 => self.0.write_at(buf, offset),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()

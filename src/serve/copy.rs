@@ -6,17 +6,19 @@
 //! of one thread are one copy, as of the moment of its first call, unless that thread changes the source in between.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::error::{fail, fail_disk};
 use super::guard::guarded;
+use super::measure::Began;
 use super::pool::Lane;
 use super::{Call, Errno, Handle, Service, SpaceChange, Target, WriteRequest, refuse};
 use crate::disk::{Grow, Seek, Shown};
 use crate::format::BLOCK;
+use crate::stats::Operation;
 use crate::store::{CopySource, DiskNode, Sharing};
 
 /// Most bytes that one request reads and writes. The kernel cannot interrupt a request; the program asks for the rest.
@@ -80,9 +82,29 @@ pub(super) struct Copies {
     runs: Mutex<Vec<Run>>,
     /// Whether there are any. Most requests look no further.
     any: AtomicBool,
+    shared: AtomicU64,
+    zeroed: AtomicU64,
+    moved: AtomicU64,
+}
+
+/// How the bytes of copies came to their disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopiedBytes {
+    /// They are shared with the source.
+    pub shared: u64,
+    /// They are zeros, which take no space.
+    pub zeroed: u64,
+    /// They were read and written.
+    pub moved: u64,
 }
 
 impl Copies {
+    /// Bytes of all copies.
+    pub fn bytes(&self) -> CopiedBytes {
+        let load = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        CopiedBytes { shared: load(&self.shared), zeroed: load(&self.zeroed), moved: load(&self.moved) }
+    }
+
     fn has_any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
@@ -122,18 +144,18 @@ impl Copies {
         runs.iter().find(|run| run.goes_on(thread, request)).map(|run| run.sharing.clone())
     }
 
-    /// A request ends at `end`.
-    fn note(&self, thread: u32, request: &CopyRequest, end: u64, sharing: Sharing) {
-        if thread == 0 {
+    /// A request ends at `end`. `None`: the source has nothing there.
+    fn note(&self, thread: u32, request: &CopyRequest, end: u64, sharing: Option<Sharing>) {
+        if thread == 0 || (sharing.is_none() && !self.has_any()) {
             return;
         }
         let mut runs = self.runs.lock();
         runs.retain(|run| run.last.elapsed() < PATIENCE && (run.to != request.to || run.thread != thread));
         // At the end of the source the copy is complete: a later call finds what was appended since.
-        if end >= sharing.size {
+        let Some(sharing) = sharing.filter(|sharing| end < sharing.size) else {
             self.any.store(!runs.is_empty(), Ordering::Release);
             return;
-        }
+        };
         if runs.len() >= REMEMBERED {
             runs.remove(0);
         }
@@ -162,8 +184,10 @@ struct Progress {
 
 /// What a step has to do.
 enum Step {
-    /// These bytes are done.
-    Done(u64),
+    /// These bytes are shared now.
+    Shared(u64),
+    /// These bytes are zeros now.
+    Zeroed(u64),
     /// These are to be read and written.
     Move(u64),
     /// The source ends.
@@ -180,7 +204,13 @@ impl Service {
         answer: impl FnOnce(Result<u64, Errno>) + Send + 'static,
     ) {
         self.copies.changes(request.to, call.thread);
-        let answer: Answer = Box::new(answer);
+        let (counters, began) = (self.counters(Target::Disk(request.to)), Began::now(Operation::Copy));
+        let answer: Answer = Box::new(move |done: Result<u64, Errno>| {
+            if let Some(counters) = counters {
+                began.ends(&counters, done);
+            }
+            answer(done);
+        });
         self.when_attached(call, request.source, answer, refuse, move |service, answer| {
             let to = Target::Disk(request.to);
             service.when_attached(call, to, answer, refuse, move |service, answer| {
@@ -238,7 +268,14 @@ impl Service {
             progress.steps += 1;
             let step = guarded(|| self.step(&progress));
             match step {
-                Ok(Step::Done(bytes)) => progress.done += bytes,
+                Ok(Step::Shared(bytes)) => {
+                    self.copies.shared.fetch_add(bytes, Ordering::Relaxed);
+                    progress.done += bytes;
+                }
+                Ok(Step::Zeroed(bytes)) => {
+                    self.copies.zeroed.fetch_add(bytes, Ordering::Relaxed);
+                    progress.done += bytes;
+                }
                 Ok(Step::Move(bytes)) => return self.move_bytes(progress, bytes.min(CHUNK)),
                 Ok(Step::End) => return self.copied(progress),
                 // What was copied before counts, and the next call finds the error.
@@ -250,8 +287,8 @@ impl Service {
 
     fn copied(&self, progress: Progress) {
         let Progress { call, request, sharing, done, answer, .. } = progress;
-        if let Some(sharing) = sharing.filter(|_| done > 0) {
-            self.copies.note(call.thread, &request, request.from + done, sharing);
+        if sharing.is_some() {
+            self.copies.note(call.thread, &request, request.from + done, sharing.filter(|_| done > 0));
         }
         answer(Ok(done));
     }
@@ -268,13 +305,13 @@ impl Service {
         let node = self.disk(to)?;
         if at >= sharing.overlap {
             zero(&node, at, end, handle)?;
-            return Ok(Step::Done(end - at));
+            return Ok(Step::Zeroed(end - at));
         }
         let end = end.min(sharing.overlap);
         let shown = node.change(|disk| disk.show((at, end), &sharing.ground, handle.epoch()));
         let shown = shown.map_err(|e| fail(&e))?.map_err(|e| fail_disk(&node, "copy", &e).errno())?;
         Ok(match shown {
-            Shown::Shows(stop) => Step::Done(stop - at),
+            Shown::Shows(stop) => Step::Shared(stop - at),
             Shown::Copy(stop) => Step::Move(stop - at),
             Shown::Elsewhere => Step::Move(end - at),
         })
@@ -305,6 +342,7 @@ impl Service {
                         Ok(()) => {
                             progress.done += moved;
                             progress.moved += moved;
+                            service.copies.moved.fetch_add(moved, Ordering::Relaxed);
                             service.run(Lane::Disk(to), move |service| service.copy_on(progress));
                         }
                         Err(errno) => service.stopped(progress, errno),
@@ -335,6 +373,7 @@ impl Service {
         self.allocate(call, to, SpaceChange::Zero(Grow::Yes), range, handle, move |done| match done {
             Ok(()) => {
                 progress.done += len;
+                service.copies.zeroed.fetch_add(len, Ordering::Relaxed);
                 service.run(Lane::Disk(to), move |service| service.copy_on(progress));
             }
             Err(errno) => service.stopped(progress, errno),
@@ -344,6 +383,11 @@ impl Service {
     /// A step failed. What was copied before counts, and the next call finds the error.
     fn stopped(&self, progress: Progress, errno: Errno) {
         if progress.done > 0 { self.copied(progress) } else { (progress.answer)(Err(errno)) }
+    }
+
+    /// Bytes of all copies that this worker made.
+    pub fn copied_bytes(&self) -> CopiedBytes {
+        self.copies.bytes()
     }
 
     /// Bytes of an attached source.
@@ -365,3 +409,6 @@ fn zero(node: &Arc<DiskNode>, from: u64, end: u64, handle: Handle) -> Result<(),
     });
     done.map_err(|e| fail(&e))?.map_err(|e| fail_disk(node, "copy", &e).errno())
 }
+
+#[cfg(test)]
+mod tests;

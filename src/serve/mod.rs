@@ -37,7 +37,7 @@ use std::sync::Arc;
 use attempt::{Kind, Origin, PendingRequest, Place};
 pub use change::{AttributeChange, SpaceChange};
 use copy::Copies;
-pub use copy::CopyRequest;
+pub use copy::{CopiedBytes, CopyRequest};
 pub use error::Errno;
 use error::{Stop, fail, fail_disk};
 use frontend::Frontends;

@@ -1,6 +1,7 @@
 //! Requests of a frontend that is not a mount, on a store whose base is behind a network: what they wait for, how they
 //! end, and that no other request ends with them.
 
+mod copying;
 mod counting;
 
 use std::io;

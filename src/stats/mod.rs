@@ -41,11 +41,13 @@ pub enum Operation {
     Attributes,
     /// A client changed its attributes or its size.
     Change,
+    /// Bytes were copied to it from another file of the mount.
+    Copy,
 }
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Read,
         Self::Write,
         Self::Discard,
@@ -56,11 +58,12 @@ impl Operation {
         Self::Open,
         Self::Attributes,
         Self::Change,
+        Self::Copy,
     ];
 
     /// Whether its requests have bytes.
     pub fn moves_bytes(self) -> bool {
-        matches!(self, Self::Read | Self::Write | Self::Discard | Self::Zero | Self::Reserve)
+        matches!(self, Self::Read | Self::Write | Self::Discard | Self::Zero | Self::Reserve | Self::Copy)
     }
 
     /// Its name for users.
@@ -76,6 +79,7 @@ impl Operation {
             Self::Open => "open",
             Self::Attributes => "attributes",
             Self::Change => "change",
+            Self::Copy => "copy",
         }
     }
 }

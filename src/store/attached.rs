@@ -89,20 +89,30 @@ impl Store {
         self.attachments.limit.store(limit.max(1), Ordering::Relaxed);
     }
 
-    /// Completes sealings that an earlier worker began. To be called about once a second; may wait for the store.
+    /// Sets how many files of layers are open at a time, beside those that are being read.
+    pub fn open_layers_at_most(&self, files: usize) {
+        self.layers.open_at_most(files);
+    }
+
+    /// Completes sealings that an earlier worker began, and removes what earlier changes dropped. To be called about once a
+    /// second; may wait for the store. What fails is tried again, after pauses of up to a minute.
     pub fn tend_layers(&self) {
-        self.pool_numbers().into_iter().for_each(|pool| self.tend_layers_in(pool));
+        self.tend_layers_at(Instant::now());
+    }
+
+    pub(super) fn tend_layers_at(&self, now: Instant) {
+        self.pool_numbers().into_iter().for_each(|pool| self.tend_layers_in(pool, now));
     }
 
     /// As [`Store::tend_layers`], of the disks in one pool.
-    pub fn tend_layers_in(&self, pool: u64) {
+    pub fn tend_layers_in(&self, pool: u64, now: Instant) {
         for node in self.attachments.all().iter().filter(|node| self.pool_of(node) == pool) {
             if self.is_closing() {
                 return;
             }
-            node.tend_layers();
+            node.tend_layers(now);
         }
-        self.remove_all_dropped_in(pool);
+        self.remove_dropped_in(pool, now);
         if pool == DEFAULT {
             self.close_idle_snapshots();
         }

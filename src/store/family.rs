@@ -341,18 +341,29 @@ impl Store {
         node.update(|record| record.lineage.dropped.retain(|number| read.contains(number)))
     }
 
-    /// Removes what earlier changes dropped. To be called when the store is open; a failure is tried again at the next
-    /// start.
+    /// Removes what earlier changes dropped. To be called when the store is open. A failure is tried again later.
     pub fn remove_all_dropped(&self) {
-        self.pool_numbers().into_iter().for_each(|pool| self.remove_all_dropped_in(pool));
+        self.remove_dropped_at(Instant::now());
     }
 
-    /// As [`Store::remove_all_dropped`], of the disks in one pool.
-    pub(super) fn remove_all_dropped_in(&self, pool: u64) {
+    /// As [`Store::remove_all_dropped`]. Where it failed before, it waits until it is due again.
+    pub(super) fn remove_dropped_at(&self, now: Instant) {
+        self.pool_numbers().into_iter().for_each(|pool| self.remove_dropped_in(pool, now));
+    }
+
+    /// As [`Store::remove_dropped_at`], of the disks in one pool.
+    pub(super) fn remove_dropped_in(&self, pool: u64, now: Instant) {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
-        for disk in disks.iter().filter(|disk| disk.has_dropped() && self.pool_of(disk) == pool) {
-            if let Err(error) = self.remove_dropped(disk) {
-                tracing::warn!(%error, "files that nothing needs cannot be removed; they are tried again");
+        let is_due = |disk: &Arc<DiskNode>| {
+            disk.has_dropped() && self.pool_of(disk) == pool && disk.removal_retry.is_due(now)
+        };
+        for disk in disks.iter().filter(|disk| is_due(disk)) {
+            match self.remove_dropped(disk) {
+                Ok(()) => disk.removal_retry.succeeded(),
+                Err(error) => {
+                    let pause = disk.removal_retry.failed(now).as_secs();
+                    tracing::warn!(%error, "files that nothing needs cannot be removed; it is tried again in {pause} s");
+                }
             }
         }
     }

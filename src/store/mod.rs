@@ -69,6 +69,7 @@ use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
 use crate::io::{HostMedium, LiveStore, Medium, Open, Space, replace};
 use crate::layers::Layers;
+pub use crate::layers::MemorySums;
 use crate::mutant::{Mutant, limit};
 use crate::source::OpenHere;
 use crate::stats::Registry;
@@ -411,6 +412,11 @@ impl Store {
     /// The memory cache.
     pub fn cache(&self) -> &BlockCache {
         &self.cache
+    }
+
+    /// The memory of the indexes of layers.
+    pub fn index_memory(&self) -> MemorySums {
+        self.layers.memory()
     }
 
     /// The counters of the disks.

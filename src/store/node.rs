@@ -1,6 +1,7 @@
 //! A disk of the store: its record, and the attached disk while it is in use.
 
 mod adopting;
+mod backoff;
 mod family;
 mod record;
 mod rework;
@@ -9,10 +10,12 @@ mod survey;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
+use backoff::Backoff;
 use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use rework::NextBase;
 pub use rework::{Making, Step};
@@ -44,6 +47,10 @@ pub struct DiskNode {
     pools: Arc<Pools>,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
+    /// Of a sealing that fails.
+    sealing_retry: Backoff,
+    /// Of the removal of what is dropped.
+    pub(super) removal_retry: Backoff,
     /// Sealed deltas whose live maps running requests may still use.
     retiring: Mutex<Vec<Arc<Delta>>>,
     /// Whether the files of the layer that is being made may be written.
@@ -153,6 +160,8 @@ impl DiskNode {
             layers,
             pools,
             sealing: Mutex::new(()),
+            sealing_retry: Backoff::default(),
+            removal_retry: Backoff::default(),
             retiring: Mutex::default(),
             making: Mutex::default(),
             rolled_back: Mutex::default(),
@@ -448,7 +457,7 @@ impl DiskNode {
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
         // A sealing that an earlier worker began goes on first.
-        self.tend_layers();
+        self.tend_layers(Instant::now());
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
         if self.is_unlinked() || disk.delta().error_epoch() != 0 {

@@ -20,12 +20,23 @@ struct Opened {
     used: Instant,
 }
 
+/// Numbers of snapshots in order, with their disks.
+type Numbers = Vec<(u64, Weak<DiskNode>)>;
+
+/// A listing, for its later parts.
+#[derive(Clone)]
+struct Listed {
+    numbers: Arc<Numbers>,
+    at: Instant,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Snapshots {
     /// Where a snapshot was found last.
     disks: Mutex<HashMap<u64, Weak<DiskNode>>>,
     opened: Mutex<HashMap<u64, Opened>>,
+    listed: Mutex<Option<Listed>>,
 }
 
 impl Snapshots {
@@ -63,19 +74,50 @@ impl Store {
         Some(found)
     }
 
-    /// Up to `most` snapshots with numbers above `after`, by number, each with the name of its disk.
-    pub fn snapshots_after(&self, after: u64, most: usize) -> Vec<(String, SnapshotEntry)> {
+    /// Calls `each` for the snapshots with numbers above `after`, by number, with the name of the disk, until it returns
+    /// false. A listing in several parts begins with 0: that looks at all disks, and the other parts at their snapshots
+    /// only. Those that were taken since the beginning may be missing.
+    pub fn each_snapshot_after(&self, after: u64, mut each: impl FnMut(&str, &SnapshotEntry) -> bool) {
+        let numbers = self.listing(after);
+        let first = numbers.partition_point(|(number, _)| *number <= after);
+        for (number, node) in &numbers[first..] {
+            let Some(node) = node.upgrade().filter(|node| !node.is_unlinked()) else { continue };
+            let Some(entry) = entry_of(&node, *number) else { continue };
+            if !each(&node.name(), &entry) {
+                return;
+            }
+        }
+    }
+
+    /// The numbers of all snapshots in order, and their disks: as of the last listing that began.
+    fn listing(&self, after: u64) -> Arc<Numbers> {
+        let known = self.snapshots.listed.lock().clone();
+        if let Some(Listed { numbers, .. }) = known.filter(|_| after > 0) {
+            return numbers;
+        }
+        let mut numbers = Vec::new();
+        for node in self.disks_after(0) {
+            let weak = Arc::downgrade(&node);
+            node.each_snapshot(|snapshot| numbers.push((snapshot.number, weak.clone())));
+        }
+        numbers.sort_unstable_by_key(|(number, _)| *number);
+        let numbers = Arc::new(numbers);
+        *self.snapshots.listed.lock() = Some(Listed { numbers: numbers.clone(), at: Instant::now() });
+        numbers
+    }
+
+    /// The snapshots with names that `is_wanted` accepts, each with the name of its disk before its own.
+    pub fn snapshots_named(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         let mut found = Vec::new();
         for node in self.disks_after(0) {
-            let name = node.name();
             node.each_snapshot(|snapshot| {
-                if snapshot.number > after {
-                    found.push((name.clone(), snapshot.clone()));
+                if is_wanted(&snapshot.name) {
+                    found.push((String::new(), snapshot.name.clone()));
                 }
             });
+            let unnamed = found.iter_mut().rev().take_while(|(disk, _)| disk.is_empty());
+            unnamed.for_each(|(disk, _)| *disk = node.name());
         }
-        found.sort_unstable_by_key(|(_, snapshot)| snapshot.number);
-        found.truncate(most);
         found
     }
 
@@ -108,8 +150,9 @@ impl Store {
         Ok(entry.frozen.clone())
     }
 
-    /// Closes snapshots that were not read for a while.
+    /// Closes snapshots that were not read for a while, and forgets an old listing.
     pub(super) fn close_idle_snapshots(&self) {
+        self.snapshots.listed.lock().take_if(|listed| listed.at.elapsed() >= IDLE);
         let mut closed = Vec::new();
         self.snapshots.opened.lock().retain(|_, opened| {
             let stays = opened.used.elapsed() < IDLE;

@@ -22,7 +22,7 @@ fn copy_once(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> std::io::
 }
 
 /// Copies up to `len` bytes, fewer at the end of the source.
-fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> u64 {
+pub fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> u64 {
     let mut done = 0;
     while done < len {
         match copy_once(from, at + done, to, to_at + done, len - done).unwrap() {
@@ -93,6 +93,30 @@ fn cp_of_a_base_makes_a_disk_that_shares_it() {
     same(&fs::read(&disk).unwrap(), &content, "copied again, after a restart");
     daemon.stop();
     daemon.ok(&["check"]);
+}
+
+// What docs/semantics.md says of modes.
+#[test]
+fn cp_gives_a_new_disk_the_mode_of_its_source() {
+    let daemon = TestDaemon::on_disk();
+    daemon.base(MIB as usize);
+    let mode = |name: &str| fs::metadata(daemon.disk(name)).unwrap().mode() & 0o7777;
+    let base = base_file(&daemon);
+    daemon.create("old", true, MIB);
+    daemon.ok(&["disk", "snapshot", "old", "s"]);
+    let snapshot = daemon.mount().join("snapshots/old@s.raw");
+    cp(&base, &daemon.disk("of-base"));
+    cp(&snapshot, &daemon.disk("of-snapshot"));
+    assert_eq!((mode("of-base"), mode("of-snapshot")), (0o400, 0o400));
+    for (umask, wanted) in [("077", 0o600), ("022", 0o644)] {
+        let name = format!("under-{umask}");
+        let script = format!("umask {umask}; exec cp --no-preserve=mode \"$0\" \"$1\"");
+        run(Command::new("sh").args(["-c", &script]).arg(&base).arg(daemon.disk(&name)));
+        assert_eq!(mode(&name), wanted, "{umask}");
+    }
+    cp(&base, &daemon.disk("old"));
+    daemon.ok(&["disk", "clone", "of-base", "clone"]);
+    assert_eq!((mode("old"), mode("clone")), (0o600, 0o600));
 }
 
 #[test]

@@ -146,3 +146,34 @@ fn a_disk_that_a_program_creates_is_its_owners_alone() {
         assert_eq!(fs::metadata(daemon.disk(name)).unwrap().mode() & 0o7777, 0o600, "{name}");
     }
 }
+
+#[test]
+fn a_copy_that_is_open_is_brought_forward_only_with_force() {
+    let daemon = TestDaemon::on_disk();
+    daemon.create("a", false, MIB);
+    for (name, byte) in [("one", 1), ("two", 2), ("three", 3)] {
+        open(&daemon.disk("a")).write_all_at(&[byte; 4096], 0).unwrap();
+        daemon.ok(&["disk", "snapshot", "a", name]);
+    }
+    let files = ["first", "second", "third"].map(|name| daemon.path(name).display().to_string());
+    daemon.ok(&["disk", "export", "a@one", &files[0], "--format", "increment"]);
+    daemon.ok(&["disk", "export", "a@two", &files[1], "--since", "@one"]);
+    daemon.ok(&["disk", "export", "a@three", &files[2], "--since", "@two"]);
+    daemon.ok(&["disk", "import", "copy", &files[0], "--increment"]);
+    let path = daemon.disk("copy");
+    let holder = Holder::of(&path);
+    for _ in 0..2 {
+        let said = daemon.fails(&["disk", "import", "copy", &files[1], "--increment"]);
+        assert!(
+            said.contains("disk copy: open in") && holder.is_named(&said) && said.contains("--force"),
+            "{said}"
+        );
+        assert_eq!(fs::read(&path).unwrap()[..4096], [1; 4096]);
+        daemon.kill_worker();
+    }
+    daemon.ok(&["disk", "import", "copy", &files[1], "--increment", "--force"]);
+    assert_eq!(fs::read(&path).unwrap()[..4096], [2; 4096]);
+    drop(holder);
+    daemon.ok(&["disk", "import", "copy", &files[2], "--increment"]);
+    assert_eq!(fs::read(&path).unwrap()[..4096], [3; 4096]);
+}

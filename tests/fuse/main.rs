@@ -6,6 +6,8 @@ mod api;
 mod changes;
 mod check;
 mod copies;
+mod copy_model;
+mod copying_jobs;
 mod crashes;
 mod death;
 mod devices;

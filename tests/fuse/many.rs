@@ -51,6 +51,42 @@ fn more_disks_can_be_in_use_than_there_are_descriptors() {
     daemon.ok(&["check"]);
 }
 
+/// Guards D93.
+#[test]
+fn a_disk_has_more_layers_than_there_are_descriptors() {
+    let mut daemon = TestDaemon::unstarted("/var/tmp");
+    let mut few = Command::new("sh");
+    few.args(["-c", "ulimit -n 256 && exec \"$@\"", "sh"]);
+    daemon.start_under(few);
+    create(&daemon, 2);
+    let file = open(&daemon.disk("d0"));
+    for n in 0..LAYERS {
+        file.write_all_at(&[n as u8; 2048], n * 2048).unwrap();
+        daemon.ok(&["disk", "snapshot", "d0", &format!("s{n}")]);
+    }
+    let wanted: Vec<u8> = (0..LAYERS * 2048).map(|at| (at / 2048) as u8).collect();
+    for _ in 0..2 {
+        same(&read_at(&file, 0, wanted.len()), &wanted, "all layers");
+        // Each snapshot has a chain of its own.
+        for n in (0..LAYERS).step_by(7) {
+            let path = daemon.mount().join(format!("snapshots/d0@s{n}.raw"));
+            let shown = std::fs::read(path).unwrap();
+            same(&shown[..wanted.len()][..(n as usize + 1) * 2048], &wanted[..(n as usize + 1) * 2048], "s");
+        }
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", daemon.worker())).unwrap().count();
+        assert!(descriptors < 200, "{descriptors}");
+        let other = open(&daemon.disk("d1"));
+        other.write_all_at(b"served", 0).unwrap();
+        other.sync_all().unwrap();
+        daemon.kill_worker();
+    }
+    drop(file);
+    daemon.stop();
+    daemon.ok(&["check"]);
+}
+
+const LAYERS: u64 = 300;
+
 // Regression: each listed disk stayed attached until the worker ended.
 #[test]
 fn a_listing_and_a_stat_of_each_file_attach_no_disk() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::*;
@@ -30,8 +31,12 @@ copy_file_range = 4
 ";
 
 fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
+    fsx_with(FSX, daemon, disk, seed, operations);
+}
+
+fn fsx_with(config: &str, daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
     let Some(tool) = tool("fsx") else { return };
-    fs::write(daemon.path("fsx.toml"), FSX).unwrap();
+    fs::write(daemon.path("fsx.toml"), config).unwrap();
     let mut command = Command::new(tool);
     command.current_dir(daemon.dir.path()).arg("-f").arg(daemon.path("fsx.toml"));
     command
@@ -89,6 +94,42 @@ fn fsx_while_the_worker_is_killed_at_random_moments() {
         daemon.stop();
         daemon.ok(&["check"]);
     }
+}
+
+/// Says that work is over, also when it fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Between two disks: the module `copy_model`.
+#[test]
+fn fsx_that_mostly_copies_within_a_disk_while_snapshots_of_it_come_and_go() {
+    if !needs("shared_mmap") {
+        return;
+    }
+    let mut daemon = TestDaemon::on_disk();
+    daemon.base(MIB as usize);
+    let disk = daemon.create("d", true, MIB);
+    let config = FSX.replace("copy_file_range = 4", "copy_file_range = 60");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for name in ["one", "two"] {
+                    daemon.ok(&["disk", "snapshot", "d", name]);
+                }
+                daemon.ok(&["disk", "rm", "d@one", "d@two"]);
+            }
+        });
+        let _ends = Ends(&is_over);
+        fsx_with(&config, &daemon, &disk, 6, 10_000);
+    });
+    daemon.stop();
+    daemon.ok(&["check"]);
 }
 
 fn fio(disk: &Path, args: &[&str]) {

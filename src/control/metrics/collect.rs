@@ -6,7 +6,7 @@ use super::exposition::{Value, Values, seconds};
 use super::table::*;
 use crate::control::Control;
 use crate::events::{Kind, Reason, Total};
-use crate::serve::{Waiters, guard};
+use crate::serve::{CopiedBytes, Waiters, guard};
 use crate::stats::{Operation, Origin, Series, Sums};
 
 /// Nanoseconds since the epoch as seconds.
@@ -20,6 +20,7 @@ impl Control {
         let mut values = Values::default();
         self.add_daemon(&mut values);
         self.add_requests(&mut values);
+        self.add_copies(&mut values);
         self.add_disks(&mut values);
         self.add_bases(&mut values);
         self.add_caches(&mut values);
@@ -64,6 +65,9 @@ impl Control {
                 values.add(metric, [], bytes);
             }
         }
+        let indexes = self.layer_indexes();
+        values.add(&LAYER_INDEXES, [], indexes.bytes);
+        values.add(&LAYER_INDEXES_UNWRITTEN, [], indexes.unwritten_bytes);
         let bus = self.events.state();
         for kind in Kind::ALL {
             values.add(&EVENTS, [kind.name()], bus.of_kind[kind as usize]);
@@ -87,6 +91,13 @@ impl Control {
         values.add(&WAITING_BYTES, [], bytes as u64);
         values.add(&REQUESTS_REFUSED, [], refused);
         values.add(&REQUESTS_INTERRUPTED, [], interrupted);
+    }
+
+    fn add_copies(&self, values: &mut Values) {
+        let CopiedBytes { shared, zeroed, moved } = self.service.copied_bytes();
+        for (how, bytes) in [("shared", shared), ("zeros", zeroed), ("moved", moved)] {
+            values.add(&COPIED, [how], bytes);
+        }
     }
 
     fn add_disks(&self, values: &mut Values) {

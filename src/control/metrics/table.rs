@@ -98,6 +98,9 @@ metrics! {
     REQUESTS_INTERRUPTED: Counter "requests_interrupted" None []
         "Waiting requests that ended by a signal or with their process";
 
+    COPIED: Counter "copied" Bytes ["how"]
+        "Bytes that copy_file_range copied: shared (with the source), zeros (which take no space), moved (read and written)";
+
     DISK_OPERATIONS: Counter "disk_operations" None ["disk", "operation"] "Answered requests";
     DISK_OPERATION_TIME: Counter "disk_operations_duration" Seconds ["disk", "operation"]
         "Time that all answered requests took together";
@@ -163,6 +166,9 @@ metrics! {
     POOL_UP: Gauge "pool_up" None ["pool"] "1 while the pool can be used; 0 while its disks are not served";
     LIVE_MAPS: Gauge "live_maps" Bytes [] "Memory that the live maps take";
     LIVE_MAPS_LIMIT: Gauge "live_maps_limit" Bytes [] "Most memory that the live maps take";
+    LAYER_INDEXES: Gauge "layer_indexes" Bytes [] "Memory that the indexes of layers take";
+    LAYER_INDEXES_UNWRITTEN: Gauge "layer_indexes_unwritten" Bytes []
+        "Memory of the indexes of layers that could not be written to the store";
 
     EVENTS: Counter "events" None ["event"] "Events, by name";
     NOTIFICATIONS: Counter "notifications" None ["result"] "Events for the destinations of [notify]: delivered, dropped";

@@ -323,7 +323,7 @@ pub struct Work {
     pub error: Option<String>,
 }
 
-/// A kind of work on a whole base.
+/// A kind of work on a whole base or disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkKind {
@@ -340,6 +340,10 @@ pub enum WorkKind {
     Compact,
     /// A disk is copied to another pool.
     Move,
+    /// A client writes a disk to a file.
+    Export,
+    /// A client fills a disk from a file.
+    Import,
 }
 
 impl WorkKind {
@@ -352,11 +356,13 @@ impl WorkKind {
             Self::Rebase => "rebase",
             Self::Compact => "compact",
             Self::Move => "move",
+            Self::Export => "export",
+            Self::Import => "import",
         }
     }
 }
 
-/// The progress of work on a whole base.
+/// The progress of work on a whole base or disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkState {
@@ -367,7 +373,7 @@ pub enum WorkState {
     Waiting,
     /// The data is compared with the digest.
     Verifying,
-    /// Blocks of a disk are compared and copied.
+    /// Blocks of a disk are compared and copied, or a client copies them.
     Copying,
     /// The work succeeded.
     Done,

@@ -29,15 +29,15 @@ pub use disk::{Change, CreateDisks, Disk, DiskState, Move, Rebase, Removed, Resi
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};
-pub use job::Job;
+pub use job::{ClientJob, HELD_SNAPSHOT, Job};
 pub use map::{BaseMap, DiskMap, PlaceBytes};
 pub use pool::{AddPool, Pool, PoolChange, PoolState};
 pub use snapshot::{Layer, Rollback, Snapshot, TakeSnapshot};
 pub use stats::{BaseStats, Counters, DiskStats, LatencyBucket, OperationStats, Stats};
 pub use status::{
-    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, Listener, LiveMaps, MissingPromise,
-    Requests, SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade, UpgradeBegun,
-    UpgradeState, UpgradeTo, WorkerEnd,
+    AnyStatus, Cache, Confinement, DamagedFile, DiskCache, Kernel, LayerIndexes, Listener, LiveMaps,
+    MissingPromise, Requests, SilentStatus, Space, Standby, Status, Stop, Stopping, Trouble, Upgrade,
+    UpgradeBegun, UpgradeState, UpgradeTo, WorkerEnd,
 };
 pub use trace::{Origin, Recording, Trace, TraceFile};
 

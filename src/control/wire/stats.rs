@@ -56,8 +56,8 @@ pub struct BaseStats {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Counters {
-    /// Requests, by kind: `read`, `write`, `discard`, `zero`, `reserve`, `flush`, `seek`, `open`, `attributes`, `change`.
-    /// A kind without requests is missing.
+    /// Requests, by kind: `read`, `write`, `discard`, `zero`, `reserve`, `flush`, `seek`, `open`, `attributes`, `change`,
+    /// `copy`. A kind without requests is missing.
     pub operations: BTreeMap<String, OperationStats>,
     /// Where the bytes of reads came from: `delta`, `zero`, `memory`, `disk`, `fetched`. The bytes add up to those that
     /// reads returned. An origin without bytes is missing.

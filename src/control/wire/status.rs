@@ -54,6 +54,8 @@ pub struct Status {
     pub space: Space,
     /// The maps of disks in memory.
     pub live_maps: LiveMaps,
+    /// The indexes of layers in memory.
+    pub layer_indexes: LayerIndexes,
     /// Disks without a name that a client still has open.
     pub unlinked_disks: u64,
     /// Records that are damaged.
@@ -240,6 +242,18 @@ pub struct LiveMaps {
     pub moves: u64,
     /// Why the maps would not survive the supervisor, or which data an earlier daemon lost.
     pub problem: Option<String>,
+}
+
+/// The indexes of layers in memory.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct LayerIndexes {
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes of those that the daemon could not write to the store.
+    pub unwritten_bytes: u64,
+    /// Bytes of these above which snapshots and clones of disks in use are refused.
+    pub unwritten_limit_bytes: u64,
 }
 
 /// Where the daemon serves operators, beside the control socket.

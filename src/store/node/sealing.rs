@@ -10,6 +10,7 @@
 //! pending layer. The live map of a layer is removed when no request reads through it.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -107,8 +108,8 @@ impl DiskNode {
     /// layer. `new_number` gives the number of the new delta.
     ///
     /// # Errors
-    /// After a failed flush the disk refuses this as it refuses writes; errors of the storage. The disk is served as
-    /// before.
+    /// After a failed flush the disk refuses this as it refuses writes. It is also refused while indexes that cannot be
+    /// written take too much memory (D93). Errors of the storage. The disk is served as before.
     pub(in crate::store) fn seal(
         &self,
         new_number: impl FnOnce() -> Result<u64, StoreError>,
@@ -147,6 +148,14 @@ impl DiskNode {
         if pool.is_none() && disk.delta().is_untouched() {
             let layer = self.writer.record.lock().lineage.below;
             return Ok(Moment { layer, size: disk.size(), overlap: disk.delta().overlap() });
+        }
+        if !self.layers.has_room() {
+            let limit = self.layers.memory().limit >> 20;
+            let why = format!(
+                "the indexes of layers cannot be written to the store, and those in memory take more than {limit} MiB \
+                 already; free space in the store (see `plyfs status` and the daemon's log), and repeat"
+            );
+            return Err(StoreError::invalid(format!("disk {}", self.name()), why));
         }
         // The long part of the flush runs while the disk is served. Nothing depends on it, and a simulation goes without.
         if limit(1, 0) == 1 {
@@ -301,16 +310,26 @@ impl DiskNode {
         })
     }
 
-    /// Goes on with a sealing that an earlier worker began, and removes live maps that are not used any more. May wait for
-    /// the store.
-    pub(in crate::store) fn tend_layers(&self) {
+    /// Goes on with a sealing that an earlier worker began or that failed, and removes live maps that are not used any
+    /// more. After a failure the next attempts wait ever longer. May wait for the store.
+    pub(in crate::store) fn tend_layers(&self, now: Instant) {
         let has_pending = self.peek().is_some_and(|disk| !disk.below().pending.is_empty());
-        if !has_pending && self.retiring.lock().is_empty() {
+        if !has_pending {
+            self.sealing_retry.succeeded();
+            if self.retiring.lock().is_empty() {
+                return;
+            }
+        }
+        if !self.sealing_retry.is_due(now) {
             return;
         }
         let Some(_sealing) = self.sealing.try_lock() else { return };
-        if let Err(error) = self.settle() {
-            tracing::warn!(disk = self.name(), %error, "a sealing cannot be completed; it is tried again");
+        match self.settle() {
+            Ok(()) => self.sealing_retry.succeeded(),
+            Err(error) => {
+                let pause = self.sealing_retry.failed(now).as_secs();
+                tracing::warn!(disk = self.name(), %error, "a sealing cannot be completed; it is tried again in {pause} s");
+            }
         }
     }
 

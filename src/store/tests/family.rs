@@ -1,5 +1,6 @@
 //! Snapshots, clones and rollback of a store.
 
+mod backoff;
 mod faults;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -404,4 +405,42 @@ fn random_histories_differ_where_their_bytes_do() {
             assert_eq!(same, None, "seed {seed}, {since} to {until}");
         }
     }
+}
+
+// Each part looked at all disks, and copied all snapshots behind it.
+#[test]
+fn a_listing_of_snapshots_in_parts_looks_at_all_disks_once() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.create_disks(&[blank("a"), blank("b")]).unwrap();
+    for round in 0..6 {
+        store.snapshot(["a", "b"][round % 2], &format!("s{round}"), None).unwrap();
+    }
+    let part = |after: u64, most: usize| {
+        let mut found: Vec<(u64, String)> = Vec::new();
+        store.each_snapshot_after(after, |disk, snapshot| {
+            found.push((snapshot.number, format!("{disk}@{}", snapshot.name)));
+            found.len() < most
+        });
+        found
+    };
+    let first = part(0, 2);
+    // What changes meanwhile: one goes, one comes, a disk gets another name.
+    store.remove_snapshot("b", "s3").unwrap();
+    store.snapshot("a", "new", None).unwrap();
+    store.rename("b", "c", Replace::No).unwrap();
+    let rest = part(first[1].0, 100);
+    let names = |found: &[(u64, String)]| found.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&first), ["a@s0", "b@s1"]);
+    assert_eq!(names(&rest), ["a@s2", "a@s4", "c@s5"]);
+    assert_eq!(names(&part(0, 100)), ["a@s0", "c@s1", "a@s2", "a@s4", "c@s5", "a@new"]);
+    // A new worker goes on with a listing that an earlier one began.
+    drop(store);
+    let store = fixture.open();
+    let mut found = Vec::new();
+    store.each_snapshot_after(first[1].0, |disk, snapshot| {
+        found.push(format!("{disk}@{}", snapshot.name));
+        true
+    });
+    assert_eq!(found, ["a@s2", "a@s4", "c@s5", "a@new"]);
 }

@@ -91,7 +91,7 @@ fn the_files_of_a_disk_lie_in_its_pool_and_its_record_in_the_store() {
     assert_eq!(rig.fixture.files("deltas"), [format!("{b}.1.map"), format!("{b}.data")]);
     let record = |disk| DiskRecord::decode(&fs::read(rig.fixture.path(&disk_path(disk))).unwrap()).unwrap();
     assert_eq!(record(a).features.pools.len(), 1);
-    assert!(record(b).features.is_default(), "an older plyfs reads it");
+    assert!(record(b).features.is_default(&record(b).lineage), "an older plyfs reads it");
     // After the death of the worker, and after a clean stop.
     drop(store);
     let store = rig.fixture.open();
@@ -160,7 +160,9 @@ fn a_pool_that_is_gone_at_start_takes_its_own_disks_only() {
     let (rig, store) = Rig::new();
     create(&store, "p", "a");
     store.create_disks(&[blank("b")]).unwrap();
-    ["a", "b"].map(|disk| put(&store, disk, 0, 6));
+    for disk in ["a", "b"] {
+        put(&store, disk, 0, 6);
+    }
     store.close().unwrap();
     drop(store);
     rig.unmount("p");
@@ -300,7 +302,9 @@ fn a_pool_whose_drive_is_dead_is_forgotten_when_its_disks_are_removed() {
     let (rig, store) = Rig::new();
     create(&store, "p", "a");
     create(&store, "p", "b");
-    ["a", "b"].map(|disk| put(&store, disk, 0, 1));
+    for disk in ["a", "b"] {
+        put(&store, disk, 0, 1);
+    }
     drop(store);
     rig.unmount("p");
     let store = rig.fixture.open();
@@ -362,7 +366,9 @@ fn a_damaged_list_of_pools_takes_the_disks_in_pools_only() {
     let (rig, store) = Rig::new();
     create(&store, "p", "a");
     store.create_disks(&[blank("b")]).unwrap();
-    ["a", "b"].map(|disk| put(&store, disk, 0, 6));
+    for disk in ["a", "b"] {
+        put(&store, disk, 0, 6);
+    }
     store.close().unwrap();
     drop(store);
     let list = fs::read(rig.fixture.path("pools")).unwrap();

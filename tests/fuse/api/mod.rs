@@ -244,6 +244,26 @@ fn every_operation_answers_as_described() {
     assert_eq!(ok("GET /v1/jobs/{id}", "hydrate-far")["kind"], "hydrate");
     assert_eq!(ok("POST /v1/jobs/{id}/cancel", "verify-far")["state"], "done");
     assert_eq!(ok("GET /v1/jobs", "").as_array().unwrap().len(), 2);
+    let export = json!({"kind": "export", "disk": "one", "bytes": 1, "total": 4});
+    assert_eq!(with("PUT /v1/jobs/{id}", "export-one-1", export.clone())["state"], "copying");
+    let socket = &api.socket;
+    let raw = |method: &str, path: &str| {
+        assert_eq!(exchange(socket, method, path, "", b"").unwrap().0, 200, "{method} {path}");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            raw("POST", "/v1/jobs/export-one-1/hold");
+            raw("DELETE", "/v1/jobs/export-one-1");
+        });
+        assert_eq!(ok("POST /v1/jobs/{id}/cancel", "export-one-1")["state"], "cancelled");
+    });
+    with("PUT /v1/jobs/{id}", "export-one-1", export.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(|| raw("POST", "/v1/jobs/export-one-1/cancel"));
+        assert_eq!(ok("POST /v1/jobs/{id}/hold", "export-one-1")["state"], "cancelled");
+        assert_eq!(with("PUT /v1/jobs/{id}", "export-one-1", export)["state"], "cancelled");
+        ok("DELETE /v1/jobs/{id}", "export-one-1");
+    });
     ok("POST /v1/bases/{name}/evict", "far");
     ok("DELETE /v1/disks/{name}", "far");
     ok("DELETE /v1/bases/{name}", "far");
@@ -323,6 +343,8 @@ fn refusals_are_answered_as_described() {
         "DELETE /v1/pools/{name}",
         "GET /v1/jobs/{id}",
         "POST /v1/jobs/{id}/cancel",
+        "POST /v1/jobs/{id}/hold",
+        "DELETE /v1/jobs/{id}",
     ] {
         for name in ["none", "no%2fname", "%00", "a%20b", "..%2f..%2fetc"] {
             api.refused(operation, name, None, (404, "not_found"));
@@ -359,6 +381,11 @@ fn refusals_are_answered_as_described() {
     );
     post("POST /v1/bases/{name}/fail", "b", json!({"given_up": true}), (400, "invalid"));
     post("POST /v1/bases/{name}/hydrate", "b", json!({"rate": 0}), (400, "invalid"));
+    let put = |id: &str, body: Value, expected| api.refused("PUT /v1/jobs/{id}", id, Some(&body), expected);
+    put("export-none-1", json!({"kind": "export", "disk": "none"}), (404, "not_found"));
+    put("export-one-1", json!({"kind": "hydrate", "disk": "one"}), (400, "invalid"));
+    put("export-one-1", json!({"kind": "export", "disk": "one", "snapshot": "monday"}), (400, "invalid"));
+    put("export-one-1", json!({"kind": "export", "disk": "one", "byte": 1}), (400, "invalid"));
     post("POST /v1/upgrade", "", json!({"program": "relative"}), (400, "invalid"));
     post("POST /v1/upgrade", "", json!({"programme": "/x"}), (400, "invalid"));
     api.refused("DELETE /v1/bases/{name}", "b", None, (409, "in_use"));

@@ -62,9 +62,9 @@ impl OpenPools for Opener {
     }
 }
 
-fn open(medium: &SimMedium, live: &SimLive) -> Result<Store, StoreError> {
+fn open(medium: &SimMedium, live: &Arc<SimLive>) -> Result<Store, StoreError> {
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let live: Arc<dyn LiveStore> = Arc::new(live.clone());
+    let live: Arc<dyn LiveStore> = live.clone();
     let opener = Opener(medium.clone());
     Store::open_on_pools(Arc::new(medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere), &opener)
 }
@@ -91,7 +91,7 @@ type Shown = Vec<Vec<u8>>;
 fn cut_at(seed: u64, at: u64) -> bool {
     let mut rng = Rng::new(seed);
     let medium = store_with_a_pool(seed);
-    let live = SimLive::default();
+    let live = Arc::new(SimLive::default());
     let store = open(&medium, &live).unwrap();
     create(&store, "p", "a");
     // Each byte is that of one write, so it says when it was written.
@@ -134,7 +134,7 @@ fn cut_at(seed: u64, at: u64) -> bool {
     store.close().unwrap();
     medium.set_hook(None);
     let Some((after, durable)) = cut.lock().take() else { return false };
-    let again = open(&after, &SimLive::default()).unwrap();
+    let again = open(&after, &Arc::default()).unwrap();
     let shown = blocks(&again, "a");
     let allowed = |byte: &u8| u64::from(*byte) >= durable || *byte == taken;
     assert!(
