@@ -37,6 +37,7 @@ pub mod image;
 pub mod import;
 pub mod io;
 pub mod layers;
+pub mod limits;
 pub mod mutant;
 #[cfg(feature = "daemon")]
 mod sandbox;

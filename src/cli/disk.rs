@@ -13,6 +13,7 @@ use super::error::CliError;
 use super::export;
 use super::holders::{self, Holder};
 use super::import;
+use super::limits;
 use super::listing::{Listing, Noun, into_rows, no_notes};
 use super::map;
 use super::output::{Column, Kind, printable};
@@ -26,6 +27,7 @@ Examples:
   plyfs disk create vm1 --base debian --size 20G
   plyfs disk ls
   plyfs disk resize vm1 40G
+  plyfs disk limit vm1 --quota 50G --iops 500
   plyfs disk snapshot vm1 monday
   plyfs disk clone vm1@monday vm2
   plyfs disk diff vm1@monday
@@ -36,6 +38,7 @@ Examples:
   plyfs disk create vm1 --base debian               the size of the base
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
+  plyfs disk create vm4 --base debian --quota 50G --iops 500 --bandwidth 100M/s
 
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
@@ -46,6 +49,7 @@ Examples:
   plyfs disk ls
   plyfs disk ls --sort delta:desc
   plyfs disk ls --filter base=debian --filter name~web
+  plyfs disk ls --filter at_quota=true
   plyfs disk ls -q --filter name~test | xargs -r plyfs disk rm
   plyfs --json disk ls
 
@@ -119,6 +123,11 @@ const NOUN: Noun = Noun {
         ("ERROR", "error", Kind::Text),
         ("REFUSES WRITES", "refuses_writes", Kind::Text),
         ("MAP", "map_bytes", Kind::Size),
+        limits::COLUMNS[0],
+        limits::COLUMNS[1],
+        limits::COLUMNS[2],
+        limits::COLUMNS[3],
+        limits::COLUMNS[4],
     ],
     totals: &[
         ("size", Kind::Size, "{} in all"),
@@ -145,6 +154,17 @@ pub(super) enum Disk {
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         #[arg(required_unless_present = "base")]
         size: Option<u64>,
+        #[command(flatten)]
+        limits: limits::Options,
+    },
+    /// Print or change the limits of a disk: its quota, its IOPS and its bandwidth
+    #[command(after_help = limits::EXAMPLES)]
+    Limit {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        #[command(flatten)]
+        limits: limits::Options,
     },
     /// List the disks
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -221,6 +241,8 @@ pub(super) enum Disk {
         /// Size of each new disk [default: that of the source]
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         size: Option<u64>,
+        #[command(flatten)]
+        limits: limits::Options,
     },
     /// List the extents of a disk that differ from its base, or between two snapshots
     #[command(after_help = diff::EXAMPLES)]
@@ -256,7 +278,10 @@ pub(super) enum Disk {
 impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Create { names, base, size } => create(global, &names, base.as_deref(), size),
+            Self::Create { names, base, size, limits } => {
+                create(global, &names, base.as_deref(), (size, &limits))
+            }
+            Self::Limit { name, limits } => limits::run(global, &name, &limits),
             Self::Ls(listing) => list(global, &listing),
             Self::Show { name } => {
                 let mut disk = global
@@ -265,8 +290,8 @@ impl Disk {
                 add_holders(std::iter::once(&mut disk));
                 global.output().value(&disk, |disk| {
                     fields(
-                        &with_names(disk),
-                        &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)]].concat(),
+                        &limits::flat(with_names(disk)),
+                        &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)], &limits::FIELDS].concat(),
                     )
                 })
             }
@@ -280,7 +305,9 @@ impl Disk {
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
-            Self::Clone { origin, names, size } => snapshot::clone(global, &origin, &names, size),
+            Self::Clone { origin, names, size, limits } => {
+                snapshot::clone(global, &origin, &names, (size, &limits))
+            }
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
@@ -310,8 +337,12 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
         add_holders(disks.as_array_mut().into_iter().flatten());
     }
     let disks = into_rows(if output.is_json() { disks } else { with_names(&disks) });
+    let disks: Vec<Value> = disks.into_iter().map(limits::flat).collect();
     let all = disks.len();
-    let disks = listing.choose(disks, &NOUN)?;
+    let mut disks = listing.choose(disks, &NOUN)?;
+    if output.is_json() {
+        disks = disks.into_iter().map(limits::nested).collect();
+    }
     let mut columns = COLUMNS.to_vec();
     if disks.iter().any(|disk| disk.get(OPEN_BY).is_some()) {
         columns.insert(columns.len() - 1, OPEN_BY_COLUMN);
@@ -319,16 +350,21 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
     listing.print(&output, disks, (&NOUN, &columns, all))
 }
 
-fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u64>) -> Result<(), CliError> {
+fn create(
+    global: &Global,
+    names: &[String],
+    base: Option<&str>,
+    (size, limits): (Option<u64>, &limits::Options),
+) -> Result<(), CliError> {
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let body =
-        CreateDisks { names: names.to_vec(), base: base.map(str::to_owned), size, ..CreateDisks::default() };
+    let (names, base) = (names.to_vec(), base.map(str::to_owned));
+    let body = CreateDisks { names, base, size, limits: limits.wanted(), ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
-    if let (1, Value::Array(list)) = (names.len(), &mut disks)
+    if let (1, Value::Array(list)) = (body.names.len(), &mut disks)
         && list.len() == 1
     {
         disks = list.remove(0);

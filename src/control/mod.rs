@@ -16,6 +16,7 @@ mod extents;
 mod idempotency;
 mod jobs;
 mod kept;
+mod limits;
 mod maps;
 pub mod metrics;
 pub mod notify;
@@ -180,6 +181,7 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/map", get(maps::disk))
         .route("/v1/disks/{name}/extents", get(extents::changed))
         .route("/v1/disks/{name}/resize", post(disks::resize))
+        .route("/v1/disks/{name}/limits", post(limits::set))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))
@@ -224,7 +226,8 @@ pub fn spawn(
                 Ok(listener) => {
                     let ticking = [
                         tokio::spawn(events::tick(bus.clone(), sources)),
-                        tokio::spawn(traces::tick(tick_control)),
+                        tokio::spawn(traces::tick(tick_control.clone())),
+                        tokio::spawn(limits::tick(tick_control)),
                     ];
                     events::serve_until(listener, router, drain, bus).await;
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);

@@ -13,7 +13,8 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
+    bases, disks, events, extents, jobs, kept, limits, maps, metrics, servers, snapshots, stats, status,
+    traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -22,7 +23,7 @@ const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 const JOB: &str = "^(hydrate|verify)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 13] = [
+const REQUESTS: [&str; 14] = [
     "AddBase",
     "Below",
     "CreateDisks",
@@ -32,6 +33,7 @@ const REQUESTS: [&str; 13] = [
     "Pin",
     "Resize",
     "Rollback",
+    "SetLimits",
     "SetUrls",
     "Stop",
     "TakeSnapshot",
@@ -40,7 +42,7 @@ const REQUESTS: [&str; 13] = [
 
 /// The optional keys of answers.
 const OPTIONAL_KEYS: [(&str, &[&str]); 3] = [
-    ("Event", &["at", "base", "bytes", "count", "reason", "since", "number"]),
+    ("Event", &["at", "base", "disk", "bytes", "count", "reason", "since", "number"]),
     ("Status", &["worker_not_answering_since", "worker_not_answering_why"]),
     (
         "Trace",
@@ -92,6 +94,7 @@ a name one succeeds.
         disks::show,
         disks::remove,
         disks::resize,
+        limits::set,
         snapshots::list,
         snapshots::take,
         snapshots::remove,

@@ -3,10 +3,17 @@
 //! Each is a field with a tag, in the order of the tags. A reader that does not know a tag must not serve the disk.
 
 use super::codec::{FormatError, Reader, Writer};
+use super::limits::Limits;
+
+/// The tag of the limits.
+const LIMITS: u16 = 2;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Features {}
+pub struct Features {
+    /// The limits of the disk.
+    pub limits: Limits,
+}
 
 /// Writes fields: how many, and each with its tag.
 struct Fields(Vec<(u16, Vec<u8>)>);
@@ -18,12 +25,21 @@ impl Features {
     }
 
     fn fields(&self) -> Fields {
-        Fields(Vec::new())
+        let mut fields = Vec::new();
+        if self.limits != Limits::default() {
+            let mut w = Writer::new();
+            self.limits.put(&mut w);
+            fields.push((LIMITS, w.finish()));
+        }
+        Fields(fields)
     }
 
     fn set(&mut self, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
-        let Self {} = self;
-        Err(r.newer(format!("field {tag} is not known; use a newer plyfs")))
+        match tag {
+            LIMITS => self.limits = Limits::get(r)?,
+            _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+        }
+        Ok(())
     }
 
     pub(super) fn put(&self, w: &mut Writer) {

@@ -2,6 +2,7 @@
 //! end, and that no other request ends with them.
 
 mod counting;
+mod pacing;
 
 use std::io;
 use std::path::Path;
@@ -191,6 +192,7 @@ impl Fixture {
             mode: 0o600,
             uid: 0,
             gid: 0,
+            limits: Default::default(),
         };
         let new = [disk("one", Some("b")), disk("two", Some("b")), disk("blank", None)];
         let disks = store.create_disks(&new).unwrap().iter().map(|node| node.id()).collect();

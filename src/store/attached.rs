@@ -97,6 +97,7 @@ impl Store {
             node.tend_layers();
         }
         self.remove_all_dropped();
+        self.count_quotas();
         self.close_idle_snapshots();
     }
 

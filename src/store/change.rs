@@ -123,6 +123,9 @@ impl Store {
         let mut taken = HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
+            if let Some(problem) = new.limits.problem() {
+                return Err(StoreError::invalid(format!("disk {}", new.name), problem));
+            }
             if !taken.insert(&new.name) {
                 return Err(StoreError::Exists { object: format!("disk {}", new.name) });
             }
@@ -246,7 +249,7 @@ impl Store {
                 map: MapRoot::default(),
                 request,
                 lineage: Lineage { delta: id, ..lineage },
-                features: Features::default(),
+                features: Features { limits: new.limits, ..Features::default() },
             };
             if record.lineage.entries() > 0 && record.encode().len() as u64 + RECORD_ROOM > RECORD_LIMIT {
                 let why =
@@ -426,6 +429,7 @@ impl Store {
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
         self.names.write().disks.remove(&id);
+        self.count_quotas();
         Ok(())
     }
 

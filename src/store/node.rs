@@ -2,6 +2,7 @@
 
 mod adopting;
 mod family;
+mod limits;
 mod record;
 mod sealing;
 mod survey;
@@ -25,6 +26,7 @@ use crate::format::lineage::{LayerEntry, Lineage};
 use crate::format::record::{DiskRecord, Request};
 use crate::io::{LiveStore, Medium, Open, sys};
 use crate::layers::Layers;
+use crate::limits::Limiter;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
 
@@ -73,6 +75,9 @@ pub struct DiskNode {
     /// Made at the first request: most disks of a large store are not in use.
     counters: OnceLock<Arc<Counters>>,
     stats: Registry,
+    limiter: Limiter,
+    /// Held while limits change.
+    limiting: Mutex<()>,
 }
 
 /// The attributes of a disk for stat(2).
@@ -137,6 +142,8 @@ impl DiskNode {
         Arc::new_cyclic(|me| Self {
             id,
             unlinked: AtomicBool::new(record.unlinked),
+            limiter: Limiter::of(&record.features.limits),
+            limiting: Mutex::new(()),
             writer: Arc::new(RecordWriter::new(medium.clone(), record)),
             base: RwLock::new(base),
             medium,
@@ -525,7 +532,9 @@ impl DiskNode {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
         let delta_io =
             DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: Arc::new(roots) };
-        Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))
+        let delta = Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))?;
+        delta.charge_to(&self.limiter.quota);
+        Ok(delta)
     }
 
     fn failed(&self, error: impl Into<DiskError>) -> StoreError {

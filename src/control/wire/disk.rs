@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Layer;
+use super::{Layer, Limits, SetLimits};
 
 /// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -25,6 +25,9 @@ pub struct CreateDisks {
     #[serde(default)]
     #[schema(minimum = 1)]
     pub size: Option<u64>,
+    /// Limits of each disk. A disk that is a clone has none of its origin.
+    #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
+    pub limits: SetLimits,
 }
 
 /// The new size of a disk.
@@ -83,6 +86,14 @@ pub struct Disk {
     /// Handles that clients have open; null when clients may have opened some under an earlier worker, which this one
     /// cannot count.
     pub open_handles: Option<u64>,
+    /// Its limits.
+    pub limits: Limits,
+    /// Bytes that count against the quota; null without one.
+    pub quota_used: Option<u64>,
+    /// Whether a write was refused because of the quota, and there is no room for it yet.
+    pub at_quota: bool,
+    /// Requests that wait for their turn under the limits now.
+    pub throttled: u64,
 }
 
 /// The state of a disk.
