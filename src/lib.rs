@@ -41,6 +41,7 @@ pub mod io;
 #[cfg(feature = "daemon")]
 pub mod jobs;
 pub mod layers;
+pub mod limits;
 pub mod mutant;
 #[cfg(feature = "daemon")]
 mod sandbox;

@@ -36,6 +36,7 @@ const COMMANDS: &[&[&str]] = &[
     &["disk", "show"],
     &["disk", "rm"],
     &["disk", "resize"],
+    &["disk", "limit"],
     &["disk", "diff"],
     &["disk", "export"],
     &["disk", "import"],
@@ -178,6 +179,9 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["disk", "export", "vm1", "-", "--format", "qcow2", "--compress", "zlib"], "out of order"),
         (&["disk", "import", "vm1.raw", "image"], "did you mean vm1?"),
         (&["disk", "resize", "vm1"], "<SIZE>"),
+        (&["disk", "limit"], "<NAME>"),
+        (&["disk", "limit", "vm1", "--iops", "0"], "give `none`"),
+        (&["disk", "create", "vm1", "--size", "1G", "--quota", "-1"], "negative"),
         (&["disk", "resize", "vm1", "-5"], "negative"),
         (&["disk", "resize", "vm1", "-5G"], "negative"),
         (&["disk", "resize", "vm1", "9223372036854775808"], "too large"),
@@ -223,6 +227,8 @@ fn without_a_daemon_no_command_advises_to_start_one() {
         &["disk", "ls"],
         &["disk", "show", "vm1"],
         &["disk", "resize", "vm1", "1G"],
+        &["disk", "limit", "vm1"],
+        &["disk", "limit", "vm1", "--iops", "5"],
         &["base", "trace", "ls"],
         &["base", "trace", "show", "b"],
         &["base", "trace", "rm", "b"],
@@ -482,6 +488,19 @@ fn removal_continues_after_a_refusal() {
     let lines: Vec<&str> = requests.iter().map(|(line, _)| line.as_str()).collect();
     let expected = ["GET /v1/bases/a", "DELETE /v1/bases/a", "GET /v1/bases/b", "DELETE /v1/bases/b"];
     assert_eq!(lines, expected.map(|line| format!("{line} HTTP/1.1")));
+}
+
+#[test]
+fn limits_that_are_not_named_are_not_sent() {
+    let args = &["disk", "limit", "vm1", "--quota", "none", "--bandwidth", "100M/s", "--burst", "2s"];
+    let (_, line, body) = exchange(args, 200, &disk("vm1"));
+    assert_eq!(line, "POST /v1/disks/vm1/limits HTTP/1.1");
+    assert_eq!(body, json!({"quota": null, "bandwidth": 100 << 20, "burst_ms": 2000}));
+    let (_, _, body) = exchange(&["disk", "clone", "vm1", "vm2", "--iops", "7"], 200, &json!([disk("vm2")]));
+    assert_eq!(body["limits"], json!({"iops": 7}));
+    // A daemon of an earlier version knows no limits.
+    let (_, _, body) = exchange(&["disk", "create", "vm1", "--size", "1G"], 200, &json!([disk("vm1")]));
+    assert_eq!(body.get("limits"), None);
 }
 
 #[test]

@@ -21,17 +21,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cache", &[]),
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "image", "stats"]),
-    ("delta", &["format", "io", "mutant"]),
+    ("limits", &["format"]),
+    ("delta", &["format", "io", "limits", "mutant"]),
     ("layers", &["delta", "format", "io", "mutant"]),
     ("disk", &["delta", "base", "layers", "cache", "format", "mutant", "stats", "trace"]),
     (
         "store",
         &[
-            "disk", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant",
-            "events", "stats", "trace",
+            "disk", "delta", "base", "layers", "limits", "cache", "image", "source", "format", "io",
+            "mutant", "events", "stats", "trace",
         ],
     ),
-    ("serve", &["store", "disk", "base", "cache", "format", "io", "stats"]),
+    ("serve", &["store", "disk", "base", "cache", "format", "io", "limits", "stats"]),
     ("fuse", &["serve", "store", "disk", "format", "io"]),
     ("check", &["fetch", "format", "io", "source", "store"]),
     (

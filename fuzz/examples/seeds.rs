@@ -8,6 +8,7 @@ use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
 use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Moment};
 use plyfs::format::journal::{MapHeader, Record, Run};
+use plyfs::format::limits::{Limits, Rates};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
 use plyfs::format::pools::{self, PoolEntry, PoolIdentity};
@@ -186,6 +187,20 @@ fn records() {
     both("records", "disk-in-pools", &in_pools(&[(3, 5), (9, 6)]));
     both("records", "disk-in-pool-0", &in_pools(&[(3, 0)]));
     both("records", "disk-in-pools-descending", &in_pools(&[(9, 6), (3, 5)]));
+    let limits = Limits {
+        quota: Some(1 << 30),
+        iops: Rates { all: Some(500), read: Some(400), write: Some(300) },
+        bandwidth: Rates { all: Some(100 << 20), read: Some(90 << 20), write: Some(80 << 20) },
+        burst_ms: Some(30_000),
+    };
+    let mut limited = DiskRecord::decode(&layered(&|_| {})).expect("a sound record");
+    limited.features.limits = limits;
+    let limited = limited.encode();
+    let at = limited.len() - 4 - 60;
+    both("records", "disk-limited", &limited);
+    both("records", "disk-limits-none", &changed(&limited, at, &[0; 60]));
+    both("records", "disk-limits-huge", &changed(&limited, at, &[0xff; 60]));
+    both("records", "disk-unknown-feature", &changed(&limited, at - 4, &999u16.to_le_bytes()));
     both("records", "disk-blank", &DiskRecord { backing: None, overlap: 0, ..disk.clone() }.encode());
     both("records", "disk-2-63-bytes", &DiskRecord { size: 1 << 63, ..disk.clone() }.encode());
     both(

@@ -228,7 +228,15 @@ fn a_base_that_a_disk_needs_is_not_removed() {
     let (name, base_name) = ("vm".to_owned(), Some("b".to_owned()));
     house
         .store
-        .create_disks(&[NewDisk { name, base: base_name, size: None, mode: 0o600, uid: 0, gid: 0 }])
+        .create_disks(&[NewDisk {
+            name,
+            base: base_name,
+            size: None,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            limits: Default::default(),
+        }])
         .unwrap();
     assert_eq!(house.bases.users(&base), 1);
     refused(house.bases.remove("b"), Kind::InUse, "disk vm");

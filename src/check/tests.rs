@@ -113,7 +113,15 @@ fn is_one(findings: &[Finding], invariant: u32, part: &str) -> bool {
 }
 
 fn disk(name: &str, base: Option<&str>) -> NewDisk {
-    NewDisk { name: name.into(), base: base.map(Into::into), size: Some(8192), mode: 0o600, uid: 0, gid: 0 }
+    NewDisk {
+        name: name.into(),
+        base: base.map(Into::into),
+        size: Some(8192),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        limits: Default::default(),
+    }
 }
 
 fn write(store: &Store, name: &str) {

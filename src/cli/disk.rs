@@ -16,6 +16,7 @@ use super::error::CliError;
 use super::export;
 use super::holders::{self, Holder};
 use super::import;
+use super::limits;
 use super::listing::{Listing, Noun, into_rows, no_notes};
 use super::map;
 use super::output::{Column, Kind, printable};
@@ -29,6 +30,7 @@ Examples:
   plyfs disk create vm1 --base debian --size 20G
   plyfs disk ls
   plyfs disk resize vm1 40G
+  plyfs disk limit vm1 --quota 50G --iops 500
   plyfs disk snapshot vm1 monday
   plyfs disk clone vm1@monday vm2
   plyfs disk diff vm1@monday
@@ -40,6 +42,7 @@ Examples:
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
   plyfs disk create vm4 --base debian --pool fast   its data in another pool
+  plyfs disk create vm4 --base debian --quota 50G --iops 500 --bandwidth 100M/s
 
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
@@ -50,6 +53,7 @@ Examples:
   plyfs disk ls
   plyfs disk ls --sort delta:desc
   plyfs disk ls --filter base=debian --filter name~web
+  plyfs disk ls --filter at_quota=true
   plyfs disk ls -q --filter name~test | xargs -r plyfs disk rm
   plyfs --json disk ls
 
@@ -127,6 +131,11 @@ const NOUN: Noun = Noun {
         ("ERROR", "error", Kind::Text),
         ("REFUSES WRITES", "refuses_writes", Kind::Text),
         ("MAP", "map_bytes", Kind::Size),
+        limits::COLUMNS[0],
+        limits::COLUMNS[1],
+        limits::COLUMNS[2],
+        limits::COLUMNS[3],
+        limits::COLUMNS[4],
     ],
     totals: &[
         ("size", Kind::Size, "{} in all"),
@@ -156,6 +165,17 @@ pub(super) enum Disk {
         /// Pool of their data [default: the directory of the store]
         #[arg(long, value_name = "POOL", value_parser = args::name)]
         pool: Option<String>,
+        #[command(flatten)]
+        limits: limits::Options,
+    },
+    /// Print or change the limits of a disk: its quota, its IOPS and its bandwidth
+    #[command(after_help = limits::EXAMPLES)]
+    Limit {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        #[command(flatten)]
+        limits: limits::Options,
     },
     /// List the disks
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -235,6 +255,8 @@ pub(super) enum Disk {
         /// Pool of what they write; the layers stay where they are [default: that of the source]
         #[arg(long, value_name = "POOL", value_parser = args::name)]
         pool: Option<String>,
+        #[command(flatten)]
+        limits: limits::Options,
     },
     /// List the extents of a disk that differ from its base, or between two snapshots
     #[command(after_help = diff::EXAMPLES)]
@@ -285,7 +307,10 @@ pub(super) enum Disk {
 impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Create { names, base, size, pool } => create(global, &names, base, size, pool),
+            Self::Create { names, base, size, pool, limits } => {
+                create(global, &names, (base, size, pool), &limits)
+            }
+            Self::Limit { name, limits } => limits::run(global, &name, &limits),
             Self::Ls(listing) => list(global, &listing),
             Self::Show { name } => {
                 let mut disk = global
@@ -294,8 +319,8 @@ impl Disk {
                 add_holders(std::iter::once(&mut disk));
                 global.output().value(&disk, |disk| {
                     let shown = fields(
-                        &with_names(disk),
-                        &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)]].concat(),
+                        &limits::flat(with_names(disk)),
+                        &[FIELDS.as_slice(), &[("open by", OPEN_BY, Kind::Text)], &limits::FIELDS].concat(),
                     );
                     shown + &snapshot::layers(disk)
                 })
@@ -310,7 +335,9 @@ impl Disk {
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
-            Self::Clone { origin, names, size, pool } => snapshot::clone(global, &origin, &names, size, pool),
+            Self::Clone { origin, names, size, pool, limits } => {
+                snapshot::clone(global, &origin, &names, (size, pool, &limits))
+            }
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
@@ -345,8 +372,12 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
         add_holders(disks.as_array_mut().into_iter().flatten());
     }
     let disks = into_rows(if output.is_json() { disks } else { with_names(&disks) });
+    let disks: Vec<Value> = disks.into_iter().map(limits::flat).collect();
     let all = disks.len();
-    let disks = listing.choose(disks, &NOUN)?;
+    let mut disks = listing.choose(disks, &NOUN)?;
+    if output.is_json() {
+        disks = disks.into_iter().map(limits::nested).collect();
+    }
     let mut columns = COLUMNS.to_vec();
     if disks.iter().any(|disk| disk.get(OPEN_BY).is_some()) {
         columns.insert(columns.len() - 1, OPEN_BY_COLUMN);
@@ -357,18 +388,18 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
 fn create(
     global: &Global,
     names: &[String],
-    base: Option<String>,
-    size: Option<u64>,
-    pool: Option<String>,
+    (base, size, pool): (Option<String>, Option<u64>, Option<String>),
+    limits: &limits::Options,
 ) -> Result<(), CliError> {
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let body = CreateDisks { names: names.to_vec(), base, size, pool, ..CreateDisks::default() };
+    let (names, limits) = (names.to_vec(), limits.wanted());
+    let body = CreateDisks { names, base, size, pool, limits, ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
-    if let (1, Value::Array(list)) = (names.len(), &mut disks)
+    if let (1, Value::Array(list)) = (body.names.len(), &mut disks)
         && list.len() == 1
     {
         disks = list.remove(0);

@@ -103,7 +103,7 @@ fn parse(text: &str, action: &str) -> Result<Value, CliError> {
     })
 }
 
-/// One line. An absent field is omitted, except the base, so that columns stay aligned.
+/// One line. An absent field is omitted, except the base or disk, so that columns stay aligned.
 pub(super) fn human(event: &wire::Event) -> String {
     if event.event == "lost" {
         return format!("lost {} events: this reader is too slow\n", event.count.unwrap_or(0));
@@ -112,7 +112,11 @@ pub(super) fn human(event: &wire::Event) -> String {
     let at = text(&event.at);
     // Milliseconds are enough for people.
     let at = at.split_once('.').map_or(at.clone(), |(whole, part)| format!("{whole}.{:.3}Z", part));
-    let mut line = format!("{at}  {:<15}  {}", printable(&event.event), text(&event.base));
+    let mut line = format!(
+        "{at}  {:<15}  {}",
+        printable(&event.event),
+        text(event.base.as_ref().map_or(&event.disk, |_| &event.base))
+    );
     if let Some(bytes) = event.bytes {
         line += &format!("  {}", format_size(bytes));
     }

@@ -25,6 +25,7 @@ mod increment;
 mod interrupt;
 mod job;
 mod journal;
+mod limits;
 mod listing;
 mod logging;
 mod man;

@@ -9,6 +9,7 @@ use super::args::DiskOrSnapshot;
 use super::client::Client;
 use super::disk::paths;
 use super::error::CliError;
+use super::limits;
 use super::output::{Column, Kind};
 use super::retry;
 use super::table::table;
@@ -43,9 +44,10 @@ Examples:
   plyfs disk clone vm1@monday old1 old2
   plyfs disk clone golden vm{1..100} --size 40G
   plyfs disk clone golden vm1 --pool fast
+  plyfs disk clone golden vm{1..100} --size 40G --quota 20G
 
 A clone of any size takes the same short time, because nothing is copied. Several are made together or not at all, and \
-show the same moment. A clone needs nothing of its origin afterwards: either can be removed.";
+show the same moment. A clone has the limits that the command names, and none of its origin. A clone needs nothing of its origin afterwards: either can be removed.";
 
 const COLUMNS: [Column; 5] = [
     ("NAME", "full_name", Kind::Text),
@@ -132,15 +134,14 @@ pub(super) fn clone(
     global: &Global,
     origin: &DiskOrSnapshot,
     names: &[String],
-    size: Option<u64>,
-    pool: Option<String>,
+    (size, pool, limits): (Option<u64>, Option<String>, &limits::Options),
 ) -> Result<(), CliError> {
     let action = format!("cannot clone {origin}");
-    let from = Some(origin.to_string());
-    let body = CreateDisks { names: names.to_vec(), from, size, pool, ..Default::default() };
+    let (names, from) = (names.to_vec(), Some(origin.to_string()));
+    let body = CreateDisks { names, from, size, pool, limits: limits.wanted(), ..Default::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
-    if let (1, Value::Array(list)) = (names.len(), &mut disks)
+    if let (1, Value::Array(list)) = (body.names.len(), &mut disks)
         && list.len() == 1
     {
         disks = list.remove(0);

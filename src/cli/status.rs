@@ -114,6 +114,11 @@ fn problems(status: &wire::Status, pairs: &mut Vec<Pair>) {
         let names: Vec<_> = status.disks_refusing_writes.iter().map(|name| printable(name)).collect();
         pairs.push(("refusing writes", format!("{}; a flush failed, reopen them", names.join(", "))));
     }
+    if !status.disks_at_quota.is_empty() {
+        let names: Vec<_> = status.disks_at_quota.iter().map(|name| printable(name)).collect();
+        let remedy = "raise the quota (plyfs disk limit), or free space in the guest";
+        pairs.push(("at quota", format!("{}; {remedy}", names.join(", "))));
+    }
     for DamagedFile { file, error } in &status.damaged {
         pairs.push(("damaged", format!("{}: {}", text(file), text(error))));
     }

@@ -15,7 +15,7 @@ use utoipa::IntoParams;
 use super::idempotency::Key;
 use super::pool::JobKind;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
-use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool, limits};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
 use crate::io::sys;
@@ -55,11 +55,11 @@ pub(super) async fn create(
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
     // The token does not depend on the names: a client may request the disks that are missing with the same key.
-    let token = match (&new.from, &new.pool) {
-        (None, None) => key.token("disks", &(&new.base, &new.size)),
-        (Some(from), None) => key.token("clones", &(from, &new.size)),
-        (None, Some(pool)) => key.token("disks", &(&new.base, &new.size, pool)),
-        (Some(from), Some(pool)) => key.token("clones", &(from, &new.size, pool)),
+    let token = match (&new.from, &new.pool, new.limits.is_empty()) {
+        (None, None, true) => key.token("disks", &(&new.base, &new.size)),
+        (Some(from), None, true) => key.token("clones", &(from, &new.size)),
+        (None, pool, _) => key.token("disks", &(&new.base, &new.size, pool, &new.limits)),
+        (Some(from), pool, _) => key.token("clones", &(from, &new.size, pool, &new.limits)),
     };
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
@@ -70,9 +70,18 @@ pub(super) async fn create(
             return Err(no_bytes(&format!("disk {}", names[0])));
         }
         let (uid, gid) = sys::effective_ids();
+        let limits = limits::of_new(&new.limits);
         let wanted: Vec<NewDisk> = names
             .into_iter()
-            .map(|name| NewDisk { name, base: new.base.clone(), size: new.size, mode: 0o600, uid, gid })
+            .map(|name| NewDisk {
+                name,
+                base: new.base.clone(),
+                size: new.size,
+                mode: 0o600,
+                uid,
+                gid,
+                limits,
+            })
             .collect();
         let pool = new.pool.as_deref();
         let made = match (&new.from, token) {
@@ -220,7 +229,7 @@ impl Control {
     }
 
     /// A disk in a list, with its known problems. It is not attached for this.
-    fn listed(&self, node: &DiskNode) -> Disk {
+    pub(super) fn listed(&self, node: &DiskNode) -> Disk {
         self.shown(node, node.known_problem())
     }
 
@@ -256,6 +265,10 @@ impl Control {
             refuses_writes: attached.and_then(|d| d.delta().refuses_writes()),
             open_handles: node.open_handles().map(|count| count as u64),
             job: self.disk_jobs.running(node),
+            limits: limits::shown(&node.limits()),
+            quota_used: node.quota_used(),
+            at_quota: node.limiter().quota.is_reached(),
+            throttled: node.limiter().pace.waiting() as u64,
         }
     }
 

@@ -94,6 +94,7 @@ fn event_of(record: &Record, worker: u32) -> wire::Event {
         at: Some(rfc3339(record.at_ns)),
         event: event.kind.name().to_owned(),
         base: event.base.as_ref().map(ToString::to_string),
+        disk: event.disk.as_ref().map(ToString::to_string),
         bytes: event.bytes,
         count: event.count,
         reason: event.reason.as_ref().map(ToString::to_string),

@@ -18,6 +18,7 @@ mod extents;
 mod idempotency;
 mod jobs;
 mod kept;
+mod limits;
 mod maps;
 pub mod metrics;
 pub mod notify;
@@ -192,6 +193,7 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/rebase", post(changes::rebase))
         .route("/v1/disks/{name}/compact", post(changes::compact))
         .route("/v1/disks/{name}/move", post(changes::relocate))
+        .route("/v1/disks/{name}/limits", post(limits::set))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))
@@ -241,7 +243,8 @@ pub fn spawn(
                     let ticking = [
                         tokio::spawn(events::tick(bus.clone(), sources)),
                         tokio::spawn(traces::tick(tick_control.clone())),
-                        tokio::spawn(clients::tick(tick_control)),
+                        tokio::spawn(clients::tick(tick_control.clone())),
+                        tokio::spawn(limits::tick(tick_control)),
                     ];
                     // Requests that hold jobs end before the others are waited for.
                     let draining = Arc::new(Notify::new());

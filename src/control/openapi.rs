@@ -13,8 +13,8 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, clients, disks, events, extents, jobs, kept, maps, metrics, pools, servers, snapshots,
-    stats, status, traces, wire,
+    bases, changes, clients, disks, events, extents, jobs, kept, limits, maps, metrics, pools, servers,
+    snapshots, stats, status, traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -24,7 +24,7 @@ const JOB: &str =
     "^(hydrate|verify|flatten|rebase|compact|move|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 18] = [
+const REQUESTS: [&str; 19] = [
     "AddBase",
     "AddPool",
     "Below",
@@ -39,6 +39,7 @@ const REQUESTS: [&str; 18] = [
     "Rebase",
     "Resize",
     "Rollback",
+    "SetLimits",
     "SetUrls",
     "Stop",
     "TakeSnapshot",
@@ -47,7 +48,7 @@ const REQUESTS: [&str; 18] = [
 
 /// The optional keys of answers.
 const OPTIONAL_KEYS: [(&str, &[&str]); 3] = [
-    ("Event", &["at", "base", "bytes", "count", "reason", "since", "number"]),
+    ("Event", &["at", "base", "disk", "bytes", "count", "reason", "since", "number"]),
     ("Status", &["worker_not_answering_since", "worker_not_answering_why"]),
     (
         "Trace",
@@ -99,6 +100,7 @@ a name one succeeds.
         disks::show,
         disks::remove,
         disks::resize,
+        limits::set,
         snapshots::list,
         snapshots::take,
         snapshots::remove,

@@ -68,6 +68,8 @@ fn counters_of(sums: &Sums) -> Counters {
         waits: sums.waits,
         waited_ns: sums.waited_ns,
         refused: sums.refused,
+        throttled: sums.throttled,
+        throttled_ns: sums.throttled_ns,
     }
 }
 

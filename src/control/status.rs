@@ -154,6 +154,7 @@ impl Control {
             attached_disks: attached.len() as u64,
             disks_refusing_writes: self.refusing(&attached),
             unavailable_pools: self.store.unavailable_pools(),
+            disks_at_quota: self.store.disks_at_quota().iter().map(|disk| disk.name()).collect(),
             space: self.space(),
             live_maps: self.live_maps(&report),
             layer_indexes: self.layer_indexes(),
@@ -209,13 +210,16 @@ impl Control {
     }
 
     fn requests(&self) -> Requests {
-        let Waiters { requests, bytes, watched, refused, interrupted } = self.service.waiters();
+        let Waiters { requests, bytes, watched, refused, interrupted, throttled, throttled_bytes } =
+            self.service.waiters();
         Requests {
             waiting: requests as u64,
             waiting_bytes: bytes as u64,
             watched: watched as u64,
             refused,
             interrupted,
+            throttled: throttled as u64,
+            throttled_bytes: throttled_bytes as u64,
         }
     }
 

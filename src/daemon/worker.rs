@@ -581,7 +581,10 @@ impl SupervisorListener {
                 Ok(Some(FromSupervisor::Callers(reply))) => self.callers.receive(reply),
                 Ok(Some(FromSupervisor::Drain)) => self.drain.notify_one(),
                 Ok(Some(FromSupervisor::Pause)) => self.pause(),
-                Ok(Some(FromSupervisor::Continue)) => unanswered::go_on(),
+                Ok(Some(FromSupervisor::Continue)) => {
+                    self.service.set_all_pass(false);
+                    unanswered::go_on();
+                }
                 Ok(Some(FromSupervisor::Ping)) => {
                     let _ = self.channel.send(&FromWorker::Alive);
                 }
@@ -607,8 +610,9 @@ impl SupervisorListener {
 
     /// Pauses on another thread: requests may take long to end.
     fn pause(&self) {
-        let channel = self.channel.clone();
+        let (channel, service) = (self.channel.clone(), self.service.clone());
         let pause = move || {
+            service.set_all_pass(true);
             if unanswered::pause() {
                 let _ = channel.send(&FromWorker::Paused);
             }

@@ -109,6 +109,29 @@ impl LiveMap {
         (state, block.min(end))
     }
 
+    /// How many of the blocks `first..end` are `Data`.
+    pub fn count_data(&self, first: u64, end: u64) -> u64 {
+        let mut blocks = 0;
+        for page_no in self.live.pages(locate(first).0) {
+            let (page_first, page_end) = (page_no * WORDS * WORD_BLOCKS, (page_no + 1) * WORDS * WORD_BLOCKS);
+            if page_first >= end {
+                break;
+            }
+            let Some(page) = self.live.page(page_no) else { continue };
+            let (mut block, page_end) = (first.max(page_first), page_end.min(end));
+            while block < page_end {
+                let (_, word, shift) = locate(block);
+                let from = u64::from(shift / 2);
+                let to = (from + (page_end - block)).min(WORD_BLOCKS);
+                let differs = page[2 * BITS + word].load(Ordering::Acquire) ^ (EVEN * State::Data as u64);
+                let is_data = !(differs | differs >> 1) & EVEN & mask(from, to);
+                blocks += u64::from(is_data.count_ones());
+                block += to - from;
+            }
+        }
+        blocks
+    }
+
     /// Reserves the memory that [`LiveMap::set`] of these blocks needs.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod open;
 mod ranges;
 mod record_builder;
 mod recovery;
+mod space;
 pub mod survey;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use gate::FlushGate;
 use guard::scopeguard;
 use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
+use space::Space;
 
 use crate::format::BLOCK;
 use crate::format::journal::State;
@@ -131,6 +133,7 @@ pub struct Delta {
     unlisted: AtomicBool,
     /// Why the last failed flush failed.
     failure: Mutex<Option<String>>,
+    space: Space,
 }
 
 impl std::fmt::Debug for Delta {
@@ -298,6 +301,7 @@ impl Delta {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.count_if_wanted();
         let end = offset + bytes.len() as u64;
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let mut range = self.ranges.lock(first, last + 1);
@@ -312,6 +316,7 @@ impl Delta {
         if extends {
             self.clear_beyond(size, end)?;
         }
+        let room = self.room_for(first, last + 1, edges.space)?;
         let data = self.open_data()?;
         let wanted = match edges.space {
             WriteSpace::Free => MapUse::Write,
@@ -364,6 +369,7 @@ impl Delta {
             self.set_word(LiveHeader::Size, end);
         }
         self.map.set(first, last + 1, State::Data);
+        room.keep();
         if extends && late {
             Mutant::SizeAfterWords.widen_race();
             self.set_word(LiveHeader::Size, end);
@@ -386,6 +392,7 @@ impl Delta {
 
     /// Makes sure that no old bytes show when the disk grows from `size` to `end`. The caller holds the range.
     fn clear_beyond(&self, size: u64, end: u64) -> Result<(), DeltaError> {
+        self.leaves_space(blocks_for(size), blocks_for(end));
         self.map.set(blocks_for(size), blocks_for(end), State::Unmapped);
         if Mutant::GrowthNotCut.is_active() {
             return Ok(());
@@ -444,6 +451,7 @@ impl Delta {
     }
 
     fn zero_locked(&self, first: u64, end: u64) -> Result<(), DeltaError> {
+        let freed = self.data_bytes(first, end);
         // Above the overlap no base shows through, so `Unmapped` is enough and takes no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {
@@ -452,6 +460,7 @@ impl Delta {
             self.map.set(first, hidden, State::Zero);
         }
         self.map.set(hidden, end, State::Unmapped);
+        self.space.give(freed);
         if let Some(data) = self.data.read().as_ref() {
             // The map decides (D10). A filesystem that cannot punch holes only keeps the space.
             if let Err(error) = data.punch(first * BLOCK, (end - first) * BLOCK) {
@@ -512,7 +521,9 @@ impl Delta {
     /// # Errors
     /// ENOSPC when there is not enough.
     pub fn allocate(&self, offset: u64, len: u64) -> Result<(), DeltaError> {
-        self.open_data()?.allocate(offset, len).map_err(DeltaError::io("reserving space"))
+        let data = self.open_data()?;
+        self.check_reservation(&*data, offset, len)?;
+        data.allocate(offset, len).map_err(DeltaError::io("reserving space"))
     }
 
     /// Changes the size. Bytes that were cut off read as zeros after the disk grows again.
@@ -613,6 +624,7 @@ impl Delta {
         }
         self.set_word(LiveHeader::Overlap, overlap);
         self.set_word(LiveHeader::Size, size);
+        self.leaves_space(blocks_for(size), u64::MAX);
         self.map.clear_from(blocks_for(size));
         if let Some(data) = self.data.read().as_ref() {
             let trim = || if data.len()? > size { data.set_len(size) } else { Ok(()) };

@@ -14,6 +14,7 @@ use super::gate::FlushGate;
 use super::map::LiveMap;
 use super::ranges::RangeLock;
 use super::recovery::{check_data, check_live, epochs_of_given_up, is_ours, open_map_file, replay};
+use super::space::Space;
 use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::format::layout::data_path;
 use crate::format::record::MapRoot;
@@ -73,6 +74,7 @@ impl Delta {
             unsynced: AtomicBool::new(true),
             unlisted: AtomicBool::new(true),
             failure: Mutex::new(None),
+            space: Space::default(),
             delta_io,
         };
         if taken_over {

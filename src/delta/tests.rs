@@ -4,6 +4,7 @@ mod interrupted;
 mod killed;
 mod large_maps;
 mod shown;
+mod space;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! Events of bases and caches, for clients that follow them.
+//! Events of bases, caches and disks, for clients that follow them.
 //!
 //! There are two kinds. **Traffic** (bytes found in a cache, fetched, evicted) happens hundreds of thousands of times a
 //! second. It is counted exactly, and once a second [`Events::tick`] emits one event for each base and reason whose
@@ -61,11 +61,15 @@ pub enum Kind {
     CacheRecovered,
     /// A trace was recorded.
     TraceRecorded,
+    /// A disk has no room in its quota for what its client wrote.
+    DiskFull,
+    /// A disk has room in its quota again.
+    DiskRoom,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::WorkerStarted,
         Self::BaseHit,
         Self::BaseMiss,
@@ -78,6 +82,8 @@ impl Kind {
         Self::CacheDegraded,
         Self::CacheRecovered,
         Self::TraceRecorded,
+        Self::DiskFull,
+        Self::DiskRoom,
     ];
 
     /// Its name for users.
@@ -95,6 +101,8 @@ impl Kind {
             Self::CacheDegraded => "cache.degraded",
             Self::CacheRecovered => "cache.recovered",
             Self::TraceRecorded => "trace.recorded",
+            Self::DiskFull => "disk.full",
+            Self::DiskRoom => "disk.room",
         }
     }
 
@@ -111,6 +119,8 @@ pub struct Event {
     pub kind: Kind,
     /// Name of the base.
     pub base: Option<Arc<str>>,
+    /// Name of the disk.
+    pub disk: Option<Arc<str>>,
     /// Bytes of the base.
     pub bytes: Option<u64>,
     /// The number of pieces.
@@ -124,12 +134,17 @@ pub struct Event {
 impl Event {
     /// An event that is not about a base.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, base: None, bytes: None, count: None, reason: None, since_ns: None }
+        Self { kind, base: None, disk: None, bytes: None, count: None, reason: None, since_ns: None }
     }
 
     /// An event about the base of that name.
     pub fn of_base(kind: Kind, base: &str) -> Self {
         Self { base: Some(base.into()), ..Self::new(kind) }
+    }
+
+    /// An event about the disk of that name.
+    pub fn of_disk(kind: Kind, disk: &str) -> Self {
+        Self { disk: Some(disk.into()), ..Self::new(kind) }
     }
 
     /// With a reason, which is cut to `LONGEST_REASON` bytes and an ellipsis.

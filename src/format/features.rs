@@ -4,16 +4,20 @@
 
 use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
+use super::limits::Limits;
 use super::lineage::Lineage;
 use super::rework::Rework;
 
 /// Tags of the fields.
+const LIMITS: u16 = 2;
 const POOLS: u16 = 4;
 const REWORK: u16 = 5;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Features {
+    /// The limits of the disk.
+    pub limits: Limits,
     /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
     pub pools: Vec<(u64, u64)>,
 }
@@ -29,6 +33,11 @@ impl Features {
 
     fn fields(&self, lineage: &Lineage) -> Fields {
         let mut fields = Vec::new();
+        if self.limits != Limits::default() {
+            let mut w = Writer::new();
+            self.limits.put(&mut w);
+            fields.push((LIMITS, w.finish()));
+        }
         if !self.pools.is_empty() {
             let mut w = Writer::new();
             w.u16(self.pools.len() as u16);
@@ -43,6 +52,7 @@ impl Features {
 
     fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
         match tag {
+            LIMITS => self.limits = Limits::get(r)?,
             POOLS => self.pools = get_pools(r)?,
             REWORK => lineage.rework = Some(Rework::get(r)?),
             _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),

@@ -12,6 +12,7 @@ mod identity;
 pub mod increment;
 pub mod journal;
 pub mod layout;
+pub mod limits;
 pub mod lineage;
 pub mod live;
 pub mod names;

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod cache;
+mod limits;
 mod names;
 mod pools;
 mod trace;

@@ -91,6 +91,15 @@ pub(super) enum Place {
     BaseLane,
 }
 
+/// The thread that runs the first part of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// One of a frontend, which must not wait without a permit.
+    Frontend,
+    /// One of the pool, in the lane of the disk.
+    Lane,
+}
+
 /// Whether a try may wait for files of a base.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Files {
@@ -211,6 +220,20 @@ impl<T: Send + 'static> PendingRequest<T> {
                 None => this.spawn(runner, Files::Barred),
             },
         }
+    }
+
+    /// Runs the request on a thread of its lane, as far as it need not wait for files of a base.
+    pub fn run_in_lane(self, runner: &Arc<Runner>, place: Place) {
+        let this = Arc::new(self);
+        match place {
+            Place::BaseLane => this.spawn_in_base(runner),
+            Place::DiskLane | Place::CallingThread => this.run(runner, Files::Barred),
+        }
+    }
+
+    /// As [`run_in_lane`](Self::run_in_lane), for work that needs no files at first.
+    pub fn run_here(self: Arc<Self>, runner: &Arc<Runner>) {
+        self.run(runner, Files::Barred);
     }
 
     /// Queues the request in its lane, where it holds `bytes` of a write. Runs it on the calling thread when too many

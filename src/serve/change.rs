@@ -7,6 +7,7 @@ use super::pool::Lane;
 use super::{Call, Errno, Handle, Requester, Service, Target, guard, refuse};
 use crate::disk::Grow;
 use crate::format::record::MountRequest;
+use crate::limits::Cost;
 use crate::stats::Operation;
 use crate::store::{Attributes, DiskNode};
 
@@ -134,6 +135,35 @@ impl Service {
         let target = Target::Disk(disk);
         self.copies.changes(disk, call.thread);
         let answer = self.measured(target, what.operation(), self.inside(disk, range), answer);
+        // It moves no bytes.
+        let cost = Cost::Write(0);
+        match self.store.disk_by_id(disk) {
+            Some(node) if !self.passes(&node, cost) => {
+                self.when_it_is_its_turn(
+                    call,
+                    &node,
+                    (cost, 0),
+                    answer,
+                    refuse,
+                    move |service, call, answer| {
+                        service.change_space(call, disk, what, range, handle, answer);
+                    },
+                );
+            }
+            _ => self.change_space(call, disk, what, range, handle, answer),
+        }
+    }
+
+    fn change_space(
+        &self,
+        call: Call,
+        disk: u64,
+        what: SpaceChange,
+        range: (u64, u64),
+        handle: Handle,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let target = Target::Disk(disk);
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (changer, reader) = (service.clone(), service.clone());
             let work = move || allocate(&*changer.disk(disk)?, what, range, handle);

@@ -22,6 +22,7 @@ pub mod guard;
 mod log;
 mod measure;
 mod names;
+mod pacing;
 mod pool;
 mod purge;
 mod read;

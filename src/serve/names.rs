@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::error::fail;
 use super::pool::Lane;
 use super::{Errno, Handle, Service, guard, open_disk, refuse};
+use crate::format::limits::Limits;
 use crate::format::record::MountRequest;
 use crate::store::{Attributes, DiskNode, NewDisk, Replace, StoreError};
 
@@ -145,6 +146,7 @@ impl Service {
             mode: mode & 0o600,
             uid: requester.uid,
             gid: requester.gid,
+            limits: Limits::default(),
         };
         if let Some(made) = self.done_before(requester) {
             return Ok(made);

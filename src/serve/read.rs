@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::attempt::Place;
+use super::attempt::{Caller, Place};
 use super::error::{Stop, fail, fail_base, fail_disk};
 use super::guard::guarded;
 use super::measure::Began;
@@ -13,6 +13,7 @@ use crate::cache::Touch;
 use crate::disk::{DiskError, Frozen, Seek};
 use crate::format::BLOCK;
 use crate::io::sys;
+use crate::limits::Cost;
 use crate::stats::{Counters, Operation, Origins};
 use crate::store::DiskNode;
 
@@ -93,6 +94,11 @@ fn count(began: Began, counters: &Counters, done: Result<&Filled, Errno>) {
     began.ends(counters, done.map(|filled| filled.len as u64));
 }
 
+/// Ends a read that waits for its turn.
+fn refuse_read(answer: impl FnOnce(Result<&[u8], Errno>), errno: Errno) {
+    answer(Err(errno));
+}
+
 impl Service {
     /// Reads `size` bytes from `offset`; fewer only at the end. `answer` gets a slice of the buffer, and is done with
     /// it when it returns. The frontend bounds `size`, which is allocated.
@@ -105,13 +111,31 @@ impl Service {
         answer: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
     ) {
         let began = Began::now(Operation::Read);
-        if size <= LARGE
-            && let Target::Disk(id) = target
-            && let Some(node) = self.store.disk_by_id(id)
-            && let Some(filled) = read_from_memory(&node, offset, size)
-        {
-            count(began, node.counters(), Ok(&filled));
-            return answer(Ok(filled.bytes()));
+        let node = match target {
+            Target::Disk(id) => self.store.disk_by_id(id),
+            Target::Base(_) | Target::Snapshot(_) => None,
+        };
+        if let Some(node) = node {
+            let cost = Cost::Read(size as u64);
+            if self.passes(&node, cost) {
+                return self.read_disk(began, call, &node, (offset, size), Caller::Frontend, answer);
+            }
+            let counters = node.counters().clone();
+            let refuse = move |answer: _, errno| {
+                began.ends(&counters, Err(errno));
+                refuse_read(answer, errno);
+            };
+            let reader = node.clone();
+            return self.when_it_is_its_turn(
+                call,
+                &node,
+                (cost, 0),
+                answer,
+                refuse,
+                move |service, call, answer| {
+                    service.read_disk(began, call, &reader, (offset, size), Caller::Lane, answer);
+                },
+            );
         }
         if size <= LARGE
             && let Target::Snapshot(number) = target
@@ -123,6 +147,38 @@ impl Service {
             }
             return answer(Ok(filled.bytes()));
         }
+        self.read_slowly(began, call, target, (offset, size), Caller::Frontend, answer);
+    }
+
+    /// Reads from a disk, from memory if possible.
+    fn read_disk(
+        &self,
+        began: Began,
+        call: Call,
+        node: &DiskNode,
+        (offset, size): (u64, usize),
+        caller: Caller,
+        answer: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
+        if size <= LARGE
+            && let Some(filled) = read_from_memory(node, offset, size)
+        {
+            count(began, node.counters(), Ok(&filled));
+            return answer(Ok(filled.bytes()));
+        }
+        self.read_slowly(began, call, Target::Disk(node.id()), (offset, size), caller, answer);
+    }
+
+    /// Reads where it may wait.
+    fn read_slowly(
+        &self,
+        began: Began,
+        call: Call,
+        target: Target,
+        (offset, size): (u64, usize),
+        caller: Caller,
+        answer: impl FnOnce(Result<&[u8], Errno>) + Send + 'static,
+    ) {
         let counters = self.counters(target);
         let answer = move |done: Result<&Filled, Errno>| {
             if let Some(counters) = counters {
@@ -130,6 +186,8 @@ impl Service {
             }
             answer(done.map(Filled::bytes));
         };
+        // What attaches the disk runs in another lane, and the read in its own afterwards.
+        let caller = if self.is_attached(target) { caller } else { Caller::Frontend };
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let work = move |service: &Self| {
                 let mut filled = Filled::with_room(size);
@@ -139,7 +197,11 @@ impl Service {
             };
             let answer = move |done: Result<Filled, Errno>| answer(done.as_ref().map_err(|errno| *errno));
             let attempt = service.reads(call, target, work, answer).moving(size);
-            attempt.submit(&service.runner, service.place_of_read(target, offset, size));
+            let place = service.place_of_read(target, offset, size);
+            match caller {
+                Caller::Frontend => attempt.submit(&service.runner, place),
+                Caller::Lane => attempt.run_in_lane(&service.runner, place),
+            }
         });
     }
 

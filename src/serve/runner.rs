@@ -1,5 +1,5 @@
-//! What all requests run on: the threads of the pool with their lanes, the gate for changes, and the table of requests
-//! that wait for a base.
+//! What all requests run on: the threads of the pool with their lanes, the gate for changes, the table of requests that
+//! wait, and the thread that says whose turn it is under a limit.
 //!
 //! What must hold: a change runs inside the gate. A change that comes after the end of the daemon has begun is refused
 //! at once.
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gate::Gate;
+use super::pacing::Pacer;
 use super::pool::{Lane, Pool};
 use super::waiting::{Limits, Waiting};
 use super::{Errno, guard};
@@ -21,11 +22,13 @@ pub(super) struct Runner {
     /// Each change of a disk passes it. Closed for good when the daemon stops with files open.
     pub gate: Gate,
     pub waiting: Arc<Waiting>,
+    pub pacer: Arc<Pacer>,
 }
 
 impl Drop for Runner {
     fn drop(&mut self) {
         self.waiting.close();
+        self.pacer.close();
     }
 }
 
@@ -37,7 +40,8 @@ impl Runner {
     pub fn new(threads: usize, inline: usize, limits: Limits) -> std::io::Result<Arc<Self>> {
         let pool = Pool::new(threads, inline)?;
         let waiting = Waiting::new(limits)?;
-        Ok(Arc::new(Self { pool, gate: Gate::default(), waiting }))
+        let pacer = Pacer::new()?;
+        Ok(Arc::new(Self { pool, gate: Gate::default(), waiting, pacer }))
     }
 
     /// Waits for running changes to end and refuses all later ones.

@@ -3,6 +3,7 @@
 
 mod copying;
 mod counting;
+mod pacing;
 
 use std::io;
 use std::path::Path;
@@ -193,6 +194,7 @@ impl Fixture {
             mode: 0o600,
             uid: 0,
             gid: 0,
+            limits: Default::default(),
         };
         let new = [disk("one", Some("b")), disk("two", Some("b")), disk("blank", None)];
         let disks = store.create_disks(&new).unwrap().iter().map(|node| node.id()).collect();

@@ -1,4 +1,5 @@
-//! Requests that wait for the bytes of a base: how many may wait, and which ones a signal ends.
+//! Requests that wait, for the bytes of a base or for their turn under a limit: how many may wait, and which ones a
+//! signal ends.
 //!
 //! What must hold:
 //! - Requests and their bytes are bounded for each disk and in all. A disk may have at most as much as is left for all
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::callers::{Callers, Lookup};
+use super::pool::queued_bytes_limit;
 use super::{Errno, RequestId, Target};
 
 /// How long an interrupted request may still be answered. Signals that do not kill are common (profilers, timers, job
@@ -44,8 +46,20 @@ pub struct Limits {
     pub floor: usize,
 }
 
+/// What a request waits for. Each has bounds of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    /// Bytes of a base.
+    Bytes,
+    /// Its turn under the limits of its disk. All of these take at most half of the room for requests, and leave the rest
+    /// to those that wait for bytes (D85).
+    Turn,
+}
+
 /// Bytes of writes that each disk may always have.
 const FLOOR_BYTES: usize = 256 << 10;
+/// The same for writes that wait for their turn.
+const TURN_FLOOR_BYTES: usize = 4 << 20;
 
 impl Limits {
     /// For a mount whose kernel has at most `window` asynchronous requests in flight.
@@ -73,6 +87,9 @@ pub struct Waiters {
     pub refused: u64,
     /// Requests that ended by a signal or with their process.
     pub interrupted: u64,
+    /// Requests that wait for their turn under the limits of their disks, and the bytes of their writes.
+    pub throttled: usize,
+    pub throttled_bytes: usize,
 }
 
 /// A request, and the thread that made it.
@@ -99,8 +116,9 @@ struct Held {
 
 #[derive(Default)]
 struct State {
-    held: HashMap<Target, Held>,
-    all: Held,
+    held: HashMap<(Purpose, Target), Held>,
+    /// By purpose.
+    all: [Held; 2],
     requests: HashMap<RequestId, Weak<dyn Cancel>>,
     /// Interrupted requests that are not in `requests`.
     early: HashSet<RequestId>,
@@ -125,6 +143,7 @@ pub(super) struct Waiting {
 /// The place of a request among those that wait. Dropping it gives the place back.
 pub(super) struct Ticket {
     table: Arc<Waiting>,
+    purpose: Purpose,
     target: Target,
     bytes: usize,
     request: RequestId,
@@ -134,13 +153,15 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.table.state.lock();
         let state = &mut *state;
-        state.all.requests -= 1;
-        state.all.bytes -= self.bytes;
-        if let Some(held) = state.held.get_mut(&self.target) {
+        let all = &mut state.all[self.purpose as usize];
+        all.requests -= 1;
+        all.bytes -= self.bytes;
+        let key = (self.purpose, self.target);
+        if let Some(held) = state.held.get_mut(&key) {
             held.requests -= 1;
             held.bytes -= self.bytes;
             if held.requests == 0 {
-                state.held.remove(&self.target);
+                state.held.remove(&key);
             }
         }
         state.requests.remove(&self.request);
@@ -175,22 +196,42 @@ impl Waiting {
         call: Call,
         cancel: Weak<dyn Cancel>,
     ) -> Option<Ticket> {
+        let ticket = self.admit_for(Purpose::Bytes, target, bytes, call, cancel);
+        if ticket.is_none() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        ticket
+    }
+
+    /// As [`admit`](Self::admit), for any purpose. A request without a place for its turn is not refused.
+    pub fn admit_for(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        target: Target,
+        bytes: usize,
+        call: Call,
+        cancel: Weak<dyn Cancel>,
+    ) -> Option<Ticket> {
         let request = call.request;
         let mut state = self.state.lock();
-        let Held { requests, bytes: all_bytes } = state.all;
-        let held = state.held.get(&target).copied().unwrap_or_default();
-        let left = self.limits.requests.saturating_sub(requests);
-        let left_bytes = self.limits.bytes.saturating_sub(all_bytes);
-        let fits = held.requests < self.limits.of_disk.min(left).max(self.limits.floor)
-            && held.bytes + bytes <= self.limits.bytes_of_disk.min(left_bytes).max(FLOOR_BYTES);
+        let key = (purpose, target);
+        let held = state.held.get(&key).copied().unwrap_or_default();
+        let waiting: usize = state.all.iter().map(|all| all.requests).sum();
+        let Limits { requests, of_disk, bytes: all_bytes, bytes_of_disk, floor } = self.limits;
+        let (requests, all_bytes, bytes_of_disk, floor_bytes) = match purpose {
+            Purpose::Bytes => (requests, all_bytes, bytes_of_disk, FLOOR_BYTES),
+            Purpose::Turn => (requests / 2, queued_bytes_limit(), usize::MAX, TURN_FLOOR_BYTES),
+        };
+        let left = requests.saturating_sub(waiting);
+        let left_bytes = all_bytes.saturating_sub(state.all[purpose as usize].bytes);
+        let fits = held.requests < of_disk.min(left).max(floor)
+            && held.bytes + bytes <= bytes_of_disk.min(left_bytes).max(floor_bytes);
         if !fits {
-            drop(state);
-            self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        let held = Held { requests: held.requests + 1, bytes: held.bytes + bytes };
-        state.held.insert(target, held);
-        state.all = Held { requests: requests + 1, bytes: all_bytes + bytes };
+        state.held.insert(key, Held { requests: held.requests + 1, bytes: held.bytes + bytes });
+        let all = &mut state.all[purpose as usize];
+        *all = Held { requests: all.requests + 1, bytes: all.bytes + bytes };
         state.requests.insert(request, cancel);
         if state.callers.add(request, call.thread, Instant::now()) {
             self.came.notify_one();
@@ -199,7 +240,7 @@ impl Waiting {
             state.due.push_back((Instant::now() + GRACE, request));
             self.interrupts.notify_one();
         }
-        Some(Ticket { table: self.clone(), target, bytes, request })
+        Some(Ticket { table: self.clone(), purpose, target, bytes, request })
     }
 
     /// A request with a place waits again after an attempt that could not be cancelled.
@@ -224,13 +265,14 @@ impl Waiting {
 
     /// The present counters.
     pub fn counts(&self) -> Waiters {
-        let (Held { requests, bytes }, watched) = {
+        let ([Held { requests, bytes }, turns], watched) = {
             let state = self.state.lock();
             (state.all, state.callers.identified())
         };
+        let Held { requests: throttled, bytes: throttled_bytes } = turns;
         let (refused, interrupted) =
             (self.refused.load(Ordering::Relaxed), self.interrupted.load(Ordering::Relaxed));
-        Waiters { requests, bytes, watched, refused, interrupted }
+        Waiters { requests, bytes, watched, refused, interrupted, throttled, throttled_bytes }
     }
 
     /// Ends the threads.

@@ -13,6 +13,7 @@ use super::pool::Lane;
 use super::{Call, Errno, Handle, Service, Target, refuse};
 use crate::base::{Wanted, without_files};
 use crate::format::BLOCK;
+use crate::limits::Cost;
 use crate::stats::Operation;
 use crate::store::DiskNode;
 
@@ -67,6 +68,20 @@ impl Service {
         };
         self.copies.changes(disk, call.thread);
         let answer = measured(&node, Operation::Write, data.len() as u64, answer);
+        let cost = Cost::Write(data.len() as u64);
+        if !self.passes(&node, cost) {
+            let (data, held) = (data.to_vec(), data.len());
+            return self.when_it_is_its_turn(
+                call,
+                &node,
+                (cost, held),
+                answer,
+                refuse,
+                move |service, call, answer| {
+                    service.write_in_lane(call, disk, request, data, answer);
+                },
+            );
+        }
         let Some(attached) = node.attached() else {
             let data = data.to_vec();
             return self.when_attached(call, Target::Disk(disk), answer, refuse, move |service, answer| {
@@ -105,6 +120,25 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Runs a write on a thread of its lane.
+    fn write_in_lane(
+        &self,
+        call: Call,
+        disk: u64,
+        request: WriteRequest,
+        data: Vec<u8>,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let target = Target::Disk(disk);
+        if !self.is_attached(target) {
+            return self.when_attached(call, target, answer, refuse, move |service, answer| {
+                service.write_later(call, disk, request, data, answer);
+            });
+        }
+        let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Whole(data)) };
+        self.write_of_parts(call, disk, request, parts, answer).run_here(&self.runner);
     }
 
     /// Queues a write, with a copy of its bytes.

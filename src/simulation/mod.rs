@@ -14,6 +14,7 @@ mod copies;
 mod copying;
 mod cut;
 mod hook;
+mod limits;
 mod model;
 mod operation;
 mod reworking;

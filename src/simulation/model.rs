@@ -80,7 +80,8 @@ pub(super) enum Interruption {
 pub(super) struct DiskModel {
     pub size: Versions<u64>,
     blocks: Vec<Versions<Content>>,
-    mode: Versions<u32>,
+    /// Mode and quota.
+    mode: Versions<(u32, Option<u64>)>,
     /// The name of its base.
     pub base: Option<String>,
     pub snapshots: BTreeMap<String, Arc<FrozenModel>>,
@@ -159,7 +160,7 @@ impl DiskModel {
         Self {
             size: Versions::of(size),
             blocks,
-            mode: Versions::of(mode),
+            mode: Versions::of((mode, None)),
             base: base.map(|(name, _)| name.to_owned()),
             snapshots: BTreeMap::new(),
             unchecked: false,
@@ -184,7 +185,7 @@ impl DiskModel {
         Self {
             size: Versions::of(frozen.size),
             blocks,
-            mode: Versions::of(mode),
+            mode: Versions::of((mode, None)),
             base: self.base.clone(),
             snapshots: BTreeMap::new(),
             unchecked: false,
@@ -293,7 +294,13 @@ impl DiskModel {
     }
 
     pub fn begin_mode(&mut self, mode: u32) {
-        self.mode.begin(mode);
+        let (_, quota) = *self.mode.current();
+        self.mode.begin((mode, quota));
+    }
+
+    pub fn begin_quota(&mut self, quota: Option<u64>) {
+        let (mode, _) = *self.mode.current();
+        self.mode.begin((mode, quota));
     }
 
     pub fn finish_mode(&mut self) {
@@ -323,7 +330,13 @@ impl DiskModel {
     }
 
     /// Compares with a disk of an opened store. Returns the model of the disk's actual state.
-    pub fn compare(&self, name: &str, what: Interruption, disk: &Disk, mode: u32) -> Result<Self, String> {
+    pub fn compare(
+        &self,
+        name: &str,
+        what: Interruption,
+        disk: &Disk,
+        mode: (u32, Option<u64>),
+    ) -> Result<Self, String> {
         let what = if self.unchecked { Interruption::PowerCut } else { what };
         let size = disk.size();
         if !self.size.after(what).contains(&size) {
@@ -331,7 +344,7 @@ impl DiskModel {
         }
         if !self.mode.after(what).contains(&mode) {
             return Err(format!(
-                "disk {name}: its mode is {mode:o}, allowed are {:?}",
+                "disk {name}: its mode and quota are {mode:?}, allowed are {:?}",
                 self.mode.after(what)
             ));
         }
@@ -538,7 +551,8 @@ impl Model {
                 frozen
                     .compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
             }
-            let compared = model.compare(&name, what, &disk, listed.mode)?;
+            let kept = (listed.mode, node.limits().quota);
+            let compared = model.compare(&name, what, &disk, kept)?;
             now.disks.insert(name, Arc::new(compared));
         }
         Ok(now)

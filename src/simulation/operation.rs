@@ -51,6 +51,11 @@ pub(super) enum Op {
         disk: String,
         mode: u32,
     },
+    /// Sets or removes the quota.
+    Limit {
+        disk: String,
+        quota: Option<u64>,
+    },
     Create {
         disks: Vec<(String, Option<String>, u64)>,
     },
@@ -330,6 +335,10 @@ pub(super) fn any(rng: &mut Rng, names: &Names, share_of_layers: u64) -> Op {
         }
         60..70 => Op::Flush { disk },
         70..74 => Op::Detach,
+        74 if rng.chance(60) => {
+            let quota = rng.chance(75).then(|| (1 << 40) + rng.below(1000));
+            Op::Limit { disk, quota }
+        }
         74 => Op::Mode { disk, mode: rng.below(0o1000) as u32 },
         75..79 if !free.is_empty() => create(rng),
         75..82 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },

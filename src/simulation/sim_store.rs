@@ -220,6 +220,7 @@ impl SimStore {
                 Op::TendLayers | Op::Purge | Op::Detach | Op::Close | Op::WorkerDies | Op::PowerCut => true,
                 Op::Write { disk, .. } | Op::Zero { disk, .. } | Op::Grow { disk, .. } => !has(disk),
                 Op::Resize { disk, .. } | Op::Flush { disk } | Op::Mode { disk, .. } => !has(disk),
+                Op::Limit { disk, .. } => !has(disk),
             }
         };
         if done { Ok(()) } else { self.run(op) }
@@ -234,7 +235,7 @@ impl SimStore {
         Counts::add(&self.hook.campaign.counts.operations);
         self.hook.model.lock().log.push(op.text());
         *self.hook.running.lock() = Some(op.clone());
-        let result = self.step(&op);
+        let result = self.step(&op).and_then(|done| self.check_counts().map(|()| done));
         *self.hook.running.lock() = None;
         let hit = {
             let mut fault = self.hook.fault.lock();
@@ -431,6 +432,7 @@ impl SimStore {
                 }
                 Ok(done)
             }
+            Op::Limit { disk, quota } => self.limit(disk, *quota),
             Op::Snapshot { disk, .. } | Op::Clone { from: disk, .. } | Op::Rollback { disk, .. } => {
                 // What sealing flushes is durable, and what it fails to flush may be lost.
                 let mark = self.model(disk, |m| m.mark());
@@ -535,6 +537,7 @@ impl SimStore {
                         mode: 0o600,
                         uid: 0,
                         gid: 0,
+                        limits: Default::default(),
                     })
                     .collect();
                 self.hook.model.lock().alternatives = between;
@@ -579,7 +582,15 @@ impl SimStore {
                 after.disks.insert(to.clone(), Arc::new(origin.thaw(&frozen, 0o600)));
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 let origin = Origin { disk: from.clone(), snapshot: snapshot.clone() };
-                let new = NewDisk { name: to.clone(), base: None, size: None, mode: 0o600, uid: 0, gid: 0 };
+                let new = NewDisk {
+                    name: to.clone(),
+                    base: None,
+                    size: None,
+                    mode: 0o600,
+                    uid: 0,
+                    gid: 0,
+                    limits: Default::default(),
+                };
                 self.store().clone_disks(&origin, &[new], None).map(drop)
             }
             Op::AddBase { name, source } => {

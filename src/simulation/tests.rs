@@ -153,7 +153,15 @@ fn forks(medium: &SimMedium, act: impl FnOnce()) -> Vec<SimMedium> {
 }
 
 fn blank(name: &str) -> NewDisk {
-    NewDisk { name: name.into(), base: None, size: Some(8192), mode: 0o600, uid: 0, gid: 0 }
+    NewDisk {
+        name: name.into(),
+        base: None,
+        size: Some(8192),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        limits: Default::default(),
+    }
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(super) struct Cells {
     waits: AtomicU64,
     waited_ns: AtomicU64,
     refused: AtomicU64,
+    throttled: AtomicU64,
+    throttled_ns: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, value: u64) {
@@ -72,6 +74,8 @@ impl Cells {
             waits: get(&self.waits),
             waited_ns: get(&self.waited_ns),
             refused: get(&self.refused),
+            throttled: get(&self.throttled),
+            throttled_ns: get(&self.throttled_ns),
         }
     }
 }
@@ -135,6 +139,12 @@ impl Counters {
     pub fn waited(&self, time: Duration) {
         add(&self.cells.waits, 1);
         add(&self.cells.waited_ns, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a request that waited for its turn under a limit.
+    pub fn throttled(&self, time: Duration) {
+        add(&self.cells.throttled, 1);
+        add(&self.cells.throttled_ns, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Counts a request that was refused because too many waited.
@@ -209,6 +219,10 @@ pub struct Sums {
     pub waited_ns: u64,
     /// Requests that were refused because too many waited.
     pub refused: u64,
+    /// Requests that waited for their turn under a limit.
+    pub throttled: u64,
+    /// Nanoseconds that they waited.
+    pub throttled_ns: u64,
 }
 
 impl Sums {
@@ -234,6 +248,8 @@ impl Sums {
             (&mut self.waits, other.waits),
             (&mut self.waited_ns, other.waited_ns),
             (&mut self.refused, other.refused),
+            (&mut self.throttled, other.throttled),
+            (&mut self.throttled_ns, other.throttled_ns),
         ] {
             *mine = mine.wrapping_add(others);
         }

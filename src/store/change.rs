@@ -147,6 +147,9 @@ impl Store {
         let mut taken = HashSet::new();
         for new in wanted {
             check_name("disk", &new.name)?;
+            if let Some(problem) = new.limits.problem() {
+                return Err(StoreError::invalid(format!("disk {}", new.name), problem));
+            }
             if !taken.insert(&new.name) {
                 return Err(StoreError::Exists { object: format!("disk {}", new.name) });
             }
@@ -268,7 +271,7 @@ impl Store {
             });
             self.pools.place(id, pool);
             let lineage = Lineage { delta: id, ..lineage };
-            let features = Features { pools: self.pools.listed_in(&lineage), ..Features::default() };
+            let features = Features { pools: self.pools.listed_in(&lineage), limits: new.limits };
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -476,6 +479,7 @@ impl Store {
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
         self.names.write().disks.remove(&id);
+        self.count_quotas();
         Ok(())
     }
 

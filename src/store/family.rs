@@ -125,7 +125,9 @@ impl Store {
         number.into_iter().for_each(|number| self.snapshots.removed(number));
         done?;
         // The open snapshot kept its layers until now.
-        self.remove_dropped(&node)
+        let removed = self.remove_dropped(&node);
+        self.count_quotas();
+        removed
     }
 
     /// Returns a disk to a snapshot: what was written since is lost. Handles that are open show the snapshot's bytes. A
@@ -153,6 +155,7 @@ impl Store {
         while old.strong_count() > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.count_quotas();
         self.remove_dropped(&node)
     }
 

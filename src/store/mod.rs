@@ -20,6 +20,7 @@ mod known_names;
 mod node;
 pub mod pools;
 mod preload;
+mod quotas;
 mod recording;
 mod records;
 mod register;
@@ -64,6 +65,7 @@ pub use unread::UnreadRecord;
 
 use crate::cache::BlockCache;
 use crate::format::journal::{HEADER, MapHeader};
+use crate::format::limits::Limits;
 use crate::format::pools::PoolEntry;
 use crate::format::record::{BaseRecord, DiskRecord, Superblock};
 use crate::format::{Kind, MAX_NUMBER, layout, valid_name};
@@ -127,6 +129,8 @@ pub struct NewDisk {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Limits.
+    pub limits: Limits,
 }
 
 fn check_name(noun: &str, name: &str) -> Result<(), StoreError> {
@@ -384,7 +388,7 @@ impl Store {
         let Names { disks, disk_names, .. } = &mut names;
         disk_names.retain(|_, id| disks.get(id).is_some_and(|d| !d.is_unlinked()));
         let next_id = superblock.next_id;
-        Ok(Self {
+        let store = Self {
             medium,
             reserve,
             pools,
@@ -406,7 +410,9 @@ impl Store {
             disk_stats,
             base_stats,
             closing: AtomicBool::new(false),
-        })
+        };
+        store.count_quotas();
+        Ok(store)
     }
 
     /// The memory cache.

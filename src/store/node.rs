@@ -3,6 +3,7 @@
 mod adopting;
 mod backoff;
 mod family;
+mod limits;
 mod record;
 mod rework;
 mod sealing;
@@ -32,6 +33,7 @@ use crate::format::lineage::{LayerEntry, Lineage};
 use crate::format::record::{DiskRecord, Request};
 use crate::io::{LiveStore, Medium, Open, sys};
 use crate::layers::Layers;
+use crate::limits::Limiter;
 use crate::stats::{Counters, Registry};
 use crate::trace::Tap;
 
@@ -87,6 +89,9 @@ pub struct DiskNode {
     /// Made at the first request: most disks of a large store are not in use.
     counters: OnceLock<Arc<Counters>>,
     stats: Registry,
+    limiter: Limiter,
+    /// Held while limits change.
+    limiting: Mutex<()>,
 }
 
 /// The attributes of a disk for stat(2).
@@ -153,6 +158,8 @@ impl DiskNode {
         Arc::new_cyclic(|me| Self {
             id,
             unlinked: AtomicBool::new(record.unlinked),
+            limiter: Limiter::of(&record.features.limits),
+            limiting: Mutex::new(()),
             writer: Arc::new(RecordWriter::new(medium.clone(), record, pools.clone())),
             base: RwLock::new(base),
             medium,
@@ -553,6 +560,13 @@ impl DiskNode {
 
     /// Opens one of its deltas for writing.
     fn open_delta(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
+        let delta = self.open_uncounted(spec)?;
+        delta.charge_to(&self.limiter.quota);
+        Ok(delta)
+    }
+
+    /// As [`DiskNode::open_delta`]. What is written there counts against no quota.
+    fn open_uncounted(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
         let medium = self.pools.medium(spec.disk);
         let delta_io = DeltaIo { medium, live: self.live.clone(), roots: Arc::new(roots) };

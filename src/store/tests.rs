@@ -4,6 +4,7 @@ mod attached;
 mod claims;
 mod closing;
 mod family;
+mod limits;
 mod pools;
 mod preload;
 mod replays;
@@ -69,7 +70,15 @@ impl TestStore {
 }
 
 fn blank(name: &str) -> NewDisk {
-    NewDisk { name: name.into(), base: None, size: Some(8192), mode: 0o600, uid: 1, gid: 2 }
+    NewDisk {
+        name: name.into(),
+        base: None,
+        size: Some(8192),
+        mode: 0o600,
+        uid: 1,
+        gid: 2,
+        limits: Default::default(),
+    }
 }
 
 fn on(base: &str, name: &str, size: Option<u64>) -> NewDisk {

@@ -26,6 +26,7 @@ mod jobs;
 mod kept;
 mod kernels;
 mod lazy;
+mod limits;
 mod live;
 mod many;
 mod operations;

@@ -86,7 +86,8 @@ impl Control {
             values.add(&REQUEST_DURATION, [operation.name()], sums);
             values.add(&REQUEST_ERRORS, [operation.name()], sums.errors);
         }
-        let Waiters { requests, bytes, refused, interrupted, .. } = self.service.waiters();
+        let Waiters { requests, bytes, refused, interrupted, throttled, .. } = self.service.waiters();
+        values.add(&REQUESTS_THROTTLED, [], throttled as u64);
         values.add(&REQUESTS_WAITING, [], requests as u64);
         values.add(&WAITING_BYTES, [], bytes as u64);
         values.add(&REQUESTS_REFUSED, [], refused);
@@ -105,6 +106,9 @@ impl Control {
         values.add(&DISKS, [], self.store.disks_after(0).len() as u64);
         values.add(&DISKS_ATTACHED, [], attached.len() as u64);
         values.add(&DISKS_REFUSING, [], self.refusing(&attached).len() as u64);
+        values.add(&DISKS_AT_QUOTA, [], self.store.disks_at_quota().len() as u64);
+        values.add(&QUOTA_REFUSALS, [], self.store.quota_refusals());
+        values.add(&LIMITS_EXCEEDED, [], self.store.limits_exceeded());
         let registry = self.store.disk_stats();
         // Two disks have one name for a moment when one replaces the other.
         let mut names = HashSet::new();
@@ -187,6 +191,8 @@ fn add_disk(values: &mut Values, disk: &str, sums: &Sums) {
     values.add(&DISK_ERRORS, [disk], errors);
     values.add(&DISK_WAITS, [disk], sums.waits);
     values.add(&DISK_WAIT_TIME, [disk], Value::Number(seconds(sums.waited_ns)));
+    values.add(&DISK_THROTTLED, [disk], sums.throttled);
+    values.add(&DISK_THROTTLED_TIME, [disk], Value::Number(seconds(sums.throttled_ns)));
     for origin in Origin::ALL {
         values.add(&DISK_READ_FROM, [disk, origin.name()], sums.origin(origin).bytes);
     }

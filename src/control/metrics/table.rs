@@ -109,6 +109,10 @@ metrics! {
     DISK_ERRORS: Counter "disk_errors" None ["disk"] "Requests that failed";
     DISK_WAITS: Counter "disk_waits" None ["disk"] "Requests that waited for bytes of the base";
     DISK_WAIT_TIME: Counter "disk_waits_duration" Seconds ["disk"] "Time that requests waited for bytes of the base";
+    DISK_THROTTLED: Counter "disk_throttled" None ["disk"]
+        "Requests that waited for their turn under the limits of the disk";
+    DISK_THROTTLED_TIME: Counter "disk_throttled_duration" Seconds ["disk"]
+        "Time that requests waited for their turn under the limits of the disk";
     DISK_READ_FROM: Counter "disk_read_from" Bytes ["disk", "origin"]
         "Bytes that reads returned, by where they came from: delta, zero, memory, disk (the persistent cache), fetched";
 
@@ -132,6 +136,14 @@ metrics! {
     DISKS: Gauge "disks" None [] "Disks with a name";
     DISKS_ATTACHED: Gauge "disks_attached" None [] "Disks in use";
     DISKS_REFUSING: Gauge "disks_refusing_writes" None [] "Disks that refuse writes since a flush failed";
+
+    DISKS_AT_QUOTA: Gauge "disks_at_quota" None []
+        "Disks that have no room in their quotas for what their clients wrote last";
+    QUOTA_REFUSALS: Counter "quota_refusals" None [] "Requests that found no room in the quotas of their disks";
+    REQUESTS_THROTTLED: Gauge "requests_throttled" None []
+        "Requests that wait for their turn under the limits of their disks now";
+    LIMITS_EXCEEDED: Counter "limits_exceeded" None []
+        "Requests that passed a limit of their disk at once because too many waited";
 
     MEMORY_CACHE_HITS: Counter "memory_cache_hits" None [] "Blocks of 4 KiB that were found in the memory cache";
     MEMORY_CACHE_MISSES: Counter "memory_cache_misses" None []

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Layer;
+use super::{Layer, Limits, SetLimits};
 
 /// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -28,6 +28,9 @@ pub struct CreateDisks {
     /// Name of the pool of their data. By default the pool of what they are clones of, else `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Limits of each disk. A disk that is a clone has none of its origin.
+    #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
+    pub limits: SetLimits,
 }
 
 /// The new size of a disk.
@@ -92,6 +95,14 @@ pub struct Disk {
     pub open_handles: Option<u64>,
     /// Identifier of the job that is under way on it; null when there is none.
     pub job: Option<String>,
+    /// Its limits.
+    pub limits: Limits,
+    /// Bytes that count against the quota; null without one.
+    pub quota_used: Option<u64>,
+    /// Whether a write was refused because of the quota, and there is no room for it yet.
+    pub at_quota: bool,
+    /// Requests that wait for their turn under the limits now.
+    pub throttled: u64,
 }
 
 /// How a job on a disk runs.

@@ -19,7 +19,10 @@ pub struct Event {
     /// Name of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// Bytes of the base that the event is about.
+    /// Name of the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Bytes that the event is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// The number of pieces; for `lost`, the number of events.
@@ -85,6 +88,12 @@ pub enum EventName {
     /// A trace was recorded.
     #[serde(rename = "trace.recorded")]
     TraceRecorded,
+    /// A disk has no room in its quota for what its client wrote; `bytes` is the quota.
+    #[serde(rename = "disk.full")]
+    DiskFull,
+    /// A disk has room in its quota again.
+    #[serde(rename = "disk.room")]
+    DiskRoom,
 }
 
 /// Counters of events, since the worker began to serve.

@@ -68,6 +68,10 @@ pub struct Counters {
     pub waited_ns: u64,
     /// Requests that ended with an I/O error because too many waited.
     pub refused: u64,
+    /// Requests that waited for their turn under the limits of their disk.
+    pub throttled: u64,
+    /// Nanoseconds that they waited.
+    pub throttled_ns: u64,
 }
 
 /// The requests of one kind.

@@ -50,6 +50,8 @@ pub struct Status {
     pub disks_refusing_writes: Vec<String>,
     /// Names of pools that are not available: their disks are not served.
     pub unavailable_pools: Vec<String>,
+    /// Names of the disks that have no room in their quotas for what their clients wrote last.
+    pub disks_at_quota: Vec<String>,
     /// The filesystem of the store.
     pub space: Space,
     /// The maps of disks in memory.
@@ -303,6 +305,10 @@ pub struct Requests {
     pub refused: u64,
     /// Requests that ended because of a signal, or with their process.
     pub interrupted: u64,
+    /// Requests that wait for their turn under the limits of their disks; not among `waiting`.
+    pub throttled: u64,
+    /// Bytes of their writes.
+    pub throttled_bytes: u64,
 }
 
 /// The memory cache and the cache in the store.

@@ -318,7 +318,7 @@ impl DiskNode {
         if self.is_retired() {
             return Err(StoreError::io(object(), "copying its layers")(removed()));
         }
-        let delta = self.open_delta(Self::layer_spec(lineage, &rework.layer))?;
+        let delta = self.open_uncounted(Self::layer_spec(lineage, &rework.layer))?;
         let alive = Alive::new(RwLock::new(true));
         *self.making.lock() = Some(alive.clone());
         Ok(Making { delta, alive, source, size, overlap })
@@ -360,7 +360,7 @@ impl DiskNode {
         if live.map_err(failed)?.is_none() {
             return Ok(());
         }
-        let delta = self.open_delta(Self::layer_spec(&record.lineage, &rework.layer))?;
+        let delta = self.open_uncounted(Self::layer_spec(&record.lineage, &rework.layer))?;
         delta.close().map_err(|error| self.failed(error))
     }
 

@@ -255,6 +255,7 @@ impl DiskNode {
             let chain = self.chain(&record, place)?;
             let mut below = Below { chain, ..disk.below().clone() };
             below.pending.pop();
+            self.limiter.quota.sealed(delta.leave_quota());
             // The delta is shared: calls that run meanwhile may use either disk.
             let _opening = self.opening.lock();
             *self.disk.write() = Some(Arc::new(disk.over_same(below)));

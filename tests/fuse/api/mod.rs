@@ -180,6 +180,16 @@ fn every_operation_answers_as_described() {
     assert_eq!(ok("GET /v1/status", "")["attached_disks"], attached);
     ok("GET /v1/disks/{name}", "one");
     assert_eq!(with("POST /v1/disks/{name}/resize", "two", json!({"size": 8 << 20}))["size"], 8 << 20);
+    let limits = json!({"quota": 1 << 20, "iops": 1000, "bandwidth": null});
+    let limited = with("POST /v1/disks/{name}/limits", "two", limits);
+    assert_eq!((&limited["limits"]["iops"], &limited["quota_used"]), (&json!(1000), &json!(0)));
+    with("POST /v1/disks/{name}/limits", "two", json!({"quota": null, "iops": null}));
+    with(
+        "POST /v1/disks",
+        "",
+        json!({"name": "small", "size": 1 << 20, "limits": {"quota": 4096, "burst_ms": 5}}),
+    );
+    ok("DELETE /v1/disks/{name}", "small");
     assert_eq!(ok("DELETE /v1/disks/{name}", "blank"), json!({"removed": ["blank"]}));
 
     with("POST /v1/disks/{name}/snapshots", "one", json!({"name": "s"}));
@@ -358,6 +368,22 @@ fn refusals_are_answered_as_described() {
     post("POST /v1/disks/{name}/resize", "one", json!({"size": 0}), (400, "invalid"));
     post("POST /v1/disks/{name}/resize", "one", json!({"size": -1}), (400, "invalid"));
     post("POST /v1/disks/{name}/resize", "one", json!({"size": 1_u64 << 63}), (400, "invalid"));
+    post("POST /v1/disks/{name}/limits", "none", json!({"iops": 1}), (404, "not_found"));
+    for wrong in [
+        json!({"quota": 0}),
+        json!({"quota": 4095}),
+        json!({"quota": -1}),
+        json!({"iops": 0}),
+        json!({"iops": "many"}),
+        json!({"read_bandwidth": 65_535}),
+        json!({"burst_ms": 3_600_001}),
+        json!({"burst_ms": 0}),
+        json!({"iopss": 5}),
+    ] {
+        post("POST /v1/disks/{name}/limits", "one", wrong.clone(), (400, "invalid"));
+        let new = json!({"name": "x", "size": 1 << 20, "limits": wrong});
+        post("POST /v1/disks", "", new, (400, "invalid"));
+    }
     post("POST /v1/disks", "", json!({"name": "one", "base": "b"}), (409, "exists"));
     post("POST /v1/disks", "", json!({"names": ["x", "x"], "base": "b"}), (409, "exists"));
     post("POST /v1/disks", "", json!({"name": "x", "base": "none"}), (404, "not_found"));
