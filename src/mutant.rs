@@ -62,6 +62,8 @@ pub enum Mutant {
     DroppedTooEarly,
     /// A copy shows what lies below without hiding the blocks before its range.
     GapNotHidden,
+    /// A rename over a disk notes only after its commit that the disk is to be kept in the trash.
+    TrashNotedLate,
 }
 
 impl Mutant {
@@ -93,7 +95,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 27] = [
+pub const ALL: [Mutant; 28] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -121,6 +123,7 @@ pub const ALL: [Mutant; 27] = [
     Mutant::SharedLayerRemoved,
     Mutant::DroppedTooEarly,
     Mutant::GapNotHidden,
+    Mutant::TrashNotedLate,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

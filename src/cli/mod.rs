@@ -38,6 +38,7 @@ mod table;
 mod tests;
 mod top;
 mod trace;
+mod trash;
 mod upgrade;
 mod work;
 
@@ -121,6 +122,8 @@ enum Command {
     #[command(subcommand)]
     Disk(disk::Disk),
     #[command(subcommand)]
+    Trash(trash::Trash),
+    #[command(subcommand)]
     Trace(trace::Trace),
     #[command(subcommand)]
     Job(job::Job),
@@ -159,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(&global),
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
+        Command::Trash(trash) => trash.run(&global),
         Command::Trace(trace) => trace.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),

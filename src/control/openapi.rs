@@ -13,16 +13,19 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
+    bases, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces,
+    trash, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+/// The pattern of the number of a disk.
+const NUMBER: &str = "^[0-9]{1,20}$";
 /// The pattern of the identifier of a job.
 const JOB: &str = "^(hydrate|verify)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 13] = [
+const REQUESTS: [&str; 15] = [
     "AddBase",
     "Below",
     "CreateDisks",
@@ -30,7 +33,9 @@ const REQUESTS: [&str; 13] = [
     "Fail",
     "Hydrate",
     "Pin",
+    "PruneBases",
     "Resize",
+    "RestoreDisk",
     "Rollback",
     "SetUrls",
     "Stop",
@@ -96,12 +101,18 @@ a name one succeeds.
         snapshots::take,
         snapshots::remove,
         snapshots::roll_back,
+        trash::of_disk,
+        trash::list,
+        trash::restore,
+        trash::purge,
         maps::disk,
         extents::changed,
         bases::list,
         bases::add,
         bases::show,
         bases::remove,
+        trash::of_base,
+        trash::prune,
         maps::base,
         servers::set,
         servers::fail,
@@ -156,6 +167,7 @@ pub fn document() -> Value {
             ("/v1/disks/{name}", "name", "Name of the disk.", NAME),
             ("/v1/bases/{name}", "name", "Name of the base.", NAME),
             ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
+            ("/v1/trash/{id}", "id", "Number of the disk.", NUMBER),
         ];
         for (_, name, text, pattern) in in_path.into_iter().filter(|(prefix, ..)| path.starts_with(prefix)) {
             let parameter = |name: &str, text: &str, pattern: &str| {

@@ -18,6 +18,7 @@ mod outcome;
 mod page_socket;
 mod process;
 mod relocation;
+mod retention;
 mod start;
 mod supervisor;
 mod unavailable;

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::retention::Retention;
 use super::{handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -419,6 +420,7 @@ fn serve(
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
     store.attach_at_most(most_attached(descriptor_limit));
+    store.keep_removed_for(config.trash.grace);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -445,6 +447,8 @@ fn serve(
                 tracing::error!(%error, disk, "cannot delete a removed disk; its space stays in use");
             }
         }
+    } else {
+        store.bases().iter().for_each(|base| base.set_inherited(true));
     }
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
@@ -477,6 +481,7 @@ fn serve(
         config.mount.clone(),
         config.hydrate.auto,
     );
+    let retention = Retention::new(config, store.clone(), service.clone(), bases.clone(), events.clone());
     let notifications = Arc::<Notifications>::default();
     let web = config.notify.url.iter().map(|url| Destination::Web(sources.http().clone(), url.clone()));
     let command =
@@ -531,6 +536,7 @@ fn serve(
         spawn_reaper(service).map_err(no_thread)?;
     }
     spawn_upkeep(store.clone()).map_err(no_thread)?;
+    retention.spawn().map_err(no_thread)?;
     hydrations.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("cannot reach the supervisor: {e}"))?;
     serving.run(&notifier).map_err(|e| format!("cannot read requests: {e}"))?;

@@ -55,6 +55,8 @@ pub enum Kind {
     BaseResumed,
     /// All of a base is in the store, and its digest matches.
     BaseHydrated,
+    /// A base that nothing needed was removed.
+    BaseRemoved,
     /// The persistent cache does not keep fetched blocks.
     CacheDegraded,
     /// The persistent cache keeps fetched blocks again.
@@ -65,7 +67,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::WorkerStarted,
         Self::BaseHit,
         Self::BaseMiss,
@@ -75,6 +77,7 @@ impl Kind {
         Self::BaseWaiting,
         Self::BaseResumed,
         Self::BaseHydrated,
+        Self::BaseRemoved,
         Self::CacheDegraded,
         Self::CacheRecovered,
         Self::TraceRecorded,
@@ -92,6 +95,7 @@ impl Kind {
             Self::BaseWaiting => "base.waiting",
             Self::BaseResumed => "base.resumed",
             Self::BaseHydrated => "base.hydrated",
+            Self::BaseRemoved => "base.removed",
             Self::CacheDegraded => "cache.degraded",
             Self::CacheRecovered => "cache.recovered",
             Self::TraceRecorded => "trace.recorded",

@@ -4,9 +4,24 @@
 
 use super::codec::{FormatError, Reader, Writer};
 
+/// Tag of [`Features::trash`].
+const TRASH: u16 = 1;
+
+/// A removed disk can be restored until a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trashed {
+    /// When it was removed, nanoseconds since the epoch.
+    pub removed_ns: i64,
+    /// From when on its files may be removed.
+    pub purge_ns: i64,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Features {}
+pub struct Features {
+    /// Of an unlinked disk: it is in the trash. Of a disk with a name: a rename is about to take the name.
+    pub trash: Option<Trashed>,
+}
 
 /// Writes fields: how many, and each with its tag.
 struct Fields(Vec<(u16, Vec<u8>)>);
@@ -18,12 +33,21 @@ impl Features {
     }
 
     fn fields(&self) -> Fields {
-        Fields(Vec::new())
+        let mut fields = Vec::new();
+        if let Some(Trashed { removed_ns, purge_ns }) = self.trash {
+            let mut w = Writer::new();
+            w.i64(removed_ns).i64(purge_ns);
+            fields.push((TRASH, w.finish()));
+        }
+        Fields(fields)
     }
 
     fn set(&mut self, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
-        let Self {} = self;
-        Err(r.newer(format!("field {tag} is not known; use a newer plyfs")))
+        match tag {
+            TRASH => self.trash = Some(Trashed { removed_ns: r.i64()?, purge_ns: r.i64()? }),
+            _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+        }
+        Ok(())
     }
 
     pub(super) fn put(&self, w: &mut Writer) {

@@ -13,6 +13,8 @@ pub const RESERVE: &str = "reserve";
 pub const LIVE_RECORD: &str = "live";
 /// The list of names: what records said, for when they cannot be read.
 pub const NAMES: &str = "names";
+/// The list of uses: when each base was needed last.
+pub const USED: &str = "used";
 /// How the last daemon ended.
 pub const OUTCOME: &str = "daemon.outcome";
 /// The control socket of the running daemon.

@@ -20,6 +20,7 @@ pub mod replay;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+pub mod used;
 
 pub use codec::{Envelope, FormatError, Kind, Reader, Writer};
 

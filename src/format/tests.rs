@@ -4,6 +4,8 @@ mod bounds;
 mod cache;
 mod names;
 mod trace;
+mod trash;
+mod used;
 
 use super::features::Features;
 use super::journal::{Expected, Journal, MapHeader, Record, Run};

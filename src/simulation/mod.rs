@@ -19,6 +19,7 @@ mod operation;
 mod sim_store;
 #[cfg(test)]
 mod tests;
+mod trashing;
 
 use std::any::Any;
 use std::fs;

@@ -5,6 +5,7 @@ mod family;
 mod record;
 mod sealing;
 mod survey;
+mod trash;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -259,8 +260,9 @@ impl DiskNode {
             record.changed_ns = sys::now_ns();
         };
         self.writer.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
-        let unlinked = self.writer.record.lock().unlinked;
-        self.unlinked.fetch_or(unlinked, Ordering::AcqRel);
+        let record = self.writer.record.lock();
+        // Under the lock: a restored disk has its name again.
+        self.unlinked.fetch_or(record.unlinked, Ordering::AcqRel);
         Ok(())
     }
 
@@ -429,7 +431,7 @@ impl DiskNode {
         self.tend_layers();
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
-        if self.is_unlinked() || disk.delta().error_epoch() != 0 {
+        if (self.is_unlinked() && self.trashed().is_none()) || disk.delta().error_epoch() != 0 {
             return false;
         }
         if !disk.below().pending.is_empty() || !self.retire_layers() {
@@ -608,6 +610,7 @@ impl DiskNode {
             disk.delta().close().map_err(|error| self.failed(error))?;
         }
         self.forget_request();
+        self.forget_trash();
         Ok(())
     }
 }

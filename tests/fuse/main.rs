@@ -40,6 +40,7 @@ mod supervision;
 mod tools;
 mod top;
 mod traces;
+mod trash;
 mod upgrade;
 mod web;
 mod worker;

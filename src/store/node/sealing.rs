@@ -80,7 +80,7 @@ impl DiskNode {
     ///
     /// # Errors
     /// As [`DiskNode::attach`].
-    pub(in crate::store) fn open_snapshot(&self, number: u64) -> Result<Option<Frozen>, StoreError> {
+    pub(crate) fn open_snapshot(&self, number: u64) -> Result<Option<Frozen>, StoreError> {
         let record = self.writer.record.lock().clone();
         let lineage = &record.lineage;
         let Some(snapshot) = lineage.snapshots.iter().find(|snapshot| snapshot.number == number) else {

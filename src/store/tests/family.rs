@@ -1,6 +1,7 @@
 //! Snapshots, clones and rollback of a store.
 
 mod faults;
+mod trash;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
