@@ -71,7 +71,9 @@ impl Service {
     pub fn purge_expired(&self, now_ns: i64) -> Result<Option<Arc<DiskNode>>, StoreError> {
         let expired = self.store.expired(now_ns).into_iter();
         let mut nodes = expired.filter_map(|disk| self.store.disk_by_id(disk));
-        let Some(node) = nodes.find(|node| self.is_unused(node.id())) else { return Ok(None) };
+        // Nothing without a name is opened again: what this worker counts is enough, whatever the kernel keeps of it.
+        let is_closed = |node: &Arc<DiskNode>| node.open_handles() == Some(0) || self.is_unused(node.id());
+        let Some(node) = nodes.find(is_closed) else { return Ok(None) };
         self.purge_trashed(node.id())?;
         Ok(Some(node))
     }
