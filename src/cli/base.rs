@@ -504,7 +504,7 @@ fn remove_base(client: &Client, name: &str, force: bool) -> Result<Value, CliErr
     let removal = |force| Removal { force, ..Removal::default() };
     retry::remove(client, "base", name, removal(force)).or_else(|error| {
         // A base that disks need is refused with their names.
-        if error.to_string().contains("still needed by") {
+        if !error.to_string().contains("its file open") {
             return Err(error);
         }
         match super::disk::naming_holders(client, ("base", name), error, REMEDY) {

@@ -17,7 +17,6 @@ use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File, Finding};
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
-use crate::io::sys;
 use crate::source::shown;
 use crate::store::BaseNode;
 
@@ -265,7 +264,7 @@ impl Control {
             disks: disks as u64,
             trashed_disks: trash.0,
             trashed_bytes: trash.1,
-            last_used: rfc3339(if disks > 0 { sys::now_ns() } else { self.store.last_used(node) }),
+            last_used: (disks == 0).then(|| rfc3339(self.store.last_used(node))),
             cached_bytes: if kept.is_empty() { node.cached_bytes() } else { kept_bytes },
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),

@@ -427,11 +427,15 @@ impl DiskNode {
     /// local storage, never for another attach or detach. Returns whether the disk is detached.
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
+        // What is about to be removed is neither sealed nor flushed for this.
+        if self.is_unlinked() && self.trashed().is_none() {
+            return false;
+        }
         // A sealing that an earlier worker began goes on first.
         self.tend_layers();
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
-        if (self.is_unlinked() && self.trashed().is_none()) || disk.delta().error_epoch() != 0 {
+        if disk.delta().error_epoch() != 0 {
             return false;
         }
         if !disk.below().pending.is_empty() || !self.retire_layers() {

@@ -2,7 +2,7 @@
 //!
 //! What must hold (D83): a base that was needed until now does not seem unused for longer than [`INTERVAL`], the time
 //! between two writes of the list, whatever was lost. A base that the list does not have counts as needed when the store
-//! was opened.
+//! was opened, unless it is younger than that time.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -49,8 +49,11 @@ impl Usage {
 impl Store {
     /// When a base was needed last, nanoseconds since the epoch.
     pub fn last_used(&self, base: &BaseNode) -> i64 {
+        let (created, opened) = (base.record().created_ns, self.usage.opened_ns);
         let noted = self.usage.table.lock().used.get(&base.id()).copied();
-        noted.unwrap_or(self.usage.opened_ns).max(base.record().created_ns)
+        // A base that was registered since the list was written is not in it.
+        let is_new = opened.saturating_sub(created) < INTERVAL.as_nanos() as i64;
+        noted.unwrap_or(if is_new { created } else { opened }).max(created)
     }
 
     /// Notes which bases are needed now, and writes the list from time to time. `is_open`: whether a client may have the
