@@ -424,6 +424,8 @@ pub(super) struct Names {
     pub bases: BTreeMap<String, BaseModel>,
     /// Disks in the trash, with the names that they had, in the order of their removal.
     pub trash: Vec<(String, Arc<DiskModel>)>,
+    /// Whether removed disks go to the trash.
+    pub keeps_removed: bool,
 }
 
 impl Names {
@@ -441,9 +443,9 @@ impl Names {
         Arc::make_mut(self.disks.get_mut(name).expect("the disk is in the model"))
     }
 
-    /// Takes the name from a disk, if there is one of that name.
-    pub fn remove(&mut self, name: &str, keeps_removed: bool) {
-        if let Some(disk) = self.disks.remove(name).filter(|_| keeps_removed) {
+    /// Takes the name from a disk, if there is one of that name. `now`: whether it skips the trash.
+    pub fn remove(&mut self, name: &str, now: bool) {
+        if let Some(disk) = self.disks.remove(name).filter(|_| self.keeps_removed && !now) {
             self.trash.push((name.to_owned(), disk));
         }
     }
@@ -462,8 +464,6 @@ pub(super) struct Model {
     pub alternatives: Vec<Names>,
     /// The operations so far, for the message.
     pub log: Vec<String>,
-    /// Whether removed disks go to the trash.
-    pub keeps_removed: bool,
 }
 
 impl Model {

@@ -330,8 +330,8 @@ pub(super) fn any(rng: &mut Rng, names: &Names, share_of_layers: u64) -> Op {
         74 => Op::Mode { disk, mode: rng.below(0o1000) as u32 },
         75..79 if !free.is_empty() => create(rng),
         75..82 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },
-        82..85 => Op::Unlink { disk },
-        85 => Op::Remove { disk, now: rng.chance(40) },
+        82 if names.keeps_removed => Op::Remove { disk, now: rng.chance(40) },
+        82..86 => Op::Unlink { disk },
         86..88 => Op::Purge,
         88..90 => {
             let name = *rng.pick(&BASES);

@@ -63,7 +63,9 @@ impl SimStore {
     pub fn first_life(campaign: &Arc<Campaign>, seed: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
         let medium = SimMedium::new(rng.number());
-        let model = Model { keeps_removed: rng.chance(50), ..Model::default() };
+        // By the seed, so that the other histories are those of a store without a trash.
+        let names = Names { keeps_removed: matches!(seed % 7, 0 | 5 | 6), ..Names::default() };
+        let model = Model { names, ..Model::default() };
         let mut world = Self::watched(campaign, medium, SimLive::default(), model, rng.fork(), (0, false));
         world.open(Interruption::WorkerDeath)?;
         let steps = 10 + rng.below(30);
@@ -139,7 +141,7 @@ impl SimStore {
         let store = store.map_err(|e| hook.violated(&format!("the store cannot be opened: {e}")))?;
         // Without the lock, because attaching a disk calls the medium.
         let model = hook.model.lock().clone();
-        if model.keeps_removed {
+        if model.names.keeps_removed {
             store.keep_removed_for(Duration::MAX);
         }
         let what = if hook.unsure.load(Ordering::Acquire) { Interruption::PowerCut } else { what };
@@ -518,10 +520,7 @@ impl SimStore {
     }
 
     fn change_names(&self, op: &Op) -> Outcome {
-        let (before, keeps_removed) = {
-            let model = self.hook.model.lock();
-            (model.names.clone(), model.keeps_removed)
-        };
+        let before = self.hook.model.lock().names.clone();
         let mut after = before.clone();
         let mut between = Vec::new();
         let result = match op {
@@ -554,19 +553,19 @@ impl SimStore {
             }
             Op::Rename { from, to } => {
                 if let Some(disk) = after.disks.remove(from) {
-                    after.remove(to, keeps_removed);
+                    after.remove(to, false);
                     after.disks.insert(to.clone(), disk);
                 }
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().rename(from, to, Replace::Yes).map(drop)
             }
             Op::Unlink { disk } => {
-                after.remove(disk, keeps_removed);
+                after.remove(disk, false);
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().unlink(disk).map(drop)
             }
             Op::Remove { disk, now } => {
-                after.remove(disk, keeps_removed && !now);
+                after.remove(disk, *now);
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().remove_disk(disk, Removal { snapshots: true, now: *now }).map(drop)
             }
