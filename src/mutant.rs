@@ -66,6 +66,8 @@ pub enum Mutant {
     MadeNotClosed,
     /// A disk that is put on another base keeps the old one in its record.
     BaseNotReplaced,
+    /// A rename over a disk notes only after its commit that the disk is to be kept in the trash.
+    TrashNotedLate,
 }
 
 impl Mutant {
@@ -97,7 +99,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 29] = [
+pub const ALL: [Mutant; 30] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -127,6 +129,7 @@ pub const ALL: [Mutant; 29] = [
     Mutant::GapNotHidden,
     Mutant::MadeNotClosed,
     Mutant::BaseNotReplaced,
+    Mutant::TrashNotedLate,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use plyfs::format::MAX_DISK_SIZE;
 use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
+use plyfs::format::features::{Features, Trashed};
 use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Moment};
 use plyfs::format::journal::{MapHeader, Record, Run};
 use plyfs::format::limits::{Limits, Rates};
@@ -105,7 +106,7 @@ fn records() {
         map: MapRoot { generation: 4, floor: 128 },
         request: None,
         lineage: Lineage::of(3),
-        features: plyfs::format::features::Features::default(),
+        features: Features::default(),
     };
     both("records", "superblock", &superblock);
     both("records", "base-3", &base.encode());
@@ -118,6 +119,12 @@ fn records() {
         "records",
         "disk-of-client",
         &DiskRecord { request: Some(Request::Client(token)), ..disk.clone() }.encode(),
+    );
+    let trash = Some(Trashed { removed_ns: 15, purge_ns: 16 });
+    both(
+        "records",
+        "disk-trashed",
+        &DiskRecord { unlinked: true, features: Features { trash }, ..disk.clone() }.encode(),
     );
     let layer = |number: u64, below: Option<usize>| LayerEntry {
         number,

@@ -24,6 +24,7 @@ pub mod sources;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unused;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use self::jobs::BaseJob;
 pub use self::keep::{Evicted, LastCopy};
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
+pub use self::unused::{UnusedBase, UnusedLimits};
 
 use self::examine::Examiner;
 use self::hydrate::{Hydrations, Progress};

@@ -370,6 +370,13 @@ impl HostSources {
         if wanted { SharedCopies::Keep } else { SharedCopies::Drop }
     }
 
+    /// Whether one of `others` has the contents of a file, so that they stay when `base` is removed.
+    pub fn is_shared(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> bool {
+        let of = self.of(base, file);
+        let mut theirs = others.iter().flat_map(|other| other.files().map(|file| self.of(other, file)));
+        theirs.any(|other| other.own == of.own || (of.digest.is_some() && other.digest == of.digest))
+    }
+
     /// Drops the cached contents of a file of a base, except those that `others` retain. Returns the bytes.
     pub fn evict(&self, base: &BaseRecord, file: &ImageFile, others: &[BaseRecord]) -> u64 {
         let of = self.of(base, file);

@@ -1,6 +1,7 @@
 //! Operations on bases of a real store, without a mount and without a network.
 
 mod jobs;
+mod unused;
 
 use std::fs;
 use std::path::PathBuf;

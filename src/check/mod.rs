@@ -323,7 +323,7 @@ impl Check<'_> {
         let mut seen = BTreeSet::new();
         for (done, (id, record)) in (1..).zip(self.disks.clone()) {
             // No client reads a removed disk again.
-            if !record.unlinked {
+            if !record.is_removed() {
                 self.check_deltas(id, &record, &mut seen);
             }
             (self.watch)(Step { part: Part::Disks, done, total });
@@ -557,7 +557,7 @@ impl Check<'_> {
     /// Invariant 6.
     fn backings(&mut self) {
         for (id, record) in self.disks.clone() {
-            let Some(backing) = record.backing.as_ref().filter(|_| !record.unlinked) else { continue };
+            let Some(backing) = record.backing.as_ref().filter(|_| !record.is_removed()) else { continue };
             let object = format!("disk {}", record.name);
             let why = match self.bases.get(&backing.base) {
                 None => format!(

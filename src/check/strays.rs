@@ -191,7 +191,7 @@ impl Check<'_> {
     /// Invariant 12.
     pub(super) fn unlinked(&mut self, deltas: &[String]) {
         for (id, record) in self.disks.clone() {
-            if !record.unlinked || self.broken.contains(&id) || self.losers.contains(&id) {
+            if !record.is_removed() || self.broken.contains(&id) || self.losers.contains(&id) {
                 continue;
             }
             let mut message = format!("number {id} was removed, but its files are still there");
@@ -223,7 +223,7 @@ impl Check<'_> {
     /// Invariant 12: deltas that a disk does not need any more.
     pub(super) fn dropped(&mut self, deltas: &[String]) {
         for (id, mut record) in self.disks.clone() {
-            if record.unlinked || record.lineage.dropped.is_empty() || self.broken.contains(&id) {
+            if record.is_removed() || record.lineage.dropped.is_empty() || self.broken.contains(&id) {
                 continue;
             }
             let mut dropped: BTreeSet<u64> =

@@ -391,6 +391,21 @@ fn invariant_12_the_files_of_an_unlinked_disk_are_removed() {
     }
 }
 
+/// Guards D82.
+#[test]
+fn a_repair_keeps_a_disk_in_the_trash_and_checks_it() {
+    let fixture = TestStore::new();
+    let store = fixture.open();
+    store.keep_removed_for(std::time::Duration::from_secs(3600));
+    store.unlink("one").unwrap();
+    drop(store);
+    fixture.assert_clean();
+    fixture.check(Repair::Yes);
+    assert!(fixture.data("one").exists());
+    fs::remove_file(fixture.data("one")).unwrap();
+    fixture.assert_lasting(10, "one");
+}
+
 #[test]
 fn a_disk_with_a_live_map_is_not_repaired() {
     let fixture = TestStore::new();

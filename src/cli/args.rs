@@ -2,6 +2,7 @@
 //! request.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::CliError;
 use crate::config::size::parse_size;
@@ -90,6 +91,24 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 /// Parses a size that may be 0.
 pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
+}
+
+/// Parses a duration of at least a second.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    match crate::config::parse_duration(text) {
+        Some(time) if time >= Duration::from_secs(1) => Ok(time),
+        Some(_) => Err("the time is out of range; give at least 1s".into()),
+        None => Err("it is not a time; write one such as 30s, 10m, 2h or 7d".into()),
+    }
+}
+
+/// Parses a duration that may be 0.
+pub(super) fn time_or_zero(text: &str) -> Result<Duration, String> {
+    match crate::config::parse_duration(text) {
+        Some(Duration::ZERO) => Ok(Duration::ZERO),
+        None if text == "0" => Ok(Duration::ZERO),
+        _ => time(text),
+    }
 }
 
 /// Parses a duration, in whole seconds.

@@ -1,19 +1,21 @@
 //! `plyfs base`: shared, read-only images.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::Global;
 use super::args;
-use super::client::read;
+use super::client::{Client, read};
 use super::error::CliError;
 use super::listing::{Listing, Noun};
 use super::map;
 use super::output::{Column, Kind, printable};
 use super::retry::{self, Removal};
 use super::table::fields;
+use super::trash;
 use super::work::{Object, Wait, Work, no_options};
 use crate::control::wire::{
     AddBase, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, SetUrls, WorkKind,
@@ -63,7 +65,9 @@ const RM_EXAMPLES: &str = "\
 Examples:
   plyfs base rm debian
 
-The command refuses while a disk still needs the base, and names the disks. It never changes the image itself.";
+The command refuses while a disk still needs the base, in the trash too, and names the disks; plyfs base children lists \
+all. It refuses a base whose own file in the mount is open, unless --force is given: those reads then fail. It never \
+changes the image itself.";
 
 const HYDRATE_EXAMPLES: &str = "\
 Examples:
@@ -123,7 +127,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 22] = [
+pub(super) const FIELDS: [Column; 25] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -131,6 +135,9 @@ pub(super) const FIELDS: [Column; 22] = [
     ("format", "format", Kind::Text),
     ("size", "size", Kind::Size),
     ("disks", "disks", Kind::Number),
+    ("in trash", "trashed_disks", Kind::Number),
+    ("trash holds", "trashed_bytes", Kind::Size),
+    ("last used", "last_used", Kind::Time),
     ("cached", "cached_bytes", Kind::Size),
     ("percent", "cached_percent", Kind::Text),
     ("in memory", "memory_bytes", Kind::Size),
@@ -309,6 +316,26 @@ pub(super) enum Base {
         /// Names of the bases
         #[arg(required = true, value_name = "NAME", value_parser = args::name)]
         names: Vec<String>,
+        /// Also remove bases whose own file in the mount is open
+        #[arg(long)]
+        force: bool,
+    },
+    /// List what stands on a base: disks, snapshots, and disks in the trash
+    #[command(after_help = trash::BASE_CHILDREN_EXAMPLES)]
+    Children {
+        /// Name of the base
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Remove the bases that nothing needs
+    #[command(after_help = trash::PRUNE_EXAMPLES)]
+    Prune {
+        /// Only show what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// Only bases that nothing has needed for this long, such as 30d
+        #[arg(long, value_name = "TIME", value_parser = args::time)]
+        older_than: Option<Duration>,
     },
 }
 
@@ -468,11 +495,29 @@ impl Base {
                 })?;
                 global.output().value(&base, |_| String::new())
             }
-            Self::Rm { names } => super::disk::remove_each(global, &names, |client, name| {
-                retry::remove(client, "base", name, Removal::default())
-            }),
+            Self::Rm { names, force } => {
+                super::disk::remove_each(global, &names, |client, name| remove_base(client, name, force))
+            }
+            Self::Children { name } => trash::children_of_base(global, &name),
+            Self::Prune { dry_run, older_than } => trash::prune(global, dry_run, older_than),
         }
     }
+}
+
+/// Removes a base. When the daemon refuses because a client has its file open, the error names the processes.
+fn remove_base(client: &Client, name: &str, force: bool) -> Result<Value, CliError> {
+    const REMEDY: &str = "close it there, or repeat with --force: its reads then fail";
+    let removal = |force| Removal { force, ..Removal::default() };
+    retry::remove(client, "base", name, removal(force)).or_else(|error| {
+        // A base that disks need is refused with their names.
+        if !error.to_string().contains("its file open") {
+            return Err(error);
+        }
+        match super::disk::naming_holders(client, ("base", name), error, REMEDY) {
+            Some(error) => Err(error),
+            None => retry::remove(client, "base", name, removal(true)),
+        }
+    })
 }
 
 /// A line for each base whose readers wait or get errors: its state, since when, and the last error.

@@ -44,6 +44,9 @@ impl CheckConfig {
             ("mount.allow_other", overrides.allow_other.is_some()),
             ("cache.memory", overrides.cache_memory.is_some()),
             ("cache.disk", overrides.cache_disk.is_some()),
+            ("trash.grace", overrides.trash_grace.is_some()),
+            ("bases.unused_age", overrides.base_unused_age.is_some()),
+            ("bases.unused_limit", overrides.base_unused_limit.is_some()),
             ("log.level", overrides.log_level.is_some()),
             ("log.format", overrides.log_format.is_some()),
         ];

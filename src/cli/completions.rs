@@ -68,6 +68,7 @@ fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("disk", |disk| naming(disk, "disks"))
         .mut_subcommand("base", |base| naming(base, "bases"))
+        .mut_subcommand("trash", |trash| naming(trash, "trash"))
         .mut_subcommand("trace", |trace| naming(trace, "bases"))
         .mut_subcommand("job", |job| naming(job, "jobs"))
 }
@@ -86,6 +87,7 @@ fn naming(mut command: clap::Command, kind: &'static str) -> clap::Command {
         let kind = match arg.get_id().as_str() {
             "name" | "names" | "id" | "ids" if !creates => kind,
             "base" => "bases",
+            "disk" | "disks" if kind == "trash" => kind,
             // The beginning of DISK@SNAPSHOT.
             "disk" | "from" | "source" if is_of_disks => "disks",
             "disk" => "disks",

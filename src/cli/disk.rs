@@ -23,6 +23,7 @@ use super::output::{Column, Kind, printable};
 use super::retry::{self, Removal};
 use super::snapshot;
 use super::table::fields;
+use super::trash;
 use crate::control::wire::{self, CreateDisks, ErrorKind, Removed, Resize, WorkKind};
 
 const EXAMPLES: &str = "\
@@ -74,9 +75,12 @@ Examples:
   plyfs disk rm vm1
   plyfs disk rm vm1 vm2
   plyfs disk rm vm1@monday          a snapshot
+  plyfs disk rm vm1 --now           past the trash
 
-The command deletes all data of the disk. It refuses a disk that is open, and names the processes; with --force such a \
-disk exists without a name until its last close. A disk with snapshots goes with --snapshots only. Clones stay.";
+The command deletes all data of the disk. Where the daemon has a trash (serve --trash-grace), it puts the disk there \
+first: plyfs trash restore vm1 takes it back, until its time is over. A snapshot skips the trash. The command refuses a \
+disk that is open, and names the processes; with --force such a disk exists without a name until its last close. A disk \
+with snapshots goes with --snapshots only. Clones stay.";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
@@ -209,6 +213,16 @@ pub(super) enum Disk {
         /// Also remove the snapshots of the disks
         #[arg(long)]
         snapshots: bool,
+        /// Skip the trash
+        #[arg(long)]
+        now: bool,
+    },
+    /// List the disks that share layers with a disk: its clones and theirs
+    #[command(after_help = trash::DISK_CHILDREN_EXAMPLES)]
+    Children {
+        /// The disk, or DISK@SNAPSHOT
+        #[arg(value_name = "DISK", value_parser = args::disk_or_snapshot)]
+        disk: DiskOrSnapshot,
     },
     /// Take a snapshot of a disk
     #[command(after_help = snapshot::SNAPSHOT_EXAMPLES)]
@@ -326,12 +340,13 @@ impl Disk {
                 })
             }
             Self::Map { name, cells } => map::show(global, "disk", &name, cells),
-            Self::Rm { names, force, snapshots } => {
+            Self::Rm { names, force, snapshots, now } => {
                 remove_each(global, &names, |client, name| match &name.snapshot {
                     Some(snapshot) => snapshot::remove(client, &name.disk, snapshot),
-                    None => remove_disk(client, &name.disk, Removal { force, snapshots }),
+                    None => remove_disk(client, &name.disk, Removal { force, snapshots, now }),
                 })
             }
+            Self::Children { disk } => trash::children_of_disk(global, &disk),
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
@@ -413,19 +428,24 @@ pub(super) fn paths(value: &Value) -> String {
     objects.iter().filter_map(|object| object["path"].as_str()).map(|path| printable(path) + "\n").collect()
 }
 
-/// The error for a disk that is open, with the names of the processes when this command can see them. None when a disk
+/// The error for a disk or base that is open, with the names of the processes when this command can see them. None when a disk
 /// that may be open is not.
-fn naming_holders(client: &Client, name: &str, error: CliError, remedy: &'static str) -> Option<CliError> {
+pub(super) fn naming_holders(
+    client: &Client,
+    (noun, name): (&str, &str),
+    error: CliError,
+    remedy: &'static str,
+) -> Option<CliError> {
     if !(error.is(ErrorKind::InUse) || error.is(ErrorKind::MayBeInUse)) {
         return Some(error);
     }
-    let shown = client.get(&format!("/v1/disks/{name}"), &format!("cannot show disk {name}"));
+    let shown = client.get(&format!("/v1/{noun}s/{name}"), &format!("cannot show {noun} {name}"));
     let path = shown.ok().and_then(|shown| Some(PathBuf::from(shown["path"].as_str()?)));
     let Some((path, mount)) = path.as_deref().and_then(|path| Some((path, path.parent()?.parent()?))) else {
         return Some(error);
     };
     match holders_of(path, mount) {
-        Some(holders) => Some(CliError::Open { object: format!("disk {name}"), holders, remedy }),
+        Some(holders) => Some(CliError::Open { object: format!("{noun} {name}"), holders, remedy }),
         None if error.is(ErrorKind::MayBeInUse) && holders::are_all_seen(mount) => None,
         None => Some(error),
     }
@@ -450,7 +470,7 @@ pub(super) fn refuse_open(client: &Client, name: &str, remedy: &'static str) -> 
             };
             let error =
                 CliError::Refused { kind: Some(kind), message: format!("disk {name}: {state}; {remedy}") };
-            return naming_holders(client, name, error, remedy).map_or(Ok(()), Err);
+            return naming_holders(client, ("disk", name), error, remedy).map_or(Ok(()), Err);
         }
         std::thread::sleep(CLOSING / 20);
     }
@@ -462,7 +482,7 @@ pub(super) fn naming_open(client: &Client, name: &str, error: CliError) -> CliEr
     match &error {
         CliError::Refused { kind, message } => {
             let same = CliError::Refused { kind: *kind, message: message.clone() };
-            naming_holders(client, name, same, REMEDY).unwrap_or(error)
+            naming_holders(client, ("disk", name), same, REMEDY).unwrap_or(error)
         }
         _ => error,
     }
@@ -475,7 +495,7 @@ fn naming_shrunk(client: &Client, name: &str, error: CliError) -> CliError {
     match &error {
         CliError::Refused { kind, message } => {
             let same = CliError::Refused { kind: *kind, message: message.clone() };
-            naming_holders(client, name, same, REMEDY).unwrap_or(error)
+            naming_holders(client, ("disk", name), same, REMEDY).unwrap_or(error)
         }
         _ => error,
     }
@@ -528,7 +548,7 @@ fn with_names(disks: &Value) -> Value {
 fn remove_disk(client: &Client, name: &str, options: Removal) -> Result<Value, CliError> {
     const REMEDY: &str = "close it there, or repeat with --force: its data is deleted at the last close";
     retry::remove(client, "disk", name, options).or_else(|error| {
-        match naming_holders(client, name, error, REMEDY) {
+        match naming_holders(client, ("disk", name), error, REMEDY) {
             Some(error) => Err(error),
             None => retry::remove(client, "disk", name, Removal { force: true, ..options }),
         }

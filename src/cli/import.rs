@@ -98,8 +98,12 @@ impl Import {
         });
         progress.clear();
         if let Err(error) = copied {
-            let removed =
-                retry::remove(&client, "disk", &self.name, Removal { force: true, ..Removal::default() });
+            let removed = retry::remove(
+                &client,
+                "disk",
+                &self.name,
+                Removal { force: true, now: true, ..Removal::default() },
+            );
             let error = match signal {
                 Some(signal) => {
                     let message = format!("{}: a signal ended it; no disk is left", self.action());

@@ -285,7 +285,7 @@ impl Copy<'_> {
         let (name, action) = (&self.import.name, self.import.action());
         match self.since() {
             None => {
-                let removal = Removal { force: true, snapshots: true };
+                let removal = Removal { force: true, snapshots: true, now: true };
                 retry::remove(self.client, "disk", name, removal).map(drop)
             }
             Some(since) => {

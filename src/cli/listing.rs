@@ -184,7 +184,12 @@ impl Listing {
         (noun, columns, all): (&Noun, &[Column], usize),
     ) -> Result<(), CliError> {
         if self.quiet {
-            let names: Vec<&str> = rows.iter().filter_map(|row| row[noun.name].as_str()).collect();
+            let name = |row: &Value| match &row[noun.name] {
+                Value::String(name) => Some(name.clone()),
+                Value::Number(number) => Some(number.to_string()),
+                _ => None,
+            };
+            let names: Vec<String> = rows.iter().filter_map(name).collect();
             return output.value(&serde_json::json!(names), |_| {
                 names.iter().map(|name| printable(name) + "\n").collect()
             });

@@ -43,6 +43,7 @@ mod table;
 mod tests;
 mod top;
 mod trace;
+mod trash;
 mod upgrade;
 mod work;
 
@@ -128,6 +129,8 @@ enum Command {
     #[command(subcommand)]
     Pool(pool::Pool),
     #[command(subcommand)]
+    Trash(trash::Trash),
+    #[command(subcommand)]
     Trace(trace::Trace),
     #[command(subcommand)]
     Job(job::Job),
@@ -167,6 +170,7 @@ pub fn main() -> ExitCode {
         Command::Base(base) => base.run(&global),
         Command::Disk(disk) => disk.run(&global),
         Command::Pool(pool) => pool.run(&global),
+        Command::Trash(trash) => trash.run(&global),
         Command::Trace(trace) => trace.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),

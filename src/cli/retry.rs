@@ -142,11 +142,13 @@ pub(super) struct Removal {
     pub force: bool,
     /// The snapshots of a disk.
     pub snapshots: bool,
+    /// What the trash would keep.
+    pub now: bool,
 }
 
 impl Removal {
     fn query(self) -> String {
-        let given = [("force", self.force), ("snapshots", self.snapshots)];
+        let given = [("force", self.force), ("snapshots", self.snapshots), ("now", self.now)];
         let given: Vec<_> = given.iter().filter(|(_, is_given)| *is_given).collect();
         let mut query = String::new();
         for (at, (name, _)) in given.into_iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
@@ -42,6 +43,16 @@ pub(super) struct Flags {
     /// 64G]
     #[arg(long, value_name = "SIZE", value_parser = args::size_or_zero, allow_hyphen_values = true)]
     cache_disk: Option<u64>,
+    /// How long a removed disk can be restored with `plyfs trash restore`, such as 7d; 0 for no trash [default: 0]
+    #[arg(long, value_name = "TIME", value_parser = args::time_or_zero)]
+    trash_grace: Option<Duration>,
+    /// Remove bases that nothing has needed for this long, such as 30d [default: never]
+    #[arg(long, value_name = "TIME", value_parser = args::time)]
+    base_unused_age: Option<Duration>,
+    /// Disk space that bases which nothing needs may take; above it the least recently used are removed [default: no
+    /// limit]
+    #[arg(long, value_name = "SIZE", value_parser = args::size_or_zero, allow_hyphen_values = true)]
+    base_unused_limit: Option<u64>,
     /// Let users other than the daemon's enter the mount [default: true as root, else false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_other: Option<bool>,
@@ -66,6 +77,9 @@ impl Flags {
             cache_memory: self.cache_memory,
             cache_disk: self.cache_disk,
             allow_other: self.allow_other,
+            trash_grace: self.trash_grace,
+            base_unused_age: self.base_unused_age,
+            base_unused_limit: self.base_unused_limit,
             log_level: self.log_level,
             log_format: self.log_format,
         }

@@ -54,6 +54,10 @@ pub(super) fn human(status: &wire::Status) -> String {
         pairs
             .push(("space", format!("{} of {} available{full}", format_size(available), format_size(total))));
     }
+    if status.trashed_disks > 0 {
+        let (disks, bytes) = (status.trashed_disks, format_size(status.trashed_bytes));
+        pairs.push(("trash", format!("{disks} disks, {bytes}; plyfs trash purge frees it")));
+    }
     let maps = &status.live_maps;
     if let (Some(bytes), Some(limit)) = (maps.bytes, maps.limit_bytes) {
         let path = maps.path.as_deref().map_or_else(String::new, |path| format!(", {}", printable(path)));

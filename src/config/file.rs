@@ -28,6 +28,8 @@ pub(super) struct File {
     pub metrics: super::MetricsConfig,
     pub notify: super::NotifyConfig,
     pub page: super::PageConfig,
+    pub trash: super::TrashConfig,
+    pub bases: super::UnusedBasesConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -220,7 +220,7 @@ fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError
     Err(invalid(key, format!("{path:?} is not an absolute path in UTF-8; give one")))
 }
 
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
 }
 
@@ -247,11 +247,13 @@ impl EncodedDuration {
     }
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     EncodedDuration::deserialize(deserializer)?.read()
 }
 
-fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
     Option::<EncodedDuration>::deserialize(deserializer)?.map(EncodedDuration::read).transpose()
 }
 

@@ -14,6 +14,7 @@ mod metrics;
 mod notify;
 mod page;
 pub mod place;
+mod retention;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod tests;
 mod trace;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -31,6 +33,7 @@ pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
 pub use notify::NotifyConfig;
 pub use page::{PageAddress, PageConfig};
+pub use retention::{TrashConfig, UnusedBasesConfig};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 
@@ -123,6 +126,12 @@ pub struct Config {
     /// `[page]`: see [`PageConfig`].
     #[serde(default)]
     pub page: PageConfig,
+    /// `[trash]`: see [`TrashConfig`].
+    #[serde(default)]
+    pub trash: TrashConfig,
+    /// `[bases]`: see [`UnusedBasesConfig`].
+    #[serde(default)]
+    pub bases: UnusedBasesConfig,
 }
 
 /// When whole bases are fetched.
@@ -232,6 +241,12 @@ pub struct Overrides {
     pub cache_disk: Option<u64>,
     /// `--allow-other`.
     pub allow_other: Option<bool>,
+    /// `--trash-grace`.
+    pub trash_grace: Option<Duration>,
+    /// `--base-unused-age`.
+    pub base_unused_age: Option<Duration>,
+    /// `--base-unused-limit`, in bytes.
+    pub base_unused_limit: Option<u64>,
     /// `--log-level`.
     pub log_level: Option<String>,
     /// `--log-format`.
@@ -341,6 +356,11 @@ impl Config {
             metrics: file.metrics,
             notify: file.notify,
             page: file.page,
+            trash: TrashConfig { grace: flags.trash_grace.unwrap_or(file.trash.grace) },
+            bases: UnusedBasesConfig {
+                unused_age: flags.base_unused_age.or(file.bases.unused_age),
+                unused_limit: flags.base_unused_limit.or(file.bases.unused_limit),
+            },
         };
         config.validate()?;
         Ok(config)
@@ -363,6 +383,8 @@ impl Config {
         self.metrics.validate()?;
         self.notify.validate(self.security.network)?;
         self.page.validate()?;
+        self.trash.validate()?;
+        self.bases.validate()?;
         self.log.validate()
     }
 

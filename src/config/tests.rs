@@ -5,7 +5,8 @@ use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
     Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, MetricsConfig,
-    NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, default_cache_memory, file,
+    NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, TrashConfig, UnusedBasesConfig,
+    default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -210,6 +211,11 @@ fn every_key_of_the_file_is_read() {
         [page]
         listen = "192.0.2.1:8080"
         remote = true
+        [trash]
+        grace = "7d"
+        [bases]
+        unused_age = "1h"
+        unused_limit = "5G"
         "#,
         Overrides::default(),
     )
@@ -275,6 +281,8 @@ fn every_key_of_the_file_is_read() {
             events: vec!["base.hit".into()],
         },
         page: crate::config::PageConfig { listen: Some("192.0.2.1:8080".into()), remote: true },
+        trash: TrashConfig { grace: Duration::from_secs(7 * 86_400) },
+        bases: UnusedBasesConfig { unused_age: Some(Duration::from_secs(3600)), unused_limit: Some(5 << 30) },
     };
     assert_eq!(config, expected);
 }
@@ -287,16 +295,23 @@ fn flags_override_the_file() {
         cache_memory: Some(2 << 20),
         cache_disk: Some(3 << 20),
         allow_other: Some(false),
+        trash_grace: Some(Duration::from_secs(60)),
+        base_unused_age: Some(Duration::from_secs(61)),
+        base_unused_limit: Some(4 << 20),
         log_level: Some("warn".into()),
         log_format: Some(LogFormat::Human),
     };
     let toml = "store.path = '/a'\nmount.path = '/b'\nmount.allow_other = true\ncache.memory = '1G'\n\
-                cache.disk = '1G'\nlog.level = 'trace'\nlog.format = 'json'\n";
+                cache.disk = '1G'\nlog.level = 'trace'\nlog.format = 'json'\n\
+                trash.grace = '1d'\nbases.unused_age = '1d'\nbases.unused_limit = 0\n";
     let config = load(toml, flags).expect("valid");
     assert_eq!(config.store, Path::new("/f"));
     assert_eq!(config.mount, std::env::current_dir().expect("current directory").join("relative"));
     assert_eq!((config.cache_memory, config.cache_disk), (2 << 20, Some(3 << 20)));
     assert!(!config.allow_other);
+    assert_eq!(config.trash.grace, Duration::from_secs(60));
+    assert_eq!(config.bases.unused_age, Some(Duration::from_secs(61)));
+    assert_eq!(config.bases.unused_limit, Some(4 << 20));
     assert_eq!(config.log, LogConfig { level: "warn".into(), format: LogFormat::Human });
 }
 

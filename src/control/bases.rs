@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::idempotency::Key;
 use super::wire::{
     self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
 };
-use super::{Answer, ApiError, Control, Name, blocking, hex};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File, Finding};
 use crate::fetch::kept::Reach;
@@ -153,8 +155,10 @@ pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
         let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
         let bases = c.store.bases();
         let findings = c.bases.examine(&bases);
+        let trash = c.trash_of_bases();
         let listed = bases.iter().zip(findings);
-        Ok(listed.map(|(base, finding)| c.base_with(base, count(base), finding)).collect())
+        let users = |base: &BaseNode| (count(base), trash.get(&base.id()).copied().unwrap_or_default());
+        Ok(listed.map(|(base, finding)| c.base_with(base, users(base), finding)).collect())
     })
     .await
 }
@@ -173,18 +177,44 @@ pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<B
     blocking(move || Ok(c.base(&c.store.base(&name)?))).await
 }
 
+/// Whether a removal may take a base from clients that have its own file open.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Removal {
+    /// Remove the base although a client has its file open.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Remove a base
 ///
-/// Refused while a disk needs the base. The image itself does not change.
+/// Refused while a disk needs the base, in the trash too, and while a client has the base's own file open, unless `force`
+/// is set: then its reads fail. The image itself does not change.
 #[utoipa::path(
     delete,
     path = "/v1/bases/{name}",
     tag = "bases",
     operation_id = "remove_base",
+    params(Removal),
     responses((status = 200, description = "The base is removed.", body = Removed))
 )]
-pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer<Removed> {
+pub(super) async fn remove(
+    State(c): State<Control>,
+    Name(name): Name,
+    query: Result<Query<Removal>, QueryRejection>,
+) -> Answer<Removed> {
+    let Query(Removal { force }) = query?;
     blocking(move || {
+        let base = c.store.base(&name)?;
+        if !force && c.bases.users(&base) == 0 && c.service.may_have_open(&base) {
+            let (cause, state) = match base.open_handles() {
+                Some(_) => (Cause::InUse, "a client has its file open"),
+                None => (Cause::MayBeInUse, "a client may have its file open since an earlier worker"),
+            };
+            let why = format!("base {name}: {state}; close it first, or set force (--force)");
+            return Err(ApiError::new(cause, why));
+        }
         c.bases.remove(&name)?;
         Ok(Removed { removed: vec![name] })
     })
@@ -194,10 +224,12 @@ pub(super) async fn remove(State(c): State<Control>, Name(name): Name) -> Answer
 impl Control {
     pub(super) fn base(&self, node: &Arc<BaseNode>) -> Base {
         let finding = self.bases.examine(std::slice::from_ref(node)).pop().unwrap_or_default();
-        self.base_with(node, self.bases.users(node), finding)
+        let trash = self.trash_of_bases().remove(&node.id()).unwrap_or_default();
+        self.base_with(node, (self.bases.users(node), trash), finding)
     }
 
-    fn base_with(&self, node: &BaseNode, disks: usize, finding: Finding) -> Base {
+    /// `trash`: how many of the disks are in the trash, and their bytes.
+    fn base_with(&self, node: &BaseNode, (disks, trash): (usize, (u64, u64)), finding: Finding) -> Base {
         let record = node.record();
         let options = node.options();
         let (sha256, sha512) = match &record.image.identity.digest {
@@ -231,6 +263,9 @@ impl Control {
             size: record.size(),
             source_size: record.image.identity.size,
             disks: disks as u64,
+            trashed_disks: trash.0,
+            trashed_bytes: trash.1,
+            last_used: (disks == 0).then(|| rfc3339(self.store.last_used(node))),
             cached_bytes: if kept.is_empty() { node.cached_bytes() } else { kept_bytes },
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),

@@ -19,7 +19,7 @@ use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool, limits};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
 use crate::io::sys;
-use crate::store::{DiskNode, NewDisk, Origin, StoreError};
+use crate::store::{self, DiskNode, NewDisk, Origin, StoreError};
 
 /// List the disks
 ///
@@ -125,12 +125,16 @@ pub(super) struct Removal {
     /// Remove its snapshots too. By default a disk with snapshots is not removed.
     #[serde(default)]
     snapshots: bool,
+    /// Skip the trash: the data is gone at once.
+    #[serde(default)]
+    now: bool,
 }
 
 /// Remove a disk
 ///
-/// The name is free at once. The daemon refuses the removal of a disk that a client has open, unless `force` is set;
-/// then the data of the disk is deleted at its last close.
+/// The name is free at once. With `[trash] grace` the disk is in the trash then, and can be restored. The daemon refuses
+/// the removal of a disk that a client has open, unless `force` is set; then the data of the disk is deleted at its last
+/// close, or stays in the trash.
 #[utoipa::path(
     delete,
     path = "/v1/disks/{name}",
@@ -144,12 +148,12 @@ pub(super) async fn remove(
     Name(name): Name,
     query: Result<Query<Removal>, QueryRejection>,
 ) -> Answer<Removed> {
-    let Query(Removal { force, snapshots }) = query?;
+    let Query(Removal { force, snapshots, now }) = query?;
     if !force {
         c.refuse_in_use(vec![c.store.disk(&name)?]).await?;
     }
     blocking(move || {
-        let node = if snapshots { c.store.unlink_with_snapshots(&name)? } else { c.store.unlink(&name)? };
+        let node = c.store.remove_disk(&name, store::Removal { snapshots, now })?;
         // A client that has it open keeps it until the last close, which its frontend reports.
         c.service.purge(node.id())?;
         Ok(Removed { removed: vec![name] })

@@ -34,6 +34,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod traces;
+mod trash;
 pub mod wire;
 
 use std::io;
@@ -184,6 +185,12 @@ fn router(control: Control) -> Router {
         .route("/v1/bases/{name}/evict", post(kept::evict))
         .route("/v1/bases/{name}/hydrate", post(kept::hydrate))
         .route("/v1/bases/{name}/verify", post(kept::verify))
+        .route("/v1/bases/{name}/children", get(trash::of_base))
+        .route("/v1/prune", post(trash::prune))
+        .route("/v1/trash", get(trash::list))
+        .route("/v1/trash/{id}", delete(trash::purge))
+        .route("/v1/trash/{id}/restore", post(trash::restore))
+        .route("/v1/disks/{name}/children", get(trash::of_disk))
         .route("/v1/disks", get(disks::list).post(disks::create))
         .route("/v1/disks/{name}", get(disks::show).delete(disks::remove))
         .route("/v1/disks/{name}/map", get(maps::disk))

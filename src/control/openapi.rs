@@ -14,17 +14,19 @@ use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
     bases, changes, clients, disks, events, extents, jobs, kept, limits, maps, metrics, pools, servers,
-    snapshots, stats, status, traces, wire,
+    snapshots, stats, status, traces, trash, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
+/// The pattern of the number of a disk.
+const NUMBER: &str = "^[0-9]{1,20}$";
 /// The pattern of the identifier of a job.
 const JOB: &str =
     "^(hydrate|verify|flatten|rebase|compact|move|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 19] = [
+const REQUESTS: [&str; 21] = [
     "AddBase",
     "AddPool",
     "Below",
@@ -36,8 +38,10 @@ const REQUESTS: [&str; 19] = [
     "Hydrate",
     "Move",
     "Pin",
+    "PruneBases",
     "Rebase",
     "Resize",
+    "RestoreDisk",
     "Rollback",
     "SetLimits",
     "SetUrls",
@@ -109,6 +113,10 @@ a name one succeeds.
         changes::rebase,
         changes::compact,
         changes::relocate,
+        trash::of_disk,
+        trash::list,
+        trash::restore,
+        trash::purge,
         maps::disk,
         extents::changed,
         pools::list,
@@ -120,6 +128,8 @@ a name one succeeds.
         bases::add,
         bases::show,
         bases::remove,
+        trash::of_base,
+        trash::prune,
         maps::base,
         servers::set,
         servers::fail,
@@ -178,6 +188,7 @@ pub fn document() -> Value {
             ("/v1/disks/{name}", "name", "Name of the disk.", NAME),
             ("/v1/bases/{name}", "name", "Name of the base.", NAME),
             ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
+            ("/v1/trash/{id}", "id", "Number of the disk.", NUMBER),
         ];
         for (_, name, text, pattern) in in_path.into_iter().filter(|(prefix, ..)| path.starts_with(prefix)) {
             let parameter = |name: &str, text: &str, pattern: &str| {

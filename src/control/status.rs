@@ -53,7 +53,8 @@ pub(super) async fn stop(State(c): State<Control>, body: Result<Bytes, BytesReje
     };
     if !force {
         let named = c.store.disks_after(0);
-        c.refuse_in_use(named.into_iter().chain(c.store.unlinked()).collect()).await?;
+        let removed = c.store.unlinked().into_iter().chain(c.store.trashed());
+        c.refuse_in_use(named.into_iter().chain(removed).collect()).await?;
     }
     quick(move || {
         c.daemon.stop().map_err(supervisor_unreachable)?;
@@ -159,6 +160,8 @@ impl Control {
             live_maps: self.live_maps(&report),
             layer_indexes: self.layer_indexes(),
             unlinked_disks: self.store.unlinked().len() as u64,
+            trashed_disks: self.store.trashed().len() as u64,
+            trashed_bytes: self.store.trash_bytes(),
             damaged: damaged
                 .iter()
                 .map(|(file, error)| DamagedFile { file: file.clone(), error: error.to_string() })

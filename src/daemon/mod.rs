@@ -19,6 +19,7 @@ mod page_socket;
 mod pool;
 mod process;
 mod relocation;
+mod retention;
 mod start;
 mod supervisor;
 mod unavailable;

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
 use super::{handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
@@ -430,6 +431,7 @@ fn serve(
     let of_pools = POOL_DESCRIPTORS * store.pool_numbers().len() as u64;
     store.attach_at_most(most_attached(descriptor_limit.saturating_sub(of_pools)));
     store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);
+    store.keep_removed_for(config.trash.grace);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -456,6 +458,8 @@ fn serve(
                 tracing::error!(%error, disk, "cannot delete a removed disk; its space stays in use");
             }
         }
+    } else {
+        store.bases().iter().for_each(|base| base.set_inherited(true));
     }
     let (uid, gid) = sys::effective_ids();
     let owner = Ownership { uid, gid, base_mode: config.base_mode, since_ns: start.since_ns };
@@ -489,6 +493,7 @@ fn serve(
         config.hydrate.auto,
     );
     let disk_jobs = DiskJobs::new(store.clone());
+    let retention = Retention::new(config, store.clone(), service.clone(), bases.clone(), events.clone());
     let notifications = Arc::<Notifications>::default();
     let web = config.notify.url.iter().map(|url| Destination::Web(sources.http().clone(), url.clone()));
     let command =
@@ -545,6 +550,7 @@ fn serve(
         spawn_reaper(service).map_err(no_thread)?;
     }
     spawn_upkeep(store.clone()).map_err(no_thread)?;
+    retention.spawn().map_err(no_thread)?;
     hydrations.resume();
     disk_jobs.resume();
     channel.send(&FromWorker::Ready).map_err(|e| format!("cannot reach the supervisor: {e}"))?;

@@ -55,6 +55,8 @@ pub enum Kind {
     BaseResumed,
     /// All of a base is in the store, and its digest matches.
     BaseHydrated,
+    /// A base that nothing needed was removed.
+    BaseRemoved,
     /// The persistent cache does not keep fetched blocks.
     CacheDegraded,
     /// The persistent cache keeps fetched blocks again.
@@ -69,7 +71,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::WorkerStarted,
         Self::BaseHit,
         Self::BaseMiss,
@@ -79,6 +81,7 @@ impl Kind {
         Self::BaseWaiting,
         Self::BaseResumed,
         Self::BaseHydrated,
+        Self::BaseRemoved,
         Self::CacheDegraded,
         Self::CacheRecovered,
         Self::TraceRecorded,
@@ -98,6 +101,7 @@ impl Kind {
             Self::BaseWaiting => "base.waiting",
             Self::BaseResumed => "base.resumed",
             Self::BaseHydrated => "base.hydrated",
+            Self::BaseRemoved => "base.removed",
             Self::CacheDegraded => "cache.degraded",
             Self::CacheRecovered => "cache.recovered",
             Self::TraceRecorded => "trace.recorded",

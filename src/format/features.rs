@@ -13,9 +13,23 @@ const LIMITS: u16 = 2;
 const POOLS: u16 = 4;
 const REWORK: u16 = 5;
 
+/// Tag of [`Features::trash`].
+const TRASH: u16 = 1;
+
+/// A removed disk can be restored until a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trashed {
+    /// When it was removed, nanoseconds since the epoch.
+    pub removed_ns: i64,
+    /// From when on its files may be removed.
+    pub purge_ns: i64,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Features {
+    /// Of an unlinked disk: it is in the trash. Of a disk with a name: a rename is about to take the name.
+    pub trash: Option<Trashed>,
     /// The limits of the disk.
     pub limits: Limits,
     /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
@@ -33,6 +47,11 @@ impl Features {
 
     fn fields(&self, lineage: &Lineage) -> Fields {
         let mut fields = Vec::new();
+        if let Some(Trashed { removed_ns, purge_ns }) = self.trash {
+            let mut w = Writer::new();
+            w.i64(removed_ns).i64(purge_ns);
+            fields.push((TRASH, w.finish()));
+        }
         if self.limits != Limits::default() {
             let mut w = Writer::new();
             self.limits.put(&mut w);
@@ -52,6 +71,7 @@ impl Features {
 
     fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
         match tag {
+            TRASH => self.trash = Some(Trashed { removed_ns: r.i64()?, purge_ns: r.i64()? }),
             LIMITS => self.limits = Limits::get(r)?,
             POOLS => self.pools = get_pools(r)?,
             REWORK => lineage.rework = Some(Rework::get(r)?),

@@ -17,6 +17,8 @@ pub const NAMES: &str = "names";
 pub const POOLS: &str = "pools";
 /// In the directory of a pool: its identity. A directory without it is no pool.
 pub const POOL_IDENTITY: &str = "plyfs.pool";
+/// The list of uses: when each base was needed last.
+pub const USED: &str = "used";
 /// How the last daemon ended.
 pub const OUTCOME: &str = "daemon.outcome";
 /// The control socket of the running daemon.

@@ -23,6 +23,7 @@ pub mod rework;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+pub mod used;
 
 pub use codec::{Envelope, FormatError, Kind, Reader, Writer};
 

@@ -519,6 +519,11 @@ pub struct Salvage {
 }
 
 impl DiskRecord {
+    /// Whether it lost its name, and cannot have one again: its files are to be removed.
+    pub fn is_removed(&self) -> bool {
+        self.unlinked && self.features.trash.is_none()
+    }
+
     /// Reads bytes that look like a name from a record that [`DiskRecord::decode`] refuses.
     pub fn salvage(bytes: &[u8]) -> Option<Salvage> {
         let mut r = Reader::new(bytes.get(ENVELOPE_HEAD..)?, DISK.structure);

@@ -6,6 +6,8 @@ mod limits;
 mod names;
 mod pools;
 mod trace;
+mod trash;
+mod used;
 
 use super::features::Features;
 use super::journal::{Expected, Journal, MapHeader, Record, Run};

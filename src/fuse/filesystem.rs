@@ -49,8 +49,10 @@ impl Filesystem for PlyFs {
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         // The kernel does not use the inode any more.
-        if let Ok(disk) = disk_of(ino) {
-            self.service.forgotten(disk);
+        match Node::of(ino.0) {
+            Some(Node::Disk(disk)) => self.service.forgotten(disk),
+            Some(Node::Base(base)) => self.service.forgotten_base(base),
+            _ => {}
         }
     }
 
@@ -265,8 +267,10 @@ impl Filesystem for PlyFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Ok(disk) = disk_of(ino) {
-            self.service.closed(disk);
+        match Node::of(ino.0) {
+            Some(Node::Disk(disk)) => self.service.closed(disk),
+            Some(Node::Base(base)) => self.service.closed_base(base),
+            _ => {}
         }
         reply.ok();
     }

@@ -214,6 +214,14 @@ impl Frontend for KernelNotifier {
         self.refresh(Node::Disk(disk).ino())
     }
 
+    fn release_base(&self, base: u64) {
+        self.forget_names(Node::Base(base).ino());
+    }
+
+    fn may_use_base(&self, base: u64) -> io::Result<bool> {
+        self.refresh(Node::Base(base).ino())
+    }
+
     fn resized(&self, disk: u64) {
         // Of an inode that the kernel does not know there are no attributes to drop.
         let _ = self.refresh(Node::Disk(disk).ino());

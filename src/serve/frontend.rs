@@ -22,6 +22,15 @@ pub trait Frontend: Send + Sync {
     /// When the frontend cannot tell.
     fn may_use(&self, disk: u64) -> io::Result<bool>;
 
+    /// As [`release`](Self::release), of a base's own file.
+    fn release_base(&self, base: u64);
+
+    /// As [`may_use`](Self::may_use), of a base's own file.
+    ///
+    /// # Errors
+    /// When the frontend cannot tell.
+    fn may_use_base(&self, base: u64) -> io::Result<bool>;
+
     /// The size of a disk changed, and not by a request of this frontend.
     fn resized(&self, disk: u64);
 }
@@ -69,6 +78,13 @@ impl Frontends {
     pub fn may_use(&self, disk: u64) -> bool {
         let all = self.all();
         all.is_empty() || all.iter().any(|frontend| frontend.may_use(disk).unwrap_or(true))
+    }
+
+    /// Whether a caller of one of them may have a base's own file open. They first drop what they keep of it.
+    pub fn may_use_base(&self, base: u64) -> bool {
+        let all = self.all();
+        all.iter().for_each(|frontend| frontend.release_base(base));
+        all.is_empty() || all.iter().any(|frontend| frontend.may_use_base(base).unwrap_or(true))
     }
 
     /// Tells all of them that the size of a disk changed.

@@ -277,7 +277,11 @@ impl Service {
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             answer(match target {
                 Target::Disk(id) => service.disk(id).and_then(|node| open_disk(&node)),
-                Target::Base(_) | Target::Snapshot(_) => Ok(Handle(0)),
+                Target::Base(id) => service.base(id).map(|node| {
+                    node.opened();
+                    Handle(0)
+                }),
+                Target::Snapshot(_) => Ok(Handle(0)),
             });
         });
     }
@@ -285,6 +289,13 @@ impl Service {
     /// Notes that the last user of a handle has closed it.
     pub fn closed(&self, disk: u64) {
         if let Ok(node) = self.disk(disk) {
+            node.closed();
+        }
+    }
+
+    /// Notes that the last user of a handle of a base's own file has closed it.
+    pub fn closed_base(&self, base: u64) {
+        if let Ok(node) = self.base(base) {
             node.closed();
         }
     }

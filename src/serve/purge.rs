@@ -4,9 +4,11 @@
 //! service asks all of them each time. Without an answer the disk is kept, and the next worker asks again
 //! ([`Service::reap`]).
 
+use std::sync::Arc;
+
 use super::pool::Lane;
 use super::{Service, Target, log};
-use crate::store::StoreError;
+use crate::store::{BaseNode, DiskNode, StoreError};
 
 impl Service {
     /// Removes the files of a disk that lost its name, when no caller can have it open. May wait for the frontends.
@@ -35,6 +37,45 @@ impl Service {
             // The worker that removed it may have died before it told the frontends, which keep names for disks.
             self.purge(node.id()).unwrap_or_else(|error| tracing::error!(%error, "cleaning up"));
         }
+    }
+
+    /// Whether a caller may have a base's own file open. May wait for the frontends.
+    pub fn may_have_open(&self, base: &BaseNode) -> bool {
+        match base.open_handles() {
+            Some(handles) => handles > 0,
+            None => self.frontends.may_use_base(base.id()),
+        }
+    }
+
+    /// A frontend has let go of a base's own file: no caller has it open, whatever an earlier worker opened.
+    pub fn forgotten_base(&self, base: u64) {
+        if let Ok(node) = self.base(base) {
+            node.set_inherited(false);
+        }
+    }
+
+    /// Removes the data of a trashed disk, for good. A caller that has the disk open keeps it until the last close.
+    ///
+    /// # Errors
+    /// Those of [`Store::discard`](crate::store::Store::discard) and [`Store::purge`](crate::store::Store::purge).
+    pub fn purge_trashed(&self, disk: u64) -> Result<(), StoreError> {
+        self.store.discard(disk)?;
+        self.purge(disk)
+    }
+
+    /// Removes the data of the first trashed disk whose time is over and that no caller can have open. Returns it. One at
+    /// a time, so that the removal of many does not keep the storage from the guests.
+    ///
+    /// # Errors
+    /// As [`purge_trashed`](Self::purge_trashed).
+    pub fn purge_expired(&self, now_ns: i64) -> Result<Option<Arc<DiskNode>>, StoreError> {
+        let expired = self.store.expired(now_ns).into_iter();
+        let mut nodes = expired.filter_map(|disk| self.store.disk_by_id(disk));
+        // Nothing without a name is opened again: what this worker counts is enough, whatever the kernel keeps of it.
+        let is_closed = |node: &Arc<DiskNode>| node.open_handles() == Some(0) || self.is_unused(node.id());
+        let Some(node) = nodes.find(is_closed) else { return Ok(None) };
+        self.purge_trashed(node.id())?;
+        Ok(Some(node))
     }
 
     /// A frontend has let go of a disk: one without a name is purged, unless another caller has opened it meanwhile.

@@ -519,6 +519,12 @@ impl Frontend for Openers {
         Ok(self.0.load(Ordering::Relaxed))
     }
 
+    fn release_base(&self, _base: u64) {}
+
+    fn may_use_base(&self, _base: u64) -> io::Result<bool> {
+        Ok(self.0.load(Ordering::Relaxed))
+    }
+
     fn resized(&self, _disk: u64) {}
 }
 

@@ -21,6 +21,7 @@ mod reworking;
 mod sim_store;
 #[cfg(test)]
 mod tests;
+mod trashing;
 
 use std::any::Any;
 use std::fs;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Frozen};
 use crate::format::BLOCK;
-use crate::store::Store;
+use crate::store::{DiskNode, Store};
 
 /// Contents of a block; `None` is zeros.
 pub(super) type Content = Option<Arc<[u8]>>;
@@ -435,6 +435,10 @@ impl BaseModel {
 pub(super) struct Names {
     pub disks: BTreeMap<String, Arc<DiskModel>>,
     pub bases: BTreeMap<String, BaseModel>,
+    /// Disks in the trash, with the names that they had, in the order of their removal.
+    pub trash: Vec<(String, Arc<DiskModel>)>,
+    /// Whether removed disks go to the trash.
+    pub keeps_removed: bool,
 }
 
 impl Names {
@@ -450,6 +454,18 @@ impl Names {
 
     pub fn disk(&mut self, name: &str) -> &mut DiskModel {
         Arc::make_mut(self.disks.get_mut(name).expect("the disk is in the model"))
+    }
+
+    /// Takes the name from a disk, if there is one of that name. `now`: whether it skips the trash.
+    pub fn remove(&mut self, name: &str, now: bool) {
+        if let Some(disk) = self.disks.remove(name).filter(|_| self.keeps_removed && !now) {
+            self.trash.push((name.to_owned(), disk));
+        }
+    }
+
+    /// Whether a disk in the trash needs the base.
+    pub fn trash_needs(&self, base: &str) -> bool {
+        self.trash.iter().any(|(_, disk)| disk.base.as_deref() == Some(base))
     }
 }
 
@@ -467,7 +483,8 @@ impl Model {
     /// As [`DiskModel::doubt`], for all disks.
     pub fn doubt(&mut self) {
         for names in std::iter::once(&mut self.names).chain(&mut self.alternatives) {
-            names.disks.values_mut().for_each(|disk| Arc::make_mut(disk).doubt());
+            let trashed = names.trash.iter_mut().map(|(_, disk)| disk);
+            names.disks.values_mut().chain(trashed).for_each(|disk| Arc::make_mut(disk).doubt());
         }
     }
 
@@ -480,7 +497,7 @@ impl Model {
         let mut reasons = Vec::new();
         for names in std::iter::once(&self.names).chain(&self.alternatives) {
             match Self::compare_names(names, what, store, &nodes) {
-                Ok(names) => return Ok(Self { names, alternatives: Vec::new(), log: self.log.clone() }),
+                Ok(names) => return Ok(Self { names, alternatives: Vec::new(), ..self.clone() }),
                 Err(reason) => reasons.push(reason),
             }
         }
@@ -492,7 +509,7 @@ impl Model {
         names: &Names,
         what: Interruption,
         store: &Store,
-        nodes: &[Arc<crate::store::DiskNode>],
+        nodes: &[Arc<DiskNode>],
     ) -> Result<Names, String> {
         let mut found: Vec<String> = nodes.iter().map(|node| node.name()).collect();
         found.sort();
@@ -513,48 +530,80 @@ impl Model {
                 ));
             }
         }
-        let mut now = names.clone();
+        let trashed = by_name(store.trashed());
+        let mut wanted: Vec<&(String, Arc<DiskModel>)> = names.trash.iter().collect();
+        wanted.sort_by_key(|(name, _)| name);
+        if !trashed.iter().map(|node| node.name()).eq(wanted.iter().map(|(name, _)| name.clone())) {
+            let found: Vec<String> = trashed.iter().map(|node| node.name()).collect();
+            let wanted: Vec<&String> = wanted.iter().map(|(name, _)| name).collect();
+            return Err(format!("disks in the trash are {found:?}, should be {wanted:?}"));
+        }
+        let mut now = Names { trash: Vec::new(), ..names.clone() };
         for node in nodes {
             let name = node.name();
-            if node.base_name() != names.disks[&name].base {
-                return Err(format!(
-                    "disk {name}: its base is {:?}, should be {:?}",
-                    node.base_name(),
-                    names.disks[&name].base
-                ));
-            }
-            // The attributes without attaching the disk must be those of the attached disk.
-            let listed = node.attributes();
-            if names.is_refused(&names.disks[&name]) {
-                // A disk that was attached before stays attached, but cannot read the base.
-                if node.peek().is_none() && node.attach().is_ok() {
-                    return Err(format!("disk {name} is served although its base is refused"));
-                }
-                now.disk(&name).unchecked |= what == Interruption::PowerCut;
-                continue;
-            }
-            let disk = node.attach().map_err(|e| format!("disk {name} cannot be used: {e}"))?;
-            if listed.size != disk.size() {
-                return Err(format!("disk {name} is listed with {} bytes, has {}", listed.size, disk.size()));
-            }
-            let model = &names.disks[&name];
-            let snapshots: Vec<_> = node.lineage().snapshots;
-            let mut found: Vec<&String> = snapshots.iter().map(|snapshot| &snapshot.name).collect();
-            found.sort();
-            if !found.iter().copied().eq(model.snapshots.keys()) {
-                let wanted = model.snapshots.keys();
-                return Err(format!("disk {name}: its snapshots are {found:?}, should be {wanted:?}"));
-            }
-            for (snapshot, frozen) in &model.snapshots {
-                let name = format!("{name}@{snapshot}");
-                let opened = store.open_snapshot(&node.name(), snapshot);
-                frozen
-                    .compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
-            }
-            let kept = (listed.mode, node.limits().quota);
-            let compared = model.compare(&name, what, &disk, kept)?;
-            now.disks.insert(name, Arc::new(compared));
+            let disk = compare_disk(names, what, node, &names.disks[&name])?;
+            now.disks.insert(name, disk);
+        }
+        let mut compared = BTreeMap::new();
+        for (node, (name, model)) in trashed.iter().zip(wanted) {
+            let disk =
+                compare_disk(names, what, node, model).map_err(|why| format!("in the trash: {why}"))?;
+            compared.entry(name).or_insert_with(Vec::new).push(disk);
+        }
+        // Those of one name keep their order.
+        for (name, _) in &names.trash {
+            let disk = compared.get_mut(name).expect("compared").remove(0);
+            now.trash.push((name.clone(), disk));
         }
         Ok(now)
     }
+}
+
+/// Trashed disks in the order of their names, those of one name in the order of their removal.
+fn by_name(mut nodes: Vec<Arc<DiskNode>>) -> Vec<Arc<DiskNode>> {
+    nodes.sort_by_key(|node| node.name());
+    nodes
+}
+
+/// Compares a disk of an opened store with its model. Returns the model of its actual state.
+fn compare_disk(
+    names: &Names,
+    what: Interruption,
+    node: &DiskNode,
+    model: &Arc<DiskModel>,
+) -> Result<Arc<DiskModel>, String> {
+    let name = node.name();
+    if node.base_name() != model.base {
+        return Err(format!("disk {name}: its base is {:?}, should be {:?}", node.base_name(), model.base));
+    }
+    // The attributes without attaching the disk must be those of the attached disk.
+    let listed = node.attributes();
+    if names.is_refused(model) {
+        // A disk that was attached before stays attached, but cannot read the base.
+        if node.peek().is_none() && node.attach().is_ok() {
+            return Err(format!("disk {name} is served although its base is refused"));
+        }
+        let mut now = model.clone();
+        Arc::make_mut(&mut now).unchecked |= what == Interruption::PowerCut;
+        return Ok(now);
+    }
+    let disk = node.attach().map_err(|e| format!("disk {name} cannot be used: {e}"))?;
+    if listed.size != disk.size() {
+        return Err(format!("disk {name} is listed with {} bytes, has {}", listed.size, disk.size()));
+    }
+    let snapshots: Vec<_> = node.lineage().snapshots;
+    let mut found: Vec<&String> = snapshots.iter().map(|snapshot| &snapshot.name).collect();
+    found.sort();
+    if !found.iter().copied().eq(model.snapshots.keys()) {
+        let wanted = model.snapshots.keys();
+        return Err(format!("disk {name}: its snapshots are {found:?}, should be {wanted:?}"));
+    }
+    for snapshot in &snapshots {
+        let frozen = &model.snapshots[&snapshot.name];
+        let name = format!("{name}@{}", snapshot.name);
+        let opened = node.open_snapshot(snapshot.number).transpose().expect("it is in the record");
+        frozen.compare(&name, &opened.map_err(|e| format!("snapshot {name} cannot be used: {e}"))?)?;
+    }
+    let kept = (listed.mode, node.limits().quota);
+    model.compare(&name, what, &disk, kept).map(Arc::new)
 }

@@ -66,6 +66,24 @@ pub(super) enum Op {
     Unlink {
         disk: String,
     },
+    /// Removes a disk with its snapshots.
+    Remove {
+        disk: String,
+        /// Whether it skips the trash.
+        now: bool,
+    },
+    /// Restores a disk from the trash.
+    Restore {
+        /// Its place in the trash.
+        index: usize,
+        to: String,
+    },
+    /// Takes a disk out of the trash, to be purged.
+    Discard {
+        index: usize,
+        /// How many disks are in the trash then.
+        left: usize,
+    },
     Snapshot {
         disk: String,
         name: String,
@@ -202,6 +220,17 @@ fn any_of_a_base(rng: &mut Rng, names: &Names) -> Op {
     }
 }
 
+/// A random operation on the trash, which is not empty.
+fn any_of_trash(rng: &mut Rng, names: &Names) -> Op {
+    let left = names.trash.len() - 1;
+    let index = rng.below(names.trash.len() as u64) as usize;
+    if rng.chance(40) {
+        return Op::Discard { index, left };
+    }
+    let own = names.trash[index].0.clone();
+    Op::Restore { index, to: if rng.chance(60) { own } else { (*rng.pick(&NAMES)).into() } }
+}
+
 /// A copy to a disk.
 fn any_copy(rng: &mut Rng, to: String, names: &Names) -> Option<Op> {
     let served = names.disks.iter().filter(|(name, disk)| **name != to && !names.is_refused(disk));
@@ -281,6 +310,9 @@ pub(super) fn any(rng: &mut Rng, names: &Names, share_of_layers: u64) -> Op {
         }
         Op::Create { disks }
     };
+    if !names.trash.is_empty() && rng.chance(9) {
+        return any_of_trash(rng, names);
+    }
     if disks.is_empty() || (disks.len() < 2 && rng.chance(30)) {
         if names.bases.is_empty() && rng.chance(60) {
             return Op::AddBase { name: (*rng.pick(&BASES)).into(), source: rng.below(2) as usize };
@@ -342,6 +374,7 @@ pub(super) fn any(rng: &mut Rng, names: &Names, share_of_layers: u64) -> Op {
         74 => Op::Mode { disk, mode: rng.below(0o1000) as u32 },
         75..79 if !free.is_empty() => create(rng),
         75..82 => Op::Rename { from: disk, to: (*rng.pick(&NAMES)).into() },
+        82 if names.keeps_removed => Op::Remove { disk, now: rng.chance(40) },
         82..86 => Op::Unlink { disk },
         86..88 => Op::Purge,
         88..90 => {

@@ -15,7 +15,7 @@ use super::{Campaign, Counts, cut};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
-use crate::store::{DiskNode, NewDisk, Origin, Replace, Store, StoreError};
+use crate::store::{DiskNode, NewDisk, Origin, Removal, Replace, Store, StoreError};
 
 pub(super) struct SimStore {
     pub(super) hook: Arc<HookState>,
@@ -63,8 +63,10 @@ impl SimStore {
     pub fn first_life(campaign: &Arc<Campaign>, seed: u64) -> Result<(), String> {
         let mut rng = Rng::new(seed);
         let medium = SimMedium::new(rng.number());
-        let mut world =
-            Self::watched(campaign, medium, SimLive::default(), Model::default(), rng.fork(), (0, false));
+        // By the seed, so that the other histories are those of a store without a trash.
+        let names = Names { keeps_removed: matches!(seed % 7, 0 | 5 | 6), ..Names::default() };
+        let model = Model { names, ..Model::default() };
+        let mut world = Self::watched(campaign, medium, SimLive::default(), model, rng.fork(), (0, false));
         world.open(Interruption::WorkerDeath)?;
         let steps = 10 + rng.below(30);
         world.live_on(&mut rng, steps)
@@ -139,6 +141,9 @@ impl SimStore {
         let store = store.map_err(|e| hook.violated(&format!("the store cannot be opened: {e}")))?;
         // Without the lock, because attaching a disk calls the medium.
         let model = hook.model.lock().clone();
+        if model.names.keeps_removed {
+            store.keep_removed_for(Duration::MAX);
+        }
         let what = if hook.unsure.load(Ordering::Acquire) { Interruption::PowerCut } else { what };
         let now = model.compare(what, &store).map_err(|e| hook.violated(&e))?;
         let mut model = hook.model.lock();
@@ -195,7 +200,9 @@ impl SimStore {
             match &op {
                 Op::Create { disks } => disks.iter().any(|(name, ..)| has(name)),
                 Op::Rename { from, .. } => !has(from),
-                Op::Unlink { disk } => !has(disk),
+                Op::Unlink { disk } | Op::Remove { disk, .. } => !has(disk),
+                Op::Restore { index, to } => has(to) || *index >= names.trash.len(),
+                Op::Discard { left, .. } => names.trash.len() <= *left,
                 Op::AddBase { name, .. } => names.bases.contains_key(name),
                 Op::RemoveBase { name } => !names.bases.contains_key(name),
                 Op::Pin { base, .. } | Op::Hydrate { base } | Op::Unhydrate { base } => {
@@ -330,9 +337,9 @@ impl SimStore {
         let epochs = |node: &Arc<DiskNode>| node.peek().map(|disk| disk.delta().error_epoch());
         let before: Vec<_> = self.store().attached().into_iter().map(|node| (epochs(&node), node)).collect();
         self.store().tend_layers();
-        for (epoch, node) in before.iter().filter(|(_, node)| !node.is_unlinked()) {
+        for (epoch, node) in &before {
             if epochs(node) != *epoch {
-                self.model(&node.name(), DiskModel::doubt);
+                let _ = self.model_of(node, DiskModel::doubt);
             }
         }
         Outcome::Done
@@ -340,12 +347,12 @@ impl SimStore {
 
     /// Detaches every idle disk, which flushes it.
     fn detach(&self) -> Outcome {
-        let attached = self.store().attached().into_iter().filter(|node| !node.is_unlinked());
+        let attached = self.store().attached().into_iter();
         let before: Vec<_> = attached
-            .map(|node| {
+            .filter_map(|node| {
                 let epoch = node.peek().map_or(0, |disk| disk.delta().error_epoch());
-                let mark = self.model(&node.name(), |m| m.mark());
-                (node, epoch, mark)
+                let mark = self.model_of(&node, |m| m.mark())?;
+                Some((node, epoch, mark))
             })
             .collect();
         self.store().detach_idle(Duration::ZERO, Duration::ZERO);
@@ -353,11 +360,11 @@ impl SimStore {
         let mut failed = Vec::new();
         for (node, epoch, mark) in before {
             match node.peek() {
-                None => self.model(&node.name(), |m| m.flushed(&mark)),
+                None => _ = self.model_of(&node, |m| m.flushed(&mark)),
                 Some(_) if epoch != 0 => {}
                 Some(disk) => {
                     if disk.delta().error_epoch() != epoch {
-                        self.model(&node.name(), DiskModel::doubt);
+                        let _ = self.model_of(&node, DiskModel::doubt);
                     }
                     failed.push(node.name());
                 }
@@ -491,8 +498,11 @@ impl SimStore {
 
     /// Stops the store cleanly, and opens it again.
     fn close(&mut self) -> Result<Outcome, String> {
-        let marks: Vec<(String, FlushMark)> =
-            self.hook.model.lock().names.disks.iter().map(|(n, d)| (n.clone(), d.mark())).collect();
+        let (marks, in_trash): (Vec<(String, FlushMark)>, Vec<FlushMark>) = {
+            let names = &self.hook.model.lock().names;
+            let marks = names.disks.iter().map(|(name, disk)| (name.clone(), disk.mark())).collect();
+            (marks, names.trash.iter().map(|(_, disk)| disk.mark()).collect())
+        };
         let done = Outcome::of(
             self.store().close().map_err(text).and_then(|()| self.copies().flush().map_err(text)),
         );
@@ -502,6 +512,12 @@ impl SimStore {
                 Outcome::Done => model.names.disk(&name).flushed(&mark),
                 // Which disk's sync failed is unknown here.
                 Outcome::Failed(_) => model.names.disk(&name).doubt(),
+            }
+        }
+        for ((_, disk), mark) in model.names.trash.iter_mut().zip(in_trash) {
+            match &done {
+                Outcome::Done => Arc::make_mut(disk).flushed(&mark),
+                Outcome::Failed(_) => Arc::make_mut(disk).doubt(),
             }
         }
         drop(model);
@@ -545,16 +561,24 @@ impl SimStore {
             }
             Op::Rename { from, to } => {
                 if let Some(disk) = after.disks.remove(from) {
+                    after.remove(to, false);
                     after.disks.insert(to.clone(), disk);
                 }
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().rename(from, to, Replace::Yes).map(drop)
             }
             Op::Unlink { disk } => {
-                after.disks.remove(disk);
+                after.remove(disk, false);
                 self.hook.model.lock().alternatives = vec![after.clone()];
                 self.store().unlink(disk).map(drop)
             }
+            Op::Remove { disk, now } => {
+                after.remove(disk, *now);
+                self.hook.model.lock().alternatives = vec![after.clone()];
+                self.store().remove_disk(disk, Removal { snapshots: true, now: *now }).map(drop)
+            }
+            Op::Restore { index, to } => self.restore_trashed(*index, to, &mut after),
+            Op::Discard { index, .. } => self.discard_trashed(*index, &mut after),
             Op::Snapshot { disk, name } => {
                 let model = after.disk(disk);
                 let frozen = Arc::new(model.freeze());
@@ -618,13 +642,20 @@ impl SimStore {
         let has_snapshots = |name: &String| before.disks.get(name).is_some_and(|d| !d.snapshots.is_empty());
         let is_refused = match op {
             // An unlinked disk needs the base until it is purged, and one that is to be put on it does.
-            Op::RemoveBase { .. } => {
-                !self.store().unlinked().is_empty() || !self.store().reworked().is_empty()
+            Op::RemoveBase { name } => {
+                let unlinked = !self.store().unlinked().is_empty();
+                unlinked || !self.store().reworked().is_empty() || before.trash_needs(name)
             }
             Op::Unlink { disk } | Op::Rename { to: disk, .. } => has_snapshots(disk),
             _ => false,
         };
-        if matches!(&result, Err(StoreError::InUse { .. })) && is_refused {
+        let is_taken = |to: &String| before.disks.contains_key(to);
+        let is_refused = match &result {
+            Err(StoreError::InUse { .. }) => is_refused,
+            Err(StoreError::Taken { .. }) => matches!(op, Op::Restore { to, .. } if is_taken(to)),
+            _ => false,
+        };
+        if is_refused {
             self.hook.model.lock().alternatives.clear();
             return Outcome::Done;
         }
@@ -646,6 +677,9 @@ impl Op {
             Self::Create { .. }
                 | Self::Rename { .. }
                 | Self::Unlink { .. }
+                | Self::Remove { .. }
+                | Self::Restore { .. }
+                | Self::Discard { .. }
                 | Self::AddBase { .. }
                 | Self::RemoveBase { .. }
                 | Self::Snapshot { .. }

@@ -76,6 +76,7 @@ fn first_seed(fault: Mutant) -> u64 {
         Mutant::GrowthNotCut | Mutant::NamesNotSynced => 4,
         Mutant::LostNotRewritten => 24,
         Mutant::CacheBlockNotRewritten => 8,
+        Mutant::TrashNotedLate => 5,
         _ => 1,
     }
 }

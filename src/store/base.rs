@@ -1,6 +1,7 @@
 //! A registered base, and its open files once a disk needs them.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -91,6 +92,10 @@ pub struct BaseNode {
     handed_out: Mutex<Vec<Weak<Base>>>,
     counters: OnceLock<Arc<Counters>>,
     stats: Registry,
+    /// Handles of its own file that this worker has opened.
+    opened: AtomicUsize,
+    /// An earlier worker may have opened handles.
+    inherited: AtomicBool,
 }
 
 impl BaseNode {
@@ -114,7 +119,30 @@ impl BaseNode {
             handed_out: Mutex::default(),
             counters: OnceLock::new(),
             stats,
+            opened: AtomicUsize::new(0),
+            inherited: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that a client opened the base's own file.
+    pub fn opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a client closed the base's own file. The client may have opened it under an earlier worker.
+    pub fn closed(&self) {
+        let less = |opened: usize| opened.checked_sub(1);
+        let _ = self.opened.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Notes whether an earlier worker may have opened the base's own file.
+    pub fn set_inherited(&self, inherited: bool) {
+        self.inherited.store(inherited, Ordering::Relaxed);
+    }
+
+    /// How many handles of the base's own file clients have; `None` when an earlier worker may have opened some.
+    pub fn open_handles(&self) -> Option<usize> {
+        (!self.inherited.load(Ordering::Relaxed)).then(|| self.opened.load(Ordering::Relaxed))
     }
 
     /// Its number.

@@ -45,7 +45,7 @@ pub(super) struct Fork {
 }
 
 /// Snapshots are not lost with one word.
-fn refuse_with_snapshots(disk: &DiskNode) -> Result<(), StoreError> {
+pub(super) fn refuse_with_snapshots(disk: &DiskNode) -> Result<(), StoreError> {
     let snapshots = disk.lineage().snapshots;
     if snapshots.is_empty() {
         return Ok(());
@@ -271,7 +271,8 @@ impl Store {
             });
             self.pools.place(id, pool);
             let lineage = Lineage { delta: id, ..lineage };
-            let features = Features { pools: self.pools.listed_in(&lineage), limits: new.limits };
+            let pools = self.pools.listed_in(&lineage);
+            let features = Features { trash: None, limits: new.limits, pools };
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -369,25 +370,10 @@ impl Store {
         let _claim = self.claims.disks(vec![name.to_owned()], Vec::new());
         let node = self.disk(name)?;
         refuse_with_snapshots(&node)?;
+        let trash = self.trash.stamp();
         node.update(|record| {
-            record.unlinked = true;
+            (record.unlinked, record.features.trash) = (true, trash);
             record.request = request.map(Request::Mount).or(record.request);
-        })?;
-        self.names.write().disk_names.remove(name);
-        Ok(node)
-    }
-
-    /// As [`Store::unlink`], for a disk that may have snapshots: they go with it.
-    ///
-    /// # Errors
-    /// As [`Store::unlink`].
-    pub fn unlink_with_snapshots(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
-        let node = self.disk(name)?;
-        let _claim = self.claims.lineage(name, node.id());
-        self.check_present(name, &node)?;
-        node.update(|record| {
-            record.unlinked = true;
-            record.lineage.snapshots.clear();
         })?;
         self.names.write().disk_names.remove(name);
         Ok(node)
@@ -426,13 +412,23 @@ impl Store {
             return Ok(None);
         }
         loser.as_ref().map_or(Ok(()), |loser| refuse_with_snapshots(loser))?;
+        let trash = self.trash.stamp();
+        let notes_first = trash.is_some() && !Mutant::TrashNotedLate.is_active();
+        if let Some(loser) = loser.as_ref().filter(|_| notes_first) {
+            // Before the commit: after a crash behind it the loser is in the trash, and nothing of it is removed (D82).
+            loser.update(|record| record.features.trash = trash)?;
+        }
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
         // This write is the commit: the higher number gives the name to this disk.
-        node.update(|record| {
+        let renamed = node.update(|record| {
             record.name = to.into();
             record.name_seq = seq;
             record.request = request.map(Request::Mount).or(record.request);
-        })?;
+        });
+        if let Err(error) = renamed {
+            loser.iter().for_each(|loser| loser.forget_trash());
+            return Err(error);
+        }
         {
             let mut names = self.names.write();
             names.disk_names.remove(from);
@@ -440,20 +436,24 @@ impl Store {
         }
         if let Some(loser) = &loser {
             loser.set_unlinked_in_memory();
-            loser.update(|record| record.unlinked = true)?;
+            loser.update(|record| (record.unlinked, record.features.trash) = (true, trash))?;
         }
         Ok(loser)
     }
 
-    /// Removes the files of an unlinked disk, which no process has open any more. The kernel may forget the disk while
+    /// Removes the files of an unlinked disk, which no process has open any more. Keeps those of a disk in the trash. The kernel may forget the disk while
     /// a command removes it: also the second caller returns only when the space is free.
     ///
     /// # Errors
     /// Errors of the storage. Another call continues, and so does the next start of the daemon.
     pub fn purge(&self, id: u64) -> Result<(), StoreError> {
-        let Some(node) = self.disk_by_id(id).filter(|d| d.is_unlinked()) else { return Ok(()) };
+        let is_to_go = |node: &Arc<DiskNode>| node.is_unlinked() && node.trashed().is_none();
+        let Some(node) = self.disk_by_id(id).filter(is_to_go) else { return Ok(()) };
         // Held until the record is gone.
         let _claim = self.claims.purge(id, node.base_id());
+        if !is_to_go(&node) {
+            return Ok(());
+        }
         let _purging = node.purging.lock();
         if !self.names.read().disks.contains_key(&id) {
             return Ok(());
@@ -498,7 +498,7 @@ impl Store {
         if let Some(mut users) = self.users().remove(&base.id()) {
             let more = users.len().saturating_sub(10);
             users.truncate(10);
-            let mut users = format!("disk {}", users.join(", disk "));
+            let mut users = users.join(", ");
             if more > 0 {
                 users.push_str(&format!(" and {more} more"));
             }

@@ -64,6 +64,7 @@ impl Store {
         records::remove_unfinished(&*self.medium, &kept);
         // No later change of a record comes.
         self.write_names(i64::MAX);
+        self.write_uses();
         if failed.is_empty() { Ok(()) } else { Err(StoreError::NotClosed { disks: failed }) }
     }
 
@@ -71,7 +72,7 @@ impl Store {
         let mut closed = Closed::default();
         for disk in disks {
             // No client can have it open any more. A worker may have died between the last close and the removal.
-            let done = if disk.is_unlinked() {
+            let done = if disk.is_unlinked() && disk.trashed().is_none() {
                 self.purge(disk.id())
             } else {
                 disk.close().and_then(|()| self.remove_dropped(&disk))

@@ -29,6 +29,22 @@ pub enum StoreError {
         /// `disk NAME` or `base NAME`.
         object: String,
     },
+    /// A trashed disk cannot have its name back.
+    #[error(
+        "{object}: the name is taken; restore it under another one: plyfs trash restore {number} --as NAME"
+    )]
+    Taken {
+        /// `disk NAME`.
+        object: String,
+        /// Number of the trashed disk.
+        number: u64,
+    },
+    /// There is no such disk in the trash.
+    #[error("trashed disk number {number}: it is not in the trash; see `plyfs trash ls`")]
+    NotInTrash {
+        /// Number of the disk.
+        number: u64,
+    },
     /// Another object needs it.
     #[error("{object}: still needed by {users}; remove those first")]
     InUse {
@@ -178,8 +194,8 @@ impl StoreError {
     /// What went wrong, for programs.
     pub fn kind(&self) -> StoreErrorKind {
         match self {
-            Self::NotFound { .. } => StoreErrorKind::NotFound,
-            Self::Exists { .. } => StoreErrorKind::Exists,
+            Self::NotFound { .. } | Self::NotInTrash { .. } => StoreErrorKind::NotFound,
+            Self::Exists { .. } | Self::Taken { .. } => StoreErrorKind::Exists,
             Self::InUse { .. } => StoreErrorKind::InUse,
             Self::Invalid { .. } => StoreErrorKind::Invalid,
             Self::Unsupported { .. } => StoreErrorKind::Unsupported,
@@ -198,8 +214,8 @@ impl StoreError {
     /// The error number that a system call reports.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::NotFound { .. } => libc::ENOENT,
-            Self::Exists { .. } => libc::EEXIST,
+            Self::NotFound { .. } | Self::NotInTrash { .. } => libc::ENOENT,
+            Self::Exists { .. } | Self::Taken { .. } => libc::EEXIST,
             Self::InUse { .. } => libc::EBUSY,
             Self::Invalid { .. } => libc::EINVAL,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,

@@ -11,6 +11,7 @@
 mod attached;
 mod base;
 mod change;
+mod children;
 mod claims;
 mod closing;
 mod error;
@@ -30,7 +31,9 @@ mod sharing;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod trash;
 mod unread;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -44,6 +47,7 @@ use parking_lot::{Mutex, RwLock};
 use attached::Attachments;
 pub use attached::{IDLE, OPEN_IDLE};
 pub use base::{BaseNode, Sources};
+pub use children::{BaseChild, ChildKind, DiskChild};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
@@ -60,8 +64,11 @@ pub use reserve::{Reserve, ReserveState, with_reserve_of};
 pub use rework::Change;
 pub use sharing::{CopySource, Sharing};
 use snapshots::Snapshots;
+use trash::Trash;
+pub use trash::{Removal, TrashedDisk};
 use unread::UnavailableRecords;
 pub use unread::UnreadRecord;
+use usage::Usage;
 
 use crate::cache::BlockCache;
 use crate::format::journal::{HEADER, MapHeader};
@@ -100,6 +107,8 @@ pub struct Store {
     /// Held while it is decided which layers nothing needs any more.
     dropping: Mutex<()>,
     snapshots: Snapshots,
+    trash: Trash,
+    usage: Usage,
     disk_stats: Registry,
     base_stats: Registry,
     /// [`Store::close`] has begun.
@@ -335,6 +344,7 @@ impl Store {
             unavailable.add_unread(*kind, *number, error, known.remove(&(*kind, *number)));
         }
         records::remove_unfinished(&*medium, &unavailable.files());
+        let usage = Usage::read(&*medium);
         let (bases, mut disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
@@ -407,6 +417,8 @@ impl Store {
             layers: context.layers,
             dropping: Mutex::new(()),
             snapshots: Snapshots::default(),
+            trash: Trash::default(),
+            usage,
             disk_stats,
             base_stats,
             closing: AtomicBool::new(false),
@@ -530,9 +542,10 @@ impl Store {
         names.disks.range(after + 1..).map(|(_, d)| d).filter(|d| !d.is_unlinked()).cloned().collect()
     }
 
-    /// All unlinked disks, which live until their last close.
+    /// All unlinked disks that live until their last close: those that are not in the trash.
     pub fn unlinked(&self) -> Vec<Arc<DiskNode>> {
-        self.names.read().disks.values().filter(|d| d.is_unlinked()).cloned().collect()
+        let is_to_go = |disk: &&Arc<DiskNode>| disk.is_unlinked() && disk.trashed().is_none();
+        self.names.read().disks.values().filter(is_to_go).cloned().collect()
     }
 
     /// All bases, by number.
@@ -540,14 +553,14 @@ impl Store {
         self.names.read().bases.values().cloned().collect()
     }
 
-    /// Names of the disks on each base, by the base's number.
+    /// The disks on each base, by the base's number, as messages name them. A disk in the trash is one.
     pub fn users(&self) -> HashMap<u64, Vec<String>> {
         let mut out: HashMap<u64, Vec<String>> = HashMap::new();
         // A record's lock may be held through a sync, so it is not taken under `names`.
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
         for disk in disks {
             for base in disk.bases() {
-                out.entry(base).or_default().push(disk.name());
+                out.entry(base).or_default().push(disk.described());
             }
         }
         out

@@ -8,6 +8,7 @@ mod record;
 mod rework;
 mod sealing;
 mod survey;
+mod trash;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -287,8 +288,9 @@ impl DiskNode {
             record.changed_ns = sys::now_ns();
         };
         self.writer.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
-        let unlinked = self.writer.record.lock().unlinked;
-        self.unlinked.fetch_or(unlinked, Ordering::AcqRel);
+        let record = self.writer.record.lock();
+        // Under the lock: a restored disk has its name again.
+        self.unlinked.fetch_or(record.unlinked, Ordering::AcqRel);
         Ok(())
     }
 
@@ -463,11 +465,15 @@ impl DiskNode {
     /// local storage, never for another attach or detach. Returns whether the disk is detached.
     pub(super) fn detach(&self) -> bool {
         let Some(_attach) = self.attach.try_lock() else { return false };
+        // What is about to be removed is neither sealed nor flushed for this.
+        if self.is_unlinked() && self.trashed().is_none() {
+            return false;
+        }
         // A sealing that an earlier worker began goes on first.
         self.tend_layers(Instant::now());
         let Some(disk) = self.peek() else { return true };
         // Only the live map knows which handles were opened before a failure and are refused (D48).
-        if self.is_unlinked() || disk.delta().error_epoch() != 0 {
+        if disk.delta().error_epoch() != 0 {
             return false;
         }
         if !disk.below().pending.is_empty() || !self.retire_layers() {
@@ -671,6 +677,7 @@ impl DiskNode {
             disk.delta().close().map_err(|error| self.failed(error))?;
         }
         self.forget_request();
+        self.forget_trash();
         Ok(())
     }
 }

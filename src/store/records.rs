@@ -6,7 +6,7 @@
 use std::io;
 
 use crate::format::layout::{
-    BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, LOCK, NAMES, STAGED_SUFFIX, SUPERBLOCK, base_path,
+    BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, LOCK, NAMES, STAGED_SUFFIX, SUPERBLOCK, USED, base_path,
     disk_path, number,
 };
 use crate::format::record::{DiskRecord, Superblock};
@@ -175,7 +175,7 @@ pub(super) fn read_records<T>(
 /// check` calls the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
 /// file that cannot be removed does no harm.
 pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
-    let of_the_store = [(".", SUPERBLOCK), (".", NAMES), (".", LOCK)];
+    let of_the_store = [(".", SUPERBLOCK), (".", NAMES), (".", USED), (".", LOCK)];
     for (dir, suffix) in of_the_store.into_iter().chain([(BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)]) {
         for name in medium.list(dir).unwrap_or_default() {
             let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))

@@ -319,6 +319,7 @@ impl Store {
         tracing::info!(base = record.name, number = record.id, "the record can be read again");
         let _claim = self.claims.base_name(&record.name);
         let node = Arc::new(self.base_node(record));
+        node.set_inherited(true);
         let mut names = self.names.write();
         names.base_names.insert(node.record().name.clone(), node.id());
         names.bases.insert(node.id(), node.clone());

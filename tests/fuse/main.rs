@@ -45,6 +45,7 @@ mod supervision;
 mod tools;
 mod top;
 mod traces;
+mod trash;
 mod upgrade;
 mod web;
 mod worker;

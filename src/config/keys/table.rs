@@ -10,6 +10,7 @@ const GIB: u64 = 1 << 30;
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(100);
 const DAY: Duration = Duration::from_secs(86_400);
+const YEARS: Duration = Duration::from_secs(3650 * 86_400);
 
 const fn says(text: &'static str, example: &'static str) -> DefaultValue {
     DefaultValue::Says { text, example }
@@ -97,6 +98,30 @@ pub const KEYS: &[Key] = &[
         ),
         bounds: Bounds::Size(0, MAX_SIZE),
         meaning: "Bytes that fetched blocks leave free there.",
+    },
+    Key {
+        section: "trash",
+        name: "grace",
+        flag: "`--trash-grace`",
+        default: DefaultValue::Is("\"0s\""),
+        bounds: Bounds::Time(SECOND, YEARS),
+        meaning: "How long a disk that is removed, through a command or through the mount, can be restored with `plyfs trash restore`; then the daemon removes its data. `\"0s\"`: there is no trash, and the data goes at once. A disk keeps the time that it had when it was removed.",
+    },
+    Key {
+        section: "bases",
+        name: "unused_age",
+        flag: "`--base-unused-age`",
+        default: says("never", "\"30d\""),
+        bounds: Bounds::Time(SECOND, YEARS),
+        meaning: "The daemon removes a base that nothing has needed for this long: no disk, snapshot, disk in the trash, client or job. It removes the hydrated copy too, and never the image itself. A pinned base stays.",
+    },
+    Key {
+        section: "bases",
+        name: "unused_limit",
+        flag: "`--base-unused-limit`",
+        default: says("no limit", "\"50G\""),
+        bounds: Bounds::Size(0, MAX_SIZE),
+        meaning: "Bytes that bases which nothing needs may take in the store. Above it the daemon removes the least recently used ones. A base that takes nothing there, and a pinned base, stay.",
     },
     Key {
         section: "fuse",

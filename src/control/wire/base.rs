@@ -200,8 +200,15 @@ pub struct Base {
     pub size: u64,
     /// Bytes of the image file.
     pub source_size: u64,
-    /// How many disks use it.
+    /// How many disks use it, those in the trash included.
     pub disks: u64,
+    /// How many of these disks are in the trash.
+    pub trashed_disks: u64,
+    /// Bytes of the store that are free when these are purged.
+    pub trashed_bytes: u64,
+    /// When something needed it last, to about ten minutes; null while a disk uses it.
+    #[schema(format = DateTime)]
+    pub last_used: Option<String>,
     /// Bytes of it that are cached: in the store, or in memory when the store keeps none of its files.
     pub cached_bytes: u64,
     /// Percent of its files that is in the store; null when the store keeps none of its files.

@@ -79,6 +79,9 @@ pub enum EventName {
     /// All of the base is in the store.
     #[serde(rename = "base.hydrated")]
     BaseHydrated,
+    /// A base that nothing needed was removed.
+    #[serde(rename = "base.removed")]
+    BaseRemoved,
     /// The cache in the store keeps no new blocks.
     #[serde(rename = "cache.degraded")]
     CacheDegraded,

@@ -21,6 +21,7 @@ mod snapshot;
 mod stats;
 mod status;
 mod trace;
+mod trash;
 
 pub use base::{
     AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, Server,
@@ -42,6 +43,9 @@ pub use status::{
     UpgradeBegun, UpgradeState, UpgradeTo, WorkerEnd,
 };
 pub use trace::{Origin, Recording, Trace, TraceFile};
+pub use trash::{
+    BaseChild, ChildKind, DiskChild, PruneBases, PrunedBase, PrunedBases, RestoreDisk, TrashedDisk,
+};
 
 use std::time::{Duration, SystemTime};
 

@@ -60,6 +60,10 @@ pub struct Status {
     pub layer_indexes: LayerIndexes,
     /// Disks without a name that a client still has open.
     pub unlinked_disks: u64,
+    /// Disks in the trash.
+    pub trashed_disks: u64,
+    /// Bytes of the store that are free once the trash is empty, as measured some seconds ago.
+    pub trashed_bytes: u64,
     /// Records that are damaged.
     pub damaged: Vec<DamagedFile>,
     /// Records that could not be read. The daemon tries again.

@@ -55,4 +55,11 @@ impl DiskNode {
     pub(in crate::store) fn each_delta(&self, each: impl FnMut(u64)) {
         self.writer.record.lock().lineage.deltas().for_each(each);
     }
+
+    /// Calls `each` for the number of each of its deltas, with the generation of its map file.
+    pub(in crate::store) fn each_delta_root(&self, mut each: impl FnMut(u64, u64)) {
+        let record = self.record();
+        each(record.lineage.delta, record.map.generation);
+        record.lineage.layers.iter().for_each(|layer| each(layer.number, layer.map.generation));
+    }
 }

@@ -81,7 +81,7 @@ impl DiskNode {
     ///
     /// # Errors
     /// As [`DiskNode::attach`].
-    pub(in crate::store) fn open_snapshot(&self, number: u64) -> Result<Option<Frozen>, StoreError> {
+    pub(crate) fn open_snapshot(&self, number: u64) -> Result<Option<Frozen>, StoreError> {
         loop {
             let record = self.record();
             let opened = self.open_snapshot_of(&record, number);

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod faults;
+mod trash;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

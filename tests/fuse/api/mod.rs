@@ -149,7 +149,7 @@ fn exchange(
 /// A daemon with a persistent cache, and a base `b` on this host.
 fn serving() -> TestDaemon {
     let mut daemon = TestDaemon::unstarted("/var/tmp");
-    daemon.try_start(&["--cache-disk", "64M"]).unwrap();
+    daemon.try_start(&["--cache-disk", "64M", "--trash-grace", "1h"]).unwrap();
     daemon.base(4 * MIB);
     daemon
 }
@@ -220,6 +220,26 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/disks/{name}", "there");
     ok("DELETE /v1/pools/{name}", "fast");
     done();
+    let removed = ok("GET /v1/trash", "")[0].clone();
+    assert_eq!(removed["name"], "blank", "{removed}");
+    let number = removed["id"].to_string();
+    with("POST /v1/trash/{id}/restore", &number, json!({"name": "again"}));
+    ok("DELETE /v1/disks/{name}?snapshots=true", "again");
+    assert_eq!(ok("DELETE /v1/trash/{id}", &number), json!({"removed": ["again"]}));
+    assert_eq!(ok("GET /v1/trash", ""), json!([]));
+    with("POST /v1/disks/{name}/snapshots", "one", json!({"name": "t"}));
+    with("POST /v1/disks", "", json!({"name": "clone", "from": "one@t"}));
+    assert_eq!(
+        ok("GET /v1/disks/{name}/children", "one"),
+        json!([]),
+        "it has written nothing before the snapshot"
+    );
+    ok("DELETE /v1/disks/{name}?now=true", "clone");
+    let children = ok("GET /v1/bases/{name}/children", "b");
+    assert_eq!(children[1]["name"], "one@t", "{children}");
+    ok("DELETE /v1/disks/{name}/snapshots/{snapshot}", "one@t");
+    let none = with("POST /v1/prune", "", json!({"dry_run": true, "older_than_seconds": 3600}));
+    assert_eq!(none["bases"], json!([]));
 
     let object = Object::new(2 * MIB);
     let server = Server::start(object);
@@ -275,7 +295,7 @@ fn every_operation_answers_as_described() {
         ok("DELETE /v1/jobs/{id}", "export-one-1");
     });
     ok("POST /v1/bases/{name}/evict", "far");
-    ok("DELETE /v1/disks/{name}", "far");
+    ok("DELETE /v1/disks/{name}?now=true", "far");
     ok("DELETE /v1/bases/{name}", "far");
 
     let is_job_done = |id: &str| (ok("GET /v1/jobs/{id}", id)["state"] == "done").then_some(());
@@ -364,6 +384,14 @@ fn refusals_are_answered_as_described() {
     for query in ["cells=0", "cells=4097", "cells=-1", "cells=x", "cell=1"] {
         api.refused(&format!("GET /v1/disks/{{name}}/map?{query}"), "one", None, (400, "invalid"));
     }
+    for (number, kind) in [("99", (404, "not_found")), ("one", (400, "invalid")), ("-1", (400, "invalid"))] {
+        post("POST /v1/trash/{id}/restore", number, json!({}), kind);
+        api.refused("DELETE /v1/trash/{id}", number, None, kind);
+    }
+    post("POST /v1/prune", "", json!({"older_than": 1}), (400, "invalid"));
+    api.refused("GET /v1/disks/{name}/children", "none", None, (404, "not_found"));
+    api.refused("GET /v1/disks/{name}/children?snapshot=none", "one", None, (404, "not_found"));
+    api.refused("GET /v1/bases/{name}/children", "none", None, (404, "not_found"));
     post("POST /v1/disks/{name}/resize", "none", json!({"size": 1}), (404, "not_found"));
     post("POST /v1/disks/{name}/resize", "one", json!({"size": 0}), (400, "invalid"));
     post("POST /v1/disks/{name}/resize", "one", json!({"size": -1}), (400, "invalid"));

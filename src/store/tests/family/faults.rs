@@ -85,6 +85,27 @@ fn a_snapshot_after_a_sealing_that_was_not_undone_leaves_a_sound_record() {
     assert_eq!(blocks(&read_snapshot(&store, "a", "s")), [1, 2]);
 }
 
+// The layer of a removed disk was sealed first, and an error of the storage in that was told to none.
+#[test]
+fn the_detaching_of_idle_disks_does_not_seal_what_is_being_removed() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    store.create_disks(&[blank("a")]).unwrap();
+    put(&store, "a", 0, 1);
+    sealing_that_is_not_undone(&sim, &store, 0);
+    drop(store);
+    let store = sim.open();
+    put(&store, "a", 1, 2);
+    let node = store.unlink("a").unwrap();
+    let pending =
+        |node: &crate::store::DiskNode| node.lineage().layers.iter().filter(|l| l.is_pending()).count();
+    assert_eq!(pending(&node), 1);
+    store.detach_idle(NOW, NOW);
+    assert_eq!(pending(&node), 1, "its files are about to go");
+    assert!(node.peek().is_some(), "a client may have it open");
+    store.purge(node.id()).unwrap();
+}
+
 // A client whose handle is newer than a failed flush got EIO for ever.
 /// Guards D79.
 #[test]

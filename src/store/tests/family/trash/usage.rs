@@ -1,0 +1,52 @@
+//! When bases were needed last.
+
+use super::*;
+use crate::format::layout::USED;
+use crate::store::BaseNode;
+
+const CLOSED: &dyn Fn(&BaseNode) -> bool = &|_| false;
+
+/// Guards D83.
+#[test]
+fn the_last_use_of_a_base_survives_a_stop_and_a_crash() {
+    let (fixture, store) = TestStore::with_base();
+    store.create_disks(&[on("b", "a", None)]).unwrap();
+    tick();
+    store.note_uses(CLOSED);
+    let base = store.base("b").unwrap();
+    let used = store.last_used(&base);
+    assert!(used > base.record().created_ns, "a disk needs it");
+    store.unlink("a").unwrap();
+    let disk = store.unlinked()[0].id();
+    store.note_uses(CLOSED);
+    let used = store.last_used(&base);
+    store.purge(disk).unwrap();
+    tick();
+    store.note_uses(CLOSED);
+    assert_eq!(store.last_used(&base), used, "nothing needs it any more");
+    store.note_uses(&|_| true);
+    let used = store.last_used(&base);
+    store.close().unwrap();
+    drop(store);
+    let store = fixture.open();
+    assert_eq!(store.last_used(&store.base("b").unwrap()), used);
+    // A crash: the list is as it was written.
+    tick();
+    store.note_uses(&|_| true);
+    drop(store);
+    let store = fixture.open();
+    assert_eq!(store.last_used(&store.base("b").unwrap()), used);
+    // A base that the list does not have was needed when the store was opened, and a damaged list has none.
+    drop(store);
+    let before = sys::now_ns();
+    fs::write(fixture.path(USED), "damaged").unwrap();
+    let store = fixture.open();
+    assert!(store.last_used(&store.base("b").unwrap()) >= before);
+}
+
+#[test]
+fn a_store_that_is_only_looked_at_has_no_list_of_uses() {
+    let (fixture, store) = TestStore::with_base();
+    store.close().unwrap();
+    assert!(!fixture.path(USED).exists());
+}
