@@ -21,13 +21,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cache", &[]),
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "image", "stats"]),
-    ("delta", &["format", "io", "mutant"]),
-    ("layers", &["delta", "format", "io", "mutant"]),
+    ("crypt", &["format", "io"]),
+    ("delta", &["crypt", "format", "io", "mutant"]),
+    ("layers", &["crypt", "delta", "format", "io", "mutant"]),
     ("disk", &["delta", "base", "layers", "cache", "format", "mutant", "stats", "trace"]),
     (
         "store",
         &[
-            "disk", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant",
+            "disk", "crypt", "delta", "base", "layers", "cache", "image", "source", "format", "io", "mutant",
             "events", "stats", "trace",
         ],
     ),

@@ -9,6 +9,7 @@ use super::Global;
 use super::args::{self, DiskOrSnapshot};
 use super::client::{Client, read};
 use super::diff;
+use super::encryption::{self, EncryptArgs, KeyArgs};
 use super::error::CliError;
 use super::export;
 use super::holders::{self, Holder};
@@ -36,6 +37,7 @@ Examples:
   plyfs disk create vm1 --base debian               the size of the base
   plyfs disk create vm1 vm2 vm3 --base debian --size 20G
   plyfs disk create scratch --size 100G             a blank disk
+  plyfs disk create vm4 --base debian --encrypt --key-file /etc/plyfs/keys/vm4
 
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
@@ -90,7 +92,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("PATH", "path", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 12] = [
+pub(super) const FIELDS: [Column; 13] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -99,6 +101,7 @@ pub(super) const FIELDS: [Column; 12] = [
     ("delta", "delta_bytes", Kind::Size),
     ("map in memory", "map_bytes", Kind::Size),
     ("created", "created", Kind::Time),
+    ("key", "key", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("refuses writes", "refuses_writes", Kind::Text),
@@ -145,6 +148,8 @@ pub(super) enum Disk {
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         #[arg(required_unless_present = "base")]
         size: Option<u64>,
+        #[command(flatten)]
+        encryption: EncryptArgs,
     },
     /// List the disks
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -221,6 +226,8 @@ pub(super) enum Disk {
         /// Size of each new disk [default: that of the source]
         #[arg(long, value_name = "SIZE", value_parser = args::disk_size, allow_hyphen_values = true)]
         size: Option<u64>,
+        #[command(flatten)]
+        encryption: EncryptArgs,
     },
     /// List the extents of a disk that differ from its base, or between two snapshots
     #[command(after_help = diff::EXAMPLES)]
@@ -238,6 +245,35 @@ pub(super) enum Disk {
     /// Create a disk with the contents of an image file
     #[command(after_help = import::EXAMPLES)]
     Import(import::Import),
+    /// Try the secret of a locked disk again
+    #[command(after_help = encryption::UNLOCK_EXAMPLES)]
+    Unlock {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Give an encrypted disk another secret
+    #[command(after_help = encryption::REKEY_EXAMPLES)]
+    Rekey {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Forget the keys of an encrypted disk, and remove it
+    #[command(after_help = encryption::SHRED_EXAMPLES)]
+    Shred {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// Also shred a disk that is open
+        #[arg(long)]
+        force: bool,
+        /// Also shred the snapshots of the disk
+        #[arg(long)]
+        snapshots: bool,
+    },
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize {
@@ -256,7 +292,7 @@ pub(super) enum Disk {
 impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Create { names, base, size } => create(global, &names, base.as_deref(), size),
+            Self::Create { names, base, size, encryption } => create(global, &names, base, size, &encryption),
             Self::Ls(listing) => list(global, &listing),
             Self::Show { name } => {
                 let mut disk = global
@@ -280,7 +316,12 @@ impl Disk {
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
-            Self::Clone { origin, names, size } => snapshot::clone(global, &origin, &names, size),
+            Self::Clone { origin, names, size, encryption } => {
+                snapshot::clone(global, &origin, &names, size, &encryption)
+            }
+            Self::Unlock { name } => encryption::unlock(global, &name),
+            Self::Rekey { name, key } => encryption::rekey(global, &name, &key),
+            Self::Shred { name, force, snapshots } => encryption::shred(global, &name, force, snapshots),
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
@@ -319,13 +360,19 @@ fn list(global: &Global, listing: &Listing) -> Result<(), CliError> {
     listing.print(&output, disks, (&NOUN, &columns, all))
 }
 
-fn create(global: &Global, names: &[String], base: Option<&str>, size: Option<u64>) -> Result<(), CliError> {
+fn create(
+    global: &Global,
+    names: &[String],
+    base: Option<String>,
+    size: Option<u64>,
+    encryption: &EncryptArgs,
+) -> Result<(), CliError> {
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let body =
-        CreateDisks { names: names.to_vec(), base: base.map(str::to_owned), size, ..CreateDisks::default() };
+    let encryption = encryption.reference()?;
+    let body = CreateDisks { names: names.to_vec(), base, size, encryption, ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)

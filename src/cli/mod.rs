@@ -12,6 +12,7 @@ mod client;
 mod completions;
 mod diff;
 mod disk;
+mod encryption;
 mod error;
 mod events;
 mod export;

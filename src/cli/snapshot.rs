@@ -8,6 +8,7 @@ use super::Global;
 use super::args::DiskOrSnapshot;
 use super::client::Client;
 use super::disk::paths;
+use super::encryption::EncryptArgs;
 use super::error::CliError;
 use super::output::{Column, Kind};
 use super::retry;
@@ -42,9 +43,11 @@ Examples:
   plyfs disk clone vm1 vm2                the disk as it is now, in use or not
   plyfs disk clone vm1@monday old1 old2
   plyfs disk clone golden vm{1..100} --size 40G
+  plyfs disk clone dark vm5 --encrypt --key-file /etc/plyfs/keys/vm5
 
 A clone of any size takes the same short time, because nothing is copied. Several are made together or not at all, and \
-show the same moment. A clone needs nothing of its origin afterwards: either can be removed.";
+show the same moment. A clone needs nothing of its origin afterwards: either can be removed. A clone of an encrypted disk \
+is encrypted, and needs --encrypt with a secret of its own.";
 
 const COLUMNS: [Column; 5] = [
     ("NAME", "full_name", Kind::Text),
@@ -112,10 +115,12 @@ pub(super) fn clone(
     origin: &DiskOrSnapshot,
     names: &[String],
     size: Option<u64>,
+    encryption: &EncryptArgs,
 ) -> Result<(), CliError> {
     let action = format!("cannot clone {origin}");
-    let body =
-        CreateDisks { names: names.to_vec(), from: Some(origin.to_string()), size, ..Default::default() };
+    let encryption = encryption.reference()?;
+    let from = Some(origin.to_string());
+    let body = CreateDisks { names: names.to_vec(), from, size, encryption, ..Default::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (names.len(), &mut disks)

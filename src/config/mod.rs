@@ -5,6 +5,7 @@
 //! their settings. The supervisor passes the whole of it to its worker as JSON, so that both use the same values.
 
 mod allow;
+mod encryption;
 mod file;
 mod files;
 pub mod host;
@@ -27,6 +28,7 @@ use thiserror::Error;
 
 pub use self::trace::TraceConfig;
 pub use allow::AllowEntry;
+pub use encryption::EncryptionConfig;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
 pub use notify::NotifyConfig;
@@ -120,6 +122,9 @@ pub struct Config {
     /// `[notify]`: see [`NotifyConfig`].
     #[serde(default)]
     pub notify: NotifyConfig,
+    /// `[encryption]`: see [`EncryptionConfig`].
+    #[serde(default)]
+    pub encryption: EncryptionConfig,
     /// `[page]`: see [`PageConfig`].
     #[serde(default)]
     pub page: PageConfig,
@@ -340,6 +345,7 @@ impl Config {
             http: file.http,
             metrics: file.metrics,
             notify: file.notify,
+            encryption: file.encryption,
             page: file.page,
         };
         config.validate()?;
@@ -362,6 +368,7 @@ impl Config {
         self.http.validate()?;
         self.metrics.validate()?;
         self.notify.validate(self.security.network)?;
+        self.encryption.validate()?;
         self.page.validate()?;
         self.log.validate()
     }

@@ -12,6 +12,7 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::encryption::source_of;
 use super::idempotency::Key;
 use super::pool::JobKind;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
@@ -55,10 +56,12 @@ pub(super) async fn create(
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
     // The token does not depend on the names: a client may request the disks that are missing with the same key.
-    let token = match &new.from {
-        None => key.token("disks", &(&new.base, &new.size)),
-        Some(from) => key.token("clones", &(from, &new.size)),
+    let token = match (&new.from, &new.encryption) {
+        (None, None) => key.token("disks", &(&new.base, &new.size)),
+        (Some(from), None) => key.token("clones", &(from, &new.size)),
+        (from, Some(secret)) => key.token("encrypted", &(&new.base, from, &new.size, secret)),
     };
+    let secret = new.encryption.as_ref().map(source_of).transpose()?;
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
         if names.is_empty() {
@@ -76,9 +79,15 @@ pub(super) async fn create(
             (Some(_), _) if new.base.is_some() => {
                 return Err(ApiError::invalid("the request has base and from; give one of them"));
             }
-            (Some(from), token) => c.store.clone_disks(&Origin::parse(from), &wanted, token)?,
-            (None, Some(token)) => c.store.create_disks_once(&wanted, token)?,
-            (None, None) => c.store.create_disks(&wanted)?,
+            (Some(from), token) => match &secret {
+                Some(secret) => c.store.clone_encrypted(&Origin::parse(from), &wanted, secret, token)?,
+                None => c.store.clone_disks(&Origin::parse(from), &wanted, token)?,
+            },
+            (None, token) => match (&secret, token) {
+                (Some(secret), token) => c.store.create_encrypted(&wanted, secret, token)?,
+                (None, Some(token)) => c.store.create_disks_once(&wanted, token)?,
+                (None, None) => c.store.create_disks(&wanted)?,
+            },
         };
         Ok(made.iter().map(|d| c.listed(d)).collect())
     })
@@ -242,7 +251,9 @@ impl Control {
             gid: a.gid,
             created: rfc3339(a.created_ns),
             modified: rfc3339(a.modified_ns),
+            key: node.key_source().map(|source| source.to_string()),
             state: match &problem {
+                Some(_) if node.is_locked() => DiskState::Locked,
                 Some(_) => DiskState::Failed,
                 None if had_errors => DiskState::HadErrors,
                 None => DiskState::Ok,

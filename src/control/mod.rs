@@ -10,6 +10,7 @@
 mod bases;
 mod connections;
 mod disks;
+mod encryption;
 mod error;
 mod events;
 mod extents;
@@ -180,6 +181,9 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/map", get(maps::disk))
         .route("/v1/disks/{name}/extents", get(extents::changed))
         .route("/v1/disks/{name}/resize", post(disks::resize))
+        .route("/v1/disks/{name}/unlock", post(encryption::unlock))
+        .route("/v1/disks/{name}/rekey", post(encryption::rekey))
+        .route("/v1/disks/{name}/shred", post(encryption::shred))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))

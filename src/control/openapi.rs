@@ -13,7 +13,8 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, disks, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status, traces, wire,
+    bases, disks, encryption, events, extents, jobs, kept, maps, metrics, servers, snapshots, stats, status,
+    traces, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -22,7 +23,7 @@ const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 const JOB: &str = "^(hydrate|verify)-[A-Za-z0-9][A-Za-z0-9._-]{0,127}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 13] = [
+const REQUESTS: [&str; 15] = [
     "AddBase",
     "Below",
     "CreateDisks",
@@ -32,6 +33,8 @@ const REQUESTS: [&str; 13] = [
     "Pin",
     "Resize",
     "Rollback",
+    "KeyReference",
+    "Shred",
     "SetUrls",
     "Stop",
     "TakeSnapshot",
@@ -96,6 +99,9 @@ a name one succeeds.
         snapshots::take,
         snapshots::remove,
         snapshots::roll_back,
+        encryption::unlock,
+        encryption::rekey,
+        encryption::shred,
         maps::disk,
         extents::changed,
         bases::list,

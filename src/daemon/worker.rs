@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::keys::HelperSecrets;
 use super::{handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
@@ -244,6 +245,8 @@ impl LiveMapLocation {
 struct WebAccess {
     network: Network,
     credentials: Arc<dyn Credentials>,
+    /// Reads the secrets of encrypted disks.
+    secrets: HelperSecrets,
     /// Runs the operator's command for events.
     notifier: Option<NotifyHelper>,
 }
@@ -309,6 +312,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let helper =
         CredentialHelper::start(config).map_err(|e| format!("cannot start the credential helper: {e}"))?;
+    let helper = helper.map(Arc::new);
     let notifier = NotifyHelper::start(config).map_err(|e| format!("cannot start the notify helper: {e}"))?;
     let metrics = metrics_socket::bind(config);
     let web = WebAccess {
@@ -316,8 +320,9 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
             true => Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
             false => Network::off(),
         },
+        secrets: HelperSecrets(helper.clone()),
         credentials: match helper {
-            Some(helper) => Arc::new(helper),
+            Some(helper) => helper,
             None => Arc::new(NoCredentials),
         },
         notifier,
@@ -399,7 +404,7 @@ fn serve(
         window,
         kernel_release,
     } = prepared;
-    let WebAccess { network, credentials, notifier: notify_helper } = web;
+    let WebAccess { network, credentials, secrets, notifier: notify_helper } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &activation.report);
@@ -418,6 +423,7 @@ fn serve(
     let store =
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
+    store.read_secrets_with(Arc::new(secrets));
     store.attach_at_most(most_attached(descriptor_limit));
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);

@@ -3,10 +3,16 @@
 //! Each is a field with a tag, in the order of the tags. A reader that does not know a tag must not serve the disk.
 
 use super::codec::{FormatError, Reader, Writer};
+use super::encryption::{Encryption, WrappedKey};
+
+const ENCRYPTION: u16 = 3;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Features {}
+pub struct Features {
+    /// How the disk is encrypted, if it is.
+    pub encryption: Option<Encryption>,
+}
 
 /// Writes fields: how many, and each with its tag.
 struct Fields(Vec<(u16, Vec<u8>)>);
@@ -17,13 +23,26 @@ impl Features {
         *self == Self::default()
     }
 
+    /// Adds the key of a new delta.
+    pub fn add_key(&mut self, key: Option<WrappedKey>) {
+        if let (Some(encryption), Some(key)) = (&mut self.encryption, key)
+            && !encryption.is_shredded()
+        {
+            encryption.add(key);
+        }
+    }
+
     fn fields(&self) -> Fields {
-        Fields(Vec::new())
+        let encryption = self.encryption.as_ref().map(|known| (ENCRYPTION, known.encode()));
+        Fields(encryption.into_iter().collect())
     }
 
     fn set(&mut self, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
-        let Self {} = self;
-        Err(r.newer(format!("field {tag} is not known; use a newer plyfs")))
+        match tag {
+            ENCRYPTION => self.encryption = Some(Encryption::decode(r)?),
+            _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+        }
+        Ok(())
     }
 
     pub(super) fn put(&self, w: &mut Writer) {

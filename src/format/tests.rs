@@ -2,6 +2,7 @@
 
 mod bounds;
 mod cache;
+mod encryption;
 mod names;
 mod trace;
 

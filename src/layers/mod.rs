@@ -21,6 +21,7 @@ use build::build;
 pub use error::LayerError;
 use index::Index;
 
+use crate::crypt::Cipher;
 use crate::delta::DeltaSpec;
 use crate::format::BLOCK;
 use crate::format::extents::Where;
@@ -31,6 +32,7 @@ use crate::io::{Medium, MediumFile, Open};
 pub struct LayerFile {
     number: u64,
     medium: Arc<dyn Medium>,
+    cipher: Cipher,
     data: OnceLock<Arc<dyn MediumFile>>,
 }
 
@@ -46,7 +48,7 @@ impl LayerFile {
         }
         let data = self.medium.open(&data_path(self.number), Open::Existing);
         let data = data.map_err(LayerError::io(self.number, "opening the data file"))?;
-        Ok(self.data.get_or_init(|| data))
+        Ok(self.data.get_or_init(|| self.cipher.over(data)))
     }
 
     /// Reads bytes that the layer has. Bytes of the disk's last block past the end of the file are zeros.
@@ -114,6 +116,7 @@ impl Chain {
         specs: Vec<DeltaSpec>,
         medium: Arc<dyn Medium>,
         building: Arc<Mutex<()>>,
+        cipher: &dyn Fn(u64) -> Cipher,
     ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
         let index = match Index::open(&*medium, &numbers) {
@@ -124,7 +127,7 @@ impl Chain {
                 build(&specs, &medium)?
             }
         };
-        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
+        let files = numbers.iter().map(|number| layers.file(*number, &medium, cipher)).collect();
         Ok(Self { specs, medium, files, index: RwLock::new(Arc::new(index)), building })
     }
 
@@ -191,12 +194,17 @@ pub struct Layers {
 }
 
 impl Layers {
-    fn file(&self, number: u64, medium: &Arc<dyn Medium>) -> Arc<LayerFile> {
+    fn file(&self, number: u64, medium: &Arc<dyn Medium>, cipher: &dyn Fn(u64) -> Cipher) -> Arc<LayerFile> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&number).and_then(Weak::upgrade) {
             return file;
         }
-        let file = Arc::new(LayerFile { number, medium: medium.clone(), data: OnceLock::new() });
+        let file = Arc::new(LayerFile {
+            number,
+            medium: medium.clone(),
+            cipher: cipher(number),
+            data: OnceLock::new(),
+        });
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(number, Arc::downgrade(&file));
         file
@@ -220,6 +228,19 @@ impl Layers {
         specs: Vec<DeltaSpec>,
         medium: Arc<dyn Medium>,
     ) -> Result<Option<Arc<Chain>>, LayerError> {
+        self.chain_with(specs, medium, &|_| Cipher::Plain)
+    }
+
+    /// As [`Layers::chain`]; `cipher` says how the bytes of each layer are stored.
+    ///
+    /// # Errors
+    /// As [`Layers::chain`].
+    pub fn chain_with(
+        &self,
+        specs: Vec<DeltaSpec>,
+        medium: Arc<dyn Medium>,
+        cipher: &dyn Fn(u64) -> Cipher,
+    ) -> Result<Option<Arc<Chain>>, LayerError> {
         let Some(top) = specs.last().map(|spec| spec.disk) else { return Ok(None) };
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
@@ -229,7 +250,7 @@ impl Layers {
         if let Some(chain) = self.opened(top) {
             return Ok(Some(chain));
         }
-        let chain = Arc::new(Chain::open(self, specs, medium, building.clone())?);
+        let chain = Arc::new(Chain::open(self, specs, medium, building.clone(), cipher)?);
         let mut chains = self.chains.lock();
         chains.retain(|_, chain| chain.strong_count() > 0);
         chains.insert(top, Arc::downgrade(&chain));

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::node::NewEncryption;
 use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
+use crate::format::encryption::KeySource;
 use crate::format::features::Features;
 use crate::format::lineage::Lineage;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
@@ -31,6 +33,8 @@ pub(super) struct Draft {
     pub size: u64,
     /// What it is a clone of.
     pub fork: Option<Fork>,
+    /// How it is encrypted, if it is; without the key of its delta.
+    pub encryption: Option<NewEncryption>,
 }
 
 /// What a clone takes from its origin.
@@ -42,7 +46,7 @@ pub(super) struct Fork {
 }
 
 /// Snapshots are not lost with one word.
-fn refuse_with_snapshots(disk: &DiskNode) -> Result<(), StoreError> {
+pub(super) fn refuse_with_snapshots(disk: &DiskNode) -> Result<(), StoreError> {
     let snapshots = disk.lineage().snapshots;
     if snapshots.is_empty() {
         return Ok(());
@@ -61,7 +65,7 @@ impl Store {
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
     pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, None)
+        self.create(wanted, None, None)
     }
 
     /// As [`Store::create_disks`], for a client that may repeat the request (D63). A disk that has its name and was
@@ -74,7 +78,7 @@ impl Store {
         wanted: &[NewDisk],
         token: Token,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, Some(Request::Client(token)))
+        self.create(wanted, Some(Request::Client(token)), None)
     }
 
     /// As [`Store::create_disks`], for a request that the kernel may send again.
@@ -86,15 +90,22 @@ impl Store {
         wanted: &[NewDisk],
         request: Option<MountRequest>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, request.map(Request::Mount))
+        self.create(wanted, request.map(Request::Mount), None)
     }
 
-    fn create(&self, wanted: &[NewDisk], request: Option<Request>) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+    pub(super) fn create(
+        &self,
+        wanted: &[NewDisk],
+        request: Option<Request>,
+        key: Option<&KeySource>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         self.check_new_names(wanted)?;
         // Checked again below. The early check avoids opening a base for nothing.
         let missing = self.missing_disks(wanted, request)?;
         // Opening a base's file may hang: nothing is claimed yet.
         let mut drafts = self.drafts(&missing)?;
+        let encryption = self.new_encryption(key, drafts.len(), "new disks")?;
+        drafts.iter_mut().zip(encryption).for_each(|(draft, new)| draft.encryption = new);
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
@@ -207,7 +218,7 @@ impl Store {
                 return Err(StoreError::invalid(object, "a blank disk needs a size; give --size"));
             };
             self.check_size(&new.name, size, floor, "its base")?;
-            drafts.push(Draft { new: new.clone(), base, size, fork: None });
+            drafts.push(Draft { new: new.clone(), base, size, fork: None, encryption: None });
         }
         Ok(drafts)
     }
@@ -221,7 +232,10 @@ impl Store {
         let mut nodes = Vec::with_capacity(drafts.len());
         let first = self.new_ids(drafts.len() as u64)?;
         let now = sys::now_ns();
-        for (Draft { new, base, size, fork }, id) in drafts.into_iter().zip(first..) {
+        for (Draft { new, base, size, fork, mut encryption }, id) in drafts.into_iter().zip(first..) {
+            if let Some(encryption) = &mut encryption {
+                encryption.add_new(id, "new disks")?;
+            }
             let Fork { backing, overlap, lineage } = fork.unwrap_or_else(|| {
                 let identity = |base: &Arc<BaseNode>| base.record().image.identity.clone();
                 let backing = base.as_ref().map(|base| Backing { base: base.id(), identity: identity(base) });
@@ -246,14 +260,18 @@ impl Store {
                 map: MapRoot::default(),
                 request,
                 lineage: Lineage { delta: id, ..lineage },
-                features: Features::default(),
+                features: Features { encryption: encryption.as_ref().map(NewEncryption::record) },
             };
             if record.lineage.entries() > 0 && record.encode().len() as u64 + RECORD_ROOM > RECORD_LIMIT {
                 let why =
                     "its origin has as many layers as a record can hold; copy the origin into a new disk";
                 return Err(StoreError::invalid(format!("disk {}", record.name), why));
             }
-            nodes.push(self.disk_node(record, InheritedLiveMap::No));
+            let node = self.disk_node(record, InheritedLiveMap::No);
+            if let Some(encryption) = encryption {
+                node.set_keys(encryption);
+            }
+            nodes.push(node);
         }
         let written = self.stage_all(&nodes).and_then(|()| {
             self.medium.sync_dir(layout::DISKS).map_err(StoreError::io("new disks", "syncing their records"))

@@ -79,6 +79,14 @@ pub enum StoreError {
         /// What changed, and the remedy.
         why: String,
     },
+    /// The keys of an encrypted disk are not here.
+    #[error("{object}: locked: {why}; correct that, then try `plyfs disk unlock`")]
+    Locked {
+        /// `disk NAME`.
+        object: String,
+        /// The cause.
+        why: String,
+    },
     /// A base's source failed.
     #[error("{object}: {source}")]
     Source {
@@ -161,7 +169,7 @@ impl StoreError {
             Self::NotFound { .. } => StoreErrorKind::NotFound,
             Self::Exists { .. } => StoreErrorKind::Exists,
             Self::InUse { .. } => StoreErrorKind::InUse,
-            Self::Invalid { .. } => StoreErrorKind::Invalid,
+            Self::Invalid { .. } | Self::Locked { .. } => StoreErrorKind::Invalid,
             Self::Unsupported { .. } => StoreErrorKind::Unsupported,
             Self::Damaged { .. } => StoreErrorKind::Damaged,
             Self::BaseChanged { .. } => StoreErrorKind::Changed,
@@ -183,6 +191,7 @@ impl StoreError {
             Self::Exists { .. } => libc::EEXIST,
             Self::InUse { .. } => libc::EBUSY,
             Self::Invalid { .. } => libc::EINVAL,
+            Self::Locked { .. } => libc::ENOKEY,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             Self::Disk { source, .. } => source.errno(),
             Self::Io { source, .. } => match source.raw_os_error() {

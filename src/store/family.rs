@@ -14,6 +14,7 @@ use super::node::Moment;
 use super::{DiskNode, NewDisk, Store, StoreError, check_name};
 use crate::delta::Delta;
 use crate::disk::Frozen;
+use crate::format::encryption::KeySource;
 use crate::format::layout;
 use crate::format::lineage::SnapshotEntry;
 use crate::format::record::{Request, Token};
@@ -169,6 +170,17 @@ impl Store {
         wanted: &[NewDisk],
         token: Option<Token>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.clone_with(origin, wanted, None, token)
+    }
+
+    /// As [`Store::clone_disks`]; with `key`, the disks are encrypted.
+    pub(super) fn clone_with(
+        &self,
+        origin: &Origin,
+        wanted: &[NewDisk],
+        key: Option<&KeySource>,
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         let request = token.map(Request::Client);
         self.check_new_names(wanted)?;
         if self.missing_disks(wanted, request)?.is_empty() {
@@ -177,6 +189,17 @@ impl Store {
         let node = self.disk(&origin.disk)?;
         // Opening a base may hang: nothing is claimed yet. The reference keeps the disk attached.
         let _attached = if origin.snapshot.is_none() { Some(node.attach()?) } else { None };
+        if node.is_encrypted() {
+            if key.is_none() {
+                let why = format!(
+                    "its origin {origin} is encrypted, so it must be too; name its secret (--encrypt with --key-file or \
+                     --key-command)"
+                );
+                return Err(StoreError::invalid(format!("disk {}", wanted[0].name), why));
+            }
+            node.unlock()?;
+        }
+        let mut encryption = self.new_encryption(key, wanted.len(), "new disks")?.into_iter();
         let users = node.base_id().into_iter().chain([node.id()]).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users);
@@ -202,7 +225,12 @@ impl Store {
                 overlap: moment.overlap,
                 lineage: record.lineage.fork(0, moment.layer),
             };
-            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork) });
+            let mut encryption = encryption.next().flatten();
+            if let Some(encryption) = &mut encryption {
+                let layers = fork.lineage.layers.iter().map(|layer| layer.number);
+                node.keys_of(layers)?.into_iter().for_each(|(layer, key)| encryption.add(layer, key));
+            }
+            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork), encryption });
         }
         let nodes = self.write_records(drafts, request)?;
         self.admit(&nodes);

@@ -13,6 +13,7 @@ mod base;
 mod change;
 mod claims;
 mod closing;
+mod encryption;
 mod error;
 mod family;
 mod known_names;
@@ -44,8 +45,8 @@ use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
 use known_names::NameList;
-pub use node::{Attributes, DiskNode};
-use node::{InheritedLiveMap, NodeContext};
+pub use node::{Attributes, DiskNode, Secrets};
+use node::{InheritedLiveMap, NodeContext, SecretReader};
 pub use preload::PreloadedRecords;
 use recording::Recording;
 pub use records::open_superblock;
@@ -87,6 +88,7 @@ pub struct Store {
     recording: Recording,
     attachments: Arc<Attachments>,
     layers: Arc<Layers>,
+    secrets: SecretReader,
     /// Held while it is decided which layers nothing needs any more.
     dropping: Mutex<()>,
     snapshots: Snapshots,
@@ -301,6 +303,7 @@ impl Store {
             recording: recording.clone(),
             attachments: Arc::default(),
             layers: Arc::default(),
+            secrets: Arc::default(),
             stats: disk_stats.clone(),
         };
         disks.sort_by_key(|d| d.name_seq);
@@ -344,6 +347,7 @@ impl Store {
             recording,
             attachments: context.attachments,
             layers: context.layers,
+            secrets: context.secrets,
             dropping: Mutex::new(()),
             snapshots: Snapshots::default(),
             disk_stats,
@@ -417,6 +421,7 @@ impl Store {
             recording: self.recording.clone(),
             attachments: self.attachments.clone(),
             layers: self.layers.clone(),
+            secrets: self.secrets.clone(),
             stats: self.disk_stats.clone(),
         };
         DiskNode::new(record, base, &context, inherited_live_map)

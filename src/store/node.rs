@@ -2,6 +2,7 @@
 
 mod adopting;
 mod family;
+mod keys;
 mod record;
 mod sealing;
 mod survey;
@@ -12,6 +13,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
+use keys::Keyring;
+pub use keys::Secrets;
+pub(super) use keys::{NewEncryption, SecretReader};
 use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use sealing::Moment;
 
@@ -37,6 +41,7 @@ pub struct DiskNode {
     medium: Arc<dyn Medium>,
     live: Arc<dyn LiveStore>,
     layers: Arc<Layers>,
+    keyring: Keyring,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
     /// Sealed deltas whose live maps running requests may still use.
@@ -120,6 +125,7 @@ pub(super) struct NodeContext {
     pub recording: Recording,
     pub attachments: Arc<Attachments>,
     pub layers: Arc<Layers>,
+    pub secrets: SecretReader,
     pub stats: Registry,
 }
 
@@ -132,7 +138,7 @@ impl DiskNode {
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments, layers, stats } = context.clone();
+        let NodeContext { medium, live, recording, attachments, layers, secrets, stats } = context.clone();
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
@@ -142,6 +148,7 @@ impl DiskNode {
             medium,
             live,
             layers,
+            keyring: Keyring::new(secrets),
             sealing: Mutex::new(()),
             retiring: Mutex::default(),
             rolled_back: Mutex::default(),
@@ -379,6 +386,8 @@ impl DiskNode {
         let object = format!("disk {}", record.name);
         self.check_base(&record)?;
         let base = self.base().map(|base| base.attach()).transpose()?;
+        // The secret's file or command may hang, as the base's file may.
+        self.unlock()?;
         let _opening = self.opening.lock();
         if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
@@ -525,7 +534,8 @@ impl DiskNode {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
         let delta_io =
             DeltaIo { medium: self.medium.clone(), live: self.live.clone(), roots: Arc::new(roots) };
-        Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))
+        let cipher = self.cipher(&self.writer.record.lock(), spec.disk);
+        Delta::open_with(spec, delta_io, cipher).map(Arc::new).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: impl Into<DiskError>) -> StoreError {

@@ -9,6 +9,7 @@ mod crashes;
 mod death;
 mod devices;
 mod directory;
+mod encryption;
 mod events;
 mod export;
 mod failing;

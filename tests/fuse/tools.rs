@@ -29,7 +29,7 @@ posix_fadvise = 1
 copy_file_range = 4
 ";
 
-fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
+pub fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
     let Some(tool) = tool("fsx") else { return };
     fs::write(daemon.path("fsx.toml"), FSX).unwrap();
     let mut command = Command::new(tool);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Layer;
+use super::{KeyReference, Layer};
 
 /// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -25,6 +25,10 @@ pub struct CreateDisks {
     #[serde(default)]
     #[schema(minimum = 1)]
     pub size: Option<u64>,
+    /// Where the secret is with which the disks are encrypted. By default they are not. Clones of an encrypted disk must
+    /// be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<KeyReference>,
 }
 
 /// The new size of a disk.
@@ -74,6 +78,8 @@ pub struct Disk {
     /// When its contents changed last.
     #[schema(format = DateTime)]
     pub modified: String,
+    /// Where its secret is, `file PATH` or `command NAME`; null when it is not encrypted.
+    pub key: Option<String>,
     /// Its state.
     pub state: DiskState,
     /// Why it has failed.
@@ -96,6 +102,8 @@ pub enum DiskState {
     HadErrors,
     /// It cannot be used; `error` says why.
     Failed,
+    /// It cannot be used until its secret can be read; `error` says why.
+    Locked,
 }
 
 /// The removed objects.
