@@ -113,7 +113,8 @@ fn an_encrypted_file_reads_as_a_plain_one_and_stores_no_plaintext() {
         let mut model = vec![0u8; 40 * 4096];
         for _ in 0..60 {
             let at = rng.below(30 * BLOCK);
-            let len = 1 + rng.below(if rng.chance(50) { 600 } else { 5 * BLOCK });
+            let most = if rng.chance(50) { 600 } else { 5 * BLOCK };
+            let len = 1 + rng.below(most);
             let (from, to) = (at as usize, (at + len) as usize);
             match rng.below(10) {
                 0..5 => {

@@ -66,6 +66,13 @@ fn encrypted(daemon: &TestDaemon, name: &str, size: &str) {
     daemon.ok(&["disk", "create", name, "--size", size, "--encrypt", "--key-file", key]);
 }
 
+/// Whether `bytes`, of which most are zeros, have `text`.
+fn has(bytes: &[u8], text: &[u8]) -> bool {
+    let pieces = (0..bytes.len()).step_by(4096).map(|at| &bytes[at..bytes.len().min(at + 4096 + text.len())]);
+    let mut written = pieces.filter(|piece| piece.iter().any(|byte| *byte != 0));
+    written.any(|piece| piece.windows(text.len()).any(|part| part == text))
+}
+
 /// Whether a file below `dir` has one of the texts. The mount and the files of the test are not looked at.
 fn find(dir: &Path, texts: &[&[u8]]) -> Option<String> {
     for entry in fs::read_dir(dir).unwrap() {
@@ -77,7 +84,7 @@ fn find(dir: &Path, texts: &[&[u8]]) -> Option<String> {
             }
         } else if kind.is_file() {
             let bytes = fs::read(&path).unwrap();
-            let has = |text: &&&[u8]| bytes.windows(text.len()).any(|part| part == **text);
+            let has = |text: &&&[u8]| has(&bytes, text);
             if let Some(text) = texts.iter().find(has) {
                 return Some(format!("{} has {}", path.display(), String::from_utf8_lossy(text)));
             }

@@ -153,7 +153,7 @@ impl DiskNode {
         self.writer.record.lock().features.encryption.as_ref().map(|known| known.source.clone())
     }
 
-    /// Why its keys are not here, when they are not; as far as that is known without reading a secret.
+    /// Whether it is encrypted and its keys are not here.
     pub fn is_locked(&self) -> bool {
         self.is_encrypted() && self.keyring.ring.lock().is_none()
     }
@@ -234,10 +234,14 @@ impl DiskNode {
         let failed = StoreError::io(format!("disk {}", self.name()), "making a key");
         let key = Arc::new(DataKey::random().map_err(failed)?);
         let mut ring = self.keyring.ring.lock();
-        let Some(ring) = ring.as_mut() else { return Err(self.locked("its keys are not here")) };
-        let wrapped = ring.wrapped(delta, &key);
-        ring.keys.insert(delta, key);
-        Ok(Some(wrapped))
+        let wrapped = ring.as_mut().map(|ring| {
+            let wrapped = ring.wrapped(delta, &key);
+            ring.keys.insert(delta, key);
+            wrapped
+        });
+        // The lock of the record comes before that of the ring.
+        drop(ring);
+        wrapped.map(Some).ok_or_else(|| self.locked("its keys are not here"))
     }
 
     /// The keys of these deltas that are encrypted.
