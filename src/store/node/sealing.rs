@@ -342,11 +342,13 @@ impl DiskNode {
                 return Err(StoreError::io(format!("disk {}", self.name()), "rolling it back")(removed()));
             }
             let now = sys::now_ns();
+            // Opening a delta looks at the record.
+            let rises = self.writer.record.lock().lineage.rises;
             let delta = self.open_delta(DeltaSpec {
                 disk: number,
                 size: snapshot.size,
                 overlap: snapshot.overlap,
-                rises: self.writer.record.lock().lineage.rises,
+                rises,
                 modified_ns: now,
                 root: MapRoot::default(),
             })?;
