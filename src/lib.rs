@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod control;
+pub mod crypt;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod delta;

@@ -22,13 +22,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["source", "format"]),
     ("base", &["cache", "events", "source", "image", "stats"]),
     ("limits", &["format"]),
-    ("delta", &["format", "io", "limits", "mutant"]),
-    ("layers", &["delta", "format", "io", "mutant"]),
+    ("crypt", &["format", "io"]),
+    ("delta", &["crypt", "format", "io", "limits", "mutant"]),
+    ("layers", &["crypt", "delta", "format", "io", "mutant"]),
     ("disk", &["delta", "base", "layers", "cache", "format", "mutant", "stats", "trace"]),
     (
         "store",
         &[
-            "disk", "delta", "base", "layers", "limits", "cache", "image", "source", "format", "io",
+            "disk", "crypt", "delta", "base", "layers", "limits", "cache", "image", "source", "format", "io",
             "mutant", "events", "stats", "trace",
         ],
     ),

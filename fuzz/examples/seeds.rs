@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use plyfs::format::MAX_DISK_SIZE;
+use plyfs::format::encryption::{Encryption, KeySource, SALT, WRAPPED, WrappedKey};
 use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
 use plyfs::format::features::{Features, Trashed};
 use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Moment};
@@ -160,6 +161,16 @@ fn records() {
         change(&mut lineage);
         DiskRecord { lineage, ..disk.clone() }.encode()
     };
+    let wrapped = |delta| WrappedKey { delta, wrapped: [delta as u8; WRAPPED] };
+    let encrypted = |source: KeySource, keys: Vec<WrappedKey>| {
+        let features = Features { encryption: Some(Encryption { source, salt: [8; SALT], keys }) };
+        DiskRecord { lineage: lineage.clone(), features, ..disk.clone() }.encode()
+    };
+    let (file, command) = (KeySource::File("/keys/vm-1".into()), KeySource::Command("vm-1".into()));
+    both("records", "disk-encrypted", &encrypted(file.clone(), vec![wrapped(3), wrapped(9)]));
+    both("records", "disk-encrypted-by-command", &encrypted(command, vec![wrapped(9)]));
+    both("records", "disk-shredded", &encrypted(file.clone(), Vec::new()));
+    both("records", "disk-keys-out-of-order", &encrypted(file, vec![wrapped(9), wrapped(3)]));
     both("records", "disk-layered", &layered(&|_| {}));
     both("records", "disk-rolled-back", &layered(&|lineage| lineage.below = None));
     both("records", "disk-layer-on-itself", &layered(&|lineage| lineage.layers[1].below = Some(1)));

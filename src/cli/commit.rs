@@ -39,6 +39,9 @@ pub(super) struct Commit {
     /// The image file [default: in the store]
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Make a base of an encrypted disk: the image is not encrypted
+    #[arg(long)]
+    plain: bool,
     /// Compress the clusters of the image
     #[arg(long, value_enum)]
     compress: Option<CompressArg>,
@@ -68,6 +71,10 @@ impl Commit {
             None => None,
             Some(name) => Some(read(&client.get(&format!("/v1/bases/{name}"), &action)?, &action)?),
         };
+        if disk.key.is_some() && !self.plain {
+            let why = "the disk is encrypted, and a base is not; repeat with --plain if that is meant";
+            return Err(CliError::Failed(format!("{action}: {why}")));
+        }
         let (file, place) = match &self.image {
             Some(file) => {
                 (std::path::absolute(file).map_err(|source| self.failed(file, source))?, Place::Elsewhere)

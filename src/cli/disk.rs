@@ -12,6 +12,7 @@ use super::change;
 use super::client::{Client, read};
 use super::commit;
 use super::diff;
+use super::encryption::{self, EncryptArgs, KeyArgs};
 use super::error::CliError;
 use super::export;
 use super::holders::{self, Holder};
@@ -44,6 +45,7 @@ Examples:
   plyfs disk create scratch --size 100G             a blank disk
   plyfs disk create vm4 --base debian --pool fast   its data in another pool
   plyfs disk create vm4 --base debian --quota 50G --iops 500 --bandwidth 100M/s
+  plyfs disk create vm4 --base debian --encrypt --key-file /etc/plyfs/keys/vm4
 
 A disk of any size takes the same short time, because no data moves. Several disks are created together or not at all. \
 The command prints the path of each disk's file in the mount. With --json it prints an object for one NAME, an array \
@@ -102,7 +104,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("PATH", "path", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 15] = [
+pub(super) const FIELDS: [Column; 16] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -113,6 +115,7 @@ pub(super) const FIELDS: [Column; 15] = [
     ("needs pools", "pool_names", Kind::Text),
     ("map in memory", "map_bytes", Kind::Size),
     ("created", "created", Kind::Time),
+    ("key", "key", Kind::Text),
     ("state", "state", Kind::Text),
     ("error", "error", Kind::Text),
     ("refuses writes", "refuses_writes", Kind::Text),
@@ -171,6 +174,8 @@ pub(super) enum Disk {
         pool: Option<String>,
         #[command(flatten)]
         limits: limits::Options,
+        #[command(flatten)]
+        encryption: EncryptArgs,
     },
     /// Print or change the limits of a disk: its quota, its IOPS and its bandwidth
     #[command(after_help = limits::EXAMPLES)]
@@ -271,6 +276,8 @@ pub(super) enum Disk {
         pool: Option<String>,
         #[command(flatten)]
         limits: limits::Options,
+        #[command(flatten)]
+        encryption: EncryptArgs,
     },
     /// List the extents of a disk that differ from its base, or between two snapshots
     #[command(after_help = diff::EXAMPLES)]
@@ -303,6 +310,35 @@ pub(super) enum Disk {
     /// Merge layers that no snapshot tells apart any more
     #[command(after_help = change::COMPACT_EXAMPLES)]
     Compact(change::How),
+    /// Try the secret of a locked disk again
+    #[command(after_help = encryption::UNLOCK_EXAMPLES)]
+    Unlock {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+    },
+    /// Give an encrypted disk another secret
+    #[command(after_help = encryption::REKEY_EXAMPLES)]
+    Rekey {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Forget the keys of an encrypted disk, and remove it
+    #[command(after_help = encryption::SHRED_EXAMPLES)]
+    Shred {
+        /// Name of the disk
+        #[arg(value_parser = args::name)]
+        name: String,
+        /// Also shred a disk that is open
+        #[arg(long)]
+        force: bool,
+        /// Also shred the snapshots of the disk
+        #[arg(long)]
+        snapshots: bool,
+    },
     /// Grow or shrink a disk
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize {
@@ -321,8 +357,8 @@ pub(super) enum Disk {
 impl Disk {
     pub(super) fn run(self, global: &Global) -> Result<(), CliError> {
         match self {
-            Self::Create { names, base, size, pool, limits } => {
-                create(global, &names, (base, size, pool), &limits)
+            Self::Create { names, base, size, pool, limits, encryption } => {
+                create(global, &names, (base, size, pool), (&limits, &encryption))
             }
             Self::Limit { name, limits } => limits::run(global, &name, &limits),
             Self::Ls(listing) => list(global, &listing),
@@ -350,9 +386,12 @@ impl Disk {
             Self::Snapshot { disk, name } => snapshot::take(global, &disk, &name),
             Self::Snapshots { disk } => snapshot::list(global, &disk),
             Self::Rollback { disk, snapshot, force } => snapshot::roll_back(global, &disk, &snapshot, force),
-            Self::Clone { origin, names, size, pool, limits } => {
-                snapshot::clone(global, &origin, &names, (size, pool, &limits))
+            Self::Clone { origin, names, size, pool, limits, encryption } => {
+                snapshot::clone(global, &origin, &names, (size, pool), (&limits, &encryption))
             }
+            Self::Unlock { name } => encryption::unlock(global, &name),
+            Self::Rekey { name, key } => encryption::rekey(global, &name, &key),
+            Self::Shred { name, force, snapshots } => encryption::shred(global, &name, force, snapshots),
             Self::Diff { from, end } => diff::run(global, &from, end.as_ref()),
             Self::Export(export) => export.run(global),
             Self::Import(import) => import.run(global),
@@ -404,14 +443,14 @@ fn create(
     global: &Global,
     names: &[String],
     (base, size, pool): (Option<String>, Option<u64>, Option<String>),
-    limits: &limits::Options,
+    (limits, encryption): (&limits::Options, &EncryptArgs),
 ) -> Result<(), CliError> {
     let action = match names {
         [name] => format!("cannot create disk {name}"),
         names => format!("cannot create {} disks", names.len()),
     };
-    let (names, limits) = (names.to_vec(), limits.wanted());
-    let body = CreateDisks { names, base, size, pool, limits, ..CreateDisks::default() };
+    let (names, limits, encryption) = (names.to_vec(), limits.wanted(), encryption.reference()?);
+    let body = CreateDisks { names, base, size, pool, limits, encryption, ..CreateDisks::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (body.names.len(), &mut disks)

@@ -16,6 +16,7 @@ use super::args;
 use super::base::FormatArg;
 use super::client::{Client, read};
 use super::disk::paths;
+use super::encryption::EncryptArgs;
 use super::error::CliError;
 use super::increment;
 use super::interrupt::Interrupts;
@@ -60,6 +61,8 @@ pub(super) struct Import {
     /// Base below the disk; of an image on top of a backing file, the one with the contents of that file
     #[arg(long, value_name = "BASE", value_parser = args::name)]
     pub(super) base: Option<String>,
+    #[command(flatten)]
+    pub(super) encryption: EncryptArgs,
 }
 
 impl Import {
@@ -147,6 +150,7 @@ impl Import {
             names: vec![self.name.clone()],
             base: self.base.clone(),
             size: Some(size),
+            encryption: self.encryption.reference()?,
             ..CreateDisks::default()
         };
         let mut created: Vec<wire::Disk> =

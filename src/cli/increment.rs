@@ -192,6 +192,7 @@ impl Copy<'_> {
             names: vec![self.import.name.clone()],
             base,
             size: Some(self.header.size),
+            encryption: self.import.encryption.reference()?,
             ..CreateDisks::default()
         };
         let mut made: Vec<wire::Disk> =

@@ -15,6 +15,7 @@ mod commit;
 mod completions;
 mod diff;
 mod disk;
+mod encryption;
 mod error;
 mod events;
 mod export;

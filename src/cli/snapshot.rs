@@ -8,6 +8,7 @@ use super::Global;
 use super::args::DiskOrSnapshot;
 use super::client::Client;
 use super::disk::paths;
+use super::encryption::EncryptArgs;
 use super::error::CliError;
 use super::limits;
 use super::output::{Column, Kind};
@@ -45,9 +46,12 @@ Examples:
   plyfs disk clone golden vm{1..100} --size 40G
   plyfs disk clone golden vm1 --pool fast
   plyfs disk clone golden vm{1..100} --size 40G --quota 20G
+  plyfs disk clone dark vm5 --encrypt --key-file /etc/plyfs/keys/vm5
 
 A clone of any size takes the same short time, because nothing is copied. Several are made together or not at all, and \
-show the same moment. A clone has the limits that the command names, and none of its origin. A clone needs nothing of its origin afterwards: either can be removed.";
+show the same moment. A clone has the limits that the command names, and none of its origin. A clone of an encrypted disk is \
+encrypted, and needs --encrypt with a secret of its own. A clone needs nothing of its origin afterwards: either can be \
+removed.";
 
 const COLUMNS: [Column; 5] = [
     ("NAME", "full_name", Kind::Text),
@@ -134,11 +138,13 @@ pub(super) fn clone(
     global: &Global,
     origin: &DiskOrSnapshot,
     names: &[String],
-    (size, pool, limits): (Option<u64>, Option<String>, &limits::Options),
+    (size, pool): (Option<u64>, Option<String>),
+    (limits, encryption): (&limits::Options, &EncryptArgs),
 ) -> Result<(), CliError> {
     let action = format!("cannot clone {origin}");
     let (names, from) = (names.to_vec(), Some(origin.to_string()));
-    let body = CreateDisks { names, from, size, pool, limits: limits.wanted(), ..Default::default() };
+    let (limits, encryption) = (limits.wanted(), encryption.reference()?);
+    let body = CreateDisks { names, from, size, pool, limits, encryption, ..Default::default() };
     let mut disks = retry::create(&global.client()?, "/v1/disks", &body, &action)?;
     // For one disk an object, as every command but `ls` prints.
     if let (1, Value::Array(list)) = (body.names.len(), &mut disks)

@@ -27,6 +27,7 @@ pub(super) struct File {
     pub http: super::HttpConfig,
     pub metrics: super::MetricsConfig,
     pub notify: super::NotifyConfig,
+    pub encryption: super::EncryptionConfig,
     pub page: super::PageConfig,
     pub trash: super::TrashConfig,
     pub bases: super::UnusedBasesConfig,

@@ -24,6 +24,21 @@ impl Config {
                 return Err(missing(KEY, dir, "it is not a directory"));
             }
         }
+        for dir in &self.encryption.key_dirs {
+            const KEY: &str = "encryption.key_dirs";
+            let meta = fs::metadata(dir).map_err(|e| missing(KEY, dir, &e.to_string()))?;
+            if !meta.is_dir() {
+                return Err(missing(KEY, dir, "it is not a directory"));
+            }
+        }
+        if let Some(program) = self.encryption.key_command.as_ref().and_then(|command| command.first()) {
+            const KEY: &str = "encryption.key_command";
+            let program = Path::new(program);
+            let meta = fs::metadata(program).map_err(|e| missing(KEY, program, &e.to_string()))?;
+            if !meta.is_file() {
+                return Err(missing(KEY, program, "it is not a program"));
+            }
+        }
         for credential in &self.http.credentials {
             const KEY: &str = "http.credentials";
             match credential.source() {

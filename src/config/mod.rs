@@ -5,6 +5,7 @@
 //! their settings. The supervisor passes the whole of it to its worker as JSON, so that both use the same values.
 
 mod allow;
+mod encryption;
 mod file;
 mod files;
 pub mod host;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 pub use self::trace::TraceConfig;
 pub use allow::AllowEntry;
+pub use encryption::EncryptionConfig;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
 pub use notify::NotifyConfig;
@@ -123,6 +125,9 @@ pub struct Config {
     /// `[notify]`: see [`NotifyConfig`].
     #[serde(default)]
     pub notify: NotifyConfig,
+    /// `[encryption]`: see [`EncryptionConfig`].
+    #[serde(default)]
+    pub encryption: EncryptionConfig,
     /// `[page]`: see [`PageConfig`].
     #[serde(default)]
     pub page: PageConfig,
@@ -355,6 +360,7 @@ impl Config {
             http: file.http,
             metrics: file.metrics,
             notify: file.notify,
+            encryption: file.encryption,
             page: file.page,
             trash: TrashConfig { grace: flags.trash_grace.unwrap_or(file.trash.grace) },
             bases: UnusedBasesConfig {
@@ -382,6 +388,7 @@ impl Config {
         self.http.validate()?;
         self.metrics.validate()?;
         self.notify.validate(self.security.network)?;
+        self.encryption.validate()?;
         self.page.validate()?;
         self.trash.validate()?;
         self.bases.validate()?;

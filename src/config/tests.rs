@@ -4,9 +4,9 @@ use std::time::Duration;
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, CredentialConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat, MetricsConfig,
-    NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, TrashConfig, UnusedBasesConfig,
-    default_cache_memory, file,
+    Config, ConfigError, CredentialConfig, EncryptionConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat,
+    MetricsConfig, NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, TrashConfig,
+    UnusedBasesConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -205,6 +205,9 @@ fn every_key_of_the_file_is_read() {
         [metrics]
         listen = "[::1]:9464"
         series = 20
+        [encryption]
+        key_dirs = ["/etc/plyfs/keys"]
+        key_command = ["/usr/bin/key", "get"]
         [notify]
         command = ["/usr/bin/notify", "now"]
         events = ["base.hit"]
@@ -275,6 +278,10 @@ fn every_key_of_the_file_is_read() {
         hydrate: HydrateConfig { auto: true, rate: Some(2 << 20) },
         trace: TraceConfig { auto: false, prefetch: false, idle_seconds: 7, longest_seconds: 90 },
         metrics: MetricsConfig { listen: Some("[::1]:9464".into()), series: 20 },
+        encryption: EncryptionConfig {
+            key_dirs: vec!["/etc/plyfs/keys".into()],
+            key_command: Some(vec!["/usr/bin/key".into(), "get".into()]),
+        },
         notify: NotifyConfig {
             url: None,
             command: Some(vec!["/usr/bin/notify".into(), "now".into()]),
@@ -408,6 +415,9 @@ fn values_out_of_bounds_are_refused() {
         ("notify.url = 'https://h/'\nsecurity.network = false", "set security.network = true"),
         ("notify.command = ['notify']", "notify.command: it does not begin with the absolute path"),
         ("notify.command = []", "notify.command: it does not begin with the absolute path"),
+        ("encryption.key_dirs = ['keys']", "is not an absolute path"),
+        ("encryption.key_command = ['key']", "encryption.key_command: it does not begin with"),
+        ("encryption.key = 'secret'", "unknown field `key`"),
         ("notify.token = 'secret'", "unknown field `token`"),
     ] {
         let message = refusal(toml);

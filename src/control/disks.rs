@@ -12,6 +12,7 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::encryption::source_of;
 use super::idempotency::Key;
 use super::pool::JobKind;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
@@ -55,12 +56,13 @@ pub(super) async fn create(
 ) -> Answer<Vec<Disk>> {
     let Json(new) = body?;
     // The token does not depend on the names: a client may request the disks that are missing with the same key.
-    let token = match (&new.from, &new.pool, new.limits.is_empty()) {
-        (None, None, true) => key.token("disks", &(&new.base, &new.size)),
-        (Some(from), None, true) => key.token("clones", &(from, &new.size)),
-        (None, pool, _) => key.token("disks", &(&new.base, &new.size, pool, &new.limits)),
-        (Some(from), pool, _) => key.token("clones", &(from, &new.size, pool, &new.limits)),
+    let token = match (&new.from, &new.pool, new.limits.is_empty(), &new.encryption) {
+        (None, None, true, None) => key.token("disks", &(&new.base, &new.size)),
+        (Some(from), None, true, None) => key.token("clones", &(from, &new.size)),
+        (None, pool, _, secret) => key.token("disks", &(&new.base, &new.size, pool, &new.limits, secret)),
+        (Some(from), pool, _, secret) => key.token("clones", &(from, &new.size, pool, &new.limits, secret)),
     };
+    let secret = new.encryption.as_ref().map(source_of).transpose()?;
     blocking(move || {
         let names: Vec<String> = new.name.into_iter().chain(new.names).collect();
         if names.is_empty() {
@@ -88,8 +90,10 @@ pub(super) async fn create(
             (Some(_), _) if new.base.is_some() => {
                 return Err(ApiError::invalid("the request has base and from; give one of them"));
             }
-            (Some(from), token) => c.store.clone_disks_in(pool, &Origin::parse(from), &wanted, token)?,
-            (None, token) => c.store.create_disks_in(pool, &wanted, token)?,
+            (Some(from), token) => {
+                c.store.clone_disks_with((pool, secret.as_ref()), &Origin::parse(from), &wanted, token)?
+            }
+            (None, token) => c.store.create_disks_with((pool, secret.as_ref()), &wanted, token)?,
         };
         Ok(made.iter().map(|d| c.listed(d)).collect())
     })
@@ -260,7 +264,9 @@ impl Control {
             gid: a.gid,
             created: rfc3339(a.created_ns),
             modified: rfc3339(a.modified_ns),
+            key: node.key_source().map(|source| source.to_string()),
             state: match &problem {
+                Some(_) if node.is_locked() => DiskState::Locked,
                 Some(_) => DiskState::Failed,
                 None if had_errors => DiskState::HadErrors,
                 None => DiskState::Ok,

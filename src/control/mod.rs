@@ -12,6 +12,7 @@ mod changes;
 pub mod clients;
 mod connections;
 mod disks;
+mod encryption;
 mod error;
 mod events;
 mod extents;
@@ -201,6 +202,9 @@ fn router(control: Control) -> Router {
         .route("/v1/disks/{name}/compact", post(changes::compact))
         .route("/v1/disks/{name}/move", post(changes::relocate))
         .route("/v1/disks/{name}/limits", post(limits::set))
+        .route("/v1/disks/{name}/unlock", post(encryption::unlock))
+        .route("/v1/disks/{name}/rekey", post(encryption::rekey))
+        .route("/v1/disks/{name}/shred", post(encryption::shred))
         .route("/v1/disks/{name}/rollback", post(snapshots::roll_back))
         .route("/v1/disks/{name}/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/disks/{name}/snapshots/{snapshot}", delete(snapshots::remove))

@@ -13,8 +13,8 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, clients, disks, events, extents, jobs, kept, limits, maps, metrics, pools, servers,
-    snapshots, stats, status, traces, trash, wire,
+    bases, changes, clients, disks, encryption, events, extents, jobs, kept, limits, maps, metrics, pools,
+    servers, snapshots, stats, status, traces, trash, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -26,7 +26,7 @@ const JOB: &str =
     "^(hydrate|verify|flatten|rebase|compact|move|export|import)-[A-Za-z0-9][A-Za-z0-9._-]{0,160}$";
 
 /// The bodies of requests. Their types say which keys are required. In an answer all keys are required.
-const REQUESTS: [&str; 21] = [
+const REQUESTS: [&str; 23] = [
     "AddBase",
     "AddPool",
     "Below",
@@ -44,6 +44,8 @@ const REQUESTS: [&str; 21] = [
     "RestoreDisk",
     "Rollback",
     "SetLimits",
+    "KeyReference",
+    "Shred",
     "SetUrls",
     "Stop",
     "TakeSnapshot",
@@ -117,6 +119,9 @@ a name one succeeds.
         trash::list,
         trash::restore,
         trash::purge,
+        encryption::unlock,
+        encryption::rekey,
+        encryption::shred,
         maps::disk,
         extents::changed,
         pools::list,

@@ -10,6 +10,7 @@ mod handover;
 mod heartbeat;
 mod home;
 mod kernel;
+mod keys;
 mod leftover;
 mod lock;
 mod metrics_socket;

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
+use super::keys::HelperSecrets;
 use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
 use super::{handover, home, kernel, metrics_socket};
@@ -247,6 +248,8 @@ impl LiveMapLocation {
 struct WebAccess {
     network: Network,
     credentials: Arc<dyn Credentials>,
+    /// Reads the secrets of encrypted disks.
+    secrets: HelperSecrets,
     /// Runs the operator's command for events.
     notifier: Option<NotifyHelper>,
 }
@@ -314,6 +317,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
     };
     let helper =
         CredentialHelper::start(config).map_err(|e| format!("cannot start the credential helper: {e}"))?;
+    let helper = helper.map(Arc::new);
     let notifier = NotifyHelper::start(config).map_err(|e| format!("cannot start the notify helper: {e}"))?;
     let metrics = metrics_socket::bind(config);
     let web = WebAccess {
@@ -321,8 +325,9 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
             true => Network::prepare(&config.http, Proxies::from_variables(|name| std::env::var(name).ok())),
             false => Network::off(),
         },
+        secrets: HelperSecrets(helper.clone()),
         credentials: match helper {
-            Some(helper) => Arc::new(helper),
+            Some(helper) => helper,
             None => Arc::new(NoCredentials),
         },
         notifier,
@@ -409,7 +414,7 @@ fn serve(
         window,
         kernel_release,
     } = prepared;
-    let WebAccess { network, credentials, notifier: notify_helper } = web;
+    let WebAccess { network, credentials, secrets, notifier: notify_helper } = web;
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &activation.report);
@@ -428,6 +433,7 @@ fn serve(
     let (cache, prepared) = (Arc::new(cache), (known, &pools as _));
     let store = Store::open_with_pools(&config.store, live, cache, config.reserve, sources.clone(), prepared)
         .map_err(|e| e.to_string())?;
+    store.read_secrets_with(Arc::new(secrets));
     let of_pools = POOL_DESCRIPTORS * store.pool_numbers().len() as u64;
     store.attach_at_most(most_attached(descriptor_limit.saturating_sub(of_pools)));
     store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);

@@ -93,6 +93,8 @@ impl Delta {
         let failed = DeltaError::io("writing again what a failed sync may have lost");
         let redo = || -> io::Result<()> {
             let Some(data) = self.data.read().clone() else { return Ok(()) };
+            // The stored bytes, for which no key is needed.
+            let data = data.stored().unwrap_or(data);
             // Read before the words: the kernel marks all later writes dirty itself.
             for (first, end) in self.map.unflushed_pages().flat_map(|page| self.map.unflushed_data(page)) {
                 for from in (first..end).step_by(REDO_BLOCKS) {

@@ -38,6 +38,7 @@ use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
 use space::Space;
 
+use crate::crypt::Cipher;
 use crate::format::BLOCK;
 use crate::format::journal::State;
 use crate::format::layout::{DELTAS, data_path};
@@ -119,6 +120,7 @@ pub struct Delta {
     spec: DeltaSpec,
     delta_io: DeltaIo,
     map: LiveMap,
+    cipher: Cipher,
     data: RwLock<Option<Arc<dyn MediumFile>>>,
     ranges: RangeLock,
     commit: Mutex<MapFileState>,
@@ -283,6 +285,7 @@ impl Delta {
         let data = self.delta_io.medium.open(&data_path(self.spec.disk), Open::Create);
         let made = data.and_then(|data| Ok((data.identity()?, data)));
         let ((device, inode), data) = made.map_err(fail)?;
+        let data = self.cipher.over(data);
         self.set_word(LiveHeader::Device, device);
         self.set_word(LiveHeader::Inode, inode);
         self.unlisted.store(true, Ordering::Release);

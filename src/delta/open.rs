@@ -16,6 +16,7 @@ use super::ranges::RangeLock;
 use super::recovery::{check_data, check_live, epochs_of_given_up, is_ours, open_map_file, replay};
 use super::space::Space;
 use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
+use crate::crypt::Cipher;
 use crate::format::layout::data_path;
 use crate::format::record::MapRoot;
 use crate::io::{LiveHeader, Open};
@@ -29,10 +30,18 @@ impl Delta {
     /// # Errors
     /// `Damaged` and `DataMissing` when the store lacks what was acknowledged; errors of the storage.
     pub fn open(spec: DeltaSpec, delta_io: DeltaIo) -> Result<Self, DeltaError> {
+        Self::open_with(spec, delta_io, Cipher::Plain)
+    }
+
+    /// As [`Delta::open`]; `cipher` says how the bytes of the data file are stored.
+    ///
+    /// # Errors
+    /// As [`Delta::open`].
+    pub fn open_with(spec: DeltaSpec, delta_io: DeltaIo, cipher: Cipher) -> Result<Self, DeltaError> {
         let fail = |operation| DeltaError::io(operation);
         let data_name = data_path(spec.disk);
         let data = match delta_io.medium.open(&data_name, Open::Existing) {
-            Ok(file) => Some(file),
+            Ok(file) => Some(cipher.over(file)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(fail("opening the data file")(e)),
         };
@@ -64,6 +73,7 @@ impl Delta {
         let delta = Self {
             spec,
             map,
+            cipher,
             data: RwLock::new(data),
             ranges: RangeLock::default(),
             commit: Mutex::new(commit),

@@ -4,12 +4,14 @@
 
 use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
+use super::encryption::{Encryption, WrappedKey};
 use super::limits::Limits;
 use super::lineage::Lineage;
 use super::rework::Rework;
 
 /// Tags of the fields.
 const LIMITS: u16 = 2;
+const ENCRYPTION: u16 = 3;
 const POOLS: u16 = 4;
 const REWORK: u16 = 5;
 
@@ -32,6 +34,8 @@ pub struct Features {
     pub trash: Option<Trashed>,
     /// The limits of the disk.
     pub limits: Limits,
+    /// How the disk is encrypted, if it is.
+    pub encryption: Option<Encryption>,
     /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
     pub pools: Vec<(u64, u64)>,
 }
@@ -43,6 +47,15 @@ impl Features {
     /// Whether a record of version 4 can express it.
     pub fn is_default(&self, lineage: &Lineage) -> bool {
         *self == Self::default() && lineage.rework.is_none()
+    }
+
+    /// Adds the key of a new delta.
+    pub fn add_key(&mut self, key: Option<WrappedKey>) {
+        if let (Some(encryption), Some(key)) = (&mut self.encryption, key)
+            && !encryption.is_shredded()
+        {
+            encryption.add(key);
+        }
     }
 
     fn fields(&self, lineage: &Lineage) -> Fields {
@@ -57,6 +70,7 @@ impl Features {
             self.limits.put(&mut w);
             fields.push((LIMITS, w.finish()));
         }
+        fields.extend(self.encryption.as_ref().map(|known| (ENCRYPTION, known.encode())));
         if !self.pools.is_empty() {
             let mut w = Writer::new();
             w.u16(self.pools.len() as u16);
@@ -73,6 +87,7 @@ impl Features {
         match tag {
             TRASH => self.trash = Some(Trashed { removed_ns: r.i64()?, purge_ns: r.i64()? }),
             LIMITS => self.limits = Limits::get(r)?,
+            ENCRYPTION => self.encryption = Some(Encryption::decode(r)?),
             POOLS => self.pools = get_pools(r)?,
             REWORK => lineage.rework = Some(Rework::get(r)?),
             _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),

@@ -6,6 +6,7 @@
 
 pub mod cache;
 mod codec;
+pub mod encryption;
 pub mod extents;
 pub mod features;
 mod identity;

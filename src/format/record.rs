@@ -532,6 +532,14 @@ impl DiskRecord {
         Some(Salvage { name, name_seq: get_count(&mut r).ok() })
     }
 
+    /// Forgets the keys of deltas that the record does not name any more.
+    pub fn forget_unneeded_keys(&mut self) {
+        if let Some(encryption) = &mut self.features.encryption {
+            let lineage = &self.lineage;
+            encryption.keys.retain(|key| lineage.deltas().any(|delta| delta == key.delta));
+        }
+    }
+
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();

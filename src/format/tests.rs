@@ -2,6 +2,7 @@
 
 mod bounds;
 mod cache;
+mod encryption;
 mod limits;
 mod names;
 mod pools;

@@ -142,6 +142,10 @@ pub trait MediumFile: Send + Sync {
     fn has_space(&self, _offset: u64, _len: u64) -> io::Result<bool> {
         Ok(false)
     }
+    /// The file below, of which this one shows the bytes in another form.
+    fn stored(&self) -> Option<Arc<dyn MediumFile>> {
+        None
+    }
     /// Device and inode number.
     fn identity(&self) -> io::Result<(u64, u64)>;
 }

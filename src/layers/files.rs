@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::crypt::Cipher;
 use crate::io::{Medium, MediumFile, Open};
 
 /// The files of a store's layers that are open.
@@ -78,12 +79,19 @@ pub(super) struct PooledFile {
     medium: Arc<dyn Medium>,
     files: Arc<OpenFiles>,
     slot: Arc<Slot>,
+    /// How its bytes are stored.
+    cipher: Cipher,
 }
 
 impl PooledFile {
     pub fn new(path: String, medium: Arc<dyn Medium>, files: Arc<OpenFiles>) -> Self {
         let slot = Slot { file: RwLock::new(None), is_used: AtomicBool::new(false) };
-        Self { path, medium, files, slot: Arc::new(slot) }
+        Self { path, medium, files, slot: Arc::new(slot), cipher: Cipher::Plain }
+    }
+
+    /// The same file, whose bytes are stored with `cipher`.
+    pub fn stored_with(self, cipher: Cipher) -> Self {
+        Self { cipher, ..self }
     }
 
     /// As [`PooledFile::new`], of a file that is open.
@@ -117,7 +125,7 @@ impl PooledFile {
         if let Some(file) = self.get_now() {
             return Ok(file);
         }
-        let opened = self.medium.open(&self.path, Open::Existing)?;
+        let opened = self.cipher.over(self.medium.open(&self.path, Open::Existing)?);
         let file = {
             let mut slot = self.slot.file.write();
             if let Some(file) = &*slot {

@@ -26,6 +26,7 @@ use index::Index;
 use memory::IndexMemory;
 pub use memory::MemorySums;
 
+use crate::crypt::Cipher;
 use crate::delta::DeltaSpec;
 use crate::format::BLOCK;
 use crate::format::extents::Where;
@@ -117,9 +118,10 @@ impl Chain {
         specs: Vec<DeltaSpec>,
         medium: Arc<dyn Medium>,
         building: Arc<Mutex<()>>,
+        cipher: &dyn Fn(u64) -> Cipher,
     ) -> Result<Self, LayerError> {
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
-        let files = numbers.iter().map(|number| layers.file(*number, &medium)).collect();
+        let files = numbers.iter().map(|number| layers.file(*number, &medium, cipher)).collect();
         let io = IndexIo { medium, files: layers.open_files.clone(), memory: layers.memory.clone() };
         let index = match Index::open(&io, &numbers) {
             Ok(Some(index)) => index,
@@ -244,12 +246,13 @@ impl Layers {
         self.memory.set_limit(limit);
     }
 
-    fn file(&self, number: u64, medium: &Arc<dyn Medium>) -> Arc<LayerFile> {
+    fn file(&self, number: u64, medium: &Arc<dyn Medium>, cipher: &dyn Fn(u64) -> Cipher) -> Arc<LayerFile> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&number).and_then(Weak::upgrade) {
             return file;
         }
         let data = PooledFile::new(data_path(number), medium.clone(), self.open_files.clone());
+        let data = data.stored_with(cipher(number));
         let file = Arc::new(LayerFile { number, data });
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(number, Arc::downgrade(&file));
@@ -274,6 +277,19 @@ impl Layers {
         specs: Vec<DeltaSpec>,
         medium: Arc<dyn Medium>,
     ) -> Result<Option<Arc<Chain>>, LayerError> {
+        self.chain_with(specs, medium, &|_| Cipher::Plain)
+    }
+
+    /// As [`Layers::chain`]; `cipher` says how the bytes of each layer are stored.
+    ///
+    /// # Errors
+    /// As [`Layers::chain`].
+    pub fn chain_with(
+        &self,
+        specs: Vec<DeltaSpec>,
+        medium: Arc<dyn Medium>,
+        cipher: &dyn Fn(u64) -> Cipher,
+    ) -> Result<Option<Arc<Chain>>, LayerError> {
         let Some(top) = specs.last().map(|spec| spec.disk) else { return Ok(None) };
         let numbers: Vec<u64> = specs.iter().map(|spec| spec.disk).collect();
         if let Some(chain) = self.opened(&numbers) {
@@ -284,7 +300,7 @@ impl Layers {
         if let Some(chain) = self.opened(&numbers) {
             return Ok(Some(chain));
         }
-        let chain = Arc::new(Chain::open(self, specs, medium, building.clone())?);
+        let chain = Arc::new(Chain::open(self, specs, medium, building.clone(), cipher)?);
         let mut chains = self.chains.lock();
         chains.retain(|_, chain| chain.strong_count() > 0);
         chains.insert(numbers, Arc::downgrade(&chain));

@@ -2,12 +2,13 @@
 //! or run programs.
 //!
 //! What must hold:
-//! - The helper reads the files and runs the commands that the configuration names, by number. No message of the worker
-//!   makes it read or run anything else.
+//! - The helper reads the files and runs the commands that the configuration names, by number, and the secrets of disks
+//!   ([`KeyRequest`]). No message of the worker makes it read or run anything else.
 //! - It runs only where the configuration has credentials. Without commands it is confined as the opener is, to the
 //!   directories of the files. Commands are the operator's own programs and have the rights of the daemon.
 //! - It passes secrets to the worker only. It keeps only one socket and standard error of the worker, and dies with it.
 
+mod keys;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::confine;
+pub use keys::KeyRequest;
+
 use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
 use crate::io::{confine as process, sys};
 use crate::source::http::{Credentials, Secret};
@@ -46,7 +49,7 @@ impl CredentialHelper {
     /// # Errors
     /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Option<Self>> {
-        if config.http.credentials.is_empty() {
+        if config.http.credentials.is_empty() && !config.encryption.reads_secrets() {
             return Ok(None);
         }
         let (ours, theirs) = sys::message_pair()?;
@@ -68,10 +71,30 @@ impl CredentialHelper {
         }
     }
 
-    fn ask(&self, number: usize) -> io::Result<Result<Secret, String>> {
+    /// The secret of a disk. May take some seconds.
+    ///
+    /// # Errors
+    /// The cause, without secrets.
+    pub fn key(&self, request: KeyRequest<'_>) -> Result<Secret, String> {
+        self.ask(&request.encode())
+    }
+
+    fn ask(&self, request: &[u8]) -> Result<Secret, String> {
+        match self.exchange(request) {
+            Ok(answer) => answer,
+            Err(error) if super::opener::is_gone(&error) => {
+                tracing::error!(
+                    "the credential helper is gone; this worker ends, and the next one starts a new helper"
+                );
+                std::process::abort();
+            }
+            Err(error) => Err(format!("cannot ask the credential helper: {error}")),
+        }
+    }
+
+    fn exchange(&self, request: &[u8]) -> io::Result<Result<Secret, String>> {
         let (ours, theirs) = sys::message_pair()?;
-        let number = u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
-        process::send_message(self.socket.as_fd(), &number, Some(theirs.as_fd()))?;
+        process::send_message(self.socket.as_fd(), request, Some(theirs.as_fd()))?;
         drop(theirs);
         let mut answer = vec![0; process::MAX_MESSAGE];
         let (got, _) = process::receive_message(ours.as_fd(), &mut answer)?;
@@ -90,16 +113,8 @@ impl CredentialHelper {
 
 impl Credentials for CredentialHelper {
     fn get(&self, number: usize) -> Result<Secret, String> {
-        match self.ask(number) {
-            Ok(answer) => answer,
-            Err(error) if super::opener::is_gone(&error) => {
-                tracing::error!(
-                    "the credential helper is gone; this worker ends, and the next one starts a new helper"
-                );
-                std::process::abort();
-            }
-            Err(error) => Err(format!("cannot ask the credential helper: {error}")),
-        }
+        // The largest number begins a request for the secret of a disk.
+        self.ask(&u32::try_from(number).unwrap_or(u32::MAX - 1).to_le_bytes())
     }
 }
 
@@ -108,11 +123,12 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     process::set_name(c"plyfs-secrets");
     process::close_all_but(socket.as_fd())?;
     std::env::set_current_dir("/")?;
-    match files(&config.http) {
+    match files(&config.http).filter(|_| config.encryption.key_command.is_none()) {
         Some(files) => {
             // The directories, because a new file replaces a secret when it is renewed.
             let parent = |path: &&Path| path.parent().map(Path::to_owned);
-            let dirs: Vec<PathBuf> = files.iter().filter_map(parent).collect();
+            let mut dirs: Vec<PathBuf> = files.iter().filter_map(parent).collect();
+            dirs.extend(config.encryption.key_dirs.iter().cloned());
             confine::opener(&config.security, &dirs);
         }
         None => {
@@ -120,15 +136,15 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
             let _ = process::forbid_core_dumps();
         }
     }
-    let mut request = [0; 4];
+    let mut request = vec![0; process::MAX_MESSAGE];
     loop {
         match process::receive_message(socket.as_fd(), &mut request) {
             Ok((0, _)) => return Ok(()),
-            Ok((4, Some(reply))) => {
-                let credential = config.http.credentials.get(u32::from_le_bytes(request) as usize).cloned();
+            Ok((got, Some(reply))) if got >= 4 => {
+                let (request, config) = (request[..got].to_vec(), config.clone());
                 // Each request has its own thread, because a program may take long.
                 let thread = std::thread::Builder::new().name("secret".into());
-                let _ = thread.spawn(move || answer(credential.as_ref(), &reply));
+                let _ = thread.spawn(move || answer(&find(&request, &config), &reply));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
@@ -148,13 +164,21 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     http.credentials.iter().map(file).collect()
 }
 
-fn answer(credential: Option<&CredentialConfig>, reply: &OwnedFd) {
-    let found = match credential {
+/// Carries out a request.
+fn find(request: &[u8], config: &Config) -> Result<Secret, String> {
+    if let Some(key) = KeyRequest::decode(request) {
+        return key.obtain(&config.encryption);
+    }
+    let number = request.try_into().ok().map(u32::from_le_bytes);
+    match number.and_then(|number| config.http.credentials.get(number as usize)) {
         Some(credential) => obtain(credential),
         None => Err("the configuration has no credential of this number".into()),
-    };
+    }
+}
+
+fn answer(found: &Result<Secret, String>, reply: &OwnedFd) {
     let mut message = zeroize::Zeroizing::new(Vec::with_capacity(process::MAX_MESSAGE));
-    match &found {
+    match found {
         Ok(secret) => {
             message.push(GRANTED);
             message.extend_from_slice(secret.bytes());
@@ -203,12 +227,21 @@ fn read_limited(from: impl Read) -> io::Result<Result<Secret, String>> {
 }
 
 fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Result<Secret, String> {
+    execute_with(program, arguments, ("PLYFS_URL", url), time)
+}
+
+fn execute_with(
+    program: &str,
+    arguments: &[String],
+    (variable, value): (&str, &str),
+    time: Duration,
+) -> Result<Secret, String> {
     let end = Instant::now() + time;
     let mut child = Command::new(program)
         .args(arguments)
         .env_clear()
         .env("PATH", COMMAND_PATH)
-        .env("PLYFS_URL", url)
+        .env(variable, value)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -13,6 +13,7 @@ mod concurrent;
 mod copies;
 mod copying;
 mod cut;
+mod encryption;
 mod hook;
 mod limits;
 mod model;

@@ -11,7 +11,7 @@ use super::copies::Copies;
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, Stand, any, share_of_layers};
-use super::{Campaign, Counts, cut};
+use super::{Campaign, Counts, cut, encryption};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
@@ -139,6 +139,7 @@ impl SimStore {
         let medium = Arc::new(hook.medium.clone());
         let store = Store::open_on(medium, |_| Ok(live), Arc::new(memory), Some(0), copies.clone());
         let store = store.map_err(|e| hook.violated(&format!("the store cannot be opened: {e}")))?;
+        encryption::prepare(&store);
         // Without the lock, because attaching a disk calls the medium.
         let model = hook.model.lock().clone();
         if model.names.keeps_removed {
@@ -557,7 +558,7 @@ impl SimStore {
                     })
                     .collect();
                 self.hook.model.lock().alternatives = between;
-                self.store().create_disks(&wanted).map(drop)
+                encryption::create(self.store(), &wanted).map(drop)
             }
             Op::Rename { from, to } => {
                 if let Some(disk) = after.disks.remove(from) {
@@ -615,7 +616,7 @@ impl SimStore {
                     gid: 0,
                     limits: Default::default(),
                 };
-                self.store().clone_disks(&origin, &[new], None).map(drop)
+                encryption::clone(self.store(), &origin, new).map(drop)
             }
             Op::AddBase { name, source } => {
                 after.bases.insert(name.clone(), BaseModel::of(*source));

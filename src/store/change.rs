@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::node::NewEncryption;
 use super::pools::DEFAULT;
 use super::records::{RECORD_LIMIT, RECORD_ROOM};
 use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
+use crate::format::encryption::KeySource;
 use crate::format::features::Features;
 use crate::format::lineage::Lineage;
 use crate::format::record::{Backing, DiskRecord, MapRoot, MountRequest, Request, Token};
@@ -34,6 +36,8 @@ pub(super) struct Draft {
     pub fork: Option<Fork>,
     /// Number of the pool of its delta.
     pub pool: u64,
+    /// How it is encrypted, if it is; without the key of its delta.
+    pub encryption: Option<NewEncryption>,
 }
 
 /// What a clone takes from its origin.
@@ -64,7 +68,7 @@ impl Store {
     /// # Errors
     /// A bad or taken name, an unknown base, a size that is 0, too large or smaller than the base.
     pub fn create_disks(&self, wanted: &[NewDisk]) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, None, None)
+        self.create(wanted, None, (None, None))
     }
 
     /// As [`Store::create_disks`], for a client that may repeat the request (D63). A disk that has its name and was
@@ -77,9 +81,12 @@ impl Store {
         wanted: &[NewDisk],
         token: Token,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, Some(Request::Client(token)), None)
+        self.create(wanted, Some(Request::Client(token)), (None, None))
     }
 
+    /// As [`Store::create_disks`], in a pool (`None`: in the default one), and encrypted, with the secret at `key`.
+    ///
+    /// # Errors
     /// As [`Store::create_disks`], in a pool; `None`: in the default one.
     ///
     /// # Errors
@@ -90,7 +97,20 @@ impl Store {
         wanted: &[NewDisk],
         token: Option<Token>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, token.map(Request::Client), pool)
+        self.create(wanted, token.map(Request::Client), (pool, None))
+    }
+
+    /// As [`Store::create_disks_in`], encrypted with the secret at `key` if there is one.
+    ///
+    /// # Errors
+    /// Also when the secret cannot be read.
+    pub fn create_disks_with(
+        &self,
+        (pool, key): (Option<&str>, Option<&KeySource>),
+        wanted: &[NewDisk],
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.create(wanted, token.map(Request::Client), (pool, key))
     }
 
     /// As [`Store::create_disks`], for a request that the kernel may send again.
@@ -102,14 +122,14 @@ impl Store {
         wanted: &[NewDisk],
         request: Option<MountRequest>,
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
-        self.create(wanted, request.map(Request::Mount), None)
+        self.create(wanted, request.map(Request::Mount), (None, None))
     }
 
     fn create(
         &self,
         wanted: &[NewDisk],
         request: Option<Request>,
-        pool: Option<&str>,
+        (pool, key): (Option<&str>, Option<&KeySource>),
     ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
         self.check_new_names(wanted)?;
         // Checked again below. The early check avoids opening a base for nothing.
@@ -120,6 +140,8 @@ impl Store {
             let pool = self.pools.to_place_in(pool)?;
             drafts.iter_mut().for_each(|draft| draft.pool = pool);
         }
+        let encryption = self.new_encryption(key, drafts.len(), "new disks")?;
+        drafts.iter_mut().zip(encryption).for_each(|(draft, new)| draft.encryption = new);
         let users: BTreeSet<u64> = drafts.iter().filter_map(|d| d.base.as_ref().map(|b| b.id())).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users.iter().copied().collect());
@@ -248,7 +270,7 @@ impl Store {
                 return Err(StoreError::invalid(object, "a blank disk needs a size; give --size"));
             };
             self.check_size(&new.name, size, floor, "its base")?;
-            drafts.push(Draft { new: new.clone(), base, size, fork: None, pool: DEFAULT });
+            drafts.push(Draft { new: new.clone(), base, size, fork: None, pool: DEFAULT, encryption: None });
         }
         Ok(drafts)
     }
@@ -262,7 +284,10 @@ impl Store {
         let mut nodes = Vec::with_capacity(drafts.len());
         let first = self.new_ids(drafts.len() as u64)?;
         let now = sys::now_ns();
-        for (Draft { new, base, size, fork, pool }, id) in drafts.into_iter().zip(first..) {
+        for (Draft { new, base, size, fork, pool, mut encryption }, id) in drafts.into_iter().zip(first..) {
+            if let Some(encryption) = &mut encryption {
+                encryption.add_new(id, "new disks")?;
+            }
             let Fork { backing, overlap, lineage } = fork.unwrap_or_else(|| {
                 let identity = |base: &Arc<BaseNode>| base.record().image.identity.clone();
                 let backing = base.as_ref().map(|base| Backing { base: base.id(), identity: identity(base) });
@@ -272,7 +297,8 @@ impl Store {
             self.pools.place(id, pool);
             let lineage = Lineage { delta: id, ..lineage };
             let pools = self.pools.listed_in(&lineage);
-            let features = Features { trash: None, limits: new.limits, pools };
+            let recorded = encryption.as_ref().map(NewEncryption::record);
+            let features = Features { trash: None, limits: new.limits, encryption: recorded, pools };
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -298,7 +324,11 @@ impl Store {
                     "its origin has as many layers as a record can hold; copy the origin into a new disk";
                 return Err(StoreError::invalid(format!("disk {}", record.name), why));
             }
-            nodes.push(self.disk_node(record, InheritedLiveMap::No));
+            let node = self.disk_node(record, InheritedLiveMap::No);
+            if let Some(encryption) = encryption {
+                node.set_keys(encryption);
+            }
+            nodes.push(node);
         }
         let written = self.stage_all(&nodes).and_then(|()| {
             self.medium.sync_dir(layout::DISKS).map_err(StoreError::io("new disks", "syncing their records"))

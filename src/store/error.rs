@@ -107,6 +107,14 @@ pub enum StoreError {
         /// What changed, and the remedy.
         why: String,
     },
+    /// The keys of an encrypted disk are not here.
+    #[error("{object}: locked: {why}; correct that, then try `plyfs disk unlock`")]
+    Locked {
+        /// `disk NAME`.
+        object: String,
+        /// The cause.
+        why: String,
+    },
     /// A base's source failed.
     #[error("{object}: {source}")]
     Source {
@@ -197,7 +205,7 @@ impl StoreError {
             Self::NotFound { .. } | Self::NotInTrash { .. } => StoreErrorKind::NotFound,
             Self::Exists { .. } | Self::Taken { .. } => StoreErrorKind::Exists,
             Self::InUse { .. } => StoreErrorKind::InUse,
-            Self::Invalid { .. } => StoreErrorKind::Invalid,
+            Self::Invalid { .. } | Self::Locked { .. } => StoreErrorKind::Invalid,
             Self::Unsupported { .. } => StoreErrorKind::Unsupported,
             Self::Damaged { .. } => StoreErrorKind::Damaged,
             Self::BaseChanged { .. } => StoreErrorKind::Changed,
@@ -218,6 +226,7 @@ impl StoreError {
             Self::Exists { .. } | Self::Taken { .. } => libc::EEXIST,
             Self::InUse { .. } => libc::EBUSY,
             Self::Invalid { .. } => libc::EINVAL,
+            Self::Locked { .. } => libc::ENOKEY,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
             Self::Disk { source, .. } => source.errno(),
             Self::Io { source, .. } => match source.raw_os_error() {

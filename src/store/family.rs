@@ -14,6 +14,7 @@ use super::node::Moment;
 use super::{DiskNode, NewDisk, Store, StoreError, check_name};
 use crate::delta::Delta;
 use crate::disk::Frozen;
+use crate::format::encryption::KeySource;
 use crate::format::layout;
 use crate::format::lineage::SnapshotEntry;
 use crate::format::record::{Request, Token};
@@ -176,6 +177,10 @@ impl Store {
     }
 
     /// As [`Store::clone_disks`]; `pool` is the pool of the new deltas, by default that of the origin. The layers stay
+    /// where they are. The new deltas are encrypted with the secret at `key`.
+    ///
+    /// # Errors
+    /// As [`Store::clone_disks`]; `pool` is the pool of the new deltas, by default that of the origin. The layers stay
     /// where they are.
     ///
     /// # Errors
@@ -183,6 +188,20 @@ impl Store {
     pub fn clone_disks_in(
         &self,
         pool: Option<&str>,
+        origin: &Origin,
+        wanted: &[NewDisk],
+        token: Option<Token>,
+    ) -> Result<Vec<Arc<DiskNode>>, StoreError> {
+        self.clone_disks_with((pool, None), origin, wanted, token)
+    }
+
+    /// As [`Store::clone_disks_in`], encrypted with the secret at `key` if there is one.
+    ///
+    /// # Errors
+    /// Also when a secret cannot be read.
+    pub fn clone_disks_with(
+        &self,
+        (pool, key): (Option<&str>, Option<&KeySource>),
         origin: &Origin,
         wanted: &[NewDisk],
         token: Option<Token>,
@@ -195,6 +214,17 @@ impl Store {
         let node = self.disk(&origin.disk)?;
         // Opening a base may hang: nothing is claimed yet. The reference keeps the disk attached.
         let _attached = if origin.snapshot.is_none() { Some(node.attach()?) } else { None };
+        if node.is_encrypted() {
+            if key.is_none() {
+                let why = format!(
+                    "its origin {origin} is encrypted, so it must be too; name its secret (--encrypt with --key-file or \
+                     --key-command)"
+                );
+                return Err(StoreError::invalid(format!("disk {}", wanted[0].name), why));
+            }
+            node.unlock()?;
+        }
+        let mut encryption = self.new_encryption(key, wanted.len(), "new disks")?.into_iter();
         let users = node.base_id().into_iter().chain([node.id()]).collect();
         let names = wanted.iter().map(|new| new.name.clone()).collect();
         let _claim = self.claims.disks(names, users);
@@ -225,7 +255,12 @@ impl Store {
                 overlap: moment.overlap,
                 lineage: record.lineage.fork(0, moment.layer),
             };
-            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork), pool });
+            let mut encryption = encryption.next().flatten();
+            if let Some(encryption) = &mut encryption {
+                let layers = fork.lineage.layers.iter().map(|layer| layer.number);
+                node.keys_of(layers)?.into_iter().for_each(|(layer, key)| encryption.add(layer, key));
+            }
+            drafts.push(Draft { new, base: base.clone(), size, fork: Some(fork), pool, encryption });
         }
         self.write_and_admit(drafts, request)?;
         wanted.iter().map(|new| self.disk(&new.name)).collect()

@@ -14,6 +14,7 @@ mod change;
 mod children;
 mod claims;
 mod closing;
+mod encryption;
 mod error;
 mod family;
 mod images;
@@ -52,8 +53,8 @@ use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
 use known_names::NameList;
-pub use node::{Attributes, DiskNode, Making, Step};
-use node::{InheritedLiveMap, NodeContext};
+pub use node::{Attributes, DiskNode, Making, Secrets, Step};
+use node::{InheritedLiveMap, NodeContext, SecretReader};
 use pools::{HostPools, NoPools, OpenPools, Pools, Router};
 pub use preload::PreloadedRecords;
 use recording::Recording;
@@ -104,6 +105,7 @@ pub struct Store {
     recording: Recording,
     attachments: Arc<Attachments>,
     layers: Arc<Layers>,
+    secrets: SecretReader,
     /// Held while it is decided which layers nothing needs any more.
     dropping: Mutex<()>,
     snapshots: Snapshots,
@@ -367,6 +369,7 @@ impl Store {
             attachments: Arc::default(),
             layers: Arc::default(),
             pools: pools.clone(),
+            secrets: Arc::default(),
             stats: disk_stats.clone(),
         };
         disks.iter().for_each(|record| pools.learn(record));
@@ -415,6 +418,7 @@ impl Store {
             recording,
             attachments: context.attachments,
             layers: context.layers,
+            secrets: context.secrets,
             dropping: Mutex::new(()),
             snapshots: Snapshots::default(),
             trash: Trash::default(),
@@ -498,6 +502,7 @@ impl Store {
             attachments: self.attachments.clone(),
             layers: self.layers.clone(),
             pools: self.pools.clone(),
+            secrets: self.secrets.clone(),
             stats: self.disk_stats.clone(),
         };
         DiskNode::new(record, base, &context, inherited_live_map)

@@ -3,6 +3,7 @@
 mod adopting;
 mod backoff;
 mod family;
+mod keys;
 mod limits;
 mod record;
 mod rework;
@@ -18,6 +19,9 @@ use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
 use backoff::Backoff;
+use keys::Keyring;
+pub use keys::Secrets;
+pub(super) use keys::{NewEncryption, SecretReader};
 use record::{DeltaRoots, RecordWriter, removed};
 pub(super) use rework::NextBase;
 pub use rework::{Making, Step};
@@ -48,6 +52,7 @@ pub struct DiskNode {
     live: Arc<dyn LiveStore>,
     layers: Arc<Layers>,
     pools: Arc<Pools>,
+    keyring: Keyring,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
     /// Of a sealing that fails.
@@ -141,6 +146,7 @@ pub(super) struct NodeContext {
     pub attachments: Arc<Attachments>,
     pub layers: Arc<Layers>,
     pub pools: Arc<Pools>,
+    pub secrets: SecretReader,
     pub stats: Registry,
 }
 
@@ -153,7 +159,8 @@ impl DiskNode {
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments, layers, pools, stats } = context.clone();
+        let NodeContext { medium, live, recording, attachments, layers, pools, secrets, stats } =
+            context.clone();
         pools.learn(&record);
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
@@ -167,6 +174,7 @@ impl DiskNode {
             live,
             layers,
             pools,
+            keyring: Keyring::new(secrets),
             sealing: Mutex::new(()),
             sealing_retry: Backoff::default(),
             removal_retry: Backoff::default(),
@@ -410,6 +418,8 @@ impl DiskNode {
         self.check_base(&record)?;
         self.check_pools(&record)?;
         let base = self.base().map(|base| base.attach()).transpose()?;
+        // The secret's file or command may hang, as the base's file may.
+        self.unlock()?;
         let _opening = self.opening.lock();
         if self.writer.retired.load(Ordering::Acquire) {
             return Err(StoreError::io(object, "attaching it")(removed()));
@@ -576,7 +586,8 @@ impl DiskNode {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
         let medium = self.pools.medium(spec.disk);
         let delta_io = DeltaIo { medium, live: self.live.clone(), roots: Arc::new(roots) };
-        Delta::open(spec, delta_io).map(Arc::new).map_err(|error| self.failed(error))
+        let cipher = self.cipher(&self.writer.record.lock(), spec.disk);
+        Delta::open_with(spec, delta_io, cipher).map(Arc::new).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: impl Into<DiskError>) -> StoreError {

@@ -41,6 +41,13 @@ impl CopySource {
         }
     }
 
+    fn disk(&self) -> Option<&DiskNode> {
+        match self {
+            Self::Disk(node) | Self::Snapshot(node, _) => Some(node),
+            Self::Base(_) => None,
+        }
+    }
+
     /// Numbers of the objects that must stay while a disk comes to stand on the source.
     fn users(&self) -> Vec<u64> {
         let disk = match self {
@@ -84,6 +91,11 @@ impl Store {
         let _base = source.base().map(|base| base.attach()).transpose()?;
         if let Some(sharing) = stands_on(source, to, earlier) {
             return Ok(Some(sharing));
+        }
+        // The keys of layers do not go from one record to another.
+        let is_encrypted = |node: &DiskNode| node.is_encrypted();
+        if is_encrypted(to) || source.disk().is_some_and(is_encrypted) {
+            return Ok(None);
         }
         if attached.delta().overlap() != 0 || to.is_unlinked() {
             return Ok(None);

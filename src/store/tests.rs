@@ -3,6 +3,7 @@
 mod attached;
 mod claims;
 mod closing;
+mod encryption;
 mod family;
 mod limits;
 mod pools;

@@ -12,6 +12,7 @@ mod crashes;
 mod death;
 mod devices;
 mod directory;
+mod encryption;
 mod events;
 mod export;
 mod failing;

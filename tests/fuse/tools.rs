@@ -30,7 +30,7 @@ posix_fadvise = 1
 copy_file_range = 4
 ";
 
-fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
+pub fn fsx(daemon: &TestDaemon, disk: &Path, seed: u32, operations: u32) {
     fsx_with(FSX, daemon, disk, seed, operations);
 }
 

@@ -132,6 +132,7 @@ fn disks(before: &Sample, now: &Sample, earlier: &Stats, change: &Change) -> Vec
 fn state(disk: &Disk, base: Option<BaseState>) -> &'static str {
     match (disk.state, base) {
         (DiskState::Failed, _) => "failed",
+        (DiskState::Locked, _) => "locked",
         (DiskState::HadErrors, _) => "had_errors",
         (DiskState::Ok, None | Some(BaseState::Ok)) => "ok",
         (DiskState::Ok, Some(BaseState::Refused)) => "base refused",

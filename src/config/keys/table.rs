@@ -431,6 +431,22 @@ pub const KEYS: &[Key] = &[
         meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`). What a worker has not delivered when it ends is lost; the next begins with `worker.started`.",
     },
     Key {
+        section: "encryption",
+        name: "key_dirs",
+        flag: "",
+        default: says("none", "[\"/etc/plyfs/keys\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "Absolute directories in which the files of `plyfs disk create --encrypt --key-file` must be, after symbolic links are resolved. Without it no disk has its secret in a file.",
+    },
+    Key {
+        section: "encryption",
+        name: "key_command",
+        flag: "",
+        default: says("-", "[\"/usr/local/bin/plyfs-key\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "A program, absolute path, and its arguments, that prints a disk's secret. The NAME of `plyfs disk create --encrypt --key-command NAME` is its last argument, and its variable `PLYFS_KEY`. It has the rights of the daemon, and 10 s.",
+    },
+    Key {
         section: "page",
         name: "listen",
         flag: "",

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Layer, Limits, SetLimits};
+use super::{KeyReference, Layer, Limits, SetLimits};
 
 /// New disks, all of one size on one base. The request has at least one name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -31,6 +31,10 @@ pub struct CreateDisks {
     /// Limits of each disk. A disk that is a clone has none of its origin.
     #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
     pub limits: SetLimits,
+    /// Where the secret is with which the disks are encrypted. By default they are not. Clones of an encrypted disk must
+    /// be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<KeyReference>,
 }
 
 /// The new size of a disk.
@@ -84,6 +88,8 @@ pub struct Disk {
     /// When its contents changed last.
     #[schema(format = DateTime)]
     pub modified: String,
+    /// Where its secret is, `file PATH` or `command NAME`; null when it is not encrypted.
+    pub key: Option<String>,
     /// Its state.
     pub state: DiskState,
     /// Why it has failed.
@@ -153,6 +159,8 @@ pub enum DiskState {
     HadErrors,
     /// It cannot be used; `error` says why.
     Failed,
+    /// It cannot be used until its secret can be read; `error` says why.
+    Locked,
 }
 
 /// The removed objects.

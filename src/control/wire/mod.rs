@@ -10,6 +10,7 @@
 
 mod base;
 mod disk;
+mod encryption;
 mod error;
 mod event;
 mod extent;
@@ -28,6 +29,7 @@ pub use base::{
     SetUrls, Work, WorkKind, WorkState,
 };
 pub use disk::{Change, CreateDisks, Disk, DiskState, Move, Rebase, Removed, Resize};
+pub use encryption::{KeyReference, Shred};
 pub use error::{ErrorBody, ErrorKind, Refusal};
 pub use event::{BaseTraffic, Event, EventName, Events, Total};
 pub use extent::{DiskExtent, DiskExtents, ExtentContent};

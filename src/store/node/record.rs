@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::delta::RootStore;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot};
-use crate::io::{Medium, replace_or_restore};
+use crate::io::{Medium, MediumFile, Open, replace_or_restore};
 use crate::store::pools::Pools;
 use crate::store::records::{RECORD_LIMIT, RECORD_ROOM};
 
@@ -53,6 +53,7 @@ impl RecordWriter {
         change(&mut next);
         // Whatever changed the lineage: the record says where each of its deltas lies.
         next.features.pools = self.pools.listed_in(&next.lineage);
+        next.forget_unneeded_keys();
         let bytes = next.encode();
         let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
         if bytes.len() as u64 + room > RECORD_LIMIT {
@@ -64,10 +65,28 @@ impl RecordWriter {
         // A record that cannot be read again takes the disk away.
         DiskRecord::decode(&bytes).map_err(io::Error::other)?;
         let name = layout::disk_record(next.id);
+        // The file that is replaced has wrapped keys, which must not stay in free space (D87).
+        let old = before
+            .features
+            .encryption
+            .as_ref()
+            .map(|_| self.medium.open(&format!("{}/{name}", layout::DISKS), Open::Existing));
         replace_or_restore(&*self.medium, layout::DISKS, &name, &bytes, || before.encode())?;
+        if let Some(old) = old
+            && let Err(error) = old.and_then(|file| wipe(&*file))
+        {
+            tracing::warn!(disk = next.name, %error, "the old record of an encrypted disk is not overwritten; its wrapped keys may stay in free space");
+        }
         *self.record.lock() = next;
         Ok(())
     }
+}
+
+/// Overwrites a file that has no name any more.
+fn wipe(file: &dyn MediumFile) -> io::Result<()> {
+    let len = file.len()?;
+    file.write_at(&vec![0; usize::try_from(len).map_err(io::Error::other)?], 0)?;
+    file.sync_data()
 }
 
 /// Keeps the root of one delta: that of the disk, or one whose sealing is under way.

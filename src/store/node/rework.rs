@@ -270,7 +270,13 @@ impl DiskNode {
     /// # Errors
     /// Errors of the storage.
     pub(in crate::store) fn begin_rework(&self, rework: Rework) -> Result<(), StoreError> {
-        self.update(|record| record.lineage.rework = Some(rework))
+        // No key is exchanged meanwhile.
+        let _sealing = self.sealing.lock();
+        let key = self.new_key(rework.layer.number)?;
+        self.update(|record| {
+            record.lineage.rework = Some(rework);
+            record.features.add_key(key);
+        })
     }
 
     /// Notes how far the layer is, durably, or another limit on the rate.
@@ -297,6 +303,7 @@ impl DiskNode {
         };
         self.check_base(&record)?;
         let base = self.base().map(|base| base.attach()).transpose()?;
+        self.unlock()?;
         let (size, overlap) = (rework.layer.size, rework.layer.overlap);
         let lineage = &record.lineage;
         let gone = || StoreError::invalid(object(), "the layers that were to be copied are gone");

@@ -74,7 +74,12 @@ impl DiskNode {
         let mut specs: Vec<DeltaSpec> =
             sealed.map(|layer| Self::layer_spec(&record.lineage, layer)).collect();
         specs.reverse();
-        self.layers.chain(specs, self.medium.clone()).map_err(|error: LayerError| self.failed(error))
+        // What is opened here is shared: it must have its key.
+        self.unlock()?;
+        let cipher = |delta| self.cipher(record, delta);
+        self.layers
+            .chain_with(specs, self.medium.clone(), &cipher)
+            .map_err(|error: LayerError| self.failed(error))
     }
 
     /// Opens a snapshot; `None` when there is none of that number.
@@ -181,7 +186,9 @@ impl DiskNode {
 
     /// Step 1.
     fn begin_sealing(&self, number: u64) -> Result<(), StoreError> {
+        let key = self.new_key(number)?;
         self.update(|record| {
+            record.features.add_key(key);
             let lineage = &mut record.lineage;
             lineage.layers.push(LayerEntry {
                 number: lineage.delta,
@@ -380,6 +387,7 @@ impl DiskNode {
         self.settle()?;
         let disk = self.attach()?;
         self.pools.place(number, self.pools.home(disk.delta().number()));
+        let key = self.new_key(number)?;
         // All that can fail comes before the record, which drops what the disk has now.
         let chain = self.chain(&self.record(), snapshot.layer)?;
         disk.seal(|| {
@@ -388,11 +396,13 @@ impl DiskNode {
                 return Err(StoreError::io(format!("disk {}", self.name()), "rolling it back")(removed()));
             }
             let now = sys::now_ns();
+            // Opening a delta looks at the record.
+            let rises = self.writer.record.lock().lineage.rises;
             let delta = self.open_delta(DeltaSpec {
                 disk: number,
                 size: snapshot.size,
                 overlap: snapshot.overlap,
-                rises: self.writer.record.lock().lineage.rises,
+                rises,
                 modified_ns: now,
                 root: MapRoot::default(),
             })?;
@@ -400,6 +410,7 @@ impl DiskNode {
             delta.set_modified_ns(now);
             let _dropping = dropping.lock();
             let recorded = self.update(|record| {
+                record.features.add_key(key);
                 let lineage = &mut record.lineage;
                 let old = std::mem::replace(&mut lineage.delta, number);
                 lineage.below = snapshot.layer;

@@ -9,21 +9,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 use crate::store::Origin;
 
-fn read_all(store: &Store, name: &str) -> Vec<u8> {
+pub(super) fn read_all(store: &Store, name: &str) -> Vec<u8> {
     let disk = store.disk(name).unwrap().attach().unwrap();
     let mut bytes = vec![0xee; disk.size() as usize];
     assert_eq!(disk.read(0, &mut bytes).unwrap().bytes(), disk.size());
     bytes
 }
 
-fn read_snapshot(store: &Store, disk: &str, name: &str) -> Vec<u8> {
+pub(super) fn read_snapshot(store: &Store, disk: &str, name: &str) -> Vec<u8> {
     let frozen = store.open_snapshot(disk, name).unwrap();
     let mut bytes = vec![0xee; frozen.size() as usize];
     frozen.read(0, &mut bytes, 0).unwrap();
     bytes
 }
 
-fn put(store: &Store, name: &str, block: u64, byte: u8) {
+pub(super) fn put(store: &Store, name: &str, block: u64, byte: u8) {
     let node = store.disk(name).unwrap();
     node.change(|disk| disk.write(block * 4096, &[byte; 4096], 0)).unwrap().unwrap();
 }
@@ -36,7 +36,7 @@ fn clone(store: &Store, origin: &str, name: &str) {
     store.clone_disks(&Origin::parse(origin), &[new(name)], None).unwrap();
 }
 
-fn blocks(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn blocks(bytes: &[u8]) -> Vec<u8> {
     bytes.chunks(4096).map(|block| block[0]).collect()
 }
 

@@ -149,7 +149,13 @@ fn exchange(
 /// A daemon with a persistent cache, and a base `b` on this host.
 fn serving() -> TestDaemon {
     let mut daemon = TestDaemon::unstarted("/var/tmp");
-    daemon.try_start(&["--cache-disk", "64M", "--trash-grace", "1h"]).unwrap();
+    let (keys, config) = (daemon.path("keys"), daemon.path("plyfs.toml"));
+    fs::create_dir(&keys).unwrap();
+    fs::write(keys.join("a"), "0123456789abcdef0123456789abcdef").unwrap();
+    fs::write(&config, format!("[encryption]\nkey_dirs = [{keys:?}]\n")).unwrap();
+    daemon
+        .try_start(&["--cache-disk", "64M", "--trash-grace", "1h", "--config", config.to_str().unwrap()])
+        .unwrap();
     daemon.base(4 * MIB);
     daemon
 }
@@ -240,6 +246,13 @@ fn every_operation_answers_as_described() {
     ok("DELETE /v1/disks/{name}/snapshots/{snapshot}", "one@t");
     let none = with("POST /v1/prune", "", json!({"dry_run": true, "older_than_seconds": 3600}));
     assert_eq!(none["bases"], json!([]));
+    let key = json!({"key_file": daemon.path("keys/a")});
+    with("POST /v1/disks", "", json!({"name": "dark", "size": 1 << 20, "encryption": key}));
+    assert_eq!(ok("POST /v1/disks/{name}/unlock", "dark")["state"], "ok");
+    with("POST /v1/disks", "", json!({"name": "clone", "from": "dark", "encryption": key}));
+    assert!(with("POST /v1/disks/{name}/rekey", "dark", key)["key"].as_str().unwrap().ends_with("keys/a"));
+    assert_eq!(with("POST /v1/disks/{name}/shred", "dark", json!({})), json!({"removed": ["dark"]}));
+    ok("DELETE /v1/disks/{name}", "clone");
 
     let object = Object::new(2 * MIB);
     let server = Server::start(object);
@@ -358,6 +371,7 @@ fn refusals_are_answered_as_described() {
         "GET /v1/disks/{name}/map",
         "GET /v1/bases/{name}/map",
         "DELETE /v1/disks/{name}",
+        "POST /v1/disks/{name}/unlock",
         "POST /v1/disks/{name}/trace",
         "DELETE /v1/disks/{name}/trace",
         "GET /v1/bases/{name}",
@@ -420,6 +434,20 @@ fn refusals_are_answered_as_described() {
     post("POST /v1/disks", "", json!({"name": "x", "size": 1, "sice": 1}), (400, "invalid"));
     post("POST /v1/disks", "", json!({"name": "x", "size": u64::MAX}), (400, "invalid"));
     post("POST /v1/disks", "", json!([]), (400, "invalid"));
+    for encryption in [
+        json!({}),
+        json!({"key_file": "/x", "key_command": "x"}),
+        json!({"key_file": "relative"}),
+        json!({"key_command": "-x"}),
+        json!({"key": "secret"}),
+        json!({"key_file": "/etc/passwd"}),
+    ] {
+        let body = json!({"name": "x", "size": 1, "encryption": encryption});
+        post("POST /v1/disks", "", body, (400, "invalid"));
+    }
+    post("POST /v1/disks/{name}/rekey", "one", json!({"key_command": "x"}), (400, "invalid"));
+    post("POST /v1/disks/{name}/shred", "one", json!({}), (400, "invalid"));
+    post("POST /v1/disks/{name}/shred", "none", json!({}), (404, "not_found"));
     post("POST /v1/bases", "", json!({"name": "b", "source": "/dev/null"}), (409, "exists"));
     post("POST /v1/bases", "", json!({"name": "x", "source": "/dev/null"}), (400, "invalid"));
     post("POST /v1/bases", "", json!({"name": "x", "source": "/none", "format": "vhd"}), (400, "invalid"));
