@@ -471,8 +471,8 @@ impl Store {
         Ok(loser)
     }
 
-    /// Removes the files of an unlinked disk, which no process has open any more. Keeps those of a disk in the trash. The kernel may forget the disk while
-    /// a command removes it: also the second caller returns only when the space is free.
+    /// Removes the files of an unlinked disk, which no process has open any more, and keeps those of a disk in the trash. The
+    /// kernel may forget the disk while a command removes it: also the second caller returns only when the space is free.
     ///
     /// # Errors
     /// Errors of the storage. Another call continues, and so does the next start of the daemon.

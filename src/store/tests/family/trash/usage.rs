@@ -1,7 +1,8 @@
 //! When bases were needed last.
 
 use super::*;
-use crate::format::layout::USED;
+use crate::format::layout::{USED, base_path};
+use crate::format::record::BaseRecord;
 use crate::store::BaseNode;
 
 const CLOSED: &dyn Fn(&BaseNode) -> bool = &|_| false;
@@ -36,10 +37,19 @@ fn the_last_use_of_a_base_survives_a_stop_and_a_crash() {
     drop(store);
     let store = fixture.open();
     assert_eq!(store.last_used(&store.base("b").unwrap()), used);
-    // A base that the list does not have was needed when the store was opened, and a damaged list has none.
-    drop(store);
-    let before = sys::now_ns();
+    // A base that the list does not have was needed when the store was opened, unless it is new. A damaged list has none.
+    drop((store, base));
     fs::write(fixture.path(USED), "damaged").unwrap();
+    let store = fixture.open();
+    let base = store.base("b").unwrap();
+    let created = base.record().created_ns;
+    assert_eq!(store.last_used(&base), created);
+    let path = fixture.path(&base_path(base.id()));
+    drop((store, base));
+    let record = BaseRecord::decode(&fs::read(&path).unwrap()).unwrap();
+    let hour = Duration::from_secs(3600).as_nanos() as i64;
+    fs::write(&path, BaseRecord { created_ns: created - hour, ..record }.encode()).unwrap();
+    let before = sys::now_ns();
     let store = fixture.open();
     assert!(store.last_used(&store.base("b").unwrap()) >= before);
 }
