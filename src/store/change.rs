@@ -268,7 +268,7 @@ impl Store {
             });
             self.pools.place(id, pool);
             let lineage = Lineage { delta: id, ..lineage };
-            let features = Features { pools: self.pools.listed_in(&lineage), ..Features::default() };
+            let features = Features::in_pools(self.pools.listed_in(&lineage));
             let record = DiskRecord {
                 id,
                 name: new.name,
