@@ -199,7 +199,7 @@ fn records() {
         }),
     );
     let in_pools = |pools: &[(u64, u64)]| {
-        let features = plyfs::format::features::Features { pools: pools.to_vec(), ..Default::default() };
+        let features = plyfs::format::features::Features::in_pools(pools.to_vec());
         DiskRecord { features, ..disk.clone() }.encode()
     };
     both("records", "disk-in-pools", &in_pools(&[(3, 5), (9, 6)]));

@@ -44,6 +44,11 @@ pub struct Features {
 struct Fields(Vec<(u16, Vec<u8>)>);
 
 impl Features {
+    /// Of a disk with deltas in pools.
+    pub fn in_pools(pools: Vec<(u64, u64)>) -> Self {
+        Self { pools }
+    }
+
     /// Whether a record of version 4 can express it.
     pub fn is_default(&self, lineage: &Lineage) -> bool {
         *self == Self::default() && lineage.rework.is_none()

@@ -21,7 +21,7 @@ fn identity() -> PoolIdentity {
 
 /// A disk whose delta and one layer lie in pools.
 fn disk_in_pools() -> DiskRecord {
-    DiskRecord { features: Features { pools: vec![(5, 7), (9, 9)], ..Features::default() }, ..layered_disk() }
+    DiskRecord { features: Features::in_pools(vec![(5, 7), (9, 9)]), ..layered_disk() }
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn the_pools_of_a_disk_are_a_feature_of_its_record() {
     for pools in
         [vec![(5, 0)], vec![(9, 9), (5, 7)], vec![(5, 7), (5, 7)], vec![(u64::MAX, 7)], vec![(5, u64::MAX)]]
     {
-        let record = DiskRecord { features: Features { pools, ..Features::default() }, ..disk() };
+        let record = DiskRecord { features: Features::in_pools(pools), ..disk() };
         let error = DiskRecord::decode(&record.encode()).unwrap_err();
         assert_eq!(error.kind, Kind::Value, "{error}");
     }

@@ -62,9 +62,9 @@ impl OpenPools for Opener {
     }
 }
 
-fn open(medium: &SimMedium, live: &Arc<SimLive>) -> Result<Store, StoreError> {
+fn open(medium: &SimMedium) -> Result<Store, StoreError> {
     let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-    let live: Arc<dyn LiveStore> = live.clone();
+    let live: Arc<dyn LiveStore> = Arc::new(SimLive::default());
     let opener = Opener(medium.clone());
     Store::open_on_pools(Arc::new(medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere), &opener)
 }
@@ -91,8 +91,7 @@ type Shown = Vec<Vec<u8>>;
 fn cut_at(seed: u64, at: u64) -> bool {
     let mut rng = Rng::new(seed);
     let medium = store_with_a_pool(seed);
-    let live = Arc::new(SimLive::default());
-    let store = open(&medium, &live).unwrap();
+    let store = open(&medium).unwrap();
     create(&store, "p", "a");
     // Each byte is that of one write, so it says when it was written.
     let flushed = Arc::new(AtomicU64::new(0));
@@ -134,7 +133,7 @@ fn cut_at(seed: u64, at: u64) -> bool {
     store.close().unwrap();
     medium.set_hook(None);
     let Some((after, durable)) = cut.lock().take() else { return false };
-    let again = open(&after, &Arc::default()).unwrap();
+    let again = open(&after).unwrap();
     let shown = blocks(&again, "a");
     let allowed = |byte: &u8| u64::from(*byte) >= durable || *byte == taken;
     assert!(
