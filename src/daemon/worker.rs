@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
-use super::{handover, home, kernel, metrics_socket};
+use super::{descriptors, handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
@@ -419,8 +419,8 @@ fn serve(
     let store =
         Store::open_prepared(&config.store, live, Arc::new(cache), config.reserve, sources.clone(), known)
             .map_err(|e| e.to_string())?;
-    store.attach_at_most(most_attached(descriptor_limit));
-    store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);
+    store.attach_at_most(descriptors::most_attached(descriptor_limit));
+    store.open_layers_at_most(descriptors::for_layers(descriptor_limit) as usize);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
     let store = Arc::new(store);
@@ -657,26 +657,6 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
     };
     std::thread::Builder::new().name("preload".into()).spawn(read)?;
     Ok(records)
-}
-
-/// Descriptors that are not for disks: those of requests, bases, the cache and connections.
-const OTHER_DESCRIPTORS: u64 = 128;
-/// Descriptors of an attached disk: data file, map file, live map, and one more while a map file is replaced.
-const DISK_DESCRIPTORS: u64 = 4;
-/// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
-const MOST_ATTACHED: u64 = 8192;
-
-/// Most files of layers that are open.
-const MOST_LAYER_FILES: u64 = 16_384;
-
-/// Descriptors for the files of layers, an eighth.
-fn layer_descriptors(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, MOST_LAYER_FILES)
-}
-
-fn most_attached(descriptors: u64) -> usize {
-    let others = OTHER_DESCRIPTORS.min(descriptors / 2) + layer_descriptors(descriptors);
-    (descriptors.saturating_sub(others) / DISK_DESCRIPTORS).clamp(4, MOST_ATTACHED) as usize
 }
 
 /// The store's periodic work, which may wait for its medium.
