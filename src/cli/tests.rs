@@ -152,6 +152,8 @@ fn columns_are_keys_of_the_api() {
     for (name, columns) in answers {
         let keys = &document["components"]["schemas"][name]["properties"];
         for (_, key, _) in columns.into_iter().flatten() {
+            // The command makes the text of a list of names.
+            let key = if *key == "pool_names" { "needs_pools" } else { key };
             assert!(keys[key].is_object(), "{name} has no {key}");
         }
     }

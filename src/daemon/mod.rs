@@ -5,6 +5,7 @@
 
 mod callers;
 mod channel;
+mod descriptors;
 mod device;
 mod handover;
 mod heartbeat;

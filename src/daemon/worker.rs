@@ -20,7 +20,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::keys::HelperSecrets;
 use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
-use super::{handover, home, kernel, metrics_socket};
+use super::{descriptors, handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
@@ -435,8 +435,8 @@ fn serve(
         .map_err(|e| e.to_string())?;
     store.read_secrets_with(Arc::new(secrets));
     let of_pools = POOL_DESCRIPTORS * store.pool_numbers().len() as u64;
-    store.attach_at_most(most_attached(descriptor_limit.saturating_sub(of_pools)));
-    store.open_layers_at_most(layer_descriptors(descriptor_limit) as usize);
+    store.attach_at_most(descriptors::most_attached(descriptor_limit.saturating_sub(of_pools)));
+    store.open_layers_at_most(descriptors::for_layers(descriptor_limit) as usize);
     store.keep_removed_for(config.trash.grace);
     store.disk_stats().limit_series(config.metrics.series);
     store.base_stats().limit_series(config.metrics.series);
@@ -684,27 +684,8 @@ fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
     Ok(records)
 }
 
-/// Descriptors that are not for disks: those of requests, bases, the cache and connections.
-const OTHER_DESCRIPTORS: u64 = 128;
-/// Descriptors of an attached disk: data file, map file, live map, and one more while a map file is replaced.
-const DISK_DESCRIPTORS: u64 = 4;
-/// Descriptors of a pool: its directory, its reserve, and one more while a file is made there.
+/// Descriptors for each pool: its directory, its reserve.
 const POOL_DESCRIPTORS: u64 = 3;
-/// Most attached disks. Each has memory mappings too, of which the kernel allows a process 65,530.
-const MOST_ATTACHED: u64 = 8192;
-
-/// Most files of layers that are open.
-const MOST_LAYER_FILES: u64 = 16_384;
-
-/// Descriptors for the files of layers, an eighth.
-fn layer_descriptors(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, MOST_LAYER_FILES)
-}
-
-fn most_attached(descriptors: u64) -> usize {
-    let others = OTHER_DESCRIPTORS.min(descriptors / 2) + layer_descriptors(descriptors);
-    (descriptors.saturating_sub(others) / DISK_DESCRIPTORS).clamp(4, MOST_ATTACHED) as usize
-}
 
 /// Purges, once, the removed disks whose last close no worker saw. From now on the kernel reports last closes to this
 /// worker.

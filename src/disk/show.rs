@@ -75,7 +75,11 @@ impl Disk {
             if from < border {
                 return Ok(Shown::Copy(end.min(border)));
             }
-            self.zero_part(overlap, border, epoch)?;
+            // One that was written has them already, and keeps them.
+            let block = overlap / BLOCK * BLOCK;
+            if overlap < border && self.delta.extent(block, border).0 != Mapping::Data {
+                self.zero_part(overlap, border, epoch)?;
+            }
             if !from.is_multiple_of(BLOCK) {
                 return Ok(Shown::Copy(end.min(from.next_multiple_of(BLOCK))));
             }

@@ -46,7 +46,7 @@ struct Fields(Vec<(u16, Vec<u8>)>);
 impl Features {
     /// Of a disk with deltas in pools.
     pub fn in_pools(pools: Vec<(u64, u64)>) -> Self {
-        Self { pools }
+        Self { pools, ..Self::default() }
     }
 
     /// Whether a record of version 4 can express it.

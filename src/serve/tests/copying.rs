@@ -109,3 +109,17 @@ fn copies_count_with_what_was_shared_zeroed_and_moved() {
     let copies = sums.operation(crate::stats::Operation::Copy);
     assert_eq!((copies.count(), copies.bytes, copies.errors), (1, size, 0));
 }
+
+// What the first copy left of the block with its end was zeroed by the next one, after it had come.
+/// Guards D81.
+#[test]
+fn copies_in_parts_that_end_within_a_block_have_all_bytes() {
+    let fixture = Fixture::new();
+    let source = fixture.blank_disk(1, "source");
+    fixture.put(source, 0, &[1; 24_576]);
+    let to = fixture.blank_disk(2, "to");
+    for (at, len) in [(0, 5000), (5000, 5000), (10_000, 14_576)] {
+        assert_eq!(fixture.copy(source, to, at, len), Ok(len));
+    }
+    assert_eq!(fixture.bytes_of(to, 0, 24_576), [1; 24_576]);
+}
