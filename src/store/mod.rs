@@ -126,7 +126,7 @@ struct Names {
 }
 
 /// The properties of a new disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NewDisk {
     /// Name.
     pub name: String,

@@ -71,15 +71,7 @@ impl TestStore {
 }
 
 fn blank(name: &str) -> NewDisk {
-    NewDisk {
-        name: name.into(),
-        base: None,
-        size: Some(8192),
-        mode: 0o600,
-        uid: 1,
-        gid: 2,
-        limits: Default::default(),
-    }
+    NewDisk { name: name.into(), size: Some(8192), mode: 0o600, uid: 1, gid: 2, ..NewDisk::default() }
 }
 
 fn on(base: &str, name: &str, size: Option<u64>) -> NewDisk {
