@@ -166,7 +166,7 @@ impl Export {
         let interrupts = Interrupts::catch();
         let printer = global.output();
         let mut progress = Progress::of_short_work(&printer);
-        let own = self.source.snapshot.is_none().then(|| held_name()).transpose()?;
+        let own = self.source.snapshot.is_none().then(held_name).transpose()?;
         let what = (WorkKind::Export, disk.name.as_str());
         // Before the snapshot is taken, so that it goes when this process is killed.
         let mut job = Announcement::new(&client, what, own.as_deref(), disk.size);

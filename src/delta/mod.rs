@@ -381,6 +381,33 @@ impl Delta {
         Ok(())
     }
 
+    /// Gives a block bytes of its own where it falls through: those that it shows. `edges.head` has the base's bytes of the
+    /// block. A block that was written keeps what it has, also when that happens meanwhile.
+    ///
+    /// # Errors
+    /// As [`Delta::write`].
+    pub fn own_block(&self, block: u64, edges: &Edges) -> Result<(), DeltaError> {
+        self.count_if_wanted();
+        let _range = self.ranges.lock(block, block + 1);
+        let (at, size) = (block * BLOCK, self.size());
+        if self.map.state(block) != State::Unmapped || at >= self.overlap().min(size) {
+            return Ok(());
+        }
+        let room = self.room_for(block, block + 1, edges.space)?;
+        let data = self.open_data()?;
+        let prepared = self.map.prepare(block, block + 1, MapUse::Write);
+        prepared.map_err(DeltaError::io("reserving memory for the map"))?;
+        let mut bytes = self.old_block(block, edges.head.as_deref())?;
+        bytes.truncate((size - at).min(BLOCK) as usize);
+        let done = data.write_at(&bytes, at);
+        self.unsynced.store(true, Ordering::Release);
+        done.map_err(DeltaError::io("writing to the delta"))?;
+        self.map.set(block, block + 1, State::Data);
+        room.keep();
+        self.touch();
+        Ok(())
+    }
+
     /// The content of a block that is not `Data`.
     fn old_block(&self, block: u64, base: Option<&[u8]>) -> Result<Vec<u8>, DeltaError> {
         let overlap = self.overlap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Below, Disk, DiskError};
 use crate::base::Base;
-use crate::delta::Mapping;
+use crate::delta::{Edges, Mapping};
 use crate::format::BLOCK;
 
 /// What a disk stands on.
@@ -75,10 +75,10 @@ impl Disk {
             if from < border {
                 return Ok(Shown::Copy(end.min(border)));
             }
-            // One that was written has them already, and keeps them.
-            let block = overlap / BLOCK * BLOCK;
-            if overlap < border && self.delta.extent(block, border).0 != Mapping::Data {
-                self.zero_part(overlap, border, epoch)?;
+            if overlap < border {
+                let head = Some(self.block_below(overlap / BLOCK)?);
+                let edges = Edges { head, ..Edges::default() };
+                self.change_with(|delta| delta.own_block(overlap / BLOCK, &edges))?;
             }
             if !from.is_multiple_of(BLOCK) {
                 return Ok(Shown::Copy(end.min(from.next_multiple_of(BLOCK))));

@@ -27,7 +27,7 @@ fn disk_in_pools() -> DiskRecord {
 #[test]
 fn golden_bytes_bump_the_version_when_this_fails() {
     let head = |magic: &str, len: &str| format!("{magic} 0100 0000 {len} {}", "00".repeat(24));
-    let list = head("504c59504f4f4c53", "54000000")
+    let list = head("504c59504f4f4c53", "5e000000")
         + "0200 0700000000000000 0400 66617374 0600 2f6d6e742f61 07070707070707070707070707070707 0500000000000000\
            0900000000000000 0400 736c6f77 0600 2f6d6e742f62 09090909090909090909090909090909 0500000000000000";
     let one = head("504c59504f4f4c00", "28000000")

@@ -20,7 +20,7 @@ fn golden_bytes_of_a_trashed_disk_need_another_tag_when_this_fails() {
     for record in [trashed(), DiskRecord { features: trashed().features, ..layered_disk() }] {
         assert_eq!(DiskRecord::decode(&record.encode()), Ok(record));
     }
-    assert!(trashed().is_removed() == false && trashed().unlinked);
+    assert!(!trashed().is_removed() && trashed().unlinked);
     assert!(DiskRecord { features: Features::default(), ..trashed() }.is_removed());
     // Without the feature an older plyfs reads the record.
     assert_eq!(DiskRecord { features: Features::default(), ..trashed() }.encode()[8], 1);
