@@ -168,6 +168,36 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Whether it is unknown after a failure which names there are.
+    pub(super) fn changes_names(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. }
+                | Self::Rename { .. }
+                | Self::Unlink { .. }
+                | Self::Remove { .. }
+                | Self::Restore { .. }
+                | Self::Discard { .. }
+                | Self::AddBase { .. }
+                | Self::RemoveBase { .. }
+                | Self::Snapshot { .. }
+                | Self::RemoveSnapshot { .. }
+                | Self::Rollback { .. }
+                | Self::Clone { .. }
+                | Self::Copy { .. }
+                | Self::Rework { .. }
+                | Self::Mode { .. }
+                | Self::Purge
+                | Self::Pin { .. }
+                | Self::Hydrate { .. }
+                | Self::Unhydrate { .. }
+                | Self::Refuse { .. }
+                | Self::Accept { .. }
+        )
+    }
+}
+
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const SNAPSHOTS: [&str; 3] = ["r", "s", "t"];
 const BASES: [&str; 2] = ["x", "y"];

@@ -670,36 +670,6 @@ impl SimStore {
     }
 }
 
-impl Op {
-    /// Whether it is unknown after a failure which names there are.
-    fn changes_names(&self) -> bool {
-        matches!(
-            self,
-            Self::Create { .. }
-                | Self::Rename { .. }
-                | Self::Unlink { .. }
-                | Self::Remove { .. }
-                | Self::Restore { .. }
-                | Self::Discard { .. }
-                | Self::AddBase { .. }
-                | Self::RemoveBase { .. }
-                | Self::Snapshot { .. }
-                | Self::RemoveSnapshot { .. }
-                | Self::Rollback { .. }
-                | Self::Clone { .. }
-                | Self::Copy { .. }
-                | Self::Rework { .. }
-                | Self::Mode { .. }
-                | Self::Purge
-                | Self::Pin { .. }
-                | Self::Hydrate { .. }
-                | Self::Unhydrate { .. }
-                | Self::Refuse { .. }
-                | Self::Accept { .. }
-        )
-    }
-}
-
 /// The result of an operation.
 #[derive(Debug)]
 pub(super) enum Outcome {
