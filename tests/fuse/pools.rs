@@ -232,7 +232,7 @@ fn a_disk_is_moved_to_another_pool_while_it_is_written() {
     same(&read_at(&file, 0, 8 << 20), &expected, "the disk");
     same(&read_at(&file, 9 << 20, 65536), &[8; 65536], "what was written during the move");
     same(&read_at(&file, 10 << 20, 65536), &[7; 65536], "what was written after the death of the worker");
-    let snapshot = open(&daemon.mount().join("snapshots/vm@s.raw"));
+    let snapshot = std::fs::File::open(daemon.mount().join("snapshots/vm@s.raw")).unwrap();
     same(&read_at(&snapshot, 0, 8 << 20), &content, "the snapshot");
     drop((file, snapshot));
     until("the removal of the old files", || {

@@ -186,3 +186,31 @@ fn a_clean_close_removes_files_that_unclean_ends_left() {
     kept.sort();
     assert_eq!(fixture.files("deltas"), kept);
 }
+
+#[test]
+fn stat_of_a_disk_does_not_wait_for_its_flush() {
+    let medium = SimMedium::new(1);
+    let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+    let live: Arc<SimLive> = Arc::default();
+    let store =
+        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere)).unwrap();
+    store.create_disks(&[blank("a")]).unwrap();
+    let node = store.disk("a").unwrap();
+    node.attach().unwrap().delta().write(0, &[1; 4096], &Edges::default()).unwrap();
+    let (asked, answers) = (node.clone(), Arc::new(Mutex::new(Vec::new())));
+    let seen = answers.clone();
+    medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::SyncData && event.stage == Stage::Before {
+            let (node, (sender, receiver)) = (asked.clone(), mpsc::channel());
+            std::thread::spawn(move || sender.send((node.attributes().size, node.name())));
+            // The timeout is for a failing test only, which would wait for this call.
+            seen.lock().push((event.name.to_owned(), receiver.recv_timeout(Duration::from_secs(10)).ok()));
+        }
+        Ok(())
+    })));
+    node.attach().unwrap().delta().flush().unwrap();
+    medium.set_hook(None);
+    let answers = answers.lock();
+    assert_eq!(answers.len(), 3, "data, map and record are synced: {answers:?}");
+    assert!(answers.iter().all(|(_, answer)| *answer == Some((8192, "a".into()))), "{answers:?}");
+}
