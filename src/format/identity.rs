@@ -81,6 +81,14 @@ impl Validator {
         }
     }
 
+    /// Number of the file on its filesystem, of a file of this host.
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Self::File { inode, .. } => Some(*inode),
+            Self::Http { .. } => None,
+        }
+    }
+
     /// Whether the source is a file of this host, which a read may wait for as for any disk.
     pub fn is_local(&self) -> bool {
         match self {

@@ -318,7 +318,7 @@ impl Job {
         }
     }
 
-    /// Waits for a completion. Calls `meanwhile` each [`NOTICE`], without a lock.
+    /// Waits for a completion. Calls `meanwhile` once a second, without a lock.
     ///
     /// # Errors
     /// When it was cancelled.

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use super::{BaseNode, Store};
 use crate::format::layout;
-use crate::format::record::Validator;
 use crate::io::Open;
 
 impl Store {
@@ -15,7 +14,7 @@ impl Store {
         let others = self.bases();
         let mut any = false;
         for file in base.record().files() {
-            let Validator::File { inode, .. } = file.identity.validator else { continue };
+            let Some(inode) = file.identity.validator.inode() else { continue };
             let is_needed =
                 others.iter().any(|other| other.record().files().any(|f| f.source == file.source));
             let Some(name) = Path::new(&file.source).file_name().and_then(OsStr::to_str) else { continue };

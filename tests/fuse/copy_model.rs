@@ -147,6 +147,8 @@ impl TwoDisks {
     /// Copies at the same or another offset.
     fn copy_part(&mut self, from: usize, to: usize, (at, len): (u64, u64)) {
         let to_at = if self.random.below(2) == 0 { at } else { self.place(MOST - len) };
+        // A copy within a disk that grows it would go on with what it copied.
+        let len = if from == to { len.min(self.disks[from].size().saturating_sub(at)) } else { len };
         if from != to || to_at >= at + len || at >= to_at + len {
             self.copy_to(from, to, (at, to_at, len));
         }

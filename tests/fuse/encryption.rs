@@ -269,3 +269,55 @@ fn fsx_on_an_encrypted_disk_survives_kills() {
     fsx(&daemon, &daemon.disk("x"), 7, 20_000);
     storm.stop();
 }
+
+/// Guards D86 and D94.
+#[test]
+fn an_encrypted_disk_is_flattened_merged_and_moved_and_stays_hidden() {
+    let mut daemon = serving();
+    let image = crate::harness::Random(3).bytes(2 * MIB as usize + 4096);
+    fs::write(daemon.path("b.img"), &image).unwrap();
+    daemon.ok(&["base", "add", "b", daemon.path("b.img").to_str().unwrap()]);
+    let secret = key(&daemon, "a");
+    let secret = secret.to_str().unwrap();
+    daemon.ok(&["disk", "create", "dark", "--base", "b", "--size", "4M", "--encrypt", "--key-file", secret]);
+    let mut wanted = image.clone();
+    wanted.resize(4 * MIB as usize, 0);
+    let put = |daemon: &TestDaemon, wanted: &mut Vec<u8>, at: usize, len: usize| {
+        let bytes = pattern(len);
+        open(&daemon.disk("dark")).write_all_at(&bytes, at as u64).unwrap();
+        wanted[at..at + len].copy_from_slice(&bytes);
+    };
+    let look = |daemon: &TestDaemon, wanted: &[u8], when: &str| {
+        same(&read_at(&open(&daemon.disk("dark")), 0, wanted.len()), wanted, when);
+        assert_hidden(daemon);
+    };
+    for (round, at) in [0, 1_000_000, 3_000_000, 500].into_iter().enumerate() {
+        put(&daemon, &mut wanted, at, 70_000 + round);
+        daemon.ok(&["disk", "snapshot", "dark", &format!("s{round}")]);
+    }
+    let shown = wanted.clone();
+    put(&daemon, &mut wanted, 2_000_000, 5000);
+    daemon.ok(&["disk", "flatten", "dark"]);
+    look(&daemon, &wanted, "flattened");
+    daemon.ok(&["disk", "rm", "dark@s0", "dark@s1", "dark@s2"]);
+    daemon.ok(&["disk", "compact", "dark"]);
+    daemon.kill_worker();
+    look(&daemon, &wanted, "merged");
+    let pool = daemon.path("pool");
+    daemon.ok(&["pool", "add", "fast", pool.to_str().unwrap()]);
+    daemon.ok(&["disk", "move", "dark", "fast"]);
+    look(&daemon, &wanted, "moved");
+    assert_eq!(find(&pool, &[PATTERN]), None);
+    daemon.stop();
+    start(&mut daemon);
+    look(&daemon, &wanted, "after a restart");
+    let snapshot = fs::File::open(daemon.mount().join("snapshots/dark@s3.raw")).unwrap();
+    same(&read_at(&snapshot, 0, shown.len()), &shown, "the snapshot");
+    daemon.ok(&["disk", "rm", "dark@s3"]);
+    daemon.ok(&["disk", "rebase", "dark", "b"]);
+    look(&daemon, &wanted, "rebased");
+    let refused = daemon.fails(&["disk", "commit", "dark", "plain"]);
+    assert!(refused.contains("--plain"), "{refused}");
+    daemon.stop();
+    daemon.ok(&["check"]);
+}

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::mutant::limit;
+
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -23,7 +25,8 @@ impl Backoff {
     pub fn failed(&self, now: Instant) -> Duration {
         let mut state = self.state.lock();
         let pause = state.map_or(SHORTEST, |(_, last)| (last * 2).min(LONGEST));
-        *state = Some((now + pause, pause));
+        // A simulation has no clock: each attempt is due.
+        *state = Some((now + pause * limit(1, 0) as u32, pause));
         pause
     }
 

@@ -229,7 +229,7 @@ fn every_operation_answers_as_described() {
     let trash = ok("GET /v1/trash", "");
     let in_trash = |trash: &Value| {
         let list = trash.as_array().unwrap().iter();
-        list.cloned().find(|disk| disk["name"] == "blank" || disk["name"] == "again")
+        list.into_iter().find(|disk| disk["name"] == "blank" || disk["name"] == "again").cloned()
     };
     let removed = in_trash(&trash).expect("the removed disk");
     let number = removed["id"].to_string();
