@@ -192,6 +192,7 @@ pub fn document() -> Value {
         let in_path = [
             ("/v1/disks/{name}", "name", "Name of the disk.", NAME),
             ("/v1/bases/{name}", "name", "Name of the base.", NAME),
+            ("/v1/pools/{name}", "name", "Name of the pool.", NAME),
             ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
             ("/v1/trash/{id}", "id", "Number of the disk.", NUMBER),
         ];
