@@ -125,7 +125,8 @@ fn records() {
     both(
         "records",
         "disk-trashed",
-        &DiskRecord { unlinked: true, features: Features { trash }, ..disk.clone() }.encode(),
+        &DiskRecord { unlinked: true, features: Features { trash, ..Features::default() }, ..disk.clone() }
+            .encode(),
     );
     let layer = |number: u64, below: Option<usize>| LayerEntry {
         number,
@@ -163,7 +164,8 @@ fn records() {
     };
     let wrapped = |delta| WrappedKey { delta, wrapped: [delta as u8; WRAPPED] };
     let encrypted = |source: KeySource, keys: Vec<WrappedKey>| {
-        let features = Features { encryption: Some(Encryption { source, salt: [8; SALT], keys }) };
+        let encryption = Some(Encryption { source, salt: [8; SALT], keys });
+        let features = Features { encryption, ..Features::default() };
         DiskRecord { lineage: lineage.clone(), features, ..disk.clone() }.encode()
     };
     let (file, command) = (KeySource::File("/keys/vm-1".into()), KeySource::Command("vm-1".into()));
