@@ -88,7 +88,7 @@ impl Mutant {
     #[cfg(any(test, feature = "simulation"))]
     pub fn widen_race(self) {
         if self.is_active() {
-            std::thread::sleep(std::time::Duration::from_micros(200));
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
 
