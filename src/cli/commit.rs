@@ -84,6 +84,13 @@ impl Commit {
         let image = Image::new(file);
         Export::of_commit(&self.source, &image.path, self.compress, below.as_ref())
             .write_file(global, place)?;
+        // The image has what differs from the base that the disk had when it was written.
+        let shown = client.get(&format!("/v1/disks/{}", self.source.disk), &action)?;
+        let now: Disk = read(&shown, &action)?;
+        if now.base != disk.base {
+            let why = "the disk was put on another base meanwhile; try again";
+            return Err(CliError::Failed(format!("{action}: {why}")));
+        }
         if place == Place::Store {
             self.give(&client, &image.path)?;
         }

@@ -304,9 +304,12 @@ impl DiskJobs {
     }
 
     /// Makes what was copied durable, and notes it.
-    fn keep(&self, node: &DiskNode, job: &Job, making: &Making, at: u64) -> Result<(), Stopped> {
+    fn keep(&self, node: &DiskNode, job: &Arc<Job>, making: &Making, at: u64) -> Result<(), Stopped> {
         let rate = job.rate().unwrap_or(0);
-        making.flush().map_err(|error| Stopped::Failed(error.to_string()))?;
+        while let Err(error) = making.flush() {
+            // A full store heals; the layer keeps what it has.
+            self.wait(node, job, at, &error)?;
+        }
         node.note_rework(at, rate).map_err(|error| Stopped::Failed(error.to_string()))
     }
 

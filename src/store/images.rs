@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{BaseNode, Store};
 use crate::format::layout;
+use crate::format::record::ImageFile;
 use crate::io::Open;
 
 impl Store {
@@ -15,9 +16,13 @@ impl Store {
         let mut any = false;
         for file in base.record().files() {
             let Some(inode) = file.identity.validator.inode() else { continue };
-            let is_needed =
-                others.iter().any(|other| other.record().files().any(|f| f.source == file.source));
             let Some(name) = Path::new(&file.source).file_name().and_then(OsStr::to_str) else { continue };
+            // By its name and number, too: the removed base may have a file of another filesystem with both.
+            let is_it = |other: &ImageFile| {
+                let same_name = Path::new(&other.source).file_name().is_some_and(|other| other == name);
+                other.source == file.source || same_name && other.identity.validator.inode() == Some(inode)
+            };
+            let is_needed = others.iter().any(|other| other.record().files().any(is_it));
             let path = format!("{}/{name}", layout::IMAGES);
             // A file of another directory may have the same name.
             let is_ours = self.medium.open(&path, Open::Existing).and_then(|file| file.identity());
