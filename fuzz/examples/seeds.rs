@@ -15,7 +15,7 @@ use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
 use plyfs::format::pools::{self, PoolEntry, PoolIdentity};
 use plyfs::format::record::{
-    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageFile, ImageFormat, MapRoot,
+    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageData, ImageFile, ImageFormat, MapRoot,
     Moved, Request, Superblock, Token, Validator,
 };
 use plyfs::format::rework::{Purpose, Rework};
@@ -115,6 +115,18 @@ fn records() {
     both("records", "base-4", &BaseRecord { token: Some(token), ..base.clone() }.encode());
     let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
+    let image = |data| {
+        let (id, hash) = ("0f3b1c1e-7b0a-4f3e-9d63-0c6d6a5a1f10".into(), "sha512:07".into());
+        let validator = Validator::Glance { id, hash, data, etag: Some("\"m\"".into()), last_modified: None };
+        let identity = BaseIdentity { size: 5000, validator, digest: None };
+        BaseRecord { image: ImageFile { identity, ..base.image.clone() }, ..base.clone() }.encode()
+    };
+    both("records", "base-image", &image(ImageData::Ranges));
+    let whole = image(ImageData::Whole);
+    both("records", "base-image-whole", &whole);
+    // Behind it are the tag, that there is no date and no digest, and the rest of the record.
+    let way = whole.windows(9).position(|text| text == b"sha512:07").expect("its digest") + 9;
+    both("records", "base-image-unknown-way", &changed(&whole, way, &[3]));
     both("records", "disk", &disk.encode());
     both(
         "records",

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::origin::{Delivery, ProbedFile};
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
-use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token};
-use crate::source::{Kind, Location};
+use crate::format::record::{BaseOptions, Digest, ImageFormat, Strictness, Token};
+use crate::source::{Kind, Location, shown};
 use crate::store::{BaseNode, NewBase, NewFile, StoreError};
 
 /// Longest deadline, seconds: a year.
@@ -38,6 +39,8 @@ pub struct Description {
     pub max_rate: Option<u64>,
     /// Whether its blocks in the cache are never evicted for others.
     pub pinned: bool,
+    /// How the bytes of the image come.
+    pub delivery: Delivery,
     /// The token of a request that the client may send again.
     pub token: Option<Token>,
 }
@@ -70,6 +73,14 @@ fn format_of(file: &File) -> ImageFormat {
         None if path.ends_with(".qcow2") => ImageFormat::Qcow2,
         None if path.ends_with(".vmdk") => ImageFormat::Vmdk,
         None => ImageFormat::Raw,
+    }
+}
+
+fn word(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Raw => "raw",
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Vmdk => "vmdk",
     }
 }
 
@@ -118,12 +129,25 @@ impl Bases {
         self.store.may_register(&new.name)?;
         let object = new.object();
         let onto = new.onto.as_deref().map(|name| self.store.base(name)).transpose()?;
-        let Description { name, image, backing: below, digest, token, .. } = new;
-        let image = self.prepare_file(&object, image, &options).await?;
+        let Description { name, image, backing: below, digest, token, delivery, .. } = new;
+        let image = self.prepare_file(&object, image, &options, delivery).await?;
+        // A digest that the record of the image states is as good as one that the operator gives.
+        let stated = image.probed.as_ref().and_then(|(identity, _)| identity.digest.clone());
+        if let (Some(given), Some(stated)) = (&digest, &stated)
+            && std::mem::discriminant(given) == std::mem::discriminant(stated)
+            && given != stated
+        {
+            let why = "the digest that is given is not the one of the image's record; correct it, or omit it";
+            return Err(StoreError::invalid(object, why));
+        }
+        let digest = digest.or(stated);
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
         let mut backing = Vec::with_capacity(below.len());
         for file in below {
-            backing.push(self.prepare_file(&object, file, &options).await?);
+            let mut file = self.prepare_file(&object, file, &options, Delivery::Ranges).await?;
+            // A base has the digest of its image only.
+            file.probed.iter_mut().for_each(|(identity, _)| identity.digest = None);
+            backing.push(file);
         }
         Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, onto, digest, options, token }), head))
     }
@@ -133,12 +157,28 @@ impl Bases {
         object: &str,
         file: File,
         options: &BaseOptions,
+        delivery: Delivery,
     ) -> Result<NewFile, StoreError> {
-        let format = format_of(&file);
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
-        let probed = self.probe(object, &urls, options).await?;
-        let is_format_given = file.format.is_some();
-        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, is_format_given, probed })
+        let probed = self.probe(object, &urls, options, delivery).await?;
+        let stated = probed.as_ref().and_then(|probed| probed.format);
+        if let (Some(given), Some(stated)) = (file.format, stated)
+            && given != stated
+        {
+            let why = format!(
+                "{}: its record says that it is {}, not {}; omit --format",
+                shown(&file.source),
+                word(stated),
+                word(given)
+            );
+            return Err(StoreError::invalid(object, why));
+        }
+        let format = stated.unwrap_or_else(|| format_of(&file));
+        // A record that says raw is no proof: an image that begins as another format does is refused.
+        let is_format_given = file.format.is_some() && stated.is_none();
+        let source = probed.as_ref().map_or(file.source, |probed| probed.url.clone());
+        let probed = probed.map(|probed| (probed.identity, probed.head));
+        Ok(NewFile { source, mirrors: file.mirrors, format, is_format_given, probed })
     }
 
     /// Identity and first bytes from the server of the first URL; none for a path.
@@ -147,7 +187,8 @@ impl Bases {
         object: &str,
         urls: &[String],
         options: &BaseOptions,
-    ) -> Result<Option<(BaseIdentity, Vec<u8>)>, StoreError> {
+        delivery: Delivery,
+    ) -> Result<Option<ProbedFile>, StoreError> {
         let wrap = |source| StoreError::Source { object: object.to_owned(), source };
         let [first, mirrors @ ..] = urls else { return Ok(None) };
         let kind = Kind::of(first).map_err(wrap)?;
@@ -158,7 +199,7 @@ impl Bases {
             ));
         }
         kind.check(urls).map_err(wrap)?;
-        self.sources.probe(kind, urls, options).await.map_err(wrap)
+        self.sources.probe(kind, urls, options, delivery).await.map_err(wrap)
     }
 
     /// Registers a base, and begins to hydrate it where that is configured. May wait for its files.
@@ -177,7 +218,13 @@ impl Bases {
         if let Some(head) = head {
             keep_head(&self.sources.contents(base.record(), &base.record().image), &head);
         }
-        if self.hydrates_new
+        if base.record().image.identity.validator.is_read_as_a_whole() {
+            // Without the job that fetches it, no byte of it can be read.
+            if let Err(error) = self.hydrations.hydrate(&base, None) {
+                self.remove(&base.record().name)?;
+                return Err(error);
+            }
+        } else if self.hydrates_new
             && let Err(error) = self.hydrations.hydrate(&base, None)
         {
             // It is registered all the same.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::origin::Delivery;
 use super::servers::another;
 use crate::fetch::kept::{Reach, SharedCopies};
 use crate::format::record::{BaseRecord, ImageFile};
@@ -54,10 +55,9 @@ impl Bases {
             }
             let mut refusal = None;
             for url in record.urls_of(file) {
-                let found = match self
-                    .probe(&format!("base {name}"), std::slice::from_ref(&url), &record.options)
-                    .await
-                {
+                let (object, urls) = (format!("base {name}"), std::slice::from_ref(&url));
+                let delivery = Delivery::of(&file.identity.validator);
+                let found = match self.probe(&object, urls, &record.options, delivery).await {
                     Ok(found) => found,
                     Err(StoreError::Source { source, .. }) => {
                         refusal = Some(last_copy(name, &source));
@@ -65,8 +65,8 @@ impl Bases {
                     }
                     Err(error) => return Err(error),
                 };
-                let Some((found, _)) = found else { continue };
-                match compare(&file.identity, &found, record.options.strictness).difference() {
+                let Some(found) = found else { continue };
+                match compare(&file.identity, &found.identity, record.options.strictness).difference() {
                     None => {
                         refusal = None;
                         break;

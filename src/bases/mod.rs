@@ -25,6 +25,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod unused;
+mod whole;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::add::{Description, File, PreparedBase};
 pub use self::examine::Finding;
 pub use self::jobs::BaseJob;
 pub use self::keep::{Evicted, LastCopy};
+pub use self::origin::Delivery;
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 pub use self::unused::{UnusedBase, UnusedLimits};

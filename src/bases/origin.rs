@@ -11,19 +11,51 @@ use std::time::Duration;
 use super::copy::CopiedFile;
 use super::lane::Lane;
 use super::sources::{HostSources, OnRuntime};
+use super::whole::WholeImage;
 use crate::fetch::kept::Reach;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, Validator};
-use crate::source::http::{HttpIdentity, RemoteOptions};
+use crate::format::record::{
+    BaseIdentity, BaseOptions, BaseRecord, ImageData, ImageFile, ImageFormat, Validator,
+};
+use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
 use crate::source::{
-    FileSource, Kind, OpenImage, RemoteSource, SourceError, SourceErrorKind, compare, shown,
+    FileSource, GlanceIdentity, Kind, OpenImage, RemoteSource, SourceError, SourceErrorKind, compare, shown,
 };
 
 /// Threads that read one file that is copied.
 const READERS: usize = 4;
 
+/// What the servers of a new source said.
+pub struct ProbedFile {
+    /// Which object they have.
+    pub identity: BaseIdentity,
+    /// Its first bytes.
+    pub head: Vec<u8>,
+    /// Its format, where the kind of source states it.
+    pub format: Option<ImageFormat>,
+    /// The first URL, in a form that means the same object for ever.
+    pub url: String,
+}
+
+/// How the bytes of a source come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// By ranges, as they are needed.
+    #[default]
+    Ranges,
+    /// All of them at once, into the store.
+    Whole,
+}
+
+impl Delivery {
+    /// Of a source that is registered.
+    pub(super) fn of(validator: &Validator) -> Self {
+        if validator.is_read_as_a_whole() { Self::Whole } else { Self::Ranges }
+    }
+}
+
 impl HostSources {
-    /// Asks the servers of a new source which object they have. Returns its identity and first bytes; none of a file of
-    /// this host, which is looked at when it is registered.
+    /// Asks the servers of a new source which object they have. Returns none for a file of this host, which is looked at
+    /// when it is registered.
     ///
     /// # Errors
     /// `Denied`, `Protocol` or `Unreachable` when no server has it, or two have different objects.
@@ -32,18 +64,32 @@ impl HostSources {
         kind: Kind,
         urls: &[String],
         options: &BaseOptions,
-    ) -> Result<Option<(BaseIdentity, Vec<u8>)>, SourceError> {
+        delivery: Delivery,
+    ) -> Result<Option<ProbedFile>, SourceError> {
+        let first = urls.first().cloned().unwrap_or_default();
+        let (http, asked, options) = (self.http().clone(), urls.to_vec(), options_of(options));
+        let cancelled = |_| {
+            let (why, advice) = ("the request was cancelled", "try again");
+            SourceError::remote(SourceErrorKind::Unreachable, "read", shown(&first), why, advice)
+        };
+        if delivery == Delivery::Whole && kind != Kind::Glance {
+            let why = "only an image of a Glance can be fetched as a whole";
+            let advice = "omit --download; plyfs base hydrate fetches all of another source";
+            return Err(SourceError::remote(SourceErrorKind::Protocol, "use", shown(&first), why, advice));
+        }
         match kind {
             Kind::File => Ok(None),
             Kind::Http => {
-                let (http, asked, options) = (self.http().clone(), urls.to_vec(), options_of(options));
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
-                let probed = probed.await.map_err(|_| {
-                    let url = urls.first().map_or_else(String::new, |url| shown(url));
-                    let (why, advice) = ("the request was cancelled", "try again");
-                    SourceError::remote(SourceErrorKind::Unreachable, "read", url, why, advice)
-                })??;
-                Ok(Some((probed.identity.into(), probed.head)))
+                let Probed { identity, head } = probed.await.map_err(cancelled)??;
+                Ok(Some(ProbedFile { identity: identity.into(), head, format: None, url: first }))
+            }
+            Kind::Glance => {
+                let whole = delivery == Delivery::Whole;
+                let probed =
+                    self.handle().spawn(async move { http.probe_image(&asked, &options, whole).await });
+                let ProbedImage { identity, head, format, url } = probed.await.map_err(cancelled)??;
+                Ok(Some(ProbedFile { identity, head, format: Some(format), url }))
             }
         }
     }
@@ -64,6 +110,13 @@ impl HostSources {
                 let identity = HttpIdentity { size, etag, last_modified };
                 self.http().open(&base.urls_of(file), identity, options_of(&base.options))
             }
+            Validator::Glance { data, .. } => {
+                let source = self.image(base, file);
+                match data {
+                    ImageData::Ranges | ImageData::Location => source,
+                    ImageData::Whole => self.whole(base, file, source),
+                }
+            }
             Validator::File { .. } => {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.
@@ -73,6 +126,30 @@ impl HostSources {
                 Arc::new(CopiedFile::new(&file.source, size, original, open, spawn))
             }
         })
+    }
+
+    /// An image of a Glance.
+    fn image(&self, base: &BaseRecord, file: &ImageFile) -> Arc<HttpSource> {
+        let Some(identity) = GlanceIdentity::of(&file.identity) else {
+            unreachable!("its validator is one of a Glance")
+        };
+        self.http().open_image(&base.urls_of(file), identity, options_of(&base.options))
+    }
+
+    /// An image that comes as a whole: one for all its readers and for the job that fetches it.
+    fn whole(&self, base: &BaseRecord, file: &ImageFile, source: Arc<HttpSource>) -> Arc<WholeImage> {
+        let contents = self.contents(base, file);
+        self.wholes.get(base.id, contents.file_keys().own, || {
+            // Its reads wait for the cache's disk.
+            let spawn = Arc::new(OnRuntime::new(self.handle().clone(), Lane::new("whole", READERS)));
+            WholeImage::new(source, contents.clone(), spawn, options_of(&base.options).deadline)
+        })
+    }
+
+    /// The image of a file that comes as a whole; none of another file. Asks no server.
+    pub(super) fn whole_image(&self, base: &BaseRecord, file: &ImageFile) -> Option<Arc<WholeImage>> {
+        let is_whole = file.identity.validator.is_read_as_a_whole();
+        is_whole.then(|| self.whole(base, file, self.image(base, file)))
     }
 
     /// The file of this host, which may be gone once all of it is in the cache.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::origin::{Delivery, ProbedFile};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::source::{Kind, SourceError, SourceErrorKind, compare, shown};
 use crate::store::{BaseNode, StoreError};
@@ -47,12 +48,15 @@ impl Bases {
         let mirrors = mirrors.unwrap_or_else(|| record.urls_of(&file).split_off(1));
         let urls: Vec<String> = std::iter::once(source).chain(mirrors).collect();
         // Only the new URL: a mirror may be down now, and is compared with the identity when it is read.
-        let Some((found, head)) = self.probe(&object, &urls[..1], &record.options).await? else {
+        let delivery = Delivery::of(&file.identity.validator);
+        let Some(probed) = self.probe(&object, &urls[..1], &record.options, delivery).await? else {
             return Err(StoreError::invalid(
                 object,
                 format!("{} is not a URL; give one of the same image", shown(&urls[0])),
             ));
         };
+        let ProbedFile { identity: found, head, url, .. } = probed;
+        let urls: Vec<String> = std::iter::once(url).chain(urls.into_iter().skip(1)).collect();
         if let Some(why) = compare(&file.identity, &found, record.options.strictness).difference() {
             return Err(StoreError::Source { object, source: another(&urls[0], &why) });
         }

@@ -17,6 +17,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
+use super::whole::WholeImages;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
@@ -201,6 +202,8 @@ pub struct HostSources {
     troubled: Mutex<HashMap<u64, Reported>>,
     /// Numbers, ascending, of bases whose contents version 0.1.0 cached. They must not be lost.
     inherited: OnceLock<Vec<u64>>,
+    /// The images that come as a whole.
+    pub(super) wholes: WholeImages,
 }
 
 impl HostSources {
@@ -240,6 +243,7 @@ impl HostSources {
             })),
             troubled: Mutex::default(),
             inherited: OnceLock::new(),
+            wholes: WholeImages::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod jobs;
 mod unused;
+mod whole;
 
 use std::fs;
 use std::path::PathBuf;
@@ -122,6 +123,7 @@ fn raw(name: &str, path: &std::path::Path) -> Description {
         max_requests: None,
         max_rate: None,
         pinned: false,
+        delivery: super::Delivery::Ranges,
         token: None,
     }
 }

@@ -36,6 +36,9 @@ Examples:
   plyfs base add debian https://images.example.org/debian-12.qcow2
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
+  plyfs base add debian glance://glance.example.org:9292/0f3b1c1e-7b0a-4f3e-9d63-0c6d6a5a1f10
+  plyfs base add debian --cloud mycloud debian-12
+  plyfs base add debian swift://mycloud/images/debian-12.qcow2
 
 plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
 refused; with --format raw it is raw, whatever bytes it contains. The image must not change while it is a base. The \
@@ -184,7 +187,14 @@ pub(super) enum Base {
         /// Read the path or URL from the first line of a file, to hide it from other users, who see command lines
         #[arg(long, value_name = "FILE", conflicts_with = "source")]
         source_file: Option<PathBuf>,
-        /// Format of the image [default: qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
+        /// SOURCE is the name or the ID of an image of this cloud of clouds.yaml, which [[http.clouds]] names
+        #[arg(long, value_name = "CLOUD", conflicts_with = "source_file")]
+        cloud: Option<String>,
+        /// Fetch all of the image once, in the background, and read it from the store: for an image of a Glance whose store
+        /// has no ranges
+        #[arg(long)]
+        download: bool,
+        /// Format of the image [default: as the image's record says, or qcow2 or vmdk when the name ends in .qcow2 or .vmdk, else raw]
         #[arg(long, value_enum)]
         format: Option<FormatArg>,
         /// Another URL of the same content; may be given more than once
@@ -389,6 +399,8 @@ impl Base {
                 name,
                 source,
                 source_file,
+                cloud,
+                download,
                 format,
                 mirrors,
                 backing,
@@ -408,9 +420,13 @@ impl Base {
                 let below = |source| Ok(Below { source: absolute_source(source)?, format: None });
                 let backing = backing.into_iter().map(below).collect::<Result<Vec<_>, CliError>>()?;
                 let action = format!("cannot add base {name}");
+                let source = match cloud {
+                    Some(cloud) => image_of(&cloud, &source)?,
+                    None => absolute_source(source)?,
+                };
                 let body = AddBase {
                     name,
-                    source: absolute_source(source)?,
+                    source,
                     mirrors,
                     format: format.map(Format::from),
                     backing,
@@ -422,6 +438,7 @@ impl Base {
                     max_requests,
                     max_rate,
                     pinned: pin,
+                    download,
                 };
                 let base = retry::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
@@ -532,6 +549,22 @@ fn troubles(bases: &[Value]) -> String {
         out.push_str(&format!("{separator}{name}: {state}{since}: {why}\n"));
     }
     out
+}
+
+/// The URL of an image of a cloud. The daemon finds the image, and checks the name of the cloud.
+fn image_of(cloud: &str, image: &str) -> Result<String, CliError> {
+    if args::is_url(image) {
+        let why = format!("{image}: with --cloud give the name or the ID of an image, not a URL");
+        return Err(CliError::Usage(why));
+    }
+    let mut url = format!("glance+cloud://{cloud}/");
+    for byte in image.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => url.push(byte.into()),
+            _ => url.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Ok(url)
 }
 
 /// Makes a path absolute, because the daemon has another current directory. A URL stays as it is.

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::output::{Column, Kind, printable};
 use super::serve::Flags;
 use super::table::table;
-use crate::config::keys::{self, Bounds, CREDENTIALS, DefaultValue, KEYS, Key};
+use crate::config::keys::{self, Bounds, DefaultValue, KEYS, Key, is_list};
 use crate::config::{Config, CredentialSource, place, size::format_size};
 
 const EXAMPLES: &str = "\
@@ -54,7 +54,7 @@ impl CheckConfig {
         config.check_files()?;
         let mut values = Map::new();
         let mut rows = Vec::new();
-        for key in KEYS.iter().filter(|key| key.section != CREDENTIALS) {
+        for key in KEYS.iter().filter(|key| !is_list(key.section)) {
             let value = value_of(&config, key);
             let from = if flags.contains(&(key.path().as_str(), true)) {
                 "flag"
@@ -79,7 +79,17 @@ impl CheckConfig {
             rows.push(json!({ "key": format!("credentials for {}", credential.url), "value": text, "from": "file" }));
             json!({ "url": credential.url, "kind": kind, "place": place })
         }).collect();
-        let value = json!({ "file": file, "values": values, "credentials": credentials });
+        let clouds: Vec<Value> = config
+            .http
+            .clouds
+            .iter()
+            .map(|cloud| {
+                let place = cloud.file.display().to_string();
+                rows.push(json!({ "key": format!("cloud {}", cloud.name), "value": place, "from": "file" }));
+                json!({ "name": cloud.name, "file": place, "locations": cloud.locations })
+            })
+            .collect();
+        let value = json!({ "file": file, "values": values, "credentials": credentials, "clouds": clouds });
         global.output().value(&value, |_| {
             let file = file.as_deref().map_or_else(
                 || "no configuration file; defaults and flags apply".to_owned(),

@@ -11,7 +11,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use super::error::CliError;
 use super::{CONFIG_ENV, Cli};
-use crate::config::keys::{CREDENTIALS, KEYS, plain};
+use crate::config::keys::{KEYS, header, plain};
 use crate::config::{LOG_FORMAT_ENV, LOG_LEVEL_ENV, place::SYSTEM_FILE};
 use crate::format::layout::{CONTROL_SOCKET, MOUNT};
 
@@ -218,9 +218,7 @@ fn config_page() -> std::io::Result<String> {
     for key in KEYS {
         if key.section != section {
             section = key.section;
-            let title =
-                if section == CREDENTIALS { format!("[[{section}]]") } else { format!("[{section}]") };
-            roff.control("SH", [title.as_str()]);
+            roff.control("SH", [header(section).as_str()]);
         }
         roff.control("TP", []).text([bold(key.name)]);
         roff.text([roman(plain(&key.description()))]);

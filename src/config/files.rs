@@ -57,6 +57,9 @@ impl Config {
                 _ => {}
             }
         }
+        for cloud in &self.http.clouds {
+            readable("http.clouds", &cloud.file)?;
+        }
         Ok(())
     }
 }
@@ -103,6 +106,7 @@ mod tests {
                 "[[http.credentials]]\nurl = \"https://example.org/\"\ncommand = [\"/nonexistent\", \"-q\"]\n",
                 ["http.credentials", "/nonexistent: "],
             ),
+            ("[[http.clouds]]\nname = \"a\"\nfile = \"/nonexistent\"\n", ["http.clouds", "/nonexistent: "]),
         ] {
             let said = check(text).expect_err(text).to_string();
             assert!(parts.iter().all(|part| said.contains(part)), "{said}");

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::allow::AllowEntry;
 use super::file::Size;
+use super::openstack::CloudConfig;
 use super::size::format_size;
 use super::{ConfigError, invalid};
 
@@ -45,6 +46,8 @@ pub struct HttpConfig {
     pub user_agent: String,
     /// `[[http.credentials]]`: the credentials of plyfs, by URL. Default: none. Bounds: at most 64.
     pub credentials: Vec<CredentialConfig>,
+    /// `[[http.clouds]]`: the clouds of clouds.yaml that bases may be of. Default: none. Bounds: at most 16.
+    pub clouds: Vec<CloudConfig>,
 }
 
 impl Default for HttpConfig {
@@ -59,6 +62,7 @@ impl Default for HttpConfig {
             allow: Vec::new(),
             user_agent: concat!("plyfs/", env!("CARGO_PKG_VERSION")).into(),
             credentials: Vec::new(),
+            clouds: Vec::new(),
         }
     }
 }
@@ -159,6 +163,7 @@ impl HttpConfig {
         if self.credentials.len() > 64 {
             return Err(invalid("http.credentials", "there are more than 64; remove some".into()));
         }
+        super::openstack::validate(&self.clouds)?;
         self.credentials.iter().try_for_each(CredentialConfig::validate)
     }
 }
@@ -213,7 +218,7 @@ impl CredentialConfig {
     }
 }
 
-fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError> {
+pub(super) fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError> {
     if path.is_absolute() && path.to_str().is_some_and(|text| !text.contains('\0')) {
         return Ok(());
     }

@@ -16,6 +16,18 @@ pub use table::KEYS;
 
 /// The section of a table that may be there more than once.
 pub const CREDENTIALS: &str = "http.credentials";
+/// As [`CREDENTIALS`].
+pub const CLOUDS: &str = "http.clouds";
+
+/// Whether the table of a section may be there more than once.
+pub fn is_list(section: &str) -> bool {
+    [CREDENTIALS, CLOUDS].contains(&section)
+}
+
+/// The line that begins the table of a section.
+pub fn header(section: &str) -> String {
+    if is_list(section) { format!("[[{section}]]") } else { format!("[{section}]") }
+}
 
 /// One key.
 #[derive(Clone, Copy, Debug)]
@@ -138,8 +150,7 @@ pub fn markdown() -> String {
         "| section, key | flag | default | bounds and meaning |\n| --- | --- | --- | --- |\n".to_owned();
     for key in KEYS {
         let (name, default, description) = (key.name, key.default.text(), key.description());
-        let section = if key.section == CREDENTIALS { "[[http.credentials]]" } else { key.section };
-        let section = if section.starts_with('[') { section.to_owned() } else { format!("[{section}]") };
+        let section = header(key.section);
         let flag = if key.flag.is_empty() { "-" } else { key.flag };
         let _ = writeln!(out, "| `{section} {name}` | {flag} | {default} | {description} |");
     }
@@ -185,9 +196,8 @@ pub fn commented_file() -> String {
     for key in KEYS {
         if key.section != section {
             section = key.section;
-            let header =
-                if section == CREDENTIALS { format!("#[[{section}]]") } else { format!("[{section}]") };
-            let _ = write!(out, "\n{header}\n");
+            let comment = if is_list(section) { "#" } else { "" };
+            let _ = write!(out, "\n{comment}{}\n", header(section));
         }
         for line in wrap(&plain(&key.description()), 114) {
             let _ = writeln!(out, "# {line}");

@@ -4,9 +4,9 @@ use std::time::Duration;
 use super::host::{default_store_for, effective_uid, total_memory_in};
 use super::size::{MAX_SIZE, SizeError, format_size, parse_size};
 use super::{
-    Config, ConfigError, CredentialConfig, EncryptionConfig, HttpConfig, HydrateConfig, LogConfig, LogFormat,
-    MetricsConfig, NotifyConfig, Overrides, SeccompMode, SecurityConfig, TraceConfig, TrashConfig,
-    UnusedBasesConfig, default_cache_memory, file,
+    CloudConfig, Config, ConfigError, CredentialConfig, EncryptionConfig, HttpConfig, HydrateConfig,
+    LocationKind, LogConfig, LogFormat, MetricsConfig, NotifyConfig, Overrides, SeccompMode, SecurityConfig,
+    TraceConfig, TrashConfig, UnusedBasesConfig, default_cache_memory, file,
 };
 
 fn load(toml: &str, flags: Overrides) -> Result<Config, ConfigError> {
@@ -211,6 +211,12 @@ fn every_key_of_the_file_is_read() {
         [notify]
         command = ["/usr/bin/notify", "now"]
         events = ["base.hit"]
+        [[http.clouds]]
+        name = "prod"
+        [[http.clouds]]
+        name = "lab.2"
+        file = "/srv/clouds.yaml"
+        locations = ["http", "swift"]
         [page]
         listen = "192.0.2.1:8080"
         remote = true
@@ -272,6 +278,18 @@ fn every_key_of_the_file_is_read() {
                     header_file: None,
                     command: Some(vec!["/usr/bin/token".into(), "now".into()]),
                     renew: None,
+                },
+            ],
+            clouds: vec![
+                CloudConfig {
+                    name: "prod".into(),
+                    file: "/etc/openstack/clouds.yaml".into(),
+                    locations: vec![],
+                },
+                CloudConfig {
+                    name: "lab.2".into(),
+                    file: "/srv/clouds.yaml".into(),
+                    locations: vec![LocationKind::Http, LocationKind::Swift],
                 },
             ],
         },
@@ -418,6 +436,12 @@ fn values_out_of_bounds_are_refused() {
         ("encryption.key_dirs = ['keys']", "is not an absolute path"),
         ("encryption.key_command = ['key']", "encryption.key_command: it does not begin with"),
         ("encryption.key = 'secret'", "unknown field `key`"),
+        ("http.clouds = [{}]", "missing field `name`"),
+        ("http.clouds = [{name = 'a b'}]", "http.clouds: name \"a b\" is not valid"),
+        ("http.clouds = [{name = 'a'}, {name = 'a'}]", "http.clouds: a is there twice"),
+        ("http.clouds = [{name = 'a', file = 'c.yaml'}]", "is not an absolute path"),
+        ("http.clouds = [{name = 'a', locations = ['file']}]", "unknown variant `file`"),
+        ("http.clouds = [{name = 'a', password = 'secret'}]", "unknown field `password`"),
         ("notify.token = 'secret'", "unknown field `token`"),
     ] {
         let message = refusal(toml);

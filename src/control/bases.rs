@@ -14,7 +14,7 @@ use super::wire::{
 };
 use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
 use crate::bases::sources::BaseHealth;
-use crate::bases::{BaseState, Condition, Description, File, Finding};
+use crate::bases::{BaseState, Condition, Delivery, Description, File, Finding};
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
 use crate::source::shown;
@@ -111,6 +111,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
         max_requests: new.max_requests,
         max_rate: new.max_rate,
         pinned: new.pinned,
+        delivery: if new.download { Delivery::Whole } else { Delivery::Ranges },
         token,
     })
 }

@@ -31,6 +31,49 @@ pub enum Validator {
         /// Last-Modified.
         last_modified: Option<String>,
     },
+    /// An image of a Glance, OpenStack's image service.
+    Glance {
+        /// The ID of its record, a UUID.
+        id: String,
+        /// `os_hash_algo` and `os_hash_value` of its record with a colon between them; empty when it has none.
+        hash: String,
+        /// How its data is read.
+        data: ImageData,
+        /// What each answer with data repeats: its Content-MD5, or the ETag of another place.
+        etag: Option<String>,
+        /// Last-Modified of another place.
+        last_modified: Option<String>,
+    },
+}
+
+/// How the data of an image is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageData {
+    /// From Glance, by ranges.
+    Ranges,
+    /// From Glance, as a whole: its store has no ranges.
+    Whole,
+    /// From the place that its record names.
+    Location,
+}
+
+impl ImageData {
+    fn number(self) -> u8 {
+        match self {
+            Self::Ranges => 0,
+            Self::Whole => 1,
+            Self::Location => 2,
+        }
+    }
+
+    fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        match r.u8()? {
+            0 => Ok(Self::Ranges),
+            1 => Ok(Self::Whole),
+            2 => Ok(Self::Location),
+            other => Err(r.newer(format!("way {other} to read an image is not known; use a newer plyfs"))),
+        }
+    }
 }
 
 /// The object that a file of a base was when the base was registered.
@@ -49,21 +92,28 @@ impl Validator {
         match self {
             Self::File { .. } => 0,
             Self::Http { .. } => 1,
+            // 2 is left to another kind.
+            Self::Glance { .. } => 3,
         }
     }
 
     fn put(&self, w: &mut Writer) {
+        let put = |w: &mut Writer, texts: [&Option<String>; 2]| {
+            for text in texts {
+                match text {
+                    None => w.u8(0),
+                    Some(text) => w.u8(1).bytes(text.as_bytes()),
+                };
+            }
+        };
         match self {
             Self::File { mtime_ns, inode } => {
                 w.i64(*mtime_ns).u64(*inode);
             }
-            Self::Http { etag, last_modified } => {
-                for text in [etag, last_modified] {
-                    match text {
-                        None => w.u8(0),
-                        Some(text) => w.u8(1).bytes(text.as_bytes()),
-                    };
-                }
+            Self::Http { etag, last_modified } => put(w, [etag, last_modified]),
+            Self::Glance { id, hash, data, etag, last_modified } => {
+                w.bytes(id.as_bytes()).bytes(hash.as_bytes()).u8(data.number());
+                put(w, [etag, last_modified]);
             }
         }
     }
@@ -77,6 +127,13 @@ impl Validator {
         match number {
             0 => Ok(Self::File { mtime_ns: r.i64()?, inode: r.u64()? }),
             1 => Ok(Self::Http { etag: text(r)?, last_modified: text(r)? }),
+            3 => Ok(Self::Glance {
+                id: r.text()?,
+                hash: r.text()?,
+                data: ImageData::get(r)?,
+                etag: text(r)?,
+                last_modified: text(r)?,
+            }),
             other => Err(r.newer(format!("kind {other} of a source is not known; use a newer plyfs"))),
         }
     }
@@ -85,7 +142,7 @@ impl Validator {
     pub fn inode(&self) -> Option<u64> {
         match self {
             Self::File { inode, .. } => Some(*inode),
-            Self::Http { .. } => None,
+            Self::Http { .. } | Self::Glance { .. } => None,
         }
     }
 
@@ -93,7 +150,7 @@ impl Validator {
     pub fn is_local(&self) -> bool {
         match self {
             Self::File { .. } => true,
-            Self::Http { .. } => false,
+            Self::Http { .. } | Self::Glance { .. } => false,
         }
     }
 
@@ -101,7 +158,7 @@ impl Validator {
     pub fn modified_ns(&self) -> Option<i64> {
         match self {
             Self::File { mtime_ns, .. } => Some(*mtime_ns),
-            Self::Http { .. } => None,
+            Self::Http { .. } | Self::Glance { .. } => None,
         }
     }
 
@@ -109,8 +166,13 @@ impl Validator {
     pub fn http(&self) -> (Option<&str>, Option<&str>) {
         match self {
             Self::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
-            Self::File { .. } => (None, None),
+            Self::File { .. } | Self::Glance { .. } => (None, None),
         }
+    }
+
+    /// Whether the object can only be read as a whole, so that all of it is to be cached.
+    pub fn is_read_as_a_whole(&self) -> bool {
+        matches!(self, Self::Glance { data: ImageData::Whole, .. })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::features::Features;
-pub use super::identity::{BaseIdentity, Digest, Validator};
+pub use super::identity::{BaseIdentity, Digest, ImageData, Validator};
 use super::lineage::Lineage;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 

@@ -3,6 +3,7 @@
 mod bounds;
 mod cache;
 mod encryption;
+mod images;
 mod limits;
 mod names;
 mod pools;

@@ -149,6 +149,15 @@ fn worker_role(security: &SecurityConfig) -> syscalls::Role {
 
 /// Confines a helper that only reads files: all files, or those below `dirs`.
 pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
+    reader(security, dirs, syscalls::Role::Opener);
+}
+
+/// Confines a helper that reads files below `dirs` and asks servers for tokens.
+pub(super) fn token_helper(security: &SecurityConfig, dirs: &[PathBuf]) {
+    reader(security, dirs, worker_role(security));
+}
+
+fn reader(security: &SecurityConfig, dirs: &[PathBuf], role: syscalls::Role) {
     let _ = core_dumps(security);
     let report = |measure: &str, why: String| {
         tracing::debug!(measure, why, "the helper is not confined by this measure")
@@ -157,7 +166,7 @@ pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
         return report("no_new_privs", error.to_string());
     }
     if security.landlock
-        && let Err(why) = landlock_opener(dirs)
+        && let Err(why) = landlock_opener(dirs, role == syscalls::Role::NetworkWorker)
     {
         report("landlock", why);
     }
@@ -167,7 +176,7 @@ pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
         keep_capabilities(&keep).unwrap_or_else(|why| report("capabilities", why));
     }
     if security.seccomp != SeccompMode::Off
-        && let Err(why) = syscalls::restrict(syscalls::Role::Opener, security.seccomp, None)
+        && let Err(why) = syscalls::restrict(role, security.seccomp, None)
     {
         report("seccomp", why);
     }
@@ -261,6 +270,13 @@ fn enforce(ruleset: landlock::RulesetCreated) -> Result<String, String> {
     }
 }
 
+/// The directory of resolv.conf's target. When resolv.conf is a link into /run, a new file may replace the target while
+/// the process runs. So the rule is for the directory.
+fn resolver_dir() -> Option<PathBuf> {
+    let file = std::fs::canonicalize("/etc/resolv.conf").ok()?;
+    file.parent().map(Path::to_owned).filter(|dir| dir.starts_with("/run"))
+}
+
 fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     use AccessFs::{MakeDir, MakeReg, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile, Truncate, WriteFile};
     let files = ReadDir | ReadFile | WriteFile | Truncate | MakeReg | RemoveFile | Refer;
@@ -276,11 +292,7 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     rules.extend(policy.pools.iter().filter(|pool| pool.is_dir()).map(|pool| (pool.clone(), files)));
     let network = policy.security.network;
     if network {
-        // When resolv.conf is a link into /run, a new file may replace its target while the worker runs. So the rule is
-        // for the directory.
-        let dir =
-            std::fs::canonicalize("/etc/resolv.conf").ok().and_then(|file| Some(file.parent()?.to_owned()));
-        rules.extend(dir.filter(|dir| dir.starts_with("/run")).map(|dir| (dir, ReadFile.into())));
+        rules.extend(resolver_dir().map(|dir| (dir, ReadFile.into())));
     }
     let mut ruleset = ruleset(network)?;
     for (path, access) in rules {
@@ -297,8 +309,17 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     enforce(ruleset)
 }
 
-fn landlock_opener(dirs: &[PathBuf]) -> Result<String, String> {
-    let mut ruleset = ruleset(false)?;
+fn landlock_opener(dirs: &[PathBuf], network: bool) -> Result<String, String> {
+    let mut ruleset = ruleset(network)?;
+    if network {
+        let files = READ_ONLY.iter().chain(&RESOLVING).map(|(path, _)| PathBuf::from(path));
+        for path in files.chain(resolver_dir()) {
+            // A file that does not exist needs no rule.
+            let Ok(fd) = PathFd::new(&path) else { continue };
+            let rule = PathBeneath::new(fd, AccessFs::ReadFile);
+            ruleset = ruleset.add_rule(rule).map_err(|error| error.to_string())?;
+        }
+    }
     let all = [PathBuf::from("/")];
     for dir in if dirs.is_empty() { &all } else { dirs } {
         match PathFd::new(dir) {

@@ -8,6 +8,7 @@
 //!   directories of the files. Commands are the operator's own programs and have the rights of the daemon.
 //! - It passes secrets to the worker only. It keeps only one socket and standard error of the worker, and dies with it.
 
+mod clouds;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -18,15 +19,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::confine;
+use clouds::Tokens;
 pub use keys::KeyRequest;
 
 use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
 use crate::io::{confine as process, sys};
-use crate::source::http::{Credentials, Secret};
+use crate::source::http::{Credentials, Secret, SecretName, Section};
 
 /// Most bytes of a secret. A message has one more byte.
 const LONGEST: usize = process::MAX_MESSAGE - 1;
@@ -49,7 +51,8 @@ impl CredentialHelper {
     /// # Errors
     /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Option<Self>> {
-        if config.http.credentials.is_empty() && !config.encryption.reads_secrets() {
+        let http = &config.http;
+        if http.credentials.is_empty() && http.clouds.is_empty() && !config.encryption.reads_secrets() {
             return Ok(None);
         }
         let (ours, theirs) = sys::message_pair()?;
@@ -112,10 +115,31 @@ impl CredentialHelper {
 }
 
 impl Credentials for CredentialHelper {
-    fn get(&self, number: usize) -> Result<Secret, String> {
-        // The largest number begins a request for the secret of a disk.
-        self.ask(&u32::try_from(number).unwrap_or(u32::MAX - 1).to_le_bytes())
+    fn get(&self, name: SecretName) -> Result<Secret, String> {
+        self.ask(&encode(name))
     }
+}
+
+/// The message that asks for a secret of the configuration. The largest section begins a request for the secret of a
+/// disk.
+fn encode(SecretName { section, number }: SecretName) -> [u8; 4] {
+    let section = match section {
+        Section::Http => 0,
+        // 1 is left to another section.
+        Section::Cloud => 2,
+    };
+    let [low, high] = u16::try_from(number).unwrap_or(u16::MAX).to_le_bytes();
+    [low, high, section, 0]
+}
+
+fn decode(message: &[u8]) -> Option<SecretName> {
+    let [low, high, section, 0] = *message else { return None };
+    let section = match section {
+        0 => Section::Http,
+        2 => Section::Cloud,
+        _ => return None,
+    };
+    Some(SecretName { section, number: u16::from_le_bytes([low, high]).into() })
 }
 
 /// The child. Returns when the worker is gone.
@@ -123,28 +147,39 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     process::set_name(c"plyfs-secrets");
     process::close_all_but(socket.as_fd())?;
     std::env::set_current_dir("/")?;
+    let network = clouds::network(config);
     match files(&config.http).filter(|_| config.encryption.key_command.is_none()) {
         Some(files) => {
             // The directories, because a new file replaces a secret when it is renewed.
             let parent = |path: &&Path| path.parent().map(Path::to_owned);
             let mut dirs: Vec<PathBuf> = files.iter().filter_map(parent).collect();
             dirs.extend(config.encryption.key_dirs.iter().cloned());
-            confine::opener(&config.security, &dirs);
+            dirs.extend(clouds::dirs(config));
+            match network {
+                None => confine::opener(&config.security, &dirs),
+                Some(_) => confine::token_helper(&config.security, &dirs),
+            }
         }
         None => {
             let _ = process::no_new_privileges();
             let _ = process::forbid_core_dumps();
         }
     }
+    // It has a thread, which inherits the limits.
+    let tokens = network.and_then(|network| {
+        let tokens = Tokens::new(config, &network);
+        tokens.map_err(|why| tracing::error!(why, "the helper cannot ask for tokens of clouds")).ok()
+    });
+    let tokens = tokens.map(Arc::new);
     let mut request = vec![0; process::MAX_MESSAGE];
     loop {
         match process::receive_message(socket.as_fd(), &mut request) {
             Ok((0, _)) => return Ok(()),
             Ok((got, Some(reply))) if got >= 4 => {
-                let (request, config) = (request[..got].to_vec(), config.clone());
+                let (request, config, tokens) = (request[..got].to_vec(), config.clone(), tokens.clone());
                 // Each request has its own thread, because a program may take long.
                 let thread = std::thread::Builder::new().name("secret".into());
-                let _ = thread.spawn(move || answer(&find(&request, &config), &reply));
+                let _ = thread.spawn(move || answer(&find(&request, &config, tokens.as_deref()), &reply));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
@@ -165,14 +200,20 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
 }
 
 /// Carries out a request.
-fn find(request: &[u8], config: &Config) -> Result<Secret, String> {
+fn find(request: &[u8], config: &Config, tokens: Option<&Tokens>) -> Result<Secret, String> {
     if let Some(key) = KeyRequest::decode(request) {
         return key.obtain(&config.encryption);
     }
-    let number = request.try_into().ok().map(u32::from_le_bytes);
-    match number.and_then(|number| config.http.credentials.get(number as usize)) {
-        Some(credential) => obtain(credential),
-        None => Err("the configuration has no credential of this number".into()),
+    let none = || Err("the configuration has no credential of this number".into());
+    match decode(request) {
+        Some(SecretName { section: Section::Http, number }) => {
+            config.http.credentials.get(number).map_or_else(none, obtain)
+        }
+        Some(SecretName { section: Section::Cloud, number }) => {
+            let tokens = tokens.ok_or("the helper has no client for keystone; see the log")?;
+            config.http.clouds.get(number).map_or_else(none, |cloud| tokens.get(cloud))
+        }
+        None => none(),
     }
 }
 
@@ -199,7 +240,7 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
         ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
         Some(CredentialSource::Command(command)) => {
             let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
-            execute(program, arguments, &credential.url, COMMAND_TIME)
+            execute(program, arguments, ("PLYFS_URL", &credential.url), COMMAND_TIME)
                 .map_err(|why| format!("{program}: {why}"))
         }
         None => Err("the credential has no source; name a file or a command".into()),
@@ -207,6 +248,11 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
 }
 
 fn read(path: &Path) -> Result<Secret, String> {
+    read_at_most(path, LONGEST)
+}
+
+/// Reads a regular file of at most `most` bytes.
+fn read_at_most(path: &Path, most: usize) -> Result<Secret, String> {
     let text = |error: io::Error| error.to_string();
     // O_NONBLOCK, so that opening a FIFO does not wait for its other end.
     let file =
@@ -214,23 +260,19 @@ fn read(path: &Path) -> Result<Secret, String> {
     if !file.metadata().map_err(text)?.is_file() {
         return Err("it is not a regular file".into());
     }
-    read_limited(file).map_err(text)?
+    read_limited(file, most).map_err(text)?
 }
 
-/// Reads to the end. An error when that is more than [`LONGEST`] bytes.
-fn read_limited(from: impl Read) -> io::Result<Result<Secret, String>> {
-    let mut bytes = Vec::with_capacity(LONGEST + 1);
-    from.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
+/// Reads to the end. An error when that is more than `most` bytes.
+fn read_limited(from: impl Read, most: usize) -> io::Result<Result<Secret, String>> {
+    let mut bytes = Vec::with_capacity(most + 1);
+    from.take(most as u64 + 1).read_to_end(&mut bytes)?;
     let all = bytes.len();
     let secret = Secret::new(bytes);
-    Ok(if all > LONGEST { Err(format!("it is longer than {LONGEST} bytes")) } else { Ok(secret) })
+    Ok(if all > most { Err(format!("it is longer than {most} bytes")) } else { Ok(secret) })
 }
 
-fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Result<Secret, String> {
-    execute_with(program, arguments, ("PLYFS_URL", url), time)
-}
-
-fn execute_with(
+fn execute(
     program: &str,
     arguments: &[String],
     (variable, value): (&str, &str),
@@ -254,7 +296,7 @@ fn execute_with(
     let output = child.stdout.take().ok_or("it has no output")?;
     let (send, receive) = mpsc::channel();
     let reader = std::thread::Builder::new().name("output".into());
-    let reading = reader.spawn(move || _ = send.send(read_limited(output)));
+    let reading = reader.spawn(move || _ = send.send(read_limited(output, LONGEST)));
     let secret = match reading {
         Ok(_) => receive.recv_timeout(time).map_err(|_| format!("it takes longer than {time:?}")),
         Err(error) => Err(error.to_string()),

@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{file, http_identity};
+use super::{file, glance_identity, http_identity};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -16,6 +16,8 @@ pub enum Kind {
     File,
     /// An object of a web server.
     Http,
+    /// An image of a Glance.
+    Glance,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
         match validator {
             Validator::File { .. } => Self::File,
             Validator::Http { .. } => Self::Http,
+            Validator::Glance { .. } => Self::Glance,
         }
     }
 
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Self::File => "a file of this host",
             Self::Http => "an object of a web server",
+            Self::Glance => "an image of a Glance",
         }
     }
 }
@@ -40,6 +44,7 @@ pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Stri
     let verdict = match Kind::of_validator(&registered.validator) {
         Kind::File => file::compare(registered, found),
         Kind::Http => http_identity::compare(registered, found, strictness),
+        Kind::Glance => glance_identity::compare(registered, found, strictness),
     };
     verdict.unwrap_or_else(|| {
         let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
@@ -54,16 +59,48 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
         Validator::Http { etag, last_modified } => {
             http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
         }
+        Validator::Glance { id, hash, .. } => glance_identity::key_parts(id, hash),
     }
 }
 
 #[cfg(feature = "daemon")]
 mod places {
+    use std::sync::Arc;
+
     use super::Kind;
-    use crate::source::{Location, SourceError, SourceErrorKind, http};
+    use crate::config::HttpConfig;
+    use crate::source::http::{self, Clouds, Credentials, HttpIdentity, Located};
+    use crate::source::{Location, SourceError, SourceErrorKind};
 
     /// Schemes of URLs, and the kind that each is of.
-    const SCHEMES: &[(&str, Kind)] = &[("http", Kind::Http), ("https", Kind::Http)];
+    const SCHEMES: &[(&str, Kind)] = &[
+        ("http", Kind::Http),
+        ("https", Kind::Http),
+        ("glance", Kind::Glance),
+        ("glance+http", Kind::Glance),
+        ("glance+cloud", Kind::Glance),
+        ("swift", Kind::Http),
+    ];
+
+    /// What the kinds of sources that are fetched by HTTP have of the configuration.
+    pub struct Services {
+        pub(in crate::source) clouds: Clouds,
+    }
+
+    impl Services {
+        pub(in crate::source) fn new(config: &HttpConfig, reader: &Arc<dyn Credentials>) -> Self {
+            Self { clouds: Clouds::new(&config.clouds, reader) }
+        }
+
+        /// Where a source is, and who authorises requests for it. `pinned` is its object, when that is known.
+        pub(in crate::source) fn locate(
+            &self,
+            source: &str,
+            _pinned: Option<&HttpIdentity>,
+        ) -> Result<Located, SourceError> {
+            self.clouds.locate(source).unwrap_or_else(|| Located::web(source))
+        }
+    }
 
     impl Kind {
         /// Of the path or URL of a new source.
@@ -89,6 +126,7 @@ mod places {
             match self {
                 Self::File => Ok(()),
                 Self::Http => places.iter().try_for_each(|url| http::check_url(url)),
+                Self::Glance => places.iter().try_for_each(|url| http::check_image_url(url)),
             }
         }
     }
@@ -100,11 +138,14 @@ mod places {
 }
 
 #[cfg(feature = "daemon")]
+pub(super) use places::Services;
+#[cfg(feature = "daemon")]
 pub use places::shown;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::record::ImageData;
 
     fn identity(size: u64, validator: Validator) -> BaseIdentity {
         BaseIdentity { size, validator, digest: None }
@@ -126,6 +167,26 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    fn glance(size: u64, id: &str, hash: &str) -> BaseIdentity {
+        let (id, hash) = (id.to_owned(), hash.to_owned());
+        let etag = Some("\"m\"".to_owned());
+        identity(size, Validator::Glance { id, hash, data: ImageData::Ranges, etag, last_modified: None })
+    }
+
+    #[test]
+    fn an_image_is_the_one_with_the_digest_of_its_record() {
+        let registered = glance(5, "a", "sha512:01");
+        assert_eq!(compare(&registered, &glance(5, "a", "sha512:01"), Strictness::Strong), Verdict::Same);
+        // The same image in another cloud.
+        assert_eq!(compare(&registered, &glance(5, "b", "sha512:01"), Strictness::Strong), Verdict::Same);
+        differs(&registered, &glance(5, "a", "sha512:02"), "os_hash_value is another");
+        differs(&registered, &glance(6, "a", "sha512:01"), "6 bytes, not 5");
+        let unproven = compare(&registered, &glance(5, "a", ""), Strictness::Strong);
+        assert!(matches!(unproven, Verdict::Unproven(_)), "{unproven:?}");
+        differs(&glance(5, "a", ""), &glance(5, "b", ""), "it is image b, not a");
+        differs(&registered, &http(5, "\"m\""), "an object of a web server, not an image of a Glance");
     }
 
     #[test]
@@ -164,6 +225,10 @@ mod tests {
         let parts = http(None, Some("date"));
         assert_eq!((parts.parts, parts.is_strong), (vec![Vec::new(), b"date".to_vec()], true));
         assert!(!http(Some("W/\"a\""), Some("date")).is_strong && !http(None, None).is_strong);
+        let parts = key_parts(&glance(5, "a", "sha512:01").validator);
+        assert_eq!((parts.label, parts.is_strong, parts.is_portable), ("glance", true, true));
+        assert_eq!(parts.parts, [b"a".as_slice(), b"sha512:01"]);
+        assert!(!key_parts(&glance(5, "a", "").validator).is_strong);
     }
 
     #[cfg(feature = "daemon")]
@@ -173,7 +238,7 @@ mod tests {
         assert_eq!(Kind::of("HTTPS://h/a").unwrap(), Kind::Http);
         let error = Kind::of("ftp://user:secret@h/a?token").unwrap_err().to_string();
         assert!(
-            error.contains("http, https") && !error.contains("secret") && !error.contains("token"),
+            error.contains("http, https, glance") && !error.contains("secret") && !error.contains("token"),
             "{error}"
         );
     }

@@ -11,6 +11,7 @@
 mod aligned;
 mod completion;
 pub mod file;
+mod glance_identity;
 pub mod holdings;
 #[cfg(feature = "daemon")]
 pub mod http;
@@ -19,6 +20,8 @@ mod identity;
 mod kind;
 mod location;
 mod open;
+#[cfg(feature = "daemon")]
+pub mod openstack;
 mod patience;
 mod provenance;
 mod remote;
@@ -33,6 +36,7 @@ use std::sync::Arc;
 pub(crate) use aligned::AlignedBuf;
 pub use completion::{Completer, Completion};
 pub use file::{FileIdentity, FileSource};
+pub use glance_identity::GlanceIdentity;
 use holdings::{AllLocal, Holdings};
 pub use http_identity::HttpIdentity;
 pub use identity::{Identity, KeyParts, Verdict};

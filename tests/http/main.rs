@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod glance;
 mod harness;
 mod identity;
 mod limits;

@@ -56,6 +56,7 @@ pub struct Request {
     /// Path and query; for a proxy, the URL, or the host and port of CONNECT.
     pub target: String,
     pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -369,8 +370,11 @@ fn read_request(
             None => break,
         }
     }
+    let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap_or(0))];
+    stream.read_exact(&mut body)?;
     let mut requests = shared.requests.lock().unwrap();
-    let request = Request { number: requests.len(), connection, method, target, headers };
+    let request = Request { number: requests.len(), connection, method, target, headers, body };
     requests.push(request.clone());
     shared.received.notify_all();
     Ok(Some(request))

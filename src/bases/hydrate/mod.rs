@@ -13,6 +13,7 @@ mod compare;
 mod fetch;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -149,7 +150,7 @@ impl Hydrations {
     /// verification under way ends: the hydration compares the base, too.
     ///
     /// # Errors
-    /// When its record cannot be written, or no thread can be started.
+    /// When the cache is too small, its record cannot be written, or no thread can be started.
     pub fn hydrate(&self, node: &Arc<BaseNode>, rate: Option<u64>) -> Result<(), StoreError> {
         self.fits(node)?;
         node.attach()?;
@@ -396,7 +397,15 @@ impl Hydrations {
             if !contents.is_complete(Reach::Any) {
                 let source = self.sources.fetched(&record, file).map_err(|e| e.to_string())?;
                 let here = fetch::CachedFile { contents: &contents, cache: self.sources.cache() };
-                fetch::all(job, &*source, &here, before, &|| self.go_on(node))?;
+                let go_on = || self.go_on(node);
+                match self.sources.whole_image(&record, file) {
+                    None => fetch::all(job, &*source, &here, before, &go_on)?,
+                    Some(image) => {
+                        let (image, runtime) = (&*image, self.sources.handle());
+                        let whole = whole::Whole { image, contents: &contents, here: &here, runtime, before };
+                        whole::all(job, &whole, &go_on)?;
+                    }
+                }
             }
             before += contents.size();
         }

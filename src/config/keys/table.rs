@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bounds, CREDENTIALS, DefaultValue, Key, LOG_FORMATS, LOG_LEVELS, MAX_SIZE};
+use super::{Bounds, CLOUDS, CREDENTIALS, DefaultValue, Key, LOG_FORMATS, LOG_LEVELS, MAX_SIZE};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -357,6 +357,30 @@ pub const KEYS: &[Key] = &[
         default: says("when refused", "\"10m\""),
         bounds: Bounds::Time(SECOND, DAY),
         meaning: "How long plyfs uses a credential before it reads it again.",
+    },
+    Key {
+        section: CLOUDS,
+        name: "name",
+        flag: "",
+        default: says("-", "\"mycloud\""),
+        bounds: Bounds::Meaning,
+        meaning: "At most 16 of them. The name of a cloud in `file`, for `base add --cloud`. See [openstack.md](openstack.md).",
+    },
+    Key {
+        section: CLOUDS,
+        name: "file",
+        flag: "",
+        default: says("`/etc/openstack/clouds.yaml`", "\"/etc/plyfs/clouds.yaml\""),
+        bounds: Bounds::Meaning,
+        meaning: "An absolute path; the clouds.yaml of OpenStack's clients. A `secure.yaml` beside it is read too. The credential helper reads them each time that it needs a token; the worker never sees a password.",
+    },
+    Key {
+        section: CLOUDS,
+        name: "locations",
+        flag: "",
+        default: says("none", "[\"http\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "A list of `http` and `swift`. Where plyfs reads the data of an image whose store gives no ranges, when Glance shows such a location (`show_image_direct_url`, `show_multiple_locations`): a web server, which gets no token, or the Swift of the same cloud.",
     },
     Key {
         section: "trace",

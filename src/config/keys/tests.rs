@@ -3,7 +3,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::{Config, ConfigError, Overrides};
-use super::{Bounds, CREDENTIALS, DefaultValue, KEYS, Key, commented_file, markdown, plain, time};
+use super::{
+    Bounds, CLOUDS, DefaultValue, KEYS, Key, commented_file, header, is_list, markdown, plain, time,
+};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "PLYFS_WRITE_DOCS";
@@ -17,13 +19,18 @@ fn load(text: &str) -> Result<Config, ConfigError> {
 
 /// A file with this key, and with what the key needs beside it.
 fn file_with(key: &Key, value: &str) -> String {
-    if key.section != CREDENTIALS {
+    if !is_list(key.section) {
         return format!("[{}]\n{} = {value}\n", key.section, key.name);
+    }
+    let header = header(key.section);
+    if key.section == CLOUDS {
+        let name = if key.name == "name" { "" } else { "name = \"one\"\n" };
+        return format!("{header}\n{name}{} = {value}\n", key.name);
     }
     let url = if key.name == "url" { "" } else { "url = \"https://example.org/\"\n" };
     let is_source = ["bearer_file", "basic_file", "header_file", "command"].contains(&key.name);
     let source = if is_source { "" } else { "bearer_file = \"/token\"\n" };
-    format!("[[{CREDENTIALS}]]\n{url}{source}{} = {value}\n", key.name)
+    format!("{header}\n{url}{source}{} = {value}\n", key.name)
 }
 
 #[test]
@@ -34,15 +41,16 @@ fn the_keys_are_those_that_the_file_may_have() {
         expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     };
     for section in &sections {
-        let header = if *section == CREDENTIALS { format!("[[{section}]]") } else { format!("[{section}]") };
+        let header = header(section);
         let said = load(&format!("{header}\nno_such_key = 1\n")).expect_err("unknown").to_string();
         let mut expected = words(&said);
         expected.remove("credentials");
+        expected.remove("clouds");
         let keys = KEYS.iter().filter(|key| key.section == *section);
         assert_eq!(keys.map(|key| key.name.to_owned()).collect::<BTreeSet<_>>(), expected, "{said}");
     }
     let said = load("[no_such_section]\n").expect_err("unknown").to_string();
-    let known = sections.into_iter().filter(|s| *s != CREDENTIALS).map(str::to_owned);
+    let known = sections.into_iter().filter(|section| !is_list(section)).map(str::to_owned);
     assert_eq!(known.collect::<BTreeSet<_>>(), words(&said));
 }
 

@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 pub struct AddBase {
     /// Its name.
     pub name: String,
-    /// Absolute path or URL of the image.
+    /// Absolute path or URL of the image. `glance://HOST/ID` and `glance+cloud://CLOUD/NAME-OR-ID` are images of a Glance,
+    /// `swift://CLOUD/CONTAINER/OBJECT` is an object of a Swift.
     pub source: String,
     /// Other URLs of the same content, 16 at most.
     #[serde(default)]
@@ -48,6 +49,10 @@ pub struct AddBase {
     /// Whether its fetched data is never evicted to make room.
     #[serde(default)]
     pub pinned: bool,
+    /// Whether all of an image of a Glance is fetched once, in the background, because its store has no ranges. Reads wait
+    /// until their bytes are here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub download: bool,
 }
 
 /// An image below an image, in a request.

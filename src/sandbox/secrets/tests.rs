@@ -8,17 +8,21 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::{CredentialHelper, LONGEST, execute, read};
-use crate::config::{Config, CredentialConfig, Overrides};
+use crate::config::{CloudConfig, Config, CredentialConfig, Overrides};
 use crate::io::confine::{end_process, in_child};
 use crate::io::sys;
-use crate::source::http::{Credentials, Secret};
+use crate::source::http::{Credentials, Secret, SecretName, Section};
 
 fn shell(script: &str, time: Duration) -> Result<Secret, String> {
-    execute("/bin/sh", &["-c".into(), script.into()], "https://h/", time)
+    execute("/bin/sh", &["-c".into(), script.into()], ("PLYFS_URL", "https://h/"), time)
 }
 
 fn text(secret: Result<Secret, String>) -> String {
     String::from_utf8(secret.unwrap().bytes().to_vec()).unwrap()
+}
+
+fn http(number: usize) -> SecretName {
+    SecretName { section: Section::Http, number }
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -37,7 +41,11 @@ fn a_program_prints_a_secret() {
     assert!(why.contains("exit status: 3") && !why.contains("hidden"), "{why}");
     let why = shell("head -c 9000 /dev/zero", LONG).unwrap_err();
     assert!(why.contains(&format!("longer than {LONGEST} bytes")), "{why}");
-    assert!(execute("/no/such/program", &[], "https://h/", LONG).unwrap_err().contains("No such file"));
+    assert!(
+        execute("/no/such/program", &[], ("PLYFS_URL", "https://h/"), LONG)
+            .unwrap_err()
+            .contains("No such file")
+    );
 }
 
 #[test]
@@ -121,17 +129,17 @@ fn with_helper(config: &Config, work: impl FnOnce(CredentialHelper)) {
 fn the_helper_reads_the_files_that_the_configuration_names() {
     let (dir, config) = fixture(false);
     with_helper(&config, |helper| {
-        assert_eq!(text(helper.get(0)), "first");
+        assert_eq!(text(helper.get(http(0))), "first");
         // A secret is renewed by a rename.
         fs::write(dir.path().join("secrets/new"), "second").unwrap();
         fs::rename(dir.path().join("secrets/new"), dir.path().join("secrets/token")).unwrap();
-        assert_eq!(text(helper.get(0)), "second");
+        assert_eq!(text(helper.get(http(0))), "second");
         // The helper reads in these directories only, so it cannot follow a link out of them.
-        let why = helper.get(1).unwrap_err();
+        let why = helper.get(http(1)).unwrap_err();
         assert!(why.contains("secrets/link") && why.contains("denied"), "{why}");
-        assert!(helper.get(7).unwrap_err().contains("no credential of this number"));
+        assert!(helper.get(http(7)).unwrap_err().contains("no credential of this number"));
         fs::remove_file(dir.path().join("secrets/token")).unwrap();
-        let why = helper.get(0).unwrap_err();
+        let why = helper.get(http(0)).unwrap_err();
         assert!(why.contains("secrets/token") && why.contains("No such file"), "{why}");
     });
 }
@@ -140,9 +148,9 @@ fn the_helper_reads_the_files_that_the_configuration_names() {
 fn the_helper_runs_the_commands_that_the_configuration_names() {
     let (_dir, config) = fixture(true);
     with_helper(&config, |helper| {
-        assert_eq!(text(helper.get(2)), "printed\n");
-        assert_eq!(text(helper.get(0)), "first");
-        assert_eq!(text(helper.get(1)), "other", "with the rights of the daemon");
+        assert_eq!(text(helper.get(http(2))), "printed\n");
+        assert_eq!(text(helper.get(http(0))), "first");
+        assert_eq!(text(helper.get(http(1))), "other", "with the rights of the daemon");
     });
 }
 
@@ -158,11 +166,86 @@ fn a_worker_without_its_credential_helper_ends() {
     let (_dir, config) = fixture(false);
     let code = in_child(|| {
         let helper = CredentialHelper::start(&config).unwrap().unwrap();
-        assert_eq!(text(helper.get(0)), "first");
+        assert_eq!(text(helper.get(http(0))), "first");
         let children = fs::read_to_string(format!("/proc/self/task/{0}/children", sys::pid())).unwrap();
         end_process(children.trim().parse().unwrap());
-        let _ = helper.get(0);
+        let _ = helper.get(http(0));
         7
     });
     assert_eq!(code, -libc::SIGABRT);
+}
+
+const CLOUDS: &str = "clouds: {prod: {auth: {auth_url: 'http://ADDRESS', username: u, project_name: p}}}";
+
+/// The worker gets a token and never the password, which the helper reads anew each time.
+#[test]
+fn the_helper_asks_keystone_itself_and_passes_on_the_token_alone() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (dir, mut config) = fixture(false);
+    let clouds = dir.path().join("secrets/clouds.yaml");
+    fs::write(&clouds, CLOUDS.replace("ADDRESS", &address.to_string())).unwrap();
+    let secure = |password: &str| {
+        fs::write(
+            dir.path().join("secrets/secure.yaml"),
+            format!("clouds: {{prod: {{auth: {{password: {password}}}}}}}"),
+        )
+        .unwrap();
+    };
+    secure("geheim");
+    let cloud = |name: &str| CloudConfig { name: name.into(), file: clouds.clone(), locations: Vec::new() };
+    config.http.clouds = vec![cloud("prod"), cloud("none")];
+    let keystone = std::thread::spawn(move || {
+        let mut bodies = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            bodies.push(answer_token(&mut stream));
+        }
+        bodies
+    });
+    with_helper(&config, |helper| {
+        let cloud = |number| helper.get(SecretName { section: Section::Cloud, number });
+        let session = text(cloud(0));
+        assert!(session.contains("token-of-the-test") && !session.contains("geheim"), "{session}");
+        secure("neu");
+        text(cloud(0));
+        let why = cloud(1).unwrap_err();
+        assert!(why.contains("clouds.yaml has no cloud none; it has: prod"), "{why}");
+        assert!(cloud(2).unwrap_err().contains("no credential of this number"));
+        // What it reads is still limited to its files.
+        assert_eq!(text(helper.get(http(0))), "first");
+        assert!(helper.get(http(1)).unwrap_err().contains("denied"));
+    });
+    let bodies = keystone.join().unwrap();
+    assert!(
+        bodies[0].contains("\"password\":\"geheim\"") && bodies[1].contains("\"password\":\"neu\""),
+        "{bodies:?}"
+    );
+}
+
+/// Reads one request for a token, and answers it. Returns the body of the request.
+fn answer_token(stream: &mut std::net::TcpStream) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut got = Vec::new();
+    let body = loop {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).unwrap();
+        got.extend_from_slice(&piece[..read]);
+        let text = String::from_utf8_lossy(&got).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length =
+            head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        if body.len() >= length.unwrap_or(0) {
+            break body.to_owned();
+        }
+    };
+    let answer =
+        "{\"token\": {\"issued_at\": \"2026-11-30T14:00:00Z\", \"expires_at\": \"2026-11-30T15:00:00Z\"}}";
+    let length = answer.len();
+    write!(
+        stream,
+        "HTTP/1.1 201 Created\r\nX-Subject-Token: token-of-the-test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{answer}"
+    )
+    .unwrap();
+    body
 }

@@ -37,7 +37,7 @@ pub(super) struct Body {
 
 /// Why an answer, or its absence, gives no bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The request may succeed later; not before `after` has passed, if the server sent Retry-After.
     Again { why: String, after: Option<Duration>, advice: Option<&'static str> },
     /// The server refuses to send the object.
@@ -121,9 +121,31 @@ fn unsatisfied_total(text: &str) -> Option<u64> {
     text.trim().strip_prefix("bytes */")?.parse().ok()
 }
 
+/// What an answer says about the object that it is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// ETag and Last-Modified.
+    #[default]
+    Validators,
+    /// Content-MD5. A Glance sends that of the whole image with each range, in hexadecimal digits.
+    ContentMd5,
+}
+
+/// How a server sends a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// Alone.
+    #[default]
+    Range,
+    /// With all that is before and behind it: the request asks for no range.
+    Whole,
+}
+
 /// The requested range, and the pinned object; no object for the first request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RangeRequest<'a> {
+    pub proof: Proof,
+    pub sending: Sending,
     pub range: Range<u64>,
     pub pinned: Option<(&'a HttpIdentity, Strictness)>,
 }
@@ -186,13 +208,28 @@ fn plain(headers: &HeaderMap) -> Result<(), Failure> {
     Ok(())
 }
 
-fn identity(headers: &HeaderMap, size: u64) -> HttpIdentity {
+fn identity(headers: &HeaderMap, size: u64, proof: Proof) -> HttpIdentity {
     let owned = |name| text(headers, name).map(str::to_owned);
-    HttpIdentity { size, etag: owned(header::ETAG), last_modified: owned(header::LAST_MODIFIED) }
+    match proof {
+        Proof::Validators => {
+            HttpIdentity { size, etag: owned(header::ETAG), last_modified: owned(header::LAST_MODIFIED) }
+        }
+        Proof::ContentMd5 => {
+            let md5 = text(headers, HeaderName::from_static("content-md5"))
+                .map(|md5| format!("\"{}\"", md5.trim().to_ascii_lowercase()));
+            HttpIdentity { size, etag: md5, last_modified: None }
+        }
+    }
 }
 
 fn verdict(found: &HttpIdentity, asked: &RangeRequest<'_>) -> Verdict {
-    asked.pinned.map_or(Verdict::Same, |(pinned, strictness)| pinned.compare(strictness, found))
+    let Some((pinned, strictness)) = asked.pinned else { return Verdict::Same };
+    let verdict = pinned.compare(strictness, found);
+    match (verdict, asked.proof) {
+        (Verdict::Another(why), Proof::ContentMd5) => Verdict::Another(why.replace("ETag", "Content-MD5")),
+        (Verdict::Unproven(why), Proof::ContentMd5) => Verdict::Unproven(why.replace("ETag", "Content-MD5")),
+        (verdict, _) => verdict,
+    }
 }
 
 fn partial(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure> {
@@ -212,7 +249,7 @@ fn partial(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failur
     let Some(total) = total else {
         return protocol("its Content-Range does not say how large the whole is".into());
     };
-    let found = identity(headers, total);
+    let found = identity(headers, total, asked.proof);
     match verdict(&found, asked) {
         Verdict::Same => {}
         Verdict::Another(why) => return Err(Failure::Another(why)),
@@ -242,7 +279,12 @@ fn whole(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure>
             format!("it answers a request for a range with status 200 and a body of any length ({kind})");
         return Err(Failure::Protocol(why));
     };
-    let found = identity(headers, length);
+    let found = identity(headers, length, asked.proof);
+    match (verdict(&found, asked), asked.sending) {
+        (Verdict::Another(why), Sending::Whole) => return Err(Failure::Another(why)),
+        (Verdict::Unproven(why), Sending::Whole) => return Err(Failure::Protocol(why)),
+        _ => {}
+    }
     if verdict(&found, asked) != Verdict::Same {
         // An error page, a login or a holding page. A new version of the image would have come as a range.
         return Err(Failure::again(format!(
@@ -251,12 +293,18 @@ fn whole(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure>
     }
     let ranges = "it answers a request for a range with the whole file (status 200)";
     match asked.pinned {
+        None if asked.sending == Sending::Whole && length > 0 && asked.range.start == 0 => {
+            let take = asked.range.end.min(length);
+            Ok(Body { skip: 0, take, more: true, announced: true, identity: found })
+        }
         // The range is the whole of a small file.
         None if (1..=asked.range.end).contains(&length) && asked.range.start == 0 => {
             Ok(Body { skip: 0, take: length, more: false, announced: true, identity: found })
         }
         None => Err(Failure::Protocol(format!("{ranges}, {kind}"))),
-        Some(_) if asked.range.start > MAX_SKIP => Err(Failure::Protocol(ranges.into())),
+        Some(_) if asked.range.start > MAX_SKIP && asked.sending == Sending::Range => {
+            Err(Failure::Protocol(ranges.into()))
+        }
         Some(_) => Ok(Body {
             skip: asked.range.start,
             take: asked.range.end.min(length) - asked.range.start,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant as Time};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -13,8 +14,10 @@ use super::gate::{Pass, jittered};
 use super::limit::{Party, Rate, Slots};
 use super::mirror::{Dispatch, Mirror, SLOW, Transfer};
 use super::wait::{Patience, Stalls, Wait};
-use super::{Http, HttpIdentity, RemoteOptions, failed, words};
-use crate::source::{Deliver, Fetch, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState};
+use super::{Backlog, Http, HttpIdentity, RemoteOptions, failed, ways_of, words};
+use crate::source::{
+    Deliver, Fetch, GlanceIdentity, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState,
+};
 
 /// Attempts, and the longest time, of a fetch for which no reader waits.
 const TRIES: u32 = 4;
@@ -37,11 +40,11 @@ struct Place {
 }
 
 impl Place {
-    fn new(urls: &[String]) -> Self {
+    fn new(http: &Http, urls: &[String], pinned: &HttpIdentity) -> Self {
         let (mut mirrors, mut broken) = (Vec::new(), None);
         for url in urls {
-            match Mirror::new(url) {
-                Ok(mirror) => mirrors.push(Arc::new(mirror)),
+            match http.services.locate(url, Some(pinned)) {
+                Ok(located) => mirrors.push(Arc::new(Mirror::new(located))),
                 Err(error) => broken = Some(error),
             }
         }
@@ -63,6 +66,10 @@ pub struct HttpSource {
     slots: Arc<Slots>,
     rate: Rate,
     stalls: Arc<Stalls>,
+    /// Of an image of a Glance.
+    image: Option<GlanceIdentity>,
+    /// What the taker of a whole image has not taken yet.
+    backlog: Mutex<Option<Arc<Backlog>>>,
 }
 
 impl HttpSource {
@@ -71,17 +78,25 @@ impl HttpSource {
         urls: &[String],
         identity: HttpIdentity,
         options: RemoteOptions,
+        image: Option<GlanceIdentity>,
     ) -> Self {
         Self {
+            image,
+            backlog: Mutex::new(None),
             slots: Slots::new(options.max_requests.unwrap_or(u32::MAX).min(http.config.max_requests)),
             rate: Rate::new(options.max_rate),
             stalls: Stalls::new(),
             party: Party::new(),
-            place: watch::Sender::new(Arc::new(Place::new(urls))),
+            place: watch::Sender::new(Arc::new(Place::new(&http, urls, &identity))),
             http,
             identity,
             options,
         }
+    }
+
+    /// Lets later transfers wait for the taker of their bytes.
+    pub(super) fn wait_for(&self, backlog: &Arc<Backlog>) {
+        *self.backlog.lock() = Some(backlog.clone());
     }
 
     /// When a failing mirror may get a request; none when it works.
@@ -273,8 +288,11 @@ impl HttpSource {
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         self.http.usable().await?;
+        let (proof, sending) = self.image.as_ref().map_or_else(Default::default, ways_of);
+        let pinned = Some((&self.identity, self.options.strictness));
         let ask = Dispatch {
-            asked: RangeRequest { range: *at..end, pinned: Some((&self.identity, self.options.strictness)) },
+            asked: RangeRequest { range: *at..end, pinned, proof, sending },
+            image: self.image.as_ref(),
             purpose: job.purpose,
             fresh: false,
             party: self.party,
@@ -286,6 +304,7 @@ impl HttpSource {
         };
         let transfer = mirror.ask(&self.http, &ask).await?;
         let before = *at;
+        let backlog = self.backlog.lock().clone();
         let mut give = |bytes: &[u8]| {
             deliver(bytes);
             *at += bytes.len() as u64;
@@ -295,6 +314,7 @@ impl HttpSource {
             rate: Some(&self.rate),
             window: job.times.window,
             pass: Some(&mut *job.pass),
+            backlog: backlog.as_deref(),
         };
         let result = read(&self.http, transfer, reading, &mut give).await;
         if result.is_err() && *at == before {
@@ -393,6 +413,8 @@ pub(super) struct BodyLimits<'a> {
     pub window: Duration,
     /// Is told when the URL works.
     pub pass: Option<&'a mut Pass>,
+    /// What the taker of the bytes has not taken yet.
+    pub backlog: Option<&'a Backlog>,
 }
 
 /// Reads the body of an answer and delivers the requested bytes.
@@ -402,7 +424,7 @@ pub(super) async fn read(
     reading: BodyLimits<'_>,
     give: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<(), Failure> {
-    let BodyLimits { wait, rate, window, mut pass } = reading;
+    let BodyLimits { wait, rate, window, mut pass, backlog } = reading;
     let Transfer { mut response, body, mut slots } = transfer;
     let (mut skip, mut left) = (body.skip, body.take);
     let count = http.count(response.url());
@@ -468,6 +490,9 @@ pub(super) async fn read(
         if let Some(rate) = rate {
             rate.took(chunk.len()).await;
         }
+        if let Some(backlog) = backlog {
+            backlog.has_room().await;
+        }
         if left == 0 && body.more {
             // The rest of the file is not read, so the connection cannot be used again.
             tracing::debug!(skipped = body.skip, "the server sent the whole file for a range");
@@ -524,7 +549,7 @@ impl RemoteSource for HttpSource {
     }
 
     fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
-        let place = Place::new(urls);
+        let place = Place::new(&self.http, urls, &self.identity);
         if let Some(error) = place.broken {
             return Err(error);
         }

@@ -8,26 +8,27 @@
 //! - A failed request counts against the URL, wherever the URL led.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::header::{self, HeaderValue};
-use reqwest::{Response, Url};
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, timeout};
 
 use super::address::{Reach, host_not_public, not_public};
-use super::answer::{Body, Failure, RangeRequest, judge};
+use super::answer::{Body, Failure, Proof, RangeRequest, Sending, judge};
+use super::authorise::{Authoriser, Found, Located, Pinned, Refusal, Remedy, Unsigned};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
-use super::secrets::basic;
 use super::servers::Count;
 use super::tls;
-use super::url::{self, origin, take_user_info};
+use super::url::{origin, server, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
-use crate::source::{Purpose, SourceError};
+use crate::source::Purpose;
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
@@ -44,8 +45,8 @@ const SUSPECT: Duration = Duration::from_secs(60);
 /// See the module.
 pub(super) struct Mirror {
     url: Url,
-    /// User and password of the URL; sent only to its origin.
-    user: Option<HeaderValue>,
+    /// Of the kind of source, or of the user info of the URL.
+    own: Option<Arc<dyn Authoriser>>,
     pub shown: String,
     /// Whether the URL works.
     pub gate: Arc<Gate>,
@@ -78,8 +79,13 @@ struct Target {
     reach: Reach,
 }
 
+/// Why a store of Glance cannot be read block by block.
+pub(super) const NO_RANGES: &str = "it is a Glance whose store has no random access to images";
+
 /// One request.
 pub(super) struct Dispatch<'a> {
+    /// The registered image, of a Glance.
+    pub image: Pinned<'a>,
     pub asked: RangeRequest<'a>,
     pub purpose: Purpose,
     /// Whether it bypasses caches on the way.
@@ -117,25 +123,19 @@ pub(super) struct Transfer {
 }
 
 impl Mirror {
-    pub fn new(text: &str) -> Result<Self, SourceError> {
-        let mut url = url::parse(text)?;
-        let user = take_user_info(&mut url).and_then(|(user, password)| {
-            let mut value = HeaderValue::from_str(&basic(&user, &password)).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        });
-        url.set_fragment(None);
-        Ok(Self {
-            shown: shown(url.as_str()),
+    pub fn new(located: Located) -> Self {
+        let Located { url, shown, authoriser: own } = located;
+        Self {
             url,
-            user,
+            own,
+            shown,
             gate: Gate::new(),
             place: Mutex::new(Place::Unknown),
             resolving: tokio::sync::Mutex::new(()),
             suspect: Mutex::new(None),
             without_condition: AtomicBool::new(false),
             checking: AtomicBool::new(false),
-        })
+        }
     }
 
     fn named(&self) -> Target {
@@ -221,12 +221,17 @@ impl Mirror {
 
     async fn resolve(&self, http: &Http, ask: &Dispatch<'_>) -> Result<Transfer, Failure> {
         let (mut target, mut fresh_for) = (self.named(), None::<Duration>);
+        if let Some(finding) = self.own.as_ref().and_then(|own| own.find(http, ask.image)) {
+            let Found { url, reach, fresh_for: fresh } = finding.await?;
+            (target, fresh_for) = (Target { url, reach }, fresh);
+        }
+        let first = target.url.clone();
         // None until the URL itself has answered, whose address decides where redirects may lead.
         let mut from = None::<Reach>;
         for _ in 0..=MAX_HOPS {
             match self.once(http, &target, ask).await {
                 Err(Failure::Moved { to, for_at_most, by }) => {
-                    let from = *from.get_or_insert_with(|| self.lies_in(http, by));
+                    let from = *from.get_or_insert_with(|| lies_in(http, &first, by));
                     target = next_hop(http, &target.url, &to, from)?;
                     fresh_for = match (fresh_for, for_at_most) {
                         (Some(one), Some(other)) => Some(one.min(other)),
@@ -249,14 +254,34 @@ impl Mirror {
         Err(Failure::Protocol(format!("it redirects more than {MAX_HOPS} times")))
     }
 
-    /// Where redirects of the URL may lead, by the address of the server that answered. Behind a proxy, the host of the
-    /// URL decides.
-    fn lies_in(&self, http: &Http, by: Option<IpAddr>) -> Reach {
-        let inside = match by {
-            Some(address) if !http.clients.is_proxied(&self.url) => not_public(address),
-            _ => host_not_public(&self.url),
+    /// Who authorises a request to `url`: the kind of source for its own servers, else the configuration.
+    fn authoriser(&self, http: &Http, url: &Url) -> Option<Arc<dyn Authoriser>> {
+        let own = self.own.clone().filter(|own| own.covers(url));
+        own.or_else(|| http.keyring.find(url))
+    }
+
+    /// The header lines of a request, but for what authorises it.
+    fn headers(&self, ask: &Dispatch<'_>) -> Result<HeaderMap, Failure> {
+        let value = |text: &str| {
+            HeaderValue::from_str(text).map_err(|_| Failure::Protocol("its ETag fits in no request".into()))
         };
-        if inside.is_some() { Reach::Anywhere } else { Reach::Public }
+        let Range { start, end } = ask.asked.range;
+        let mut headers =
+            HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
+        if ask.asked.sending == Sending::Range {
+            headers.insert(header::RANGE, value(&format!("bytes={start}-{}", end - 1))?);
+        }
+        if ask.asked.proof == Proof::Validators
+            && let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
+            && let Some(etag) = pinned.strong_etag()
+            && !self.without_condition.load(Ordering::Relaxed)
+        {
+            headers.insert(header::IF_MATCH, value(etag)?);
+        }
+        if ask.fresh || self.passes_caches() {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
+        Ok(headers)
     }
 
     /// Sends one request to one URL, and a second one after renewing refused credentials.
@@ -264,35 +289,23 @@ impl Mirror {
         let url = &target.url;
         let mut renewed = false;
         loop {
-            let own = self.user.as_ref().filter(|_| origin(url) == origin(&self.url));
-            let lent = if own.is_some() { None } else { http.keyring.lend(url).await? };
+            let authoriser = self.authoriser(http, url);
+            let grant = match &authoriser {
+                Some(authoriser) => Some(authoriser.lend(http, url).await?),
+                None => None,
+            };
             let (mut slots, mut pass) = http.enter(url, ask, &self.shown).await;
             if ask.pass.is_some_and(|pass| !pass.is_current()) {
                 return Err(Failure::Overtaken);
             }
-            let mut request = http
-                .clients
-                .choose(url, target.reach)
-                .get(url.clone())
-                .header(header::ACCEPT_ENCODING, "identity")
-                .header(
-                    header::RANGE,
-                    format!("bytes={}-{}", ask.asked.range.start, ask.asked.range.end - 1),
-                );
-            if let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
-                && let Some(etag) = pinned.strong_etag()
-                && !self.without_condition.load(Ordering::Relaxed)
-            {
-                request = request.header(header::IF_MATCH, etag);
+            let mut headers = self.headers(ask)?;
+            if let Some(grant) = &grant {
+                // Now, and not before its turn came: a signature has the time in it.
+                let request = Unsigned { method: &Method::GET, url, headers: &headers };
+                let signed = grant.sign(&request)?;
+                headers.extend(signed);
             }
-            if ask.fresh || self.passes_caches() {
-                request = request.header(header::CACHE_CONTROL, "no-cache");
-            }
-            if let Some(user) = own {
-                request = request.header(header::AUTHORIZATION, user.clone());
-            } else if let Some(lent) = &lent {
-                request = request.headers(lent.headers.clone());
-            }
+            let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
             count.request();
             let answer = timeout(ask.answer_within, request.send());
@@ -329,18 +342,7 @@ impl Mirror {
             };
             pass.worked();
             let by = response.remote_addr().map(|address| address.ip());
-            if target.reach == Reach::Public
-                && !http.clients.is_proxied(url)
-                && let Some(address) = by.filter(|address| !http.allow.has_address(*address))
-                && let Some(range) = not_public(address)
-            {
-                // The resolver has checked the name; this checks the address of the connection.
-                let why = format!(
-                    "it redirects to {}: {address} is no public address ({range})",
-                    shown(url.as_str())
-                );
-                return Err(Failure::Protocol(why));
-            }
+            peer_is_allowed(http, url, target.reach, &response).map_err(Failure::Protocol)?;
             let mut failure = match judge(response.status(), response.headers(), &ask.asked) {
                 Ok(body) => return Ok(Transfer { response, body, slots }),
                 Err(failure) => failure,
@@ -348,24 +350,65 @@ impl Mirror {
             if let Failure::Moved { by: server, .. } = &mut failure {
                 *server = by;
             }
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
             let text = drain(response).await;
             drop(slots);
-            match (&failure, &lent) {
-                (Failure::Denied { status: 401 | 403, .. }, Some(lent)) if !renewed => {
-                    renewed = true;
-                    if !http.keyring.renew(lent).await {
-                        return Err(failure);
-                    }
+            if contains(&text, b"images randomly from this store") && matches!(failure, Failure::Protocol(_))
+            {
+                // A Glance answers 400.
+                return Err(Failure::Protocol(NO_RANGES.into()));
+            }
+            if status == 204 && ask.asked.proof == Proof::ContentMd5 {
+                let why = "Glance has lost the data of the image (204): its store does not have it any more";
+                return Err(Failure::Protocol(why.into()));
+            }
+            let (Some(authoriser), Some(grant), false) =
+                (authoriser, grant, matches!(failure, Failure::Moved { .. }))
+            else {
+                return Err(failure);
+            };
+            let refusal = Refusal { url, status, headers: &headers, text: &text, failure: &failure };
+            match authoriser.refused(http, &*grant, refusal).await {
+                Remedy::Renewed if !renewed => renewed = true,
+                Remedy::Renewed => return Err(failure),
+                Remedy::Elsewhere(to) => {
+                    return Err(Failure::Moved { to: to.into(), for_at_most: None, by });
                 }
-                (Failure::Protocol(_), _) if contains(&text, b"images randomly from this store") => {
-                    // A Glance answers 400.
-                    let why = "it is a Glance whose store has no random access to images";
-                    return Err(Failure::Protocol(why.into()));
-                }
-                _ => return Err(failure),
+                Remedy::Fails(failure) => return Err(failure),
             }
         }
     }
+}
+
+/// Where redirects of the first URL may lead, by the address of the server that answered. Behind a proxy, the host of the
+/// URL decides.
+fn lies_in(http: &Http, first: &Url, by: Option<IpAddr>) -> Reach {
+    let inside = match by {
+        Some(address) if !http.clients.is_proxied(first) => not_public(address),
+        _ => host_not_public(first),
+    };
+    if inside.is_some() { Reach::Anywhere } else { Reach::Public }
+}
+
+/// Checks the address of the connection, after the resolver has checked the name.
+pub(super) fn peer_is_allowed(
+    http: &Http,
+    url: &Url,
+    reach: Reach,
+    response: &Response,
+) -> Result<(), String> {
+    let by = response.remote_addr().map(|address| address.ip());
+    if reach == Reach::Public
+        && !http.clients.is_proxied(url)
+        && let Some(address) = by.filter(|address| !http.allow.has_address(*address))
+        && let Some(range) = not_public(address)
+    {
+        return Err(format!(
+            "it redirects to {}: {address} is no public address ({range})",
+            shown(url.as_str())
+        ));
+    }
+    Ok(())
 }
 
 /// The reason when a redirect's name has no address that it may lead to.
@@ -427,10 +470,4 @@ async fn drain(mut response: Response) -> Vec<u8> {
     };
     let _ = timeout(MAX_DRAIN_TIME, all).await;
     text
-}
-
-/// Host and port of a URL, as messages show a server.
-fn server(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

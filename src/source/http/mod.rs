@@ -2,16 +2,21 @@
 //!
 //! The HTTP client is a library. This module makes a source of it: which answers can be trusted (`answer`), which
 //! object they are about ([`HttpIdentity`], `identity`), when a failing URL or server is tried again (`gate`), where a
-//! URL leads (`mirror`) and may lead (`address`, `names`), with which credentials (`secrets`), and how much at once
-//! (`limit`). docs/design.md, "HTTP sources", has the decisions and the table of failures. What must hold:
+//! URL leads (`mirror`) and may lead (`address`, `names`), who authorises a request (`authorise`; the configuration's
+//! credentials: `secrets`), and how much at once (`limit`). docs/design.md, "HTTP sources", has the decisions and the table
+//! of failures. What must hold:
 //! - Nothing here blocks a thread; all futures run in the runtime that [`Http::new`] was given.
 //! - A byte is delivered only from an answer that proves to be about the pinned object and the range (H1, H2).
 //! - Messages show URLs only through [`shown`], and have no secrets.
 
 mod address;
 mod answer;
+mod authorise;
+mod backlog;
+mod clouds;
 mod fetch;
 mod gate;
+mod glance;
 mod identity;
 mod limit;
 mod mirror;
@@ -35,22 +40,32 @@ use reqwest::{Url, header};
 use tokio::runtime::Handle;
 
 pub use super::HttpIdentity;
-use super::{Purpose, SourceError, SourceErrorKind};
+use super::kind::Services;
+use super::{GlanceIdentity, Purpose, SourceError, SourceErrorKind};
 use crate::config::HttpConfig;
+use crate::format::record::ImageData;
 pub use crate::format::record::Strictness;
 use address::AllowList;
-use answer::{Failure, RangeRequest};
+use answer::Failure;
+use answer::{Proof, RangeRequest, Sending};
+pub(crate) use authorise::Located;
+use authorise::Pinned;
+pub use backlog::{Backlog, WholeSource};
+pub(crate) use clouds::Clouds;
 use fetch::BodyLimits;
 pub use fetch::HttpSource;
 use gate::{Gate, Pass};
+use glance::Refused;
+pub use glance::{ProbedImage, check_image_url};
 use limit::{Party, Rate, Slot, Slots};
 use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
-pub use secrets::{Credentials, NoCredentials, Secret};
+pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};
+pub(crate) use url::percent_decode;
 pub use url::{check_url, shown};
 use wait::{Patience, Wait};
 
@@ -122,6 +137,8 @@ pub struct Http {
     rate: Rate,
     origins: Mutex<Origins>,
     keyring: Keyring,
+    /// Of the kinds of sources.
+    services: Services,
     runtime: Handle,
     problem: Option<String>,
     servers: Servers,
@@ -144,7 +161,8 @@ impl Http {
             slots: Slots::new(config.max_requests),
             rate: Rate::new(config.max_rate),
             origins: Mutex::default(),
-            keyring: Keyring::new(config, credentials),
+            keyring: Keyring::new(config, &credentials),
+            services: Services::new(config, &credentials),
             runtime,
             problem: network.problem().map(str::to_owned),
             servers: Servers::default(),
@@ -163,15 +181,18 @@ impl Http {
         urls: &[String],
         options: &RemoteOptions,
     ) -> Result<Probed, SourceError> {
-        let mirrors = urls.iter().map(|url| Mirror::new(url)).collect::<Result<Vec<_>, _>>()?;
+        let mirrors: Vec<_> =
+            urls.iter().map(|url| self.services.locate(url, None)).collect::<Result<_, _>>()?;
+        let mirrors = mirrors.into_iter().map(Mirror::new);
         let strictness = options.strictness;
         let limit = options.deadline;
         let asked: Vec<_> = mirrors
-            .into_iter()
             .map(|mirror| {
                 let (this, shown) = (self.clone(), mirror.shown.clone());
-                let task =
-                    self.runtime.spawn(async move { this.probe_one(&mirror, strictness, limit).await });
+                let task = self.runtime.spawn(async move {
+                    let probed = this.probe_one(&mirror, strictness, limit, None).await;
+                    probed.map_err(|refused| refused.error)
+                });
                 (shown, AbortOnDrop(task))
             })
             .collect();
@@ -198,9 +219,11 @@ impl Http {
         mirror: &Mirror,
         strictness: Strictness,
         deadline: Option<Duration>,
-    ) -> Result<Probed, SourceError> {
+        image: Pinned<'_>,
+    ) -> Result<Probed, Refused> {
+        let refuse = |failure: Failure| Refused { error: failed(&mirror.shown, &failure), failure };
         if let Some(problem) = &self.problem {
-            return Err(failed(&mirror.shown, &Failure::advised(problem, CORRECT)));
+            return Err(refuse(Failure::advised(problem, CORRECT)));
         }
         let longest = self.answer_timeout() + self.config.stall_timeout;
         let patience = Patience::AfterFailure(deadline.map_or(longest, |deadline| deadline.min(longest)));
@@ -209,18 +232,23 @@ impl Http {
         let (mut tries, mut fresh) = (0, false);
         loop {
             tries += 1;
-            let once = self.probe_once(mirror, &wait, party, fresh);
+            let once = self.probe_once(mirror, &wait, party, fresh, image);
             let failure = tokio::select! {
                 done = once => match done {
+                    // The record of an image says which image it is.
+                    Ok((probed, _)) if image.is_some() => return Ok(probed),
                     Ok((probed, date)) => {
                         return match identity::suffices(&probed.identity, strictness, date.as_deref()) {
                             Ok(()) => Ok(probed),
-                            Err(why) => Err(insufficient(&mirror.shown, why)),
+                            Err(why) => Err(Refused {
+                                failure: Failure::Protocol(why.clone()),
+                                error: insufficient(&mirror.shown, why),
+                            }),
                         };
                     }
                     Err(failure) => failure,
                 },
-                () = wait.over() => return Err(failed(&mirror.shown, &Failure::again("it does not answer in time"))),
+                () = wait.over() => return Err(refuse(Failure::again("it does not answer in time"))),
             };
             match &failure {
                 Failure::Again { .. } if tries < PROBE_TRIES => {
@@ -228,7 +256,7 @@ impl Http {
                     tokio::time::sleep(PROBE_PAUSE * tries).await;
                 }
                 Failure::OutOfRange(_) if !fresh => fresh = true,
-                _ => return Err(failed(&mirror.shown, &failure)),
+                _ => return Err(refuse(failure)),
             }
         }
     }
@@ -239,9 +267,13 @@ impl Http {
         wait: &Wait,
         party: Party,
         fresh: bool,
+        image: Pinned<'_>,
     ) -> Result<(Probed, Option<String>), Failure> {
+        let (proof, sending) = image.map_or_else(Default::default, ways_of);
+        let end = image.map_or(HEAD, |image| image.answer.size.min(HEAD));
         let ask = Dispatch {
-            asked: RangeRequest { range: 0..HEAD, pinned: None },
+            asked: RangeRequest { range: 0..end, pinned: None, proof, sending },
+            image,
             purpose: Purpose::Demand,
             fresh,
             party,
@@ -258,7 +290,8 @@ impl Http {
         }
         let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
         let mut head = Vec::new();
-        let reading = BodyLimits { wait, rate: None, window: self.config.stall_timeout, pass: None };
+        let window = self.config.stall_timeout;
+        let reading = BodyLimits { wait, rate: None, window, pass: None, backlog: None };
         fetch::read(self, transfer, reading, &mut |bytes| head.extend_from_slice(bytes)).await?;
         Ok((Probed { identity, head }, date))
     }
@@ -270,7 +303,21 @@ impl Http {
         identity: HttpIdentity,
         options: RemoteOptions,
     ) -> Arc<HttpSource> {
-        Arc::new(HttpSource::new(self.clone(), urls, identity, options))
+        Arc::new(HttpSource::new(self.clone(), urls, identity, options, None))
+    }
+
+    /// As [`open`](Self::open), of an image of a Glance.
+    pub fn open_image(
+        self: &Arc<Self>,
+        urls: &[String],
+        image: GlanceIdentity,
+        mut options: RemoteOptions,
+    ) -> Arc<HttpSource> {
+        if image.answer.etag.is_none() && image.answer.last_modified.is_none() {
+            // Answers with its data say nothing; its record has been compared.
+            options.strictness = Strictness::SizeOnly;
+        }
+        Arc::new(HttpSource::new(self.clone(), urls, image.answer.clone(), options, Some(image)))
     }
 
     /// Counters of each server since the start, by host.
@@ -329,6 +376,15 @@ impl Http {
     /// How long the first line of an answer may take.
     fn answer_timeout(&self) -> Duration {
         self.config.connect_timeout.saturating_add(self.config.stall_timeout)
+    }
+}
+
+/// What answers with the data of an image prove, and how its ranges are sent.
+fn ways_of(image: &GlanceIdentity) -> (Proof, Sending) {
+    match image.data {
+        ImageData::Ranges => (Proof::ContentMd5, Sending::Range),
+        ImageData::Whole => (Proof::ContentMd5, Sending::Whole),
+        ImageData::Location => (Proof::Validators, Sending::Range),
     }
 }
 
@@ -407,7 +463,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
 }
 
 /// The text of a client's error, without the URL.
-fn words(error: &reqwest::Error) -> String {
+pub(crate) fn words(error: &reqwest::Error) -> String {
     let mut all = Vec::<String>::new();
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {

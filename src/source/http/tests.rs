@@ -55,7 +55,7 @@ fn retry_after_is_seconds_or_a_date() {
     ] {
         assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
     }
-    let asked = RangeRequest { range: 0..10, pinned: None };
+    let asked = RangeRequest { range: 0..10, ..RangeRequest::default() };
     let far = judge(StatusCode::SERVICE_UNAVAILABLE, &headers(&[("retry-after", "999999999")]), &asked);
     assert!(
         matches!(far, Err(Failure::Again { after: Some(after), .. }) if after <= Duration::from_secs(10))
@@ -65,7 +65,7 @@ fn retry_after_is_seconds_or_a_date() {
 /// Arithmetic on numbers that no object can have does not overflow.
 #[test]
 fn absurd_numbers_are_refused() {
-    let asked = RangeRequest { range: u64::MAX - 10..u64::MAX, pinned: None };
+    let asked = RangeRequest { range: u64::MAX - 10..u64::MAX, ..RangeRequest::default() };
     for line in [
         "bytes 0-18446744073709551615/18446744073709551615",
         "bytes 18446744073709551605-18446744073709551615/*",

@@ -2,6 +2,7 @@
 
 use reqwest::Url;
 
+use crate::source::openstack::ObjectPlace;
 use crate::source::{SourceError, SourceErrorKind};
 
 /// Longest valid URL in bytes.
@@ -30,10 +31,16 @@ pub fn shown(url: &str) -> String {
 /// # Errors
 /// `Protocol`, with the mistake.
 pub fn check_url(url: &str) -> Result<(), SourceError> {
-    parse(url).map(drop)
+    match ObjectPlace::parse(url) {
+        None => parse(url).map(drop),
+        Some(place) => place.map(drop).map_err(|why| {
+            let advice = "write swift://CLOUD/CONTAINER/OBJECT";
+            SourceError::remote(SourceErrorKind::Protocol, "use", shown(url), why, advice)
+        }),
+    }
 }
 
-pub(super) fn parse(text: &str) -> Result<Url, SourceError> {
+pub(crate) fn parse(text: &str) -> Result<Url, SourceError> {
     let refuse = |why: &str| {
         let mut shown = shown(text);
         if let Some((at, _)) = shown.char_indices().nth(200) {
@@ -66,6 +73,12 @@ pub(super) fn origin(url: &Url) -> String {
     format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default())
 }
 
+/// Host and port of a URL, as messages show a server.
+pub(super) fn server(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 /// Takes user name and password out of a URL.
 pub(super) fn take_user_info(url: &mut Url) -> Option<(String, String)> {
     if url.username().is_empty() && url.password().is_none() {
@@ -79,7 +92,8 @@ pub(super) fn take_user_info(url: &mut Url) -> Option<(String, String)> {
     Some((user, password))
 }
 
-fn percent_decode(text: &str) -> String {
+/// The text without its percent signs; what is no UTF-8 is replaced.
+pub(crate) fn percent_decode(text: &str) -> String {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16)).map(|d| d as u8);
     let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
     while at < bytes.len() {
