@@ -108,6 +108,17 @@ impl Store {
         found.into_iter().map(|(_, node)| node).collect()
     }
 
+    /// A disk by name, for an operator: the error says when a disk of that name is in the trash.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn disk_or_trashed(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        self.disk(name).map_err(|error| match self.trashed().iter().rev().find(|node| node.name() == name) {
+            Some(node) => StoreError::Trashed { name: name.to_owned(), number: node.id() },
+            None => error,
+        })
+    }
+
     /// The disks in the trash with their bytes. Looks at their files.
     pub fn trash(&self) -> Vec<TrashedDisk> {
         let disks: Vec<_> = self.names.read().disks.values().cloned().collect();

@@ -142,6 +142,14 @@ fn bases_outside_of_their_directories_are_refused() {
     daemon.ok(&["base", "add", "in", daemon.path("images/in.img").to_str().unwrap()]);
     let why = daemon.fails(&["base", "add", "out", daemon.path("out.img").to_str().unwrap()]);
     assert!(why.contains("outside the directories for bases") && why.contains("base_dirs"), "{why}");
+    // The images that the store itself makes lie in none of the directories.
+    daemon.ok(&["disk", "create", "d", "--base", "in"]);
+    open(&daemon.disk("d")).write_all_at(&[2; 512], 512).unwrap();
+    daemon.ok(&["disk", "commit", "d", "golden"]);
+    daemon.ok(&["disk", "create", "on-golden", "--base", "golden"]);
+    let mut wanted = [1; 4096];
+    wanted[512..1024].fill(2);
+    same(&fs::read(daemon.disk("on-golden")).unwrap(), &wanted, "a disk on the new base");
 }
 
 /// Typical work of a worker under strace: it makes no system call that is on no list.

@@ -134,6 +134,9 @@ metrics! {
     BASES_FAILING: Gauge "bases_failing" None [] "Bases whose reads get errors now";
 
     DISKS: Gauge "disks" None [] "Disks with a name";
+    DISKS_TRASHED: Gauge "disks_trashed" None [] "Disks in the trash";
+    TRASH: Gauge "trash" Bytes []
+        "Bytes of the store that are free once the trash is empty, as measured some seconds ago";
     DISKS_ATTACHED: Gauge "disks_attached" None [] "Disks in use";
     DISKS_REFUSING: Gauge "disks_refusing_writes" None [] "Disks that refuse writes since a flush failed";
 
