@@ -519,3 +519,30 @@ fn an_export_onto_the_base_of_a_disk_that_gets_another_base_meanwhile_fails_and_
     assert!(!out.exists(), "an image that shows neither what the disk had nor what it has");
     assert_eq!(daemon.json(&["disk", "snapshots", "vm1"]), serde_json::json!([]));
 }
+
+/// Guards D95.
+#[test]
+fn a_job_waits_for_a_base_that_cannot_be_opened_and_goes_on_when_it_is_back() {
+    let mut daemon = TestDaemon::on_disk();
+    let (image, _) = images();
+    add_base(&daemon, "b", &image);
+    daemon.ok(&["disk", "create", "vm1", "--base", "b"]);
+    let wanted = change(&daemon, "vm1", &image, 3);
+    daemon.ok(&["disk", "flatten", "vm1", "--rate", "64K", "--background"]);
+    let (at, away) = (daemon.path("b.raw"), daemon.path("away.raw"));
+    fs::rename(&at, &away).unwrap();
+    // The next worker cannot open the base.
+    daemon.kill_worker();
+    until("the job says what it waits for", || {
+        let job = daemon.json(&["job", "show", "flatten-vm1"]);
+        assert_ne!(job["state"], "failed", "{job}");
+        let why = job["error"].as_str()?;
+        (job["state"] == "waiting" && why.contains("b.raw")).then_some(())
+    });
+    fs::rename(&away, &at).unwrap();
+    daemon.ok(&["disk", "flatten", "vm1"]);
+    assert_eq!(daemon.json(&["disk", "show", "vm1"])["base"], Value::Null);
+    same(&bytes_of(&daemon, "vm1"), &wanted, "flattened");
+    daemon.stop();
+    daemon.ok(&["check"]);
+}
