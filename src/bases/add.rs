@@ -99,6 +99,7 @@ impl Description {
             hydrate: false,
             refused: false,
             given_up: false,
+            copies: None,
         })
     }
 }

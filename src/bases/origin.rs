@@ -90,7 +90,9 @@ impl HostSources {
 
     fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
         let contents = self.contents(base, file);
-        !contents.is_known() || contents.is_complete(Reach::Proven)
+        !contents.is_known()
+            || contents.is_complete(Reach::Proven)
+            || self.copies().may_have(base.id, contents.file_keys().own)
     }
 
     /// A file of this host, when it is what was registered.

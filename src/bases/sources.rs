@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::copies::{Copies, CopyLimits, FileCopies, SpawnIn};
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
 use crate::config::{Config, HttpConfig};
@@ -38,7 +39,7 @@ const THREADS: usize = 2;
 const WRITERS: usize = 8;
 const CACHE_READERS: usize = 16;
 /// How long the start of a worker, and its end, wait for the cache's disk.
-const SETTLING: Duration = Duration::from_secs(1);
+pub(super) const SETTLING: Duration = Duration::from_secs(1);
 const LAST_FLUSH: Duration = Duration::from_secs(30);
 const WAITING: usize = 256;
 
@@ -56,6 +57,12 @@ impl OnRuntime {
     }
 }
 
+impl SpawnIn for Handle {
+    fn of(&self, lane: Arc<Lane>) -> Arc<dyn Spawn> {
+        Arc::new(OnRuntime::new(self.clone(), lane))
+    }
+}
+
 impl Spawn for OnRuntime {
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         drop(self.handle.spawn(future));
@@ -67,7 +74,7 @@ impl Spawn for OnRuntime {
 }
 
 /// A source of one base, by number and own key. Bases with the same contents share only what is cached.
-type FileKey = (u64, SourceKey);
+pub(super) type FileKey = (u64, SourceKey);
 
 /// A file of a base that was used, kept until the base is removed.
 struct FileState {
@@ -81,6 +88,7 @@ struct FileState {
 pub struct OpenCache {
     cache: Arc<DiskCache>,
     watcher: Arc<Watcher>,
+    copies: CopyLimits,
     /// Drives the cache until it is dropped.
     _ticker: Ticker,
 }
@@ -159,7 +167,7 @@ impl OpenCache {
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
         let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), OnDamage::Keep);
         let _ticker = cache.start()?;
-        Ok(Self { cache, watcher, _ticker })
+        Ok(Self { cache, watcher, copies: CopyLimits::of(config), _ticker })
     }
 }
 
@@ -189,6 +197,7 @@ pub struct HostSources {
     runtime: Runtime,
     http: Arc<Http>,
     kept: OpenCache,
+    copies: Copies,
     events: Events,
     known: Mutex<HashMap<FileKey, FileState>>,
     /// Limits the requests of readers of all sources.
@@ -229,6 +238,7 @@ impl HostSources {
             opener,
             runtime,
             http,
+            copies: Copies::new(kept.copies, Arc::new(handle.clone())),
             kept,
             events,
             known: Mutex::default(),
@@ -265,6 +275,17 @@ impl HostSources {
     /// The cache of fetched blocks.
     pub fn cache(&self) -> &Arc<DiskCache> {
         &self.kept.cache
+    }
+
+    /// Further copies of what the cache has.
+    pub fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Lets readers of a file of a base use the copies that the base is to have.
+    pub(super) fn refresh_copies(&self, base: &BaseRecord, file: &ImageFile) -> Arc<FileCopies> {
+        let wanted = base.options.copies.filter(|_| !base.options.refused);
+        self.copies.refresh(base.id, &self.of(base, file), wanted)
     }
 
     /// Matches the cache that an earlier worker left with the present bases. Called once, before any base is attached.
@@ -352,7 +373,7 @@ impl HostSources {
     }
 
     /// The keys of a file of a base in the cache.
-    fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
+    pub(super) fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
         let inherited = self.inherited.get().is_some_and(|bases| bases.binary_search(&base.id).is_ok());
         keys_of(base, file, inherited)
     }
@@ -525,6 +546,7 @@ impl HostSources {
 
     /// Forgets a removed base, and drops its cached contents that no other base has.
     pub fn forget(&self, base: &BaseRecord, others: &[BaseRecord]) {
+        let _suspended = self.copies.suspend(base.id);
         for file in base.files() {
             let of = self.of(base, file);
             let contents = self.contents(base, file);
@@ -537,6 +559,7 @@ impl HostSources {
             let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
             contents.remove(if verified { SharedCopies::Keep } else { SharedCopies::Drop });
         }
+        self.copies.forget(base.id);
         self.kept.watcher.forget(&self.traffic(base));
         self.troubled.lock().remove(&base.id);
         self.events.forget(base.id);
@@ -558,6 +581,8 @@ impl HostSources {
         if base.options.retains() {
             contents.pin(true);
         }
+        // Its list follows the options of the base.
+        let further = self.copies.of(base.id, of.own).further.clone();
         let traffic = self.traffic(base);
         for key in std::iter::once(of.own).chain(of.digest) {
             self.kept.watcher.add(key, &traffic);
@@ -580,6 +605,7 @@ impl HostSources {
         let (demand, patience) = (self.demand.clone(), self.timed_reads.clone());
         known.remote = Some(Arc::downgrade(&remote));
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
+        source.read_also(further);
         known.source = Arc::downgrade(&source);
         source
     }
@@ -601,7 +627,7 @@ impl Sources for HostSources {
 
 /// Runs work that may hang on a thread of its own, and tells it whether the caller still waits. Returns whether it
 /// ended in time.
-fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
+pub(super) fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
     let in_time = Arc::new(AtomicBool::new(true));
     let (say, ended) = std::sync::mpsc::channel();
     let told = in_time.clone();

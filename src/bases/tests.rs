@@ -1,5 +1,6 @@
 //! Operations on bases of a real store, without a mount and without a network.
 
+mod copies;
 mod jobs;
 mod unused;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::copies::Keeper;
 use super::hydrate::{Hydrations, State};
 use super::sources::{HostSources, OpenCache};
 use super::{BaseState, Bases, Description, Evicted, File, LastCopy, PreparedBase};
@@ -22,7 +24,8 @@ use crate::format::record::{Digest, ImageFormat, Strictness, Token};
 use crate::io::LiveDir;
 use crate::source::OpenHere;
 use crate::source::http::{Network, NoCredentials, Proxies};
-use crate::store::{BaseNode, NewDisk, Store, StoreError, StoreErrorKind as Kind};
+use crate::store::pools::{NoPools, OpenPools};
+use crate::store::{BaseNode, NewDisk, PreloadedRecords, Store, StoreError, StoreErrorKind as Kind};
 
 const SIZE: usize = 100_000;
 
@@ -43,6 +46,10 @@ impl House {
     }
 
     fn configured(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::opened(dir, change, &NoPools)
+    }
+
+    fn opened(dir: TempDir, change: impl FnOnce(&mut Config), pools: &dyn OpenPools) -> Self {
         let root = dir.path().join("store");
         fs::create_dir_all(&root).unwrap();
         let mut config = config(&root);
@@ -61,12 +68,15 @@ impl House {
         let sources = Arc::new(sources.unwrap());
         let live = LiveDir::new(&dir.path().join("live")).unwrap();
         let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-        let store = Store::open_with(&root, |_| Ok(Arc::new(live)), cache, None, sources.clone());
+        let prepared = (PreloadedRecords::default(), pools);
+        let store =
+            Store::open_with_pools(&root, |_| Ok(Arc::new(live)), cache, None, sources.clone(), prepared);
         let store = Arc::new(store.unwrap());
         let of = store.clone();
         sources.settle_within(move || of.bases().iter().map(|base| base.current()).collect()).unwrap();
         let hydrations = Hydrations::new(store.clone(), sources.clone(), events, None);
-        let bases = Bases::new(store.clone(), sources, hydrations, dir.path().join("mount"), false);
+        let keeper = Keeper::start(store.clone(), sources.clone()).unwrap();
+        let bases = Bases::new(store.clone(), sources, hydrations, keeper, dir.path().join("mount"), false);
         Self { dir, store, bases }
     }
 

@@ -107,6 +107,16 @@ Examples:
 For a hydrated base the daemon first looks for the original, and refuses when it is gone: the copy in the store may be \
 the last one. With --force it is dropped.";
 
+const PIN_EXAMPLES: &str = "\
+Examples:
+  plyfs base pin debian
+  plyfs base pin debian --copies 2
+  plyfs base pin debian --off
+
+With --copies, the daemon keeps further copies of the base's fetched data in pools, which lie on other drives. When the \
+drive of the store does not deliver a block, readers get it from a copy, also when the base's server is gone. `plyfs \
+base show` tells how far the copies are. For copies of all of the base, hydrate it.";
+
 const FAIL_EXAMPLES: &str = "\
 Examples:
   plyfs base fail debian
@@ -127,7 +137,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 25] = [
+pub(super) const FIELDS: [Column; 27] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -142,6 +152,8 @@ pub(super) const FIELDS: [Column; 25] = [
     ("percent", "cached_percent", Kind::Text),
     ("in memory", "memory_bytes", Kind::Size),
     ("pinned", "pinned", Kind::Text),
+    ("copies", "copies", Kind::Number),
+    ("further copies", "further_copies", Kind::Text),
     ("complete", "complete", Kind::Text),
     ("verified", "digest_verified", Kind::Text),
     ("sha256", "sha256", Kind::Text),
@@ -301,12 +313,15 @@ pub(super) enum Base {
         force: bool,
     },
     /// Keep the fetched data of a base when other bases need room
-    #[command(after_help = "Examples:\n  plyfs base pin debian\n  plyfs base pin debian --off")]
+    #[command(after_help = PIN_EXAMPLES)]
     Pin {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// Unpin the base
+        /// Copies of its data, the one in the store included; each other one lies in another pool
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8), conflicts_with = "off")]
+        copies: Option<u8>,
+        /// Unpin the base, and drop its further copies
         #[arg(long)]
         off: bool,
     },
@@ -435,7 +450,7 @@ impl Base {
                 let base = global
                     .client()?
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
-                global.output().value(&base, |base| fields(base, &FIELDS))
+                global.output().value(&base, |base| fields(&with_copies(base), &FIELDS))
             }
             Self::Map { name, cells } => map::show(global, "base", &name, cells),
             Self::Trace(trace) => trace.run(global),
@@ -487,9 +502,9 @@ impl Base {
                     format!("{name}: {} dropped\n", crate::config::size::format_size(evicted_bytes))
                 })
             }
-            Self::Pin { name, off } => {
+            Self::Pin { name, copies, off } => {
                 let action = format!("cannot pin base {name}");
-                let body = Pin { pinned: !off };
+                let body = Pin { pinned: !off, copies };
                 let base = retry::repeat(|| {
                     global.client()?.post(&format!("/v1/bases/{name}/pin"), &body, &action)
                 })?;
@@ -518,6 +533,23 @@ fn remove_base(client: &Client, name: &str, force: bool) -> Result<Value, CliErr
             None => retry::remove(client, "base", name, removal(true)),
         }
     })
+}
+
+/// The base with its copies as text.
+fn with_copies(base: &Value) -> Value {
+    let mut base = base.clone();
+    let copies = base["further_copies"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |copy: &Value| {
+        let bytes = crate::config::size::format_size(copy["bytes"].as_u64().unwrap_or(0));
+        let state = match (copy["error"].as_str(), copy["current"].as_bool()) {
+            (Some(error), _) => error,
+            (None, Some(true)) => "current",
+            (None, _) => "being copied",
+        };
+        format!("{}: {bytes}, {state}", copy["pool"].as_str().unwrap_or_default())
+    };
+    base["further_copies"] = copies.iter().map(text).collect::<Vec<_>>().join("; ").into();
+    base
 }
 
 /// A line for each base whose readers wait or get errors: its state, since when, and the last error.

@@ -10,9 +10,11 @@ use utoipa::IntoParams;
 
 use super::idempotency::Key;
 use super::wire::{
-    self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
+    self, AddBase, Backing, Base, Below, Format, FurtherCopy, Identity, Removed, Server, Work, rfc3339,
+    rfc3339_millis,
 };
 use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
+use crate::bases::copies::CopyView;
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File, Finding};
 use crate::fetch::kept::Reach;
@@ -270,6 +272,8 @@ impl Control {
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),
             pinned: options.retains(),
+            copies: options.copies.map_or(1, |copies| copies.count),
+            further_copies: self.bases.copies(node).into_iter().map(FurtherCopy::from).collect(),
             complete: !kept.is_empty()
                 && kept.iter().all(|kept| kept.is_complete_now(Reach::Proven) == Some(true)),
             digest_verified: verified,
@@ -293,5 +297,11 @@ impl Control {
             failing_since: failing.map(|failing| rfc3339_millis(failing.since)),
             servers: servers.into_iter().map(|url| Server { url: url.url, trouble: url.trouble }).collect(),
         }
+    }
+}
+
+impl From<CopyView> for FurtherCopy {
+    fn from(CopyView { pool, bytes, is_current, trouble }: CopyView) -> Self {
+        Self { pool, bytes, current: is_current, error: trouble }
     }
 }

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod lineage;
 pub mod live;
 pub mod names;
+mod options;
 pub mod pools;
 pub mod record;
 pub mod replay;

@@ -4,10 +4,11 @@ use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::features::Features;
 pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::lineage::Lineage;
+pub use super::options::{BaseOptions, KeptCopies, Strictness};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 5, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 5, structure: "disk record" };
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
@@ -65,40 +66,6 @@ pub struct ImageFile {
     pub disk_size: u64,
     /// The object at registration.
     pub identity: BaseIdentity,
-}
-
-/// Which validators of a server's answers must match, besides the size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strictness {
-    /// A strong ETag, or Last-Modified of a server that sends no ETag.
-    #[default]
-    Strong,
-    /// An ETag, weak or strong, or Last-Modified. For mirrors and nodes whose ETags differ, and servers that make them
-    /// weak.
-    Weak,
-    /// None. Only a digest of the image can tell whether the contents changed.
-    SizeOnly,
-}
-
-/// How a base is fetched and cached. These may change after registration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BaseOptions {
-    /// Which validators of its server's answers must match.
-    pub strictness: Strictness,
-    /// Seconds after which a read that waits for the server fails; 0: never.
-    pub deadline_s: u32,
-    /// Requests at a time; 0: as many as the daemon makes.
-    pub max_requests: u32,
-    /// Bytes per second; 0: without a bound.
-    pub max_rate: u64,
-    /// Its cached blocks are not evicted for others.
-    pub pinned: bool,
-    /// All of it is to be cached.
-    pub hydrate: bool,
-    /// Its contents did not match its digest: it is not served.
-    pub refused: bool,
-    /// Its operator gave its servers up: they get no requests, and only cached blocks are read.
-    pub given_up: bool,
 }
 
 /// URLs that replace those that a file of a base was registered with.
@@ -318,50 +285,6 @@ impl ImageFile {
     }
 }
 
-impl BaseOptions {
-    /// Whether a file of the base is read through the cache of fetched blocks: it lies behind a network, or the store
-    /// is to have a copy of it.
-    pub fn keeps(&self, file: &ImageFile) -> bool {
-        self.hydrate || !file.is_local()
-    }
-
-    /// Whether what the cache has of the base stays when others need room.
-    pub fn retains(&self) -> bool {
-        self.pinned || self.hydrate
-    }
-
-    fn put(&self, w: &mut Writer, version: u16) {
-        w.u8(match self.strictness {
-            Strictness::Strong => 0,
-            Strictness::Weak => 1,
-            Strictness::SizeOnly => 2,
-        });
-        w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
-        w.u8(self.pinned.into()).u8(self.hydrate.into()).u8(self.refused.into());
-        if version > 2 {
-            w.u8(self.given_up.into());
-        }
-    }
-
-    fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
-        let strictness = match r.u8()? {
-            0 => Strictness::Strong,
-            1 => Strictness::Weak,
-            2 => Strictness::SizeOnly,
-            other => return Err(r.bad(format!("strictness {other} is not known"))),
-        };
-        let (deadline_s, max_requests, max_rate) = (r.u32()?, r.u32()?, r.u64()?);
-        let flag = |r: &mut Reader<'_>| match r.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(r.bad(format!("a flag is {other}"))),
-        };
-        let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        let given_up = version > 2 && flag(r)?;
-        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused, given_up })
-    }
-}
-
 fn put_moved(w: &mut Writer, moved: &[Moved]) {
     w.u8(moved.len() as u8);
     for Moved { file, urls } in moved {
@@ -390,7 +313,7 @@ fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError
 }
 
 /// A number that grows and needs room for that. Counting never reaches 2^62.
-fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
+pub(super) fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
     if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
 }
@@ -459,6 +382,7 @@ impl BaseRecord {
         }
         w.i64(self.created_ns);
         let version = match self.token {
+            _ if self.options.copies.is_some() => 5,
             Some(_) => 4,
             None if self.options.given_up || !self.moved.is_empty() => 3,
             None => 2,
@@ -467,8 +391,14 @@ impl BaseRecord {
         if version > 2 {
             put_moved(&mut w, &self.moved);
         }
+        if version > 4 {
+            w.u8(self.token.is_some().into());
+        }
         if let Some(token) = self.token {
             token.put(&mut w);
+        }
+        if version > 4 {
+            self.options.put_copies(&mut w);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -497,10 +427,22 @@ impl BaseRecord {
             }
             let backing = (0..below).map(|_| ImageFile::get(&mut r)).collect::<Result<_, _>>()?;
             let created_ns = r.i64()?;
-            let options = BaseOptions::get(&mut r, version)?;
+            let mut options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
-            let token = if version > 3 { Some(Token::get(&mut r)?) } else { None };
+            let has_token = match version {
+                0..=3 => false,
+                4 => true,
+                _ => match r.u8()? {
+                    0 => false,
+                    1 => true,
+                    other => return Err(r.bad(format!("a flag is {other}"))),
+                },
+            };
+            let token = if has_token { Some(Token::get(&mut r)?) } else { None };
+            if version > 4 {
+                options.copies = BaseOptions::get_copies(&mut r)?;
+            }
             Self { id, name, image, backing, created_ns, options, moved, token }
         };
         r.end()?;

@@ -169,6 +169,7 @@ fn far_base() -> BaseRecord {
         hydrate: false,
         refused: false,
         given_up: false,
+        copies: None,
     };
     BaseRecord { image, backing: vec![below], options, ..base() }
 }
@@ -188,6 +189,14 @@ fn token() -> Token {
 /// A base that needs version 4.
 fn claimed_base() -> BaseRecord {
     BaseRecord { token: Some(token()), ..base() }
+}
+
+/// Bases that need version 5.
+fn copied_bases() -> [BaseRecord; 2] {
+    let copies = Some(KeptCopies { count: 3, number: 0x0102_0304 });
+    let plain = BaseRecord { options: BaseOptions { copies, ..BaseOptions::default() }, ..base() };
+    let options = BaseOptions { copies, ..moved_base().options };
+    [plain, BaseRecord { options, token: Some(token()), ..moved_base() }]
 }
 
 /// A disk of version 3 that a client created.
@@ -254,6 +263,8 @@ fn golden_bytes_bump_the_version_when_this_fails() {
         (GOLDEN_BASE_4, GOLDEN_DISK_CLAIMED),
         "base record, version 4, and disk record of a client"
     );
+    let copied = copied_bases().map(|base| fnv(&base.encode()));
+    assert_eq!(copied, GOLDEN_BASE_5, "base records, version 5");
     assert_eq!(fnv(&layered_disk().encode()), GOLDEN_DISK_4, "disk record, version 4");
     let reworked = reworked_disks().map(|disk| fnv(&disk.encode()));
     assert_eq!(reworked, GOLDEN_REWORKED, "disk records with a layer that is being made");
@@ -261,6 +272,7 @@ fn golden_bytes_bump_the_version_when_this_fails() {
 const GOLDEN_REWORKED: [u64; 3] =
     [16_232_241_866_552_466_512, 13_185_884_540_549_658_682, 3_353_139_189_293_560_225];
 const GOLDEN_DISK_4: u64 = 1_054_231_935_157_151_023;
+const GOLDEN_BASE_5: [u64; 2] = [16_547_811_269_755_498_925, 17_559_027_617_996_578_974];
 const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
 const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
 const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
@@ -301,6 +313,14 @@ fn records_decode_as_written() {
     let both = BaseRecord { token: Some(token()), ..moved_base() };
     for claimed in [claimed_base(), both] {
         assert_eq!((claimed.encode()[8], BaseRecord::decode(&claimed.encode()).unwrap()), (4, claimed));
+    }
+    for copied in copied_bases() {
+        assert_eq!((copied.encode()[8], BaseRecord::decode(&copied.encode()).unwrap()), (5, copied));
+    }
+    for count in [1, KeptCopies::MOST + 1] {
+        let copies = Some(KeptCopies { count, number: 1 });
+        let bad = BaseRecord { options: BaseOptions { copies, ..BaseOptions::default() }, ..base() };
+        BaseRecord::decode(&bad.encode()).expect_err("no such record is written");
     }
     // An earlier plyfs ignores a feature that it does not know, and clears it when it writes.
     let closed = DiskRecord { size_is_current: true, ..disk() };
@@ -363,6 +383,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
         moved_base().encode(),
         named_disk().encode(),
         claimed_base().encode(),
+        copied_bases()[1].encode(),
         claimed_disk().encode(),
         layered_disk().encode(),
     ] {

@@ -466,6 +466,14 @@ impl Store {
         self.pools.never_wait()
     }
 
+    /// A number that nothing in the store has or had.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn new_number(&self) -> Result<u64, StoreError> {
+        self.new_id()
+    }
+
     fn new_id(&self) -> Result<u64, StoreError> {
         self.new_ids(1)
     }

@@ -130,7 +130,7 @@ impl Store {
             }
             // Its servers answer as they did.
             let pinned = options.pinned;
-            options = BaseOptions { pinned, hydrate: false, given_up: false, ..onto.options };
+            options = BaseOptions { pinned, hydrate: false, given_up: false, copies: None, ..onto.options };
             let place = |file: u8| file + 1 + given as u8;
             moved = onto.moved.iter().map(|m| Moved { file: place(m.file), urls: m.urls.clone() }).collect();
             backing.extend(onto.files().cloned());

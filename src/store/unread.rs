@@ -233,6 +233,11 @@ impl Store {
         self.unavailable.unread()
     }
 
+    /// Whether the records of all bases can be read.
+    pub fn knows_all_bases(&self) -> bool {
+        !self.unavailable.has_unavailable_base()
+    }
+
     /// Tries the unread records that are due. To be called about once a second.
     pub fn retry_unread(&self) {
         self.retry(self.unavailable.take_due(None));

@@ -102,7 +102,7 @@ fn data_file(daemon: &TestDaemon, name: &str) -> PathBuf {
     daemon.store().join(format!("deltas/{id}.data"))
 }
 
-fn drop_caches() {
+pub fn drop_caches() {
     // SAFETY: no memory is involved.
     unsafe { libc::sync() };
     fs::write("/proc/sys/vm/drop_caches", b"3").unwrap();

@@ -25,6 +25,7 @@ mod in_use;
 mod isolation;
 mod jobs;
 mod kept;
+mod kept_copies;
 mod kernels;
 mod lazy;
 mod limits;

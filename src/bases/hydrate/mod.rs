@@ -22,9 +22,10 @@ use parking_lot::Mutex;
 pub use crate::jobs::{Progress, State, What};
 
 use self::compare::Verdict;
+use super::copies::dropping;
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
-use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
+use crate::fetch::kept::{Contents, EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
 use crate::jobs::{Job, Start, Stopped, Table};
 use crate::store::{BaseNode, Store, StoreError};
@@ -336,6 +337,17 @@ impl Hydrations {
     fn drop_differing(&self, node: &BaseNode) -> bool {
         let (record, image) = (node.record(), &node.record().image);
         let contents = self.sources.contents(record, image);
+        // A block of the copies may be one that differs.
+        let (dropped, noted) =
+            dropping(&self.store, &self.sources, node, || self.drop_contents(node, &contents));
+        if let Err(error) = noted {
+            tracing::error!(%error, base = record.name, "the copies of a base that differs from its digest are used again by the next worker, unless its record can be written before");
+        }
+        dropped
+    }
+
+    fn drop_contents(&self, node: &BaseNode, contents: &Contents) -> bool {
+        let record = node.record();
         let unproven = contents.drop_unproven();
         if unproven > 0 {
             tracing::warn!(

@@ -176,6 +176,10 @@ impl Control {
         values.add(&DISK_CACHE_ERRORS, ["write"], disk.write_errors);
         values.add(&DISK_CACHE_CORRUPT, [], disk.corrupt_blocks);
         values.add(&DISK_CACHE_DEGRADED, [], disk.degraded.is_some());
+        for (pool, copies) in self.bases.sources().copies().stats() {
+            values.add(&COPIES_USED, [pool.as_str()], copies.used_bytes);
+            values.add(&COPIES_DEGRADED, [pool.as_str()], copies.degraded.is_some());
+        }
     }
 }
 

@@ -164,6 +164,8 @@ metrics! {
         "Calls of the persistent cache that its filesystem failed: read, write";
     DISK_CACHE_CORRUPT: Counter "disk_cache_corrupt_blocks" None []
         "Blocks of 16 KiB that did not match their checksums";
+    COPIES_USED: Gauge "cache_copies_used" Bytes ["pool"] "Bytes of further copies of cached blocks in the pool";
+    COPIES_DEGRADED: Gauge "cache_copies_degraded" None ["pool"] "1 while the pool takes no copies of cached blocks";
     DISK_CACHE_DEGRADED: Gauge "disk_cache_degraded" None [] "1 while the persistent cache keeps no new blocks";
 
     SERVER_REQUESTS: Counter "server_requests" None ["server"] "Requests sent to a server, with any result";

@@ -144,6 +144,11 @@ pub struct Fail {
 pub struct Pin {
     /// Whether its fetched data is never evicted to make room.
     pub pinned: bool,
+    /// Copies of its fetched data, with the one in the store: each other one lies in another pool. By default as many as
+    /// before. A base that is not pinned has one.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 8)]
+    pub copies: Option<u8>,
 }
 
 /// How fast a base is hydrated.
@@ -217,6 +222,10 @@ pub struct Base {
     pub memory_bytes: u64,
     /// Whether its data in the store is never evicted to make room.
     pub pinned: bool,
+    /// How many copies of its data there are to be, with the one in the store.
+    pub copies: u8,
+    /// The copies in pools.
+    pub further_copies: Vec<FurtherCopy>,
     /// Whether all of it is in the store.
     pub complete: bool,
     /// Whether its data in the store was compared with the digest and matches.
@@ -296,6 +305,20 @@ pub struct Backing {
     pub source: String,
     /// Its format.
     pub format: Format,
+}
+
+/// A copy of the fetched data of a base.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct FurtherCopy {
+    /// Name of the pool that it is in.
+    pub pool: String,
+    /// Bytes of the base that are there.
+    pub bytes: u64,
+    /// Whether it had all data that the store has when the two were compared last.
+    pub current: bool,
+    /// Why it takes no data, or cannot be read.
+    pub error: Option<String>,
 }
 
 /// A URL of a base.

@@ -31,6 +31,16 @@ pub struct PoolView {
     pub reserve: Option<ReserveState>,
 }
 
+/// The directory of a pool.
+pub struct PoolDir {
+    /// Number of the pool.
+    pub number: u64,
+    /// Its name.
+    pub name: String,
+    /// The directory, without the reserve.
+    pub medium: Arc<dyn Medium>,
+}
+
 /// What of a disk lies in a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolUse {
@@ -88,6 +98,18 @@ impl Store {
             reserve: pool.reserve.as_ref().map(|reserve| reserve.state()),
         };
         std::iter::once(default).chain(pools.into_iter().map(view)).collect()
+    }
+
+    /// The pools that can be used and are not the default one. The media spend nothing of a reserve.
+    pub fn pool_dirs(&self) -> Vec<PoolDir> {
+        let pools = self.pools.pools.read();
+        let usable = pools.values().filter(|pool| pool.trouble.is_none());
+        usable
+            .filter_map(|pool| {
+                let PoolEntry { number, name, .. } = &pool.entry;
+                Some(PoolDir { number: *number, name: name.clone(), medium: pool.dir.clone()? })
+            })
+            .collect()
     }
 
     /// Names of the pools that cannot be used. Waits for nothing.
@@ -189,7 +211,7 @@ impl Store {
         self.write_list(&object, &entries)?;
         let trouble = Trouble { why: "this worker started before the pool was there".into(), is_gone: false };
         let medium = Arc::new(AbsentMedium::new(&entry, &trouble.why));
-        let pool = Pool { entry, medium, reserve: None, trouble: Some(trouble), is_lost: false };
+        let pool = Pool { entry, medium, dir: None, reserve: None, trouble: Some(trouble), is_lost: false };
         self.pools.pools.write().insert(number, Arc::new(pool));
         self.pool(name)
     }
@@ -222,6 +244,7 @@ impl Store {
         let lost = Pool {
             entry: before.entry.clone(),
             medium: Arc::new(AbsentMedium::lost(&before.entry)),
+            dir: None,
             reserve: None,
             trouble: None,
             is_lost: true,
