@@ -43,7 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["format"]),
     ("sandbox", &["config", "format", "io", "source"]),
     ("jobs", &["source"]),
-    ("disks", &["disk", "jobs", "store"]),
+    ("disks", &["disk", "io", "jobs", "store"]),
     (
         "bases",
         &["base", "cache", "config", "events", "fetch", "format", "io", "jobs", "source", "store", "trace"],

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::disk::DiskError;
+use crate::io::priority;
 use crate::jobs::{Job, Paced, Progress, Start, State, Stopped, Table, What};
 use crate::store::pools::DEFAULT_POOL;
 use crate::store::{Change, DiskNode, Making, Store, StoreError};
@@ -213,6 +214,7 @@ impl DiskJobs {
         let job = Job::new(what, rework.done, rework.layer.size, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
+            priority::background();
             let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_));
             let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
                 Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))

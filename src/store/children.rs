@@ -57,7 +57,7 @@ fn kind_of(node: &DiskNode) -> ChildKind {
 
 impl Store {
     fn all_disks(&self) -> Vec<Arc<DiskNode>> {
-        self.names.read().disks.values().filter(|node| !node.is_retired()).cloned().collect()
+        self.all_disks().into_iter().filter(|node| !node.is_retired()).collect()
     }
 
     /// What stands on a base: disks with their snapshots, disks in the trash, and removed disks that are open.

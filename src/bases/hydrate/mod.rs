@@ -27,6 +27,7 @@ use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
 use crate::fetch::kept::{Contents, EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
+use crate::io::priority;
 use crate::jobs::{Job, Start, Stopped, Table};
 use crate::store::{BaseNode, Store, StoreError};
 
@@ -245,6 +246,8 @@ impl Hydrations {
         let job = Job::new(what, first, total, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
+            // Digests of whole images take a processor for minutes.
+            priority::background();
             let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_, what));
             let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
                 Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))

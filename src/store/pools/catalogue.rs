@@ -129,7 +129,7 @@ impl Store {
 
     /// Which disks have deltas or layers in a pool, removed ones too, by name.
     pub fn pool_uses(&self, number: u64) -> Vec<PoolUse> {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         let mut uses = Vec::new();
         for node in disks {
             let lineage = node.lineage();
@@ -250,7 +250,7 @@ impl Store {
             is_lost: true,
         };
         self.pools.pools.write().insert(view.number, Arc::new(lost));
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         for node in disks {
             let is_there = |delta: &u64| self.pools.home(*delta) == view.number;
             let done = match node.is_unlinked() && node.numbers().iter().any(is_there) {
