@@ -4,7 +4,7 @@ import statistics
 
 from .measure import QUIET, REPEATS
 from .pauses import KILLS, UPGRADES
-from .rows import ELSEWHERE, FACT_LIST, GOALS, MEDIA, ROWS
+from .rows import ELSEWHERE, FACT_LIST, FACTS, GOALS, MEDIA, ROWS
 
 BY_KEY = {row.key: row for row in ROWS}
 METRICS = {"value": "", "p99": "p99 latency, ", "cpu": "CPU, "}
@@ -178,11 +178,13 @@ def reasons(results, medium, rows):
 
 
 def is_full(results):
-    """Whether a run has what the contract asks for: rounds, time, and a quiet machine."""
+    """Whether a run has what the contract asks for: all rows, rounds, time, and a quiet machine."""
     measured = [Medians(results, *_place(key)) for key in results.rows]
     return (
-        bool(measured)
-        and not results.refused
+        all(f"{medium} {row.key}" in results.rows for row in ROWS for medium in row.media)
+        and all(name in results.fact_loads for name in FACTS)
+        and not results.failures
+        and not results.still_refused()
         and all(part["seconds"] >= SECONDS for part in results.parts)
         and all(medians.rounds() >= ROUNDS and not medians.mark for medians in measured)
         and not any(load > QUIET for load in results.fact_loads.values())
@@ -207,7 +209,8 @@ def header(results):
         f"- Measured by {', '.join(commands)}.",
         f"- Machine: {first['machine']}.",
         f"- Versions: {'; '.join(first['versions'])}.",
-        f"- Rounds: {' to '.join(map(str, rounds[:1] + rounds[1:][-1:])) or 'none'}, interleaved, the order rotated; medians of the rounds. {first['seconds']} s a",
+        f"- Rounds: {' to '.join(map(str, rounds[:1] + rounds[1:][-1:])) or 'none'}, interleaved, the order rotated; medians."
+        f" {first['seconds']} s a",
         "  round; a row of first accesses ends when the disk has been accessed once, and is repeated on new disks up to",
         f"  {REPEATS} times until the round's time is nearly over.",
         f"- Load: at a row's start at most {QUIET:g} processors were busy, measured for two seconds in which no contender works;",

@@ -148,7 +148,8 @@ def measure(medium, rows, contenders, images, options, results):
             record = results.row(medium, row)
             found = wait_until_quiet()
             if found > QUIET and not options.mark:
-                results.refuse(f"{row.key} on {medium}, round {number + 1}: {found:.1f} processors were busy with other work at its start")
+                what = f"{row.key} on {medium}, round {number + 1}: {found:.1f} processors were busy with other work at its start"
+                results.refuse(f"{medium} {row.key}", what)
                 continue
             record["load"].append(round(found, 2))
             for contender in order:

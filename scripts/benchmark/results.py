@@ -32,9 +32,22 @@ class Results:
         for key, value in found.items():
             self.facts.setdefault(key, []).append(value)
 
-    def refuse(self, what):
-        self.refused.append(what)
+    def refuse(self, key, what):
+        """Notes a round of a row, or a group of facts, that was left out."""
+        self.refused.append([key, what])
         say("   REFUSED", what)
+
+    def still_refused(self):
+        """What was left out, and not measured by another part either."""
+        asked = max(part["rounds"] for part in self.parts)
+
+        def is_missing(key):
+            if " " not in key:
+                return key not in self.fact_loads
+            values = self.rows[key]["values"].values()
+            return min(map(len, values), default=0) < asked
+
+        return [what for key, what in self.refused if is_missing(key)]
 
     def fail(self, what):
         self.failures.append(what.replace("\n", " "))
