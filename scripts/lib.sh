@@ -203,3 +203,25 @@ end_serve() {
         fusermount3 -u "$MOUNT" 2>/dev/null || fusermount3 -uz "$MOUNT" 2>/dev/null || umount -l "$MOUNT" || true
     fi
 }
+
+# newer_qemu: prints the directory below which the QEMU of Debian's backports is unpacked, in the target directory. Nothing is
+# installed. Prints nothing and fails where there are no backports.
+newer_qemu() {
+    local place=${CARGO_TARGET_DIR:-$ROOT/target}/qemu-backports suite package
+    local key=/usr/share/keyrings/debian-archive-keyring.gpg
+    if [[ ! -x $place/root/usr/bin/qemu-storage-daemon ]]; then
+        # shellcheck source=/dev/null
+        suite=$(source /etc/os-release && [[ ${ID:-} == debian ]] && echo "$VERSION_CODENAME-backports") || return 1
+        rm -rf "$place"
+        mkdir -p "$place"/{state/lists/partial,cache/archives/partial,packages}
+        echo "deb [signed-by=$key] http://deb.debian.org/debian $suite main" >"$place/sources.list"
+        local options=(-o "Dir::Etc::sourcelist=$place/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State=$place/state"
+            -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$place/cache" -o APT::Sandbox::User=root)
+        apt-get "${options[@]}" -qq update >&2 || return 1
+        (cd "$place/packages" && apt-get "${options[@]}" -qq download qemu-utils qemu-system-common >&2) || return 1
+        for package in "$place"/packages/*.deb; do dpkg -x "$package" "$place/root" || return 1; done
+        rm -rf "$place"/{state,cache,packages}
+    fi
+    "$place/root/usr/bin/qemu-storage-daemon" --version >/dev/null || return 1
+    echo "$place/root"
+}
