@@ -14,6 +14,10 @@ TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 
     systemd-container prometheus rpm zsh fish man-db binutils dpkg-dev cpio kmod rsync socat libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     extlinux syslinux-common chromium fonts-dejavu-core)
 
+# What scripts/test-sources radosgw needs.
+# shellcheck disable=SC2034
+CEPH_PACKAGES=(ceph-mon ceph-mgr ceph-osd ceph-common radosgw uuid-runtime)
+
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
@@ -121,6 +125,19 @@ need_ruff() {
 # Installs the client that tests an API against its description. Sets SCHEMATHESIS.
 need_schemathesis() {
     need_python SCHEMATHESIS schemathesis 4.32.5
+}
+
+# A Python with boto3 and moto, for scripts/test-sources. Sets S3_PYTHON.
+need_s3_python() {
+    local place=${CARGO_TARGET_DIR:-$ROOT/target}/python-s3
+    S3_PYTHON=$place/bin/python
+    "$S3_PYTHON" -c 'import boto3, moto' 2>/dev/null && return 0
+    need_packages python3-venv
+    printf 'installing: boto3, moto (pip)\n'
+    rm -rf "$place"
+    /usr/bin/python3 -m venv "$place" || die "could not create a virtual environment in $place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check boto3==1.44.5 'moto[s3,server]==5.2.5' ||
+        die "could not install moto; run: pip install boto3 'moto[s3,server]'"
 }
 
 # scripts_by INTERPRETER: the scripts whose first line names this interpreter.

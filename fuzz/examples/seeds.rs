@@ -115,6 +115,11 @@ fn records() {
     both("records", "base-4", &BaseRecord { token: Some(token), ..base.clone() }.encode());
     let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
+    let validator =
+        Validator::S3 { version: Some("v1".into()), etag: Some("\"a-2\"".into()), last_modified: None };
+    let identity = BaseIdentity { validator, ..base.image.identity.clone() };
+    let image = ImageFile { source: "s3://images/debian.qcow2".into(), identity, ..base.image.clone() };
+    both("records", "base-of-bucket", &BaseRecord { image, ..base.clone() }.encode());
     both("records", "disk", &disk.encode());
     both(
         "records",

@@ -12,7 +12,7 @@ use super::copy::CopiedFile;
 use super::lane::Lane;
 use super::sources::{HostSources, OnRuntime};
 use crate::fetch::kept::Reach;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile, Validator};
+use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile};
 use crate::source::http::{HttpIdentity, RemoteOptions};
 use crate::source::{
     FileSource, Kind, OpenImage, RemoteSource, SourceError, SourceErrorKind, compare, shown,
@@ -35,7 +35,7 @@ impl HostSources {
     ) -> Result<Option<(BaseIdentity, Vec<u8>)>, SourceError> {
         match kind {
             Kind::File => Ok(None),
-            Kind::Http => {
+            Kind::Http | Kind::S3 => {
                 let (http, asked, options) = (self.http().clone(), urls.to_vec(), options_of(options));
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
                 let probed = probed.await.map_err(|_| {
@@ -43,7 +43,7 @@ impl HostSources {
                     let (why, advice) = ("the request was cancelled", "try again");
                     SourceError::remote(SourceErrorKind::Unreachable, "read", url, why, advice)
                 })??;
-                Ok(Some((probed.identity.into(), probed.head)))
+                Ok(Some((kind.identity(probed.identity), probed.head)))
             }
         }
     }
@@ -58,13 +58,11 @@ impl HostSources {
         file: &ImageFile,
     ) -> Result<Arc<dyn RemoteSource>, SourceError> {
         let size = file.identity.size;
-        Ok(match &file.identity.validator {
-            Validator::Http { etag, last_modified } => {
-                let (etag, last_modified) = (etag.clone(), last_modified.clone());
-                let identity = HttpIdentity { size, etag, last_modified };
-                self.http().open(&base.urls_of(file), identity, options_of(&base.options))
-            }
-            Validator::File { .. } => {
+        Ok(match HttpIdentity::of(&file.identity) {
+            // Of a web server or a bucket.
+            Some(identity) => self.http().open(&base.urls_of(file), identity, options_of(&base.options)),
+            // A file of this host.
+            None => {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.
                 let spawn = Arc::new(OnRuntime::new(self.handle().clone(), Lane::new("copy", READERS)));

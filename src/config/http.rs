@@ -7,11 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::allow::AllowEntry;
 use super::file::Size;
+use super::s3::{S3Config, S3Keys};
 use super::size::format_size;
 use super::{ConfigError, invalid};
 
 /// The upper bound of each duration.
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// The settings of requests to servers. The limits of a single base are in its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,8 @@ pub struct HttpConfig {
     pub user_agent: String,
     /// `[[http.credentials]]`: the credentials of plyfs, by URL. Default: none. Bounds: at most 64.
     pub credentials: Vec<CredentialConfig>,
+    /// `[[http.s3]]`: services with the interface of Amazon S3, by bucket. Default: none. Bounds: at most 64.
+    pub s3: Vec<S3Config>,
 }
 
 impl Default for HttpConfig {
@@ -59,6 +62,7 @@ impl Default for HttpConfig {
             allow: Vec::new(),
             user_agent: concat!("plyfs/", env!("CARGO_PKG_VERSION")).into(),
             credentials: Vec::new(),
+            s3: Vec::new(),
         }
     }
 }
@@ -117,6 +121,13 @@ impl CredentialConfig {
 }
 
 impl HttpConfig {
+    /// Whether it names secrets that another process must read for the worker.
+    pub fn reads_secrets(&self) -> bool {
+        let is_read =
+            |entry: &S3Config| !matches!(entry.keys(), Some(S3Keys::Instance(_) | S3Keys::Anonymous));
+        !self.credentials.is_empty() || self.s3.iter().any(is_read)
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if let Some(path) = &self.ca_file {
             absolute("http.ca_file", path)?;
@@ -159,7 +170,11 @@ impl HttpConfig {
         if self.credentials.len() > 64 {
             return Err(invalid("http.credentials", "there are more than 64; remove some".into()));
         }
-        self.credentials.iter().try_for_each(CredentialConfig::validate)
+        self.credentials.iter().try_for_each(CredentialConfig::validate)?;
+        if self.s3.len() > 64 {
+            return Err(invalid("http.s3", "there are more than 64; remove some".into()));
+        }
+        self.s3.iter().try_for_each(S3Config::validate)
     }
 }
 
@@ -213,7 +228,7 @@ impl CredentialConfig {
     }
 }
 
-fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError> {
+pub(super) fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), ConfigError> {
     if path.is_absolute() && path.to_str().is_some_and(|text| !text.contains('\0')) {
         return Ok(());
     }

@@ -14,8 +14,11 @@ mod table;
 
 pub use table::KEYS;
 
-/// The section of a table that may be there more than once.
+/// The sections of tables that may be there more than once.
 pub const CREDENTIALS: &str = "http.credentials";
+pub const S3: &str = "http.s3";
+/// All of them.
+pub const REPEATED: [&str; 2] = [CREDENTIALS, S3];
 
 /// One key.
 #[derive(Clone, Copy, Debug)]
@@ -132,14 +135,18 @@ impl Key {
     }
 }
 
+/// The line of a file that begins a section.
+fn header(section: &str) -> String {
+    if REPEATED.contains(&section) { format!("[[{section}]]") } else { format!("[{section}]") }
+}
+
 /// The table of docs/config.md.
 pub fn markdown() -> String {
     let mut out =
         "| section, key | flag | default | bounds and meaning |\n| --- | --- | --- | --- |\n".to_owned();
     for key in KEYS {
         let (name, default, description) = (key.name, key.default.text(), key.description());
-        let section = if key.section == CREDENTIALS { "[[http.credentials]]" } else { key.section };
-        let section = if section.starts_with('[') { section.to_owned() } else { format!("[{section}]") };
+        let section = header(key.section);
         let flag = if key.flag.is_empty() { "-" } else { key.flag };
         let _ = writeln!(out, "| `{section} {name}` | {flag} | {default} | {description} |");
     }
@@ -185,9 +192,8 @@ pub fn commented_file() -> String {
     for key in KEYS {
         if key.section != section {
             section = key.section;
-            let header =
-                if section == CREDENTIALS { format!("#[[{section}]]") } else { format!("[{section}]") };
-            let _ = write!(out, "\n{header}\n");
+            let comment = if REPEATED.contains(&section) { "#" } else { "" };
+            let _ = write!(out, "\n{comment}{}\n", header(section));
         }
         for line in wrap(&plain(&key.description()), 114) {
             let _ = writeln!(out, "# {line}");

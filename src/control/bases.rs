@@ -281,6 +281,7 @@ impl Control {
             sha512,
             etag: etag.map(str::to_owned),
             last_modified: last_modified.map(str::to_owned),
+            version_id: record.image.identity.validator.version().map(str::to_owned),
             identity: options.strictness.into(),
             deadline_seconds: (options.deadline_s > 0).then_some(options.deadline_s),
             max_requests: (options.max_requests > 0).then_some(options.max_requests),

@@ -174,6 +174,18 @@ fn far_base() -> BaseRecord {
     BaseRecord { image, backing: vec![below], options, ..base() }
 }
 
+/// A base in a bucket.
+fn bucket_base() -> BaseRecord {
+    let validator = Validator::S3 {
+        version: Some("3HL4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY".into()),
+        etag: Some("\"abc-12\"".into()),
+        last_modified: None,
+    };
+    let identity = BaseIdentity { size: 700, validator, digest: None };
+    let image = ImageFile { source: "s3://images/debian.qcow2".into(), identity, ..far_base().image };
+    BaseRecord { image, ..base() }
+}
+
 /// A base that needs version 3.
 fn moved_base() -> BaseRecord {
     let urls = |text: &str| vec![format!("https://new.example.org/{text}"), "http://m.example.org/x".into()];
@@ -254,6 +266,7 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
+    assert_eq!(fnv(&bucket_base().encode()), GOLDEN_BUCKET, "base record, of a bucket");
     assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
     assert_eq!(fnv(&named_disk().encode()), GOLDEN_DISK_3, "disk record, version 3");
@@ -275,6 +288,7 @@ const GOLDEN_DISK_4: u64 = 1_054_231_935_157_151_023;
 const GOLDEN_BASE_5: [u64; 2] = [16_547_811_269_755_498_925, 17_559_027_617_996_578_974];
 const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
 const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
+const GOLDEN_BUCKET: u64 = 0;
 const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
 const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
@@ -289,6 +303,7 @@ fn records_decode_as_written() {
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
     assert_eq!(BaseRecord::decode(&far_base().encode()).unwrap(), far_base());
+    assert_eq!(BaseRecord::decode(&bucket_base().encode()).unwrap(), bucket_base());
     assert_eq!(BaseRecord::decode(&moved_base().encode()).unwrap(), moved_base());
     let given_up = BaseRecord { moved: Vec::new(), ..moved_base() };
     assert_eq!((given_up.encode()[8], BaseRecord::decode(&given_up.encode()).unwrap()), (3, given_up));
@@ -380,6 +395,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
         base().encode(),
         far_disk().encode(),
         far_base().encode(),
+        bucket_base().encode(),
         moved_base().encode(),
         named_disk().encode(),
         claimed_base().encode(),

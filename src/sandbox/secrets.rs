@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 use super::confine;
 pub use keys::KeyRequest;
 
-use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
+use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig, S3Config, S3Keys};
 use crate::io::{confine as process, sys};
-use crate::source::http::{Credentials, Secret};
+use crate::source::http::{Credentials, Secret, SecretName, Section};
 
 /// Most bytes of a secret. A message has one more byte.
 const LONGEST: usize = process::MAX_MESSAGE - 1;
@@ -49,7 +49,7 @@ impl CredentialHelper {
     /// # Errors
     /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Option<Self>> {
-        if config.http.credentials.is_empty() && !config.encryption.reads_secrets() {
+        if !config.http.reads_secrets() && !config.encryption.reads_secrets() {
             return Ok(None);
         }
         let (ours, theirs) = sys::message_pair()?;
@@ -112,10 +112,30 @@ impl CredentialHelper {
 }
 
 impl Credentials for CredentialHelper {
-    fn get(&self, number: usize) -> Result<Secret, String> {
-        // The largest number begins a request for the secret of a disk.
-        self.ask(&u32::try_from(number).unwrap_or(u32::MAX - 1).to_le_bytes())
+    fn get(&self, name: SecretName) -> Result<Secret, String> {
+        self.ask(&encode(name))
     }
+}
+
+/// The message that asks for a secret of the configuration. The largest section begins a request for the secret of a
+/// disk.
+fn encode(SecretName { section, number }: SecretName) -> [u8; 4] {
+    let section = match section {
+        Section::Http => 0,
+        Section::S3 => 1,
+    };
+    let [low, high] = u16::try_from(number).unwrap_or(u16::MAX).to_le_bytes();
+    [low, high, section, 0]
+}
+
+fn decode(message: &[u8]) -> Option<SecretName> {
+    let [low, high, section, 0] = *message else { return None };
+    let section = match section {
+        0 => Section::Http,
+        1 => Section::S3,
+        _ => return None,
+    };
+    Some(SecretName { section, number: u16::from_le_bytes([low, high]).into() })
 }
 
 /// The child. Returns when the worker is gone.
@@ -153,7 +173,7 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The files of credentials; `None` when a credential has another source.
+/// The files of credentials and keys; `None` when one of them is printed by a program.
 fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     let file = |credential| match CredentialConfig::source(credential) {
         Some(
@@ -161,7 +181,12 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
         ) => Some(path),
         Some(CredentialSource::Command(_)) | None => None,
     };
-    http.credentials.iter().map(file).collect()
+    let keys = http.s3.iter().filter_map(|entry| match entry.keys() {
+        Some(S3Keys::File(path)) => Some(Some(path)),
+        Some(S3Keys::Command(_)) | None => Some(None),
+        Some(S3Keys::Environment | S3Keys::Instance(_) | S3Keys::Anonymous) => None,
+    });
+    http.credentials.iter().map(file).chain(keys).collect()
 }
 
 /// Carries out a request.
@@ -169,10 +194,15 @@ fn find(request: &[u8], config: &Config) -> Result<Secret, String> {
     if let Some(key) = KeyRequest::decode(request) {
         return key.obtain(&config.encryption);
     }
-    let number = request.try_into().ok().map(u32::from_le_bytes);
-    match number.and_then(|number| config.http.credentials.get(number as usize)) {
-        Some(credential) => obtain(credential),
-        None => Err("the configuration has no credential of this number".into()),
+    let none = || Err("the configuration has no credential of this number".into());
+    match decode(request) {
+        Some(SecretName { section: Section::Http, number }) => {
+            config.http.credentials.get(number).map_or_else(none, obtain)
+        }
+        Some(SecretName { section: Section::S3, number }) => {
+            config.http.s3.get(number).map_or_else(none, keys_of)
+        }
+        None => none(),
     }
 }
 
@@ -196,14 +226,51 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
     match credential.source() {
         Some(
             CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
-        ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
-        Some(CredentialSource::Command(command)) => {
-            let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
-            execute(program, arguments, &credential.url, COMMAND_TIME)
-                .map_err(|why| format!("{program}: {why}"))
-        }
+        ) => read_named(path),
+        Some(CredentialSource::Command(command)) => run_command(command, ("PLYFS_URL", &credential.url)),
         None => Err("the credential has no source; name a file or a command".into()),
     }
+}
+
+/// Variables with keys, as the AWS CLI names them, and their names in a file of keys.
+const KEY_VARIABLES: [(&str, &str); 3] = [
+    ("AWS_ACCESS_KEY_ID", "aws_access_key_id"),
+    ("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key"),
+    ("AWS_SESSION_TOKEN", "aws_session_token"),
+];
+
+/// Keys for buckets: a file's text, what a program prints, or variables in the form of a file.
+fn keys_of(entry: &S3Config) -> Result<Secret, String> {
+    match entry.keys() {
+        Some(S3Keys::File(path)) => read_named(path),
+        Some(S3Keys::Command(command)) => run_command(command, ("PLYFS_BUCKET", &entry.bucket)),
+        Some(S3Keys::Environment) => {
+            let section = entry.profile.as_deref().unwrap_or("default");
+            let mut text = zeroize::Zeroizing::new(format!("[{section}]\n"));
+            for (variable, name) in KEY_VARIABLES {
+                match std::env::var(variable) {
+                    Ok(value) => text.push_str(&format!("{name} = {value}\n")),
+                    Err(_) if variable == "AWS_SESSION_TOKEN" => {}
+                    Err(_) => {
+                        return Err(format!("the daemon has no variable {variable}; set it, and restart"));
+                    }
+                }
+            }
+            Ok(Secret::new(text.as_bytes().to_vec()))
+        }
+        Some(S3Keys::Instance(_) | S3Keys::Anonymous) | None => {
+            Err("the configuration has no keys for the buckets; see [[http.s3]]".into())
+        }
+    }
+}
+
+fn read_named(path: &Path) -> Result<Secret, String> {
+    read(path).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn run_command(command: &[String], variable: (&str, &str)) -> Result<Secret, String> {
+    let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
+    execute(program, arguments, variable, COMMAND_TIME).map_err(|why| format!("{program}: {why}"))
 }
 
 fn read(path: &Path) -> Result<Secret, String> {
@@ -226,11 +293,7 @@ fn read_limited(from: impl Read) -> io::Result<Result<Secret, String>> {
     Ok(if all > LONGEST { Err(format!("it is longer than {LONGEST} bytes")) } else { Ok(secret) })
 }
 
-fn execute(program: &str, arguments: &[String], url: &str, time: Duration) -> Result<Secret, String> {
-    execute_with(program, arguments, ("PLYFS_URL", url), time)
-}
-
-fn execute_with(
+fn execute(
     program: &str,
     arguments: &[String],
     (variable, value): (&str, &str),

@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{file, http_identity};
+use super::{file, http_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -16,6 +16,8 @@ pub enum Kind {
     File,
     /// An object of a web server.
     Http,
+    /// An object of a bucket.
+    S3,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
         match validator {
             Validator::File { .. } => Self::File,
             Validator::Http { .. } => Self::Http,
+            Validator::S3 { .. } => Self::S3,
         }
     }
 
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Self::File => "a file of this host",
             Self::Http => "an object of a web server",
+            Self::S3 => "an object of a bucket",
         }
     }
 }
@@ -39,7 +43,8 @@ impl Kind {
 pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Strictness) -> Verdict {
     let verdict = match Kind::of_validator(&registered.validator) {
         Kind::File => file::compare(registered, found),
-        Kind::Http => http_identity::compare(registered, found, strictness),
+        // A web server may have a copy of the object of a bucket, with the same validators.
+        Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
     };
     verdict.unwrap_or_else(|| {
         let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
@@ -54,16 +59,54 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
         Validator::Http { etag, last_modified } => {
             http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
         }
+        Validator::S3 { version, etag, last_modified } => {
+            s3::key_parts(version.as_deref(), etag.as_deref(), last_modified.as_deref())
+        }
     }
 }
 
 #[cfg(feature = "daemon")]
 mod places {
-    use super::Kind;
-    use crate::source::{Location, SourceError, SourceErrorKind, http};
+    use std::sync::Arc;
+
+    use super::{Kind, s3};
+    use crate::config::HttpConfig;
+    use crate::format::record::BaseIdentity;
+    use crate::source::http::{Authoriser, Credentials, Located};
+    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind, http};
 
     /// Schemes of URLs, and the kind that each is of.
-    const SCHEMES: &[(&str, Kind)] = &[("http", Kind::Http), ("https", Kind::Http)];
+    const SCHEMES: &[(&str, Kind)] = &[("http", Kind::Http), ("https", Kind::Http), (s3::SCHEME, Kind::S3)];
+
+    /// What the kinds of sources that are fetched by HTTP have of the configuration.
+    pub struct Services {
+        s3: s3::Services,
+    }
+
+    impl Services {
+        pub(in crate::source) fn new(config: &HttpConfig, reader: &Arc<dyn Credentials>) -> Self {
+            Self { s3: s3::Services::new(config, reader) }
+        }
+
+        /// Where a source is, and who authorises requests for it. `pinned` is its object, when that is known.
+        pub(in crate::source) fn locate(
+            &self,
+            source: &str,
+            pinned: Option<&HttpIdentity>,
+        ) -> Result<Located, SourceError> {
+            match Kind::of(source)? {
+                Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
+                Kind::Http | Kind::File => {
+                    let mut located = Located::web(source)?;
+                    if located.authoriser.is_none() {
+                        located.authoriser =
+                            s3::presigned(&located.url).map(|url| Arc::new(url) as Arc<dyn Authoriser>);
+                    }
+                    Ok(located)
+                }
+            }
+        }
+    }
 
     impl Kind {
         /// Of the path or URL of a new source.
@@ -88,7 +131,18 @@ mod places {
         pub fn check(self, places: &[String]) -> Result<(), SourceError> {
             match self {
                 Self::File => Ok(()),
-                Self::Http => places.iter().try_for_each(|url| http::check_url(url)),
+                Self::Http | Self::S3 => places.iter().try_for_each(|url| match Self::of(url)? {
+                    Self::S3 => s3::check_url(url),
+                    Self::Http | Self::File => http::check_url(url),
+                }),
+            }
+        }
+
+        /// What a record has of an object that a server described.
+        pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
+            match self {
+                Self::S3 => found.of_bucket(),
+                Self::Http | Self::File => found.of_web(),
             }
         }
     }
@@ -99,6 +153,8 @@ mod places {
     }
 }
 
+#[cfg(feature = "daemon")]
+pub(super) use places::Services;
 #[cfg(feature = "daemon")]
 pub use places::shown;
 

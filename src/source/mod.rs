@@ -22,6 +22,7 @@ mod open;
 mod patience;
 mod provenance;
 mod remote;
+mod s3;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use plyfs::config::{CredentialConfig, HttpConfig};
 use plyfs::source::SourceErrorKind::{Denied, Unreachable};
-use plyfs::source::http::{Credentials, NoCredentials, Proxies, Secret};
+use plyfs::source::http::{Credentials, NoCredentials, Proxies, Secret, SecretName, Section};
 use plyfs::source::{Purpose, RemoteSource};
 
 use crate::harness::{Client, MIB, fails, quick, until};
@@ -29,10 +29,14 @@ impl TestSecrets {
 }
 
 impl Credentials for TestSecrets {
-    fn get(&self, number: usize) -> Result<Secret, String> {
+    fn get(&self, name: SecretName) -> Result<Secret, String> {
+        assert_eq!(name.section, Section::Http);
         self.reads.fetch_add(1, Ordering::SeqCst);
         let secrets = self.by_number.lock().unwrap();
-        secrets.get(&number).map(|text| Secret::new(text.clone().into())).ok_or_else(|| "no such file".into())
+        secrets
+            .get(&name.number)
+            .map(|text| Secret::new(text.clone().into()))
+            .ok_or_else(|| "no such file".into())
     }
 }
 

@@ -8,4 +8,5 @@ mod identity;
 mod limits;
 mod redirects;
 mod retries;
+mod s3;
 mod server;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::config::{CredentialConfig, HttpConfig};
 use crate::events::{Event, Kind, QUEUE};
-use crate::source::http::{Credentials, Network, Proxies, Secret};
+use crate::source::http::{Credentials, Network, Proxies, Secret, SecretName};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -105,7 +105,7 @@ fn events_that_cannot_be_delivered_are_dropped_and_counted() {
 struct Token;
 
 impl Credentials for Token {
-    fn get(&self, _number: usize) -> Result<Secret, String> {
+    fn get(&self, _name: SecretName) -> Result<Secret, String> {
         Ok(Secret::new(b"token-of-the-hook".to_vec()))
     }
 }

@@ -238,6 +238,8 @@ pub struct Base {
     pub etag: Option<String>,
     /// Last-Modified of the image at registration.
     pub last_modified: Option<String>,
+    /// The version of the object that plyfs reads, of a bucket that keeps versions.
+    pub version_id: Option<String>,
     /// Which validators must still match.
     pub identity: Identity,
     /// Seconds after which a read that waits for the server fails; null when it waits until the server answers.

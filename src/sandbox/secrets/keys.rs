@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{COMMAND_TIME, execute_with, read};
+use super::{COMMAND_TIME, execute, read};
 use crate::config::EncryptionConfig;
 use crate::source::http::Secret;
 
@@ -49,7 +49,7 @@ impl<'a> KeyRequest<'a> {
                     return Err("the configuration has no command; set [encryption] key_command".into());
                 };
                 let arguments: Vec<String> = arguments.iter().cloned().chain([name.to_owned()]).collect();
-                execute_with(program, &arguments, ("PLYFS_KEY", name), COMMAND_TIME)
+                execute(program, &arguments, ("PLYFS_KEY", name), COMMAND_TIME)
                     .map_err(|why| format!("{program}: {why}"))
             }
         }

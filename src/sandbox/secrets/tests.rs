@@ -11,14 +11,18 @@ use super::{CredentialHelper, LONGEST, execute, read};
 use crate::config::{Config, CredentialConfig, Overrides};
 use crate::io::confine::{end_process, in_child};
 use crate::io::sys;
-use crate::source::http::{Credentials, Secret};
+use crate::source::http::{Credentials, Secret, SecretName, Section};
 
 fn shell(script: &str, time: Duration) -> Result<Secret, String> {
-    execute("/bin/sh", &["-c".into(), script.into()], "https://h/", time)
+    execute("/bin/sh", &["-c".into(), script.into()], ("PLYFS_URL", "https://h/"), time)
 }
 
 fn text(secret: Result<Secret, String>) -> String {
     String::from_utf8(secret.unwrap().bytes().to_vec()).unwrap()
+}
+
+fn http(number: usize) -> SecretName {
+    SecretName { section: Section::Http, number }
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -37,7 +41,11 @@ fn a_program_prints_a_secret() {
     assert!(why.contains("exit status: 3") && !why.contains("hidden"), "{why}");
     let why = shell("head -c 9000 /dev/zero", LONG).unwrap_err();
     assert!(why.contains(&format!("longer than {LONGEST} bytes")), "{why}");
-    assert!(execute("/no/such/program", &[], "https://h/", LONG).unwrap_err().contains("No such file"));
+    assert!(
+        execute("/no/such/program", &[], ("PLYFS_URL", "https://h/"), LONG)
+            .unwrap_err()
+            .contains("No such file")
+    );
 }
 
 #[test]
@@ -121,17 +129,17 @@ fn with_helper(config: &Config, work: impl FnOnce(CredentialHelper)) {
 fn the_helper_reads_the_files_that_the_configuration_names() {
     let (dir, config) = fixture(false);
     with_helper(&config, |helper| {
-        assert_eq!(text(helper.get(0)), "first");
+        assert_eq!(text(helper.get(http(0))), "first");
         // A secret is renewed by a rename.
         fs::write(dir.path().join("secrets/new"), "second").unwrap();
         fs::rename(dir.path().join("secrets/new"), dir.path().join("secrets/token")).unwrap();
-        assert_eq!(text(helper.get(0)), "second");
+        assert_eq!(text(helper.get(http(0))), "second");
         // The helper reads in these directories only, so it cannot follow a link out of them.
-        let why = helper.get(1).unwrap_err();
+        let why = helper.get(http(1)).unwrap_err();
         assert!(why.contains("secrets/link") && why.contains("denied"), "{why}");
-        assert!(helper.get(7).unwrap_err().contains("no credential of this number"));
+        assert!(helper.get(http(7)).unwrap_err().contains("no credential of this number"));
         fs::remove_file(dir.path().join("secrets/token")).unwrap();
-        let why = helper.get(0).unwrap_err();
+        let why = helper.get(http(0)).unwrap_err();
         assert!(why.contains("secrets/token") && why.contains("No such file"), "{why}");
     });
 }
@@ -140,9 +148,9 @@ fn the_helper_reads_the_files_that_the_configuration_names() {
 fn the_helper_runs_the_commands_that_the_configuration_names() {
     let (_dir, config) = fixture(true);
     with_helper(&config, |helper| {
-        assert_eq!(text(helper.get(2)), "printed\n");
-        assert_eq!(text(helper.get(0)), "first");
-        assert_eq!(text(helper.get(1)), "other", "with the rights of the daemon");
+        assert_eq!(text(helper.get(http(2))), "printed\n");
+        assert_eq!(text(helper.get(http(0))), "first");
+        assert_eq!(text(helper.get(http(1))), "other", "with the rights of the daemon");
     });
 }
 
@@ -158,10 +166,10 @@ fn a_worker_without_its_credential_helper_ends() {
     let (_dir, config) = fixture(false);
     let code = in_child(|| {
         let helper = CredentialHelper::start(&config).unwrap().unwrap();
-        assert_eq!(text(helper.get(0)), "first");
+        assert_eq!(text(helper.get(http(0))), "first");
         let children = fs::read_to_string(format!("/proc/self/task/{0}/children", sys::pid())).unwrap();
         end_process(children.trim().parse().unwrap());
-        let _ = helper.get(0);
+        let _ = helper.get(http(0));
         7
     });
     assert_eq!(code, -libc::SIGABRT);

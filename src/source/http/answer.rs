@@ -15,6 +15,8 @@ use super::{HttpIdentity, Strictness};
 use crate::source::Verdict;
 use crate::source::http_identity::printable;
 
+/// The version of an object of a bucket.
+const VERSION: HeaderName = HeaderName::from_static("x-amz-version-id");
 /// When a server sends the whole file instead of a range, at most so many bytes before the range are skipped.
 pub(super) const MAX_SKIP: u64 = 1 << 20;
 /// Longest Retry-After that is respected: a guest may wait, and a proxy that sent it may be gone.
@@ -37,11 +39,11 @@ pub(super) struct Body {
 
 /// Why an answer, or its absence, gives no bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The request may succeed later; not before `after` has passed, if the server sent Retry-After.
     Again { why: String, after: Option<Duration>, advice: Option<&'static str> },
     /// The server refuses to send the object.
-    Denied { status: u16, why: String },
+    Denied { status: u16, why: String, advice: Option<&'static str> },
     /// The answer is about another object.
     Another(String),
     /// The answer does not fit the request.
@@ -161,7 +163,11 @@ pub(super) fn judge(
 }
 
 fn denied(status: StatusCode, why: &str) -> Result<Body, Failure> {
-    Err(Failure::Denied { status: status.as_u16(), why: format!("{why} ({})", status.as_u16()) })
+    Err(Failure::Denied {
+        status: status.as_u16(),
+        why: format!("{why} ({})", status.as_u16()),
+        advice: None,
+    })
 }
 
 /// How long a redirect is valid.
@@ -188,7 +194,13 @@ fn plain(headers: &HeaderMap) -> Result<(), Failure> {
 
 fn identity(headers: &HeaderMap, size: u64) -> HttpIdentity {
     let owned = |name| text(headers, name).map(str::to_owned);
-    HttpIdentity { size, etag: owned(header::ETAG), last_modified: owned(header::LAST_MODIFIED) }
+    HttpIdentity {
+        size,
+        etag: owned(header::ETAG),
+        last_modified: owned(header::LAST_MODIFIED),
+        // Of a bucket without versions it is "null".
+        version: owned(VERSION).filter(|version| version != "null"),
+    }
 }
 
 fn verdict(found: &HttpIdentity, asked: &RangeRequest<'_>) -> Verdict {

@@ -37,11 +37,11 @@ struct Place {
 }
 
 impl Place {
-    fn new(urls: &[String]) -> Self {
+    fn new(http: &Http, urls: &[String], pinned: &HttpIdentity) -> Self {
         let (mut mirrors, mut broken) = (Vec::new(), None);
         for url in urls {
-            match Mirror::new(url) {
-                Ok(mirror) => mirrors.push(Arc::new(mirror)),
+            match http.services.locate(url, Some(pinned)) {
+                Ok(located) => mirrors.push(Arc::new(Mirror::new(located))),
                 Err(error) => broken = Some(error),
             }
         }
@@ -77,7 +77,7 @@ impl HttpSource {
             rate: Rate::new(options.max_rate),
             stalls: Stalls::new(),
             party: Party::new(),
-            place: watch::Sender::new(Arc::new(Place::new(urls))),
+            place: watch::Sender::new(Arc::new(Place::new(&http, urls, &identity))),
             http,
             identity,
             options,
@@ -524,7 +524,7 @@ impl RemoteSource for HttpSource {
     }
 
     fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
-        let place = Place::new(urls);
+        let place = Place::new(&self.http, urls, &self.identity);
         if let Some(error) = place.broken {
             return Err(error);
         }

@@ -8,26 +8,27 @@
 //! - A failed request counts against the URL, wherever the URL led.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::header::{self, HeaderValue};
-use reqwest::{Response, Url};
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, timeout};
 
 use super::address::{Reach, host_not_public, not_public};
 use super::answer::{Body, Failure, RangeRequest, judge};
+use super::authorise::{Authoriser, Located, Refusal, Remedy, Unsigned};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
-use super::secrets::basic;
 use super::servers::Count;
 use super::tls;
-use super::url::{self, origin, take_user_info};
+use super::url::{origin, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
-use crate::source::{Purpose, SourceError};
+use crate::source::Purpose;
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
@@ -44,8 +45,8 @@ const SUSPECT: Duration = Duration::from_secs(60);
 /// See the module.
 pub(super) struct Mirror {
     url: Url,
-    /// User and password of the URL; sent only to its origin.
-    user: Option<HeaderValue>,
+    /// Of the kind of source, or of the user info of the URL.
+    own: Option<Arc<dyn Authoriser>>,
     pub shown: String,
     /// Whether the URL works.
     pub gate: Arc<Gate>,
@@ -117,25 +118,19 @@ pub(super) struct Transfer {
 }
 
 impl Mirror {
-    pub fn new(text: &str) -> Result<Self, SourceError> {
-        let mut url = url::parse(text)?;
-        let user = take_user_info(&mut url).and_then(|(user, password)| {
-            let mut value = HeaderValue::from_str(&basic(&user, &password)).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        });
-        url.set_fragment(None);
-        Ok(Self {
-            shown: shown(url.as_str()),
+    pub fn new(located: Located) -> Self {
+        let Located { url, shown, authoriser: own } = located;
+        Self {
             url,
-            user,
+            own,
+            shown,
             gate: Gate::new(),
             place: Mutex::new(Place::Unknown),
             resolving: tokio::sync::Mutex::new(()),
             suspect: Mutex::new(None),
             without_condition: AtomicBool::new(false),
             checking: AtomicBool::new(false),
-        })
+        }
     }
 
     fn named(&self) -> Target {
@@ -259,40 +254,56 @@ impl Mirror {
         if inside.is_some() { Reach::Anywhere } else { Reach::Public }
     }
 
+    /// Who authorises a request to `url`: the kind of source for its own servers, else the configuration.
+    fn authoriser(&self, http: &Http, url: &Url) -> Option<Arc<dyn Authoriser>> {
+        let own = self.own.clone().filter(|own| own.covers(url));
+        own.or_else(|| http.keyring.find(url))
+    }
+
+    /// The header lines of a request, but for what authorises it.
+    fn headers(&self, ask: &Dispatch<'_>) -> Result<HeaderMap, Failure> {
+        let value = |text: &str| {
+            HeaderValue::from_str(text).map_err(|_| Failure::Protocol("its ETag fits in no request".into()))
+        };
+        let Range { start, end } = ask.asked.range;
+        let mut headers = HeaderMap::from_iter([
+            (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            (header::RANGE, value(&format!("bytes={start}-{}", end - 1))?),
+        ]);
+        if let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
+            && let Some(etag) = pinned.strong_etag()
+            && !self.without_condition.load(Ordering::Relaxed)
+        {
+            headers.insert(header::IF_MATCH, value(etag)?);
+        }
+        if ask.fresh || self.passes_caches() {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
+        Ok(headers)
+    }
+
     /// Sends one request to one URL, and a second one after renewing refused credentials.
     async fn once(&self, http: &Http, target: &Target, ask: &Dispatch<'_>) -> Result<Transfer, Failure> {
         let url = &target.url;
         let mut renewed = false;
         loop {
-            let own = self.user.as_ref().filter(|_| origin(url) == origin(&self.url));
-            let lent = if own.is_some() { None } else { http.keyring.lend(url).await? };
+            let authoriser = self.authoriser(http, url);
+            let grant = match &authoriser {
+                Some(authoriser) => Some(authoriser.lend(http, url).await?),
+                None => None,
+            };
             let (mut slots, mut pass) = http.enter(url, ask, &self.shown).await;
             if ask.pass.is_some_and(|pass| !pass.is_current()) {
                 return Err(Failure::Overtaken);
             }
-            let mut request = http
-                .clients
-                .choose(url, target.reach)
-                .get(url.clone())
-                .header(header::ACCEPT_ENCODING, "identity")
-                .header(
-                    header::RANGE,
-                    format!("bytes={}-{}", ask.asked.range.start, ask.asked.range.end - 1),
-                );
-            if let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
-                && let Some(etag) = pinned.strong_etag()
-                && !self.without_condition.load(Ordering::Relaxed)
-            {
-                request = request.header(header::IF_MATCH, etag);
+            let mut headers = self.headers(ask)?;
+            if let Some(grant) = &grant {
+                // Now, and not before its turn came: a signature has the time in it.
+                let request = Unsigned { method: &Method::GET, url };
+                let signed = grant.sign(&request)?;
+                headers.extend(signed);
             }
-            if ask.fresh || self.passes_caches() {
-                request = request.header(header::CACHE_CONTROL, "no-cache");
-            }
-            if let Some(user) = own {
-                request = request.header(header::AUTHORIZATION, user.clone());
-            } else if let Some(lent) = &lent {
-                request = request.headers(lent.headers.clone());
-            }
+            let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
             count.request();
             let answer = timeout(ask.answer_within, request.send());
@@ -348,21 +359,27 @@ impl Mirror {
             if let Failure::Moved { by: server, .. } = &mut failure {
                 *server = by;
             }
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
             let text = drain(response).await;
             drop(slots);
-            match (&failure, &lent) {
-                (Failure::Denied { status: 401 | 403, .. }, Some(lent)) if !renewed => {
-                    renewed = true;
-                    if !http.keyring.renew(lent).await {
-                        return Err(failure);
-                    }
+            if contains(&text, b"images randomly from this store") && matches!(failure, Failure::Protocol(_))
+            {
+                // A Glance answers 400.
+                let why = "it is a Glance whose store has no random access to images";
+                return Err(Failure::Protocol(why.into()));
+            }
+            let (Some(authoriser), Some(grant), false) =
+                (authoriser, grant, matches!(failure, Failure::Moved { .. }))
+            else {
+                return Err(failure);
+            };
+            let refusal = Refusal { url, status, headers: &headers, text: &text, failure: &failure };
+            match authoriser.refused(http, &*grant, refusal).await {
+                Remedy::Renewed(_) if !renewed => renewed = true,
+                Remedy::Renewed(failure) | Remedy::Fails(failure) => return Err(failure),
+                Remedy::Elsewhere(to) => {
+                    return Err(Failure::Moved { to: to.into(), for_at_most: None, by });
                 }
-                (Failure::Protocol(_), _) if contains(&text, b"images randomly from this store") => {
-                    // A Glance answers 400.
-                    let why = "it is a Glance whose store has no random access to images";
-                    return Err(Failure::Protocol(why.into()));
-                }
-                _ => return Err(failure),
             }
         }
     }

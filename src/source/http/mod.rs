@@ -2,14 +2,15 @@
 //!
 //! The HTTP client is a library. This module makes a source of it: which answers can be trusted (`answer`), which
 //! object they are about ([`HttpIdentity`], `identity`), when a failing URL or server is tried again (`gate`), where a
-//! URL leads (`mirror`) and may lead (`address`, `names`), with which credentials (`secrets`), and how much at once
-//! (`limit`). docs/design.md, "HTTP sources", has the decisions and the table of failures. What must hold:
+//! URL leads (`mirror`) and may lead (`address`, `names`), who authorises a request (`authorise`; the configuration's
+//! credentials: `secrets`), and how much at once (`limit`). docs/design.md, "HTTP sources", has the decisions and the table of failures. What must hold:
 //! - Nothing here blocks a thread; all futures run in the runtime that [`Http::new`] was given.
 //! - A byte is delivered only from an answer that proves to be about the pinned object and the range (H1, H2).
 //! - Messages show URLs only through [`shown`], and have no secrets.
 
 mod address;
 mod answer;
+mod authorise;
 mod fetch;
 mod gate;
 mod identity;
@@ -35,11 +36,14 @@ use reqwest::{Url, header};
 use tokio::runtime::Handle;
 
 pub use super::HttpIdentity;
+use super::kind::Services;
 use super::{Purpose, SourceError, SourceErrorKind};
 use crate::config::HttpConfig;
 pub use crate::format::record::Strictness;
 use address::AllowList;
-use answer::{Failure, RangeRequest};
+pub(crate) use answer::Failure;
+use answer::RangeRequest;
+pub(crate) use authorise::{Authoriser, Fixed, Grant, Job, Located, Refusal, Remedy, Unsigned};
 use fetch::BodyLimits;
 pub use fetch::HttpSource;
 use gate::{Gate, Pass};
@@ -48,9 +52,11 @@ use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
-pub use secrets::{Credentials, NoCredentials, Secret};
+pub(crate) use secrets::read as read_secret;
+pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};
+pub(crate) use url::parse;
 pub use url::{check_url, shown};
 use wait::{Patience, Wait};
 
@@ -122,6 +128,8 @@ pub struct Http {
     rate: Rate,
     origins: Mutex<Origins>,
     keyring: Keyring,
+    /// Of the kinds of sources.
+    services: Services,
     runtime: Handle,
     problem: Option<String>,
     servers: Servers,
@@ -144,7 +152,8 @@ impl Http {
             slots: Slots::new(config.max_requests),
             rate: Rate::new(config.max_rate),
             origins: Mutex::default(),
-            keyring: Keyring::new(config, credentials),
+            keyring: Keyring::new(config, &credentials),
+            services: Services::new(config, &credentials),
             runtime,
             problem: network.problem().map(str::to_owned),
             servers: Servers::default(),
@@ -163,11 +172,12 @@ impl Http {
         urls: &[String],
         options: &RemoteOptions,
     ) -> Result<Probed, SourceError> {
-        let mirrors = urls.iter().map(|url| Mirror::new(url)).collect::<Result<Vec<_>, _>>()?;
+        let mirrors: Vec<_> =
+            urls.iter().map(|url| self.services.locate(url, None)).collect::<Result<_, _>>()?;
+        let mirrors = mirrors.into_iter().map(Mirror::new);
         let strictness = options.strictness;
         let limit = options.deadline;
         let asked: Vec<_> = mirrors
-            .into_iter()
             .map(|mirror| {
                 let (this, shown) = (self.clone(), mirror.shown.clone());
                 let task =
@@ -278,6 +288,11 @@ impl Http {
         self.servers.all()
     }
 
+    /// The client that connects to any address, and to no proxy.
+    pub(crate) fn direct_client(&self) -> reqwest::Client {
+        self.clients.direct().clone()
+    }
+
     fn count(&self, url: &Url) -> Arc<Count> {
         self.servers.of(url)
     }
@@ -379,8 +394,8 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         Failure::Again { why, advice, .. } => {
             remote(SourceErrorKind::Unreachable, why, advice.unwrap_or("check the server and the network"))
         }
-        Failure::Denied { why, .. } => {
-            remote(SourceErrorKind::Denied, why, "check the URL and the credentials")
+        Failure::Denied { why, advice, .. } => {
+            remote(SourceErrorKind::Denied, why, advice.unwrap_or("check the URL and the credentials"))
         }
         Failure::Another(why) => remote(
             SourceErrorKind::Changed,
@@ -407,7 +422,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
 }
 
 /// The text of a client's error, without the URL.
-fn words(error: &reqwest::Error) -> String {
+pub(crate) fn words(error: &reqwest::Error) -> String {
     let mut all = Vec::<String>::new();
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::CONTENT_TYPE;
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use tokio::time::timeout;
 
 use super::address::Reach;
+use super::answer::Failure;
+use super::authorise::{Refusal, Unsigned};
 use super::{AbortOnDrop, Http, shown, url, words};
 
 /// How long the server may take.
@@ -27,18 +30,33 @@ impl Http {
     async fn post_here(&self, to: &str, media: &'static str, body: Vec<u8>) -> Result<(), String> {
         let url = url::parse(to).map_err(|error| error.to_string())?;
         let send = async {
-            let lent = self.keyring.lend(&url).await.map_err(|failure| failure.why().to_owned())?;
-            let request = self.clients.choose(&url, Reach::Anywhere).post(url.clone());
-            let mut request = request.header(CONTENT_TYPE, media).body(body);
-            if let Some(lent) = &lent {
-                request = request.headers(lent.headers.clone());
+            let authoriser = self.keyring.find(&url);
+            let grant = match &authoriser {
+                Some(authoriser) => {
+                    Some(authoriser.lend(self, &url).await.map_err(|failure| failure.why().to_owned())?)
+                }
+                None => None,
+            };
+            let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
+            if let Some(grant) = &grant {
+                let request = Unsigned { method: &Method::POST, url: &url };
+                let signed = grant.sign(&request).map_err(|failure| failure.why().to_owned())?;
+                headers.extend(signed);
             }
-            let status = request.send().await.map_err(|error| words(&error))?.status();
-            if let (401 | 403, Some(lent)) = (status.as_u16(), &lent) {
+            let request =
+                self.clients.choose(&url, Reach::Anywhere).post(url.clone()).headers(headers).body(body);
+            let response = request.send().await.map_err(|error| words(&error))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(());
+            }
+            if let Some((authoriser, grant)) = authoriser.zip(grant) {
                 // The next attempt has new ones.
-                self.keyring.renew(lent).await;
+                let (headers, failure) = (response.headers(), &Failure::again(""));
+                let refusal = Refusal { url: &url, status: status.as_u16(), headers, text: &[], failure };
+                authoriser.refused(self, &*grant, refusal).await;
             }
-            if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+            Err(format!("it answers {status}"))
         };
         match timeout(TIMEOUT, send).await {
             Ok(sent) => sent.map_err(|why| format!("{}: {why}", shown(to))),

@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,9 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::Http;
 use super::answer::Failure;
+use super::authorise::{Authoriser, Grant, Job, Refusal, Remedy, Unsigned};
 use super::url::origin;
 use crate::config::{CredentialSource, HttpConfig};
 
@@ -45,14 +48,32 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Reads the credentials of the configuration.
+/// Which part of the configuration names a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// `[[http.credentials]]`.
+    Http,
+    /// `[[http.s3]]`.
+    S3,
+}
+
+/// A secret that the configuration names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecretName {
+    /// The part that names it.
+    pub section: Section,
+    /// Which entry of that part, counted from 0.
+    pub number: usize,
+}
+
+/// Reads the secrets of the configuration.
 pub trait Credentials: Send + Sync {
-    /// The contents of the file of `[[http.credentials]]` number `number`, counted from 0, or the output of its
-    /// command. May take some seconds; called on a thread that may wait.
+    /// The contents of the file of the entry, or the output of its command. May take some seconds; called on a thread
+    /// that may wait.
     ///
     /// # Errors
     /// The cause, without secrets.
-    fn get(&self, number: usize) -> Result<Secret, String>;
+    fn get(&self, name: SecretName) -> Result<Secret, String>;
 }
 
 /// For a process without credentials.
@@ -60,9 +81,16 @@ pub trait Credentials: Send + Sync {
 pub struct NoCredentials;
 
 impl Credentials for NoCredentials {
-    fn get(&self, _number: usize) -> Result<Secret, String> {
+    fn get(&self, _name: SecretName) -> Result<Secret, String> {
         Err("this process has no credentials".into())
     }
+}
+
+/// Reads a secret on a thread that may wait.
+pub(crate) async fn read(reader: &Arc<dyn Credentials>, name: SecretName) -> Result<Secret, String> {
+    let reader = reader.clone();
+    let reading = tokio::task::spawn_blocking(move || reader.get(name));
+    reading.await.unwrap_or_else(|_| Err("reading them panicked".into()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,12 +103,11 @@ enum Kind {
 }
 
 /// All credentials of the configuration.
-pub(super) struct Keyring {
-    reader: Arc<dyn Credentials>,
-    keys: Vec<Key>,
-}
+pub(super) struct Keyring(Vec<Arc<Key>>);
 
 struct Key {
+    reader: Arc<dyn Credentials>,
+    number: usize,
     scope: Url,
     kind: Kind,
     renew: Option<Duration>,
@@ -94,17 +121,16 @@ struct CachedHeaders {
     generation: u64,
 }
 
-/// Header lines for one request, with the number and generation of their credentials.
-pub(super) struct LentHeaders {
-    pub headers: HeaderMap,
-    number: usize,
+/// Header lines for one request, with the generation of their credentials.
+struct LentHeaders {
+    headers: HeaderMap,
     generation: u64,
 }
 
 impl Keyring {
     /// Of the configuration, which refuses a scope that is no URL; such a scope would cover no URL.
-    pub fn new(config: &HttpConfig, reader: Arc<dyn Credentials>) -> Self {
-        let keys = config.credentials.iter().map(|credential| {
+    pub fn new(config: &HttpConfig, reader: &Arc<dyn Credentials>) -> Self {
+        let keys = config.credentials.iter().enumerate().map(|(number, credential)| {
             let kind = match credential.source() {
                 Some(CredentialSource::Bearer(_)) => Kind::Bearer,
                 Some(CredentialSource::Basic(_)) => Kind::Basic,
@@ -112,72 +138,102 @@ impl Keyring {
                 Some(CredentialSource::Command(_)) | None => Kind::Either,
             };
             let scope = Url::parse(&credential.url).unwrap_or_else(|_| nowhere());
-            Key { scope, kind, renew: credential.renew, held: tokio::sync::Mutex::new(None) }
+            let (reader, held) = (reader.clone(), tokio::sync::Mutex::new(None));
+            Arc::new(Key { reader, number, scope, kind, renew: credential.renew, held })
         });
-        Self { reader, keys: keys.collect() }
+        Self(keys.collect())
     }
 
-    fn number_for(&self, url: &Url) -> Option<usize> {
-        let fitting = self.keys.iter().enumerate().filter(|(_, key)| covers(&key.scope, url));
-        fitting.max_by_key(|(_, key)| key.scope.path().len()).map(|(number, _)| number)
+    /// The authoriser with the longest scope that covers a URL.
+    pub fn find(&self, url: &Url) -> Option<Arc<dyn Authoriser>> {
+        let fitting = self.0.iter().filter(|key| key.covers(url));
+        let longest = fitting.max_by_key(|key| key.scope.path().len())?;
+        Some(longest.clone())
+    }
+}
+
+impl Grant for LentHeaders {
+    fn sign(&self, _request: &Unsigned<'_>) -> Result<HeaderMap, Failure> {
+        Ok(self.headers.clone())
     }
 
-    /// The header lines for a URL, if it is in a scope.
-    pub async fn lend(&self, url: &Url) -> Result<Option<LentHeaders>, Failure> {
-        let Some(number) = self.number_for(url) else { return Ok(None) };
-        let key = &self.keys[number];
-        let mut held = key.held.lock().await;
-        let fresh = |held: &CachedHeaders| key.renew.is_none_or(|renew| held.since.elapsed() < renew);
-        if !held.as_ref().is_some_and(fresh) {
-            match self.read(number, held.as_ref().map_or(0, |held| held.generation)).await {
-                Ok(new) => *held = Some(new),
-                // The old ones may still be valid; the server decides.
-                Err(why) if held.is_some() => {
-                    tracing::warn!(url = %key.scope, why, "credentials cannot be renewed; the old ones are used");
-                    if let Some(held) = held.as_mut() {
-                        held.since = Instant::now();
-                    }
-                }
-                Err(why) => {
-                    // With the lock held: all requests that need them wait, so they are not read more often.
-                    tokio::time::sleep(AGAIN).await;
-                    return Err(Failure::again(format!("credentials for {}: {why}", key.scope)));
-                }
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+}
+
+impl Authoriser for Key {
+    fn covers(&self, url: &Url) -> bool {
+        covers(&self.scope, url)
+    }
+
+    fn lend<'a>(&'a self, _http: &'a Http, _url: &'a Url) -> Job<'a, Result<Box<dyn Grant>, Failure>> {
+        Box::pin(async move {
+            let CachedHeaders { headers, generation, .. } = self.current().await?;
+            Ok(Box::new(LentHeaders { headers, generation }) as Box<dyn Grant>)
+        })
+    }
+
+    fn refused<'a>(&'a self, _http: &'a Http, grant: &'a dyn Grant, refusal: Refusal<'a>) -> Job<'a, Remedy> {
+        Box::pin(async move {
+            let failure = refusal.failure.clone();
+            let lent = grant.as_any().downcast_ref::<LentHeaders>();
+            let Some(lent) = lent.filter(|_| matches!(refusal.status, 401 | 403)) else {
+                return Remedy::Fails(failure);
+            };
+            if self.renew(lent).await { Remedy::Renewed(failure) } else { Remedy::Fails(failure) }
+        })
+    }
+}
+
+impl Key {
+    /// The header lines: those that are held, or new ones.
+    async fn current(&self) -> Result<CachedHeaders, Failure> {
+        let mut held = self.held.lock().await;
+        if let Some(held) = &*held
+            && self.renew.is_none_or(|renew| held.since.elapsed() < renew)
+        {
+            return Ok(held.clone());
+        }
+        let read = self.read(held.as_ref().map_or(0, |held| held.generation)).await;
+        match (read, held.as_mut()) {
+            (Ok(new), _) => Ok(held.insert(new).clone()),
+            // The old ones may still be valid; the server decides.
+            (Err(why), Some(held)) => {
+                tracing::warn!(url = %self.scope, why, "credentials cannot be renewed; the old ones are used");
+                held.since = Instant::now();
+                Ok(held.clone())
+            }
+            (Err(why), None) => {
+                // With the lock held: all requests that need them wait, so they are not read more often.
+                tokio::time::sleep(AGAIN).await;
+                Err(Failure::again(format!("credentials for {}: {why}", self.scope)))
             }
         }
-        Ok(held.as_ref().map(|CachedHeaders { headers, generation, .. }| LentHeaders {
-            headers: headers.clone(),
-            number,
-            generation: *generation,
-        }))
     }
 
     /// Reads credentials again that a server refused. Returns whether they differ now.
-    pub async fn renew(&self, lent: &LentHeaders) -> bool {
-        let key = &self.keys[lent.number];
-        let mut held = key.held.lock().await;
+    async fn renew(&self, lent: &LentHeaders) -> bool {
+        let mut held = self.held.lock().await;
         if held.as_ref().is_some_and(|held| held.generation != lent.generation) {
             return true;
         }
-        match self.read(lent.number, lent.generation).await {
+        match self.read(lent.generation).await {
             Ok(new) => {
                 let differ = new.headers != lent.headers;
                 *held = Some(new);
                 differ
             }
             Err(why) => {
-                tracing::warn!(url = %key.scope, why, "credentials that were refused cannot be renewed");
+                tracing::warn!(url = %self.scope, why, "credentials that were refused cannot be renewed");
                 false
             }
         }
     }
 
-    async fn read(&self, number: usize, generation: u64) -> Result<CachedHeaders, String> {
-        let reader = self.reader.clone();
-        let secret = tokio::task::spawn_blocking(move || reader.get(number))
-            .await
-            .unwrap_or_else(|_| Err("reading them panicked".into()))?;
-        let headers = headers(self.keys[number].kind, &secret)?;
+    async fn read(&self, generation: u64) -> Result<CachedHeaders, String> {
+        let name = SecretName { section: Section::Http, number: self.number };
+        let headers = headers(self.kind, &read(&self.reader, name).await?)?;
         Ok(CachedHeaders { headers, since: Instant::now(), generation: generation + 1 })
     }
 }

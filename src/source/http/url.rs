@@ -33,7 +33,7 @@ pub fn check_url(url: &str) -> Result<(), SourceError> {
     parse(url).map(drop)
 }
 
-pub(super) fn parse(text: &str) -> Result<Url, SourceError> {
+pub(crate) fn parse(text: &str) -> Result<Url, SourceError> {
     let refuse = |why: &str| {
         let mut shown = shown(text);
         if let Some((at, _)) = shown.char_indices().nth(200) {
