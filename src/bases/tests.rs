@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::hydrate::{Hydrations, State};
+use super::proofs::Wanted;
 use super::sources::{HostSources, OpenCache};
 use super::{BaseState, Bases, Description, Evicted, File, LastCopy, PreparedBase};
 use crate::cache::BlockCache;
@@ -117,6 +118,7 @@ fn raw(name: &str, path: &std::path::Path) -> Description {
         backing: Vec::new(),
         onto: None,
         digest: None,
+        proof: Wanted::default(),
         strictness: Strictness::Strong,
         deadline_s: None,
         max_requests: None,

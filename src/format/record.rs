@@ -1,14 +1,18 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
-use super::features::Features;
+use super::features::{Features, get_fields, put_fields};
+pub use super::file_proof::FileProof;
+use super::file_proof::{get_proofs, put_proofs};
 pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::lineage::Lineage;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 5, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 5, structure: "disk record" };
+/// Tag of the proofs of a base's files.
+const PROOFS: u16 = 1;
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
@@ -65,6 +69,8 @@ pub struct ImageFile {
     pub disk_size: u64,
     /// The object at registration.
     pub identity: BaseIdentity,
+    /// The hash of its contents, and where its proof is.
+    pub proof: Option<FileProof>,
 }
 
 /// Which validators of a server's answers must match, besides the size.
@@ -314,7 +320,7 @@ impl ImageFile {
             return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
         }
         let mirrors = (0..mirrors).map(|_| r.text()).collect::<Result<_, _>>()?;
-        Ok(Self { source, mirrors, format, disk_size, identity })
+        Ok(Self { source, mirrors, format, disk_size, identity, proof: None })
     }
 }
 
@@ -351,13 +357,8 @@ impl BaseOptions {
             other => return Err(r.bad(format!("strictness {other} is not known"))),
         };
         let (deadline_s, max_requests, max_rate) = (r.u32()?, r.u32()?, r.u64()?);
-        let flag = |r: &mut Reader<'_>| match r.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(r.bad(format!("a flag is {other}"))),
-        };
-        let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        let given_up = version > 2 && flag(r)?;
+        let (pinned, hydrate, refused) = (get_flag(r)?, get_flag(r)?, get_flag(r)?);
+        let given_up = version > 2 && get_flag(r)?;
         Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused, given_up })
     }
 }
@@ -395,6 +396,14 @@ fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
 }
 
+fn get_flag(r: &mut Reader<'_>) -> Result<bool, FormatError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(r.bad(format!("a flag is {other}"))),
+    }
+}
+
 fn get_name(r: &mut Reader<'_>) -> Result<String, FormatError> {
     let name = r.text()?;
     if valid_name(&name) { Ok(name) } else { Err(r.bad(format!("{name:?} is not a name"))) }
@@ -414,6 +423,10 @@ impl BaseRecord {
     /// Its files, the image first.
     pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
         std::iter::once(&self.image).chain(&self.backing)
+    }
+
+    fn files_mut(&mut self) -> impl Iterator<Item = &mut ImageFile> {
+        std::iter::once(&mut self.image).chain(&mut self.backing)
     }
 
     /// As [`BaseOptions::keeps`], with the options of this record.
@@ -443,7 +456,11 @@ impl BaseRecord {
         let image = &self.image;
         let old =
             image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.fits_version_1();
-        let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
+        let proven = self.files().any(|file| file.proof.is_some());
+        let plain = self.moved.is_empty()
+            && self.options == BaseOptions::default()
+            && self.token.is_none()
+            && !proven;
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
@@ -459,6 +476,7 @@ impl BaseRecord {
         }
         w.i64(self.created_ns);
         let version = match self.token {
+            _ if proven => 5,
             Some(_) => 4,
             None if self.options.given_up || !self.moved.is_empty() => 3,
             None => 2,
@@ -467,8 +485,14 @@ impl BaseRecord {
         if version > 2 {
             put_moved(&mut w, &self.moved);
         }
+        if version > 4 {
+            w.u8(self.token.is_some().into());
+        }
         if let Some(token) = self.token {
             token.put(&mut w);
+        }
+        if version > 4 {
+            put_fields(&mut w, vec![(PROOFS, put_proofs(self.files()))]);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -484,7 +508,8 @@ impl BaseRecord {
             let format = get_format(&mut r, version)?;
             let size = get_size(&mut r)?;
             let identity = BaseIdentity::get(&mut r, version)?;
-            let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
+            let image =
+                ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity, proof: None };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
             let options = BaseOptions::default();
@@ -500,8 +525,21 @@ impl BaseRecord {
             let options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
-            let token = if version > 3 { Some(Token::get(&mut r)?) } else { None };
-            Self { id, name, image, backing, created_ns, options, moved, token }
+            let has_token = match version {
+                0..4 => false,
+                4 => true,
+                _ => get_flag(&mut r)?,
+            };
+            let token = if has_token { Some(Token::get(&mut r)?) } else { None };
+            let mut record = Self { id, name, image, backing, created_ns, options, moved, token };
+            if version > 4 {
+                let mut set = |tag, r: &mut Reader<'_>| match tag {
+                    PROOFS => get_proofs(r, record.files_mut()),
+                    _ => Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+                };
+                get_fields(&mut r, BASE.structure, &mut set)?;
+            }
+            record
         };
         r.end()?;
         Ok(record)
