@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::proofs::Wanted;
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
 use crate::format::record::{BaseIdentity, BaseOptions, Digest, ImageFormat, Strictness, Token};
 use crate::source::{Kind, Location};
@@ -28,6 +29,8 @@ pub struct Description {
     pub onto: Option<String>,
     /// Digest of the image's file.
     pub digest: Option<Digest>,
+    /// What is known of the proof of the image's file.
+    pub proof: Wanted,
     /// Which validators of a server's answer must still match.
     pub strictness: Strictness,
     /// Seconds after which a read that waits for the server fails; 0 or none: never.
@@ -59,7 +62,7 @@ pub enum PreparedBase {
     /// An earlier attempt of the same request registered it.
     Known(Arc<BaseNode>),
     /// It is to be registered; with the first bytes of the image, when a server sent them.
-    New(Box<NewBase>, Option<Vec<u8>>),
+    New(Box<NewBase>, Option<Vec<u8>>, Wanted),
 }
 
 /// The given format, or else the one of the name's end.
@@ -119,14 +122,15 @@ impl Bases {
         self.store.may_register(&new.name)?;
         let object = new.object();
         let onto = new.onto.as_deref().map(|name| self.store.base(name)).transpose()?;
-        let Description { name, image, backing: below, digest, token, .. } = new;
-        let image = self.prepare_file(&object, image, &options).await?;
+        let Description { name, image, backing: below, digest, token, proof, .. } = new;
+        let image = self.prepare_file(&object, image, &options, &proof).await?;
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
         let mut backing = Vec::with_capacity(below.len());
         for file in below {
-            backing.push(self.prepare_file(&object, file, &options).await?);
+            backing.push(self.prepare_file(&object, file, &options, &proof.of_backing()).await?);
         }
-        Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, onto, digest, options, token }), head))
+        let new = NewBase { name, image, backing, onto, digest, options, token };
+        Ok(PreparedBase::New(Box::new(new), head, proof))
     }
 
     async fn prepare_file(
@@ -134,12 +138,21 @@ impl Bases {
         object: &str,
         file: File,
         options: &BaseOptions,
+        wanted: &Wanted,
     ) -> Result<NewFile, StoreError> {
         let format = format_of(&file);
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
         let probed = self.probe(object, &urls, options).await?;
         let is_format_given = file.format.is_some();
-        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, is_format_given, probed })
+        let proof = match &probed {
+            // A file of this host is looked at when it is registered.
+            None => None,
+            Some((identity, head)) => {
+                let found = self.sources.find_proof(&urls, (identity.size, head), wanted, options).await;
+                found.map_err(|source| StoreError::Source { object: object.to_owned(), source })?
+            }
+        };
+        Ok(NewFile { source: file.source, mirrors: file.mirrors, format, is_format_given, probed, proof })
     }
 
     /// Identity and first bytes from the server of the first URL; none for a path.
@@ -167,12 +180,24 @@ impl Bases {
     /// # Errors
     /// `Exists` for a name that was taken meanwhile, `Invalid` for a file that cannot be a base, errors of the storage.
     pub fn add(&self, prepared: PreparedBase) -> Result<Arc<BaseNode>, StoreError> {
-        let (new, head) = match prepared {
+        let (mut new, head, wanted) = match prepared {
             PreparedBase::Known(base) => return Ok(base),
-            PreparedBase::New(new, head) => (new, head),
+            PreparedBase::New(new, head, wanted) => (new, head, wanted),
         };
         for file in std::iter::once(&new.image).chain(&new.backing) {
             self.refuse_own_mount(&new.name, &file.source)?;
+        }
+        if let Some(place) = &wanted.place {
+            self.refuse_own_mount(&new.name, place)?;
+        }
+        let object = format!("base {}", new.name);
+        let wrap = |source| StoreError::Source { object: object.clone(), source };
+        let below = wanted.of_backing();
+        let files = std::iter::once((&mut new.image, &wanted));
+        for (file, wanted) in files.chain(new.backing.iter_mut().map(|file| (file, &below))) {
+            if file.probed.is_none() {
+                file.proof = self.find_proof_file(&file.source, wanted).map_err(wrap)?;
+            }
         }
         let base = self.store.register(*new)?;
         if let Some(head) = head {

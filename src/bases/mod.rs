@@ -20,6 +20,7 @@ mod keys;
 mod lane;
 mod origin;
 pub mod prefetch;
+pub mod proofs;
 mod servers;
 pub mod sources;
 mod state;

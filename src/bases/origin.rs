@@ -4,18 +4,23 @@
 //! [`ImageFile::is_local`] and by [`compare`]. What must hold: nothing here waits for a server except
 //! [`HostSources::probe`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::copy::CopiedFile;
 use super::lane::Lane;
+use super::proofs::{KeptPages, ProofPages, ProvenRemote, places_of};
 use super::sources::{HostSources, OnRuntime};
-use crate::fetch::kept::Reach;
-use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, ImageFile};
+use crate::fetch::kept::{Reach, SourceKey};
+use crate::format::proof::{Layout, ProofHeader};
+use crate::format::record::{
+    BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, Strictness, Validator,
+};
 use crate::source::http::{HttpIdentity, RemoteOptions};
 use crate::source::{
-    FileSource, Kind, OpenImage, RemoteSource, SourceError, SourceErrorKind, compare, shown,
+    FileSource, Kind, Location, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, compare,
+    proven_key, shown,
 };
 
 /// Threads that read one file that is copied.
@@ -48,11 +53,55 @@ impl HostSources {
         }
     }
 
-    /// The source that a file of a base is fetched from. Asks no server.
+    /// The source that a file of a base is fetched from, proven where the file has a proof. Asks no server.
     ///
     /// # Errors
     /// Of a file of this host: when it cannot be opened or is another one, and not all of it is in the cache.
     pub(super) fn open_remote(
+        &self,
+        base: &BaseRecord,
+        file: &ImageFile,
+    ) -> Result<Arc<dyn RemoteSource>, SourceError> {
+        let remote = self.open_unproven(base, file)?;
+        let Some(proof) = file.proof.as_ref().filter(|proof| !proof.places.is_empty()) else {
+            return Ok(remote);
+        };
+        let pages = self.proof_pages(&base.urls_of(file), file.identity.size, proof, &base.options);
+        Ok(Arc::new(ProvenRemote::new(remote, pages, proof.places.clone())))
+    }
+
+    /// The pages of the proof of a file that is read at `urls`. Asks no server.
+    pub(super) fn proof_pages(
+        &self,
+        urls: &[String],
+        size: u64,
+        proof: &FileProof,
+        options: &BaseOptions,
+    ) -> Arc<ProofPages> {
+        let header = ProofHeader { size, root: proof.root };
+        let proof_size = Layout::of(size).proof_size();
+        let remote: Arc<dyn RemoteSource> = match proof.places.first() {
+            Some(path) if !Location::of(path).is_url() => {
+                let spawn = Arc::new(OnRuntime::new(self.handle().clone(), Lane::new("proof", 1)));
+                let (opener, file) = (self.opener().clone(), PathBuf::from(path));
+                let open = Box::new(move || {
+                    let found = FileSource::open_with(&*opener, &file).ok()?;
+                    (found.size() == proof_size).then(|| Arc::new(found))
+                });
+                Arc::new(CopiedFile::new(path, proof_size, None, open, spawn))
+            }
+            _ => {
+                // Its bytes prove themselves: no validator is needed.
+                let identity = HttpIdentity { size: proof_size, etag: None, last_modified: None };
+                let options = RemoteOptions { strictness: Strictness::SizeOnly, ..options_of(options) };
+                self.http().open(&places_of(urls, &proof.places), identity, options)
+            }
+        };
+        let kept = KeptPages::new(self.proof_disk(), SourceKey(proven_key(&proof.root, size)), header);
+        ProofPages::new((proof.root, size), self.proven_pages().clone(), Some(kept), remote)
+    }
+
+    fn open_unproven(
         &self,
         base: &BaseRecord,
         file: &ImageFile,
@@ -112,7 +161,7 @@ fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource,
 }
 
 /// How a base's servers are asked.
-fn options_of(options: &BaseOptions) -> RemoteOptions {
+pub(super) fn options_of(options: &BaseOptions) -> RemoteOptions {
     RemoteOptions {
         strictness: options.strictness,
         deadline: (options.deadline_s > 0).then(|| Duration::from_secs(options.deadline_s.into())),

@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::copies::{Copies, CopyLimits, FileCopies, SpawnIn};
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
+use super::proofs::{PAGES, ProofDisk};
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
@@ -25,12 +26,13 @@ use crate::fetch::kept::{
     Ticker, default_free_floor,
 };
 use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
-use crate::format::record::{BaseRecord, ImageFile};
+use crate::format::record::{BaseRecord, FileProof, ImageFile};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{Credentials, Http, HttpCounters, Network};
+use crate::source::pages::ProvenPages;
 use crate::source::{
-    FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
-    StallKind, UrlState,
+    FileSource, Identity, OpenImage, ProvenFile, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
+    Stall, StallKind, UrlState,
 };
 use crate::store::Sources;
 
@@ -206,6 +208,9 @@ pub struct HostSources {
     writers: Arc<Lane>,
     /// Reads of the cache that wait for its disk.
     timed_reads: Arc<TimedReads>,
+    /// Pages of proofs, in memory and on the cache's disk.
+    proven_pages: Arc<ProvenPages>,
+    proof_disk: Arc<ProofDisk>,
     /// Bases that an event reported as waiting or failing, by number.
     troubled: Mutex<HashMap<u64, Reported>>,
     /// Numbers, ascending, of bases whose contents version 0.1.0 cached. They must not be lost.
@@ -248,6 +253,9 @@ impl HostSources {
                 lane: Lane::new("cache-read", CACHE_READERS),
                 handle,
             })),
+            proven_pages: Arc::new(ProvenPages::new(PAGES)),
+            proof_disk: ProofDisk::new(kept.cache.clone()),
+            kept,
             troubled: Mutex::default(),
             inherited: OnceLock::new(),
         })
@@ -260,6 +268,14 @@ impl HostSources {
     /// The HTTP client.
     pub fn http(&self) -> &Arc<Http> {
         &self.http
+    }
+
+    pub(super) fn proven_pages(&self) -> &Arc<ProvenPages> {
+        &self.proven_pages
+    }
+
+    pub(super) fn proof_disk(&self) -> &Arc<ProofDisk> {
+        &self.proof_disk
     }
 
     /// The runtime of requests.
@@ -353,6 +369,11 @@ impl HostSources {
         if !in_time.load(Ordering::Acquire) {
             return;
         }
+        let proven =
+            |base| BaseRecord::files(base).filter(|file| file.proof.is_some()).map(move |file| (base, file));
+        cache.retain_proofs(
+            &bases.iter().flat_map(proven).map(|(base, file)| self.of(base, file).own).collect(),
+        );
         // Sources of removed bases, and of bases that are not pinned any more.
         let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
         for source in cache.sources().into_iter().filter(|source| !pinned.contains(source.key())) {
@@ -505,7 +526,7 @@ impl HostSources {
             // Another object is worse than a longer wait.
             stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
             failing: failing.min_by_key(|failing| failing.since),
-            urls: urls.flat_map(|source| source.urls()).collect(),
+            urls: urls.flat_map(|source| [source.urls(), source.proof_urls()].concat()).collect(),
         }
     }
 
@@ -556,6 +577,7 @@ impl HostSources {
             if theirs.iter().any(|other| other.own == of.own) {
                 continue;
             }
+            self.cache().remove_proof(&of.own);
             let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
             contents.remove(if verified { SharedCopies::Keep } else { SharedCopies::Drop });
         }
@@ -614,6 +636,10 @@ impl HostSources {
 impl Sources for HostSources {
     fn file(&self, path: &Path) -> Result<FileSource, SourceError> {
         FileSource::open_with(&*self.opener, path)
+    }
+
+    fn proven(&self, file: FileSource, proof: Option<&FileProof>) -> Result<Arc<dyn Source>, SourceError> {
+        ProvenFile::wrap(&*self.opener, file, proof)
     }
 
     fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::copies::Keeper;
 use super::hydrate::{Hydrations, State};
+use super::proofs::Wanted;
 use super::sources::{HostSources, OpenCache};
 use super::{BaseState, Bases, Description, Evicted, File, LastCopy, PreparedBase};
 use crate::cache::BlockCache;
@@ -127,6 +128,7 @@ fn raw(name: &str, path: &std::path::Path) -> Description {
         backing: Vec::new(),
         onto: None,
         digest: None,
+        proof: Wanted::default(),
         strictness: Strictness::Strong,
         deadline_s: None,
         max_requests: None,

@@ -36,10 +36,20 @@ Examples:
   plyfs base add debian https://images.example.org/debian-12.qcow2
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
+  plyfs base add debian https://images.example.org/debian-12.qcow2 --blake3 \"$(b3sum --no-names debian-12.qcow2)\"
 
-plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
+A proof that lies beside the image (see plyfs base seal) is used: each group of 16 KiB is proven before a guest gets it. \
+A proof that is not that of the image is refused. With --blake3 and no proof, the hash is a digest like --sha256. plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
 refused; with --format raw it is raw, whatever bytes it contains. The image must not change while it is a base. The \
 command prints the path of the base's file in the mount.";
+
+const SEAL_EXAMPLES: &str = "\
+Examples:
+  plyfs base seal debian-12.qcow2
+  plyfs base seal debian-12.raw --out /srv/www/debian-12.raw.obao
+
+The proof has 0.2 % of the size of the image. Publish it beside the image: plyfs base add finds it there. The command \
+prints the BLAKE3 hash of the image, as b3sum does. It needs no daemon.";
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -157,6 +167,8 @@ pub(super) const FIELDS: [Column; 27] = [
     ("complete", "complete", Kind::Text),
     ("verified", "digest_verified", Kind::Text),
     ("sha256", "sha256", Kind::Text),
+    ("blake3", "blake3", Kind::Text),
+    ("proof", "proof", Kind::Text),
     ("created", "created", Kind::Time),
     ("state", "state", Kind::Text),
     ("since", "state_since", Kind::Time),
@@ -230,6 +242,24 @@ pub(super) enum Base {
         /// Digest that the image file must have
         #[arg(long, value_name = "HEX", value_parser = args::sha512)]
         sha512: Option<String>,
+        /// BLAKE3 hash that the image file must have, as b3sum prints it
+        #[arg(long, value_name = "HEX", value_parser = args::sha256)]
+        blake3: Option<String>,
+        /// Path or URL of the proof of the image [default: beside the image, with .obao behind its name]
+        #[arg(long, value_name = "SOURCE", conflicts_with = "no_proof")]
+        proof: Option<String>,
+        /// Use no proof, although one is beside the image
+        #[arg(long)]
+        no_proof: bool,
+    },
+    /// Make the proof of an image file, offline: with it beside the image, no byte reaches a guest unproven
+    #[command(after_help = SEAL_EXAMPLES)]
+    Seal {
+        /// The image file
+        image: PathBuf,
+        /// Where the proof is written [default: beside the image, with .obao behind its name]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// List the bases
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -415,6 +445,9 @@ impl Base {
                 pin,
                 sha256,
                 sha512,
+                blake3,
+                proof,
+                no_proof,
             } => {
                 let source = match source_file {
                     Some(path) => first_line(&path)?,
@@ -432,6 +465,9 @@ impl Base {
                     onto,
                     sha256,
                     sha512,
+                    blake3,
+                    proof: proof.map(absolute_source).transpose()?,
+                    no_proof,
                     identity: Some(identity.into()),
                     deadline_seconds: deadline,
                     max_requests,
@@ -441,6 +477,7 @@ impl Base {
                 let base = retry::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
+            Self::Seal { image, out } => super::seal::run(global, &image, out),
             Self::Ls(listing) => {
                 listing.check(&NOUN)?;
                 let bases = global.client()?.get("/v1/bases", "cannot list bases")?;

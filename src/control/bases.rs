@@ -15,11 +15,12 @@ use super::wire::{
 };
 use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
 use crate::bases::copies::CopyView;
+use crate::bases::proofs::Wanted;
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Description, File, Finding};
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
-use crate::source::shown;
+use crate::source::{Location, shown};
 use crate::store::BaseNode;
 
 fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
@@ -97,7 +98,26 @@ fn digest(sha256: Option<&str>, sha512: Option<&str>) -> Result<Option<Digest>, 
     }
 }
 
+fn proof(new: &AddBase) -> Result<Wanted, ApiError> {
+    if new.no_proof && new.proof.is_some() {
+        return Err(ApiError::invalid("give proof or no_proof, not both"));
+    }
+    if let Some(place) = new.proof.as_ref().filter(|place| !is_place(place)) {
+        return Err(ApiError::invalid(format!("proof: {place:?} is neither an absolute path nor a URL")));
+    }
+    let root = new.blake3.as_deref().map(|text| unhex("blake3", text)).transpose()?;
+    Ok(Wanted { root, place: new.proof.clone(), none: new.no_proof })
+}
+
+fn is_place(place: &str) -> bool {
+    match Location::of(place) {
+        Location::Url { .. } => true,
+        Location::File(path) => path.is_absolute() && !place.contains('\0'),
+    }
+}
+
 fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiError> {
+    let proof = proof(&new)?;
     let digest = digest(new.sha256.as_deref(), new.sha512.as_deref())?;
     let file =
         |source, mirrors, format: Option<Format>| File { source, mirrors, format: format.map(Into::into) };
@@ -108,6 +128,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
         backing: new.backing.into_iter().map(below).collect(),
         onto: new.onto,
         digest,
+        proof,
         strictness: new.identity.unwrap_or_default().into(),
         deadline_s: new.deadline_seconds,
         max_requests: new.max_requests,
@@ -279,6 +300,8 @@ impl Control {
             digest_verified: verified,
             sha256,
             sha512,
+            blake3: record.image.proof.as_ref().map(|proof| hex(&proof.root)),
+            proof: record.image.proof.as_ref().and_then(|proof| Some(shown(proof.places.first()?))),
             etag: etag.map(str::to_owned),
             last_modified: last_modified.map(str::to_owned),
             version_id: record.image.identity.validator.version().map(str::to_owned),

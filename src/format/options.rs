@@ -1,7 +1,7 @@
 //! The options of a base: how it is fetched and cached.
 
 use super::codec::{FormatError, Reader, Writer};
-use super::record::{ImageFile, get_count};
+use super::record::{ImageFile, get_count, get_flag};
 
 /// Which validators of a server's answers must match, besides the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +52,19 @@ pub struct KeptCopies {
 impl KeptCopies {
     /// The most copies, with the one in the cache of the store.
     pub const MOST: u8 = 8;
+
+    pub(super) fn put(self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.u8(self.count).u64(self.number);
+        w.finish()
+    }
+
+    pub(super) fn get(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        match r.u8()? {
+            count @ 2..=Self::MOST => Ok(Self { count, number: get_count(r)? }),
+            other => Err(r.bad(format!("{other} copies, from 2 to {} can be", Self::MOST))),
+        }
+    }
 }
 
 impl BaseOptions {
@@ -79,23 +92,6 @@ impl BaseOptions {
         }
     }
 
-    pub(super) fn put_copies(&self, w: &mut Writer) {
-        match self.copies {
-            None => w.u8(0),
-            Some(KeptCopies { count, number }) => w.u8(count).u64(number),
-        };
-    }
-
-    pub(super) fn get_copies(r: &mut Reader<'_>) -> Result<Option<KeptCopies>, FormatError> {
-        Ok(match r.u8()? {
-            0 => None,
-            count @ 2..=KeptCopies::MOST => Some(KeptCopies { count, number: get_count(r)? }),
-            other => {
-                return Err(r.bad(format!("{other} copies, from 2 to {} can be", KeptCopies::MOST)));
-            }
-        })
-    }
-
     pub(super) fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
         let strictness = match r.u8()? {
             0 => Strictness::Strong,
@@ -104,13 +100,8 @@ impl BaseOptions {
             other => return Err(r.bad(format!("strictness {other} is not known"))),
         };
         let (deadline_s, max_requests, max_rate) = (r.u32()?, r.u32()?, r.u64()?);
-        let flag = |r: &mut Reader<'_>| match r.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(r.bad(format!("a flag is {other}"))),
-        };
-        let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        let given_up = version > 2 && flag(r)?;
+        let (pinned, hydrate, refused) = (get_flag(r)?, get_flag(r)?, get_flag(r)?);
+        let given_up = version > 2 && get_flag(r)?;
         let copies = None;
         Ok(Self {
             strictness,

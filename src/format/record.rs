@@ -1,7 +1,9 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
-use super::features::Features;
+use super::features::{Features, get_fields, put_fields};
+pub use super::file_proof::FileProof;
+use super::file_proof::{get_proofs, put_proofs};
 pub use super::identity::{BaseIdentity, Digest, Validator};
 use super::lineage::Lineage;
 pub use super::options::{BaseOptions, KeptCopies, Strictness};
@@ -10,6 +12,10 @@ use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
 const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 5, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 5, structure: "disk record" };
+/// Tag of the proofs of a base's files.
+const PROOFS: u16 = 1;
+/// Tag of the further copies of its cached blocks.
+const COPIES: u16 = 2;
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
@@ -66,6 +72,8 @@ pub struct ImageFile {
     pub disk_size: u64,
     /// The object at registration.
     pub identity: BaseIdentity,
+    /// The hash of its contents, and where its proof is.
+    pub proof: Option<FileProof>,
 }
 
 /// URLs that replace those that a file of a base was registered with.
@@ -281,7 +289,7 @@ impl ImageFile {
             return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
         }
         let mirrors = (0..mirrors).map(|_| r.text()).collect::<Result<_, _>>()?;
-        Ok(Self { source, mirrors, format, disk_size, identity })
+        Ok(Self { source, mirrors, format, disk_size, identity, proof: None })
     }
 }
 
@@ -318,6 +326,14 @@ pub(super) fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
 }
 
+pub(super) fn get_flag(r: &mut Reader<'_>) -> Result<bool, FormatError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(r.bad(format!("a flag is {other}"))),
+    }
+}
+
 fn get_name(r: &mut Reader<'_>) -> Result<String, FormatError> {
     let name = r.text()?;
     if valid_name(&name) { Ok(name) } else { Err(r.bad(format!("{name:?} is not a name"))) }
@@ -337,6 +353,10 @@ impl BaseRecord {
     /// Its files, the image first.
     pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
         std::iter::once(&self.image).chain(&self.backing)
+    }
+
+    fn files_mut(&mut self) -> impl Iterator<Item = &mut ImageFile> {
+        std::iter::once(&mut self.image).chain(&mut self.backing)
     }
 
     /// As [`BaseOptions::keeps`], with the options of this record.
@@ -366,7 +386,17 @@ impl BaseRecord {
         let image = &self.image;
         let old =
             image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.fits_version_1();
-        let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
+        let mut fields = Vec::new();
+        if self.files().any(|file| file.proof.is_some()) {
+            fields.push((PROOFS, put_proofs(self.files())));
+        }
+        if let Some(copies) = self.options.copies {
+            fields.push((COPIES, copies.put()));
+        }
+        let plain = self.moved.is_empty()
+            && self.options == BaseOptions::default()
+            && self.token.is_none()
+            && fields.is_empty();
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
@@ -382,7 +412,7 @@ impl BaseRecord {
         }
         w.i64(self.created_ns);
         let version = match self.token {
-            _ if self.options.copies.is_some() => 5,
+            _ if !fields.is_empty() => 5,
             Some(_) => 4,
             None if self.options.given_up || !self.moved.is_empty() => 3,
             None => 2,
@@ -398,7 +428,7 @@ impl BaseRecord {
             token.put(&mut w);
         }
         if version > 4 {
-            self.options.put_copies(&mut w);
+            put_fields(&mut w, fields);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -414,7 +444,8 @@ impl BaseRecord {
             let format = get_format(&mut r, version)?;
             let size = get_size(&mut r)?;
             let identity = BaseIdentity::get(&mut r, version)?;
-            let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
+            let image =
+                ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity, proof: None };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
             let options = BaseOptions::default();
@@ -427,23 +458,28 @@ impl BaseRecord {
             }
             let backing = (0..below).map(|_| ImageFile::get(&mut r)).collect::<Result<_, _>>()?;
             let created_ns = r.i64()?;
-            let mut options = BaseOptions::get(&mut r, version)?;
+            let options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
             let has_token = match version {
-                0..=3 => false,
+                0..4 => false,
                 4 => true,
-                _ => match r.u8()? {
-                    0 => false,
-                    1 => true,
-                    other => return Err(r.bad(format!("a flag is {other}"))),
-                },
+                _ => get_flag(&mut r)?,
             };
             let token = if has_token { Some(Token::get(&mut r)?) } else { None };
+            let mut record = Self { id, name, image, backing, created_ns, options, moved, token };
             if version > 4 {
-                options.copies = BaseOptions::get_copies(&mut r)?;
+                let mut set = |tag, r: &mut Reader<'_>| match tag {
+                    PROOFS => get_proofs(r, record.files_mut()),
+                    COPIES => {
+                        record.options.copies = Some(KeptCopies::get(r)?);
+                        Ok(())
+                    }
+                    _ => Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+                };
+                get_fields(&mut r, BASE.structure, &mut set)?;
             }
-            Self { id, name, image, backing, created_ns, options, moved, token }
+            record
         };
         r.end()?;
         Ok(record)

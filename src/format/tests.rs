@@ -6,6 +6,7 @@ mod encryption;
 mod limits;
 mod names;
 mod pools;
+mod proof;
 mod trace;
 mod trash;
 mod used;
@@ -128,6 +129,7 @@ fn base() -> BaseRecord {
             format: ImageFormat::Raw,
             disk_size: 5000,
             identity: identity(),
+            proof: None,
         },
         backing: Vec::new(),
         created_ns: 5,
@@ -153,6 +155,7 @@ fn far_base() -> BaseRecord {
         format: ImageFormat::Qcow2,
         disk_size: 1 << 31,
         identity: identity(Some("\"abc\"")),
+        proof: None,
     };
     let below = ImageFile {
         format: ImageFormat::Vmdk,
@@ -397,6 +400,7 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
         far_base().encode(),
         bucket_base().encode(),
         moved_base().encode(),
+        proof::proven_base().encode(),
         named_disk().encode(),
         claimed_base().encode(),
         copied_bases()[1].encode(),

@@ -36,6 +36,7 @@ mod operations;
 mod pools;
 mod privilege;
 mod process;
+mod proofs;
 mod pty;
 mod refusals;
 mod replays;

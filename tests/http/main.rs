@@ -6,6 +6,7 @@ mod answers;
 mod harness;
 mod identity;
 mod limits;
+mod proofs;
 mod redirects;
 mod retries;
 mod s3;

@@ -14,6 +14,7 @@ mod fetch;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 
 pub use crate::jobs::{Progress, State, What};
 
-use self::compare::Verdict;
+use self::compare::{Digests, Verdict};
 use super::copies::dropping;
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
@@ -29,6 +30,7 @@ use crate::fetch::kept::{Contents, EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
 use crate::io::priority;
 use crate::jobs::{Job, Start, Stopped, Table};
+use crate::source::ProofFile;
 use crate::store::{BaseNode, Store, StoreError};
 
 /// Attempts to fetch a base whose cached blocks are damaged.
@@ -104,7 +106,8 @@ impl Hydrations {
         let record = node.record();
         record.files().all(|file| {
             let contents = self.sources.contents(record, file);
-            contents.is_complete(Reach::Proven) && (file.identity.digest.is_none() || contents.is_verified())
+            let has_digest = file.identity.digest.is_some() || file.proof.is_some();
+            contents.is_complete(Reach::Proven) && (!has_digest || contents.is_verified())
         })
     }
 
@@ -430,9 +433,8 @@ impl Hydrations {
                 job.check()?;
                 self.go_on(node)
             };
-            let digest = file.identity.digest.as_ref();
             let found = match node.options().keeps(file) {
-                true => compare::kept(&self.sources.contents(record, file), digest, &note)?,
+                true => compare::kept(&self.sources.contents(record, file), Digests::of(file), &note)?,
                 false => self.compare_file(file, &note)?,
             };
             verdict = match (found, verdict) {
@@ -451,7 +453,19 @@ impl Hydrations {
         note: &dyn Fn(u64) -> Result<(), Stopped>,
     ) -> Result<Verdict, Stopped> {
         let source = self.sources.original_of(file).map_err(|e| e.to_string())?;
-        match compare::file(&source, file.identity.digest.as_ref(), note)? {
+        let place = file.proof.as_ref().and_then(|proof| Some((proof.root, proof.places.first()?)));
+        if let Some((root, place)) = place {
+            let opener = &**self.sources.opener();
+            let proof = ProofFile::open(opener, Path::new(place), root, file.identity.size)
+                .map_err(|e| e.to_string())?;
+            if let Some(why) = compare::file_with_proof(&source, &proof, note)? {
+                return Err(Stopped::Failed(format!("{}: {why}; put the original file back", file.source)));
+            }
+            if file.identity.digest.is_none() {
+                return Ok(Verdict::Matches);
+            }
+        }
+        match compare::file(&source, Digests::of(file), note)? {
             Verdict::Differs => Err(Stopped::Failed(format!(
                 "{} differs from its digest; put the original file back",
                 file.source

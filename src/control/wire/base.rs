@@ -29,6 +29,17 @@ pub struct AddBase {
     /// SHA-512 of the image file, 128 hexadecimal digits. Not with `sha256`.
     #[serde(default)]
     pub sha512: Option<String>,
+    /// BLAKE3 hash of the image file, 64 hexadecimal digits. With a proof each part of the image is proven by it;
+    /// without one, the whole is compared with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Absolute path or URL of the proof of the image. By default a proof beside the image, with `.obao` behind its name,
+    /// is used when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
+    /// Whether no proof is used, although there is one. Not with `proof`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_proof: bool,
     /// Which validators of a server's answer must still match. The default is strong.
     #[serde(default)]
     pub identity: Option<Identity>,
@@ -234,6 +245,10 @@ pub struct Base {
     pub sha256: Option<String>,
     /// SHA-512 that the image was registered with.
     pub sha512: Option<String>,
+    /// BLAKE3 hash of the image: that of its proof, or the one that it was registered with.
+    pub blake3: Option<String>,
+    /// Path or URL of the proof of the image; null when it has none. With a proof no unproven byte is read.
+    pub proof: Option<String>,
     /// ETag of the image at registration.
     pub etag: Option<String>,
     /// Last-Modified of the image at registration.
@@ -274,7 +289,7 @@ pub struct Base {
     /// Since when its readers get errors.
     #[schema(format = DateTime)]
     pub failing_since: Option<String>,
-    /// Its URLs and their last failures, once it was read.
+    /// Its URLs, those of its proof behind them, and their last failures, once it was read.
     pub servers: Vec<Server>,
 }
 

@@ -48,6 +48,8 @@ pub(crate) enum Failure {
     Another(String),
     /// The answer does not fit the request.
     Protocol(String),
+    /// The bytes of the answer are not those that their proof names.
+    Disproven(String),
     /// The server says that the range is outside of the object, which it is not.
     OutOfRange(String),
     /// The server says that the condition on the entity tag does not hold.
@@ -72,7 +74,7 @@ impl Failure {
     pub fn why(&self) -> &str {
         match self {
             Self::Again { why, .. } | Self::Denied { why, .. } => why,
-            Self::Another(why) | Self::Protocol(why) | Self::OutOfRange(why) => why,
+            Self::Another(why) | Self::Protocol(why) | Self::Disproven(why) | Self::OutOfRange(why) => why,
             Self::Precondition => "it is not the version that was added (412)",
             Self::Overtaken => "another request failed",
             Self::Moved { .. } => "it is somewhere else",
@@ -94,7 +96,7 @@ impl Failure {
 
     /// Whether the cause may be a cache on the way, or one node of many, so that a fresh request may succeed.
     pub fn may_be_a_cache(&self) -> bool {
-        matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_))
+        matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_) | Self::Disproven(_))
     }
 }
 

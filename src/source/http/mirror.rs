@@ -28,7 +28,7 @@ use super::tls;
 use super::url::{origin, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
-use crate::source::Purpose;
+use crate::source::{Parts, Purpose, SourceError};
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
@@ -41,6 +41,9 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(1);
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// How long requests bypass caches on the way after one of them had another object.
 const SUSPECT: Duration = Duration::from_secs(60);
+
+/// The shortest time between two log lines that a URL sends wrong bytes.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub(super) struct Mirror {
@@ -56,6 +59,10 @@ pub(super) struct Mirror {
     suspect: Mutex<Option<Instant>>,
     /// Its server does not understand `If-Match`.
     pub without_condition: AtomicBool,
+    /// The part that it sent with other bytes than its proof names.
+    pub disproven: Mutex<Option<Parts>>,
+    /// When the log said so last.
+    told: Mutex<Option<Instant>>,
     /// Whether a task tries if the URL works again.
     pub checking: AtomicBool,
 }
@@ -129,6 +136,8 @@ impl Mirror {
             resolving: tokio::sync::Mutex::new(()),
             suspect: Mutex::new(None),
             without_condition: AtomicBool::new(false),
+            disproven: Mutex::default(),
+            told: Mutex::default(),
             checking: AtomicBool::new(false),
         }
     }
@@ -177,6 +186,20 @@ impl Mirror {
     pub fn suspect_caches(&self) {
         self.forget_target();
         *self.suspect.lock() = Some(Instant::now() + SUSPECT);
+    }
+
+    /// Notes that it sent a part with other bytes than its proof names.
+    pub fn sent_wrong(&self, part: Parts, why: &str) {
+        *self.disproven.lock() = Some(part);
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                url = self.shown,
+                why,
+                "a server sends bytes that are not those of the image; they are not used"
+            );
+        }
     }
 
     /// Whether requests bypass caches on the way.

@@ -19,6 +19,7 @@ mod mirror;
 mod names;
 mod network;
 mod post;
+mod proving;
 mod secrets;
 mod servers;
 #[cfg(test)]
@@ -268,8 +269,13 @@ impl Http {
         }
         let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
         let mut head = Vec::new();
-        let reading = BodyLimits { wait, rate: None, window: self.config.stall_timeout, pass: None };
-        fetch::read(self, transfer, reading, &mut |bytes| head.extend_from_slice(bytes)).await?;
+        let window = self.config.stall_timeout;
+        let reading = BodyLimits { wait: Some(wait), rate: None, window, pass: None };
+        let mut keep = |bytes: &[u8]| {
+            head.extend_from_slice(bytes);
+            Ok(())
+        };
+        fetch::read(self, transfer, reading, &mut keep).await?;
         Ok((Probed { identity, head }, date))
     }
 
@@ -407,7 +413,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
             "it is not the version that was added (412)",
             "a base must never change; restore the original image there, or add the new one as a new base",
         ),
-        Failure::Protocol(why) | Failure::OutOfRange(why) => {
+        Failure::Protocol(why) | Failure::Disproven(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or use another mirror")
         }
         Failure::Overtaken => {
