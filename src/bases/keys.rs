@@ -5,7 +5,7 @@
 //! it. A digest is a claim of the operator. It is a key of its own, for contents that were compared with it.
 //!
 //! Contents of which each group is proven have one key, which follows from their root: bases share them from the first
-//! byte, wherever each of them fetches from (D112). The hash of a file without a proof is a digest like any other.
+//! byte, wherever each of them fetches from (D105). The hash of a file without a proof is a digest like any other.
 
 use sha2::{Digest as _, Sha256};
 
@@ -117,7 +117,7 @@ mod tests {
         Validator::Http { etag: etag.map(Into::into), last_modified: last_modified.map(Into::into) }
     }
 
-    /// Guards D112.
+    /// Guards D105.
     #[test]
     fn proven_contents_have_one_key_and_a_hash_without_a_proof_is_a_digest() {
         let of = |validator: Validator, mirrors: &[&str], places: &[&str]| {

@@ -14,9 +14,7 @@ use super::proofs::{KeptPages, ProofPages, ProvenRemote, places_of};
 use super::sources::{HostSources, OnRuntime};
 use crate::fetch::kept::{Reach, SourceKey};
 use crate::format::proof::{Layout, ProofHeader};
-use crate::format::record::{
-    BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, Strictness, Validator,
-};
+use crate::format::record::{BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, Strictness};
 use crate::source::http::{HttpIdentity, RemoteOptions};
 use crate::source::{
     FileSource, Kind, Location, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, compare,
@@ -92,7 +90,8 @@ impl HostSources {
             }
             _ => {
                 // Its bytes prove themselves: no validator is needed.
-                let identity = HttpIdentity { size: proof_size, etag: None, last_modified: None };
+                let identity =
+                    HttpIdentity { size: proof_size, etag: None, last_modified: None, version: None };
                 let options = RemoteOptions { strictness: Strictness::SizeOnly, ..options_of(options) };
                 self.http().open(&places_of(urls, &proof.places), identity, options)
             }

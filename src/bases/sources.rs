@@ -244,7 +244,6 @@ impl HostSources {
             runtime,
             http,
             copies: Copies::new(kept.copies, Arc::new(handle.clone())),
-            kept,
             events,
             known: Mutex::default(),
             demand: Arc::default(),

@@ -326,7 +326,7 @@ fn operations_that_a_base_does_not_support_are_refused() {
     refused(house.bases.hydrate("b", Some(0)), Kind::Invalid, "rate");
     refused(house.bases.give_up("b", true), Kind::Invalid, "file of this host");
     for result in
-        [house.bases.hydrate("none", None), house.bases.verify("none"), house.bases.pin("none", true)]
+        [house.bases.hydrate("none", None), house.bases.verify("none"), house.bases.pin("none", true, None)]
     {
         refused(result, Kind::NotFound, "base none");
     }
@@ -336,8 +336,8 @@ fn operations_that_a_base_does_not_support_are_refused() {
     };
     refused(prepare(0), Kind::Invalid, "file of this host");
     refused(prepare(1), Kind::Invalid, "it has 1 files");
-    assert!(house.bases.pin("b", true).unwrap().options().pinned);
-    assert!(!house.bases.pin("b", false).unwrap().options().pinned);
+    assert!(house.bases.pin("b", true, None).unwrap().options().pinned);
+    assert!(!house.bases.pin("b", false, None).unwrap().options().pinned);
 }
 
 // Regression: it said that the cache was too small, and named --cache-disk, when a write of a reader had found room

@@ -147,7 +147,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 27] = [
+pub(super) const FIELDS: [Column; 29] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),

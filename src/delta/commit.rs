@@ -135,7 +135,7 @@ impl Delta {
         let Some(file) = commit.file.clone() else {
             return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
         };
-        // Of two unsynced records a power cut may leave only the later one, which would read as damage (D111).
+        // Of two unsynced records a power cut may leave only the later one, which would read as damage (D98).
         self.sync_inherited(commit)?;
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;

@@ -3,7 +3,7 @@
 //! What must hold: the memory beside the live map is bounded, however long the file is. So the records are read from the
 //! last one to the first: the first value of a word is the one that counts, and a page of the live map is made only for
 //! words that stay. What is noted meanwhile are the words that are decided: a bit for each page, and 62 bytes for each
-//! page of which only a part is (D112).
+//! page of which only a part is (D99).
 
 use std::collections::HashMap;
 use std::io;

@@ -2,7 +2,7 @@
 //!
 //! What must hold: each drive has its own time limit ([`TimedReads`]), so a drive that hangs delays no read that another
 //! one answers. The cache is asked first; a further copy is asked only for blocks that the cache did not deliver, and its
-//! bytes count like those of the cache (D110).
+//! bytes count like those of the cache (D101).
 
 use std::sync::Arc;
 

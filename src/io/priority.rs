@@ -3,7 +3,7 @@
 //! Guests, commands and background work share the processors. A thread at [`background`] priority takes what the threads
 //! of requests leave, and about a third of a processor's time where they leave nothing: it may hold a lock that a request
 //! needs. What must hold: a thread that serves guests never has the lower priority. New threads inherit that of the thread
-//! that starts them, so those that serve guests, and that any thread may start, call [`ordinary`] first (D113).
+//! that starts them, so those that serve guests, and that any thread may start, call [`ordinary`] first (D100).
 //!
 //! A process may raise the priority of a thread again only within RLIMIT_NICE. Where the limit cannot be set, all threads
 //! keep the same priority.
@@ -71,7 +71,7 @@ pub fn current() -> i32 {
 mod tests {
     use super::*;
 
-    /// Guards D113.
+    /// Guards D100.
     #[test]
     fn a_thread_that_serves_guests_has_the_ordinary_priority_whatever_thread_starts_it() {
         prepare();

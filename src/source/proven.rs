@@ -1,7 +1,7 @@
 //! Bytes that are proven part by part while they are fetched.
 //!
 //! What must hold: a byte is delivered only when the whole part that it belongs to has the hash that is expected of it
-//! (D110). A part that does not is not delivered, and neither is anything behind it.
+//! (D103). A part that does not is not delivered, and neither is anything behind it.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! A file of this host with a proof: each group is proven when it is read (D110).
+//! A file of this host with a proof: each group is proven when it is read (D103).
 //!
 //! The proof is a file of this host too, and is read where it lies. What must hold:
 //! - A read returns no byte of a group that is not what the proof says.

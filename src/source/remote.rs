@@ -93,7 +93,7 @@ pub trait RemoteSource: Send + Sync + 'static {
     fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, since: Instant, deliver: Deliver)
     -> Fetch;
 
-    /// As [`fetch`](Self::fetch), for a range of whole parts: delivers only parts that `proof` proves (D110). A server
+    /// As [`fetch`](Self::fetch), for a range of whole parts: delivers only parts that `proof` proves (D103). A server
     /// whose bytes are not those is one that fails: another one is asked, or the same one later.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ fn damage(file: &Path) {
     file.sync_all().unwrap();
 }
 
-/// Guards D110.
+/// Guards D101.
 #[test]
 fn a_cache_drive_that_fails_is_read_from_its_copy_and_heals() {
     let mut daemon = TestDaemon::on_disk();
@@ -93,7 +93,7 @@ fn a_cache_drive_that_fails_is_read_from_its_copy_and_heals() {
     drop(volume);
 }
 
-/// Guards D110.
+/// Guards D101.
 #[test]
 fn blocks_that_the_cache_lost_come_back_from_a_copy_without_the_server() {
     let mut daemon = TestDaemon::on_disk();
@@ -122,7 +122,7 @@ fn blocks_that_the_cache_lost_come_back_from_a_copy_without_the_server() {
     daemon.ok(&["check", "--verify-bases"]);
 }
 
-/// Guards D111.
+/// Guards D102.
 #[test]
 fn a_copy_on_a_drive_that_was_away_while_the_base_was_evicted_brings_nothing_back() {
     let mut daemon = TestDaemon::on_disk();

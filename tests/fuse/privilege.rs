@@ -516,7 +516,7 @@ fn threads(pid: i64) -> Vec<(String, i64)> {
     tasks.filter_map(|task| stat(task.unwrap())).map(nice).collect()
 }
 
-/// Guards D113.
+/// Guards D100.
 #[test]
 fn commands_and_background_work_leave_the_processors_to_guests() {
     let daemon = TestDaemon::on_disk();

@@ -51,7 +51,7 @@ fn cached(daemon: &TestDaemon, name: &str) -> u64 {
     daemon.json(&["base", "show", name])["cached_bytes"].as_u64().unwrap()
 }
 
-/// Guards D110.
+/// Guards D103.
 #[test]
 fn no_wrong_byte_of_a_server_reaches_a_reader_or_the_cache() {
     let object = Object::new(6 * MIB + 777);
@@ -103,7 +103,7 @@ fn no_wrong_byte_of_a_server_reaches_a_reader_or_the_cache() {
     assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
 }
 
-/// Guards D112.
+/// Guards D105.
 #[test]
 fn proven_bases_of_one_hash_share_the_cache_from_the_first_byte_and_others_do_not() {
     let object = Object::new(3 * MIB);
@@ -250,7 +250,7 @@ fn rot(path: &Path, at: u64) {
     file.set_modified(modified).unwrap();
 }
 
-/// Guards D110.
+/// Guards D103.
 #[test]
 fn a_file_of_this_host_that_lost_bytes_gives_an_error_there_and_verify_names_the_ranges() {
     let object = Object::new(3 * MIB + 100);

@@ -51,7 +51,7 @@ fn proven(
     options: RemoteOptions,
 ) -> Arc<ProvenRemote> {
     let (proof, root) = proof_of(&object.bytes);
-    let size = HttpIdentity { size: proof.len() as u64, etag: None, last_modified: None };
+    let size = HttpIdentity { size: proof.len() as u64, etag: None, last_modified: None, version: None };
     let of_proof = RemoteOptions { strictness: Strictness::SizeOnly, ..options.clone() };
     let remote = client.http.open(urls, identity(object), options);
     let of = (root, object.bytes.len() as u64);
@@ -102,7 +102,7 @@ fn scattered(n: u64, below: u64) -> u64 {
     x.wrapping_mul(0xbf58_476d_1ce4_e5b9) % below
 }
 
-/// Guards D110.
+/// Guards D103.
 #[test]
 fn each_flipped_bit_of_an_image_is_caught_in_the_request_that_brings_it() {
     let object = Object::new(SIZE);
@@ -130,7 +130,7 @@ fn each_flipped_bit_of_an_image_is_caught_in_the_request_that_brings_it() {
     }
 }
 
-/// Guards D111.
+/// Guards D104.
 #[test]
 fn each_flipped_bit_of_a_proof_is_caught_in_the_request_that_brings_it() {
     let object = Object::new(SIZE);
@@ -189,7 +189,7 @@ fn a_mirror_that_sends_wrong_bytes_is_named_and_passed_over_until_it_sends_the_r
     });
 }
 
-/// Guards D110.
+/// Guards D103.
 #[test]
 fn a_read_waits_for_a_server_that_only_sends_wrong_bytes_and_goes_on_when_it_sends_the_right_ones() {
     let object = Object::new(SIZE);
@@ -232,7 +232,9 @@ fn a_read_waits_for_a_proof_whose_server_is_down_and_fetches_the_image_once() {
     of_proof.stop();
     let (bytes, reading) = begin(&client, &source, 0..SIZE as u64);
     let is_named = || source.proof_urls()[0].trouble.is_some();
-    until("the read to wait", || source.stall().is_some() && is_named() && server.body_bytes() == SIZE as u64);
+    until("the read to wait", || {
+        source.stall().is_some() && is_named() && server.body_bytes() == SIZE as u64
+    });
     assert!(bytes.lock().unwrap().is_empty(), "nothing is delivered unproven");
     of_proof.start_again();
     client.wait(reading).unwrap().unwrap();

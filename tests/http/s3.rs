@@ -216,7 +216,9 @@ fn a_read_goes_on_when_refused_keys_are_renewed() {
         Err(code) => error(403, code, ""),
     });
     let reading = client.start(&source, 0..100, Purpose::Demand);
-    until(|| source.stall().is_some_and(|stall| stall.why.contains("the keys ran out (ExpiredToken)")));
+    until("the keys run out", || {
+        source.stall().is_some_and(|stall| stall.why.contains("the keys ran out (ExpiredToken)"))
+    });
     assert!(!reading.task.is_finished(), "it waits");
     keys.put("new", "SK2");
     assert!(client.wait(reading.done).unwrap() == object.bytes[..100]);
@@ -241,7 +243,7 @@ fn keys_that_run_out_are_renewed_before_and_once() {
     server.on(requires(&[("first", "SK"), ("second", "SK")]));
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10], "the server decides what is valid");
     keys.put_text(&printed("second", 3600));
-    until(|| {
+    until("the second keys are used", || {
         client.read(&source, 0..10).unwrap();
         server.requests().last().unwrap().header("authorization").unwrap().contains("Credential=second/")
     });
@@ -292,7 +294,9 @@ fn a_read_waits_while_the_clock_is_wrong_and_goes_on() {
         Reply::Status(status, lines, body)
     });
     let reading = client.start(&source, 0..100, Purpose::Demand);
-    until(|| source.stall().is_some_and(|stall| stall.why.contains("ahead of that of the server")));
+    until("the clock is wrong", || {
+        source.stall().is_some_and(|stall| stall.why.contains("ahead of that of the server"))
+    });
     server.on(requires(&[("AK", "SK")]));
     assert!(client.wait(reading.done).unwrap() == object.bytes[..100]);
 }

@@ -3,10 +3,10 @@
 //! Each pool has a cache of its own, of the same form as that of the store; a file of a base is in the pools that come
 //! first for it (`ranked`). The cache of the store is what readers fill; a thread for each pool (`keeper`) copies its
 //! blocks there, and back when the cache has lost some. What must hold:
-//! - A block that a copy delivers was in the cache under the same number of the base's copies (D110). The number is a
+//! - A block that a copy delivers was in the cache under the same number of the base's copies (D101). The number is a
 //!   part of the key. It changes when the base's blocks are dropped, so what a drive that was away still has is never
 //!   read again.
-//! - Copying is suspended while the blocks of a base are dropped: no copy brings them back (D111).
+//! - Copying is suspended while the blocks of a base are dropped: no copy brings them back (D102).
 //! - A pool that hangs or fails delays no reader that another place can serve, no other pool, and no command.
 //!
 //! Locks: a pool's `looking`, then `suspended`, then `files`, then a file's `state`. A file's `healing` is held while
@@ -155,7 +155,7 @@ impl CacheObserver for Watcher {
     }
 }
 
-/// The key of the copies of a file whose blocks the cache has under `own` (D110).
+/// The key of the copies of a file whose blocks the cache has under `own` (D101).
 fn key_of_copies(own: &SourceKey, number: u64) -> SourceKey {
     let sum = Sha256::new().chain_update(b"copies").chain_update(own.0).chain_update(number.to_le_bytes());
     SourceKey(sum.finalize().into())
@@ -255,7 +255,7 @@ impl Copies {
     }
 
     /// Uses no copy of a base until the result is dropped, and waits for blocks that are being copied back. The caller
-    /// drops the base's blocks meanwhile and gives its copies another number (D111).
+    /// drops the base's blocks meanwhile and gives its copies another number (D102).
     pub(super) fn suspend(&self, base: u64) -> Suspended<'_> {
         *self.suspended.lock().entry(base).or_default() += 1;
         for file in self.files_of(base) {

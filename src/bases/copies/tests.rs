@@ -198,7 +198,7 @@ fn life(seed: u64, counts: &Arc<Counts>) {
     survive(&media, &facts.lock(), None, counts);
 }
 
-/// Guards D110, D111.
+/// Guards D101, D102.
 #[test]
 fn power_cuts_and_lost_drives_leave_no_wrong_byte_and_no_loss_of_what_both_had() {
     let counts = Arc::new(Counts::default());

@@ -1,9 +1,9 @@
 //! Proofs of files that are fetched: their pages, and a remote whose bytes are proven by them.
 //!
 //! What must hold:
-//! - Bytes of such a file reach a reader or the cache only in groups that are proven (D110).
+//! - Bytes of such a file reach a reader or the cache only in groups that are proven (D103).
 //! - A page is used only when it is proven by the page above it, up to the root, wherever it came from: memory, the disk
-//!   of the cache, or a server (D111). So neither a server nor that disk is trusted, and none of them can spoil a page for
+//!   of the cache, or a server (D104). So neither a server nor that disk is trusted, and none of them can spoil a page for
 //!   good.
 //! - The hashes of a range come while its bytes come: a fetch sends both requests at once.
 //! - A server of the proof that is down, or sends wrong pages, is waited for like a server of the image.

@@ -163,7 +163,7 @@ fn pages_are_fetched_once_for_all_readers_and_not_again_by_the_next_worker() {
     assert_eq!(house.requests(), 2);
 }
 
-/// Guards D111.
+/// Guards D104.
 #[test]
 fn a_kept_page_that_is_torn_or_anything_else_is_fetched_again() {
     let house = House::new();

@@ -58,7 +58,7 @@ fn wait_until_current(house: &House, name: &str, count: usize) -> Vec<CopyView> 
     })
 }
 
-/// Guards D110.
+/// Guards D101.
 #[test]
 fn blocks_that_the_cache_loses_are_read_from_a_copy_and_come_back() {
     let house = with_pools(&["one", "two"]);
@@ -82,7 +82,7 @@ fn blocks_that_the_cache_loses_are_read_from_a_copy_and_come_back() {
     until("the cache has all of it again", || (house.kept(&base) == SIZE as u64).then_some(()));
 }
 
-/// Guards D111.
+/// Guards D102.
 #[test]
 fn an_eviction_ends_all_copies_before_it_returns() {
     let house = with_pools(&["one", "two", "three"]);

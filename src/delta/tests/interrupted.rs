@@ -151,7 +151,7 @@ fn a_kill_during_a_sync_of_the_map_file_costs_its_last_record_and_not_the_whole_
 }
 
 /// A kill between a record and its sync leaves a record that is not durable. When the next record is written before the
-/// first one is synced, a power cut may leave only the later one, which reads as damage. Guards D111.
+/// first one is synced, a power cut may leave only the later one, which reads as damage. Guards D98.
 #[test]
 fn a_record_that_a_killed_worker_did_not_sync_is_durable_before_the_next_one_is_written() {
     let rig = Rig::new();

@@ -199,7 +199,7 @@ fn taken_and_not_given_back(is_tended: bool) {
     assert_eq!(byte(&cut, 3), 7);
 }
 
-/// The map file is as large as the map, several times after appends. Guards D112.
+/// The map file is as large as the map, several times after appends. Guards D99.
 #[test]
 fn attaching_a_disk_with_a_large_map_takes_bounded_memory_beside_the_live_map() {
     const PAGES: u64 = 4200;
@@ -224,7 +224,7 @@ fn attaching_a_disk_with_a_large_map_takes_bounded_memory_beside_the_live_map() 
     assert_eq!(delta.map.live().memory(), live);
 }
 
-/// Random histories of writes, discards, sizes and flushes, in files of many records. Guards D112.
+/// Random histories of writes, discards, sizes and flushes, in files of many records. Guards D99.
 #[test]
 fn a_map_that_is_loaded_from_its_last_record_on_is_that_of_all_records_in_order() {
     let _small = simulate(None);

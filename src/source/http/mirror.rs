@@ -28,7 +28,7 @@ use super::tls;
 use super::url::{origin, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
-use crate::source::{Parts, Purpose, SourceError};
+use crate::source::{Parts, Purpose};
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.

@@ -43,17 +43,18 @@ impl Services {
         let fitting = self.entries.iter().filter_map(|entry| Some((entry.0.fits(&object.bucket)?, entry)));
         let entry = fitting.max_by_key(|(length, _)| *length).map(|(_, entry)| entry);
         let service = Service::new(entry.map(|(config, _)| config))?;
-        let version = object.version.as_deref().or(version.filter(|version| is_version(version)));
+        let pinned = version.filter(|version| is_version(version)).map(str::to_owned);
+        let version = object.version.clone().or(pinned);
         let given = entry.and_then(|(config, _)| config.region.clone());
         let bucket = Bucket {
             keys: entry.and_then(|(_, keys)| keys.clone()),
             region: given.unwrap_or_else(|| FIRST_REGION.to_owned()),
             regions: self.regions.clone(),
-            version: version.map(str::to_owned),
+            version,
             service,
             object,
         };
-        let url = bucket.service.url(&bucket.object, version, &bucket.region())?;
+        let url = bucket.service.url(&bucket.object, bucket.version.as_deref(), &bucket.region())?;
         Ok(Located { url, shown: shown(text), authoriser: Some(Arc::new(bucket)) })
     }
 }

@@ -42,10 +42,6 @@ impl ServiceError {
         Self { code, region: region.filter(|region| is_region(region)).map(str::to_owned), server_time: date }
     }
 
-    pub fn is(&self, code: &str) -> bool {
-        self.code.as_deref() == Some(code)
-    }
-
     /// Whether other keys may help.
     pub fn is_about_keys(&self, status: u16) -> bool {
         const CODES: [&str; 8] = [

@@ -175,7 +175,12 @@ fn the_errors_of_a_service_are_told_apart_in_words() {
         ("NoSuchKey", 404, true, "bucket images has no object debian.qcow2 (NoSuchKey)"),
         ("NoSuchBucket", 404, true, "there is no bucket images (NoSuchBucket)"),
         ("NoSuchVersion", 404, true, "does not have this version"),
-        ("AccessDenied", 403, true, "the keys may not read debian.qcow2 in bucket images, or it is not there (AccessDenied)"),
+        (
+            "AccessDenied",
+            403,
+            true,
+            "the keys may not read debian.qcow2 in bucket images, or it is not there (AccessDenied)",
+        ),
         ("AccessDenied", 403, false, "is not public, and the request has no keys"),
         ("ExpiredToken", 400, true, "the keys ran out (ExpiredToken)"),
         ("InvalidAccessKeyId", 403, true, "does not know the keys"),
